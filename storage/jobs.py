@@ -1,0 +1,199 @@
+"""The queue of jobs: every change of state is one guarded statement, so no job is lost or run twice."""
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, tuple_
+from sqlmodel import Session, col, select, update
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job, JobState, Requester
+from pocketllm.storage.texts import assign_to_job, mark_learned
+
+
+class JobStore:
+    """Every query about jobs and their events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        *,
+        model: str,
+        seed: int,
+        total_steps: int,
+        settings: dict[str, Any],
+        requested_by: Requester,
+        immediate: bool,
+        now: datetime,
+    ) -> Job:
+        """Queue a job."""
+        job = Job(
+            id=f"job-{secrets.token_hex(6)}",
+            state=JobState.QUEUED,
+            requested_by=requested_by,
+            immediate=immediate,
+            model=model,
+            seed=seed,
+            settings=settings,
+            total_steps=total_steps,
+            created_at=now,
+        )
+        with self._database.write() as session:
+            session.add(job)
+            session.flush()  # the event's foreign key wants the row
+            session.add(Event(job_id=job.id, at=now, kind="queued", message=f"queued by {requested_by}"))
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """The job with this id. Raises NotFound."""
+        with self._database.read() as session:
+            return _found(session, job_id)
+
+    def page(self, *, after: str | None, limit: int) -> list[Job]:
+        """Up to `limit` jobs, newest first, from behind the job `after`. Raises NotFound for an unknown `after`."""
+        newest_first = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
+        with self._database.read() as session:
+            if after is not None:
+                last = _found(session, after)
+                newest_first = newest_first.where(
+                    tuple_(col(Job.created_at), col(Job.id)) < tuple_(last.created_at, last.id)
+                )
+            return list(session.exec(newest_first))
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs there are in each state."""
+        with self._database.read() as session:
+            found = {JobState(k): n for k, n in session.exec(select(Job.state, func.count()).group_by(Job.state))}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def open(self) -> list[Job]:
+        """Jobs that may still run, in the order in which they should: the running one, the owner's 'now', by age."""
+        with self._database.read() as session:
+            return list(
+                session.exec(
+                    select(Job)
+                    .where(col(Job.state).in_(OPEN_STATES))
+                    .order_by(
+                        (col(Job.state) == JobState.RUNNING).desc(),
+                        col(Job.immediate).desc(),
+                        col(Job.created_at),
+                        col(Job.id),
+                    )
+                )
+            )
+
+    def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
+        """Mark a waiting job as running. Its first start fixes its texts and the adapter it starts from.
+
+        Raises WrongState when it is not waiting.
+        """
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.RUNNING, of=(JobState.QUEUED, JobState.PAUSED))
+            first = job.started_at is None
+            if first:
+                job.started_at, job.parent = now, parent
+                job.texts, job.words = assign_to_job(session, job_id)
+            job.reasons = []
+            _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
+        return job
+
+    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime) -> None:
+        """Mark a running job as paused for these reasons. Raises WrongState when it is not running."""
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
+            job.reasons = list(reasons)
+            _event(session, job_id, now, "paused", "; ".join(reasons))
+
+    def explain(self, job_id: str, reasons: Sequence[str]) -> None:
+        """Write down why a waiting job waits; no event, since nothing happened to it."""
+        with self._database.write() as session:
+            session.exec(
+                update(Job)
+                .where(col(Job.id) == job_id, col(Job.state).in_((JobState.QUEUED, JobState.PAUSED)))
+                .values(reasons=list(reasons))
+            )
+
+    def crashed(self, job_id: str, *, error: str, attempts: int, retry_at: datetime, now: datetime) -> None:
+        """Put a running job back to wait until `retry_at`, this having been crash number `attempts` in a row."""
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
+            job.attempts, job.not_before = attempts, retry_at
+            job.reasons = [f"{error}; next try at {retry_at:%H:%M:%S} UTC"]
+            _event(session, job_id, now, "crashed", error)
+
+    def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
+        """Withdraw an open job. Raises WrongState when it has ended already."""
+        with self._database.write() as session:
+            return _ended(session, job_id, JobState.CANCELLED, message, now)
+
+    def fail(self, job_id: str, *, error: str, now: datetime) -> None:
+        """Give an open job up. Raises WrongState when it has ended already."""
+        with self._database.write() as session:
+            _ended(session, job_id, JobState.FAILED, error, now).error = error
+
+    def succeed(self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime) -> None:
+        """End a running job with its adapter, in one transaction: job, adapter, texts learned, what is served."""
+        with self._database.write() as session:
+            message = f"{adapter.outcome}; adapter {adapter.id} is {'served' if publish else 'kept, not served'}"
+            job = _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
+            job.adapter, job.outcome = adapter.id, adapter.outcome
+            if publish:
+                session.exec(update(Adapter).where(col(Adapter.model) == adapter.model).values(serving=False))
+            adapter.serving = publish
+            session.add(adapter)
+            mark_learned(session, job_id)
+
+    def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
+        """Note the most memory a worker of this job has held."""
+        highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
+        with self._database.write() as session:
+            session.exec(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
+
+    def add_event(self, job_id: str, *, kind: str, message: str, now: datetime) -> None:
+        """Note something that happened to a job. Never user text."""
+        with self._database.write() as session:
+            _event(session, job_id, now, kind, message)
+
+    def events(self, job_id: str) -> list[Event]:
+        """What happened to a job, oldest first."""
+        with self._database.read() as session:
+            return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
+
+
+def _found(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists those that are here.")
+    return job
+
+
+def _moved(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
+    """The job, moved to a state; the write lock is held, so nobody moves it in between."""
+    job = _found(session, job_id)
+    if job.state not in of:
+        raise WrongState(f"Job {job_id} is {job.state}; that can only be done while it is {' or '.join(of)}.")
+    job.state = to
+    return job
+
+
+def _ended(
+    session: Session,
+    job_id: str,
+    to: JobState,
+    message: str,
+    now: datetime,
+    of: Sequence[JobState] = OPEN_STATES,
+) -> Job:
+    job = _moved(session, job_id, to, of=of)
+    job.finished_at, job.reasons, job.not_before = now, [], None
+    _event(session, job_id, now, to, message)
+    return job
+
+
+def _event(session: Session, job_id: str, at: datetime, kind: str, message: str) -> None:
+    session.add(Event(job_id=job_id, at=at, kind=kind, message=message))

@@ -1,0 +1,38 @@
+"""All of storage behind one name."""
+
+from pathlib import Path
+
+from pocketllm.storage.adapters import AdapterStore
+from pocketllm.storage.database import Database, explained
+from pocketllm.storage.jobs import JobStore
+from pocketllm.storage.journal import Journal
+from pocketllm.storage.migrate import migrate
+from pocketllm.storage.texts import TextStore
+
+
+class Store:
+    """The database of one data folder: `texts`, `jobs`, `journal`, `adapters`. Safe to share between threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.texts = TextStore(database)
+        self.jobs = JobStore(database)
+        self.journal = Journal(database)
+        self.adapters = AdapterStore(database)
+
+    @classmethod
+    def open(cls, path: Path) -> "Store":
+        """Open the daemon's store, made or brought up to date if need be. Raises StorageError."""
+        database = Database(path, durable=True)
+        with explained(path):
+            migrate(database)
+        return cls(database)
+
+    @classmethod
+    def open_for_worker(cls, path: Path) -> "Store":
+        """Open the store of a running daemon, which has migrated it."""
+        return cls(Database(path, durable=False))
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._database.close()

@@ -1,0 +1,188 @@
+"""The tables. Times are aware UTC datetimes, durations seconds, sizes bytes, losses nats per token."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, Column, DateTime, Enum, ForeignKey, Index, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept as naive UTC because SQLite has no time zones."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Aware to naive UTC; a naive value is a mistake of the caller and raises ValueError."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without a zone: {value!r}")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Naive UTC to aware."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  # waiting for its first start
+    RUNNING = "running"  # a worker process is at it
+    PAUSED = "paused"  # started, and waiting; always with reasons
+    SUCCEEDED = "succeeded"  # all steps done, an adapter was made
+    FAILED = "failed"  # given up; `error` says why
+    CANCELLED = "cancelled"  # the owner or the daemon withdrew it
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the job may still run."""
+        return self in OPEN_STATES
+
+
+def _enum(members: type[StrEnum]) -> Enum:
+    """A column type that stores an enum by value and gives members back."""
+    return Enum(members, values_callable=lambda enum: [member.value for member in enum], native_enum=False)
+
+
+OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
+
+
+class Requester(StrEnum):
+    """Who asked for a job."""
+
+    OWNER = "owner"  # an explicit request
+    THRESHOLD = "threshold"  # enough new text had come in
+
+
+class Outcome(StrEnum):
+    """What the held-out text says of a finished job."""
+
+    LEARNED = "learned"  # better than what was served by more than the noise
+    NO_PROOF = "no proof of learning"  # kept, not served
+
+
+class Text(SQLModel, table=True):
+    """One text of the owner's. Its id is derived from source and content, so the same text twice is one row."""
+
+    __tablename__ = "text"
+
+    id: str = Field(primary_key=True)
+    source: str = Field(index=True)
+    text: str
+    words: int
+    #: Kept out of training, to measure with. Follows from the id.
+    held_out: bool
+    #: The succeeded job that has seen this text; None while it is new.
+    learned_in: str | None = Field(default=None, index=True)
+    created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
+
+
+class Job(SQLModel, table=True):
+    """One run of learning, from request to outcome."""
+
+    __tablename__ = "job"
+
+    id: str = Field(primary_key=True)
+    state: JobState = Field(sa_column=Column(_enum(JobState), nullable=False, index=True))
+    reasons: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    requested_by: Requester = Field(sa_column=Column(_enum(Requester), nullable=False))
+    #: The owner said 'now': waiting is overridden, safety is not.
+    immediate: bool = False
+    model: str
+    method: str = "mezo"
+    seed: int
+    #: Everything that determines the run besides model, seed and texts.
+    settings: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    total_steps: int
+    #: Texts and words it learns from; known when it first starts.
+    texts: int | None = None
+    words: int | None = None
+    #: The adapter it starts from; None is the base model.
+    parent: str | None = None
+    #: The adapter it made.
+    adapter: str | None = None
+    outcome: Outcome | None = Field(default=None, sa_column=Column(_enum(Outcome), nullable=True))
+    error: str | None = None
+    #: Crashes since the last step that was made. A pause is not a crash.
+    attempts: int = 0
+    #: Not before this time, after a crash.
+    not_before: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+    peak_memory_bytes: int | None = None
+    created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
+    started_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+    finished_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+
+
+class JobText(SQLModel, table=True):
+    """Which texts a job learns from: fixed at its first start, less those deleted since."""
+
+    __tablename__ = "job_text"
+
+    job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
+    text_id: str = Field(sa_column=Column(ForeignKey("text.id", ondelete="CASCADE"), primary_key=True, index=True))
+
+
+class Step(SQLModel, table=True):
+    """One row of the journal. Adapter(t) = adapter(0) + replay of the rows up to t, bit for bit."""
+
+    __tablename__ = "step"
+
+    job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
+    step: int = Field(primary_key=True)
+    seed: int
+    #: The projected gradient: (L+ - L-) / (2 eps).
+    scalar: float
+    loss: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+class Evaluation(SQLModel, table=True):
+    """Held-out loss at a step: the mean in nats per token, and each block's, for paired comparison."""
+
+    __tablename__ = "evaluation"
+
+    job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
+    step: int = Field(primary_key=True)
+    loss: float
+    block_losses: list[float] = Field(sa_column=Column(JSON, nullable=False))
+    at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+
+
+class Event(SQLModel, table=True):
+    """Something that happened to a job. Never holds user text."""
+
+    __tablename__ = "event"
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id", index=True, ondelete="CASCADE")
+    at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+    kind: str
+    message: str
+
+
+class Adapter(SQLModel, table=True):
+    """A finished adapter; its files are in the data folder under adapters/<id>."""
+
+    __tablename__ = "adapter"
+    __table_args__ = (
+        # At most one adapter a model is served; the database itself sees to it.
+        Index("one_serving_adapter_a_model", "model", unique=True, sqlite_where=text("serving")),
+    )
+
+    id: str = Field(primary_key=True)
+    job_id: str = Field(foreign_key="job.id")
+    model: str = Field(index=True)
+    parent: str | None = None
+    serving: bool = False
+    outcome: Outcome = Field(sa_column=Column(_enum(Outcome), nullable=False))
+    held_out_loss_before: float | None = None
+    held_out_loss_now: float | None = None
+    created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))

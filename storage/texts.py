@@ -1,0 +1,159 @@
+"""The owner's texts: stored once, found, counted, deleted for good."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, func, tuple_
+from sqlmodel import Session, col, delete, select, update
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.tables import JobText, Text
+
+#: One text in this many is kept out of training.
+HELD_OUT_ONE_IN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewText:
+    """A text as it comes in."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What adding texts came to: an id for each text given, in order, and how many were new."""
+
+    ids: tuple[str, ...]
+    created: int
+
+    @property
+    def duplicates(self) -> int:
+        """How many of the texts were already there, or twice in the same request."""
+        return len(self.ids) - self.created
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCounts:
+    """How much text there is, and how many words of it no job has learned yet."""
+
+    texts: int
+    new_words: int
+
+
+def text_id(new: NewText) -> str:
+    """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
+    digest = hashlib.sha256(new.source.encode() + b"\0" + new.text.encode()).hexdigest()
+    return f"text-{digest[:24]}"
+
+
+def is_held_out(identity: str) -> bool:
+    """Whether the text with this id is kept for measuring. A function of the id: stable for ever."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
+
+
+class TextStore:
+    """Every query about texts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
+        """Store all of the texts or none. They are on disk when this returns."""
+        ids = tuple(text_id(new) for new in texts)
+        rows = dict(zip(ids, texts, strict=True))
+        with self._database.write() as session:
+            fresh = rows.keys() - _known(session, list(rows))
+            session.add_all(_row(identity, new, now) for identity, new in rows.items() if identity in fresh)
+        return Added(ids=ids, created=len(fresh))
+
+    def get(self, identity: str) -> Text:
+        """The text with this id. Raises NotFound."""
+        with self._database.read() as session:
+            return _found(session.get(Text, identity), identity)
+
+    def page(self, *, after: str | None, limit: int) -> list[Text]:
+        """Up to `limit` texts, newest first, from behind the text `after`. Raises NotFound for an unknown `after`."""
+        newest_first = select(Text).order_by(col(Text.created_at).desc(), col(Text.id).desc()).limit(limit)
+        with self._database.read() as session:
+            if after is not None:
+                last = _found(session.get(Text, after), after)
+                newest_first = newest_first.where(_behind(last))
+            return list(session.exec(newest_first))
+
+    def delete(self, identity: str) -> None:
+        """Delete the text and overwrite its bytes in the database file. Raises NotFound."""
+        with self._database.write() as session:
+            if session.exec(delete(Text).where(col(Text.id) == identity)).rowcount == 0:
+                raise NotFound(_no_text(identity))
+        # The bytes also stand in the write-ahead log until it is folded into the file and cut off.
+        self._database.truncate_log()
+
+    def counts(self) -> TextCounts:
+        """How many texts there are and how many words are new."""
+        new_words = func.coalesce(func.sum(Text.words).filter(col(Text.learned_in).is_(None)), 0)
+        with self._database.read() as session:
+            texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
+        return TextCounts(texts=texts, new_words=words)
+
+    def of_job(self, job_id: str) -> list[Text]:
+        """The texts that a job learns from, oldest first: an order that does not change."""
+        with self._database.read() as session:
+            return list(
+                session.exec(
+                    select(Text)
+                    .join(JobText, col(JobText.text_id) == col(Text.id))
+                    .where(JobText.job_id == job_id)
+                    .order_by(col(Text.created_at), col(Text.id))
+                )
+            )
+
+
+def assign_to_job(session: Session, job_id: str) -> tuple[int, int]:
+    """Fix the job's texts: all there are now. Returns how many texts and words these are."""
+    texts = session.exec(select(Text.id, Text.words)).all()
+    session.add_all(JobText(job_id=job_id, text_id=identity) for identity, _ in texts)
+    return len(texts), sum(words for _, words in texts)
+
+
+def mark_learned(session: Session, job_id: str) -> None:
+    """Note that a succeeded job has seen its texts: they are new no more."""
+    of_job = select(JobText.text_id).where(JobText.job_id == job_id)
+    session.exec(update(Text).where(col(Text.id).in_(of_job), col(Text.learned_in).is_(None)).values(learned_in=job_id))
+
+
+def _known(session: Session, ids: list[str]) -> set[str]:
+    known: set[str] = set()
+    # SQLite takes a limited number of bound values a statement.
+    for start in range(0, len(ids), 500):
+        known |= set(session.exec(select(Text.id).where(col(Text.id).in_(ids[start : start + 500]))))
+    return known
+
+
+def _row(identity: str, new: NewText, now: datetime) -> Text:
+    return Text(
+        id=identity,
+        source=new.source,
+        text=new.text,
+        words=len(new.text.split()),
+        held_out=is_held_out(identity),
+        created_at=now,
+    )
+
+
+def _behind(last: Text) -> ColumnElement[bool]:
+    return tuple_(col(Text.created_at), col(Text.id)) < tuple_(last.created_at, last.id)
+
+
+def _found(text: Text | None, identity: str) -> Text:
+    if text is None:
+        raise NotFound(_no_text(identity))
+    return text
+
+
+def _no_text(identity: str) -> str:
+    return f"There is no text {identity!r}. GET /texts lists those that are here."
