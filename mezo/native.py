@@ -1,0 +1,249 @@
+"""The native model folder: a Hugging Face folder whose weights are mapped into memory, never read into it.
+
+Nothing here imports torch or transformers before `tensors`, `config` or `tokenizer` is called, so that a
+process that only lists models stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+import warnings
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pocketllm.mezo.errors import ModelFileError, ModelNotFound
+from pocketllm.mezo.tensor_file import SafetensorsWriter, TensorEntry, read_header
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+__all__ = [
+    "MANIFEST_NAME",
+    "NAME_PATTERN",
+    "WEIGHTS_NAME",
+    "Manifest",
+    "NativeModel",
+    "SafetensorsWriter",
+    "list_native",
+    "load_tokenizer",
+    "open_native",
+]
+
+MANIFEST_NAME = "pocketllm.json"
+WEIGHTS_NAME = "model.safetensors"
+MANIFEST_FORMAT = 1
+#: What a model may be called: safe as a folder name, in a URL and on a command line.
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What PocketLLM knows of a model that it imported; stored in the model's folder as pocketllm.json."""
+
+    format: int = MANIFEST_FORMAT  #: version of this file's layout
+    name: str  #: the folder's name, and what people call the model
+    source: str  #: the file, folder or hub id that it was imported from
+    license: str  #: as its makers named it, or "unknown"
+    architecture: str  #: class in transformers, such as "LlamaForCausalLM"
+    model_type: str  #: family in transformers, such as "llama"
+    parameters: int  #: how many numbers the model holds, tied ones counted once
+    dtype: str  #: of the weights on disk: "bfloat16", "float16" or "float32"
+    weights_bytes: int  #: size of model.safetensors
+    weights_sha256: str  #: of model.safetensors, in hex
+    created_at: datetime  #: when the import ended; aware, UTC
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # `type(...) is`, since True is an int to isinstance.
+            if type(value).__name__ != field.type:
+                raise ValueError(f"{field.name} is {value!r}; it must be of type {field.type}")
+        if self.format != MANIFEST_FORMAT:
+            raise ValueError(f"format is {self.format}; this version of PocketLLM reads {MANIFEST_FORMAT}")
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise ValueError(f"name is {self.name!r}; it must match {NAME_PATTERN.pattern}")
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be bfloat16, float16 or float32")
+        if not _HASH_PATTERN.fullmatch(self.weights_sha256):
+            raise ValueError(f"weights_sha256 is {self.weights_sha256!r}; it must be 64 hex digits")
+        if self.parameters < 1 or self.weights_bytes < 1:
+            raise ValueError("parameters and weights_bytes must be positive")
+        if self.created_at.tzinfo is None:
+            raise ValueError(f"created_at is {self.created_at}; it must say its time zone")
+
+    def to_json(self) -> str:
+        """The manifest as the text of pocketllm.json."""
+        created_at = self.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return json.dumps(asdict(self) | {"created_at": created_at}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read what `to_json` wrote. Raises ValueError naming the field that is missing or wrong."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing")
+        if not isinstance(values["created_at"], str):
+            raise ValueError(f"created_at is {values['created_at']!r}; it must be a string")
+        values["created_at"] = datetime.fromisoformat(values["created_at"])
+        return cls(**{name: values[name] for name in names})
+
+
+class NativeModel:
+    """An imported model on disk. Opening one reads its manifest; weights come into memory when used."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._tensors: dict[str, torch.Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"NativeModel({str(self.folder)!r})"
+
+    @property
+    def weights(self) -> Path:
+        """The path of the weights file."""
+        return self.folder / WEIGHTS_NAME
+
+    def config(self) -> PreTrainedConfig:
+        """The model's transformers config, read anew each time. Raises ModelFileError when it is broken."""
+        from transformers import AutoConfig
+
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # a setting of the wrong type may fail anywhere in transformers
+            raise ModelFileError(
+                f"{self.folder / 'config.json'} cannot be used: {error}. Import the model again."
+            ) from error
+        return config
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, read anew each time. Raises ModelFileError when it is broken."""
+        return load_tokenizer(self.folder)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the weights file by its Hugging Face name, as views on one mapping of the file.
+
+        Nothing is copied: pages come from the file when touched, and are shared with other processes. Never
+        write to these tensors: the mapping is read-only and a write ends the process (SIGSEGV). The mapping
+        lives as long as this object or any of the tensors. Raises ModelFileError when the file is broken.
+        """
+        if self._tensors is None:
+            self._tensors = _map_tensors(self.weights)
+        # A copy, so that a caller that drops an entry does not take it from the next caller.
+        return dict(self._tensors)
+
+
+def open_native(folder: Path, *, verify: bool = False) -> NativeModel:
+    """Return the imported model in `folder`; with `verify`, read all its weights and compare their hash.
+
+    Raises ModelNotFound when there is none, and ModelFileError when its manifest is broken, its weights file
+    has another size than at import, or (`verify`) other content.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelNotFound(f"There is no model in {folder}; run `pocketllm models add` to import one.") from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error}") from error
+    try:
+        model = NativeModel(folder, Manifest.from_json(text))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is broken: {error}. Import the model again.") from error
+    _check_weights(model, verify)
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in `folder`. Raises ModelFileError when there is none or it is broken."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the parser is native code, which raises bare Exception
+        raise ModelFileError(f"The tokenizer in {folder} cannot be used: {error}. Import the model again.") from error
+    return tokenizer
+
+
+def list_native(models_dir: Path) -> list[NativeModel]:
+    """Return the imported models in `models_dir`, sorted by name; none when it does not exist.
+
+    Unfinished imports, other folders and broken models are left out; `open_native` says what is wrong.
+    """
+    if not models_dir.is_dir():
+        return []
+    models = []
+    for folder in sorted(models_dir.iterdir()):
+        if not NAME_PATTERN.fullmatch(folder.name):
+            continue
+        try:
+            models.append(open_native(folder))
+        except (ModelNotFound, ModelFileError):
+            continue
+    return models
+
+
+def _check_weights(model: NativeModel, verify: bool) -> None:
+    path, manifest = model.weights, model.manifest
+    try:
+        size = path.stat().st_size
+        if size != manifest.weights_bytes:
+            raise ModelFileError(
+                f"{path} is {size} bytes, not {manifest.weights_bytes} as imported. Import the model again."
+            )
+        if verify and _sha256(path) != manifest.weights_sha256:
+            raise ModelFileError(f"{path} is not what was imported (its hash differs). Import it again.")
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error}. Import the model again.") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _map_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        entries = read_header(path)
+        with path.open("rb") as file:
+            # ACCESS_COPY would need no warning filter, but private writable pages count against RLIMIT_DATA,
+            # which caps the worker: the weights would use up the budget meant for anonymous memory.
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error}. Import the model again.") from error
+    with warnings.catch_warnings():
+        # torch warns that it cannot forbid writes to such a buffer; `tensors` tells the caller.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        return {name: _view(path, mapping, entry) for name, entry in entries.items()}
+
+
+def _view(path: Path, mapping: mmap.mmap, entry: TensorEntry) -> torch.Tensor:
+    import torch
+
+    dtype: Any = getattr(torch, entry.dtype)
+    if entry.nbytes == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.offset % dtype.itemsize:
+        raise ModelFileError(f"{path} has tensor {entry.name!r} at an odd address. Import the model again.")
+    # The tensor holds a reference to the mapping, so it stays mapped as long as the tensor lives.
+    flat = torch.frombuffer(mapping, dtype=dtype, count=entry.nbytes // dtype.itemsize, offset=entry.offset)
+    return flat.view(entry.shape)

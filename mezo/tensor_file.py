@@ -1,0 +1,233 @@
+"""Reading the header of a safetensors file, and writing one tensor by tensor.
+
+A safetensors file is 8 bytes of header length, a JSON header, and then every tensor's bytes back to back:
+https://huggingface.co/docs/safetensors. The format allows no gap between tensors. Nothing here imports torch
+before a tensor is at hand, so that a process that only lists models stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeGuard
+
+from pocketllm.mezo.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import torch
+
+#: The format's own limit; a longer header is an attack or garbage.
+MAX_HEADER_BYTES = 100_000_000
+#: Where tensor data starts, so that a vector load of any width is aligned.
+ALIGNMENT_BYTES = 64
+_LENGTH = struct.Struct("<Q")
+
+#: Names of the format -> (name of the dtype in torch, bytes an element).
+DTYPES = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "I16": ("int16", 2),
+    "I32": ("int32", 4),
+    "I64": ("int64", 8),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F32": ("float32", 4),
+    "F64": ("float64", 8),
+}
+_CODES = {name: code for code, (name, _) in DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor of a safetensors file: where its bytes are and what they mean."""
+
+    name: str
+    dtype: str  #: name of the dtype in torch, such as "bfloat16"
+    shape: tuple[int, ...]
+    offset: int  #: bytes from the start of the file
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return the entries of the safetensors file at `path`, in the order of their bytes.
+
+    Raises ModelFileError when the file is truncated, or when its header is not one that a reader may trust:
+    every tensor must lie within the file, be as long as its shape says, and neither overlap nor leave a gap.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header, data_start = _read_json(file, path, size)
+    header.pop("__metadata__", None)
+    entries = [_entry(path, name, value, data_start) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    end = data_start
+    for entry in entries:
+        if entry.offset != end:
+            raise _broken(path, f"the bytes of tensor {entry.name!r} overlap another's or follow a gap")
+        end = entry.offset + entry.nbytes
+    if end > size:
+        raise _broken(path, f"it is truncated: {size} bytes of {end}")
+    if end < size:
+        raise _broken(path, f"it has {size - end} bytes more than its header accounts for")
+    return {entry.name: entry for entry in entries}
+
+
+def _read_json(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
+    start = file.read(_LENGTH.size)
+    if len(start) < _LENGTH.size:
+        raise _broken(path, f"it is truncated: {size} bytes")
+    (length,) = _LENGTH.unpack(start)
+    if length > MAX_HEADER_BYTES:
+        raise _broken(path, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+    data_start = _LENGTH.size + length
+    if data_start > size:
+        raise _broken(path, f"it is truncated: {size} bytes, and the header alone is {data_start}")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f"its header cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is not a JSON object")
+    return header, data_start
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return result
+
+
+def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
+    if not isinstance(value, dict):
+        raise _broken(path, f"the entry of tensor {name!r} is not an object")
+    code, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise _broken(path, f"tensor {name!r} has the unknown dtype {code!r}")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise _broken(path, f"tensor {name!r} has the shape {shape!r} and the offsets {offsets!r}")
+    dtype, itemsize = DTYPES[code]
+    nbytes = math.prod(shape) * itemsize
+    if offsets[1] - offsets[0] != nbytes:
+        raise _broken(path, f"tensor {name!r} of shape {shape} needs {nbytes} bytes, not {offsets}")
+    return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=data_start + offsets[0], nbytes=nbytes)
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    """Whether `value` is a list of whole numbers, none negative (JSON's true is an int to Python)."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _broken(path: Path, what: str) -> ModelFileError:
+    return ModelFileError(f"{path} is not a whole safetensors file: {what}. Get the file again.")
+
+
+class SafetensorsWriter:
+    """Writes a safetensors file from tensors that arrive in order, in chunks of rows, hashing on the way.
+
+    Use it as a context manager: leaving it syncs the file to disk, and raises ModelFileError when a tensor is
+    missing or short. `sha256` (of the whole file, in hex) and `nbytes` (its size) are final from then on.
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> None:
+        self._path = path
+        self._waiting: list[TensorEntry] = []
+        self._written = 0  # bytes of the first waiting tensor that are in the file
+        self._hash = hashlib.sha256()
+        self.nbytes = 0
+        header = self._plan(tensors)
+        self._file = path.open("wb")
+        try:
+            self._put(_LENGTH.pack(len(header)))
+            self._put(header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _plan(self, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> bytes:
+        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, shape, torch_dtype in tensors:
+            dtype = str(torch_dtype).removeprefix("torch.")
+            code = _CODES[dtype]
+            nbytes = math.prod(shape) * DTYPES[code][1]
+            if name in table:
+                raise ValueError(f"tensor {name!r} is listed twice")
+            table[name] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+            self._waiting.append(TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=end, nbytes=nbytes))
+            end += nbytes
+        header = json.dumps(table, separators=(",", ":")).encode()
+        # Spaces are the padding that the format allows.
+        return header + b" " * (-(len(header) + _LENGTH.size) % ALIGNMENT_BYTES)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of what has been written so far, in hex."""
+        return self._hash.hexdigest()
+
+    def write(self, name: str, rows: torch.Tensor) -> None:
+        """Append `rows`, the next rows of tensor `name` (or all of it); tensors come in the order given.
+
+        Raises ValueError when it is not that tensor's turn, or when dtype, row shape or length do not fit.
+        """
+        import torch
+
+        self._skip_empty()
+        if not self._waiting or self._waiting[0].name != name:
+            turn = self._waiting[0].name if self._waiting else "none"
+            raise ValueError(f"tensor {name!r} came out of turn; the next one is {turn!r}")
+        entry = self._waiting[0]
+        data = rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        dtype = str(rows.dtype).removeprefix("torch.")
+        fits = dtype == entry.dtype and tuple(rows.shape[1:]) == entry.shape[1:]
+        if not fits or rows.dim() != len(entry.shape) or self._written + data.nbytes > entry.nbytes:
+            raise ValueError(f"{dtype} rows of shape {tuple(rows.shape)} do not fit {entry}")
+        self._put(data)
+        self._written += data.nbytes
+        if self._written == entry.nbytes:
+            self._waiting.pop(0)
+            self._written = 0
+
+    def close(self) -> None:
+        """Sync the file to disk and close it. Raises ModelFileError when a tensor is missing."""
+        self._skip_empty()
+        missing = [entry.name for entry in self._waiting]
+        if not missing:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if missing:
+            raise ModelFileError(f"{self._path} was left incomplete: no data came for {', '.join(missing)}.")
+
+    def _skip_empty(self) -> None:
+        while self._waiting and self._waiting[0].nbytes == 0:
+            self._waiting.pop(0)
+
+    def _put(self, data: Any) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.nbytes += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()

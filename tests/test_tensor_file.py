@@ -1,0 +1,130 @@
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save
+
+from pocketllm.mezo.errors import ModelFileError
+from pocketllm.mezo.native import (
+    SafetensorsWriter,
+)
+from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES, MAX_HEADER_BYTES, read_header
+
+
+def test_writer_writes_what_safetensors_reads(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    tensors = {
+        "matrix": torch.randn(5, 3).bfloat16(),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5),
+        "vector": torch.arange(7),
+        "last": torch.empty(3, 0, dtype=torch.float16),
+    }
+    with SafetensorsWriter(path, [(name, t.shape, t.dtype) for name, t in tensors.items()]) as writer:
+        for rows in torch.split(tensors["matrix"].t().contiguous().t(), 2):
+            writer.write("matrix", rows)
+        writer.write("scalar", tensors["scalar"])
+        for part in torch.split(tensors["vector"], 3):
+            writer.write("vector", part)
+    assert writer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert writer.nbytes == path.stat().st_size
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    entries = read_header(path)
+    assert entries["matrix"].offset % ALIGNMENT_BYTES == 0
+    assert {name: entry.shape for name, entry in entries.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
+
+
+def test_writer_insists_on_order_and_fit(tmp_path: Path) -> None:
+    tensors = [("a", (2, 3), torch.float32), ("b", (2,), torch.float32)]
+    with SafetensorsWriter(tmp_path / "w", tensors) as writer:
+        with pytest.raises(ValueError, match="next one is 'a'"):
+            writer.write("b", torch.zeros(2))
+        for misfit in (torch.zeros(3, 3), torch.zeros(2, 2), torch.zeros(2, 3).bfloat16(), torch.zeros(6)):
+            with pytest.raises(ValueError, match="do not fit"):
+                writer.write("a", misfit)
+        writer.write("a", torch.zeros(2, 3))
+        writer.write("b", torch.zeros(2))
+        with pytest.raises(ValueError, match="next one is 'none'"):
+            writer.write("b", torch.zeros(2))
+
+
+def test_writer_notices_what_is_missing(tmp_path: Path) -> None:
+    tensors = [("a", (2, 3), torch.float32), ("b", (2,), torch.float32)]
+    with (
+        pytest.raises(ModelFileError, match="no data came for a, b"),
+        SafetensorsWriter(tmp_path / "w", tensors) as writer,
+    ):
+        writer.write("a", torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="listed twice"):
+        SafetensorsWriter(tmp_path / "w", tensors + tensors)
+
+
+def with_header(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """A file of two tensors whose header was changed."""
+    data = save({"a": torch.zeros(4), "b": torch.ones(2)})
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header = change(header) or header
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def entry(name: str, **values: Any) -> bytes:
+    return with_header(lambda header: header[name].update(values))
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        pytest.param(b"", "truncated: 0 bytes", id="empty"),
+        pytest.param(b"\x10", "truncated: 1 bytes", id="no length"),
+        pytest.param(struct.pack("<Q", 50) + b"{}", "truncated: 10 bytes", id="cut header"),
+        pytest.param(struct.pack("<Q", MAX_HEADER_BYTES + 1), "claims 100000001 bytes", id="huge header"),
+        pytest.param(with_header(lambda _: b"{"), "header cannot be read", id="no JSON"),
+        pytest.param(with_header(lambda _: b"[" * 10**6), "header cannot be read", id="deep JSON"),
+        pytest.param(with_header(lambda _: [1]), "not a JSON object", id="list"),
+        pytest.param(with_header(lambda _: b'{"a": 1, "a": 2}'), "stands there twice", id="twice"),
+        pytest.param(with_header(lambda h: h.update(a=1)), "not an object", id="entry"),
+        pytest.param(entry("a", dtype="F7"), "unknown dtype 'F7'", id="dtype"),
+        pytest.param(entry("a", dtype=["F32"]), "unknown dtype", id="dtype list"),
+        pytest.param(entry("a", shape=[-4]), "has the shape", id="negative"),
+        pytest.param(entry("a", shape=[True, 4]), "has the shape", id="bool"),
+        pytest.param(entry("a", shape=None), "has the shape None", id="no shape"),
+        pytest.param(entry("a", shape=[5]), "needs 20 bytes", id="too short"),
+        pytest.param(entry("a", data_offsets=[0, 16, 2]), "offsets", id="three offsets"),
+        pytest.param(entry("a", data_offsets=[4, 20]), "overlap", id="gap"),
+        pytest.param(entry("b", data_offsets=[8, 16]), "overlap", id="overlap"),
+        pytest.param(with_header(lambda h: h.update(a=h["b"])), "overlap", id="same bytes"),
+        pytest.param(save({"a": torch.zeros(4)})[:-1], "it is truncated", id="cut data"),
+        pytest.param(save({"a": torch.zeros(4)}) + b"x", "1 bytes more", id="more data"),
+    ],
+)
+def test_header_refuses(tmp_path: Path, data: bytes, complaint: str) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match=complaint) as caught:
+        read_header(path)
+    assert str(path) in str(caught.value)
+
+
+@given(position=st.integers(0, 200), byte=st.integers(0, 255))
+def test_header_never_points_outside_the_file(
+    tmp_path_factory: pytest.TempPathFactory, position: int, byte: int
+) -> None:
+    data = bytearray(save({"a": torch.zeros(4), "b": torch.ones(2, 3)}))
+    data[position % len(data)] = byte
+    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    path.write_bytes(data)
+    try:
+        entries = read_header(path)
+    except ModelFileError:
+        return
+    assert all(8 <= e.offset <= e.offset + e.nbytes <= len(data) for e in entries.values())
