@@ -1,0 +1,178 @@
+"""The daemon's side of the generator: a child process that is there while it is needed."""
+
+import asyncio
+import json
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
+
+log = logging.getLogger(__name__)
+
+#: One line of the protocol; the longest holds a whole answer.
+_LINE_BYTES = 16 * 2**20
+_EXIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What to generate: a prompt or chat messages, with an adapter's folder or the base model."""
+
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    adapter: Path | None = None
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def line(self, request_id: int) -> bytes:
+        """The request as a line of the protocol."""
+        sampling = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            "seed": self.seed,
+        }
+        adapter = str(self.adapter) if self.adapter else None
+        message = {"id": request_id, "prompt": self.prompt, "messages": self.messages}
+        return json.dumps({**message, "adapter": adapter, "sampling": sampling}).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is complete."""
+
+    summary: dict[str, Any]
+
+
+class Generator:
+    """Starts the process at the first request, lets requests in one by one, ends it after idling. One event loop."""
+
+    def __init__(self, model: Path, *, keep_alive_seconds: float, max_waiting: int, clock: Callable[[], float]) -> None:
+        self._model, self._keep_alive, self._max_waiting, self._clock = model, keep_alive_seconds, max_waiting, clock
+        self._process: Process | None = None
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._last_id = 0
+        self._last_used = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._alive and self._process else None
+
+    @property
+    def idle_seconds_left(self) -> float | None:
+        """How long until it is unloaded; None while it does not run or is at work."""
+        if not self._alive or self._turn.locked():
+            return None
+        return max(0.0, self._last_used + self._keep_alive - self._clock())
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece | Done]:
+        """Yield pieces and then Done. Closing the iterator early cancels the generation.
+
+        Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadGeneration.
+        """
+        if self._waiting > self._max_waiting:
+            raise GeneratorBusy
+        self._waiting += 1
+        try:
+            async with self._turn:
+                process = await self._running()
+                self._last_id += 1
+                # aclosing: when the caller goes away, the inner iterator is closed now, and cancels.
+                async with aclosing(self._answers(process, self._last_id, request)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            self._waiting -= 1
+            self._last_used = self._clock()
+
+    async def unload_if_idle(self) -> None:
+        """End the process when it has not been used for the keep-alive time."""
+        left = self.idle_seconds_left
+        if left is not None and left <= 0:
+            log.info("the generator is idle: unloaded")
+            await self.close()
+
+    async def close(self) -> None:
+        """End the process and wait until it is gone. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    @property
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def _running(self) -> Process:
+        if self._alive and self._process:
+            return self._process
+        command = [sys.executable, "-m", "pocketllm.daemon.generator_process", "--model", str(self._model)]
+        self._process = process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, limit=_LINE_BYTES, start_new_session=True
+        )
+        first = await self._line(process)
+        if "fatal" in first:
+            await self.close()
+            raise ModelNotReady(first["fatal"])
+        return process
+
+    async def _answers(
+        self, process: Process, request_id: int, request: GenerationRequest
+    ) -> AsyncGenerator[Piece | Done]:
+        await self._send(process, request.line(request_id))
+        finished = False
+        try:
+            while not finished:
+                line = await self._line(process)
+                if line.get("id") != request_id:
+                    continue  # what was left of an answer that nobody waits for
+                finished = "text" not in line
+                if "error" in line:
+                    raise BadGeneration(line["error"]["message"])
+                yield Done(line["done"]) if finished else Piece(line["text"])
+        finally:
+            if not finished and process.returncode is None:
+                with suppress(GeneratorFailed):
+                    await self._send(process, json.dumps({"cancel": request_id}).encode() + b"\n")
+
+    async def _send(self, process: Process, line: bytes) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line)
+            await process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise GeneratorFailed from error
+
+    async def _line(self, process: Process) -> dict[str, Any]:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line.endswith(b"\n"):  # the end of its output: it died
+            await self.close()
+            raise GeneratorFailed
+        parsed: dict[str, Any] = json.loads(line)
+        return parsed

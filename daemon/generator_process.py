@@ -1,0 +1,155 @@
+"""The generator: answers requests for text, one at a time, from one model in memory.
+
+JSON lines in, JSON lines out (`python -m pocketllm.daemon.generator_process`). In: a request, `{"cancel": ID}`, or
+the end of input, at which the process ends. Out: `{"ready": true}`, then for each request any number of
+`{"id", "text"}` and last `{"id", "done": {...}}` or `{"id", "error": {"kind", "message"}}`.
+"""
+
+import argparse
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from pocketllm.daemon.process_memory import out_of_memory
+from pocketllm.mezo.adapters import Adapter, load_adapter
+from pocketllm.mezo.decoding import Sampling, generate, separator
+from pocketllm.mezo.errors import BadRequest, MezoError
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer requests until the input ends."""
+    parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
+    parser.add_argument("--model", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    # Whatever else prints must not end up between our lines.
+    answers, sys.stdout = sys.stdout, sys.stderr
+
+    def say(**line: Any) -> None:
+        answers.write(json.dumps(line) + "\n")
+        answers.flush()
+
+    requests = Requests()
+    try:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        answerer = Answerer(options.model)
+    except MezoError as error:
+        say(fatal=str(error))
+        return os.EX_DATAERR
+    say(ready=True)
+    while True:
+        request = requests.next()
+        try:
+            answerer.answer(request, requests, say)
+        except MezoError as error:
+            say(id=request["id"], error={"kind": type(error).__name__, "message": str(error)})
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            message = "There is not enough memory for this request. Shorten the prompt or lower max_tokens."
+            say(id=request["id"], error={"kind": "OutOfMemory", "message": message})
+
+
+class Requests:
+    """Reads the input in a thread of its own, so that a cancellation is seen while an answer is being made."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        threading.Thread(target=self._read, daemon=True, name="requests").start()
+
+    def next(self) -> dict[str, Any]:
+        """The next request; waits for one."""
+        return self._queue.get()
+
+    def cancelled(self, request_id: int) -> bool:
+        """Whether nobody waits for this answer any more."""
+        return request_id in self._cancelled
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            message = json.loads(line)
+            if "cancel" in message:
+                self._cancelled.add(message["cancel"])
+            else:
+                self._queue.put(message)
+        os._exit(os.EX_OK)  # the daemon is gone, or wants its memory back
+
+
+class Answerer:
+    """The model, its tokenizer, and the adapter that was used last."""
+
+    def __init__(self, model: Path) -> None:
+        native = open_native(model)
+        self._model = LanguageModel(native)
+        self._tokenizer = native.tokenizer()
+        self._adapter: tuple[str, Adapter] | None = None
+
+    def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
+        """Make one answer. Raises MezoError."""
+        request_id = request["id"]
+        self._use(request["adapter"])
+        options = request["sampling"]
+        sampling = Sampling(**{**options, "stop": tuple(options["stop"])})
+        started = time.monotonic()
+        generation = generate(
+            self._model,
+            self._tokenizer,
+            prompt_tokens(self._tokenizer, request),
+            sampling,
+            cancelled=lambda: requests.cancelled(request_id),
+        )
+        for piece in generation.pieces:
+            say(id=request_id, text=piece)
+        seconds = time.monotonic() - started
+        say(
+            id=request_id,
+            done={
+                "text": generation.text,
+                "finish_reason": generation.finish_reason,
+                "prompt_tokens": generation.prompt_tokens,
+                "completion_tokens": generation.completion_tokens,
+                "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
+            },
+        )
+
+    def _use(self, folder: str | None) -> None:
+        if folder is None:
+            self._model.use(None)
+            return
+        if self._adapter is None or self._adapter[0] != folder:
+            self._adapter = (folder, load_adapter(Path(folder)))
+        self._model.use(self._adapter[1])
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]) -> list[int]:
+    """The tokens to continue: a chat in the model's own template, or a text from its beginning.
+
+    A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for a model
+    without a chat template, or messages that its template refuses.
+    """
+    if request["messages"] is None:
+        return [separator(tokenizer), *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
+    if not tokenizer.chat_template:
+        raise BadRequest("This model has no chat template. Send `prompt` in place of `messages`.")
+    try:
+        text = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise BadRequest(f"The model's chat template refuses these messages: {error}") from error
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+if __name__ == "__main__":
+    sys.exit(main())

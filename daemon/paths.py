@@ -1,0 +1,79 @@
+"""Where things lie on disk: one data folder, made private when it is first used."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def default_data_dir() -> Path:
+    """$XDG_DATA_HOME/pocketllm, by default ~/.local/share/pocketllm."""
+    home = os.environ.get("XDG_DATA_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "pocketllm"
+
+
+def config_file() -> Path:
+    """$POCKETLLM_CONFIG, else $XDG_CONFIG_HOME/pocketllm/config.toml, by default under ~/.config."""
+    if named := os.environ.get("POCKETLLM_CONFIG"):
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(home) if home else Path.home() / ".config") / "pocketllm" / "config.toml"
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The data folder and the names in it."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """Texts, jobs, journal."""
+        return self.root / "pocketllm.db"
+
+    @property
+    def tokens(self) -> Path:
+        """Access tokens, mode 0600."""
+        return self.root / "tokens.json"
+
+    @property
+    def announcement(self) -> Path:
+        """Where the running daemon says its address; absent while none runs."""
+        return self.root / "daemon.json"
+
+    @property
+    def daemon_lock(self) -> Path:
+        """Held by the one daemon."""
+        return self.root / "daemon.lock"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the one worker."""
+        return self.root / "worker.lock"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the last worker said."""
+        return self.root / "worker.log"
+
+    @property
+    def models(self) -> Path:
+        """One native folder a model."""
+        return self.root / "models"
+
+    @property
+    def adapters(self) -> Path:
+        """One PEFT folder an adapter."""
+        return self.root / "adapters"
+
+    def adapter(self, adapter_id: str) -> Path:
+        """The folder of one adapter."""
+        return self.adapters / adapter_id
+
+    def start(self, job_id: str) -> Path:
+        """The adapter that a running job started from: gone when the job has ended."""
+        return self.root / "starts" / job_id
+
+    def make(self) -> None:
+        """Create the folder, readable by its owner alone."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.chmod(0o700)

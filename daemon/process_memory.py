@@ -1,0 +1,40 @@
+"""This process's own memory: how much it held at most, and a cap that the kernel keeps."""
+
+import resource
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_bytes() -> int:
+    """The most resident memory this process has held, file pages included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cap_anonymous_memory(more_bytes: int) -> None:
+    """Let this process take at most `more_bytes` of private memory beyond what it has now.
+
+    An allocation past it fails inside this process (torch raises RuntimeError) instead of waking the kernel's
+    killer, which might pick somebody else. Mapped weights don't count. Without /proc/self/status: no cap.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        # The limit is on VmData, which is well above the resident part: count from there.
+        held = int(lines["VmData"].removesuffix("kB").strip()) * 1024
+    except (OSError, KeyError, ValueError):
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held + more_bytes, hard))
+
+
+def prefer_as_victim() -> None:
+    """Tell the kernel to end this process before others when memory runs out; it loses nothing by that."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("800")
+    except OSError:
+        return
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: torch has no exception of its own for that on the CPU."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,197 @@
+"""The scheduler: `tick(now)` looks at everything once and moves the queue. Something else calls it, every so often."""
+
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
+from pocketllm.daemon.gate import Blocker, Verdict, decide
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.runner import Exit, Runner
+from pocketllm.daemon.sensors import Reading, Sensor
+from pocketllm.daemon.settings import Settings
+from pocketllm.storage.errors import WrongState
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Requester
+
+log = logging.getLogger(__name__)
+
+#: Crashes in a row, with no step made in between, after which a job is given up.
+MAX_ATTEMPTS = 4
+#: The wait after the first crash in a row; it doubles with each.
+RETRY_SECONDS = 30
+
+
+class Scheduler:
+    """Decides what runs. All its lasting state is in the store; safe to call from several threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: DataFolder,
+        sensors: Sequence[Sensor],
+        runner: Runner,
+        settings: Settings,
+        *,
+        model_problem: Callable[[], str | None],
+    ) -> None:
+        """model_problem says what keeps the model from being used; None when it is ready."""
+        self._store, self._folder, self._sensors, self._runner = store, folder, sensors, runner
+        self._settings, self._model_problem = settings, model_problem
+        self._lock = threading.RLock()
+        self._paused_at: datetime | None = None
+        self._step_at_start = 0
+        self.readings: Sequence[Reading] = ()
+        self.verdict = Verdict()
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process id while one runs."""
+        return self._runner.pid
+
+    @property
+    def running_job(self) -> str | None:
+        """The id of the job that a worker is at."""
+        return self._runner.job_id
+
+    def recover(self, now: datetime) -> None:
+        """At start: jobs that a dead daemon left running wait again, and what ended jobs left behind goes."""
+        with self._lock:
+            for job in self._store.jobs.open():
+                if job.state is JobState.RUNNING:
+                    self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
+            open_jobs = {job.id for job in self._store.jobs.open()}
+            starts = self._folder.start("any").parent
+            for left in starts.iterdir() if starts.is_dir() else ():
+                if left.name not in open_jobs:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def tick(self, now: datetime) -> None:
+        """One look at everything: worker ended? enough new text? may a job run? Then start or pause one."""
+        with self._lock:
+            if ended := self._runner.reap():
+                self._ended(ended, now)
+            self._queue_if_enough(now)
+            self.readings = [sensor.read(now) for sensor in self._sensors]
+            job = self._next_job()
+            self.verdict = self._decide(job, now)
+            if job is not None:
+                self._move(job, now)
+
+    def request(self, *, steps: int | None, seed: int | None, immediate: bool, now: datetime) -> Job:
+        """Queue a job for the owner. Raises NothingToLearn or ModelNotReady."""
+        if self._store.texts.counts().texts == 0:
+            raise NothingToLearn
+        if problem := self._model_problem():
+            raise ModelNotReady(problem)
+        return self._create(Requester.OWNER, steps=steps, seed=seed, immediate=immediate, now=now)
+
+    def cancel(self, job_id: str, now: datetime) -> Job:
+        """Withdraw an open job, ending its worker. Raises NotFound or WrongState."""
+        with self._lock:
+            job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
+            if self._runner.job_id == job_id:
+                self._runner.kill()
+            shutil.rmtree(self._folder.start(job_id), ignore_errors=True)
+            return job
+
+    def close(self, now: datetime) -> None:
+        """Pause the running job and end its worker: the daemon stops."""
+        with self._lock:
+            self._pause(["the daemon has stopped"], now)
+
+    def _ended(self, ended: Exit, now: datetime) -> None:
+        """The worker has ended by itself: its job has too, or it crashed."""
+        job = self._store.jobs.get(ended.job_id)
+        if job.state is not JobState.RUNNING:
+            log.info("job %s ended: %s", job.id, job.state)
+            return
+        moved = self._store.journal.last_step(job.id) > self._step_at_start
+        attempts = 1 if moved else job.attempts + 1
+        log.warning("job %s: %s (in a row: %d)", job.id, ended.description, attempts)
+        if attempts >= MAX_ATTEMPTS:
+            error = f"{ended.description}; given up after {attempts} times without a step between them"
+            self._store.jobs.fail(job.id, error=error, now=now)
+            return
+        retry_at = now + timedelta(seconds=RETRY_SECONDS * 2 ** (attempts - 1))
+        self._store.jobs.crashed(job.id, error=ended.description, attempts=attempts, retry_at=retry_at, now=now)
+
+    def _queue_if_enough(self, now: datetime) -> None:
+        enough = self._store.texts.counts().new_words >= self._settings.training.new_words
+        if enough and not self._store.jobs.open() and self._model_problem() is None:
+            job = self._create(Requester.THRESHOLD, steps=None, seed=None, immediate=False, now=now)
+            log.info("job %s queued: there is enough new text", job.id)
+
+    def _next_job(self) -> Job | None:
+        open_jobs = self._store.jobs.open()
+        return open_jobs[0] if open_jobs else None
+
+    def _decide(self, job: Job | None, now: datetime) -> Verdict:
+        verdict = decide(
+            self.readings,
+            self._settings.gate,
+            now=now,
+            running=self._runner.pid is not None,
+            immediate=job is not None and job.immediate,
+            paused_at=self._paused_at,
+            before=self.verdict,
+        )
+        if problem := self._model_problem():
+            known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
+            missing = Blocker(name="model", message=problem, since=known.get("model", now))
+            return Verdict(blockers=(missing, *verdict.blockers))
+        return verdict
+
+    def _move(self, job: Job, now: datetime) -> None:
+        """Start, pause, or explain the job that is next."""
+        if self._runner.pid is not None:
+            if not self.verdict.allowed:
+                self._pause(self.verdict.reasons, now)
+        elif job.not_before is not None and now < job.not_before:
+            return  # its reasons say when it is tried again
+        elif self.verdict.allowed:
+            self._start(job, now)
+        elif job.reasons != self.verdict.reasons:
+            self._store.jobs.explain(job.id, self.verdict.reasons)
+
+    def _start(self, job: Job, now: datetime) -> None:
+        serving = self._store.adapters.serving(job.model)
+        if job.requested_by is Requester.THRESHOLD and job.started_at is None and not self._has_new_text():
+            self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
+            return
+        self._store.jobs.start(job.id, parent=serving.id if serving else None, now=now)
+        self._step_at_start = self._store.journal.last_step(job.id)
+        self._runner.start(job.id)
+        log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
+
+    def _pause(self, reasons: list[str], now: datetime) -> None:
+        job_id = self._runner.job_id
+        if job_id is None:
+            return
+        self._runner.kill()
+        self._paused_at = now
+        try:
+            self._store.jobs.pause(job_id, reasons=reasons, now=now)
+            log.info("job %s paused: %s", job_id, "; ".join(reasons))
+        except WrongState:
+            log.info("job %s had just ended", job_id)
+
+    def _has_new_text(self) -> bool:
+        return self._store.texts.counts().new_words > 0
+
+    def _create(
+        self, requested_by: Requester, *, steps: int | None, seed: int | None, immediate: bool, now: datetime
+    ) -> Job:
+        training = self._settings.training
+        return self._store.jobs.create(
+            model=self._settings.model,
+            seed=secrets.randbits(31) if seed is None else seed,
+            total_steps=training.steps if steps is None else steps,
+            settings=training.model_dump(mode="json"),
+            requested_by=requested_by,
+            immediate=immediate,
+            now=now,
+        )

@@ -1,0 +1,115 @@
+"""Settings: defaults, help and environment names in one table; read once, from config.toml and the environment."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from pocketllm.daemon.errors import BadSettings
+from pocketllm.daemon.paths import config_file, default_data_dir
+
+MB = 10**6
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingSettings(_Section):
+    """How a job learns. A change applies to jobs queued from then on."""
+
+    new_words: int = Field(400, ge=1, description="Queue a job by itself when this many words are new.")
+    steps: int = Field(300, ge=1, le=1_000_000, description="Steps of a job.")
+    batch: int = Field(4, ge=1, le=1024, description="Blocks of text a step.")
+    block_tokens: int = Field(64, ge=2, le=4096, description="Tokens a block.")
+    rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
+    epsilon: float = Field(1e-2, gt=0, lt=1, description="How far a probe looks to either side.")
+    step_size: float = Field(3e-3, gt=0, lt=1, description="How far a typical first step moves a coordinate.")
+    measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="Names of the linear maps that are adapted.",
+    )
+    memory_bytes: int = Field(
+        1500 * MB,
+        ge=50 * MB,
+        description="Most anonymous memory of the worker beyond its libraries; the kernel caps it.",
+    )
+
+
+class GateSettings(_Section):
+    """When a job may run."""
+
+    require_power: bool = Field(True, description="Train on external power only.")
+    battery_start_percent: float = Field(40, ge=0, le=100, description="Start at this battery level or above.")
+    battery_stop_percent: float = Field(30, ge=0, le=100, description="Pause below this battery level.")
+    memory_start_bytes: int = Field(700 * MB, ge=0, description="Start with this much memory available or more.")
+    memory_stop_bytes: int = Field(150 * MB, ge=0, description="Pause with less memory available.")
+    minimum_pause_seconds: float = Field(60, ge=0, description="After a pause, wait at least this long.")
+    train_when_unknown: tuple[str, ...] = Field(
+        (), description="Sensors (power, battery, memory) that may be unknown without keeping jobs from running."
+    )
+
+    @model_validator(mode="after")
+    def _levels_in_order(self) -> "GateSettings":
+        for start, stop in (
+            ("battery_start_percent", "battery_stop_percent"),
+            ("memory_start_bytes", "memory_stop_bytes"),
+        ):
+            if getattr(self, stop) > getattr(self, start):
+                raise ValueError(f"{stop} ({getattr(self, stop)}) is above {start} ({getattr(self, start)})")
+        return self
+
+
+class Settings(BaseSettings):
+    """All settings. Environment names are POCKETLLM_PORT, POCKETLLM_TRAINING__STEPS and so on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POCKETLLM_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Texts, models and adapters lie here.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
+    model: str = Field("smollm2-135m-instruct", description="The imported model that learns and answers.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much is logged.")
+    tick_seconds: float = Field(2.0, gt=0, le=60, description="How often sensors and queue are looked at.")
+    keep_alive_seconds: float = Field(300, ge=0, description="How long the idle generator keeps its memory.")
+    max_text_bytes: int = Field(1 * MB, ge=1, description="Longest single text.")
+    max_body_bytes: int = Field(8 * MB, ge=1, description="Longest request.")
+    max_waiting: int = Field(8, ge=0, description="Requests for text that may wait while one is answered.")
+    training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line over environment over file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def load_settings(overrides: dict[str, Any]) -> Settings:
+    """Read the settings, `overrides` on top. Raises BadSettings naming each key and its value."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise BadSettings(_explain(error)) from error
+    except ValueError as error:  # TOML that does not parse
+        raise BadSettings(f"{config_file()} cannot be read: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        sentences.append(
+            f"Setting {key} has the value {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}."
+        )
+    return " ".join(sentences)
