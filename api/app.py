@@ -1,0 +1,35 @@
+"""The web application: routes, guard and errors put together."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from pocketllm.api import generate, jobs, problems, status, texts
+from pocketllm.api.access import Guard
+from pocketllm.api.responses import PrettyJSONResponse
+from pocketllm.daemon.services import Services
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(services: Services, *, token: str, lifespan: Lifespan | None = None) -> FastAPI:
+    """The daemon's HTTP interface. Everything but /health, /status and /jobs wants the token."""
+    app = FastAPI(
+        title="PocketLLM",
+        version=version("pocketllm"),
+        description="Learns to write like its owner, on the owner's device.",
+        default_response_class=PrettyJSONResponse,
+        lifespan=lifespan,
+        max_body_size=services.settings.max_body_bytes,
+        # The documentation pages would load scripts from elsewhere; /openapi.json is there, with the token.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    for module in (status, texts, jobs, generate):
+        app.include_router(module.router)
+    problems.install(app)
+    app.add_middleware(Guard, token=token)
+    return app

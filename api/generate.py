@@ -1,0 +1,148 @@
+"""/generate: text from the personal model, from a named adapter, or from the base."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.concurrency import run_in_threadpool
+
+from pocketllm.api.context import Context
+from pocketllm.api.jobs import MAX_SEED, json_only
+from pocketllm.api.problems import Problem, code_of, problem_body, status_of
+from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
+from pocketllm.daemon.errors import DaemonError, ModelNotReady
+from pocketllm.daemon.generator import Done, GenerationRequest, Piece
+from pocketllm.daemon.services import Services
+
+router = APIRouter(tags=["generate"])
+
+SERVING, BASE = "serving", "base"
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateIn(BaseModel):
+    """What to generate, and how: `prompt` to continue a text, or `messages` to answer a chat."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1}}
+    )
+
+    prompt: str | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1)
+    adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
+    temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(128, ge=1, le=8192)
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
+    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stop_or_many(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("stop"), str):
+            return {**values, "stop": [values["stop"]]}
+        return values
+
+    @model_validator(mode="after")
+    def _prompt_or_messages(self) -> "GenerateIn":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        if "" in self.stop:
+            raise ValueError("a stop string is empty")
+        return self
+
+
+class GenerateOut(BaseModel):
+    """The answer and how it was made."""
+
+    text: str
+    model: str
+    adapter: str | None
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_per_second: float | None
+    seed: int
+
+
+@router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
+async def generate(request: Request, body: GenerateIn, services: Context) -> Response:
+    """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
+    adapter, folder = await run_in_threadpool(_adapter, services, body.adapter)
+    seed = secrets.randbits(31) if body.seed is None else body.seed
+    about = {"model": services.settings.model, "adapter": adapter, "seed": seed}
+    wanted = GenerationRequest(
+        prompt=body.prompt,
+        messages=[message.model_dump() for message in body.messages] if body.messages else None,
+        adapter=folder,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        max_tokens=body.max_tokens,
+        stop=tuple(body.stop),
+        seed=seed,
+    )
+    events = services.generator.generate(wanted)
+    # The first event decides whether there is an answer at all, and so the status.
+    first = await anext(events)
+    if body.stream:
+        return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
+    return await _whole(request, first, events, about)
+
+
+async def _whole(
+    request: Request, first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
+) -> Response:
+    """The complete answer. A client that goes away stops the generation."""
+    async with aclosing(events):
+        event = first
+        while isinstance(event, Piece):
+            if await request.is_disconnected():
+                return Response(status_code=499)  # nobody reads it
+            event = await anext(events)
+    return PrettyJSONResponse(GenerateOut(**event.summary, **about).model_dump())
+
+
+async def _stream(
+    first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
+) -> AsyncGenerator[bytes]:
+    """The answer as it comes. Starlette closes this when the client goes away, which stops the generation."""
+    async with aclosing(events):
+        try:
+            event = first
+            while isinstance(event, Piece):
+                yield server_sent_event("token", {"text": event.text})
+                event = await anext(events)
+            yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
+        except DaemonError as error:
+            yield server_sent_event("error", problem_body(status_of(error), str(error), code=code_of(error)))
+
+
+def _adapter(services: Services, wanted: str) -> tuple[str | None, Path | None]:
+    """The adapter's id and folder; None for the base. Raises ModelNotReady, NotFound or Problem."""
+    if problem := services.model_problem():
+        raise ModelNotReady(problem)
+    if wanted == BASE:
+        return None, None
+    if wanted == SERVING:
+        serving = services.store.adapters.serving(services.settings.model)
+        return (serving.id, services.folder.adapter(serving.id)) if serving else (None, None)
+    row = services.store.adapters.get(wanted)
+    if row.model != services.settings.model:
+        detail = f"Adapter {row.id} belongs to the model {row.model}, but {services.settings.model} is in use."
+        raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
+    return row.id, services.folder.adapter(row.id)

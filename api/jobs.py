@@ -1,0 +1,72 @@
+"""/jobs: what is being learned, what waits and why; ask for a job, withdraw one."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from pocketllm.api.context import Context
+from pocketllm.api.problems import Problem
+from pocketllm.api.schemas import EventOut, JobDetailOut, JobOut, Page, job_detail
+from pocketllm.daemon.services import Services
+from pocketllm.storage.tables import Job
+
+router = APIRouter(tags=["jobs"])
+
+#: SQLite's largest integer.
+MAX_SEED = 2**63 - 1
+
+
+class JobIn(BaseModel):
+    """What to ask for; everything is optional."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
+    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+
+
+async def json_only(request: Request) -> None:
+    """Refuse a body that does not say that it is JSON: a form on a web page cannot say so."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and (kind or await request.body()):
+        detail = f"Content-Type is {kind or 'missing'!r}; send application/json."
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+
+
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, dependencies=[Depends(json_only)])
+def request_job(services: Context, response: Response, body: JobIn | None = None) -> JobOut:
+    """Ask for a job. It starts within seconds unless something speaks against it; then `reasons` says what."""
+    wish = body or JobIn()
+    job = services.scheduler.request(steps=wish.steps, seed=wish.seed, immediate=wish.now, now=services.now())
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return _out(services, job)
+
+
+@router.get("/jobs")
+def list_jobs(
+    services: Context, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
+) -> Page[JobOut]:
+    """A page of jobs, newest first. Open without a token."""
+    rows = services.store.jobs.page(after=after, limit=limit + 1)
+    return Page.of([_out(services, row) for row in rows], limit)
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, services: Context) -> JobDetailOut:
+    """One job with its settings and what happened to it. Open without a token."""
+    job = services.store.jobs.get(job_id)
+    events = [EventOut.model_validate(row, from_attributes=True) for row in services.store.jobs.events(job_id)]
+    return job_detail(job, services.store.journal.progress(job_id), events)
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(job_id: str, services: Context) -> JobOut:
+    """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
+    return _out(services, services.scheduler.cancel(job_id, services.now()))
+
+
+def _out(services: Services, job: Job) -> JobOut:
+    return JobOut.of(job, services.store.journal.progress(job.id))

@@ -1,0 +1,144 @@
+"""The daemon's process: the one place that builds everything, serves it, and takes it down in order."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from fastapi import FastAPI
+
+from pocketllm import __version__
+from pocketllm.api.access import load_or_create_token
+from pocketllm.api.app import create_app
+from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
+from pocketllm.daemon.locks import locked
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.services import Services, build_services
+from pocketllm.daemon.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+#: How long open requests may take to end when the daemon stops.
+SHUTDOWN_SECONDS = 5
+
+
+def serve(overrides: dict[str, Any]) -> int:
+    """Run the daemon until SIGTERM or Ctrl-C; returns the exit code.
+
+    overrides: settings that stand above environment and config.toml. Raises DaemonError or StorageError when it
+    cannot start: bad settings, another daemon on the data folder, the port in use, an unusable database.
+    """
+    settings = load_settings(overrides)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Every two seconds 'job executed' is no news.
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    os.umask(0o077)
+    folder = DataFolder(settings.data_dir)
+    _make(folder)
+    with _only_daemon(folder) as held:
+        if not held:
+            raise AlreadyRunning(
+                f"Another daemon runs on {folder.root}. Stop it first, or choose another folder with --data-dir."
+            )
+        with _listening(settings.port) as listener:
+            _serve(settings, folder, listener)
+    return os.EX_OK
+
+
+def _serve(settings: Settings, folder: DataFolder, listener: socket.socket) -> None:
+    services = build_services(settings)
+    try:
+        app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listener))
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
+        )
+        asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+    finally:
+        services.scheduler.close(services.now())
+        services.store.close()
+
+
+def _lifespan(services: Services, listener: socket.socket) -> Any:
+    """What runs beside the requests: the tick, and the announcement of where the daemon is."""
+
+    async def tick() -> None:
+        await asyncio.to_thread(services.scheduler.tick, services.now())
+        await services.generator.unload_if_idle()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        services.scheduler.recover(services.now())
+        ticker = AsyncIOScheduler(timezone="UTC")
+        ticker.add_job(
+            tick,
+            "interval",
+            seconds=services.settings.tick_seconds,
+            next_run_time=services.now(),
+            coalesce=True,  # after a suspend one look is enough
+            max_instances=1,
+            misfire_grace_time=None,
+        )
+        ticker.start()
+        _announce(services.folder, listener.getsockname()[1], services)
+        try:
+            yield
+        finally:
+            services.folder.announcement.unlink(missing_ok=True)
+            ticker.shutdown(wait=False)
+            await services.generator.close()
+
+    return lifespan
+
+
+def _announce(folder: DataFolder, port: int, services: Services) -> None:
+    """Say in the data folder where the daemon is, so that local programs of the same owner find it."""
+    about = {
+        "pid": os.getpid(),
+        "port": port,
+        "url": f"http://{HOST}:{port}",
+        "version": __version__,
+        "started_at": services.started_at.isoformat(),
+    }
+    scratch = folder.announcement.with_suffix(".new")
+    scratch.write_text(json.dumps(about, indent=2) + "\n")
+    scratch.rename(folder.announcement)
+    log.info("serving %s on %s", services.settings.model, about["url"])
+    if problem := services.model_problem():
+        log.warning("%s", problem)
+
+
+def _make(folder: DataFolder) -> None:
+    try:
+        folder.make()
+    except OSError as error:
+        raise BadSettings(f"The data folder {folder.root} cannot be used: {error.strerror}.") from error
+
+
+def _only_daemon(folder: DataFolder) -> AbstractContextManager[bool]:
+    return locked(folder.daemon_lock)
+
+
+@contextmanager
+def _listening(port: int) -> Any:
+    """A listening loopback socket. Raises PortInUse."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # A daemon that has just stopped leaves its port waiting; that is no reason not to start.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+            listener.listen(128)
+        except OSError as error:
+            raise PortInUse(
+                f"Port {port} on {HOST} cannot be had ({error.strerror}). Choose another with --port, or 0 for any."
+            ) from error
+        yield listener
+    finally:
+        listener.close()
