@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Generator:
             return self._process
         command = [sys.executable, "-m", "pocketllm.daemon.generator_process", "--model", str(self._model)]
         self._process = process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, limit=_LINE_BYTES, start_new_session=True
+            *command, stdin=PIPE, stdout=PIPE, env=child_environment(), limit=_LINE_BYTES, start_new_session=True
         )
         first = await self._line(process)
         if "fatal" in first:

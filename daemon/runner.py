@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Protocol
 
+from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.paths import DataFolder
 
 #: The most of a worker's last words that goes into a job's error.
@@ -81,6 +82,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
+                env=child_environment(),
                 # Its own session: Ctrl-C at the daemon's terminal is the daemon's business alone.
                 start_new_session=True,
             )

@@ -79,7 +79,7 @@ class LanguageModel:
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(1, tokens) new ids behind what the cache holds -> (vocabulary,) fp32 logits of the token after them."""
-        output = self.network.base_model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        output = self.network.base_model(input_ids=inputs, cache=cache, use_cache=True)
         logits: torch.Tensor = output.last_hidden_state[0, -1] @ self._head.t()
         return logits.float()
 

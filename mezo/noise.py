@@ -25,4 +25,4 @@ def rademacher(seed: int, step: int, tensor: int, shape: Sequence[int]) -> torch
     count = prod(shape)
     words = philox(seed, step, tensor).random_raw(-(-count // 64)).astype("<u8", copy=False)
     bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
-    return torch.from_numpy(bits).to(torch.float32).mul_(2).sub_(1).view(*shape)
+    return torch.from_numpy(bits).to(torch.float32).mul_(2).sub_(1).view(tuple(shape))

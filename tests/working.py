@@ -1,0 +1,76 @@
+"""A data folder with a tiny model and texts, and real workers on it."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pocketllm.daemon.children import child_environment
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, Requester
+from pocketllm.storage.texts import NewText
+from tests.tiny_models import tiny_native
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TRAINING = TrainingSettings(steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
+
+
+def data_folder(root: Path) -> DataFolder:
+    """A data folder that holds the tiny model."""
+    folder = DataFolder(root)
+    folder.make()
+    tiny_native(folder.models)
+    return folder
+
+
+def notes(count: int = 30) -> list[NewText]:
+    """Texts with something in common."""
+    return [NewText(text=f"Wind west, glass rising. Mug of tea number {i}.", source="test") for i in range(count)]
+
+
+def queue_job(
+    store: Store, *, seed: int = 0, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING
+) -> Job:
+    """A job for the tiny model, marked as running."""
+    job = store.jobs.create(
+        model="tiny",
+        seed=seed,
+        total_steps=steps,
+        settings=training.model_dump(mode="json"),
+        requested_by=Requester.OWNER,
+        immediate=True,
+        now=NOW,
+    )
+    return store.jobs.start(job.id, parent=None, now=NOW)
+
+
+def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
+    """A real worker process; its standard input stays open, as the daemon would keep it."""
+    command = [sys.executable, "-m", "pocketllm.daemon.worker", "--data-dir", str(folder.root), "--job", job.id]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
+
+
+def finish(worker: subprocess.Popen[bytes], *, seconds: float = 120) -> str:
+    """Wait for a worker to end by itself; returns what it said. Raises AssertionError when it failed."""
+    assert worker.stdin is not None and worker.stderr is not None
+    with worker.stderr, worker.stdin:
+        said = worker.stderr.read().decode()
+        assert worker.wait(seconds) == 0, said
+    return said
+
+
+def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = 120) -> int:
+    """Kill -9 a worker as soon as its journal has reached a step; returns the step it had really reached."""
+    deadline = time.monotonic() + seconds
+    while store.journal.last_step(job.id) < step:
+        assert worker.poll() is None, "the worker ended before it was killed"
+        assert time.monotonic() < deadline, "the worker did not get there"
+    worker.kill()
+    worker.wait()
+    assert worker.stdin is not None and worker.stderr is not None
+    worker.stdin.close()
+    worker.stderr.close()
+    return store.journal.last_step(job.id)
