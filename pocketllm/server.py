@@ -4,9 +4,11 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -21,6 +23,7 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
+from pocketllm.storage.database import explained
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +40,9 @@ def serve(overrides: dict[str, Any]) -> int:
     """
     settings = load_settings(overrides)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Every two seconds 'job executed' is no news.
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    # Every two seconds 'job executed' is no news, nor is what alembic has plugged in.
+    for chatty in ("apscheduler", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
     folder = DataFolder(settings.data_dir)
     _make(folder)
@@ -55,14 +59,30 @@ def serve(overrides: dict[str, Any]) -> int:
 def _serve(settings: Settings, folder: DataFolder, listener: socket.socket) -> None:
     services = build_services(settings)
     try:
+        with explained(folder.database):
+            services.scheduler.recover(services.now())
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listener))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
         )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+        asyncio.run(_Server(config).serve(sockets=[listener]))
     finally:
+        folder.announcement.unlink(missing_ok=True)
         services.scheduler.close(services.now())
         services.store.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends in order on SIGTERM and Ctrl-C; on the second Ctrl-C without waiting for open requests.
+
+    uvicorn's own raises the signal again when it has shut down: that would end the process before the worker is
+    gone, and with a code that a service manager takes for a crash.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note that the server is to end."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def _lifespan(services: Services, listener: socket.socket) -> Any:
@@ -74,7 +94,6 @@ def _lifespan(services: Services, listener: socket.socket) -> Any:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        services.scheduler.recover(services.now())
         ticker = AsyncIOScheduler(timezone="UTC")
         ticker.add_job(
             tick,
@@ -90,7 +109,6 @@ def _lifespan(services: Services, listener: socket.socket) -> Any:
         try:
             yield
         finally:
-            services.folder.announcement.unlink(missing_ok=True)
             ticker.shutdown(wait=False)
             await services.generator.close()
 

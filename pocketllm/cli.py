@@ -1,0 +1,130 @@
+"""The `pocketllm` command. This file says which commands there are; what each does is in `cli_<command>.py`.
+
+Nothing heavy is imported here: a command imports what it needs when it runs, so that `--help` comes at once and the
+daemon's process never holds torch or an HTTP client.
+"""
+
+import io
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from pocketllm import __version__, cli_add, cli_demo, cli_generate, cli_train
+from pocketllm.cli_common import (
+    DataDir,
+    Json,
+    Program,
+    Url,
+    common,
+    connected,
+    emit,
+    examples,
+    make_console,
+)
+from pocketllm.cli_errors import CommandError
+from pocketllm.cli_home import owner_token
+from pocketllm.cli_jobs import jobs_app
+from pocketllm.cli_models import models_app
+
+app = typer.Typer(
+    cls=Program,
+    no_args_is_help=True,
+    # A traceback with the values of variables would print the owner's words.
+    pretty_exceptions_enable=False,
+    epilog=examples(
+        "pocketllm demo                      see it learn, in about four minutes",
+        "pocketllm models add                get the default model",
+        "pocketllm serve                     run the daemon",
+        "pocketllm add --file diary.txt --split",
+        "pocketllm train",
+        'pocketllm generate "Dear Anna,"',
+    ),
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if that was asked for."""
+    if wanted:
+        typer.echo(f"pocketllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Teach a small language model to write like you, on this device alone."""
+
+
+@app.command(
+    epilog=examples("pocketllm serve", "pocketllm serve --port 0 --data-dir ./try", "pocketllm serve --model NAME")
+)
+def serve(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port on this device; 0 takes any free one. Default 2407.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which installed model to teach (see `pocketllm models`).")
+    ] = None,
+    data_dir: DataDir = None,
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
+) -> None:
+    """Run the daemon until Ctrl-C. It listens on this device only.
+
+    What is not given here comes from the environment (POCKETLLM_...) and from config.toml.
+    """
+    from pocketllm.daemon.errors import DaemonError
+    from pocketllm.server import serve as run
+    from pocketllm.storage.errors import StorageError
+
+    given = {"port": port, "model": model, "data_dir": data_dir, "log_level": log_level}
+    try:
+        code = run({name: value for name, value in given.items() if value is not None})
+    except (DaemonError, StorageError) as error:
+        raise CommandError(str(error)) from error
+    raise typer.Exit(code)
+
+
+@app.command(epilog=examples("pocketllm status", "pocketllm status --json"))
+def status(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+    """Show what the daemon is doing, whether it may train now, and if not why not."""
+    options = common(ctx, url, data_dir, json_wanted)
+    with connected(options) as client:
+        document = client.status()
+    if options.json:
+        emit(document)
+        return
+    from pocketllm.views import status_panel
+
+    make_console().print(status_panel(document, datetime.now(UTC)))
+
+
+@app.command(epilog=examples("pocketllm token", "TOKEN=$(pocketllm token)"))
+def token(data_dir: DataDir = None, json_wanted: Json = False) -> None:
+    """Print the owner's token, which apps need to talk to the daemon."""
+    found = owner_token(data_dir)
+    if json_wanted:
+        emit({"token": found})
+    else:
+        typer.echo(found)
+
+
+app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
+app.add_typer(jobs_app, name="jobs")
+app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
+app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
+app.add_typer(models_app, name="models")
+app.command("demo", epilog=cli_demo.EPILOG)(cli_demo.demo)
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that is not UTF-8 shows a question mark for what it cannot show; that is no reason to fail.
+            stream.reconfigure(errors="replace")
+    app()

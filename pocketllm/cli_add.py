@@ -1,0 +1,205 @@
+"""`pocketllm add`: hand words to the daemon, from arguments, files or stdin."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_errors import CommandError, Document
+
+# One request is one transaction on the daemon's side, so it stays well below a megabyte.
+BATCH_BYTES = 900_000
+BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+
+EPILOG = examples(
+    'pocketllm add "Wind north-west. Two mugs of tea in the shed, then home."',
+    "pocketllm add --file diary.txt --split",
+    "pocketllm add -f may.txt -f june.txt --source letters",
+    "my-notes-app --export | pocketllm add - --split",
+)
+
+
+def add(
+    ctx: typer.Context,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help='Words to learn from, each argument a text of its own; "-" reads stdin.'),
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="A UTF-8 text file; may be given several times."),
+    ] = None,
+    source: Annotated[str, typer.Option(help="Where the words come from; shown beside each text.")] = "cli",
+    split: Annotated[
+        bool, typer.Option("--split/--no-split", help="Make each paragraph (between blank lines) its own text.")
+    ] = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+    json_wanted: Json = False,
+) -> None:
+    """Give the model words of yours to learn from.
+
+    The words stay on this device. The same text twice is stored once, so running a command again does no harm.
+    """
+    options = common(ctx, url, data_dir, json_wanted)
+    pieces, empty = collect(texts or [], files or [], split=split)
+    if not pieces:
+        raise CommandError(nothing_to_add(empty))
+    batches = list(into_batches({"text": text, "source": source} for text in pieces))
+    answer = post(options, batches, len(pieces))
+    if options.json:
+        emit(answer)
+        return
+    for name in empty:
+        make_console(stderr=True).print(f"{name} is empty and was left out.", soft_wrap=True)
+    make_console().print(summary(answer), soft_wrap=True)
+
+
+def collect(texts: list[str], files: list[Path], *, split: bool) -> tuple[list[str], list[str]]:
+    """Return the texts to store, and the names of the inputs without words. Raises CommandError for non-text."""
+    named = [("stdin", read_stdin) if text == "-" else ("an argument", constant(text)) for text in texts]
+    named += [(str(path), file_reader(path)) for path in files]
+    pieces: list[str] = []
+    empty: list[str] = []
+    for name, read in named:
+        found = paragraphs(read()) if split else [text for text in [read().strip()] if text]
+        pieces += found
+        if not found:
+            empty.append(name)
+    return pieces, empty
+
+
+def constant(text: str) -> Callable[[], str]:
+    """Return a reader of a text that is already here."""
+    return lambda: from_argument(text)
+
+
+def from_argument(text: str) -> str:
+    """Return a text from the command line. Raises CommandError when its bytes were not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CommandError("A text on the command line is not UTF-8. Save it as UTF-8 and use --file.") from error
+    return text
+
+
+def file_reader(path: Path) -> Callable[[], str]:
+    """Return a reader of a text file."""
+    return lambda: read_file(path)
+
+
+def read_file(path: Path) -> str:
+    """Return a file's text. Raises CommandError naming the file when there is none or it is not UTF-8 text."""
+    if path == Path("-"):
+        return read_stdin()
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder. Give its files one by one, each with --file.")
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise CommandError(f"There is no file {path}.") from error
+
+
+def read_stdin() -> str:
+    """Return the text on stdin. Raises CommandError when it is not UTF-8 text."""
+    return decoded(sys.stdin.buffer.read(), "stdin")
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Return bytes as text with LF line ends. Raises CommandError for binary data and other encodings."""
+    if b"\0" in data:
+        raise CommandError(f"{name} is not a text file: it holds zero bytes. Export it as plain UTF-8 text first.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}. Convert it first, "
+            "for example with `iconv -f LATIN1 -t UTF-8`."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a text, which blank lines separate."""
+    return [part.strip() for part in BLANK_LINES.split(text) if part.strip()]
+
+
+def into_batches(items: Iterable[Document], limit_bytes: int = BATCH_BYTES) -> Iterator[list[Document]]:
+    """Yield the items in order, as lists whose JSON stays below `limit_bytes`.
+
+    Raises CommandError for one that is too large by itself.
+    """
+    batch: list[Document] = []
+    size = 0
+    for item in items:
+        item_size = len(json.dumps(item, ensure_ascii=False).encode()) + 2
+        if item_size > limit_bytes:
+            raise CommandError(
+                f"One text is {item_size:,} bytes long, more than the {limit_bytes:,} that fit in one request "
+                f"(it begins {item['text'][:40]!r}). Cut it up with blank lines; --split then makes each paragraph "
+                "its own text."
+            )
+        if batch and size + item_size > limit_bytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item_size
+    if batch:
+        yield batch
+
+
+def post(options: Common, batches: list[list[Document]], total: int) -> Document:
+    """Store the batches one after the other and return the sum of the daemon's answers."""
+    answer: Document = {"ids": [], "created": 0, "duplicates": 0}
+    with connected(options) as client:
+        for batch in shown(batches, total, quiet=options.json):
+            try:
+                stored = client.add_texts(batch)
+            except CommandError as error:
+                done = len(answer["ids"])
+                if not done:
+                    raise
+                raise CommandError(
+                    f"{error} {done} of {total} texts are stored; run the same command again for the rest "
+                    "(what is stored already counts as a duplicate)."
+                ) from error
+            answer["ids"] += stored["ids"]
+            answer["created"] += stored["created"]
+            answer["duplicates"] += stored["duplicates"]
+    return answer
+
+
+def shown(batches: list[list[Document]], total: int, *, quiet: bool) -> Iterator[list[Document]]:
+    """Yield the batches, with a progress bar on a terminal when there are several."""
+    console = make_console(stderr=True)
+    if quiet or len(batches) == 1 or not console.is_terminal:
+        yield from batches
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("Storing texts", total=total)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch))
+
+
+def summary(answer: Document) -> str:
+    """Return what was stored, in a sentence."""
+    created, duplicates = answer["created"], answer["duplicates"]
+    parts = [f"Added {created} {'text' if created == 1 else 'texts'}."]
+    if duplicates:
+        parts.append(f"{duplicates} {'was' if duplicates == 1 else 'were'} known already.")
+    return " ".join(parts)
+
+
+def nothing_to_add(empty: list[str]) -> str:
+    """Return why there is nothing to store and how to give something."""
+    if empty:
+        return f"Nothing to add: {', '.join(empty)} held no words."
+    return 'Nothing to add. Give words, as in `pocketllm add "what I wrote today"`, or --file PATH, or - for stdin.'

@@ -1,0 +1,102 @@
+"""What can go wrong in a command. Each class is a sentence, and each message says what to do next.
+
+CommandError          exit 1
+├── UsageError        exit 2
+├── Interrupted       exit 130
+├── NoDaemon
+├── DaemonLost
+├── DaemonSlow
+├── NotADaemon
+└── DaemonRefused     carries the daemon's own problem document
+"""
+
+from typing import Any
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+Document = dict[str, Any]
+
+
+class CommandError(Exception):
+    """The command could not do what it was asked."""
+
+    exit_code = EXIT_ERROR
+    label = "Error: "
+    code = "command_failed"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+    def problem(self) -> Document:
+        """Return the error in the shape that the daemon uses (RFC 9457 and an `error` object)."""
+        return problem_document(str(self), title=(self.__doc__ or "").strip(), code=self.code)
+
+
+class UsageError(CommandError):
+    """The command was called in a way that it does not understand."""
+
+    exit_code = EXIT_USAGE
+    code = "usage"
+
+
+class Interrupted(CommandError):
+    """Stopped by Ctrl-C."""
+
+    exit_code = EXIT_INTERRUPTED
+    label = ""
+    code = "interrupted"
+
+
+class NoDaemon(CommandError):
+    """No daemon answers."""
+
+    code = "no_daemon"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"No daemon answers at {url}. Start one with `pocketllm serve` in another terminal, "
+            "or say where it is with --url or --data-dir."
+        )
+
+
+class DaemonLost(CommandError):
+    """The daemon went away in the middle of an answer."""
+
+    code = "daemon_lost"
+
+
+class DaemonSlow(CommandError):
+    """The daemon did not answer in time."""
+
+    code = "daemon_slow"
+
+
+class NotADaemon(CommandError):
+    """Something else than PocketLLM answers there."""
+
+    code = "not_a_daemon"
+
+
+class DaemonRefused(CommandError):
+    """The daemon refused the request."""
+
+    code = "refused"
+
+    def __init__(self, document: Document, *, hint: str = "") -> None:
+        detail = str(document.get("detail") or document.get("title") or self.__doc__)
+        super().__init__(f"{detail} {hint}".strip())
+        self.document = {**document, "detail": str(self)}
+        self.status = document.get("status")
+
+    def problem(self) -> Document:
+        """Return the daemon's own problem document."""
+        return self.document
+
+
+def problem_document(detail: str, *, title: str, code: str) -> Document:
+    """Return a problem document for an error that was found before any request was sent."""
+    error = {"message": detail, "type": "command_error", "code": code, "param": None}
+    return {"type": "about:blank", "title": title, "detail": detail, "error": error}

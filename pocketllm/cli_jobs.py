@@ -1,0 +1,100 @@
+"""`pocketllm jobs`: what the model is learning, has learned, or waits for."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from pocketllm.cli_common import (
+    Common,
+    DataDir,
+    Json,
+    ShowByDefault,
+    Url,
+    common,
+    connected,
+    emit,
+    examples,
+    make_console,
+)
+
+DEFAULT_LIMIT = 20
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `pocketllm jobs` shows it.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many jobs to show.")]
+
+jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
+
+
+@jobs_app.callback(
+    epilog=examples("pocketllm jobs", "pocketllm jobs ID", "pocketllm jobs cancel ID", "pocketllm jobs --json")
+)
+def jobs(
+    ctx: typer.Context,
+    limit: Limit = DEFAULT_LIMIT,
+    url: Url = None,
+    data_dir: DataDir = None,
+    json_wanted: Json = False,
+) -> None:
+    """List training jobs, show one (`pocketllm jobs ID`) or cancel one.
+
+    Without a command the list is shown.
+    """
+    ctx.obj = common(ctx, url, data_dir, json_wanted)
+    if ctx.invoked_subcommand is None:
+        show_list(ctx.obj, limit)
+
+
+@jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))
+def list_jobs(
+    ctx: typer.Context,
+    limit: Limit = DEFAULT_LIMIT,
+    url: Url = None,
+    data_dir: DataDir = None,
+    json_wanted: Json = False,
+) -> None:
+    """List the jobs, newest first."""
+    show_list(common(ctx, url, data_dir, json_wanted), limit)
+
+
+@jobs_app.command("show", epilog=examples("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json"))
+def show_job(
+    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
+) -> None:
+    """Show one job with its reasons, settings and events."""
+    options = common(ctx, url, data_dir, json_wanted)
+    with connected(options) as client:
+        job = client.job(job_id)
+    if options.json:
+        emit(job)
+        return
+    from pocketllm.views import job_details
+
+    make_console().print(job_details(job, datetime.now(UTC)))
+
+
+@jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
+def cancel_job(
+    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
+) -> None:
+    """Cancel a job that has not finished. What it learned so far is not used."""
+    options = common(ctx, url, data_dir, json_wanted)
+    with connected(options) as client:
+        job = client.cancel_job(job_id)
+    if options.json:
+        emit(job)
+        return
+    make_console().print(f"Job {job['id']} is {job['state']}.")
+
+
+def show_list(options: Common, limit: int) -> None:
+    """Print the newest jobs."""
+    with connected(options) as client:
+        found, has_more = client.jobs(limit=limit)
+    if options.json:
+        emit({"data": found, "has_more": has_more})
+        return
+    from pocketllm.views import jobs_table
+
+    console = make_console()
+    console.print(jobs_table(found, has_more=has_more, width=console.width, now=datetime.now(UTC)))

@@ -1,0 +1,235 @@
+"""The daemon as the command line sees it: one method a route, each returning the JSON document or raising a sentence.
+
+with Client(find_target(None, None)) as client:
+    print(client.status()["texts"]["count"])
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote
+
+import httpx
+
+from pocketllm import __version__
+from pocketllm.cli_errors import DaemonLost, DaemonRefused, DaemonSlow, Document, NoDaemon, NotADaemon
+from pocketllm.cli_home import Target
+
+ANSWER_SECONDS = 15.0
+CONNECT_SECONDS = 3.0
+# The first request loads the model from the phone's flash, and a long answer takes its time.
+GENERATE_SECONDS = 600.0
+PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One server-sent event: its name and its decoded data."""
+
+    name: str
+    data: Document
+
+
+class Client:
+    """Speaks HTTP to one daemon. Every method raises a CommandError subclass when it cannot do its work."""
+
+    def __init__(self, target: Target, *, answer_seconds: float = ANSWER_SECONDS) -> None:
+        self.target = target
+        headers = {"User-Agent": f"pocketllm/{__version__}"}
+        if target.token is not None:
+            headers["Authorization"] = f"Bearer {target.token}"
+        self._http = httpx.Client(
+            base_url=target.url,
+            headers=headers,
+            timeout=httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS),
+            # A proxy from the environment would carry the owner's words off the device.
+            trust_env=False,
+            # Loading the certificates takes longer than a whole request, and plain http needs none.
+            verify=target.url.startswith("https:"),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. May be called twice."""
+        self._http.close()
+
+    def health(self) -> Document:
+        """Return version and pid; needs no token."""
+        return self._call("GET", "/health")
+
+    def status(self) -> Document:
+        """Return model, training gate, readings, texts and job counts; needs no token."""
+        return self._call("GET", "/status")
+
+    def add_texts(self, texts: list[Document]) -> Document:
+        """Store `[{"text", "source"}, ...]`, all or none. Returns ids, created and duplicates."""
+        return self._call("POST", "/texts", body=texts)
+
+    def jobs(self, *, limit: int) -> tuple[list[Document], bool]:
+        """Return up to `limit` jobs, newest first, and whether there are older ones."""
+        jobs: list[Document] = []
+        after: str | None = None
+        while True:
+            params = {"limit": str(min(limit - len(jobs), PAGE_SIZE))} | ({"after": after} if after else {})
+            page = self._call("GET", "/jobs", params=params)
+            jobs += page["data"]
+            after = page.get("next")
+            has_more = bool(page.get("has_more") and after)
+            if not has_more or len(jobs) >= limit:
+                return jobs[:limit], has_more or len(jobs) > limit
+
+    def job(self, job_id: str) -> Document:
+        """Return one job with its settings and events."""
+        return self._call("GET", f"/jobs/{path_part(job_id)}")
+
+    def start_job(self, *, steps: int | None = None, seed: int | None = None) -> Document:
+        """Ask for a training job now. Returns the job, which may have to wait for its turn or for safety."""
+        body: Document = {"now": True}
+        if steps is not None:
+            body["steps"] = steps
+        if seed is not None:
+            body["seed"] = seed
+        return self._call("POST", "/jobs", body=body)
+
+    def cancel_job(self, job_id: str) -> Document:
+        """Cancel a job that has not finished. Returns the job."""
+        return self._call("POST", f"/jobs/{path_part(job_id)}/cancel")
+
+    def models(self) -> list[Document]:
+        """Return the models that the daemon can use."""
+        data: list[Document] = self._call("GET", "/models")["data"]
+        return data
+
+    def adapters(self) -> list[Document]:
+        """Return what was learned so far, with the folder of each adapter."""
+        data: list[Document] = self._call("GET", "/adapters")["data"]
+        return data
+
+    def generate(self, request: Document) -> Document:
+        """Return the finished answer to a /generate request."""
+        return self._call("POST", "/generate", body={**request, "stream": False}, seconds=GENERATE_SECONDS)
+
+    def stream(self, request: Document) -> Iterator[Event]:
+        """Yield `token` events as the model writes and one `done` event at the end."""
+        timeout = httpx.Timeout(GENERATE_SECONDS, connect=CONNECT_SECONDS)
+        body = {**request, "stream": True}
+        with (
+            self._told_plainly(),
+            self._http.stream("POST", "/generate", json=body, timeout=timeout) as response,
+        ):
+            if response.is_error:
+                response.read()
+            self._refuse_errors(response)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._not_a_daemon(response)
+            for event in parse_events(response.iter_bytes()):
+                if event.name == "error":
+                    raise DaemonRefused(event.data)
+                yield event
+                if event.name == "done":
+                    return
+        raise DaemonLost("The daemon stopped in the middle of the text. See its log, then ask again.")
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        params: dict[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> Document:
+        timeout = self._http.timeout if seconds is None else httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        with self._told_plainly():
+            response = self._http.request(method, path, json=body, params=params, timeout=timeout)
+        self._refuse_errors(response)
+        return self._document(response)
+
+    @contextmanager
+    def _told_plainly(self) -> Iterator[None]:
+        """Turn httpx's errors into sentences."""
+        url = self.target.url
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise NoDaemon(url) from error
+        except httpx.TimeoutException as error:
+            raise DaemonSlow(
+                f"The daemon at {url} is connected but does not answer. It may be busy; try again in a minute."
+            ) from error
+        except httpx.RemoteProtocolError as error:
+            raise DaemonLost(
+                f"The daemon at {url} closed the connection before it had answered. See its log, then try again."
+            ) from error
+        except httpx.TransportError as error:
+            raise DaemonLost(f"The connection to {url} broke ({error}). Try again.") from error
+
+    def _refuse_errors(self, response: httpx.Response) -> None:
+        if not response.is_error:
+            return
+        document = self._document(response)
+        if "detail" not in document and "title" not in document:
+            raise self._not_a_daemon(response)
+        raise DaemonRefused({"status": response.status_code, **document}, hint=self._hint(response.status_code))
+
+    def _hint(self, status: int) -> str:
+        if status != httpx.codes.UNAUTHORIZED:
+            return ""
+        if self.target.token is None:
+            return f"(No token was found in {self.target.tokens_file}; give --data-dir or set POCKETLLM_TOKEN.)"
+        return "(The token that was sent is not this daemon's; check --data-dir and POCKETLLM_TOKEN.)"
+
+    def _document(self, response: httpx.Response) -> Document:
+        try:
+            document = response.json()
+        except ValueError as error:
+            raise self._not_a_daemon(response) from error
+        if not isinstance(document, dict):
+            raise self._not_a_daemon(response)
+        return document
+
+    def _not_a_daemon(self, response: httpx.Response) -> NotADaemon:
+        return NotADaemon(
+            f"{self.target.url} answers ({response.status_code} to {response.request.url.path}), but not as PocketLLM "
+            "does. Another program may use this port; say where the daemon is with --url or --data-dir."
+        )
+
+
+def path_part(value: str) -> str:
+    """Return a value as one part of a path, so that an id with a slash cannot reach another route."""
+    return quote(value, safe="")
+
+
+def parse_events(chunks: Iterator[bytes]) -> Iterator[Event]:
+    """Yield the server-sent events of a byte stream, however it is cut into chunks.
+
+    Lines end only where the format says so (CR LF, LF): the model may write U+2028 or U+0085, at which
+    str.splitlines would cut a line of JSON in two.
+    """
+    name, data = "message", list[str]()
+    for line in split_lines(chunks):
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+        elif not line and data:
+            yield Event(name=name, data=json.loads("\n".join(data)))
+            name, data = "message", []
+
+
+def split_lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Yield the lines of a byte stream as text; what follows the last line end is not a line."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode("utf-8")

@@ -1,0 +1,211 @@
+"""The first five minutes: a real daemon, in a folder of its own, learns from sample notes and shows what changed.
+
+Nothing is made up: the daemon is the one that `pocketllm serve` runs, and every number comes from its answers.
+"""
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketllm.cli_add import paragraphs
+from pocketllm.cli_child import running_daemon
+from pocketllm.cli_errors import CommandError, Document
+from pocketllm.cli_home import DEFAULT_URL, Target, read_document, recorded_url
+from pocketllm.cli_train import POLL_SECONDS, adapter_folder, follow, job_display
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pocketllm.client import Client
+
+MARKER = ".pocketllm-demo"
+FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
+SERVE = (sys.executable, "-m", "pocketllm", "serve")
+DEFAULT_STEPS = 300
+STALL_SECONDS = 90.0  # nobody should look at a bar that waits for longer than this
+
+# Openings in the voice of the sample notes; none of them stands there.
+PROMPTS = (
+    "Wind south-east, drizzle. Walked down to the shed and",
+    "Fog till noon. The admiral found",
+    "Dry at last. Two mugs of tea, then",
+)
+SEED = 1  # of the job and of the answers, so that the demo can be repeated
+ANSWER_TOKENS = 48
+
+
+def run_demo(
+    console: "Console",
+    *,
+    data_dir: Path,
+    install: Callable[[Path, "Console"], str],
+    steps: int | None = None,
+    keep: bool = False,
+    serve_command: Sequence[str] = SERVE,
+) -> Document:
+    """Teach the sample notes to the default model in `data_dir`, and show the model before and after.
+
+    Starts a daemon there and stops it again whatever happens. `install` puts a model into the models folder it is
+    given, if it is not there yet, and returns its name. With `keep`, the demo goes on from what an earlier one learned.
+    Returns {"learned", "job", "answers", "folder", "seconds"}; raises CommandError when it could not get that far.
+    """
+    begun = time.monotonic()
+    prepare_folder(data_dir, keep=keep)
+    console.print("1. The model", style="bold")
+    model = install(data_dir / "models", console)
+    console.print("2. The daemon", style="bold")
+    with running_daemon(data_dir, [*serve_command, "--model", model]) as client:
+        console.print(
+            f"It runs at {client.target.url} and writes its log to {data_dir / 'daemon.log'}.", soft_wrap=True
+        )
+        console.print("3. The words", style="bold")
+        add_notes(client, console)
+        console.print("4. Learning", style="bold")
+        job = learn(client, console, DEFAULT_STEPS if steps is None else steps)
+        folder = adapter_folder(client, job)
+        console.print("5. Before and after", style="bold")
+        show_job(console, job, folder)
+        answers = compare(client, console, job["adapter"]) if job["adapter"] else []
+    seconds = time.monotonic() - begun
+    show_next_steps(console, data_dir, seconds)
+    learned = job["outcome"] == "learned"
+    return {"learned": learned, "job": job, "answers": answers, "folder": folder, "seconds": round(seconds, 1)}
+
+
+def prepare_folder(data_dir: Path, *, keep: bool) -> None:
+    """Make the demo's folder, or empty the folder of an earlier demo but for its models.
+
+    Raises CommandError, having touched nothing, when the folder is not a demo's or when a daemon is using it.
+    """
+    marker = data_dir / MARKER
+    if data_dir.exists() and not data_dir.is_dir():
+        raise CommandError(f"{data_dir} is a file. Choose a folder with --data-dir.")
+    if data_dir.is_dir() and any(data_dir.iterdir()) and not marker.is_file():
+        raise CommandError(
+            f"{data_dir} is not empty and no demo made it, so nothing in it was touched. "
+            "Choose another folder with --data-dir."
+        )
+    pid = answering_pid(data_dir)
+    if pid is not None:
+        raise CommandError(f"A daemon is using {data_dir}. Stop it first with `kill {pid}`, then start the demo again.")
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    marker.write_text("`pocketllm demo` deletes the database and the adapters beside this file.\n", encoding="utf-8")
+    if not keep:
+        start_afresh(data_dir)
+
+
+def start_afresh(data_dir: Path) -> None:
+    """Delete what an earlier demo stored and learned. The models stay, since importing them takes time."""
+    for pattern in FRESH_EACH_TIME:
+        for path in data_dir.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def answering_pid(data_dir: Path) -> int | None:
+    """Return the process id of the daemon that answers for this folder; None when none does."""
+    from pocketllm.client import Client
+
+    url, pid = recorded_url(data_dir), read_document(data_dir / "daemon.json").get("pid")
+    if url is None or not isinstance(pid, int):
+        return None
+    try:
+        with Client(Target(url=url, token=None, tokens_file=data_dir / "tokens.json")) as client:
+            # After a crash the file stays, and another daemon may have got the same port.
+            return pid if client.health().get("pid") == pid else None
+    except CommandError:
+        return None
+
+
+def add_notes(client: "Client", console: "Console") -> None:
+    """Store the sample notes that come with PocketLLM, each paragraph a text."""
+    notes = paragraphs(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"))
+    client.add_texts([{"text": note, "source": "sample-notes"} for note in notes])
+    words = sum(len(note.split()) for note in notes)
+    console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
+
+
+def learn(client: "Client", console: "Console", steps: int) -> Document:
+    """Train now and show it. Raises CommandError when the job did not succeed or never got its turn."""
+    from pocketllm.views import FINISHED_STATES
+
+    # Kept from an earlier demo that was interrupted, a job goes on where it was; a second one would wait behind it.
+    open_job = next((job for job in client.jobs(limit=1)[0] if job["state"] not in FINISHED_STATES), None)
+    job = open_job or client.start_job(steps=steps, seed=SEED)
+    with job_display(console, quiet=False) as show:
+        guard = StallGuard(show, time.monotonic)
+        job = follow(client, job, guard.show, pause=lambda: time.sleep(POLL_SECONDS))
+    if job["state"] != "succeeded":
+        raise CommandError(
+            f"The job {job['state']}: {job['error'] or 'no reason was recorded'}. See worker.log in the demo's folder."
+        )
+    return job
+
+
+class StallGuard:
+    """Passes a job on to be shown, and raises CommandError when it has only been waiting for too long."""
+
+    def __init__(self, show: Callable[[Document], None], clock: Callable[[], float]) -> None:
+        self._show = show
+        self._clock = clock
+        self._running_at = clock()
+
+    def show(self, job: Document) -> None:
+        """Show the job as it is now."""
+        self._show(job)
+        now = self._clock()
+        if job["state"] == "running":
+            self._running_at = now
+        elif now - self._running_at > STALL_SECONDS:
+            reasons = "; ".join(job["reasons"]) or "the daemon gave no reason"
+            raise CommandError(
+                f"The job has been {job['state']} for {STALL_SECONDS:.0f} seconds: {reasons}. "
+                "Training starts when that is over; try the demo again then."
+            )
+
+
+def compare(client: "Client", console: "Console", adapter: str) -> list[Document]:
+    """Let the base model and the personal one go on from the same prompts; shows and returns the answers."""
+    from pocketllm.views import answers_table
+
+    answers: list[Document] = []
+    with console.status("Asking both models..."):
+        for prompt in PROMPTS:
+            request = {"prompt": prompt, "seed": SEED, "max_tokens": ANSWER_TOKENS}
+            base, personal = (client.generate({**request, "adapter": who})["text"] for who in ("base", adapter))
+            answers.append({"prompt": prompt, "base": base, "personal": personal})
+    console.print(answers_table(answers))
+    return answers
+
+
+def show_job(console: "Console", job: Document, folder: str | None) -> None:
+    """Print what the job achieved, or plainly that it achieved nothing."""
+    from pocketllm.views import outcome
+
+    console.print(outcome(job, folder))
+
+
+def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
+    """Print how long it all took and what to try, as lines to copy."""
+    from pocketllm.views import duration_text
+
+    folder = shlex.quote(str(data_dir))
+    owner = f'-H "Authorization: Bearer $(pocketllm token --data-dir {folder})"'
+    body = "-H 'Content-Type: application/json' -d"
+    lines = [
+        f"\nThe whole took {duration_text(seconds)}. The daemon is stopped. Start it again on this folder:",
+        f"  pocketllm serve --data-dir {folder}",
+        "and in another terminal see the job, ask the personal model, and give it words of yours:",
+        f"  curl {DEFAULT_URL}/jobs",
+        f'  curl {owner} {body} \'{{"prompt": "Calm, glass rising. The ferry"}}\' {DEFAULT_URL}/generate',
+        f'  curl {owner} {body} \'{{"text": "Wrote this myself.", "source": "me"}}\' {DEFAULT_URL}/texts',
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""`pocketllm models`: works without a daemon."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pocketllm.cli_models import import_display
+from pocketllm.mezo.importing import ImportProgress
+from tests.commands import Run, commands, output, terminal
+from tests.tiny_models import tiny_llama_folder
+
+
+@pytest.fixture
+def run_alone(tmp_path: Path) -> Run:
+    """Run commands where there is no daemon."""
+    return commands(tmp_path / "nothing")
+
+
+def test_import_progress_on_a_terminal_and_in_a_log() -> None:
+    console, log = terminal(), Console(file=io.StringIO(), width=100)
+    for screen in (console, log):
+        with import_display(screen, quiet=False) as report:
+            report(ImportProgress("config", 0, 0))
+            report(ImportProgress("weights", 5_000_000, 10_000_000))
+            report(ImportProgress("weights", 10_000_000, 10_000_000))
+    assert "10.0 MB of 10.0 MB" in output(console)
+    assert output(log) == "Reading the model's shape...\nCopying the weights...\n"
+
+
+class TestModels:
+    def test_none_yet(self, run_alone: Run) -> None:
+        assert "pocketllm models add" in run_alone("models").stdout
+        assert json.loads(run_alone("models", "list", "--json").stdout) == {"data": []}
+
+    def test_add_and_list(self, run_alone: Run, tmp_path: Path) -> None:
+        source = str(tiny_llama_folder(tmp_path / "source"))
+        assert "Added mine: " in run_alone("models", "add", source, "--name", "mine").stdout
+        again = run_alone("models", "add", source, "--name", "mine")
+        assert again.exit_code == 1
+        assert "--replace" in again.stderr
+        replaced = run_alone("models", "add", source, "--name", "mine", "--replace", "--dtype", "float32", "--json")
+        assert json.loads(replaced.stdout)["dtype"] == "float32"
+        assert "mine" in run_alone("models").stdout
+        listed = json.loads(run_alone("models", "--json").stdout)["data"]
+        assert [(model["name"], model["default"]) for model in listed] == [("mine", False)]
+
+    def test_a_source_that_is_no_model(self, run_alone: Run, tmp_path: Path) -> None:
+        (tmp_path / "weights.bin").write_bytes(b"\x80\x04")
+        result = run_alone("models", "add", str(tmp_path / "weights.bin"))
+        assert result.exit_code == 1
+        assert "Error:" in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_a_name_that_cannot_be(self, run_alone: Run) -> None:
+        result = run_alone("models", "add", "x.gguf", "--name", "../x", "--json")
+        assert result.exit_code == 1
+        assert "cannot be a model's name" in json.loads(result.stderr)["detail"]
