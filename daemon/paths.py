@@ -69,9 +69,14 @@ class DataFolder:
         """The folder of one adapter."""
         return self.adapters / adapter_id
 
+    @property
+    def starts(self) -> Path:
+        """One folder an open job."""
+        return self.root / "starts"
+
     def start(self, job_id: str) -> Path:
         """The adapter that a running job started from: gone when the job has ended."""
-        return self.root / "starts" / job_id
+        return self.starts / job_id
 
     def make(self) -> None:
         """Create the folder, readable by its owner alone."""

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 4
 #: The wait after the first crash in a row; it doubles with each.
 RETRY_SECONDS = 30
+_LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
 
 
 class Scheduler:
@@ -64,7 +65,7 @@ class Scheduler:
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
             open_jobs = {job.id for job in self._store.jobs.open()}
-            starts = self._folder.start("any").parent
+            starts = self._folder.starts
             for left in starts.iterdir() if starts.is_dir() else ():
                 if left.name not in open_jobs:
                     shutil.rmtree(left, ignore_errors=True)
@@ -109,21 +110,36 @@ class Scheduler:
         if job.state is not JobState.RUNNING:
             log.info("job %s ended: %s", job.id, job.state)
             return
-        moved = self._store.journal.last_step(job.id) > self._step_at_start
-        attempts = 1 if moved else job.attempts + 1
-        log.warning("job %s: %s (in a row: %d)", job.id, ended.description, attempts)
+        self._crashed(job, ended.description, now)
+
+    def _crashed(self, job: Job, what: str, now: datetime) -> None:
+        """Let a running job wait before the next try, or give it up."""
+        attempts = 1 if self._moved(job.id) else job.attempts + 1
+        log.warning("job %s: %s (in a row: %d)", job.id, what, attempts)
         if attempts >= MAX_ATTEMPTS:
-            error = f"{ended.description}; given up after {attempts} times without a step between them"
+            error = f"{what}; given up after {attempts} times without a step between them"
             self._store.jobs.fail(job.id, error=error, now=now)
             return
         retry_at = now + timedelta(seconds=RETRY_SECONDS * 2 ** (attempts - 1))
-        self._store.jobs.crashed(job.id, error=ended.description, attempts=attempts, retry_at=retry_at, now=now)
+        self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
+
+    def _moved(self, job_id: str) -> bool:
+        """Whether the job has made a step since its worker was started."""
+        return self._store.journal.last_step(job_id) > self._step_at_start
 
     def _queue_if_enough(self, now: datetime) -> None:
-        enough = self._store.texts.counts().new_words >= self._settings.training.new_words
+        enough = self._new_words() >= self._settings.training.new_words
         if enough and not self._store.jobs.open() and self._model_problem() is None:
             job = self._create(Requester.THRESHOLD, steps=None, seed=None, immediate=False, now=now)
             log.info("job %s queued: there is enough new text", job.id)
+
+    def _new_words(self) -> int:
+        """How many words ask for a job. After one that failed or was withdrawn, only those that came in since:
+        the same text would fail again, and the owner's word would last until the next tick."""
+        last = self._store.jobs.page(after=None, limit=1)
+        if last and last[0].finished_at is not None and last[0].state is not JobState.SUCCEEDED:
+            return self._store.texts.new_words_since(last[0].finished_at)
+        return self._store.texts.counts().new_words
 
     def _next_job(self) -> Job | None:
         open_jobs = self._store.jobs.open()
@@ -150,8 +166,8 @@ class Scheduler:
         if self._runner.pid is not None:
             if not self.verdict.allowed:
                 self._pause(self.verdict.reasons, now)
-        elif job.not_before is not None and now < job.not_before:
-            return  # its reasons say when it is tried again
+        elif job.not_before is not None and timedelta(0) < job.not_before - now <= _LONGEST_RETRY:
+            return  # its reasons say when it is tried again; a longer wait comes of a clock that was set back
         elif self.verdict.allowed:
             self._start(job, now)
         elif job.reasons != self.verdict.reasons:
@@ -164,7 +180,11 @@ class Scheduler:
             return
         self._store.jobs.start(job.id, parent=serving.id if serving else None, now=now)
         self._step_at_start = self._store.journal.last_step(job.id)
-        self._runner.start(job.id)
+        try:
+            self._runner.start(job.id)
+        except OSError as error:  # no process, no memory, no disk left
+            self._crashed(job, f"the worker could not be started: {error}", now)
+            return
         log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
 
     def _pause(self, reasons: list[str], now: datetime) -> None:
@@ -174,7 +194,7 @@ class Scheduler:
         self._runner.kill()
         self._paused_at = now
         try:
-            self._store.jobs.pause(job_id, reasons=reasons, now=now)
+            self._store.jobs.pause(job_id, reasons=reasons, now=now, moved=self._moved(job_id))
             log.info("job %s paused: %s", job_id, "; ".join(reasons))
         except WrongState:
             log.info("job %s had just ended", job_id)

@@ -1,15 +1,28 @@
 """Settings: defaults, help and environment names in one table; read once, from config.toml and the environment."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from pocketllm.daemon.errors import BadSettings
 from pocketllm.daemon.paths import config_file, default_data_dir
 
 MB = 10**6
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()  # in the file and in a unit's Environment= no shell does it
+    except RuntimeError as error:
+        raise ValueError("there is no such home directory") from error
 
 
 class _Section(BaseModel):
@@ -48,7 +61,7 @@ class GateSettings(_Section):
     memory_start_bytes: int = Field(700 * MB, ge=0, description="Start with this much memory available or more.")
     memory_stop_bytes: int = Field(150 * MB, ge=0, description="Pause with less memory available.")
     minimum_pause_seconds: float = Field(60, ge=0, description="After a pause, wait at least this long.")
-    train_when_unknown: tuple[str, ...] = Field(
+    train_when_unknown: tuple[Literal["power", "battery", "memory"], ...] = Field(
         (), description="Sensors (power, battery, memory) that may be unknown without keeping jobs from running."
     )
 
@@ -67,10 +80,17 @@ class Settings(BaseSettings):
     """All settings. Environment names are POCKETLLM_PORT, POCKETLLM_TRAINING__STEPS and so on."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POCKETLLM_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+        env_prefix="POCKETLLM_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,  # an empty data_dir would be the working directory
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
     )
 
-    data_dir: Path = Field(default_factory=default_data_dir, description="Texts, models and adapters lie here.")
+    data_dir: Annotated[Path, AfterValidator(_expanded)] = Field(
+        default_factory=default_data_dir, description="Texts, models and adapters lie here."
+    )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
     model: str = Field("smollm2-135m-instruct", description="The imported model that learns and answers.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much is logged.")
@@ -101,7 +121,11 @@ def load_settings(overrides: dict[str, Any]) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise BadSettings(_explain(error)) from error
-    except ValueError as error:  # TOML that does not parse
+    except SettingsError as error:  # a list or a table in a variable, and not as JSON
+        raise BadSettings(
+            f"A POCKETLLM_ variable cannot be read: {error}. Lists and tables are given as JSON."
+        ) from error
+    except (OSError, ValueError) as error:  # not readable, or TOML that does not parse
         raise BadSettings(f"{config_file()} cannot be read: {error}") from error
 
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
@@ -86,7 +88,10 @@ class Run:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.model = LanguageModel(open_native(folder.models / job.model))
         cap_anonymous_memory(self.settings.memory_bytes)
-        self.blocks, self.held_out = divide(store.texts.of_job(job.id), self._pack)
+        # The tokenizer takes as much memory as a step does; it is not kept.
+        self.blocks, self.held_out = divide(
+            store.texts.of_job(job.id), partial(self._pack, self.model.native.tokenizer())
+        )
 
     @torch.inference_mode()
     def to_the_end(self) -> None:
@@ -167,8 +172,7 @@ class Run:
         counts: list[int] = self.held_out.target_counts.tolist()
         return counts
 
-    def _pack(self, texts: Sequence[Text]) -> Blocks:
-        tokenizer = self.model.native.tokenizer()
+    def _pack(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Blocks:
         tokens = [tokenizer(text.text, add_special_tokens=False)["input_ids"] for text in texts]
         return pack(tokens, length=self.settings.block_tokens, separator=separator(tokenizer))
 

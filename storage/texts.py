@@ -47,13 +47,20 @@ class TextCounts:
 
 def text_id(new: NewText) -> str:
     """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
-    digest = hashlib.sha256(new.source.encode() + b"\0" + new.text.encode()).hexdigest()
+    # 0xff stands in no UTF-8, so the first zero byte is the one between the two, whatever they hold.
+    source = new.source.encode().replace(b"\0", b"\xff")
+    digest = hashlib.sha256(source + b"\0" + new.text.encode()).hexdigest()
     return f"text-{digest[:24]}"
 
 
 def is_held_out(identity: str) -> bool:
     """Whether the text with this id is kept for measuring. A function of the id: stable for ever."""
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
+
+
+def count_words(text: str) -> int:
+    """How many words a text has; where a script sets no spaces between them, about as many as its bytes suggest."""
+    return max(len(text.split()), len(text.encode()) // 8)
 
 
 class TextStore:
@@ -100,6 +107,12 @@ class TextStore:
             texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
         return TextCounts(texts=texts, new_words=words)
 
+    def new_words_since(self, moment: datetime) -> int:
+        """How many of the new words came in after a moment."""
+        words = select(func.coalesce(func.sum(Text.words), 0))
+        with self._database.read() as session:
+            return session.exec(words.where(col(Text.learned_in).is_(None), col(Text.created_at) > moment)).one()
+
     def of_job(self, job_id: str) -> list[Text]:
         """The texts that a job learns from, oldest first: an order that does not change."""
         with self._database.read() as session:
@@ -139,7 +152,7 @@ def _row(identity: str, new: NewText, now: datetime) -> Text:
         id=identity,
         source=new.source,
         text=new.text,
-        words=len(new.text.split()),
+        words=count_words(new.text),
         held_out=is_held_out(identity),
         created_at=now,
     )

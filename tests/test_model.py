@@ -22,7 +22,8 @@ BF16_TOLERANCE = 3e-2
 
 def our_logits(model: LanguageModel) -> torch.Tensor:
     with torch.inference_mode():
-        return (model.hidden(IDS) @ model.network.get_output_embeddings().weight.t()).float()
+        logits: torch.Tensor = model.hidden(IDS) @ model.network.get_output_embeddings().weight.t()
+        return logits.float()
 
 
 def test_logits_equal_transformers(tiny: NativeModel) -> None:
