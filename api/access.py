@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pocketllm.api.problems import problem_response
+from pocketllm.api.problems import TOO_LARGE, code_for, problem_response
+from pocketllm.daemon.errors import DaemonError
 
 #: GET routes that hold no content: `curl localhost:2407/jobs` just works.
 OPEN_ROUTES = re.compile(r"/(health|status|jobs|jobs/[^/]+)")
@@ -26,15 +27,21 @@ OWNER = "owner"
 
 
 def load_or_create_token(path: Path) -> str:
-    """The owner's token: read, or made at first start, in a file that only the owner can read."""
+    """The owner's token: read, or made at first start, in a file that only the owner can read.
+
+    Raises DaemonError for a file without a usable token: it is never taken for an absent one.
+    """
     try:
         token = json.loads(path.read_text())[OWNER]
+        if not (isinstance(token, str) and token):
+            raise ValueError(f"{OWNER} is not a token")
+        path.chmod(0o600)
     except FileNotFoundError:
         return _create_token(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PermissionError(f"{path} cannot be used ({error}). Delete it to have a new token made.") from error
-    path.chmod(0o600)
-    return str(token)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"The tokens in {path} cannot be used ({type(error).__name__}: {error}). Delete it to get new ones."
+        raise DaemonError(message) from error
+    return token
 
 
 def _create_token(path: Path) -> str:
@@ -53,8 +60,8 @@ def _create_token(path: Path) -> str:
 class Guard:
     """ASGI middleware that lets in or answers with an error."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str, max_body_bytes: int) -> None:
+        self._app, self._token, self._max_body_bytes = app, token.encode(), max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request."""
@@ -76,6 +83,11 @@ class Guard:
             return HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin"
         if headers.get("sec-fetch-site") == "cross-site":
             return HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site"
+        # Bodies of unknown length are counted as they come (see app.py); one that says its length is not even read.
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_body_bytes:
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            return status, TOO_LARGE, code_for(status)
         if method in ("GET", "HEAD") and OPEN_ROUTES.fullmatch(path):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from pocketllm.api import generate, jobs, problems, status, texts
 from pocketllm.api.access import Guard
@@ -22,7 +23,6 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         description="Learns to write like its owner, on the owner's device.",
         default_response_class=PrettyJSONResponse,
         lifespan=lifespan,
-        max_body_size=services.settings.max_body_bytes,
         # The documentation pages would load scripts from elsewhere; /openapi.json is there, with the token.
         docs_url=None,
         redoc_url=None,
@@ -31,5 +31,8 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     for module in (status, texts, jobs, generate):
         app.include_router(module.router)
     problems.install(app)
-    app.add_middleware(Guard, token=token)
+    limit = services.settings.max_body_bytes
+    # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=limit)
+    app.add_middleware(Guard, token=token, max_body_bytes=limit)
     return app

@@ -42,7 +42,7 @@ class GenerateIn(BaseModel):
     )
 
     prompt: str | None = Field(None, min_length=1)
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
     top_p: float = Field(0.95, gt=0, le=1)

@@ -32,7 +32,7 @@ async def json_only(request: Request) -> None:
     """Refuse a body that does not say that it is JSON: a form on a web page cannot say so."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and (kind or await request.body()):
-        detail = f"Content-Type is {kind or 'missing'!r}; send application/json."
+        detail = f"Content-Type is {kind or 'missing'}; send application/json."
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
 
 

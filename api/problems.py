@@ -3,6 +3,7 @@
 The shape is RFC 9457's, with an `error` object beside it that OpenAI's client understands.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -28,8 +29,17 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
 )
 
 _RETRY_SECONDS = 5
-#: The most of a refused value that is said back.
+#: The most findings in one answer, and the most of a refused name or value that is said back.
+_FINDINGS = 5
 _VALUE_CHARACTERS = 60
+
+TOO_LARGE = "The request is too large (setting max_body_bytes). Send it in parts."
+
+#: Words for programs that are not the status's own name; these two names change with Python's version.
+_CODES = {
+    HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+}
 
 
 class Problem(Exception):
@@ -62,6 +72,11 @@ def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str |
     return ProblemResponse(problem_body(status, detail, code=code, param=param), status, headers)
 
 
+def code_for(status: HTTPStatus) -> str:
+    """A status as a word for programs."""
+    return _CODES.get(status, status.name.lower())
+
+
 def status_of(error: Exception) -> HTTPStatus:
     """The status that the table gives for an error."""
     return next(status for kind, status in STATUSES if isinstance(error, kind))
@@ -81,21 +96,27 @@ def install(app: FastAPI) -> None:
 
     async def own(_request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, Problem)
-        return problem_response(error.status, error.detail, code=error.status.name.lower(), param=error.param)
+        return problem_response(error.status, error.detail, code=code_for(error.status), param=error.param)
 
     async def invalid(_request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, RequestValidationError)
-        detail, param = explain(error.errors())
-        return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, detail, code="invalid_value", param=param)
+        # Without the first part of each place, which says whether it is in the body, the query or the path.
+        detail, param = explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        return problem_response(status, detail, code=code_for(status), param=param)
 
     async def http(_request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
-        return problem_response(status, _HINTS.get(status, error.detail), code=status.name.lower())
+        response = problem_response(status, _HINTS.get(status, error.detail), code=code_for(status))
+        response.headers.update(error.headers or {})  # such as Allow, which belongs to 405
+        return response
 
     async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
         detail = "Something went wrong inside the daemon; its log says what. Nothing that was answered 2xx is lost."
-        return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error")
+        response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error")
+        response.headers["Connection"] = "close"  # uvicorn closes it after an exception: no client may build on it
+        return response
 
     for kind in (storage.StorageError, daemon.DaemonError):
         app.add_exception_handler(kind, known)
@@ -106,22 +127,39 @@ def install(app: FastAPI) -> None:
 
 
 _HINTS = {
+    HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
     HTTPStatus.NOT_FOUND: "There is no such route. The README lists those there are.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This route does not take that method.",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The request is too large (setting max_body_bytes). Send it in parts.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,
 }
 
 
-def explain(problems: Any) -> tuple[str, str | None]:
-    """pydantic's findings as sentences, and the first field's name. Long values are cut."""
-    sentences, param = [], None
-    for problem in problems:
-        field = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
-        param = param or field
-        if problem["type"] == "json_invalid":
-            sentences.append(f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}.")
-            continue
-        value = repr(problem.get("input"))
-        shown = value if len(value) <= _VALUE_CHARACTERS else value[:_VALUE_CHARACTERS] + "..."
-        sentences.append(f"{field}: {problem['msg'].removeprefix('Value error, ')} (got {shown}).")
-    return " ".join(sentences), param
+#: pydantic speaks of Python's classes here.
+_NO_OBJECT = ("model_type", "model_attributes_type")
+
+
+def explain(findings: Sequence[Any]) -> tuple[str, str | None]:
+    """pydantic's findings as sentences, and the first one's field. What was sent is said back cut short."""
+    sentences = [_sentence(finding) for finding in findings[:_FINDINGS]]
+    if len(findings) > _FINDINGS:
+        sentences.append(f"And {len(findings) - _FINDINGS} more.")
+    return " ".join(sentences), _field(findings[0])
+
+
+def _sentence(finding: Any) -> str:
+    if finding["type"] == "json_invalid":
+        return f"The body is not valid JSON: {finding['ctx']['error']}."
+    wanted = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
+    message = wanted.removeprefix("Value error, ")
+    return f"{_field(finding) or 'body'}: {message} (got {_cut(repr(finding.get('input')))})."
+
+
+def _field(finding: Any) -> str | None:
+    """The field's name, with dots between its parts; None for the document as a whole."""
+    if finding["type"] == "json_invalid":  # its place is an offset
+        return None
+    return _cut(".".join(str(part) for part in finding["loc"])) or None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "..."

@@ -1,10 +1,11 @@
 """/texts: the owner's words come in, are listed, and go."""
 
 from http import HTTPStatus
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.context import Context
@@ -12,11 +13,11 @@ from pocketllm.api.problems import Problem, explain
 from pocketllm.api.schemas import AddedOut, DeletedOut, Page, TextOut
 from pocketllm.storage.texts import NewText
 
-T = TypeVar("T")
-
 router = APIRouter(tags=["texts"])
 
 DEFAULT_SOURCE = "unknown"
+#: The most texts in a request: it bounds the daemon's memory, and how long a worker waits for the database.
+MAX_TEXTS = 30_000
 
 
 class TextIn(BaseModel):
@@ -28,14 +29,17 @@ class TextIn(BaseModel):
     source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="Which app or place it is from.")
 
 
-_ONE = TypeAdapter(TextIn)
-_MANY = TypeAdapter(list[TextIn])
 _BODY_DOC = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {"anyOf": [_ONE.json_schema(), _MANY.json_schema()]},
+                "schema": {
+                    "anyOf": [
+                        TextIn.model_json_schema(),
+                        {"type": "array", "items": TextIn.model_json_schema(), "minItems": 1, "maxItems": MAX_TEXTS},
+                    ]
+                },
                 "example": {"text": "Wind west, glass rising.", "source": "notes"},
             },
             "application/x-ndjson": {"schema": {"type": "string"}},
@@ -55,10 +59,9 @@ async def add_texts(
     is for text/plain.
     """
     texts = parse(await request.body(), request.headers.get("content-type", ""), source)
-    limit = services.settings.max_text_bytes
-    for number, text in enumerate(texts):
-        check(text, number, limit)
-    new = [NewText(text=text.text, source=text.source) for text in texts]
+    for place, text in texts:
+        check(text, place, services.settings.max_text_bytes)
+    new = [NewText(text=text.text, source=text.source) for _, text in texts]
     added = await run_in_threadpool(services.store.texts.add, new, now=services.now())
     return AddedOut(ids=list(added.ids), created=added.created, duplicates=added.duplicates)
 
@@ -85,38 +88,38 @@ def delete_text(text_id: str, services: Context) -> DeletedOut:
     return DeletedOut(id=text_id)
 
 
-def parse(body: bytes, content_type: str, source: str) -> list[TextIn]:
-    """The texts in a request's body. Raises Problem, or ValidationError turned into one."""
+def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, TextIn]]:
+    """The texts in a request's body, each with the words that say where it stands. Raises Problem."""
     kind = content_type.partition(";")[0].strip().lower()
     text = _decoded(body)
     if kind == "text/plain":
-        return [TextIn(text=text, source=source)]
-    if kind in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        return _not_none([_validated(_ONE, line, f"line {number}: ") for number, line in lines])
+        return [("", TextIn(text=text, source=source))]
     if kind == "application/json":
-        if text.lstrip().startswith("["):
-            return _not_none(_validated(_MANY, text, ""))
-        return [_validated(_ONE, text, "")]
+        document = _parsed(text, "")
+        if not isinstance(document, list):
+            return [("", _validated(document, ""))]
+        placed = [(f"item {number}: ", item) for number, item in enumerate(document, 1)]
+        return [(place, _validated(item, place)) for place, item in _countable(placed)]
+    if kind in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
+        # Not splitlines(): a JSON text may hold other line separators as they are.
+        lines = [(f"line {number}: ", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return [(place, _validated(_parsed(line, place), place)) for place, line in _countable(lines)]
     raise Problem(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        f"Content-Type is {kind or 'missing'!r}; send application/json, application/x-ndjson or text/plain.",
+        f"Content-Type is {kind or 'missing'}; send application/json, application/x-ndjson or text/plain.",
     )
 
 
-def check(text: TextIn, number: int, limit: int) -> None:
-    """Refuse a text that is empty, too long, or cannot be stored as UTF-8. Raises Problem naming its place."""
-    field = f"text {number}"
+def check(text: TextIn, place: str, limit: int) -> None:
+    """Refuse a text that is empty or longer than `limit` bytes. Raises Problem naming its place."""
     if not text.text.strip():
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{field} is empty. Send some words.", param="text")
-    try:
-        size = len(text.text.encode())
-        text.source.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        detail = f"{field} has half of a surrogate pair at character {error.start}; it is not a Unicode text."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="text") from error
+        detail = f"{place}The text is empty. Send some words."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="text")
+    size = len(text.text.encode())
     if size > limit:
-        detail = f"{field} is {size:,} bytes; the longest allowed is {limit:,} (setting max_text_bytes). Split it."
+        detail = (
+            f"{place}The text is {size:,} bytes; the longest allowed is {limit:,} (setting max_text_bytes). Split it."
+        )
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param="text")
 
 
@@ -128,15 +131,28 @@ def _decoded(body: bytes) -> str:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
 
 
-def _validated(adapter: TypeAdapter[T], text: str, place: str) -> T:
+def _parsed(text: str, place: str) -> Any:
+    """The JSON document. It can hold no half of a surrogate pair: the parser refuses that, as UTF-8 would."""
     try:
-        return adapter.validate_json(text)
+        return from_json(text)
+    except ValueError as error:
+        detail = f"{place}This is not valid JSON: {error}."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
+
+
+def _validated(document: Any, place: str) -> TextIn:
+    try:
+        return TextIn.model_validate(document)
     except ValidationError as error:
         detail, param = explain(error.errors(include_url=False))
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
 
 
-def _not_none(texts: list[TextIn]) -> list[TextIn]:
-    if not texts:
+def _countable(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The items, unless there are none or too many of them."""
+    if not items:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no text in the body. Send at least one.")
-    return texts
+    if len(items) > MAX_TEXTS:
+        detail = f"These are {len(items):,} texts; at most {MAX_TEXTS:,} go into one request. Send them in parts."
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+    return items
