@@ -66,7 +66,7 @@ def decide(
         *_pause(settings, now, running, paused_at),
     ]
     since = {blocker.name: blocker.since for blocker in before.blockers}
-    return Verdict(blockers=tuple(replace(blocker, since=since.get(blocker.name, now)) for blocker in found))
+    return Verdict(blockers=tuple(replace(blocker, since=since.get(blocker.name, blocker.since)) for blocker in found))
 
 
 def _power(

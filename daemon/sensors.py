@@ -50,7 +50,7 @@ class PowerSensor:
         """True on external power; also where there is no supply and no battery at all, as on a desktop."""
         try:
             value = _on_external_power(self.folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: bytes that are no text
             return _unknown("power", None, self.folder, now, error)
         return Reading(name="power", value=value, unit=None, source=str(self.folder), at=now)
 
@@ -64,7 +64,7 @@ class BatterySensor:
     def read(self, now: datetime) -> Reading:
         """Percent; absent on a machine without a battery."""
         try:
-            levels = [float((battery / "capacity").read_text()) for battery in _batteries(self.folder)]
+            levels = [_percentage((battery / "capacity").read_text()) for battery in _batteries(self.folder)]
         except (OSError, ValueError) as error:
             return _unknown("battery", "%", self.folder, now, error)
         if not levels:
@@ -72,8 +72,6 @@ class BatterySensor:
                 name="battery", value=None, unit="%", source=str(self.folder), at=now, reason="no battery", absent=True
             )
         level = sum(levels) / len(levels)
-        if not 0 <= level <= 100:  # also catches NaN
-            return _unknown("battery", "%", self.folder, now, ValueError(f"{level} is not a percentage"))
         return Reading(name="battery", value=level, unit="%", source=str(self.folder), at=now)
 
 
@@ -87,7 +85,7 @@ class MemorySensor:
         """Bytes."""
         try:
             lines = dict(line.split(":", 1) for line in self.file.read_text().splitlines() if ":" in line)
-            value = float(lines["MemAvailable"].removesuffix("kB").strip()) * 1024
+            value = float(int(lines["MemAvailable"].removesuffix("kB")) * 1024)
         except (OSError, ValueError, KeyError) as error:
             return _unknown("memory", "bytes", self.file, now, error)
         return Reading(name="memory", value=value, unit="bytes", source=str(self.file), at=now)
@@ -103,7 +101,7 @@ def _on_external_power(folder: Path) -> bool:
     for supply in _supplies(folder):
         if _word(supply / "type") == "Battery":
             discharging = discharging or _discharging(supply)
-        elif _word(supply / "online") not in ("", "0"):  # 1: fixed voltage, 2: programmable
+        elif _word(supply / "online") in ("1", "2"):  # 1: fixed voltage, 2: programmable
             return True
     return not discharging
 
@@ -121,6 +119,13 @@ def _batteries(folder: Path) -> Iterator[Path]:
         of_the_machine = _word(supply / "type") == "Battery" and _word(supply / "scope") != "Device"
         if of_the_machine and _word(supply / "present") != "0":
             yield supply
+
+
+def _percentage(text: str) -> float:
+    level = float(text)
+    if not 0 <= level <= 100:  # also catches NaN
+        raise ValueError(f"{level} is not a percentage")
+    return level
 
 
 def _supplies(folder: Path) -> list[Path]:

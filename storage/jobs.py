@@ -102,11 +102,15 @@ class JobStore:
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
         return job
 
-    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime) -> None:
-        """Mark a running job as paused for these reasons. Raises WrongState when it is not running."""
+    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, moved: bool = False) -> None:
+        """Mark a running job as paused for these reasons. Raises WrongState when it is not running.
+
+        moved: it has made a step since it was started, so that earlier crashes no longer count.
+        """
         with self._database.write() as session:
             job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
             job.reasons = list(reasons)
+            job.attempts = 0 if moved else job.attempts
             _event(session, job_id, now, "paused", "; ".join(reasons))
 
     def explain(self, job_id: str, reasons: Sequence[str]) -> None:

@@ -24,8 +24,12 @@ class Store:
     def open(cls, path: Path) -> "Store":
         """Open the daemon's store, made or brought up to date if need be. Raises StorageError."""
         database = Database(path, durable=True)
-        with explained(path):
-            migrate(database)
+        try:
+            with explained(path):
+                migrate(database)
+        except Exception:
+            database.close()
+            raise
         return cls(database)
 
     @classmethod

@@ -1,0 +1,272 @@
+"""The gate: a table of what opens and closes it, and what holds for any readings whatever."""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pocketllm.daemon.gate import Verdict, decide
+from pocketllm.daemon.sensors import Reading
+from pocketllm.daemon.settings import GateSettings
+from tests.working import NOW
+
+MB = 1_000_000
+SETTINGS = GateSettings(
+    battery_start_percent=40,
+    battery_stop_percent=30,
+    memory_start_bytes=700 * MB,
+    memory_stop_bytes=150 * MB,
+    minimum_pause_seconds=60,
+)
+
+
+def reading(name: str, value: bool | float | None, *, absent: bool = False) -> Reading:
+    reason = "no battery" if absent else "PermissionError" if value is None else None
+    return Reading(name=name, value=value, unit=None, source="test", at=NOW, reason=reason, absent=absent)
+
+
+NO_BATTERY = reading("battery", None, absent=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All that the gate looks at; by default, everything is well."""
+
+    power: bool | None = True
+    battery: float | Reading | None = 80.0
+    memory: float | None = 4000.0 * MB
+    running: bool = False
+    immediate: bool = False
+    paused_seconds_ago: float | None = None
+    settings: GateSettings = SETTINGS
+    now: datetime = NOW
+    before: Verdict = field(default_factory=Verdict)
+
+    def decide(self) -> Verdict:
+        battery = self.battery if isinstance(self.battery, Reading) else reading("battery", self.battery)
+        ago = self.paused_seconds_ago
+        return decide(
+            [reading("power", self.power), battery, reading("memory", self.memory)],
+            self.settings,
+            now=self.now,
+            running=self.running,
+            immediate=self.immediate,
+            paused_at=None if ago is None else self.now - timedelta(seconds=ago),
+            before=self.before,
+        )
+
+
+def settings(**changed: Any) -> GateSettings:
+    return SETTINGS.model_copy(update=changed)
+
+
+ON_BATTERY = "not on external power"
+
+ROWS: dict[str, tuple[World, list[str]]] = {
+    "all is well": (World(), []),
+    "a desktop": (World(battery=NO_BATTERY), []),
+    # Power.
+    "charger out": (World(power=False), [ON_BATTERY]),
+    "charger out while running": (World(power=False, running=True), [ON_BATTERY]),
+    "charger out, and 'now'": (World(power=False, immediate=True), []),
+    "charger out, where the owner does not mind": (World(power=False, settings=settings(require_power=False)), []),
+    "power unknown": (World(power=None), ["power is unknown (PermissionError)"]),
+    "power unknown while running": (World(power=None, running=True), ["power is unknown (PermissionError)"]),
+    "power unknown, and 'now'": (World(power=None, immediate=True), []),
+    "power unknown, which is allowed": (World(power=None, settings=settings(train_when_unknown=("power",))), []),
+    "power unknown, where another may be": (
+        World(power=None, settings=settings(train_when_unknown=("battery", "memory"))),
+        ["power is unknown (PermissionError)"],
+    ),
+    # Battery: 40 to start, 30 to go on.
+    "battery at the level to start": (World(battery=40.0), []),
+    "battery under the level to start": (World(battery=39.0), ["battery 39 % is under 40 %"]),
+    "battery under the level to start while running": (World(battery=39.0, running=True), []),
+    "battery at the level to go on": (World(battery=30.0, running=True), []),
+    "battery under the level to go on": (World(battery=29.0, running=True), ["battery 29 % is under 30 %"]),
+    "low battery, 'now', charging": (World(battery=5.0, immediate=True), []),
+    "low battery, 'now', not charging": (
+        World(battery=29.0, immediate=True, power=False),
+        ["battery 29 % is under 30 %"],
+    ),
+    "low battery, 'now', perhaps charging": (
+        World(battery=29.0, immediate=True, power=None),
+        ["battery 29 % is under 30 %"],
+    ),
+    "middling battery, 'now', not charging": (World(battery=31.0, immediate=True, power=False), []),
+    "battery unknown": (World(battery=None), ["battery is unknown (PermissionError)"]),
+    "battery unknown, 'now', charging": (World(battery=None, immediate=True), []),
+    "battery unknown, 'now', not charging": (
+        World(battery=None, immediate=True, power=False),
+        ["battery is unknown (PermissionError)"],
+    ),
+    "battery unknown, which is allowed": (World(battery=None, settings=settings(train_when_unknown=("battery",))), []),
+    # Memory: 700 MB to start, 150 MB to go on.
+    "memory at the level to start": (World(memory=700.0 * MB), []),
+    "memory under the level to start": (
+        World(memory=699.0 * MB),
+        ["699 MB of memory available, under 700 MB"],
+    ),
+    "memory under the level to start while running": (World(memory=699.0 * MB, running=True), []),
+    "memory under the level to go on": (
+        World(memory=149.0 * MB, running=True),
+        ["149 MB of memory available, under 150 MB"],
+    ),
+    "little memory, and 'now'": (
+        World(memory=699.0 * MB, immediate=True),
+        ["699 MB of memory available, under 700 MB"],
+    ),
+    "memory unknown": (World(memory=None), ["memory is unknown (PermissionError)"]),
+    "memory unknown, and 'now'": (World(memory=None, immediate=True), ["memory is unknown (PermissionError)"]),
+    "memory unknown, which is allowed": (World(memory=None, settings=settings(train_when_unknown=("memory",))), []),
+    # The minimum pause.
+    "paused just now": (World(paused_seconds_ago=0), ["paused 0 s ago; 60 s to wait"]),
+    "paused a while ago": (World(paused_seconds_ago=45), ["paused 45 s ago; 15 s to wait"]),
+    "paused long enough ago": (World(paused_seconds_ago=60), []),
+    "paused later than now: the clock was set back": (World(paused_seconds_ago=-5), []),
+    "paused just now, and running again": (World(paused_seconds_ago=1, running=True), []),
+    "no minimum pause": (World(paused_seconds_ago=0, settings=settings(minimum_pause_seconds=0)), []),
+    # All at once.
+    "all is ill": (
+        World(power=False, battery=5.0, memory=1.0 * MB, paused_seconds_ago=1),
+        [
+            ON_BATTERY,
+            "battery 5 % is under 40 %",
+            "1 MB of memory available, under 700 MB",
+            "paused 1 s ago; 59 s to wait",
+        ],
+    ),
+    "all is unknown": (
+        World(power=None, battery=None, memory=None),
+        [f"{name} is unknown (PermissionError)" for name in ("power", "battery", "memory")],
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_verdict(row: str) -> None:
+    world, reasons = ROWS[row]
+    verdict = world.decide()
+    assert verdict.reasons == reasons
+    assert verdict.allowed is (not reasons)
+
+
+def test_a_blocker_says_what_it_is_and_where_the_level_is() -> None:
+    [blocker] = World(battery=31.0).decide().blockers
+    assert (blocker.name, blocker.value, blocker.threshold, blocker.unit) == ("battery", 31.0, 40, "%")
+    [blocker] = World(memory=5.0 * MB).decide().blockers
+    assert (blocker.name, blocker.value, blocker.threshold, blocker.unit) == ("memory", 5 * MB, 700 * MB, "bytes")
+    [blocker] = World(power=False).decide().blockers
+    assert (blocker.name, blocker.value, blocker.threshold) == ("power", False, None)
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def since(verdict: Verdict) -> dict[str, datetime]:
+    return {blocker.name: blocker.since for blocker in verdict.blockers}
+
+
+def test_since_stays_while_a_blocker_stands_and_is_new_after_it_went() -> None:
+    verdict = World(power=False).decide()
+    assert since(verdict) == {"power": NOW}
+    verdict = World(power=False, battery=5.0, now=later(10), before=verdict).decide()
+    assert since(verdict) == {"power": NOW, "battery": later(10)}
+    verdict = World(battery=4.0, now=later(20), before=verdict).decide()
+    assert since(verdict) == {"battery": later(10)}
+    verdict = World(power=False, battery=4.0, now=later(30), before=verdict).decide()
+    assert since(verdict) == {"power": later(30), "battery": later(10)}
+
+
+def test_a_minimum_pause_stands_since_the_pause_began() -> None:
+    verdict = World(paused_seconds_ago=2, now=later(2)).decide()
+    assert since(verdict) == {"minimum pause": NOW}
+    assert since(World(paused_seconds_ago=4, now=later(4), before=verdict).decide()) == {"minimum pause": NOW}
+
+
+PERCENT = st.floats(0, 100)
+BYTES = st.floats(0, 4e9)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Any world that settings and sensors allow."""
+    battery_stop, battery_start = sorted((draw(PERCENT), draw(PERCENT)))
+    memory_stop, memory_start = sorted((draw(st.integers(0, 4 * 10**9)), draw(st.integers(0, 4 * 10**9))))
+    return World(
+        power=draw(st.sampled_from([True, False, None])),
+        battery=draw(st.none() | st.just(NO_BATTERY) | PERCENT),
+        memory=draw(st.none() | BYTES),
+        running=draw(st.booleans()),
+        immediate=draw(st.booleans()),
+        paused_seconds_ago=draw(st.none() | st.floats(-1000, 1000)),
+        settings=GateSettings(
+            require_power=draw(st.booleans()),
+            battery_start_percent=battery_start,
+            battery_stop_percent=battery_stop,
+            memory_start_bytes=memory_start,
+            memory_stop_bytes=memory_stop,
+            minimum_pause_seconds=draw(st.floats(0, 1000)),
+            train_when_unknown=tuple(draw(st.sets(st.sampled_from(["power", "battery", "memory"])))),
+        ),
+    )
+
+
+# A machine that is busy with other things is no reason to fail.
+any_world = hypothesis_settings(deadline=None)
+
+
+@any_world
+@given(worlds())
+def test_it_is_open_exactly_when_nothing_speaks_against_it(world: World) -> None:
+    verdict = world.decide()
+    assert verdict.allowed is (len(verdict.blockers) == 0)
+    names = [blocker.name for blocker in verdict.blockers]
+    assert len(set(names)) == len(names)
+    assert all(blocker.message and blocker.since <= world.now for blocker in verdict.blockers)
+    assert world.decide() == verdict
+
+
+@any_world
+@given(worlds(), st.floats(0, 1), st.floats(0, 1))
+def test_a_running_job_is_not_blocked_by_a_level_between_stop_and_start(world: World, b: float, m: float) -> None:
+    limits = world.settings
+    battery = between(limits.battery_stop_percent, limits.battery_start_percent, b)
+    memory = between(limits.memory_stop_bytes, limits.memory_start_bytes, m)
+    verdict = replace(world, running=True, battery=battery, memory=memory).decide()
+    assert {blocker.name for blocker in verdict.blockers} <= {"power"}
+
+
+def between(low: float, high: float, share: float) -> float:
+    return min(high, low + (high - low) * share)
+
+
+@any_world
+@given(worlds())
+def test_a_value_under_stop_blocks_whether_running_or_not(world: World) -> None:
+    names = {blocker.name for blocker in world.decide().blockers}
+    if world.memory is not None and world.memory < world.settings.memory_stop_bytes:
+        assert "memory" in names
+    charging_now = world.immediate and world.power
+    if isinstance(world.battery, float) and world.battery < world.settings.battery_stop_percent and not charging_now:
+        assert "battery" in names
+
+
+@any_world
+@given(worlds())
+def test_what_may_start_may_go_on(world: World) -> None:
+    if replace(world, running=False).decide().allowed:
+        assert replace(world, running=True).decide().allowed
+
+
+@any_world
+@given(worlds())
+def test_what_is_unknown_blocks_unless_it_is_allowed(world: World) -> None:
+    unknown = replace(world, memory=None)
+    blocked = any(blocker.name == "memory" for blocker in unknown.decide().blockers)
+    assert blocked is ("memory" not in world.settings.train_when_unknown)

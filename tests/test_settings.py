@@ -1,0 +1,188 @@
+"""Settings from the command line, the environment and the file: which wins, and how a bad one is refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.daemon.errors import BadSettings
+from pocketllm.daemon.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of settings, not yet there, and an environment without any."""
+    for name in [name for name in os.environ if name.startswith("POCKETLLM_")]:
+        monkeypatch.delenv(name)
+    path = tmp_path / "config.toml"
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(path))
+    return path
+
+
+def refused(overrides: dict[str, Any] | None = None) -> str:
+    """The sentence with which the settings are refused."""
+    with pytest.raises(BadSettings) as caught:
+        load_settings(overrides or {})
+    return str(caught.value)
+
+
+def test_the_defaults_are_valid() -> None:
+    settings = load_settings({})
+    assert (settings.port, settings.model) == (2407, "smollm2-135m-instruct")
+    assert settings.gate.battery_start_percent > settings.gate.battery_stop_percent
+    assert settings.gate.memory_start_bytes > settings.gate.memory_stop_bytes
+    assert settings.gate.require_power
+    assert settings.gate.train_when_unknown == ()
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    settings = Settings.model_fields | load_settings({}).training.__class__.model_fields
+    settings |= load_settings({}).gate.__class__.model_fields
+    silent = [name for name, field in settings.items() if not field.description and name not in ("training", "gate")]
+    assert silent == []
+
+
+def test_command_line_over_environment_over_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text('port = 1\nmodel = "of the file"\nlog_level = "error"\n')
+    monkeypatch.setenv("POCKETLLM_PORT", "2")
+    monkeypatch.setenv("POCKETLLM_MODEL", "of the environment")
+    settings = load_settings({"port": 3})
+    assert (settings.port, settings.model, settings.log_level) == (3, "of the environment", "error")
+
+
+def test_a_table_is_filled_from_all_three(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("[training]\nsteps = 1\nbatch = 11\nrank = 21\n")
+    monkeypatch.setenv("POCKETLLM_TRAINING__STEPS", "2")
+    monkeypatch.setenv("POCKETLLM_TRAINING__BATCH", "12")
+    training = load_settings({"training": {"steps": 3}}).training
+    assert (training.steps, training.batch, training.rank, training.block_tokens) == (3, 12, 21, 64)
+
+
+def test_a_list_in_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLLM_GATE__TRAIN_WHEN_UNKNOWN", '["power", "battery"]')
+    assert load_settings({}).gate.train_when_unknown == ("power", "battery")
+    monkeypatch.setenv("POCKETLLM_GATE__TRAIN_WHEN_UNKNOWN", "power")
+    sentence = refused()
+    assert "POCKETLLM_ variable" in sentence and '"gate"' in sentence and "JSON" in sentence
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLLM_DATA_DIR", "")
+    monkeypatch.setenv("POCKETLLM_PORT", "")
+    settings = load_settings({})
+    assert settings.data_dir.is_absolute()
+    assert settings.port == 2407
+
+
+@pytest.mark.parametrize(
+    ("toml", "key", "value"),
+    [
+        ("port = -1", "port", "-1"),
+        ("port = 65536", "port", "65536"),
+        ('port = "http"', "port", "'http'"),
+        ('log_level = "loud"', "log_level", "'loud'"),
+        ("tick_seconds = 0", "tick_seconds", "0"),
+        ("tick_seconds = nan", "tick_seconds", "nan"),
+        ("keep_alive_seconds = -5", "keep_alive_seconds", "-5"),
+        ("max_text_bytes = 0", "max_text_bytes", "0"),
+        ("max_waiting = -1", "max_waiting", "-1"),
+        ("data_dir = 5", "data_dir", "5"),
+        ('data_dir = "~nobody-here/x"', "data_dir", "'~nobody-here/x'"),
+        ("training = 5", "training", "5"),
+        ("[training]\nsteps = 0", "training.steps", "0"),
+        ("[training]\nsteps = 1.5", "training.steps", "1.5"),
+        ("[training]\nblock_tokens = 1", "training.block_tokens", "1"),
+        ("[training]\nrank = 0", "training.rank", "0"),
+        ("[training]\nepsilon = 0", "training.epsilon", "0"),
+        ("[training]\nstep_size = 1", "training.step_size", "1"),
+        ("[training]\ntargets = []", "training.targets", "[]"),
+        ("[training]\nmemory_bytes = 1", "training.memory_bytes", "1"),
+        ("[gate]\nbattery_start_percent = 101", "gate.battery_start_percent", "101"),
+        ("[gate]\nbattery_stop_percent = nan", "gate.battery_stop_percent", "nan"),
+        ("[gate]\nminimum_pause_seconds = -1", "gate.minimum_pause_seconds", "-1"),
+        ("[gate]\nrequire_power = 3", "gate.require_power", "3"),
+        ('[gate]\ntrain_when_unknown = ["idle"]', "gate.train_when_unknown.0", "'idle'"),
+        # A key that there is not: a typing error must not go unnoticed.
+        ("prot = 2407", "prot", "2407"),
+        ("[training]\nstep = 5", "training.step", "5"),
+        ("[gates]\nrequire_power = false", "gates", "{'require_power': False}"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(config: Path, toml: str, key: str, value: str) -> None:
+    config.write_text(toml)
+    assert f"Setting {key} has the value {value}: " in refused()
+
+
+def test_a_bad_variable_and_a_bad_argument_are_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLLM_TRAINING__STEPS", "many")
+    assert "Setting training.steps has the value 'many': " in refused()
+    monkeypatch.setenv("POCKETLLM_TRAINING__STEPS", "5")
+    assert "Setting port has the value 70000: " in refused({"port": 70000})
+
+
+def test_every_bad_setting_is_named_at_once(config: Path) -> None:
+    config.write_text("port = -1\n[training]\nsteps = 0\n")
+    sentence = refused()
+    assert "Setting port " in sentence and "Setting training.steps " in sentence
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [("battery_start_percent", "battery_stop_percent"), ("memory_start_bytes", "memory_stop_bytes")]
+)
+def test_levels_that_contradict_each_other_are_both_named(config: Path, start: str, stop: str) -> None:
+    config.write_text(f"[gate]\n{start} = 20\n{stop} = 21\n")
+    assert f"{stop} (21) is above {start} (20)" in refused().replace(".0", "")
+
+
+def test_equal_levels_are_allowed(config: Path) -> None:
+    config.write_text("[gate]\nbattery_start_percent = 50\nbattery_stop_percent = 50\n")
+    assert load_settings({}).gate.battery_start_percent == 50
+
+
+@pytest.mark.parametrize("content", [b"port = ", b"[gate", b"\xff\xfe", b"port = 1\nport = 2"])
+def test_a_file_that_is_no_toml_is_named(config: Path, content: bytes) -> None:
+    config.write_bytes(content)
+    assert refused().startswith(f"{config} cannot be read: ")
+
+
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may read whatever has only its mode against it; this gives an error to everybody.
+    monkeypatch.setenv("POCKETLLM_CONFIG", "/proc/self/mem")
+    assert refused().startswith("/proc/self/mem cannot be read: ")
+
+
+def test_the_home_directory_may_be_written_as_usual(config: Path) -> None:
+    config.write_text('data_dir = "~/texts"')
+    assert load_settings({}).data_dir == Path.home() / "texts"
+
+
+@pytest.mark.parametrize(
+    ("variables", "data_dir", "config_file"),
+    [
+        ({}, "home/.local/share/pocketllm", "home/.config/pocketllm/config.toml"),
+        ({"XDG_DATA_HOME": "data"}, "data/pocketllm", "home/.config/pocketllm/config.toml"),
+        ({"XDG_CONFIG_HOME": "config"}, "home/.local/share/pocketllm", "config/pocketllm/config.toml"),
+    ],
+)
+def test_files_lie_where_the_desktop_standard_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], data_dir: str, config_file: str
+) -> None:
+    monkeypatch.delenv("POCKETLLM_CONFIG")
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, folder in {"HOME": "home", **variables}.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    path = tmp_path / config_file
+    path.parent.mkdir(parents=True)
+    path.write_text("port = 77")
+    settings = load_settings({})
+    assert (settings.data_dir, settings.port) == (tmp_path / data_dir, 77)
+
+
+def test_settings_do_not_change() -> None:
+    settings = load_settings({})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 5  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        settings.gate.require_power = False  # type: ignore[misc]
