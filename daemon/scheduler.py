@@ -77,10 +77,12 @@ class Scheduler:
                 self._ended(ended, now)
             self._queue_if_enough(now)
             self.readings = [sensor.read(now) for sensor in self._sensors]
-            job = self._next_job()
-            self.verdict = self._decide(job, now)
-            if job is not None:
-                self._move(job, now)
+            queue = self._store.jobs.open()
+            self.verdict = self._decide(queue[0] if queue else None, now)
+            if queue:
+                self._move(queue[0], now)
+            for waiting in queue[1:]:
+                self._explain(waiting, [f"waits for {queue[0].id}"])
 
     def request(self, *, steps: int | None, seed: int | None, immediate: bool, now: datetime) -> Job:
         """Queue a job for the owner. Raises NothingToLearn or ModelNotReady."""
@@ -141,10 +143,6 @@ class Scheduler:
             return self._store.texts.new_words_since(last[0].finished_at)
         return self._store.texts.counts().new_words
 
-    def _next_job(self) -> Job | None:
-        open_jobs = self._store.jobs.open()
-        return open_jobs[0] if open_jobs else None
-
     def _decide(self, job: Job | None, now: datetime) -> Verdict:
         verdict = decide(
             self.readings,
@@ -170,8 +168,13 @@ class Scheduler:
             return  # its reasons say when it is tried again; a longer wait comes of a clock that was set back
         elif self.verdict.allowed:
             self._start(job, now)
-        elif job.reasons != self.verdict.reasons:
-            self._store.jobs.explain(job.id, self.verdict.reasons)
+        else:
+            self._explain(job, self.verdict.reasons)
+
+    def _explain(self, job: Job, reasons: list[str]) -> None:
+        """Write down why a job waits, if that is news."""
+        if job.reasons != reasons:
+            self._store.jobs.explain(job.id, reasons)
 
     def _start(self, job: Job, now: datetime) -> None:
         serving = self._store.adapters.serving(job.model)

@@ -20,7 +20,7 @@ MB = 10**6
 
 def _expanded(path: Path) -> Path:
     try:
-        return path.expanduser()  # in the file and in a unit's Environment= no shell does it
+        return path.expanduser().absolute()  # in the file and in a unit's Environment= no shell does it
     except RuntimeError as error:
         raise ValueError("there is no such home directory") from error
 

@@ -53,7 +53,8 @@ class Database:
 
 
 def _create_engine(path: Path, *, synchronous: str) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    # hide_parameters: the message of a failed INSERT would otherwise carry the owner's text into the log.
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def configure(connection: SqliteConnection, _record: object) -> None:

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pocketllm.storage.tables import Adapter, Outcome, Step
-from tests.running import NOON, Document, Rehearsal, assert_problem, rehearsal
+from tests.running import Document, Rehearsal, assert_problem, rehearsal
 from tests.tiny_models import tiny_native
 
 WORDS_WANTED = 20
@@ -395,8 +394,3 @@ def test_jobs_hold_nothing_of_the_texts(api: Rehearsal) -> None:
     api.tick()
     for path in ("/jobs", f"/jobs/{identity}", "/status", "/health"):
         assert "xyzzy" not in api.get(path, token=None).text
-
-
-def test_times_are_the_clocks(api: Rehearsal) -> None:
-    api.clock.now = NOON + timedelta(days=1, microseconds=5)
-    assert ask(api)["created_at"] == "2026-03-02T12:00:00.000005Z"

@@ -3,7 +3,7 @@
 import json
 import random
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip())
-SOURCES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=200)
+SOURCES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 
 
 def test_whatever_text_comes_in_comes_out_the_same(shared: Rehearsal) -> None:
@@ -153,9 +153,14 @@ def test_the_same_text_twice_is_one(api: Rehearsal) -> None:
 
 
 def test_the_same_text_from_two_sources_is_two(api: Rehearsal) -> None:
-    answer = api.post("/texts", json=[{"text": "a", "source": "s"}, {"text": "a", "source": "t"}]).json()
-    assert len(set(answer["ids"])) == 2
-    assert answer["created"] == 2
+    for first, second in (
+        ({"text": "a", "source": "s"}, {"text": "a", "source": "t"}),
+        # The same characters, cut elsewhere.
+        ({"text": "b\0c", "source": "a"}, {"text": "c", "source": "a\0b"}),
+    ):
+        answer = api.post("/texts", json=[first, second]).json()
+        assert len(set(answer["ids"])) == 2
+        assert answer["created"] == 2
 
 
 def test_a_text_that_was_deleted_can_come_again(api: Rehearsal) -> None:
@@ -172,7 +177,6 @@ FAULTY = [
     pytest.param({"text": "\N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}"}, "empty", "text", id="blank beyond ASCII"),
     pytest.param({"text": 5}, "valid string (got 5)", "text", id="number"),
     pytest.param({"text": None}, "valid string (got None)", "text", id="null"),
-    pytest.param({"text": ["a"]}, "valid string", "text", id="list as text"),
     pytest.param({}, "text: Field required", "text", id="missing"),
     pytest.param({"text": "a", "tags": ["b"]}, "tags: Extra inputs are not permitted", "tags", id="unknown field"),
     pytest.param({"text": "a", "source": ""}, "source: String should have at least 1", "source", id="no source"),
@@ -262,12 +266,11 @@ def test_the_longest_text_is_counted_in_bytes(api: Rehearsal, character: str) ->
 @pytest.mark.parametrize("told", [True, False], ids=["with its length", "in chunks"])
 @pytest.mark.parametrize("path", ["/texts", "/jobs", "/generate"])
 def test_ten_megabytes_are_refused(api: Rehearsal, path: str, told: bool) -> None:
-    class Chunks:
-        async def __aiter__(self) -> Any:
-            for _ in range(10):
-                yield b" " * 10**6
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 10**6
 
-    content = b" " * 10**7 if told else Chunks()
+    content = b" " * 10**7 if told else chunks()
     kind = "text/plain" if path == "/texts" else "application/json"
     response = api.post(path, content=content, headers={"content-type": kind})
     document = assert_problem(response, 413, "too_large")
@@ -315,6 +318,7 @@ def page(api: Rehearsal, **query: Any) -> tuple[list[str], str | None]:
 
 
 def test_paging_newest_first(api: Rehearsal) -> None:
+    assert api.get("/texts").json() == {"data": [], "has_more": False, "next": None}
     for number in range(7):
         api.add(f"note {number}")
         api.clock.advance(1)
@@ -350,10 +354,6 @@ def test_a_listed_text_has_all_its_fields(api: Rehearsal) -> None:
         "words": 4,
         "created_at": "2026-03-01T12:00:00Z",
     }
-
-
-def test_an_empty_list(api: Rehearsal) -> None:
-    assert api.get("/texts").json() == {"data": [], "has_more": False, "next": None}
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "501", "many", "1.5", ""])

@@ -91,18 +91,6 @@ def test_it_says_where_it_is(idle: Daemon) -> None:
     assert idle.stranger.get("/health").json() == {"status": "ok", "version": __version__, "pid": idle.process.pid}
 
 
-def test_it_listens_on_loopback_alone(idle: Daemon) -> None:
-    port = json.loads((idle.folder / "daemon.json").read_text())["port"]
-    wanted = f":{port:04X}"
-    listening = [
-        columns[1]
-        for table in ("tcp", "tcp6")
-        for columns in map(str.split, Path(f"/proc/{idle.process.pid}/net/{table}").read_text().splitlines()[1:])
-        if columns[3] == "0A" and columns[1].endswith(wanted)
-    ]
-    assert listening == [f"0100007F{wanted}"]
-
-
 def test_its_files_are_its_owners_alone(idle: Daemon) -> None:
     assert stat.S_IMODE(idle.folder.stat().st_mode) == 0o700
     for name in ("pocketllm.db", "tokens.json", "daemon.json", "daemon.lock"):
@@ -118,41 +106,6 @@ def test_it_is_small_while_it_idles(idle: Daemon) -> None:
     assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
     assert children(pid) == []
     assert resident_bytes(pid) < 100 * MB
-
-
-def test_answers_do_not_wait_for_the_network(idle: Daemon) -> None:
-    """Between two programs on one device, Nagle's algorithm costs 40 ms an answer."""
-    seconds = sorted(idle.client.get("/health").elapsed.total_seconds() for _ in range(40))
-    assert seconds[len(seconds) // 4] < 0.03
-
-
-def test_a_body_that_is_too_large_is_answered_while_it_is_being_sent(idle: Daemon) -> None:
-    before = idle.status()["texts"]["count"]
-    headers = {"content-type": "text/plain"}
-    for content in (b"a" * 10**7, iter([b"a" * 10**6] * 10)):
-        response = idle.client.post("/texts", content=content, headers=headers)
-        assert_problem(response, 413, "too_large")
-    assert idle.status()["texts"]["count"] == before
-
-
-@pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        (b"GET /health HTTP/1.0\r\n\r\n", b"403"),  # no Host
-        (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", b"403"),
-        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200"),
-        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
-        (b"GET /texts HTTP/1.1\r\nHost: localhost\r\n\r\n", b"401"),
-        (b"no HTTP at all\r\n\r\n", b"400"),
-    ],
-)
-def test_what_comes_over_the_wire(idle: Daemon, request_bytes: bytes, status: bytes) -> None:
-    port = json.loads((idle.folder / "daemon.json").read_text())["port"]
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(request_bytes)
-        first_line = connection.makefile("rb").readline()
-    assert first_line.split()[1] == status
-    assert idle.stranger.get("/health").status_code == 200
 
 
 def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
@@ -330,7 +283,7 @@ def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(fold
     with running(folder, **SMALL_JOB) as daemon:
         post_notes(daemon)
         assert daemon.client.post("/generate", json={"prompt": "The wind", "max_tokens": 2}).status_code == 200
-        job = daemon.start_job(steps=600, seed=1)
+        job = daemon.start_job(steps=300, seed=1)
         worker = daemon.wait_for_step(job)
         started = children(daemon.process.pid)
         assert worker in started and len(started) == 2
@@ -341,10 +294,10 @@ def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(fold
 
     with closing(sqlite3.connect(folder / "pocketllm.db")) as database:
         [(done,)] = database.execute("SELECT max(step) FROM step").fetchall()
-    assert 0 < done < 600
+    assert 0 < done < 300
     with running(folder, **SMALL_JOB) as daemon:
         finished = daemon.wait_for_job(job, "succeeded")
-    assert finished["step"] == 600
+    assert finished["step"] == 300
     kinds = [event["kind"] for event in finished["events"]]
     assert kinds.count("started") == kinds.count("paused") == kinds.count("resumed") == 1
     assert next(event for event in finished["events"] if event["kind"] == "paused")["message"] == (
@@ -359,11 +312,11 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
         size = sum(file.stat().st_size for file in folder.glob("pocketllm.db*"))
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (size, hard))
-        for _ in range(2):
-            document = assert_problem(
-                daemon.client.post("/texts", json={"text": "too much " * 50_000}), 500, "internal_error"
-            )
+        too_much = [{"text": f"SECRET {i} " + "too much " * 90_000} for i in range(5)]
+        for body in (too_much, too_much[0]):
+            document = assert_problem(daemon.client.post("/texts", json=body), 500, "internal_error")
             assert "2xx" in document["detail"]
+        assert "SECRET" not in daemon.log
         assert daemon.client.get("/health").status_code == 200
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         assert daemon.client.post("/texts", json={"text": "from after"}).status_code == 201
