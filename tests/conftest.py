@@ -28,4 +28,3 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
 def _nothing_of_the_developers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the tests alone."""
     monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "no-config.toml"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -18,8 +18,12 @@ from tests.tiny_models import CHAT_TEMPLATE, edit_json, tiny_native
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 300.0
-#: So many tokens last until they are broken off.
-ENDLESS = GenerationRequest(prompt="Wind", max_tokens=8000, temperature=0, seed=1)
+#: Generous: a busy machine takes ten times as long as an idle one to import torch.
+TIMEOUT_SECONDS = 60.0
+#: The model's context, in tokens.
+CONTEXT = 32_768
+#: Far more than a test waits for: if it were not broken off, the next request would not be answered in time.
+ENDLESS = GenerationRequest(prompt="Wind", max_tokens=CONTEXT - 100, temperature=0, seed=1)
 SHORT = GenerationRequest(prompt="Wind", max_tokens=8, temperature=1.0, seed=1)
 
 
@@ -71,7 +75,7 @@ async def first_piece(events: AsyncGenerator[Piece | Done]) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model `tiny`, whose context is wide enough for an endless answer."""
     folder = tmp_path_factory.mktemp("models")
-    edit_json(tiny_native(folder) / "config.json", max_position_embeddings=16_384)
+    edit_json(tiny_native(folder) / "config.json", max_position_embeddings=CONTEXT)
     return folder
 
 
@@ -83,7 +87,7 @@ def bench(models: Path) -> Iterator[Bench]:
 
         def run(awaitable: Awaitable[T]) -> T:
             async def bounded() -> T:
-                return await asyncio.wait_for(awaitable, 90)
+                return await asyncio.wait_for(awaitable, TIMEOUT_SECONDS)
 
             return runner.run(bounded())
 
@@ -133,9 +137,9 @@ def test_another_seed_gives_another_text(bench: Bench) -> None:
 def test_a_faulty_request_is_refused_and_the_process_survives(bench: Bench, tmp_path: Path) -> None:
     bench.answer(SHORT)
     pid = bench.generator.pid
-    too_long = GenerationRequest(prompt="x" * 20_000, max_tokens=8)
+    too_long = GenerationRequest(prompt="x" * CONTEXT, max_tokens=8)
     no_adapter = GenerationRequest(prompt="Wind", adapter=tmp_path / "none")
-    with pytest.raises(BadGeneration, match=r"20001 tokens .* exceed the model's context of 16384 tokens"):
+    with pytest.raises(BadGeneration, match=rf"{CONTEXT + 1} tokens .* exceed the model's context of {CONTEXT} tokens"):
         bench.answer(too_long)
     with pytest.raises(BadGeneration, match="none cannot be read"):
         bench.answer(no_adapter)

@@ -200,10 +200,11 @@ def test_the_owners_now_goes_before_older_jobs_and_without_the_charger(house: Ho
     assert house.job(older).state is JobState.QUEUED
 
 
-def test_the_owners_now_does_not_interrupt_the_job_that_runs(house: House, running: str) -> None:
+def test_the_owners_now_does_not_interrupt_the_job_that_runs_and_says_that_it_waits(house: House, running: str) -> None:
     now = house.request(immediate=True)
     house.tick()
     assert (house.runner.killed, house.runner.job_id) == ([], running)
+    assert (house.job(running).reasons, house.job(now).reasons) == ([], [f"waits for {running}"])
     house.succeed(running)
     house.tick()
     assert house.runner.started == [running, now]
@@ -397,9 +398,3 @@ def test_a_job_that_ends_just_before_the_close_has_ended(house: House, running: 
     house.succeed(running)
     house.scheduler.close(house.clock.now)
     assert (house.job(running).state, house.runner.pid) == (JobState.SUCCEEDED, None)
-
-
-def test_a_job_behind_another_says_so(house: House, running: str) -> None:
-    second = house.request()
-    house.tick()
-    assert (house.job(running).reasons, house.job(second).reasons) == ([], [f"waits for {running}"])
