@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MARKER = ".pocketllm-demo"
 FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
 SERVE = (sys.executable, "-m", "pocketllm", "serve")
-DEFAULT_STEPS = 300
+DEFAULT_STEPS = 240
 STALL_SECONDS = 90.0  # nobody should look at a bar that waits for longer than this
 
 # Openings in the voice of the sample notes; none of them stands there.
@@ -192,16 +192,25 @@ def show_job(console: "Console", job: Document, folder: str | None) -> None:
     console.print(outcome(job, folder))
 
 
+def own_command() -> str:
+    """How the reader's shell finds this program: by its name, or, in an environment that is not active, by its path."""
+    script = Path(sys.executable).with_name("pocketllm")
+    if not script.exists() or shutil.which("pocketllm") == str(script):
+        return "pocketllm"
+    below = script.is_relative_to(Path.cwd())
+    return shlex.quote(str(script.relative_to(Path.cwd()) if below else script))
+
+
 def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
     """Print how long it all took and what to try, as lines to copy."""
     from pocketllm.views import duration_text
 
-    folder = shlex.quote(str(data_dir))
-    owner = f'-H "Authorization: Bearer $(pocketllm token --data-dir {folder})"'
+    folder, command = shlex.quote(str(data_dir)), own_command()
+    owner = f'-H "Authorization: Bearer $({command} token --data-dir {folder})"'
     body = "-H 'Content-Type: application/json' -d"
     lines = [
         f"\nThe whole took {duration_text(seconds)}. The daemon is stopped. Start it again on this folder:",
-        f"  pocketllm serve --data-dir {folder}",
+        f"  {command} serve --data-dir {folder}",
         "and in another terminal see the job, ask the personal model, and give it words of yours:",
         f"  curl {DEFAULT_URL}/jobs",
         f'  curl {owner} {body} \'{{"prompt": "Calm, glass rising. The ferry"}}\' {DEFAULT_URL}/generate',

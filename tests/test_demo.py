@@ -4,6 +4,8 @@ import io
 import json
 import os
 import signal
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +78,9 @@ def test_the_whole_way(demo: Demo) -> None:
 def test_the_next_steps_can_be_copied(demo: Demo) -> None:
     demo.run(following(RUNNING, SUCCEEDED))
     lines = [line.strip() for line in demo.text.splitlines()]
-    assert f"pocketllm serve --data-dir '{demo.data_dir}'" in lines
+    [serve] = [shlex.split(line) for line in lines if " serve --data-dir " in line]
+    assert shutil.which(serve[0])  # also where the environment is not active
+    assert serve[1:] == ["serve", "--data-dir", str(demo.data_dir)]
     curls = [line for line in lines if line.startswith("curl ")]
     assert len(curls) == 3
     for line in curls:

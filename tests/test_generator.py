@@ -207,7 +207,7 @@ def test_a_request_that_is_cancelled_while_it_waits_leaves_the_queue(bench: Benc
             await first_piece(events)
             for _ in range(3):
                 waiting = asyncio.create_task(whole(bench.generator, SHORT))
-                await anext(events)  # lets it come to its turn
+                await asyncio.sleep(0)  # lets it come to where it waits
                 waiting.cancel()
                 assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
 
@@ -220,7 +220,7 @@ def test_requests_are_answered_one_by_one_and_one_too_many_is_refused(bench: Ben
         async with aclosing(bench.generator.generate(ENDLESS)) as events:
             await first_piece(events)
             waiting = asyncio.create_task(whole(bench.generator, SHORT))
-            await first_piece(events)
+            await asyncio.sleep(0)  # lets it come to where it waits
             with pytest.raises(GeneratorBusy, match="Too many requests"):
                 await whole(bench.generator, SHORT)
             assert not waiting.done()
