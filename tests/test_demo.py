@@ -3,9 +3,9 @@
 import io
 import json
 import os
-import signal
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
