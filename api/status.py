@@ -53,7 +53,7 @@ class TrainingStatus(BaseModel):
 
 
 class ReadingOut(BaseModel):
-    """What a sensor sees; without a value, `reason` says why."""
+    """What a sensor sees. Without a value `reason` says why: unknown, or `absent` from this machine."""
 
     name: str
     value: bool | float | None
@@ -61,6 +61,7 @@ class ReadingOut(BaseModel):
     source: str
     at: datetime
     reason: str | None
+    absent: bool
 
 
 class WorkerStatus(BaseModel):

@@ -365,7 +365,8 @@ def blocker_text(blocker: Document, now: datetime) -> str:
 def reading_text(reading: Document) -> Text:
     """Return one sensor's value and where it comes from, or why it is unknown."""
     if reading.get("value") is None:
-        return Text(f"unknown: {printable(reading.get('reason') or 'no reason was given')}", style="dim")
+        lacking = "none" if reading.get("absent") else "unknown"
+        return Text(f"{lacking}: {printable(reading.get('reason') or 'no reason was given')}", style="dim")
     text = Text(quantity(reading["value"], reading.get("unit")))
     return text.append(f"  {reading['source']}", style="dim") if reading.get("source") else text
 

@@ -54,6 +54,7 @@ def test_the_status_of_a_daemon_at_rest(api: Rehearsal, with_model: Path) -> Non
                 "source": "test",
                 "at": "2026-03-01T12:01:30Z",
                 "reason": None,
+                "absent": False,
             }
             for name, value, unit in (("power", True, None), ("battery", 80.0, "%"), ("memory", 4e9, "bytes"))
         ],
@@ -129,7 +130,7 @@ def test_a_machine_without_a_battery_is_not_kept_from_training(api: Rehearsal, w
     api.tick()
     document = status(api)
     assert document["training"] == {"allowed": True, "blockers": []}
-    assert document["readings"][1]["reason"] == "no battery"
+    assert (document["readings"][1]["reason"], document["readings"][1]["absent"]) == ("no battery", True)
 
 
 def test_a_missing_model_keeps_everything_waiting(api: Rehearsal) -> None:
