@@ -43,7 +43,7 @@ def train(
 ) -> None:
     """Learn from the stored texts now, and watch it happen.
 
-    It does not wait for the night or for more words, only while the device is too hot or short of battery or memory.
+    It does not wait for the charger or for more words, only while battery or memory is short.
 
     Ctrl-C stops the watching, not the job.
     """

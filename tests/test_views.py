@@ -186,6 +186,13 @@ def test_details_show_reasons_error_settings_and_events() -> None:
         assert part in text
 
 
+def test_a_sensor_that_the_machine_lacks_is_not_unknown() -> None:
+    battery = {"name": "battery", "value": None, "unit": "%", "source": "x", "reason": "no battery", "absent": True}
+    text = rendered(status_panel(STATUS | {"readings": [battery]}, NOW))
+    assert "none: no battery" in text
+    assert "unknown" not in text
+
+
 def test_status_shows_each_blocker_with_its_numbers() -> None:
     text = rendered(status_panel(STATUS, NOW))
     assert "The battery is low. (31 %, limit 40 %), since 1 h ago" in text
