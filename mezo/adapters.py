@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pocketllm.mezo.errors import AdapterError
+from pocketllm.mezo.tensor_file import sync
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -54,7 +55,7 @@ class Adapter:
         _write(scratch / CONFIG_NAME, json.dumps(self._config(), indent=2).encode())
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         pairs = [(f"{path}.lora_A.weight", a) for path, a in self.a.items()]
@@ -104,12 +105,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Put a rename on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

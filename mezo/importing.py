@@ -30,7 +30,7 @@ from pocketllm.mezo.errors import (
     NotEnoughSpace,
 )
 from pocketllm.mezo.native import MANIFEST_NAME, NAME_PATTERN, WEIGHTS_NAME, Manifest, load_tokenizer
-from pocketllm.mezo.tensor_file import SafetensorsWriter
+from pocketllm.mezo.tensor_file import SafetensorsWriter, sync
 
 if TYPE_CHECKING:
     import torch
@@ -321,8 +321,8 @@ def _one_thread() -> Iterator[None]:
 def _publish(folder: Path, target: Path) -> None:
     """Make `folder` the model `target`: on disk first, then visible, and only then is an old one removed."""
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        sync(file)
+    sync(folder)
     old = target.with_name(f".{target.name}.replaced-{os.getpid()}")
     if not target.exists():
         folder.rename(target)
@@ -334,14 +334,6 @@ def _publish(folder: Path, target: Path) -> None:
             if not target.exists():
                 old.rename(target)
             raise
-    _sync(target.parent)
+    sync(target.parent)
     # A process that has the old weights mapped keeps them until it ends.
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

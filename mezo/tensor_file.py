@@ -231,3 +231,12 @@ class SafetensorsWriter:
             self.close()
         else:
             self._file.close()
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -39,11 +39,6 @@ class JobState(StrEnum):
     FAILED = "failed"  # given up; `error` says why
     CANCELLED = "cancelled"  # the owner or the daemon withdrew it
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the job may still run."""
-        return self in OPEN_STATES
-
 
 def _enum(members: type[StrEnum]) -> Enum:
     """A column type that stores an enum by value and gives members back."""

@@ -1,6 +1,7 @@
 """What many tests need: a tiny real model, and a place that is not the developer's own."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pocketllm.mezo.native import NativeModel, open_native
-from tests.tiny_models import tiny_native
+from tests.commands import Run, commands
+from tests.daemon_double import DaemonDouble
+from tests.tiny_models import tiny_llama_folder, tiny_native, write_tiny_gguf
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,34 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
 def _nothing_of_the_developers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the tests alone."""
     monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "no-config.toml"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Hugging Face folder; tests do not change it."""
+    return tiny_llama_folder(tmp_path_factory.mktemp("sources") / "Tiny Llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    """The same model as GGUF; tests do not change it."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "Tiny-Llama.Q8_0.gguf", llama)
+
+
+@pytest.fixture
+def double() -> Iterator[DaemonDouble]:
+    """A small real server in place of the daemon."""
+    with DaemonDouble() as running:
+        yield running
+
+
+@pytest.fixture
+def home(double: DaemonDouble, tmp_path: Path) -> Path:
+    """A data folder that says where the double is."""
+    return double.write_home(tmp_path / "home")
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    """Runs a command against the double."""
+    return commands(home)

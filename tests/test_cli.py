@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,6 @@ from pocketllm.cli_common import json_text
 from tests.commands import WAIT_SECONDS, Run, child_environment, commands, environment
 from tests.daemon_double import JOB, TOKEN, DaemonDouble
 from tests.tiny_models import tiny_native
-
-
-@pytest.fixture
-def double() -> Iterator[DaemonDouble]:
-    with DaemonDouble() as running:
-        yield running
-
-
-@pytest.fixture
-def home(double: DaemonDouble, tmp_path: Path) -> Path:
-    return double.write_home(tmp_path / "home")
-
-
-@pytest.fixture
-def run(home: Path) -> Run:
-    return commands(home)
 
 
 @pytest.fixture

@@ -2,30 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pocketllm.cli_add import into_batches, paragraphs
-from tests.commands import Run, commands
+from tests.commands import Run
 from tests.daemon_double import DaemonDouble
-
-
-@pytest.fixture
-def double() -> Iterator[DaemonDouble]:
-    with DaemonDouble() as running:
-        yield running
-
-
-@pytest.fixture
-def home(double: DaemonDouble, tmp_path: Path) -> Path:
-    return double.write_home(tmp_path / "home")
-
-
-@pytest.fixture
-def run(home: Path) -> Run:
-    return commands(home)
 
 
 class TestAdd:

@@ -4,29 +4,10 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.commands import WAIT_SECONDS, Run, child_environment, commands
+from tests.commands import WAIT_SECONDS, Run, child_environment
 from tests.daemon_double import DaemonDouble
-
-
-@pytest.fixture
-def double() -> Iterator[DaemonDouble]:
-    with DaemonDouble() as running:
-        yield running
-
-
-@pytest.fixture
-def home(double: DaemonDouble, tmp_path: Path) -> Path:
-    return double.write_home(tmp_path / "home")
-
-
-@pytest.fixture
-def run(home: Path) -> Run:
-    return commands(home)
 
 
 class TestGenerate:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,11 @@ from pocketllm.cli_errors import CommandError
 from pocketllm.cli_home import Target
 from pocketllm.cli_train import FAILED_POLLS_ALLOWED, PLAIN_LINE_SECONDS, PlainLines, follow, job_display
 from pocketllm.client import Client
-from tests.commands import WAIT_SECONDS, Run, child_environment, commands, output, terminal
+from tests.commands import WAIT_SECONDS, Run, child_environment, output, terminal
 from tests.daemon_double import JOB, RUNNING, SUCCEEDED, DaemonDouble
 
 FAILED = RUNNING | {"state": "failed", "error": "The worker died three times."}
 CANCELLED = RUNNING | {"state": "cancelled"}
-
-
-@pytest.fixture
-def double() -> Iterator[DaemonDouble]:
-    with DaemonDouble() as running:
-        yield running
-
-
-@pytest.fixture
-def home(double: DaemonDouble, tmp_path: Path) -> Path:
-    return double.write_home(tmp_path / "home")
-
-
-@pytest.fixture
-def run(home: Path) -> Run:
-    return commands(home)
 
 
 class TestTrain:

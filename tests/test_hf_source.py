@@ -25,12 +25,6 @@ from tests.hub_double import serve_hub
 from tests.tiny_models import VOCABULARY, byte_tokenizer, edit_json, logits, tiny_llama_folder
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Hugging Face folder; tests do not change it."""
-    return tiny_llama_folder(tmp_path_factory.mktemp("sources") / "Tiny Llama")
-
-
 @pytest.fixture
 def changed(tmp_path: Path, llama: Path) -> Path:
     """A copy of the tiny folder, to be damaged."""

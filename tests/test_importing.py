@@ -36,18 +36,6 @@ from pocketllm.mezo.native import WEIGHTS_NAME, list_native, open_native
 from tests.tiny_models import edit_json, tiny_llama_folder, write_tiny_gguf
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Hugging Face folder; tests do not change it."""
-    return tiny_llama_folder(tmp_path_factory.mktemp("sources") / "Tiny Llama")
-
-
-@pytest.fixture(scope="module")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
-    """The same model as GGUF; tests do not change it."""
-    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "Tiny-Llama.Q8_0.gguf", llama)
-
-
 @pytest.fixture
 def changed(tmp_path: Path, llama: Path) -> Path:
     """A copy of the tiny folder, to be damaged."""
