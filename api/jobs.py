@@ -1,4 +1,4 @@
-"""/jobs: what is being learned, what waits and why; ask for a job, withdraw one."""
+"""/jobs: what is being learned, what waits and why; ask for a job, or what one would take; withdraw one."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -7,9 +7,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
+from pocketllm.api.plan_schemas import EnoughTextOut, PlanOut
 from pocketllm.api.problems import Problem
+from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.api.schemas import EventOut, JobDetailOut, JobOut, Page, job_detail
 from pocketllm.daemon.services import Services
+from pocketllm.mezo.budget import Mode
 from pocketllm.storage.tables import Job
 
 router = APIRouter(tags=["jobs"])
@@ -26,6 +29,10 @@ class JobIn(BaseModel):
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
     now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    # In place of the settings of the same names, with the limits of these.
+    mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
+    batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
+    probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
 
 async def json_only(request: Request) -> None:
@@ -36,11 +43,36 @@ async def json_only(request: Request) -> None:
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
 
 
-@router.post("/jobs", status_code=HTTPStatus.ACCEPTED, dependencies=[Depends(json_only)])
-def request_job(services: Context, response: Response, body: JobIn | None = None) -> JobOut:
-    """Ask for a job. It starts within seconds unless something speaks against it; then `reasons` says what."""
+@router.post(
+    "/jobs",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobOut,
+    responses={200: {"model": PlanOut, "description": "What the job would take (dry_run)"}},
+    dependencies=[Depends(json_only)],
+)
+def request_job(
+    services: Context,
+    response: Response,
+    dry_run: Annotated[bool, Query(description="Queue nothing; say what the job would take.")] = False,
+    body: JobIn | None = None,
+) -> JobOut | PrettyJSONResponse:
+    """Ask for a job. It starts within seconds unless something speaks against it; then `reasons` says what.
+
+    A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
+    do.
+    """
     wish = body or JobIn()
-    job = services.scheduler.request(steps=wish.steps, seed=wish.seed, immediate=wish.now, now=services.now())
+    if dry_run:
+        return PrettyJSONResponse(_plan(services, wish).model_dump(mode="json"))
+    job = services.scheduler.request(
+        steps=wish.steps,
+        seed=wish.seed,
+        immediate=wish.now,
+        mode=wish.mode,
+        batch=wish.batch,
+        probes=wish.probes,
+        now=services.now(),
+    )
     response.headers["Location"] = f"/jobs/{job.id}"
     return _out(services, job)
 
@@ -66,6 +98,13 @@ def get_job(job_id: str, services: Context) -> JobDetailOut:
 def cancel_job(job_id: str, services: Context) -> JobOut:
     """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
     return _out(services, services.scheduler.cancel(job_id, services.now()))
+
+
+def _plan(services: Services, wish: JobIn) -> PlanOut:
+    planned = services.scheduler.plan(steps=wish.steps, mode=wish.mode, batch=wish.batch, probes=wish.probes)
+    counts = services.store.texts.counts()
+    enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+    return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
 
 
 def _out(services: Services, job: Job) -> JobOut:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from pocketllm.api.responses import ProblemResponse
 from pocketllm.daemon import errors as daemon
+from pocketllm.mezo import errors as mezo
 from pocketllm.storage import errors as storage
 
 #: The first class that fits decides.
@@ -26,6 +27,10 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    # The request is in order: with more memory allowed, or another model, the same one is carried out.
+    (mezo.DoesNotFit, HTTPStatus.CONFLICT),
+    (mezo.BadRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (mezo.MezoError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
 _RETRY_SECONDS = 5
@@ -118,7 +123,7 @@ def install(app: FastAPI) -> None:
         response.headers["Connection"] = "close"  # uvicorn closes it after an exception: no client may build on it
         return response
 
-    for kind in (storage.StorageError, daemon.DaemonError):
+    for kind in (storage.StorageError, daemon.DaemonError, mezo.MezoError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(Problem, own)
     app.add_exception_handler(RequestValidationError, invalid)

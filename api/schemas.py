@@ -6,7 +6,7 @@ from typing import Any, Generic, Self, TypeVar
 from pydantic import BaseModel, Field
 
 from pocketllm.storage.journal import Progress
-from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Requester, Text
+from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Requester, Text
 
 Item = TypeVar("Item", bound="Identified")
 
@@ -35,7 +35,10 @@ class TextOut(Identified):
     """A stored text."""
 
     source: str
-    text: str
+    kind: Kind
+    text: str = Field(description="All of it; of a completion the prompt; of a labelled text what the label is about.")
+    completion: str | None
+    label: str | None
     words: int
     held_out: bool = Field(description="Kept out of training, to measure with.")
     created_at: datetime
@@ -73,9 +76,11 @@ class JobOut(Identified):
     outcome: Outcome | None
     tokens_per_second: float | None
     eta_seconds: float | None = Field(description="At the recent speed, while it runs.")
+    predicted_bytes: int | None = Field(description="The peak memory that was foretold.")
     peak_memory_bytes: int | None = Field(description="Most resident memory of its worker, file pages included.")
     model: str
     method: str
+    mode: str = Field(description="What is trained: lora is an adapter, full all parameters.")
     seed: int
     texts: int | None
     words: int | None
@@ -105,6 +110,7 @@ class JobDetailOut(JobOut):
     """A job with its settings and history."""
 
     settings: dict[str, Any]
+    plan: dict[str, Any] | None = Field(description="What the worker settled on so as to fit into memory.")
     events: list[EventOut]
 
 
@@ -113,6 +119,7 @@ class AdapterOut(Identified):
 
     job: str
     model: str
+    mode: str
     parent: str | None
     serving: bool
     outcome: Outcome
@@ -144,7 +151,7 @@ def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
     left = job.total_steps - progress.step
     eta = left * progress.seconds_per_step if running and progress.seconds_per_step is not None else None
     return {
-        **job.model_dump(exclude={"settings", "immediate", "parent", "not_before"}),
+        **job.model_dump(exclude={"settings", "plan", "immediate", "parent", "not_before"}),
         "step": progress.step,
         "loss": rounded(progress.loss, 4),
         "held_out_loss_before": rounded(progress.held_out_loss_before, 4),
@@ -156,7 +163,7 @@ def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
 
 def job_detail(job: Job, progress: Progress, events: list[EventOut]) -> JobDetailOut:
     """A job's whole document."""
-    return JobDetailOut(**_job_fields(job, progress), settings=job.settings, events=events)
+    return JobDetailOut(**_job_fields(job, progress), settings=job.settings, plan=job.plan, events=events)
 
 
 def rounded(value: float | None, digits: int) -> float | None:

@@ -1,5 +1,7 @@
 """/texts: the owner's words come in, are listed, and go."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -20,15 +22,67 @@ DEFAULT_SOURCE = "unknown"
 MAX_TEXTS = 30_000
 
 
-class TextIn(BaseModel):
-    """One text."""
+#: The most of a refused label that is said back, and the most labels that are said to be known.
+LABEL_CHARACTERS = 60
+LABELS_SHOWN = 10
 
+
+class _Example(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    text: str
     source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="Which app or place it is from.")
 
 
+class PlainIn(_Example):
+    """A text to learn all of."""
+
+    text: str
+
+    def new(self) -> NewText:
+        """As storage takes it."""
+        return NewText(text=self.text, source=self.source)
+
+
+class CompletionIn(_Example):
+    """A prompt, and what is to follow it: only the completion is learned."""
+
+    prompt: str
+    completion: str
+
+    def new(self) -> NewText:
+        """As storage takes it."""
+        return NewText(text=self.prompt, completion=self.completion, source=self.source)
+
+
+class LabelledIn(_Example):
+    """A text, and which of the labels in the settings it has."""
+
+    text: str
+    label: str
+
+    def new(self) -> NewText:
+        """As storage takes it."""
+        return NewText(text=self.text, label=self.label, source=self.source)
+
+
+Example = PlainIn | CompletionIn | LabelledIn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the settings say of examples."""
+
+    max_bytes: int
+    labels: Collection[str]
+
+
+_SCHEMAS = [kind.model_json_schema() for kind in (PlainIn, CompletionIn, LabelledIn)]
+_EXAMPLES: dict[str, Any] = {
+    "plain": {"text": "Wind west, glass rising.", "source": "notes"},
+    "completion": {"prompt": "Who has the watch tonight?", "completion": "Anna until four.", "source": "chat"},
+    "labelled": {"text": "Two mugs of tea and the shed to myself.", "label": "positive", "source": "diary"},
+}
+_EXAMPLES["several"] = list(_EXAMPLES.values())
 _BODY_DOC = {
     "requestBody": {
         "required": True,
@@ -36,11 +90,11 @@ _BODY_DOC = {
             "application/json": {
                 "schema": {
                     "anyOf": [
-                        TextIn.model_json_schema(),
-                        {"type": "array", "items": TextIn.model_json_schema(), "minItems": 1, "maxItems": MAX_TEXTS},
+                        *_SCHEMAS,
+                        {"type": "array", "items": {"anyOf": _SCHEMAS}, "minItems": 1, "maxItems": MAX_TEXTS},
                     ]
                 },
-                "example": {"text": "Wind west, glass rising.", "source": "notes"},
+                "examples": {name: {"value": value} for name, value in _EXAMPLES.items()},
             },
             "application/x-ndjson": {"schema": {"type": "string"}},
             "text/plain": {"schema": {"type": "string"}},
@@ -55,13 +109,15 @@ async def add_texts(
 ) -> AddedOut:
     """Store one text (JSON object or text/plain), or many (JSON list or NDJSON): all of them or none.
 
-    Answered when they are on disk. The same text from the same source twice is one text. `source` in the query
-    is for text/plain.
+    A text is plain (`text`), a `prompt` with its `completion`, or a `text` with its `label`. Answered when they are
+    on disk. The same text from the same source twice is one text. `source` in the query is for text/plain.
     """
-    texts = parse(await request.body(), request.headers.get("content-type", ""), source)
-    for place, text in texts:
-        check(text, place, services.settings.max_text_bytes)
-    new = [NewText(text=text.text, source=text.source) for _, text in texts]
+    settings = services.settings
+    limits = Limits(max_bytes=settings.max_text_bytes, labels=settings.training.label_words)
+    examples = parse(await request.body(), request.headers.get("content-type", ""), source)
+    for place, example in examples:
+        check(example, place, limits)
+    new = [example.new() for _, example in examples]
     added = await run_in_threadpool(services.store.texts.add, new, now=services.now())
     return AddedOut(ids=list(added.ids), created=added.created, duplicates=added.duplicates)
 
@@ -88,12 +144,12 @@ def delete_text(text_id: str, services: Context) -> DeletedOut:
     return DeletedOut(id=text_id)
 
 
-def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, TextIn]]:
-    """The texts in a request's body, each with the words that say where it stands. Raises Problem."""
+def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, Example]]:
+    """The examples in a request's body, each with the words that say where it stands. Raises Problem."""
     kind = content_type.partition(";")[0].strip().lower()
     text = _decoded(body)
     if kind == "text/plain":
-        return [("", TextIn(text=text, source=source))]
+        return [("", PlainIn(text=text, source=source))]
     if kind == "application/json":
         document = _parsed(text, "")
         if not isinstance(document, list):
@@ -110,17 +166,27 @@ def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, TextIn
     )
 
 
-def check(text: TextIn, place: str, limit: int) -> None:
-    """Refuse a text that is empty or longer than `limit` bytes. Raises Problem naming its place."""
-    if not text.text.strip():
-        detail = f"{place}The text is empty. Send some words."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="text")
-    size = len(text.text.encode())
-    if size > limit:
-        detail = (
-            f"{place}The text is {size:,} bytes; the longest allowed is {limit:,} (setting max_text_bytes). Split it."
-        )
-        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param="text")
+def check(example: Example, place: str, limits: Limits) -> None:
+    """Refuse what is empty, too long, or has a label that is not known. Raises Problem naming place and field."""
+    if isinstance(example, CompletionIn):
+        words = {"prompt": example.prompt, "completion": example.completion}
+    else:
+        words = {"text": example.text}
+    for name, text in words.items():
+        if not text.strip():
+            detail = f"{place}The {name} is empty. Send some words."
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=name)
+    size = sum(len(text.encode()) for text in words.values())
+    if size > limits.max_bytes:
+        name = " with its ".join(words)
+        limit = f"the longest allowed is {limits.max_bytes:,} (setting max_text_bytes)"
+        detail = f"{place}The {name} is {size:,} bytes; {limit}. Split it."
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param=next(iter(words)))
+    if isinstance(example, LabelledIn) and example.label not in limits.labels:
+        shown = ", ".join(map(repr, list(limits.labels)[:LABELS_SHOWN]))
+        given = repr(example.label[:LABEL_CHARACTERS])
+        detail = f"{place}label: {given} is none of the labels in the setting training.label_words ({shown})."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="label")
 
 
 def _decoded(body: bytes) -> str:
@@ -140,12 +206,28 @@ def _parsed(text: str, place: str) -> Any:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
 
 
-def _validated(document: Any, place: str) -> TextIn:
+def _validated(document: Any, place: str) -> Example:
     try:
-        return TextIn.model_validate(document)
+        return _kind(document, place).model_validate(document)
     except ValidationError as error:
         detail, param = explain(error.errors(include_url=False))
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
+
+
+def _kind(document: Any, place: str) -> type[Example]:
+    """Which kind a document's fields are of. Raises Problem when they are of two."""
+    named = document if isinstance(document, dict) else {}
+    of_text = [name for name in ("text", "label") if name in named]
+    of_prompt = [name for name in ("prompt", "completion") if name in named]
+    if of_text and of_prompt:
+        detail = (
+            f"{place}{of_prompt[-1]}: it does not go together with {of_text[-1]}. Send a text alone, a text with its "
+            "label, or a prompt with its completion."
+        )
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=of_prompt[-1])
+    if of_prompt:
+        return CompletionIn
+    return LabelledIn if "label" in named else PlainIn
 
 
 def _countable(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -8,6 +8,8 @@ DaemonError
 ├── ModelNotReady
 ├── GeneratorBusy
 ├── GeneratorFailed
+├── CalibrationFailed
+├── CannotReplay
 └── BadGeneration
 """
 
@@ -45,6 +47,14 @@ class GeneratorBusy(DaemonError):
 
 class GeneratorFailed(DaemonError):
     """The process that answers has died, perhaps for want of memory. Try again, with a lower max_tokens."""
+
+
+class CalibrationFailed(DaemonError):
+    """The model could not be measured on this device. Run `pocketllm models calibrate` to try again."""
+
+
+class CannotReplay(DaemonError):
+    """The job's learning cannot be done again. Choose a job that has succeeded."""
 
 
 class BadGeneration(DaemonError):

@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.decoding import Sampling, generate, separator
-from pocketllm.mezo.errors import BadRequest, MezoError
+from pocketllm.mezo.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.native import open_native
+from pocketllm.mezo.native import MANIFEST_NAME, open_native
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,9 +92,13 @@ class Answerer:
 
     def __init__(self, model: Path) -> None:
         native = open_native(model)
-        self._model = LanguageModel(native)
+        if native.manifest.masked:
+            raise UnsupportedModel(
+                f"{native.manifest.name} fills in masks; it cannot continue a text. Use another model."
+            )
+        self._base = self._model = LanguageModel(native)
         self._tokenizer = native.tokenizer()
-        self._adapter: tuple[str, Adapter] | None = None
+        self._adapter: tuple[str, Adapter | LanguageModel] | None = None
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Make one answer. Raises MezoError."""
@@ -125,12 +129,23 @@ class Answerer:
         )
 
     def _use(self, folder: str | None) -> None:
+        """Let the next answer come from the base, from it with an adapter, or from weights that were all trained."""
+        self._model = self._base
         if folder is None:
-            self._model.use(None)
+            self._base.use(None)
             return
         if self._adapter is None or self._adapter[0] != folder:
-            self._adapter = (folder, load_adapter(Path(folder)))
-        self._model.use(self._adapter[1])
+            self._adapter = (folder, _load(Path(folder)))
+        adapter = self._adapter[1]
+        if isinstance(adapter, LanguageModel):
+            self._model = adapter
+        else:
+            self._base.use(adapter)
+
+
+def _load(folder: Path) -> Adapter | LanguageModel:
+    full = (folder / MANIFEST_NAME).exists()
+    return LanguageModel(open_native(folder)) if full else load_adapter(folder)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]) -> list[int]:

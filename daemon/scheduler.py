@@ -10,14 +10,20 @@ from datetime import datetime, timedelta
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.gate import Blocker, Verdict, decide
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.planning import Planned, with_wishes
 from pocketllm.daemon.runner import Exit, Runner
 from pocketllm.daemon.sensors import Reading, Sensor
-from pocketllm.daemon.settings import Settings
+from pocketllm.daemon.settings import Settings, TrainingSettings
+from pocketllm.mezo.budget import Mode
+from pocketllm.mezo.errors import MezoError, ModelFileError, ModelNotFound
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Requester
 
 log = logging.getLogger(__name__)
+
+#: Plans a job of so many steps on the configured model; raises MezoError when there can be none.
+Planner = Callable[[TrainingSettings, int], Planned]
 
 #: Crashes in a row, with no step made in between, after which a job is given up.
 MAX_ATTEMPTS = 4
@@ -38,10 +44,11 @@ class Scheduler:
         settings: Settings,
         *,
         model_problem: Callable[[], str | None],
+        planner: Planner,
     ) -> None:
         """model_problem says what keeps the model from being used; None when it is ready."""
         self._store, self._folder, self._sensors, self._runner = store, folder, sensors, runner
-        self._settings, self._model_problem = settings, model_problem
+        self._settings, self._model_problem, self._planner = settings, model_problem, planner
         self._lock = threading.RLock()
         self._paused_at: datetime | None = None
         self._step_at_start = 0
@@ -84,13 +91,50 @@ class Scheduler:
             for waiting in queue[1:]:
                 self._explain(waiting, [f"waits for {queue[0].id}"])
 
-    def request(self, *, steps: int | None, seed: int | None, immediate: bool, now: datetime) -> Job:
-        """Queue a job for the owner. Raises NothingToLearn or ModelNotReady."""
-        if self._store.texts.counts().texts == 0:
-            raise NothingToLearn
+    def plan(
+        self,
+        *,
+        steps: int | None = None,
+        mode: Mode | None = None,
+        batch: int | None = None,
+        probes: int | None = None,
+    ) -> Planned:
+        """What a job that is asked for like this would take; None is what the settings say.
+
+        Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
+        """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
-        return self._create(Requester.OWNER, steps=steps, seed=seed, immediate=immediate, now=now)
+        training = with_wishes(self._settings.training, mode=mode, batch=batch, probes=probes)
+        try:
+            return self._planner(training, training.steps if steps is None else steps)
+        except (ModelFileError, ModelNotFound) as error:
+            raise ModelNotReady(str(error)) from error
+
+    def request(
+        self,
+        *,
+        steps: int | None,
+        seed: int | None,
+        immediate: bool,
+        now: datetime,
+        mode: Mode | None = None,
+        batch: int | None = None,
+        probes: int | None = None,
+    ) -> Job:
+        """Queue a job for the owner. Raises NothingToLearn, or what `plan` raises."""
+        if self._store.texts.counts().texts == 0:
+            raise NothingToLearn
+        planned = self.plan(steps=steps, mode=mode, batch=batch, probes=probes)
+        return self._create(
+            Requester.OWNER,
+            training=planned.training,
+            steps=planned.plan.steps,
+            seed=seed,
+            immediate=immediate,
+            predicted_bytes=planned.prediction.peak_bytes,
+            now=now,
+        )
 
     def cancel(self, job_id: str, now: datetime) -> Job:
         """Withdraw an open job, ending its worker. Raises NotFound or WrongState."""
@@ -132,8 +176,24 @@ class Scheduler:
     def _queue_if_enough(self, now: datetime) -> None:
         enough = self._new_words() >= self._settings.training.new_words
         if enough and not self._store.jobs.open() and self._model_problem() is None:
-            job = self._create(Requester.THRESHOLD, steps=None, seed=None, immediate=False, now=now)
+            training = self._settings.training
+            job = self._create(
+                Requester.THRESHOLD,
+                training=training,
+                steps=training.steps,
+                seed=None,
+                immediate=False,
+                predicted_bytes=self._predicted_bytes(),
+                now=now,
+            )
             log.info("job %s queued: there is enough new text", job.id)
+
+    def _predicted_bytes(self) -> int | None:
+        """The peak memory of a job by the settings; None when there can be none, which the worker then says."""
+        try:
+            return self.plan().prediction.peak_bytes
+        except (ModelNotReady, MezoError):
+            return None
 
     def _new_words(self) -> int:
         """How many words ask for a job. After one that failed or was withdrawn, only those that came in since:
@@ -181,7 +241,9 @@ class Scheduler:
         if job.requested_by is Requester.THRESHOLD and job.started_at is None and not self._has_new_text():
             self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
             return
-        self._store.jobs.start(job.id, parent=serving.id if serving else None, now=now)
+        # All weights and an adapter for them are no start for each other.
+        parent = serving.id if serving and serving.mode == job.mode else None
+        self._store.jobs.start(job.id, parent=parent, now=now)
         self._step_at_start = self._store.journal.last_step(job.id)
         try:
             self._runner.start(job.id)
@@ -206,15 +268,24 @@ class Scheduler:
         return self._store.texts.counts().new_words > 0
 
     def _create(
-        self, requested_by: Requester, *, steps: int | None, seed: int | None, immediate: bool, now: datetime
+        self,
+        requested_by: Requester,
+        *,
+        training: TrainingSettings,
+        steps: int,
+        seed: int | None,
+        immediate: bool,
+        predicted_bytes: int | None,
+        now: datetime,
     ) -> Job:
-        training = self._settings.training
         return self._store.jobs.create(
             model=self._settings.model,
+            mode=training.mode,
             seed=secrets.randbits(31) if seed is None else seed,
-            total_steps=training.steps if steps is None else steps,
+            total_steps=steps,
             settings=training.model_dump(mode="json"),
             requested_by=requested_by,
             immediate=immediate,
+            predicted_bytes=predicted_bytes,
             now=now,
         )

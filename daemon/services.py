@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from pocketllm.daemon.generator import Generator
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.runner import Runner, WorkerProcess
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.sensors import Sensor, default_sensors
@@ -50,6 +51,7 @@ def build_services(
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),
+        planner=lambda training, steps: plan_job(open_native(folder.models / settings.model), training, steps=steps),
     )
     generator = Generator(
         folder.models / settings.model,

@@ -29,6 +29,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _with_two_places(template: str) -> str:
+    if template.count("{text}") != 1 or template.count("{label}") != 1:
+        raise ValueError("it must contain {text} once and {label} once")
+    return template
+
+
+def _telling_apart(label_words: dict[str, str]) -> dict[str, str]:
+    if len(label_words) < 2:
+        raise ValueError("there must be at least two labels")
+    labels: dict[str, str] = {}
+    for label, words in label_words.items():
+        if not label.strip() or not words.strip():
+            raise ValueError("labels and their words must not be empty")
+        other = labels.setdefault(words.strip(), label)
+        if other != label:
+            raise ValueError(f"{other!r} and {label!r} stand for the same words")
+    return label_words
+
+
 class TrainingSettings(_Section):
     """How a job learns. A change applies to jobs queued from then on."""
 
@@ -40,16 +59,44 @@ class TrainingSettings(_Section):
     epsilon: float = Field(1e-2, gt=0, lt=1, description="How far a probe looks to either side.")
     step_size: float = Field(3e-3, gt=0, lt=1, description="How far a typical first step moves a coordinate.")
     measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
+    mode: Literal["lora", "full"] = Field(
+        "lora", description="What is trained: lora is a low-rank adapter, full all parameters."
+    )
+    probes: int = Field(1, ge=1, le=64, description="Directions that are looked along in a step.")
+    noise: Literal["rademacher", "gaussian"] = Field(
+        "rademacher", description="What directions are made of: random signs, or normal numbers as in MeZO's paper."
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="Most blocks that pass through the layers together; by default what memory allows."
+    )
     targets: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        (
+            *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            *("out_proj", "fc1", "fc2", "query", "key", "value", "dense"),
+        ),
         min_length=1,
-        description="Names of the linear maps that are adapted.",
+        description="Names of the linear maps that are adapted; those that the model doesn't have are ignored.",
+    )
+    template: Annotated[str, AfterValidator(_with_two_places)] = Field(
+        "{text} It was{label}",
+        max_length=1000,
+        description="How a labelled text is read: {text} stands for it, {label} for the label's words.",
+    )
+    label_words: Annotated[dict[str, str], AfterValidator(_telling_apart)] = Field(
+        {"positive": " great", "negative": " terrible"},
+        description="The labels that texts may have, each with the words that stand for it in the template.",
     )
     memory_bytes: int = Field(
-        1500 * MB,
+        200 * MB,
         ge=50 * MB,
         description="Most anonymous memory of the worker beyond its libraries; the kernel caps it.",
     )
+
+    @model_validator(mode="after")
+    def _micro_batch_in_batch(self) -> "TrainingSettings":
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(f"micro_batch ({self.micro_batch}) is above batch ({self.batch})")
+        return self
 
 
 class GateSettings(_Section):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pocketllm.mezo.errors import AdapterError
+from pocketllm.mezo.noise import Direction
 from pocketllm.mezo.tensor_file import sync
 
 CONFIG_NAME = "adapter_config.json"
@@ -42,9 +43,10 @@ class Adapter:
         """What the product B A is multiplied with: alpha / rank."""
         return self.alpha / self.rank
 
-    def parameters(self) -> list[torch.Tensor]:
-        """The trained tensors, in model order."""
-        return list(self.b.values())
+    def move(self, direction: Direction, distance: float) -> None:
+        """B <- B + distance * z, in place; the order of the modules numbers them in the noise."""
+        for number, b in enumerate(self.b.values()):
+            b.add_(direction.of(number, b.shape), alpha=distance)
 
     def save(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder, whole or not at all; replaces what is there."""

@@ -8,6 +8,7 @@ MezoError
 ├── NotEnoughSpace
 ├── AdapterError
 ├── BadRequest
+├── DoesNotFit
 └── TrainingDiverged
 """
 
@@ -45,6 +46,10 @@ class AdapterError(MezoError):
 
 class BadRequest(MezoError):
     """The request cannot be carried out as it stands; correct the named field and send it again."""
+
+
+class DoesNotFit(MezoError):
+    """The job needs more memory than it may take; raise training.memory_bytes, or choose a smaller model."""
 
 
 class TrainingDiverged(MezoError):

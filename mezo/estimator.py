@@ -5,43 +5,50 @@
     g  = (L+ - L-) / (2 eps)                        a scalar: the slope of the loss along z
     theta <- theta - lr g z
 
+With several probes a step (n-SPSA, Definition 2 there) each has its own z and g, and the update is their mean.
 One difference from the paper's listing: it walks theta in place (+eps z, -2 eps z, +eps z), which in floating
-point does not quite come back. Here theta is small (low-rank factors), so the two points are made beside it and
-theta is exactly as before after a probe. What is left of a step is one number; a run is its list of numbers.
+point does not quite come back. Here both points are made beside theta, so that theta is exactly as before after
+a probe. What is left of a step is one number a probe; a run is its list of numbers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+import numpy as np
 
-from pocketllm.mezo.noise import rademacher
-
-#: The trained tensors, in a fixed order: the place in it is the tensor's number in the noise.
-Parameters = Sequence[torch.Tensor]
-
-#: Gives the loss (nats per token) at each of several points in parameter space, all on the same batch.
-Losses = Callable[[Sequence[Parameters]], Sequence[float]]
+from pocketllm.mezo.noise import Direction, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What one look in direction z saw."""
+class Point:
+    """theta + distance * z."""
 
-    loss_plus: float
-    loss_minus: float
+    direction: Direction
+    distance: float
+
+
+#: Gives the loss (nats per token) at each of several points in parameter space, all on the same batch.
+Losses = Callable[[Sequence[Point]], Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """What one look in each of a step's directions saw."""
+
+    losses: Sequence[float]  #: L+, L- of the first direction, of the second, ...
     epsilon: float
 
     @property
-    def scalar(self) -> float:
-        """The projected gradient g, by central difference."""
-        return (self.loss_plus - self.loss_minus) / (2 * self.epsilon)
+    def scalars(self) -> tuple[float, ...]:
+        """The projected gradient g of each direction, by central difference; float32, as it is journaled."""
+        pairs = zip(self.losses[::2], self.losses[1::2], strict=True)
+        return tuple(float(np.float32((plus - minus) / (2 * self.epsilon))) for plus, minus in pairs)
 
     @property
     def loss(self) -> float:
         """The loss at theta itself, to second order in eps."""
-        return (self.loss_plus + self.loss_minus) / 2
+        return sum(self.losses) / len(self.losses)
 
 
 class Update(Protocol):
@@ -58,8 +65,8 @@ class Update(Protocol):
         ...
 
     @property
-    def scalar(self) -> float:
-        """The projected gradient g."""
+    def scalars(self) -> Sequence[float]:
+        """The projected gradient along each of the step's directions."""
         ...
 
     @property
@@ -68,24 +75,32 @@ class Update(Protocol):
         ...
 
 
-def moved(theta: Parameters, seed: int, step: int, distance: float) -> list[torch.Tensor]:
-    """theta + distance * z, as new tensors."""
-    return [torch.add(p, rademacher(seed, step, i, p.shape), alpha=distance) for i, p in enumerate(theta)]
+class Theta(Protocol):
+    """What is trained: low-rank factors, or all of a model's weights."""
+
+    def move(self, direction: Direction, distance: float) -> None:
+        """theta <- theta + distance * z, in place."""
+        ...
 
 
-def probe(losses: Losses, theta: Parameters, *, seed: int, step: int, epsilon: float) -> Probe:
-    """Measure the loss on both sides of theta along z(seed, step). Leaves theta untouched."""
-    plus, minus = losses([moved(theta, seed, step, epsilon), moved(theta, seed, step, -epsilon)])
-    return Probe(loss_plus=plus, loss_minus=minus, epsilon=epsilon)
+def directions(seed: int, step: int, probes: int, kind: Kind) -> list[Direction]:
+    """The directions of a step."""
+    return [Direction(seed=seed, step=step, probe=probe, kind=kind) for probe in range(probes)]
 
 
-def update(theta: Parameters, row: Update) -> None:
-    """theta <- theta - lr g z, in place."""
-    for i, p in enumerate(theta):
-        p.add_(rademacher(row.seed, row.step, i, p.shape), alpha=-row.learning_rate * row.scalar)
+def probe(losses: Losses, along: Sequence[Direction], *, epsilon: float) -> Probes:
+    """Measure the loss on both sides of theta along each direction. Leaves theta untouched."""
+    points = [Point(direction=z, distance=side * epsilon) for z in along for side in (1, -1)]
+    return Probes(losses=losses(points), epsilon=epsilon)
 
 
-def replay(theta: Parameters, rows: Iterable[Update]) -> None:
+def update(theta: Theta, row: Update, kind: Kind = "rademacher") -> None:
+    """theta <- theta - lr mean(g z), in place."""
+    for z, g in zip(directions(row.seed, row.step, len(row.scalars), kind), row.scalars, strict=True):
+        theta.move(z, -row.learning_rate * g / len(row.scalars))
+
+
+def replay(theta: Theta, rows: Iterable[Update], kind: Kind = "rademacher") -> None:
     """Do again, in place, what the rows say: the start becomes the end, bit for bit."""
     for row in rows:
-        update(theta, row)
+        update(theta, row, kind)

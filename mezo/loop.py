@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import isfinite
+from math import isfinite, sqrt
 
-from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks, batch_at
+import numpy as np
+
+from pocketllm.mezo.batches import Blocks, Buckets, batch_at
 from pocketllm.mezo.errors import TrainingDiverged
-from pocketllm.mezo.estimator import Update, probe, replay, update
-from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.estimator import Losses, Point, Theta, Update, directions, probe, replay, update
+from pocketllm.mezo.noise import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class Plan:
     epsilon: float  #: how far the two points of a probe are from theta
     step_size: float  #: how far theta moves, a coordinate, in a typical first step
     measure_every: int  #: steps between held-out measurements
+    probes: int = 1  #: directions looked along a step
+    noise: Kind = "rademacher"
 
     def measures_at(self, step: int) -> bool:
         """Whether the held-out loss is measured after this step (0: before the first)."""
@@ -34,9 +36,9 @@ class Row:
 
     step: int  #: from 1
     seed: int
-    scalar: float  #: the projected gradient
+    scalars: tuple[float, ...]  #: the projected gradient along each direction, float32
     loss: float  #: nats per token
-    learning_rate: float
+    learning_rate: float  #: float32
     tokens: int  #: predicted tokens, counted once though both signs saw them
     seconds: float
 
@@ -55,22 +57,27 @@ class StepSize:
         self._plan = plan
         self._square: float | None = None
 
-    def learning_rate(self, step: int, scalar: float) -> float:
-        """The learning rate of this step, whose scalar is taken into account. Call once a step, in order."""
-        old = scalar**2 if self._square is None else self._square
-        self._square = self.MEMORY * old + (1 - self.MEMORY) * scalar**2
-        rms: float = self._square**0.5
+    def learning_rate(self, step: int, scalars: Sequence[float]) -> float:
+        """The learning rate of this step, whose scalars are taken into account. Call once a step, in order."""
+        seen = sum(scalar**2 for scalar in scalars) / len(scalars)
+        old = seen if self._square is None else self._square
+        self._square = self.MEMORY * old + (1 - self.MEMORY) * seen
+        rms = sqrt(self._square)
         if rms == 0:
             return 0.0
         remaining = 1 - (step - 1) / self._plan.steps
-        clipped = min(1.0, self.CLIP * rms / abs(scalar)) if scalar else 1.0
-        return self._plan.step_size * remaining * clipped / rms
+        clipped = min(1.0, self.CLIP * rms / sqrt(seen)) if seen else 1.0
+        return float(np.float32(self._plan.step_size * remaining * clipped / rms))
+
+
+#: The batch's loss at each of several points: how a step looks at the model.
+BatchLosses = Callable[[Sequence[Point], Blocks], Sequence[float]]
 
 
 def train(
-    model: LanguageModel,
-    adapter: Adapter,
-    blocks: Blocks,
+    losses: BatchLosses,
+    theta: Theta,
+    buckets: Buckets,
     plan: Plan,
     *,
     done: Sequence[Update],
@@ -78,7 +85,7 @@ def train(
     measure: Callable[[int], None],
     clock: Callable[[], float],
 ) -> None:
-    """Train the adapter in place until `plan.steps` steps are done.
+    """Train theta in place until `plan.steps` steps are done.
 
     done: rows of earlier steps, from the first; replayed before going on. keep(row): called with each new row
     before the update that it describes, so that what has been kept is never ahead of a lost update.
@@ -86,36 +93,34 @@ def train(
     since a killed run may not have come to it. clock: monotonic seconds.
     Raises TrainingDiverged when the loss is no number any more.
     """
-    theta = adapter.parameters()
     size = StepSize(plan)
     for row in done:
-        size.learning_rate(row.step, row.scalar)
-    replay(theta, done)
+        size.learning_rate(row.step, row.scalars)
+    replay(theta, done, plan.noise)
     if plan.measures_at(len(done)):
         measure(len(done))
 
     for step in range(len(done) + 1, plan.steps + 1):
         started = clock()
-        batch = batch_at(blocks, step=step, size=plan.batch, seed=plan.seed)
-        seen = probe(
-            partial(model.losses_at, adapter, batch),
-            theta,
-            seed=plan.seed,
-            step=step,
-            epsilon=plan.epsilon,
-        )
-        if not isfinite(seen.scalar):
+        batch = batch_at(buckets, step=step, size=plan.batch, seed=plan.seed)
+        along = directions(plan.seed, step, plan.probes, plan.noise)
+        seen = probe(_on(batch, losses), along, epsilon=plan.epsilon)
+        if not isfinite(seen.loss):
             raise TrainingDiverged(f"The loss at step {step} is {seen.loss}. Start again with a smaller step size.")
         row = Row(
             step=step,
             seed=plan.seed,
-            scalar=seen.scalar,
+            scalars=seen.scalars,
             loss=seen.loss,
-            learning_rate=size.learning_rate(step, seen.scalar),
+            learning_rate=size.learning_rate(step, seen.scalars),
             tokens=batch.tokens,
             seconds=clock() - started,
         )
         keep(row)
-        update(theta, row)
+        update(theta, row, plan.noise)
         if plan.measures_at(step):
             measure(step)
+
+
+def _on(batch: Blocks, losses: BatchLosses) -> Losses:
+    return lambda points: losses(points, batch)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import re
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
+    "DTYPES",
+    "FLOAT_DTYPES",
     "MANIFEST_NAME",
     "NAME_PATTERN",
     "WEIGHTS_NAME",
@@ -38,6 +41,9 @@ __all__ = [
 MANIFEST_NAME = "pocketllm.json"
 WEIGHTS_NAME = "model.safetensors"
 MANIFEST_FORMAT = 1
+FLOAT_DTYPES = ("bfloat16", "float16", "float32")
+#: How weights may be stored; the last two are the packings of mezo/quantization.py.
+DTYPES = (*FLOAT_DTYPES, "int8", "int4")
 #: What a model may be called: safe as a folder name, in a URL and on a command line.
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
@@ -55,29 +61,40 @@ class Manifest:
     architecture: str  #: class in transformers, such as "LlamaForCausalLM"
     model_type: str  #: family in transformers, such as "llama"
     parameters: int  #: how many numbers the model holds, tied ones counted once
-    dtype: str  #: of the weights on disk: "bfloat16", "float16" or "float32"
+    dtype: str  #: of the weights on disk, one of DTYPES
     weights_bytes: int  #: size of model.safetensors
     weights_sha256: str  #: of model.safetensors, in hex
     created_at: datetime  #: when the import ended; aware, UTC
+    # Folders written by older versions lack these.
+    quantization_error: float | None = None  #: of packed weights against the source's, relative RMS; None: no packing
+    compute_dtype: str = "bfloat16"  #: in which the layers compute, one of FLOAT_DTYPES
+    calibration: dict[str, Any] | None = None  #: what a measurement of the whole model found; JSON
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            # `type(...) is`, since True is an int to isinstance.
-            if type(value).__name__ != field.type:
+            if not _is_of_type(value, str(field.type)):
                 raise ValueError(f"{field.name} is {value!r}; it must be of type {field.type}")
         if self.format != MANIFEST_FORMAT:
             raise ValueError(f"format is {self.format}; this version of PocketLLM reads {MANIFEST_FORMAT}")
         if not NAME_PATTERN.fullmatch(self.name):
             raise ValueError(f"name is {self.name!r}; it must match {NAME_PATTERN.pattern}")
-        if self.dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"dtype is {self.dtype!r}; it must be bfloat16, float16 or float32")
+        for name, allowed in (("dtype", DTYPES), ("compute_dtype", FLOAT_DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.quantization_error is not None and not 0 <= self.quantization_error < math.inf:
+            raise ValueError(f"quantization_error is {self.quantization_error}; it must be finite and not negative")
         if not _HASH_PATTERN.fullmatch(self.weights_sha256):
             raise ValueError(f"weights_sha256 is {self.weights_sha256!r}; it must be 64 hex digits")
         if self.parameters < 1 or self.weights_bytes < 1:
             raise ValueError("parameters and weights_bytes must be positive")
         if self.created_at.tzinfo is None:
             raise ValueError(f"created_at is {self.created_at}; it must say its time zone")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the model fills in masks, seeing both sides of them, instead of continuing a text."""
+        return self.architecture.endswith("ForMaskedLM")
 
     def to_json(self) -> str:
         """The manifest as the text of pocketllm.json."""
@@ -90,14 +107,28 @@ class Manifest:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in values]
+        if values.get("dtype") in FLOAT_DTYPES:
+            # Before there was a compute_dtype, layers computed in what was stored.
+            values.setdefault("compute_dtype", values["dtype"])
+        missing = [field.name for field in fields(cls) if field.name not in values and _is_required(field)]
         if missing:
             raise ValueError(f"{', '.join(missing)} missing")
         if not isinstance(values["created_at"], str):
             raise ValueError(f"created_at is {values['created_at']!r}; it must be a string")
         values["created_at"] = datetime.fromisoformat(values["created_at"])
-        return cls(**{name: values[name] for name in names})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+def _is_required(field: Field[Any]) -> bool:
+    """Whether every manifest has this field; without `format` it could be of any version."""
+    return field.default is MISSING or field.name == "format"
+
+
+def _is_of_type(value: object, annotation: str) -> bool:
+    """Whether a value's type is one that an annotation such as "dict[str, Any] | None" names."""
+    # By name, since True is an int to isinstance.
+    name = "None" if value is None else type(value).__name__
+    return name in [kind.partition("[")[0] for kind in annotation.split(" | ")]
 
 
 class NativeModel:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm import __version__, cli_add, cli_demo, cli_generate, cli_train
+from pocketllm import __version__, cli_add, cli_demo, cli_generate, cli_journal, cli_plan, cli_replay, cli_train
 from pocketllm.cli_common import (
     DataDir,
     Json,
@@ -114,8 +114,11 @@ def token(data_dir: DataDir = None, json_wanted: Json = False) -> None:
 
 
 app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
-app.add_typer(jobs_app, name="jobs")
+app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
+app.add_typer(jobs_app, name="jobs")
+app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)
+app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
 app.add_typer(models_app, name="models")
 app.command("demo", epilog=cli_demo.EPILOG)(cli_demo.demo)

@@ -3,25 +3,36 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
-from pocketllm.cli_errors import CommandError, Document
+from pocketllm.cli_errors import CommandError, DaemonRefused, Document
 
 # One request is one transaction on the daemon's side, so it stays well below a megabyte.
 BATCH_BYTES = 900_000
 BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
+
 EPILOG = examples(
     'pocketllm add "Wind north-west. Two mugs of tea in the shed, then home."',
     "pocketllm add --file diary.txt --split",
     "pocketllm add -f may.txt -f june.txt --source letters",
+    "pocketllm add --jsonl examples.jsonl",
     "my-notes-app --export | pocketllm add - --split",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One text as the daemon takes it, and the line of a file that it is from, if it is from one."""
+
+    item: Document
+    place: str | None = None
 
 
 def add(
@@ -33,6 +44,13 @@ def add(
     files: Annotated[
         list[Path] | None,
         typer.Option("--file", "-f", help="A UTF-8 text file; may be given several times."),
+    ] = None,
+    jsonl: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--jsonl",
+            help='A file with a JSON object a line: {"text"}, {"prompt", "completion"} or {"text", "label"}.',
+        ),
     ] = None,
     source: Annotated[str, typer.Option(help="Where the words come from; shown beside each text.")] = "cli",
     split: Annotated[
@@ -47,10 +65,15 @@ def add(
     The words stay on this device. The same text twice is stored once, so running a command again does no harm.
     """
     options = common(ctx, url, data_dir, json_wanted)
-    pieces, empty = collect(texts or [], files or [], split=split)
+    words, empty = collect(texts or [], files or [], split=split)
+    pieces = [Piece(item={"text": text, "source": source}) for text in words]
+    for path in jsonl or []:
+        found = read_jsonl(path, source)
+        pieces += found
+        empty += [] if found else [str(path)]
     if not pieces:
         raise CommandError(nothing_to_add(empty))
-    batches = list(into_batches({"text": text, "source": source} for text in pieces))
+    batches = list(into_batches(pieces))
     answer = post(options, batches, len(pieces))
     if options.json:
         emit(answer)
@@ -105,6 +128,30 @@ def read_file(path: Path) -> str:
         raise CommandError(f"There is no file {path}.") from error
 
 
+def read_jsonl(path: Path, source: str) -> list[Piece]:
+    """Return a file's objects, one a line, each with `source` unless it has its own; blank lines are left out.
+
+    Raises CommandError naming the line that holds none. What an object may hold is the daemon's to say.
+    """
+    from pydantic_core import from_json  # as the daemon reads it
+
+    name = "stdin" if path == Path("-") else str(path)
+    pieces = []
+    # Not splitlines(): a JSON text may hold other line separators as they are.
+    for number, line in enumerate(read_file(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{name} line {number}"
+        try:
+            item = from_json(line, allow_inf_nan=False)
+        except ValueError as error:
+            raise CommandError(f"{place}: This is not valid JSON: {error}.") from error
+        if not isinstance(item, dict):
+            raise CommandError(f'{place}: This is no JSON object. Write one a line, such as {{"text": "..."}}.')
+        pieces.append(Piece(item={"source": source, **item}, place=place))
+    return pieces
+
+
 def read_stdin() -> str:
     """Return the text on stdin. Raises CommandError when it is not UTF-8 text."""
     return decoded(sys.stdin.buffer.read(), "stdin")
@@ -129,52 +176,72 @@ def paragraphs(text: str) -> list[str]:
     return [part.strip() for part in BLANK_LINES.split(text) if part.strip()]
 
 
-def into_batches(items: Iterable[Document], limit_bytes: int = BATCH_BYTES) -> Iterator[list[Document]]:
-    """Yield the items in order, as lists whose JSON stays below `limit_bytes`.
+def into_batches(pieces: Iterable[Piece], limit_bytes: int = BATCH_BYTES) -> Iterator[list[Piece]]:
+    """Yield the pieces in order, as lists whose JSON stays below `limit_bytes`.
 
     Raises CommandError for one that is too large by itself.
     """
-    batch: list[Document] = []
+    batch: list[Piece] = []
     size = 0
-    for item in items:
-        item_size = len(json.dumps(item, ensure_ascii=False).encode()) + 2
+    for piece in pieces:
+        item_size = len(json.dumps(piece.item, ensure_ascii=False).encode()) + 2
         if item_size > limit_bytes:
-            raise CommandError(
-                f"One text is {item_size:,} bytes long, more than the {limit_bytes:,} that fit in one request "
-                f"(it begins {item['text'][:40]!r}). Cut it up with blank lines; --split then makes each paragraph "
-                "its own text."
-            )
+            raise CommandError(too_large(piece, item_size, limit_bytes))
         if batch and size + item_size > limit_bytes:
             yield batch
             batch, size = [], 0
-        batch.append(item)
+        batch.append(piece)
         size += item_size
     if batch:
         yield batch
 
 
-def post(options: Common, batches: list[list[Document]], total: int) -> Document:
+def too_large(piece: Piece, size: int, limit: int) -> str:
+    """Return that a piece fits in no request, and what to do about it."""
+    fits = f"{size:,} bytes long, more than the {limit:,} that fit in one request"
+    if piece.place is not None:
+        return f"{piece.place}: This is {fits}. Cut it up into several lines."
+    return (
+        f"One text is {fits} (it begins {piece.item['text'][:40]!r}). Cut it up with blank lines; --split then makes "
+        "each paragraph its own text."
+    )
+
+
+def post(options: Common, batches: list[list[Piece]], total: int) -> Document:
     """Store the batches one after the other and return the sum of the daemon's answers."""
     answer: Document = {"ids": [], "created": 0, "duplicates": 0}
     with connected(options) as client:
         for batch in shown(batches, total, quiet=options.json):
             try:
-                stored = client.add_texts(batch)
-            except CommandError as error:
+                stored = client.add_texts([piece.item for piece in batch])
+            except CommandError as caught:
+                error = located(caught, batch)
                 done = len(answer["ids"])
                 if not done:
-                    raise
+                    raise error from caught
                 raise CommandError(
                     f"{error} {done} of {total} texts are stored; run the same command again for the rest "
                     "(what is stored already counts as a duplicate)."
-                ) from error
+                ) from caught
             answer["ids"] += stored["ids"]
             answer["created"] += stored["created"]
             answer["duplicates"] += stored["duplicates"]
     return answer
 
 
-def shown(batches: list[list[Document]], total: int, *, quiet: bool) -> Iterator[list[Document]]:
+def located(error: CommandError, batch: Sequence[Piece]) -> CommandError:
+    """Return the daemon's refusal of an item of a request with the file's line in place of the item's number."""
+    found = re.match(r"item (\d{1,9}): ", str(error))
+    number = int(found[1]) if found else 0
+    if found is None or not isinstance(error, DaemonRefused) or not 1 <= number <= len(batch):
+        return error
+    place = batch[number - 1].place
+    if place is None:
+        return error
+    return DaemonRefused({**error.document, "detail": f"{place}: {str(error)[found.end() :]}"})
+
+
+def shown(batches: list[list[Piece]], total: int, *, quiet: bool) -> Iterator[list[Piece]]:
     """Yield the batches, with a progress bar on a terminal when there are several."""
     console = make_console(stderr=True)
     if quiet or len(batches) == 1 or not console.is_terminal:

@@ -32,7 +32,10 @@ DataDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
-COMMAND_ORDER = ["demo", "models", "serve", "status", "add", "train", "jobs", "generate", "token"]
+COMMAND_ORDER = [
+    *("demo", "models", "serve", "status", "add", "plan", "train"),
+    *("jobs", "journal", "replay", "generate", "token"),
+]
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # a file or a pipe has no width, and cutting at 80 would lose columns
 

@@ -26,16 +26,25 @@ STAGES = {
     "config": "Reading the model's shape",
     "tokenizer": "Copying the tokenizer",
     "weights": "Copying the weights",
+    "calibrate": "Measuring this device",
     "finish": "Writing to disk",
 }
 
 
+DTYPE_HELP = (
+    "How to store the weights. int8 takes half the room of bfloat16, int4 a third, and how far that moved the weights "
+    "is told."
+)
+
+
 class Dtype(StrEnum):
-    """How many bits a stored weight has."""
+    """How a stored weight is encoded."""
 
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
     FLOAT32 = "float32"
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 @models_app.callback(
@@ -63,7 +72,7 @@ def list_models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json 
         "pocketllm models add",
         "pocketllm models add ./SmolLM2-360M-Instruct.Q8_0.gguf",
         "pocketllm models add ./a-hugging-face-folder --name mine",
-        "pocketllm models add HuggingFaceTB/SmolLM2-360M-Instruct",
+        "pocketllm models add HuggingFaceTB/SmolLM2-360M-Instruct --dtype int4",
     ),
 )
 def add_model(
@@ -75,7 +84,7 @@ def add_model(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What to call it; else it is called after its source.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="How to store the weights.")] = Dtype.BFLOAT16,
+    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = Dtype.BFLOAT16,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a model of the same name.")] = False,
     data_dir: DataDir = None,
     json_wanted: Json = False,
@@ -103,6 +112,37 @@ def add_model(
     console.print(added(manifest), soft_wrap=True)
 
 
+@models_app.command("calibrate", epilog=examples("pocketllm models calibrate smollm2-135m-instruct"))
+def calibrate_model(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name, as `pocketllm models` lists it.")],
+    data_dir: DataDir = None,
+    json_wanted: Json = False,
+) -> None:
+    """Measure again in which numbers a model computes best here.
+
+    Importing does this by itself; do it again for a folder that came from another device.
+    """
+    from pocketllm.daemon.calibrating import measure
+    from pocketllm.daemon.errors import CalibrationFailed
+    from pocketllm.mezo.errors import MezoError
+    from pocketllm.mezo.importing import calibrate_again
+
+    options = common(ctx, None, data_dir, json_wanted)
+    if not any(model["name"] == name for model in installed(models_dir(options))):
+        raise CommandError(f"There is no model {name!r}; `pocketllm models` lists those that there are.")
+    try:
+        manifest = calibrate_again(models_dir(options) / name, measure)
+    except (MezoError, CalibrationFailed) as error:
+        raise CommandError(str(error)) from error
+    if options.json:
+        emit(json.loads(manifest.to_json()))
+        return
+    from pocketllm.views_models import calibration_text
+
+    make_console().print(calibration_text(json.loads(manifest.to_json())), soft_wrap=True)
+
+
 def models_dir(options: Common) -> Path:
     """Return the folder that holds the models."""
     return (options.data_dir or configured_data_dir()) / "models"
@@ -114,7 +154,7 @@ def show_list(options: Common) -> None:
     if options.json:
         emit({"data": found})
         return
-    from pocketllm.views import models_table
+    from pocketllm.views_models import models_table
 
     make_console().print(models_table(found, models_dir(options)))
 
@@ -156,15 +196,32 @@ def run_import(
     replace: bool = False,
     quiet: bool = False,
 ) -> "Manifest":
-    """Import a model with its progress shown. Raises CommandError with the importer's sentence."""
+    """Import a model with its progress shown, and measure it. Raises CommandError with the importer's sentence."""
+    from pocketllm.daemon.calibrating import measure
+    from pocketllm.daemon.errors import CalibrationFailed
     from pocketllm.mezo.errors import MezoError, ModelExists
     from pocketllm.mezo.importing import DEFAULT_NAME, default_source, import_model
+
+    def calibrate(folder: Path) -> Document | None:
+        try:
+            return measure(folder)
+        except CalibrationFailed as error:
+            console.print(f"The model could not be measured on this device: {error}", soft_wrap=True)
+            return None
 
     try:
         if source is None:
             source, name = default_source(), name or DEFAULT_NAME
         with import_display(console, quiet=quiet) as report:
-            return import_model(source, folder, name=name, dtype=dtype.value, progress=report, replace=replace)
+            return import_model(
+                source,
+                folder,
+                name=name,
+                dtype=dtype.value,
+                progress=report,
+                replace=replace,
+                calibrate=calibrate,
+            )
     except ModelExists as error:
         raise CommandError(f"{error} (That is --name or --replace.)") from error
     except MezoError as error:
@@ -207,8 +264,9 @@ def import_display(console: "Console", *, quiet: bool) -> "Iterator[Callable[[Im
 def added(manifest: "Manifest") -> str:
     """Return what was imported, in a sentence."""
     from pocketllm.views import bytes_text, count_text
+    from pocketllm.views_models import encoding_text
 
     return (
         f"Added {manifest.name}: {count_text(manifest.parameters)} parameters, {bytes_text(manifest.weights_bytes)} as "
-        f"{manifest.dtype}, licence {manifest.license}."
+        f"{encoding_text(json.loads(manifest.to_json()))}, licence {manifest.license}."
     )

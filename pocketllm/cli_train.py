@@ -9,6 +9,7 @@ import typer
 
 from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
 from pocketllm.cli_errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
+from pocketllm.cli_plan import Batch, Mode, Probes, Steps, wishes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,7 @@ FAILED_POLLS_ALLOWED = 20
 EPILOG = examples(
     "pocketllm train",
     "pocketllm train --steps 200 --seed 7",
+    "pocketllm train --mode full --batch 8",
     "pocketllm train --no-follow",
     "pocketllm train --json > job.json",
 )
@@ -30,10 +32,11 @@ EPILOG = examples(
 
 def train(
     ctx: typer.Context,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="How many steps to learn; the daemon chooses by itself.")
-    ] = None,
+    steps: Steps = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed and texts give the same adapter.")] = None,
+    mode: Mode = None,
+    batch: Batch = None,
+    probes: Probes = None,
     follow_job: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Watch the job until it ends, or only start it.")
     ] = True,
@@ -43,13 +46,14 @@ def train(
 ) -> None:
     """Learn from the stored texts now, and watch it happen.
 
-    It does not wait for the charger or for more words, only while battery or memory is short.
+    It does not wait for the charger or for more words, only while battery or memory is short. `pocketllm plan` says
+    beforehand what it takes.
 
     Ctrl-C stops the watching, not the job.
     """
     options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
-        job = client.start_job(steps=steps, seed=seed)
+        job = client.start_job(seed=seed, **wishes(steps=steps, mode=mode, batch=batch, probes=probes))
         if not follow_job:
             finish_early(job, json_wanted=options.json)
             return

@@ -69,7 +69,10 @@ class Client:
         return self._call("GET", "/status")
 
     def add_texts(self, texts: list[Document]) -> Document:
-        """Store `[{"text", "source"}, ...]`, all or none. Returns ids, created and duplicates."""
+        """Store `[{"text", "source"}, ...]`, all or none. Returns ids, created and duplicates.
+
+        A prompt with its completion, or a text with its label, may stand in place of a text.
+        """
         return self._call("POST", "/texts", body=texts)
 
     def jobs(self, *, limit: int) -> tuple[list[Document], bool]:
@@ -89,18 +92,37 @@ class Client:
         """Return one job with its settings and events."""
         return self._call("GET", f"/jobs/{path_part(job_id)}")
 
-    def start_job(self, *, steps: int | None = None, seed: int | None = None) -> Document:
-        """Ask for a training job now. Returns the job, which may have to wait for its turn or for safety."""
-        body: Document = {"now": True}
-        if steps is not None:
-            body["steps"] = steps
-        if seed is not None:
-            body["seed"] = seed
-        return self._call("POST", "/jobs", body=body)
+    def start_job(
+        self,
+        *,
+        steps: int | None = None,
+        seed: int | None = None,
+        mode: str | None = None,
+        batch: int | None = None,
+        probes: int | None = None,
+    ) -> Document:
+        """Ask for a training job now. Returns the job, which may have to wait for its turn or for safety.
+
+        What is None is not sent, so that the daemon's settings stand.
+        """
+        wish = {"steps": steps, "seed": seed, "mode": mode, "batch": batch, "probes": probes}
+        given = {name: value for name, value in wish.items() if value is not None}
+        return self._call("POST", "/jobs", body={"now": True, **given})
+
+    def plan_job(self, wish: Document) -> Document:
+        """Return what a job that is asked for like this would take. None is started."""
+        return self._call("POST", "/jobs", body=wish, params={"dry_run": "true"})
 
     def cancel_job(self, job_id: str) -> Document:
         """Cancel a job that has not finished. Returns the job."""
         return self._call("POST", f"/jobs/{path_part(job_id)}/cancel")
+
+    def journal(self, job_id: str) -> bytes:
+        """Return the steps of a job as a file that `pocketllm.storage.journal_export.read_export` reads."""
+        response = self._answer("GET", f"/jobs/{path_part(job_id)}/journal")
+        if response.headers.get("content-type") != "application/octet-stream":
+            raise self._not_a_daemon(response)
+        return response.content
 
     def models(self) -> list[Document]:
         """Return the models that the daemon can use."""
@@ -146,11 +168,22 @@ class Client:
         params: dict[str, str] | None = None,
         seconds: float | None = None,
     ) -> Document:
+        return self._document(self._answer(method, path, body=body, params=params, seconds=seconds))
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        params: dict[str, str] | None = None,
+        seconds: float | None = None,
+    ) -> httpx.Response:
         timeout = self._http.timeout if seconds is None else httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         with self._told_plainly():
             response = self._http.request(method, path, json=body, params=params, timeout=timeout)
         self._refuse_errors(response)
-        return self._document(response)
+        return response
 
     @contextmanager
     def _told_plainly(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ Nothing here asks the daemon, reads a clock or prints. Times are given in, so th
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -268,26 +267,6 @@ def events_grid(events: Sequence[Document]) -> Table:
     for event in events:
         grid.add_row(Text(f"  {event['at']}", style="dim"), event["kind"], Text(printable(event["message"])))
     return grid
-
-
-def models_table(models: Sequence[Document], models_dir: Path) -> RenderableType:
-    """Return the installed models; the default one carries a star."""
-    if not models:
-        return Text(f"No models in {models_dir} yet. Get the default one with `pocketllm models add`.")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Model")
-    table.add_column("Parameters", justify="right")
-    table.add_column("Size", justify="right")
-    table.add_column("Licence")
-    table.add_column("Source", overflow="fold")
-    for model in models:
-        name = Text(model["name"])
-        if model.get("default"):
-            name.append(" * default", style="green")
-        size, parameters = bytes_text(model.get("weights_bytes")), count_text(model.get("parameters"))
-        licence, source = str(model.get("license") or "unknown"), str(model.get("source") or UNKNOWN)
-        table.add_row(name, parameters, size, Text(licence), Text(source))
-    return table
 
 
 def answers_table(answers: Sequence[Document]) -> Table:

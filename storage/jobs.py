@@ -30,6 +30,8 @@ class JobStore:
         requested_by: Requester,
         immediate: bool,
         now: datetime,
+        mode: str = "lora",
+        predicted_bytes: int | None = None,
     ) -> Job:
         """Queue a job."""
         job = Job(
@@ -38,9 +40,11 @@ class JobStore:
             requested_by=requested_by,
             immediate=immediate,
             model=model,
+            mode=mode,
             seed=seed,
             settings=settings,
             total_steps=total_steps,
+            predicted_bytes=predicted_bytes,
             created_at=now,
         )
         with self._database.write() as session:
@@ -52,14 +56,14 @@ class JobStore:
     def get(self, job_id: str) -> Job:
         """The job with this id. Raises NotFound."""
         with self._database.read() as session:
-            return _found(session, job_id)
+            return found_job(session, job_id)
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, from behind the job `after`. Raises NotFound for an unknown `after`."""
         newest_first = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
         with self._database.read() as session:
             if after is not None:
-                last = _found(session, after)
+                last = found_job(session, after)
                 newest_first = newest_first.where(
                     tuple_(col(Job.created_at), col(Job.id)) < tuple_(last.created_at, last.id)
                 )
@@ -152,6 +156,12 @@ class JobStore:
             session.add(adapter)
             mark_learned(session, job_id)
 
+    def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
+        """Note what a worker settled on, and the peak memory that this is expected to take."""
+        with self._database.write() as session:
+            values = {"plan": plan, "predicted_bytes": predicted_bytes}
+            session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
+
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
         """Note the most memory a worker of this job has held."""
         highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
@@ -169,7 +179,8 @@ class JobStore:
             return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
 
 
-def _found(session: Session, job_id: str) -> Job:
+def found_job(session: Session, job_id: str) -> Job:
+    """The job with this id. Raises NotFound."""
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(f"There is no job {job_id!r}. GET /jobs lists those that are here.")
@@ -178,7 +189,7 @@ def _found(session: Session, job_id: str) -> Job:
 
 def _moved(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
     """The job, moved to a state; the write lock is held, so nobody moves it in between."""
-    job = _found(session, job_id)
+    job = found_job(session, job_id)
     if job.state not in of:
         raise WrongState(f"Job {job_id} is {job.state}; that can only be done while it is {' or '.join(of)}.")
     job.state = to

@@ -62,6 +62,14 @@ class Outcome(StrEnum):
     NO_PROOF = "no proof of learning"  # kept, not served
 
 
+class Kind(StrEnum):
+    """What a text teaches."""
+
+    PLAIN = "plain"  # all of its words
+    COMPLETION = "completion"  # a prompt, and the words that follow it: only these are learned
+    LABELLED = "labelled"  # which label the text has
+
+
 class Text(SQLModel, table=True):
     """One text of the owner's. Its id is derived from source and content, so the same text twice is one row."""
 
@@ -69,13 +77,23 @@ class Text(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     source: str = Field(index=True)
+    #: All of a plain text; the prompt when there is a completion; what the label is about when there is one.
     text: str
+    completion: str | None = None
+    label: str | None = None
     words: int
     #: Kept out of training, to measure with. Follows from the id.
     held_out: bool
     #: The succeeded job that has seen this text; None while it is new.
     learned_in: str | None = Field(default=None, index=True)
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
+
+    @property
+    def kind(self) -> Kind:
+        """What it teaches."""
+        if self.completion is not None:
+            return Kind.COMPLETION
+        return Kind.PLAIN if self.label is None else Kind.LABELLED
 
 
 class Job(SQLModel, table=True):
@@ -91,10 +109,16 @@ class Job(SQLModel, table=True):
     immediate: bool = False
     model: str
     method: str = "mezo"
+    #: What is trained: "lora" is an adapter, "full" all parameters.
+    mode: str = "lora"
     seed: int
     #: Everything that determines the run besides model, seed and texts.
     settings: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     total_steps: int
+    #: The peak memory that was foretold before the start.
+    predicted_bytes: int | None = None
+    #: What the worker settled on so as to fit into memory; None until it has.
+    plan: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     #: Texts and words it learns from; known when it first starts.
     texts: int | None = None
     words: int | None = None
@@ -131,12 +155,22 @@ class Step(SQLModel, table=True):
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     step: int = Field(primary_key=True)
     seed: int
-    #: The projected gradient: (L+ - L-) / (2 eps).
-    scalar: float
+    #: The projected gradient along each probe's direction: (L+ - L-) / (2 eps).
+    scalars: list[float] = Field(sa_column=Column(JSON, nullable=False))
     loss: float
     learning_rate: float
     tokens: int
     seconds: float
+
+
+class CompactJournal(SQLModel, table=True):
+    """All steps of a job that has ended, in journal_codec's encoding, in place of its rows in `step`."""
+
+    __tablename__ = "compact_journal"
+
+    job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
+    steps: int
+    data: bytes
 
 
 class Evaluation(SQLModel, table=True):
@@ -175,6 +209,7 @@ class Adapter(SQLModel, table=True):
     id: str = Field(primary_key=True)
     job_id: str = Field(foreign_key="job.id")
     model: str = Field(index=True)
+    mode: str = "lora"
     parent: str | None = None
     serving: bool = False
     outcome: Outcome = Field(sa_column=Column(_enum(Outcome), nullable=False))

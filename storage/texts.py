@@ -20,8 +20,10 @@ HELD_OUT_ONE_IN = 10
 class NewText:
     """A text as it comes in."""
 
-    text: str
+    text: str  #: the prompt when there is a completion
     source: str
+    completion: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +49,13 @@ class TextCounts:
 
 def text_id(new: NewText) -> str:
     """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
-    # 0xff stands in no UTF-8, so the first zero byte is the one between the two, whatever they hold.
-    source = new.source.encode().replace(b"\0", b"\xff")
-    digest = hashlib.sha256(source + b"\0" + new.text.encode()).hexdigest()
-    return f"text-{digest[:24]}"
+    # 0xff stands in no UTF-8, so the first zero byte is the one between the two, whatever they hold; and the first
+    # 0xff after it is where the words end and a completion or a label begins.
+    content = new.source.encode().replace(b"\0", b"\xff") + b"\0" + new.text.encode()
+    for name, more in ((b"completion", new.completion), (b"label", new.label)):
+        if more is not None:
+            content += b"\xff" + name + b"\0" + more.encode()
+    return f"text-{hashlib.sha256(content).hexdigest()[:24]}"
 
 
 def is_held_out(identity: str) -> bool:
@@ -152,7 +157,9 @@ def _row(identity: str, new: NewText, now: datetime) -> Text:
         id=identity,
         source=new.source,
         text=new.text,
-        words=count_words(new.text),
+        completion=new.completion,
+        label=new.label,
+        words=count_words(new.text) + count_words(new.completion or ""),
         held_out=is_held_out(identity),
         created_at=now,
     )

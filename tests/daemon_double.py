@@ -30,9 +30,11 @@ JOB: Document = {
     "outcome": None,
     "tokens_per_second": None,
     "eta_seconds": None,
+    "predicted_bytes": None,
     "peak_memory_bytes": None,
     "model": "tiny",
     "method": "mezo",
+    "mode": "lora",
     "seed": 7,
     "texts": 3,
     "words": 300,
@@ -91,6 +93,27 @@ STATUS: Document = {
     "texts": {"count": 3, "new_words": 300, "threshold_words": 1000},
     "jobs": {"queued": 0, "running": 0, "paused": 0, "succeeded": 2, "failed": 1, "cancelled": 0},
 }
+PLAN: Document = {
+    "model": "tiny",
+    "mode": "lora",
+    "steps": 40,
+    "batch": 4,
+    "block_tokens": 64,
+    "probes": 1,
+    "rows_at_once": 8,
+    "reductions": [],
+    "predicted": {
+        "library_bytes": 280_000_000,
+        "working_bytes": 61_000_000,
+        "anonymous_bytes": 246_000_000,
+        "file_bytes": 102_000_000,
+        "peak_bytes": 348_000_000,
+        "seconds_per_step": 0.25,
+        "seconds": 10.0,
+    },
+    "memory_limit_bytes": 1_500_000_000,
+    "enough_text": {"enough": True, "texts": 3, "new_words": 300},
+}
 ANSWER: Document = {
     "model": "tiny",
     "adapter": "adapter-1",
@@ -111,7 +134,9 @@ class DaemonDouble:
         self.tokens = [" two", "\u2028mugs", " of tea"]
         self.breaks_off = False  # end a stream without its `done` event
         self.fail_after_batches: int | None = None
-        self.known_texts: set[tuple[str, str]] = set()
+        self.refused_words: str | None = None  # an example that holds them is refused
+        self.known_texts: set[str] = set()
+        self.journal = b""  # of any job; without one there is none
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
         self.on_job_asked: Callable[[], None] = lambda: None
@@ -164,6 +189,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return add_texts(double, body)
         case "GET", ["jobs"]:
             return 200, page_of_jobs(double, query)
+        case "POST", ["jobs"] if query.get("dry_run") == "true":
+            return 200, PLAN | body
         case "POST", ["jobs"]:
             double.jobs.insert(0, JOB | {"total_steps": body.get("steps", 40), "seed": body.get("seed", 7)})
             return 202, double.jobs[0]
@@ -172,7 +199,7 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             job = next(job for job in double.jobs if job["id"] == job_id)
             job.update(double.script.pop(0) if double.script else {})
             events = [{"at": "2026-05-01T10:00:05Z", "kind": "started", "message": "The worker started."}]
-            return 200, {**job, "settings": {"learning_rate": 0.001}, "events": events}
+            return 200, {**job, "settings": {"learning_rate": 0.001}, "plan": None, "events": events}
         case "POST", ["jobs", job_id, "cancel"] if any(job["id"] == job_id for job in double.jobs):
             return 200, {**JOB, "id": job_id, "state": "cancelled"}
         case "GET", ["adapters"]:
@@ -190,7 +217,10 @@ def add_texts(double: DaemonDouble, body: list[Document]) -> tuple[int, Document
         return problem(507, "The disk is full; free some space.")
     if double.fail_after_batches is not None:
         double.fail_after_batches -= 1
-    keys = [(item["source"], item["text"]) for item in body]
+    keys = [json.dumps(item) for item in body]
+    for number, key in enumerate(keys, 1):
+        if double.refused_words is not None and double.refused_words in key:
+            return problem(422, f"item {number}: label: it is not known.")
     new = set(keys) - double.known_texts
     double.known_texts |= new
     ids = [f"text-{hash(key)}" for key in keys]
@@ -220,7 +250,8 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
         def respond(self, method: str, body: Any) -> None:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            open_route = method == "GET" and parts.path.split("/")[1] in ("health", "status", "jobs")
+            journal = method == "GET" and parts.path.endswith("/journal")
+            open_route = method == "GET" and not journal and parts.path.split("/")[1] in ("health", "status", "jobs")
             with double.lock:
                 double.requests.append((method, self.path, body))
                 double.authorizations.append(self.headers.get("Authorization"))
@@ -228,13 +259,18 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
                     self.send_document(*problem(401, "A token is needed."))
                 elif parts.path == "/generate" and body["stream"]:
                     self.send_stream()
+                elif journal and double.journal:
+                    self.send_bytes(200, double.journal, "application/octet-stream")
                 else:
                     self.send_document(*answer(double, method, parts.path, query, body))
 
         def send_document(self, status: int, document: Document) -> None:
             data = (json.dumps(document, indent=2) + "\n").encode()
+            self.send_bytes(status, data, "application/json" if status < 400 else "application/problem+json")
+
+        def send_bytes(self, status: int, data: bytes, kind: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json" if status < 400 else "application/problem+json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

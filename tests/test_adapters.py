@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pocketllm.mezo.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.mezo.errors import AdapterError
+from pocketllm.mezo.noise import Direction
 from tests.learning import equal
 
 
@@ -25,6 +27,27 @@ def test_round_trip_is_exact_and_keeps_the_order(tmp_path: Path) -> None:
     assert equal(saved, loaded)
     assert list(loaded.a) == list(saved.a)
     assert (loaded.rank, loaded.alpha, loaded.scaling, loaded.base) == (2, 4.0, 2.0, "tiny")
+
+
+def test_moves_b_alone_and_by_its_place_in_the_model() -> None:
+    moved, before = adapter(), adapter()
+    for path in before.a:
+        moved.a[path].copy_(before.a[path])
+        moved.b[path].copy_(before.b[path])
+    direction = Direction(seed=2**64 - 1, step=3, probe=1, kind="gaussian")
+    moved.move(direction, 0.25)
+    for number, path in enumerate(before.a):
+        assert torch.equal(moved.a[path], before.a[path])
+        expected = torch.add(before.b[path], direction.of(number, (6, 2)), alpha=0.25)
+        assert torch.equal(moved.b[path], expected)
+
+
+def test_metadata_goes_along(tmp_path: Path) -> None:
+    saved = adapter()
+    saved.metadata = {"job": "7"}
+    saved.save(tmp_path / "it")
+    with safe_open(tmp_path / "it" / WEIGHTS_NAME, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "job": "7"}
 
 
 def test_saving_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -72,9 +72,11 @@ def test_a_request_is_answered_with_the_queued_job(api: Rehearsal) -> None:
         "outcome": None,
         "tokens_per_second": None,
         "eta_seconds": None,
+        "predicted_bytes": document["predicted_bytes"],
         "peak_memory_bytes": None,
         "model": "tiny",
         "method": "mezo",
+        "mode": "lora",
         "seed": 7,
         "texts": None,
         "words": None,
@@ -256,7 +258,7 @@ def test_progress_is_read_off_the_journal(api: Rehearsal) -> None:
     journal = api.services.store.journal
     for step, loss in ((1, 3.0), (2, 2.0)):
         row = Step(
-            job_id=identity, step=step, loss=loss, seed=1, scalar=0.5, learning_rate=1e-3, tokens=100, seconds=2.0
+            job_id=identity, step=step, loss=loss, seed=1, scalars=[0.5], learning_rate=1e-3, tokens=100, seconds=2.0
         )
         journal.append(row)
     journal.evaluate(identity, step=0, block_losses=[4.0, 2.0], weights=[3, 1], now=api.clock.now)

@@ -211,6 +211,7 @@ def test_the_adapters_newest_first(api: Rehearsal, with_model: Path) -> None:
     assert oldest == {
         "id": "adapter-0",
         "model": "tiny",
+        "mode": "lora",
         "parent": None,
         "serving": True,
         "outcome": "learned",

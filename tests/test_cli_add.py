@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli_add import into_batches, paragraphs
+from pocketllm.cli_add import Piece, into_batches, paragraphs
 from tests.commands import Run
 from tests.daemon_double import DaemonDouble
 
@@ -95,11 +95,76 @@ class TestAdd:
         assert double.requests == []
 
 
+class TestJsonl:
+    def test_each_line_is_an_example(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+        lines = [
+            {"text": "plain\u2028text"},
+            {"prompt": "Who?", "completion": " Anna.", "source": "chat"},
+            {"text": "good day", "label": "positive"},
+        ]
+        written = "\ufeff" + "\r\n\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (tmp_path / "examples.jsonl").write_text(written, encoding="utf-8")
+        result = run("add", "words", "--jsonl", str(tmp_path / "examples.jsonl"), "--source", "mine")
+        assert result.stdout == "Added 4 texts.\n"
+        plain, completion, labelled = lines
+        assert double.bodies("POST", "/texts") == [
+            [{"text": "words", "source": "mine"}, plain | {"source": "mine"}, completion, labelled | {"source": "mine"}]
+        ]
+
+    def test_lines_may_come_from_stdin(self, run: Run, double: DaemonDouble) -> None:
+        assert run("add", "--jsonl", "-", stdin='{"text": "a"}\n').stdout == "Added 1 text.\n"
+        assert double.bodies("POST", "/texts") == [[{"source": "cli", "text": "a"}]]
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("{", "This is not valid JSON"),
+            ("words", "This is not valid JSON"),
+            ('{"text": "\\ud800"}', "This is not valid JSON"),
+            ('{"text": NaN}', "This is not valid JSON"),
+            ("[" * 100_000, "This is not valid JSON"),
+            ('["a"]', "This is no JSON object"),
+            (json.dumps({"prompt": "a", "completion": "word " * 300_000}), "This is 1,500,052 bytes long"),
+        ],
+    )
+    def test_a_line_that_cannot_be_sent_is_named(
+        self, run: Run, double: DaemonDouble, tmp_path: Path, line: str, words: str
+    ) -> None:
+        path = tmp_path / "bad.jsonl"
+        path.write_text('{"text": "good"}\n\n' + line + "\n")
+        result = run("add", "--jsonl", str(path))
+        assert result.exit_code == 1
+        assert f"{path} line 3: {words}" in result.stderr
+        assert double.requests == []
+
+    def test_a_line_that_the_daemon_refuses_is_named(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+        double.refused_words = "odd"
+        path = tmp_path / "large.jsonl"
+        lines = [json.dumps({"text": f"{number} " + "word " * 1000}) for number in range(300)]
+        path.write_text("\n".join([*lines, '{"text": "a", "label": "odd"}']))
+        result = run("add", "--jsonl", str(path))
+        assert result.exit_code == 1
+        assert f"{path} line 301: label: it is not known. " in result.stderr
+        assert "of 301 texts are stored" in result.stderr
+        problem = json.loads(run("add", "--json", "--jsonl", "-", stdin='\n{"label": "odd"}').stderr)
+        assert problem["detail"] == "stdin line 2: label: it is not known."
+
+    def test_the_number_of_an_argument_that_is_refused_stays(self, run: Run, double: DaemonDouble) -> None:
+        double.refused_words = "odd"
+        assert "item 2: label: it is not known." in run("add", "a", "odd").stderr
+
+    def test_a_file_without_lines_is_named(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "empty.jsonl").write_text("\n \n")
+        result = run("add", "--jsonl", str(tmp_path / "empty.jsonl"))
+        assert result.exit_code == 1
+        assert "empty.jsonl held no words" in result.stderr
+
+
 def test_batches_keep_the_order_and_the_limit() -> None:
-    items = [{"text": "x" * size} for size in (10, 20, 30, 40)]
-    batches = list(into_batches(items, limit_bytes=60))
-    assert [item for batch in batches for item in batch] == items
-    assert all(len(json.dumps(batch)) <= 60 for batch in batches)
+    pieces = [Piece(item={"text": "x" * size}) for size in (10, 20, 30, 40)]
+    batches = list(into_batches(pieces, limit_bytes=60))
+    assert [piece for batch in batches for piece in batch] == pieces
+    assert all(len(json.dumps([piece.item for piece in batch])) <= 60 for batch in batches)
 
 
 def test_paragraphs() -> None:

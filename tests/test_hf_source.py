@@ -236,8 +236,9 @@ def pack(tensors: dict[str, torch.Tensor]) -> None:
             UnsupportedModel,
             "code that comes with a model is never run",
         ),
-        (settings(architectures=["LlamaModel"]), UnsupportedModel, "holds a LlamaModel, not a causal"),
-        (settings(model_type="vit", architectures=None), UnsupportedModel, "cannot build a causal"),
+        (settings(architectures=5), UnsupportedModel, "TypeError"),
+        (settings(architectures=["LlamaModel"]), UnsupportedModel, "of a LlamaModel, which is neither"),
+        (settings(model_type="vit", architectures=None), UnsupportedModel, "of a vit, which is neither"),
         (settings(quantization_config={"quant_method": "gptq"}), UnsupportedModel, "quantized"),
         (no_tokenizer, ModelFileError, "has no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ModelFileError, "tokenizer of .* cannot be used"),
@@ -286,5 +287,5 @@ def test_a_model_for_another_task(changed: Path, models: Path) -> None:
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, architectures=["BertForMaskedLM"]
     )
     config.save_pretrained(changed)
-    with pytest.raises(UnsupportedModel, match="BertForMaskedLM, not a causal language model"):
+    with pytest.raises(UnsupportedModel, match="of a BertForMaskedLM, which is neither a causal language model"):
         import_model(str(changed), models)

@@ -121,8 +121,8 @@ def test_a_source_without_a_usable_name(tmp_path: Path, llama: Path, models: Pat
 
 
 def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
-    with pytest.raises(BadRequest, match="dtype is 'int8'"):
-        import_model(str(llama), models, dtype="int8")
+    with pytest.raises(BadRequest, match=r"dtype is 'int3'; choose one of bfloat16, .*int4"):
+        import_model(str(llama), models, dtype="int3")
 
 
 def test_an_existing_model_stays_unless_replaced(llama: Path, tmp_path: Path, models: Path) -> None:

@@ -16,9 +16,14 @@ MAY_IMPORT = {
     "api": {"daemon", "storage", "mezo"},
 }
 #: Modules that run in processes of their own, where torch is wanted.
-WITH_TORCH = {"daemon/worker.py", "daemon/generator_process.py"}
+WITH_TORCH = {
+    "daemon/worker.py",
+    "daemon/training_run.py",
+    "daemon/replaying.py",
+    "daemon/generator_process.py",
+}
 #: Modules of mezo that the daemon's process uses; they must do without torch.
-TORCH_FREE = {"mezo/errors.py", "mezo/native.py", "mezo/tensor_file.py", "mezo/__init__.py"}
+TORCH_FREE = {"mezo/errors.py", "mezo/native.py", "mezo/tensor_file.py", "mezo/budget.py", "mezo/__init__.py"}
 
 
 def imports(path: Path) -> Iterator[str]:

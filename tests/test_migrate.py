@@ -1,11 +1,12 @@
 """From any file to the newest schema, or a clear refusal."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import connect
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -18,6 +19,7 @@ from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
 from pocketllm.storage.migrate import current_revision, migrate
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.store import Store
+from pocketllm.storage.tables import JobState, Kind
 from pocketllm.storage.texts import NewText
 from tests.working import NOW
 
@@ -64,6 +66,90 @@ def test_what_is_stored_stays(path: Path) -> None:
     store = Store.open(path)
     assert store.texts.get(identity).text == "kept"
     store.close()
+
+
+#: A folder as the first schema had it: a job that has ended, one on its way, and all that belongs to them.
+AT_0001 = """
+INSERT INTO text VALUES ('text-1', 'notes', 'Wind west.', 2, 0, 'job-1', '2026-01-01 00:00:00.000000');
+INSERT INTO job (id, state, reasons, requested_by, immediate, model, method, seed, settings, total_steps, adapter,
+    outcome, attempts, created_at) VALUES
+    ('job-1', 'succeeded', '[]', 'owner', 1, 'tiny', 'mezo', 7, '{"rank": 2}', 2, 'adapter-1', 'learned', 0,
+    '2026-01-01 00:00:00.000000'),
+    ('job-2', 'paused', '["battery"]', 'threshold', 0, 'tiny', 'mezo', 8, '{}', 9, NULL, NULL, 1,
+    '2026-01-02 00:00:00.000000');
+INSERT INTO job_text VALUES ('job-1', 'text-1'), ('job-2', 'text-1');
+INSERT INTO evaluation VALUES ('job-1', 0, 3.5, '[4.0, 3.0]', '2026-01-01 00:00:00.000000');
+INSERT INTO event VALUES (5, 'job-1', '2026-01-01 00:00:00.000000', 'queued', 'queued by owner');
+INSERT INTO adapter VALUES
+    ('adapter-1', 'job-1', 'tiny', NULL, 1, 'learned', 3.5, 3.4, '2026-01-01 00:00:00.000000');
+"""
+#: More than one part of the copy; numbers that need all of a float's digits.
+OLD_STEPS = [(number, 0.1 / number, 3 + 1 / number, 1e-3 / number) for number in range(1, 2502)]
+
+
+def at_0001(path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(str(migrations.__file__)).parent))
+    with opened(path) as database, database.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.upgrade(config, "0001")
+    with closing(connect(path)) as raw, raw:
+        raw.executescript(AT_0001)
+        insert = "INSERT INTO step VALUES ('job-2', ?, 8, ?, ?, ?, 100, 2.5)"
+        raw.executemany(insert, OLD_STEPS)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Database]:
+    database = Database(path)
+    yield database
+    database.close()
+
+
+def test_what_the_first_schema_held_stays(path: Path) -> None:
+    at_0001(path)
+    store = Store.open(path)
+    text = store.texts.get("text-1")
+    assert (text.text, text.completion, text.label, text.kind, text.learned_in) == (
+        "Wind west.",
+        None,
+        None,
+        Kind.PLAIN,
+        "job-1",
+    )
+    ended, open_job = store.jobs.get("job-1"), store.jobs.get("job-2")
+    assert (ended.state, ended.settings, ended.adapter) == (JobState.SUCCEEDED, {"rank": 2}, "adapter-1")
+    assert (open_job.state, open_job.reasons, open_job.attempts) == (JobState.PAUSED, ["battery"], 1)
+    assert [(job.mode, job.predicted_bytes, job.plan) for job in (ended, open_job)] == [("lora", None, None)] * 2
+    assert [text.id for text in store.texts.of_job("job-2")] == ["text-1"]
+    assert [event.message for event in store.jobs.events("job-1")] == ["queued by owner"]
+    evaluation = store.journal.evaluation("job-1", 0)
+    assert evaluation is not None and evaluation.block_losses == [4.0, 3.0]
+    serving = store.adapters.serving("tiny")
+    assert serving is not None and (serving.id, serving.mode, serving.held_out_loss_now) == ("adapter-1", "lora", 3.4)
+    rows = store.journal.steps("job-2")
+    assert [(row.step, row.scalars, row.loss, row.learning_rate) for row in rows] == [
+        (number, [scalar], loss, rate) for number, scalar, loss, rate in OLD_STEPS
+    ]
+    assert {(row.seed, row.tokens, row.seconds) for row in rows} == {(8, 100, 2.5)}
+    store.close()
+    with closing(connect(path)) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
+    at_0001(path)
+    with closing(connect(path)) as raw, raw:
+        raw.execute("CREATE TABLE step_0001 (something TEXT)")  # in the way, at the end of the revision
+    before = schema(path)
+    with pytest.raises(DatabaseUnusable, match="step_0001"):
+        Store.open(path)
+    assert schema(path) == before
+    with opened(path) as database:
+        assert revision(database) == "0001"
+    with closing(connect(path)) as raw:
+        assert raw.execute("SELECT count(*) FROM step").fetchall() == [(len(OLD_STEPS),)]
 
 
 def test_the_migrated_schema_is_the_tables_own(database: Database) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
 from pocketllm.mezo.native import (
+    DTYPES,
+    FLOAT_DTYPES,
     MANIFEST_NAME,
     WEIGHTS_NAME,
     Manifest,
@@ -21,6 +23,7 @@ from pocketllm.mezo.native import (
     list_native,
     open_native,
 )
+from pocketllm.mezo.quantization import PACKINGS
 from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES
 from tests.tiny_models import tiny_native
 
@@ -44,6 +47,11 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tiny_native(folder)
     return folder
+
+
+def test_the_dtypes_are_the_floats_and_the_packings() -> None:
+    assert DTYPES == FLOAT_DTYPES + PACKINGS
+    assert all(getattr(torch, dtype).is_floating_point for dtype in FLOAT_DTYPES)
 
 
 def test_importing_the_room_stays_light() -> None:
@@ -71,7 +79,14 @@ def test_manifest_survives_json() -> None:
         ({"parameters": True}, "parameters is True"),
         ({"weights_bytes": -1}, "must be positive"),
         ({"weights_sha256": "abc"}, "64 hex digits"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"compute_dtype": "int8"}, "compute_dtype is 'int8'"),
+        ({"compute_dtype": None}, "compute_dtype is None"),
+        ({"quantization_error": "small"}, "quantization_error is 'small'"),
+        ({"quantization_error": True}, "quantization_error is True"),
+        ({"quantization_error": -0.1}, "quantization_error is -0.1"),
+        ({"quantization_error": float("nan")}, "quantization_error is nan"),
+        ({"calibration": []}, r"calibration is \[\]; it must be of type dict"),
         ({"created_at": "2026-01-02T03:04:05"}, "time zone"),
         ({"created_at": "yesterday"}, "yesterday"),
         ({"created_at": 5}, "created_at is 5"),
@@ -81,6 +96,26 @@ def test_manifest_survives_json() -> None:
 def test_manifest_refuses(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Manifest.from_json(json.dumps(json.loads(MANIFEST.to_json()) | change))
+
+
+def test_manifest_of_a_packed_model_survives_json() -> None:
+    manifest = replace(
+        MANIFEST, dtype="int4", quantization_error=0.0625, compute_dtype="float32", calibration={"epsilon": [1e-3]}
+    )
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_manifest_of_before_there_were_packed_models(dtype: str) -> None:
+    values = json.loads(replace(MANIFEST, dtype=dtype).to_json())
+    del values["quantization_error"], values["compute_dtype"], values["calibration"]
+    manifest = Manifest.from_json(json.dumps(values))
+    assert (manifest.compute_dtype, manifest.quantization_error, manifest.calibration) == (dtype, None, None)
+
+
+def test_manifest_says_whether_the_model_fills_in_masks() -> None:
+    assert not MANIFEST.masked
+    assert replace(MANIFEST, architecture="RobertaForMaskedLM").masked
 
 
 def test_manifest_names_what_is_missing() -> None:

@@ -16,6 +16,7 @@ from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Requester, Step
 from pocketllm.storage.texts import NewText
+from tests.planned import planned
 from tests.running import Clock, FakeRunner, FixedSensor
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
@@ -40,10 +41,8 @@ class House:
 
     def scheduler_with(self, runner: FakeRunner) -> Scheduler:
         """Another daemon's scheduler on the same data."""
-        sensors = [self.power, self.battery, self.memory]
-        return Scheduler(
-            self.store, self.folder, sensors, runner, self.settings, model_problem=lambda: self.model_problem
-        )
+        all_of = (self.store, self.folder, [self.power, self.battery, self.memory], runner, self.settings)
+        return Scheduler(*all_of, model_problem=lambda: self.model_problem, planner=planned)
 
     def tick(self, seconds: float = 2) -> datetime:
         self.scheduler.tick(self.clock.advance(seconds))
@@ -65,7 +64,7 @@ class House:
     def step(self, job_id: str) -> None:
         """Let the worker make a step."""
         number = self.store.journal.last_step(job_id) + 1
-        row = Step(job_id=job_id, step=number, seed=1, scalar=0.1, loss=3.0, learning_rate=0.1, tokens=9, seconds=1.0)
+        row = Step(job_id=job_id, step=number, seed=1, scalars=[0.1], loss=3, learning_rate=0.1, tokens=9, seconds=1)
         self.store.journal.append(row)
 
     def succeed(self, job_id: str) -> None:

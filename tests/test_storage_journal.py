@@ -1,13 +1,18 @@
 """The journal in a real database file: what was appended is read back, and progress is read off it."""
 
 import math
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.journal import RECENT_STEPS, Progress
+from pocketllm.storage.journal_codec import decode, encode
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 from tests.working import NOW, queue_job
@@ -26,10 +31,25 @@ def job(store: Store) -> str:
 
 
 def append(
-    store: Store, job: str, number: int, *, loss: float = 3.0, scalar: float = 0.5, seconds: float = 2.0
+    store: Store,
+    job: str,
+    number: int,
+    *,
+    loss: float = 3.0,
+    scalars: Sequence[float] = (0.5,),
+    learning_rate: float = 2**-10,
+    tokens: int = 100,
+    seconds: float = 2.0,
 ) -> None:
     row = Step(
-        job_id=job, step=number, seed=7, scalar=scalar, loss=loss, learning_rate=1e-3, tokens=100, seconds=seconds
+        job_id=job,
+        step=number,
+        seed=7,
+        scalars=list(scalars),
+        loss=loss,
+        learning_rate=learning_rate,
+        tokens=tokens,
+        seconds=seconds,
     )
     store.journal.append(row)
 
@@ -52,9 +72,23 @@ def test_before_the_first_step_there_is_nothing(store: Store, job: str) -> None:
 
 
 @pytest.mark.parametrize("scalar", [0.1, -1 / 3, 5e-324, 1.7976931348623157e308])
-def test_a_scalar_comes_back_bit_for_bit(store: Store, job: str, scalar: float) -> None:
-    append(store, job, 1, scalar=scalar)
-    assert store.journal.steps(job)[0].scalar.hex() == scalar.hex()
+def test_scalars_come_back_bit_for_bit(store: Store, job: str, scalar: float) -> None:
+    append(store, job, 1, scalars=(scalar, -scalar))
+    [row] = store.journal.steps(job)
+    assert [kept.hex() for kept in row.scalars] == [scalar.hex(), (-scalar).hex()]
+
+
+def test_scalars_may_come_as_a_tuple(store: Store, job: str) -> None:
+    row: dict[str, Any] = {"step": 1, "seed": 7, "scalars": (0.5, 1.5), "loss": 3.0, "learning_rate": 0.1}
+    store.journal.append(Step(job_id=job, tokens=9, seconds=1.0, **row))
+    assert store.journal.steps(job)[0].scalars == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("scalars", [(), (math.nan,), (0.5, math.inf)])
+def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str, scalars: Sequence[float]) -> None:
+    with pytest.raises(ValueError, match="Step 1 of job job-"):
+        append(store, job, 1, scalars=scalars)
+    assert store.journal.steps(job) == []
 
 
 def test_a_number_that_is_none_is_refused(store: Store, job: str) -> None:
@@ -132,3 +166,99 @@ def test_progress_holds_the_first_and_the_last_measurement(store: Store, job: st
 def test_steps_that_took_no_time_have_no_speed(store: Store, job: str) -> None:
     append(store, job, 1, seconds=0.0)
     assert store.journal.progress(job).tokens_per_second is None
+
+
+def some_steps(store: Store, job: str, count: int = 2 * RECENT_STEPS) -> None:
+    for number in range(1, count + 1):
+        append(store, job, number, scalars=(number / 8, -0.5), loss=3 + 1 / number, tokens=100 + number % 2)
+
+
+def in_tables(path: Path, job: str) -> tuple[int, int]:
+    """How many rows, and how many compact journals, a job has."""
+    counts = (f"SELECT count(*) FROM {table} WHERE job_id = ?" for table in ("step", "compact_journal"))
+    with closing(sqlite3.connect(path)) as raw:
+        rows, compact = (raw.execute(count, [job]).fetchone()[0] for count in counts)
+    return rows, compact
+
+
+def test_a_compact_journal_gives_the_same_answers(store: Store, job: str, tmp_path: Path) -> None:
+    other = queue_job(store).id
+    for identity in (job, other):
+        some_steps(store, identity)
+    evaluate(store, job, step=0, losses=[4.0])
+    rows, progress, encoded = store.journal.steps(job), store.journal.progress(job), store.journal.encoded(job)
+    store.jobs.cancel(job, message="", now=NOW)
+    assert store.journal.compact(job)
+
+    assert in_tables(tmp_path / "pocketllm.db", job) == (0, 1)
+    assert in_tables(tmp_path / "pocketllm.db", other) == (len(rows), 0)
+    assert store.journal.last_step(job) == len(rows)
+    exact = [(row.job_id, row.step, row.seed, row.scalars, row.learning_rate) for row in rows]
+    kept = store.journal.steps(job)
+    assert [(row.job_id, row.step, row.seed, list(row.scalars), row.learning_rate) for row in kept] == exact
+    assert [row.loss for row in kept] == pytest.approx([row.loss for row in rows], rel=1e-7)
+    assert sum(row.tokens for row in kept) == sum(row.tokens for row in rows)
+    now = store.journal.progress(job)
+    assert (now.step, now.held_out_loss_before, now.seconds_per_step) == (len(rows), 4.0, 2.0)
+    assert (now.loss, now.tokens_per_second) == pytest.approx((progress.loss, progress.tokens_per_second), rel=1e-6)
+    assert store.journal.encoded(job) == encoded
+
+
+def test_to_compact_twice_changes_nothing(store: Store, job: str) -> None:
+    some_steps(store, job, 3)
+    store.jobs.cancel(job, message="", now=NOW)
+    assert store.journal.compact(job)
+    before = store.journal.encoded(job)
+    assert store.journal.compact(job)
+    assert store.journal.encoded(job) == before
+    assert store.journal.last_step(job) == 3
+
+
+def test_an_open_job_keeps_its_rows(store: Store, job: str, tmp_path: Path) -> None:
+    some_steps(store, job, 3)
+    with pytest.raises(WrongState, match="is running; its journal is made compact only when it has ended"):
+        store.journal.compact(job)
+    store.jobs.pause(job, reasons=["battery"], now=NOW)
+    with pytest.raises(WrongState, match="is paused"):
+        store.journal.compact(job)
+    assert in_tables(tmp_path / "pocketllm.db", job) == (3, 0)
+
+
+def test_what_is_not_there_is_not_made_compact(store: Store, job: str) -> None:
+    with pytest.raises(NotFound, match="'job-none'"):
+        store.journal.compact("job-none")
+    with pytest.raises(NotFound, match="'job-none'"):
+        store.journal.encoded("job-none")
+    with pytest.raises(WrongState, match="no step yet"):
+        store.journal.encoded(job)
+    store.jobs.cancel(job, message="", now=NOW)
+    assert not store.journal.compact(job)
+
+
+def test_rows_of_an_older_version_stay_as_they_are(store: Store, job: str, tmp_path: Path) -> None:
+    append(store, job, 1, scalars=[0.1])  # not a 32-bit float
+    with pytest.raises(WrongState, match="cannot be encoded: Step 1 of the journal holds a scalar"):
+        store.journal.encoded(job)
+    store.jobs.cancel(job, message="", now=NOW)
+    assert not store.journal.compact(job)
+    assert in_tables(tmp_path / "pocketllm.db", job) == (1, 0)
+    assert store.journal.steps(job)[0].scalars == [0.1]
+
+
+def test_a_journal_that_cannot_be_made_compact_whole_keeps_all_rows(store: Store, job: str, tmp_path: Path) -> None:
+    some_steps(store, job, 3)
+    store.jobs.cancel(job, message="", now=NOW)
+    with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw, raw:
+        raw.execute(
+            "CREATE TRIGGER refuse BEFORE DELETE ON step WHEN OLD.step = 3 BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with pytest.raises(IntegrityError, match="no"):
+        store.journal.compact(job)
+    assert in_tables(tmp_path / "pocketllm.db", job) == (3, 0)
+
+
+def test_a_journal_longer_than_a_part_is_encoded_whole(store: Store, job: str) -> None:
+    some_steps(store, job, 2100)
+    rows = list(decode(store.journal.encoded(job)))
+    assert [row.step for row in rows] == list(range(1, 2101))
+    assert encode(rows) == store.journal.encoded(job)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Outcome
+from pocketllm.storage.tables import Adapter, Kind, Outcome
 from pocketllm.storage.texts import NewText, count_words, is_held_out, text_id
 from tests.working import NOW, queue_job
 
@@ -63,6 +63,14 @@ def test_the_same_words_from_another_source_are_another_text(store: Store) -> No
         (NewText(source="a", text="\0b"), NewText(source="a\0", text="b")),
         (NewText(source="a", text="b\0c"), NewText(source="a\0b", text="c")),
         (NewText(source="", text="a"), NewText(source="a", text="")),
+        (NewText(source="s", text="a", completion="b"), NewText(source="s", text="a", label="b")),
+        (NewText(source="s", text="a", completion="b"), NewText(source="s", text="ab")),
+        (NewText(source="s", text="a", completion=""), NewText(source="s", text="a")),
+        (NewText(source="s", text="a", completion="b\0c"), NewText(source="s", text="a\0b", completion="c")),
+        (
+            NewText(source="s", text="a", completion="b\0label\0c"),
+            NewText(source="s", text="acompletion\0b", label="c"),
+        ),
     ],
 )
 def test_no_text_passes_for_another(store: Store, one: NewText, other: NewText) -> None:
@@ -110,6 +118,21 @@ def test_when_one_text_cannot_be_stored_none_is(store: Store, tmp_path: Path) ->
     with pytest.raises(IntegrityError, match="no"):
         add(store, *map(str, range(1000)))
     assert [text.text for text in store.texts.page(after=None, limit=10)] == ["before"]
+
+
+def test_kinds_of_text_come_back_as_they_were_given(store: Store) -> None:
+    examples = [
+        NewText(text="one two", source="s"),
+        NewText(text="one two", source="s", completion=" three\0"),
+        NewText(text="one two", source="s", label="positive"),
+    ]
+    rows = [store.texts.get(identity) for identity in store.texts.add(examples, now=NOW).ids]
+    assert [(row.kind, row.text, row.completion, row.label, row.words) for row in rows] == [
+        (Kind.PLAIN, "one two", None, None, 2),
+        (Kind.COMPLETION, "one two", " three\0", None, 3),
+        (Kind.LABELLED, "one two", None, "positive", 2),
+    ]
+    assert store.texts.counts().new_words == 7
 
 
 def test_about_one_text_in_ten_is_held_out(store: Store) -> None:

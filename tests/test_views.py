@@ -2,7 +2,6 @@
 
 import io
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from pocketllm.views import (
     jobs_table,
     live_job,
     loss_text,
-    models_table,
     outcome,
     printable,
     progress_line,
@@ -236,25 +234,6 @@ def test_status_without_a_model_says_what_to_do() -> None:
         "model": {"name": None, "ready": False, "message": "Run `pocketllm models add`.", "adapter": None}
     }
     assert "none: Run `pocketllm models add`." in rendered(status_panel(missing, NOW))
-
-
-def test_models_with_the_default_marked(tmp_path: Path) -> None:
-    model = {
-        "name": "smol",
-        "parameters": 134_515_008,
-        "weights_bytes": 269_060_000,
-        "license": "apache-2.0",
-        "source": "a [file].gguf",
-        "default": True,
-    }
-    text = rendered(models_table([model, model | {"name": "other", "license": "", "default": False}], tmp_path))
-    for part in ("smol * default", "134.5M", "269.1 MB", "apache-2.0", "a [file].gguf", "unknown"):
-        assert part in text
-    assert text.count("default") == 1
-
-
-def test_empty_list_of_models_says_how_to_get_one(tmp_path: Path) -> None:
-    assert "pocketllm models add" in rendered(models_table([], tmp_path), 300)
 
 
 def test_answers_stand_side_by_side_without_control_characters() -> None:

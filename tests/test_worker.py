@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.worker import divide
 from pocketllm.mezo.adapters import load_adapter
-from pocketllm.mezo.batches import Blocks, pack
-from pocketllm.mezo.errors import BadRequest
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Outcome, Text
+from pocketllm.storage.tables import Job, JobState, Outcome
 from pocketllm.storage.texts import NewText
 from tests.learning import equal
 from tests.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
@@ -51,7 +48,7 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
     assert one.state is two.state is JobState.SUCCEEDED
     assert one.adapter and two.adapter
     assert equal(load_adapter(folder.adapter(one.adapter)), load_adapter(folder.adapter(two.adapter)))
-    rows = [[(r.step, r.scalar, r.loss, r.learning_rate) for r in store.journal.steps(j.id)] for j in (one, two)]
+    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.journal.steps(j.id)] for j in (one, two)]
     assert rows[0] == rows[1]
     assert len(rows[0]) == steps
     for step in (0, 4, 24):
@@ -144,32 +141,3 @@ def test_one_worker_at_a_time(folder: DataFolder, store: Store) -> None:
         assert (first, second) == (True, False)
     with locked(folder.worker_lock) as again:
         assert again
-
-
-def texts(*held_out: bool) -> list[Text]:
-    return [
-        Text(id=str(i), source="s", text="x" * 9, words=1, held_out=h, created_at=NOW) for i, h in enumerate(held_out)
-    ]
-
-
-def packed(rows: list[Text]) -> Blocks:
-    return pack([[3] * len(row.text) for row in rows], length=4, separator=0)
-
-
-def test_divide_follows_the_ids_where_it_can() -> None:
-    training, held_out = divide(texts(False, True, False), lambda rows: packed(list(rows)))
-    assert (training.tokens, held_out.tokens) == (19, 9)
-
-
-@pytest.mark.parametrize("held_out", [False, True])
-def test_divide_keeps_the_last_tenth_where_the_ids_picked_none_or_all(held_out: bool) -> None:
-    rows = texts(*[held_out] * 9)
-    whole = packed(rows)
-    training, measured = divide(rows, lambda rows: packed(list(rows)))
-    assert len(training) + len(measured) == len(whole)
-    assert len(measured) == max(1, len(whole) // 10)
-
-
-def test_divide_refuses_what_is_too_little_for_both() -> None:
-    with pytest.raises(BadRequest, match="Add some text"):
-        divide(texts(False)[:1], lambda rows: pack([[3, 3]], length=4, separator=0))

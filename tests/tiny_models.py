@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -85,6 +85,17 @@ def tiny_llama_folder(
         model = LlamaForCausalLM(config)
     model.save_pretrained(path, max_shard_size=shard_size)
     byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def loud_llama_folder(path: Path, *, factor: float) -> Path:
+    """Write a `tiny_llama_folder` whose feed-forward layers compute with numbers `factor` squared as large."""
+    weights = tiny_llama_folder(path) / "model.safetensors"
+    tensors = load_file(weights)
+    for name, tensor in tensors.items():
+        if ".gate_proj." in name or ".up_proj." in name:
+            tensor *= factor
+    save_file(tensors, weights, metadata={"format": "pt"})
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.mezo.importing import import_model
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Requester
 from pocketllm.storage.texts import NewText
@@ -18,11 +19,14 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TRAINING = TrainingSettings(steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
 
 
-def data_folder(root: Path) -> DataFolder:
-    """A data folder that holds the tiny model."""
+def data_folder(root: Path, *, source: Path | None = None, dtype: str = "bfloat16") -> DataFolder:
+    """A data folder that holds the tiny model, or the one in a Hugging Face folder, under the name "tiny"."""
     folder = DataFolder(root)
     folder.make()
-    tiny_native(folder.models)
+    if source is None:
+        tiny_native(folder.models, dtype=dtype)
+    else:
+        import_model(str(source), folder.models, name="tiny", dtype=dtype)
     return folder
 
 
@@ -40,6 +44,7 @@ def queue_job(
         seed=seed,
         total_steps=steps,
         settings=training.model_dump(mode="json"),
+        mode=training.mode,
         requested_by=Requester.OWNER,
         immediate=True,
         now=NOW,

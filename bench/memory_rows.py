@@ -1,0 +1,136 @@
+"""What `python -m bench.memory` measures: a row a fresh process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+#: Values of `Row.method`.
+OURS, FORWARD, TEXTBOOK, BACKPROP, ADAM = "MeZO, ours", "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
+#: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
+_TINY = {"opt-1.3b": "opt-tiny", "roberta-large": "roberta-tiny", "llama-2-7b": "llama-tiny"}
+_QUICK_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the table."""
+
+    key: str  #: for --rows, and in the values' names
+    method: str
+    shape: str  #: of bench.shapes
+    dtype: str = "bfloat16"  #: of the weights
+    mode: str = "full"  #: "lora" or "full"
+    batch: int = 8
+    tokens: int = 128
+    steps: int = 1
+    micro_batch: int | None = None  #: texts at a time
+    checkpointing: bool = False
+    paper_gb: float | None = None  #: the paper's figure for the same task
+    under_limit: bool = False  #: also under a hard limit of 1 GiB
+    search_limit: bool = False  #: also look for the smallest limit
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is our engine's, of which a native folder is needed."""
+        return self.method == OURS
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        extras = [f"micro-batch {self.micro_batch}"] if self.micro_batch else []
+        extras += ["checkpointing"] if self.checkpointing else []
+        mode = f" {self.mode}" if self.ours else ""
+        return ", ".join([f"{self.shape} {self.method}{mode} {self.dtype}", *extras])
+
+    def command(self, folder: Path | None, cap_gb: float) -> list[str]:
+        """The command line that runs it; `folder` is the native model of one of ours, `cap_gb` stops a peer."""
+        work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
+        if self.ours:
+            return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]
+        peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam"}[self.method]
+        command = [sys.executable, "-m", "bench.peers", peer, "--shape", self.shape, *work, "--cap-gb", f"{cap_gb:.3f}"]
+        if self.micro_batch:
+            command += ["--micro-batch", str(self.micro_batch)]
+        return [*command, "--checkpointing"] if self.checkpointing else command
+
+
+def _ours(key: str, shape: str, *, paper_gb: float | None, batch: int = 8, **settings: object) -> Row:
+    row = Row(key=key, method=OURS, shape=shape, dtype="int8", mode="lora", batch=batch, steps=2, paper_gb=paper_gb)
+    return replace(row, **settings)  # type: ignore[arg-type]
+
+
+#: Figures of arXiv 2407.01031, in GB: the only typed-in ones.
+_PAPER_OPT, _PAPER_ROBERTA = 6.5, 4.0
+
+OUR_ROWS: Sequence[Row] = (
+    _ours("opt13_lora_bs8", "opt-1.3b", paper_gb=_PAPER_OPT, under_limit=True, search_limit=True),
+    _ours("opt13_lora_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
+    # All four batch sizes are in the plot.
+    *(_ours(f"roberta_lora_bs{n}", "roberta-large", paper_gb=_PAPER_ROBERTA, batch=n) for n in (8, 16, 32, 64)),
+    _ours("roberta_full", "roberta-large", paper_gb=_PAPER_ROBERTA, dtype="bfloat16", mode="full"),
+    _ours("opt13_full", "opt-1.3b", paper_gb=_PAPER_OPT, dtype="bfloat16", mode="full"),
+    _ours("llama7b", "llama-2-7b", paper_gb=None, dtype="int4", batch=2, tokens=64, under_limit=True),
+)
+
+_OPT_PEERS: Sequence[Row] = (
+    Row(key="opt13_forward_bs8", method=FORWARD, shape="opt-1.3b"),
+    Row(key="opt13_forward_bs64_micro8", method=FORWARD, shape="opt-1.3b", batch=64, micro_batch=8),
+    Row(key="opt13_textbook_bs8", method=TEXTBOOK, shape="opt-1.3b"),
+    Row(key="opt13_textbook_bs64_micro8", method=TEXTBOOK, shape="opt-1.3b", batch=64, micro_batch=8),
+    Row(key="opt13_backprop_bs8", method=BACKPROP, shape="opt-1.3b", mode="lora", checkpointing=True),
+    Row(key="opt13_backprop_bs64", method=BACKPROP, shape="opt-1.3b", mode="lora", batch=64, checkpointing=True),
+    Row(
+        key="opt13_backprop_bs64_micro8",
+        method=BACKPROP,
+        shape="opt-1.3b",
+        mode="lora",
+        batch=64,
+        micro_batch=8,
+        checkpointing=True,
+    ),
+    # Two steps: from the second on, the moments are there while activations are.
+    Row(key="opt13_adam_bs8", method=ADAM, shape="opt-1.3b", steps=2),
+    Row(key="opt13_adam_bs64", method=ADAM, shape="opt-1.3b", batch=64, steps=2),
+)
+_PLOT_PEERS: Sequence[Row] = tuple(
+    row
+    for n in (8, 16, 32, 64)
+    for row in (
+        Row(key=f"roberta_adam_bs{n}", method=ADAM, shape="roberta-large", batch=n, steps=2),
+        Row(
+            key=f"roberta_backprop_bs{n}",
+            method=BACKPROP,
+            shape="roberta-large",
+            mode="lora",
+            batch=n,
+            checkpointing=True,
+        ),
+    )
+)
+PEER_ROWS: Sequence[Row] = (*_OPT_PEERS, *_PLOT_PEERS)
+
+
+def chosen(patterns: Sequence[str] | None, *, skip_peers: bool, quick: bool) -> list[Row]:
+    """The rows to measure: those whose key matches one of the patterns ("opt13_*"), by default all.
+
+    Raises ValueError naming a pattern that matches none.
+    """
+    rows = [*OUR_ROWS, *(() if skip_peers else PEER_ROWS)]
+    for pattern in patterns or ():
+        if not any(fnmatchcase(row.key, pattern) for row in rows):
+            raise ValueError(f"no row is called {pattern!r}; there are {', '.join(row.key for row in rows)}")
+    if patterns is not None:
+        rows = [row for row in rows if any(fnmatchcase(row.key, pattern) for pattern in patterns)]
+    return [_shrunk(row) for row in rows] if quick else rows
+
+
+def _shrunk(row: Row) -> Row:
+    micro_batch = 2 if row.micro_batch else None
+    batch = max(2, row.batch // 4)
+    return replace(
+        row, shape=_TINY[row.shape], batch=batch, tokens=_QUICK_TOKENS, micro_batch=micro_batch, paper_gb=None
+    )

@@ -1,0 +1,264 @@
+"""Every call of the benches into our engine.
+
+python -m bench.ours step --folder DIR --mode lora --batch 8 --tokens 128 --steps 2
+python -m bench.ours load --folder DIR
+
+does it in this process, as the worker would, and prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.child import memory_of, write_line
+from pocketllm.daemon.planning import Planned, plan_job
+from pocketllm.daemon.process_memory import give_back_free_memory
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.mezo.adapters import Adapter
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.budget import JobPlan
+from pocketllm.mezo.directions import adapter_along_activations
+from pocketllm.mezo.estimator import Point, directions, probe, update
+from pocketllm.mezo.full import FullWeights
+from pocketllm.mezo.loop import Row
+from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+from pocketllm.mezo.noise import Direction
+
+Array = NDArray[np.float64]
+
+_SEED = 0
+_EPSILON, _RATE = 1e-3, 1e-7
+#: More than any model here needs in memory.
+_ENOUGH_BYTES = 2**40
+#: All rows at once.
+_ALL = 2**20
+
+
+def load_model(folder: Path) -> LanguageModel:
+    """Open the native model, ready to run a step.
+
+    Everything that is slow to import is imported when this module is, so that timing this times the loading.
+    """
+    return LanguageModel(open_native(folder), release_pages=True)
+
+
+def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
+    """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs."""
+    defaults = TrainingSettings()
+    limit = defaults.memory_bytes if mode == "lora" else _ENOUGH_BYTES
+    wish = {"mode": mode, "batch": batch, "block_tokens": tokens, "memory_bytes": limit}
+    return plan_job(open_native(folder), TrainingSettings.model_validate(defaults.model_dump() | wish), steps=1)
+
+
+def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callable[[], float]:
+    """Open the model and return what does one whole step each time it is called, and returns the loss.
+
+    A whole step: the two-sided forward on `batch` texts of `tokens` tokens, and the update, with the settings that
+    the worker has by default. A causal model learns random token ids, its loss over every token; a masked model
+    learns labelled texts, each of `tokens` tokens with one mask, its loss over two label words' rows.
+    mode: "lora" or "full".
+    """
+    plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
+    model = load_model(folder)
+    blocks = _random_blocks(model, batch, tokens)
+    theta = _theta(model, mode, plan)
+    model.use(theta)
+    give_back_free_memory()
+    numbers = itertools.count(1)
+
+    @torch.inference_mode()
+    def step() -> float:
+        along = directions(_SEED, next(numbers), plan.probes, "rademacher")
+        seen = probe(lambda points: model.losses_at(points, blocks, plan.rows_at_once), along, epsilon=_EPSILON)
+        row = Row(
+            step=along[0].step,
+            seed=_SEED,
+            scalars=seen.scalars,
+            loss=seen.loss,
+            learning_rate=_RATE,
+            tokens=blocks.tokens,
+            seconds=0.0,
+        )
+        update(theta, row)
+        return seen.loss
+
+    return step
+
+
+def _random_blocks(model: LanguageModel, batch: int, tokens: int) -> Blocks:
+    numbers = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(10, model.head.at(None).vocabulary, (batch, tokens + 1), generator=numbers)
+    if not model.native.manifest.masked:
+        return Blocks(inputs=ids[:, :-1], targets=ids[:, 1:])
+    targets = torch.full((batch, tokens), NO_TARGET)
+    targets[:, -2] = 10 + torch.arange(batch) % 2
+    return Blocks(inputs=ids[:, :-1], targets=targets, choices=(10, 11))
+
+
+@torch.inference_mode()
+def _theta(model: LanguageModel, mode: str, plan: JobPlan) -> Adapter | FullWeights:
+    """As the worker makes it: an adapter whose A follows the activations on some blocks, or all weights."""
+    if mode == "full":
+        return model.full()
+    return adapter_along_activations(
+        model,
+        (_random_blocks(model, 2, plan.block_tokens),),
+        targets=plan.targets,
+        rank=plan.rank,
+        seed=_SEED,
+        rows_at_once=plan.rows_at_once,
+    )
+
+
+def gaussian(seed: int, step: int, tensor: int, shape: tuple[int, ...]) -> Array:
+    """z of the engine's "gaussian" noise in float64; `tensor` counts the parameters as `Trajectory.parameters` does."""
+    z: Array = Direction(seed=seed, step=step, kind="gaussian").of(tensor, shape, torch.float64).numpy()
+    return z
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A run of full-parameter MeZO."""
+
+    losses: list[tuple[float, float]]  #: L+ and L- of each step, in nats per token
+    parameters: dict[str, Array]  #: at the end, by their names in the weights file, in the order of the noise
+
+
+def trajectory(
+    folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, steps: int, seed: int, epsilon: float, rate: float
+) -> Trajectory:
+    """Steps 1 to `steps` of the engine on one batch: full-parameter, Gaussian z, one probe, constant learning rate.
+
+    inputs, targets: (batch, tokens) int64, each position with the token that it shall predict. In float64 as far as
+    the engine can, so that what is compared is the algorithm.
+    """
+    model = LanguageModel(open_native(folder), dtype=torch.float64)
+    blocks = Blocks(inputs=inputs, targets=targets)
+    theta = model.full(torch.float64)
+    model.use(theta)
+    losses = []
+    with torch.inference_mode():
+        for step in range(1, steps + 1):
+            along = directions(seed, step, 1, "gaussian")
+            seen = probe(lambda points: model.losses_at(points, blocks, _ALL), along, epsilon=epsilon)
+            losses.append((seen.losses[0], seen.losses[1]))
+            for z, g in zip(along, seen.scalars, strict=True):
+                theta.move(z, -rate * g)
+    return Trajectory(losses=losses, parameters={name: t.numpy() for name, t in theta.tensors.items()})
+
+
+@torch.inference_mode()
+def two_sided_losses(
+    folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
+) -> tuple[float, float]:
+    """L+ and L- of step 1 as a step computes them: both signs in one batch, from a fresh adapter or the weights."""
+    model, blocks = load_model(folder), Blocks(inputs=inputs, targets=targets)
+    model.use(_theta(model, mode, _whole_plan(folder, mode, blocks)))
+    plus, minus = model.losses_at(_both_sides(seed, epsilon), blocks, _ALL)
+    return plus, minus
+
+
+@torch.inference_mode()
+def separate_losses(
+    folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
+) -> tuple[float, float]:
+    """The same two losses by a forward for each sign, with theta really moved to theta + eps z and theta - eps z."""
+    model, blocks = load_model(folder), Blocks(inputs=inputs, targets=targets)
+    plan = _whole_plan(folder, mode, blocks)
+    found = []
+    for point in _both_sides(seed, epsilon):
+        theta = _theta(model, mode, plan)
+        _moved_exactly(theta, point)
+        model.use(theta)
+        found.append(_mean(model, blocks))
+        model = load_model(folder)
+    return found[0], found[1]
+
+
+@torch.inference_mode()
+def mean_loss(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """The base model's mean loss in nats per token, over (blocks, tokens) int64 ids."""
+    return _mean(load_model(folder), Blocks(inputs=inputs, targets=targets))
+
+
+def _mean(model: LanguageModel, blocks: Blocks) -> float:
+    counts = blocks.target_counts.tolist()
+    total: float = sum(x * n for x, n in zip(model.block_losses(blocks), counts, strict=True))
+    return total / blocks.tokens
+
+
+def _both_sides(seed: int, epsilon: float) -> list[Point]:
+    (along,) = directions(seed, 1, 1, "rademacher")
+    return [Point(direction=along, distance=side * epsilon) for side in (1, -1)]
+
+
+def _moved_exactly(theta: Adapter | FullWeights, point: Point) -> None:
+    """theta + distance z rounded to nearest, as a point of a probe is; `move` rounds half precision at random."""
+    if isinstance(theta, Adapter):
+        theta.move(point.direction, point.distance)
+        return
+    for number, tensor in enumerate(theta.tensors.values()):
+        tensor.add_(point.direction.of(number, tensor.shape, tensor.dtype), alpha=point.distance)
+
+
+def _whole_plan(folder: Path, mode: str, blocks: Blocks) -> JobPlan:
+    return planned(folder, mode=mode, batch=len(blocks), tokens=blocks.inputs.shape[1]).plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run steps, or load a model, and report."""
+    parser = argparse.ArgumentParser(prog="python -m bench.ours", description="Run our engine in this process.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="run whole steps")
+    step.add_argument("--mode", choices=["lora", "full"], default="lora")
+    step.add_argument("--batch", type=int, required=True)
+    step.add_argument("--tokens", type=int, required=True)
+    step.add_argument("--steps", type=int, default=1)
+    load = commands.add_parser("load", help="load a model, ready to run")
+    for command in (step, load):
+        command.add_argument("--folder", type=Path, required=True, help="a native model")
+    options = parser.parse_args(arguments)
+    write_line(_load(options) if options.command == "load" else _steps(options))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> dict[str, object]:
+    started = time.perf_counter()
+    model = load_model(options.folder)
+    return {"seconds": time.perf_counter() - started, "model": type(model).__name__}
+
+
+def _steps(options: argparse.Namespace) -> dict[str, object]:
+    work = {"mode": options.mode, "batch": options.batch, "tokens": options.tokens}
+    prediction = planned(options.folder, **work).prediction
+    # What the libraries take is measured here and now, as it is for the worker when a model is imported.
+    libraries = memory_of()
+    predicted = prediction.peak_bytes - prediction.library_bytes + libraries["RssAnon"] + libraries["RssFile"]
+    step = prepare_step(options.folder, **work)
+    seconds, loss = [], float("nan")
+    for _ in range(options.steps):
+        started = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "predicted_bytes": predicted,
+        "seconds": seconds,
+        "loss": loss,
+        "peak_rss_bytes": memory_of().get("VmHWM"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Is it the same algorithm, and what do packed weights cost in loss?
+
+python -m bench.parity [--quick] [--models DIR]
+
+1. Steps of full-parameter MeZO with Gaussian z on a tiny model, against a dense float64 textbook (bench/textbook.py).
+2. The two losses of a two-sided forward against those of two separate forwards, for each dtype of the weights.
+3. The loss of int8 and int4 weights on the sample notes, which the model has not seen, minus that of bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+import pocketllm
+from bench import ours, textbook
+from bench.harness import Limit, finish, parser, progress, start, table
+from bench.shapes import SMOLLM2, ensure, models_folder
+from pocketllm.mezo.native import open_native
+
+#: How far two-sided and separate losses may be apart, relative, by the dtype of the weights: other sizes of a matrix
+#: product add in another order, and packed weights are computed in bfloat16.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 2e-3, "int4": 2e-3}
+LIMITS = {"trajectory_rel_error": Limit(at_most=1e-6)} | {
+    f"two_sided_rel_error_{dtype}": Limit(at_most=tolerance) for dtype, tolerance in TOLERANCES.items()
+}
+#: The run that is compared. The rate moves the weights by a few per cent, so that a wrong step would show.
+STEPS, SEED, EPSILON, RATE = 30, 7, 1e-3, 3e-4
+_TINY = "llama-tiny"
+_TINY_BATCH, _TINY_TOKENS = 4, 16
+_BLOCK = 128  # tokens, of the sample notes
+_TWO_SIDED_BLOCKS = 4
+_QUICK_BLOCKS = 2
+_BYTES = 256  # ids below this are in the tiny model's vocabulary
+
+Ids = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryErrors:
+    """How far our run is from the textbook's."""
+
+    losses: float  #: the largest relative difference of a loss
+    parameters: float  #: the largest relative difference of a tensor, by norms, at the end
+    moved: float  #: how far the textbook's run moved them, relative; all tensors together
+
+    @property
+    def worst(self) -> float:
+        """The bench's value."""
+        return max(self.losses, self.parameters)
+
+
+def trajectory_errors(folder: Path, *, steps: int) -> TrajectoryErrors:
+    """Run both on the tiny Llama in `folder`."""
+    ids = torch.randint(0, _BYTES, (_TINY_BATCH, _TINY_TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    run = ours.trajectory(folder, inputs, targets, steps=steps, seed=SEED, epsilon=EPSILON, rate=RATE)
+    reference = textbook.train(
+        folder,
+        inputs,
+        targets,
+        names=list(run.parameters),
+        noise=ours.gaussian,
+        steps=steps,
+        seed=SEED,
+        epsilon=EPSILON,
+        rate=RATE,
+    )
+    return compare(run, reference)
+
+
+def compare(run: ours.Trajectory, reference: textbook.Run) -> TrajectoryErrors:
+    """The errors of a run, whose parameters must be the reference's and in the same order."""
+    mine, theirs = np.array(run.losses), np.array(reference.losses)
+    return TrajectoryErrors(
+        losses=float((np.abs(mine - theirs) / np.abs(theirs)).max()),
+        parameters=max(
+            _distance({name: run.parameters[name]}, {name: value}) for name, value in reference.parameters.items()
+        ),
+        moved=_distance(reference.parameters, reference.start),
+    )
+
+
+def _distance(mine: Mapping[str, NDArray[np.float64]], theirs: Mapping[str, NDArray[np.float64]]) -> float:
+    """The norm of the difference over the norm of `theirs`."""
+    difference = sum(float(np.square(mine[name] - value).sum()) for name, value in theirs.items())
+    return float(np.sqrt(difference / sum(float(np.square(value).sum()) for value in theirs.values())))
+
+
+def two_sided_error(folder: Path, ids: Ids, modes: Sequence[str]) -> float:
+    """The largest relative difference between a two-sided forward's losses and two separate forwards'."""
+    worst = 0.0
+    for mode in modes:
+        together = ours.two_sided_losses(folder, *ids, mode=mode, seed=SEED, epsilon=EPSILON)
+        apart = ours.separate_losses(folder, *ids, mode=mode, seed=SEED, epsilon=EPSILON)
+        worst = max(worst, *(abs(a - b) / abs(b) for a, b in zip(together, apart, strict=True)))
+    return worst
+
+
+def sample_blocks(folder: Path) -> Ids:
+    """The sample notes in the model's own tokens, (blocks, tokens) ids and the next ids.
+
+    A model without a tokenizer, as the random ones are, reads bytes.
+    """
+    text = (Path(pocketllm.__file__).parent / "sample_notes.txt").read_text(encoding="utf-8")
+    if (folder / "tokenizer.json").exists():
+        tokens = torch.tensor(open_native(folder).tokenizer()(text, add_special_tokens=False).input_ids)
+    else:
+        tokens = torch.tensor(list(text.encode()))
+    blocks = (len(tokens) - 1) // _BLOCK
+    length = blocks * _BLOCK
+    return tokens[:length].view(blocks, _BLOCK), tokens[1 : length + 1].view(blocks, _BLOCK)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench."""
+    options = _options(arguments)
+    shape = _TINY if options.quick else SMOLLM2
+    with models_folder(options.models) as models:
+        progress(f"{STEPS} steps against the textbook ...")
+        errors = trajectory_errors(ensure(models, _TINY, "float32"), steps=STEPS)
+        folders = {dtype: ensure(models, shape, dtype) for dtype in TOLERANCES}
+        inputs, targets = sample_blocks(folders["bfloat16"])
+        if options.quick:
+            inputs, targets = inputs[:_QUICK_BLOCKS], targets[:_QUICK_BLOCKS]
+        some = inputs[:_TWO_SIDED_BLOCKS], targets[:_TWO_SIDED_BLOCKS]
+        sides, losses = {}, {}
+        for dtype, folder in folders.items():
+            progress(f"{folder.name}: one forward for both signs against two, and the loss on the sample notes ...")
+            packed = dtype in ("int8", "int4")
+            sides[dtype] = two_sided_error(folder, some, ["lora"] if packed else ["lora", "full"])
+            losses[dtype] = ours.mean_loss(folder, inputs, targets)
+    values: dict[str, float | None] = {
+        "trajectory_rel_error": errors.worst,
+        "int8_loss_delta": losses["int8"] - losses["bfloat16"],
+        "int4_loss_delta": losses["int4"] - losses["bfloat16"],
+        **{f"two_sided_rel_error_{dtype}": error for dtype, error in sides.items()},
+    }
+    return finish(
+        "parity",
+        [_trajectory_table(errors), _losses_table(shape, sides, losses)],
+        values=values,
+        limits=LIMITS,
+        raw={"losses": losses, "trajectory": vars(errors)},
+        options=options,
+    )
+
+
+def _trajectory_table(errors: TrajectoryErrors) -> Table:
+    return table(
+        f"{STEPS} steps of full-parameter MeZO, Gaussian z, against a dense float64 textbook",
+        ["what", "relative difference"],
+        [
+            ["losses, the worst of all", f"{errors.losses:.1e}"],
+            ["parameters at the end, the worst tensor", f"{errors.parameters:.1e}"],
+            ["(how far the run moved the parameters)", f"{errors.moved:.1e}"],
+        ],
+    )
+
+
+def _losses_table(shape: str, sides: Mapping[str, float], losses: Mapping[str, float]) -> Table:
+    return table(
+        f"{shape} by the dtype of its weights",
+        ["weights", "two-sided against separate", "tolerance", "loss on the sample notes, nats", "minus bfloat16's"],
+        [
+            [
+                dtype,
+                f"{sides[dtype]:.1e}",
+                f"{TOLERANCES[dtype]:.0e}",
+                f"{loss:.4f}",
+                f"{loss - losses['bfloat16']:+.4f}",
+            ]
+            for dtype, loss in losses.items()
+        ],
+    )
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    made = parser("bench.parity", "The engine against a textbook, and packed weights against bfloat16.")
+    made.add_argument("--models", type=Path, help="keep the models in this folder, and use what is there")
+    return made.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(start(main))

@@ -1,0 +1,218 @@
+"""What we compare with, each written as its users would write it, on the same work: random tokens, bf16 weights.
+
+python -m bench.peers {forward,textbook,lora,adam} (--shape SHAPE | --folder DIR) --batch N --tokens N
+
+runs steps of one peer in this process and prints one line of JSON. A causal model learns to continue the text, its
+loss over every token. A RoBERTa gets a head of two classes, as people who fine-tune it on labelled text do; that is
+its best: the whole logits over the vocabulary would cost it gigabytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.utils.logging import disable_progress_bar
+
+from bench.child import memory_of, write_line
+from bench.shapes import SHAPES, config_of
+from pocketllm.mezo.architectures import MASKED_FAMILIES
+
+EPSILON = 1e-3
+LEARNING_RATE = 1e-6
+LORA_RANK = 8
+_SEED = 0
+#: Ids below are special tokens; padding among them would be masked out.
+_FIRST_ID = 3
+_GB = 1e9
+#: How the libraries word it when the kernel refuses them memory.
+_REFUSALS = ("alloc", "memory", "could not create a primitive")
+
+#: A model's arguments: token ids and labels.
+Batch = dict[str, torch.Tensor]
+#: One whole step; returns the loss.
+Step = Callable[[], float]
+
+
+def build(source: str | Path) -> Any:
+    """transformers' model in bf16: of a shape's name with random weights, or of a native folder stored as floats."""
+    if isinstance(source, Path):
+        disable_progress_bar()
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, local_files_only=True)
+    config = config_of(source)
+    if config.model_type in MASKED_FAMILIES:
+        config.num_labels = 2
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def random_batch(model: Any, *, batch: int, tokens: int) -> Batch:
+    """(batch, tokens) random ids, with the ids themselves or, for a classifier, random classes as labels."""
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(_FIRST_ID, model.config.vocab_size, (batch, tokens), generator=generator)
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    labels = torch.randint(0, 2, (batch,), generator=generator) if classifies else ids
+    return {"input_ids": ids, "labels": labels}
+
+
+def forward_step(model: Any, batch: Batch, micro_batch: int) -> Step:
+    """Two plain forwards with labels: the least that a zeroth-order step could be thought to cost."""
+    model.eval()
+
+    def step() -> float:
+        _loss(model, batch, micro_batch)
+        return _loss(model, batch, micro_batch)
+
+    return step
+
+
+def textbook_step(model: Any, batch: Batch, micro_batch: int) -> Step:
+    """Algorithm 1 of MeZO (arXiv 2305.17333) over all parameters: four passes that draw z anew from the seed.
+
+    In place, unlike the published code, which allocates a new tensor a parameter in each pass.
+    """
+    model.eval()
+    parameters = list(model.parameters())
+    seeds = iter(range(_SEED, sys.maxsize))
+
+    def perturb(seed: int, scale: float) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters:
+            z = torch.normal(0.0, 1.0, parameter.shape, dtype=parameter.dtype, generator=generator)
+            parameter.add_(z, alpha=scale)
+
+    @torch.inference_mode()
+    def step() -> float:
+        seed = next(seeds)
+        perturb(seed, EPSILON)
+        loss_plus = _loss(model, batch, micro_batch)
+        perturb(seed, -2 * EPSILON)
+        loss_minus = _loss(model, batch, micro_batch)
+        perturb(seed, EPSILON)
+        projected_gradient = (loss_plus - loss_minus) / (2 * EPSILON)
+        perturb(seed, -LEARNING_RATE * projected_gradient)
+        return (loss_plus + loss_minus) / 2
+
+    return step
+
+
+def lora_step(model: Any, batch: Batch, micro_batch: int) -> Step:
+    """Exact backpropagation into low-rank factors of every linear layer (peft), AdamW."""
+    from peft import LoraConfig, get_peft_model
+
+    settings: dict[str, Any] = {} if "ForCausalLM" in type(model).__name__ else {"task_type": "SEQ_CLS"}
+    config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", **settings)
+    # Without the cast, the factors stay in bf16 and nothing is converted on the way: smaller and faster.
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    return _descent(adapted, batch, micro_batch)
+
+
+def adam_step(model: Any, batch: Batch, micro_batch: int) -> Step:
+    """Exact backpropagation into all parameters, AdamW; both moments in bf16 like the parameters."""
+    return _descent(model, batch, micro_batch)
+
+
+PEERS: dict[str, Callable[[Any, Batch, int], Step]] = {
+    "forward": forward_step,
+    "textbook": textbook_step,
+    "lora": lora_step,
+    "adam": adam_step,
+}
+
+
+def _descent(model: Any, batch: Batch, micro_batch: int) -> Step:
+    # Gradient checkpointing is for training mode alone. There is no dropout.
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Fused: no temporary copies.
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+
+    def step() -> float:
+        total = 0.0
+        for part, share in _micro_batches(batch, micro_batch):
+            loss = model(**part).loss * share
+            loss.backward()
+            total += float(loss.detach())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    return step
+
+
+@torch.inference_mode()
+def _loss(model: Any, batch: Batch, micro_batch: int) -> float:
+    return sum(float(model(**part).loss) * share for part, share in _micro_batches(batch, micro_batch))
+
+
+def _micro_batches(batch: Batch, size: int) -> list[tuple[Batch, float]]:
+    """The batch in parts, each with its share of the loss; all texts are equally long."""
+    rows = len(batch["input_ids"])
+    starts = range(0, rows, size)
+    return [
+        ({name: tensor[start : start + size] for name, tensor in batch.items()}, min(size, rows - start) / rows)
+        for start in starts
+    ]
+
+
+def run_steps(peer: str, source: str | Path, options: argparse.Namespace) -> tuple[list[float], float]:
+    """Build the peer and run `options.steps` steps; the seconds of each, and the last loss."""
+    model = build(source)
+    if options.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = random_batch(model, batch=options.batch, tokens=options.tokens)
+    step = PEERS[peer](model, batch, options.micro_batch or options.batch)
+    seconds, loss = [], float("nan")
+    for _ in range(options.steps):
+        started = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - started)
+    return seconds, loss
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the kernel refused memory; torch says so with a RuntimeError."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _REFUSALS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one peer. The exit code is 0, also when it ran out of memory: `died_bytes` says so then."""
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description="Run steps of one peer.")
+    parser.add_argument("peer", choices=list(PEERS))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--shape", choices=list(SHAPES), help="random weights")
+    source.add_argument("--folder", type=Path, help="a native folder stored as floats")
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--micro-batch", type=int, help="texts at a time; gradients or losses are summed")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
+    parser.add_argument("--cap-gb", type=float, help="let the kernel refuse more memory than this")
+    options = parser.parse_args(arguments)
+    if options.cap_gb is not None:
+        cap = int(options.cap_gb * _GB)
+        resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+    report: dict[str, Any] = {"peer": options.peer, "died_bytes": None}
+    try:
+        seconds, loss = run_steps(options.peer, options.shape or options.folder, options)
+        report |= {"seconds": seconds, "loss": loss}
+    except (MemoryError, RuntimeError) as error:
+        if not _is_refusal(error):
+            raise
+        report |= {
+            "died_bytes": memory_of().get("VmHWM"),
+            "died_because": str(error).partition("\n")[0] or type(error).__name__,
+        }
+    write_line(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

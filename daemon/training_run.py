@@ -1,0 +1,275 @@
+"""One job's run: from what is stored to what was learned. What joins storage and mezo."""
+
+import gc
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.planning import plan_job
+from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, out_of_memory, peak_bytes
+from pocketllm.daemon.publishing import judge
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.mezo.adapters import Adapter, load_adapter
+from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.budget import JobPlan
+from pocketllm.mezo.decoding import separator
+from pocketllm.mezo.directions import PASSES, adapter_along_activations
+from pocketllm.mezo.errors import BadRequest
+from pocketllm.mezo.estimator import Point
+from pocketllm.mezo.examples import Completion, Example, Labelled, Plain, encode
+from pocketllm.mezo.full import FullWeights, save_full
+from pocketllm.mezo.loop import Plan, Row, train
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import NativeModel, open_native
+from pocketllm.mezo.templates import Template
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter as AdapterRow
+from pocketllm.storage.tables import Job, Outcome, Step, Text
+from pocketllm.storage.texts import HELD_OUT_ONE_IN
+
+Result = TypeVar("Result")
+
+#: Blocks of the job's text that the adapter's frozen directions are taken from.
+DIRECTION_BLOCKS = 32
+
+
+class TrainingRun:
+    """One job's run: its parts, made from what is stored. Raises MezoError for what trying again would not mend."""
+
+    def __init__(self, folder: DataFolder, store: Store, job: Job) -> None:
+        self.folder, self.store, self.job = folder, store, job
+        self.settings = TrainingSettings.model_validate(job.settings)
+        self.native = self._start_model()
+        self.plan = self._plan()
+        self.dtype: torch.dtype = getattr(torch, self.plan.compute_dtype)
+        self.model = LanguageModel(self.native, dtype=self.dtype, release_pages=True)
+        # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
+        # aborts the process where it cannot allocate; what it is given at a time is bounded.
+        self.buckets, self.held_out = self._examples(self.native.tokenizer())
+        cap_anonymous_memory(self.settings.memory_bytes)
+
+    @torch.inference_mode()
+    def to_the_end(self) -> None:
+        """Start, or go on, and finish."""
+        theta = self._start()
+        self.model.use(theta)
+        give_back_free_memory()  # of the tokenizer and of what the directions were found with
+        plan = Plan(
+            seed=self.job.seed,
+            steps=self.job.total_steps,
+            batch=self.plan.batch,
+            epsilon=self.settings.epsilon,
+            step_size=self.settings.step_size,
+            measure_every=self.settings.measure_every,
+            probes=self.plan.probes,
+            noise=self.settings.noise,
+        )
+
+        def keep(row: Row) -> None:
+            self.store.journal.append(Step(job_id=self.job.id, **asdict(row)))
+
+        def measure(step: int) -> None:
+            if self.store.journal.evaluation(self.job.id, step) is None:
+                self._evaluate(step, theta)
+
+        done = self.store.journal.steps(self.job.id)
+        train(self._losses, theta, self.buckets, plan, done=done, keep=keep, measure=measure, clock=time.monotonic)
+        self._finish(theta)
+
+    def _start_model(self) -> NativeModel:
+        """The weights that the job starts from: the base's, or all of those that an earlier full job made."""
+        if self.settings.mode == "full" and self.job.parent:
+            return open_native(self.folder.adapter(self.job.parent))
+        return open_native(self.folder.models / self.job.model)
+
+    def _plan(self) -> JobPlan:
+        """How the job runs: settled at its first start, so that a resumed run makes the same sums."""
+        if self.job.plan is not None:
+            return JobPlan(**{**self.job.plan, "targets": tuple(self.job.plan["targets"])})
+        planned = plan_job(self.native, self.settings, steps=self.job.total_steps)
+        for sentence in planned.reductions:
+            self._say("reduced", sentence)
+        self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=planned.prediction.peak_bytes)
+        return planned.plan
+
+    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets]:
+        def encoded(texts: Sequence[Text]) -> Buckets:
+            return encode(
+                [example_of(text) for text in texts],
+                tokenizer,
+                length=self.plan.block_tokens,
+                separator=separator(tokenizer),
+                template=Template(pattern=self.settings.template, words=self.settings.label_words),
+                masked=self.native.manifest.masked,
+                seed=self.job.seed,
+            )
+
+        return divide(self.store.texts.of_job(self.job.id), encoded)
+
+    def _start(self) -> Adapter | FullWeights:
+        """What the job starts from: the same at each start. A fresh adapter is written down at the first."""
+        if self.settings.mode == "full":
+            return self.model.full()
+        folder = self.folder.start(self.job.id)
+        if folder.exists():
+            return load_adapter(folder)
+        parent = self.job.parent
+        adapter = load_adapter(self.folder.adapter(parent)) if parent else self._fresh()
+        adapter.save(folder)
+        return adapter
+
+    def _fresh(self) -> Adapter:
+        def passed(number: int) -> None:
+            self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
+
+        return self._in_memory(
+            lambda rows: adapter_along_activations(
+                self.model,
+                first_blocks(self.buckets, DIRECTION_BLOCKS),
+                targets=self.settings.targets,
+                rank=self.settings.rank,
+                seed=self.job.seed,
+                rows_at_once=rows,
+                on_pass=passed,
+            )
+        )
+
+    def _losses(self, points: Sequence[Point], batch: Blocks) -> list[float]:
+        return self._in_memory(lambda rows: self.model.losses_at(points, batch, rows))
+
+    def _in_memory(self, work: Callable[[int], Result]) -> Result:
+        """Do the work with as many rows at once as planned; where memory runs out, again with fewer."""
+        while True:
+            try:
+                return work(self.plan.rows_at_once)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.plan.rows_at_once <= 2:
+                    raise
+            # Outside the handler, whose error holds on to everything that the walk had made.
+            self._take_fewer_rows()
+
+    def _take_fewer_rows(self) -> None:
+        gc.collect()  # frames that an error went through may hold on to each other, and to their tensors
+        give_back_free_memory()
+        fewer = max(2, self.plan.rows_at_once // 4 * 2)
+        self._say("reduced", f"memory ran out with {self.plan.rows_at_once} rows at once; going on with {fewer}")
+        self.plan = replace(self.plan, rows_at_once=fewer)
+        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
+
+    def _evaluate(self, step: int, theta: Adapter | FullWeights) -> None:
+        served = self._served_otherwise() if step == 0 else None
+        losses = self._held_out_losses(self.model) if served is None else served
+        self.model.use(theta)
+        weights = self._weights()
+        self.store.journal.evaluate(self.job.id, step=step, block_losses=losses, weights=weights, now=_now())
+        self.store.jobs.set_peak_memory(self.job.id, peak_bytes())
+
+    def _held_out_losses(self, model: LanguageModel) -> list[float]:
+        return self._in_memory(lambda rows: [x for bucket in self.held_out for x in model.block_losses(bucket, rows)])
+
+    def _served_otherwise(self) -> list[float] | None:
+        """The held-out losses of what is served, where this job does not start from it: then that is to be beaten."""
+        serving = self.store.adapters.serving(self.job.model)
+        if serving is None or serving.id == self.job.parent:
+            return None
+        if serving.mode == "full":
+            return self._held_out_losses(LanguageModel(open_native(self.folder.adapter(serving.id)), dtype=self.dtype))
+        # A full job whose weights are still the base's.
+        self.model.use(load_adapter(self.folder.adapter(serving.id)))
+        return self._held_out_losses(self.model)
+
+    def _finish(self, theta: Adapter | FullWeights) -> None:
+        before = self.store.journal.evaluation(self.job.id, 0)
+        now = self.store.journal.evaluation(self.job.id, self.job.total_steps)
+        assert before is not None and now is not None, "train() measures at both ends"
+        judgement = judge(before.block_losses, now.block_losses, self._weights())
+        identity = self.job.id.replace("job-", "adapter-")
+        self._save(theta, identity)
+        row = AdapterRow(
+            id=identity,
+            job_id=self.job.id,
+            model=self.job.model,
+            mode=self.settings.mode,
+            parent=self.job.parent,
+            outcome=judgement.outcome,
+            held_out_loss_before=before.loss,
+            held_out_loss_now=now.loss,
+            created_at=_now(),
+        )
+        self._say("judged", judgement.sentence)
+        self.store.jobs.succeed(self.job.id, adapter=row, publish=judgement.outcome is Outcome.LEARNED, now=_now())
+        self.store.journal.compact(self.job.id)
+        shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
+
+    def _save(self, theta: Adapter | FullWeights, identity: str) -> None:
+        folder = self.folder.adapter(identity)
+        if isinstance(theta, FullWeights):
+            save_full(self.native, theta, folder, created_at=_now())
+            return
+        theta.metadata = {"job": self.job.id, "base_weights_sha256": self.native.manifest.weights_sha256}
+        theta.save(folder)
+
+    def _weights(self) -> list[int]:
+        return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
+
+    def _say(self, kind: str, message: str) -> None:
+        self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())
+
+
+def example_of(text: Text) -> Example:
+    """A stored text as the learner takes it."""
+    if text.completion is not None:
+        return Completion(prompt=text.text, completion=text.completion)
+    return Plain(text=text.text) if text.label is None else Labelled(text=text.text, label=text.label)
+
+
+def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, Buckets]:
+    """The blocks to learn from, and those to measure with: of one text in ten, by the texts' ids.
+
+    Where the ids picked none or all, the last tenth of the blocks stands in. Raises BadRequest when there is
+    too little text for both.
+    """
+    training = [text for text in texts if not text.held_out]
+    held_out = [text for text in texts if text.held_out]
+    if training and held_out:
+        return encoded(training), encoded(held_out)
+    buckets = encoded(texts)
+    count = sum(len(bucket) for bucket in buckets)
+    if count < 2:
+        raise BadRequest(
+            f"{sum(bucket.tokens for bucket in buckets)} tokens are too few to learn from and to measure with; "
+            f"more than {buckets[0].inputs.shape[1]} are needed. Add some text."
+        )
+    kept = max(1, count // HELD_OUT_ONE_IN)
+    return first_blocks(buckets, count - kept), last_blocks(buckets, kept)
+
+
+def first_blocks(buckets: Buckets, count: int) -> Buckets:
+    """The first `count` blocks."""
+    chosen = []
+    for bucket in buckets:
+        if count > 0:
+            chosen.append(bucket[slice(0, count)])
+            count -= len(bucket)
+    return tuple(chosen)
+
+
+def last_blocks(buckets: Buckets, count: int) -> Buckets:
+    """The last `count` blocks."""
+    chosen: list[Blocks] = []
+    for bucket in reversed(buckets):
+        if count > 0:
+            chosen.insert(0, bucket[slice(max(0, len(bucket) - count), None)])
+            count -= len(bucket)
+    return tuple(chosen)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,304 @@
+"""What a job will take, before it runs: bytes and seconds, from the model's shapes alone; and how to make it fit.
+
+Nothing here imports torch: the daemon asks before it starts a worker. The memory of a step is one dense weight,
+the activations of the rows that pass through together, a chunk of logits, and the adapter; how fast the machine
+multiplies was measured at import (mezo/calibrate.py). `bench.memory` compares.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from pocketllm.mezo.errors import BadRequest, DoesNotFit, ModelFileError
+from pocketllm.mezo.native import NativeModel
+from pocketllm.mezo.tensor_file import TensorEntry, read_header
+
+Mode = Literal["lora", "full"]
+
+MB = 10**6
+#: Anonymous and file-backed memory of a worker before it has a model, where import could not measure it.
+LIBRARY_ANONYMOUS_BYTES, LIBRARY_FILE_BYTES = 185 * MB, 95 * MB
+#: Products a second where import could not measure it: a slow phone's.
+GEMM_FLOPS = 20e9
+#: A step's time over that of its matrix products: norms, attention, activations, the adapter.
+OVERHEAD = 1.4
+#: Seconds that one packed weight takes to be made dense.
+UNPACK_SECONDS = 0.4e-9
+#: Seconds that one weight takes to be moved along a direction, when all weights are trained.
+MOVE_SECONDS = 1.5e-9
+#: A chunk of logits and what its sum takes, three times over (mezo/loss.py), and scores of attention twice.
+CHUNK_BYTES = 40 * MB
+#: When all weights are trained: rows of the head at a point with their z, and the random bits of an update.
+MOVED_BYTES = 20 * MB
+#: Activations come and go in many sizes; the allocator keeps this part of them in pieces that fit nothing.
+SLACK = 1.1
+#: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
+#: way; or so many rows, if these are more (mezo/streaming.py).
+DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
+#: Columns that the search for A carries along beyond the rank (mezo/directions.py).
+_SPARE_COLUMNS = 4
+#: Shortest rows that a plan is reduced to.
+FEWEST_TOKENS = 16
+#: Fewest rows that pass through the layers together: a block at the two points of a probe.
+FEWEST_ROWS = 2
+_ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+#: Names, or parts of them, of tables that are looked up and not multiplied with: of words, positions, token types.
+_TABLES = ("embed", "wte", "wpe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """A model as the plan sees it. Sizes in elements unless named otherwise."""
+
+    name: str  #: of the model
+    masked: bool
+    dtype: str  #: of the weights on disk
+    compute_dtype: str
+    linears: dict[str, tuple[int, int]]  #: path -> (out, in) of each linear map but the output head
+    head: tuple[int, int]  #: (vocabulary, width)
+    layer_bytes: int  #: of the largest layer on disk
+    weights_bytes: int  #: of everything on disk
+    calibration: dict[str, Any]
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are made dense before they are multiplied with."""
+        return self.dtype != self.compute_dtype
+
+    @property
+    def hidden(self) -> int:
+        """The width of the stream between the layers: what most maps take in."""
+        inputs = [inputs for _, inputs in self.linears.values()]
+        return max(inputs, key=lambda width: (inputs.count(width), width), default=self.head[1])
+
+    @property
+    def widest(self) -> int:
+        """The widest output of a linear map."""
+        return max((out for out, _ in self.linears.values()), default=self.head[1])
+
+    @property
+    def widest_at_once(self) -> int:
+        """How many tensors as wide as `widest` there are at once: a map's output with its activation, and a gate."""
+        layers = Counter(_layer_of(path) for path, (out, _) in self.linears.items() if out == self.widest)
+        return 1 + max(layers.values(), default=1)
+
+    @property
+    def largest(self) -> int:
+        """The number of weights of the largest matrix that is made dense whole."""
+        return max((out * inputs for out, inputs in self.linears.values()), default=0)
+
+    @property
+    def multiplied(self) -> int:
+        """The number of weights of all linear maps."""
+        return sum(out * inputs for out, inputs in self.linears.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """How a job runs: what was asked for, as far as memory allows."""
+
+    mode: Mode
+    steps: int
+    batch: int  #: blocks a step
+    block_tokens: int
+    probes: int
+    rank: int
+    targets: tuple[str, ...]
+    rows_at_once: int  #: blocks times points that pass through the layers together
+    compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self) | {"targets": list(self.targets)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a plan takes. Bytes and seconds."""
+
+    library_bytes: int  #: of the worker before it has a model
+    working_bytes: int  #: anonymous memory on top: what `memory_bytes` limits
+    anonymous_bytes: int  #: libraries included
+    file_bytes: int  #: pages of files: libraries and the layer that runs; the kernel can drop them
+    peak_bytes: int  #: resident memory, all of it
+    seconds_per_step: float
+    seconds: float  #: of all steps
+
+
+def read_shapes(native: NativeModel) -> Shapes:
+    """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
+    entries, vocabulary = _read(native)
+    linears, head = {}, (vocabulary, 1)
+    layers = Counter[str]()
+    for name, entry in entries.items():
+        layer, shape = _layer_of(name), _dense_shape(entry)
+        if layer is not None:
+            layers[layer] += entry.nbytes
+        if len(shape) != 2 or not name.endswith(".weight"):
+            continue
+        if layer is None and shape[0] == vocabulary:
+            head = (vocabulary, shape[1])
+        elif not any(table in name for table in _TABLES):
+            linears[name.removesuffix(".weight")] = (shape[0], shape[1])
+    manifest = native.manifest
+    return Shapes(
+        name=manifest.name,
+        masked=manifest.masked,
+        dtype=manifest.dtype,
+        compute_dtype=manifest.compute_dtype,
+        linears=linears,
+        head=head,
+        layer_bytes=max(layers.values(), default=0),
+        weights_bytes=manifest.weights_bytes,
+        calibration=manifest.calibration or {},
+    )
+
+
+def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
+    """What the plan takes on this machine."""
+    working = int(_working_bytes(shapes, plan))
+    anonymous = int(shapes.calibration.get("library_anonymous_bytes", LIBRARY_ANONYMOUS_BYTES))
+    files = int(shapes.calibration.get("library_file_bytes", LIBRARY_FILE_BYTES))
+    window = 0 if plan.mode == "full" else shapes.layer_bytes
+    seconds = _seconds(shapes, plan)
+    return Prediction(
+        library_bytes=anonymous + files,
+        working_bytes=working,
+        anonymous_bytes=anonymous + working,
+        file_bytes=files + window,
+        peak_bytes=anonymous + working + files + window,
+        seconds_per_step=seconds,
+        seconds=seconds * plan.steps,
+    )
+
+
+def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
+    """The plan that keeps its working memory within the limit, and a sentence for each thing that was reduced.
+
+    First fewer rows pass through together, which costs nothing but speed; then rows become shorter. Raises
+    DoesNotFit, naming the smallest limit that would do, when even that is too much; and BadRequest for what cannot
+    be trained, whatever the limit.
+    """
+    _check_trainable(shapes, wish)
+    plan, said = wish, list[str]()
+    fewest = replace(
+        wish,
+        rows_at_once=min(wish.rows_at_once, FEWEST_ROWS),
+        block_tokens=min(wish.block_tokens, FEWEST_TOKENS),
+    )
+    if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
+        raise _does_not_fit(plan.mode, least, limit_bytes)
+    while predict(shapes, plan).working_bytes > limit_bytes and plan.rows_at_once > FEWEST_ROWS:
+        plan = replace(plan, rows_at_once=max(FEWEST_ROWS, plan.rows_at_once // 4 * 2))
+    while predict(shapes, plan).working_bytes > limit_bytes:
+        plan = replace(plan, block_tokens=max(FEWEST_TOKENS, plan.block_tokens // 2))
+    reason = f"To fit into training.memory_bytes ({limit_bytes // MB} MB)"
+    if plan.rows_at_once < wish.rows_at_once:
+        said.append(
+            f"{reason}, the rows that pass through the layers together went from {wish.rows_at_once} to "
+            f"{plan.rows_at_once}: slower, with the same result."
+        )
+    if plan.block_tokens < wish.block_tokens:
+        said.append(
+            f"{reason}, training.block_tokens went from {wish.block_tokens} to {plan.block_tokens}: "
+            "the model learns from shorter pieces."
+        )
+    return plan, said
+
+
+def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The linear maps that an adapter for these names has factors for."""
+    return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
+
+
+def _layer_of(name: str) -> str | None:
+    """The path up to the layer's number, such as "model.layers.3"; None for what stands outside the layers."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else None
+
+
+def _read(native: NativeModel) -> tuple[dict[str, TensorEntry], int]:
+    """What the weights file holds, and how many words the model knows."""
+    try:
+        vocabulary = json.loads((native.folder / "config.json").read_bytes())["vocab_size"]
+        return read_header(native.weights), int(vocabulary)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"The model in {native.folder} cannot be read ({type(error).__name__}: {error}). Import it again."
+        raise ModelFileError(message) from error
+
+
+def _dense_shape(entry: TensorEntry) -> tuple[int, ...]:
+    """The shape of the weight that a tensor is, or is the codes of: a byte holds two 4-bit ones."""
+    return (entry.shape[0], 2 * entry.shape[1]) if entry.dtype == "uint8" and len(entry.shape) == 2 else entry.shape
+
+
+def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
+    if wish.mode == "full" and shapes.dtype not in _ITEMSIZE:
+        raise BadRequest(
+            f"All weights can be trained only where they are stored as floats, and {shapes.name} is stored as "
+            f"{shapes.dtype}. Import it as bfloat16, or train an adapter (mode lora)."
+        )
+    if wish.mode == "lora" and not adapted(shapes, wish.targets):
+        there = ", ".join(sorted({path.rpartition(".")[2] for path in shapes.linears})) or "none"
+        raise BadRequest(
+            f"None of training.targets ({', '.join(wish.targets)}) is a linear map of {shapes.name}, which has "
+            f"{there}. Name some of these."
+        )
+
+
+def _does_not_fit(mode: Mode, least: int, limit_bytes: int) -> DoesNotFit:
+    smallest = math.ceil(least / MB)
+    otherwise = "train an adapter (mode lora)" if mode == "full" else "choose a smaller model"
+    return DoesNotFit(
+        f"The job needs at least {smallest} MB beyond the libraries, and training.memory_bytes allows "
+        f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or {otherwise}."
+    )
+
+
+def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
+    """The most anonymous memory at a time: while A is looked for, or in a step."""
+    size = _ITEMSIZE[shapes.compute_dtype]
+    positions = plan.rows_at_once * plan.block_tokens
+    # The stream, its normalised copy in fp32 and back, the residual; and the widest maps' outputs, activated.
+    streams = (4 * size + 4) * shapes.hidden + size * shapes.widest_at_once * shapes.widest
+    chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
+    made = (2 if shapes.packed else 0) + (min(2 * plan.probes, plan.rows_at_once) + 1 if plan.mode == "full" else 0)
+    dense = made * min(chunk, size * shapes.largest)
+    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES
+    return SLACK * positions * streams + dense + max(in_step, _preparing_bytes(shapes, plan))
+
+
+def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
+    """A and B in fp32; or all weights, and what moving them takes."""
+    if plan.mode == "full":
+        return shapes.weights_bytes + MOVED_BYTES
+    return sum(4 * plan.rank * (out + inputs) for out, inputs in adapted(shapes, plan.targets).values())
+
+
+def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
+    """What finding A takes: two sketches, somewhat wider than A, of each input; and A and B themselves.
+
+    Maps that take the same input share its sketch: three of a layer's, as a rule, where the model is Llama's kind.
+    """
+    if plan.mode == "full":
+        return 0
+    maps = adapted(shapes, plan.targets).values()
+    inputs = sum(inputs for _, inputs in maps)
+    return _theta_bytes(shapes, plan) + 8 * (plan.rank + _SPARE_COLUMNS) * inputs * 2 // 3
+
+
+def _seconds(shapes: Shapes, plan: JobPlan) -> float:
+    """Of a step."""
+    rate = float(shapes.calibration.get("gemm_flops", GEMM_FLOPS))
+    rows = plan.batch * 2 * plan.probes
+    products = 2.0 * rows * plan.block_tokens * (shapes.multiplied + math.prod(shapes.head))
+    walks = math.ceil(rows / plan.rows_at_once)
+    unpacking = walks * shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0
+    # Each walk draws the directions that it goes along anew, and the update all of a step's once more.
+    drawn = walks * min(plan.probes, plan.rows_at_once // 2) + plan.probes
+    moving = drawn * (shapes.multiplied + math.prod(shapes.head)) * MOVE_SECONDS if plan.mode == "full" else 0.0
+    return OVERHEAD * products / rate + unpacking + moving

@@ -1,0 +1,276 @@
+"""Modules that hold no weights: each makes its own dense while it runs, at the points that a batch is to pass through.
+
+They stand in for the linear maps, embeddings and norms of a transformers model, whose own code calls them. A walk
+through its layers then costs the memory of one weight, whatever the depth. A batch is as many equal parts as
+there are points: part i passes through theta + distance_i z_i, all in one walk.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketllm.mezo.estimator import Point
+from pocketllm.mezo.noise import Direction
+from pocketllm.mezo.weights import Scratch, Weight
+
+#: Bytes of a weight that are made dense at a time: they stay in the processor's cache. But products of fewer rows
+#: than these take longer.
+CHUNK_BYTES, FEWEST_ROWS = 4 * 2**20, 512
+#: What the output head says in place of logits. Anything else behind it shows that they are scaled or capped there.
+HEAD_MARK = 64.0
+
+
+@dataclass
+class Walk:
+    """What the next batch passes through; shared by the modules of a model."""
+
+    dtype: torch.dtype  #: that the layers compute in
+    points: Sequence[Point] = ()  #: none: theta itself
+    rows: int = 0  #: of the batch, at all points together; only of interest where there are points
+    release: bool = False  #: give the pages of a weight back when it has been used
+    scratch: Scratch = field(default_factory=Scratch)
+    moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
+
+    def groups(self) -> Iterator[tuple[Direction, list[Point]]]:
+        """The points by direction, so that each z is drawn once."""
+        for direction, points in groupby(self.points, key=lambda point: point.direction):
+            yield direction, list(points)
+
+
+class Trained:
+    """A weight with its number in theta; None when it is not trained as a whole."""
+
+    def __init__(self, weight: Weight, walk: Walk) -> None:
+        self.weight, self._walk = weight, walk
+        self.number: int | None = None
+
+    @property
+    def parts(self) -> int:
+        """How many values there are: one for the whole batch, or one for each point."""
+        return len(self._walk.points) if self._moved else 1
+
+    @property
+    def _moved(self) -> bool:
+        return self.number is not None and len(self._walk.points) > 0
+
+    def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
+        count = self.weight.shape[0]
+        at_once = self._rows_at_once()
+        for start in range(0, count, at_once):
+            rows = slice(start, min(start + at_once, count))
+            dense = self.weight.rows(rows.start, rows.stop, self._walk.dtype, self._walk.scratch)
+            yield rows, self._at_points(dense, start)
+
+    def whole(self) -> list[torch.Tensor]:
+        """All of a small weight, for each part."""
+        dense = self.weight.dense(self._walk.dtype, Scratch())
+        return [self.rows_at(dense, 0, point) for point in self._walk.points] if self._moved else [dense]
+
+    def rows_at(self, rows: torch.Tensor, start: int, point: Point) -> torch.Tensor:
+        """These dense rows of the weight, from row `start` on, moved to a point, as a new tensor."""
+        if self.number is None:
+            return rows
+        z = point.direction.rows(self.number, self.weight.shape, start, start + len(rows), rows.dtype)
+        return torch.add(rows, z, alpha=point.distance)
+
+    def gathered_at(self, rows: torch.Tensor, ids: torch.Tensor, point: Point) -> torch.Tensor:
+        """The dense rows with these numbers, moved to a point, as a new tensor."""
+        if self.number is None:
+            return rows
+        z = point.direction.gather(self.number, self.weight.shape, ids, rows.dtype)
+        return torch.add(rows, z, alpha=point.distance)
+
+    def _rows_at_once(self) -> int:
+        """All where the weight is used as it is kept; else so many that what is made stays in the cache."""
+        as_kept = not self.weight.packed and self.weight.floats.dtype == self._walk.dtype
+        if as_kept and not self._moved:
+            return self.weight.shape[0]
+        return max(FEWEST_ROWS, CHUNK_BYTES // (self._walk.dtype.itemsize * self.weight.shape[1]))
+
+    def _at_points(self, dense: torch.Tensor, start: int) -> list[torch.Tensor]:
+        if self.number is None or not self._walk.points:
+            return [dense]
+        scratches = self._walk.moved
+        scratches.extend(Scratch() for _ in range(len(self._walk.points) - len(scratches)))
+        free = iter(scratches)
+        values = []
+        for direction, points in self._walk.groups():
+            z = direction.rows(self.number, self.weight.shape, start, start + len(dense), dense.dtype)
+            for point in points:
+                values.append(torch.add(dense, z, alpha=point.distance, out=next(free).take(dense.shape, dense.dtype)))
+        return values
+
+
+class LowRank:
+    """What an adapter adds to a linear map: scaling * B A x, with B at each point."""
+
+    def __init__(self, walk: Walk, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
+        """a (rank, in) and b (out, rank), fp32; b is read anew each time, since training changes it in place."""
+        self._walk, self._number, self._scaling = walk, number, scaling
+        self._a, self._b = a, b
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """y (rows, out) += the adapter's part of x (rows, in), in place.
+
+        At theta + distance z this is [A x, distance A x] [B, z]^T: one product for both sides of a probe, in which
+        z keeps its exact signs. B + distance z would lose them to the rounding of a large B.
+        """
+        low = x @ self._a.t().to(x.dtype)
+        b = self._b.to(y.dtype)
+        if not self._walk.points:
+            y.addmm_(low, b.t(), alpha=self._scaling)
+            return
+        rows = len(x) // len(self._walk.points)  # of a part
+        first = 0
+        for direction, points in self._walk.groups():
+            group = slice(first, first + rows * len(points))
+            distances = low.new_tensor([point.distance for point in points]).view(-1, 1, 1)
+            moved = low[group].view(len(points), rows, -1) * distances
+            both = torch.cat((low[group], moved.view(rows * len(points), -1)), 1)
+            z = direction.of(self._number, b.shape, b.dtype)
+            y[group].addmm_(both, torch.cat((b, z), 1).t(), alpha=self._scaling)
+            first = group.stop
+
+
+class StreamedLinear(nn.Module):
+    """nn.Linear on a streamed weight, with an adapter's branch beside it."""
+
+    def __init__(self, walk: Walk, weight: Weight, bias: Weight | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._walk = walk
+        self.weights = Trained(weight, walk)
+        self.biases = None if bias is None else Trained(bias, walk)
+        self.low_rank: LowRank | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (batch, ..., in) -> (batch, ..., out)."""
+        rows = x.reshape(-1, self.in_features).to(self._walk.dtype)
+        y = rows.new_empty(len(rows), self.out_features)
+        parts = self.weights.parts
+        xs, ys = rows.chunk(parts), y.chunk(parts)
+        biases = [None] * parts if self.biases is None else _each(self.biases, parts)
+        for columns, values in self.weights.chunks():
+            for part, into, weight, bias in zip(xs, ys, values, biases, strict=True):
+                if bias is None:
+                    torch.mm(part, weight.t(), out=into[:, columns])
+                else:
+                    torch.addmm(bias[columns], part, weight.t(), out=into[:, columns])
+        if self.low_rank is not None:
+            self.low_rank.add_to(y, rows)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def _each(trained: Trained, parts: int) -> list[torch.Tensor]:
+    """A small weight's value for each of so many parts."""
+    values = trained.whole()
+    return values if len(values) == parts else values * parts
+
+
+class StreamedEmbedding(nn.Module):
+    """A word embedding on a streamed weight: only the rows of the words at hand are made dense.
+
+    The module that it replaces keeps its own arithmetic (Gemma scales its output): it is handed a small table.
+    """
+
+    def __init__(self, walk: Walk, weight: Weight, inner: nn.Embedding) -> None:
+        super().__init__()
+        self._walk, self._inner = walk, inner
+        self._inner.padding_idx = None  # matters to gradients alone, and the small table may end before it
+        self.weights = Trained(weight, walk)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens) -> (batch, tokens, width)."""
+        words, places = torch.unique(ids, return_inverse=True)
+        table = self.weights.weight.gather(words, self._walk.dtype, release=self._walk.release)
+        if self.weights.number is not None and self._walk.points:
+            table = torch.cat([self.weights.gathered_at(table, words, point) for point in self._walk.points])
+            parts = places.chunk(len(self._walk.points))
+            places = torch.cat([part + i * len(words) for i, part in enumerate(parts)])
+        self._inner._parameters["weight"] = table  # type: ignore[assignment]
+        try:
+            output: torch.Tensor = self._inner(places)
+        finally:
+            self._inner._parameters["weight"] = None
+        return output
+
+
+class StreamedHead(nn.Module):
+    """The output embedding: keeps what comes in, for the loss looks at few positions and a few words at a time."""
+
+    def __init__(self, walk: Walk, weight: Weight, bias: Weight | None) -> None:
+        super().__init__()
+        self._walk = walk
+        self.weights = Trained(weight, walk)
+        self.biases = None if bias is None else Trained(bias, walk)
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (batch, tokens, width) is kept in `seen`; what is returned has no logits in it."""
+        self.seen = hidden
+        return hidden.new_full((*hidden.shape[:-1], 1), HEAD_MARK)
+
+    def at(self, point: Point | None) -> "HeadAt":
+        """The head's rows at a point; None is theta itself."""
+        return HeadAt(self, self._walk, point)
+
+
+class HeadAt:
+    """pocketllm.mezo.loss.Head at one point: rows are made dense when asked for."""
+
+    def __init__(self, head: StreamedHead, walk: Walk, point: Point | None) -> None:
+        self._trained, self._walk, self._point = head.weights, walk, point
+        self.vocabulary = head.weights.weight.shape[0]
+        self.bias = None if head.biases is None else self._bias(head.biases)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """(stop - start, width) dense rows, valid until the next call."""
+        weight = self._trained.weight
+        rows = weight.rows(start, stop, self._walk.dtype, self._walk.scratch)
+        if self._walk.release and start:
+            weight.release_rows(max(0, start - (stop - start)), start)  # the rows of the call before
+        return rows if self._point is None else self._trained.rows_at(rows, start, self._point)
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        """(n, width) dense rows of these words."""
+        words, places = torch.unique(ids, return_inverse=True)
+        rows = self._trained.weight.gather(words, self._walk.dtype, release=self._walk.release)
+        if self._point is not None:
+            rows = self._trained.gathered_at(rows, words, self._point)
+        return rows[places]
+
+    def _bias(self, trained: Trained) -> torch.Tensor:
+        bias = trained.weight.dense(self._walk.dtype, Scratch())
+        return bias if self._point is None else trained.rows_at(bias, 0, self._point)
+
+
+def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callable[..., torch.Tensor]:
+    """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights."""
+    inner = module.forward
+
+    def forward(*arguments: Any, **options: Any) -> torch.Tensor:
+        parts = max(weight.parts for weight in trained.values())
+        values = {name: iter(_each(weight, parts)) for name, weight in trained.items()}
+        outputs: list[torch.Tensor] = []
+        for i in range(parts):
+            module._parameters.update({name: next(value) for name, value in values.items()})  # type: ignore[misc]
+            chosen = [_part(value, i, parts) for value in arguments]
+            outputs.append(inner(*chosen, **{name: _part(value, i, parts) for name, value in options.items()}))
+        if parts == 1:
+            return outputs[0]
+        if len(outputs[0]) == 1:  # one row for the whole batch, as positions are in some models
+            outputs = [output.expand(walk.rows // parts, *output.shape[1:]) for output in outputs]
+        return torch.cat(outputs)
+
+    return forward
+
+
+def _part(value: Any, i: int, parts: int) -> Any:
+    """The i-th part of a tensor of the whole batch; anything else, such as a row for all of it, as it is."""
+    whole = not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) == 1
+    return value if whole else value.chunk(parts)[i]

@@ -1,0 +1,106 @@
+"""Jobs that are made by mezo's own loop on the tiny model, without a worker: what there is to replay."""
+
+from itertools import count
+
+import torch
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.mezo.adapters import Adapter, load_adapter
+from pocketllm.mezo.full import FullWeights, save_full
+from pocketllm.mezo.loop import Plan, Row, train
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter as AdapterRow
+from pocketllm.storage.tables import Job, Outcome, Requester, Step
+from tests.learning import some_adapter, some_blocks
+from tests.working import NOW
+
+STEPS = 6
+
+
+def training(**changes: object) -> TrainingSettings:
+    """Small, and with steps that show."""
+    return TrainingSettings.model_validate({"steps": STEPS, "batch": 2, "step_size": 1e-2, "epsilon": 1e-3} | changes)
+
+
+def learn(
+    folder: DataFolder,
+    store: Store,
+    settings: TrainingSettings,
+    *,
+    seed: int = 3,
+    parent: str | None = None,
+    compact: bool = True,
+) -> Job:
+    """A job that has succeeded: its rows are in the store, and its adapter is in the data folder."""
+    job = store.jobs.create(
+        model="tiny",
+        mode=settings.mode,
+        seed=seed,
+        total_steps=STEPS,
+        settings=settings.model_dump(mode="json"),
+        requested_by=Requester.OWNER,
+        immediate=True,
+        now=NOW,
+    )
+    job = store.jobs.start(job.id, parent=parent, now=NOW)
+    full = settings.mode == "full"
+    native = open_native(folder.adapter(parent) if parent and full else folder.models / "tiny")
+    model = LanguageModel(native)
+    theta: Adapter | FullWeights
+    if full:
+        theta = model.full()
+    elif parent:
+        theta = load_adapter(folder.adapter(parent))
+    else:
+        theta = some_adapter(model)
+        for b in theta.b.values():
+            b.zero_()
+    model.use(theta)
+
+    def keep(row: Row) -> None:
+        store.journal.append(Step(job_id=job.id, **{**vars(row), "scalars": list(row.scalars)}))
+
+    clock = count()
+    plan = Plan(
+        seed=seed,
+        steps=STEPS,
+        batch=settings.batch,
+        epsilon=settings.epsilon,
+        step_size=settings.step_size,
+        measure_every=100,
+        probes=settings.probes,
+        noise=settings.noise,
+    )
+    with torch.inference_mode():
+        train(
+            lambda points, batch: model.losses_at(points, batch, 4),
+            theta,
+            (some_blocks(),),
+            plan,
+            done=[],
+            keep=keep,
+            measure=lambda step: None,
+            clock=lambda: float(next(clock)),
+        )
+    identity = job.id.replace("job-", "adapter-")
+    if isinstance(theta, FullWeights):
+        save_full(native, theta, folder.adapter(identity), created_at=NOW)
+    else:
+        theta.metadata = {"job": job.id, "base_weights_sha256": native.manifest.weights_sha256}
+        theta.save(folder.adapter(identity))
+    row = AdapterRow(
+        id=identity,
+        job_id=job.id,
+        model="tiny",
+        mode=settings.mode,
+        parent=parent,
+        outcome=Outcome.LEARNED,
+        created_at=NOW,
+    )
+    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+    if compact:
+        store.journal.compact(job.id)
+    return store.jobs.get(job.id)

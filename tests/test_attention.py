@@ -1,0 +1,173 @@
+"""Attention as two products against torch's own, in every shape that a model asks for."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pocketllm.mezo.attention import LONGEST, SCORE_BYTES, attention
+from pocketllm.mezo.errors import UnsupportedModel
+
+#: Sums of some hundred products of numbers of size 1, in another order. Scores up to 12 are rounded to bf16, 2^-8 of
+#: them, before the softmax: as transformers does in its plainest attention, while torch's keeps them in float32.
+TOLERANCES = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 6e-2}
+
+
+class Layer(nn.Module):
+    """What the interface hands over: the attention module of a model, which knows whether it is causal."""
+
+    def __init__(self, *, causal: bool = True, heads_in_group: int = 1) -> None:
+        super().__init__()
+        self.is_causal = causal
+        self.num_key_value_groups = heads_in_group
+
+
+@dataclass(kw_only=True)
+class Case:
+    batch: int = 2
+    heads: int = 4
+    groups: int = 4
+    tokens: int = 24
+    size: int = 16
+    value_size: int = 16
+    causal: bool = True
+    scaling: float | None = None
+    mask: torch.Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(self.heads, self.size), (self.groups, self.size), (self.groups, self.value_size)]
+        q, k, v = (
+            torch.randn(self.batch, heads, self.tokens, size, generator=generator).to(self.dtype)
+            for heads, size in shapes
+        )
+        self.inputs = q, k, v
+
+    def ours(self) -> torch.Tensor:
+        layer = Layer(causal=self.causal, heads_in_group=self.heads // self.groups)
+        output, weights = attention(layer, *self.inputs, self.mask, scaling=self.scaling)
+        assert weights is None
+        assert output.is_contiguous()
+        return output
+
+    def torchs(self) -> torch.Tensor:
+        query, key, value = self.inputs
+        repeats = self.heads // self.groups
+        output = F.scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(repeats, 1),
+            value.repeat_interleave(repeats, 1),
+            attn_mask=self.mask,
+            is_causal=self.causal and self.mask is None,
+            scale=self.scaling,
+        )
+        return output.transpose(1, 2)
+
+    def check(self) -> None:
+        ours = self.ours()
+        assert ours.shape == (self.batch, self.tokens, self.heads, self.value_size)
+        assert ours.dtype == self.dtype
+        assert torch.allclose(ours, self.torchs(), rtol=0, atol=TOLERANCES[self.dtype])
+
+
+def window(tokens: int, width: int, batch: int = 2) -> torch.Tensor:
+    """(batch, 1, tokens, tokens): each token sees the last `width`."""
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    return ((distance >= 0) & (distance < width)).expand(batch, 1, tokens, tokens)
+
+
+def padding(tokens: int, lengths: list[int]) -> torch.Tensor:
+    """(batch, 1, tokens, tokens): keys behind a row's length are not seen."""
+    return (torch.arange(tokens) < torch.tensor(lengths)[:, None])[:, None, None].expand(-1, 1, tokens, -1)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": False},
+        {"groups": 2},
+        {"groups": 1, "heads": 3},
+        {"scaling": 0.5},
+        {"scaling": 1.0, "groups": 2},
+        {"value_size": 8},
+        {"value_size": 40, "groups": 2},
+        {"mask": window(24, 5)},
+        {"mask": window(24, 1), "groups": 2},
+        {"mask": padding(24, [24, 7]), "causal": False},
+        {"mask": padding(24, [1, 23]), "causal": False, "groups": 2},
+        {"tokens": 2},
+        {"batch": 1, "tokens": 3, "size": 1, "heads": 1, "groups": 1, "value_size": 1},
+        {"batch": 0},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_equals_torchs(options: dict[str, Any], dtype: torch.dtype) -> None:
+    Case(**options, dtype=dtype).check()
+
+
+def test_a_mask_says_it_all() -> None:
+    """A causal layer with a mask sees what the mask shows: the mask is causal where it has to be."""
+    everything = torch.ones(2, 1, 24, 24, dtype=torch.bool)
+    assert torch.allclose(Case(mask=everything).ours(), Case(causal=False).ours(), rtol=0, atol=2e-6)
+
+
+def test_the_caller_may_say_what_the_layer_does_not() -> None:
+    case = Case(causal=False)
+    output, _ = attention(Layer(causal=False), *case.inputs, None, is_causal=True)
+    assert torch.allclose(output, Case().torchs(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens"),
+    [
+        (5, 2, LONGEST),  # two rows of the batch at a time
+        (3, 9, LONGEST),  # one row's scores alone are more than the limit
+        (70, 8, 128),  # many rows, of which the last few are fewer
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_are_made_for_part_of_the_batch_at_a_time(batch: int, heads: int, tokens: int, masked: bool) -> None:
+    assert batch * heads * tokens**2 * 4 > SCORE_BYTES
+    lengths = [tokens - row for row in range(batch)]
+    mask = padding(tokens, lengths) & window(tokens, tokens, batch) if masked else None
+    Case(batch=batch, heads=heads, groups=heads, tokens=tokens, size=4, value_size=4, mask=mask).check()
+
+
+@pytest.mark.parametrize("tokens", [LONGEST, LONGEST + 1])
+@pytest.mark.parametrize("windowed", [False, True])
+def test_rows_up_to_and_beyond_the_longest(tokens: int, windowed: bool) -> None:
+    mask = window(tokens, 100, 1) if windowed else None
+    Case(batch=1, heads=2, groups=1, tokens=tokens, size=8, value_size=8, mask=mask).check()
+
+
+def test_a_token_behind_a_cache_sees_all_of_it() -> None:
+    query, key, value = Case().inputs
+    output, _ = attention(Layer(), query[:, :, -1:], key, value, None)
+    assert torch.allclose(output, Case().torchs()[:, -1:], rtol=0, atol=2e-6)
+
+
+def test_several_tokens_behind_a_cache_see_what_their_mask_shows() -> None:
+    query, key, value = Case().inputs
+    output, _ = attention(Layer(), query[:, :, -5:], key, value, window(24, 24)[:, :, -5:])
+    assert torch.allclose(output, Case().torchs()[:, -5:], rtol=0, atol=2e-6)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    case = Case(scaling=1e4)
+    assert torch.allclose(case.ours(), case.torchs(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("option", ["softcap", "s_aux"])
+def test_what_it_would_leave_out_is_refused(option: str) -> None:
+    given: dict[str, Any] = {option: torch.ones(4)}
+    with pytest.raises(UnsupportedModel, match="Choose another model"):
+        attention(Layer(), *Case().inputs, None, **given)
+    given = {option: None}
+    attention(Layer(), *Case().inputs, None, **given)

@@ -1,0 +1,170 @@
+"""From settings to a plan; and what the scheduler does with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.daemon.errors import ModelNotReady
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.planning import ENOUGH_POSITIONS, Planned, plan_job, with_wishes
+from pocketllm.daemon.scheduler import Scheduler
+from pocketllm.daemon.settings import TrainingSettings, load_settings
+from pocketllm.mezo.budget import MB, predict, read_shapes
+from pocketllm.mezo.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
+from pocketllm.mezo.native import NativeModel
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import JobState
+from pocketllm.storage.texts import NewText
+from tests.planned import PREDICTION, planned
+from tests.running import Clock, FakeRunner, FixedSensor
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    return TrainingSettings(**changes)
+
+
+class TestWithWishes:
+    def test_what_is_not_wished_for_is_as_the_settings_say(self) -> None:
+        base = settings(batch=3, probes=2, mode="full", rank=5)
+        assert with_wishes(base) == base
+        assert with_wishes(base, batch=7, mode="lora") == settings(batch=7, probes=2, mode="lora", rank=5)
+        assert with_wishes(base, probes=9).probes == 9
+
+    @pytest.mark.parametrize(("batch", "micro_batch"), [(2, 2), (4, 4), (16, 4), (None, 4)])
+    def test_the_most_at_once_follows_a_smaller_batch(self, batch: int | None, micro_batch: int) -> None:
+        assert with_wishes(settings(batch=8, micro_batch=4), batch=batch).micro_batch == micro_batch
+
+
+class TestPlanJob:
+    def test_the_settings_come_through(self, tiny: NativeModel) -> None:
+        training = settings(batch=3, block_tokens=32, probes=2, rank=4, targets=("q_proj",), mode="lora")
+        found = plan_job(tiny, training, steps=17)
+        plan = found.plan
+        assert (plan.mode, plan.steps, plan.batch, plan.block_tokens) == ("lora", 17, 3, 32)
+        assert (plan.probes, plan.rank, plan.targets) == (2, 4, ("q_proj",))
+        assert found.training is training
+        assert found.prediction == predict(read_shapes(tiny), plan)
+        assert found.reductions == []
+
+    @pytest.mark.parametrize(
+        ("changes", "rows"),
+        [
+            ({"batch": 4, "probes": 1}, 8),
+            ({"batch": 4, "probes": 3}, 24),
+            ({"batch": 8, "probes": 2, "micro_batch": 3}, 12),
+            # More positions at once would be no faster, and memory would grow with the batch.
+            ({"batch": 64, "block_tokens": 128}, ENOUGH_POSITIONS // 128),
+            ({"batch": 1024, "block_tokens": 128}, ENOUGH_POSITIONS // 128),
+            ({"batch": 1024, "block_tokens": 100}, ENOUGH_POSITIONS // 100),
+            ({"batch": 64, "block_tokens": 4096}, 2),
+            ({"batch": 64, "block_tokens": 128, "micro_batch": 64}, 128),
+        ],
+    )
+    def test_how_many_rows_pass_at_once(self, tiny: NativeModel, changes: dict[str, Any], rows: int) -> None:
+        assert plan_job(tiny, settings(**changes), steps=1).plan.rows_at_once == rows
+
+    def test_what_does_not_fit_is_reduced(self, tiny: NativeModel) -> None:
+        training = settings(batch=64, micro_batch=64, block_tokens=1024, memory_bytes=50 * MB)
+        found = plan_job(tiny, training, steps=1)
+        assert found.plan.rows_at_once < 128 and found.plan.batch == 64
+        assert found.prediction.working_bytes <= 50 * MB
+        assert len(found.reductions) >= 1
+
+    def test_all_weights_take_more_than_an_adapter(self, tiny_bf16: NativeModel) -> None:
+        assert plan_job(tiny_bf16, settings(mode="full"), steps=1).plan.mode == "full"
+        with pytest.raises(DoesNotFit, match=r"training\.memory_bytes allows 50 MB"):
+            plan_job(tiny_bf16, settings(mode="full", memory_bytes=50 * MB), steps=1)
+
+
+@dataclass
+class Planner:
+    """Plans as told: with PREDICTION, or not at all."""
+
+    error: MezoError | None = None
+    asked: list[tuple[TrainingSettings, int]] = field(default_factory=list)
+
+    def __call__(self, training: TrainingSettings, steps: int) -> Planned:
+        self.asked.append((training, steps))
+        if self.error is not None:
+            raise self.error
+        return planned(training, steps)
+
+
+@pytest.fixture
+def planner() -> Planner:
+    return Planner()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path / "pocketllm.db")
+    opened.texts.add([NewText(text="word " * 30, source="test")], now=Clock().now)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, planner: Planner, store: Store) -> Scheduler:
+    training = {"new_words": 20, "steps": 30, "batch": 2}
+    loaded = load_settings({"data_dir": tmp_path, "model": "tiny", "training": training})
+    sensors = [FixedSensor("power", True), FixedSensor("battery", 80.0, "%"), FixedSensor("memory", 4e9, "bytes")]
+    return Scheduler(
+        store, DataFolder(tmp_path), sensors, FakeRunner(), loaded, model_problem=lambda: None, planner=planner
+    )
+
+
+class TestScheduler:
+    def test_a_job_is_stored_with_what_it_was_asked_for_and_foretold(
+        self, scheduler: Scheduler, planner: Planner, store: Store
+    ) -> None:
+        asked = scheduler.request(steps=7, seed=1, immediate=True, now=Clock().now, mode="full", batch=5, probes=3)
+        job = store.jobs.get(asked.id)
+        assert (job.mode, job.total_steps, job.predicted_bytes) == ("full", 7, PREDICTION.peak_bytes)
+        stored = TrainingSettings.model_validate(job.settings)
+        assert (stored.mode, stored.batch, stored.probes, stored.steps) == ("full", 5, 3, 30)
+        assert planner.asked == [(stored, 7)]
+
+    def test_a_plan_queues_nothing(self, scheduler: Scheduler, planner: Planner, store: Store) -> None:
+        found = scheduler.plan(batch=9)
+        assert (found.plan.steps, found.plan.batch) == (30, 9)
+        assert store.jobs.open() == []
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (DoesNotFit("Too large."), DoesNotFit),
+            (BadRequest("Packed."), BadRequest),
+            (ModelFileError("Broken."), ModelNotReady),
+            (ModelNotFound("Gone."), ModelNotReady),
+        ],
+    )
+    def test_a_request_that_cannot_be_planned_is_refused_at_once(
+        self, scheduler: Scheduler, planner: Planner, store: Store, error: MezoError, kind: type[Exception]
+    ) -> None:
+        planner.error = error
+        with pytest.raises(kind, match=str(error)):
+            scheduler.request(steps=None, seed=None, immediate=True, now=Clock().now)
+        with pytest.raises(kind, match=str(error)):
+            scheduler.plan()
+        assert store.jobs.page(after=None, limit=9) == []
+
+    def test_enough_text_queues_a_job_with_what_is_foretold(self, scheduler: Scheduler, store: Store) -> None:
+        scheduler.tick(Clock().now)
+        [job] = store.jobs.page(after=None, limit=9)
+        assert (job.total_steps, job.mode, job.predicted_bytes) == (30, "lora", PREDICTION.peak_bytes)
+
+    def test_what_cannot_fit_is_queued_once_and_left_to_the_worker_to_explain(
+        self, scheduler: Scheduler, planner: Planner, store: Store
+    ) -> None:
+        planner.error = DoesNotFit()
+        clock = Clock()
+        scheduler.tick(clock.now)
+        [job] = store.jobs.page(after=None, limit=9)
+        assert (job.state, job.predicted_bytes) == (JobState.RUNNING, None)
+        store.jobs.fail(job.id, error=str(planner.error), now=clock.advance(1))
+        for _ in range(3):
+            scheduler.tick(clock.advance(2))
+        assert [known.id for known in store.jobs.page(after=None, limit=9)] == [job.id]
