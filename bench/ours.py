@@ -46,12 +46,12 @@ _ENOUGH_BYTES = 2**40
 _ALL = 2**20
 
 
-def load_model(folder: Path) -> LanguageModel:
+def load_model(folder: Path, lanes: int = 1) -> LanguageModel:
     """Open the native model, ready to run a step.
 
     Everything that is slow to import is imported when this module is, so that timing this times the loading.
     """
-    return LanguageModel(open_native(folder), release_pages=True)
+    return LanguageModel(open_native(folder), release_pages=True, lanes=lanes)
 
 
 def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
@@ -71,7 +71,7 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     mode: "lora" or "full".
     """
     plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
-    model = load_model(folder)
+    model = load_model(folder, plan.lanes)
     blocks = _random_blocks(model, batch, tokens)
     theta = _theta(model, mode, plan)
     model.use(theta)

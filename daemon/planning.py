@@ -1,9 +1,10 @@
 """From settings to a plan: how a job will run on a model, what it will take, and what had to be reduced."""
 
+import os
 from dataclasses import dataclass
 
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import JobPlan, Mode, Prediction, fit, predict, read_shapes
+from pocketllm.mezo.budget import JobPlan, Mode, Prediction, Shapes, fit, predict, read_shapes
 from pocketllm.mezo.native import NativeModel
 
 #: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
@@ -53,7 +54,13 @@ def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> 
         rank=training.rank,
         targets=training.targets,
         rows_at_once=rows_at_once,
+        lanes=min(1 if shapes.packed else _cores(shapes), max(1, rows_at_once // 2)),
         compute_dtype=native.manifest.compute_dtype,
     )
     plan, reductions = fit(shapes, wish, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)
+
+
+def _cores(shapes: Shapes) -> int:
+    """Threads that torch computed with at import; else all that there are."""
+    return int(shapes.calibration.get("threads") or os.cpu_count() or 1)

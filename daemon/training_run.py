@@ -49,7 +49,7 @@ class TrainingRun:
         self.native = self._start_model()
         self.plan = self._plan()
         self.dtype: torch.dtype = getattr(torch, self.plan.compute_dtype)
-        self.model = LanguageModel(self.native, dtype=self.dtype, release_pages=True)
+        self.model = LanguageModel(self.native, dtype=self.dtype, release_pages=True, lanes=self.plan.lanes)
         # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
         # aborts the process where it cannot allocate; what it is given at a time is bounded.
         self.buckets, self.held_out = self._examples(self.native.tokenizer())

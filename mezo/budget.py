@@ -31,6 +31,8 @@ UNPACK_SECONDS = 0.4e-9
 MOVE_SECONDS = 1.5e-9
 #: A chunk of logits and what its sum takes, three times over (mezo/loss.py), and scores of attention twice.
 CHUNK_BYTES = 40 * MB
+#: What a lane beyond the first takes: modules without weights, and an allocator's arena of its own.
+LANE_BYTES = 13 * MB
 #: When all weights are trained: rows of the head at a point with their z, and the random bits of an update.
 MOVED_BYTES = 20 * MB
 #: Activations come and go in many sizes; the allocator keeps this part of them in pieces that fit nothing.
@@ -108,6 +110,7 @@ class JobPlan:
     rank: int
     targets: tuple[str, ...]
     rows_at_once: int  #: blocks times points that pass through the layers together
+    lanes: int  #: threads that each take a share of them through the layers alone (mezo/model.py)
     compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
 
     def to_json(self) -> dict[str, Any]:
@@ -178,24 +181,32 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
 def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
     """The plan that keeps its working memory within the limit, and a sentence for each thing that was reduced.
 
-    First fewer rows pass through together, which costs nothing but speed; then rows become shorter. Raises
-    DoesNotFit, naming the smallest limit that would do, when even that is too much; and BadRequest for what cannot
-    be trained, whatever the limit.
+    First fewer rows pass through together, in fewer lanes, which costs nothing but speed; then rows become shorter.
+    Raises DoesNotFit, naming the smallest limit that would do, when even that is too much; and BadRequest for what
+    cannot be trained, whatever the limit.
     """
     _check_trainable(shapes, wish)
     plan, said = wish, list[str]()
     fewest = replace(
         wish,
         rows_at_once=min(wish.rows_at_once, FEWEST_ROWS),
+        lanes=1,
         block_tokens=min(wish.block_tokens, FEWEST_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
         raise _does_not_fit(plan.mode, least, limit_bytes)
+    while predict(shapes, plan).working_bytes > limit_bytes and plan.lanes > 1:
+        plan = replace(plan, lanes=plan.lanes // 2)
     while predict(shapes, plan).working_bytes > limit_bytes and plan.rows_at_once > FEWEST_ROWS:
         plan = replace(plan, rows_at_once=max(FEWEST_ROWS, plan.rows_at_once // 4 * 2))
     while predict(shapes, plan).working_bytes > limit_bytes:
         plan = replace(plan, block_tokens=max(FEWEST_TOKENS, plan.block_tokens // 2))
     reason = f"To fit into training.memory_bytes ({limit_bytes // MB} MB)"
+    if plan.lanes < wish.lanes:
+        said.append(
+            f"{reason}, the threads that each take rows of their own through the layers went from {wish.lanes} to "
+            f"{plan.lanes}: slower, with the same result."
+        )
     if plan.rows_at_once < wish.rows_at_once:
         said.append(
             f"{reason}, the rows that pass through the layers together went from {wish.rows_at_once} to "
@@ -268,7 +279,7 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
     made = (2 if shapes.packed else 0) + (min(2 * plan.probes, plan.rows_at_once) + 1 if plan.mode == "full" else 0)
     dense = made * min(chunk, size * shapes.largest)
-    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES
+    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + (plan.lanes - 1) * LANE_BYTES
     return SLACK * positions * streams + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 

@@ -83,7 +83,7 @@ def _rounded(numbers: torch.Tensor, bits: torch.Tensor, dtype: torch.dtype) -> t
         # Below its least normal number its neighbours lie as far apart as right above: there they are rounded.
         raised = (numbers.abs() < _LEAST_FLOAT16).float().mul_(_LEAST_FLOAT16).copysign_(numbers)
         numbers.add_(raised)
-    pattern.add_(bits >> (16 - lost)).bitwise_and_(-(1 << lost))
+    pattern.add_(bits if lost == 16 else bits >> (16 - lost)).bitwise_and_(-(1 << lost))
     return numbers if raised is None else numbers.sub_(raised)
 
 

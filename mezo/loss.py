@@ -12,7 +12,7 @@ import torch.nn.functional as F
 #: Target of a position that does not count (padding).
 NO_TARGET = -100
 
-#: The most bytes that one chunk of logits may take in fp32 (or float64); likewise the head's rows for it.
+#: The most bytes that one chunk of logits takes in fp32 (or float64), by default; likewise the head's rows for it.
 CHUNK_BYTES = 8 * 2**20
 #: The most positions whose logits are computed at once.
 CHUNK_ROWS = 2048
@@ -38,15 +38,18 @@ class Head(Protocol):
         """(n, width): the rows of these (n,) tokens."""
 
 
-def token_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor) -> torch.Tensor:
+def token_losses(
+    hidden: torch.Tensor, head: Head, wanted: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES
+) -> torch.Tensor:
     """Each position's loss in nats.
 
-    hidden: (n, width), the last layer's output; wanted: (n,) int64, the token that each shall predict.
+    hidden: (n, width), the last layer's output; wanted: (n,) int64, the token that each shall predict;
+    chunk_bytes: the most that a chunk of logits may take.
     Returns (n,) fp32, or float64 for a float64 `hidden`. The head's rows are read once, in order.
     """
     exact = _wanted_logits(hidden, head, wanted)
     total = torch.full_like(exact, -torch.inf)  # log-sum-exp of the logits seen so far
-    columns, rows = _columns(hidden, head), min(len(hidden), CHUNK_ROWS)
+    columns, rows = _columns(hidden, head, chunk_bytes), min(len(hidden), CHUNK_ROWS)
     product = torch.empty(rows * columns, dtype=hidden.dtype)
     accurate = product if hidden.dtype == exact.dtype else torch.empty_like(product, dtype=exact.dtype)
     for start in range(0, head.vocabulary if len(hidden) else 0, columns):
@@ -98,12 +101,12 @@ def _wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor) -> to
     return logits
 
 
-def _columns(hidden: torch.Tensor, head: Head) -> int:
+def _columns(hidden: torch.Tensor, head: Head, chunk_bytes: int) -> int:
     """How many tokens' logits are computed at once."""
     bytes_of_logits = _accurate(hidden).itemsize * min(max(len(hidden), 1), CHUNK_ROWS)
     # With few positions the dense rows of the head are what takes memory: a packed head makes them on the way.
     bytes_of_weights = hidden.dtype.itemsize * hidden.shape[1]
-    limit = CHUNK_BYTES // max(bytes_of_logits, bytes_of_weights)
+    limit = chunk_bytes // max(bytes_of_logits, bytes_of_weights)
     return min(max(limit, _FEWEST_COLUMNS), head.vocabulary)
 
 

@@ -1,6 +1,6 @@
 """The native model folder: a Hugging Face folder whose weights are mapped into memory, never read into it.
 
-Nothing here imports torch or transformers before `tensors`, `config` or `tokenizer` is called, so that a
+Nothing here imports torch or transformers before `config` or `tokenizer` is called, so that a
 process that only lists models stays small.
 """
 
@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import re
-import warnings
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
-from pocketllm.mezo.tensor_file import SafetensorsWriter, TensorEntry, read_header
+from pocketllm.mezo.tensor_file import SafetensorsWriter
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
@@ -131,16 +128,12 @@ def _is_of_type(value: object, annotation: str) -> bool:
     return name in [kind.partition("[")[0] for kind in annotation.split(" | ")]
 
 
+@dataclass(frozen=True)
 class NativeModel:
-    """An imported model on disk. Opening one reads its manifest; weights come into memory when used."""
+    """An imported model on disk, of which opening read the manifest alone; weights.open_weights maps the weights."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._tensors: dict[str, torch.Tensor] | None = None
-
-    def __repr__(self) -> str:
-        return f"NativeModel({str(self.folder)!r})"
+    folder: Path
+    manifest: Manifest
 
     @property
     def weights(self) -> Path:
@@ -164,18 +157,6 @@ class NativeModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, read anew each time. Raises ModelFileError when it is broken."""
         return load_tokenizer(self.folder)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor of the weights file by its Hugging Face name, as views on one mapping of the file.
-
-        Nothing is copied: pages come from the file when touched, and are shared with other processes. Never
-        write to these tensors: the mapping is read-only and a write ends the process (SIGSEGV). The mapping
-        lives as long as this object or any of the tensors. Raises ModelFileError when the file is broken.
-        """
-        if self._tensors is None:
-            self._tensors = _map_tensors(self.weights)
-        # A copy, so that a caller that drops an entry does not take it from the next caller.
-        return dict(self._tensors)
 
 
 def open_native(folder: Path, *, verify: bool = False) -> NativeModel:
@@ -250,31 +231,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _map_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        entries = read_header(path)
-        with path.open("rb") as file:
-            # ACCESS_COPY would need no warning filter, but private writable pages count against RLIMIT_DATA,
-            # which caps the worker: the weights would use up the budget meant for anonymous memory.
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error}. Import the model again.") from error
-    with warnings.catch_warnings():
-        # torch warns that it cannot forbid writes to such a buffer; `tensors` tells the caller.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
-        return {name: _view(path, mapping, entry) for name, entry in entries.items()}
-
-
-def _view(path: Path, mapping: mmap.mmap, entry: TensorEntry) -> torch.Tensor:
-    import torch
-
-    dtype: Any = getattr(torch, entry.dtype)
-    if entry.nbytes == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    if entry.offset % dtype.itemsize:
-        raise ModelFileError(f"{path} has tensor {entry.name!r} at an odd address. Import the model again.")
-    # The tensor holds a reference to the mapping, so it stays mapped as long as the tensor lives.
-    flat = torch.frombuffer(mapping, dtype=dtype, count=entry.nbytes // dtype.itemsize, offset=entry.offset)
-    return flat.view(entry.shape)

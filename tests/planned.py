@@ -26,6 +26,7 @@ def planned(training: TrainingSettings, steps: int) -> Planned:
         rank=training.rank,
         targets=training.targets,
         rows_at_once=2,
+        lanes=1,
         compute_dtype="bfloat16",
     )
     return Planned(training=training, plan=plan, prediction=PREDICTION, reductions=[])

@@ -15,7 +15,7 @@ from tests.running import Document, Rehearsal, assert_problem, rehearsal
 from tests.tiny_models import tiny_native
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.
-LITTLE = 50 * MB
+ENOUGH, LITTLE = 80 * MB, 50 * MB
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def api(tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> Iterator[Rehearsal]:
     """Two texts of four words, and no job that asks for itself. Other settings: parametrize it indirectly."""
-    training = {"steps": 30, "memory_bytes": LITTLE, "batch": 3, "new_words": 1000}
-    with rehearsal(tmp_path / "data", training=training, **getattr(request, "param", {})) as made:
+    others = dict(getattr(request, "param", {}))
+    training = {"steps": 30, "memory_bytes": ENOUGH, "batch": 3, "new_words": 1000} | others.pop("training", {})
+    with rehearsal(tmp_path / "data", training=training, **others) as made:
         made.services.folder.models.symlink_to(models)
         made.add("Wind west, glass rising.", "Two mugs of tea.")
         yield made
@@ -67,7 +68,7 @@ def test_the_document(api: Rehearsal) -> None:
             "seconds_per_step": found.seconds_per_step,
             "seconds": found.seconds,
         },
-        "memory_limit_bytes": LITTLE,
+        "memory_limit_bytes": ENOUGH,
         "enough_text": {"enough": True, "texts": 2, "new_words": 8},
     }
 
@@ -102,6 +103,7 @@ def test_a_job_is_what_was_planned(api: Rehearsal) -> None:
     assert job["settings"] == expected
 
 
+@pytest.mark.parametrize("api", [{"training": {"memory_bytes": LITTLE}}], indirect=True)
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
 def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: Rehearsal, query: str) -> None:
     document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 409, "does_not_fit")

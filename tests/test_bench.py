@@ -23,6 +23,7 @@ from pocketllm.daemon.children import child_environment
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.noise import Direction
 from pocketllm.mezo.quantization import unpack
+from tests.tiny_models import mapped
 
 AT_MOST_1 = {"a": Limit(at_most=1)}
 WHERE_MEASURABLE = {"a": Limit(at_most=1, where_measurable=True)}
@@ -134,7 +135,7 @@ def test_no_limit_is_found_when_the_highest_is_too_low() -> None:
 def test_a_shape_is_a_whole_native_model(models: Path, shape: str, dtype: str) -> None:
     native = open_native(write(models, shape, dtype), verify=True)
     assert native.manifest.dtype == dtype
-    tensors = native.tensors()
+    tensors = mapped(native)
     name = next(
         name for name in tensors if name.endswith(("fc1.weight", "up_proj.weight", "intermediate.dense.weight"))
     )

@@ -66,6 +66,7 @@ PLAN = JobPlan(
     rank=8,
     targets=TARGETS,
     rows_at_once=16,
+    lanes=1,
     compute_dtype="bfloat16",
 )
 
@@ -88,6 +89,7 @@ def smallest(shapes: Shapes, plan: JobPlan) -> int:
 @st.composite
 def plans(draw: st.DrawFn) -> JobPlan:
     probes, batch = draw(st.integers(1, 64)), draw(st.integers(1, 64))
+    rows = 2 * probes * draw(st.integers(1, batch))
     return JobPlan(
         mode=draw(st.sampled_from(["lora", "full"])),
         steps=draw(st.integers(1, 1000)),
@@ -96,7 +98,8 @@ def plans(draw: st.DrawFn) -> JobPlan:
         probes=probes,
         rank=draw(st.integers(1, 256)),
         targets=TARGETS,
-        rows_at_once=2 * probes * draw(st.integers(1, batch)),
+        rows_at_once=rows,
+        lanes=draw(st.integers(1, min(8, rows // 2))),
         compute_dtype="bfloat16",
     )
 
@@ -247,8 +250,13 @@ class TestFit:
         assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
         assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == FEWEST_ROWS
         reduced = (plan.rows_at_once < wish.rows_at_once) + (plan.block_tokens < wish.block_tokens)
+        reduced += plan.lanes < wish.lanes
         assert len(said) == reduced
-        rest = dataclasses.replace(plan, rows_at_once=wish.rows_at_once, block_tokens=wish.block_tokens)
+        assert 1 <= plan.lanes <= wish.lanes
+        assert plan.lanes == 1 or plan.rows_at_once == wish.rows_at_once
+        rest = dataclasses.replace(
+            plan, rows_at_once=wish.rows_at_once, block_tokens=wish.block_tokens, lanes=wish.lanes
+        )
         assert rest == wish
         assert json.loads(json.dumps(plan.to_json())) == plan.to_json()
 

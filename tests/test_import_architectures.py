@@ -33,7 +33,7 @@ from tests.tiny_architectures import (
     opt_folder,
     roberta_folder,
 )
-from tests.tiny_models import IDS, byte_tokenizer, edit_json
+from tests.tiny_models import IDS, byte_tokenizer, edit_json, mapped
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,7 +66,7 @@ def test_nothing_is_lost_in_float32(source: Path, tmp_path: Path) -> None:
     masked = source.name in MASKED
     model = reference(source, masked)
     expected = untied(model)
-    tensors = open_native(tmp_path / "x", verify=True).tensors()
+    tensors = mapped(open_native(tmp_path / "x", verify=True))
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert (manifest.masked, manifest.architecture) == (masked, type(model).__name__)

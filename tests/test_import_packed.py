@@ -14,7 +14,7 @@ from pocketllm.mezo.native import WEIGHTS_NAME, open_native
 from pocketllm.mezo.quantization import MINIMA, PACKINGS, SCALES, pack
 from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES, read_header
 from tests.tiny_architectures import ODD_VOCABULARY, dense_tensors, llama_folder
-from tests.tiny_models import VOCABULARY, byte_tokenizer, tiny_llama_folder, tiny_native, write_tiny_gguf
+from tests.tiny_models import VOCABULARY, byte_tokenizer, mapped, tiny_llama_folder, tiny_native, write_tiny_gguf
 
 EMBEDDINGS = "model.embed_tokens.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -87,8 +87,8 @@ def test_every_part_can_be_mapped(source: Path, tmp_path: Path, packing: str) ->
     assert list(entries)[-2:] == [EMBEDDINGS, EMBEDDINGS + SCALES]
     assert entries[EMBEDDINGS + SCALES].shape == (ODD_VOCABULARY, 1)
     assert all(entry.offset % ALIGNMENT_BYTES == 0 for entry in entries.values())
-    mapped, stored = open_native(tmp_path / "x").tensors(), load_file(tmp_path / "x" / WEIGHTS_NAME)
-    assert all(torch.equal(mapped[name], stored[name]) for name in stored)
+    found, stored = mapped(open_native(tmp_path / "x")), load_file(tmp_path / "x" / WEIGHTS_NAME)
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

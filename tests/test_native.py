@@ -25,7 +25,7 @@ from pocketllm.mezo.native import (
 )
 from pocketllm.mezo.quantization import PACKINGS
 from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES
-from tests.tiny_models import tiny_native
+from tests.tiny_models import mapped, tiny_native
 
 MANIFEST = Manifest(
     name="tiny",
@@ -197,20 +197,18 @@ def test_broken_config_and_tokenizer_are_named(tmp_path: Path) -> None:
 
 def test_tensors_are_what_the_file_holds(models_dir: Path) -> None:
     model = open_native(models_dir / "tiny")
-    tensors, reference = model.tensors(), load_file(model.weights)
+    tensors, reference = mapped(model), load_file(model.weights)
     assert tensors.keys() == reference.keys()
     assert "lm_head.weight" not in tensors
     assert all(torch.equal(tensors[name], reference[name]) for name in reference)
     assert all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in tensors.values())
     assert sum(tensor.numel() for tensor in tensors.values()) == model.manifest.parameters
-    again = model.tensors()
-    assert all(tensors[name].data_ptr() == again[name].data_ptr() for name in tensors)
 
 
 def test_tensors_outlive_their_model(models_dir: Path) -> None:
     model = open_native(models_dir / "tiny")
     expected = load_file(model.weights)["model.norm.weight"]
-    tensor = model.tensors()["model.norm.weight"]
+    tensor = mapped(model)["model.norm.weight"]
     del model
     gc.collect()
     assert torch.equal(tensor, expected)
@@ -218,10 +216,10 @@ def test_tensors_outlive_their_model(models_dir: Path) -> None:
 
 def test_writing_to_a_tensor_ends_the_process(models_dir: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pocketllm.mezo.native import open_native;"
-        "open_native(Path(sys.argv[1])).tensors()['model.norm.weight'].zero_()"
+        "import sys; from pathlib import Path; from pocketllm.mezo.weights import open_weights;"
+        "open_weights(Path(sys.argv[1]))['model.norm.weight'].floats.zero_()"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(models_dir / "tiny")], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(models_dir / "tiny" / WEIGHTS_NAME)], check=False)
     assert done.returncode == -signal.SIGSEGV
     open_native(models_dir / "tiny", verify=True)
 
@@ -230,7 +228,7 @@ def test_a_broken_header_behind_a_good_manifest(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_NAME).write_bytes(b"\0" * 100)
     (tmp_path / MANIFEST_NAME).write_text(replace(MANIFEST, weights_bytes=100).to_json())
     with pytest.raises(ModelFileError, match="not a whole safetensors file"):
-        open_native(tmp_path).tensors()
+        mapped(open_native(tmp_path))
 
 
 def memory_bytes(kind: str) -> int:
@@ -248,7 +246,7 @@ def test_memory_of_tensors_is_file_backed(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, weights_bytes=writer.nbytes, weights_sha256=writer.sha256)
     (tmp_path / MANIFEST_NAME).write_text(manifest.to_json())
     before = {kind: memory_bytes(kind) for kind in ("RssAnon", "RssFile", "VmData")}
-    tensor = open_native(tmp_path).tensors()["w"]
+    tensor = mapped(open_native(tmp_path))["w"]
     assert sum(float(row.sum()) for row in tensor) == size // 4
     grown = {kind: memory_bytes(kind) - before[kind] for kind in before}
     assert grown["RssFile"] > 0.9 * size

@@ -1,5 +1,6 @@
 """From settings to a plan; and what the scheduler does with it."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,28 @@ class TestPlanJob:
     )
     def test_how_many_rows_pass_at_once(self, tiny: NativeModel, changes: dict[str, Any], rows: int) -> None:
         assert plan_job(tiny, settings(**changes), steps=1).plan.rows_at_once == rows
+
+    @pytest.mark.parametrize(
+        ("threads", "dtype", "changes", "lanes"),
+        [
+            (4, "bfloat16", {"batch": 8}, 4),
+            # A lane takes a block at both points at least.
+            (4, "bfloat16", {"batch": 3}, 3),
+            (4, "bfloat16", {"batch": 1}, 1),
+            # Each lane would make the weights dense anew.
+            (4, "float32", {"batch": 8}, 1),
+        ],
+    )
+    def test_cores_take_lanes_where_weights_are_used_as_they_are_kept(
+        self, tiny_bf16: NativeModel, threads: int, dtype: str, changes: dict[str, Any], lanes: int
+    ) -> None:
+        manifest = dataclasses.replace(
+            tiny_bf16.manifest,
+            compute_dtype=dtype,
+            calibration={**(tiny_bf16.manifest.calibration or {}), "threads": threads},
+        )
+        native = dataclasses.replace(tiny_bf16, manifest=manifest)
+        assert plan_job(native, settings(**changes), steps=1).plan.lanes == lanes
 
     def test_what_does_not_fit_is_reduced(self, tiny: NativeModel) -> None:
         training = settings(batch=64, micro_batch=64, block_tokens=1024, memory_bytes=50 * MB)

@@ -19,9 +19,9 @@ def again(rows: torch.Tensor, packing: str, dtype: torch.dtype = torch.float32) 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_each_weight_comes_back_within_half_a_step(packing: str) -> None:
     rows = weights()
-    groups = rows.unflatten(1, (-1, GROUPS[packing]))
+    groups = torch.unflatten(rows, 1, (-1, GROUPS[packing]))
     span = 2 * groups.abs().amax(2) if packing == "int8" else groups.amax(2) - groups.amin(2)
-    error = (again(rows, packing) - rows).unflatten(1, (-1, GROUPS[packing])).abs().amax(2)
+    error = torch.unflatten(again(rows, packing) - rows, 1, (-1, GROUPS[packing])).abs().amax(2)
     # float16 scales and minima are good to 2^-11 of their size.
     assert (error <= 0.5 * span / LEVELS[packing] + 2**-11 * groups.abs().amax(2) * 2).all()
 

@@ -64,7 +64,8 @@ def test_what_the_model_reads_with_the_word_in_place_is_the_sentence() -> None:
             tokens = row[1 : int(blocks.lengths[0]) - 1]
             assert tokens == WORDS("A film. It was great.", add_special_tokens=False)["input_ids"]
         else:
-            tokens = [*row[: position + 1], int(blocks.targets[0, position])]
+            assert row[0] == 2  # the separator, before the first word
+            tokens = [*row[1 : position + 1], int(blocks.targets[0, position])]
             assert tokens == WORDS("A film. It was great", add_special_tokens=False)["input_ids"]
 
 

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocketllm.mezo.importing import import_model
+from pocketllm.mezo.native import NativeModel
+from pocketllm.mezo.weights import open_weights
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 #: A prompt for `logits`.
@@ -215,3 +217,9 @@ def edit_json(path: Path, **values: Any) -> None:
     """Change settings of a JSON file; None removes one."""
     settings = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+def mapped(native: NativeModel) -> dict[str, torch.Tensor]:
+    """Every tensor of a model's weights file, scales too, mapped as the model maps it."""
+    weights = open_weights(native.weights)
+    return {name + suffix: part for name, weight in weights.items() for suffix, part in weight.parts.items()}
