@@ -20,7 +20,7 @@ NAME = "pocketllm"
 #: The longest rows for which the scores are made whole.
 LONGEST = 512
 #: The most bytes of scores that are made at a time.
-SCORE_BYTES = 8 * 2**20
+SCORE_BYTES = 4 * 2**20
 
 
 def attention(
@@ -81,6 +81,7 @@ def _attend(
     elif mask is not None:
         scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1).view(batch * groups, heads // groups * tokens, tokens)
+    del scores  # as large as what follows
     output.copy_(torch.bmm(weights, values).view(batch, heads, tokens, -1).transpose(1, 2))
 
 

@@ -49,6 +49,13 @@ class Blocks:
         """How many positions predict something."""
         return int(self.target_counts.sum())
 
+    def repeat(self, count: int) -> "Blocks":
+        """All blocks, so many times."""
+        lengths = None if self.lengths is None else self.lengths.repeat(count)
+        return replace(
+            self, inputs=self.inputs.repeat(count, 1), targets=self.targets.repeat(count, 1), lengths=lengths
+        )
+
     def split(self, size: int) -> Iterator["Blocks"]:
         """The blocks in runs of at most `size`."""
         return (self[slice(start, start + size)] for start in range(0, len(self), size))

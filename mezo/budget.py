@@ -20,10 +20,11 @@ Mode = Literal["lora", "full"]
 
 MB = 10**6
 #: Anonymous and file-backed memory of a worker before it has a model, where import could not measure it.
-LIBRARY_ANONYMOUS_BYTES, LIBRARY_FILE_BYTES = 185 * MB, 95 * MB
+LIBRARY_ANONYMOUS_BYTES, LIBRARY_FILE_BYTES = 200 * MB, 95 * MB
 #: Products a second where import could not measure it: a slow phone's.
 GEMM_FLOPS = 20e9
-#: A step's time over that of its matrix products: norms, attention, activations, the adapter.
+#: A step's time over that of its matrix products, where import could not measure a forward: norms, attention,
+#: activations, the adapter.
 OVERHEAD = 1.4
 #: Seconds that one packed weight takes to be made dense.
 UNPACK_SECONDS = 0.4e-9
@@ -304,12 +305,20 @@ def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
 
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     """Of a step."""
-    rate = float(shapes.calibration.get("gemm_flops", GEMM_FLOPS))
     rows = plan.batch * 2 * plan.probes
-    products = 2.0 * rows * plan.block_tokens * (shapes.multiplied + math.prod(shapes.head))
     walks = math.ceil(rows / plan.rows_at_once)
-    unpacking = walks * shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0
+    unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a walk
+    passing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
     # Each walk draws the directions that it goes along anew, and the update all of a step's once more.
     drawn = walks * min(plan.probes, plan.rows_at_once // 2) + plan.probes
     moving = drawn * (shapes.multiplied + math.prod(shapes.head)) * MOVE_SECONDS if plan.mode == "full" else 0.0
-    return OVERHEAD * products / rate + unpacking + moving
+    return passing + walks * unpacking + moving
+
+
+def _seconds_per_token(shapes: Shapes, unpacking: float) -> float:
+    """Of a forward, without what making packed weights dense takes, however many tokens there are."""
+    rate = float(shapes.calibration.get("gemm_flops", GEMM_FLOPS))
+    products = 2.0 * (shapes.multiplied + math.prod(shapes.head)) / rate
+    if not (tokens := shapes.calibration.get("forward_tokens")):
+        return OVERHEAD * products
+    return max(products, (float(shapes.calibration["forward_seconds"]) - unpacking) / int(tokens))

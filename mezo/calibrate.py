@@ -16,7 +16,7 @@ import torch
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.budget import read_shapes
 from pocketllm.mezo.decoding import separator
-from pocketllm.mezo.errors import ModelFileError
+from pocketllm.mezo.errors import ModelFileError, UnsupportedModel
 from pocketllm.mezo.examples import Plain, encode
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel
@@ -37,6 +37,8 @@ TIE = 0.9
 TOLERANCE = 0.02
 #: Tokens that the loss is measured on.
 TOKENS = 96
+#: Copies of them that pass through the layers together when a forward is timed.
+TIMED_ROWS = 4
 #: Plain English of about TOKENS tokens; none of it is the owner's.
 _PASSAGE = (
     "The ferry left at seven, as it does every morning, and the harbour was quiet again. Two men mended a net on the "
@@ -55,6 +57,8 @@ class Calibration:
     loss_deviation: float  #: of that dtype's mean loss from fp32's, in nats per token
     gemm_flops: float  #: matrix products a second in that dtype, a multiplication and an addition counted as two
     gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device can multiply
+    forward_seconds: float  #: of a forward, loss and all, in one lane
+    forward_tokens: int  #: that it was of
     machine: str  #: the kind of processor, such as "aarch64"
     threads: int  #: that computed
 
@@ -66,7 +70,8 @@ class Calibration:
 def calibrate(native: NativeModel, clock: Callable[[], float]) -> Calibration:
     """Measure the model on this device, with torch's present number of threads. `clock` tells seconds.
 
-    Raises ModelFileError when the model's loss is not a number even in fp32, or its files are broken.
+    Raises ModelFileError when the model's loss is not a number even in fp32, or its files are broken, and
+    UnsupportedModel.
     """
     flops = _gemm_flops_by_dtype(native, clock)
     blocks = passage(native)
@@ -79,11 +84,14 @@ def calibrate(native: NativeModel, clock: Callable[[], float]) -> Calibration:
     dtype, deviation = choose_dtype(
         flops, stored=native.manifest.dtype, exact=exact, loss_in=lambda dtype: mean_loss(native, blocks, dtype)
     )
+    several = blocks.repeat(TIMED_ROWS)
     return Calibration(
         compute_dtype=dtype,
         loss_deviation=deviation,
         gemm_flops=flops[dtype],
         gemm_flops_by_dtype=flops,
+        forward_seconds=_forward_seconds(native, several, dtype, clock),
+        forward_tokens=several.inputs.numel(),
         machine=platform.machine(),
         threads=torch.get_num_threads(),
     )
@@ -108,8 +116,25 @@ def choose_dtype(
 @torch.inference_mode()
 def mean_loss(native: NativeModel, blocks: Blocks, dtype: str) -> float:
     """The model's mean loss on a block in nats per target, when its layers compute in `dtype`."""
-    model = LanguageModel(native, dtype=getattr(torch, dtype), release_pages=True)
-    return model.block_losses(blocks)[0]
+    return _model(native, dtype).block_losses(blocks)[0]
+
+
+@torch.inference_mode()
+def _forward_seconds(native: NativeModel, blocks: Blocks, dtype: str, clock: Callable[[], float]) -> float:
+    """How long these blocks take; where that is short, once everything has been touched."""
+    model = _model(native, dtype)
+
+    def seconds() -> float:
+        begun = clock()
+        model.block_losses(blocks)
+        return clock() - begun
+
+    first = seconds()
+    return first if first > _LONG_SECONDS else min(first, seconds())
+
+
+def _model(native: NativeModel, dtype: str) -> LanguageModel:
+    return LanguageModel(native, dtype=getattr(torch, dtype), release_pages=True)
 
 
 def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
@@ -138,6 +163,8 @@ def passage(native: NativeModel) -> Blocks:
 def _gemm_flops_by_dtype(native: NativeModel, clock: Callable[[], float]) -> dict[str, float]:
     """Speed of the product that most of a step consists of, in each dtype that this device can multiply."""
     linears = list(read_shapes(native).linears.values())
+    if not linears:
+        raise UnsupportedModel(f"{native.folder} holds a model without linear maps. Choose another model.")
     shape = max(linears, key=lambda shape: linears.count(shape) * math.prod(shape))
     flops = {"float32": _gemm_flops(shape, torch.float32, clock)}
     for dtype in ("bfloat16", "float16"):

@@ -47,7 +47,7 @@ def token_losses(
     chunk_bytes: the most that a chunk of logits may take.
     Returns (n,) fp32, or float64 for a float64 `hidden`. The head's rows are read once, in order.
     """
-    exact = _wanted_logits(hidden, head, wanted)
+    exact = _wanted_logits(hidden, head, wanted, chunk_bytes)
     total = torch.full_like(exact, -torch.inf)  # log-sum-exp of the logits seen so far
     columns, rows = _columns(hidden, head, chunk_bytes), min(len(hidden), CHUNK_ROWS)
     product = torch.empty(rows * columns, dtype=hidden.dtype)
@@ -84,7 +84,7 @@ def choice_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, choice
     return F.cross_entropy(logits, places, reduction="none")
 
 
-def _wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor) -> torch.Tensor:
+def _wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
     """(n,): the wanted tokens' logits, summed in fp32.
 
     A bf16 logit has three digits. MeZO learns from the difference of two losses that agree in more than those,
@@ -92,7 +92,7 @@ def _wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor) -> to
     """
     dtype = _accurate(hidden)
     logits = torch.empty(len(hidden), dtype=dtype)
-    size = max(1, CHUNK_BYTES // (dtype.itemsize * hidden.shape[1]))
+    size = max(1, chunk_bytes // (dtype.itemsize * hidden.shape[1]))
     for start in range(0, len(hidden), size):
         part = slice(start, start + size)
         torch.linalg.vecdot(hidden[part].to(dtype), head.gather(wanted[part]).to(dtype), out=logits[part])

@@ -64,8 +64,10 @@ class Direction:
         self, tensor: int, shape: Sequence[int], rows: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """The rows of z with these numbers: (n, *shape[1:])."""
-        chosen = [self.rows(tensor, shape, row, row + 1, dtype) for row in rows.tolist()]
-        return torch.cat(chosen) if chosen else torch.empty((0, *shape[1:]), dtype=dtype)
+        chosen = torch.empty((len(rows), *shape[1:]), dtype=dtype)
+        for place, row in enumerate(rows.tolist()):
+            chosen[place] = self.rows(tensor, shape, row, row + 1, dtype)[0]
+        return chosen
 
     def _draw(self, tensor: int, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
         per_count = _PER_WORD[self.kind] * _WORDS_PER_COUNT

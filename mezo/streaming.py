@@ -69,7 +69,14 @@ class Trained:
     def whole(self) -> list[torch.Tensor]:
         """All of a small weight, for each part."""
         dense = self.weight.dense(self._walk.dtype, Scratch())
-        return [self.rows_at(dense, 0, point) for point in self._walk.points] if self._moved else [dense]
+        if not self._moved:
+            return [dense]
+        values = [torch.empty_like(dense) for _ in self._walk.points]
+        for start in range(0, len(dense), FEWEST_ROWS):  # a table of positions is not that small
+            rows = slice(start, start + FEWEST_ROWS)
+            for value, point in zip(values, self._walk.points, strict=True):
+                value[rows] = self.rows_at(dense[rows], start, point)
+        return values
 
     def rows_at(self, rows: torch.Tensor, start: int, point: Point) -> torch.Tensor:
         """These dense rows of the weight, from row `start` on, moved to a point, as a new tensor."""

@@ -15,6 +15,7 @@ from pocketllm.mezo.budget import (
     FEWEST_ROWS,
     FEWEST_TOKENS,
     MB,
+    UNPACK_SECONDS,
     JobPlan,
     Shapes,
     adapted,
@@ -207,6 +208,17 @@ class TestPredict:
         here = dataclasses.replace(SMOLLM2, calibration=measured)
         assert predict(here, PLAN).library_bytes == 150 * MB
         assert predict(here, PLAN).seconds == pytest.approx(predict(SMOLLM2, PLAN).seconds / 2)
+
+    def test_a_measured_forward_tells_the_time_of_a_step(self) -> None:
+        measured = {"gemm_flops": 1e15, "forward_seconds": 3.0, "forward_tokens": 1000}
+        for shapes in (SMOLLM2, LLAMA_7B):
+            unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0
+            here = dataclasses.replace(shapes, calibration=measured)
+            expected = 2 * PLAN.batch * PLAN.block_tokens * (3.0 - unpacking) / 1000 + unpacking
+            assert predict(here, PLAN).seconds_per_step == pytest.approx(expected)
+        # Never less than its products take.
+        quick = dataclasses.replace(SMOLLM2, calibration=measured | {"gemm_flops": 1e9})
+        assert predict(quick, PLAN).seconds_per_step > 100
 
     def test_the_search_for_a_carries_along_what_is_counted(self) -> None:
         assert _SPARE_COLUMNS == directions._SPARE

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.mezo.calibrate import ROWS, TOLERANCE, calibrate, choose_dtype, mean_loss, passage
+from pocketllm.mezo.calibrate import ROWS, TIMED_ROWS, TOLERANCE, calibrate, choose_dtype, mean_loss, passage
 from pocketllm.mezo.errors import ModelFileError
 from pocketllm.mezo.importing import ImportProgress, calibrate_again, import_model
 from pocketllm.mezo.native import FLOAT_DTYPES, MANIFEST_NAME, NativeModel, open_native
@@ -98,6 +98,7 @@ def test_what_is_measured(tmp_path: Path, dtype: str) -> None:
     assert found.gemm_flops_by_dtype.keys() >= {"float32", "bfloat16"}
     assert 0 <= found.loss_deviation <= TOLERANCE
     assert found.threads > 0
+    assert 0 < found.forward_seconds < 5
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
 
 
@@ -114,7 +115,8 @@ def test_a_masked_model_guesses_what_is_behind_masks(tmp_path: Path) -> None:
 def test_a_product_that_takes_too_long_is_estimated(tiny: NativeModel) -> None:
     readings = count(0, 10)  # each product takes ten seconds, though it has few rows
     found = calibrate(tiny, lambda: float(next(readings)))
-    assert next(readings) == 3 * 2 * 10  # three dtypes, one product each
+    assert next(readings) == (3 + 1) * 2 * 10  # three dtypes, one product each, and a forward
+    assert (found.forward_seconds, found.forward_tokens) == (10.0, TIMED_ROWS * passage(tiny).inputs.numel())
     # Most of this model's products are from 32 to 64: two maps of each layer.
     assert found.gemm_flops == pytest.approx(2 * ROWS * 32 * 64 / (10 * ROWS / 32))
     assert (found.compute_dtype, found.loss_deviation) == ("float32", 0.0)
