@@ -2,8 +2,9 @@
 
 python -m bench.step [--quick] [--rounds 7] [--batch 8] [--tokens 128] [--dtype bfloat16] [--models DIR]
 
-A machine's speed moves by tens of per cent within minutes, so each round runs every contender once, a ratio is taken
-within a round, and what counts is the median over the rounds.
+A machine's speed moves by tens of per cent within minutes, so each round runs every contender, a ratio is taken within
+a round, and what counts is the median over the rounds. A contender takes two steps in its turn, of which the second is
+timed: in training a step follows a step, while the first one here has to fetch memory that another contender gave back.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ _RATIOS = {
     "full_over_two_forwards": (FULL, FORWARDS),
 }
 _CAPTION = (
-    "Medians of {rounds} rounds, each of which runs every contender once, in one process with the memory settings of "
-    "the daemon's children (MALLOC_*, OMP_WAIT_POLICY), which suit peers too. Peers: transformers in bf16, the loss "
-    "from labels; exact LoRA: peft, rank 8 on all linear layers in bf16, without checkpointing. The floor: the matrix "
-    "products of a step's linear maps, both signs, at the best rate that a product of these sizes reached in the round."
+    "Medians of {rounds} rounds, in each of which every contender takes two steps and the second is timed, in one "
+    "process with the memory settings of the daemon's children (MALLOC_*, OMP_WAIT_POLICY), which suit peers too. "
+    "Peers: transformers in bf16, the loss from labels; exact LoRA: peft, rank 8 on all linear layers in bf16, without "
+    "checkpointing. The floor: the matrix products of a step's linear maps, both signs, at the best rate that a "
+    "product of these sizes reached in the round."
 )
 _LOADS = 3
 _GEMM_REPEATS = 3
@@ -114,6 +116,7 @@ def in_turns(runs: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
+            run()
             taken = run()
             progress(f"  {'warm-up' if number == 0 else f'round {number}'}: {name}, {taken:.3f} s")
             if number:

@@ -21,6 +21,8 @@ NAME = "pocketllm"
 LONGEST = 512
 #: The most bytes of scores that are made at a time.
 SCORE_BYTES = 4 * 2**20
+#: The queries of a row that are taken together.
+QUERIES = 64
 
 
 def attention(
@@ -50,7 +52,7 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     batch, heads = query.shape[:2]
     output = query.new_empty(batch, tokens, heads, value.shape[-1])
-    at_once = max(1, SCORE_BYTES // (heads * tokens * tokens * query.element_size()))
+    at_once = max(1, SCORE_BYTES // (heads * min(tokens, QUERIES) * tokens * query.element_size()))
     for start in range(0, batch, at_once):
         rows = slice(start, start + at_once)
         mask = None if attention_mask is None else attention_mask[rows]
@@ -70,19 +72,24 @@ def _attend(
     """softmax(scale Q K^T) V for some rows of the batch, into `output`."""
     batch, heads, tokens, size = query.shape
     groups = key.shape[1]
+    shared = heads // groups
     # The heads of a group share keys and values: as more rows of one product, nothing is repeated in memory.
-    queries = query.reshape(batch * groups, heads // groups * tokens, size)
-    keys = key.reshape(batch * groups, tokens, size)
-    values = value.reshape(batch * groups, tokens, value.shape[-1])
-    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale).view(batch, heads, tokens, tokens)
-    if causal:
-        hidden = torch.full((tokens, tokens), float("-inf"), dtype=scores.dtype).triu(1)
-        scores.add_(hidden)
-    elif mask is not None:
-        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, dim=-1).view(batch * groups, heads // groups * tokens, tokens)
-    del scores  # as large as what follows
-    output.copy_(torch.bmm(weights, values).view(batch, heads, tokens, -1).transpose(1, 2))
+    queries = query.transpose(1, 2).reshape(batch, tokens, groups, shared, size).transpose(1, 2)
+    queries = queries.reshape(batch * groups, tokens * shared, size) * scale
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    outputs = output.view(batch, tokens, groups, shared, -1).transpose(1, 2)
+    for first in range(0, tokens, QUERIES):
+        last = min(first + QUERIES, tokens)
+        seen = last if causal else tokens  # no query looks at what lies behind it
+        scores = torch.bmm(queries[:, first * shared : last * shared], keys[:, :seen].transpose(1, 2))
+        by_query = scores.view(batch, groups, last - first, shared, seen)
+        if causal:
+            by_query += torch.full((last - first, seen), float("-inf"), dtype=scores.dtype).triu_(first + 1)[:, None]
+        elif mask is not None:
+            by_query.masked_fill_(~mask[:, :, first:last, None], torch.finfo(scores.dtype).min)
+        weights = torch.softmax(scores, dim=-1)
+        del scores, by_query  # as large as what follows
+        outputs[:, :, first:last] = torch.bmm(weights, values[:, :seen]).view(batch, groups, last - first, shared, -1)
 
 
 AttentionInterface.register(NAME, attention)

@@ -4,6 +4,7 @@ At batch 64 x 128 tokens SmolLM2's logits would be 1.6 GB in fp32, many times th
 """
 
 from collections.abc import Sequence
+from math import e, log2
 from typing import Protocol
 
 import torch
@@ -123,4 +124,5 @@ def _front(buffer: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 def _log_sum_exp_(logits: torch.Tensor) -> torch.Tensor:
     """(n, columns) -> (n,). Overwrites the logits: a chunk is as large as the cache, so there is no room for two."""
     largest = logits.amax(1, keepdim=True)
-    return logits.sub_(largest).exp_().sum(1).log_().add_(largest[:, 0])
+    # Powers of two: where torch hands `exp` to a library that is made for accuracy, this takes a quarter of the time.
+    return logits.sub_(largest).mul_(log2(e)).exp2_().sum(1).log_().add_(largest[:, 0])

@@ -5,6 +5,7 @@ lane). Sharing each operation between the cores instead makes them wait for each
 and one that something else slows down holds up all.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
@@ -29,6 +30,8 @@ with lean_transformers():
 HEAD_ROWS = 8192
 #: Blocks that pass through the layers together when measuring, unless the caller says otherwise.
 MEASURE_BLOCKS = 8
+#: How long a lane may keep Python's lock while another waits for it.
+SWITCH_SECONDS = 50e-6
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -150,6 +153,8 @@ class LanguageModel:
 
 def _threads(count: int) -> ThreadPoolExecutor:
     """So many threads, started: later a cap on memory may be in the way of it. Each computes alone."""
+    # Lanes need Python's lock for microseconds at a time; with its usual 5 ms of patience a step takes 2 % longer.
+    sys.setswitchinterval(SWITCH_SECONDS)
     pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=torch.set_num_threads, initargs=(1,))
     ready = Barrier(count)
     wait([pool.submit(ready.wait) for _ in range(count)])

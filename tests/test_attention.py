@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pocketllm.mezo.attention import LONGEST, SCORE_BYTES, attention
+from pocketllm.mezo.attention import LONGEST, QUERIES, SCORE_BYTES, attention
 from pocketllm.mezo.errors import UnsupportedModel
 
 #: Sums of some hundred products of numbers of size 1, in another order. Scores up to 12 are rounded to bf16, 2^-8 of
@@ -127,17 +127,23 @@ def test_the_caller_may_say_what_the_layer_does_not() -> None:
 @pytest.mark.parametrize(
     ("batch", "heads", "tokens"),
     [
-        (5, 2, LONGEST),  # two rows of the batch at a time
-        (3, 9, LONGEST),  # one row's scores alone are more than the limit
-        (70, 8, 128),  # many rows, of which the last few are fewer
+        (34, 2, LONGEST),  # many rows, of which the last few are fewer
+        (2, 36, LONGEST),  # one row's scores alone are more than the limit
+        (34, 9, QUERIES + 53),  # a number of queries that does not come out even
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_scores_are_made_for_part_of_the_batch_at_a_time(batch: int, heads: int, tokens: int, masked: bool) -> None:
-    assert batch * heads * tokens**2 * 4 > SCORE_BYTES
+    assert batch * heads * QUERIES * tokens * 4 > SCORE_BYTES
     lengths = [tokens - row for row in range(batch)]
     mask = padding(tokens, lengths) & window(tokens, tokens, batch) if masked else None
     Case(batch=batch, heads=heads, groups=heads, tokens=tokens, size=4, value_size=4, mask=mask).check()
+
+
+@pytest.mark.parametrize("tokens", [QUERIES, QUERIES + 1, 2 * QUERIES + 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_are_taken_some_at_a_time(tokens: int, causal: bool) -> None:
+    Case(batch=2, heads=6, groups=2, tokens=tokens, size=8, value_size=4, causal=causal).check()
 
 
 @pytest.mark.parametrize("tokens", [LONGEST, LONGEST + 1])
