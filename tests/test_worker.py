@@ -117,11 +117,11 @@ def test_a_missing_model_fails_the_job_with_a_sentence(folder: DataFolder, store
 
 
 def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(folder: DataFolder, store: Store) -> None:
-    """Its plan is made to promise far too much: not even the fewest rows of this length fit."""
-    store.texts.add([NewText(text="word " * 100_000, source="test")], now=NOW)
+    """Its plan is made to promise far too much: a row so long that what comes before its attention does not fit."""
+    store.texts.add([NewText(text="word " * 2_000_000, source="test")], now=NOW)
     job = queue_job(store, training=TRAINING.model_copy(update={"memory_bytes": 50_000_000}))
     planned = plan_job(open_native(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1)
-    plan = planned.plan.to_json() | {"block_tokens": 200_000, "rows_at_once": 2}
+    plan = planned.plan.to_json() | {"block_tokens": 4_000_000, "rows_at_once": 2}
     store.jobs.set_plan(job.id, plan, predicted_bytes=0)
     finish(start_worker(folder, job))
     job = ended(store, job)
