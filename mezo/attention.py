@@ -1,8 +1,8 @@
-"""Attention for short rows of text, as two batched matrix products.
+"""Attention for short rows of text, as batched matrix products.
 
 On a CPU torch's own attention takes the rows of a head one small block at a time. At the few hundred tokens that
-training looks at, two large products with the softmax between them take a third of the time (16 x 128 tokens,
-9 heads, bf16: 2.3 against 6.0 ms). Longer rows, and new tokens behind a cache, go to torch's.
+training looks at, large products with the softmax between them, over the keys that some queries can see, take a
+third of the time (16 x 128 tokens, 9 heads, bf16). Longer rows, and new tokens behind a cache, go to torch's.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from pocketllm.mezo.errors import UnsupportedModel
 
 #: What models are told to use: `config._attn_implementation`.
 NAME = "pocketllm"
-#: The longest rows for which the scores are made whole.
+#: The longest rows for which the scores are made here.
 LONGEST = 512
 #: The most bytes of scores that are made at a time.
 SCORE_BYTES = 4 * 2**20
