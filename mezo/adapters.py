@@ -35,12 +35,12 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The number of rows of each A."""
+        """The number of rows of the first A, which most others share."""
         return next(iter(self.a.values())).shape[0]
 
     @property
     def scaling(self) -> float:
-        """What the product B A is multiplied with: alpha / rank."""
+        """What each product B A is multiplied with: alpha / rank."""
         return self.alpha / self.rank
 
     def move(self, direction: Direction, distance: float) -> None:
@@ -65,12 +65,15 @@ class Adapter:
         return {_PREFIX + name: tensor.contiguous() for name, tensor in pairs}
 
     def _config(self) -> dict[str, object]:
+        others = {path: a.shape[0] for path, a in self.a.items() if a.shape[0] != self.rank}
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": self.base,
             "r": self.rank,
             "lora_alpha": self.alpha,
+            "rank_pattern": others,
+            "alpha_pattern": {path: self.scaling * rank for path, rank in others.items()},
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
@@ -86,6 +89,9 @@ def load_adapter(folder: Path) -> Adapter:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS_NAME)
         alpha, base = float(config["lora_alpha"]), str(config["base_model_name_or_path"])
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        if any(alphas.get(path, alpha) * config["r"] != alpha * rank for path, rank in ranks.items()):
+            raise AdapterError(f"The adapter in {folder} scales its maps differently. Train a new one.")
         if config["peft_type"] != "LORA":
             raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA can be used.")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -22,6 +22,14 @@ NO_TEXT = "There is no text to learn from. POST /texts first."
 _ORDER_STREAM = 2**62
 
 
+@dataclass(frozen=True)
+class Entering:
+    """What enters a layer: a walk begins there, in place of at the words."""
+
+    layer: int
+    states: torch.Tensor  #: (blocks, tokens, width)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """Equally long rows of tokens with the token that each position shall predict."""
@@ -31,13 +39,15 @@ class Blocks:
     #: Tokens of the label words: the only ones that can be predicted. None: the whole vocabulary.
     choices: tuple[int, ...] | None = None
     lengths: torch.Tensor | None = None  #: (blocks,) int64, real tokens of each row. None: no row needs a mask
+    entering: Entering | None = None  #: None: a walk begins at the words
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, rows: slice | torch.Tensor) -> "Blocks":
         lengths = None if self.lengths is None else self.lengths[rows]
-        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], lengths=lengths)
+        entering = self.entering and replace(self.entering, states=self.entering.states[rows])
+        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], lengths=lengths, entering=entering)
 
     @property
     def target_counts(self) -> torch.Tensor:
@@ -51,10 +61,10 @@ class Blocks:
 
     def repeat(self, count: int) -> "Blocks":
         """All blocks, so many times."""
+        inputs, targets = self.inputs.repeat(count, 1), self.targets.repeat(count, 1)
         lengths = None if self.lengths is None else self.lengths.repeat(count)
-        return replace(
-            self, inputs=self.inputs.repeat(count, 1), targets=self.targets.repeat(count, 1), lengths=lengths
-        )
+        entering = self.entering and replace(self.entering, states=self.entering.states.repeat(count, 1, 1))
+        return replace(self, inputs=inputs, targets=targets, lengths=lengths, entering=entering)
 
     def split(self, size: int) -> Iterator["Blocks"]:
         """The blocks in runs of at most `size`."""
@@ -106,6 +116,21 @@ def batch_at(buckets: Buckets, *, step: int, size: int, seed: int) -> Blocks:
         number -= batches[bucket]
         bucket += 1
     return buckets[bucket][torch.from_numpy(orders[bucket][number * size : (number + 1) * size])]
+
+
+def fixed_batches(buckets: Buckets, *, size: int, seed: int) -> list[Blocks]:
+    """All blocks in batches that stay the same from epoch to epoch: at most `size` blocks of one bucket each."""
+    batches = []
+    for bucket, blocks in enumerate(buckets):
+        order = torch.from_numpy(_order(len(blocks), seed, 0, _ORDER_STREAM + 1 + bucket))
+        batches += [blocks[some] for some in order.split(size)]
+    return batches
+
+
+def turn_at(count: int, *, step: int, seed: int) -> int:
+    """Which of so many fixed batches is shown at a step (from 1): an epoch shows each once, in an order drawn anew."""
+    epoch, place = divmod(step - 1, count)
+    return int(_order(count, seed, epoch, _ORDER_STREAM)[place])
 
 
 @lru_cache(maxsize=1)

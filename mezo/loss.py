@@ -48,9 +48,9 @@ def token_losses(
     chunk_bytes: the most that a chunk of logits may take.
     Returns (n,) fp32, or float64 for a float64 `hidden`. The head's rows are read once, in order.
     """
-    exact = _wanted_logits(hidden, head, wanted, chunk_bytes)
+    exact = wanted_logits(hidden, head, wanted, chunk_bytes)
     total = torch.full_like(exact, -torch.inf)  # log-sum-exp of the logits seen so far
-    columns, rows = _columns(hidden, head, chunk_bytes), min(len(hidden), CHUNK_ROWS)
+    columns, rows = columns_at_once(hidden, head, chunk_bytes), min(len(hidden), CHUNK_ROWS)
     product = torch.empty(rows * columns, dtype=hidden.dtype)
     accurate = product if hidden.dtype == exact.dtype else torch.empty_like(product, dtype=exact.dtype)
     for start in range(0, head.vocabulary if len(hidden) else 0, columns):
@@ -67,7 +67,7 @@ def token_losses(
             # The sum has the wanted token's logit as precisely as it is subtracted, so no loss is below zero.
             here = ((wanted[part] >= start) & (wanted[part] < stop)).nonzero()[:, 0]
             logits[here, wanted[part][here] - start] = exact[part][here]
-            torch.logaddexp(total[part], _log_sum_exp_(logits), out=total[part])
+            torch.logaddexp(total[part], log_sum_exp_(logits), out=total[part])
     return total - exact
 
 
@@ -77,7 +77,7 @@ def choice_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, choice
     hidden: (n, width); wanted: (n,) int64, each of them one of `choices`. Returns (n,) fp32, or float64 for a
     float64 `hidden`.
     """
-    dtype, tokens = _accurate(hidden), torch.tensor(choices)
+    dtype, tokens = accurate(hidden), torch.tensor(choices)
     logits = hidden.to(dtype) @ head.gather(tokens).to(dtype).t()
     if head.bias is not None:
         logits += head.bias[tokens]
@@ -85,13 +85,13 @@ def choice_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, choice
     return F.cross_entropy(logits, places, reduction="none")
 
 
-def _wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+def wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
     """(n,): the wanted tokens' logits, summed in fp32.
 
     A bf16 logit has three digits. MeZO learns from the difference of two losses that agree in more than those,
     and most of it is in this one logit; in the log-sum-exp the roundings of many tokens average out.
     """
-    dtype = _accurate(hidden)
+    dtype = accurate(hidden)
     logits = torch.empty(len(hidden), dtype=dtype)
     size = max(1, chunk_bytes // (dtype.itemsize * hidden.shape[1]))
     for start in range(0, len(hidden), size):
@@ -102,16 +102,16 @@ def _wanted_logits(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, chunk
     return logits
 
 
-def _columns(hidden: torch.Tensor, head: Head, chunk_bytes: int) -> int:
+def columns_at_once(hidden: torch.Tensor, head: Head, chunk_bytes: int) -> int:
     """How many tokens' logits are computed at once."""
-    bytes_of_logits = _accurate(hidden).itemsize * min(max(len(hidden), 1), CHUNK_ROWS)
+    bytes_of_logits = accurate(hidden).itemsize * min(max(len(hidden), 1), CHUNK_ROWS)
     # With few positions the dense rows of the head are what takes memory: a packed head makes them on the way.
     bytes_of_weights = hidden.dtype.itemsize * hidden.shape[1]
     limit = chunk_bytes // max(bytes_of_logits, bytes_of_weights)
     return min(max(limit, _FEWEST_COLUMNS), head.vocabulary)
 
 
-def _accurate(hidden: torch.Tensor) -> torch.dtype:
+def accurate(hidden: torch.Tensor) -> torch.dtype:
     """The dtype of the losses: fp32 at least."""
     return torch.promote_types(hidden.dtype, torch.float32)
 
@@ -121,7 +121,7 @@ def _front(buffer: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return buffer[: shape[0] * shape[1]].view(shape)
 
 
-def _log_sum_exp_(logits: torch.Tensor) -> torch.Tensor:
+def log_sum_exp_(logits: torch.Tensor) -> torch.Tensor:
     """(n, columns) -> (n,). Overwrites the logits: a chunk is as large as the cache, so there is no room for two."""
     largest = logits.amax(1, keepdim=True)
     # Powers of two: where torch hands `exp` to a library that is made for accuracy, this takes a quarter of the time.

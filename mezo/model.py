@@ -20,7 +20,8 @@ from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.full import FullWeights
 from pocketllm.mezo.lean import lean_transformers
 from pocketllm.mezo.native import NativeModel
-from pocketllm.mezo.network import LayerPages, Network
+from pocketllm.mezo.layers import LayerPages
+from pocketllm.mezo.network import Network
 from pocketllm.mezo.weights import open_weights
 
 with lean_transformers():
@@ -58,6 +59,7 @@ class LanguageModel:
         self._pool = _threads(lanes) if lanes > 1 else None
         first = self._lanes[0]
         self.walk, self.network, self.head, self.linears = first.walk, first.module, first.head, first.linears
+        self.head_path, self.stack = first.head_path, first.stack
         self._by_points = False
 
     def use(self, theta: Adapter | FullWeights | None) -> None:
@@ -106,11 +108,30 @@ class LanguageModel:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         return self._lanes[0].hidden(blocks)
 
+    def entering(self, blocks: Blocks, layer: int, rows_at_once: int = MEASURE_BLOCKS) -> torch.Tensor:
+        """(blocks, tokens, width): what enters a layer, at the parameters in use."""
+        return torch.cat(self.in_lanes(lambda lane, part: lane.entering(part, layer), blocks, rows_at_once))
+
+    def in_lanes(self, work: Callable[[Network, Blocks], Result], blocks: Blocks, rows_at_once: int) -> list[Result]:
+        """What `work` makes of parts of the blocks, in order; at most `rows_at_once` blocks at a time in all lanes."""
+        size = max(1, min(rows_at_once, len(blocks)) // len(self._lanes))
+        return self._in_lanes(work, blocks.split(size))
+
+    def any_lane(self) -> Network:
+        """A network to look at while no lane is in use."""
+        return self._lanes[0]
+
+    def release_head(self) -> None:
+        """Give the pages of the output head's weights back, if pages are given back at all."""
+        if self._pages is not None:
+            self.head.weights.weight.release()
+
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(1, tokens) new ids behind what the cache holds -> (vocabulary,) fp32 logits of the token after them."""
         self.walk.points = ()
         output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=1)
-        hidden, head = self._lanes[0].seen(output)[0, -1], self.head.at(None)
+        head = self.head.at(None)
+        hidden = head.extended(self._lanes[0].seen(output)[0, -1:])[0]
         starts = range(0, head.vocabulary, HEAD_ROWS)
         logits = torch.cat([head.rows(s, min(s + HEAD_ROWS, head.vocabulary)) @ hidden for s in starts])
         return (logits if head.bias is None else logits + head.bias).float()

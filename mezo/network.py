@@ -5,10 +5,8 @@ head then get modules that make a weight dense only while it runs (streaming.py)
 needs the memory of one weight. Nothing here is written for one family of models.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.full import FullWeights
+from pocketllm.mezo.layers import LayerPages, LayerStack
 from pocketllm.mezo.lean import lean_transformers
 from pocketllm.mezo.loss import CHUNK_BYTES, NO_TARGET, choice_losses, token_losses
 from pocketllm.mezo.native import NativeModel
@@ -41,34 +40,6 @@ with lean_transformers():
 
     from pocketllm.mezo import attention
     from pocketllm.mezo.architectures import auto_class
-
-
-class LayerPages:
-    """Reads a layer's pages of the weights file ahead, and gives them back once nobody is in the layer any more."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._inside = Counter[int]()
-
-    def reset(self) -> None:
-        """Nobody is in any layer: after a walk that an error ended."""
-        self._inside.clear()
-
-    def enter(self, layer: int, following: Sequence[Weight]) -> None:
-        """Somebody enters a layer, and will need the weights of the following one."""
-        with self._lock:
-            self._inside[layer] += 1
-        for weight in following:
-            weight.prefetch()
-
-    def leave(self, layer: int, weights: Sequence[Weight]) -> None:
-        """Somebody leaves a layer."""
-        with self._lock:
-            self._inside[layer] -= 1
-            empty = self._inside[layer] <= 0
-        if empty:
-            for weight in weights:
-                weight.release()
 
 
 class Network:
@@ -99,13 +70,14 @@ class Network:
         _check(native, self.module, self.parameters, weights)
         self._trained: dict[str, list[Trained]] = {}
         self.linears: dict[str, StreamedLinear] = {}
+        self.head_path = ""
         self.head = self._replace()
-        if pages is not None:
-            _stream_layers(self.module, self.parameters, weights, pages)
+        self.stack = LayerStack(self.module, self.parameters, weights, pages)
 
     def use(self, theta: Adapter | FullWeights | None) -> None:
         """See LanguageModel.use."""
         self.walk.points = ()
+        self.head.low_rank = None
         for linear in self.linears.values():
             linear.low_rank = None
         for name, places in self._trained.items():
@@ -114,22 +86,32 @@ class Network:
         if not isinstance(theta, Adapter):
             return
         for number, (path, a) in enumerate(theta.a.items()):
-            if path not in self.linears:
+            adapted = self.head if path == self.head_path else self.linears.get(path)
+            if adapted is None:
                 raise AdapterError(f"The adapter belongs to another model: {self._native.folder.name} has no {path}.")
-            self.linears[path].low_rank = LowRank(self.walk, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
+            adapted.low_rank = LowRank(self.walk, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
 
     def hidden(self, blocks: Blocks) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         self.walk.points = ()
-        return self._through_layers(blocks.inputs, blocks.lengths)
+        return self._through_layers(blocks, 1)
+
+    def entering(self, blocks: Blocks, layer: int) -> torch.Tensor:
+        """(blocks, tokens, width): what enters a layer, at the parameters in use; those above are not walked."""
+        self.walk.points = ()
+        self.stack.leave_at(layer)
+        try:
+            self._through_layers(blocks, 1)
+            return self.stack.take_leaving()
+        finally:
+            self.stack.reset()
 
     def block_sums(self, blocks: Blocks, points: Sequence[Point]) -> torch.Tensor:
         """(points, blocks): the summed loss of each block at each point; without points at theta itself, as one."""
         copies = max(1, len(points))
         self.walk.points, self.walk.rows = points, copies * len(blocks)
         try:
-            lengths = None if blocks.lengths is None else blocks.lengths.repeat(copies)
-            hidden = self._through_layers(blocks.inputs.repeat(copies, 1), lengths)
+            hidden = self._through_layers(blocks, copies)
         finally:
             self.walk.points = ()
         places = (blocks.targets != NO_TARGET).nonzero(as_tuple=True)
@@ -147,13 +129,14 @@ class Network:
 
         def losses(hidden: torch.Tensor, targets: torch.Tensor, point: Point | None) -> torch.Tensor:
             head = self.head.at(point)
+            hidden = head.extended(hidden)
             return (
                 token_losses(hidden, head, targets, chunk_bytes=self._logits_bytes)
                 if choices is None
                 else choice_losses(hidden, head, targets, choices)
             )
 
-        if self.head.weights.number is None or not points:  # one head for all points
+        if not self.head.moves or not points:  # one head for all points
             found = losses(rows.flatten(0, 1), wanted.repeat(len(rows)), None).view(rows.shape[:2])
         else:
             found = torch.stack([losses(part, wanted, point) for part, point in zip(rows, points, strict=True)])
@@ -161,14 +144,22 @@ class Network:
             self.head.weights.weight.release()
         return found
 
-    def _through_layers(self, inputs: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def _through_layers(self, blocks: Blocks, copies: int) -> torch.Tensor:
+        """(copies * blocks, tokens, width): what the output head sees of so many copies of the blocks, in turn."""
+        blocks = blocks.repeat(copies)
         mask: dict[str, Any] = {}
-        if lengths is not None and self._native.manifest.masked:
+        if blocks.lengths is not None and self._native.manifest.masked:
             # A causal model looks to the left alone, where there is no padding.
-            mask["attention_mask"] = (torch.arange(inputs.shape[1]) < lengths[:, None]).long()
+            mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
         if not self._native.manifest.masked:
             mask["use_cache"] = False
-        return self.seen(self.module(input_ids=inputs, **mask))
+        if blocks.entering is None:
+            return self.seen(self.module(input_ids=blocks.inputs, **mask))
+        self.stack.enter_at(blocks.entering.layer, blocks.entering.states.to(self.walk.dtype))
+        try:
+            return self.seen(self.module(input_ids=blocks.inputs, **mask))
+        finally:
+            self.stack.reset()
 
     def seen(self, output: Any) -> torch.Tensor:
         """What the output head saw of a batch. Raises UnsupportedModel when the model does more behind the head."""
@@ -192,6 +183,7 @@ class Network:
             made: nn.Module | None = None
             if module is head:
                 made = streamed_head = StreamedHead(self.walk, *self._matrix(own))
+                self.head_path = path
                 self._note(own, weight=made.weights, bias=made.biases)
             elif type(module) is nn.Linear:
                 made = self.linears[path] = StreamedLinear(self.walk, *self._matrix(own))
@@ -288,28 +280,3 @@ def _check(native: NativeModel, network: PreTrainedModel, names: dict[str, str],
                 f"{native.weights} holds {names[path]} of shape {found}, but config.json asks for "
                 f"{tuple(parameter.shape)}. Import the model again."
             )
-
-
-def _stream_layers(
-    network: PreTrainedModel, names: dict[str, str], weights: Mapping[str, Weight], pages: LayerPages
-) -> None:
-    """Read the next layer ahead while one runs, and give a layer's pages back after it."""
-    count = network.config.get_text_config().num_hidden_layers
-    stacks = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not stacks:
-        return
-    path, layers = stacks[0]
-    of_layer = [
-        [weights[name] for place, name in names.items() if place.startswith(f"{path}.{i}.")] for i in range(count)
-    ]
-
-    for i, layer in enumerate(layers):
-
-        def enter(*_: Any, this: int = i) -> None:
-            pages.enter(this, of_layer[(this + 1) % count])
-
-        def leave(*_: Any, this: int = i) -> None:
-            pages.leave(this, of_layer[this])
-
-        layer.register_forward_pre_hook(enter)
-        layer.register_forward_hook(leave)

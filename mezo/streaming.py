@@ -34,6 +34,8 @@ class Walk:
     release: bool = False  #: give the pages of a weight back when it has been used
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
+    #: A x of each adapted map by its number, (batch, ..., rank), while a guide is made (mezo/guide.py); else None.
+    recorded: dict[int, torch.Tensor] | None = None
 
     def groups(self) -> Iterator[tuple[Direction, list[Point]]]:
         """The points by direction, so that each z is drawn once."""
@@ -133,6 +135,8 @@ class LowRank:
             y.add_(x.to(dtype) @ self._a.t().to(dtype) @ self._b.t().to(dtype), alpha=self._scaling)
             return
         low = x @ self._a.t().to(x.dtype)
+        if self._walk.recorded is not None:
+            self._walk.recorded[self._number] = low
         b = self._b.to(y.dtype)
         if not self._walk.points:
             y.addmm_(low, b.t(), alpha=self._scaling)
@@ -147,6 +151,35 @@ class LowRank:
             z = direction.of(self._number, b.shape, b.dtype)
             y[group].addmm_(both, torch.cat((b, z), 1).t(), alpha=self._scaling)
             first = group.stop
+
+    def extend(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, in) -> (n, in + rank): [x, A x]. The adapted map is one map of it, whose rows `rows_at` extends."""
+        return torch.cat((x, x @ self._a.t().to(x.dtype)), 1)
+
+    def rows_at(self, point: Point | None, start: int, rows: torch.Tensor, into: Scratch) -> torch.Tensor:
+        """(n, in) dense rows of the map from `start` on -> (n, in + rank): [rows, scaling * B], B at the point."""
+        stop = start + len(rows)
+        return self._beside(rows, self._moved(point, self._b[start:stop], start, stop), into)
+
+    def gathered_at(self, point: Point | None, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The same for the rows with these numbers."""
+        b = self._b[ids]
+        if point is not None:
+            b = b.add(point.direction.gather(self._number, self._b.shape, ids, b.dtype), alpha=point.distance)
+        return self._beside(rows, b, Scratch())
+
+    def _moved(self, point: Point | None, b: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        if point is None:
+            return b
+        z = point.direction.rows(self._number, self._b.shape, start, stop, b.dtype)
+        return b.add(z, alpha=point.distance)
+
+    def _beside(self, rows: torch.Tensor, b: torch.Tensor, into: Scratch) -> torch.Tensor:
+        width, rank = rows.shape[1], b.shape[1]
+        both = into.take((len(rows), width + rank), rows.dtype)
+        both[:, :width] = rows
+        both[:, width:] = b * self._scaling
+        return both
 
 
 class StreamedLinear(nn.Module):
@@ -220,7 +253,14 @@ class StreamedHead(nn.Module):
         self._walk = walk
         self.weights = Trained(weight, walk)
         self.biases = None if bias is None else Trained(bias, walk)
+        self.low_rank: LowRank | None = None
+        self.extended_rows = Scratch()
         self.seen: torch.Tensor | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether its rows differ from point to point."""
+        return self.weights.number is not None or self.low_rank is not None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (batch, tokens, width) is kept in `seen`; what is returned has no logits in it."""
@@ -233,12 +273,20 @@ class StreamedHead(nn.Module):
 
 
 class HeadAt:
-    """pocketllm.mezo.loss.Head at one point: rows are made dense when asked for."""
+    """pocketllm.mezo.loss.Head at one point: rows are made dense when asked for.
+
+    With an adapter it is the head of the `extended` hidden states.
+    """
 
     def __init__(self, head: StreamedHead, walk: Walk, point: Point | None) -> None:
         self._trained, self._walk, self._point = head.weights, walk, point
+        self._low_rank, self._extended = head.low_rank, head.extended_rows
         self.vocabulary = head.weights.weight.shape[0]
         self.bias = None if head.biases is None else self._bias(head.biases)
+
+    def extended(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, width) hidden states as the rows here take them: with what an adapter sees of them behind."""
+        return hidden if self._low_rank is None else self._low_rank.extend(hidden)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """(stop - start, width) dense rows, valid until the next call."""
@@ -246,7 +294,9 @@ class HeadAt:
         rows = weight.rows(start, stop, self._walk.dtype, self._walk.scratch)
         if self._walk.release and start:
             weight.release_rows(max(0, start - (stop - start)), start)  # the rows of the call before
-        return rows if self._point is None else self._trained.rows_at(rows, start, self._point)
+        if self._point is not None:
+            rows = self._trained.rows_at(rows, start, self._point)
+        return rows if self._low_rank is None else self._low_rank.rows_at(self._point, start, rows, self._extended)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """(n, width) dense rows of these words."""
@@ -254,6 +304,8 @@ class HeadAt:
         rows = self._trained.weight.gather(words, self._walk.dtype, release=self._walk.release)
         if self._point is not None:
             rows = self._trained.gathered_at(rows, words, self._point)
+        if self._low_rank is not None:
+            rows = self._low_rank.gathered_at(self._point, words, rows)
         return rows[places]
 
     def _bias(self, trained: Trained) -> torch.Tensor:

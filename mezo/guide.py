@@ -1,0 +1,157 @@
+"""The guide: which way the loss falls, as far as one forward pass tells.
+
+The error at the output has a closed form (output_error.py). The stream carries it almost unchanged to the layers near
+the top, since each adds little to what it is given: dL/dy of a map y = W x + B A x that writes into the stream is
+about the error e at the stream's end. So
+
+    dL/dB = sum over tokens of e (A x)^T
+
+needs of the pass only the few numbers A x of each token. No backward pass, no stored activations, no autograd. For an
+adapter of the output head itself it is no approximation at all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketllm.mezo.adapters import Adapter
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.network import Network
+from pocketllm.mezo.output_error import choice_error, output_error
+from pocketllm.mezo.stream import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What a guide keeps of a pass, at the positions with a target: (targets, ...) each."""
+
+    wanted: torch.Tensor  #: the tokens that they shall predict
+    hidden: torch.Tensor  #: what the output head takes in
+    before: torch.Tensor  #: what the last norm takes in
+    low: dict[int, torch.Tensor]  #: A x of the adapted maps, by number
+    behind: dict[str, torch.Tensor]  #: what the norms behind maps take in, by path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """What one look at a batch says."""
+
+    loss: float  #: nats per target
+    gradients: dict[str, torch.Tensor]  #: path -> (out, rank) fp32: dL/dB, exact for the head, a guess for the others
+
+
+class Guide:
+    """Looks at batches through an adapter of the head and of maps that write into the stream."""
+
+    def __init__(self, model: LanguageModel, stream: Stream, adapter: Adapter) -> None:
+        """The adapter's B may change meanwhile; its maps and their A may not."""
+        self._model, self._stream, self._adapter = model, stream, adapter
+        self._numbers = {path: number for number, path in enumerate(adapter.a)}
+        self._norms = [norm for path in adapter.a if (norm := stream.writers.get(path)) is not None]
+        head = model.head_path
+        self._head = adapter.b[head] if head in adapter.b else None
+        self._head_gradient = None if self._head is None else torch.zeros_like(self._head)
+
+    def look(self, batch: Blocks, rows_at_once: int) -> Guidance:
+        """The batch's loss and the guide's gradients of it, valid until the next look.
+
+        rows_at_once: the most blocks that pass through the layers together, in all lanes.
+        """
+        parts = self._model.in_lanes(self._watch, batch, rows_at_once)
+        gradients = {path: torch.zeros_like(b) for path, b in self._adapter.b.items() if path != self._model.head_path}
+        if self._head_gradient is not None:
+            self._head_gradient.zero_()
+        loss, count = 0.0, max(1, batch.tokens)
+        for part in parts:
+            losses, error = self._output_error(part, batch.choices)
+            loss += float(losses.double().sum())
+            into_stream = self._stream.jacobian.transposed(error, part.before.float())
+            for path, gradient in gradients.items():
+                gradient += self._at(path, into_stream, part).t() @ part.low[self._numbers[path]].float()
+        if self._head_gradient is not None:
+            gradients[self._model.head_path] = self._head_gradient
+        for gradient in gradients.values():
+            gradient *= self._adapter.scaling / count
+        self._model.release_head()
+        return Guidance(loss=loss / count, gradients=gradients)
+
+    def _at(self, path: str, into_stream: torch.Tensor, part: Watched) -> torch.Tensor:
+        """The error at a map's output: the stream's, through the norm behind the map where there is one."""
+        norm = self._stream.writers[path]
+        if norm is None:
+            return into_stream
+        return self._stream.jacobians[norm].transposed(into_stream, part.behind[norm].float())
+
+    def _output_error(self, part: Watched, choices: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (targets,) and dL/d(hidden) (targets, width); the head's own gradient is added up on the way."""
+        head = self._model.head.at(None)
+        extended = head.extended(part.hidden)
+        width = part.hidden.shape[1]
+        low = extended[:, width:]
+        if choices is None:
+            losses, error = output_error(extended, head, part.wanted, on_error=self._add_to_head(low))
+        else:
+            losses, error, of_choices = choice_error(extended, head, part.wanted, choices)
+            if self._head_gradient is not None:
+                self._head_gradient[list(choices)] += of_choices.t() @ low.float()
+        if self._head is None:
+            return losses, error
+        through_adapter = error[:, width:] @ self._adapter.a[self._model.head_path]
+        return losses, error[:, :width] + through_adapter
+
+    def _add_to_head(self, low: torch.Tensor) -> Callable[[int, int, torch.Tensor], None] | None:
+        into = self._head_gradient
+        if into is None:
+            return None
+
+        def add(first: int, start: int, error: torch.Tensor) -> None:
+            into[start : start + error.shape[1]] += error.t() @ low[first : first + len(error)]
+
+        return add
+
+    def _watch(self, network: Network, blocks: Blocks) -> Watched:
+        places = (blocks.targets != NO_TARGET).flatten().nonzero()[:, 0]
+
+        def at_targets(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.reshape(len(blocks.inputs.flatten()), -1)[places]
+
+        network.walk.recorded = {}
+        try:
+            with _inputs_of(network, [self._stream.norm, *self._norms]) as taken:
+                hidden = at_targets(network.hidden(blocks))
+            recorded = {number: at_targets(low) for number, low in network.walk.recorded.items()}
+        finally:
+            network.walk.recorded = None
+        norms = {path: at_targets(tensor) for path, tensor in taken.items()}
+        return Watched(
+            wanted=blocks.targets.flatten()[places],
+            hidden=hidden,
+            before=norms.pop(self._stream.norm),
+            low=recorded,
+            behind=norms,
+        )
+
+
+@contextmanager
+def _inputs_of(network: Network, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """What these modules take in meanwhile, by path."""
+    taken: dict[str, torch.Tensor] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            taken[path] = inputs[0]
+
+        return hook
+
+    hooks = [network.module.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths]
+    try:
+        yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
