@@ -11,6 +11,7 @@ from pocketllm.api.plan_schemas import EnoughTextOut, PlanOut
 from pocketllm.api.problems import Problem
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.api.schemas import EventOut, JobDetailOut, JobOut, Page, job_detail
+from pocketllm.daemon.planning import MethodWish
 from pocketllm.daemon.services import Services
 from pocketllm.mezo.budget import Mode
 from pocketllm.storage.tables import Job
@@ -31,6 +32,7 @@ class JobIn(BaseModel):
     now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
     # In place of the settings of the same names, with the limits of these.
     mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
+    method: MethodWish | None = Field(None, description="How to learn; default: the setting training.method.")
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
@@ -69,6 +71,7 @@ def request_job(
         seed=wish.seed,
         immediate=wish.now,
         mode=wish.mode,
+        method=wish.method,
         batch=wish.batch,
         probes=wish.probes,
         now=services.now(),
@@ -101,7 +104,9 @@ def cancel_job(job_id: str, services: Context) -> JobOut:
 
 
 def _plan(services: Services, wish: JobIn) -> PlanOut:
-    planned = services.scheduler.plan(steps=wish.steps, mode=wish.mode, batch=wish.batch, probes=wish.probes)
+    planned = services.scheduler.plan(
+        steps=wish.steps, mode=wish.mode, method=wish.method, batch=wish.batch, probes=wish.probes
+    )
     counts = services.store.texts.counts()
     enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
     return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.daemon.planning import Planned
-from pocketllm.mezo.budget import Mode
+from pocketllm.mezo.budget import Method, Mode
 
 
 class PredictionOut(BaseModel):
@@ -40,6 +40,7 @@ class PlanOut(BaseModel):
 
     model: str
     mode: Mode = Field(description="What is trained: lora is an adapter, full all parameters.")
+    method: Method = Field(description="mezo looks along random directions, guided along those that errors point out.")
     steps: int
     batch: int = Field(description="Blocks a step.")
     block_tokens: int
@@ -57,6 +58,7 @@ class PlanOut(BaseModel):
         return cls(
             model=model,
             mode=plan.mode,
+            method=plan.method,
             steps=plan.steps,
             batch=plan.batch,
             block_tokens=plan.block_tokens,

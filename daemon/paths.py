@@ -78,6 +78,15 @@ class DataFolder:
         """The adapter that a running job started from: gone when the job has ended."""
         return self.starts / job_id
 
+    @property
+    def runs(self) -> Path:
+        """One folder an open job that learns along the guide."""
+        return self.root / "runs"
+
+    def run(self, job_id: str) -> Path:
+        """Where such a job saves how far it is: gone when the job has ended."""
+        return self.runs / job_id
+
     def make(self) -> None:
         """Create the folder, readable by its owner alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,12 +1,16 @@
 """From settings to a plan: how a job will run on a model, what it will take, and what had to be reduced."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import JobPlan, Mode, Prediction, Shapes, fit, predict, read_shapes
+from pocketllm.mezo.budget import GUIDED_RANK, JobPlan, Method, Mode, Prediction, Shapes, fit, predict, read_shapes
+from pocketllm.mezo.errors import DoesNotFit
 from pocketllm.mezo.native import NativeModel
 
+#: What may be asked for as a job's method.
+MethodWish = Literal["auto", "guided", "mezo"]
 #: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
 ENOUGH_POSITIONS = 2048
 
@@ -22,10 +26,15 @@ class Planned:
 
 
 def with_wishes(
-    training: TrainingSettings, *, mode: Mode | None = None, batch: int | None = None, probes: int | None = None
+    training: TrainingSettings,
+    *,
+    mode: Mode | None = None,
+    method: MethodWish | None = None,
+    batch: int | None = None,
+    probes: int | None = None,
 ) -> TrainingSettings:
     """The settings of one job: what was asked for, which has the limits of the settings, in place of what they say."""
-    wishes = {"mode": mode, "batch": batch, "probes": probes}
+    wishes = {"mode": mode, "method": method, "batch": batch, "probes": probes}
     changes = {name: value for name, value in wishes.items() if value is not None}
     if batch is not None and training.micro_batch is not None:
         changes["micro_batch"] = min(training.micro_batch, batch)  # the most at once: it follows a smaller batch
@@ -35,27 +44,45 @@ def with_wishes(
 def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> Planned:
     """Plan a job of so many steps.
 
-    Raises DoesNotFit, naming the smallest memory_bytes that would do; BadRequest for what cannot be trained on this
-    model; or ModelFileError.
+    Where the method is left open, it is the guide, if there is memory for it; whether it serves, the job itself finds
+    out. Raises DoesNotFit, naming the smallest memory_bytes that would do; BadRequest for what cannot be trained on
+    this model; or ModelFileError.
     """
     shapes = read_shapes(native)
-    points = 2 * training.probes
+    may_be_guided = training.method == "guided" or (
+        training.method == "auto" and training.mode == "lora" and not shapes.masked
+    )
+    said: list[str] = []
+    if may_be_guided:
+        try:
+            return _planned(native, shapes, training, steps, "guided")
+        except DoesNotFit as error:
+            if training.method == "guided":
+                raise
+            said = [f"The guide does not fit, so the method is mezo. {error}"]
+    planned = _planned(native, shapes, training, steps, "mezo")
+    return replace(planned, reductions=[*said, *planned.reductions])
+
+
+def _planned(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, method: Method) -> Planned:
+    points = 1 if method == "guided" else 2 * training.probes
     if training.micro_batch is not None:
-        rows_at_once = points * training.micro_batch
+        rows_at_once = max(2, points * training.micro_batch)
     else:
         enough = max(1, ENOUGH_POSITIONS // training.block_tokens)
-        rows_at_once = min(points * training.batch, max(2, enough - enough % 2))
+        rows_at_once = max(2, min(points * training.batch, enough - enough % 2))
     wish = JobPlan(
         mode=training.mode,
         steps=steps,
         batch=training.batch,
         block_tokens=training.block_tokens,
-        probes=training.probes,
-        rank=training.rank,
+        probes=1 if method == "guided" else training.probes,
+        rank=GUIDED_RANK if method == "guided" else training.rank,
         targets=training.targets,
         rows_at_once=rows_at_once,
         lanes=min(1 if shapes.packed else _cores(shapes), max(1, rows_at_once // 2)),
         compute_dtype=native.manifest.compute_dtype,
+        method=method,
     )
     plan, reductions = fit(shapes, wish, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.gate import Blocker, Verdict, decide
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import Planned, with_wishes
+from pocketllm.daemon.planning import MethodWish, Planned, with_wishes
 from pocketllm.daemon.runner import Exit, Runner
 from pocketllm.daemon.sensors import Reading, Sensor
 from pocketllm.daemon.settings import Settings, TrainingSettings
@@ -72,10 +72,10 @@ class Scheduler:
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
             open_jobs = {job.id for job in self._store.jobs.open()}
-            starts = self._folder.starts
-            for left in starts.iterdir() if starts.is_dir() else ():
-                if left.name not in open_jobs:
-                    shutil.rmtree(left, ignore_errors=True)
+            for place in (self._folder.starts, self._folder.runs):
+                for left in place.iterdir() if place.is_dir() else ():
+                    if left.name not in open_jobs:
+                        shutil.rmtree(left, ignore_errors=True)
 
     def tick(self, now: datetime) -> None:
         """One look at everything: worker ended? enough new text? may a job run? Then start or pause one."""
@@ -96,6 +96,7 @@ class Scheduler:
         *,
         steps: int | None = None,
         mode: Mode | None = None,
+        method: MethodWish | None = None,
         batch: int | None = None,
         probes: int | None = None,
     ) -> Planned:
@@ -105,7 +106,7 @@ class Scheduler:
         """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
-        training = with_wishes(self._settings.training, mode=mode, batch=batch, probes=probes)
+        training = with_wishes(self._settings.training, mode=mode, method=method, batch=batch, probes=probes)
         try:
             return self._planner(training, training.steps if steps is None else steps)
         except (ModelFileError, ModelNotFound) as error:
@@ -119,13 +120,14 @@ class Scheduler:
         immediate: bool,
         now: datetime,
         mode: Mode | None = None,
+        method: MethodWish | None = None,
         batch: int | None = None,
         probes: int | None = None,
     ) -> Job:
         """Queue a job for the owner. Raises NothingToLearn, or what `plan` raises."""
         if self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        planned = self.plan(steps=steps, mode=mode, batch=batch, probes=probes)
+        planned = self.plan(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
         return self._create(
             Requester.OWNER,
             training=planned.training,
@@ -142,7 +144,8 @@ class Scheduler:
             job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
             if self._runner.job_id == job_id:
                 self._runner.kill()
-            shutil.rmtree(self._folder.start(job_id), ignore_errors=True)
+            for left in (self._folder.start(job_id), self._folder.run(job_id)):
+                shutil.rmtree(left, ignore_errors=True)
             return job
 
     def close(self, now: datetime) -> None:

@@ -53,7 +53,12 @@ class TrainingSettings(_Section):
 
     new_words: int = Field(400, ge=1, description="Queue a job by itself when this many words are new.")
     steps: int = Field(300, ge=1, le=1_000_000, description="Steps of a job.")
-    batch: int = Field(4, ge=1, le=1024, description="Blocks of text a step.")
+    method: Literal["auto", "guided", "mezo"] = Field(
+        "auto",
+        description="How a job learns: mezo looks along random directions, guided along those that the error at the "
+        "output points out; auto measures which promises more.",
+    )
+    batch: int = Field(8, ge=1, le=1024, description="Blocks of text a step.")
     block_tokens: int = Field(64, ge=2, le=4096, description="Tokens a block.")
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
     epsilon: float = Field(1e-2, gt=0, lt=1, description="How far a probe looks to either side.")
@@ -85,6 +90,11 @@ class TrainingSettings(_Section):
     label_words: Annotated[dict[str, str], AfterValidator(_telling_apart)] = Field(
         {"positive": " great", "negative": " terrible"},
         description="The labels that texts may have, each with the words that stand for it in the template.",
+    )
+    trunk_bytes: int = Field(
+        500 * MB,
+        ge=0,
+        description="Disk space, while a guided job runs, for what enters the lowest layer that learns.",
     )
     memory_bytes: int = Field(
         200 * MB,

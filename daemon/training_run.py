@@ -16,15 +16,17 @@ from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, out_of_memory, peak_bytes
 from pocketllm.daemon.publishing import judge
 from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.batches import Blocks, Buckets
-from pocketllm.mezo.budget import JobPlan
+from pocketllm.mezo.budget import HEAD_RANK, JobPlan
 from pocketllm.mezo.decoding import separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
-from pocketllm.mezo.errors import BadRequest
+from pocketllm.mezo.errors import BadRequest, UnsupportedModel
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.examples import Completion, Example, Labelled, Plain, encode
 from pocketllm.mezo.full import FullWeights, save_full
+from pocketllm.mezo.guided import State
 from pocketllm.mezo.loop import Plan, Row, train
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
@@ -61,6 +63,15 @@ class TrainingRun:
         theta = self._start()
         self.model.use(theta)
         give_back_free_memory()  # of the tokenizer and of what the directions were found with
+        if self.plan.method == "guided":
+            assert isinstance(theta, Adapter)
+            self._finish(theta, self._guided(theta))
+        else:
+            self._mezo(theta)
+            self._finish(theta, self.job.total_steps)
+
+    def _mezo(self, theta: Adapter | FullWeights) -> None:
+        """Learn along random directions; what was done is replayed from the journal."""
         plan = Plan(
             seed=self.job.seed,
             steps=self.job.total_steps,
@@ -71,17 +82,61 @@ class TrainingRun:
             probes=self.plan.probes,
             noise=self.settings.noise,
         )
+        train(
+            self._losses,
+            theta,
+            self.buckets,
+            plan,
+            done=self.store.journal.steps(self.job.id),
+            keep=self._keep,
+            measure=lambda step: self._measure(step, theta),
+            clock=time.monotonic,
+        )
 
-        def keep(row: Row) -> None:
-            self.store.journal.append(Step(job_id=self.job.id, **asdict(row)))
+    def _guided(self, theta: Adapter) -> int:
+        """Learn along the guide, going on from what was saved last; returns the number of steps, fewer than planned
+        where going on brought nothing.
+        """
+        guided = guided_run.go_on(self.model, theta)
+        self.model.use(theta)
 
-        def measure(step: int) -> None:
-            if self.store.journal.evaluation(self.job.id, step) is None:
-                self._evaluate(step, theta)
+        def learn(rows: int) -> State:
+            for path, b in load_adapter(self.folder.start(self.job.id)).b.items():
+                theta.b[path].copy_(b)  # steps may have been made before memory ran out
+            return guided_run.train(
+                self.model,
+                self.buckets,
+                guided,
+                seed=self.job.seed,
+                steps=self.job.total_steps,
+                batch=self.plan.batch,
+                measure_every=self.settings.measure_every,
+                rows_at_once=rows,
+                folder=self.folder.run(self.job.id),
+                cache_bytes=self.settings.trunk_bytes,
+                done=self.store.journal.last_step(self.job.id),
+                keep=self._keep,
+                measure=lambda step: self._measure(step, theta),
+                remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
+                clock=time.monotonic,
+            )
 
-        done = self.store.journal.steps(self.job.id)
-        train(self._losses, theta, self.buckets, plan, done=done, keep=keep, measure=measure, clock=time.monotonic)
-        self._finish(theta)
+        state = self._in_memory(learn)
+        if state.ended:
+            self._say(
+                "ended early",
+                f"after {state.step} steps nothing was learned any more that text kept aside bears out; going back to "
+                f"what stood after step {state.best_step}",
+            )
+            self.store.jobs.set_total_steps(self.job.id, state.step)
+        return state.step
+
+    def _keep(self, row: Row) -> None:
+        self.store.journal.append(Step(job_id=self.job.id, **asdict(row)))
+
+    def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
+        if self.store.journal.evaluation(self.job.id, step) is None:
+            self._evaluate(step, theta)
 
     def _start_model(self) -> NativeModel:
         """The weights that the job starts from: the base's, or all of those that an earlier full job made."""
@@ -97,6 +152,7 @@ class TrainingRun:
         for sentence in planned.reductions:
             self._say("reduced", sentence)
         self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=planned.prediction.peak_bytes)
+        self.store.jobs.set_method(self.job.id, planned.plan.method)
         return planned.plan
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets]:
@@ -120,26 +176,77 @@ class TrainingRun:
         folder = self.folder.start(self.job.id)
         if folder.exists():
             return load_adapter(folder)
-        parent = self.job.parent
-        adapter = load_adapter(self.folder.adapter(parent)) if parent else self._fresh()
+        adapter = self._of_parent() or self._fresh()
         adapter.save(folder)
         return adapter
 
-    def _fresh(self) -> Adapter:
-        def passed(number: int) -> None:
-            self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
+    def _of_parent(self) -> Adapter | None:
+        """The parent's adapter, if this job's method can go on with it."""
+        if self.job.parent is None:
+            return None
+        adapter = load_adapter(self.folder.adapter(self.job.parent))
+        if (self.model.head_path in adapter.a) == (self.plan.method == "guided"):
+            return adapter
+        self._say("begun anew", f"{self.job.parent} was taught by another method, which adapts other maps")
+        self.job = self.store.jobs.set_parent(self.job.id, None)
+        return None
 
+    def _fresh(self) -> Adapter:
+        if self.plan.method == "guided" and (adapter := self._aimed()) is not None:
+            return adapter
         return self._in_memory(
             lambda rows: adapter_along_activations(
                 self.model,
                 first_blocks(self.buckets, DIRECTION_BLOCKS),
                 targets=self.settings.targets,
-                rank=self.settings.rank,
+                rank=self.plan.rank,
                 seed=self.job.seed,
                 rows_at_once=rows,
-                on_pass=passed,
+                on_pass=self._passed,
             )
         )
+
+    def _aimed(self) -> Adapter | None:
+        """An adapter for the guide; None where the method is open and the guide promises less than chance does."""
+        try:
+            aimed = self._in_memory(
+                lambda rows: guided_run.begin(
+                    self.model,
+                    self.buckets,
+                    rank=self.plan.rank,
+                    head_rank=HEAD_RANK,
+                    seed=self.job.seed,
+                    rows_at_once=rows,
+                    on_pass=self._passed,
+                )
+            )
+        except UnsupportedModel as error:
+            if self.settings.method == "guided":
+                raise
+            self._change_to_mezo(str(error))
+            return None
+        layers = [one for one in aimed.aims if one.paths[0] in aimed.adapter.a]
+        found = (
+            f"on a first batch the loss would fall by {aimed.guide_promise:.3g} nats per token along the guide and by "
+            f"{aimed.random_promise:.3g} along random signs"
+        )
+        if self.settings.method == "auto" and aimed.guide_promise <= aimed.random_promise:
+            self._change_to_mezo(found)
+            return None
+        agreeing = f", which agree with it to {min(one.agreement for one in layers):.2f} or more" if layers else ""
+        self._say("chosen", f"guided: {found}; adapted are the output head and {2 * len(layers)} layers{agreeing}")
+        return aimed.adapter
+
+    def _change_to_mezo(self, reason: str) -> None:
+        self._say("chosen", f"mezo: {reason}")
+        training = self.settings.model_copy(update={"method": "mezo"})
+        planned = plan_job(self.native, training, steps=self.job.total_steps)
+        self.plan = planned.plan
+        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=planned.prediction.peak_bytes)
+        self.store.jobs.set_method(self.job.id, "mezo")
+
+    def _passed(self, number: int) -> None:
+        self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
 
     def _losses(self, points: Sequence[Point], batch: Blocks) -> list[float]:
         return self._in_memory(lambda rows: self.model.losses_at(points, batch, rows))
@@ -185,9 +292,9 @@ class TrainingRun:
         self.model.use(load_adapter(self.folder.adapter(serving.id)))
         return self._held_out_losses(self.model)
 
-    def _finish(self, theta: Adapter | FullWeights) -> None:
+    def _finish(self, theta: Adapter | FullWeights, last: int) -> None:
         before = self.store.journal.evaluation(self.job.id, 0)
-        now = self.store.journal.evaluation(self.job.id, self.job.total_steps)
+        now = self.store.journal.evaluation(self.job.id, last)
         assert before is not None and now is not None, "train() measures at both ends"
         judgement = judge(before.block_losses, now.block_losses, self._weights())
         identity = self.job.id.replace("job-", "adapter-")
@@ -207,6 +314,7 @@ class TrainingRun:
         self.store.jobs.succeed(self.job.id, adapter=row, publish=judgement.outcome is Outcome.LEARNED, now=_now())
         self.store.journal.compact(self.job.id)
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
+        shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
     def _save(self, theta: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)

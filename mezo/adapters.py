@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pocketllm.mezo.errors import AdapterError
-from pocketllm.mezo.noise import Direction
+from pocketllm.mezo.noise import Z
 from pocketllm.mezo.tensor_file import sync
 
 CONFIG_NAME = "adapter_config.json"
@@ -43,7 +43,7 @@ class Adapter:
         """What each product B A is multiplied with: alpha / rank."""
         return self.alpha / self.rank
 
-    def move(self, direction: Direction, distance: float) -> None:
+    def move(self, direction: Z, distance: float) -> None:
         """B <- B + distance * z, in place; the order of the modules numbers them in the noise."""
         for number, b in enumerate(self.b.values()):
             b.add_(direction.of(number, b.shape), alpha=distance)

@@ -123,7 +123,7 @@ def fixed_batches(buckets: Buckets, *, size: int, seed: int) -> list[Blocks]:
     batches = []
     for bucket, blocks in enumerate(buckets):
         order = torch.from_numpy(_order(len(blocks), seed, 0, _ORDER_STREAM + 1 + bucket))
-        batches += [blocks[some] for some in order.split(size)]
+        batches += [blocks[order[start : start + size]] for start in range(0, len(order), size)]
     return batches
 
 

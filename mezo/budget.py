@@ -17,6 +17,8 @@ from pocketllm.mezo.native import NativeModel
 from pocketllm.mezo.tensor_file import TensorEntry, read_header
 
 Mode = Literal["lora", "full"]
+#: How a job learns: MeZO's random directions, or directions that the guide aims (mezo/guide.py).
+Method = Literal["mezo", "guided"]
 
 MB = 10**6
 #: Anonymous and file-backed memory of a worker before it has a model, where import could not measure it.
@@ -41,6 +43,10 @@ SLACK = 1.1
 #: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
 #: way; or so many rows, if these are more (mezo/streaming.py).
 DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
+#: Ranks of a guided job's adapter: of the maps that write into the stream, and of the output head.
+GUIDED_RANK, HEAD_RANK = 16, 64
+#: Of the logits that a guide looks at, and of what is made of them (mezo/output_error.py).
+GUIDE_BYTES = 24 * 2**20 + 24 * MB
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
 #: Shortest rows that a plan is reduced to.
@@ -113,6 +119,7 @@ class JobPlan:
     rows_at_once: int  #: blocks times points that pass through the layers together
     lanes: int  #: threads that each take a share of them through the layers alone (mezo/model.py)
     compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
+    method: Method = "mezo"  #: plans from before there was a guide say nothing
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -254,7 +261,13 @@ def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
             f"All weights can be trained only where they are stored as floats, and {shapes.name} is stored as "
             f"{shapes.dtype}. Import it as bfloat16, or train an adapter (mode lora)."
         )
-    if wish.mode == "lora" and not adapted(shapes, wish.targets):
+    if wish.method == "guided" and (wish.mode == "full" or shapes.masked):
+        raise BadRequest(
+            f"The guide teaches adapters of models that continue a text, and {shapes.name} "
+            + ("fills in masks" if shapes.masked else "is to be trained as a whole")
+            + ". Use training.method = mezo, or auto."
+        )
+    if wish.mode == "lora" and wish.method == "mezo" and not adapted(shapes, wish.targets):
         there = ", ".join(sorted({path.rpartition(".")[2] for path in shapes.linears})) or "none"
         raise BadRequest(
             f"None of training.targets ({', '.join(wish.targets)}) is a linear map of {shapes.name}, which has "
@@ -280,8 +293,20 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
     made = (2 if shapes.packed else 0) + (min(2 * plan.probes, plan.rows_at_once) + 1 if plan.mode == "full" else 0)
     dense = made * min(chunk, size * shapes.largest)
-    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + (plan.lanes - 1) * LANE_BYTES
+    lanes = (plan.lanes - 1) * LANE_BYTES
+    if plan.method == "guided":
+        return SLACK * positions * streams + dense + _guided_bytes(shapes, plan) + lanes
+    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
     return SLACK * positions * streams + dense + max(in_step, _preparing_bytes(shapes, plan))
+
+
+def _guided_bytes(shapes: Shapes, plan: JobPlan) -> int:
+    """B, its momentum and its gradient, above all of the head; A; logits; and what is kept of a batch's pass."""
+    vocabulary, width = shapes.head
+    head = 4 * HEAD_RANK * (3 * vocabulary + width)
+    maps = len(shapes.linears) // 2 * 2 * 4 * GUIDED_RANK * width
+    kept = plan.batch * plan.block_tokens * 24 * width
+    return head + maps + GUIDE_BYTES + kept
 
 
 def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
@@ -305,7 +330,8 @@ def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
 
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     """Of a step."""
-    rows = plan.batch * 2 * plan.probes
+    # The guide looks once, and once more at the head; the lower layers are passed through once a batch.
+    rows = plan.batch * (2 if plan.method == "guided" else 2 * plan.probes)
     walks = math.ceil(rows / plan.rows_at_once)
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a walk
     passing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)

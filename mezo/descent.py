@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 
 import torch
 
-from pocketllm.mezo.estimator import Point
+#: Rows of a large matrix that are worked on at a time.
+_ROWS = 8192
 
 
 @dataclass
@@ -42,14 +42,23 @@ class Descent:
             self.squares[path].mul_(self.SECOND).add_(rows, alpha=1 - self.SECOND)
         self._sizes = {path: self._size(squares) for path, squares in self.squares.items()}
 
-    def move(self, b: Mapping[str, torch.Tensor], lengths: Mapping[str, float]) -> None:
-        """One step downhill, in place: path -> how far."""
+    def move(self, b: Mapping[str, torch.Tensor], length: float) -> None:
+        """One step downhill for these of the matrices, in place."""
         for path, value in b.items():
-            value.addcdiv_(self.momentum[path], self._sizes[path], value=-lengths[path] / self._unbiased)
+            value.addcdiv_(self.momentum[path], self._sizes[path], value=-length / self._unbiased)
 
-    def along(self, paths: Sequence[str], lengths: Mapping[str, float]) -> "StepDirection":
+    def slope(self, gradients: Mapping[str, torch.Tensor]) -> float:
+        """How the loss changes along the step of length one, by these gradients: below zero, downhill."""
+        total = 0.0
+        for path, gradient in gradients.items():
+            for start in range(0, len(gradient), _ROWS):
+                rows = slice(start, start + _ROWS)
+                total += float((gradient[rows] * self.rows(path, rows)).sum())
+        return -total
+
+    def along(self, paths: Sequence[str], length: float) -> "StepDirection":
         """The step that `move` would take, of these paths alone, as a direction that can be probed."""
-        return StepDirection(self, tuple(paths), tuple(lengths[path] for path in paths), tuple(self.momentum))
+        return StepDirection(self, tuple(paths), length)
 
     def rows(self, path: str, rows: slice | torch.Tensor) -> torch.Tensor:
         """Some rows of the step of length one, uphill."""
@@ -65,42 +74,56 @@ class Descent:
         return (means * means.mean()).sqrt_().sqrt_().clamp_(min=1e-30)
 
 
-@dataclass(frozen=True)
-class StepDirection:
-    """The z of a probe along a step; see pocketllm.mezo.noise.Direction."""
+class _Known:
+    """A z that is no noise (pocketllm.mezo.noise.Z); what differs is where its rows come from."""
 
-    descent: Descent
-    paths: tuple[str, ...]
-    lengths: tuple[float, ...]
-    numbers: tuple[str, ...]  #: the path of each matrix by its number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    def gather(
+        self, tensor: int, shape: Sequence[int], rows: slice | torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Its rows with these numbers: (n, *shape[1:])."""
+        raise NotImplementedError
 
     def of(self, tensor: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """All of a matrix's z."""
-        return self.rows(tensor, shape, 0, shape[0], dtype)
+        return self.gather(tensor, shape, slice(0, shape[0]), dtype)
 
     def rows(
         self, tensor: int, shape: Sequence[int], start: int, stop: int, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Some of its rows."""
+        """Some rows of z."""
         return self.gather(tensor, shape, slice(start, stop), dtype)
 
+
+class StepDirection(_Known):
+    """A step that is about to be taken."""
+
+    def __init__(self, descent: Descent, paths: Sequence[str], length: float) -> None:
+        self._descent, self._paths, self._length = descent, paths, length
+        self._numbers = tuple(descent.momentum)
+
     def gather(
-        self,
-        tensor: int,
-        shape: Sequence[int],
-        rows: slice | torch.Tensor,
-        dtype: torch.dtype = torch.float32,
+        self, tensor: int, shape: Sequence[int], rows: slice | torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """The rows with these numbers."""
-        path = self.numbers[tensor]
-        if path not in self.paths:
-            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            return torch.zeros(count, shape[1], dtype=dtype)
-        length = self.lengths[self.paths.index(path)]
-        return (self.descent.rows(path, rows) * -length).to(dtype)
+        """Its rows with these numbers: (n, *shape[1:])."""
+        path = self._numbers[tensor]
+        if path not in self._paths:
+            return _nothing(rows, shape, dtype)
+        return (self._descent.rows(path, rows) * -self._length).to(dtype)
+
+
+class GivenDirection(_Known):
+    """Some matrices' z by their numbers; the others' is zero."""
+
+    def __init__(self, z: Mapping[int, torch.Tensor]) -> None:
+        self._z = z
+
+    def gather(
+        self, tensor: int, shape: Sequence[int], rows: slice | torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Its rows with these numbers: (n, *shape[1:])."""
+        return self._z[tensor][rows].to(dtype) if tensor in self._z else _nothing(rows, shape, dtype)
+
+
+def _nothing(rows: slice | torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+    return torch.zeros(count, shape[1], dtype=dtype)

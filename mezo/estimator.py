@@ -17,14 +17,14 @@ from typing import Protocol
 
 import numpy as np
 
-from pocketllm.mezo.noise import Direction, Kind
+from pocketllm.mezo.noise import Direction, Kind, Z
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """theta + distance * z."""
 
-    direction: Direction
+    direction: Z
     distance: float
 
 

@@ -55,7 +55,7 @@ class Guide:
         self._numbers = {path: number for number, path in enumerate(adapter.a)}
         self._norms = [norm for path in adapter.a if (norm := stream.writers.get(path)) is not None]
         head = model.head_path
-        self._head = adapter.b[head] if head in adapter.b else None
+        self._head = adapter.b.get(head)
         self._head_gradient = None if self._head is None else torch.zeros_like(self._head)
 
     def look(self, batch: Blocks, rows_at_once: int) -> Guidance:

@@ -55,7 +55,11 @@ class LayerStack:
     """
 
     def __init__(
-        self, network: PreTrainedModel, names: Mapping[str, str], weights: Mapping[str, Weight], pages: LayerPages | None
+        self,
+        network: PreTrainedModel,
+        names: Mapping[str, str],
+        weights: Mapping[str, Weight],
+        pages: LayerPages | None,
     ) -> None:
         """names: path of each parameter -> its name among the weights. pages: None keeps in memory what was touched.
 
@@ -63,7 +67,8 @@ class LayerStack:
         """
         count = network.config.get_text_config().num_hidden_layers
         found = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-        self.path, layers = found[0] if found else ("", nn.ModuleList())
+        path, layers = found[0] if found else ("", nn.ModuleList())
+        self.path: str = path
         self.count = len(layers)
         self._first, self._stop = 0, self.count
         self._entering: torch.Tensor | None = None

@@ -18,9 +18,9 @@ from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.full import FullWeights
+from pocketllm.mezo.layers import LayerPages
 from pocketllm.mezo.lean import lean_transformers
 from pocketllm.mezo.native import NativeModel
-from pocketllm.mezo.layers import LayerPages
 from pocketllm.mezo.network import Network
 from pocketllm.mezo.weights import open_weights
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,26 @@ def philox(seed: int, step: int, stream: int = 0, *, lane: int = 0, count: int =
     # As arrays of this type: NumPy takes a list with one number above 2^63 in it for floats, and rounds.
     key, counter = np.array([seed, step], dtype=np.uint64), np.array([count, 0, lane, stream], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter)
+
+
+class Z(Protocol):
+    """A direction in parameter space, matrix by matrix: what a probe looks along."""
+
+    def of(self, tensor: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """z for the tensor of this number and shape."""
+        ...
+
+    def rows(
+        self, tensor: int, shape: Sequence[int], start: int, stop: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Rows start to stop of it: (stop - start, *shape[1:])."""
+        ...
+
+    def gather(
+        self, tensor: int, shape: Sequence[int], rows: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Its rows with these numbers: (n, *shape[1:])."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

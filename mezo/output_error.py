@@ -81,7 +81,7 @@ def choice_error(
 
 @dataclass(frozen=True, kw_only=True)
 class NormJacobian:
-    """A norm y = gain * n(x) + bias, where n(x) has a root mean square of one: RMSNorm (arXiv 1910.07467), LayerNorm."""
+    """A norm y = gain * n(x) + bias, n(x) with a root mean square of one: RMSNorm (arXiv 1910.07467), LayerNorm."""
 
     gain: torch.Tensor  #: (width,) fp32
     centred: bool  #: whether it takes the mean away first, as LayerNorm does

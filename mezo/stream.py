@@ -36,6 +36,11 @@ class Stream:
     writers: dict[str, str | None]  #: path of each map that writes, in model order -> the norm behind it, if any
     jacobians: dict[str, NormJacobian]  #: of these norms, by path
 
+    @property
+    def width(self) -> int:
+        """Numbers a word."""
+        return len(self.jacobian.gain)
+
 
 def find_stream(network: Network) -> Stream:
     """Look at a walk of a few words, at the base's weights. Raises UnsupportedModel when there is no such stream."""
@@ -67,12 +72,12 @@ def find_stream(network: Network) -> Stream:
     }
     if not writers:
         raise UnsupportedModel("No linear map of the model writes into its stream. Use training.method = mezo.")
-    behind = [path for path in dict.fromkeys(writers.values()) if path is not None]
+    norms = [path for path in dict.fromkeys(writers.values()) if path is not None]
     return Stream(
         norm=norm,
         jacobian=_jacobian(network, norm, before),
         writers=writers,
-        jacobians={path: _jacobian(network, path, before) for path in behind},
+        jacobians={path: _jacobian(network, path, before) for path in norms},
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pocketllm.mezo.estimator import Point
-from pocketllm.mezo.noise import Direction
+from pocketllm.mezo.noise import Z
 from pocketllm.mezo.weights import Scratch, Weight
 
 #: Bytes of a weight that are made dense at a time: they stay in the processor's cache. But products of fewer rows
@@ -37,7 +37,7 @@ class Walk:
     #: A x of each adapted map by its number, (batch, ..., rank), while a guide is made (mezo/guide.py); else None.
     recorded: dict[int, torch.Tensor] | None = None
 
-    def groups(self) -> Iterator[tuple[Direction, list[Point]]]:
+    def groups(self) -> Iterator[tuple[Z, list[Point]]]:
         """The points by direction, so that each z is drawn once."""
         for direction, points in groupby(self.points, key=lambda point: point.direction):
             yield direction, list(points)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -23,7 +24,7 @@ Entry = Callable[[Blocks, int], torch.Tensor]
 
 
 class TrunkCache:
-    """Batches, each with what enters a layer."""
+    """Batches, each with what enters a layer. Closes its file, which stays, at the end of a `with`."""
 
     def __init__(
         self,
@@ -50,7 +51,13 @@ class TrunkCache:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> Blocks:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def at(self, number: int) -> Blocks:
         """A batch, beginning at the layer."""
         batch = self.batches[number]
         states = self._read(number, batch) if number < self._slots else None
@@ -60,22 +67,18 @@ class TrunkCache:
                 self._write(number, states)
         return replace(batch, entering=Entering(self.layer, states))
 
-    def close(self) -> None:
-        """Close the file; it stays."""
-        os.close(self._descriptor)
-
     def _read(self, number: int, batch: Blocks) -> torch.Tensor | None:
         """What is in the slot, if it is whole."""
         shape = (*batch.inputs.shape, self._width)
         states = torch.empty(shape, dtype=self._dtype)
-        data = memoryview(states.view(torch.uint8).numpy()).cast("B")
+        data = _bytes(states)
         head = bytearray(len(_MARK) + _CHECKSUM_BYTES)
         read = os.preadv(self._descriptor, [head, data], number * self._slot_bytes)
         whole = read == len(head) + len(data) and head == _head(data)
         return states if whole else None
 
     def _write(self, number: int, states: torch.Tensor) -> None:
-        data = memoryview(states.contiguous().view(torch.uint8).numpy()).cast("B")
+        data = _bytes(states.contiguous())
         try:
             os.pwritev(self._descriptor, [_head(data), data], number * self._slot_bytes)
         except OSError:  # no room on the disk: then without
@@ -84,3 +87,8 @@ class TrunkCache:
 
 def _head(data: memoryview) -> bytes:
     return _MARK + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return tensor.view(torch.uint8).numpy().data.cast("B")

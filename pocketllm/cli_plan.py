@@ -33,7 +33,21 @@ class TrainingMode(StrEnum):
 
 # What `train` and `plan` have in common; without them the daemon's settings stand.
 Steps = Annotated[int | None, typer.Option(min=1, help="How many steps to learn; else the daemon's setting.")]
+
+
+class TrainingMethod(StrEnum):
+    """How is learned."""
+
+    AUTO = "auto"
+    GUIDED = "guided"
+    MEZO = "mezo"
+
+
 Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter, or all of the model's weights.")]
+Method = Annotated[
+    TrainingMethod | None,
+    typer.Option(help="Look along random directions (mezo), or along those that errors point out (guided)."),
+]
 Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text a step.")]
 Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Directions that are looked along in a step.")]
 
@@ -41,6 +55,7 @@ Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Directions that
 def plan(
     ctx: typer.Context,
     mode: Mode = None,
+    method: Method = None,
     batch: Batch = None,
     probes: Probes = None,
     steps: Steps = None,
@@ -56,7 +71,7 @@ def plan(
     Nothing is started. The running daemon is asked; where none runs, its data folder and settings are read.
     """
     options = common(ctx, url, data_dir, json_wanted)
-    wish = wishes(steps=steps, mode=mode, batch=batch, probes=probes)
+    wish = wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
     if model is not None and options.url is not None:
         raise UsageError("--model reads the models on this device, --url asks a daemon. Give one of them.")
     document = plan_of_daemon(options, wish) if model is None else None
@@ -70,9 +85,17 @@ def plan(
     make_console().print(plan_view(document))
 
 
-def wishes(*, steps: int | None, mode: TrainingMode | None, batch: int | None, probes: int | None) -> Document:
+def wishes(
+    *,
+    steps: int | None,
+    mode: TrainingMode | None,
+    method: TrainingMethod | None,
+    batch: int | None,
+    probes: int | None,
+) -> Document:
     """Return what was given, as the fields of a request: what was not is left to the settings."""
-    given = {"steps": steps, "mode": None if mode is None else mode.value, "batch": batch, "probes": probes}
+    given = {"steps": steps, "mode": mode and mode.value, "method": method and method.value}
+    given |= {"batch": batch, "probes": probes}
     return {name: value for name, value in given.items() if value is not None}
 
 

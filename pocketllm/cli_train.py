@@ -9,7 +9,7 @@ import typer
 
 from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
 from pocketllm.cli_errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
-from pocketllm.cli_plan import Batch, Mode, Probes, Steps, wishes
+from pocketllm.cli_plan import Batch, Method, Mode, Probes, Steps, wishes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +35,7 @@ def train(
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed and texts give the same adapter.")] = None,
     mode: Mode = None,
+    method: Method = None,
     batch: Batch = None,
     probes: Probes = None,
     follow_job: Annotated[
@@ -53,7 +54,7 @@ def train(
     """
     options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
-        job = client.start_job(seed=seed, **wishes(steps=steps, mode=mode, batch=batch, probes=probes))
+        job = client.start_job(seed=seed, **wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes))
         if not follow_job:
             finish_early(job, json_wanted=options.json)
             return

@@ -98,6 +98,7 @@ class Client:
         steps: int | None = None,
         seed: int | None = None,
         mode: str | None = None,
+        method: str | None = None,
         batch: int | None = None,
         probes: int | None = None,
     ) -> Document:
@@ -105,7 +106,7 @@ class Client:
 
         What is None is not sent, so that the daemon's settings stand.
         """
-        wish = {"steps": steps, "seed": seed, "mode": mode, "batch": batch, "probes": probes}
+        wish = {"steps": steps, "seed": seed, "mode": mode, "method": method, "batch": batch, "probes": probes}
         given = {name: value for name, value in wish.items() if value is not None}
         return self._call("POST", "/jobs", body={"now": True, **given})
 

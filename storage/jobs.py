@@ -162,6 +162,23 @@ class JobStore:
             values = {"plan": plan, "predicted_bytes": predicted_bytes}
             session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
 
+    def set_method(self, job_id: str, method: str) -> None:
+        """Note how the job learns, once that is settled."""
+        self._set(job_id, method=method)
+
+    def set_parent(self, job_id: str, parent: str | None) -> Job:
+        """Note that the job starts from another adapter after all; None is the base. Returns the job."""
+        self._set(job_id, parent=parent)
+        return self.get(job_id)
+
+    def set_total_steps(self, job_id: str, steps: int) -> None:
+        """Note that the job ends after fewer steps."""
+        self._set(job_id, total_steps=steps)
+
+    def _set(self, job_id: str, **values: object) -> None:
+        with self._database.write() as session:
+            session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
+
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
         """Note the most memory a worker of this job has held."""
         highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)

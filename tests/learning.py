@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ def losses_moved(
     losses = []
     for point in points:
         before = copy.deepcopy(trained)
-        theta.move(point.direction, point.distance)
+        theta.move(cast(Direction, point.direction), point.distance)
         model.use(theta)
         losses.append(mean_loss(model, blocks))
         for name, tensor in trained.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import pytest
@@ -51,7 +52,9 @@ class Bowl:
         return torch.cat([tensor.double().flatten() for tensor in self.tensors]).numpy()
 
     def losses(self, points: Sequence[Point]) -> list[float]:
-        return [float(loss(self.vector + point.distance * self.z(point.direction))) for point in points]
+        return [
+            float(loss(self.vector + point.distance * self.z(cast(Direction, point.direction)))) for point in points
+        ]
 
 
 def loss(vector: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:

@@ -1,0 +1,119 @@
+"""Our methods in bench.learn, as the worker runs them.
+
+python -m bench.learn_ours {inference,mezo,guided} --folder DIR --blocks FILE --seconds 120 --seed 0
+
+Prints one line of JSON: the held-out loss over time. What comes before the first step counts as learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import learn_text
+from bench.child import memory_of, write_line
+from bench.learn_curve import Curve
+from pocketllm.daemon.process_memory import give_back_free_memory
+from pocketllm.mezo import guided_run
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+
+#: More than any run makes.
+_STEPS = 10**6
+_CACHE_BYTES = 2 * 10**9
+
+
+def _model(folder: Path) -> LanguageModel:
+    return LanguageModel(open_native(folder), release_pages=True, lanes=torch.get_num_threads())
+
+
+def _mean(model: LanguageModel, blocks: Blocks) -> float:
+    losses = torch.tensor(model.block_losses(blocks), dtype=torch.float64)
+    return float((losses * blocks.target_counts).sum() / blocks.tokens)
+
+
+@torch.inference_mode()
+def infer(options: argparse.Namespace) -> dict[str, Any]:
+    """The losses of a batch of the training text, a few times."""
+    model = _model(options.folder)
+    batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
+    for _ in range(3):
+        model.block_losses(batch, options.batch)
+    return {"peak_rss_bytes": memory_of().get("VmHWM")}
+
+
+@torch.inference_mode()
+def guided(options: argparse.Namespace) -> dict[str, Any]:
+    """Our guided method."""
+    model = _model(options.folder)
+    division = learn_text.load(options.blocks)
+    curve = Curve(options.seconds, lambda: _mean(model, division.held_out))
+    aimed = guided_run.begin(
+        model,
+        (division.training,),
+        rank=options.rank,
+        head_rank=options.head_rank,
+        seed=options.seed,
+        rows_at_once=options.batch,
+    )
+    prepared = guided_run.go_on(model, aimed.adapter)
+    give_back_free_memory()
+    ready = curve.seconds
+
+    with tempfile.TemporaryDirectory() as folder:
+        state = guided_run.train(
+            model,
+            (division.training,),
+            prepared,
+            seed=options.seed,
+            steps=_STEPS,
+            batch=options.batch,
+            measure_every=_STEPS,
+            rows_at_once=options.batch,
+            folder=Path(folder),
+            cache_bytes=_CACHE_BYTES,
+            done=0,
+            keep=lambda _row: curve.stepped(),
+            measure=lambda _step: None,
+            remaining=lambda _step: curve.remaining,
+            clock=time.monotonic,
+        )
+    curve.measure()
+    return curve.report() | {
+        "first_layer": prepared.first,
+        "ready_seconds": ready,
+        "aims": [(aim.first, aim.agreement, aim.promise) for aim in aimed.aims],
+        "promises": (aimed.guide_promise, aimed.random_promise),
+        "multiples": state.multiples,
+        "best_step": state.best_step,
+        "halvings": state.halvings,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one method."""
+    parser = argparse.ArgumentParser(prog="python -m bench.learn_ours", description="Let our engine learn a text.")
+    parser.add_argument("method", choices=["inference", "mezo", "guided"])
+    parser.add_argument("--folder", type=Path, required=True, help="a native model")
+    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--head-rank", type=int, default=64)
+    options = parser.parse_args(arguments)
+    methods = {"inference": infer, "guided": guided}
+    write_line(methods[options.method](options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""One text, divided as every contender of bench.learn gets it: what to learn from, and what to measure with.
+
+python -m bench.learn_text --text FILE --model DIR --output FILE --tokens 64
+
+writes the token ids in a process of its own, since a tokenizer's memory is nobody's learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.child import write_line
+from pocketllm.mezo.batches import Blocks, pack
+from pocketllm.mezo.decoding import separator
+from pocketllm.mezo.native import open_native
+
+#: The last tenth of the text is held out; of its blocks so many are measured with, evenly spread.
+HELD_OUT_ONE_IN, HELD_OUT_BLOCKS = 10, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Blocks of equal length."""
+
+    training: Blocks
+    held_out: Blocks
+
+
+def load(file: Path) -> Division:
+    """What `main` wrote."""
+    arrays = np.load(file)
+    return Division(
+        training=_blocks(arrays["training_inputs"], arrays["training_targets"]),
+        held_out=_blocks(arrays["held_out_inputs"], arrays["held_out_targets"]),
+    )
+
+
+def divide(text: str, folder: Path, *, tokens: int) -> Division:
+    """The blocks of a text, by the tokenizer of a native model. Raises SystemExit when there is too little."""
+    tokenizer = open_native(folder).tokenizer()
+    paragraphs = [part for part in text.split("\n\n") if part.strip()]
+    kept = max(1, len(paragraphs) // HELD_OUT_ONE_IN)
+    if len(paragraphs) < 2 * HELD_OUT_ONE_IN:  # hardly divided by its writer: then by length
+        cut = len(text) * (HELD_OUT_ONE_IN - 1) // HELD_OUT_ONE_IN
+        paragraphs, kept = [text[:cut], text[cut:]], 1
+    packed = []
+    for some in (paragraphs[:-kept], paragraphs[-kept:]):
+        ids = [tokenizer("\n\n".join(some), add_special_tokens=False)["input_ids"]]
+        packed.append(pack(ids, length=tokens, separator=separator(tokenizer)))
+    training, held_out = packed
+    if len(training) < 2 or len(held_out) < 2:
+        raise SystemExit(f"The text makes {len(training)} blocks to learn from and {len(held_out)} to measure with.")
+    places = np.linspace(0, len(held_out) - 1, min(HELD_OUT_BLOCKS, len(held_out))).astype(np.int64)
+    return Division(training=training, held_out=held_out[torch.from_numpy(places)])
+
+
+def _blocks(inputs: np.ndarray, targets: np.ndarray) -> Blocks:  # type: ignore[type-arg]
+    return Blocks(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the blocks of a text."""
+    parser = argparse.ArgumentParser(prog="python -m bench.learn_text", description="Divide a text into blocks.")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="a native model, for its tokenizer")
+    parser.add_argument("--tokens", type=int, required=True, help="tokens a block")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    division = divide(options.text.read_text(encoding="utf-8", errors="replace"), options.model, tokens=options.tokens)
+    np.savez(
+        options.output,
+        training_inputs=division.training.inputs.numpy(),
+        training_targets=division.training.targets.numpy(),
+        held_out_inputs=division.held_out.inputs.numpy(),
+        held_out_targets=division.held_out.targets.numpy(),
+    )
+    write_line(
+        {
+            "training_blocks": len(division.training),
+            "training_tokens": division.training.tokens,
+            "held_out_tokens": division.held_out.tokens,
+        }
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""A guided run, from blocks of text to a taught adapter: everything is chosen here, and nothing by hand.
+
+What it takes: a look at the stream, an aim (or the adapter that an earlier run has taught), the text divided into what
+is learned and what only decides when to stop, and the trunk's states, which are computed once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pocketllm.mezo.adapters import Adapter
+from pocketllm.mezo.aiming import Aimed, aim
+from pocketllm.mezo.batches import Blocks, Buckets, fixed_batches
+from pocketllm.mezo.guide import Guide
+from pocketllm.mezo.guided import GuidedPlan, Parts, State, train_guided
+from pocketllm.mezo.loop import Row
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.snapshots import Snapshots
+from pocketllm.mezo.stream import Stream, find_stream
+from pocketllm.mezo.trunk import TrunkCache
+
+#: How far a number of B moves in a step at first: in logits for the head, in parts of the stream for the maps.
+HEAD_LENGTH, MAP_LENGTH = 1e-2, 5e-4
+#: Names of the two groups of maps that share a step length.
+HEAD, MAPS = "head", "maps"
+#: One block in so many is not learned from, and decides when to stop; so many at most.
+CHECK_ONE_IN, MOST_CHECK_BLOCKS = 12, 24
+#: Blocks that the aim is taken on.
+AIM_BLOCKS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """What is settled before the first step."""
+
+    stream: Stream
+    adapter: Adapter
+    first: int  #: the lowest layer that is adapted
+
+
+def begin(
+    model: LanguageModel,
+    buckets: Buckets,
+    *,
+    rank: int,
+    head_rank: int,
+    seed: int,
+    rows_at_once: int,
+    on_pass: Callable[[int], None] = lambda _: None,
+) -> Aimed:
+    """Choose what is adapted, on the first blocks of the text. Raises UnsupportedModel where no guide is to be had."""
+    return aim(
+        model,
+        find_stream(model.any_lane()),
+        max(buckets, key=lambda bucket: bucket.tokens)[slice(0, AIM_BLOCKS)],
+        rank=rank,
+        head_rank=head_rank,
+        seed=seed,
+        rows_at_once=rows_at_once,
+        on_pass=on_pass,
+    )
+
+
+def go_on(model: LanguageModel, adapter: Adapter) -> Guided:
+    """With a fresh adapter, or with one that an earlier run has taught."""
+    return Guided(stream=find_stream(model.any_lane()), adapter=adapter, first=lowest_layer(model, adapter))
+
+
+def lowest_layer(model: LanguageModel, adapter: Adapter) -> int:
+    """The lowest layer that the adapter changes; the last where it changes the head alone."""
+    numbers = [number for path in adapter.a if (number := model.stack.number_of(path)) is not None]
+    return min(numbers, default=model.stack.count - 1)
+
+
+def train(
+    model: LanguageModel,
+    buckets: Buckets,
+    guided: Guided,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    measure_every: int,
+    rows_at_once: int,
+    folder: Path,
+    cache_bytes: int,
+    done: int,
+    keep: Callable[[Row], None],
+    measure: Callable[[int], None],
+    remaining: Callable[[int], float],
+    clock: Callable[[], float],
+) -> State:
+    """Teach the adapter in place. folder: for the run's state and the trunk's, of which so many bytes are kept."""
+    adapter = guided.adapter
+    model.use(adapter)
+    guide = Guide(model, guided.stream, adapter)
+    learned, checked = (fixed_batches(some, size=batch, seed=seed) for some in divide(buckets))
+    snapshots = Snapshots(folder)
+    with TrunkCache(
+        [*learned, *checked],
+        layer=guided.first,
+        entering=lambda blocks, layer: model.entering(blocks, layer, rows_at_once),
+        width=guided.stream.width,
+        dtype=model.walk.dtype,
+        file=folder / "trunk.bin",
+        most_bytes=cache_bytes,
+    ) as trunk:
+        maps = tuple(path for path in adapter.a if path != model.head_path)
+        groups: dict[str, tuple[str, ...]] = {HEAD: (model.head_path,)}
+        if maps:
+            groups[MAPS] = maps
+        plan = GuidedPlan(
+            seed=seed,
+            steps=steps,
+            groups=groups,
+            lengths={HEAD: HEAD_LENGTH, MAPS: MAP_LENGTH},
+            measure_every=measure_every,
+        )
+
+        def check() -> float:
+            total, tokens = 0.0, 0
+            for number in range(len(learned), len(trunk)):
+                losses = torch.tensor(model.block_losses(trunk.at(number), rows_at_once), dtype=torch.float64)
+                total += float((losses * trunk.batches[number].target_counts).sum())
+                tokens += trunk.batches[number].tokens
+            return total / tokens
+
+        parts = Parts(
+            look=lambda blocks: guide.look(blocks, rows_at_once),
+            losses=lambda points, blocks: model.losses_at(points, blocks, rows_at_once),
+            check=check,
+            batch=trunk.at,
+            batches=len(learned),
+            keeper=snapshots,
+        )
+        return train_guided(
+            adapter,
+            parts,
+            plan,
+            done=done,
+            keep=keep,
+            measure=measure,
+            remaining=remaining,
+            clock=clock,
+        )
+
+
+def divide(buckets: Buckets) -> tuple[Buckets, Buckets]:
+    """What is learned from, and what decides when to stop: blocks spread evenly over each bucket.
+
+    A single block is both.
+    """
+    learned: list[Blocks] = []
+    checked: list[Blocks] = []
+    left = MOST_CHECK_BLOCKS
+    for blocks in buckets:
+        one_in = max(2, min(CHECK_ONE_IN, len(blocks)), -(-len(blocks) // max(1, left)))
+        chosen = torch.arange(len(blocks)) % one_in == one_in - 1
+        if left == 0:
+            chosen[:] = False
+        left -= int(chosen.sum())
+        learned.append(blocks[~chosen])
+        checked.append(blocks[chosen])
+    checked = [blocks for blocks in checked if blocks.tokens]
+    return tuple(blocks for blocks in learned if len(blocks)), tuple(checked) or buckets
