@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, out_of_memory, peak_bytes
@@ -22,19 +23,19 @@ from pocketllm.mezo.batches import Blocks, Buckets
 from pocketllm.mezo.budget import HEAD_RANK, JobPlan
 from pocketllm.mezo.decoding import separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
-from pocketllm.mezo.errors import BadRequest, UnsupportedModel
+from pocketllm.mezo.errors import UnsupportedModel
 from pocketllm.mezo.estimator import Point
-from pocketllm.mezo.examples import Completion, Example, Labelled, Plain, encode
+from pocketllm.mezo.examples import encode
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.guided import State
 from pocketllm.mezo.loop import Plan, Row, train
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
 from pocketllm.mezo.templates import Template
+from pocketllm.storage.journal import BASE_STEP
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Job, Outcome, Step, Text
-from pocketllm.storage.texts import HELD_OUT_ONE_IN
 
 Result = TypeVar("Result")
 
@@ -54,7 +55,7 @@ class TrainingRun:
         self.model = LanguageModel(self.native, dtype=self.dtype, release_pages=True, lanes=self.plan.lanes)
         # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
         # aborts the process where it cannot allocate; what it is given at a time is bounded.
-        self.buckets, self.held_out = self._examples(self.native.tokenizer())
+        self.buckets, self.held_out, self.old_blocks = self._examples(self.native.tokenizer())
         cap_anonymous_memory(self.settings.memory_bytes)
 
     @torch.inference_mode()
@@ -155,7 +156,9 @@ class TrainingRun:
         self.store.jobs.set_method(self.job.id, planned.plan.method)
         return planned.plan
 
-    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets]:
+    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets, int]:
+        """Blocks to learn from, to measure with, and how many of the latter, at the end, are of old text."""
+
         def encoded(texts: Sequence[Text]) -> Buckets:
             return encode(
                 [example_of(text) for text in texts],
@@ -167,7 +170,7 @@ class TrainingRun:
                 seed=self.job.seed,
             )
 
-        return divide(self.store.texts.of_job(self.job.id), encoded)
+        return with_replay(self.store.texts.of_job(self.job.id), encoded)
 
     def _start(self) -> Adapter | FullWeights:
         """What the job starts from: the same at each start. A fresh adapter is written down at the first."""
@@ -273,8 +276,14 @@ class TrainingRun:
     def _evaluate(self, step: int, theta: Adapter | FullWeights) -> None:
         served = self._served_otherwise() if step == 0 else None
         losses = self._held_out_losses(self.model) if served is None else served
-        self.model.use(theta)
         weights = self._weights()
+        if step == 0 and self.settings.mode == "lora" and (self.job.parent is not None or served is not None):
+            self.model.use(None)
+            self._record(BASE_STEP, self._held_out_losses(self.model), weights)
+        self.model.use(theta)
+        self._record(step, losses, weights)
+
+    def _record(self, step: int, losses: Sequence[float], weights: Sequence[int]) -> None:
         self.store.journal.evaluate(self.job.id, step=step, block_losses=losses, weights=weights, now=_now())
         self.store.jobs.set_peak_memory(self.job.id, peak_bytes())
 
@@ -296,7 +305,14 @@ class TrainingRun:
         before = self.store.journal.evaluation(self.job.id, 0)
         now = self.store.journal.evaluation(self.job.id, last)
         assert before is not None and now is not None, "train() measures at both ends"
-        judgement = judge(before.block_losses, now.block_losses, self._weights())
+        base = self.store.journal.evaluation(self.job.id, BASE_STEP)
+        judgement = judge(
+            before.block_losses,
+            now.block_losses,
+            self._weights(),
+            old_blocks=self.old_blocks,
+            base=None if base is None else base.block_losses,
+        )
         identity = self.job.id.replace("job-", "adapter-")
         self._save(theta, identity)
         row = AdapterRow(
@@ -329,54 +345,6 @@ class TrainingRun:
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())
-
-
-def example_of(text: Text) -> Example:
-    """A stored text as the learner takes it."""
-    if text.completion is not None:
-        return Completion(prompt=text.text, completion=text.completion)
-    return Plain(text=text.text) if text.label is None else Labelled(text=text.text, label=text.label)
-
-
-def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, Buckets]:
-    """The blocks to learn from, and those to measure with: of one text in ten, by the texts' ids.
-
-    Where the ids picked none or all, the last tenth of the blocks stands in. Raises BadRequest when there is
-    too little text for both.
-    """
-    training = [text for text in texts if not text.held_out]
-    held_out = [text for text in texts if text.held_out]
-    if training and held_out:
-        return encoded(training), encoded(held_out)
-    buckets = encoded(texts)
-    count = sum(len(bucket) for bucket in buckets)
-    if count < 2:
-        raise BadRequest(
-            f"{sum(bucket.tokens for bucket in buckets)} tokens are too few to learn from and to measure with; "
-            f"more than {buckets[0].inputs.shape[1]} are needed. Add some text."
-        )
-    kept = max(1, count // HELD_OUT_ONE_IN)
-    return first_blocks(buckets, count - kept), last_blocks(buckets, kept)
-
-
-def first_blocks(buckets: Buckets, count: int) -> Buckets:
-    """The first `count` blocks."""
-    chosen = []
-    for bucket in buckets:
-        if count > 0:
-            chosen.append(bucket[slice(0, count)])
-            count -= len(bucket)
-    return tuple(chosen)
-
-
-def last_blocks(buckets: Buckets, count: int) -> Buckets:
-    """The last `count` blocks."""
-    chosen: list[Blocks] = []
-    for bucket in reversed(buckets):
-        if count > 0:
-            chosen.insert(0, bucket[slice(max(0, len(bucket) - count), None)])
-            count -= len(bucket)
-    return tuple(chosen)
 
 
 def _now() -> datetime:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import cos, isfinite, pi
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from pocketllm.mezo.adapters import Adapter
@@ -176,9 +177,9 @@ def _step(
     return Row(
         step=step,
         seed=plan.seed,
-        scalars=(state.descent.slope(seen.gradients),),
+        scalars=(float(np.float32(state.descent.slope(seen.gradients))),),
         loss=seen.loss,
-        learning_rate=share,
+        learning_rate=float(np.float32(share)),
         tokens=batch.tokens,
         seconds=clock() - started,
     )

@@ -18,6 +18,8 @@ from pocketllm.storage.jobs import found_job
 from pocketllm.storage.journal_codec import decode, encode, steps_in
 from pocketllm.storage.tables import OPEN_STATES, CompactJournal, Evaluation, Step
 
+#: Where the base model's held-out measurement stands, among those of steps.
+BASE_STEP = -1
 #: Loss and speed are shown as means over this many steps: one batch says little.
 RECENT_STEPS = 20
 
@@ -111,7 +113,8 @@ class Journal:
 
     def progress(self, job_id: str) -> Progress:
         """How far a job is, from its recent rows."""
-        measured = select(Evaluation.loss).where(Evaluation.job_id == job_id).order_by(col(Evaluation.step))
+        of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
+        measured = of_job.order_by(col(Evaluation.step))
         with self._database.read() as session:
             recent = _recent(session, job_id)
             losses = list(session.exec(measured))

@@ -60,6 +60,7 @@ class Outcome(StrEnum):
 
     LEARNED = "learned"  # better than what was served by more than the noise
     NO_PROOF = "no proof of learning"  # kept, not served
+    WORSE = "worse"  # by more than the noise, on all of it or on old text alone; kept, not served
 
 
 class Kind(StrEnum):
@@ -174,7 +175,10 @@ class CompactJournal(SQLModel, table=True):
 
 
 class Evaluation(SQLModel, table=True):
-    """Held-out loss at a step: the mean in nats per token, and each block's, for paired comparison."""
+    """Held-out loss at a step: the mean in nats per token, and each block's, for paired comparison.
+
+    Step -1 is the base model, where the job does not start from it.
+    """
 
     __tablename__ = "evaluation"
 

@@ -14,6 +14,8 @@ from pocketllm.storage.tables import JobText, Text
 
 #: One text in this many is kept out of training.
 HELD_OUT_ONE_IN = 10
+#: Words of old text that a job sees again, at least, as far as there are so many.
+LEAST_REPLAY_WORDS = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +134,21 @@ class TextStore:
 
 
 def assign_to_job(session: Session, job_id: str) -> tuple[int, int]:
-    """Fix the job's texts: all there are now. Returns how many texts and words these are."""
-    texts = session.exec(select(Text.id, Text.words)).all()
-    session.add_all(JobText(job_id=job_id, text_id=identity) for identity, _ in texts)
-    return len(texts), sum(words for _, words in texts)
+    """Fix the job's texts: what is new, with as many words again of what is not, so that it is not forgotten.
+
+    Which old texts these are follows from the job's id. Where nothing is new it is all there are. Returns how many
+    texts and words these are.
+    """
+    texts = session.exec(select(Text.id, Text.words, Text.learned_in)).all()
+    chosen = [(identity, words) for identity, words, learned_in in texts if learned_in is None]
+    left = max(LEAST_REPLAY_WORDS, sum(words for _, words in chosen)) if chosen else sum(words for _, words, _ in texts)
+    old = [(identity, words) for identity, words, learned_in in texts if learned_in is not None]
+    for identity, words in sorted(old, key=lambda row: hashlib.sha256(f"{job_id} {row[0]}".encode()).digest()):
+        if left > 0:
+            chosen.append((identity, words))
+            left -= words
+    session.add_all(JobText(job_id=job_id, text_id=identity) for identity, _ in chosen)
+    return len(chosen), sum(words for _, words in chosen)
 
 
 def mark_learned(session: Session, job_id: str) -> None:

@@ -24,7 +24,7 @@ from tests.running import Clock, FakeRunner, FixedSensor
 
 
 def settings(**changes: Any) -> TrainingSettings:
-    return TrainingSettings(**changes)
+    return TrainingSettings(**{"method": "mezo", **changes})
 
 
 class TestWithWishes:

@@ -34,6 +34,7 @@ SMALL_JOB = {
     "TRAINING__BLOCK_TOKENS": "16",
     "TRAINING__BATCH": "1",
     "TRAINING__RANK": "2",
+    "TRAINING__METHOD": "mezo",
     "GATE__MINIMUM_PAUSE_SECONDS": "0",
     "TICK_SECONDS": "0.1",
 }

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pocketllm.daemon.division import divide, first_blocks, last_blocks
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training_run import divide, first_blocks, last_blocks
 from pocketllm.mezo.batches import Buckets, pack
 from pocketllm.mezo.errors import BadRequest
 from pocketllm.mezo.native import open_native

@@ -16,7 +16,7 @@ from pocketllm.storage.texts import NewText
 from tests.tiny_models import tiny_native
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-TRAINING = TrainingSettings(steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
+TRAINING = TrainingSettings(method="mezo", steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
 
 
 def data_folder(root: Path, *, source: Path | None = None, dtype: str = "bfloat16") -> DataFolder:

@@ -1,0 +1,74 @@
+"""A job's texts, divided into what is learned from and what is measured with, new text apart from old."""
+
+from collections.abc import Callable, Sequence
+
+from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.errors import BadRequest
+from pocketllm.mezo.examples import Completion, Example, Labelled, Plain
+from pocketllm.storage.tables import Text
+from pocketllm.storage.texts import HELD_OUT_ONE_IN
+
+
+def example_of(text: Text) -> Example:
+    """A stored text as the learner takes it."""
+    if text.completion is not None:
+        return Completion(prompt=text.text, completion=text.completion)
+    return Plain(text=text.text) if text.label is None else Labelled(text=text.text, label=text.label)
+
+
+def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, Buckets]:
+    """The blocks to learn from, and those to measure with: of one text in ten, by the texts' ids.
+
+    Where the ids picked none or all, the last tenth of the blocks stands in. Raises BadRequest when there is
+    too little text for both.
+    """
+    training = [text for text in texts if not text.held_out]
+    held_out = [text for text in texts if text.held_out]
+    if training and held_out:
+        return encoded(training), encoded(held_out)
+    buckets = encoded(texts)
+    count = sum(len(bucket) for bucket in buckets)
+    if count < 2:
+        raise BadRequest(
+            f"{sum(bucket.tokens for bucket in buckets)} tokens are too few to learn from and to measure with; "
+            f"more than {buckets[0].inputs.shape[1]} are needed. Add some text."
+        )
+    kept = max(1, count // HELD_OUT_ONE_IN)
+    return first_blocks(buckets, count - kept), last_blocks(buckets, kept)
+
+
+def with_replay(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, Buckets, int]:
+    """What to learn from and what to measure with, new text before old; and how many blocks of the latter are old.
+
+    Text that an earlier job has learned is old; where no other is there, all of it is taken for new.
+    """
+    old = [text for text in texts if text.learned_in is not None]
+    new = [text for text in texts if text.learned_in is None]
+    if not old or not new:
+        return *divide(texts, encoded), 0
+    training, held_out = divide(new, encoded)
+    repeated = [text for text in old if not text.held_out]
+    kept = [text for text in old if text.held_out]
+    old_held_out = encoded(kept) if kept else ()
+    count = sum(len(bucket) for bucket in old_held_out)
+    return training + (encoded(repeated) if repeated else ()), held_out + old_held_out, count
+
+
+def first_blocks(buckets: Buckets, count: int) -> Buckets:
+    """The first `count` blocks."""
+    chosen = []
+    for bucket in buckets:
+        if count > 0:
+            chosen.append(bucket[slice(0, count)])
+            count -= len(bucket)
+    return tuple(chosen)
+
+
+def last_blocks(buckets: Buckets, count: int) -> Buckets:
+    """The last `count` blocks."""
+    chosen: list[Blocks] = []
+    for bucket in reversed(buckets):
+        if count > 0:
+            chosen.insert(0, bucket[slice(max(0, len(bucket) - count), None)])
+            count -= len(bucket)
+    return tuple(chosen)
