@@ -19,7 +19,7 @@ from pocketllm.daemon.publishing import judge
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter, load_adapter
-from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.batches import Blocks, Buckets, shuffled
 from pocketllm.mezo.budget import HEAD_RANK, JobPlan
 from pocketllm.mezo.decoding import separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
@@ -86,7 +86,7 @@ class TrainingRun:
         train(
             self._losses,
             theta,
-            self.buckets,
+            shuffled(self.buckets, size=plan.batch, seed=plan.seed),
             plan,
             done=self.store.journal.steps(self.job.id),
             keep=self._keep,

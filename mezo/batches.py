@@ -1,6 +1,6 @@
 """Rows of tokens become batches; which batch a step sees depends on (seed, step) alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -116,6 +116,11 @@ def batch_at(buckets: Buckets, *, step: int, size: int, seed: int) -> Blocks:
         number -= batches[bucket]
         bucket += 1
     return buckets[bucket][torch.from_numpy(orders[bucket][number * size : (number + 1) * size])]
+
+
+def shuffled(buckets: Buckets, *, size: int, seed: int) -> Callable[[int], Blocks]:
+    """What gives the batch of each step; see `batch_at`."""
+    return lambda step: batch_at(buckets, step=step, size=size, seed=seed)
 
 
 def fixed_batches(buckets: Buckets, *, size: int, seed: int) -> list[Blocks]:

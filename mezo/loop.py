@@ -6,7 +6,7 @@ from math import isfinite, sqrt
 
 import numpy as np
 
-from pocketllm.mezo.batches import Blocks, Buckets, batch_at
+from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.estimator import Losses, Point, Theta, Update, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
@@ -57,15 +57,17 @@ class StepSize:
         self._plan = plan
         self._square: float | None = None
 
-    def learning_rate(self, step: int, scalars: Sequence[float]) -> float:
-        """The learning rate of this step, whose scalars are taken into account. Call once a step, in order."""
+    def learning_rate(self, remaining: float, scalars: Sequence[float]) -> float:
+        """The learning rate of a step, whose scalars are taken into account. Call once a step, in order.
+
+        remaining: the part of the run that lies ahead, from 1 to 0.
+        """
         seen = sum(scalar**2 for scalar in scalars) / len(scalars)
         old = seen if self._square is None else self._square
         self._square = self.MEMORY * old + (1 - self.MEMORY) * seen
         rms = sqrt(self._square)
         if rms == 0:
             return 0.0
-        remaining = 1 - (step - 1) / self._plan.steps
         clipped = min(1.0, self.CLIP * rms / sqrt(seen)) if seen else 1.0
         return float(np.float32(self._plan.step_size * remaining * clipped / rms))
 
@@ -77,34 +79,40 @@ BatchLosses = Callable[[Sequence[Point], Blocks], Sequence[float]]
 def train(
     losses: BatchLosses,
     theta: Theta,
-    buckets: Buckets,
+    batch: Callable[[int], Blocks],
     plan: Plan,
     *,
     done: Sequence[Update],
     keep: Callable[[Row], None],
     measure: Callable[[int], None],
     clock: Callable[[], float],
+    remaining: Callable[[int], float] | None = None,
 ) -> None:
     """Train theta in place until `plan.steps` steps are done.
 
-    done: rows of earlier steps, from the first; replayed before going on. keep(row): called with each new row
-    before the update that it describes, so that what has been kept is never ahead of a lost update.
-    measure(step): called where the plan measures, with theta as after that step; also where `done` ends,
-    since a killed run may not have come to it. clock: monotonic seconds.
+    batch: the batch of a step, the same whenever it is asked for. done: rows of earlier steps, from the first;
+    replayed before going on. keep(row): called with each new row before the update that it describes, so that what
+    has been kept is never ahead of a lost update. measure(step): called where the plan measures, with theta as after
+    that step; also where `done` ends, since a killed run may not have come to it. clock: monotonic seconds.
+    remaining(step): the part of the run that lies ahead of a step, from 1 to 0, where the run ends; by the steps, if
+    it is None.
     Raises TrainingDiverged when the loss is no number any more.
     """
+    remaining = remaining or (lambda step: 1 - (step - 1) / plan.steps)
     size = StepSize(plan)
     for row in done:
-        size.learning_rate(row.step, row.scalars)
+        size.learning_rate(remaining(row.step), row.scalars)
     replay(theta, done, plan.noise)
     if plan.measures_at(len(done)):
         measure(len(done))
 
     for step in range(len(done) + 1, plan.steps + 1):
+        if remaining(step) <= 0:
+            return
         started = clock()
-        batch = batch_at(buckets, step=step, size=plan.batch, seed=plan.seed)
+        blocks = batch(step)
         along = directions(plan.seed, step, plan.probes, plan.noise)
-        seen = probe(_on(batch, losses), along, epsilon=plan.epsilon)
+        seen = probe(_on(blocks, losses), along, epsilon=plan.epsilon)
         if not isfinite(seen.loss):
             raise TrainingDiverged(f"The loss at step {step} is {seen.loss}. Start again with a smaller step size.")
         row = Row(
@@ -112,8 +120,8 @@ def train(
             seed=plan.seed,
             scalars=seen.scalars,
             loss=seen.loss,
-            learning_rate=size.learning_rate(step, seen.scalars),
-            tokens=batch.tokens,
+            learning_rate=size.learning_rate(remaining(step), seen.scalars),
+            tokens=blocks.tokens,
             seconds=clock() - started,
         )
         keep(row)

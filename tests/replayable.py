@@ -7,6 +7,7 @@ import torch
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo.adapters import Adapter, load_adapter
+from pocketllm.mezo.batches import shuffled
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.loop import Plan, Row, train
 from pocketllm.mezo.model import LanguageModel
@@ -78,7 +79,7 @@ def learn(
         train(
             lambda points, batch: model.losses_at(points, batch, 4),
             theta,
-            (some_blocks(),),
+            shuffled((some_blocks(),), size=plan.batch, seed=plan.seed),
             plan,
             done=[],
             keep=keep,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.batches import Blocks, shuffled
 from pocketllm.mezo.estimator import Point, replay, update
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.loop import Plan, Row, train
@@ -215,7 +215,7 @@ def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: K
         train(
             look,
             theta,
-            buckets,
+            shuffled(buckets, size=plan.batch, seed=plan.seed),
             plan,
             done=[],
             keep=rows.append,

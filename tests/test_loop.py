@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.batches import Blocks, shuffled
 from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.estimator import Point
@@ -23,6 +23,11 @@ BUCKETS = (some_blocks(), some_blocks(5, 8))
 
 def fresh(model: LanguageModel) -> Adapter:
     return adapter_along_activations(model, (some_blocks(8),), targets=TARGETS, rank=4, seed=0, rows_at_once=ALL_ROWS)
+
+
+def left(step: int) -> float:
+    """The part of the run that lies ahead of a step."""
+    return 1 - (step - 1) / PLAN.steps
 
 
 def ticking() -> float:
@@ -48,7 +53,14 @@ def run(
     model.use(adapter)
     with torch.inference_mode(), suppress(InterruptedError):
         train(
-            losses_of(model), adapter, BUCKETS, plan, done=list(rows), keep=keep, measure=measured.append, clock=ticking
+            losses_of(model),
+            adapter,
+            shuffled(BUCKETS, size=plan.batch, seed=plan.seed),
+            plan,
+            done=list(rows),
+            keep=keep,
+            measure=measured.append,
+            clock=ticking,
         )
     return adapter, rows, measured
 
@@ -108,7 +120,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_kept(tiny: Nat
         train(
             losses_of(model),
             adapter,
-            BUCKETS,
+            shuffled(BUCKETS, size=PLAN.batch, seed=PLAN.seed),
             PLAN,
             done=[],
             keep=kept.append,
@@ -141,39 +153,52 @@ def test_a_row_says_what_its_step_saw(tiny: NativeModel) -> None:
         )
 
     plan = replace(PLAN, probes=2, steps=3)
-    train(losses, theta, BUCKETS, plan, done=[], keep=keep, measure=lambda _: None, clock=lambda: float(next(clock)))
+    train(
+        losses,
+        theta,
+        shuffled(BUCKETS, size=plan.batch, seed=plan.seed),
+        plan,
+        done=[],
+        keep=keep,
+        measure=lambda _: None,
+        clock=lambda: float(next(clock)),
+    )
     assert ends[0] == 0.0 < ends[1]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_step_size_does_not_depend_on_how_steep_the_loss_is(scale: float) -> None:
     size = StepSize(PLAN)
-    moves = [size.learning_rate(step, [scalar * scale]) * scalar * scale for step, scalar in enumerate((1, -2, 1.5), 1)]
+    moves = [
+        size.learning_rate(left(step), [scalar * scale]) * scalar * scale for step, scalar in enumerate((1, -2, 1.5), 1)
+    ]
     assert moves == pytest.approx([0.01, -0.0180, 0.0122], abs=1e-3)
 
 
 def test_an_outlier_moves_no_further_than_three_typical_probes() -> None:
     size = StepSize(PLAN)
     for step in range(1, 5):
-        size.learning_rate(step, [1.0])
-    assert abs(size.learning_rate(5, [1e9]) * 1e9) <= 3 * PLAN.step_size
+        size.learning_rate(left(step), [1.0])
+    assert abs(size.learning_rate(left(5), [1e9]) * 1e9) <= 3 * PLAN.step_size
 
 
 def test_several_scalars_count_by_their_root_mean_square() -> None:
     """Two probes of 3 and 4 are as steep as one of sqrt(12.5)."""
     one, two = StepSize(PLAN), StepSize(PLAN)
     for step in range(1, 5):
-        assert two.learning_rate(step, [3.0, 4.0]) == pytest.approx(one.learning_rate(step, [12.5**0.5]), rel=1e-6)
+        assert two.learning_rate(left(step), [3.0, 4.0]) == pytest.approx(
+            one.learning_rate(left(step), [12.5**0.5]), rel=1e-6
+        )
 
 
 def test_a_flat_loss_moves_nothing() -> None:
     size = StepSize(PLAN)
-    assert size.learning_rate(1, [0.0]) == 0.0
-    assert size.learning_rate(2, [1.0]) > 0
+    assert size.learning_rate(left(1), [0.0]) == 0.0
+    assert size.learning_rate(left(2), [1.0]) > 0
 
 
 def test_last_step_is_the_smallest() -> None:
     size = StepSize(PLAN)
-    rates = [size.learning_rate(step, [1.0]) for step in range(1, PLAN.steps + 1)]
+    rates = [size.learning_rate(left(step), [1.0]) for step in range(1, PLAN.steps + 1)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(PLAN.step_size / PLAN.steps)
