@@ -1,8 +1,6 @@
 """Draw memory against batch size, MeZO beside what backpropagates, from the memory bench's raw results.
 
 python -m bench.plot_memory [bench/results/memory.json] [-o bench/results/memory.svg]
-
-SVG by hand: four lines do not need a plotting library.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, progress
 from bench.memory_rows import ADAM, BACKPROP, OURS
+from bench.svg import GRID, frame, round_step, stroke, text
 
 #: What is drawn, from the lowest line to the highest: method and mode -> name and colour.
 _SERIES = {
@@ -29,8 +27,6 @@ _SERIES = {
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 56, 96
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-_INK, _GRID = "#222222", "#dddddd"
-_FONT = "font-family='system-ui, sans-serif'"
 _GRID_LINES = 6  # about
 
 
@@ -66,7 +62,7 @@ def lines_of(results: Mapping[str, Any], *, shape: str) -> list[Line]:
 def draw(lines: Sequence[Line], *, title: str, source: str) -> str:
     """The whole SVG. Batch sizes are spaced by doublings; memory starts at zero."""
     batches = sorted({batch for line in lines for batch, _, _ in line.points})
-    step = _round_step(max(size for line in lines for _, size, _ in line.points) / 1000 / _GRID_LINES)
+    step = round_step(max(size for line in lines for _, size, _ in line.points) / 1000 / _GRID_LINES)
     top = step * math.ceil(max(size for line in lines for _, size, _ in line.points) / 1000 / step)
 
     def x(batch: int) -> float:
@@ -79,28 +75,25 @@ def draw(lines: Sequence[Line], *, title: str, source: str) -> str:
         return _TOP + _PLOT_HEIGHT * (1 - gigabytes / top)
 
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {_HEIGHT}' width='{_WIDTH}' "
-        f"height='{_HEIGHT}' role='img' aria-label='{escape(title, quote=True)}'>",
-        # Explicit, since pages are dark or light.
-        f"<rect width='{_WIDTH}' height='{_HEIGHT}' fill='#ffffff'/>",
-        _text(_LEFT, 24, title, size=16, weight="bold"),
-        _text(_LEFT, 43, "peak resident memory of the process, GB", size=12),
+        frame(_WIDTH, _HEIGHT, title),
+        text(_LEFT, 24, title, size=16, weight="bold"),
+        text(_LEFT, 43, "peak resident memory of the process, GB", size=12),
     ]
     for number in range(round(top / step) + 1):
         level = number * step
-        parts.append(_stroke([(_LEFT, y(level)), (_WIDTH - _RIGHT, y(level))], _GRID, 1))
-        parts.append(_text(_LEFT - 8, y(level) + 4, f"{level:g}", anchor="end"))
-    parts += [_text(x(batch), _TOP + _PLOT_HEIGHT + 18, str(batch), anchor="middle") for batch in batches]
-    parts.append(_text(_LEFT + _PLOT_WIDTH / 2, _TOP + _PLOT_HEIGHT + 36, "texts a step", anchor="middle"))
+        parts.append(stroke([(_LEFT, y(level)), (_WIDTH - _RIGHT, y(level))], GRID, 1))
+        parts.append(text(_LEFT - 8, y(level) + 4, f"{level:g}", anchor="end"))
+    parts += [text(x(batch), _TOP + _PLOT_HEIGHT + 18, str(batch), anchor="middle") for batch in batches]
+    parts.append(text(_LEFT + _PLOT_WIDTH / 2, _TOP + _PLOT_HEIGHT + 36, "texts a step", anchor="middle"))
     for line in lines:
-        parts.append(_stroke([(x(batch), y(size / 1000)) for batch, size, _ in line.points], line.colour))
+        parts.append(stroke([(x(batch), y(size / 1000)) for batch, size, _ in line.points], line.colour))
         for batch, size, died in line.points:
             parts.append(_mark(x(batch), y(size / 1000), line.colour, died))
         batch, size, died = line.points[-1]
         label = f"died at {size / 1000:.1f}" if died else f"{size / 1000:.2f}"
-        parts.append(_text(x(batch) + 6, y(size / 1000) - 9, label, anchor="end", colour=line.colour))
+        parts.append(text(x(batch) + 6, y(size / 1000) - 9, label, anchor="end", colour=line.colour))
     parts += _legend(lines)
-    parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 10, source, size=10, anchor="end", colour="#666666"))
+    parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 10, source, size=10, anchor="end", colour="#666666"))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -108,35 +101,15 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     parts = []
     for number, line in enumerate(lines):
         left, top = _LEFT + (number % 2) * 300, _HEIGHT - 44 + (number // 2) * 18
-        parts.append(_stroke([(left, top - 4), (left + 22, top - 4)], line.colour))
-        parts.append(_text(left + 28, top, line.name))
+        parts.append(stroke([(left, top - 4), (left + 22, top - 4)], line.colour))
+        parts.append(text(left + 28, top, line.name))
     return parts
 
 
 def _mark(x: float, y: float, colour: str, died: bool) -> str:
     if died:
-        return _stroke([(x - 5, y - 5), (x + 5, y + 5)], colour) + _stroke([(x - 5, y + 5), (x + 5, y - 5)], colour)
+        return stroke([(x - 5, y - 5), (x + 5, y + 5)], colour) + stroke([(x - 5, y + 5), (x + 5, y - 5)], colour)
     return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>"
-
-
-def _stroke(points: Sequence[tuple[float, float]], colour: str, width: float = 2.5) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='{width}'/>"
-
-
-def _text(
-    x: float, y: float, text: str, *, size: int = 12, anchor: str = "start", weight: str = "normal", colour: str = _INK
-) -> str:
-    return (
-        f"<text x='{x:.1f}' y='{y:.1f}' {_FONT} font-size='{size}' font-weight='{weight}' text-anchor='{anchor}' "
-        f"fill='{colour}'>{escape(text)}</text>"
-    )
-
-
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below `least`."""
-    power: float = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,215 @@
+"""What is learned from a text in equal time: our methods against textbook MeZO and exact backpropagation.
+
+python -m bench.learn --text FILE [--seconds 120] [--seeds 1] [--model DIR] [--quick]
+
+Each contender runs in a process of its own, one after the other, on the same blocks of the same text, and is given so
+many seconds from when its model is loaded: for a method of ours all that it measures and chooses counts. The held-out
+loss is measured while the clock stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from bench import measured, plot_learn
+from bench.harness import Limit, finish, parser, progress, start, table
+from bench.shapes import SMOLLM2, ensure, models_folder
+
+LIMITS = {
+    "guided_over_textbook": Limit(at_least=10),
+    "mezo_over_textbook": Limit(at_least=2),
+    "guided_over_exact": Limit(at_least=0.7),
+    "guided_peak_over_inference": Limit(at_most=1.15),
+}
+#: Learning rates that the peers are given: the best of these counts.
+TEXTBOOK_RATES, EXACT_RATES = (3e-4, 3e-3, 3e-2), (1e-3, 2e-3)
+_TOKENS = 64
+_MB = 10**6
+#: A run may take so many times its seconds, measuring included, before it counts as hung.
+_PATIENCE, _LOADING_SECONDS = 4.0, 120.0
+_CAPTION = (
+    "Nats per token by which the loss on held-out text fell, mean over the seeds. Textbook: MeZO as published, Gaussian z "
+    "over rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW, warm-up and cosine. Of "
+    "several learning rates the best one is shown. Peak: resident memory of the whole process."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A method with its options."""
+
+    name: str
+    value: str | None  #: of the bench's values that it is a candidate for
+    command: tuple[str, ...]
+
+    def run(self, folder: Path, blocks: Path, *, seconds: float, seed: int, batch: int) -> measured.Measurement:
+        """One run in a process of its own. Raises SystemExit when it fails."""
+        progress(f"{self.name}, seed {seed} ...")
+        found = measured.run(
+            [
+                *(sys.executable, "-m", *self.command),
+                *("--folder", str(folder), "--blocks", str(blocks), "--batch", str(batch)),
+                *("--seconds", str(seconds), "--seed", str(seed)),
+            ],
+            timeout_seconds=_LOADING_SECONDS + _PATIENCE * seconds,
+        )
+        if not found.completed:
+            raise SystemExit(f"{self.name} failed: {found.error or f'exit code {found.exit_code}'}")
+        if "reduction" in found.report:
+            progress(f"  {found.report['reduction']:.4f} nats in {found.report['steps']} steps")
+        return found
+
+
+def contenders(first_layer: int) -> list[Contender]:
+    """All but the guided method, which chooses the layers."""
+    peers, ours = "bench.learn_peers", "bench.learn_ours"
+    made = [Contender(name="mezo", value="mezo_nats", command=(ours, "mezo"))]
+    made += [
+        Contender(
+            name=f"textbook, rate {rate:g}", value="textbook_nats", command=(peers, "textbook", "--rate", str(rate))
+        )
+        for rate in TEXTBOOK_RATES
+    ]
+    for rate in EXACT_RATES:
+        exact = (peers, "exact", "--rate", str(rate))
+        upper = ("--first", str(first_layer))
+        made += [
+            Contender(name=f"exact, all layers, rate {rate:g}", value="exact_all_nats", command=exact),
+            Contender(
+                name=f"exact, layers from {first_layer}, rate {rate:g}",
+                value="exact_same_layers_nats",
+                command=(*exact, *upper),
+            ),
+            Contender(
+                name=f"exact, layers from {first_layer}, trunk cached, rate {rate:g}",
+                value="exact_same_layers_nats",
+                command=(*exact, *upper, "--cached"),
+            ),
+        ]
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench."""
+    options = _options(arguments)
+    seconds, seeds = (2.0, 1) if options.quick else (options.seconds, options.seeds)
+    batch = 2 if options.quick else options.batch
+    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
+        folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
+        text = options.text or _sample(Path(scratch))
+        blocks = Path(scratch) / "blocks.npz"
+        sizes = _divide(text, folder, blocks, tokens=_TOKENS)
+        progress(f"{text.name}: {sizes['training_tokens']} tokens to learn from, {sizes['held_out_tokens']} held out")
+        run = {"seconds": seconds, "batch": batch}
+        inference = {
+            who: Contender(name=f"inference ({who})", value=None, command=(f"bench.learn_{who}", "inference")).run(
+                folder, blocks, seed=0, **run
+            )
+            for who in ("peers", "ours")
+        }
+        guided = Contender(name="guided", value="guided_nats", command=("bench.learn_ours", "guided"))
+        runs: dict[Contender, list[measured.Measurement]] = {}
+        runs[guided] = [guided.run(folder, blocks, seed=seed, **run) for seed in range(seeds)]
+        for contender in contenders(int(runs[guided][0].report["first_layer"])):
+            runs[contender] = [contender.run(folder, blocks, seed=seed, **run) for seed in range(seeds)]
+    values = _values(runs, inference)
+    raw = {
+        "text": text.name,
+        "sizes": sizes,
+        "seconds": seconds,
+        "runs": {c.name: [found.report | {"peak": found.peak_rss_bytes} for found in some] for c, some in runs.items()},
+        "inference_peak": {who: found.peak_rss_bytes for who, found in inference.items()},
+    }
+    exit_code = finish(
+        "learn", [_table(runs, inference, seconds)], values=values, limits=LIMITS, raw=raw, options=options
+    )
+    name = f"learn{'-quick' if options.quick else ''}"
+    plot_learn.draw(options.results / f"{name}.json", options.results / f"{name}.svg")
+    return exit_code
+
+
+def _values(
+    runs: Mapping[Contender, Sequence[measured.Measurement]], inference: Mapping[str, measured.Measurement]
+) -> dict[str, float | None]:
+    best: dict[str, float] = {}
+    for contender, found in runs.items():
+        if contender.value:
+            best[contender.value] = max(best.get(contender.value, -float("inf")), _mean(found))
+    exact = max(best["exact_all_nats"], best["exact_same_layers_nats"])
+    # Where the textbook learns nothing, or unlearns, any ratio would be meaningless: then it counts as a thousandth.
+    textbook = max(best["textbook_nats"], 1e-3)
+    guided = next(found for contender, found in runs.items() if contender.value == "guided_nats")
+    peak = max(one.peak_rss_bytes for one in guided)
+    return {
+        **best,
+        "guided_over_textbook": best["guided_nats"] / textbook,
+        "mezo_over_textbook": best["mezo_nats"] / textbook,
+        "guided_over_exact": best["guided_nats"] / exact,
+        "guided_peak_over_inference": peak / inference["peers"].peak_rss_bytes,
+        "guided_peak_over_our_inference": peak / inference["ours"].peak_rss_bytes,
+    }
+
+
+def _mean(found: Sequence[measured.Measurement]) -> float:
+    return mean(float(one.report["reduction"]) for one in found)
+
+
+def _table(
+    runs: Mapping[Contender, Sequence[measured.Measurement]],
+    inference: Mapping[str, measured.Measurement],
+    seconds: float,
+) -> Any:
+    rows = [
+        [f"plain inference, {'transformers' if who == 'peers' else 'ours'}", "-", "-", "-", _megabytes([found])]
+        for who, found in inference.items()
+    ]
+    for contender, found in sorted(runs.items(), key=lambda pair: -_mean(pair[1])):
+        reductions = [float(one.report["reduction"]) for one in found]
+        spread = f"{stdev(reductions):.4f}" if len(reductions) > 1 else "-"
+        steps = f"{mean(one.report['steps'] for one in found):.0f}"
+        rows.append([contender.name, f"{mean(reductions):.4f}", spread, steps, _megabytes(found)])
+    title = f"Held-out loss after {seconds:g} s"
+    return table(title, ["method", "fell by, nats", "spread", "steps", "peak, MB"], rows, caption=_CAPTION)
+
+
+def _megabytes(found: Sequence[measured.Measurement]) -> str:
+    return f"{max(one.peak_rss_bytes for one in found) / _MB:.0f}"
+
+
+def _divide(text: Path, folder: Path, blocks: Path, *, tokens: int) -> dict[str, Any]:
+    command = ["--text", str(text), "--model", str(folder), "--tokens", str(tokens), "--output", str(blocks)]
+    found = measured.run([sys.executable, "-m", "bench.learn_text", *command])
+    if not found.completed:
+        raise SystemExit(f"{text} cannot be divided into blocks: {found.error}")
+    return found.report
+
+
+def _sample(scratch: Path) -> Path:
+    """The notes that come with PocketLLM."""
+    from importlib.resources import files
+
+    text = scratch / "sample_notes.txt"
+    text.write_text(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    return text
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    made = parser("bench.learn", "What is learned from a text in equal time, by ours and the peers.")
+    made.add_argument("--text", type=Path, help="a writer's text (UTF-8); by default the sample notes")
+    made.add_argument("--seconds", type=float, default=120, help="for each contender")
+    made.add_argument("--seeds", type=int, default=1, help="runs of each contender")
+    made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
+    made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
+    made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
+    return made.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(start(main))
