@@ -71,7 +71,11 @@ class Peer:
                 self.factors += [made.a, made.b]
 
     def loss(self, blocks: Blocks, number: int | None = None) -> torch.Tensor:
-        """The mean loss of blocks, all of whose positions have a target; number: of the batch, for the cache."""
+        """The mean loss of blocks; number: of the batch, for the cache."""
+        if blocks.choices is not None:
+            wanted = blocks.targets.max(1).values  # one target a row
+            places = (wanted[:, None] == torch.tensor(blocks.choices)).int().argmax(1)
+            return F.cross_entropy(self.choice_logits(blocks), places)
         if self.cached and number is not None:
             self.stack.enter_at(self.first, self._entering(blocks, number))
         try:
@@ -80,6 +84,12 @@ class Peer:
             self.stack.reset()
         logits = self.model.get_output_embeddings()(hidden).flatten(0, 1)
         return F.cross_entropy(logits.float(), blocks.targets.flatten())
+
+    def choice_logits(self, blocks: Blocks) -> torch.Tensor:
+        """(rows, choices) fp32: the label words' logits where the label is to come."""
+        hidden = self.model.base_model(input_ids=blocks.inputs, use_cache=False).last_hidden_state
+        rows = self.model.get_output_embeddings().weight[list(blocks.choices or ())]
+        return hidden[blocks.targets >= 0].float() @ rows.float().t()
 
     @torch.no_grad()
     def held_out(self, blocks: Blocks) -> float:

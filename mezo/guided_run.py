@@ -27,8 +27,8 @@ HEAD_LENGTH, MAP_LENGTH = 1e-2, 5e-4
 HEAD, MAPS = "head", "maps"
 #: One block in so many is not learned from, and decides when to stop; so many at most.
 CHECK_ONE_IN, MOST_CHECK_BLOCKS = 12, 24
-#: Blocks that the aim is taken on.
-AIM_BLOCKS = 16
+#: Blocks that the aim is taken on: more of those with few targets, such as labelled texts with one each.
+AIM_BLOCKS, MOST_AIM_BLOCKS, AIM_TARGETS = 16, 96, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,20 @@ def begin(
     return aim(
         model,
         find_stream(model.any_lane()),
-        max(buckets, key=lambda bucket: bucket.tokens)[slice(0, AIM_BLOCKS)],
+        aimed_at(buckets),
         rank=rank,
         head_rank=head_rank,
         seed=seed,
         rows_at_once=rows_at_once,
         on_pass=on_pass,
     )
+
+
+def aimed_at(buckets: Buckets) -> Blocks:
+    """What the aim is taken on: so many blocks of the kind there is most of that they have enough targets."""
+    most = max(buckets, key=lambda bucket: bucket.tokens)
+    targets = most.tokens / len(most)
+    return most[slice(0, min(MOST_AIM_BLOCKS, max(AIM_BLOCKS, round(AIM_TARGETS / max(1.0, targets)))))]
 
 
 def go_on(model: LanguageModel, adapter: Adapter) -> Guided:

@@ -170,7 +170,8 @@ class Stumbled(Exception):
 @torch.inference_mode()
 def test_after_an_error_in_a_walk_the_stack_is_whole_again(root: Path, name: str, lanes: int) -> None:
     model, blocks = fresh(root, name, release=True, lanes=lanes), random_blocks()
-    whole, points = model.block_losses(blocks), sides()
+    begun_at_1, points = begun(model, blocks, 1), sides()
+    before = model.block_losses(blocks), model.block_losses(begun_at_1)
     last = max(model.linears, key=lambda path: model.stack.number_of(path) or 0)
     first = min(model.linears, key=lambda path: (model.stack.number_of(path) is None, model.stack.number_of(path)))
 
@@ -183,14 +184,12 @@ def test_after_an_error_in_a_walk_the_stack_is_whole_again(root: Path, name: str
         (last, lambda: model.block_losses(blocks)),
         (first, lambda: model.entering(blocks, 1)),
     ]
-    begun_at_1 = begun(model, blocks, 1)
     for path, walk in walks:
         hook = model.linears[path].register_forward_hook(stumble)
         with pytest.raises(Stumbled):
             walk()
         hook.remove()
-        assert model.block_losses(blocks) == whole
-        assert model.block_losses(begun_at_1) == whole
+        assert (model.block_losses(blocks), model.block_losses(begun_at_1)) == before
 
 
 @torch.inference_mode()

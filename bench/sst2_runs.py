@@ -1,0 +1,286 @@
+"""One method of bench.sst2 in this process.
+
+python -m bench.sst2_runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
+
+METHOD is zero_shot, probe, textbook, mezo, guided or exact. Prints one line of JSON: the accuracy on the dev set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench.child import write_line
+from bench.learn_curve import Curve, Schedule
+from bench.learn_peers import Peer, exact, textbook
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.mezo import guided_run
+from pocketllm.mezo.batches import Blocks, Buckets, batch_at, shuffled
+from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK
+from pocketllm.mezo.decoding import separator
+from pocketllm.mezo.directions import adapter_along_activations
+from pocketllm.mezo.examples import Labelled, encode
+from pocketllm.mezo.loop import Plan, train
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+from pocketllm.mezo.templates import Template
+
+#: Examples of each label that are learned from.
+PER_CLASS = 512
+LABELS = ("negative", "positive")  # 0 and 1 in the files
+_BATCH = 16
+_LENGTH = 128
+_MEASURED_AT_ONCE = 64
+_STEPS = 10**6
+_WARM_UP_STEPS = 10
+_CACHE_BYTES = 10**9
+#: Of the linear probe: the best penalty on a fifth of the training examples is taken.
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def examples(file: Path) -> list[Labelled]:
+    """The rows of one of GLUE's files. Raises SystemExit when it is missing."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise SystemExit(
+            f"{file} cannot be read: {error}. --data names a folder with train.tsv and dev.tsv."
+        ) from error
+    return [Labelled(text=row["sentence"].strip(), label=LABELS[int(row["label"])]) for row in rows]
+
+
+def sampled(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
+    """So many of each label, in a random order."""
+    draw = random.Random(seed)
+    chosen: list[Labelled] = []
+    for label in LABELS:
+        of_label = [row for row in rows if row.label == label]
+        chosen += draw.sample(of_label, min(PER_CLASS, len(of_label)))
+    draw.shuffle(chosen)
+    return chosen
+
+
+def blocks_of(folder: Path, rows: Sequence[Labelled]) -> Buckets:
+    """As the worker makes them."""
+    tokenizer = open_native(folder).tokenizer()
+    settings = TrainingSettings()
+    template = Template(pattern=settings.template, words=settings.label_words)
+    return encode(rows, tokenizer, length=_LENGTH, separator=separator(tokenizer), template=template)
+
+
+def accuracy(logits: Callable[[Blocks], torch.Tensor], buckets: Buckets) -> float:
+    """The part of the rows whose label has the highest of the logits, (rows, choices)."""
+    right, count = 0, 0
+    for bucket in buckets:
+        for part in bucket.split(_MEASURED_AT_ONCE):
+            assert part.choices is not None
+            wanted = part.targets.max(1).values  # one target a row
+            guessed = torch.tensor(part.choices)[logits(part).argmax(1)]
+            right, count = right + int((guessed == wanted).sum()), count + len(part)
+    return right / count
+
+
+def features(model: LanguageModel, blocks: Blocks) -> torch.Tensor:
+    """(rows, width) fp32: what the output head takes in where the label is to come."""
+    return model.hidden(blocks)[blocks.targets >= 0].float()
+
+
+def our_logits(model: LanguageModel) -> Callable[[Blocks], torch.Tensor]:
+    """The label words' logits with the adapter in use."""
+
+    def logits(blocks: Blocks) -> torch.Tensor:
+        head = model.head.at(None)
+        rows = head.gather(torch.tensor(blocks.choices)).float()
+        return head.extended(model.hidden(blocks)[blocks.targets >= 0]).float() @ rows.t()
+
+    return logits
+
+
+@torch.inference_mode()
+def zero_shot(options: argparse.Namespace, _training: Buckets, dev: Buckets) -> dict[str, Any]:
+    """The base model."""
+    model = _model(options)
+    model.use(None)
+    return {"accuracy": accuracy(our_logits(model), dev)}
+
+
+def probe(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+    """Logistic regression on the base model's features."""
+    model = _model(options)
+    with torch.inference_mode():
+        model.use(None)
+        parts = [(features(model, part), part) for bucket in training for part in bucket.split(_MEASURED_AT_ONCE)]
+        choices = torch.tensor(training[0].choices)
+        x = torch.cat([found for found, _ in parts]).clone()
+        wanted = torch.cat([part.targets.max(1).values for _, part in parts])
+        y = (wanted[:, None] == choices).int().argmax(1)
+    x, y = x.clone(), y.clone()
+    centre, spread = x.mean(0), x.std(0) + 1e-6
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
+    kept, tried = order[len(x) // 5 :], order[: len(x) // 5]
+    scaled = (x - centre) / spread
+    scores = {
+        penalty: float((_regress(scaled[kept], y[kept], penalty)(scaled[tried]).argmax(1) == y[tried]).float().mean())
+        for penalty in _PENALTIES
+    }
+    penalty = max(scores, key=lambda one: scores[one])
+    classify = _regress(scaled, y, penalty)
+    with torch.inference_mode():
+        found = accuracy(lambda blocks: classify((features(model, blocks) - centre) / spread), dev)
+    return {"accuracy": found, "penalty": penalty}
+
+
+def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight = torch.zeros(x.shape[1], len(LABELS), requires_grad=True)
+    bias = torch.zeros(len(LABELS), requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, y) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    found, offset = weight.detach(), bias.detach()
+    return lambda some: some @ found + offset
+
+
+@torch.inference_mode()
+def guided(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+    """Our guided method."""
+    model = _model(options)
+    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
+    aimed = guided_run.begin(
+        model, training, rank=GUIDED_RANK, head_rank=HEAD_RANK, seed=options.seed, rows_at_once=_BATCH
+    )
+    ready = guided_run.go_on(model, aimed.adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        state = guided_run.train(
+            model,
+            training,
+            ready,
+            seed=options.seed,
+            steps=_STEPS,
+            batch=_BATCH,
+            measure_every=_STEPS,
+            rows_at_once=_BATCH,
+            folder=Path(folder),
+            cache_bytes=_CACHE_BYTES,
+            done=0,
+            keep=lambda _row: curve.stepped(),
+            measure=lambda _step: None,
+            remaining=lambda _step: curve.remaining,
+            clock=time.monotonic,
+        )
+    curve.measure()
+    return _report(curve) | {"first_layer": ready.first, "best_step": state.best_step, "multiples": state.multiples}
+
+
+@torch.inference_mode()
+def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+    """Our MeZO."""
+    model = _model(options)
+    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
+    settings = TrainingSettings()
+    adapter = adapter_along_activations(
+        model,
+        (guided_run.aimed_at(training),),
+        targets=settings.targets,
+        rank=settings.rank,
+        seed=options.seed,
+        rows_at_once=_BATCH,
+    )
+    model.use(adapter)
+    plan = Plan(
+        seed=options.seed,
+        steps=_STEPS,
+        batch=_BATCH,
+        epsilon=settings.epsilon,
+        step_size=settings.step_size,
+        measure_every=_STEPS,
+    )
+    train(
+        lambda points, blocks: model.losses_at(points, blocks, 2 * _BATCH),
+        adapter,
+        shuffled(training, size=_BATCH, seed=options.seed),
+        plan,
+        done=[],
+        keep=lambda _row: curve.stepped(),
+        measure=lambda _step: None,
+        clock=time.monotonic,
+        remaining=lambda _step: curve.remaining,
+    )
+    curve.measure()
+    return _report(curve)
+
+
+def peer(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+    """Textbook MeZO or exact backpropagation, over rank 8 factors of every linear map."""
+    taught = Peer(options.folder, first=0, cached=False, seed=options.seed)
+    is_exact = options.method == "exact"
+    step = exact(taught, options.rate) if is_exact else textbook(taught, options.rate, options.seed)
+
+    @torch.no_grad()
+    def measure() -> float:
+        return accuracy(taught.choice_logits, dev)
+
+    curve = Curve(options.seconds, measure)
+    schedule = Schedule(_WARM_UP_STEPS)
+    while curve.running:
+        number = curve.steps + 1
+        batch = batch_at(training, step=number, size=_BATCH, seed=options.seed)
+        step(batch, number, schedule.share(number, curve.remaining))
+        curve.stepped()
+    return _report(curve)
+
+
+def _report(curve: Curve) -> dict[str, Any]:
+    """The curve is of accuracies here."""
+    return {"accuracy": curve.points[-1][2], "curve": curve.points, "steps": curve.steps}
+
+
+def _model(options: argparse.Namespace) -> LanguageModel:
+    return LanguageModel(open_native(options.folder), release_pages=True, lanes=torch.get_num_threads())
+
+
+METHODS = {
+    "zero_shot": zero_shot,
+    "probe": probe,
+    "textbook": peer,
+    "mezo": mezo,
+    "guided": guided,
+    "exact": peer,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one method."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sst2_runs", description="Run one method on SST-2.")
+    parser.add_argument("method", choices=list(METHODS))
+    parser.add_argument("--folder", type=Path, required=True, help="a native model stored as floats")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train.tsv and dev.tsv")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=1e-3, help="a peer's learning rate")
+    parser.add_argument("--dev-rows", type=int, help="only the first rows of the dev set")
+    options = parser.parse_args(arguments)
+    training = blocks_of(options.folder, sampled(examples(options.data / "train.tsv"), options.seed))
+    dev = blocks_of(options.folder, examples(options.data / "dev.tsv")[: options.dev_rows])
+    write_line(METHODS[options.method](options, training, dev))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
