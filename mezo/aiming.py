@@ -9,7 +9,7 @@ and slope / |G| says how far guide and loss agree: one, were the guide exact. Lo
 promise at least half of what the best one does; below them the guide is more and more a guess.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,15 +61,16 @@ def aim(
     head_rank: int,
     seed: int,
     rows_at_once: int,
+    carrying: Mapping[int, torch.Tensor],
     on_pass: Callable[[int], None] = lambda _: None,
 ) -> Aimed:
     """A fresh adapter of the head and of the layers that the guide serves.
 
     blocks: of the owner's text: A follows the activations on them, and the guide is tried on them. The upper half of
-    the layers is looked at. Deterministic in its arguments.
+    the layers, or about that, is looked at. Deterministic in its arguments.
     """
     highest = model.stack.count
-    lowest = highest // 2
+    lowest = highest - max(1, highest // 2 // LAYERS_AT_ONCE) * LAYERS_AT_ONCE
     paths = [path for path in stream.writers if (model.stack.number_of(path) or 0) >= lowest]
     whole = whitened_adapter(
         model,
@@ -84,7 +85,7 @@ def aim(
     )
     model.use(whole)
     begun = replace(blocks, entering=Entering(lowest, model.entering(blocks, lowest, rows_at_once)))
-    gradients = Guide(model, stream, whole).look(begun, rows_at_once).gradients
+    gradients = Guide(model, stream, whole, carrying).look(begun, rows_at_once).gradients
     trial = _Trial(model, whole, begun, rows_at_once)
     aims: list[Aim] = []
     for first in range(highest - LAYERS_AT_ONCE, lowest - 1, -LAYERS_AT_ONCE):

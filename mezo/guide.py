@@ -10,7 +10,7 @@ needs of the pass only the few numbers A x of each token. No backward pass, no s
 adapter of the output head itself it is no approximation at all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +49,19 @@ class Guidance:
 class Guide:
     """Looks at batches through an adapter of the head and of maps that write into the stream."""
 
-    def __init__(self, model: LanguageModel, stream: Stream, adapter: Adapter) -> None:
-        """The adapter's B may change meanwhile; its maps and their A may not."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        stream: Stream,
+        adapter: Adapter,
+        carrying: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        """The adapter's B may change meanwhile; its maps and their A may not.
+
+        carrying: layer -> how the stream that enters it is carried to the end (mezo/carrying.py); unchanged, where
+        nothing is known.
+        """
+        self._carrying = carrying or {}
         self._model, self._stream, self._adapter = model, stream, adapter
         self._numbers = {path: number for number, path in enumerate(adapter.a)}
         self._norms = [norm for path in adapter.a if (norm := stream.writers.get(path)) is not None]
@@ -71,9 +82,9 @@ class Guide:
         for part in parts:
             losses, error = self._output_error(part, batch.choices)
             loss += float(losses.double().sum())
-            into_stream = self._stream.jacobian.transposed(error, part.before.float())
+            at_end = self._stream.jacobian.transposed(error, part.before.float())
             for path, gradient in gradients.items():
-                gradient += self._at(path, into_stream, part).t() @ part.low[self._numbers[path]].float()
+                gradient += self._at(path, at_end, part).t() @ part.low[self._numbers[path]].float()
         if self._head_gradient is not None:
             gradients[self._model.head_path] = self._head_gradient
         for gradient in gradients.values():
@@ -81,12 +92,29 @@ class Guide:
         self._model.release_head()
         return Guidance(loss=loss / count, gradients=gradients)
 
-    def _at(self, path: str, into_stream: torch.Tensor, part: Watched) -> torch.Tensor:
-        """The error at a map's output: the stream's, through the norm behind the map where there is one."""
+    def _at(self, path: str, at_end: torch.Tensor, part: Watched) -> torch.Tensor:
+        """The error at a map's output: the stream's there, through the norm behind the map where there is one."""
+        error = self._carried_back(path, at_end)
         norm = self._stream.writers[path]
         if norm is None:
-            return into_stream
-        return self._stream.jacobians[norm].transposed(into_stream, part.behind[norm].float())
+            return error
+        return self._stream.jacobians[norm].transposed(error, part.behind[norm].float())
+
+    def _carried_back(self, path: str, at_end: torch.Tensor) -> torch.Tensor:
+        """J^T e for each token, J being the mean over tokens: what is known of the layers above a map.
+
+        The last map of a layer writes what enters the next one. Another one writes half way between the two.
+        """
+        layer = self._model.stack.number_of(path)
+        assert layer is not None
+        above = self._through(layer + 1, at_end)
+        if path == self._stream.last_of(path, self._model.stack):
+            return above
+        return (above + self._through(layer, at_end)) / 2
+
+    def _through(self, layer: int, at_end: torch.Tensor) -> torch.Tensor:
+        jacobian = self._carrying.get(layer)
+        return at_end if jacobian is None else at_end @ jacobian.to(at_end.dtype)
 
     def _output_error(self, part: Watched, choices: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (targets,) and dL/d(hidden) (targets, width); the head's own gradient is added up on the way."""
@@ -123,7 +151,7 @@ class Guide:
 
         network.walk.recorded = {}
         try:
-            with _inputs_of(network, [self._stream.norm, *self._norms]) as taken:
+            with inputs_of(network, [self._stream.norm, *self._norms]) as taken:
                 hidden = at_targets(network.hidden(blocks))
             recorded = {number: at_targets(low) for number, low in network.walk.recorded.items()}
         finally:
@@ -139,7 +167,7 @@ class Guide:
 
 
 @contextmanager
-def _inputs_of(network: Network, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+def inputs_of(network: Network, paths: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """What these modules take in meanwhile, by path."""
     taken: dict[str, torch.Tensor] = {}
 

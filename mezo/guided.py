@@ -20,6 +20,7 @@ import torch
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, turn_at
 from pocketllm.mezo.descent import Descent
+from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.guide import Guidance
 from pocketllm.mezo.loop import BatchLosses, Row
@@ -85,11 +86,11 @@ class Keeper(Protocol):
     def load(self) -> State | None:
         """What was saved last; None before."""
 
-    def save_best(self, b: dict[str, torch.Tensor]) -> None:
-        """Write the best B so far down."""
+    def save_best(self, b: dict[str, torch.Tensor], step: int) -> None:
+        """Write the best B so far down, which a step has made."""
 
-    def load_best(self) -> dict[str, torch.Tensor]:
-        """What was saved as best."""
+    def load_best(self, step: int) -> dict[str, torch.Tensor]:
+        """What was saved as the best that a step has made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ def train_guided(
     each new row. measure(step): called where the plan measures, and at the end. remaining(step): the part of the run
     that lies ahead of a step, from 1 to 0, where the run ends; one that is to be repeatable takes it from the step
     alone. clock: monotonic seconds; besides the rows' seconds they decide when the state is saved, and nothing else.
+    Raises TrainingDiverged when the loss is no number to begin with.
     """
     state = _resumed(theta, parts.keeper)
     if state.step == 0:
@@ -193,21 +195,24 @@ def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, floa
     here, *sides = parts.losses(points, batch)
     for name, plus, minus in zip(directions, sides[::2], sides[1::2], strict=True):
         slope, curvature = (plus - minus) / (2 * PROBED), (plus - 2 * here + minus) / PROBED**2
-        if slope >= 0:  # uphill
+        if not slope < 0:  # uphill, or no number
             lengths[name], change = 0.0, LEAST_CHANGE
         else:
             best = -slope / curvature if curvature > 0 else float("inf")
             change = min(MOST_CHANGE, max(LEAST_CHANGE, CAUTION * best))
-        multiple = state.multiples.get(name, 1.0) * change
-        state.multiples[name] = min(MOST_MULTIPLE, max(1 / MOST_MULTIPLE, multiple))
+        before = state.multiples.get(name, 1.0)
+        least = min(before, 1 / MOST_MULTIPLE)  # going back may have halved it below
+        state.multiples[name] = min(MOST_MULTIPLE, max(least, before * change))
 
 
 def _check(state: State, parts: Parts, plan: GuidedPlan) -> None:
     """Look at the text that is not learned from; without a new best for too long, go back to it."""
     loss = parts.check()
+    if state.step == 0 and not isfinite(loss):
+        raise TrainingDiverged(f"The loss is {loss} before the first step. Start from another adapter, or the base.")
     if isfinite(loss) and loss < state.best_loss:
         state.best_loss, state.best_step, state.checks_since_best = loss, state.step, 0
-        parts.keeper.save_best(state.b)
+        parts.keeper.save_best(state.b, state.step)
         return
     state.checks_since_best += 1
     if state.checks_since_best >= plan.patience:
@@ -225,5 +230,5 @@ def _go_back(state: State, keeper: Keeper, plan: GuidedPlan) -> None:
 
 
 def _to_best(state: State, keeper: Keeper) -> None:
-    for path, b in keeper.load_best().items():
+    for path, b in keeper.load_best(state.best_step).items():
         state.b[path].copy_(b)

@@ -13,6 +13,7 @@ import torch
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.aiming import Aimed, aim
 from pocketllm.mezo.batches import Blocks, Buckets, fixed_batches
+from pocketllm.mezo.carrying import load_carrying
 from pocketllm.mezo.guide import Guide
 from pocketllm.mezo.guided import GuidedPlan, Parts, State, train_guided
 from pocketllm.mezo.loop import Row
@@ -59,6 +60,7 @@ def begin(
         head_rank=head_rank,
         seed=seed,
         rows_at_once=rows_at_once,
+        carrying=load_carrying(model.native.folder),
         on_pass=on_pass,
     )
 
@@ -102,7 +104,7 @@ def train(
     """Teach the adapter in place. folder: for the run's state and the trunk's, of which so many bytes are kept."""
     adapter = guided.adapter
     model.use(adapter)
-    guide = Guide(model, guided.stream, adapter)
+    guide = Guide(model, guided.stream, adapter, load_carrying(model.native.folder))
     learned, checked = (fixed_batches(some, size=batch, seed=seed) for some in divide(buckets))
     snapshots = Snapshots(folder)
     with TrunkCache(

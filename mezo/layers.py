@@ -94,7 +94,7 @@ class LayerStack:
 
     def leave_at(self, stop: int) -> None:
         """Let the next walk end in front of layer `stop`; `take_leaving` then has what would have entered it."""
-        self._stop = stop
+        self._stop, self._leaving = stop, None
 
     def take_leaving(self) -> torch.Tensor:
         """(blocks, tokens, width): what would have entered the layer that the walk ended in front of."""
@@ -104,7 +104,7 @@ class LayerStack:
 
     def reset(self) -> None:
         """Let walks pass through all layers again."""
-        self._first, self._stop, self._entering, self._leaving = 0, self.count, None, None
+        self._first, self._stop, self._entering = 0, self.count, None
 
     def _guard(self, number: int, layer: nn.Module) -> None:
         inner = layer.forward

@@ -99,7 +99,7 @@ class Network:
     def entering(self, blocks: Blocks, layer: int) -> torch.Tensor:
         """(blocks, tokens, width): what enters a layer, at the parameters in use; those above are not walked."""
         self.walk.points = ()
-        self.stack.leave_at(layer)
+        self.stack.leave_at(layer)  # and enter where the blocks do
         try:
             self._through_layers(blocks, 1)
             return self.stack.take_leaving()

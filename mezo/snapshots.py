@@ -12,7 +12,9 @@ from pocketllm.mezo.descent import Descent
 from pocketllm.mezo.guided import State
 from pocketllm.mezo.tensor_file import SafetensorsWriter, sync
 
-_STATE, _BEST = "state.safetensors", "best.safetensors"
+#: A best is kept until a state is saved that has a later one: a run that is resumed goes back to its own best, not to
+#: one that an earlier start had found further on.
+_STATE, _BEST = "state.safetensors", "best-{}.safetensors"
 _NUMBERS = "numbers"  # the tensor that holds what is none, as the bytes of JSON
 _TENSORS = {"b", "descent"}
 
@@ -35,27 +37,30 @@ class Snapshots:
         numbers |= {"descent_steps": state.descent.steps, "order": list(state.b)}
         text = json.dumps(numbers).encode()
         self._write(_STATE, {_NUMBERS: torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors})
+        for best in self._folder.glob(_BEST.format("*")):
+            if best.name != _BEST.format(state.best_step):
+                best.unlink()
 
     def load(self) -> State | None:
         """What was saved last; None before, or when it cannot be read: the run begins anew then, with the same end."""
         try:
             tensors = load_file(self._folder / _STATE)
             numbers = json.loads(tensors.pop(_NUMBERS).numpy().tobytes())
-        except (OSError, SafetensorError, ValueError, LookupError):
+            order = numbers.pop("order")
+            b, momentum, squares = (
+                {path: tensors[f"{kind}.{path}"] for path in order} for kind in ("b", "momentum", "squares")
+            )
+            return State(b=b, descent=Descent(momentum, squares, numbers.pop("descent_steps")), **numbers)
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
             return None
-        order = numbers.pop("order")
-        b, momentum, squares = (
-            {path: tensors[f"{kind}.{path}"] for path in order} for kind in ("b", "momentum", "squares")
-        )
-        return State(b=b, descent=Descent(momentum, squares, numbers.pop("descent_steps")), **numbers)
 
-    def save_best(self, b: dict[str, torch.Tensor]) -> None:
-        """Write the best B down."""
-        self._write(_BEST, b)
+    def save_best(self, b: dict[str, torch.Tensor], step: int) -> None:
+        """Write down the B that was the best at a step."""
+        self._write(_BEST.format(step), b)
 
-    def load_best(self) -> dict[str, torch.Tensor]:
-        """The best B. Raises OSError or SafetensorError when it is gone."""
-        return load_file(self._folder / _BEST)
+    def load_best(self, step: int) -> dict[str, torch.Tensor]:
+        """The B that was the best at a step. Raises OSError or SafetensorError when it is gone."""
+        return load_file(self._folder / _BEST.format(step))
 
     def _write(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
         scratch = self._folder / f".{name}.writing"

@@ -15,6 +15,7 @@ from torch import nn
 
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import UnsupportedModel
+from pocketllm.mezo.layers import LayerStack
 from pocketllm.mezo.network import Network
 from pocketllm.mezo.output_error import NormJacobian
 from pocketllm.mezo.streaming import StreamedLinear
@@ -35,6 +36,10 @@ class Stream:
     jacobian: NormJacobian  #: of that norm
     writers: dict[str, str | None]  #: path of each map that writes, in model order -> the norm behind it, if any
     jacobians: dict[str, NormJacobian]  #: of these norms, by path
+
+    def last_of(self, path: str, stack: LayerStack) -> str:
+        """The last of the maps that write into the stream from the same layer as this one."""
+        return [other for other in self.writers if stack.number_of(other) == stack.number_of(path)][-1]
 
     @property
     def width(self) -> int:
