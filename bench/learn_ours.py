@@ -20,6 +20,7 @@ import torch
 from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
+from pocketllm.daemon import carrying
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
@@ -60,6 +61,10 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
     """Our guided method."""
     model = _model(options.folder)
     division = learn_text.load(options.blocks)
+    started = time.monotonic()
+    if not carrying.is_known(model.native):  # as at a model's first guided job, and not of this text
+        carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
+    once = time.monotonic() - started
     curve = Curve(options.seconds, lambda: _mean(model, division.held_out))
     aimed = guided_run.begin(
         model,
@@ -95,6 +100,7 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
     return curve.report() | {
         "first_layer": prepared.first,
         "ready_seconds": ready,
+        "once_seconds": once,
         "aims": [(aim.first, aim.agreement, aim.promise) for aim in aimed.aims],
         "promises": (aimed.guide_promise, aimed.random_promise),
         "multiples": state.multiples,

@@ -32,8 +32,8 @@ _RATES: dict[str, tuple[float | None, ...]] = {
 LIMITS = {"guided": Limit(at_least=0.8)}
 _SLACK_SECONDS, _PATIENCE = 300.0, 3.0
 _CAPTION = (
-    "Probe: logistic regression on the last hidden state of the base model. Textbook: MeZO as published, Gaussian z over "
-    "rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW."
+    "Probe: logistic regression on the last hidden state of the base model. Textbook: MeZO as published, Gaussian z "
+    "over rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW."
 )
 _QUICK_ROWS = 16
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from bench.child import write_line
 from bench.learn_curve import Curve, Schedule
 from bench.learn_peers import Peer, exact, textbook
+from pocketllm.daemon import carrying
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.batches import Blocks, Buckets, batch_at, shuffled
@@ -161,6 +162,8 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
 def guided(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Our guided method."""
     model = _model(options)
+    if not carrying.is_known(model.native):  # as at a model's first guided job
+        carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
     aimed = guided_run.begin(
         model, training, rank=GUIDED_RANK, head_rank=HEAD_RANK, seed=options.seed, rows_at_once=_BATCH

@@ -106,6 +106,11 @@ def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
             f"Job {job.id} {job.state} and made no adapter, so there is nothing to compare with. "
             "Choose one that succeeded; `pocketllm jobs` lists them."
         )
+    if job.method == "guided":
+        raise CannotReplay(
+            f"Job {job.id} learned along the guide, whose steps follow from the texts: its journal tells how it went, "
+            "not what was learned. Jobs with training.method = mezo can be replayed."
+        )
     made = folder.adapter(job.adapter)
     if not made.is_dir():
         raise CannotReplay(f"What job {job.id} made is not in {made} any more. Choose another job.")

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pocketllm.daemon import carrying
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
@@ -55,7 +56,11 @@ class TrainingRun:
         self.model = LanguageModel(self.native, dtype=self.dtype, release_pages=True, lanes=self.plan.lanes)
         # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
         # aborts the process where it cannot allocate; what it is given at a time is bounded.
-        self.buckets, self.held_out, self.old_blocks = self._examples(self.native.tokenizer())
+        tokenizer = self.native.tokenizer()
+        self.buckets, self.held_out, self.old_blocks = self._examples(tokenizer)
+        unknown = self.plan.method == "guided" and not carrying.is_known(self.native)
+        self.neutral = carrying.neutral_text(tokenizer) if unknown else None
+        del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
 
     @torch.inference_mode()
@@ -98,6 +103,7 @@ class TrainingRun:
         """Learn along the guide, going on from what was saved last; returns the number of steps, fewer than planned
         where going on brought nothing.
         """
+        self._measure_carrying()
         guided = guided_run.go_on(self.model, theta)
         self.model.use(theta)
 
@@ -212,6 +218,7 @@ class TrainingRun:
     def _aimed(self) -> Adapter | None:
         """An adapter for the guide; None where the method is open and the guide promises less than chance does."""
         try:
+            self._measure_carrying()
             aimed = self._in_memory(
                 lambda rows: guided_run.begin(
                     self.model,
@@ -239,6 +246,14 @@ class TrainingRun:
         agreeing = f", which agree with it to {min(one.agreement for one in layers):.2f} or more" if layers else ""
         self._say("chosen", f"guided: {found}; adapted are the output head and {2 * len(layers)} layers{agreeing}")
         return aimed.adapter
+
+    def _measure_carrying(self) -> None:
+        """Once a model, and before what is aimed with it."""
+        if self.neutral is None:
+            return
+        self._say("preparing", "measuring how the model's layers pass on what they are given: once a model")
+        carrying.measure_once(self.model, self.neutral)
+        self.neutral = None
 
     def _change_to_mezo(self, reason: str) -> None:
         self._say("chosen", f"mezo: {reason}")

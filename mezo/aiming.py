@@ -16,6 +16,7 @@ import torch
 
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, Entering
+from pocketllm.mezo.carrying import LAYERS_AT_ONCE, lowest_guided
 from pocketllm.mezo.descent import GivenDirection
 from pocketllm.mezo.directions import whitened_adapter
 from pocketllm.mezo.estimator import Point
@@ -24,8 +25,6 @@ from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.noise import Direction as Noise
 from pocketllm.mezo.stream import Stream
 
-#: Layers that are looked at together.
-LAYERS_AT_ONCE = 2
 #: How far B is moved along G, as a length: over so many numbers, a thousandth of the stream each.
 _DISTANCE = 0.3
 #: The part of the best promise that a pair of layers must make.
@@ -66,11 +65,11 @@ def aim(
 ) -> Aimed:
     """A fresh adapter of the head and of the layers that the guide serves.
 
-    blocks: of the owner's text: A follows the activations on them, and the guide is tried on them. The upper half of
-    the layers, or about that, is looked at. Deterministic in its arguments.
+    blocks: of the owner's text: A follows the activations on them, and the guide is tried on them. The upper
+    layers are looked at (mezo/carrying.py). Deterministic in its arguments.
     """
     highest = model.stack.count
-    lowest = highest - max(1, highest // 2 // LAYERS_AT_ONCE) * LAYERS_AT_ONCE
+    lowest = max(0, lowest_guided(highest))
     paths = [path for path in stream.writers if (model.stack.number_of(path) or 0) >= lowest]
     whole = whitened_adapter(
         model,

@@ -27,8 +27,17 @@ from pocketllm.mezo.tensor_file import SafetensorsWriter
 from pocketllm.mezo.weights import open_weights
 
 NAME = "carrying.safetensors"
+#: The part of the layers, from the top, that a guide is tried on; so many at a time.
+GUIDED_SHARE, LAYERS_AT_ONCE = 0.4, 2
+#: Memory for the sums of several layers.
+MOST_BYTES = 64 * 2**20
 #: How far the stream is moved, over its own root mean square.
 _DEVIATION = 0.1
+
+
+def lowest_guided(layers: int) -> int:
+    """The lowest of so many layers that a guide is tried on: about two fifths of them, an even number."""
+    return layers - max(1, round(layers * GUIDED_SHARE / LAYERS_AT_ONCE)) * LAYERS_AT_ONCE
 
 
 def measure_carrying(
@@ -36,39 +45,66 @@ def measure_carrying(
     stream: Stream,
     blocks: Blocks,
     *,
-    lowest: int,
-    seed: int,
-    blocks_at_once: int,
+    seed: int = 0,
+    blocks_at_once: int = 8,
     on_part: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> dict[int, torch.Tensor]:
-    """Layer -> (width, width) mean Jacobian of the stream's end by what enters the layer, from `lowest` + 1 up.
+    """Layer -> (width, width) mean Jacobian of the stream's end by what enters the layer, for those that are guided.
 
-    At the base's weights. What enters `lowest` itself nobody asks about: its maps write behind it. Deterministic in
-    its arguments. on_part: called with how many parts of the blocks are done, and how many there are.
+    At the base's weights. The lowest guided layer is not among them, since its maps write behind what enters it.
+    Empty where the stream is so wide that a matrix of its width squared does not fit. Deterministic in its arguments.
+    on_part: called with how many parts are done, and how many there are.
     """
     model.use(None)
-    layers = range(lowest + 1, model.stack.count)
-    sums = {(layer, half): torch.zeros(stream.width, stream.width) for layer in layers for half in range(2)}
-    tokens = [0, 0]
+    layers = range(max(0, lowest_guided(model.stack.count)) + 1, model.stack.count)
+    at_once = MOST_BYTES // (2 * 4 * stream.width**2)
+    groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)] if at_once else []
     parts = list(blocks.split(blocks_at_once))
-    for number, part in enumerate(parts):
+    found: dict[int, torch.Tensor] = {}
+    done = 0
+    for group in groups:
+        measured = _Sums(stream.width, group)
+        for number, part in enumerate(parts):
+            measured.add(model, stream, part, number, seed)
+            done += 1
+            on_part(done, len(groups) * len(parts))
+        found |= measured.means()
+    return found
+
+
+class _Sums:
+    """Sums over tokens for some layers, each in two halves."""
+
+    def __init__(self, width: int, layers: range) -> None:
+        self._layers = layers
+        self._sums = {(layer, half): torch.zeros(width, width) for layer in layers for half in range(2)}
+        self._tokens = [0, 0]
+
+    def add(self, model: LanguageModel, stream: Stream, part: Blocks, number: int, seed: int) -> None:
+        """Take a part of the blocks into account."""
         half = number % 2
-        entering = model.entering(part, lowest, blocks_at_once)
-        end: torch.Tensor | None = None
-        for layer in layers:
-            entering = _onwards(model, part, layer - 1, entering)
-            if end is None:
-                end = _end(model, stream, part, layer, entering)
+        entering = model.entering(part, self._layers[0], len(part))
+        end = _end(model, stream, part, self._layers[0], entering)
+        for layer in self._layers:
+            if layer > self._layers[0]:
+                entering = _onwards(model, part, layer - 1, entering)
             noise = Direction(seed=seed, step=number + 1, kind="gaussian").of(layer, entering.shape)
             # The first word of a row is where attention goes when it has nowhere to go: its stream is a giant.
             deviation = _DEVIATION * float(entering[:, 1:].float().square().mean().sqrt())
             moved = (entering.float() + deviation * noise).to(entering.dtype)
-            difference = _end(model, stream, part, layer, moved) - end
+            difference = (_end(model, stream, part, layer, moved) - end)[:, 1:].flatten(0, 1)
             u = (moved.float() - entering.float())[:, 1:].flatten(0, 1)
-            sums[layer, half] += (difference[:, 1:].flatten(0, 1).t() @ u) / deviation**2
-        tokens[half] += part.inputs[:, 1:].numel()
-        on_part(number + 1, len(parts))
-    return {layer: _agreed(*(sums[layer, half] / max(1, tokens[half]) for half in range(2))) for layer in layers}
+            self._sums[layer, half] += (difference.t() @ u) / deviation**2
+        self._tokens[half] += part.inputs[:, 1:].numel()
+
+    def means(self) -> dict[int, torch.Tensor]:
+        """What was found of each layer."""
+        if not all(self._tokens):
+            return {}
+        return {
+            layer: _agreed(*(self._sums[layer, half] / self._tokens[half] for half in range(2)))
+            for layer in self._layers
+        }
 
 
 def save_carrying(folder: Path, carrying: Mapping[int, torch.Tensor]) -> None:

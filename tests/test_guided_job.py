@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.replaying import rebuild
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo.adapters import CONFIG_NAME, Adapter, load_adapter
 from pocketllm.storage.journal import BASE_STEP
@@ -120,6 +122,13 @@ def test_a_job_goes_on_from_what_is_served_and_is_compared_with_the_base_too(fol
     assert store.journal.evaluation(job.id, BASE_STEP) is not None
     assert "against the base model" in said(store, done, "judged")
     assert "on old text" in said(store, done, "judged")
+
+
+def test_a_guided_job_cannot_be_replayed_and_says_why(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(40), now=NOW)
+    job = run(folder, store, GUIDED.model_copy(update={"steps": 2}))
+    with pytest.raises(CannotReplay, match="follow from the texts"):
+        rebuild(folder, store, job.id)
 
 
 def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Store) -> None:

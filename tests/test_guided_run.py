@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.aiming import LAYERS_AT_ONCE, Aimed
+from pocketllm.mezo.aiming import Aimed
 from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.carrying import LAYERS_AT_ONCE
 from pocketllm.mezo.guided import State
 from pocketllm.mezo.guided_run import (
     CHECK_ONE_IN,

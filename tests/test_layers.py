@@ -18,6 +18,7 @@ MAY_IMPORT = {
 #: Modules that run in processes of their own, where torch is wanted.
 WITH_TORCH = {
     "daemon/worker.py",
+    "daemon/carrying.py",
     "daemon/training_run.py",
     "daemon/replaying.py",
     "daemon/generator_process.py",
