@@ -82,9 +82,9 @@ class Guide:
         for part in parts:
             losses, error = self._output_error(part, batch.choices)
             loss += float(losses.double().sum())
-            at_end = self._stream.jacobian.transposed(error, part.before.float())
+            carried = _Carried(self._stream.jacobian.transposed(error, part.before.float()), self._carrying)
             for path, gradient in gradients.items():
-                gradient += self._at(path, at_end, part).t() @ part.low[self._numbers[path]].float()
+                gradient += self._at(path, carried, part).t() @ part.low[self._numbers[path]].float()
         if self._head_gradient is not None:
             gradients[self._model.head_path] = self._head_gradient
         for gradient in gradients.values():
@@ -92,29 +92,20 @@ class Guide:
         self._model.release_head()
         return Guidance(loss=loss / count, gradients=gradients)
 
-    def _at(self, path: str, at_end: torch.Tensor, part: Watched) -> torch.Tensor:
-        """The error at a map's output: the stream's there, through the norm behind the map where there is one."""
-        error = self._carried_back(path, at_end)
-        norm = self._stream.writers[path]
-        if norm is None:
-            return error
-        return self._stream.jacobians[norm].transposed(error, part.behind[norm].float())
-
-    def _carried_back(self, path: str, at_end: torch.Tensor) -> torch.Tensor:
-        """J^T e for each token, J being the mean over tokens: what is known of the layers above a map.
+    def _at(self, path: str, carried: "_Carried", part: Watched) -> torch.Tensor:
+        """The error at a map's output: the stream's there, through the norm behind the map where there is one.
 
         The last map of a layer writes what enters the next one. Another one writes half way between the two.
         """
         layer = self._model.stack.number_of(path)
         assert layer is not None
-        above = self._through(layer + 1, at_end)
-        if path == self._stream.last_of(path, self._model.stack):
-            return above
-        return (above + self._through(layer, at_end)) / 2
-
-    def _through(self, layer: int, at_end: torch.Tensor) -> torch.Tensor:
-        jacobian = self._carrying.get(layer)
-        return at_end if jacobian is None else at_end @ jacobian.to(at_end.dtype)
+        error = carried.to(layer + 1)
+        if path != self._stream.last_of(path, self._model.stack):
+            error = (error + carried.to(layer)) / 2
+        norm = self._stream.writers[path]
+        if norm is None:
+            return error
+        return self._stream.jacobians[norm].transposed(error, part.behind[norm].float())
 
     def _output_error(self, part: Watched, choices: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (targets,) and dL/d(hidden) (targets, width); the head's own gradient is added up on the way."""
@@ -164,6 +155,24 @@ class Guide:
             low=recorded,
             behind=norms,
         )
+
+
+class _Carried:
+    """The stream's error at its end, carried back to where it enters a layer: J^T e for each token, each once."""
+
+    def __init__(self, at_end: torch.Tensor, carrying: Mapping[int, torch.Tensor]) -> None:
+        self._at_end, self._carrying = at_end, carrying
+        self._found: dict[int, torch.Tensor] = {}
+
+    def to(self, layer: int) -> torch.Tensor:
+        """(targets, width) fp32. J being the mean over tokens, it is what is known of the layers above."""
+        if layer not in self._found:
+            jacobian = self._carrying.get(layer)
+            self._found[layer] = self._at_end if jacobian is None else self._through(jacobian)
+        return self._found[layer]
+
+    def _through(self, jacobian: torch.Tensor) -> torch.Tensor:
+        return (self._at_end.to(jacobian.dtype) @ jacobian).to(self._at_end.dtype)
 
 
 @contextmanager

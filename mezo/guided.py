@@ -30,7 +30,9 @@ SAVE_SECONDS = 20.0
 #: How many steps ahead a probe looks, to both sides.
 PROBED = 2.0
 #: What part of the best multiple is taken: momentum repeats a step in those that follow.
-CAUTION = 0.5
+CAUTION = 0.25
+#: Only the first steps' probes change lengths: later, when steps are short, a single batch says too little.
+SETTLED = 40
 #: How much a probe may change a length at once, and all probes together.
 LEAST_CHANGE, MOST_CHANGE, MOST_MULTIPLE = 0.5, 2.0, 8.0
 
@@ -200,6 +202,8 @@ def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, floa
         else:
             best = -slope / curvature if curvature > 0 else float("inf")
             change = min(MOST_CHANGE, max(LEAST_CHANGE, CAUTION * best))
+        if state.step >= SETTLED:
+            continue
         before = state.multiples.get(name, 1.0)
         least = min(before, 1 / MOST_MULTIPLE)  # going back may have halved it below
         state.multiples[name] = min(MOST_MULTIPLE, max(least, before * change))

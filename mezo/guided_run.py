@@ -23,7 +23,7 @@ from pocketllm.mezo.stream import Stream, find_stream
 from pocketllm.mezo.trunk import TrunkCache
 
 #: How far a number of B moves in a step at first: in logits for the head, in parts of the stream for the maps.
-HEAD_LENGTH, MAP_LENGTH = 1e-2, 5e-4
+HEAD_LENGTH, MAP_LENGTH = 5e-3, 2.5e-4
 #: Names of the two groups of maps that share a step length.
 HEAD, MAPS = "head", "maps"
 #: One block in so many is not learned from, and decides when to stop; so many at most.

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Kind, Outcome
-from pocketllm.storage.texts import NewText, count_words, is_held_out, text_id
+from pocketllm.storage.texts import LEAST_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
 from tests.working import NOW, queue_job
 
 
@@ -273,3 +273,41 @@ def test_a_jobs_texts_come_oldest_first(store: Store) -> None:
     for second in (3, 1, 2):
         add(store, f"at {second}", after_seconds=second)
     assert [text.text for text in store.texts.of_job(queue_job(store).id)] == ["at 1", "at 2", "at 3"]
+
+
+class TestReplay:
+    """What a job learns from when there is old text, too."""
+
+    def old_and_new(self, store: Store, *, old: int, new_words: int) -> tuple[set[str], set[str]]:
+        """Ids of learned texts of 100 words each, and of one new text; a job has learned the former."""
+        known = set(add(store, *(f"{number} " + "old " * 99 for number in range(old))))
+        learn(store, queue_job(store).id)
+        return known, set(add(store, "new " * new_words))
+
+    def test_as_many_old_words_as_new_ones_but_at_least_so_many(self, store: Store) -> None:
+        known, fresh = self.old_and_new(store, old=200, new_words=10)
+        job = queue_job(store)
+        chosen = {text.id for text in store.texts.of_job(job.id)}
+        assert fresh <= chosen
+        assert len(chosen & known) == LEAST_REPLAY_WORDS // 100
+        assert job.texts == len(chosen)
+
+    def test_more_new_text_brings_more_of_the_old_back(self, store: Store) -> None:
+        known, fresh = self.old_and_new(store, old=200, new_words=8000)
+        chosen = {text.id for text in store.texts.of_job(queue_job(store).id)}
+        assert fresh <= chosen
+        assert len(chosen & known) == 80
+
+    def test_little_old_text_comes_back_whole(self, store: Store) -> None:
+        known, fresh = self.old_and_new(store, old=3, new_words=10)
+        assert {text.id for text in store.texts.of_job(queue_job(store).id)} == known | fresh
+
+    def test_each_job_draws_others(self, store: Store) -> None:
+        known, _ = self.old_and_new(store, old=200, new_words=10)
+        one, other = ({text.id for text in store.texts.of_job(queue_job(store).id)} & known for _ in range(2))
+        assert one != other
+
+    def test_where_nothing_is_new_everything_is_learned_again(self, store: Store) -> None:
+        known = set(add(store, *(f"{number} " + "old " * 99 for number in range(80))))
+        learn(store, queue_job(store).id)
+        assert {text.id for text in store.texts.of_job(queue_job(store).id)} == known
