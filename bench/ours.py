@@ -58,7 +58,7 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
     """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs."""
     defaults = TrainingSettings()
     limit = defaults.memory_bytes if mode == "lora" else _ENOUGH_BYTES
-    wish = {"mode": mode, "batch": batch, "block_tokens": tokens, "memory_bytes": limit}
+    wish = {"mode": mode, "method": "mezo", "batch": batch, "block_tokens": tokens, "memory_bytes": limit}
     return plan_job(open_native(folder), TrainingSettings.model_validate(defaults.model_dump() | wish), steps=1)
 
 

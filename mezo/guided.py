@@ -34,7 +34,7 @@ CAUTION = 0.25
 #: Only the first steps' probes change lengths: later, when steps are short, a single batch says too little.
 SETTLED = 40
 #: How much a probe may change a length at once, and all probes together.
-LEAST_CHANGE, MOST_CHANGE, MOST_MULTIPLE = 0.5, 2.0, 8.0
+LEAST_CHANGE, MOST_CHANGE, MOST_MULTIPLE = 0.75, 4 / 3, 8.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.stream import find_stream
 from tests.learning import imported, random_blocks, reference
 
-
 #: A few words; how often they are looked at, with other noise each time, is what makes a measurement good.
 TEXT = random_blocks(4, 12)
 

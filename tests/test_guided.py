@@ -13,7 +13,7 @@ from pocketllm.mezo.batches import Blocks, turn_at
 from pocketllm.mezo.descent import Descent
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.guide import Guidance
-from pocketllm.mezo.guided import PROBED, GuidedPlan, Keeper, Parts, State, train_guided
+from pocketllm.mezo.guided import LEAST_CHANGE, MOST_CHANGE, PROBED, GuidedPlan, Keeper, Parts, State, train_guided
 from pocketllm.mezo.loop import Row
 
 PLAN = GuidedPlan(
@@ -312,15 +312,15 @@ class TestProbe:
         state = run.go()
         assert same({"lm_head": run.theta.b["lm_head"]}, {"lm_head": start().b["lm_head"]})
         assert all(run.theta.b[path].count_nonzero() for path in ("one", "two"))
-        assert state.multiples["head"] == 1 / 8  # halved each time, and never below
-        assert state.multiples["maps"] == 8.0  # the goal is far away: doubled each time, and never above
+        assert state.multiples["head"] == pytest.approx(LEAST_CHANGE**4)  # shortened by each probe
+        assert state.multiples["maps"] == pytest.approx(MOST_CHANGE**4)  # the goal is far away
 
     def test_a_group_that_steps_too_far_is_shortened(self) -> None:
         """The maps' first step would already lead beyond the goal."""
         run = Run(plan=replace(self.PLAN, steps=1, warm_up=1, lengths={"head": 0.05, "maps": 3.0}))
         multiples = run.go().multiples
-        assert multiples["maps"] == 0.5
-        assert multiples["head"] == 2.0
+        assert multiples["maps"] == LEAST_CHANGE
+        assert multiples["head"] == MOST_CHANGE
 
     def test_a_probe_that_shortens_does_not_lengthen_what_going_back_made_shorter_still(self) -> None:
         too_far = replace(self.PLAN, steps=2, lengths={"head": 500.0, "maps": 500.0})
