@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
         text = options.text or _sample(Path(scratch))
         blocks = Path(scratch) / "blocks.npz"
-        sizes = _divide(text, folder, blocks, tokens=_TOKENS)
+        sizes = _divide(text, folder, blocks, tokens=_TOKENS, quick=options.quick)
         progress(f"{text.name}: {sizes['training_tokens']} tokens to learn from, {sizes['held_out_tokens']} held out")
         run = {"seconds": seconds, "batch": batch}
         inference = {
@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for who in ("peers", "ours")
         }
-        guided = Contender(name="guided", value="guided_nats", command=("bench.learn_ours", "guided"))
+        known = ("--carrying", "none") if options.quick else ()
+        guided = Contender(name="guided", value="guided_nats", command=("bench.learn_ours", "guided", *known))
         runs: dict[Contender, list[measured.Measurement]] = {}
         runs[guided] = [guided.run(folder, blocks, seed=seed, **run) for seed in range(seeds)]
         for contender in contenders(int(runs[guided][0].report["first_layer"])):
@@ -184,8 +185,10 @@ def _megabytes(found: Sequence[measured.Measurement]) -> str:
     return f"{max(one.peak_rss_bytes for one in found) / _MB:.0f}"
 
 
-def _divide(text: Path, folder: Path, blocks: Path, *, tokens: int) -> dict[str, Any]:
+def _divide(text: Path, folder: Path, blocks: Path, *, tokens: int, quick: bool) -> dict[str, Any]:
     command = ["--text", str(text), "--model", str(folder), "--tokens", str(tokens), "--output", str(blocks)]
+    if quick:  # a model of random weights has no tokenizer
+        command.append("--bytes")
     found = measured.run([sys.executable, "-m", "bench.learn_text", *command])
     if not found.completed:
         raise SystemExit(f"{text} cannot be divided into blocks: {found.error}")

@@ -62,7 +62,9 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(options.folder)
     division = learn_text.load(options.blocks)
     started = time.monotonic()
-    if not carrying.is_known(model.native):  # as at a model's first guided job, and not of this text
+    if options.carrying == "measured" and not carrying.is_known(
+        model.native
+    ):  # as at a model's first guided job, and not of this text
         carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
     once = time.monotonic() - started
     curve = Curve(options.seconds, lambda: _mean(model, division.held_out))
@@ -183,6 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--head-rank", type=int, default=64)
+    parser.add_argument(
+        "--carrying",
+        choices=["measured", "none"],
+        default="measured",
+        help="none: take nothing to be known of the layers",
+    )
     parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--pool", type=int, default=0)
     parser.add_argument("--probes", type=int, default=1)

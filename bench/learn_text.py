@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +42,8 @@ def load(file: Path) -> Division:
     )
 
 
-def divide(text: str, folder: Path, *, tokens: int) -> Division:
-    """The blocks of a text, by the tokenizer of a native model. Raises SystemExit when there is too little."""
-    tokenizer = open_native(folder).tokenizer()
+def divide(text: str, encoded: Callable[[str], Sequence[int]], end: int, *, tokens: int) -> Division:
+    """The blocks of a text, encoded as told; `end` ends a text. Raises SystemExit when there is too little."""
     paragraphs = [part for part in text.split("\n\n") if part.strip()]
     kept = max(1, len(paragraphs) // HELD_OUT_ONE_IN)
     if len(paragraphs) < 2 * HELD_OUT_ONE_IN:  # hardly divided by its writer: then by length
@@ -52,8 +51,7 @@ def divide(text: str, folder: Path, *, tokens: int) -> Division:
         paragraphs, kept = [text[:cut], text[cut:]], 1
     packed = []
     for some in (paragraphs[:-kept], paragraphs[-kept:]):
-        ids = [tokenizer("\n\n".join(some), add_special_tokens=False)["input_ids"]]
-        packed.append(pack(ids, length=tokens, separator=separator(tokenizer)))
+        packed.append(pack([encoded("\n\n".join(some))], length=tokens, separator=end))
     training, held_out = packed
     if len(training) < 2 or len(held_out) < 2:
         raise SystemExit(f"The text makes {len(training)} blocks to learn from and {len(held_out)} to measure with.")
@@ -71,9 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="a native model, for its tokenizer")
     parser.add_argument("--tokens", type=int, required=True, help="tokens a block")
+    parser.add_argument("--bytes", action="store_true", help="a token a byte, for models without a tokenizer")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
-    division = divide(options.text.read_text(encoding="utf-8", errors="replace"), options.model, tokens=options.tokens)
+    text = options.text.read_text(encoding="utf-8", errors="replace")
+    if options.bytes:
+        division = divide(text, lambda part: list(part.encode()), 0, tokens=options.tokens)
+    else:
+        tokenizer = open_native(options.model).tokenizer()
+
+        def encoded(part: str) -> Sequence[int]:
+            ids: list[int] = tokenizer(part, add_special_tokens=False)["input_ids"]
+            return ids
+
+        division = divide(text, encoded, separator(tokenizer), tokens=options.tokens)
     np.savez(
         options.output,
         training_inputs=division.training.inputs.numpy(),

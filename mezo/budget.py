@@ -45,8 +45,8 @@ SLACK = 1.1
 DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
 #: Ranks of a guided job's adapter: of the maps that write into the stream, and of the output head.
 GUIDED_RANK, HEAD_RANK = 16, 64
-#: Of the logits that a guide looks at, and of what is made of them (mezo/output_error.py).
-GUIDE_BYTES = 24 * 2**20 + 24 * MB
+#: Of the logits that a guide looks at, of what is made of them (mezo/output_error.py), and of what it measures first.
+GUIDE_BYTES = 24 * 2**20 + 64 * MB
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
 #: Shortest rows that a plan is reduced to.
@@ -301,9 +301,12 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
 
 
 def _guided_bytes(shapes: Shapes, plan: JobPlan) -> int:
-    """B, its momentum and its gradient, above all of the head; A; logits; and what is kept of a batch's pass."""
+    """B, its momentum and its gradient, above all of the head; A; logits; and what is kept of a batch's pass.
+
+    And B twice more: to go back to the best, and to be written down at the end.
+    """
     vocabulary, width = shapes.head
-    head = 4 * HEAD_RANK * (3 * vocabulary + width)
+    head = 4 * HEAD_RANK * (5 * vocabulary + width)
     maps = len(shapes.linears) // 2 * 2 * 4 * GUIDED_RANK * width
     kept = plan.batch * plan.block_tokens * 24 * width
     return head + maps + GUIDE_BYTES + kept
