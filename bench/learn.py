@@ -100,7 +100,7 @@ def contenders(first_layer: int) -> list[Contender]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
-    seconds, seeds = (2.0, 1) if options.quick else (options.seconds, options.seeds)
+    seconds, seeds = (0.5, 1) if options.quick else (options.seconds, options.seeds)
     batch = 2 if options.quick else options.batch
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")

@@ -23,14 +23,14 @@ from bench.learn_curve import Curve
 from pocketllm.daemon import carrying
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo import guided_run
-from pocketllm.mezo.batches import Blocks, fixed_batches, turn_at
-from pocketllm.mezo.directions import adapter_along_activations, whitened_adapter
+from pocketllm.mezo.batches import Blocks, shuffled
+from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK
+from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.loop import Plan, train
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
-from pocketllm.mezo.stream import find_stream
-from pocketllm.mezo.trunk import TrunkCache
 
 #: More than any run makes.
 _STEPS = 10**6
@@ -71,8 +71,8 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
     aimed = guided_run.begin(
         model,
         (division.training,),
-        rank=options.rank,
-        head_rank=options.head_rank,
+        rank=GUIDED_RANK,
+        head_rank=HEAD_RANK,
         seed=options.seed,
         rows_at_once=options.batch,
     )
@@ -117,59 +117,35 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(options.folder)
     division = learn_text.load(options.blocks)
     curve = Curve(options.seconds, lambda: _mean(model, division.held_out))
-    layers = model.stack.count
-    first = layers - options.layers if options.layers else 0
-    stream = find_stream(model.any_lane())
-    blocks = division.training[slice(0, 32)]
-    paths = [path for path in stream.writers if (model.stack.number_of(path) or 0) >= first]
-    if options.layers:
-        adapter = whitened_adapter(
-            model, stream, (blocks,), paths=paths, rank=options.rank, head_rank=4, seed=0, rows_at_once=8
-        )
-        del adapter.a[model.head_path], adapter.b[model.head_path]
-    else:
-        adapter = adapter_along_activations(
-            model, (blocks,), targets=TrainingSettings().targets, rank=options.rank, seed=0, rows_at_once=8
-        )
+    settings = TrainingSettings()
+    adapter = adapter_along_activations(
+        model,
+        (division.training[slice(0, DIRECTION_BLOCKS)],),
+        targets=settings.targets,
+        rank=settings.rank,
+        seed=options.seed,
+        rows_at_once=options.batch,
+    )
     model.use(adapter)
-    training = (division.training,)
     plan = Plan(
         seed=options.seed,
         steps=_STEPS,
         batch=options.batch,
-        epsilon=options.epsilon,
-        step_size=options.step_size,
+        epsilon=settings.epsilon,
+        step_size=settings.step_size,
         measure_every=_STEPS,
-        probes=options.probes,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        batches = fixed_batches(training, size=options.batch, seed=options.seed)
-        with TrunkCache(
-            batches,
-            layer=first,
-            entering=lambda some, layer: model.entering(some, layer, options.batch),
-            width=stream.width,
-            dtype=model.walk.dtype,
-            file=Path(folder) / "trunk.bin",
-            most_bytes=_CACHE_BYTES,
-        ) as trunk:
-            pool = options.pool or len(batches)
-
-            def batch(step: int) -> Blocks:
-                number = turn_at(pool, step=step, seed=options.seed)
-                return trunk.at(number) if options.layers else batches[number]
-
-            train(
-                lambda points, some: model.losses_at(points, some, 2 * options.batch),
-                adapter,
-                batch,
-                plan,
-                done=[],
-                keep=lambda _row: curve.stepped(),
-                measure=lambda _step: None,
-                clock=time.monotonic,
-                remaining=lambda _step: curve.remaining,
-            )
+    train(
+        lambda points, blocks: model.losses_at(points, blocks, 2 * options.batch),
+        adapter,
+        shuffled((division.training,), size=options.batch, seed=options.seed),
+        plan,
+        done=[],
+        keep=lambda _row: curve.stepped(),
+        measure=lambda _step: None,
+        clock=time.monotonic,
+        remaining=lambda _step: curve.remaining,
+    )
     curve.measure()
     return curve.report()
 
@@ -183,19 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--head-rank", type=int, default=64)
     parser.add_argument(
         "--carrying",
         choices=["measured", "none"],
         default="measured",
         help="none: take nothing to be known of the layers",
     )
-    parser.add_argument("--layers", type=int, default=0)
-    parser.add_argument("--pool", type=int, default=0)
-    parser.add_argument("--probes", type=int, default=1)
-    parser.add_argument("--epsilon", type=float, default=1e-2)
-    parser.add_argument("--step-size", type=float, default=3e-3)
     options = parser.parse_args(arguments)
     methods = {"inference": infer, "guided": guided, "mezo": mezo}
     write_line(methods[options.method](options))

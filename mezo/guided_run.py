@@ -26,8 +26,8 @@ from pocketllm.mezo.trunk import TrunkCache
 HEAD_LENGTH, MAP_LENGTH = 5e-3, 2.5e-4
 #: Names of the two groups of maps that share a step length.
 HEAD, MAPS = "head", "maps"
-#: One block in so many is not learned from, and decides when to stop; so many at most.
-CHECK_ONE_IN, MOST_CHECK_BLOCKS = 12, 24
+#: One block in so many is not learned from, and decides when to stop; so many at most, or more with few targets each.
+CHECK_ONE_IN, MOST_CHECK_BLOCKS, CHECK_TARGETS = 12, 24, 256
 #: Blocks that the aim is taken on: more of those with few targets, such as labelled texts with one each.
 AIM_BLOCKS, MOST_AIM_BLOCKS, AIM_TARGETS = 16, 96, 256
 
@@ -163,7 +163,8 @@ def divide(buckets: Buckets) -> tuple[Buckets, Buckets]:
     """
     learned: list[Blocks] = []
     checked: list[Blocks] = []
-    left = MOST_CHECK_BLOCKS
+    targets = sum(blocks.tokens for blocks in buckets) / max(1, sum(len(blocks) for blocks in buckets))
+    left = max(MOST_CHECK_BLOCKS, round(CHECK_TARGETS / max(1.0, targets)))
     for blocks in buckets:
         one_in = max(2, min(CHECK_ONE_IN, len(blocks)), -(-len(blocks) // max(1, left)))
         chosen = torch.arange(len(blocks)) % one_in == one_in - 1

@@ -112,12 +112,12 @@ class TestDivide:
             ((2 * CHECK_ONE_IN,), [2]),
             ((2 * CHECK_ONE_IN - 1,), [1]),
             ((MOST_CHECK_BLOCKS * CHECK_ONE_IN,), [MOST_CHECK_BLOCKS]),
-            ((1000,), [23]),  # one in 42
-            ((10_000,), [23]),
+            ((1000,), [83]),  # with a target each
+            ((10_000,), [250]),  # one in 40
             ((24, 13), [2, 1]),
             ((3, 1, 2), [1, 0, 1]),
-            ((1000, 1000), [23, 1]),
-            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN, 5), [MOST_CHECK_BLOCKS, 0]),
+            ((1000, 1000), [83, 83]),
+            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN, 5), [MOST_CHECK_BLOCKS, 1]),
             ((2,) * 30, [1] * MOST_CHECK_BLOCKS + [0] * 6),
         ],
     )
