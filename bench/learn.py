@@ -29,7 +29,7 @@ LIMITS = {
     "guided_peak_over_inference": Limit(at_most=1.15),
 }
 #: Learning rates that the peers are given: the best of these counts.
-TEXTBOOK_RATES, EXACT_RATES = (3e-4, 3e-3, 3e-2), (1e-3, 2e-3)
+TEXTBOOK_RATES, EXACT_RATES = (1e-3, 3e-3, 6e-3), (1e-3, 2e-3)
 _TOKENS = 64
 _MB = 10**6
 #: A run may take so many times its seconds, measuring included, before it counts as hung.
