@@ -25,7 +25,7 @@ from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo import guided_run
-from pocketllm.mezo.batches import Blocks, shuffled
+from pocketllm.mezo.batches import Blocks, Buckets, shuffled
 from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK
 from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.loop import Plan, train
@@ -37,59 +37,33 @@ _STEPS = 10**6
 _CACHE_BYTES = 2 * 10**9
 
 
-def _model(folder: Path) -> LanguageModel:
+def open_model(folder: Path) -> LanguageModel:
+    """The model as the worker opens it."""
     return LanguageModel(open_native(folder), release_pages=True, lanes=torch.get_num_threads())
 
 
-def _mean(model: LanguageModel, blocks: Blocks) -> float:
-    losses = torch.tensor(model.block_losses(blocks), dtype=torch.float64)
-    return float((losses * blocks.target_counts).sum() / blocks.tokens)
-
-
-@torch.inference_mode()
-def infer(options: argparse.Namespace) -> dict[str, Any]:
-    """The losses of a batch of the training text, a few times."""
-    model = _model(options.folder)
-    batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
-    for _ in range(3):
-        model.block_losses(batch, options.batch)
-    return {"peak_rss_bytes": memory_of().get("VmHWM")}
-
-
-@torch.inference_mode()
-def guided(options: argparse.Namespace) -> dict[str, Any]:
-    """Our guided method."""
-    model = _model(options.folder)
-    division = learn_text.load(options.blocks)
-    started = time.monotonic()
-    if options.carrying == "measured" and not carrying.is_known(
-        model.native
-    ):  # as at a model's first guided job, and not of this text
+def measure_carrying(model: LanguageModel) -> None:
+    """As at a model's first guided job, and of no text that is learned."""
+    if not carrying.is_known(model.native):
         carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
-    once = time.monotonic() - started
-    curve = Curve(options.seconds, lambda: _mean(model, division.held_out))
-    aimed = guided_run.begin(
-        model,
-        (division.training,),
-        rank=GUIDED_RANK,
-        head_rank=HEAD_RANK,
-        seed=options.seed,
-        rows_at_once=options.batch,
-    )
+
+
+def teach_guided(model: LanguageModel, buckets: Buckets, curve: Curve, *, seed: int, batch: int) -> dict[str, Any]:
+    """Aim, and learn along the guide until the curve's time is over; what there is to say of it."""
+    aimed = guided_run.begin(model, buckets, rank=GUIDED_RANK, head_rank=HEAD_RANK, seed=seed, rows_at_once=batch)
     prepared = guided_run.go_on(model, aimed.adapter)
     give_back_free_memory()
     ready = curve.seconds
-
     with tempfile.TemporaryDirectory() as folder:
         state = guided_run.train(
             model,
-            (division.training,),
+            buckets,
             prepared,
-            seed=options.seed,
+            seed=seed,
             steps=_STEPS,
-            batch=options.batch,
+            batch=batch,
             measure_every=_STEPS,
-            rows_at_once=options.batch,
+            rows_at_once=batch,
             folder=Path(folder),
             cache_bytes=_CACHE_BYTES,
             done=0,
@@ -99,10 +73,9 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
             clock=time.monotonic,
         )
     curve.measure()
-    return curve.report() | {
+    return {
         "first_layer": prepared.first,
         "ready_seconds": ready,
-        "once_seconds": once,
         "aims": [(aim.first, aim.agreement, aim.promise) for aim in aimed.aims],
         "promises": (aimed.guide_promise, aimed.random_promise),
         "multiples": state.multiples,
@@ -111,34 +84,27 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
-def mezo(options: argparse.Namespace) -> dict[str, Any]:
-    """Our MeZO."""
-    model = _model(options.folder)
-    division = learn_text.load(options.blocks)
-    curve = Curve(options.seconds, lambda: _mean(model, division.held_out))
+def teach_mezo(
+    model: LanguageModel, buckets: Buckets, looked_at: Blocks, curve: Curve, *, seed: int, batch: int
+) -> None:
+    """Learn along random directions until the curve's time is over. looked_at: blocks that A is taken from."""
     settings = TrainingSettings()
     adapter = adapter_along_activations(
-        model,
-        (division.training[slice(0, DIRECTION_BLOCKS)],),
-        targets=settings.targets,
-        rank=settings.rank,
-        seed=options.seed,
-        rows_at_once=options.batch,
+        model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, rows_at_once=batch
     )
     model.use(adapter)
     plan = Plan(
-        seed=options.seed,
+        seed=seed,
         steps=_STEPS,
-        batch=options.batch,
+        batch=batch,
         epsilon=settings.epsilon,
         step_size=settings.step_size,
         measure_every=_STEPS,
     )
     train(
-        lambda points, blocks: model.losses_at(points, blocks, 2 * options.batch),
+        lambda points, blocks: model.losses_at(points, blocks, 2 * batch),
         adapter,
-        shuffled((division.training,), size=options.batch, seed=options.seed),
+        shuffled(buckets, size=batch, seed=seed),
         plan,
         done=[],
         keep=lambda _row: curve.stepped(),
@@ -147,6 +113,40 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
         remaining=lambda _step: curve.remaining,
     )
     curve.measure()
+
+
+@torch.inference_mode()
+def infer(options: argparse.Namespace) -> dict[str, Any]:
+    """The losses of a batch of the training text, a few times."""
+    model = open_model(options.folder)
+    batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
+    for _ in range(3):
+        model.block_losses(batch, options.batch)
+    return {"peak_rss_bytes": memory_of().get("VmHWM")}
+
+
+@torch.inference_mode()
+def guided(options: argparse.Namespace) -> dict[str, Any]:
+    """Our guided method."""
+    model = open_model(options.folder)
+    division = learn_text.load(options.blocks)
+    started = time.monotonic()
+    if options.carrying == "measured":
+        measure_carrying(model)
+    once = time.monotonic() - started
+    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
+    found = teach_guided(model, (division.training,), curve, seed=options.seed, batch=options.batch)
+    return curve.report() | found | {"once_seconds": once}
+
+
+@torch.inference_mode()
+def mezo(options: argparse.Namespace) -> dict[str, Any]:
+    """Our MeZO."""
+    model = open_model(options.folder)
+    division = learn_text.load(options.blocks)
+    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
+    looked_at = division.training[slice(0, DIRECTION_BLOCKS)]
+    teach_mezo(model, (division.training,), looked_at, curve, seed=options.seed, batch=options.batch)
     return curve.report()
 
 

@@ -182,7 +182,7 @@ def separate_losses(
         theta = _theta(model, mode, plan)
         _moved_exactly(theta, point)
         model.use(theta)
-        found.append(_mean(model, blocks))
+        found.append(model.mean_loss([blocks]))
         model = load_model(folder)
     return found[0], found[1]
 
@@ -190,13 +190,7 @@ def separate_losses(
 @torch.inference_mode()
 def mean_loss(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The base model's mean loss in nats per token, over (blocks, tokens) int64 ids."""
-    return _mean(load_model(folder), Blocks(inputs=inputs, targets=targets))
-
-
-def _mean(model: LanguageModel, blocks: Blocks) -> float:
-    counts = blocks.target_counts.tolist()
-    total: float = sum(x * n for x, n in zip(model.block_losses(blocks), counts, strict=True))
-    return total / blocks.tokens
+    return load_model(folder).mean_loss([Blocks(inputs=inputs, targets=targets)])
 
 
 def _both_sides(seed: int, epsilon: float) -> list[Point]:

@@ -11,8 +11,6 @@ import argparse
 import csv
 import random
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,13 @@ import torch.nn.functional as F
 
 from bench.child import write_line
 from bench.learn_curve import Curve, Schedule
+from bench.learn_ours import measure_carrying, open_model, teach_guided, teach_mezo
 from bench.learn_peers import Peer, exact, textbook
-from pocketllm.daemon import carrying
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
-from pocketllm.mezo.batches import Blocks, Buckets, batch_at, shuffled
-from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK
+from pocketllm.mezo.batches import Blocks, Buckets, batch_at
 from pocketllm.mezo.decoding import separator
-from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.examples import Labelled, encode
-from pocketllm.mezo.loop import Plan, train
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.templates import Template
@@ -42,9 +37,7 @@ LABELS = ("negative", "positive")  # 0 and 1 in the files
 _BATCH = 16
 _LENGTH = 128
 _MEASURED_AT_ONCE = 64
-_STEPS = 10**6
 _WARM_UP_STEPS = 10
-_CACHE_BYTES = 10**9
 #: Of the linear probe: the best penalty on a fifth of the training examples is taken.
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -111,22 +104,22 @@ def our_logits(model: LanguageModel) -> Callable[[Blocks], torch.Tensor]:
 @torch.inference_mode()
 def zero_shot(options: argparse.Namespace, _training: Buckets, dev: Buckets) -> dict[str, Any]:
     """The base model."""
-    model = _model(options)
+    model = open_model(options.folder)
     model.use(None)
     return {"accuracy": accuracy(our_logits(model), dev)}
 
 
 def probe(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Logistic regression on the base model's features."""
-    model = _model(options)
+    model = open_model(options.folder)
     with torch.inference_mode():
         model.use(None)
         parts = [(features(model, part), part) for bucket in training for part in bucket.split(_MEASURED_AT_ONCE)]
         choices = torch.tensor(training[0].choices)
-        x = torch.cat([found for found, _ in parts]).clone()
+        x = torch.cat([found for found, _ in parts])
         wanted = torch.cat([part.targets.max(1).values for _, part in parts])
         y = (wanted[:, None] == choices).int().argmax(1)
-    x, y = x.clone(), y.clone()
+    x, y = x.clone(), y.clone()  # tensors of inference mode cannot be learned from
     centre, spread = x.mean(0), x.std(0) + 1e-6
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
     kept, tried = order[len(x) // 5 :], order[: len(x) // 5]
@@ -161,71 +154,19 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
 @torch.inference_mode()
 def guided(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Our guided method."""
-    model = _model(options)
-    if not carrying.is_known(model.native):  # as at a model's first guided job
-        carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
+    model = open_model(options.folder)
+    measure_carrying(model)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    aimed = guided_run.begin(
-        model, training, rank=GUIDED_RANK, head_rank=HEAD_RANK, seed=options.seed, rows_at_once=_BATCH
-    )
-    ready = guided_run.go_on(model, aimed.adapter)
-    with tempfile.TemporaryDirectory() as folder:
-        state = guided_run.train(
-            model,
-            training,
-            ready,
-            seed=options.seed,
-            steps=_STEPS,
-            batch=_BATCH,
-            measure_every=_STEPS,
-            rows_at_once=_BATCH,
-            folder=Path(folder),
-            cache_bytes=_CACHE_BYTES,
-            done=0,
-            keep=lambda _row: curve.stepped(),
-            measure=lambda _step: None,
-            remaining=lambda _step: curve.remaining,
-            clock=time.monotonic,
-        )
-    curve.measure()
-    return _report(curve) | {"first_layer": ready.first, "best_step": state.best_step, "multiples": state.multiples}
+    found = teach_guided(model, training, curve, seed=options.seed, batch=_BATCH)
+    return _report(curve) | found
 
 
 @torch.inference_mode()
 def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Our MeZO."""
-    model = _model(options)
+    model = open_model(options.folder)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    settings = TrainingSettings()
-    adapter = adapter_along_activations(
-        model,
-        (guided_run.aimed_at(training),),
-        targets=settings.targets,
-        rank=settings.rank,
-        seed=options.seed,
-        rows_at_once=_BATCH,
-    )
-    model.use(adapter)
-    plan = Plan(
-        seed=options.seed,
-        steps=_STEPS,
-        batch=_BATCH,
-        epsilon=settings.epsilon,
-        step_size=settings.step_size,
-        measure_every=_STEPS,
-    )
-    train(
-        lambda points, blocks: model.losses_at(points, blocks, 2 * _BATCH),
-        adapter,
-        shuffled(training, size=_BATCH, seed=options.seed),
-        plan,
-        done=[],
-        keep=lambda _row: curve.stepped(),
-        measure=lambda _step: None,
-        clock=time.monotonic,
-        remaining=lambda _step: curve.remaining,
-    )
-    curve.measure()
+    teach_mezo(model, training, guided_run.aimed_at(training), curve, seed=options.seed, batch=_BATCH)
     return _report(curve)
 
 
@@ -252,10 +193,6 @@ def peer(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[s
 def _report(curve: Curve) -> dict[str, Any]:
     """The curve is of accuracies here."""
     return {"accuracy": curve.points[-1][2], "curve": curve.points, "steps": curve.steps}
-
-
-def _model(options: argparse.Namespace) -> LanguageModel:
-    return LanguageModel(open_native(options.folder), release_pages=True, lanes=torch.get_num_threads())
 
 
 METHODS = {

@@ -114,8 +114,7 @@ class _Trial:
     def __init__(self, model: LanguageModel, adapter: Adapter, blocks: Blocks, rows_at_once: int) -> None:
         self._model, self._blocks, self._rows_at_once = model, blocks, rows_at_once
         self._numbers = {path: number for number, path in enumerate(adapter.b)}
-        losses = torch.tensor(model.block_losses(blocks, rows_at_once), dtype=torch.float64)
-        self._here = float((losses * blocks.target_counts).sum() / max(1, blocks.tokens))
+        self._here = model.mean_loss([blocks], rows_at_once)
 
     def along(self, gradients: dict[str, torch.Tensor]) -> tuple[float, float]:
         """Slope along these over their length, and what is to be won there at most: nats per token, at least 0."""

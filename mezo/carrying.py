@@ -23,7 +23,7 @@ from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.network import Network
 from pocketllm.mezo.noise import Direction
 from pocketllm.mezo.stream import Stream
-from pocketllm.mezo.tensor_file import SafetensorsWriter
+from pocketllm.mezo.tensor_file import write_tensors
 from pocketllm.mezo.weights import open_weights
 
 NAME = "carrying.safetensors"
@@ -109,11 +109,7 @@ class _Sums:
 
 def save_carrying(folder: Path, carrying: Mapping[int, torch.Tensor]) -> None:
     """Write it beside the model's weights, in bfloat16, whole or not at all."""
-    scratch = folder / f".{NAME}.writing"
-    with SafetensorsWriter(scratch, [(str(n), j.shape, torch.bfloat16) for n, j in carrying.items()]) as writer:
-        for number, jacobian in carrying.items():
-            writer.write(str(number), jacobian.to(torch.bfloat16))
-    scratch.rename(folder / NAME)
+    write_tensors(folder / NAME, {str(layer): jacobian.to(torch.bfloat16) for layer, jacobian in carrying.items()})
 
 
 def load_carrying(folder: Path) -> dict[int, torch.Tensor]:

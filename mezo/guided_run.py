@@ -129,12 +129,7 @@ def train(
         )
 
         def check() -> float:
-            total, tokens = 0.0, 0
-            for number in range(len(learned), len(trunk)):
-                losses = torch.tensor(model.block_losses(trunk.at(number), rows_at_once), dtype=torch.float64)
-                total += float((losses * trunk.batches[number].target_counts).sum())
-                tokens += trunk.batches[number].tokens
-            return total / tokens
+            return model.mean_loss((trunk.at(number) for number in range(len(learned), len(trunk))), rows_at_once)
 
         parts = Parts(
             look=lambda blocks: guide.look(blocks, rows_at_once),

@@ -104,6 +104,15 @@ class LanguageModel:
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
+    def mean_loss(self, batches: Iterable[Blocks], rows_at_once: int = MEASURE_BLOCKS) -> float:
+        """The mean loss of all these blocks in nats per target, at the parameters in use."""
+        total, targets = 0.0, 0
+        for blocks in batches:
+            losses = torch.tensor(self.block_losses(blocks, rows_at_once), dtype=torch.float64)
+            total += float((losses * blocks.target_counts).sum())
+            targets += blocks.tokens
+        return total / max(1, targets)
+
     def hidden(self, blocks: Blocks) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         return self._lanes[0].hidden(blocks)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pocketllm.mezo.descent import Descent
 from pocketllm.mezo.guided import State
-from pocketllm.mezo.tensor_file import SafetensorsWriter, sync
+from pocketllm.mezo.tensor_file import write_tensors
 
 #: A best is kept until a state is saved that has a later one: a run that is resumed goes back to its own best, not to
 #: one that an earlier start had found further on.
@@ -35,8 +35,8 @@ class Snapshots:
         numbers = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in _TENSORS}
         # The order of the paths numbers the matrices; safetensors sorts them.
         numbers |= {"descent_steps": state.descent.steps, "order": list(state.b)}
-        text = json.dumps(numbers).encode()
-        self._write(_STATE, {_NUMBERS: torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors})
+        text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
+        write_tensors(self._folder / _STATE, {_NUMBERS: text, **tensors})
         for best in self._folder.glob(_BEST.format("*")):
             if best.name != _BEST.format(state.best_step):
                 best.unlink()
@@ -56,17 +56,8 @@ class Snapshots:
 
     def save_best(self, b: dict[str, torch.Tensor], step: int) -> None:
         """Write down the B that was the best at a step."""
-        self._write(_BEST.format(step), b)
+        write_tensors(self._folder / _BEST.format(step), b)
 
     def load_best(self, step: int) -> dict[str, torch.Tensor]:
         """The B that was the best at a step. Raises OSError or SafetensorError when it is gone."""
         return load_file(self._folder / _BEST.format(step))
-
-    def _write(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        scratch = self._folder / f".{name}.writing"
-        # A tensor at a time: safetensors' own writer would take as much memory again as all of them.
-        with SafetensorsWriter(scratch, [(key, value.shape, value.dtype) for key, value in tensors.items()]) as writer:
-            for key, value in tensors.items():
-                writer.write(key, value)
-        scratch.rename(self._folder / name)
-        sync(self._folder)

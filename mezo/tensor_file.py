@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -231,6 +231,19 @@ class SafetensorsWriter:
             self.close()
         else:
             self._file.close()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a file of tensors, whole or not at all; replaces what is there.
+
+    A tensor at a time: safetensors' own writer would take as much memory again as all of them.
+    """
+    scratch = path.with_name(f".{path.name}.writing")
+    with SafetensorsWriter(scratch, [(name, value.shape, value.dtype) for name, value in tensors.items()]) as writer:
+        for name, value in tensors.items():
+            writer.write(name, value)
+    scratch.rename(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

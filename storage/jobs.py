@@ -158,9 +158,7 @@ class JobStore:
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
         """Note what a worker settled on, and the peak memory that this is expected to take."""
-        with self._database.write() as session:
-            values = {"plan": plan, "predicted_bytes": predicted_bytes}
-            session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
+        self._set(job_id, plan=plan, predicted_bytes=predicted_bytes)
 
     def set_method(self, job_id: str, method: str) -> None:
         """Note how the job learns, once that is settled."""
