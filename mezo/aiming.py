@@ -3,10 +3,11 @@
 For each pair of layers, from the top, the guide's gradient G on one batch is followed for a little way, both ways. The
 slope and curvature c that the loss really has along it say how much could be won there at most, to second order,
 
-    slope^2 / (2 c),
+    slope^2 / (2 c)
 
-and slope / |G| says how far guide and loss agree: one, were the guide exact. Lower layers are taken as long as they
-promise at least half of what the best one does; below them the guide is more and more a guess.
+(less, where that lies too far off to be known), and slope / |G| says how far guide and loss agree: one, were the guide
+exact. Lower layers are taken as long as they promise at least half of what the best one does; below them the guide is
+more and more a guess.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from pocketllm.mezo.stream import Stream
 
 #: How far B is moved along G, as a length: over so many numbers, a thousandth of the stream each.
 _DISTANCE = 0.3
+#: How far what was measured there is taken to hold.
+_FARTHEST = 10 * _DISTANCE
 #: The part of the best promise that a pair of layers must make.
 _LEAST_PROMISE = 0.5
 
@@ -36,7 +39,7 @@ class Aim:
     """What was measured of a few layers that lie together."""
 
     first: int  #: the lowest of them
-    paths: tuple[str, ...]  #: their maps that write into the stream
+    paths: tuple[str, ...]  #: their maps that the guide leads to
     agreement: float  #: slope of the loss along the guide, over what the guide says
     promise: float  #: nats per token to be won on that batch, to second order
 
@@ -70,7 +73,7 @@ def aim(
     """
     highest = model.stack.count
     lowest = max(0, lowest_guided(highest))
-    paths = [path for path in stream.writers if (model.stack.number_of(path) or 0) >= lowest]
+    paths = [path for path in stream.led_to if (model.stack.number_of(path) or 0) >= lowest]
     whole = whitened_adapter(
         model,
         stream,
@@ -126,6 +129,6 @@ class _Trial:
         plus, minus = self._model.losses_at(points, self._blocks, self._rows_at_once)
         slope = (plus - minus) / (2 * _DISTANCE)
         curvature = (plus - 2 * self._here + minus) / _DISTANCE**2
-        # Where the loss does not curve upwards, how far it goes on falling is not known: so far, at least.
-        promise = slope**2 / (2 * curvature) if curvature > 0 else abs(slope) * _DISTANCE
-        return slope / size, promise
+        curvature = max(0.0, curvature)
+        best = min(_FARTHEST, abs(slope) / curvature) if curvature else _FARTHEST
+        return slope / size, best * (abs(slope) - curvature * best / 2)

@@ -43,10 +43,14 @@ SLACK = 1.1
 #: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
 #: way; or so many rows, if these are more (mezo/streaming.py).
 DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
-#: Ranks of a guided job's adapter: of the maps that write into the stream, and of the output head.
+#: Ranks of a guided job's adapter: of the maps in the layers, and of the output head.
 GUIDED_RANK, HEAD_RANK = 16, 64
+#: The part of the layers, from the top, that a guide is tried on.
+GUIDED_SHARE = 0.4
 #: Of the logits that a guide looks at, of what is made of them (mezo/output_error.py), and of what it measures first.
 GUIDE_BYTES = 24 * 2**20 + 64 * MB
+#: Copies in fp32 of what a feed-forward block's inner maps put out: moved to both sides, errors (feed_forward.py).
+_ERRORS = 8
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
 #: Shortest rows that a plan is reduced to.
@@ -307,9 +311,13 @@ def _guided_bytes(shapes: Shapes, plan: JobPlan) -> int:
     """
     vocabulary, width = shapes.head
     head = 4 * HEAD_RANK * (5 * vocabulary + width)
-    maps = len(shapes.linears) // 2 * 2 * 4 * GUIDED_RANK * width
-    kept = plan.batch * plan.block_tokens * 24 * width
-    return head + maps + GUIDE_BYTES + kept
+    outputs = GUIDED_SHARE * sum(out for out, _ in shapes.linears.values())  # of the layers that a guide is tried on
+    inner = GUIDED_SHARE * sum(out for out, _ in shapes.linears.values() if out > width)  # of feed-forward blocks
+    maps = 4 * GUIDED_RANK * 5 * outputs
+    positions = plan.batch * plan.block_tokens
+    kept = positions * (24 * width + _ITEMSIZE[shapes.compute_dtype] * inner)
+    errors = positions // plan.lanes * 4 * _ERRORS * shapes.widest  # in the midst of one block
+    return round(head + maps + GUIDE_BYTES + kept + errors)
 
 
 def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:

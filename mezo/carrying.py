@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from pocketllm.mezo.batches import Blocks, Entering
+from pocketllm.mezo.budget import GUIDED_SHARE
 from pocketllm.mezo.guide import inputs_of
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.network import Network
@@ -27,8 +28,8 @@ from pocketllm.mezo.tensor_file import write_tensors
 from pocketllm.mezo.weights import open_weights
 
 NAME = "carrying.safetensors"
-#: The part of the layers, from the top, that a guide is tried on; so many at a time.
-GUIDED_SHARE, LAYERS_AT_ONCE = 0.4, 2
+#: Layers that a guide is tried on at a time.
+LAYERS_AT_ONCE = 2
 #: Memory for the sums of several layers.
 MOST_BYTES = 64 * 2**20
 #: How far the stream is moved, over its own root mean square.

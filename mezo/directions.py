@@ -15,6 +15,7 @@ import torch
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Buckets
 from pocketllm.mezo.errors import BadRequest
+from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.noise import Direction
 from pocketllm.mezo.stream import Stream
@@ -79,11 +80,12 @@ def whitened_adapter(
     rows_at_once: int,
     on_pass: Callable[[int], None] = lambda _: None,
 ) -> Adapter:
-    """A fresh adapter of the output head and of maps that write into the stream, for the guide (mezo/guide.py).
+    """A fresh adapter of the output head and of maps that the guide leads to (mezo/guide.py).
 
-    Its A follows the activations on `buckets`, whitened: each number of A x has a mean square of one for the head, so
-    that a B of size s changes logits by about s, and of the stream's for the writing maps. Deterministic in its
-    arguments. rows_at_once: blocks that pass through the layers together.
+    Its A follows the activations on `buckets` where something is predicted, whitened: each number of A x has a mean
+    square of one for the head, so that a B of size s changes logits by about s; of the stream's for maps that write
+    into it; of the map's own output for the others. Deterministic in its arguments. rows_at_once: blocks that pass
+    through the layers together.
     """
     head = model.head_path
     search = _Search(model, paths, rank + _SPARE, seed)
@@ -91,20 +93,22 @@ def whitened_adapter(
     of_head = _Sketch(width, head_rank + _SPARE, seed, len(paths))
     of_stream = _Size()
     norm = model.any_lane().module.get_submodule(stream.norm)
-    hook = norm.register_forward_pre_hook(lambda _module, inputs: of_stream.see(inputs[0]))
+    hook = norm.register_forward_pre_hook(lambda _module, inputs: of_stream.see(search.seen_of(inputs[0])))
     model.use(None)
     try:
         for number in range(PASSES):
             with search.watching():
                 for bucket in buckets:
                     for part in bucket.split(rows_at_once):
-                        of_head.see(model.hidden(part))
+                        search.places = (part.targets != NO_TARGET).flatten().nonzero()[:, 0]
+                        of_head.see(search.seen_of(model.hidden(part)))
             search.turn()
             of_head.turn()
             on_pass(number + 1)
     finally:
         hook.remove()
-    a = {path: search.whitened(path, rank) * of_stream.root_mean_square for path in paths}
+    sizes = {path: of_stream if path in stream.writers else search.size_of(path) for path in paths}
+    a = {path: search.whitened(path, rank) * sizes[path].root_mean_square for path in paths}
     b = {path: torch.zeros(model.linears[path].out_features, len(rows)) for path, rows in a.items()}
     a[head] = of_head.whitened(head_rank)
     b[head] = torch.zeros(out, len(a[head]))
@@ -120,6 +124,12 @@ class _Search:
         self._sketch_of: dict[str, _Sketch] = {}
         self._sizes = {path: _Size() for path in paths}
         self._last: tuple[torch.Tensor, _Sketch] | None = None
+        self.places: torch.Tensor | None = None  #: of a batch's positions, those that count; None: all
+
+    def seen_of(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, width), or flattened -> (places, width): what counts of it."""
+        x = x.flatten(0, -2)
+        return x if self.places is None else x[self.places]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -141,6 +151,10 @@ class _Search:
         """The A of one map."""
         return self._sketch_of[path].rows(rank, self._sizes[path].root_mean_square)
 
+    def size_of(self, path: str) -> "_Size":
+        """Of what one map puts out."""
+        return self._sizes[path]
+
     def whitened(self, path: str, rank: int) -> torch.Tensor:
         """The A of one map, whitened."""
         return self._sketch_of[path].whitened(rank)
@@ -153,9 +167,9 @@ class _Search:
                 number = len(self._sketches())
                 self._sketch_of[path] = _Sketch(linear.in_features, self._width, self._seed, number)
             self._last = (x, self._sketch_of[path])
-            self._last[1].see(x)
+            self._last[1].see(self.seen_of(x))
         self._sketch_of[path] = self._last[1]
-        self._sizes[path].see(output)
+        self._sizes[path].see(self.seen_of(output))
 
     def _sketches(self) -> list["_Sketch"]:
         return list(dict.fromkeys(self._sketch_of.values()))

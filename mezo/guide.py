@@ -6,8 +6,9 @@ about the error e at the stream's end. So
 
     dL/dB = sum over tokens of e (A x)^T
 
-needs of the pass only the few numbers A x of each token. No backward pass, no stored activations, no autograd. For an
-adapter of the output head itself it is no approximation at all.
+needs of the pass only the few numbers A x of each token. One step further back are the inner maps of a feed-forward
+block (feed_forward.py). No backward pass, no autograd. For an adapter of the output head itself, and for the last
+layer's feed-forward block, it is no approximation at all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ class Watched:
     before: torch.Tensor  #: what the last norm takes in
     low: dict[int, torch.Tensor]  #: A x of the adapted maps, by number
     behind: dict[str, torch.Tensor]  #: what the norms behind maps take in, by path
+    made: dict[str, torch.Tensor]  #: what the inner maps of feed-forward blocks put out, by path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Guidance:
 
 
 class Guide:
-    """Looks at batches through an adapter of the head and of maps that write into the stream."""
+    """Looks at batches through an adapter of the head and of maps that the stream's error is led to."""
 
     def __init__(
         self,
@@ -64,6 +66,10 @@ class Guide:
         self._carrying = carrying or {}
         self._model, self._stream, self._adapter = model, stream, adapter
         self._numbers = {path: number for number, path in enumerate(adapter.a)}
+        self._blocks = {
+            writer: block for writer, block in stream.blocks.items() if any(path in adapter.a for path in block.maps)
+        }
+        self._inner = [path for block in self._blocks.values() for path in block.maps]
         self._norms = [norm for path in adapter.a if (norm := stream.writers.get(path)) is not None]
         head = model.head_path
         self._head = adapter.b.get(head)
@@ -83,14 +89,29 @@ class Guide:
             losses, error = self._output_error(part, batch.choices)
             loss += float(losses.double().sum())
             carried = _Carried(self._stream.jacobian.transposed(error, part.before.float()), self._carrying)
-            for path, gradient in gradients.items():
-                gradient += self._at(path, carried, part).t() @ part.low[self._numbers[path]].float()
+            for path, at_output in self._errors(carried, part):
+                gradients[path] += at_output.t() @ part.low[self._numbers[path]].float()
         if self._head_gradient is not None:
             gradients[self._model.head_path] = self._head_gradient
         for gradient in gradients.values():
             gradient *= self._adapter.scaling / count
         self._model.release_head()
         return Guidance(loss=loss / count, gradients=gradients)
+
+    def _errors(self, carried: "_Carried", part: Watched) -> Iterator[tuple[str, torch.Tensor]]:
+        """Path of each adapted map of the layers and the error at its output, (targets, out) fp32."""
+        adapted = self._adapter.a
+        for writer in self._stream.writers:
+            block = self._blocks.get(writer)
+            if writer not in adapted and block is None:
+                continue
+            error = self._at(writer, carried, part)
+            if writer in adapted:
+                yield writer, error
+            if block is not None:
+                function = self._model.network.get_submodule(block.function)
+                inside = block.errors(self._model.linears[writer].led_back(error), part.made, function)
+                yield from ((path, at_output) for path, at_output in inside if path in adapted)
 
     def _at(self, path: str, carried: "_Carried", part: Watched) -> torch.Tensor:
         """The error at a map's output: the stream's there, through the norm behind the map where there is one.
@@ -142,7 +163,10 @@ class Guide:
 
         network.walk.recorded = {}
         try:
-            with inputs_of(network, [self._stream.norm, *self._norms]) as taken:
+            with (
+                inputs_of(network, [self._stream.norm, *self._norms]) as taken,
+                outputs_of(network, self._inner, at_targets) as made,
+            ):
                 hidden = at_targets(network.hidden(blocks))
             recorded = {number: at_targets(low) for number, low in network.walk.recorded.items()}
         finally:
@@ -154,6 +178,7 @@ class Guide:
             before=norms.pop(self._stream.norm),
             low=recorded,
             behind=norms,
+            made=made,
         )
 
 
@@ -189,6 +214,27 @@ def inputs_of(network: Network, paths: Sequence[str]) -> Iterator[dict[str, torc
     hooks = [network.module.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths]
     try:
         yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def outputs_of(
+    network: Network, paths: Sequence[str], part: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """A part of what these modules put out meanwhile, by path."""
+    made: dict[str, torch.Tensor] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            made[path] = part(output)
+
+        return hook
+
+    hooks = [network.module.get_submodule(path).register_forward_hook(note(path)) for path in paths]
+    try:
+        yield made
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,7 +9,7 @@ for the head and for the maps by themselves. A direction that points uphill ther
 depends on is in `State`, which is written down now and then; the steps since are then done again, alike bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import cos, isfinite, pi
 from typing import Protocol
@@ -47,7 +47,8 @@ class GuidedPlan:
     lengths: dict[str, float]  #: name -> how far a number of B moves in a step before any probe
     warm_up: int = 10  #: steps in which the length grows to its full size: the momentum knows little yet
     least_share: float = 0.05  #: of the full length, at the end
-    probe_every: int = 40  #: steps; at first four times as often
+    probe_every: int = 40  #: steps, for each batch that a probe is made on; at first four times as often
+    probe_batches: int = 1  #: how many those are
     measure_every: int  #: steps between held-out measurements
     check_every: int = 20  #: steps between looks at the text that is not learned from
     patience: int = 2  #: looks without a new best until the best is restored and the length halved
@@ -56,7 +57,7 @@ class GuidedPlan:
     def probes_at(self, step: int) -> bool:
         """Whether a step's length is measured before it is taken."""
         often = max(1, self.probe_every // 4)
-        return step % (often if step <= self.probe_every else self.probe_every) == 0
+        return step % (often if step <= self.probe_every else self.probe_every * self.probe_batches) == 0
 
     def length_share(self, step: int, remaining: float) -> float:
         """The part of the full length that a step takes: a warm-up, and a cosine (arXiv 1608.03983) to the end."""
@@ -174,7 +175,7 @@ def _step(
     share = plan.length_share(step, remaining(step))
     lengths = {name: share * length * state.multiples.get(name, 1.0) for name, length in plan.lengths.items()}
     if plan.probes_at(step):
-        _probe(state, parts, plan, lengths, parts.batch(turn_at(parts.batches, step=step + 1, seed=plan.seed)))
+        _probe(state, parts, plan, lengths)
     for name, paths in plan.groups.items():
         state.descent.move({path: state.b[path] for path in paths}, lengths[name])
     state.step = step
@@ -189,12 +190,12 @@ def _step(
     )
 
 
-def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, float], batch: Blocks) -> None:
-    """Measure each group's step on a batch that had no say in it, and change the group's length towards the best."""
+def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, float]) -> None:
+    """Measure each group's step on batches that had no say in it, and change the group's length towards the best."""
     directions = {name: state.descent.along(paths, lengths[name]) for name, paths in plan.groups.items()}
     points = [Point(direction=next(iter(directions.values())), distance=0.0)]
     points += [Point(direction=z, distance=side * PROBED) for z in directions.values() for side in (1, -1)]
-    here, *sides = parts.losses(points, batch)
+    here, *sides = _losses_on_next(state.step + 1, parts, plan, points)
     for name, plus, minus in zip(directions, sides[::2], sides[1::2], strict=True):
         slope, curvature = (plus - minus) / (2 * PROBED), (plus - 2 * here + minus) / PROBED**2
         if not slope < 0:  # uphill, or no number
@@ -207,6 +208,16 @@ def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, floa
         before = state.multiples.get(name, 1.0)
         least = min(before, 1 / MOST_MULTIPLE)  # going back may have halved it below
         state.multiples[name] = min(MOST_MULTIPLE, max(least, before * change))
+
+
+def _losses_on_next(step: int, parts: Parts, plan: GuidedPlan, points: Sequence[Point]) -> list[float]:
+    """The mean loss at each point on the batches that come after this step's."""
+    sums, targets = [0.0] * len(points), 0
+    for ahead in range(1, plan.probe_batches + 1):
+        batch = parts.batch(turn_at(parts.batches, step=step + ahead, seed=plan.seed))
+        sums = [total + loss * batch.tokens for total, loss in zip(sums, parts.losses(points, batch), strict=True)]
+        targets += batch.tokens
+    return [total / targets for total in sums]
 
 
 def _check(state: State, parts: Parts, plan: GuidedPlan) -> None:

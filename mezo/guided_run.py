@@ -22,10 +22,17 @@ from pocketllm.mezo.snapshots import Snapshots
 from pocketllm.mezo.stream import Stream, find_stream
 from pocketllm.mezo.trunk import TrunkCache
 
-#: How far a number of B moves in a step at first: in logits for the head, in parts of the stream for the maps.
-HEAD_LENGTH, MAP_LENGTH = 5e-3, 2.5e-4
-#: Names of the two groups of maps that share a step length.
-HEAD, MAPS = "head", "maps"
+#: The groups of maps that share a step length: the output head, maps that write into the stream, and those inside
+#: feed-forward blocks.
+HEAD, WRITERS, INNER = "head", "writers", "inner"
+#: How far a number of B moves in a step at first: in logits, in parts of the stream, in parts of the map's output. For
+#: batches of so many targets; with fewer, gradients are noisier and steps shorter by the root of it (arXiv 2205.10287).
+LENGTHS, LENGTH_TARGETS = {HEAD: 5e-3, WRITERS: 2.5e-4, INNER: 1e-3}, 512
+#: Probes are made on batches with so many targets in all, but on so many at most.
+PROBE_TARGETS, MOST_PROBE_BATCHES = 512, 8
+#: Looks at the text that decides when to stop take about a tenth of the time: as many steps between them as this
+#: times its batches, and no fewer than that.
+CHECK_STEPS_A_BATCH, LEAST_CHECK_STEPS = 8, 20
 #: One block in so many is not learned from, and decides when to stop; so many at most, or more with few targets each.
 CHECK_ONE_IN, MOST_CHECK_BLOCKS, CHECK_TARGETS = 12, 24, 256
 #: Blocks that the aim is taken on: more of those with few targets, such as labelled texts with one each.
@@ -116,16 +123,17 @@ def train(
         file=folder / "trunk.bin",
         most_bytes=cache_bytes,
     ) as trunk:
-        maps = tuple(path for path in adapter.a if path != model.head_path)
-        groups: dict[str, tuple[str, ...]] = {HEAD: (model.head_path,)}
-        if maps:
-            groups[MAPS] = maps
+        targets = sum(blocks.tokens for blocks in learned) / len(learned)  # of a batch
+        groups = _groups(model, guided)
+        shorter = min(1.0, targets / LENGTH_TARGETS) ** 0.5
         plan = GuidedPlan(
             seed=seed,
             steps=steps,
             groups=groups,
-            lengths={HEAD: HEAD_LENGTH, MAPS: MAP_LENGTH},
+            lengths={group: LENGTHS[group] * shorter for group in groups},
+            probe_batches=min(MOST_PROBE_BATCHES, max(1, round(PROBE_TARGETS / targets)), len(learned)),
             measure_every=measure_every,
+            check_every=max(LEAST_CHECK_STEPS, CHECK_STEPS_A_BATCH * len(checked)),
         )
 
         def check() -> float:
@@ -149,6 +157,15 @@ def train(
             remaining=remaining,
             clock=clock,
         )
+
+
+def _groups(model: LanguageModel, guided: Guided) -> dict[str, tuple[str, ...]]:
+    """The paths of the adapted maps of each group that there are any of."""
+    groups: dict[str, list[str]] = {}
+    for path in guided.adapter.a:
+        group = HEAD if path == model.head_path else WRITERS if path in guided.stream.writers else INNER
+        groups.setdefault(group, []).append(path)
+    return {group: tuple(paths) for group, paths in groups.items()}
 
 
 def divide(buckets: Buckets) -> tuple[Buckets, Buckets]:

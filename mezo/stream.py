@@ -15,6 +15,7 @@ from torch import nn
 
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import UnsupportedModel
+from pocketllm.mezo.feed_forward import Call, FeedForward, find_feed_forward, same
 from pocketllm.mezo.layers import LayerStack
 from pocketllm.mezo.network import Network
 from pocketllm.mezo.output_error import NormJacobian
@@ -36,10 +37,20 @@ class Stream:
     jacobian: NormJacobian  #: of that norm
     writers: dict[str, str | None]  #: path of each map that writes, in model order -> the norm behind it, if any
     jacobians: dict[str, NormJacobian]  #: of these norms, by path
+    blocks: dict[str, FeedForward]  #: path of a map that writes -> what it ends, where it ends a feed-forward block
 
     def last_of(self, path: str, stack: LayerStack) -> str:
         """The last of the maps that write into the stream from the same layer as this one."""
         return [other for other in self.writers if stack.number_of(other) == stack.number_of(path)][-1]
+
+    @property
+    def led_to(self) -> tuple[str, ...]:
+        """Paths of the maps that the error can be led to: those that write, and those inside the blocks they end."""
+        return tuple(
+            path
+            for writer in self.writers
+            for path in (*(self.blocks[writer].maps if writer in self.blocks else ()), writer)
+        )
 
     @property
     def width(self) -> int:
@@ -54,7 +65,7 @@ def find_stream(network: Network) -> Stream:
     blocks = Blocks(inputs=words, targets=words)
     with _calls(network) as calls:
         seen = network.hidden(blocks)
-    norm = next((path for path, _, output in calls if _same(output, seen) and path not in network.linears), None)
+    norm = next((path for path, _, output in calls if same(output, seen) and path not in network.linears), None)
     if norm is None or network.stack.count == 0:
         raise UnsupportedModel(
             "The model has no norm between its layers and its output head, or its layers are not a list: the guide has "
@@ -63,12 +74,15 @@ def find_stream(network: Network) -> Stream:
     before = next(taken for path, taken, _ in calls if path == norm)
     last = network.stack.count - 1
     endings = []
+    ended: dict[str, FeedForward] = {}
     for path in [path for path in network.linears if network.stack.number_of(path) == last]:
         if network.linears[path].out_features == before.shape[-1]:
             made = next(output for called, _, output in calls if called == path)
-            behind = next((called for called, taken, _ in calls if _same(taken, made) and called != norm), None)
+            behind = next((called for called, taken, _ in calls if same(taken, made) and called != norm), None)
             if _writes(network, blocks, behind or path, before):
                 endings.append((_ending(path), behind and _ending(behind)))
+                if block := find_feed_forward(network, calls, path):
+                    ended[_ending(path)] = block
     writers = {
         path: _instead(path, ending, behind)
         for path in network.linears
@@ -83,12 +97,8 @@ def find_stream(network: Network) -> Stream:
         jacobian=_jacobian(network, norm, before),
         writers=writers,
         jacobians={path: _jacobian(network, path, before) for path in norms},
+        blocks={path: _like(ended[_ending(path)], path) for path in writers if _ending(path) in ended},
     )
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether these are the same numbers in memory; both are alive."""
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def _ending(path: str) -> str:
@@ -100,6 +110,17 @@ def _ending(path: str) -> str:
 
 def _instead(path: str, ending: str, behind: str | None) -> str | None:
     return None if behind is None else path.removesuffix(ending) + behind
+
+
+def _like(block: FeedForward, writer: str) -> FeedForward:
+    """The same block in the layer of this map that writes."""
+
+    def there(path: str) -> str:
+        return writer.removesuffix(_ending(writer)) + _ending(path)
+
+    return FeedForward(
+        function=there(block.function), through=there(block.through), beside=block.beside and there(block.beside)
+    )
 
 
 def _jacobian(network: Network, path: str, like: torch.Tensor) -> NormJacobian:
@@ -125,18 +146,18 @@ def _writes(network: Network, blocks: Blocks, path: str, stream: torch.Tensor) -
             seen = network.hidden(blocks)
     finally:
         hook.remove()
-    after = next(taken for _, taken, output in calls if _same(output, seen))
+    after = next(taken for _, taken, output in calls if same(output, seen))
     difference = (after - stream)[0, -1].float()
     return bool(torch.cosine_similarity(difference, moved.float(), dim=0) > _LEAST_COSINE)
 
 
 @contextmanager
-def _calls(network: Network) -> Iterator[list[tuple[str, torch.Tensor, torch.Tensor]]]:
+def _calls(network: Network) -> Iterator[list[Call]]:
     """Path, input and output of each linear map and small module that is called meanwhile, in order.
 
     All of them are held on to, so that one tensor's memory is not another's.
     """
-    calls: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    calls: list[Call] = []
 
     def note(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

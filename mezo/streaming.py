@@ -152,6 +152,10 @@ class LowRank:
             y[group].addmm_(both, torch.cat((b, z), 1).t(), alpha=self._scaling)
             first = group.stop
 
+    def led_back(self, error: torch.Tensor) -> torch.Tensor:
+        """(n, out) -> (n, in), fp32: the error at x, as far as it comes through the adapter, from that at y."""
+        return error @ self._b @ self._a * self._scaling
+
     def extend(self, x: torch.Tensor) -> torch.Tensor:
         """(n, in) -> (n, in + rank): [x, A x]. The adapted map is one map of it, whose rows `rows_at` extends."""
         return torch.cat((x, x @ self._a.t().to(x.dtype)), 1)
@@ -209,6 +213,15 @@ class StreamedLinear(nn.Module):
         if self.low_rank is not None:
             self.low_rank.add_to(y, rows)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def led_back(self, error: torch.Tensor) -> torch.Tensor:
+        """(n, out) -> (n, in), fp32: the error at what the map takes in, from that at its output, at theta itself."""
+        found = torch.zeros(len(error), self.in_features)
+        for rows, (weight, *_) in self.weights.chunks():
+            found += error[:, rows].to(weight.dtype) @ weight
+        if self._walk.release:
+            self.weights.weight.release()
+        return found if self.low_rank is None else found + self.low_rank.led_back(error)
 
 
 def _each(trained: Trained, parts: int) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ from pocketllm.mezo.batches import Blocks, Entering
 from pocketllm.mezo.descent import GivenDirection
 from pocketllm.mezo.errors import UnsupportedModel
 from pocketllm.mezo.estimator import Point
+from pocketllm.mezo.feed_forward import FeedForward
 from pocketllm.mezo.guide import Guidance, Guide
 from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
@@ -131,8 +132,9 @@ def alike(one: Guidance, other: Guidance) -> bool:
 
 
 def exact_ones(model: LanguageModel, stream: Stream) -> list[str]:
-    """Where the guide is no guess: the head, and the map that writes last of all."""
-    return [model.head_path, list(stream.writers)[-1]]
+    """Where the guide is no guess: the head, and the feed-forward block of the last layer, which writes last of all."""
+    last = list(stream.writers)[-1]
+    return [model.head_path, last, *stream.blocks[last].maps]
 
 
 @every_guided_one
@@ -151,6 +153,21 @@ def test_finds_the_last_norm_and_the_maps_that_write(root: Path, name: str) -> N
     assert torch.allclose(stream.jacobian.gain, gain + (name == "gemma3_text"), atol=1e-5)
 
 
+@every_guided_one
+def test_finds_the_feed_forward_blocks(root: Path, name: str) -> None:
+    model = model_of(root, name)
+    stream = stream_of(model)
+    assert list(stream.blocks) == [path for path in stream.writers if path.endswith(("down_proj", "fc2"))]
+    for writer, block in stream.blocks.items():
+        prefix = writer.rpartition(".")[0]
+        if name == "opt":
+            assert block == FeedForward(function=f"{prefix}.activation_fn", through=f"{prefix}.fc1", beside=None)
+        else:
+            gated = [f"{prefix}.{ending}" for ending in ("act_fn", "gate_proj", "up_proj")]
+            assert block == FeedForward(function=gated[0], through=gated[1], beside=gated[2])
+    assert set(stream.led_to) == {*stream.writers, *(path for block in stream.blocks.values() for path in block.maps)}
+
+
 def test_a_model_without_a_norm_in_front_of_its_head_is_refused_with_what_to_do(root: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"training\.method = mezo"):
         stream_of(model_of(root, "opt_projected"))
@@ -158,7 +175,7 @@ def test_a_model_without_a_norm_in_front_of_its_head_is_refused_with_what_to_do(
 
 def test_looking_for_the_stream_leaves_no_hook_and_no_adapter_behind(root: Path) -> None:
     model = model_of(root, "llama")
-    adapter = guided_adapter(model, list(stream_of(model).writers))
+    adapter = guided_adapter(model, stream_of(model).led_to)
     model.use(adapter)
     stream_of(model)
     assert all(linear.low_rank is None for linear in model.linears.values())
@@ -173,7 +190,7 @@ def test_looking_for_the_stream_leaves_no_hook_and_no_adapter_behind(root: Path)
 def test_the_loss_is_the_models_and_the_gradients_follow_it(root: Path, name: str, make: Any) -> None:
     model, blocks = model_of(root, name), make()
     stream = stream_of(model)
-    adapter = guided_adapter(model, list(stream.writers))
+    adapter = guided_adapter(model, stream.led_to)
     seen = look(model, adapter, blocks, stream=stream)
     with torch.inference_mode():
         assert seen.loss == pytest.approx(mean_loss(model, blocks), abs=FP32_TOLERANCE)
@@ -192,7 +209,7 @@ def test_the_loss_is_the_models_and_the_gradients_follow_it(root: Path, name: st
 def test_exact_gradients_are_those_of_autograd(root: Path, name: str, choices: tuple[int, ...] | None) -> None:
     model, blocks = model_of(root, name), random_blocks() if choices is None else labelled()
     stream = stream_of(model)
-    adapter = guided_adapter(model, list(stream.writers))
+    adapter = guided_adapter(model, stream.led_to)
     seen = look(model, adapter, blocks, stream=stream)
     network = merged(root, name, adapter)
     logits = network(input_ids=blocks.inputs).logits
@@ -209,7 +226,7 @@ def test_exact_gradients_are_those_of_autograd(root: Path, name: str, choices: t
 @every_guided_one
 def test_lanes_and_rows_at_once_make_no_difference(root: Path, name: str) -> None:
     model = model_of(root, name)
-    adapter = guided_adapter(model, list(stream_of(model).writers))
+    adapter = guided_adapter(model, stream_of(model).led_to)
     for blocks in (random_blocks(5), labelled()):
         whole = look(model, adapter, blocks)
         for lanes, rows in [(1, 1), (1, 2), (2, 1), (2, 3), (2, ALL_ROWS)]:
@@ -221,7 +238,7 @@ def test_lanes_and_rows_at_once_make_no_difference(root: Path, name: str) -> Non
 def test_blocks_that_begin_at_the_lowest_adapted_layer_are_guided_alike(root: Path, name: str, lanes: int) -> None:
     model = model_of(root, name, lanes)
     stream = stream_of(model)
-    adapter = guided_adapter(model, [path for path in stream.writers if model.stack.number_of(path) == 1])
+    adapter = guided_adapter(model, [path for path in stream.led_to if model.stack.number_of(path) == 1])
     for blocks in (random_blocks(5), labelled()):
         whole = look(model, adapter, blocks, stream=stream)
         with torch.inference_mode():
@@ -232,7 +249,7 @@ def test_blocks_that_begin_at_the_lowest_adapted_layer_are_guided_alike(root: Pa
 def test_a_look_forgets_the_one_before(root: Path) -> None:
     model = model_of(root, "llama")
     stream = stream_of(model)
-    adapter = guided_adapter(model, list(stream.writers))
+    adapter = guided_adapter(model, stream.led_to)
     model.use(adapter)
     with torch.inference_mode():
         guide = Guide(model, stream, adapter)
@@ -244,7 +261,7 @@ def test_a_look_forgets_the_one_before(root: Path) -> None:
 def test_without_targets_there_is_no_loss_and_no_gradient(root: Path) -> None:
     model, blocks = model_of(root, "gemma3_text"), random_blocks(2)
     blocks.targets.fill_(NO_TARGET)
-    seen = look(model, guided_adapter(model, list(stream_of(model).writers)), blocks)
+    seen = look(model, guided_adapter(model, stream_of(model).led_to), blocks)
     assert seen.loss == 0
     assert not any(gradient.count_nonzero() for gradient in seen.gradients.values())
 
@@ -290,7 +307,7 @@ class TestHeadAdapter:
         self, root: Path, name: str, tmp_path: Path
     ) -> None:
         model, ids = model_of(root, name), random_blocks(1, 12).inputs
-        adapter = guided_adapter(model, list(stream_of(model).writers))
+        adapter = guided_adapter(model, stream_of(model).led_to)
         adapter.save(tmp_path / "adapter")
         assert equal(load_adapter(tmp_path / "adapter"), adapter)
         base = AutoModelForCausalLM.from_pretrained(source_folder(root, name))
