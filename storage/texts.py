@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, func, tuple_
 from sqlmodel import Session, col, delete, select, update
 
+from pocketllm.storage.adapters import withdrawn_jobs
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import JobText, Text
@@ -138,11 +139,13 @@ def assign_to_job(session: Session, job_id: str) -> tuple[int, int]:
     """Fix the job's texts: what is new, with as many words again of what is not, so that it is not forgotten.
 
     Which old texts these are follows from the job's id; a tenth of them is held-out text, as far as there is so much,
-    so that forgetting is seen. Where nothing is new it is all there are. Returns how many texts and words these are.
+    so that forgetting is seen. What only jobs have learned that the owner has taken back is neither. Where nothing is
+    new it is all the rest. Returns how many texts and words these are.
     """
     texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
     new = [text for text in texts if text.learned_in is None]
-    old = [text for text in texts if text.learned_in is not None]
+    set_aside = withdrawn_jobs(session)
+    old = [text for text in texts if text.learned_in is not None and text.learned_in not in set_aside]
     old.sort(key=lambda text: hashlib.sha256(f"{job_id} {text.id}".encode()).digest())
     if new:
         words = max(LEAST_REPLAY_WORDS, sum(text.words for text in new))
