@@ -1,4 +1,4 @@
-"""/health, /status, /models, /adapters: what the daemon is, sees and has."""
+"""/health, /status, /models: what the daemon is, sees and has."""
 
 import os
 from datetime import datetime
@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from pocketllm.api.context import Context
-from pocketllm.api.schemas import AdapterOut, ModelOut
+from pocketllm.api.schemas import ModelOut
 from pocketllm.daemon.services import Services
 from pocketllm.mezo.native import list_native
 from pocketllm.storage.tables import JobState
@@ -160,13 +160,6 @@ def models(services: Context) -> ListOut:
             for model in list_native(services.folder.models)
         ]
     )
-
-
-@router.get("/adapters")
-def adapters(services: Context) -> ListOut:
-    """The adapters made so far, newest first, and where their folders are."""
-    rows = services.store.adapters.all()
-    return ListOut(data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
 
 
 def _model(services: Services) -> ModelStatus:

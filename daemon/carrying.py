@@ -22,13 +22,13 @@ def is_known(native: NativeModel) -> bool:
     return (native.folder / NAME).is_file()
 
 
-def neutral_text(tokenizer: PreTrainedTokenizerBase) -> Blocks:
-    """The sample notes, as often as it takes to fill the blocks."""
+def neutral_text(tokenizer: PreTrainedTokenizerBase, count: int = BLOCKS) -> Blocks:
+    """The sample notes, as often as it takes to fill so many blocks."""
     notes = files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8")
     ids = tokenizer(notes, add_special_tokens=False)["input_ids"]
     assert isinstance(ids, list)
     blocks = pack([ids], length=TOKENS, separator=separator(tokenizer))
-    return blocks.repeat(-(-BLOCKS // len(blocks)))[slice(0, BLOCKS)]
+    return blocks.repeat(-(-count // len(blocks)))[slice(0, count)]
 
 
 @torch.inference_mode()

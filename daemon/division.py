@@ -8,6 +8,9 @@ from pocketllm.mezo.examples import Completion, Example, Labelled, Plain
 from pocketllm.storage.tables import Text
 from pocketllm.storage.texts import HELD_OUT_ONE_IN
 
+#: A job's held-out text is looked at by itself when it has so many words: some four blocks.
+PART_WORDS = 200
+
 
 def example_of(text: Text) -> Example:
     """A stored text as the learner takes it."""
@@ -37,21 +40,49 @@ def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) 
     return first_blocks(buckets, count - kept), last_blocks(buckets, kept)
 
 
-def with_replay(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, Buckets, int]:
-    """What to learn from and what to measure with, new text before old; and how many blocks of the latter are old.
+def with_replay(
+    texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]
+) -> tuple[Buckets, Buckets, tuple[int, ...]]:
+    """What to learn from and what to measure with, new text before old; and how many blocks of the latter are of each
+    part of the old text, the last parts there.
 
-    Text that an earlier job has learned is old; where no other is there, all of it is taken for new.
+    Text that an earlier job has learned is old; where no other is there, all of it is taken for new. Old text is
+    measured with, too, or nobody would notice that it is forgotten; and job by job, or what gets better of one job's
+    text would hide what is lost of another's.
     """
     old = [text for text in texts if text.learned_in is not None]
     new = [text for text in texts if text.learned_in is None]
     if not old or not new:
-        return *divide(texts, encoded), 0
+        return *divide(texts, encoded), ()
     training, held_out = divide(new, encoded)
-    repeated = [text for text in old if not text.held_out]
+    repeated, parts = _replayed(old, encoded)
+    counts = tuple(sum(len(bucket) for bucket in part) for part in parts)
+    return training + repeated, sum(parts, held_out), counts
+
+
+def _replayed(old: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, list[Buckets]]:
+    """What is learned again, and the parts that are measured with: as `divide` has it, but no held-out text is learned
+    from, and a single block is learned from.
+    """
     kept = [text for text in old if text.held_out]
-    old_held_out = encoded(kept) if kept else ()
-    count = sum(len(bucket) for bucket in old_held_out)
-    return training + (encoded(repeated) if repeated else ()), held_out + old_held_out, count
+    if kept:
+        repeated = [text for text in old if not text.held_out]
+        return encoded(repeated) if repeated else (), [encoded(part) for part in _by_job(kept)]
+    try:
+        repeated_blocks, measured = divide(old, encoded)
+    except BadRequest:
+        return encoded(old), []
+    return repeated_blocks, [measured]
+
+
+def _by_job(texts: Sequence[Text]) -> list[list[Text]]:
+    """The texts apart by the job that has learned them; those of jobs with little text together."""
+    by_job: dict[str | None, list[Text]] = {}
+    for text in texts:
+        by_job.setdefault(text.learned_in, []).append(text)
+    large = [part for part in by_job.values() if sum(text.words for text in part) >= PART_WORDS]
+    rest = [text for part in by_job.values() if part not in large for text in part]
+    return [*large, rest] if rest else large
 
 
 def first_blocks(buckets: Buckets, count: int) -> Buckets:

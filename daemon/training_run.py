@@ -16,7 +16,8 @@ from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, out_of_memory, peak_bytes
-from pocketllm.daemon.publishing import judge
+from pocketllm.daemon.publishing import Comparison, compare, judge
+from pocketllm.daemon.repeats import repeated
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter, load_adapter
@@ -42,6 +43,8 @@ Result = TypeVar("Result")
 
 #: Blocks of the job's text that the adapter's frozen directions are taken from.
 DIRECTION_BLOCKS = 32
+#: Blocks of ordinary text that a first job must not spoil.
+ORDINARY_BLOCKS = 24
 
 
 class TrainingRun:
@@ -60,6 +63,7 @@ class TrainingRun:
         self.buckets, self.held_out, self.old_blocks = self._examples(tokenizer)
         unknown = self.plan.method == "guided" and not carrying.is_known(self.native)
         self.neutral = carrying.neutral_text(tokenizer) if unknown else None
+        self.ordinary = carrying.neutral_text(tokenizer, ORDINARY_BLOCKS) if self._writes_anew() else None
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
 
@@ -162,8 +166,8 @@ class TrainingRun:
         self.store.jobs.set_method(self.job.id, planned.plan.method)
         return planned.plan
 
-    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets, int]:
-        """Blocks to learn from, to measure with, and how many of the latter, at the end, are of old text."""
+    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets, tuple[int, ...]]:
+        """Blocks to learn from, to measure with, and how many of the latter, at the end, are of each old part."""
 
         def encoded(texts: Sequence[Text]) -> Buckets:
             return encode(
@@ -327,6 +331,8 @@ class TrainingRun:
             self._weights(),
             old_blocks=self.old_blocks,
             base=None if base is None else base.block_losses,
+            repeats=repeated(self.buckets, self.held_out, masked=self.native.manifest.masked),
+            ordinary=self._ordinary(theta),
         )
         identity = self.job.id.replace("job-", "adapter-")
         self._save(theta, identity)
@@ -346,6 +352,22 @@ class TrainingRun:
         self.store.journal.compact(self.job.id)
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
+
+    def _writes_anew(self) -> bool:
+        """Whether the job teaches a model to write that nothing old would show to be spoiled."""
+        writes = any(bucket.choices is None for bucket in self.buckets)
+        return writes and not self.old_blocks and not self.native.manifest.masked
+
+    def _ordinary(self, theta: Adapter | FullWeights) -> Comparison | None:
+        """What has become of ordinary text, where that is looked at."""
+        if self.ordinary is None:
+            return None
+        blocks = self.ordinary
+        self.model.use(None)
+        before = self._in_memory(lambda rows: self.model.block_losses(blocks, rows))
+        self.model.use(theta)
+        now = self._in_memory(lambda rows: self.model.block_losses(blocks, rows))
+        return compare(before, now, blocks.target_counts.tolist())
 
     def _save(self, theta: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)

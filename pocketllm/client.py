@@ -135,6 +135,14 @@ class Client:
         data: list[Document] = self._call("GET", "/adapters")["data"]
         return data
 
+    def roll_back(self, *, model: str | None = None) -> Document:
+        """Go back to what the served adapter was made from. Returns model, was, serving and skipped."""
+        return self._call("POST", "/adapters/rollback", body={} if model is None else {"model": model})
+
+    def serve_adapter(self, adapter_id: str) -> Document:
+        """Have this adapter served. Returns the same."""
+        return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve")
+
     def generate(self, request: Document) -> Document:
         """Return the finished answer to a /generate request."""
         return self._call("POST", "/generate", body={**request, "stream": False}, seconds=GENERATE_SECONDS)

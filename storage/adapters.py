@@ -1,10 +1,32 @@
-"""Which adapters there are, and which one is served. Their files belong to the daemon."""
+"""Which adapters there are, which one is served, and the chain that it ends. Their files belong to the daemon.
 
-from sqlmodel import col, select
+Each adapter started from its parent, and the first of a chain from the base model. Serving another one, back along the
+chain or anywhere else, deletes nothing, so that it can be taken back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound
-from pocketllm.storage.tables import Adapter
+from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.tables import Adapter, Event
+
+#: Kinds of events of the jobs whose adapters leave the chain that is served, and come back into it.
+WITHDRAWN, BROUGHT_BACK = "withdrawn", "brought back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Another adapter is served. None is the base model."""
+
+    model: str
+    was: str | None
+    serving: str | None
+    skipped: tuple[str, ...] = ()  #: whose turn it would have been, but their files are gone
 
 
 class AdapterStore:
@@ -16,10 +38,7 @@ class AdapterStore:
     def get(self, adapter_id: str) -> Adapter:
         """The adapter with this id. Raises NotFound."""
         with self._database.read() as session:
-            adapter = session.get(Adapter, adapter_id)
-        if adapter is None:
-            raise NotFound(f"There is no adapter {adapter_id!r}. GET /adapters lists those that are here.")
-        return adapter
+            return found_adapter(session, adapter_id)
 
     def all(self) -> list[Adapter]:
         """All adapters, newest first."""
@@ -29,4 +48,91 @@ class AdapterStore:
     def serving(self, model: str) -> Adapter | None:
         """The adapter that is served for a model; None while nothing was learned."""
         with self._database.read() as session:
-            return session.exec(select(Adapter).where(Adapter.model == model, col(Adapter.serving))).first()
+            return serving_adapter(session, model)
+
+    def roll_back(self, model: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
+        """Serve what the adapter that is served for a model was made from: its parent, or the base model.
+
+        An ancestor that is not usable any more, since its files are gone, is passed over; the base always is. The
+        texts that only the jobs taken back have learned are set aside: they stay marked as learned, so that no job
+        begins by itself to learn them once more and bring back what the owner did not want, and later jobs do not see
+        them as old text either (see `texts.assign_to_job`) until the adapter is served again. Raises WrongState when
+        the base is served already.
+        """
+        with self._database.write() as session:
+            serving = serving_adapter(session, model)
+            if serving is None:
+                raise WrongState(f"There is nothing to roll back: the base model is served already ({model}).")
+            _, *ancestors = _chain(session, serving)
+            skipped: list[str] = []
+            for ancestor in ancestors:
+                if usable(ancestor.id):
+                    return _serve(session, model, serving, ancestor, tuple(skipped), now)
+                skipped.append(ancestor.id)
+            return _serve(session, model, serving, None, tuple(skipped), now)
+
+    def serve(self, adapter_id: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
+        """Serve this adapter, whatever the gate said of it. Raises NotFound, or WrongState when its files are gone."""
+        with self._database.write() as session:
+            adapter = found_adapter(session, adapter_id)
+            if not usable(adapter.id):
+                raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
+            return _serve(session, adapter.model, serving_adapter(session, adapter.model), adapter, (), now)
+
+
+def found_adapter(session: Session, adapter_id: str) -> Adapter:
+    """The adapter with this id. Raises NotFound."""
+    adapter = session.get(Adapter, adapter_id)
+    if adapter is None:
+        raise NotFound(f"There is no adapter {adapter_id!r}. GET /adapters lists those that are here.")
+    return adapter
+
+
+def serving_adapter(session: Session, model: str) -> Adapter | None:
+    """The adapter that is served for a model; None is the base."""
+    return session.exec(select(Adapter).where(Adapter.model == model, col(Adapter.serving))).first()
+
+
+def publish(session: Session, adapter: Adapter) -> None:
+    """Let a new adapter be the one that is served for its model."""
+    session.exec(update(Adapter).where(col(Adapter.model) == adapter.model).values(serving=False))
+    adapter.serving = True
+    session.add(adapter)
+
+
+def withdrawn_jobs(session: Session) -> set[str]:
+    """The jobs whose adapters the owner has taken out of the chain that is served, and not brought back."""
+    last = select(func.max(Event.id)).where(col(Event.kind).in_((WITHDRAWN, BROUGHT_BACK))).group_by(col(Event.job_id))
+    return set(session.exec(select(Event.job_id).where(col(Event.id).in_(last), Event.kind == WITHDRAWN)))
+
+
+def _chain(session: Session, adapter: Adapter | None) -> list[Adapter]:
+    """An adapter and what it goes back to, the first one last."""
+    chain: list[Adapter] = []
+    while adapter is not None and adapter not in chain:
+        chain.append(adapter)
+        adapter = session.get(Adapter, adapter.parent) if adapter.parent else None
+    return chain
+
+
+def _serve(
+    session: Session, model: str, was: Adapter | None, adapter: Adapter | None, skipped: tuple[str, ...], now: datetime
+) -> Change:
+    before, after = _chain(session, was), _chain(session, adapter)
+    change = Change(model=model, was=was.id if was else None, serving=adapter.id if adapter else None, skipped=skipped)
+    if change.was == change.serving:
+        return change
+    session.exec(update(Adapter).where(col(Adapter.model) == model).values(serving=False))
+    if adapter is not None:
+        session.exec(update(Adapter).where(col(Adapter.id) == adapter.id).values(serving=True))
+    withdrawn = withdrawn_jobs(session)
+    serving = adapter.id if adapter else "the base model"
+    for one in before:
+        if one not in after:
+            message = f"adapter {one.id} was taken back by the owner: {serving} is served, and its texts are set aside"
+            session.add(Event(job_id=one.job_id, at=now, kind=WITHDRAWN, message=message))
+    for one in after:
+        if one not in before and (one is adapter or one.job_id in withdrawn):
+            message = f"the owner has {serving} served"
+            session.add(Event(job_id=one.job_id, at=now, kind=BROUGHT_BACK, message=message))
+    return change

@@ -8,10 +8,16 @@ from typing import Any
 from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select, update
 
+from pocketllm.storage.adapters import publish as serve_from_now_on
+from pocketllm.storage.adapters import serving_adapter
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job, JobState, Requester
 from pocketllm.storage.texts import assign_to_job, mark_learned
+
+#: The event of a job's first start that names the adapter that was served then, which its own is to beat.
+COMPARED_WITH = "compared with"
+BASE_MODEL = "the base model"
 
 
 class JobStore:
@@ -92,7 +98,8 @@ class JobStore:
             )
 
     def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
-        """Mark a waiting job as running. Its first start fixes its texts and the adapter it starts from.
+        """Mark a waiting job as running. Its first start fixes its texts, the adapter it starts from, and the one that
+        is served, which its own is to beat.
 
         Raises WrongState when it is not waiting.
         """
@@ -104,6 +111,8 @@ class JobStore:
                 job.texts, job.words = assign_to_job(session, job_id)
             job.reasons = []
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
+            if first:
+                _event(session, job_id, now, COMPARED_WITH, _served(session, job.model))
         return job
 
     def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, moved: bool = False) -> None:
@@ -145,16 +154,25 @@ class JobStore:
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
     def succeed(self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime) -> None:
-        """End a running job with its adapter, in one transaction: job, adapter, texts learned, what is served."""
+        """End a running job with its adapter, in one transaction: job, adapter, texts learned, what is served.
+
+        publish: the adapter has proved better than what was served when the job started. Where something else is
+        served by now (the owner has rolled back, or another job came first) that says nothing: the adapter is kept,
+        not served, and the job's texts stay new for the next one, which starts from what is served.
+        """
         with self._database.write() as session:
-            message = f"{adapter.outcome}; adapter {adapter.id} is {'served' if publish else 'kept, not served'}"
+            outdated = _compared_with(session, job_id) not in (None, _served(session, found_job(session, job_id).model))
+            fate = "served" if publish and not outdated else "kept, not served"
+            why = ": what is served is no longer what it was compared with; its texts stay new" if outdated else ""
+            message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
             job = _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
-            if publish:
-                session.exec(update(Adapter).where(col(Adapter.model) == adapter.model).values(serving=False))
-            adapter.serving = publish
+            adapter.serving = False
             session.add(adapter)
-            mark_learned(session, job_id)
+            if publish and not outdated:
+                serve_from_now_on(session, adapter)
+            if not outdated:
+                mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
         """Note what a worker settled on, and the peak memory that this is expected to take."""
@@ -200,6 +218,18 @@ def found_job(session: Session, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"There is no job {job_id!r}. GET /jobs lists those that are here.")
     return job
+
+
+def _served(session: Session, model: str) -> str:
+    """What is served for a model, in a word."""
+    serving = serving_adapter(session, model)
+    return serving.id if serving else BASE_MODEL
+
+
+def _compared_with(session: Session, job_id: str) -> str | None:
+    """What was served when the job first started; None for a job that an earlier version has started."""
+    event = select(Event.message).where(Event.job_id == job_id, Event.kind == COMPARED_WITH)
+    return session.exec(event).first()
 
 
 def _moved(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:

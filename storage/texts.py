@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, func, tuple_
 from sqlmodel import Session, col, delete, select, update
 
+from pocketllm.storage.adapters import withdrawn_jobs
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import JobText, Text
@@ -136,19 +138,38 @@ class TextStore:
 def assign_to_job(session: Session, job_id: str) -> tuple[int, int]:
     """Fix the job's texts: what is new, with as many words again of what is not, so that it is not forgotten.
 
-    Which old texts these are follows from the job's id. Where nothing is new it is all there are. Returns how many
-    texts and words these are.
+    Which old texts these are follows from the job's id; a tenth of them is held-out text, as far as there is so much,
+    so that forgetting is seen. What only jobs have learned that the owner has taken back is neither. Where nothing is
+    new it is all the rest. Returns how many texts and words these are.
     """
-    texts = session.exec(select(Text.id, Text.words, Text.learned_in)).all()
-    chosen = [(identity, words) for identity, words, learned_in in texts if learned_in is None]
-    left = max(LEAST_REPLAY_WORDS, sum(words for _, words in chosen)) if chosen else sum(words for _, words, _ in texts)
-    old = [(identity, words) for identity, words, learned_in in texts if learned_in is not None]
-    for identity, words in sorted(old, key=lambda row: hashlib.sha256(f"{job_id} {row[0]}".encode()).digest()):
-        if left > 0:
-            chosen.append((identity, words))
-            left -= words
-    session.add_all(JobText(job_id=job_id, text_id=identity) for identity, _ in chosen)
-    return len(chosen), sum(words for _, words in chosen)
+    texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
+    new = [text for text in texts if text.learned_in is None]
+    set_aside = withdrawn_jobs(session)
+    old = [text for text in texts if text.learned_in is not None and text.learned_in not in set_aside]
+    old.sort(key=lambda text: hashlib.sha256(f"{job_id} {text.id}".encode()).digest())
+    if new:
+        words = max(LEAST_REPLAY_WORDS, sum(text.words for text in new))
+        kept = _first([text for text in old if text.held_out], words // HELD_OUT_ONE_IN)
+        old = kept + _first([text for text in old if not text.held_out], words - sum(text.words for text in kept))
+    session.add_all(JobText(job_id=job_id, text_id=text.id) for text in new + old)
+    return len(new + old), sum(text.words for text in new + old)
+
+
+class _Weighed(NamedTuple):
+    id: str
+    words: int
+    learned_in: str | None
+    held_out: bool
+
+
+def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
+    """The first texts that come to so many words."""
+    chosen: list[_Weighed] = []
+    for text in texts:
+        if words > 0:
+            chosen.append(text)
+            words -= text.words
+    return chosen
 
 
 def mark_learned(session: Session, job_id: str) -> None:

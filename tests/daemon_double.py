@@ -114,6 +114,22 @@ PLAN: Document = {
     "memory_limit_bytes": 1_500_000_000,
     "enough_text": {"enough": True, "texts": 3, "new_words": 300},
 }
+ADAPTERS: list[Document] = [
+    {
+        "id": f"adapter-{number}",
+        "job": f"job-{number}",
+        "model": "tiny",
+        "mode": "lora",
+        "parent": f"adapter-{number - 1}" if number > 1 else None,
+        "serving": number == 2,
+        "outcome": "worse" if number == 3 else "learned",
+        "held_out_loss_before": 3.5,
+        "held_out_loss_now": 3.25,
+        "folder": f"/data/adapters/adapter-{number}",
+        "created_at": "2026-05-01T10:02:05Z",
+    }
+    for number in (3, 2, 1)
+]
 ANSWER: Document = {
     "model": "tiny",
     "adapter": "adapter-1",
@@ -136,6 +152,7 @@ class DaemonDouble:
         self.fail_after_batches: int | None = None
         self.refused_words: str | None = None  # an example that holds them is refused
         self.known_texts: set[str] = set()
+        self.learned = True  # there are adapters
         self.journal = b""  # of any job; without one there is none
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
@@ -203,7 +220,13 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
         case "POST", ["jobs", job_id, "cancel"] if any(job["id"] == job_id for job in double.jobs):
             return 200, {**JOB, "id": job_id, "state": "cancelled"}
         case "GET", ["adapters"]:
-            return 200, {"data": [{"id": "adapter-1", "job": "job-1", "folder": "/data/adapters/adapter-1"}]}
+            return 200, {"data": ADAPTERS if double.learned else []}
+        case "POST", ["adapters", "rollback"] if double.learned:
+            return 200, {"model": body.get("model", "tiny"), "was": "adapter-2", "serving": "adapter-1", "skipped": []}
+        case "POST", ["adapters", "rollback"]:
+            return problem(409, "There is nothing to roll back: the base model is served already (tiny).")
+        case "POST", ["adapters", adapter_id, "serve"] if double.learned:
+            return 200, {"model": "tiny", "was": None, "serving": adapter_id, "skipped": []}
         case "GET", ["models"]:
             return 200, {"data": [{"name": "tiny", "default": True}]}
         case "POST", ["generate"]:

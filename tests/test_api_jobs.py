@@ -247,6 +247,7 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: Rehearsal) -> Non
     assert detail["events"] == [
         {"at": "2026-03-01T12:00:00Z", "kind": "queued", "message": "queued by owner"},
         {"at": "2026-03-01T12:00:03Z", "kind": "started", "message": "a worker has started"},
+        {"at": "2026-03-01T12:00:03Z", "kind": "compared with", "message": "the base model"},
     ]
     assert (detail["texts"], detail["words"]) == (1, 4)
     assert detail["started_at"] == "2026-03-01T12:00:03Z"
@@ -344,7 +345,7 @@ def test_a_job_that_is_interrupted_says_why_and_goes_on(api: Rehearsal) -> None:
     api.tick(60)
     document = job(api, identity)
     assert (document["state"], document["reasons"]) == ("running", [])
-    assert kinds(document) == ["queued", "started", "paused", "resumed"]
+    assert kinds(document) == ["queued", "started", "compared with", "paused", "resumed"]
 
 
 def test_a_crash_is_told_and_tried_again(api: Rehearsal) -> None:
@@ -375,7 +376,7 @@ def test_enough_new_words_queue_a_job(api: Rehearsal) -> None:
     [document] = api.get("/jobs").json()["data"]
     assert (document["requested_by"], document["state"]) == ("threshold", "running")
     assert (document["texts"], document["words"]) == (3, WORDS_WANTED)
-    assert kinds(job(api, document["id"])) == ["queued", "started"]
+    assert kinds(job(api, document["id"])) == ["queued", "started", "compared with"]
 
     for _ in range(3):
         api.tick()

@@ -1,4 +1,4 @@
-"""What the daemon says of itself: health, status, models and adapters."""
+"""What the daemon says of itself: health, status and models."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pocketllm import __version__
-from pocketllm.storage.tables import Adapter, Outcome
 from tests.running import Document, Rehearsal, rehearsal
 from tests.tiny_models import edit_json, tiny_native
 
@@ -184,39 +183,3 @@ def test_the_models(api: Rehearsal, with_model: Path) -> None:
 def test_without_models_and_adapters_the_lists_are_empty(api: Rehearsal) -> None:
     for path in ("/models", "/adapters"):
         assert api.get(path).json() == {"data": []}
-
-
-def test_the_adapters_newest_first(api: Rehearsal, with_model: Path) -> None:
-    api.add("one two three")
-    for number, outcome in enumerate((Outcome.LEARNED, Outcome.NO_PROOF)):
-        job = api.post("/jobs").json()["id"]
-        api.tick(60)
-        adapter = Adapter(
-            id=f"adapter-{number}",
-            job_id=job,
-            model="tiny",
-            outcome=outcome,
-            held_out_loss_before=3.5,
-            held_out_loss_now=3.25,
-            created_at=api.clock.now,
-        )
-        learned = outcome is Outcome.LEARNED
-        api.services.store.jobs.succeed(job, adapter=adapter, publish=learned, now=api.clock.now)
-        api.runner.ends(0)
-        api.tick()
-    newest, oldest = api.get("/adapters").json()["data"]
-    assert (newest["id"], newest["outcome"], newest["serving"]) == ("adapter-1", "no proof of learning", False)
-    assert newest["job"] == job
-    del oldest["job"]
-    assert oldest == {
-        "id": "adapter-0",
-        "model": "tiny",
-        "mode": "lora",
-        "parent": None,
-        "serving": True,
-        "outcome": "learned",
-        "held_out_loss_before": 3.5,
-        "held_out_loss_now": 3.25,
-        "folder": str(api.services.folder.root / "adapters" / "adapter-0"),
-        "created_at": "2026-03-01T12:01:00Z",
-    }

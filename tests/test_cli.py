@@ -50,7 +50,7 @@ def test_version() -> None:
 COMMANDS = [
     *(["demo"], ["models"], ["models", "list"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
     *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["journal"], ["replay"], ["plan"]),
-    *(["generate"], ["token"]),
+    *(["generate"], ["token"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
 ]
 
 
@@ -64,13 +64,22 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    expected = "demo models serve status add plan train jobs journal replay generate token"
+    expected = "demo models serve status add plan train jobs adapters rollback journal replay generate token"
     assert lines == expected.split()
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["jobs"], ["jobs", "x"], ["jobs", "cancel", "x"], ["train"], ["generate", "x"], ["add", "x"]],
+    [
+        ["status"],
+        ["jobs"],
+        ["jobs", "x"],
+        ["jobs", "cancel", "x"],
+        ["train"],
+        ["generate", "x"],
+        ["add", "x"],
+        ["rollback"],
+    ],
     ids=" ".join,
 )
 class TestWithoutDaemon:
@@ -92,7 +101,7 @@ class TestWithoutDaemon:
     [
         *(["status"], ["jobs"], ["jobs", "list"], ["jobs", "job-1"], ["jobs", "show", "job-1"], ["models"]),
         *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
-        *(["generate", "hello"], ["models", "list"]),
+        *(["generate", "hello"], ["models", "list"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
     ],
     ids=" ".join,
 )

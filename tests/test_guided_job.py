@@ -1,8 +1,6 @@
-"""Guided jobs through the real worker: what they make, how they survive, what they continue, what is not published."""
+"""Guided jobs through the real worker: what they make, how they survive, what they continue."""
 
 import json
-import random
-import string
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome
 from pocketllm.storage.texts import NewText
 from tests.learning import equal
+from tests.taught import sample_notes
 from tests.tiny_architectures import roberta_folder
 from tests.working import NOW, data_folder, finish, kill_at, notes, queue_job, start_worker
 
@@ -36,15 +35,6 @@ def store(folder: DataFolder) -> Store:
 
 def other_notes(count: int = 60) -> list[NewText]:
     return [NewText(text=f"Paid the grocer {i} shillings; he counts slowly.", source="ledger") for i in range(count)]
-
-
-def gibberish(count: int = 60) -> list[NewText]:
-    """Letters without any order."""
-    letters = random.Random(0)
-    return [
-        NewText(text="".join(letters.choices(string.ascii_letters + string.punctuation, k=80)), source="noise")
-        for _ in range(count)
-    ]
 
 
 def run(folder: DataFolder, store: Store, training: TrainingSettings = GUIDED, *, seed: int = 0) -> Job:
@@ -66,7 +56,7 @@ def said(store: Store, job: Job, kind: str) -> str:
 
 
 def test_a_guided_job_learns_and_says_what_it_chose_and_why(folder: DataFolder, store: Store) -> None:
-    store.texts.add(notes(80), now=NOW)
+    store.texts.add([NewText(text=note, source="test") for note in sample_notes()[:40]], now=NOW)
     job = run(folder, store)
     assert (job.method, job.outcome) == ("guided", Outcome.LEARNED)
     assert "along the guide" in said(store, job, "chosen")
@@ -140,28 +130,6 @@ def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Sto
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED and done.parent is None
     assert "another method" in said(store, done, "begun anew")
-
-
-def chain(folder: DataFolder, store: Store, texts: list[NewText]) -> Job:
-    """One more job of a chain: new text, and the scheduler's choice of what to start from."""
-    store.texts.add(texts, now=NOW)
-    serving = store.adapters.serving("tiny")
-    job = queue_job(store, training=GUIDED, steps=GUIDED.steps)
-    store.jobs.set_parent(job.id, serving.id if serving else None)
-    finish(start_worker(folder, job))
-    return store.jobs.get(job.id)
-
-
-def test_noise_that_makes_the_model_worse_is_not_published(folder: DataFolder, store: Store) -> None:
-    good = chain(folder, store, notes(120))
-    assert good.outcome is Outcome.LEARNED
-    poisoned = chain(folder, store, gibberish(200))
-    serving = store.adapters.serving("tiny")
-    assert serving is not None
-    if poisoned.outcome is Outcome.LEARNED:  # then nothing that was known before has suffered
-        assert "which is forgetting" not in said(store, poisoned, "judged")
-    else:
-        assert serving.id == good.adapter
 
 
 @pytest.mark.parametrize("name", ["roberta"])

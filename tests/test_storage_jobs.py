@@ -135,7 +135,9 @@ def test_the_first_start_fixes_the_texts_and_the_parent(store: Store) -> None:
     resumed = store.jobs.start(job.id, parent="adapter-2", now=LATER)
     assert (resumed.texts, resumed.words, resumed.parent, resumed.started_at) == (2, 3, "adapter-1", NOW)
     assert {text.text for text in store.texts.of_job(job.id)} == {"one two", "three"}
-    assert [event.kind for event in store.jobs.events(job.id)] == ["queued", "started", "paused", "resumed"]
+    assert [event.kind for event in store.jobs.events(job.id)] == [
+        *("queued", "started", "compared with", "paused", "resumed"),
+    ]
 
 
 def test_open_jobs_come_running_first_then_the_owners_now_then_by_age(store: Store) -> None:
@@ -251,6 +253,24 @@ def test_one_adapter_a_model_is_served(store: Store) -> None:
     assert served() == ["of another", "second"]
 
 
+@pytest.mark.parametrize("outcome", [Outcome.LEARNED, Outcome.NO_PROOF])
+def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(store: Store, outcome: Outcome) -> None:
+    add(store, "one two")
+    slow = in_state(store, RUNNING)
+    store.jobs.pause(slow.id, reasons=["the owner's 'now' comes first"], now=NOW)
+    fast = in_state(store, RUNNING)
+    store.jobs.succeed(fast.id, adapter=adapter("fast", fast.id), publish=True, now=NOW)
+    add(store, "three")
+    store.jobs.start(slow.id, parent="fast", now=NOW)
+    row = adapter("slow", slow.id)
+    row.outcome = outcome
+    store.jobs.succeed(slow.id, adapter=row, publish=outcome is Outcome.LEARNED, now=LATER)
+    serving = store.adapters.serving("tiny")
+    assert serving is not None and serving.id == "fast"
+    assert "adapter slow is kept, not served: what is served is no longer" in store.jobs.events(slow.id)[-1].message
+    assert (store.jobs.get(slow.id).adapter, store.texts.counts().new_words) == ("slow", 1)
+
+
 def test_the_database_itself_refuses_a_second_served_adapter(store: Store, tmp_path: Path) -> None:
     job = in_state(store, JobState.SUCCEEDED)
     database = Database(tmp_path / "pocketllm.db")
@@ -306,4 +326,4 @@ def test_of_eight_threads_that_start_a_job_exactly_one_does(store: Store) -> Non
         won = list(threads.map(start, range(8)))
     assert won.count(True) == 1
     assert store.jobs.get(job.id).parent == f"of thread {won.index(True)}"
-    assert [event.kind for event in store.jobs.events(job.id)] == ["queued", "started"]
+    assert [event.kind for event in store.jobs.events(job.id)] == ["queued", "started", "compared with"]

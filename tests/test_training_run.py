@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.daemon.division import divide, first_blocks, last_blocks
+from pocketllm.daemon.division import PART_WORDS, divide, first_blocks, last_blocks, with_replay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
@@ -169,3 +169,36 @@ def test_first_and_last_blocks_together_are_all(wanted: int) -> None:
     rows = torch.cat([bucket.inputs for bucket in (*first, *last)])
     assert torch.equal(rows, torch.cat([bucket.inputs for bucket in buckets]))
     assert count(first) == wanted
+
+
+def learned_in(job: str | None, rows: Sequence[Text], *, words: int = PART_WORDS) -> list[Text]:
+    for row in rows:
+        row.id, row.learned_in, row.words = f"{job} {row.id}", job, words
+    return list(rows)
+
+
+def test_old_text_is_measured_job_by_job_and_that_of_small_jobs_together() -> None:
+    rows = [
+        *learned_in("a", texts(False, True, True)),
+        *learned_in("b", texts(True)),
+        *learned_in("c", texts(True), words=9),
+        *learned_in("d", texts(True, False), words=9),
+        *learned_in(None, texts(False, True)),
+    ]
+    training, held_out, parts = with_replay(rows, packed)
+    assert parts == tuple(count(packed(texts(*[True] * number))) for number in (2, 1, 2))
+    assert count(held_out) == count(packed(texts(True))) + sum(parts)
+    assert count(training) == count(packed(texts(False))) + count(packed(texts(False, False)))
+
+
+def test_old_text_of_which_the_ids_have_picked_none_is_measured_with_its_last_tenth() -> None:
+    rows = [*learned_in("a", texts(*[False] * 9)), *learned_in(None, texts(False, True))]
+    _, held_out, (old,) = with_replay(rows, packed)
+    assert old == max(1, count(packed(texts(*[False] * 9))) // 10)
+    assert count(held_out) == count(packed(texts(True))) + old
+
+
+def test_held_out_text_is_never_learned_from_even_when_it_is_all_the_old_text_there_is() -> None:
+    rows = [*learned_in("a", texts(True, True)), *learned_in(None, texts(False, True))]
+    training, _, (old,) = with_replay(rows, packed)
+    assert (count(training), old) == (count(packed(texts(False))), count(packed(texts(True, True))))
