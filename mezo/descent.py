@@ -56,9 +56,9 @@ class Descent:
                 total += float((gradient[rows] * self.rows(path, rows)).sum())
         return -total
 
-    def along(self, paths: Sequence[str], length: float) -> "StepDirection":
-        """The step that `move` would take, of these paths alone, as a direction that can be probed."""
-        return StepDirection(self, tuple(paths), length)
+    def along(self, lengths: Mapping[str, float]) -> "StepDirection":
+        """The step that `move` would take of these paths alone, each by its length, as a direction to be probed."""
+        return StepDirection(self, lengths)
 
     def rows(self, path: str, rows: slice | torch.Tensor) -> torch.Tensor:
         """Some rows of the step of length one, uphill."""
@@ -97,8 +97,8 @@ class _Known:
 class StepDirection(_Known):
     """A step that is about to be taken."""
 
-    def __init__(self, descent: Descent, paths: Sequence[str], length: float) -> None:
-        self._descent, self._paths, self._length = descent, paths, length
+    def __init__(self, descent: Descent, lengths: Mapping[str, float]) -> None:
+        self._descent, self._lengths = descent, lengths
         self._numbers = tuple(descent.momentum)
 
     def gather(
@@ -106,9 +106,9 @@ class StepDirection(_Known):
     ) -> torch.Tensor:
         """Its rows with these numbers: (n, *shape[1:])."""
         path = self._numbers[tensor]
-        if path not in self._paths:
+        if path not in self._lengths:
             return _nothing(rows, shape, dtype)
-        return (self._descent.rows(path, rows) * -self._length).to(dtype)
+        return (self._descent.rows(path, rows) * -self._lengths[path]).to(dtype)
 
 
 class GivenDirection(_Known):

@@ -5,8 +5,9 @@ the step u that is about to be taken, on the batch that comes next and has had n
 
     slope = (L(u) - L(-u)) / 2,    curvature = L(u) - 2 L(0) + L(-u),    best multiple = -slope / curvature,
 
-for the head and for the maps by themselves. A direction that points uphill there is not taken. All that a run's future
-depends on is in `State`, which is written down now and then; the steps since are then done again, alike bit for bit.
+for each group of maps by itself; later on only the slope, of the whole step. A direction that points uphill there is
+not taken. All that a run's future depends on is in `State`, which is written down now and then; the steps since are
+then done again, alike bit for bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -175,7 +176,8 @@ def _step(
     share = plan.length_share(step, remaining(step))
     lengths = {name: share * length * state.multiples.get(name, 1.0) for name, length in plan.lengths.items()}
     if plan.probes_at(step):
-        _probe(state, parts, plan, lengths)
+        probe = _probe_groups if state.step < SETTLED else _probe_step
+        probe(state, parts, plan, lengths)
     for name, paths in plan.groups.items():
         state.descent.move({path: state.b[path] for path in paths}, lengths[name])
     state.step = step
@@ -190,9 +192,9 @@ def _step(
     )
 
 
-def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, float]) -> None:
+def _probe_groups(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, float]) -> None:
     """Measure each group's step on batches that had no say in it, and change the group's length towards the best."""
-    directions = {name: state.descent.along(paths, lengths[name]) for name, paths in plan.groups.items()}
+    directions = {name: state.descent.along(dict.fromkeys(paths, lengths[name])) for name, paths in plan.groups.items()}
     points = [Point(direction=next(iter(directions.values())), distance=0.0)]
     points += [Point(direction=z, distance=side * PROBED) for z in directions.values() for side in (1, -1)]
     here, *sides = _losses_on_next(state.step + 1, parts, plan, points)
@@ -203,11 +205,17 @@ def _probe(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, floa
         else:
             best = -slope / curvature if curvature > 0 else float("inf")
             change = min(MOST_CHANGE, max(LEAST_CHANGE, CAUTION * best))
-        if state.step >= SETTLED:
-            continue
         before = state.multiples.get(name, 1.0)
         least = min(before, 1 / MOST_MULTIPLE)  # going back may have halved it below
         state.multiples[name] = min(MOST_MULTIPLE, max(least, before * change))
+
+
+def _probe_step(state: State, parts: Parts, plan: GuidedPlan, lengths: dict[str, float]) -> None:
+    """Measure the whole step on batches that had no say in it; it is not taken if it leads uphill."""
+    step = state.descent.along({path: lengths[name] for name, paths in plan.groups.items() for path in paths})
+    plus, minus = _losses_on_next(state.step + 1, parts, plan, [Point(direction=step, distance=d) for d in (1, -1)])
+    if not plus < minus:
+        lengths.update(dict.fromkeys(lengths, 0.0))
 
 
 def _losses_on_next(step: int, parts: Parts, plan: GuidedPlan, points: Sequence[Point]) -> list[float]:

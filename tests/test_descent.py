@@ -125,13 +125,13 @@ class TestAlong:
     @pytest.mark.parametrize("steps", [1, 3])
     def test_is_what_move_does(self, steps: int) -> None:
         descent = seen(*[randoms(seed) for seed in range(steps)])
-        z, step = descent.along(["head", "one", "two"], LENGTH), moved(descent)
+        z, step = descent.along(dict.fromkeys(["head", "one", "two"], LENGTH)), moved(descent)
         for number, (path, expected) in enumerate(step.items()):
             assert torch.allclose(z.of(number, expected.shape), expected, rtol=1e-5, atol=1e-9), path
 
     def test_any_rows_are_those_of_the_whole(self) -> None:
         descent = seen(randoms(0), randoms(1))
-        z, shape = descent.along(["head"], LENGTH), (9000, 3)
+        z, shape = descent.along(dict.fromkeys(["head"], LENGTH)), (9000, 3)
         whole = z.of(0, shape)
         ids = torch.tensor([8999, 0, 17, 17])
         assert torch.equal(z.rows(0, shape, 8190, 8200), whole[8190:8200])
@@ -141,7 +141,7 @@ class TestAlong:
         assert torch.equal(z.of(0, shape, torch.bfloat16), whole.bfloat16())
 
     def test_is_nothing_along_other_matrices(self) -> None:
-        z = seen(randoms()).along(["one"], LENGTH)
+        z = seen(randoms()).along(dict.fromkeys(["one"], LENGTH))
         assert z.of(1, (7, 4)).count_nonzero() == 28
         for number, shape in ((0, (9000, 3)), (2, (1, 5))):
             assert torch.equal(z.of(number, shape), torch.zeros(shape))
@@ -152,12 +152,12 @@ class TestAlong:
         descent, b = seen(randoms()), randoms(1)
         adapter = Adapter(base="x", alpha=1.0, a={path: torch.ones(1, 1) for path in b}, b=randoms(1))
         for paths in (["head"], ["one", "two"]):
-            adapter.move(descent.along(paths, LENGTH), 1.0)
+            adapter.move(descent.along(dict.fromkeys(paths, LENGTH)), 1.0)
         descent.move(b, LENGTH)
         assert all(torch.allclose(adapter.b[path], b[path], rtol=1e-5, atol=1e-7) for path in b)
 
     def test_without_a_length_is_nothing(self) -> None:
-        assert seen(randoms()).along(["one"], 0.0).of(1, (7, 4)).count_nonzero() == 0
+        assert seen(randoms()).along(dict.fromkeys(["one"], 0.0)).of(1, (7, 4)).count_nonzero() == 0
 
 
 def test_a_given_direction_is_what_is_given() -> None:
@@ -192,7 +192,7 @@ def test_gradients_are_left_as_they_are() -> None:
     gradients, before = randoms(), randoms()
     descent = seen(gradients)
     descent.slope(gradients)
-    assert isinstance(descent.along(["one"], 1.0), StepDirection)
+    assert isinstance(descent.along(dict.fromkeys(["one"], 1.0)), StepDirection)
     gradients["one"].fill_(7)  # the guide uses their memory again
     again = seen(before)
     assert all(torch.equal(gradients[path], before[path]) for path in ("head", "two"))

@@ -13,7 +13,17 @@ from pocketllm.mezo.batches import Blocks, turn_at
 from pocketllm.mezo.descent import Descent
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.guide import Guidance
-from pocketllm.mezo.guided import LEAST_CHANGE, MOST_CHANGE, PROBED, GuidedPlan, Keeper, Parts, State, train_guided
+from pocketllm.mezo.guided import (
+    LEAST_CHANGE,
+    MOST_CHANGE,
+    PROBED,
+    SETTLED,
+    GuidedPlan,
+    Keeper,
+    Parts,
+    State,
+    train_guided,
+)
 from pocketllm.mezo.loop import Row
 
 PLAN = GuidedPlan(
@@ -329,6 +339,21 @@ class TestProbe:
         multiples = run.go().multiples
         assert multiples["head"] <= 1 / 32
         assert multiples["maps"] <= 1 / 32
+
+    @pytest.mark.parametrize("uphill", [False, True])
+    def test_once_lengths_have_settled_only_a_whole_step_that_leads_uphill_is_not_taken(self, uphill: bool) -> None:
+        distances = list[list[float]]()
+
+        def noted(b: Tensors, points: Sequence[Point], blocks: Blocks) -> list[float]:
+            distances.append([point.distance for point in points])
+            return [-loss if uphill else loss for loss in losses(b, points, blocks)]
+
+        state = State(b=start().b, descent=Descent.over(start().b), step=SETTLED)
+        plan = replace(self.PLAN, steps=SETTLED + 1, probe_every=1, check_every=100)
+        run = Run(plan=plan, losses=noted, keeper=Memory(state=state))
+        assert run.go().multiples == {}
+        assert distances == [[1, -1]]
+        assert same(run.theta.b, start().b) == uphill
 
     def test_a_group_along_which_the_loss_is_no_number_does_not_go_further(self) -> None:
         def torn(b: Tensors, points: Sequence[Point], blocks: Blocks) -> list[float]:
