@@ -302,6 +302,13 @@ class TestReplay:
         known, fresh = self.old_and_new(store, old=3, new_words=10)
         assert {text.id for text in store.texts.of_job(queue_job(store).id)} == known | fresh
 
+    def test_a_tenth_of_what_comes_back_is_held_out_so_that_forgetting_is_seen(self, store: Store) -> None:
+        known, _ = self.old_and_new(store, old=800, new_words=10)
+        for _ in range(5):
+            held_out = [name for name in known if is_held_out(name)]
+            chosen = {text.id for text in store.texts.of_job(queue_job(store).id)}
+            assert len(chosen.intersection(held_out)) == LEAST_REPLAY_WORDS // 100 // 10
+
     def test_each_job_draws_others(self, store: Store) -> None:
         known, _ = self.old_and_new(store, old=200, new_words=10)
         one, other = ({text.id for text in store.texts.of_job(queue_job(store).id)} & known for _ in range(2))
