@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.reports import NewReport, add_report
 from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job, JobState, Requester
 from pocketllm.storage.texts import assign_to_job, mark_learned
 
@@ -144,8 +145,10 @@ class JobStore:
         with self._database.write() as session:
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
-    def succeed(self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime) -> None:
-        """End a running job with its adapter, in one transaction: job, adapter, texts learned, what is served."""
+    def succeed(
+        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: NewReport | None = None
+    ) -> None:
+        """End a running job in one transaction: job, adapter, what is served, report, texts learned."""
         with self._database.write() as session:
             message = f"{adapter.outcome}; adapter {adapter.id} is {'served' if publish else 'kept, not served'}"
             job = _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
@@ -154,6 +157,8 @@ class JobStore:
                 session.exec(update(Adapter).where(col(Adapter.model) == adapter.model).values(serving=False))
             adapter.serving = publish
             session.add(adapter)
+            if report is not None:
+                add_report(session, job, report)
             mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
