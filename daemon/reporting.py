@@ -85,13 +85,13 @@ def _words_of(texts: Iterable[Text]) -> set[str]:
 
 def _words(rises: Sequence[Rise], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
     """The tokens that rose and are whole words of the owner's; where hardly one is, as in a script without spaces,
-    all that hold a letter or a digit.
+    all that hold a letter.
     """
     special = set(tokenizer.all_special_ids)
     told: dict[str, dict[str, Any]] = {}  # one entry whatever the case
     for rise in rises:
         word = "" if rise.token in special else _text(tokenizer, [rise.token]).strip()
-        if re.search(r"\w", word):
+        if any(map(str.isalpha, word)):
             told.setdefault(word.casefold(), {"word": word, "base": rise.base, "personal": rise.personal})
     whole = [entry for entry in told.values() if entry["word"] in known]
     entries = whole if len(whole) >= WORDS // 2 else list(told.values())
