@@ -7,7 +7,10 @@ from sqlalchemy import func, null
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.tables import Adapter, Job, JobText, Report
+from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, JobText, Report
+
+_ENDED = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,19 @@ class ReportStore:
         """The job's report, if it has one."""
         with self._database.read() as session:
             return session.get(Report, job_id)
+
+    def of(self, job: Job) -> Report:
+        """The report of a job that has ended. Raises WrongState while it is open, and NotFound when it has none."""
+        report = self.find(job.id)
+        if report is not None:
+            return report
+        if job.state in OPEN_STATES:
+            raise WrongState(
+                f"Job {job.id} is {job.state}; its report is made at its end. Ask again when it has ended."
+            )
+        if job.state is JobState.SUCCEEDED:
+            raise NotFound(f"Job {job.id} ended before there were reports. GET /jobs/{job.id} has its losses.")
+        raise NotFound(f"Job {job.id} {_ENDED[job.state]}, so there is no report. GET /jobs/{job.id} says more.")
 
 
 def add_report(session: Session, job: Job, new: NewReport) -> None:
