@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from pocketllm import __version__, cli_add, cli_demo, cli_generate, cli_journal, cli_plan, cli_replay, cli_train
+from pocketllm import (
+    __version__,
+    cli_add,
+    cli_demo,
+    cli_generate,
+    cli_journal,
+    cli_plan,
+    cli_replay,
+    cli_report,
+    cli_train,
+)
 from pocketllm.cli_common import (
     DataDir,
     Json,
@@ -117,6 +127,7 @@ app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
 app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
 app.add_typer(jobs_app, name="jobs")
+app.command("report", epilog=cli_report.EPILOG)(cli_report.report)
 app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)
 app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
