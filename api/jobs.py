@@ -91,10 +91,14 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def get_job(job_id: str, services: Context) -> JobDetailOut:
-    """One job with its settings and what happened to it. Open without a token."""
-    job = services.store.jobs.get(job_id)
-    events = [EventOut.model_validate(row, from_attributes=True) for row in services.store.jobs.events(job_id)]
-    return job_detail(job, services.store.journal.progress(job_id), events)
+    """One job with its settings, its losses, what happened to it, and what was learned in numbers. Open without a
+    token.
+    """
+    store = services.store
+    job, journal = store.jobs.get(job_id), store.journal
+    events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
+    report = store.reports.find(job_id)
+    return job_detail(job, journal.progress(job_id), events, curve=journal.curve(job_id), report=report)
 
 
 @router.post("/jobs/{job_id}/cancel")

@@ -5,8 +5,9 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from pocketllm.storage.journal import Progress
-from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Requester, Text
+from pocketllm.api.report_schemas import CurveOut, ReportNumbersOut, report_numbers
+from pocketllm.storage.journal import Curve, Progress
+from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, Text
 
 Item = TypeVar("Item", bound="Identified")
 
@@ -111,6 +112,8 @@ class JobDetailOut(JobOut):
 
     settings: dict[str, Any]
     plan: dict[str, Any] | None = Field(description="What the worker settled on so as to fit into memory.")
+    curve: CurveOut
+    report: ReportNumbersOut | None = Field(description="What was learned, once it has succeeded; all of it: /report.")
     events: list[EventOut]
 
 
@@ -161,9 +164,18 @@ def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
     }
 
 
-def job_detail(job: Job, progress: Progress, events: list[EventOut]) -> JobDetailOut:
+def job_detail(
+    job: Job, progress: Progress, events: list[EventOut], *, curve: Curve, report: Report | None
+) -> JobDetailOut:
     """A job's whole document."""
-    return JobDetailOut(**_job_fields(job, progress), settings=job.settings, plan=job.plan, events=events)
+    return JobDetailOut(
+        **_job_fields(job, progress),
+        settings=job.settings,
+        plan=job.plan,
+        curve=CurveOut.of(curve),
+        report=report_numbers(report),
+        events=events,
+    )
 
 
 def rounded(value: float | None, digits: int) -> float | None:

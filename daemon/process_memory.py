@@ -35,6 +35,12 @@ def cap_anonymous_memory(more_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (held + more_bytes + UNTOUCHED_BYTES, hard))
 
 
+def lift_cap() -> None:
+    """Let this process take memory as before `cap_anonymous_memory`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
 def prefer_as_victim() -> None:
     """Tell the kernel to end this process before others when memory runs out; it loses nothing by that."""
     try:

@@ -11,25 +11,32 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.daemon import carrying
+from pocketllm.daemon import carrying, reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
-from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, out_of_memory, peak_bytes
-from pocketllm.daemon.publishing import Comparison, compare, judge
+from pocketllm.daemon.process_memory import (
+    cap_anonymous_memory,
+    give_back_free_memory,
+    lift_cap,
+    out_of_memory,
+    peak_bytes,
+)
+from pocketllm.daemon.publishing import Comparison, Judgement, compare, judge
 from pocketllm.daemon.repeats import repeated
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
 from pocketllm.mezo.budget import HEAD_RANK, JobPlan
-from pocketllm.mezo.decoding import separator
+from pocketllm.mezo.decoding import end_tokens, separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
 from pocketllm.mezo.errors import UnsupportedModel
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.examples import encode
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.guided import State
+from pocketllm.mezo.insight import Insight, sample
 from pocketllm.mezo.loop import Plan, Row, train
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
@@ -64,21 +71,25 @@ class TrainingRun:
         unknown = self.plan.method == "guided" and not carrying.is_known(self.native)
         self.neutral = carrying.neutral_text(tokenizer) if unknown else None
         self.ordinary = carrying.neutral_text(tokenizer, ORDINARY_BLOCKS) if self._writes_anew() else None
+        self.separator, self.ends = separator(tokenizer), frozenset(end_tokens(self.model, tokenizer))
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
 
-    @torch.inference_mode()
     def to_the_end(self) -> None:
         """Start, or go on, and finish."""
+        self._conclude(*self._learn())
+
+    @torch.inference_mode()
+    def _learn(self) -> tuple[AdapterRow, Judgement, Insight | None]:
+        """What was made and saved, what the held-out text says of it, and what there is to see of it."""
         theta = self._start()
         self.model.use(theta)
         give_back_free_memory()  # of the tokenizer and of what the directions were found with
         if self.plan.method == "guided":
             assert isinstance(theta, Adapter)
-            self._finish(theta, self._guided(theta))
-        else:
-            self._mezo(theta)
-            self._finish(theta, self.job.total_steps)
+            return self._finish(theta, self._guided(theta))
+        self._mezo(theta)
+        return self._finish(theta, self.job.total_steps)
 
     def _mezo(self, theta: Adapter | FullWeights) -> None:
         """Learn along random directions; what was done is replayed from the journal."""
@@ -320,7 +331,8 @@ class TrainingRun:
         self.model.use(load_adapter(self.folder.adapter(serving.id)))
         return self._held_out_losses(self.model)
 
-    def _finish(self, theta: Adapter | FullWeights, last: int) -> None:
+    def _finish(self, theta: Adapter | FullWeights, last: int) -> tuple[AdapterRow, Judgement, Insight | None]:
+        """Judge and save what was made, and look at it while the model is there."""
         before = self.store.journal.evaluation(self.job.id, 0)
         now = self.store.journal.evaluation(self.job.id, last)
         assert before is not None and now is not None, "train() measures at both ends"
@@ -347,8 +359,32 @@ class TrainingRun:
             held_out_loss_now=now.loss,
             created_at=_now(),
         )
+        return row, judgement, reporting.attempted(lambda: self._look(theta), self._say)
+
+    def _look(self, theta: Adapter | FullWeights) -> Insight:
+        self._say("reporting", "looking at what was learned")
+        masked, base = self.native.manifest.masked, self.folder.models / self.job.model
+        places = sample(self.buckets, self.held_out, separator=self.separator, ends=self.ends, masked=masked)
+        return self._in_memory(lambda rows: reporting.look(self.model, theta, base, places, rows))
+
+    def _conclude(self, row: AdapterRow, judgement: Judgement, found: Insight | None) -> None:
+        """End the job with its report. A worker that is killed before has lost seconds: the next does this again."""
+        content = None
+        if found is not None:
+            del self.model, self.buckets, self.held_out
+            gc.collect()
+            give_back_free_memory()
+            lift_cap()  # for the tokenizer, which has the memory again that it had before the cap
+            texts = self.store.texts.of_job(self.job.id)
+            content = reporting.attempted(lambda: reporting.in_words(found, self.native, texts), self._say)
         self._say("judged", judgement.sentence)
-        self.store.jobs.succeed(self.job.id, adapter=row, publish=judgement.outcome is Outcome.LEARNED, now=_now())
+        self.store.jobs.succeed(
+            self.job.id,
+            adapter=row,
+            publish=judgement.outcome is Outcome.LEARNED,
+            report=reporting.report(judgement, found, content),
+            now=_now(),
+        )
         self.store.journal.compact(self.job.id)
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)

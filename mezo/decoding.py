@@ -1,7 +1,8 @@
 """Turning next-token probabilities into text: sampling, stop strings, and characters that span tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
@@ -106,6 +107,17 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
         (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
         default=0,
     )
+
+
+def greedily(model: LanguageModel, prompt: Sequence[int], *, ends: Collection[int], most_tokens: int) -> list[int]:
+    """The likeliest token after the prompt's, and after that one, and so on, up to one of `ends`: token ids.
+
+    Of a prompt that is too long for the model's context the beginning is left out.
+    """
+    limit = getattr(model.network.config, "max_position_embeddings", None)
+    kept = list(prompt) if limit is None else list(prompt[-max(1, limit - most_tokens) :])
+    tokens = _tokens(model, kept, Sampling(temperature=0, max_tokens=most_tokens))
+    return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def end_tokens(model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

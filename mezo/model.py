@@ -126,6 +126,11 @@ class LanguageModel:
         size = max(1, min(rows_at_once, len(blocks)) // len(self._lanes))
         return self._in_lanes(work, blocks.split(size))
 
+    @property
+    def lanes(self) -> int:
+        """How many shares of a batch are measured at the same time."""
+        return len(self._lanes)
+
     def any_lane(self) -> Network:
         """A network to look at while no lane is in use."""
         return self._lanes[0]

@@ -20,6 +20,7 @@ from pocketllm import (
     cli_journal,
     cli_plan,
     cli_replay,
+    cli_report,
     cli_train,
 )
 from pocketllm.cli_adapters import adapters_app
@@ -128,6 +129,7 @@ app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
 app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
 app.add_typer(jobs_app, name="jobs")
+app.command("report", epilog=cli_report.EPILOG)(cli_report.report)
 app.add_typer(adapters_app, name="adapters")
 app.command("rollback", epilog=cli_adapters.EPILOG)(cli_adapters.rollback)
 app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)

@@ -125,6 +125,10 @@ class Client:
             raise self._not_a_daemon(response)
         return response.content
 
+    def report(self, job_id: str) -> Document:
+        """Return what a job has learned, with the owner's words and the model's."""
+        return self._call("GET", f"/jobs/{path_part(job_id)}/report")
+
     def models(self) -> list[Document]:
         """Return the models that the daemon can use."""
         data: list[Document] = self._call("GET", "/models")["data"]

@@ -16,6 +16,7 @@ from pocketllm.cli_add import paragraphs
 from pocketllm.cli_child import running_daemon
 from pocketllm.cli_errors import CommandError, Document
 from pocketllm.cli_home import DEFAULT_URL, Target, read_document, recorded_url
+from pocketllm.cli_report import find_report
 from pocketllm.cli_train import POLL_SECONDS, adapter_folder, follow, job_display
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ PROMPTS = (
 )
 SEED = 1  # of the job and of the answers, so that the demo can be repeated
 ANSWER_TOKENS = 48
+DEMO_WORDS = 6  # of the report; `pocketllm report` shows all
 
 
 def run_demo(
@@ -70,6 +72,7 @@ def run_demo(
         folder = adapter_folder(client, job)
         console.print("5. Before and after", style="bold")
         show_job(console, job, folder)
+        show_words(client, console, job["id"])
         answers = compare(client, console, job["adapter"]) if job["adapter"] else []
     seconds = time.monotonic() - begun
     show_next_steps(console, data_dir, seconds)
@@ -192,6 +195,15 @@ def show_job(console: "Console", job: Document, folder: str | None) -> None:
     console.print(outcome(job, folder))
 
 
+def show_words(client: "Client", console: "Console", job_id: str) -> None:
+    """Print the words whose probability rose most, if there is a report that tells of them."""
+    from pocketllm.views_report import words_table
+
+    report = find_report(client, job_id)
+    if report is not None and report["words"]:
+        console.print(words_table(report["words"][:DEMO_WORDS]))
+
+
 def own_command() -> str:
     """How the reader's shell finds this program: by its name, or, in an environment that is not active, by its path."""
     script = Path(sys.executable).with_name("pocketllm")
@@ -213,6 +225,7 @@ def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
         f"  {command} serve --data-dir {folder}",
         "and in another terminal see the job, ask the personal model, and give it words of yours:",
         f"  curl {DEFAULT_URL}/jobs",
+        f"  {command} report --data-dir {folder}",
         f'  curl {owner} {body} \'{{"prompt": "Calm, glass rising. The ferry"}}\' {DEFAULT_URL}/generate',
         f'  curl {owner} {body} \'{{"text": "Wrote this myself.", "source": "me"}}\' {DEFAULT_URL}/texts',
     ]

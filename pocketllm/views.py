@@ -269,9 +269,9 @@ def events_grid(events: Sequence[Document]) -> Table:
     return grid
 
 
-def answers_table(answers: Sequence[Document]) -> Table:
+def answers_table(answers: Sequence[Document], *, title: str = "The same prompts, the same seed") -> Table:
     """Return what the base model and the personal one made of the same prompts, side by side."""
-    table = Table(title="The same prompts, the same seed", show_lines=True, title_justify="left")
+    table = Table(title=title, show_lines=True, title_justify="left")
     for heading in ("Prompt", "Before", "After"):
         table.add_column(heading, ratio=2 if heading == "Prompt" else 3, overflow="fold")
     for answer in answers:

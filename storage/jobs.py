@@ -12,6 +12,7 @@ from pocketllm.storage.adapters import publish as serve_from_now_on
 from pocketllm.storage.adapters import serving_adapter
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.reports import NewReport, add_report
 from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job, JobState, Requester
 from pocketllm.storage.texts import assign_to_job, mark_learned
 
@@ -153,8 +154,10 @@ class JobStore:
         with self._database.write() as session:
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
-    def succeed(self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime) -> None:
-        """End a running job with its adapter, in one transaction: job, adapter, texts learned, what is served.
+    def succeed(
+        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: NewReport | None = None
+    ) -> None:
+        """End a running job in one transaction: job, adapter, what is served, report, texts learned.
 
         publish: the adapter has proved better than what was served when the job started. Where something else is
         served by now (the owner has rolled back, or another job came first) that says nothing: the adapter is kept,
@@ -169,6 +172,8 @@ class JobStore:
             job.adapter, job.outcome = adapter.id, adapter.outcome
             adapter.serving = False
             session.add(adapter)
+            if report is not None:
+                add_report(session, job, report)
             if publish and not outdated:
                 serve_from_now_on(session, adapter)
             if not outdated:

@@ -15,13 +15,15 @@ from sqlmodel import Session, col, delete, select
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.jobs import found_job
-from pocketllm.storage.journal_codec import decode, encode, steps_in
+from pocketllm.storage.journal_codec import decode, encode, losses_in, steps_in
 from pocketllm.storage.tables import OPEN_STATES, CompactJournal, Evaluation, Step
 
 #: Where the base model's held-out measurement stands, among those of steps.
 BASE_STEP = -1
 #: Loss and speed are shown as means over this many steps: one batch says little.
 RECENT_STEPS = 20
+#: Points of a curve, at most, and steps that each is the mean of: a long job's rows are not all read for it.
+CURVE_POINTS, POINT_STEPS = 200, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,22 @@ class Progress:
     seconds_per_step: float | None
     held_out_loss_before: float | None  # nats per token
     held_out_loss_now: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """The loss at a step, or over the steps up to it."""
+
+    step: int
+    loss: float  #: nats per token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A job's losses from its beginning on, thinned."""
+
+    held_out: list[CurvePoint]
+    training: list[CurvePoint]
 
 
 class Journal:
@@ -127,6 +145,48 @@ class Journal:
             held_out_loss_before=losses[0] if losses else None,
             held_out_loss_now=losses[-1] if losses else None,
         )
+
+    def curve(self, job_id: str) -> Curve:
+        """The job's losses at no more than CURVE_POINTS places each, the last among them. Empty before the first."""
+        measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
+        last = self.last_step(job_id)
+        spans = [_end_of_part(last, min(last, CURVE_POINTS), part) for part in range(min(last, CURVE_POINTS))]
+        with self._database.read() as session:
+            held_out = [
+                CurvePoint(step=step, loss=loss) for step, loss in session.exec(measured.order_by(col(Evaluation.step)))
+            ]
+            losses = _losses(session, job_id, [step for span in spans for step in span])
+        means = [sum(losses[step] for step in span) / len(span) for span in spans]
+        return Curve(
+            held_out=_thinned(held_out),
+            training=[CurvePoint(step=span[-1], loss=mean) for span, mean in zip(spans, means, strict=True)],
+        )
+
+
+def _end_of_part(last: int, parts: int, part: int) -> range:
+    """The last few steps of one of so many equal parts of a journal."""
+    stop = (part + 1) * last // parts
+    return range(max(part * last // parts, stop - POINT_STEPS) + 1, stop + 1)
+
+
+def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
+    """At most CURVE_POINTS of them, evenly spread, the first and the last among them."""
+    if len(points) <= CURVE_POINTS:
+        return points
+    return [points[place * (len(points) - 1) // (CURVE_POINTS - 1)] for place in range(CURVE_POINTS)]
+
+
+def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, float]:
+    """The training losses of some steps."""
+    compact = session.get(CompactJournal, job_id)
+    if compact is not None:
+        return dict(zip(steps, losses_in(compact.data, steps), strict=True))
+    found: dict[int, float] = {}
+    # SQLite takes a limited number of bound values a statement.
+    for start in range(0, len(steps), 500):
+        some = select(Step.step, Step.loss).where(Step.job_id == job_id, col(Step.step).in_(steps[start : start + 500]))
+        found |= dict(session.exec(some).all())
+    return found
 
 
 def _recent(session: Session, job_id: str) -> list[Step]:

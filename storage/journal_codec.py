@@ -19,6 +19,7 @@ ENCODING = 1
 MAX_PROBES = 2**16 - 1
 
 _HEADER = struct.Struct("<BxHIqQ")
+_LOSS = struct.Struct("<f")
 _MAX_FLOAT16 = 65504.0
 
 
@@ -101,7 +102,7 @@ def decode(data: bytes, *, first: int = 1) -> Iterator[JournalRow]:
     probes, steps, seed, tokens = _header(data)
     numbers = _numbers(probes)
     if len(data) != _HEADER.size + steps * numbers.size:
-        raise ValueError(f"A journal of {steps} steps cannot be {len(data)} bytes long: it is cut short or damaged.")
+        raise ValueError(_damaged(steps, len(data)))
 
     def rows() -> Iterator[JournalRow]:
         body = memoryview(data)[_HEADER.size + (first - 1) * numbers.size :]
@@ -117,6 +118,16 @@ def decode(data: bytes, *, first: int = 1) -> Iterator[JournalRow]:
             )
 
     return rows()
+
+
+def losses_in(data: bytes, steps: Iterable[int]) -> list[float]:
+    """The losses of some steps, without decoding the others. Raises ValueError for what `encode` has not made."""
+    probes, count, _, _ = _header(data)
+    size = _numbers(probes).size
+    if len(data) != _HEADER.size + count * size:
+        raise ValueError(_damaged(count, len(data)))
+    behind_scalars = _HEADER.size + 4 * (probes + 1)  # and behind the learning rate
+    return [_LOSS.unpack_from(data, behind_scalars + (step - 1) * size)[0] for step in steps]
 
 
 def steps_in(data: bytes) -> int:
@@ -139,6 +150,10 @@ def _header(data: bytes) -> tuple[int, int, int, int]:
     if not probes or not steps:
         raise ValueError("The journal holds no step: it is damaged.")
     return probes, steps, seed, tokens
+
+
+def _damaged(steps: int, size: int) -> str:
+    return f"A journal of {steps} steps cannot be {size} bytes long: it is cut short or damaged."
 
 
 def _numbers(probes: int) -> struct.Struct:

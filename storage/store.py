@@ -7,11 +7,12 @@ from pocketllm.storage.database import Database, explained
 from pocketllm.storage.jobs import JobStore
 from pocketllm.storage.journal import Journal
 from pocketllm.storage.migrate import migrate
+from pocketllm.storage.reports import ReportStore
 from pocketllm.storage.texts import TextStore
 
 
 class Store:
-    """The database of one data folder: `texts`, `jobs`, `journal`, `adapters`. Safe to share between threads."""
+    """One data folder's database: `texts`, `jobs`, `journal`, `adapters`, `reports`. Safe to share between threads."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -19,6 +20,7 @@ class Store:
         self.jobs = JobStore(database)
         self.journal = Journal(database)
         self.adapters = AdapterStore(database)
+        self.reports = ReportStore(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

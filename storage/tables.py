@@ -189,6 +189,18 @@ class Evaluation(SQLModel, table=True):
     at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
 
 
+class Report(SQLModel, table=True):
+    """What a succeeded job has learned, for people."""
+
+    __tablename__ = "report"
+
+    job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
+    #: The publish gate's judgement, and how much of the text the model repeats. Never user text.
+    numbers: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    #: Words and completions: user text. None when there is none, or when one of the texts was deleted.
+    content: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+
+
 class Event(SQLModel, table=True):
     """Something that happened to a job. Never holds user text."""
 

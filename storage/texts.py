@@ -12,6 +12,7 @@ from sqlmodel import Session, col, delete, select, update
 from pocketllm.storage.adapters import withdrawn_jobs
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
+from pocketllm.storage.reports import forget_content
 from pocketllm.storage.tables import JobText, Text
 
 #: One text in this many is kept out of training.
@@ -102,8 +103,9 @@ class TextStore:
             return list(session.exec(newest_first))
 
     def delete(self, identity: str) -> None:
-        """Delete the text and overwrite its bytes in the database file. Raises NotFound."""
+        """Delete the text, and what reports may say of it, and overwrite the bytes in the file. Raises NotFound."""
         with self._database.write() as session:
+            forget_content(session, identity)  # before the text's rows in job_text go with it
             if session.exec(delete(Text).where(col(Text.id) == identity)).rowcount == 0:
                 raise NotFound(_no_text(identity))
         # The bytes also stand in the write-ahead log until it is folded into the file and cut off.

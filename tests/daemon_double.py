@@ -139,6 +139,22 @@ ANSWER: Document = {
     "tokens_per_second": 12.5,
     "seed": 1,
 }
+REPORT: Document = {
+    "job": "job-1",
+    "judgement": {
+        "outcome": "learned",
+        "overall": {"before": 3.5, "now": 3.25, "reduction": 0.25, "standard_error": 0.01},
+        "old": None,
+        "base": None,
+    },
+    "leak": {"places": 200, "base": 0.0, "personal": 0.0},
+    "curve": {
+        "held_out": [{"step": 0, "held_out_loss": 3.5}, {"step": 40, "held_out_loss": 3.25}],
+        "training": [{"step": step, "loss": 3.5 - step / 100} for step in range(1, 41)],
+    },
+    "words": [{"word": "Wren", "base": 0.0001, "personal": 0.0037}, {"word": "mugs", "base": 0.0, "personal": 0.002}],
+    "completions": [{"prompt": "Wind west, glass", "base": " is a material.", "personal": " rising. Two mugs."}],
+}
 
 
 class DaemonDouble:
@@ -154,6 +170,7 @@ class DaemonDouble:
         self.known_texts: set[str] = set()
         self.learned = True  # there are adapters
         self.journal = b""  # of any job; without one there is none
+        self.reports: dict[str, Document] = {"job-1": REPORT}
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
         self.on_job_asked: Callable[[], None] = lambda: None
@@ -217,6 +234,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             job.update(double.script.pop(0) if double.script else {})
             events = [{"at": "2026-05-01T10:00:05Z", "kind": "started", "message": "The worker started."}]
             return 200, {**job, "settings": {"learning_rate": 0.001}, "plan": None, "events": events}
+        case "GET", ["jobs", job_id, "report"] if job_id in double.reports:
+            return 200, double.reports[job_id]
         case "POST", ["jobs", job_id, "cancel"] if any(job["id"] == job_id for job in double.jobs):
             return 200, {**JOB, "id": job_id, "state": "cancelled"}
         case "GET", ["adapters"]:
@@ -274,7 +293,8 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             journal = method == "GET" and parts.path.endswith("/journal")
-            open_route = method == "GET" and not journal and parts.path.split("/")[1] in ("health", "status", "jobs")
+            closed = parts.path.endswith(("/journal", "/report"))
+            open_route = method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "jobs")
             with double.lock:
                 double.requests.append((method, self.path, body))
                 double.authorizations.append(self.headers.get("Authorization"))

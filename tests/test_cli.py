@@ -49,7 +49,7 @@ def test_version() -> None:
 
 COMMANDS = [
     *(["demo"], ["models"], ["models", "list"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
-    *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["journal"], ["replay"], ["plan"]),
+    *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["report"], ["journal"], ["replay"], ["plan"]),
     *(["generate"], ["token"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
 ]
 
@@ -64,7 +64,7 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    expected = "demo models serve status add plan train jobs adapters rollback journal replay generate token"
+    expected = "demo models serve status add plan train jobs report adapters rollback journal replay generate token"
     assert lines == expected.split()
 
 

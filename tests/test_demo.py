@@ -70,7 +70,16 @@ def test_the_whole_way(demo: Demo) -> None:
     assert result["learned"] is True
     assert [answer["prompt"] for answer in result["answers"]] == list(PROMPTS)
     assert result["folder"] == "/data/adapters/adapter-1"
-    for part in ("sample notes", "3.5000 -> 3.2500", "40 steps in 2:00", "412.0 MB", "210 tok/s", "two"):
+    for part in (
+        "sample notes",
+        "3.5000 -> 3.2500",
+        "40 steps in 2:00",
+        "412.0 MB",
+        "210 tok/s",
+        "two",
+        "Wren",
+        "3.70",
+    ):
         assert part in demo.text
     assert demo.daemon_is_gone
 

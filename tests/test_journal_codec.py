@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketllm.storage.journal_codec import JournalRow, decode, encode, probes_in, steps_in
+from pocketllm.storage.journal_codec import JournalRow, decode, encode, losses_in, probes_in, steps_in
 from pocketllm.storage.journal_export import MAGIC, export_journal, read_export
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.working import NOW, TRAINING
@@ -53,6 +53,16 @@ def test_rows_come_back() -> None:
     assert list(decode(data, first=49)) == given[48:]
     assert list(decode(data, first=51)) == []
     assert (steps_in(data), probes_in(data)) == (50, 1)
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_losses_of_some_steps(probes: int) -> None:
+    given = [row(step, loss=step / 64, scalars=(0.5,) * probes) for step in range(1, 51)]
+    data = encode(given)
+    assert losses_in(data, [1, 7, 50]) == [1 / 64, 7 / 64, 50 / 64]
+    assert losses_in(data, []) == []
+    with pytest.raises(ValueError, match="cut short"):
+        losses_in(data[:-1], [1])
 
 
 def test_a_step_takes_fourteen_bytes_and_four_more_a_probe() -> None:

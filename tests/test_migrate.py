@@ -128,6 +128,7 @@ def test_what_the_first_schema_held_stays(path: Path) -> None:
     serving = store.adapters.serving("tiny")
     assert serving is not None and (serving.id, serving.mode, serving.held_out_loss_now) == ("adapter-1", "lora", 3.4)
     rows = store.journal.steps("job-2")
+    assert store.reports.find("job-1") is None
     assert [(row.step, row.scalars, row.loss, row.learning_rate) for row in rows] == [
         (number, [scalar], loss, rate) for number, scalar, loss, rate in OLD_STEPS
     ]

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.journal import RECENT_STEPS, Progress
+from pocketllm.storage.journal import BASE_STEP, CURVE_POINTS, POINT_STEPS, RECENT_STEPS, Curve, CurvePoint, Progress
 from pocketllm.storage.journal_codec import decode, encode
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Step
+from pocketllm.storage.tables import Evaluation, Step
 from tests.working import NOW, queue_job
 
 
@@ -262,3 +262,55 @@ def test_a_journal_longer_than_a_part_is_encoded_whole(store: Store, job: str) -
     rows = list(decode(store.journal.encoded(job)))
     assert [row.step for row in rows] == list(range(1, 2101))
     assert encode(rows) == store.journal.encoded(job)
+
+
+class TestCurve:
+    def test_before_the_first_step_it_is_empty(self, store: Store, job: str) -> None:
+        assert store.journal.curve(job) == store.journal.curve("job-0") == Curve(held_out=[], training=[])
+
+    def test_a_short_jobs_curve_has_every_step_and_no_measurement_of_the_base(self, store: Store, job: str) -> None:
+        for step, loss in ((BASE_STEP, 5.0), (0, 4.0), (3, 2.5)):
+            evaluate(store, job, step=step, losses=[loss])
+        for step in range(1, 4):
+            append(store, job, step, loss=4 - step / 2)
+        curve = store.journal.curve(job)
+        assert curve.held_out == [CurvePoint(step=0, loss=4.0), CurvePoint(step=3, loss=2.5)]
+        assert curve.training == [CurvePoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
+
+    @pytest.mark.parametrize("compact", [False, True])
+    def test_a_long_jobs_curve_is_thinned(self, store: Store, compact: bool) -> None:
+        long = queue_job(store).id
+        steps = 10 * CURVE_POINTS
+        with store._database.write() as session:
+            for step in range(1, steps + 1):
+                session.add(
+                    Step(
+                        job_id=long,
+                        step=step,
+                        seed=7,
+                        scalars=[0.5],
+                        loss=step / 64,
+                        learning_rate=0.5,
+                        tokens=9,
+                        seconds=1,
+                    )
+                )
+            for step in range(0, steps + 1, 2):
+                session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses=[step / 64], at=NOW))
+        if compact:
+            store.jobs.cancel(long, message="withdrawn", now=NOW)
+            assert store.journal.compact(long)
+        curve = store.journal.curve(long)
+        assert len(curve.training) == CURVE_POINTS == len(curve.held_out)
+        assert [point.step for point in curve.training] == list(range(10, steps + 1, 10))
+        back = (POINT_STEPS - 1) / 2  # the mean of the last few steps of each part
+        assert all(point.loss == (point.step - back) / 64 for point in curve.training)
+        assert (curve.held_out[0].step, curve.held_out[-1].step) == (0, steps)
+        assert [point.step for point in curve.held_out] == sorted({point.step for point in curve.held_out})
+
+    @pytest.mark.parametrize("steps", [CURVE_POINTS - 1, CURVE_POINTS, CURVE_POINTS + 1])
+    def test_around_the_limit(self, store: Store, job: str, steps: int) -> None:
+        for step in range(1, steps + 1):
+            append(store, job, step)
+        found = [point.step for point in store.journal.curve(job).training]
+        assert len(found) == min(steps, CURVE_POINTS) and found[-1] == steps and found == sorted(set(found))
