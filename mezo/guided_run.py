@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.aiming import Aimed, aim
 from pocketllm.mezo.batches import Blocks, Buckets, fixed_batches
 from pocketllm.mezo.carrying import load_carrying
 from pocketllm.mezo.guide import Guide
 from pocketllm.mezo.guided import GuidedPlan, Parts, State, train_guided
+from pocketllm.mezo.kept_aside import divide
 from pocketllm.mezo.loop import Row
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.snapshots import Snapshots
@@ -26,8 +25,6 @@ from pocketllm.mezo.trunk import TrunkCache
 HEAD_LENGTH, MAP_LENGTH = 5e-3, 2.5e-4
 #: Names of the two groups of maps that share a step length.
 HEAD, MAPS = "head", "maps"
-#: One block in so many is not learned from, and decides when to stop; so many at most, or more with few targets each.
-CHECK_ONE_IN, MOST_CHECK_BLOCKS, CHECK_TARGETS = 12, 24, 256
 #: Blocks that the aim is taken on: more of those with few targets, such as labelled texts with one each.
 AIM_BLOCKS, MOST_AIM_BLOCKS, AIM_TARGETS = 16, 96, 256
 
@@ -149,24 +146,3 @@ def train(
             remaining=remaining,
             clock=clock,
         )
-
-
-def divide(buckets: Buckets) -> tuple[Buckets, Buckets]:
-    """What is learned from, and what decides when to stop: blocks spread evenly over each bucket.
-
-    A single block is both.
-    """
-    learned: list[Blocks] = []
-    checked: list[Blocks] = []
-    targets = sum(blocks.tokens for blocks in buckets) / max(1, sum(len(blocks) for blocks in buckets))
-    left = max(MOST_CHECK_BLOCKS, round(CHECK_TARGETS / max(1.0, targets)))
-    for blocks in buckets:
-        one_in = max(2, min(CHECK_ONE_IN, len(blocks)), -(-len(blocks) // max(1, left)))
-        chosen = torch.arange(len(blocks)) % one_in == one_in - 1
-        if left == 0:
-            chosen[:] = False
-        left -= int(chosen.sum())
-        learned.append(blocks[~chosen])
-        checked.append(blocks[chosen])
-    checked = [blocks for blocks in checked if blocks.tokens]
-    return tuple(blocks for blocks in learned if len(blocks)), tuple(checked) or buckets
