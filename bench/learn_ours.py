@@ -25,12 +25,17 @@ from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo import guided_run
+from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
 from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK
 from pocketllm.mezo.directions import adapter_along_activations
-from pocketllm.mezo.loop import Plan, train
+from pocketllm.mezo.estimator import Theta
+from pocketllm.mezo.guarded import Checks, train_guarded
+from pocketllm.mezo.kept_aside import divide, steps_between_checks
+from pocketllm.mezo.loop import Plan, Row
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
+from pocketllm.mezo.patience import Watch
 
 #: More than any run makes.
 _STEPS = 10**6
@@ -84,15 +89,56 @@ def teach_guided(model: LanguageModel, buckets: Buckets, curve: Curve, *, seed: 
     }
 
 
+class Remembered:
+    """pocketllm.mezo.guarded.Keeper without a disk, of a run that starts from a fresh adapter, whose B is zero."""
+
+    def __init__(self, curve: Curve) -> None:
+        self._curve = curve
+        self._rows: list[Row] = []
+        self.back: list[tuple[int, int]] = []  #: from which step to which the run has gone back
+
+    def rows(self) -> list[Row]:
+        """See Keeper."""
+        return list(self._rows)
+
+    def keep(self, row: Row) -> None:
+        """See Keeper."""
+        self._rows.append(row)
+        self._curve.stepped()
+
+    def watch(self) -> Watch | None:
+        """See Keeper: no run here has begun before."""
+        return None
+
+    def keep_watch(self, watch: Watch) -> None:
+        """See Keeper."""
+
+    def go_back(self, watch: Watch, *, step: int) -> None:
+        """See Keeper."""
+        del self._rows[watch.best_step :]
+        if step > watch.best_step:
+            self.back.append((step, watch.best_step))
+
+    def to_start(self, theta: Theta) -> None:
+        """See Keeper."""
+        assert isinstance(theta, Adapter)
+        for b in theta.b.values():
+            b.zero_()
+
+
 def teach_mezo(
     model: LanguageModel, buckets: Buckets, looked_at: Blocks, curve: Curve, *, seed: int, batch: int
-) -> None:
-    """Learn along random directions until the curve's time is over. looked_at: blocks that A is taken from."""
+) -> dict[str, Any]:
+    """Learn along random directions until the curve's time is over; what there is to say of it.
+
+    looked_at: blocks that A is taken from.
+    """
     settings = TrainingSettings()
     adapter = adapter_along_activations(
         model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, rows_at_once=batch
     )
     model.use(adapter)
+    learned, checked = divide(buckets)
     plan = Plan(
         seed=seed,
         steps=_STEPS,
@@ -101,18 +147,24 @@ def teach_mezo(
         step_size=settings.step_size,
         measure_every=_STEPS,
     )
-    train(
+    checks = Checks(
+        loss=lambda: model.mean_loss(checked, batch),
+        every=steps_between_checks(learned, checked, batch=batch, points=2),
+    )
+    keeper = Remembered(curve)
+    watch = train_guarded(
         lambda points, blocks: model.losses_at(points, blocks, 2 * batch),
         adapter,
-        shuffled(buckets, size=batch, seed=seed),
+        shuffled(learned, size=batch, seed=seed),
         plan,
-        done=[],
-        keep=lambda _row: curve.stepped(),
+        checks=checks,
+        keeper=keeper,
         measure=lambda _step: None,
         clock=time.monotonic,
         remaining=lambda _step: curve.remaining,
     )
     curve.measure()
+    return {"check_every": checks.every, "back": keeper.back, **watch.to_json()}
 
 
 @torch.inference_mode()
@@ -146,8 +198,8 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
     division = learn_text.load(options.blocks)
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     looked_at = division.training[slice(0, DIRECTION_BLOCKS)]
-    teach_mezo(model, (division.training,), looked_at, curve, seed=options.seed, batch=options.batch)
-    return curve.report()
+    found = teach_mezo(model, (division.training,), looked_at, curve, seed=options.seed, batch=options.batch)
+    return curve.report() | found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

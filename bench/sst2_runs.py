@@ -166,8 +166,8 @@ def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[s
     """Our MeZO."""
     model = open_model(options.folder)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    teach_mezo(model, training, guided_run.aimed_at(training), curve, seed=options.seed, batch=_BATCH)
-    return _report(curve)
+    found = teach_mezo(model, training, guided_run.aimed_at(training), curve, seed=options.seed, batch=_BATCH)
+    return _report(curve) | found
 
 
 def peer(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:

@@ -173,8 +173,8 @@ class Scheduler:
         self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
 
     def _moved(self, job_id: str) -> bool:
-        """Whether the job has made a step since its worker was started."""
-        return self._store.journal.last_step(job_id) > self._step_at_start
+        """Whether the job has made a step, or has gone back some, since its worker was started."""
+        return self._store.journal.last_step(job_id) != self._step_at_start
 
     def _queue_if_enough(self, now: datetime) -> None:
         enough = self._new_words() >= self._settings.training.new_words

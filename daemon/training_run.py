@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon import carrying, reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
+from pocketllm.daemon.guarding import StoredRun
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.process_memory import (
@@ -35,12 +36,15 @@ from pocketllm.mezo.errors import UnsupportedModel
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.examples import encode
 from pocketllm.mezo.full import FullWeights, save_full
+from pocketllm.mezo.guarded import Checks, train_guarded
 from pocketllm.mezo.guided import State
 from pocketllm.mezo.insight import Insight, sample
-from pocketllm.mezo.loop import Plan, Row, train
+from pocketllm.mezo.kept_aside import divide, steps_between_checks
+from pocketllm.mezo.loop import Plan, Row
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
 from pocketllm.mezo.templates import Template
+from pocketllm.mezo.weights import open_weights
 from pocketllm.storage.journal import BASE_STEP
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
@@ -88,11 +92,13 @@ class TrainingRun:
         if self.plan.method == "guided":
             assert isinstance(theta, Adapter)
             return self._finish(theta, self._guided(theta))
-        self._mezo(theta)
-        return self._finish(theta, self.job.total_steps)
+        return self._finish(theta, self._mezo(theta))
 
-    def _mezo(self, theta: Adapter | FullWeights) -> None:
-        """Learn along random directions; what was done is replayed from the journal."""
+    def _mezo(self, theta: Adapter | FullWeights) -> int:
+        """Learn along random directions; what was done is replayed from the journal. Returns the number of steps,
+        fewer than planned where going on brought nothing.
+        """
+        learned, checked = divide(self.buckets)
         plan = Plan(
             seed=self.job.seed,
             steps=self.job.total_steps,
@@ -103,16 +109,20 @@ class TrainingRun:
             probes=self.plan.probes,
             noise=self.settings.noise,
         )
-        train(
+        watch = train_guarded(
             self._losses,
             theta,
-            shuffled(self.buckets, size=plan.batch, seed=plan.seed),
+            shuffled(learned, size=plan.batch, seed=plan.seed),
             plan,
-            done=self.store.journal.steps(self.job.id),
-            keep=self._keep,
+            checks=Checks(
+                loss=lambda: self._in_memory(lambda rows: self.model.mean_loss(checked, rows)),
+                every=steps_between_checks(learned, checked, batch=plan.batch, points=2 * plan.probes),
+            ),
+            keeper=StoredRun(self.store, self.job.id, lambda _: self._to_start(theta)),
             measure=lambda step: self._measure(step, theta),
             clock=time.monotonic,
         )
+        return watch.best_step
 
     def _guided(self, theta: Adapter) -> int:
         """Learn along the guide, going on from what was saved last; returns the number of steps, fewer than planned
@@ -123,8 +133,7 @@ class TrainingRun:
         self.model.use(theta)
 
         def learn(rows: int) -> State:
-            for path, b in load_adapter(self.folder.start(self.job.id)).b.items():
-                theta.b[path].copy_(b)  # steps may have been made before memory ran out
+            self._to_start(theta)  # steps may have been made before memory ran out
             return guided_run.train(
                 self.model,
                 self.buckets,
@@ -203,6 +212,14 @@ class TrainingRun:
         adapter = self._of_parent() or self._fresh()
         adapter.save(folder)
         return adapter
+
+    def _to_start(self, theta: Adapter | FullWeights) -> None:
+        """Make of theta, in place, what `_start` gave."""
+        if isinstance(theta, FullWeights):
+            theta.reload(open_weights(self.native.weights))
+            return
+        for path, b in load_adapter(self.folder.start(self.job.id)).b.items():
+            theta.b[path].copy_(b)
 
     def _of_parent(self) -> Adapter | None:
         """The parent's adapter, if this job's method can go on with it."""

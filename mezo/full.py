@@ -46,6 +46,12 @@ class FullWeights:
             )
         return cls({name: weight.load(dtype or weight.floats.dtype) for name, weight in weights.items()})
 
+    def reload(self, weights: Mapping[str, Weight]) -> None:
+        """Put back, in place, what these weights hold: those that it was loaded from."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(weights[name].floats)
+            weights[name].release()
+
     @property
     def numbers(self) -> dict[str, int]:
         """The number of each tensor in the noise."""

@@ -21,11 +21,13 @@ import torch
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, turn_at
 from pocketllm.mezo.descent import Descent
-from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.guide import Guidance
 from pocketllm.mezo.loop import BatchLosses, Row
+from pocketllm.mezo.patience import Patience, Verdict, Watch
 
+#: How long a run goes on without a new best.
+PATIENCE = Patience(looks=2, halvings=3)
 #: How long a kill may throw a run back.
 SAVE_SECONDS = 20.0
 #: How many steps ahead a probe looks, to both sides.
@@ -52,8 +54,7 @@ class GuidedPlan:
     probe_batches: int = 1  #: how many those are
     measure_every: int  #: steps between held-out measurements
     check_every: int = 20  #: steps between looks at the text that is not learned from
-    patience: int = 2  #: looks without a new best until the best is restored and the length halved
-    most_halvings: int = 3  #: and until the run ends
+    patience: Patience = PATIENCE
 
     def probes_at(self, step: int) -> bool:
         """Whether a step's length is measured before it is taken."""
@@ -66,19 +67,14 @@ class GuidedPlan:
         return min(1.0, step / self.warm_up) * falling
 
 
-@dataclass
-class State:
+@dataclass(kw_only=True)
+class State(Watch):
     """All that a run's future depends on, besides its plan."""
 
     b: dict[str, torch.Tensor]
     descent: Descent
     step: int = 0  #: done
     multiples: dict[str, float] = field(default_factory=dict)  #: of the groups' lengths, from probes
-    best_loss: float = float("inf")
-    best_step: int = 0
-    checks_since_best: int = 0
-    halvings: int = 0
-    ended: bool = False  #: by patience
 
 
 class Keeper(Protocol):
@@ -170,7 +166,8 @@ def _step(
     batch = parts.batch(turn_at(parts.batches, step=step, seed=plan.seed))
     seen = parts.look(batch)
     if not isfinite(seen.loss):
-        _go_back(state, parts.keeper, plan)
+        state.go_back(plan.patience)
+        _start_from_best(state, parts.keeper, plan)
         return None
     state.descent.see(seen.gradients)
     share = plan.length_share(step, remaining(step))
@@ -230,23 +227,14 @@ def _losses_on_next(step: int, parts: Parts, plan: GuidedPlan, points: Sequence[
 
 def _check(state: State, parts: Parts, plan: GuidedPlan) -> None:
     """Look at the text that is not learned from; without a new best for too long, go back to it."""
-    loss = parts.check()
-    if state.step == 0 and not isfinite(loss):
-        raise TrainingDiverged(f"The loss is {loss} before the first step. Start from another adapter, or the base.")
-    if isfinite(loss) and loss < state.best_loss:
-        state.best_loss, state.best_step, state.checks_since_best = loss, state.step, 0
+    verdict = state.look(state.step, parts.check(), plan.patience)
+    if verdict is Verdict.NEW_BEST:
         parts.keeper.save_best(state.b, state.step)
-        return
-    state.checks_since_best += 1
-    if state.checks_since_best >= plan.patience:
-        _go_back(state, parts.keeper, plan)
+    elif verdict is not Verdict.GO_ON:
+        _start_from_best(state, parts.keeper, plan)
 
 
-def _go_back(state: State, keeper: Keeper, plan: GuidedPlan) -> None:
-    """From the best that was seen, with half the length; or the end, after too many times."""
-    state.halvings += 1
-    state.checks_since_best = 0
-    state.ended = state.halvings > plan.most_halvings
+def _start_from_best(state: State, keeper: Keeper, plan: GuidedPlan) -> None:
     state.multiples = {name: state.multiples.get(name, 1.0) / 2 for name in plan.groups}
     _to_best(state, keeper)
     state.descent = Descent.over(state.b)

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.aiming import Aimed, aim
 from pocketllm.mezo.batches import Blocks, Buckets, fixed_batches
 from pocketllm.mezo.carrying import load_carrying
 from pocketllm.mezo.guide import Guide
 from pocketllm.mezo.guided import GuidedPlan, Parts, State, train_guided
+from pocketllm.mezo.kept_aside import divide, steps_between_checks
 from pocketllm.mezo.loop import Row
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.snapshots import Snapshots
@@ -30,11 +29,8 @@ HEAD, WRITERS, INNER = "head", "writers", "inner"
 LENGTHS, LENGTH_TARGETS = {HEAD: 5e-3, WRITERS: 2.5e-4, INNER: 1e-3}, 512
 #: Probes are made on batches with so many targets in all, but on so many at most.
 PROBE_TARGETS, MOST_PROBE_BATCHES = 512, 8
-#: Looks at the text that decides when to stop take about a tenth of the time: as many steps between them as this
-#: times its batches, and no fewer than that.
-CHECK_STEPS_A_BATCH, LEAST_CHECK_STEPS = 8, 20
-#: One block in so many is not learned from, and decides when to stop; so many at most, or more with few targets each.
-CHECK_ONE_IN, MOST_CHECK_BLOCKS, CHECK_TARGETS = 12, 24, 256
+#: What a look takes, in forward passes: it goes through the output head there and back.
+PASSES_A_LOOK = 2
 #: Blocks that the aim is taken on: more of those with few targets, such as labelled texts with one each.
 AIM_BLOCKS, MOST_AIM_BLOCKS, AIM_TARGETS = 16, 96, 256
 
@@ -112,7 +108,9 @@ def train(
     adapter = guided.adapter
     model.use(adapter)
     guide = Guide(model, guided.stream, adapter, load_carrying(model.native.folder))
-    learned, checked = (fixed_batches(some, size=batch, seed=seed) for some in divide(buckets))
+    parts = divide(buckets)
+    check_every = steps_between_checks(*parts, batch=batch, points=PASSES_A_LOOK)
+    learned, checked = (fixed_batches(some, size=batch, seed=seed) for some in parts)
     snapshots = Snapshots(folder)
     with TrunkCache(
         [*learned, *checked],
@@ -133,13 +131,13 @@ def train(
             lengths={group: LENGTHS[group] * shorter for group in groups},
             probe_batches=min(MOST_PROBE_BATCHES, max(1, round(PROBE_TARGETS / targets)), len(learned)),
             measure_every=measure_every,
-            check_every=max(LEAST_CHECK_STEPS, CHECK_STEPS_A_BATCH * len(checked)),
+            check_every=check_every,
         )
 
         def check() -> float:
             return model.mean_loss((trunk.at(number) for number in range(len(learned), len(trunk))), rows_at_once)
 
-        parts = Parts(
+        run = Parts(
             look=lambda blocks: guide.look(blocks, rows_at_once),
             losses=lambda points, blocks: model.losses_at(points, blocks, rows_at_once),
             check=check,
@@ -149,7 +147,7 @@ def train(
         )
         return train_guided(
             adapter,
-            parts,
+            run,
             plan,
             done=done,
             keep=keep,
@@ -166,24 +164,3 @@ def _groups(model: LanguageModel, guided: Guided) -> dict[str, tuple[str, ...]]:
         group = HEAD if path == model.head_path else WRITERS if path in guided.stream.writers else INNER
         groups.setdefault(group, []).append(path)
     return {group: tuple(paths) for group, paths in groups.items()}
-
-
-def divide(buckets: Buckets) -> tuple[Buckets, Buckets]:
-    """What is learned from, and what decides when to stop: blocks spread evenly over each bucket.
-
-    A single block is both.
-    """
-    learned: list[Blocks] = []
-    checked: list[Blocks] = []
-    targets = sum(blocks.tokens for blocks in buckets) / max(1, sum(len(blocks) for blocks in buckets))
-    left = max(MOST_CHECK_BLOCKS, round(CHECK_TARGETS / max(1.0, targets)))
-    for blocks in buckets:
-        one_in = max(2, min(CHECK_ONE_IN, len(blocks)), -(-len(blocks) // max(1, left)))
-        chosen = torch.arange(len(blocks)) % one_in == one_in - 1
-        if left == 0:
-            chosen[:] = False
-        left -= int(chosen.sum())
-        learned.append(blocks[~chosen])
-        checked.append(blocks[chosen])
-    checked = [blocks for blocks in checked if blocks.tokens]
-    return tuple(blocks for blocks in learned if len(blocks)), tuple(checked) or buckets

@@ -87,6 +87,7 @@ def train(
     measure: Callable[[int], None],
     clock: Callable[[], float],
     remaining: Callable[[int], float] | None = None,
+    look: Callable[[int], bool] = lambda _step: True,
 ) -> None:
     """Train theta in place until `plan.steps` steps are done.
 
@@ -95,7 +96,8 @@ def train(
     has been kept is never ahead of a lost update. measure(step): called where the plan measures, with theta as after
     that step; also where `done` ends, since a killed run may not have come to it. clock: monotonic seconds.
     remaining(step): the part of the run that lies ahead of a step, from 1 to 0, where the run ends; by the steps, if
-    it is None.
+    it is None. look(step): called after every step and where `done` ends, before `measure`; where it says False, the
+    run ends at once (mezo/guarded.py).
     Raises TrainingDiverged when the loss is no number any more.
     """
     remaining = remaining or (lambda step: 1 - (step - 1) / plan.steps)
@@ -103,6 +105,8 @@ def train(
     for row in done:
         size.learning_rate(remaining(row.step), row.scalars)
     replay(theta, done, plan.noise)
+    if not look(len(done)):
+        return
     if plan.measures_at(len(done)):
         measure(len(done))
 
@@ -126,6 +130,8 @@ def train(
         )
         keep(row)
         update(theta, row, plan.noise)
+        if not look(step):
+            return
         if plan.measures_at(step):
             measure(step)
 

@@ -192,6 +192,10 @@ class JobStore:
         self._set(job_id, parent=parent)
         return self.get(job_id)
 
+    def set_watch(self, job_id: str, watch: dict[str, Any]) -> None:
+        """Note what the run's looks at text kept aside have seen."""
+        self._set(job_id, watch=watch)
+
     def set_total_steps(self, job_id: str, steps: int) -> None:
         """Note that the job ends after fewer steps."""
         self._set(job_id, total_steps=steps)

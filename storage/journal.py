@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from math import isfinite
+from typing import Any
 
 from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
@@ -16,7 +17,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.jobs import found_job
 from pocketllm.storage.journal_codec import decode, encode, losses_in, steps_in
-from pocketllm.storage.tables import OPEN_STATES, CompactJournal, Evaluation, Step
+from pocketllm.storage.tables import OPEN_STATES, CompactJournal, Evaluation, Event, Step
 
 #: Where the base model's held-out measurement stands, among those of steps.
 BASE_STEP = -1
@@ -115,6 +116,24 @@ class Journal:
             session.exec(delete(Step).where(col(Step.job_id) == job_id))
             return True
 
+    def go_back(
+        self, job_id: str, *, step: int, watch: dict[str, Any], ended: bool, message: str | None, now: datetime
+    ) -> None:
+        """Forget all steps and measurements behind a step, and note the watch with that: all of it or nothing.
+
+        ended: the job ends with that step. message: for an event that says so; None: there is nothing to say.
+        """
+        with self._database.write() as session:
+            for table in (Step, Evaluation):
+                session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
+            job = found_job(session, job_id)
+            job.watch = watch
+            if ended:
+                job.total_steps = step
+            if message is not None:
+                kind = "ended early" if ended else "went back"
+                session.add(Event(job_id=job_id, at=now, kind=kind, message=message))
+
     def evaluate(
         self, job_id: str, *, step: int, block_losses: Sequence[float], weights: Sequence[int], now: datetime
     ) -> None:
@@ -209,11 +228,13 @@ def _rows(session: Session, job_id: str) -> Iterator[Step]:
 
 
 def _encoded(session: Session, job_id: str) -> bytes:
-    found_job(session, job_id)
+    job = found_job(session, job_id)
     compact = session.get(CompactJournal, job_id)
     if compact is not None:
         return compact.data
     if session.get(Step, (job_id, 1)) is None:
+        if job.state not in OPEN_STATES:
+            raise WrongState(f"Job {job_id} has ended without a step, so there is no journal. Choose another job.")
         raise WrongState(f"Job {job_id} has made no step yet, so there is no journal. Ask again when it has.")
     try:
         return encode(_rows(session, job_id))

@@ -120,6 +120,8 @@ class Job(SQLModel, table=True):
     predicted_bytes: int | None = None
     #: What the worker settled on so as to fit into memory; None until it has.
     plan: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    #: What its looks at text kept aside have seen: with its steps, all that its future depends on; None before.
+    watch: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     #: Texts and words it learns from; known when it first starts.
     texts: int | None = None
     words: int | None = None

@@ -18,6 +18,7 @@ from pocketllm.mezo.loop import Plan, Row, train
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import MANIFEST_NAME, open_native
 from pocketllm.mezo.noise import ROUNDING_POOL, Direction, Kind
+from pocketllm.mezo.weights import open_weights
 from tests.learning import ALL_ROWS, FP32_TOLERANCE, imported, mean_loss, random_blocks, reference_losses, some_blocks
 from tests.tiny_architectures import ARCHITECTURES, MASKED
 from tests.tiny_models import tiny_native
@@ -226,3 +227,12 @@ def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: K
         replay(again, rows, kind)
     assert losses[-1] < losses[0] - 0.1
     assert all(torch.equal(theta.tensors[name], again.tensors[name]) for name in theta.tensors)
+
+
+def test_reloaded_weights_are_those_that_were_loaded(root: Path) -> None:
+    native = imported(root, "llama", "bfloat16")
+    theta, untouched = LanguageModel(native).full(), LanguageModel(native).full()
+    theta.move(Direction(seed=1, step=1), 0.1)
+    assert not any(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())
+    theta.reload(open_weights(native.weights))
+    assert all(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())

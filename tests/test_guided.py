@@ -25,6 +25,7 @@ from pocketllm.mezo.guided import (
     train_guided,
 )
 from pocketllm.mezo.loop import Row
+from pocketllm.mezo.patience import Patience
 
 PLAN = GuidedPlan(
     seed=3,
@@ -178,7 +179,7 @@ LINE = GuidedPlan(
     probe_every=1000,
     measure_every=20,
     check_every=1,
-    patience=1,
+    patience=Patience(looks=1, halvings=3),
 )
 
 
@@ -375,7 +376,7 @@ class TestGoingBack:
         assert same(run.theta.b, start().b)
         assert (state.ended, state.best_step, state.best_loss) == (True, 0, 1.0)
         # Twice without a new best, and that with the length halved three times.
-        assert state.step == 4 * PLAN.patience * PLAN.check_every == len(run.rows)
+        assert state.step == 4 * PLAN.patience.looks * PLAN.check_every == len(run.rows)
         assert run.measured == [0, 30, 40]
 
     def test_goes_on_from_the_best_with_half_the_length(self) -> None:
@@ -393,7 +394,7 @@ class TestGoingBack:
 
     def test_what_was_best_before_the_end_is_left(self) -> None:
         """Looks are taken at 0 and 5, and one at the end, at 7."""
-        plan = replace(LINE, steps=7, check_every=5, patience=9)
+        plan = replace(LINE, steps=7, check_every=5, patience=Patience(looks=9, halvings=3))
         for goal_at, left in ((0, 0), (4, 5), (9, 7)):
             run = Run(plan=plan, look=falling, begin=number)
             run.check = lambda b, goal_at=goal_at: abs(float(b["lm_head"]) - goal_at)  # type: ignore[misc]
@@ -406,7 +407,7 @@ class TestGoingBack:
             return replace(seen, loss=nan) if float(b["lm_head"]) > 2.6 else seen
 
         run = Run(
-            plan=replace(LINE, patience=9),
+            plan=replace(LINE, patience=Patience(looks=9, halvings=3)),
             look=torn,
             begin=number,
             check=lambda b: torn(b, BATCHES[0]).loss,

@@ -1,7 +1,7 @@
 """A whole guided run on a tiny real model, from blocks of text to a taught adapter, with forward passes alone."""
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +11,22 @@ import torch
 
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.aiming import Aimed
-from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.batches import Buckets
 from pocketllm.mezo.carrying import LAYERS_AT_ONCE
 from pocketllm.mezo.guided import State
 from pocketllm.mezo.guided_run import (
-    CHECK_ONE_IN,
-    MOST_CHECK_BLOCKS,
     aimed_at,
     begin,
-    divide,
     go_on,
     lowest_layer,
     train,
 )
+from pocketllm.mezo.kept_aside import divide
 from pocketllm.mezo.loop import Row
-from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
 from pocketllm.mezo.snapshots import Snapshots
 from tests.learning import ALL_ROWS, ROOT, equal, mean_loss, some_adapter, some_blocks
-from tests.test_batches import numbered
 from tests.tiny_models import tiny_native
 
 STEPS, RANK, HEAD_RANK = 20, 4, 8
@@ -99,53 +95,6 @@ class Run:
             clock=clock,
         )
         return guided.adapter, state
-
-
-class TestDivide:
-    @pytest.mark.parametrize(
-        ("counts", "checked"),
-        [
-            ((2,), [1]),
-            ((5,), [1]),
-            ((11,), [1]),
-            ((CHECK_ONE_IN,), [1]),
-            ((2 * CHECK_ONE_IN,), [2]),
-            ((2 * CHECK_ONE_IN - 1,), [1]),
-            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN,), [MOST_CHECK_BLOCKS]),
-            ((1000,), [83]),  # with a target each
-            ((10_000,), [250]),  # one in 40
-            ((24, 13), [2, 1]),
-            ((3, 1, 2), [1, 0, 1]),
-            ((1000, 1000), [83, 83]),
-            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN, 5), [MOST_CHECK_BLOCKS, 1]),
-            ((2,) * 30, [1] * MOST_CHECK_BLOCKS + [0] * 6),
-        ],
-    )
-    def test_every_block_is_in_exactly_one_part(self, counts: Sequence[int], checked: list[int]) -> None:
-        buckets = numbered(*counts)
-        parts = divide(buckets)
-        shapes = [[blocks.inputs.shape for blocks in part] for part in parts]
-        of_length = {blocks.inputs.shape[1]: len(blocks) for blocks in parts[1]}
-        assert [of_length.get(length, 0) for length in range(1, len(counts) + 1)] == checked
-        assert all(rows > 0 for part in shapes for rows, _ in part)
-        first_tokens = [token for part in parts for blocks in part for token in blocks.inputs[:, 0].tolist()]
-        assert sorted(first_tokens) == list(range(sum(counts)))
-        assert parts[0], "there is always something to learn from"
-
-    def test_a_single_block_is_both(self) -> None:
-        ((learned,), (checked,)) = divide(numbered(1))
-        assert learned.inputs.tolist() == checked.inputs.tolist() == [[0]]
-
-    def test_what_is_checked_is_spread_evenly(self) -> None:
-        (_, (checked,)) = divide(numbered(60))
-        assert checked.inputs[:, 0].tolist() == [11, 23, 35, 47, 59]
-
-    def test_blocks_without_targets_decide_nothing(self) -> None:
-        (blocks,) = numbered(2)
-        targets = blocks.targets.clone()
-        targets[1] = NO_TARGET
-        _, checked = divide((Blocks(inputs=blocks.inputs, targets=targets),))
-        assert sum(some.tokens for some in checked) == 1
 
 
 class TestBegin:

@@ -120,7 +120,8 @@ def test_what_the_first_schema_held_stays(path: Path) -> None:
     ended, open_job = store.jobs.get("job-1"), store.jobs.get("job-2")
     assert (ended.state, ended.settings, ended.adapter) == (JobState.SUCCEEDED, {"rank": 2}, "adapter-1")
     assert (open_job.state, open_job.reasons, open_job.attempts) == (JobState.PAUSED, ["battery"], 1)
-    assert [(job.mode, job.predicted_bytes, job.plan) for job in (ended, open_job)] == [("lora", None, None)] * 2
+    for job in (ended, open_job):
+        assert (job.mode, job.predicted_bytes, job.plan, job.watch) == ("lora", None, None, None)
     assert [text.id for text in store.texts.of_job("job-2")] == ["text-1"]
     assert [event.message for event in store.jobs.events("job-1")] == ["queued by owner"]
     evaluation = store.journal.evaluation("job-1", 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.journal import BASE_STEP, CURVE_POINTS, POINT_STEPS, RECENT_STEPS, Curve, CurvePoint, Progress
@@ -314,3 +314,59 @@ class TestCurve:
             append(store, job, step)
         found = [point.step for point in store.journal.curve(job).training]
         assert len(found) == min(steps, CURVE_POINTS) and found[-1] == steps and found == sorted(set(found))
+
+
+class TestGoBack:
+    """Rows, measurements and the watch change together."""
+
+    @pytest.fixture
+    def filled(self, store: Store, job: str) -> str:
+        for number in range(1, 6):
+            append(store, job, number)
+        for step in (-1, 0, 2, 4):
+            evaluate(store, job, step=step, losses=[3.0])
+        store.jobs.set_watch(job, {"best_step": 2})
+        return job
+
+    def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:
+        store.journal.go_back(filled, step=2, watch={"best_step": 2, "halvings": 1}, ended=False, message="x", now=NOW)
+        assert [row.step for row in store.journal.steps(filled)] == [1, 2]
+        assert store.journal.last_step(filled) == 2
+        assert [step for step in range(-1, 6) if store.journal.evaluation(filled, step)] == [-1, 0, 2]
+        job = store.jobs.get(filled)
+        assert (job.watch, job.total_steps) == ({"best_step": 2, "halvings": 1}, 8)
+        event = store.jobs.events(filled)[-1]
+        assert (event.kind, event.message) == ("went back", "x")
+        append(store, filled, 3)  # and on from there
+
+    def test_may_end_the_job_there(self, store: Store, filled: str) -> None:
+        store.journal.go_back(filled, step=0, watch={}, ended=True, message="x", now=NOW)
+        assert store.journal.steps(filled) == []
+        assert store.jobs.get(filled).total_steps == 0
+        assert store.jobs.events(filled)[-1].kind == "ended early"
+
+    def test_without_a_message_there_is_no_event(self, store: Store, filled: str) -> None:
+        before = store.jobs.events(filled)
+        store.journal.go_back(filled, step=5, watch={}, ended=True, message=None, now=NOW)
+        assert store.jobs.events(filled) == before
+        assert store.journal.last_step(filled) == 5
+
+    def test_all_of_it_or_nothing(self, store: Store, filled: str) -> None:
+        """The watch cannot be stored, so the rows stay."""
+        with pytest.raises(StatementError):
+            store.journal.go_back(filled, step=2, watch={"best": object()}, ended=True, message="x", now=NOW)
+        assert store.journal.last_step(filled) == 5
+        assert store.journal.evaluation(filled, 4) is not None
+        job = store.jobs.get(filled)
+        assert (job.watch, job.total_steps) == ({"best_step": 2}, 8)
+
+    def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
+        other = queue_job(store).id
+        append(store, other, 1)
+        store.journal.go_back(filled, step=0, watch={}, ended=False, message=None, now=NOW)
+        assert store.journal.last_step(other) == 1
+
+    def test_a_job_without_a_step_that_has_ended_has_no_journal(self, store: Store, job: str) -> None:
+        store.jobs.fail(job, error="x", now=NOW)
+        with pytest.raises(WrongState, match="has ended without a step"):
+            store.journal.encoded(job)

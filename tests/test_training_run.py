@@ -53,7 +53,7 @@ def opened(folder: DataFolder, texts: Sequence[NewText]) -> Store:
         ("llama", "bfloat16", notes(), {"noise": "gaussian"}),
         ("llama", "int4", [*notes(), *COMPLETIONS], {}),
         ("gemma3_text", "int8", [*notes(), *LABELLED], LETTERS),
-        ("opt", "bfloat16", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 1e-4}),
+        ("opt", "bfloat16", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 3e-3}),
         ("roberta", "int8", [*notes(), *LABELLED], LETTERS),
     ],
 )

@@ -1,0 +1,81 @@
+"""What is kept aside of a text, and how often it is looked at."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.kept_aside import (
+    CHECK_ONE_IN,
+    CHECK_SHARE,
+    FEWEST_BETWEEN,
+    MOST_CHECK_BLOCKS,
+    divide,
+    steps_between_checks,
+)
+from pocketllm.mezo.loss import NO_TARGET
+from tests.test_batches import numbered
+
+
+class TestDivide:
+    @pytest.mark.parametrize(
+        ("counts", "checked"),
+        [
+            ((2,), [1]),
+            ((5,), [1]),
+            ((11,), [1]),
+            ((CHECK_ONE_IN,), [1]),
+            ((2 * CHECK_ONE_IN,), [2]),
+            ((2 * CHECK_ONE_IN - 1,), [1]),
+            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN,), [MOST_CHECK_BLOCKS]),
+            ((1000,), [83]),  # with a target each
+            ((10_000,), [250]),  # one in 40
+            ((24, 13), [2, 1]),
+            ((3, 1, 2), [1, 0, 1]),
+            ((1000, 1000), [83, 83]),
+            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN, 5), [MOST_CHECK_BLOCKS, 1]),
+            ((2,) * 30, [1] * MOST_CHECK_BLOCKS + [0] * 6),
+        ],
+    )
+    def test_every_block_is_in_exactly_one_part(self, counts: Sequence[int], checked: list[int]) -> None:
+        buckets = numbered(*counts)
+        parts = divide(buckets)
+        shapes = [[blocks.inputs.shape for blocks in part] for part in parts]
+        of_length = {blocks.inputs.shape[1]: len(blocks) for blocks in parts[1]}
+        assert [of_length.get(length, 0) for length in range(1, len(counts) + 1)] == checked
+        assert all(rows > 0 for part in shapes for rows, _ in part)
+        first_tokens = [token for part in parts for blocks in part for token in blocks.inputs[:, 0].tolist()]
+        assert sorted(first_tokens) == list(range(sum(counts)))
+        assert parts[0], "there is always something to learn from"
+
+    def test_a_single_block_is_both(self) -> None:
+        ((learned,), (checked,)) = divide(numbered(1))
+        assert learned.inputs.tolist() == checked.inputs.tolist() == [[0]]
+
+    def test_what_is_checked_is_spread_evenly(self) -> None:
+        (_, (checked,)) = divide(numbered(60))
+        assert checked.inputs[:, 0].tolist() == [11, 23, 35, 47, 59]
+
+    def test_blocks_without_targets_decide_nothing(self) -> None:
+        (blocks,) = numbered(2)
+        targets = blocks.targets.clone()
+        targets[1] = NO_TARGET
+        _, checked = divide((Blocks(inputs=blocks.inputs, targets=targets),))
+        assert sum(some.tokens for some in checked) == 1
+
+
+class TestStepsBetweenChecks:
+    def test_a_check_takes_a_small_share_of_the_steps_between(self) -> None:
+        """24 blocks are looked at once, 8 a step twice."""
+        learned, checked = divide(numbered(MOST_CHECK_BLOCKS * CHECK_ONE_IN))
+        every = steps_between_checks(learned, checked, batch=8, points=2)
+        assert every == 19
+        assert MOST_CHECK_BLOCKS / (every * 16) <= CHECK_SHARE
+
+    def test_costly_steps_let_checks_come_more_often(self) -> None:
+        learned, checked = divide(numbered(MOST_CHECK_BLOCKS * CHECK_ONE_IN))
+        assert steps_between_checks(learned, checked, batch=8, points=64) == FEWEST_BETWEEN
+
+    def test_a_batch_is_no_larger_than_what_there_is(self) -> None:
+        learned, checked = divide(numbered(5))
+        assert steps_between_checks(learned, checked, batch=1000, points=2) == FEWEST_BETWEEN
