@@ -21,19 +21,21 @@ class TestDivide:
     @pytest.mark.parametrize(
         ("counts", "checked"),
         [
+            # Of blocks with a target each as many as it takes to tell, but no more than one in five.
             ((2,), [1]),
             ((5,), [1]),
-            ((11,), [1]),
-            ((CHECK_ONE_IN,), [1]),
-            ((2 * CHECK_ONE_IN,), [2]),
-            ((2 * CHECK_ONE_IN - 1,), [1]),
-            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN,), [MOST_CHECK_BLOCKS]),
-            ((1000,), [83]),  # with a target each
+            ((11,), [2]),
+            ((23,), [4]),
+            ((1000,), [200]),
             ((10_000,), [250]),  # one in 40
-            ((24, 13), [2, 1]),
+            ((24, 13), [4, 2]),
             ((3, 1, 2), [1, 0, 1]),
-            ((1000, 1000), [83, 83]),
-            ((MOST_CHECK_BLOCKS * CHECK_ONE_IN, 5), [MOST_CHECK_BLOCKS, 1]),
+            ((1000, 1000), [90, 76]),
+            # Of blocks with 60 targets one in twelve, where there are many, and so many at most.
+            ((0,) * 59 + (20,), [0] * 59 + [4]),
+            ((0,) * 59 + (40,), [0] * 59 + [4]),
+            ((0,) * 59 + (2 * CHECK_ONE_IN * 4,), [0] * 59 + [8]),
+            ((0,) * 59 + (10 * MOST_CHECK_BLOCKS * CHECK_ONE_IN,), [0] * 59 + [MOST_CHECK_BLOCKS]),
             ((2,) * 30, [1] * MOST_CHECK_BLOCKS + [0] * 6),
         ],
     )
@@ -54,7 +56,7 @@ class TestDivide:
 
     def test_what_is_checked_is_spread_evenly(self) -> None:
         (_, (checked,)) = divide(numbered(60))
-        assert checked.inputs[:, 0].tolist() == [11, 23, 35, 47, 59]
+        assert checked.inputs[:, 0].tolist() == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
 
     def test_blocks_without_targets_decide_nothing(self) -> None:
         (blocks,) = numbered(2)
@@ -66,11 +68,11 @@ class TestDivide:
 
 class TestStepsBetweenChecks:
     def test_a_check_takes_a_small_share_of_the_steps_between(self) -> None:
-        """24 blocks are looked at once, 8 a step twice."""
+        """57 blocks are looked at once, 8 a step twice."""
         learned, checked = divide(numbered(MOST_CHECK_BLOCKS * CHECK_ONE_IN))
         every = steps_between_checks(learned, checked, batch=8, points=2)
-        assert every == 19
-        assert MOST_CHECK_BLOCKS / (every * 16) <= CHECK_SHARE
+        assert every == 45
+        assert sum(map(len, checked)) / (every * 16) <= CHECK_SHARE
 
     def test_costly_steps_let_checks_come_more_often(self) -> None:
         learned, checked = divide(numbered(MOST_CHECK_BLOCKS * CHECK_ONE_IN))
