@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.daemon.process_memory import out_of_memory
+from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
 from pocketllm.daemon.publishing import Judgement
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.full import FullWeights
@@ -51,6 +51,7 @@ def look(model: LanguageModel, theta: Adapter | FullWeights, base: Path, places:
     else:
         model.use(None)
         before = observe(model, places, rows)
+    give_back_free_memory()
     model.use(theta)
     return compare(places, before, observe(model, places, rows))
 

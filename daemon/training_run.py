@@ -380,6 +380,7 @@ class TrainingRun:
 
     def _look(self, theta: Adapter | FullWeights) -> Insight:
         self._say("reporting", "looking at what was learned")
+        give_back_free_memory()  # of the steps
         masked, base = self.native.manifest.masked, self.folder.models / self.job.model
         places = sample(self.buckets, self.held_out, separator=self.separator, ends=self.ends, masked=masked)
         return self._in_memory(lambda rows: reporting.look(self.model, theta, base, places, rows))

@@ -26,7 +26,7 @@ LEAST_PROMPT_TOKENS, MOST_PROMPT_TOKENS = 3, 48
 #: Tokens whose probability rose, that are told of: enough of them are whole words.
 RISES = 200
 #: The most bytes of logits over the whole vocabulary, and of the rows of the head for them, that exist at a time.
-LOGIT_BYTES, CHUNK_BYTES = 12 * 2**20, 4 * 2**20
+LOGIT_BYTES, CHUNK_BYTES = 6 * 2**20, 2 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
