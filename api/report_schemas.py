@@ -23,7 +23,13 @@ class JudgementOut(BaseModel):
     outcome: Outcome
     overall: ComparisonOut = Field(description="With what was served before.")
     old: ComparisonOut | None = Field(description="The same on text of earlier jobs alone; null where there is none.")
+    worst: ComparisonOut | None = Field(None, description="Of these jobs the one whose text is most surely worse.")
     base: ComparisonOut | None = Field(description="With the base model; null where that is what was served.")
+    ordinary: ComparisonOut | None = Field(
+        None, description="With the base model on ordinary text, which a first job must not spoil; null after it."
+    )
+    blocks: int = Field(description="Held-out blocks that were measured.")
+    repeats: int = Field(0, description="Blocks of them that repeat what was learned, and prove nothing.")
 
 
 class LeakOut(BaseModel):

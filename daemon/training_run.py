@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from pocketllm.daemon import carrying, reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.guarding import StoredRun
+from pocketllm.daemon.measuring import Measuring, ordinary_text
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.process_memory import (
@@ -21,19 +22,17 @@ from pocketllm.daemon.process_memory import (
     give_back_free_memory,
     lift_cap,
     out_of_memory,
-    peak_bytes,
 )
-from pocketllm.daemon.publishing import Comparison, Judgement, compare, judge
+from pocketllm.daemon.publishing import Judgement, judge
 from pocketllm.daemon.repeats import repeated
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter, load_adapter
-from pocketllm.mezo.batches import Blocks, Buckets, shuffled
+from pocketllm.mezo.batches import Buckets, shuffled
 from pocketllm.mezo.budget import HEAD_RANK, JobPlan
 from pocketllm.mezo.decoding import end_tokens, separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
 from pocketllm.mezo.errors import UnsupportedModel
-from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.examples import encode
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.guarded import Checks, train_guarded
@@ -54,8 +53,6 @@ Result = TypeVar("Result")
 
 #: Blocks of the job's text that the adapter's frozen directions are taken from.
 DIRECTION_BLOCKS = 32
-#: Blocks of ordinary text that a first job must not spoil.
-ORDINARY_BLOCKS = 24
 
 
 class TrainingRun:
@@ -71,10 +68,19 @@ class TrainingRun:
         # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
         # aborts the process where it cannot allocate; what it is given at a time is bounded.
         tokenizer = self.native.tokenizer()
-        self.buckets, self.held_out, self.old_blocks = self._examples(tokenizer)
+        self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
+        masked = self.native.manifest.masked
         unknown = self.plan.method == "guided" and not carrying.is_known(self.native)
         self.neutral = carrying.neutral_text(tokenizer) if unknown else None
-        self.ordinary = carrying.neutral_text(tokenizer, ORDINARY_BLOCKS) if self._writes_anew() else None
+        self.measuring = Measuring(
+            folder=folder,
+            store=store,
+            model=self.model,
+            held_out=held_out,
+            ordinary=None if self.old_blocks else ordinary_text(tokenizer, self.buckets, masked=masked),
+            dtype=self.dtype,
+            in_memory=self._in_memory,
+        )
         self.separator, self.ends = separator(tokenizer), frozenset(end_tokens(self.model, tokenizer))
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
@@ -110,7 +116,7 @@ class TrainingRun:
             noise=self.settings.noise,
         )
         watch = train_guarded(
-            self._losses,
+            lambda points, batch: self._in_memory(lambda rows: self.model.losses_at(points, batch, rows)),
             theta,
             shuffled(learned, size=plan.batch, seed=plan.seed),
             plan,
@@ -167,7 +173,7 @@ class TrainingRun:
 
     def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
         if self.store.journal.evaluation(self.job.id, step) is None:
-            self._evaluate(step, theta)
+            self.measuring.evaluate(self.job, step, theta)
 
     def _start_model(self) -> NativeModel:
         """The weights that the job starts from: the base's, or all of those that an earlier full job made."""
@@ -298,9 +304,6 @@ class TrainingRun:
     def _passed(self, number: int) -> None:
         self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
 
-    def _losses(self, points: Sequence[Point], batch: Blocks) -> list[float]:
-        return self._in_memory(lambda rows: self.model.losses_at(points, batch, rows))
-
     def _in_memory(self, work: Callable[[int], Result]) -> Result:
         """Do the work with as many rows at once as planned; where memory runs out, again with fewer."""
         while True:
@@ -320,34 +323,6 @@ class TrainingRun:
         self.plan = replace(self.plan, rows_at_once=fewer)
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
 
-    def _evaluate(self, step: int, theta: Adapter | FullWeights) -> None:
-        served = self._served_otherwise() if step == 0 else None
-        losses = self._held_out_losses(self.model) if served is None else served
-        weights = self._weights()
-        if step == 0 and self.settings.mode == "lora" and (self.job.parent is not None or served is not None):
-            self.model.use(None)
-            self._record(BASE_STEP, self._held_out_losses(self.model), weights)
-        self.model.use(theta)
-        self._record(step, losses, weights)
-
-    def _record(self, step: int, losses: Sequence[float], weights: Sequence[int]) -> None:
-        self.store.journal.evaluate(self.job.id, step=step, block_losses=losses, weights=weights, now=_now())
-        self.store.jobs.set_peak_memory(self.job.id, peak_bytes())
-
-    def _held_out_losses(self, model: LanguageModel) -> list[float]:
-        return self._in_memory(lambda rows: [x for bucket in self.held_out for x in model.block_losses(bucket, rows)])
-
-    def _served_otherwise(self) -> list[float] | None:
-        """The held-out losses of what is served, where this job does not start from it: then that is to be beaten."""
-        serving = self.store.adapters.serving(self.job.model)
-        if serving is None or serving.id == self.job.parent:
-            return None
-        if serving.mode == "full":
-            return self._held_out_losses(LanguageModel(open_native(self.folder.adapter(serving.id)), dtype=self.dtype))
-        # A full job whose weights are still the base's.
-        self.model.use(load_adapter(self.folder.adapter(serving.id)))
-        return self._held_out_losses(self.model)
-
     def _finish(self, theta: Adapter | FullWeights, last: int) -> tuple[AdapterRow, Judgement, Insight | None]:
         """Judge and save what was made, and look at it while the model is there."""
         before = self.store.journal.evaluation(self.job.id, 0)
@@ -357,11 +332,11 @@ class TrainingRun:
         judgement = judge(
             before.block_losses,
             now.block_losses,
-            self._weights(),
+            self.measuring.weights,
             old_blocks=self.old_blocks,
             base=None if base is None else base.block_losses,
-            repeats=repeated(self.buckets, self.held_out, masked=self.native.manifest.masked),
-            ordinary=self._ordinary(theta),
+            repeats=repeated(self.buckets, self.measuring.held_out, masked=self.native.manifest.masked),
+            ordinary=self.measuring.compare_ordinary(theta),
         )
         identity = self.job.id.replace("job-", "adapter-")
         self._save(theta, identity)
@@ -382,14 +357,14 @@ class TrainingRun:
         self._say("reporting", "looking at what was learned")
         give_back_free_memory()  # of the steps
         masked, base = self.native.manifest.masked, self.folder.models / self.job.model
-        places = sample(self.buckets, self.held_out, separator=self.separator, ends=self.ends, masked=masked)
+        places = sample(self.buckets, self.measuring.held_out, separator=self.separator, ends=self.ends, masked=masked)
         return self._in_memory(lambda rows: reporting.look(self.model, theta, base, places, rows))
 
     def _conclude(self, row: AdapterRow, judgement: Judgement, found: Insight | None) -> None:
         """End the job with its report. A worker that is killed before has lost seconds: the next does this again."""
         content = None
         if found is not None:
-            del self.model, self.buckets, self.held_out
+            del self.model, self.measuring, self.buckets
             gc.collect()
             give_back_free_memory()
             lift_cap()  # for the tokenizer, which has the memory again that it had before the cap
@@ -407,22 +382,6 @@ class TrainingRun:
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
-    def _writes_anew(self) -> bool:
-        """Whether the job teaches a model to write that nothing old would show to be spoiled."""
-        writes = any(bucket.choices is None for bucket in self.buckets)
-        return writes and not self.old_blocks and not self.native.manifest.masked
-
-    def _ordinary(self, theta: Adapter | FullWeights) -> Comparison | None:
-        """What has become of ordinary text, where that is looked at."""
-        if self.ordinary is None:
-            return None
-        blocks = self.ordinary
-        self.model.use(None)
-        before = self._in_memory(lambda rows: self.model.block_losses(blocks, rows))
-        self.model.use(theta)
-        now = self._in_memory(lambda rows: self.model.block_losses(blocks, rows))
-        return compare(before, now, blocks.target_counts.tolist())
-
     def _save(self, theta: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)
         if isinstance(theta, FullWeights):
@@ -430,9 +389,6 @@ class TrainingRun:
             return
         theta.metadata = {"job": self.job.id, "base_weights_sha256": self.native.manifest.weights_sha256}
         theta.save(folder)
-
-    def _weights(self) -> list[int]:
-        return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())

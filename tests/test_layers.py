@@ -20,7 +20,9 @@ WITH_TORCH = {
     "daemon/worker.py",
     "daemon/carrying.py",
     "daemon/training_run.py",
+    "daemon/measuring.py",
     "daemon/replaying.py",
+    "daemon/reporting.py",
     "daemon/generator_process.py",
 }
 #: Modules of mezo that the daemon's process uses; they must do without torch.

@@ -15,7 +15,7 @@ from pocketllm.mezo.errors import BadRequest
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.weights import open_weights
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Text
+from pocketllm.storage.tables import Job, JobState, Outcome, Text
 from pocketllm.storage.texts import NewText
 from tests.tiny_architectures import ARCHITECTURES
 from tests.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
@@ -67,9 +67,9 @@ def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_journal(
     assert (job.state, job.error) == (JobState.SUCCEEDED, None)
     assert job.plan is not None and job.predicted_bytes
     rows = store.journal.steps(job.id)
-    assert [row.step for row in rows] == list(range(1, 9))
+    assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
     assert all(len(row.scalars) == settings.get("probes", 1) for row in rows)
-    assert any(any(row.scalars) for row in rows)
+    assert any(any(row.scalars) for row in rows) or job.outcome is Outcome.NO_PROOF
     store.close()
 
 

@@ -1,0 +1,90 @@
+"""What held-out text says of a model while a job teaches it: losses that the publish gate (publishing.py) compares."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pocketllm.daemon import carrying
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.process_memory import peak_bytes
+from pocketllm.daemon.publishing import Comparison, compare
+from pocketllm.mezo.adapters import Adapter, load_adapter
+from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.full import FullWeights
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+from pocketllm.storage.journal import BASE_STEP
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job
+
+#: Blocks of ordinary text that a first job must not spoil.
+ORDINARY_BLOCKS = 24
+#: Does what is given the number of rows that may pass through the layers at once; with fewer, where memory runs out.
+InMemory = Callable[[Callable[[int], list[float]]], list[float]]
+
+
+def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Buckets, *, masked: bool) -> Blocks | None:
+    """What a first job must not spoil; None where it does not teach to write."""
+    writes = any(bucket.choices is None for bucket in learned) and not masked
+    return carrying.neutral_text(tokenizer, ORDINARY_BLOCKS) if writes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """One job's held-out text, and what it is measured with."""
+
+    folder: DataFolder
+    store: Store
+    model: LanguageModel
+    held_out: Buckets
+    ordinary: Blocks | None  #: text that a first job must not spoil; None where old text says more
+    dtype: torch.dtype
+    in_memory: InMemory
+
+    @property
+    def weights(self) -> list[int]:
+        """Tokens of each held-out block."""
+        return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
+
+    def evaluate(self, job: Job, step: int, theta: Adapter | FullWeights) -> None:
+        """Write down each block's loss after a step; before the first, with what is served and with the base model."""
+        served = self._served_otherwise(job) if step == 0 else None
+        losses = self._losses(self.model) if served is None else served
+        if step == 0 and isinstance(theta, Adapter) and (job.parent is not None or served is not None):
+            self.model.use(None)
+            self._record(job, BASE_STEP, self._losses(self.model))
+        self.model.use(theta)
+        self._record(job, step, losses)
+
+    def compare_ordinary(self, theta: Adapter | FullWeights) -> Comparison | None:
+        """What has become of ordinary text, where that is looked at."""
+        blocks = self.ordinary
+        if blocks is None:
+            return None
+        self.model.use(None)
+        before = self.in_memory(lambda rows: self.model.block_losses(blocks, rows))
+        self.model.use(theta)
+        now = self.in_memory(lambda rows: self.model.block_losses(blocks, rows))
+        return compare(before, now, blocks.target_counts.tolist())
+
+    def _record(self, job: Job, step: int, losses: Sequence[float]) -> None:
+        now = datetime.now(UTC)
+        self.store.journal.evaluate(job.id, step=step, block_losses=losses, weights=self.weights, now=now)
+        self.store.jobs.set_peak_memory(job.id, peak_bytes())
+
+    def _losses(self, model: LanguageModel) -> list[float]:
+        return self.in_memory(lambda rows: [x for bucket in self.held_out for x in model.block_losses(bucket, rows)])
+
+    def _served_otherwise(self, job: Job) -> list[float] | None:
+        """The losses of what is served, where the job does not start from it: then that is to be beaten."""
+        serving = self.store.adapters.serving(job.model)
+        if serving is None or serving.id == job.parent:
+            return None
+        if serving.mode == "full":
+            return self._losses(LanguageModel(open_native(self.folder.adapter(serving.id)), dtype=self.dtype))
+        # A full job whose weights are still the base's.
+        self.model.use(load_adapter(self.folder.adapter(serving.id)))
+        return self._losses(self.model)
