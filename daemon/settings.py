@@ -62,7 +62,7 @@ class TrainingSettings(_Section):
     block_tokens: int = Field(64, ge=2, le=4096, description="Tokens a block.")
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
     epsilon: float = Field(1e-2, gt=0, lt=1, description="How far a probe looks to either side.")
-    step_size: float = Field(3e-3, gt=0, lt=1, description="How far a typical first step moves a coordinate.")
+    step_size: float = Field(6e-3, gt=0, lt=1, description="How far a typical first step moves a coordinate.")
     measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
     mode: Literal["lora", "full"] = Field(
         "lora", description="What is trained: lora is a low-rank adapter, full all parameters."
