@@ -97,7 +97,7 @@ class TrainingSettings(_Section):
         description="Disk space, while a guided job runs, for what enters the lowest layer that learns.",
     )
     memory_bytes: int = Field(
-        320 * MB,
+        360 * MB,
         ge=50 * MB,
         description="Most anonymous memory of the worker beyond its libraries; the kernel caps it.",
     )

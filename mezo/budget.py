@@ -48,7 +48,7 @@ GUIDED_RANK, HEAD_RANK = 16, 64
 #: The part of the layers, from the top, that a guide is tried on.
 GUIDED_SHARE = 0.4
 #: Of the logits that a guide looks at, of what is made of them (mezo/output_error.py), and of what it measures first.
-GUIDE_BYTES = 24 * 2**20 + 64 * MB
+GUIDE_BYTES = 24 * 2**20 + 130 * MB
 #: Copies in fp32 of what a feed-forward block's inner maps put out: moved to both sides, errors (feed_forward.py).
 _ERRORS = 8
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
