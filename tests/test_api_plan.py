@@ -15,7 +15,7 @@ from tests.running import Document, Rehearsal, assert_problem, rehearsal
 from tests.tiny_models import tiny_native
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.
-ENOUGH, LITTLE = 120 * MB, 50 * MB
+ENOUGH, LITTLE = 200 * MB, 50 * MB
 
 
 @pytest.fixture(scope="module")
