@@ -51,12 +51,17 @@ class StoredRun:
         self._to_start(theta)
 
 
+def ended_early(watch: Watch, step: int) -> str:
+    """What to tell of a run that patience has ended after this step."""
+    return (
+        f"after {step} steps nothing was learned any more that text kept aside bears out; going back to what stood "
+        f"after step {watch.best_step}"
+    )
+
+
 def _message(watch: Watch, step: int) -> str:
     if watch.ended:
-        return (
-            f"after {step} steps nothing was learned any more that text kept aside bears out; going back to what stood "
-            f"after step {watch.best_step}"
-        )
+        return ended_early(watch, step)
     return (
         f"from step {step} to step {watch.best_step}, after which text kept aside had its lowest loss, "
         f"{watch.best_loss:.4g} nats per token; going on with {watch.share:g} of the step size"

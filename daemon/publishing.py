@@ -46,7 +46,7 @@ class Comparison:
     @property
     def worse(self) -> bool:
         """Whether there is a rise that is more than noise."""
-        return self.standard_error is not None and -self.reduction > self.standard_error
+        return self.rise_errors > 1
 
     @property
     def rise_errors(self) -> float:

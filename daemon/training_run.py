@@ -4,7 +4,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon import carrying, reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
-from pocketllm.daemon.guarding import StoredRun
+from pocketllm.daemon.guarding import StoredRun, ended_early
 from pocketllm.daemon.measuring import Measuring, ordinary_text
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
@@ -39,7 +39,7 @@ from pocketllm.mezo.guarded import Checks, train_guarded
 from pocketllm.mezo.guided import State
 from pocketllm.mezo.insight import Insight, sample
 from pocketllm.mezo.kept_aside import divide, steps_between_checks
-from pocketllm.mezo.loop import Plan, Row
+from pocketllm.mezo.loop import Plan
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
 from pocketllm.mezo.templates import Template
@@ -47,7 +47,7 @@ from pocketllm.mezo.weights import open_weights
 from pocketllm.storage.journal import BASE_STEP
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
-from pocketllm.storage.tables import Job, Outcome, Step, Text
+from pocketllm.storage.tables import Job, Outcome, Text
 
 Result = TypeVar("Result")
 
@@ -124,7 +124,7 @@ class TrainingRun:
                 loss=lambda: self._in_memory(lambda rows: self.model.mean_loss(checked, rows)),
                 every=steps_between_checks(learned, checked, batch=plan.batch, points=2 * plan.probes),
             ),
-            keeper=StoredRun(self.store, self.job.id, lambda _: self._to_start(theta)),
+            keeper=self._stored(theta),
             measure=lambda step: self._measure(step, theta),
             clock=time.monotonic,
         )
@@ -152,7 +152,7 @@ class TrainingRun:
                 folder=self.folder.run(self.job.id),
                 cache_bytes=self.settings.trunk_bytes,
                 done=self.store.journal.last_step(self.job.id),
-                keep=self._keep,
+                keep=self._stored(theta).keep,
                 measure=lambda step: self._measure(step, theta),
                 remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
                 clock=time.monotonic,
@@ -160,16 +160,12 @@ class TrainingRun:
 
         state = self._in_memory(learn)
         if state.ended:
-            self._say(
-                "ended early",
-                f"after {state.step} steps nothing was learned any more that text kept aside bears out; going back to "
-                f"what stood after step {state.best_step}",
-            )
+            self._say("ended early", ended_early(state, state.step))
             self.store.jobs.set_total_steps(self.job.id, state.step)
         return state.step
 
-    def _keep(self, row: Row) -> None:
-        self.store.journal.append(Step(job_id=self.job.id, **asdict(row)))
+    def _stored(self, theta: Adapter | FullWeights) -> StoredRun:
+        return StoredRun(self.store, self.job.id, lambda _: self._to_start(theta))
 
     def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
         if self.store.journal.evaluation(self.job.id, step) is None:

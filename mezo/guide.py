@@ -12,8 +12,9 @@ layer's feed-forward block, it is no approximation at all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,18 +206,13 @@ def inputs_of(network: Network, paths: Sequence[str]) -> Iterator[dict[str, torc
     """What these modules take in meanwhile, by path."""
     taken: dict[str, torch.Tensor] = {}
 
-    def note(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            taken[path] = inputs[0]
+    def note(path: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        taken[path] = inputs[0]
 
-        return hook
-
-    hooks = [network.module.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths]
-    try:
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(network.module.get_submodule(path).register_forward_pre_hook(partial(note, path)))
         yield taken
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -226,15 +222,10 @@ def outputs_of(
     """A part of what these modules put out meanwhile, by path."""
     made: dict[str, torch.Tensor] = {}
 
-    def note(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            made[path] = part(output)
+    def note(path: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        made[path] = part(output)
 
-        return hook
-
-    hooks = [network.module.get_submodule(path).register_forward_hook(note(path)) for path in paths]
-    try:
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(network.module.get_submodule(path).register_forward_hook(partial(note, path)))
         yield made
-    finally:
-        for hook in hooks:
-            hook.remove()

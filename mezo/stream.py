@@ -80,11 +80,11 @@ def find_stream(network: Network) -> Stream:
             made = next(output for called, _, output in calls if called == path)
             behind = next((called for called, taken, _ in calls if same(taken, made) and called != norm), None)
             if _writes(network, blocks, behind or path, before):
-                endings.append((_ending(path), behind and _ending(behind)))
+                endings.append((_ending(path), behind))
                 if block := find_feed_forward(network, calls, path):
                     ended[_ending(path)] = block
     writers = {
-        path: _instead(path, ending, behind)
+        path: behind and _beside(path, behind)
         for path in network.linears
         for ending, behind in endings
         if network.stack.number_of(path) is not None and _ending(path) == ending
@@ -108,18 +108,17 @@ def _ending(path: str) -> str:
     return ".".join(parts[number + 1 :])
 
 
-def _instead(path: str, ending: str, behind: str | None) -> str | None:
-    return None if behind is None else path.removesuffix(ending) + behind
+def _beside(path: str, other: str) -> str:
+    """The module of this path's layer that is there what the other is in its own."""
+    return path.removesuffix(_ending(path)) + _ending(other)
 
 
 def _like(block: FeedForward, writer: str) -> FeedForward:
     """The same block in the layer of this map that writes."""
-
-    def there(path: str) -> str:
-        return writer.removesuffix(_ending(writer)) + _ending(path)
-
     return FeedForward(
-        function=there(block.function), through=there(block.through), beside=block.beside and there(block.beside)
+        function=_beside(writer, block.function),
+        through=_beside(writer, block.through),
+        beside=block.beside and _beside(writer, block.beside),
     )
 
 

@@ -93,11 +93,12 @@ def serving_adapter(session: Session, model: str) -> Adapter | None:
     return session.exec(select(Adapter).where(Adapter.model == model, col(Adapter.serving))).first()
 
 
-def publish(session: Session, adapter: Adapter) -> None:
-    """Let a new adapter be the one that is served for its model."""
-    session.exec(update(Adapter).where(col(Adapter.model) == adapter.model).values(serving=False))
-    adapter.serving = True
-    session.add(adapter)
+def publish(session: Session, model: str, adapter: Adapter | None) -> None:
+    """Let this adapter be the one that is served for its model; None is the base."""
+    session.exec(update(Adapter).where(col(Adapter.model) == model).values(serving=False))
+    if adapter is not None:
+        adapter.serving = True
+        session.add(adapter)
 
 
 def withdrawn_jobs(session: Session) -> set[str]:
@@ -122,9 +123,7 @@ def _serve(
     change = Change(model=model, was=was.id if was else None, serving=adapter.id if adapter else None, skipped=skipped)
     if change.was == change.serving:
         return change
-    session.exec(update(Adapter).where(col(Adapter.model) == model).values(serving=False))
-    if adapter is not None:
-        session.exec(update(Adapter).where(col(Adapter.id) == adapter.id).values(serving=True))
+    publish(session, model, adapter)
     withdrawn = withdrawn_jobs(session)
     serving = adapter.id if adapter else "the base model"
     for one in before:

@@ -175,7 +175,7 @@ class JobStore:
             if report is not None:
                 add_report(session, job, report)
             if publish and not outdated:
-                serve_from_now_on(session, adapter)
+                serve_from_now_on(session, adapter.model, adapter)
             if not outdated:
                 mark_learned(session, job_id)
 
