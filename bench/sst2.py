@@ -29,7 +29,11 @@ _RATES: dict[str, tuple[float | None, ...]] = {
     "guided": (None,),
     "exact": (5e-4, 2e-3),
 }
-LIMITS = {"guided": Limit(at_least=0.8)}
+LIMITS = {
+    "guided": Limit(at_least=0.8),
+    "guided_over_probe": Limit(at_least=1),
+    "mezo_over_textbook": Limit(at_least=1.001),  # a single sentence of the dev set more would do, a tie would not
+}
 _SLACK_SECONDS, _PATIENCE = 300.0, 3.0
 _CAPTION = (
     "Probe: logistic regression on the last hidden state of the base model. Textbook: MeZO as published, Gaussian z "
@@ -53,11 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values: dict[str, float | None] = {
         method: max(found["accuracy"] for (name, _), found in runs.items() if name == method) for method in _RATES
     }
-    limits = {
-        **LIMITS,
-        "guided_over_probe": Limit(at_least=1),
-        "mezo_over_textbook": Limit(at_least=1),
-    }
     values["guided_over_probe"] = _ratio(values["guided"], values["probe"])
     values["mezo_over_textbook"] = _ratio(values["mezo"], values["textbook"])
     rows = [
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"SST-2 after {seconds / 60:g} minutes", ["method", "accuracy on dev", "steps"], rows, caption=_CAPTION
     )
     raw = {"seconds": seconds, "runs": [{"method": m, "rate": r, **found} for (m, r), found in runs.items()]}
-    return finish("sst2", [shown], values=values, limits=limits, raw=raw, options=options)
+    return finish("sst2", [shown], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 def _run(method: str, rate: float | None, folder: Path, data: Path, seconds: float, *, quick: bool) -> dict[str, Any]:
