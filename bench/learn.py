@@ -1,6 +1,6 @@
 """What is learned from a text in equal time: our methods against textbook MeZO and exact backpropagation.
 
-python -m bench.learn --text FILE [--seconds 120] [--seeds 1] [--model DIR] [--quick]
+python -m bench.learn --text FILE [--seconds 120] [--seeds 1] [--only NAME ...] [--model DIR] [--quick]
 
 Each contender runs in a process of its own, one after the other, on the same blocks of the same text, and is given so
 many seconds from when its model is loaded: for a method of ours all that it measures and chooses counts. The held-out
@@ -10,6 +10,7 @@ loss is measured while the clock stands.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ LIMITS = {
     "guided_over_exact": Limit(at_least=0.7),
     "guided_peak_over_inference": Limit(at_most=1.15),
 }
+#: What a contender's process says of itself, and its peak memory as "peak".
+Report = dict[str, Any]
 #: Learning rates that the peers are given: the best of these counts.
 TEXTBOOK_RATES, EXACT_RATES = (1e-3, 3e-3, 6e-3), (1e-3, 2e-3, 4e-3)
 _TOKENS = 64
@@ -69,6 +72,9 @@ class Contender:
         return found
 
 
+GUIDED = Contender(name="guided", value="guided_nats", command=("bench.learn_ours", "guided"))
+
+
 def contenders(first_layer: int) -> list[Contender]:
     """All but the guided method, which chooses the layers."""
     peers, ours = "bench.learn_peers", "bench.learn_ours"
@@ -107,98 +113,115 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
         text = options.text or _sample(Path(scratch))
         blocks = Path(scratch) / "blocks.npz"
-        sizes = _divide(text, folder, blocks, tokens=_TOKENS, quick=options.quick)
+        sizes = _divide(text, folder, blocks)
         progress(f"{text.name}: {sizes['training_tokens']} tokens to learn from, {sizes['held_out_tokens']} held out")
 
-        def run(contender: Contender, seed: int) -> measured.Measurement:
-            return contender.run(folder, blocks, seconds=seconds, seed=seed, batch=batch)
+        def run(contender: Contender, seed: int) -> Report:
+            found = contender.run(folder, blocks, seconds=seconds, seed=seed, batch=batch)
+            return found.report | {"peak": found.peak_rss_bytes}
 
-        inference = {
-            who: run(Contender(name=f"inference ({who})", value=None, command=(f"bench.learn_{who}", "inference")), 0)
-            for who in ("peers", "ours")
-        }
-        known = ("--carrying", "none") if options.quick else ()
-        guided = Contender(name="guided", value="guided_nats", command=("bench.learn_ours", "guided", *known))
-        runs = {guided: [run(guided, 0)]}
-        for contender in contenders(int(runs[guided][0].report["first_layer"])):
-            runs[contender] = [run(contender, 0)]
+        if options.only:
+            runs, inference = _stored(options, text, seconds)
+        else:
+            runs = {}
+            inference = {who: int(run(_inference(who), 0)["peak"]) for who in ("peers", "ours")}
+            runs[GUIDED] = [run(GUIDED, 0)]
+        for contender in [GUIDED, *contenders(int(runs[GUIDED][0]["first_layer"]))]:
+            if contender not in runs or contender.name in options.only:
+                runs[contender] = [run(contender, 0)]
         finalists = _best_of_each(runs)
         for seed in range(1, options.seeds):
             for contender in finalists.values():
-                runs[contender].append(run(contender, seed))
+                if len(runs[contender]) <= seed:
+                    runs[contender].append(run(contender, seed))
     values = _values({name: runs[contender] for name, contender in finalists.items()}, inference)
     raw = {
         "text": text.name,
         "sizes": sizes,
         "seconds": seconds,
-        "runs": {c.name: [found.report | {"peak": found.peak_rss_bytes} for found in some] for c, some in runs.items()},
-        "inference_peak": {who: found.peak_rss_bytes for who, found in inference.items()},
+        "runs": {contender.name: some for contender, some in runs.items()},
+        "inference_peak": inference,
     }
     exit_code = finish(
         "learn", [_table(runs, inference, seconds)], values=values, limits=LIMITS, raw=raw, options=options
     )
-    name = f"learn{'-quick' if options.quick else ''}"
+    name = _stored_name(options)
     plot_learn.draw(options.results / f"{name}.json", options.results / f"{name}.svg")
     return exit_code
 
 
-def _best_of_each(runs: Mapping[Contender, Sequence[measured.Measurement]]) -> dict[str, Contender]:
-    """Each value -> the candidate for it that has learned most."""
+def _inference(who: str) -> Contender:
+    return Contender(name=f"inference ({who})", value=None, command=(f"bench.learn_{who}", "inference"))
+
+
+def _stored_name(options: argparse.Namespace) -> str:
+    return f"learn{'-quick' if options.quick else ''}"
+
+
+def _stored(
+    options: argparse.Namespace, text: Path, seconds: float
+) -> tuple[dict[Contender, list[Report]], dict[str, int]]:
+    """What an earlier run has found of all contenders. Raises SystemExit where it was another text, or another time."""
+    file = options.results / f"{_stored_name(options)}.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))["raw"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"--only keeps the other contenders' figures, and {file} has none: {error}") from error
+    if (raw["text"], raw["seconds"]) != (text.name, seconds):
+        raise SystemExit(f"{file} is of {raw['text']} and {raw['seconds']:g} s: leave --only out.")
+    first = int(raw["runs"][GUIDED.name][0]["first_layer"])
+    known = {contender.name: contender for contender in [GUIDED, *contenders(first)]}
+    if unknown := set(options.only) - known.keys():
+        raise SystemExit(f"There is no contender {min(unknown)!r}; there are: {', '.join(known)}.")
+    runs = {known[name]: some for name, some in raw["runs"].items() if name in known}
+    return runs, raw["inference_peak"]
+
+
+def _best_of_each(runs: Mapping[Contender, Sequence[Report]]) -> dict[str, Contender]:
+    """Each value -> the candidate for it that has learned most with the first seed."""
     best: dict[str, Contender] = {}
-    for contender in sorted(runs, key=lambda one: -_mean(runs[one])):
+    for contender in sorted(runs, key=lambda one: -float(runs[one][0]["reduction"])):
         if contender.value:
             best.setdefault(contender.value, contender)
     return best
 
 
-def _values(
-    runs: Mapping[str, Sequence[measured.Measurement]], inference: Mapping[str, measured.Measurement]
-) -> dict[str, float | None]:
+def _values(runs: Mapping[str, Sequence[Report]], inference: Mapping[str, int]) -> dict[str, float | None]:
     best = {name: _mean(found) for name, found in runs.items()}
     exact = max(best["exact_all_nats"], best["exact_same_layers_nats"])
     # Where the textbook learns nothing, or unlearns, any ratio would be meaningless: then it counts as a thousandth.
     textbook = max(best["textbook_nats"], 1e-3)
-    peak = max(one.peak_rss_bytes for one in runs["guided_nats"])
+    peak = max(one["peak"] for one in runs["guided_nats"])
     return {
         **best,
         "guided_over_textbook": best["guided_nats"] / textbook,
         "mezo_over_textbook": best["mezo_nats"] / textbook,
         "guided_over_exact": best["guided_nats"] / exact,
-        "guided_peak_over_inference": peak / inference["peers"].peak_rss_bytes,
-        "guided_peak_over_our_inference": peak / inference["ours"].peak_rss_bytes,
+        "guided_peak_over_inference": peak / inference["peers"],
+        "guided_peak_over_our_inference": peak / inference["ours"],
     }
 
 
-def _mean(found: Sequence[measured.Measurement]) -> float:
-    return mean(float(one.report["reduction"]) for one in found)
+def _mean(found: Sequence[Report]) -> float:
+    return mean(float(one["reduction"]) for one in found)
 
 
-def _table(
-    runs: Mapping[Contender, Sequence[measured.Measurement]],
-    inference: Mapping[str, measured.Measurement],
-    seconds: float,
-) -> Any:
+def _table(runs: Mapping[Contender, Sequence[Report]], inference: Mapping[str, int], seconds: float) -> Any:
     rows = [
-        [f"plain inference, {'transformers' if who == 'peers' else 'ours'}", "-", "-", "-", _megabytes([found])]
-        for who, found in inference.items()
+        [f"plain inference, {'transformers' if who == 'peers' else 'ours'}", "-", "-", "-", f"{peak / _MB:.0f}"]
+        for who, peak in inference.items()
     ]
     for contender, found in sorted(runs.items(), key=lambda pair: -_mean(pair[1])):
-        reductions = [float(one.report["reduction"]) for one in found]
+        reductions = [float(one["reduction"]) for one in found]
         spread = f"{stdev(reductions):.4f} ({len(found)})" if len(reductions) > 1 else "-"
-        steps = f"{mean(one.report['steps'] for one in found):.0f}"
-        rows.append([contender.name, f"{mean(reductions):.4f}", spread, steps, _megabytes(found)])
+        steps, peak = f"{mean(one['steps'] for one in found):.0f}", max(one["peak"] for one in found)
+        rows.append([contender.name, f"{mean(reductions):.4f}", spread, steps, f"{peak / _MB:.0f}"])
     title = f"Held-out loss after {seconds:g} s"
     return table(title, ["method", "fell by, nats", "spread (seeds)", "steps", "peak, MB"], rows, caption=_CAPTION)
 
 
-def _megabytes(found: Sequence[measured.Measurement]) -> str:
-    return f"{max(one.peak_rss_bytes for one in found) / _MB:.0f}"
-
-
-def _divide(text: Path, folder: Path, blocks: Path, *, tokens: int, quick: bool) -> dict[str, Any]:
-    command = ["--text", str(text), "--model", str(folder), "--tokens", str(tokens), "--output", str(blocks)]
-    if quick:  # a model of random weights has no tokenizer
-        command.append("--bytes")
+def _divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
+    command = ["--text", str(text), "--model", str(folder), "--tokens", str(_TOKENS), "--output", str(blocks)]
     found = measured.run([sys.executable, "-m", "bench.learn_text", *command])
     if not found.completed:
         raise SystemExit(f"{text} cannot be divided into blocks: {found.error}")
@@ -219,6 +242,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--text", type=Path, help="a writer's text (UTF-8); by default the sample notes")
     made.add_argument("--seconds", type=float, default=120, help="for each contender")
     made.add_argument("--seeds", type=int, default=1, help="runs of a method; its options are chosen with the first")
+    made.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="run these anew, and keep the figures of all others"
+    )
     made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
     made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")

@@ -21,13 +21,14 @@ from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
 from pocketllm.daemon import carrying
+from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
-from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK
+from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK, points_of
 from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.estimator import Theta
 from pocketllm.mezo.guarded import Checks, train_guarded
@@ -146,14 +147,15 @@ def teach_mezo(
         epsilon=settings.epsilon,
         step_size=settings.step_size,
         measure_every=_STEPS,
+        probes=CHEAP_PROBES[0],
     )
     checks = Checks(
-        loss=lambda: model.mean_loss(checked, batch),
-        every=steps_between_checks(learned, checked, batch=batch, points=2),
+        loss=lambda: model.mean_loss(checked),
+        every=steps_between_checks(learned, checked, batch=batch, points=points_of(plan.probes)),
     )
     keeper = Remembered(curve)
     watch = train_guarded(
-        lambda points, blocks: model.losses_at(points, blocks, 2 * batch),
+        lambda points, blocks: model.losses_at(points, blocks, ENOUGH_POSITIONS // blocks.inputs.shape[1]),
         adapter,
         shuffled(learned, size=batch, seed=seed),
         plan,
@@ -183,8 +185,7 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
     started = time.monotonic()
-    if options.carrying == "measured":
-        measure_carrying(model)
+    measure_carrying(model)
     once = time.monotonic() - started
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     found = teach_guided(model, (division.training,), curve, seed=options.seed, batch=options.batch)
@@ -193,12 +194,12 @@ def guided(options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def mezo(options: argparse.Namespace) -> dict[str, Any]:
-    """Our MeZO."""
+    """Our MeZO, with as many blocks a step as the worker takes."""
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     looked_at = division.training[slice(0, DIRECTION_BLOCKS)]
-    found = teach_mezo(model, (division.training,), looked_at, curve, seed=options.seed, batch=options.batch)
+    found = teach_mezo(model, (division.training,), looked_at, curve, seed=options.seed, batch=SHARED_BATCH)
     return curve.report() | found
 
 
@@ -211,12 +212,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--carrying",
-        choices=["measured", "none"],
-        default="measured",
-        help="none: take nothing to be known of the layers",
-    )
     options = parser.parse_args(arguments)
     methods = {"inference": infer, "guided": guided, "mezo": mezo}
     write_line(methods[options.method](options))

@@ -69,20 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="a native model, for its tokenizer")
     parser.add_argument("--tokens", type=int, required=True, help="tokens a block")
-    parser.add_argument("--bytes", action="store_true", help="a token a byte, for models without a tokenizer")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     text = options.text.read_text(encoding="utf-8", errors="replace")
-    if options.bytes:
-        division = divide(text, lambda part: list(part.encode()), 0, tokens=options.tokens)
-    else:
-        tokenizer = open_native(options.model).tokenizer()
+    tokenizer = open_native(options.model).tokenizer()
 
-        def encoded(part: str) -> Sequence[int]:
-            ids: list[int] = tokenizer(part, add_special_tokens=False)["input_ids"]
-            return ids
+    def encoded(part: str) -> Sequence[int]:
+        ids: list[int] = tokenizer(part, add_special_tokens=False)["input_ids"]
+        return ids
 
-        division = divide(text, encoded, separator(tokenizer), tokens=options.tokens)
+    division = divide(text, encoded, separator(tokenizer), tokens=options.tokens)
     np.savez(
         options.output,
         training_inputs=division.training.inputs.numpy(),

@@ -188,7 +188,7 @@ def _cells(result: Result) -> list[str]:
     limit = "" if result.fits_1gib is None else "fits" if result.fits_1gib else "does not fit"
     return [
         row.label,
-        f"{row.batch} x {row.tokens}",
+        f"{row.batch} x {result.free.report.get('tokens', row.tokens)}",
         result.outcome,
         shown(_mb(anonymous)),
         shown(_mb(result.predicted_bytes)),

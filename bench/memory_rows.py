@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 #: Values of `Row.method`.
-OURS, FORWARD, TEXTBOOK, BACKPROP, ADAM = "MeZO, ours", "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
+OURS, GUIDED = "MeZO, ours", "guided, ours"
+FORWARD, TEXTBOOK, BACKPROP, ADAM = "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
 #: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
 _TINY = {"opt-1.3b": "opt-tiny", "roberta-large": "roberta-tiny", "llama-2-7b": "llama-tiny"}
 _QUICK_TOKENS = 16
@@ -36,7 +37,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether it is our engine's, of which a native folder is needed."""
-        return self.method == OURS
+        return self.method in (OURS, GUIDED)
 
     @property
     def label(self) -> str:
@@ -49,6 +50,8 @@ class Row:
     def command(self, folder: Path | None, cap_gb: float) -> list[str]:
         """The command line that runs it; `folder` is the native model of one of ours, `cap_gb` stops a peer."""
         work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
+        if self.method == GUIDED:
+            return [sys.executable, "-m", "bench.ours_guided", "--folder", str(folder), *work]
         if self.ours:
             return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]
         peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam"}[self.method]
@@ -69,6 +72,7 @@ _PAPER_OPT, _PAPER_ROBERTA = 6.5, 4.0
 OUR_ROWS: Sequence[Row] = (
     _ours("opt13_lora_bs8", "opt-1.3b", paper_gb=_PAPER_OPT, under_limit=True, search_limit=True),
     _ours("opt13_lora_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
+    _ours("opt13_guided", "opt-1.3b", paper_gb=_PAPER_OPT, method=GUIDED, tokens=64),
     # All four batch sizes are in the plot.
     *(_ours(f"roberta_lora_bs{n}", "roberta-large", paper_gb=_PAPER_ROBERTA, batch=n) for n in (8, 16, 32, 64)),
     _ours("roberta_full", "roberta-large", paper_gb=_PAPER_ROBERTA, dtype="bfloat16", mode="full"),

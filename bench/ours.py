@@ -55,11 +55,15 @@ def load_model(folder: Path, lanes: int = 1) -> LanguageModel:
 
 
 def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
-    """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs."""
-    defaults = TrainingSettings()
-    limit = defaults.memory_bytes if mode == "lora" else _ENOUGH_BYTES
-    wish = {"mode": mode, "method": "mezo", "batch": batch, "block_tokens": tokens, "memory_bytes": limit}
-    return plan_job(open_native(folder), TrainingSettings.model_validate(defaults.model_dump() | wish), steps=1)
+    """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs.
+
+    mode: "lora" and "full" by MeZO, or "guided".
+    """
+    wish = {"mode": "full" if mode == "full" else "lora", "method": "guided" if mode == "guided" else "mezo"}
+    limit = {"memory_bytes": _ENOUGH_BYTES} if mode == "full" else {}
+    step = {"batch": batch, "probes": 1, "block_tokens": tokens}  # two-sided along one direction, as published
+    settings = TrainingSettings.model_validate({**wish, **step, **limit})
+    return plan_job(open_native(folder), settings, steps=1)
 
 
 def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callable[[], float]:
@@ -72,7 +76,7 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     """
     plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
     model = load_model(folder, plan.lanes)
-    blocks = _random_blocks(model, batch, tokens)
+    blocks = random_blocks(model, batch, tokens)
     theta = _theta(model, mode, plan)
     model.use(theta)
     give_back_free_memory()
@@ -97,7 +101,8 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     return step
 
 
-def _random_blocks(model: LanguageModel, batch: int, tokens: int) -> Blocks:
+def random_blocks(model: LanguageModel, batch: int, tokens: int) -> Blocks:
+    """So many random texts of so many tokens, of the kind that the model learns from (see `prepare_step`)."""
     numbers = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(10, model.head.at(None).vocabulary, (batch, tokens + 1), generator=numbers)
     if not model.native.manifest.masked:
@@ -114,7 +119,7 @@ def _theta(model: LanguageModel, mode: str, plan: JobPlan) -> Adapter | FullWeig
         return model.full()
     return adapter_along_activations(
         model,
-        (_random_blocks(model, 2, plan.block_tokens),),
+        (random_blocks(model, 2, plan.block_tokens),),
         targets=plan.targets,
         rank=plan.rank,
         seed=_SEED,
@@ -236,17 +241,28 @@ def _load(options: argparse.Namespace) -> dict[str, object]:
 
 def _steps(options: argparse.Namespace) -> dict[str, object]:
     work = {"mode": options.mode, "batch": options.batch, "tokens": options.tokens}
-    prediction = planned(options.folder, **work).prediction
-    # What the libraries take is measured here and now, as it is for the worker when a model is imported.
+
+    def run() -> tuple[list[float], float]:
+        step = prepare_step(options.folder, **work)
+        seconds, loss = [], float("nan")
+        for _ in range(options.steps):
+            started = time.perf_counter()
+            loss = step()
+            seconds.append(time.perf_counter() - started)
+        return seconds, loss
+
+    return report(planned(options.folder, **work), run)
+
+
+def report(plan: Planned, run: Callable[[], tuple[list[float], float]]) -> dict[str, object]:
+    """What to say of steps that are run here and now. run: returns the seconds of each, and the last one's loss."""
+    # What the libraries take is measured here, as it is for the worker when a model is imported.
     libraries = memory_of()
+    prediction = plan.prediction
     predicted = prediction.peak_bytes - prediction.library_bytes + libraries["RssAnon"] + libraries["RssFile"]
-    step = prepare_step(options.folder, **work)
-    seconds, loss = [], float("nan")
-    for _ in range(options.steps):
-        started = time.perf_counter()
-        loss = step()
-        seconds.append(time.perf_counter() - started)
+    seconds, loss = run()
     return {
+        "tokens": plan.plan.block_tokens,  # the plan may have shortened the texts
         "predicted_bytes": predicted,
         "seconds": seconds,
         "loss": loss,

@@ -88,15 +88,17 @@ def llama(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, po
     )
 
 
+#: Words that a tiny model can read: bytes, the end of a text, and the labels' words.
+_TINY_VOCABULARY = 263
 #: Name -> what makes its config.
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt-1.3b": lambda: opt(hidden=2048, ffn=8192, layers=24, heads=32, vocabulary=50272, positions=2048),
     "roberta-large": lambda: roberta(hidden=1024, ffn=4096, layers=24, heads=16, vocabulary=50265, positions=514),
     "llama-2-7b": lambda: llama(hidden=4096, ffn=11008, layers=32, heads=32, vocabulary=32000, positions=4096),
     # For --quick.
-    "opt-tiny": lambda: opt(hidden=64, ffn=256, layers=2, heads=4, vocabulary=263, positions=128),
-    "roberta-tiny": lambda: roberta(hidden=64, ffn=256, layers=2, heads=4, vocabulary=263, positions=130),
-    "llama-tiny": lambda: llama(hidden=64, ffn=128, layers=2, heads=4, vocabulary=263, positions=128),
+    "opt-tiny": lambda: opt(hidden=64, ffn=256, layers=2, heads=4, vocabulary=_TINY_VOCABULARY, positions=128),
+    "roberta-tiny": lambda: roberta(hidden=64, ffn=256, layers=2, heads=4, vocabulary=_TINY_VOCABULARY, positions=130),
+    "llama-tiny": lambda: llama(hidden=64, ffn=128, layers=2, heads=4, vocabulary=_TINY_VOCABULARY, positions=128),
 }
 
 
@@ -206,7 +208,25 @@ def _write_random(folder: Path, shape: str, dtype: str) -> None:
         created_at=datetime.now(UTC),
         compute_dtype=float_dtype,
     )
+    if config.vocab_size == _TINY_VOCABULARY:
+        _write_tokenizer(folder)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """A token a byte, and one for each label's word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from pocketllm.daemon.settings import TrainingSettings
+
+    alphabet = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    whole.add_tokens(list(TrainingSettings().label_words.values()))
+    whole.save_pretrained(folder)
 
 
 def _random_rows(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import GUIDED_RANK, JobPlan, Method, Mode, Prediction, Shapes, fit, predict, read_shapes
+from pocketllm.mezo.budget import GUIDED_RANK, JobPlan, Mode, Prediction, Shapes, fit, points_of, predict, read_shapes
 from pocketllm.mezo.errors import DoesNotFit
 from pocketllm.mezo.native import NativeModel
 
@@ -13,6 +13,10 @@ from pocketllm.mezo.native import NativeModel
 MethodWish = Literal["auto", "guided", "mezo"]
 #: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
 ENOUGH_POSITIONS = 2048
+#: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
+CHEAP_PROBES, LONGEST_STEP_SECONDS = (15, 7), 5.0
+#: Blocks a step; and where many directions share a batch of text. (A label is one target, and wants the larger batch.)
+BATCH, SHARED_BATCH = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ def with_wishes(
     changes = {name: value for name, value in wishes.items() if value is not None}
     if batch is not None and training.micro_batch is not None:
         changes["micro_batch"] = min(training.micro_batch, batch)  # the most at once: it follows a smaller batch
-    return TrainingSettings.model_validate({**training.model_dump(), **changes})
+    said = training.model_dump(exclude_unset=True)  # another mode has other defaults
+    return TrainingSettings.model_validate({**said, **changes})
 
 
 def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> Planned:
@@ -55,34 +60,53 @@ def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> 
     said: list[str] = []
     if may_be_guided:
         try:
-            return _planned(native, shapes, training, steps, "guided")
+            return _planned(native, shapes, training, steps, probes=None)
         except DoesNotFit as error:
             if training.method == "guided":
                 raise
             said = [f"The guide does not fit, so the method is mezo. {error}"]
-    planned = _planned(native, shapes, training, steps, "mezo")
+    planned = _mezo(native, shapes, training, steps)
     return replace(planned, reductions=[*said, *planned.reductions])
 
 
-def _planned(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, method: Method) -> Planned:
-    points = 1 if method == "guided" else 2 * training.probes
+def _mezo(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+    """With as many probes a step as are cheap, unless the settings say how many.
+
+    Directions that share a batch share the loss at theta, too, and teach more in the same time (bench/README.md). But a
+    step is what a kill costs.
+    """
+    if training.probes is None and training.mode == "lora":
+        for probes in CHEAP_PROBES:
+            planned = _planned(native, shapes, training, steps, probes=probes)
+            if planned.prediction.seconds_per_step <= LONGEST_STEP_SECONDS:
+                return planned
+    return _planned(native, shapes, training, steps, probes=training.probes or 1)
+
+
+def _planned(
+    native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int | None
+) -> Planned:
+    """probes: of MeZO; None: by the guide."""
+    points = 1 if probes is None else points_of(probes)
+    share = probes is not None and probes >= CHEAP_PROBES[-1] and not shapes.masked
+    batch = training.batch or (SHARED_BATCH if share else BATCH)
     if training.micro_batch is not None:
-        rows_at_once = max(2, points * training.micro_batch)
+        rows_at_once = max(2, points * min(batch, training.micro_batch))
     else:
         enough = max(1, ENOUGH_POSITIONS // training.block_tokens)
-        rows_at_once = max(2, min(points * training.batch, enough - enough % 2))
+        rows_at_once = max(2, min(points * batch, enough - enough % 2))
     wish = JobPlan(
         mode=training.mode,
         steps=steps,
-        batch=training.batch,
+        batch=batch,
         block_tokens=training.block_tokens,
-        probes=1 if method == "guided" else training.probes,
-        rank=GUIDED_RANK if method == "guided" else training.rank,
+        probes=probes or 1,
+        rank=GUIDED_RANK if probes is None else training.rank,
         targets=training.targets,
         rows_at_once=rows_at_once,
         lanes=min(1 if shapes.packed else _cores(shapes), max(1, rows_at_once // 2)),
         compute_dtype=native.manifest.compute_dtype,
-        method=method,
+        method="guided" if probes is None else "mezo",
     )
     plan, reductions = fit(shapes, wish, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)

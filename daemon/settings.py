@@ -48,6 +48,11 @@ def _telling_apart(label_words: dict[str, str]) -> dict[str, str]:
     return label_words
 
 
+#: By what is trained: of all weights each counts, and is moved far less than one of an adapter's few numbers.
+_EPSILON = {"lora": 1e-2, "full": 1e-3}
+_STEP_SIZE = {"lora": 3e-3, "full": 1e-4}
+
+
 class TrainingSettings(_Section):
     """How a job learns. A change applies to jobs queued from then on."""
 
@@ -58,16 +63,33 @@ class TrainingSettings(_Section):
         description="How a job learns: mezo looks along random directions, guided along those that the error at the "
         "output points out; auto measures which promises more.",
     )
-    batch: int = Field(8, ge=1, le=1024, description="Blocks of text a step.")
+    batch: int | None = Field(
+        None, ge=1, le=1024, description="Blocks of text a step; by default what suits the method: 8, or 4."
+    )
     block_tokens: int = Field(64, ge=2, le=4096, description="Tokens a block.")
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
-    epsilon: float = Field(1e-2, gt=0, lt=1, description="How far a probe looks to either side.")
-    step_size: float = Field(6e-3, gt=0, lt=1, description="How far a typical first step moves a coordinate.")
-    measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
     mode: Literal["lora", "full"] = Field(
         "lora", description="What is trained: lora is a low-rank adapter, full all parameters."
     )
-    probes: int = Field(1, ge=1, le=64, description="Directions that are looked along in a step.")
+    epsilon: float = Field(
+        default_factory=lambda read: _EPSILON[read.get("mode", "lora")],
+        gt=0,
+        lt=1,
+        description="How far a probe looks to either side; by default what suits the mode.",
+    )
+    step_size: float = Field(
+        default_factory=lambda read: _STEP_SIZE[read.get("mode", "lora")],
+        gt=0,
+        lt=1,
+        description="How far a step moves a coordinate along each direction; by default what suits the mode.",
+    )
+    measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
+    probes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Directions that mezo looks along in a step; by default as many as take no longer than seconds.",
+    )
     noise: Literal["rademacher", "gaussian"] = Field(
         "rademacher", description="What directions are made of: random signs, or normal numbers as in MeZO's paper."
     )
@@ -104,7 +126,7 @@ class TrainingSettings(_Section):
 
     @model_validator(mode="after")
     def _micro_batch_in_batch(self) -> "TrainingSettings":
-        if self.micro_batch is not None and self.micro_batch > self.batch:
+        if self.micro_batch is not None and self.batch is not None and self.micro_batch > self.batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) is above batch ({self.batch})")
         return self
 
@@ -189,6 +211,8 @@ def load_settings(overrides: dict[str, Any]) -> Settings:
 def _explain(error: ValidationError) -> str:
     sentences = []
     for problem in error.errors(include_url=False):
+        if problem["type"] == "default_factory_not_called":
+            continue  # follows from another one
         key = ".".join(str(part) for part in problem["loc"]) or "settings"
         sentences.append(
             f"Setting {key} has the value {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}."

@@ -29,7 +29,7 @@ from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.batches import Buckets, shuffled
-from pocketllm.mezo.budget import HEAD_RANK, JobPlan
+from pocketllm.mezo.budget import HEAD_RANK, JobPlan, points_of
 from pocketllm.mezo.decoding import end_tokens, separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
 from pocketllm.mezo.errors import UnsupportedModel
@@ -122,7 +122,7 @@ class TrainingRun:
             plan,
             checks=Checks(
                 loss=lambda: self._in_memory(lambda rows: self.model.mean_loss(checked, rows)),
-                every=steps_between_checks(learned, checked, batch=plan.batch, points=2 * plan.probes),
+                every=steps_between_checks(learned, checked, batch=plan.batch, points=points_of(plan.probes)),
             ),
             keeper=self._stored(theta),
             measure=lambda step: self._measure(step, theta),

@@ -55,6 +55,8 @@ _ERRORS = 8
 _SPARE_COLUMNS = 4
 #: Shortest rows that a plan is reduced to.
 FEWEST_TOKENS = 16
+#: From so many probes on they share the loss at theta.
+_FEWEST_SHARED = 3
 #: Fewest rows that pass through the layers together: a block at the two points of a probe.
 FEWEST_ROWS = 2
 _ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -232,6 +234,11 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
     return plan, said
 
 
+def points_of(probes: int) -> int:
+    """At how many points a step of MeZO measures the loss (mezo/estimator.py)."""
+    return 2 * probes if probes < _FEWEST_SHARED else probes + 1
+
+
 def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
     """The linear maps that an adapter for these names has factors for."""
     return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
@@ -295,7 +302,9 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     # The stream, its normalised copy in fp32 and back, the residual; and the widest maps' outputs, activated.
     streams = (4 * size + 4) * shapes.hidden + size * shapes.widest_at_once * shapes.widest
     chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
-    made = (2 if shapes.packed else 0) + (min(2 * plan.probes, plan.rows_at_once) + 1 if plan.mode == "full" else 0)
+    made = (2 if shapes.packed else 0) + (
+        min(points_of(plan.probes), plan.rows_at_once) + 1 if plan.mode == "full" else 0
+    )
     dense = made * min(chunk, size * shapes.largest)
     lanes = (plan.lanes - 1) * LANE_BYTES
     if plan.method == "guided":
@@ -342,12 +351,12 @@ def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     """Of a step."""
     # The guide looks once, and once more at the head; the lower layers are passed through once a batch.
-    rows = plan.batch * (2 if plan.method == "guided" else 2 * plan.probes)
+    rows = plan.batch * (2 if plan.method == "guided" else points_of(plan.probes))
     walks = math.ceil(rows / plan.rows_at_once)
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a walk
     passing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
     # Each walk draws the directions that it goes along anew, and the update all of a step's once more.
-    drawn = walks * min(plan.probes, plan.rows_at_once // 2) + plan.probes
+    drawn = walks * min(plan.probes, plan.rows_at_once) + plan.probes
     moving = drawn * (shapes.multiplied + math.prod(shapes.head)) * MOVE_SECONDS if plan.mode == "full" else 0.0
     return passing + walks * unpacking + moving
 

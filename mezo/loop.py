@@ -20,7 +20,7 @@ class Plan:
     steps: int
     batch: int  #: blocks a step
     epsilon: float  #: how far the two points of a probe are from theta
-    step_size: float  #: how far theta moves, a coordinate, in a typical first step
+    step_size: float  #: how far theta moves, a coordinate, along one typical direction
     measure_every: int  #: steps between held-out measurements
     probes: int = 1  #: directions looked along a step
     noise: Kind = "rademacher"
@@ -44,14 +44,16 @@ class Row:
 
 
 class StepSize:
-    """The learning rate of each step: normalised by the probes' own spread, falling linearly to zero.
+    """The learning rate of each step: normalised by the probes' own spread, falling to zero at the end.
 
     A probe's scalar is the gradient's length times luck, so its root mean square tells how steep the loss is;
-    dividing by it makes the step size mean the same for every model and text. Follows from the scalars alone.
+    dividing by it makes the step size mean the same for every model and text. Each of a step's directions is gone
+    along as far as if it were the only one. Follows from the scalars alone.
     """
 
     MEMORY = 0.98  # of the running mean square
     CLIP = 3.0  # root mean squares: a probe beyond this is an accident and moves theta no further
+    FALLING = 0.5  # the last part of the run, in which the rate falls; until then it is as long as theta can bear
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -69,7 +71,8 @@ class StepSize:
         if rms == 0:
             return 0.0
         clipped = min(1.0, self.CLIP * rms / sqrt(seen)) if seen else 1.0
-        return float(np.float32(self._plan.step_size * remaining * clipped / rms))
+        share = min(1.0, remaining / self.FALLING)
+        return float(np.float32(self._plan.step_size * len(scalars) * share * clipped / rms))
 
 
 #: The batch's loss at each of several points: how a step looks at the model.

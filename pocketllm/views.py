@@ -91,8 +91,9 @@ def speed_text(job: Document) -> str:
 
 
 def steps_text(job: Document) -> str:
-    """Return how far a job is."""
-    return f"{job.get('step') or 0}/{job.get('total_steps') or '?'}"
+    """Return how far a job is; of one that went back to its start there is nothing to count."""
+    total = job.get("total_steps")
+    return "0" if total == 0 else f"{job.get('step') or 0}/{'?' if total is None else total}"
 
 
 def left_text(job: Document) -> str:

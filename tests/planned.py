@@ -20,9 +20,9 @@ def planned(training: TrainingSettings, steps: int) -> Planned:
     plan = JobPlan(
         mode=training.mode,
         steps=steps,
-        batch=training.batch,
+        batch=training.batch or 8,
         block_tokens=training.block_tokens,
-        probes=training.probes,
+        probes=training.probes or 1,
         rank=training.rank,
         targets=training.targets,
         rows_at_once=2,

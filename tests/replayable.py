@@ -23,7 +23,8 @@ STEPS = 6
 
 def training(**changes: object) -> TrainingSettings:
     """Small, and with steps that show."""
-    return TrainingSettings.model_validate({"steps": STEPS, "batch": 2, "step_size": 1e-2, "epsilon": 1e-3} | changes)
+    small = {"steps": STEPS, "batch": 2, "probes": 1, "step_size": 1e-2, "epsilon": 1e-3}
+    return TrainingSettings.model_validate(small | changes)
 
 
 def learn(
@@ -68,11 +69,11 @@ def learn(
     plan = Plan(
         seed=seed,
         steps=STEPS,
-        batch=settings.batch,
+        batch=settings.batch or 2,
         epsilon=settings.epsilon,
         step_size=settings.step_size,
         measure_every=100,
-        probes=settings.probes,
+        probes=settings.probes or 1,
         noise=settings.noise,
     )
     with torch.inference_mode():

@@ -88,7 +88,7 @@ def test_the_token_is_needed(api: Rehearsal) -> None:
 
 def test_wishes_stand_in_place_of_the_settings(api: Rehearsal) -> None:
     document = plan(api, steps=5, batch=2, probes=4, method="mezo", seed=1, now=False)
-    assert (document["steps"], document["batch"], document["probes"], document["rows_at_once"]) == (5, 2, 4, 16)
+    assert (document["steps"], document["batch"], document["probes"], document["rows_at_once"]) == (5, 2, 4, 10)
     assert document["predicted"]["seconds"] == pytest.approx(5 * document["predicted"]["seconds_per_step"])
 
 

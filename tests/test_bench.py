@@ -292,13 +292,18 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bench", "arguments", "names"),
     [
-        ("memory", ["--rows", "opt13_lora_bs8", "opt13_forward_bs8"], {"opt13_lora_bs8_peak_mb"}),
+        (
+            "memory",
+            ["--rows", "opt13_lora_bs8", "opt13_guided", "opt13_forward_bs8"],
+            {"opt13_lora_bs8_peak_mb", "opt13_guided_peak_mb"},
+        ),
         ("parity", [], {"trajectory_rel_error", "int8_loss_delta", "int4_loss_delta"}),
         (
             "learn",
             ["--seeds", "2"],
             {"guided_nats", "mezo_nats", "textbook_nats", "exact_all_nats", "exact_same_layers_nats"},
         ),
+        ("sst2", [], {"zero_shot", "probe", "textbook", "mezo", "guided", "exact"}),
         ("step", [], {"lora_over_two_forwards", "lora_over_floor", "full_over_two_forwards", "load_s"}),
     ],
 )

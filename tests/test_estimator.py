@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pocketllm.mezo.estimator import Point, Probes, directions, probe, replay, update
+from pocketllm.mezo.budget import points_of
+from pocketllm.mezo.estimator import Point, directions, probe, replay, update
 from pocketllm.mezo.noise import Direction, Kind
 
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
-PROBES = (1, 3)
+PROBES = (1, 2)
 #: A central difference of sums of float64, over eps = 1e-3, and then rounded to float32 (2^-24).
 SCALAR_TOLERANCE = 1e-7
 #: theta is float64 here, so what the reference differs in is the rounding of the journaled scalars.
@@ -148,17 +149,49 @@ def test_replay_of_the_rows_is_the_run(probes: int, kind: Kind) -> None:
 def test_scalars_are_the_slopes_along_each_z(kind: Kind) -> None:
     """The central difference of a quadratic is exact."""
     theta = Bowl()
-    along = directions(8, 1, 3, kind)
+    along = directions(8, 1, 2, kind)
     seen = probe(theta.losses, along, epsilon=1e-2)
     slopes = [float(2 * (theta.vector - 1) @ theta.z(z)) for z in along]
     assert seen.scalars == pytest.approx(slopes, rel=SCALAR_TOLERANCE)
     assert seen.loss == pytest.approx(loss(theta.vector), rel=1e-3)
 
 
+def test_several_directions_share_the_loss_at_theta() -> None:
+    """Along signs the curvature of a bowl adds the same to each difference, and is gone with the mean."""
+    theta = Bowl()
+    along = directions(8, 1, 7, "rademacher")
+    points: list[Point] = []
+
+    def losses(asked: Sequence[Point]) -> Sequence[float]:
+        points.extend(asked)
+        return theta.losses(asked)
+
+    seen = probe(losses, along, epsilon=1e-2)
+    slopes = [float(2 * (theta.vector - 1) @ theta.z(z)) for z in along]
+    mean = sum(slopes) / len(slopes)
+    assert seen.scalars == pytest.approx([slope - mean for slope in slopes], rel=SCALAR_TOLERANCE, abs=1e-4)
+    assert seen.loss == pytest.approx(loss(theta.vector), rel=1e-6)
+    assert [point.distance for point in points] == [0.0] + [1e-2] * 7
+    assert len(points) == points_of(7)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 3, 4, 16])
+def test_the_budget_knows_how_many_points_a_step_has(probes: int) -> None:
+    theta, asked = Bowl(), list[int]()
+
+    def losses(points: Sequence[Point]) -> Sequence[float]:
+        asked.append(len(points))
+        return theta.losses(points)
+
+    probe(losses, directions(1, 1, probes, "rademacher"), epsilon=1e-2)
+    assert asked == [points_of(probes)]
+
+
 def test_scalars_are_float32_exactly() -> None:
     """The journal keeps them so: a replayed update must see the very number that the run saw."""
     for losses in ((1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)):
-        (scalar,) = Probes(losses=losses, epsilon=1e-3).scalars
+        told = iter([losses])
+        (scalar,) = probe(lambda _: next(told), directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
         assert type(scalar) is float
         assert scalar == float(np.float32(scalar))
         assert scalar == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2**-24)

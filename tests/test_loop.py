@@ -172,7 +172,7 @@ def test_step_size_does_not_depend_on_how_steep_the_loss_is(scale: float) -> Non
     moves = [
         size.learning_rate(left(step), [scalar * scale]) * scalar * scale for step, scalar in enumerate((1, -2, 1.5), 1)
     ]
-    assert moves == pytest.approx([0.01, -0.0180, 0.0122], abs=1e-3)
+    assert moves == pytest.approx([0.01, -0.0196, 0.0146], abs=1e-3)
 
 
 def test_an_outlier_moves_no_further_than_three_typical_probes() -> None:
@@ -182,11 +182,11 @@ def test_an_outlier_moves_no_further_than_three_typical_probes() -> None:
     assert abs(size.learning_rate(left(5), [1e9]) * 1e9) <= 3 * PLAN.step_size
 
 
-def test_several_scalars_count_by_their_root_mean_square() -> None:
-    """Two probes of 3 and 4 are as steep as one of sqrt(12.5)."""
+def test_several_scalars_count_by_their_root_mean_square_and_move_as_far_each() -> None:
+    """Two probes of 3 and 4 are as steep as one of sqrt(12.5), and an update takes their mean."""
     one, two = StepSize(PLAN), StepSize(PLAN)
     for step in range(1, 5):
-        assert two.learning_rate(left(step), [3.0, 4.0]) == pytest.approx(
+        assert two.learning_rate(left(step), [3.0, 4.0]) / 2 == pytest.approx(
             one.learning_rate(left(step), [12.5**0.5]), rel=1e-6
         )
 
@@ -197,8 +197,10 @@ def test_a_flat_loss_moves_nothing() -> None:
     assert size.learning_rate(left(2), [1.0]) > 0
 
 
-def test_last_step_is_the_smallest() -> None:
+def test_steps_stay_as_long_as_they_are_until_near_the_end() -> None:
     size = StepSize(PLAN)
     rates = [size.learning_rate(left(step), [1.0]) for step in range(1, PLAN.steps + 1)]
+    falling = round(PLAN.steps * StepSize.FALLING)
+    assert rates[:-falling] == pytest.approx([PLAN.step_size] * (PLAN.steps - falling))
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(PLAN.step_size / PLAN.steps)
+    assert rates[-1] == pytest.approx(PLAN.step_size / PLAN.steps / StepSize.FALLING)

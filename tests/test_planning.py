@@ -10,7 +10,16 @@ import pytest
 
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import ENOUGH_POSITIONS, Planned, plan_job, with_wishes
+from pocketllm.daemon.planning import (
+    BATCH,
+    CHEAP_PROBES,
+    ENOUGH_POSITIONS,
+    LONGEST_STEP_SECONDS,
+    SHARED_BATCH,
+    Planned,
+    plan_job,
+    with_wishes,
+)
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
 from pocketllm.mezo.budget import MB, predict, read_shapes
@@ -24,7 +33,7 @@ from tests.running import Clock, FakeRunner, FixedSensor
 
 
 def settings(**changes: Any) -> TrainingSettings:
-    return TrainingSettings(**{"method": "mezo", **changes})
+    return TrainingSettings(**{"method": "mezo", "probes": 1, **changes})
 
 
 class TestWithWishes:
@@ -33,6 +42,12 @@ class TestWithWishes:
         assert with_wishes(base) == base
         assert with_wishes(base, batch=7, mode="lora") == settings(batch=7, probes=2, mode="lora", rank=5)
         assert with_wishes(base, probes=9).probes == 9
+
+    def test_another_mode_has_other_lengths_unless_they_were_set(self) -> None:
+        full = with_wishes(settings(), mode="full")
+        assert (full.step_size, full.epsilon) == (settings(mode="full").step_size, settings(mode="full").epsilon)
+        assert full.step_size != settings().step_size
+        assert with_wishes(settings(step_size=0.25), mode="full").step_size == 0.25
 
     @pytest.mark.parametrize(("batch", "micro_batch"), [(2, 2), (4, 4), (16, 4), (None, 4)])
     def test_the_most_at_once_follows_a_smaller_batch(self, batch: int | None, micro_batch: int) -> None:
@@ -54,7 +69,8 @@ class TestPlanJob:
         ("changes", "rows"),
         [
             ({"batch": 4, "probes": 1}, 8),
-            ({"batch": 4, "probes": 3}, 24),
+            ({"batch": 4, "probes": 2}, 16),
+            ({"batch": 4, "probes": 3}, 16),  # which share the loss at theta
             ({"batch": 8, "probes": 2, "micro_batch": 3}, 12),
             # More positions at once would be no faster, and memory would grow with the batch.
             ({"batch": 64, "block_tokens": 128}, ENOUGH_POSITIONS // 128),
@@ -95,6 +111,20 @@ class TestPlanJob:
         assert found.plan.rows_at_once < 128 and found.plan.batch == 64
         assert found.prediction.working_bytes <= 50 * MB
         assert len(found.reductions) >= 1
+
+    def test_as_many_probes_as_are_cheap(self, tiny_bf16: NativeModel) -> None:
+        """On a machine so slow that a step would last, there is one, and a larger batch."""
+        for flops, probes, batch in ((1e12, CHEAP_PROBES[0], SHARED_BATCH), (1e6, 1, BATCH)):
+            calibration = {"gemm_flops": flops}
+            manifest = dataclasses.replace(tiny_bf16.manifest, calibration=calibration)
+            native = dataclasses.replace(tiny_bf16, manifest=manifest)
+            found = plan_job(native, settings(probes=None), steps=1)
+            assert (found.plan.probes, found.plan.batch) == (probes, batch)
+            if probes > 1:
+                assert found.prediction.seconds_per_step <= LONGEST_STEP_SECONDS
+            assert plan_job(native, settings(probes=3), steps=1).plan.probes == 3
+            assert plan_job(native, settings(probes=None, batch=5), steps=1).plan.batch == 5
+            assert plan_job(native, settings(probes=None, mode="full"), steps=1).plan.probes == 1
 
     def test_all_weights_take_more_than_an_adapter(self, tiny_bf16: NativeModel) -> None:
         assert plan_job(tiny_bf16, settings(mode="full"), steps=1).plan.mode == "full"

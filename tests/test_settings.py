@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.settings import Settings, load_settings
+from pocketllm.daemon.settings import Settings, TrainingSettings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +204,17 @@ def test_any_noise_goes_with_any_mode(config: Path) -> None:
             config.write_text(f'[training]\nmode = "{mode}"\nnoise = "{noise}"\n')
             training = load_settings({}).training
             assert (training.mode, training.noise) == (mode, noise)
+
+
+def test_lengths_follow_the_mode_unless_they_are_given(config: Path) -> None:
+    adapter, everything = TrainingSettings(), TrainingSettings(mode="full")
+    assert everything.step_size < adapter.step_size and everything.epsilon < adapter.epsilon
+    config.write_text('[training]\nmode = "full"\n')
+    assert load_settings({}).training.step_size == everything.step_size
+    config.write_text('[training]\nmode = "full"\nstep_size = 0.5\n')
+    assert load_settings({}).training.step_size == 0.5
+    config.write_text('[training]\nmode = "half"\n')
+    assert refused().count("Setting ") == 1  # not of the lengths, too
 
 
 def test_labels_in_the_file_take_the_place_of_the_default_ones(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
