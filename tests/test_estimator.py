@@ -187,14 +187,13 @@ def test_the_budget_knows_how_many_points_a_step_has(probes: int) -> None:
     assert asked == [points_of(probes)]
 
 
-def test_scalars_are_float32_exactly() -> None:
+@pytest.mark.parametrize("losses", [(1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)])
+def test_scalars_are_float32_exactly(losses: tuple[float, float]) -> None:
     """The journal keeps them so: a replayed update must see the very number that the run saw."""
-    for losses in ((1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)):
-        told = iter([losses])
-        (scalar,) = probe(lambda _: next(told), directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
-        assert type(scalar) is float
-        assert scalar == float(np.float32(scalar))
-        assert scalar == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2**-24)
+    (scalar,) = probe(lambda _: losses, directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
+    assert type(scalar) is float
+    assert scalar == float(np.float32(scalar))
+    assert scalar == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2**-24)
 
 
 def test_several_probes_are_averaged() -> None:
