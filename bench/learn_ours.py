@@ -134,9 +134,9 @@ def teach_mezo(
 
     looked_at: blocks that A is taken from.
     """
-    settings = TrainingSettings()
+    settings, rows_at_once = TrainingSettings(), ENOUGH_POSITIONS // looked_at.inputs.shape[1]
     adapter = adapter_along_activations(
-        model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, rows_at_once=batch
+        model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, rows_at_once=rows_at_once
     )
     model.use(adapter)
     learned, checked = divide(buckets)
@@ -155,7 +155,7 @@ def teach_mezo(
     )
     keeper = Remembered(curve)
     watch = train_guarded(
-        lambda points, blocks: model.losses_at(points, blocks, ENOUGH_POSITIONS // blocks.inputs.shape[1]),
+        lambda points, blocks: model.losses_at(points, blocks, rows_at_once),
         adapter,
         shuffled(learned, size=batch, seed=seed),
         plan,
