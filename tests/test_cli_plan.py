@@ -115,7 +115,7 @@ class TestWithoutDaemon:
         assert result.exit_code == 0, result.stderr
         assert "of 50.0 MB allowed" in result.stdout
         assert "Reduced: To fit into training.memory_bytes (50 MB), the rows" in result.stdout
-        assert "went from 128 to" in result.stdout
+        assert "went from 1024 to" in result.stdout  # 64 blocks at 16 points
 
     def test_what_cannot_fit_names_the_memory_that_would_do(self, alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")
