@@ -129,7 +129,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.mark.parametrize(
     ("full", "step_size", "back"),
-    [(False, 1e-2, 0), (False, 0.2, 1), (False, 50.0, 3), (True, 0.3, 1)],
+    [(False, 1e-2, 0), (False, 0.2, 1), (False, 20.0, 3), (True, 0.3, 1)],
     ids=["learns", "goes back", "ends early", "full"],
 )
 def test_killed_at_any_point_it_ends_like_an_undisturbed_run_bit_for_bit(
