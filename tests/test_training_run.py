@@ -68,7 +68,8 @@ def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_journal(
     assert job.plan is not None and job.predicted_bytes
     rows = store.journal.steps(job.id)
     assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
-    assert all(len(row.scalars) == settings.get("probes", 1) for row in rows)
+    assert job.plan is not None
+    assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
     assert any(any(row.scalars) for row in rows) or job.outcome is Outcome.NO_PROOF
     store.close()
 
@@ -95,7 +96,9 @@ def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Pat
     folder = data_folder(tmp_path)
     store = opened(folder, [NewText(text="word " * 3_000, source="test")])
     job = run_job(
-        folder, store, changed(batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1)
+        folder,
+        store,
+        changed(probes=1, batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1),
     )
     assert job.state is JobState.SUCCEEDED
     events = [event.message for event in store.jobs.events(job.id) if event.kind == "reduced"]
