@@ -6,13 +6,15 @@ from pocketllm.storage.adapters import AdapterStore
 from pocketllm.storage.database import Database, explained
 from pocketllm.storage.jobs import JobStore
 from pocketllm.storage.journal import Journal
+from pocketllm.storage.ledger import LedgerStore
 from pocketllm.storage.migrate import migrate
 from pocketllm.storage.reports import ReportStore
 from pocketllm.storage.texts import TextStore
+from pocketllm.storage.words import OwnersWords
 
 
 class Store:
-    """One data folder's database: `texts`, `jobs`, `journal`, `adapters`, `reports`. Safe to share between threads."""
+    """One data folder's database, a part for each kind of thing. Safe to share between threads."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -21,6 +23,8 @@ class Store:
         self.journal = Journal(database)
         self.adapters = AdapterStore(database)
         self.reports = ReportStore(database)
+        self.ledger = LedgerStore(database)
+        self.words = OwnersWords(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

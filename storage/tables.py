@@ -215,6 +215,50 @@ class Event(SQLModel, table=True):
     message: str
 
 
+class RunWindow(SQLModel, table=True):
+    """A time in which a worker ran: the ledger's row. It is written down while it lasts, so a kill loses its last part.
+
+    Readings are None where they were unknown.
+    """
+
+    __tablename__ = "run_window"
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id", index=True, ondelete="CASCADE")
+    began_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
+    #: When the worker was last seen running.
+    seen_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+    #: None while it lasts.
+    ended_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+    began_because: str
+    ended_because: str | None = None
+    cpu_seconds: float = 0.0
+    battery_began_percent: float | None = None
+    battery_ended_percent: float | None = None
+    hottest_battery_celsius: float | None = None
+    hottest_zone_celsius: float | None = None
+
+
+class Opening(SQLModel, table=True):
+    """A time in which nothing kept jobs from running, whether there was one or not: what the forecast is made of."""
+
+    __tablename__ = "opening"
+
+    id: int | None = Field(default=None, primary_key=True)
+    began_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+    #: None while it lasts.
+    ended_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True, index=True))
+
+
+class OwnersWord(SQLModel, table=True):
+    """Something that the owner has said and that outlives the daemon, by its name."""
+
+    __tablename__ = "owners_word"
+
+    name: str = Field(primary_key=True)
+    value: Any = Field(sa_column=Column(JSON, nullable=False))
+
+
 class Adapter(SQLModel, table=True):
     """A finished adapter; its files are in the data folder under adapters/<id>."""
 

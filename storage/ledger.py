@@ -1,0 +1,115 @@
+"""The ledger: when workers ran, why they began and ended, and what it took; and when they might have run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlmodel import Session, col, delete, or_, select, update
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.tables import Opening, RunWindow
+
+#: For how long openings are kept.
+_OPENINGS_FOR = timedelta(days=30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What is seen of a running worker."""
+
+    cpu_seconds: float | None = None
+    battery_percent: float | None = None
+    battery_celsius: float | None = None
+    zone_celsius: float | None = None
+
+
+class LedgerStore:
+    """Every query about run windows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, job_id: str, *, because: str, seen: Observed, now: datetime) -> int:
+        """Open a window; its id."""
+        window = RunWindow(
+            job_id=job_id, began_at=now, seen_at=now, began_because=because, battery_began_percent=seen.battery_percent
+        )
+        _note(window, seen, now)
+        with self._database.write() as session:
+            session.add(window)
+            session.flush()
+            assert window.id is not None
+            return window.id
+
+    def observe(self, window_id: int, *, seen: Observed, now: datetime) -> None:
+        """Note that the worker still runs."""
+        with self._database.write() as session:
+            _note(_open(session, window_id), seen, now)
+
+    def end(self, window_id: int, *, because: str, seen: Observed, now: datetime) -> None:
+        """Close a window."""
+        with self._database.write() as session:
+            window = _open(session, window_id)
+            _note(window, seen, now)
+            window.ended_at, window.ended_because = now, because
+
+    def close_left(self, *, because: str, now: datetime) -> None:
+        """Close what a dead daemon has left open: windows where they were last seen."""
+        with self._database.write() as session:
+            windows = update(RunWindow).where(col(RunWindow.ended_at).is_(None))
+            session.exec(windows.values(ended_at=RunWindow.seen_at, ended_because=because))
+            session.exec(update(Opening).where(col(Opening.ended_at).is_(None)).values(ended_at=now))
+
+    def opened(self, now: datetime) -> None:
+        """From now on nothing keeps jobs from running."""
+        with self._database.write() as session:
+            session.exec(delete(Opening).where(col(Opening.ended_at) < now - _OPENINGS_FOR))
+            session.add(Opening(began_at=now))
+
+    def closed(self, now: datetime) -> None:
+        """From now on something does."""
+        with self._database.write() as session:
+            session.exec(update(Opening).where(col(Opening.ended_at).is_(None)).values(ended_at=now))
+
+    def openings(self, since: datetime) -> list[Opening]:
+        """Those that reach beyond this time, oldest first."""
+        lasting = or_(col(Opening.ended_at).is_(None), col(Opening.ended_at) > since)
+        with self._database.read() as session:
+            return list(session.exec(select(Opening).where(lasting).order_by(col(Opening.id))))
+
+    def of_job(self, job_id: str) -> list[RunWindow]:
+        """A job's windows, oldest first."""
+        with self._database.read() as session:
+            return list(session.exec(select(RunWindow).where(RunWindow.job_id == job_id).order_by(col(RunWindow.id))))
+
+    def since(self, start: datetime) -> list[RunWindow]:
+        """The windows that reach beyond this time, oldest first."""
+        lasting = or_(col(RunWindow.ended_at).is_(None), col(RunWindow.ended_at) > start)
+        with self._database.read() as session:
+            return list(session.exec(select(RunWindow).where(lasting).order_by(col(RunWindow.id))))
+
+
+def seconds_within(windows: Sequence[RunWindow], start: datetime, end: datetime) -> float:
+    """For how long workers ran between two times."""
+    return sum(
+        max(0.0, (min(window.ended_at or window.seen_at, end) - max(window.began_at, start)).total_seconds())
+        for window in windows
+    )
+
+
+def _open(session: Session, window_id: int) -> RunWindow:
+    return session.exec(select(RunWindow).where(RunWindow.id == window_id)).one()
+
+
+def _note(window: RunWindow, seen: Observed, now: datetime) -> None:
+    window.seen_at = max(window.seen_at, now)  # a clock may have been set back
+    if seen.cpu_seconds is not None:
+        window.cpu_seconds = max(window.cpu_seconds, seen.cpu_seconds)
+    if seen.battery_percent is not None:
+        window.battery_ended_percent = seen.battery_percent
+    window.hottest_battery_celsius = _hotter(window.hottest_battery_celsius, seen.battery_celsius)
+    window.hottest_zone_celsius = _hotter(window.hottest_zone_celsius, seen.zone_celsius)
+
+
+def _hotter(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)
