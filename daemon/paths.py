@@ -56,6 +56,11 @@ class DataFolder:
         return self.root / "worker.log"
 
     @property
+    def idle_stamp(self) -> Path:
+        """Touched by the phone's job scheduler while it takes the phone for idle."""
+        return self.root / "idle.stamp"
+
+    @property
     def models(self) -> Path:
         """One native folder a model."""
         return self.root / "models"

@@ -1,5 +1,6 @@
 """Runs the worker process: starts it, looks whether it has ended, kills it."""
 
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Exit:
     job_id: str
     code: int  #: negative: the signal that ended it
     last_words: str  #: the last line that it wrote to its log
+    cpu_seconds: float | None = None  #: that it computed
 
     @property
     def description(self) -> str:
@@ -49,8 +51,8 @@ class Runner(Protocol):
         """How the worker ended, once, after it has; else None."""
         ...
 
-    def kill(self) -> None:
-        """End the worker at once and wait until it is gone. Does nothing when none runs."""
+    def kill(self) -> Exit | None:
+        """End the worker at once and wait until it is gone; how it ended. Does nothing when none runs."""
         ...
 
 
@@ -90,22 +92,30 @@ class WorkerProcess:
 
     def reap(self) -> Exit | None:
         """See Runner."""
+        before = _of_children()
         if self._process is None or self._process.poll() is None:
             return None
-        return self._gone()
+        return self._gone(_of_children() - before)
 
-    def kill(self) -> None:
+    def kill(self) -> Exit | None:
         """See Runner."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._gone()
+        if self._process is None:
+            return None
+        before = _of_children()
+        self._process.kill()
+        self._process.wait()
+        return self._gone(_of_children() - before)
 
-    def _gone(self) -> Exit:
+    def _gone(self, cpu_seconds: float) -> Exit:
         assert self._process is not None and self._job_id is not None
         if self._process.stdin:
             self._process.stdin.close()
-        ended = Exit(job_id=self._job_id, code=self._process.returncode, last_words=self._last_words())
+        ended = Exit(
+            job_id=self._job_id,
+            code=self._process.returncode,
+            last_words=self._last_words(),
+            cpu_seconds=cpu_seconds,
+        )
         self._process = self._job_id = None
         return ended
 
@@ -115,3 +125,9 @@ class WorkerProcess:
         except OSError:
             return ""
         return lines[-1][:_ERROR_CHARACTERS] if lines else ""
+
+
+def _of_children() -> float:
+    """Seconds that children of ours have computed which have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

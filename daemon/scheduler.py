@@ -4,16 +4,21 @@ import logging
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
-from pocketllm.daemon.gate import Blocker, Verdict, decide
+from pocketllm.daemon.find_sensors import Senses
+from pocketllm.daemon.gate import Blocker, Charge, Situation, Verdict, decide
+from pocketllm.daemon.ledger import Ledger, midnight_of
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import MethodWish, Planned, with_wishes
 from pocketllm.daemon.runner import Exit, Runner
-from pocketllm.daemon.sensors import Reading, Sensor
-from pocketllm.daemon.settings import Settings, TrainingSettings
+from pocketllm.daemon.sensors import Reading, shown
+from pocketllm.daemon.settings import Quantity, Settings, TrainingSettings
+from pocketllm.daemon.uptime import uptime
+from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.mezo.budget import Mode
 from pocketllm.mezo.errors import MezoError, ModelFileError, ModelNotFound
 from pocketllm.storage.errors import WrongState
@@ -39,18 +44,26 @@ class Scheduler:
         self,
         store: Store,
         folder: DataFolder,
-        sensors: Sequence[Sensor],
+        senses: Senses,
         runner: Runner,
         settings: Settings,
         *,
         model_problem: Callable[[], str | None],
         planner: Planner,
+        wake_lock: WakeLock,
+        local: Callable[[datetime], datetime] = datetime.astimezone,
+        uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem says what keeps the model from being used; None when it is ready."""
-        self._store, self._folder, self._sensors, self._runner = store, folder, sensors, runner
+        """model_problem says what keeps the model from being used; None when it is ready. local: a time by the
+        owner's clock. uptime: seconds by a clock that nobody sets.
+        """
+        self._store, self._folder, self._senses, self._runner = store, folder, senses, runner
         self._settings, self._model_problem, self._planner = settings, model_problem, planner
+        self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
+        self._ledger = Ledger(store.ledger)
         self._lock = threading.RLock()
-        self._paused_at: datetime | None = None
+        self._paused_at: float | None = None  # by uptime
+        self._charge = Charge()
         self._step_at_start = 0
         self.readings: Sequence[Reading] = ()
         self.verdict = Verdict()
@@ -65,9 +78,17 @@ class Scheduler:
         """The id of the job that a worker is at."""
         return self._runner.job_id
 
+    @property
+    def in_short(self) -> str:
+        """What it does, or waits for, in a line."""
+        if self._runner.job_id:
+            return f"learning: {self._runner.job_id}"
+        return "; ".join(self.verdict.reasons) or "nothing to learn"
+
     def recover(self, now: datetime) -> None:
         """At start: jobs that a dead daemon left running wait again, and what ended jobs left behind goes."""
         with self._lock:
+            self._ledger.recover(now)
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
@@ -83,13 +104,23 @@ class Scheduler:
             if ended := self._runner.reap():
                 self._ended(ended, now)
             self._queue_if_enough(now)
-            self.readings = [sensor.read(now) for sensor in self._sensors]
+            self._look(now)
             queue = self._store.jobs.open()
             self.verdict = self._decide(queue[0] if queue else None, now)
+            if not (queue and queue[0].immediate):  # which opens the gate by itself, and says nothing of nights
+                self._ledger.gate(self.verdict.allowed, now)
             if queue:
                 self._move(queue[0], now)
             for waiting in queue[1:]:
                 self._explain(waiting, [f"waits for {queue[0].id}"])
+            self._ledger.observe(self._runner.pid, self.readings, now)
+
+    def _look(self, now: datetime) -> None:
+        running = self._runner.pid is not None
+        self._senses.pace.training = running
+        self.readings = [sensor.read(now) for sensor in self._senses.sensors]
+        by_name = {reading.name: reading for reading in self.readings}
+        self._charge = self._charge.after(by_name, self._settings.gate, running=running)
 
     def plan(
         self,
@@ -138,12 +169,36 @@ class Scheduler:
             now=now,
         )
 
+    def expected_at(self, now: datetime) -> datetime | None:
+        """When a job might run next if the day to come is like the last one; None when nothing is known of that."""
+        with self._lock:
+            return self._ledger.expected_at(now)
+
+    def what_if(self, values: Mapping[Quantity, bool | float | str | None], now: datetime) -> Verdict:
+        """What the gate would say of these readings, in place of those that there are; None is unknown."""
+        with self._lock:
+            given: dict[str, Reading] = {
+                name: Reading(name=name, value=value, unit=None, source="given", at=now, reason="given as unknown")
+                for name, value in values.items()
+            }
+            kept = [reading for reading in self.readings if reading.name not in given]
+            situation = replace(self._situation(None, now), running=False, paused_seconds=None)
+            return decide([*kept, *given.values()], self._settings.gate, situation)
+
+    def screen(self, on: bool, now: datetime) -> None:
+        """An app of the owner's tells that the screen has gone on, or off."""
+        self._senses.told.tell(on, now)
+
+    def snooze(self, until: datetime | None) -> None:
+        """Let nothing run until then; None takes it back."""
+        self._store.words.snooze(until)
+
     def cancel(self, job_id: str, now: datetime) -> Job:
         """Withdraw an open job, ending its worker. Raises NotFound or WrongState."""
         with self._lock:
             job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
             if self._runner.job_id == job_id:
-                self._runner.kill()
+                self._end_worker("cancelled by the owner", now)
             for left in (self._folder.start(job_id), self._folder.run(job_id)):
                 shutil.rmtree(left, ignore_errors=True)
             return job
@@ -158,8 +213,18 @@ class Scheduler:
         job = self._store.jobs.get(ended.job_id)
         if job.state is not JobState.RUNNING:
             log.info("job %s ended: %s", job.id, job.state)
+            self._note_end(f"the job has ended: {job.state}", ended, now)
             return
+        self._note_end(ended.description, ended, now)
         self._crashed(job, ended.description, now)
+
+    def _note_end(self, because: str, ended: Exit | None, now: datetime) -> None:
+        """A worker is gone: the ledger's window closes, and the phone may sleep."""
+        self._ledger.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
+        self._wake_lock.give_back()
+
+    def _end_worker(self, because: str, now: datetime) -> None:
+        self._note_end(because, self._runner.kill(), now)
 
     def _crashed(self, job: Job, what: str, now: datetime) -> None:
         """Let a running job wait before the next try, or give it up."""
@@ -207,20 +272,25 @@ class Scheduler:
         return self._store.texts.counts().new_words
 
     def _decide(self, job: Job | None, now: datetime) -> Verdict:
-        verdict = decide(
-            self.readings,
-            self._settings.gate,
-            now=now,
-            running=self._runner.pid is not None,
-            immediate=job is not None and job.immediate,
-            paused_at=self._paused_at,
-            before=self.verdict,
-        )
+        verdict = decide(self.readings, self._settings.gate, self._situation(job, now), self.verdict)
         if problem := self._model_problem():
             known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
             missing = Blocker(name="model", message=problem, since=known.get("model", now))
             return Verdict(blockers=(missing, *verdict.blockers))
         return verdict
+
+    def _situation(self, job: Job | None, now: datetime) -> Situation:
+        local = self._local(now)
+        return Situation(
+            now=now,
+            local=local,
+            running=self._runner.pid is not None,
+            immediate=job is not None and job.immediate,
+            paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
+            charge=self._charge,
+            used_today_seconds=self._ledger.seconds_since(midnight_of(local), now),
+            snoozed_until=self._store.words.snoozed_until(),
+        )
 
     def _move(self, job: Job, now: datetime) -> None:
         """Start, pause, or explain the job that is next."""
@@ -253,19 +323,26 @@ class Scheduler:
         except OSError as error:  # no process, no memory, no disk left
             self._crashed(job, f"the worker could not be started: {error}", now)
             return
+        self._wake_lock.take()
+        self._ledger.begin(job.id, because=self._why(job), readings=self.readings, now=now)
         log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
 
     def _pause(self, reasons: list[str], now: datetime) -> None:
         job_id = self._runner.job_id
         if job_id is None:
             return
-        self._runner.kill()
-        self._paused_at = now
+        self._end_worker("; ".join(reasons), now)
+        self._paused_at = self._uptime()
         try:
             self._store.jobs.pause(job_id, reasons=reasons, now=now, moved=self._moved(job_id))
             log.info("job %s paused: %s", job_id, "; ".join(reasons))
         except WrongState:
             log.info("job %s had just ended", job_id)
+
+    def _why(self, job: Job) -> str:
+        """What let a worker start, for the ledger: what the readings are, in short."""
+        asked = ["asked for now"] if job.immediate else []
+        return ", ".join(asked + [shown(reading) for reading in self.readings if reading.value is not None])
 
     def _has_new_text(self) -> bool:
         return self._store.texts.counts().new_words > 0

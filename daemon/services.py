@@ -5,16 +5,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pocketllm.daemon.find_sensors import Places, Senses, find_sensors
 from pocketllm.daemon.generator import Generator
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import plan_job
 from pocketllm.daemon.runner import Runner, WorkerProcess
 from pocketllm.daemon.scheduler import Scheduler
-from pocketllm.daemon.sensors import Sensor, default_sensors
 from pocketllm.daemon.settings import Settings
+from pocketllm.daemon.uptime import uptime
+from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
 from pocketllm.mezo.native import open_native
 from pocketllm.storage.store import Store
+
+
+class Waker:
+    """Called, it has the scheduler look at once, not when its time comes; while nobody listens, nothing happens."""
+
+    def __init__(self) -> None:
+        self.listener: Callable[[], object] | None = None
+
+    def __call__(self) -> None:
+        """Wake it. From any thread."""
+        if self.listener is not None:
+            self.listener()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +41,7 @@ class Services:
     scheduler: Scheduler
     generator: Generator
     now: Callable[[], datetime]
+    wake: Waker = field(default_factory=Waker)
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def model_problem(self) -> str | None:
@@ -35,11 +50,15 @@ class Services:
 
 
 def build_services(
-    settings: Settings, *, sensors: list[Sensor] | None = None, runner: Runner | None = None
+    settings: Settings,
+    *,
+    senses: Senses | None = None,
+    runner: Runner | None = None,
+    uptime: Callable[[], float] = uptime,
 ) -> Services:
     """Open the data folder and put the parts together. Raises StorageError.
 
-    sensors and runner: others than this machine's own, for a rehearsal.
+    senses, runner and uptime: others than this machine's own, for a rehearsal.
     """
     folder = DataFolder(settings.data_dir)
     folder.make()
@@ -47,11 +66,13 @@ def build_services(
     scheduler = Scheduler(
         store,
         folder,
-        default_sensors() if sensors is None else sensors,
+        senses or find_sensors(folder.root, folder.idle_stamp, Places(supplies=settings.power_supplies)),
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),
         planner=lambda training, steps: plan_job(open_native(folder.models / settings.model), training, steps=steps),
+        wake_lock=WakeLock.of_this_machine(),
+        uptime=uptime,
     )
     generator = Generator(
         folder.models / settings.model,

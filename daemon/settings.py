@@ -1,5 +1,7 @@
 """Settings: defaults, help and environment names in one table; read once, from config.toml and the environment."""
 
+from dataclasses import dataclass
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,27 +133,112 @@ class TrainingSettings(_Section):
         return self
 
 
-class GateSettings(_Section):
-    """When a job may run."""
+#: Readings that the gate looks at.
+Quantity = Literal[
+    "power", "plug", "battery", "temperature", "health", "heat", "screen", "idle", "memory", "memory pressure", "disk"
+]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+#: The two levels of a condition: the one to start is as strict as the other, or stricter.
+_AT_LEAST = (
+    ("battery_start_percent", "battery_stop_percent"),
+    ("memory_start_bytes", "memory_stop_bytes"),
+    ("disk_start_bytes", "disk_stop_bytes"),
+)
+_AT_MOST = (
+    ("temperature_start_celsius", "temperature_stop_celsius"),
+    ("heat_start_celsius", "heat_stop_celsius"),
+    ("pressure_start_percent", "pressure_stop_percent"),
+)
 
+
+@dataclass(frozen=True)
+class Hours:
+    """A part of the day, by the local clock; it may go past midnight."""
+
+    start: time
+    end: time
+
+    @classmethod
+    def parse(cls, text: str) -> "Hours":
+        """Read "22:00-07:00". Raises ValueError."""
+        start, dash, end = text.partition("-")
+        try:
+            made = cls(time.fromisoformat(start.strip()), time.fromisoformat(end.strip()))
+        except ValueError as error:
+            raise ValueError(f"{text!r} is not of the form 22:00-07:00") from error
+        if not dash or made.start == made.end:
+            raise ValueError(f"{text!r} is not of the form 22:00-07:00, with two different times")
+        return made
+
+    def hold(self, at: time) -> bool:
+        """Whether this time is in it; its end is not."""
+        if self.start < self.end:
+            return self.start <= at < self.end
+        return at >= self.start or at < self.end
+
+
+def _as_hours(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        Hours.parse(text)
+    return texts
+
+
+class GateSettings(_Section):
+    """When a job may run. Of two levels, the one to start is the stricter one, so that nothing flaps around it."""
+
+    run_mode: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="auto waits for all conditions; always only for those of safety (heat, memory, disk, an empty "
+        "battery); never runs nothing.",
+    )
     require_power: bool = Field(True, description="Train on external power only.")
+    power_sources: tuple[Literal["ac", "usb", "wireless", "dock", "another"], ...] = Field(
+        ("ac", "usb", "wireless", "dock", "another"), description="External power that counts."
+    )
     battery_start_percent: float = Field(40, ge=0, le=100, description="Start at this battery level or above.")
     battery_stop_percent: float = Field(30, ge=0, le=100, description="Pause below this battery level.")
+    charge_loss_percent: float = Field(
+        3, gt=0, le=100, description="Pause when the battery loses this much on the charger: it is too weak."
+    )
+    temperature_start_celsius: float = Field(38, description="Start with the battery this warm or cooler.")
+    temperature_stop_celsius: float = Field(42, le=60, description="Pause with the battery warmer than this.")
+    heat_start_celsius: float = Field(70, description="Start with the hottest thermal zone this hot or cooler.")
+    heat_stop_celsius: float = Field(90, description="Pause with the hottest thermal zone hotter than this.")
+    require_screen_off: bool = Field(True, description="Train with the screen off only.")
+    require_idle: bool = Field(True, description="Train only when nobody has used the machine for a while.")
+    idle_minutes: float = Field(10, ge=0, le=24 * 60, description="How long that is.")
+    hours: Annotated[tuple[str, ...], AfterValidator(_as_hours)] = Field(
+        (), description="Parts of the day, by the local clock, such as 22:00-07:00; by default all of it."
+    )
+    weekdays: tuple[Weekday, ...] = Field((), description="Days of the week; by default all.")
+    minutes_per_day: float | None = Field(None, gt=0, description="Train so long a day at most, from midnight on.")
     memory_start_bytes: int = Field(700 * MB, ge=0, description="Start with this much memory available or more.")
     memory_stop_bytes: int = Field(150 * MB, ge=0, description="Pause with less memory available.")
+    pressure_start_percent: float = Field(
+        10, ge=0, le=100, description="Start while work waits for memory no more than this part of the time."
+    )
+    pressure_stop_percent: float = Field(40, ge=0, le=100, description="Pause while it waits more than this.")
+    disk_start_bytes: int = Field(1000 * MB, ge=0, description="Start with this much room on the disk or more.")
+    disk_stop_bytes: int = Field(200 * MB, ge=0, description="Pause with less room on the disk.")
     minimum_pause_seconds: float = Field(60, ge=0, description="After a pause, wait at least this long.")
-    train_when_unknown: tuple[Literal["power", "battery", "memory"], ...] = Field(
-        (), description="Sensors (power, battery, memory) that may be unknown without keeping jobs from running."
+    stale_seconds: float = Field(180, ge=90, description="A reading that is older is unknown.")
+    train_when_unknown: tuple[Quantity, ...] = Field(
+        (), description="Readings that may be unknown without keeping jobs from running."
     )
 
     @model_validator(mode="after")
     def _levels_in_order(self) -> "GateSettings":
-        for start, stop in (
-            ("battery_start_percent", "battery_stop_percent"),
-            ("memory_start_bytes", "memory_stop_bytes"),
-        ):
-            if getattr(self, stop) > getattr(self, start):
-                raise ValueError(f"{stop} ({getattr(self, stop)}) is above {start} ({getattr(self, start)})")
+        for stricter, other in [(start, stop) for start, stop in _AT_LEAST] + [
+            (stop, start) for start, stop in _AT_MOST
+        ]:
+            if getattr(self, stricter) < getattr(self, other):
+                raise ValueError(f"{other} ({getattr(self, other)}) is above {stricter} ({getattr(self, stricter)})")
+        return self
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "GateSettings":
+        if self.require_power and not self.power_sources:
+            raise ValueError("require_power (true) and power_sources (none) leave no power to train on")
         return self
 
 
@@ -173,11 +260,17 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
     model: str = Field("smollm2-135m-instruct", description="The imported model that learns and answers.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much is logged.")
-    tick_seconds: float = Field(2.0, gt=0, le=60, description="How often sensors and queue are looked at.")
+    tick_seconds: float = Field(2.0, gt=0, le=5, description="How often sensors are looked at while a job runs.")
+    idle_tick_seconds: float = Field(
+        15.0, gt=0, le=60, description="How often sensors and queue are looked at while none does."
+    )
     keep_alive_seconds: float = Field(300, ge=0, description="How long the idle generator keeps its memory.")
     max_text_bytes: int = Field(1 * MB, ge=1, description="Longest single text.")
     max_body_bytes: int = Field(8 * MB, ge=1, description="Longest request.")
     max_waiting: int = Field(8, ge=0, description="Requests for text that may wait while one is answered.")
+    power_supplies: Path = Field(
+        Path("/sys/class/power_supply"), description="Where Linux shows power supplies; another folder to try things."
+    )
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
 

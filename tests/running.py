@@ -18,8 +18,9 @@ import httpx
 import pytest
 
 from pocketllm.api.app import create_app
+from pocketllm.daemon.find_sensors import Senses
 from pocketllm.daemon.runner import Exit
-from pocketllm.daemon.sensors import Reading, Sensor
+from pocketllm.daemon.sensors import Reading
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import load_settings
 
@@ -66,7 +67,13 @@ def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without any PocketLLM settings but the given ones (`TRAINING__STEPS` and so on)."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("POCKETLLM_")}
     # A machine that runs tests may be a laptop on its battery.
-    given = {"CONFIG": str(folder / "config.toml"), "GATE__REQUIRE_POWER": "false", **settings}
+    given = {
+        "CONFIG": str(folder / "config.toml"),
+        "GATE__REQUIRE_POWER": "false",
+        "GATE__REQUIRE_IDLE": "false",
+        "IDLE_TICK_SECONDS": "0.5",
+        **settings,
+    }
     return clean | {f"POCKETLLM_{name}": value for name, value in given.items()} | {"HF_HUB_OFFLINE": "1"}
 
 
@@ -244,7 +251,7 @@ class FixedSensor:
     """A sensor that sees what it is told to."""
 
     name: str
-    value: bool | float | None
+    value: bool | float | str | None
     unit: str | None = None
     reason: str | None = None
     absent: bool = False
@@ -294,11 +301,13 @@ class FakeRunner:
             self.job_id = None
         return ended
 
-    def kill(self) -> None:
+    def kill(self) -> Exit | None:
         """See Runner."""
-        if self.job_id:
-            self.killed.append(self.job_id)
-        self.job_id = None
+        job_id, self.job_id = self.job_id, None
+        if job_id is None:
+            return None
+        self.killed.append(job_id)
+        return Exit(job_id=job_id, code=-9, last_words="", cpu_seconds=1.5)
 
 
 @dataclass(kw_only=True)
@@ -372,8 +381,8 @@ def rehearsal(folder: Path, **settings: Any) -> Iterator[Rehearsal]:
     power = FixedSensor("power", True)
     battery = FixedSensor("battery", 80.0, "%")
     memory = FixedSensor("memory", 4e9, "bytes")
-    sensors: list[Sensor] = [power, battery, memory]
-    built = build_services(loaded, sensors=sensors, runner=runner)
+    senses = Senses(sensors=[power, battery, memory])
+    built = build_services(loaded, senses=senses, runner=runner, uptime=lambda: clock.now.timestamp())
     services = replace(built, now=clock, started_at=clock.now)
     try:
         yield Rehearsal(services=services, clock=clock, runner=runner, power=power, battery=battery, memory=memory)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pocketllm.daemon.gate import Verdict, decide
+from pocketllm.daemon.gate import Charge, Situation, Verdict, decide
 from pocketllm.daemon.sensors import Reading
 from pocketllm.daemon.settings import GateSettings
 from tests.working import NOW
@@ -24,9 +24,10 @@ SETTINGS = GateSettings(
 )
 
 
-def reading(name: str, value: bool | float | None, *, absent: bool = False) -> Reading:
+def reading(name: str, value: bool | float | str | None, *, absent: bool = False, age: float = 0) -> Reading:
     reason = "no battery" if absent else "PermissionError" if value is None else None
-    return Reading(name=name, value=value, unit=None, source="test", at=NOW, reason=reason, absent=absent)
+    at = NOW - timedelta(seconds=age)
+    return Reading(name=name, value=value, unit=None, source="test", at=at, reason=reason, absent=absent)
 
 
 NO_BATTERY = reading("battery", None, absent=True)
@@ -45,18 +46,28 @@ class World:
     settings: GateSettings = SETTINGS
     now: datetime = NOW
     before: Verdict = field(default_factory=Verdict)
+    others: tuple[Reading, ...] = ()
+    local: datetime | None = None
+    charge: Charge = field(default_factory=Charge)
+    used_today_minutes: float = 0
+    snoozed_until: datetime | None = None
 
     def decide(self) -> Verdict:
         battery = self.battery if isinstance(self.battery, Reading) else reading("battery", self.battery)
-        ago = self.paused_seconds_ago
         return decide(
-            [reading("power", self.power), battery, reading("memory", self.memory)],
+            [reading("power", self.power), battery, reading("memory", self.memory), *self.others],
             self.settings,
-            now=self.now,
-            running=self.running,
-            immediate=self.immediate,
-            paused_at=None if ago is None else self.now - timedelta(seconds=ago),
-            before=self.before,
+            Situation(
+                now=self.now,
+                local=self.local or self.now,
+                running=self.running,
+                immediate=self.immediate,
+                paused_seconds=self.paused_seconds_ago,
+                charge=self.charge,
+                used_today_seconds=60 * self.used_today_minutes,
+                snoozed_until=self.snoozed_until,
+            ),
+            self.before,
         )
 
 
@@ -130,6 +141,110 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "paused later than now: the clock was set back": (World(paused_seconds_ago=-5), []),
     "paused just now, and running again": (World(paused_seconds_ago=1, running=True), []),
     "no minimum pause": (World(paused_seconds_ago=0, settings=settings(minimum_pause_seconds=0)), []),
+    # What the power comes from.
+    "a plug that counts": (World(others=(reading("plug", "usb"),)), []),
+    "a plug that does not count": (
+        World(others=(reading("plug", "wireless"),), settings=settings(power_sources=("ac", "usb"))),
+        ["the power comes from wireless, and only ac, usb counts"],
+    ),
+    "a plug that nobody knows": (World(others=(reading("plug", None),)), []),
+    # A charger that is too weak.
+    "charge lost on the charger": (
+        World(charge=Charge(weak_at=60), battery=61.0),
+        ["the battery loses charge on the charger; waiting for 63 %"],
+    ),
+    "charge lost on the charger, and 'now'": (World(charge=Charge(weak_at=60), immediate=True), []),
+    # Heat: 38 to start, 42 to go on; the machine's 70 and 90.
+    "battery warm to start": (
+        World(others=(reading("temperature", 39.0),)),
+        ["the battery has 39 °C, over 38 °C"],
+    ),
+    "battery warm while running": (World(others=(reading("temperature", 39.0),), running=True), []),
+    "battery hot while running": (
+        World(others=(reading("temperature", 43.0),), running=True),
+        ["the battery has 43 °C, over 42 °C"],
+    ),
+    "battery hot, and 'now'": (
+        World(others=(reading("temperature", 43.0),), running=True, immediate=True),
+        ["the battery has 43 °C, over 42 °C"],
+    ),
+    "battery's temperature unknown": (
+        World(others=(reading("temperature", None),)),
+        ["temperature is unknown (PermissionError)"],
+    ),
+    "battery's temperature unknown, which is allowed": (
+        World(others=(reading("temperature", None),), settings=settings(train_when_unknown=("temperature",))),
+        [],
+    ),
+    "no thermometer": (World(others=(reading("temperature", None, absent=True),)), []),
+    "a temperature that is no number": (
+        World(others=(reading("temperature", float("nan")),)),
+        ["the battery has nan °C, over 38 °C"],
+    ),
+    "a hot processor": (
+        World(others=(reading("heat", 71.0),)),
+        ["the hottest thermal zone has 71 °C, over 70 °C"],
+    ),
+    "a battery that is ill": (World(others=(reading("health", "over_voltage"),)), ["the battery reports over voltage"]),
+    "a battery that is well": (World(others=(reading("health", "good"),)), []),
+    "a battery that does not say": (World(others=(reading("health", None),)), []),
+    # Whether somebody uses it.
+    "screen on": (World(others=(reading("screen", True),)), ["the screen is on"]),
+    "screen on, and 'now'": (World(others=(reading("screen", True),), immediate=True), []),
+    "screen on, where the owner does not mind": (
+        World(others=(reading("screen", True),), settings=settings(require_screen_off=False)),
+        [],
+    ),
+    "screen unknown": (World(others=(reading("screen", None),)), ["screen is unknown (PermissionError)"]),
+    "in use a while ago": (World(others=(reading("idle", 300.0),)), ["in use 5 minutes ago, under 10"]),
+    "in use long ago": (World(others=(reading("idle", 600.0),)), []),
+    "nobody there to use it": (World(others=(reading("idle", None, absent=True),)), []),
+    # When.
+    "outside the hours": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=12, minute=30)),
+        ["it is 12:30, outside 22:00-07:00"],
+    ),
+    "within the hours, past midnight": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=6, minute=59)),
+        [],
+    ),
+    "at the end of the hours": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=7, minute=0)),
+        ["it is 07:00, outside 22:00-07:00"],
+    ),
+    "outside the hours, and 'now'": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=12, minute=30), immediate=True),
+        [],
+    ),
+    "snoozed": (
+        World(snoozed_until=NOW + timedelta(hours=1), local=NOW),
+        [f"snoozed until {NOW + timedelta(hours=1):%Y-%m-%d %H:%M}"],
+    ),
+    "snoozed once": (World(snoozed_until=NOW - timedelta(hours=1)), []),
+    "enough for today": (
+        World(used_today_minutes=60, settings=settings(minutes_per_day=60)),
+        ["trained 60 minutes today, of 60"],
+    ),
+    "not yet enough for today": (World(used_today_minutes=59, settings=settings(minutes_per_day=60)), []),
+    # Room.
+    "a full disk": (World(others=(reading("disk", 1e6),)), ["1 MB of room on the disk, under 1000 MB"]),
+    "memory is short though there is some": (
+        World(others=(reading("memory pressure", 50.0),), running=True),
+        ["work waits for memory 50 % of the time, over 40 %"],
+    ),
+    # How the owner wants it.
+    "never": (World(settings=settings(run_mode="never"), immediate=True), ["the run mode is 'never'"]),
+    "always": (World(settings=settings(run_mode="always"), power=False, others=(reading("screen", True),)), []),
+    "always, but not below the floor": (
+        World(settings=settings(run_mode="always"), power=False, battery=29.0),
+        ["battery 29 % is under 30 %"],
+    ),
+    # Old readings.
+    "a stale reading": (
+        World(others=(reading("temperature", 20.0, age=181),)),
+        ["temperature is unknown (the last answer is 181 s old)"],
+    ),
+    "a reading that is not stale yet": (World(others=(reading("temperature", 20.0, age=179),)), []),
     # All at once.
     "all is ill": (
         World(power=False, battery=5.0, memory=1.0 * MB, paused_seconds_ago=1),

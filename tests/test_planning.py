@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady
+from pocketllm.daemon.find_sensors import Senses
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import (
     BATCH,
@@ -22,6 +23,7 @@ from pocketllm.daemon.planning import (
 )
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
+from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.mezo.budget import MB, predict, read_shapes
 from pocketllm.mezo.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.mezo.native import NativeModel
@@ -165,7 +167,14 @@ def scheduler(tmp_path: Path, planner: Planner, store: Store) -> Scheduler:
     loaded = load_settings({"data_dir": tmp_path, "model": "tiny", "training": training})
     sensors = [FixedSensor("power", True), FixedSensor("battery", 80.0, "%"), FixedSensor("memory", 4e9, "bytes")]
     return Scheduler(
-        store, DataFolder(tmp_path), sensors, FakeRunner(), loaded, model_problem=lambda: None, planner=planner
+        store,
+        DataFolder(tmp_path),
+        Senses(sensors=sensors),
+        FakeRunner(),
+        loaded,
+        model_problem=lambda: None,
+        planner=planner,
+        wake_lock=WakeLock(),
     )
 
 

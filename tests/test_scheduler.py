@@ -2,77 +2,21 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduler import MAX_ATTEMPTS, RETRY_SECONDS, Scheduler
-from pocketllm.daemon.settings import Settings, load_settings
+from pocketllm.daemon.scheduler import MAX_ATTEMPTS, RETRY_SECONDS
+from pocketllm.daemon.settings import load_settings
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Requester, Step
-from pocketllm.storage.texts import NewText
-from tests.planned import planned
-from tests.running import Clock, FakeRunner, FixedSensor
+from pocketllm.storage.tables import JobState, Requester
+from tests.house import House
+from tests.running import FakeRunner
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
-
-
-@dataclass(kw_only=True)
-class House:
-    """A scheduler and all that it deals with. A tick comes every two seconds."""
-
-    store: Store
-    folder: DataFolder
-    settings: Settings
-    runner: FakeRunner
-    clock: Clock = field(default_factory=Clock)
-    power: FixedSensor = field(default_factory=lambda: FixedSensor("power", True))
-    battery: FixedSensor = field(default_factory=lambda: FixedSensor("battery", 80.0, "%"))
-    memory: FixedSensor = field(default_factory=lambda: FixedSensor("memory", 4e9, "bytes"))
-    model_problem: str | None = None
-
-    def __post_init__(self) -> None:
-        self.scheduler = self.scheduler_with(self.runner)
-
-    def scheduler_with(self, runner: FakeRunner) -> Scheduler:
-        """Another daemon's scheduler on the same data."""
-        all_of = (self.store, self.folder, [self.power, self.battery, self.memory], runner, self.settings)
-        return Scheduler(*all_of, model_problem=lambda: self.model_problem, planner=planned)
-
-    def tick(self, seconds: float = 2) -> datetime:
-        self.scheduler.tick(self.clock.advance(seconds))
-        return self.clock.now
-
-    def add(self, words: int, about: str = "word") -> None:
-        self.store.texts.add([NewText(text=f"{about} " * words, source="test")], now=self.clock.now)
-
-    def request(self, *, immediate: bool = False) -> str:
-        return self.scheduler.request(steps=None, seed=None, immediate=immediate, now=self.clock.now).id
-
-    def job(self, job_id: str) -> Job:
-        return self.store.jobs.get(job_id)
-
-    def only_job(self) -> Job:
-        [job] = self.store.jobs.page(after=None, limit=9)
-        return job
-
-    def step(self, job_id: str) -> None:
-        """Let the worker make a step."""
-        number = self.store.journal.last_step(job_id) + 1
-        row = Step(job_id=job_id, step=number, seed=1, scalars=[0.1], loss=3, learning_rate=0.1, tokens=9, seconds=1)
-        self.store.journal.append(row)
-
-    def succeed(self, job_id: str) -> None:
-        """Let the worker end its job well."""
-        now = self.clock.now
-        row = Adapter(id=f"of-{job_id}", job_id=job_id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
-        self.store.jobs.succeed(job_id, adapter=row, publish=True, now=now)
-        self.runner.ends(0)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("[gate]\nbattery_stop_percent = nan", "gate.battery_stop_percent", "nan"),
         ("[gate]\nminimum_pause_seconds = -1", "gate.minimum_pause_seconds", "-1"),
         ("[gate]\nrequire_power = 3", "gate.require_power", "3"),
-        ('[gate]\ntrain_when_unknown = ["idle"]', "gate.train_when_unknown.0", "'idle'"),
+        ('[gate]\ntrain_when_unknown = ["mood"]', "gate.train_when_unknown.0", "'mood'"),
         # A key that there is not: a typing error must not go unnoticed.
         ("prot = 2407", "prot", "2407"),
         ("[training]\nstep = 5", "training.step", "5"),

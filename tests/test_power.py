@@ -1,10 +1,17 @@
-"""Sensors on folders that look like the kernel's, and on this machine's own."""
+"""Power supplies, on folders that look like the kernel's."""
 
 from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.sensors import BatterySensor, MemorySensor, PowerSensor, Reading, default_sensors
+from pocketllm.daemon.power import (
+    BatteryHealthSensor,
+    BatterySensor,
+    BatteryTemperatureSensor,
+    PlugSensor,
+    PowerSensor,
+)
+from pocketllm.daemon.sensors import Reading
 from tests.working import NOW
 
 #: A power supply: the names of its attributes and what is in them.
@@ -146,37 +153,69 @@ def test_bytes_that_are_no_text_are_unknown(tmp_path: Path) -> None:
     assert BatterySensor(folder).read(NOW).unknown
 
 
+def with_port(folder: Path, supply: int, *roles: str) -> None:
+    """Give a supply type-C ports with these roles, the one that is taken in brackets."""
+    for number, role in enumerate(roles):
+        port = folder / f"supply{supply}" / "device" / "typec" / f"port{number}"
+        port.mkdir(parents=True)
+        (port / "power_role").write_text(role + "\n")
+
+
 @pytest.mark.parametrize(
-    ("meminfo", "value"),
+    ("roles", "on_power"),
     [
-        pytest.param("MemTotal: 8000 kB\nMemAvailable:    2048 kB\nSwapFree: 5 kB\n", 2048 * 1024, id="usual"),
-        pytest.param("MemAvailable: 0 kB\n", 0, id="none left"),
-        pytest.param("MemTotal: 8000 kB\nMemFree: 100 kB\n", None, id="not given"),
-        pytest.param("", None, id="empty"),
-        pytest.param("MemAvailable: much kB\n", None, id="no number"),
-        pytest.param("MemAvailable: nan kB\n", None, id="NaN"),
-        pytest.param("MemAvailable: kB\n", None, id="unit alone"),
-        pytest.param("MemAvailable: 2048 MB\n", None, id="another unit"),
-        pytest.param("\ufffd\0\n:::\n", None, id="garbage"),
+        (["source [sink]"], True),
+        (["[source] sink"], False),
+        (["[source] sink", "source [sink]"], True),
+        (["[source]", "[source] sink"], False),
+        ([], True),
     ],
 )
-def test_memory(tmp_path: Path, meminfo: str, value: float | None) -> None:
-    (tmp_path / "meminfo").write_text(meminfo)
-    reading = MemorySensor(tmp_path / "meminfo").read(NOW)
-    assert (reading.name, reading.value, reading.unit, reading.at) == ("memory", value, "bytes", NOW)
-    assert reading.unknown is (value is None)
-    assert bool(reading.reason) is (value is None)
+def test_what_is_fed_by_the_machine_is_no_charger(tmp_path: Path, roles: list[str], on_power: bool) -> None:
+    folder = supplies(tmp_path / "power_supply", {"type": "USB", "online": "1"}, DISCHARGING)
+    with_port(folder, 0, *roles)
+    assert PowerSensor(folder).read(NOW).value is on_power
 
 
-def test_memory_that_is_told_nowhere_is_unknown(tmp_path: Path) -> None:
-    assert MemorySensor(tmp_path / "none").read(NOW).unknown
-    assert MemorySensor(tmp_path).read(NOW).unknown
+PLUG_ROWS: dict[str, tuple[list[Supply], str]] = {
+    "a charger of the mains": ([{"type": "Mains", "online": "1"}, DISCHARGING], "ac"),
+    "a computer's socket": ([{"type": "USB", "online": "1"}, DISCHARGING], "usb"),
+    "a pad": ([{"type": "Wireless", "online": "1"}, DISCHARGING], "wireless"),
+    "two, of which the stronger": ([{"type": "USB", "online": "1"}, {"type": "Mains", "online": "1"}], "ac"),
+    "something new": ([{"type": "Cable", "online": "1"}, DISCHARGING], "another"),
+    "nothing": ([AC_OFF, DISCHARGING], "none"),
+    "a desktop": ([], "ac"),
+}
 
 
-def test_this_machines_sensors_answer_whatever_it_is() -> None:
-    readings = [sensor.read(NOW) for sensor in default_sensors()]
-    assert [reading.name for reading in readings] == ["power", "battery", "memory"]
-    for reading in readings:
-        assert reading.at == NOW
-        assert reading.source
-        assert reading.value is not None or reading.reason
+@pytest.mark.parametrize("row", PLUG_ROWS)
+def test_plug(tmp_path: Path, row: str) -> None:
+    present, value = PLUG_ROWS[row]
+    assert PlugSensor(supplies(tmp_path / "power_supply", *present)).read(NOW).value == value
+
+
+@pytest.mark.parametrize(
+    ("temp", "celsius"),
+    [("311", 31.1), ("-50", -5.0), ("0", 0.0), ("2147483647", None), ("-400", None), ("warm", None), ("nan", None)],
+)
+def test_the_batterys_temperature(tmp_path: Path, temp: str, celsius: float | None) -> None:
+    reading = BatteryTemperatureSensor(supplies(tmp_path / "power_supply", battery(temp=temp))).read(NOW)
+    assert (reading.value, reading.unit, reading.unknown) == (celsius, "°C", celsius is None)
+
+
+def test_of_several_batteries_the_hottest_counts(tmp_path: Path) -> None:
+    folder = supplies(tmp_path / "power_supply", battery(temp="300"), battery(temp="412"), DISCHARGING)
+    assert BatteryTemperatureSensor(folder).read(NOW).value == 41.2
+
+
+def test_a_battery_that_does_not_tell_its_temperature_has_none(tmp_path: Path) -> None:
+    assert BatteryTemperatureSensor(supplies(tmp_path / "power_supply", DISCHARGING)).read(NOW).absent
+
+
+@pytest.mark.parametrize(
+    ("health", "value"),
+    [("Good", "good"), ("Over voltage", "over_voltage"), ("Overheat", "overheat"), ("Unknown", None), ("", None)],
+)
+def test_the_batterys_health(tmp_path: Path, health: str, value: str | None) -> None:
+    reading = BatteryHealthSensor(supplies(tmp_path / "power_supply", battery(health=health))).read(NOW)
+    assert (reading.value, reading.absent) == (value, value is None)

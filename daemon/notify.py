@@ -1,0 +1,34 @@
+"""systemd's notify protocol: tells the service manager that the daemon is ready, alive, ending (man sd_notify)."""
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+
+class ServiceManager:
+    """Where none listens, nothing is said."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        self.watchdog_seconds = _watchdog_seconds(environment)  #: None: nobody watches
+
+    def tell(self, *lines: str) -> None:
+        """Send such as READY=1. Never raises: a service manager that has gone is no reason to stop."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto("\n".join(lines).encode(), address)
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
+    """How often it wants to hear that we are alive, at least."""
+    meant_for = environment.get("WATCHDOG_PID")
+    if meant_for not in (None, str(os.getpid())):
+        return None
+    try:
+        microseconds = int(environment.get("WATCHDOG_USEC", ""))
+    except ValueError:
+        return None
+    return microseconds / 1e6 if microseconds > 0 else None
