@@ -18,7 +18,7 @@ from pocketllm.api.problems import TOO_LARGE, code_for, problem_response
 from pocketllm.daemon.errors import DaemonError
 
 #: GET routes that hold no content: `curl localhost:2407/jobs` just works.
-OPEN_ROUTES = re.compile(r"/(health|status|jobs|jobs/[^/]+)")
+OPEN_ROUTES = re.compile(r"/(health|status|ledger|jobs|jobs/[^/]+)")
 
 #: Names by which a local program may call us. Anything else is a web page that rebound its own name to us.
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
-from pocketllm.api.jobs import json_only
+from pocketllm.api.requests import json_only
 from pocketllm.api.schemas import AdapterOut
 from pocketllm.daemon.services import Services
 from pocketllm.storage.adapters import Change

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from pocketllm.api import adapters, generate, jobs, journal, problems, reports, status, texts
+from pocketllm.api import adapters, generate, jobs, journal, ledger, problems, reports, status, texts
 from pocketllm.api.access import Guard
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.services import Services
@@ -28,7 +28,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         redoc_url=None,
     )
     app.state.services = services
-    for module in (status, texts, jobs, journal, reports, adapters, generate):
+    for module in (status, texts, jobs, journal, ledger, reports, adapters, generate):
         app.include_router(module.router)
     problems.install(app)
     limit = services.settings.max_body_bytes

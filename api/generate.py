@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.context import Context
-from pocketllm.api.jobs import MAX_SEED, json_only
+from pocketllm.api.jobs import MAX_SEED
 from pocketllm.api.problems import Problem, code_of, problem_body, status_of
+from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError, ModelNotReady
 from pocketllm.daemon.generator import Done, GenerationRequest, Piece

@@ -3,12 +3,12 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
 from pocketllm.api.plan_schemas import EnoughTextOut, PlanOut
-from pocketllm.api.problems import Problem
+from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.api.schemas import EventOut, JobDetailOut, JobOut, Page, job_detail
 from pocketllm.daemon.planning import MethodWish
@@ -35,14 +35,6 @@ class JobIn(BaseModel):
     method: MethodWish | None = Field(None, description="How to learn; default: the setting training.method.")
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
-
-
-async def json_only(request: Request) -> None:
-    """Refuse a body that does not say that it is JSON: a form on a web page cannot say so."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and (kind or await request.body()):
-        detail = f"Content-Type is {kind or 'missing'}; send application/json."
-        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
 
 
 @router.post(
@@ -76,6 +68,7 @@ def request_job(
         probes=wish.probes,
         now=services.now(),
     )
+    services.wake()
     response.headers["Location"] = f"/jobs/{job.id}"
     return _out(services, job)
 
@@ -98,7 +91,14 @@ def get_job(job_id: str, services: Context) -> JobDetailOut:
     job, journal = store.jobs.get(job_id), store.journal
     events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
     report = store.reports.find(job_id)
-    return job_detail(job, journal.progress(job_id), events, curve=journal.curve(job_id), report=report)
+    return job_detail(
+        job,
+        journal.progress(job_id),
+        events,
+        curve=journal.curve(job_id),
+        report=report,
+        windows=store.ledger.of_job(job_id),
+    )
 
 
 @router.post("/jobs/{job_id}/cancel")

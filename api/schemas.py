@@ -5,9 +5,10 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
+from pocketllm.api.ledger_schemas import WindowOut
 from pocketllm.api.report_schemas import CurveOut, ReportNumbersOut, report_numbers
 from pocketllm.storage.journal import Curve, Progress
-from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, Text
+from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, RunWindow, Text
 
 Item = TypeVar("Item", bound="Identified")
 
@@ -115,6 +116,7 @@ class JobDetailOut(JobOut):
     curve: CurveOut
     report: ReportNumbersOut | None = Field(description="What was learned, once it has succeeded; all of it: /report.")
     events: list[EventOut]
+    ledger: list[WindowOut] = Field(description="When its workers ran, and what it took.")
 
 
 class AdapterOut(Identified):
@@ -165,7 +167,13 @@ def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def job_detail(
-    job: Job, progress: Progress, events: list[EventOut], *, curve: Curve, report: Report | None
+    job: Job,
+    progress: Progress,
+    events: list[EventOut],
+    *,
+    curve: Curve,
+    report: Report | None,
+    windows: list[RunWindow],
 ) -> JobDetailOut:
     """A job's whole document."""
     return JobDetailOut(
@@ -175,6 +183,7 @@ def job_detail(
         curve=CurveOut.of(curve),
         report=report_numbers(report),
         events=events,
+        ledger=[WindowOut.of(window) for window in windows],
     )
 
 

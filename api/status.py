@@ -1,16 +1,21 @@
 """/health, /status, /models: what the daemon is, sees and has."""
 
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
+from pocketllm.api.problems import Problem
+from pocketllm.api.requests import json_only
 from pocketllm.api.schemas import ModelOut
+from pocketllm.daemon.gate import Verdict
 from pocketllm.daemon.services import Services
+from pocketllm.daemon.settings import Quantity
 from pocketllm.mezo.native import list_native
 from pocketllm.storage.tables import JobState
 
@@ -39,24 +44,40 @@ class BlockerOut(BaseModel):
 
     name: str
     message: str
-    value: bool | float | None
+    value: bool | float | str | None
     threshold: float | None
     unit: str | None
     since: datetime
 
 
-class TrainingStatus(BaseModel):
-    """Whether a job may run now."""
+class VerdictOut(BaseModel):
+    """Whether a job may run, and everything that speaks against it."""
 
     allowed: bool
     blockers: list[BlockerOut]
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "VerdictOut":
+        """From the gate's."""
+        blockers = [BlockerOut.model_validate(blocker, from_attributes=True) for blocker in verdict.blockers]
+        return cls(allowed=verdict.allowed, blockers=blockers)
+
+
+class TrainingStatus(VerdictOut):
+    """Whether a job may run now, and when it might."""
+
+    run_mode: str
+    snoozed_until: datetime | None
+    expected_at: datetime | None = Field(
+        description="When the gate opens if the day to come is like the last one; null when nothing is known of that."
+    )
 
 
 class ReadingOut(BaseModel):
     """What a sensor sees. Without a value `reason` says why: unknown, or `absent` from this machine."""
 
     name: str
-    value: bool | float | None
+    value: bool | float | str | None
     unit: str | None
     source: str
     at: datetime
@@ -124,8 +145,10 @@ def status(services: Context) -> StatusOut:
         uptime_seconds=round((services.now() - services.started_at).total_seconds(), 1),
         model=_model(services),
         training=TrainingStatus(
-            allowed=verdict.allowed,
-            blockers=[BlockerOut.model_validate(b, from_attributes=True) for b in verdict.blockers],
+            **VerdictOut.of(verdict).model_dump(),
+            run_mode=services.settings.gate.run_mode,
+            snoozed_until=services.store.words.snoozed_until(),
+            expected_at=scheduler.expected_at(services.now()),
         ),
         readings=[ReadingOut.model_validate(r, from_attributes=True) for r in scheduler.readings],
         worker=WorkerStatus(
@@ -141,6 +164,80 @@ def status(services: Context) -> StatusOut:
         ),
         jobs=services.store.jobs.counts(),
     )
+
+
+class WhatIfIn(BaseModel):
+    """Readings to try, by name, in place of what the sensors see; null is unknown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    readings: dict[Quantity, bool | float | str | None] = Field(
+        description="In the units of /status: power and screen are true or false, plug and health are words."
+    )
+
+
+#: Of the readings that are no numbers.
+_KINDS: dict[str, type] = {"power": bool, "screen": bool, "plug": str, "health": str}
+_KIND_NAMES = {bool: "true or false", str: "a word", float: "a number"}
+
+
+class ScreenIn(BaseModel):
+    """What an automation app has seen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on: bool = Field(description="Whether the screen is on.")
+
+
+class SnoozeIn(BaseModel):
+    """For how long nothing shall run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="So long from now.")
+    until: AwareDatetime | None = Field(None, description="Or until then; neither of both ends the snooze.")
+
+
+class SnoozeOut(BaseModel):
+    """Until when nothing runs."""
+
+    snoozed_until: datetime | None
+
+
+@router.post("/status/what-if", dependencies=[Depends(json_only)])
+def what_if(services: Context, body: WhatIfIn) -> VerdictOut:
+    """What the gate would say of these readings. Changes nothing."""
+    for name, value in body.readings.items():
+        wanted = _KINDS.get(name, float)
+        given = float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+        if value is not None and given is not wanted:
+            detail = f"readings.{name} is {value!r}; it must be {_KIND_NAMES[wanted]}, or null for unknown."
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=f"readings.{name}")
+    return VerdictOut.of(services.scheduler.what_if(body.readings, services.now()))
+
+
+@router.post("/status/screen", dependencies=[Depends(json_only)])
+def screen(services: Context, body: ScreenIn) -> ScreenIn:
+    """Tell that the screen has gone on, or off: for Tasker and the like, on phones where nothing else tells."""
+    services.scheduler.screen(body.on, services.now())
+    services.wake()
+    return body
+
+
+@router.post("/status/snooze", dependencies=[Depends(json_only)])
+def snooze(services: Context, body: SnoozeIn) -> SnoozeOut:
+    """Let nothing run for a while, a job that runs included; an empty body ends it."""
+    if body.minutes is not None and body.until is not None:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "minutes and until were both given; one is enough.", param="until"
+        )
+    now = services.now()
+    until = body.until if body.minutes is None else now + timedelta(minutes=body.minutes)
+    if until is not None and until <= now:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"until ({until.isoformat()}) is over already.", param="until")
+    services.scheduler.snooze(until)
+    services.wake()
+    return SnoozeOut(snoozed_until=until)
 
 
 @router.get("/models")

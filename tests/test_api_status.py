@@ -44,7 +44,13 @@ def test_the_status_of_a_daemon_at_rest(api: Rehearsal, with_model: Path) -> Non
         "version": __version__,
         "uptime_seconds": 90.0,
         "model": {"name": "tiny", "ready": True, "message": None, "adapter": None},
-        "training": {"allowed": True, "blockers": []},
+        "training": {
+            "allowed": True,
+            "blockers": [],
+            "run_mode": "auto",
+            "snoozed_until": None,
+            "expected_at": "2026-03-01T12:01:30Z",
+        },
         "readings": [
             {
                 "name": name,
@@ -71,6 +77,9 @@ def test_every_blocker_comes_with_its_figures(api: Rehearsal, with_model: Path) 
     since = "2026-03-01T12:00:10Z"  # the first look, not the last
     document = status(api)
     assert document["training"] == {
+        "run_mode": "auto",
+        "snoozed_until": None,
+        "expected_at": None,
         "allowed": False,
         "blockers": [
             {
@@ -128,7 +137,7 @@ def test_a_machine_without_a_battery_is_not_kept_from_training(api: Rehearsal, w
     api.battery.value, api.battery.absent, api.battery.reason = None, True, "no battery"
     api.tick()
     document = status(api)
-    assert document["training"] == {"allowed": True, "blockers": []}
+    assert (document["training"]["allowed"], document["training"]["blockers"]) == (True, [])
     assert (document["readings"][1]["reason"], document["readings"][1]["absent"]) == ("no battery", True)
 
 

@@ -1,0 +1,48 @@
+"""The documents of the ledger. Seconds, percent, degrees Celsius; what was unknown is null."""
+
+from datetime import date, datetime
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from pocketllm.storage.tables import RunWindow
+
+
+class WindowOut(BaseModel):
+    """A time in which a worker ran. What was unknown is null."""
+
+    job: str
+    began_at: datetime
+    ended_at: datetime | None = Field(description="null while it lasts.")
+    seconds: float
+    began_because: str
+    ended_because: str | None
+    cpu_seconds: float
+    battery_began_percent: float | None
+    battery_ended_percent: float | None
+    hottest_battery_celsius: float | None
+    hottest_zone_celsius: float | None
+
+    @classmethod
+    def of(cls, row: RunWindow) -> Self:
+        """From its row."""
+        seconds = ((row.ended_at or row.seen_at) - row.began_at).total_seconds()
+        return cls(**row.model_dump(exclude={"job_id", "id"}), job=row.job_id, seconds=round(seconds, 1))
+
+
+class DayOut(BaseModel):
+    """What ran on one day, by the owner's clock. A run counts on the day that it began on."""
+
+    day: date
+    runs: int
+    seconds: float
+    cpu_seconds: float
+    battery_lost_percent: float = Field(description="What the battery lost during runs; a gain is none.")
+    hottest_battery_celsius: float | None
+
+
+class LedgerOut(BaseModel):
+    """Runs and days, oldest first."""
+
+    data: list[WindowOut]
+    days: list[DayOut]
