@@ -16,11 +16,13 @@ from pocketllm import (
     cli_adapters,
     cli_add,
     cli_demo,
+    cli_doctor,
     cli_generate,
     cli_journal,
     cli_plan,
     cli_replay,
     cli_report,
+    cli_snooze,
     cli_train,
 )
 from pocketllm.cli_adapters import adapters_app
@@ -39,6 +41,7 @@ from pocketllm.cli_errors import CommandError
 from pocketllm.cli_home import owner_token
 from pocketllm.cli_jobs import jobs_app
 from pocketllm.cli_models import models_app
+from pocketllm.cli_service import service_app
 
 app = typer.Typer(
     cls=Program,
@@ -125,6 +128,9 @@ def token(data_dir: DataDir = None, json_wanted: Json = False) -> None:
         typer.echo(found)
 
 
+app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
+app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
+app.add_typer(service_app, name="service")
 app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
 app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 app.command("train", epilog=cli_train.EPILOG)(cli_train.train)

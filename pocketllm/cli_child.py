@@ -24,13 +24,17 @@ LOG_TAIL_LINES = 15
 
 @contextmanager
 def running_daemon(
-    data_dir: Path, command: Sequence[str], *, start_seconds: float = START_SECONDS
+    data_dir: Path,
+    command: Sequence[str],
+    *,
+    start_seconds: float = START_SECONDS,
+    settings: Mapping[str, str] | None = None,
 ) -> "Iterator[Client]":
     """Start a daemon on an existing folder, yield a client of it, and stop it at the end.
 
     It is stopped on errors, on Ctrl-C and when this process is asked to end, too. Its output goes to
     `daemon.log` in the folder; when it dies, the CommandError shows the log's end. Must be entered in the
-    main thread.
+    main thread. settings: by their names in the environment, without the prefix.
     """
     log = data_dir / "daemon.log"
     with signals_raise(signal.SIGTERM, signal.SIGHUP), log.open("wb") as output:
@@ -39,7 +43,7 @@ def running_daemon(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=child_environment(os.environ, data_dir),
+            env=child_environment(os.environ, data_dir) | environment_of(settings or {}),
             # Ctrl-C in the terminal must reach us alone: we then stop the daemon in order.
             start_new_session=True,
         )
@@ -66,8 +70,13 @@ def child_environment(environ: Mapping[str, str], data_dir: Path) -> dict[str, s
         "POCKETLLM_CONFIG": str(data_dir / "config.toml"),
         "POCKETLLM_TRAINING__NEW_WORDS": str(10**9),
         "POCKETLLM_GATE__REQUIRE_POWER": "false",
-        "POCKETLLM_GATE__TRAIN_WHEN_UNKNOWN": '["power", "battery"]',
+        "POCKETLLM_GATE__TRAIN_WHEN_UNKNOWN": '["power", "battery", "temperature"]',
     }
+
+
+def environment_of(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return settings as the daemon reads them."""
+    return {f"POCKETLLM_{name}": value for name, value in settings.items()}
 
 
 def wait_until_answering(

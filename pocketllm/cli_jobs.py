@@ -27,11 +27,21 @@ jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 
 
 @jobs_app.callback(
-    epilog=examples("pocketllm jobs", "pocketllm jobs ID", "pocketllm jobs cancel ID", "pocketllm jobs --json")
+    epilog=examples(
+        "pocketllm jobs",
+        "pocketllm jobs ID",
+        "pocketllm jobs cancel ID",
+        "pocketllm jobs --ledger",
+        "pocketllm jobs --json",
+    )
 )
 def jobs(
     ctx: typer.Context,
     limit: Limit = DEFAULT_LIMIT,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Show when workers ran, why they began and ended, and what it took.")
+    ] = False,
+    days: Annotated[int, typer.Option(min=1, max=366, help="How many days of the ledger.")] = 7,
     url: Url = None,
     data_dir: DataDir = None,
     json_wanted: Json = False,
@@ -42,7 +52,7 @@ def jobs(
     """
     ctx.obj = common(ctx, url, data_dir, json_wanted)
     if ctx.invoked_subcommand is None:
-        show_list(ctx.obj, limit)
+        show_ledger(ctx.obj, days) if ledger else show_list(ctx.obj, limit)
 
 
 @jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))
@@ -98,3 +108,15 @@ def show_list(options: Common, limit: int) -> None:
 
     console = make_console()
     console.print(jobs_table(found, has_more=has_more, width=console.width, now=datetime.now(UTC)))
+
+
+def show_ledger(options: Common, days: int) -> None:
+    """Print when workers ran."""
+    with connected(options) as client:
+        found = client.ledger(days=days)
+    if options.json:
+        emit(found)
+        return
+    from pocketllm.views_ledger import ledger_tables
+
+    make_console().print(ledger_tables(found, days=days))

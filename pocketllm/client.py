@@ -68,6 +68,14 @@ class Client:
         """Return model, training gate, readings, texts and job counts; needs no token."""
         return self._call("GET", "/status")
 
+    def snooze(self, minutes: float | None) -> Document:
+        """Let nothing run for so many minutes; None ends it. Returns until when."""
+        return self._call("POST", "/status/snooze", body={} if minutes is None else {"minutes": minutes})
+
+    def ledger(self, *, days: int) -> Document:
+        """Return when workers ran in the last days, by run and by day."""
+        return self._call("GET", "/ledger", params={"days": str(days)})
+
     def add_texts(self, texts: list[Document]) -> Document:
         """Store `[{"text", "source"}, ...]`, all or none. Returns ids, created and duplicates.
 
@@ -101,14 +109,15 @@ class Client:
         method: str | None = None,
         batch: int | None = None,
         probes: int | None = None,
+        now: bool = True,
     ) -> Document:
-        """Ask for a training job now. Returns the job, which may have to wait for its turn or for safety.
+        """Ask for a training job, now unless told otherwise. Returns it; it may have to wait for its turn or safety.
 
         What is None is not sent, so that the daemon's settings stand.
         """
         wish = {"steps": steps, "seed": seed, "mode": mode, "method": method, "batch": batch, "probes": probes}
         given = {name: value for name, value in wish.items() if value is not None}
-        return self._call("POST", "/jobs", body={"now": True, **given})
+        return self._call("POST", "/jobs", body={"now": now, **given})
 
     def plan_job(self, wish: Document) -> Document:
         """Return what a job that is asked for like this would take. None is started."""

@@ -6,12 +6,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi import FastAPI
 
@@ -20,7 +21,9 @@ from pocketllm.api.access import load_or_create_token
 from pocketllm.api.app import create_app
 from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
 from pocketllm.daemon.locks import locked
+from pocketllm.daemon.notify import ServiceManager
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.probing import NOT_YET
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.database import explained
@@ -28,6 +31,7 @@ from pocketllm.storage.database import explained
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+_TICK = "tick"
 #: How long open requests may take to end when the daemon stops.
 SHUTDOWN_SECONDS = 5
 
@@ -63,7 +67,12 @@ def _serve(settings: Settings, folder: DataFolder, listener: socket.socket) -> N
             services.scheduler.recover(services.now())
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listener))
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS, server_header=False
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            server_header=False,
+            date_header=False,
         )
         asyncio.run(_Server(config).serve(sockets=[listener]))
     finally:
@@ -76,40 +85,89 @@ class _Server(uvicorn.Server):
     """Ends in order on SIGTERM and Ctrl-C; on the second Ctrl-C without waiting for open requests.
 
     uvicorn's own raises the signal again when it has shut down: that would end the process before the worker is
-    gone, and with a code that a service manager takes for a crash.
+    gone, and with a code that a service manager takes for a crash. And it wakes ten times a second to see whether
+    there was one, which a phone's battery would notice.
     """
+
+    _wake: Callable[[], object] | None = None
+
+    async def main_loop(self) -> None:
+        """Wait for the end."""
+        await self.on_tick(0)  # what it sets every second is the date in the answers, which these do without
+        ending = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._wake = lambda: loop.call_soon_threadsafe(ending.set)
+        if not self.should_exit:
+            await ending.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note that the server is to end."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+        if self._wake is not None:
+            self._wake()
 
 
-def _lifespan(services: Services, listener: socket.socket) -> Any:
-    """What runs beside the requests: the tick, and the announcement of where the daemon is."""
+class _Ticker:
+    """Has the scheduler look at everything, every so often: soon again while a job runs, else now and then."""
 
-    async def tick() -> None:
-        await asyncio.to_thread(services.scheduler.tick, services.now())
-        await services.generator.unload_if_idle()
+    def __init__(self, services: Services, manager: ServiceManager) -> None:
+        self._services, self._manager = services, manager
+        self._seconds = services.settings.idle_tick_seconds
+        self._jobs = AsyncIOScheduler(timezone="UTC")
 
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticker = AsyncIOScheduler(timezone="UTC")
-        ticker.add_job(
-            tick,
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        loop = asyncio.get_running_loop()
+        self._services.wake.listener = lambda: loop.call_soon_threadsafe(self._now)
+        self._jobs.add_job(
+            self._tick,
             "interval",
-            seconds=services.settings.tick_seconds,
-            next_run_time=services.now(),
+            id=_TICK,
+            seconds=self._seconds,
+            next_run_time=self._services.now(),
             coalesce=True,  # after a suspend one look is enough
             max_instances=1,
             misfire_grace_time=None,
         )
+        self._jobs.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._services.wake.listener = None
+        self._jobs.shutdown(wait=False)
+
+    def _now(self) -> None:
+        with suppress(JobLookupError):  # ending
+            self._jobs.modify_job(_TICK, next_run_time=self._services.now())
+
+    async def _tick(self) -> None:
+        settings, scheduler = self._services.settings, self._services.scheduler
+        await asyncio.to_thread(scheduler.tick, self._services.now())
+        await self._services.generator.unload_if_idle()
+        self._manager.tell("WATCHDOG=1", f"STATUS={scheduler.in_short}")
+        soon = scheduler.worker_pid or any(reading.reason == NOT_YET for reading in scheduler.readings)
+        seconds = settings.tick_seconds if soon else settings.idle_tick_seconds
+        if seconds != self._seconds:
+            self._seconds = seconds
+            self._jobs.reschedule_job(_TICK, trigger="interval", seconds=seconds)
+
+
+def _lifespan(services: Services, listener: socket.socket) -> Any:
+    """What runs beside the requests: the tick, and what tells others that the daemon is there."""
+    manager = ServiceManager()
+    ticker = _Ticker(services, manager)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ticker.start()
         _announce(services.folder, listener.getsockname()[1], services)
+        manager.tell("READY=1", f"STATUS=serving {services.settings.model}")
         try:
             yield
         finally:
-            ticker.shutdown(wait=False)
+            manager.tell("STOPPING=1")
+            ticker.stop()
             await services.generator.close()
 
     return lifespan

@@ -297,11 +297,22 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
     grid.add_row("May train now", verdict)
     for blocker in blockers:
         grid.add_row(f"  {blocker['name']}", Text(blocker_text(blocker, now), style="yellow"))
+    if not allowed:
+        grid.add_row("  Expected", expected_text(status["training"], now))
     grid.add_row("Readings", "")
     for reading in status["readings"]:
         grid.add_row(f"  {reading['name']}", reading_text(reading))
     up = duration_text(status["uptime_seconds"])
     return Panel(grid, title=f"PocketLLM {status['version']}, up {up}", title_align="left", expand=False)
+
+
+def expected_text(training: Document, now: datetime) -> str:
+    """Return when a job may run if the day to come is like the last one."""
+    at = training.get("expected_at")
+    if at is None:
+        return "nothing is known yet of when it may"
+    left = datetime.fromisoformat(at) - now
+    return f"in {duration_text(max(0.0, left.total_seconds()))}, if the day to come is like the last one"
 
 
 def model_text(model: Document) -> Text:
@@ -351,8 +362,10 @@ def reading_text(reading: Document) -> Text:
     return text.append(f"  {reading['source']}", style="dim") if reading.get("source") else text
 
 
-def quantity(value: bool | float, unit: str | None) -> str:
+def quantity(value: bool | float | str, unit: str | None) -> str:
     """Return a sensor's value with its unit, for people."""
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if unit == "bytes":

@@ -50,6 +50,7 @@ def test_version() -> None:
 COMMANDS = [
     *(["demo"], ["models"], ["models", "list"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
     *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["report"], ["journal"], ["replay"], ["plan"]),
+    *(["doctor"], ["snooze"], ["service"], ["service", "install"], ["service", "uninstall"], ["service", "status"]),
     *(["generate"], ["token"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
 ]
 
@@ -64,8 +65,8 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    expected = "demo models serve status add plan train jobs report adapters rollback journal replay generate token"
-    assert lines == expected.split()
+    first = "demo models serve service doctor status snooze add plan train"
+    assert lines == f"{first} jobs report adapters rollback journal replay generate token".split()
 
 
 @pytest.mark.parametrize(
