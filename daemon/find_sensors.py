@@ -54,11 +54,16 @@ class Places:
     @property
     def is_android(self) -> bool:
         """Termux says so; a proot inside it inherits the prefix."""
-        return "TERMUX_VERSION" in self.environment or "com.termux" in self.environment.get("PREFIX", "")
+        return is_termux(self.environment)
 
     def command(self, name: str) -> str | None:
         """A command's file on the PATH."""
         return shutil.which(name, path=self.environment.get("PATH", os.defpath))
+
+
+def is_termux(environment: Mapping[str, str]) -> bool:
+    """Whether these are the variables of a program under Termux."""
+    return "TERMUX_VERSION" in environment or "com.termux" in environment.get("PREFIX", "")
 
 
 def _system_command(file: str) -> str:

@@ -144,7 +144,7 @@ def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
     """What nobody overrides."""
     yield from _battery(readings, settings, at)
     yield from _health(readings, settings, at)
-    yield from _at_most(
+    yield from _limit(
         readings,
         settings,
         at,
@@ -152,7 +152,7 @@ def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
         level=settings.temperature_stop_celsius if at.running else settings.temperature_start_celsius,
         said="the battery has {value:.0f} °C, over {level:.0f} °C",
     )
-    yield from _at_most(
+    yield from _limit(
         readings,
         settings,
         at,
@@ -160,15 +160,17 @@ def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
         level=settings.heat_stop_celsius if at.running else settings.heat_start_celsius,
         said="the hottest thermal zone has {value:.0f} °C, over {level:.0f} °C",
     )
-    yield from _at_least_bytes(
+    yield from _limit(
         readings,
         settings,
         at,
         name="memory",
         level=settings.memory_stop_bytes if at.running else settings.memory_start_bytes,
         said="{value:.0f} MB of memory available, under {level:.0f} MB",
+        least=True,
+        shown_per=1e6,
     )
-    yield from _at_most(
+    yield from _limit(
         readings,
         settings,
         at,
@@ -176,13 +178,15 @@ def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
         level=settings.pressure_stop_percent if at.running else settings.pressure_start_percent,
         said="work waits for memory {value:.0f} % of the time, over {level:.0f} %",
     )
-    yield from _at_least_bytes(
+    yield from _limit(
         readings,
         settings,
         at,
         name="disk",
         level=settings.disk_stop_bytes if at.running else settings.disk_start_bytes,
         said="{value:.0f} MB of room on the disk, under {level:.0f} MB",
+        least=True,
+        shown_per=1e6,
     )
 
 
@@ -264,40 +268,30 @@ def _health(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
         yield Blocker(name="health", message=message, value=health.value, since=at.now)
 
 
-def _at_most(
-    readings: Mapping[str, Reading], settings: GateSettings, at: Situation, *, name: str, level: float, said: str
+def _limit(
+    readings: Mapping[str, Reading],
+    settings: GateSettings,
+    at: Situation,
+    *,
+    name: str,
+    level: float,
+    said: str,
+    least: bool = False,
+    shown_per: float = 1.0,
 ) -> Iterator[Blocker]:
+    """A reading over its level, or with `least` under it. shown_per: how much of its unit is one in the sentence."""
     reading = readings.get(name)
     if reading is None or reading.absent:
         return
     if not isinstance(reading.value, int | float):
         yield from _blocked_by_unknown(reading, settings, at)
-    elif not reading.value <= level:
+    elif not (reading.value >= level if least else reading.value <= level):  # what is no number blocks
         yield Blocker(
             name=name,
-            message=said.format(value=reading.value, level=level),
+            message=said.format(value=reading.value / shown_per, level=level / shown_per),
             value=reading.value,
             threshold=level,
-            unit=reading.unit,
-            since=at.now,
-        )
-
-
-def _at_least_bytes(
-    readings: Mapping[str, Reading], settings: GateSettings, at: Situation, *, name: str, level: float, said: str
-) -> Iterator[Blocker]:
-    reading = readings.get(name)
-    if reading is None or reading.absent:
-        return
-    if not isinstance(reading.value, int | float):
-        yield from _blocked_by_unknown(reading, settings, at)
-    elif not reading.value >= level:
-        yield Blocker(
-            name=name,
-            message=said.format(value=reading.value / 1e6, level=level / 1e6),
-            value=reading.value,
-            threshold=level,
-            unit="bytes",
+            unit="bytes" if least else reading.unit,
             since=at.now,
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pocketllm.cli_errors import CommandError
+from pocketllm.daemon.find_sensors import is_termux
 
 _COMMAND_SECONDS = 30
 _UNIT = "pocketllm.service"
@@ -48,9 +49,8 @@ class ServiceManager(Protocol):
 
 def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> ServiceManager:
     """What fits this machine. Raises CommandError where nothing does."""
-    prefix = environment.get("PREFIX", "")
-    if "TERMUX_VERSION" in environment or "com.termux" in prefix:
-        return Runit(home=Path(environment["HOME"]), prefix=Path(prefix), command=own_command())
+    if is_termux(environment):
+        return Runit(home=Path(environment["HOME"]), prefix=Path(environment.get("PREFIX", "")), command=own_command())
     if shutil.which("systemctl", path=environment.get("PATH")) is None:
         raise CommandError(
             "Neither Termux nor systemd was found here. Have `pocketllm serve` started by whatever starts services."
