@@ -12,8 +12,7 @@ from typing import Literal
 from pocketllm.daemon.find_sensors import Places, Senses
 from pocketllm.daemon.gate import Situation, decide
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.probing import NOT_YET
-from pocketllm.daemon.sensors import Reading, shown
+from pocketllm.daemon.sensors import Reading, shown, unanswered
 from pocketllm.daemon.settings import Settings
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
 from pocketllm.mezo.native import open_native
@@ -53,7 +52,7 @@ def settled(senses: Senses, now: Callable[[], datetime]) -> list[Reading]:
     deadline = time.monotonic() + LONGEST_SECONDS
     while True:
         readings = [sensor.read(now()) for sensor in senses.sensors]
-        if time.monotonic() > deadline or not any(reading.reason == NOT_YET for reading in readings):
+        if time.monotonic() > deadline or not unanswered(readings):
             return readings
         time.sleep(_LOOK_SECONDS)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pocketllm.daemon.sensors import Reading, unknown
+from pocketllm.daemon.sensors import Reading, absent, unknown
 
 MEMINFO = Path("/proc/meminfo")
 MEMORY_PRESSURE = Path("/proc/pressure/memory")
@@ -46,15 +46,7 @@ class PressureSensor:
             if first[0] != "some" or not 0 <= value <= 100:
                 raise ValueError(f"not understood: {' '.join(first)[:80]}")
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-            return Reading(
-                name="memory pressure",
-                value=None,
-                unit="%",
-                source=str(self.file),
-                at=now,
-                reason=f"{type(error).__name__}: the kernel does not tell",
-                absent=True,
-            )
+            return absent("memory pressure", "%", self.file, now, f"{type(error).__name__}: the kernel does not tell")
         except (OSError, ValueError, KeyError, IndexError) as error:
             return unknown("memory pressure", "%", self.file, now, error)
         return Reading(name="memory pressure", value=value, unit="%", source=str(self.file), at=now)
@@ -77,15 +69,7 @@ class ThermalSensor:
             if _COLDEST_CELSIUS <= value <= _HOTTEST_CELSIUS:
                 celsius.append(value)
         if not celsius:
-            return Reading(
-                name="heat",
-                value=None,
-                unit="°C",
-                source=str(self.folder),
-                at=now,
-                reason="no thermal zone can be read",
-                absent=True,
-            )
+            return absent("heat", "°C", self.folder, now, "no thermal zone can be read")
         return Reading(name="heat", value=max(celsius), unit="°C", source=str(self.folder), at=now)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pocketllm.daemon.sensors import Reading, unknown
+from pocketllm.daemon.sensors import Reading, absent, unknown
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
 
@@ -41,9 +41,7 @@ class BatterySensor:
         except (OSError, ValueError) as error:
             return unknown("battery", "%", self.folder, now, error)
         if not levels:
-            return Reading(
-                name="battery", value=None, unit="%", source=str(self.folder), at=now, reason="no battery", absent=True
-            )
+            return absent("battery", "%", self.folder, now, "no battery")
         level = sum(levels) / len(levels)
         return Reading(name="battery", value=level, unit="%", source=str(self.folder), at=now)
 
@@ -79,15 +77,7 @@ class BatteryTemperatureSensor:
         except (OSError, ValueError) as error:
             return unknown("temperature", "°C", self.folder, now, error)
         if not celsius:
-            return Reading(
-                name="temperature",
-                value=None,
-                unit="°C",
-                source=str(self.folder),
-                at=now,
-                reason="no battery that tells its temperature",
-                absent=True,
-            )
+            return absent("temperature", "°C", self.folder, now, "no battery that tells its temperature")
         return Reading(name="temperature", value=max(celsius), unit="°C", source=str(self.folder), at=now)
 
 

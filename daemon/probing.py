@@ -24,10 +24,6 @@ MOST_BYTES = 256 * 1024
 RETRY_SECONDS = (60.0, 120.0, 300.0, 900.0)
 
 
-#: Why there is no value before the first answer.
-NOT_YET = "it has not answered yet"
-
-
 class ProbeFailed(Exception):
     """A source did not answer, or not in a way that can be understood."""
 

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from pocketllm.daemon.probing import NOT_YET, Answers, Background, Pace, ProbeFailed, run
-from pocketllm.daemon.sensors import Reading, Sensor
+from pocketllm.daemon.probing import Answers, Background, Pace, ProbeFailed, run
+from pocketllm.daemon.sensors import Reading, Sensor, not_yet
 from pocketllm.daemon.uptime import uptime
 
 GETPROP, PROPERTY = "/system/bin/getprop", "debug.tracing.screen_state"
@@ -66,7 +66,7 @@ class AskedScreen:
         """See Sensor."""
         asked, source = self._answers.latest(now), self._source
         if asked is None:
-            return Reading(name="screen", value=None, unit=None, source=source, at=now, reason=NOT_YET)
+            return not_yet("screen", None, source, now)
         return Reading(name="screen", value=asked.answer, unit=None, source=source, at=asked.at, reason=asked.problem)
 
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from pocketllm.daemon.probing import NOT_YET, Answers, Background, Pace, ProbeFailed, run
-from pocketllm.daemon.sensors import Reading
+from pocketllm.daemon.probing import Answers, Background, Pace, ProbeFailed, run
+from pocketllm.daemon.sensors import Reading, not_yet
 
 #: busctl prints a type and a value for each property.
 COMMAND = "busctl"
@@ -64,7 +64,7 @@ class SeatIdleness:
         """The shorter time of logind's and the terminals', where both are known: somebody at either is somebody."""
         asked = self._answers.latest(now)
         if asked is None:
-            return Reading(name="idle", value=None, unit="s", source="logind", at=now, reason=NOT_YET)
+            return not_yet("idle", "s", "logind", now)
         terminals = _since_terminals(self._devices, now)
         if asked.answer is None:
             if terminals is None:

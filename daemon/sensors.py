@@ -9,6 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+#: Why there is no value before the first answer.
+_NOT_YET = "it has not answered yet"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -58,9 +61,7 @@ class Absent:
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return Reading(
-            name=self.name, value=None, unit=self.unit, source="this machine", at=now, reason=self.reason, absent=True
-        )
+        return absent(self.name, self.unit, "this machine", now, self.reason)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,21 @@ def unknown(name: str, unit: str | None, source: Path | str, now: datetime, erro
     """The reading of a source that cannot be read."""
     reason = f"{type(error).__name__}: {error}"
     return Reading(name=name, value=None, unit=unit, source=str(source), at=now, reason=reason)
+
+
+def absent(name: str, unit: str | None, source: Path | str, now: datetime, reason: str) -> Reading:
+    """The reading of what this machine has not."""
+    return Reading(name=name, value=None, unit=unit, source=str(source), at=now, reason=reason, absent=True)
+
+
+def not_yet(name: str, unit: str | None, source: str, now: datetime) -> Reading:
+    """The reading of a source that has been asked and has not answered yet."""
+    return Reading(name=name, value=None, unit=unit, source=source, at=now, reason=_NOT_YET)
+
+
+def unanswered(readings: Sequence[Reading]) -> bool:
+    """Whether there is a source that has been asked and has not answered yet."""
+    return any(reading.reason == _NOT_YET for reading in readings)
 
 
 def shown(reading: Reading) -> str:

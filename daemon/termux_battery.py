@@ -11,8 +11,8 @@ from datetime import datetime
 from math import isfinite
 from typing import Any, Self
 
-from pocketllm.daemon.probing import NOT_YET, Answers, Background, Pace, ProbeFailed, run
-from pocketllm.daemon.sensors import Reading, Sensor
+from pocketllm.daemon.probing import Answers, Background, Pace, ProbeFailed, run
+from pocketllm.daemon.sensors import Reading, Sensor, not_yet
 
 COMMAND = "termux-battery-status"
 #: It takes a second as a rule and seven on slow phones.
@@ -118,7 +118,7 @@ class TermuxBattery:
         """One thing of the last answer."""
         asked = self._answers.latest(now)
         if asked is None:
-            return Reading(name=name, value=None, unit=unit, source=self._source, at=now, reason=NOT_YET)
+            return not_yet(name, unit, self._source, now)
         value = getattr(asked.answer, attribute) if asked.answer is not None else None
         reason = None if value is not None else asked.problem or "it does not say"
         return Reading(name=name, value=value, unit=unit, source=self._source, at=asked.at, reason=reason)

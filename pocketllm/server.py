@@ -23,7 +23,7 @@ from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.notify import ServiceManager
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.probing import NOT_YET
+from pocketllm.daemon.sensors import unanswered
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.database import explained
@@ -146,7 +146,7 @@ class _Ticker:
         await asyncio.to_thread(scheduler.tick, self._services.now())
         await self._services.generator.unload_if_idle()
         self._manager.tell("WATCHDOG=1", f"STATUS={scheduler.in_short}")
-        soon = scheduler.worker_pid or any(reading.reason == NOT_YET for reading in scheduler.readings)
+        soon = scheduler.worker_pid or unanswered(scheduler.readings)
         seconds = settings.tick_seconds if soon else settings.idle_tick_seconds
         if seconds != self._seconds:
             self._seconds = seconds
