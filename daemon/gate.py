@@ -9,11 +9,12 @@ its floor that is not being charged) never.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import get_args
 
 from pocketllm.daemon.sensors import Reading
-from pocketllm.daemon.settings import GateSettings, Hours
+from pocketllm.daemon.settings import GateSettings, Hours, Weekday
 
-_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
 #: Of a battery's health: in this state it may be used.
 _HEALTHY = "good"
 

@@ -280,7 +280,7 @@ class Scheduler:
         return verdict
 
     def _situation(self, job: Job | None, now: datetime) -> Situation:
-        local = self._local(now)
+        local, limited = self._local(now), self._settings.gate.minutes_per_day is not None
         return Situation(
             now=now,
             local=local,
@@ -288,7 +288,7 @@ class Scheduler:
             immediate=job is not None and job.immediate,
             paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
             charge=self._charge,
-            used_today_seconds=self._ledger.seconds_since(midnight_of(local), now),
+            used_today_seconds=self._ledger.seconds_since(midnight_of(local), now) if limited else 0.0,
             snoozed_until=self._store.words.snoozed_until(),
         )
 
