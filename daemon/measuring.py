@@ -1,6 +1,6 @@
 """What held-out text says of a model while a job teaches it: losses that the publish gate (publishing.py) compares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -22,8 +22,6 @@ from pocketllm.storage.tables import Job
 
 #: Blocks of ordinary text that a first job must not spoil.
 ORDINARY_BLOCKS = 24
-#: Does what is given the number of rows that may pass through the layers at once; with fewer, where memory runs out.
-InMemory = Callable[[Callable[[int], list[float]]], list[float]]
 
 
 def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Buckets, *, masked: bool) -> Blocks | None:
@@ -42,7 +40,7 @@ class Measuring:
     held_out: Buckets
     ordinary: Blocks | None  #: text that a first job must not spoil; None where old text says more
     dtype: torch.dtype
-    in_memory: InMemory
+    rows_at_once: int  #: the most that pass through the layers together
 
     @property
     def weights(self) -> list[int]:
@@ -65,9 +63,9 @@ class Measuring:
         if blocks is None:
             return None
         self.model.use(None)
-        before = self.in_memory(lambda rows: self.model.block_losses(blocks, rows))
+        before = self.model.block_losses(blocks, self.rows_at_once)
         self.model.use(theta)
-        now = self.in_memory(lambda rows: self.model.block_losses(blocks, rows))
+        now = self.model.block_losses(blocks, self.rows_at_once)
         return compare(before, now, blocks.target_counts.tolist())
 
     def _record(self, job: Job, step: int, losses: Sequence[float]) -> None:
@@ -76,7 +74,7 @@ class Measuring:
         self.store.jobs.set_peak_memory(job.id, peak_bytes())
 
     def _losses(self, model: LanguageModel) -> list[float]:
-        return self.in_memory(lambda rows: [x for bucket in self.held_out for x in model.block_losses(bucket, rows)])
+        return [x for bucket in self.held_out for x in model.block_losses(bucket, self.rows_at_once)]
 
     def _served_otherwise(self, job: Job) -> list[float] | None:
         """The losses of what is served, where the job does not start from it: then that is to be beaten."""

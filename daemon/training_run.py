@@ -3,7 +3,7 @@
 import gc
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -21,7 +21,6 @@ from pocketllm.daemon.process_memory import (
     cap_anonymous_memory,
     give_back_free_memory,
     lift_cap,
-    out_of_memory,
 )
 from pocketllm.daemon.publishing import Judgement, judge
 from pocketllm.daemon.repeats import repeated
@@ -36,7 +35,6 @@ from pocketllm.mezo.errors import UnsupportedModel
 from pocketllm.mezo.examples import encode
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.guarded import Checks, train_guarded
-from pocketllm.mezo.guided import State
 from pocketllm.mezo.insight import Insight, sample
 from pocketllm.mezo.kept_aside import divide, steps_between_checks
 from pocketllm.mezo.loop import Plan
@@ -53,6 +51,8 @@ Result = TypeVar("Result")
 
 #: Blocks of the job's text that the adapter's frozen directions are taken from.
 DIRECTION_BLOCKS = 32
+#: The fewest rows that pass through the layers at once: a pair of points.
+LEAST_ROWS = 2
 
 
 class TrainingRun:
@@ -79,7 +79,7 @@ class TrainingRun:
             held_out=held_out,
             ordinary=None if self.old_blocks else ordinary_text(tokenizer, self.buckets, masked=masked),
             dtype=self.dtype,
-            in_memory=self._in_memory,
+            rows_at_once=self.plan.rows_at_once,
         )
         self.separator, self.ends = separator(tokenizer), frozenset(end_tokens(self.model, tokenizer))
         del tokenizer
@@ -88,6 +88,16 @@ class TrainingRun:
     def to_the_end(self) -> None:
         """Start, or go on, and finish."""
         self._conclude(*self._learn())
+
+    def take_fewer_rows(self, because: str) -> bool:
+        """Let half as many rows as before pass through the layers at once, from the next start on; whether it can."""
+        before = self.plan.rows_at_once
+        if before <= LEAST_ROWS:
+            return False
+        self.plan = replace(self.plan, rows_at_once=max(LEAST_ROWS, before // 4 * 2))
+        self._say("reduced", f"{because} with {before} rows at once; going on with {self.plan.rows_at_once}")
+        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
+        return True
 
     @torch.inference_mode()
     def _learn(self) -> tuple[AdapterRow, Judgement, Insight | None]:
@@ -116,12 +126,12 @@ class TrainingRun:
             noise=self.settings.noise,
         )
         watch = train_guarded(
-            lambda points, batch: self._in_memory(lambda rows: self.model.losses_at(points, batch, rows)),
+            lambda points, batch: self.model.losses_at(points, batch, self.plan.rows_at_once),
             theta,
             shuffled(learned, size=plan.batch, seed=plan.seed),
             plan,
             checks=Checks(
-                loss=lambda: self._in_memory(lambda rows: self.model.mean_loss(checked, rows)),
+                loss=lambda: self.model.mean_loss(checked, self.plan.rows_at_once),
                 every=steps_between_checks(learned, checked, batch=plan.batch, points=points_of(plan.probes)),
             ),
             keeper=self._stored(theta),
@@ -137,28 +147,23 @@ class TrainingRun:
         self._measure_carrying()
         guided = guided_run.go_on(self.model, theta)
         self.model.use(theta)
-
-        def learn(rows: int) -> State:
-            self._to_start(theta)  # steps may have been made before memory ran out
-            return guided_run.train(
-                self.model,
-                self.buckets,
-                guided,
-                seed=self.job.seed,
-                steps=self.job.total_steps,
-                batch=self.plan.batch,
-                measure_every=self.settings.measure_every,
-                rows_at_once=rows,
-                folder=self.folder.run(self.job.id),
-                cache_bytes=self.settings.trunk_bytes,
-                done=self.store.journal.last_step(self.job.id),
-                keep=self._stored(theta).keep,
-                measure=lambda step: self._measure(step, theta),
-                remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
-                clock=time.monotonic,
-            )
-
-        state = self._in_memory(learn)
+        state = guided_run.train(
+            self.model,
+            self.buckets,
+            guided,
+            seed=self.job.seed,
+            steps=self.job.total_steps,
+            batch=self.plan.batch,
+            measure_every=self.settings.measure_every,
+            rows_at_once=self.plan.rows_at_once,
+            folder=self.folder.run(self.job.id),
+            cache_bytes=self.settings.trunk_bytes,
+            done=self.store.journal.last_step(self.job.id),
+            keep=self._stored(theta).keep,
+            measure=lambda step: self._measure(step, theta),
+            remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
+            clock=time.monotonic,
+        )
         if state.ended:
             self._say("ended early", ended_early(state, state.step))
             self.store.jobs.set_total_steps(self.job.id, state.step)
@@ -237,32 +242,28 @@ class TrainingRun:
     def _fresh(self) -> Adapter:
         if self.plan.method == "guided" and (adapter := self._aimed()) is not None:
             return adapter
-        return self._in_memory(
-            lambda rows: adapter_along_activations(
-                self.model,
-                first_blocks(self.buckets, DIRECTION_BLOCKS),
-                targets=self.settings.targets,
-                rank=self.plan.rank,
-                seed=self.job.seed,
-                rows_at_once=rows,
-                on_pass=self._passed,
-            )
+        return adapter_along_activations(
+            self.model,
+            first_blocks(self.buckets, DIRECTION_BLOCKS),
+            targets=self.settings.targets,
+            rank=self.plan.rank,
+            seed=self.job.seed,
+            rows_at_once=self.plan.rows_at_once,
+            on_pass=self._passed,
         )
 
     def _aimed(self) -> Adapter | None:
         """An adapter for the guide; None where the method is open and the guide promises less than chance does."""
         try:
             self._measure_carrying()
-            aimed = self._in_memory(
-                lambda rows: guided_run.begin(
-                    self.model,
-                    self.buckets,
-                    rank=self.plan.rank,
-                    head_rank=HEAD_RANK,
-                    seed=self.job.seed,
-                    rows_at_once=rows,
-                    on_pass=self._passed,
-                )
+            aimed = guided_run.begin(
+                self.model,
+                self.buckets,
+                rank=self.plan.rank,
+                head_rank=HEAD_RANK,
+                seed=self.job.seed,
+                rows_at_once=self.plan.rows_at_once,
+                on_pass=self._passed,
             )
         except UnsupportedModel as error:
             if self.settings.method == "guided":
@@ -300,25 +301,6 @@ class TrainingRun:
     def _passed(self, number: int) -> None:
         self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
 
-    def _in_memory(self, work: Callable[[int], Result]) -> Result:
-        """Do the work with as many rows at once as planned; where memory runs out, again with fewer."""
-        while True:
-            try:
-                return work(self.plan.rows_at_once)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or self.plan.rows_at_once <= 2:
-                    raise
-            # Outside the handler, whose error holds on to everything that the walk had made.
-            self._take_fewer_rows()
-
-    def _take_fewer_rows(self) -> None:
-        gc.collect()  # frames that an error went through may hold on to each other, and to their tensors
-        give_back_free_memory()
-        fewer = max(2, self.plan.rows_at_once // 4 * 2)
-        self._say("reduced", f"memory ran out with {self.plan.rows_at_once} rows at once; going on with {fewer}")
-        self.plan = replace(self.plan, rows_at_once=fewer)
-        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
-
     def _finish(self, theta: Adapter | FullWeights, last: int) -> tuple[AdapterRow, Judgement, Insight | None]:
         """Judge and save what was made, and look at it while the model is there."""
         before = self.store.journal.evaluation(self.job.id, 0)
@@ -354,7 +336,7 @@ class TrainingRun:
         give_back_free_memory()  # of the steps
         masked, base = self.native.manifest.masked, self.folder.models / self.job.model
         places = sample(self.buckets, self.measuring.held_out, separator=self.separator, ends=self.ends, masked=masked)
-        return self._in_memory(lambda rows: reporting.look(self.model, theta, base, places, rows))
+        return reporting.look(self.model, theta, base, places, self.plan.rows_at_once)
 
     def _conclude(self, row: AdapterRow, judgement: Judgement, found: Insight | None) -> None:
         """End the job with its report. A worker that is killed before has lost seconds: the next does this again."""

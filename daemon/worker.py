@@ -5,6 +5,7 @@ resume, start it again. It ends by itself when the daemon at the other end of it
 """
 
 import argparse
+import gc
 import os
 import sys
 import threading
@@ -17,7 +18,13 @@ import torch
 
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.process_memory import out_of_memory, peak_bytes, prefer_as_victim
+from pocketllm.daemon.process_memory import (
+    fail_where_memory_ends,
+    lift_cap,
+    out_of_memory,
+    peak_bytes,
+    prefer_as_victim,
+)
 from pocketllm.daemon.training_run import TrainingRun
 from pocketllm.mezo.errors import MezoError
 from pocketllm.storage.store import Store
@@ -41,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(OSError):  # already at the bottom, or not allowed to say so
         os.nice(19)
     prefer_as_victim()
+    fail_where_memory_ends()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     folder = DataFolder(options.data_dir)
     with locked(folder.worker_lock, wait_seconds=LOCK_SECONDS) as held:
@@ -48,18 +56,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write("another worker holds this data folder\n")
             return os.EX_TEMPFAIL
         store = Store.open_for_worker(folder.database)
+        again = False
         try:
-            TrainingRun(folder, store, store.jobs.get(options.job)).to_the_end()
+            again = not _ended_in_memory(TrainingRun(folder, store, store.jobs.get(options.job)))
         except MezoError as error:
             # Trying again would end the same way: the job fails, with the sentence that says what to do.
             store.jobs.fail(options.job, error=str(error), now=_now())
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            store.jobs.fail(options.job, error=OUT_OF_MEMORY, now=_now())
         finally:
             store.jobs.set_peak_memory(options.job, peak_bytes())
+            store.close()
+    if again:
+        # In a process that memory has run out in, what it still holds lies between what it gave back, and smaller
+        # tries fail, too: one that has held nothing goes on with what the journal says. The lock is let go before.
+        module = ["-m", "pocketllm.daemon.worker"]
+        os.execv(sys.executable, [sys.executable, *module, "--data-dir", str(folder.root), "--job", options.job])
     return os.EX_OK
+
+
+def _ended_in_memory(run: TrainingRun) -> bool:
+    """Let a run come to its end; False where memory ran out, and less of it is to be tried."""
+    try:
+        run.to_the_end()
+        return True
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside the handler, whose error holds on to everything that a walk had made.
+    gc.collect()
+    lift_cap()
+    if run.take_fewer_rows("memory ran out"):
+        return False
+    run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=_now())
+    return True
 
 
 def _die_with_parent() -> None:

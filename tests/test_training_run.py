@@ -118,7 +118,7 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_p
     finish(start_worker(folder, job))
     job = store.jobs.get(job.id)
     events = [event.message for event in store.jobs.events(job.id) if "memory ran out" in event.message]
-    assert job.state is JobState.SUCCEEDED
+    assert job.state is JobState.SUCCEEDED, (job.error, [e.message for e in store.jobs.events(job.id)])
     assert events and "going on with 512" in events[0]
     store.close()
 
