@@ -103,9 +103,10 @@ class Scheduler:
         with self._lock:
             if ended := self._runner.reap():
                 self._ended(ended, now)
-            self._queue_if_enough(now)
-            self._look(now)
             queue = self._store.jobs.open()
+            if not queue and (job := self._queue_if_enough(now)):
+                queue = [job]
+            self._look(now)
             self.verdict = self._decide(queue[0] if queue else None, now)
             if not (queue and queue[0].immediate):  # which opens the gate by itself, and says nothing of nights
                 self._ledger.gate(self.verdict.allowed, now)
@@ -241,20 +242,22 @@ class Scheduler:
         """Whether the job has made a step, or has gone back some, since its worker was started."""
         return self._store.journal.last_step(job_id) != self._step_at_start
 
-    def _queue_if_enough(self, now: datetime) -> None:
-        enough = self._new_words() >= self._settings.training.new_words
-        if enough and not self._store.jobs.open() and self._model_problem() is None:
-            training = self._settings.training
-            job = self._create(
-                Requester.THRESHOLD,
-                training=training,
-                steps=training.steps,
-                seed=None,
-                immediate=False,
-                predicted_bytes=self._predicted_bytes(),
-                now=now,
-            )
-            log.info("job %s queued: there is enough new text", job.id)
+    def _queue_if_enough(self, now: datetime) -> Job | None:
+        """Queue a job, if there is enough new text. None must be open."""
+        training = self._settings.training
+        if self._new_words() < training.new_words or self._model_problem() is not None:
+            return None
+        job = self._create(
+            Requester.THRESHOLD,
+            training=training,
+            steps=training.steps,
+            seed=None,
+            immediate=False,
+            predicted_bytes=self._predicted_bytes(),
+            now=now,
+        )
+        log.info("job %s queued: there is enough new text", job.id)
+        return job
 
     def _predicted_bytes(self) -> int | None:
         """The peak memory of a job by the settings; None when there can be none, which the worker then says."""

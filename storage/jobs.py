@@ -19,6 +19,12 @@ from pocketllm.storage.texts import assign_to_job, mark_learned
 #: The event of a job's first start that names the adapter that was served then, which its own is to beat.
 COMPARED_WITH = "compared with"
 BASE_MODEL = "the base model"
+#: Made once: the scheduler asks at every tick.
+_OPEN_IN_ORDER = (
+    select(Job)
+    .where(col(Job.state).in_(OPEN_STATES))
+    .order_by((col(Job.state) == JobState.RUNNING).desc(), col(Job.immediate).desc(), col(Job.created_at), col(Job.id))
+)
 
 
 class JobStore:
@@ -85,18 +91,7 @@ class JobStore:
     def open(self) -> list[Job]:
         """Jobs that may still run, in the order in which they should: the running one, the owner's 'now', by age."""
         with self._database.read() as session:
-            return list(
-                session.exec(
-                    select(Job)
-                    .where(col(Job.state).in_(OPEN_STATES))
-                    .order_by(
-                        (col(Job.state) == JobState.RUNNING).desc(),
-                        col(Job.immediate).desc(),
-                        col(Job.created_at),
-                        col(Job.id),
-                    )
-                )
-            )
+            return list(session.exec(_OPEN_IN_ORDER))
 
     def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
         """Mark a waiting job as running. Its first start fixes its texts, the adapter it starts from, and the one that

@@ -54,12 +54,8 @@ put "$here/boot.sh" "$boot"
 say "6. Android's own opinion of idleness: $hook"
 mkdir -p "$(dirname "$hook")"
 put "$here/idle-hook.sh" "$hook"
-# The script termux-job-scheduler has no flag for idleness, but the app reads it. Run in the background: without the
-# app this call never ends.
 if [ -x "$PREFIX/libexec/termux-api" ]; then
-    timeout 20 "$PREFIX/libexec/termux-api" JobScheduler --es script "$hook" --ei job_id 4242 --ei period_ms 900000 \
-        --es network none --ez charging true --ez idle true --ez battery_not_low true --ez persisted true ||
-        say "Termux:API has not answered; idleness then follows the screen alone"
+    sh "$hook" --register || say "Termux:API has not answered; idleness then follows the screen alone"
 fi
 
 say "7. Start"

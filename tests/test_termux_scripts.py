@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.executables import executable
+from tests.running import eventually
 
 TERMUX = Path(__file__).parent.parent / "termux"
 SCRIPTS = sorted(path for path in TERMUX.rglob("*") if path.is_file())
@@ -209,3 +210,21 @@ def test_the_idle_hook_touches_the_stamp(phone: Phone) -> None:
     stamp.parent.mkdir(parents=True)
     assert phone.run("idle-hook.sh").returncode == 0
     assert stamp.is_file()
+
+
+def test_the_service_asks_android_anew_and_becomes_the_daemon(phone: Phone) -> None:
+    phone.run("install.sh")
+    phone.note.unlink()
+    ended = subprocess.run(
+        ["dash", str(phone.root / SERVICE / "run")],
+        env={"HOME": str(phone.home), "PREFIX": str(phone.prefix), "PATH": f"{phone.bin}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stderr == ""
+    eventually(lambda: len(phone.calls()) == 2, "both were called")
+    asked, serving = sorted(phone.calls(), key=lambda call: call.endswith("serve"))
+    assert f"--es script {phone.home}/.local/bin/pocketllm-idle-hook --ei job_id 4242" in asked
+    assert serving.endswith("pocketllm serve")
