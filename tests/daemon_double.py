@@ -171,6 +171,7 @@ class DaemonDouble:
         self.learned = True  # there are adapters
         self.journal = b""  # of any job; without one there is none
         self.reports: dict[str, Document] = {"job-1": REPORT}
+        self.ledger: Document = {"data": [], "days": []}
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
         self.on_job_asked: Callable[[], None] = lambda: None
@@ -221,6 +222,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return 200, STATUS
         case "POST", ["texts"]:
             return add_texts(double, body)
+        case "GET", ["ledger"]:
+            return 200, double.ledger
         case "GET", ["jobs"]:
             return 200, page_of_jobs(double, query)
         case "POST", ["jobs"] if query.get("dry_run") == "true":
@@ -294,7 +297,9 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             journal = method == "GET" and parts.path.endswith("/journal")
             closed = parts.path.endswith(("/journal", "/report"))
-            open_route = method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "jobs")
+            open_route = (
+                method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "ledger", "jobs")
+            )
             with double.lock:
                 double.requests.append((method, self.path, body))
                 double.authorizations.append(self.headers.get("Authorization"))
