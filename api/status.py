@@ -4,10 +4,10 @@ import os
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
 
 from pocketllm.api.context import Context
 from pocketllm.api.problems import Problem
@@ -15,11 +15,13 @@ from pocketllm.api.requests import json_only
 from pocketllm.api.schemas import ModelOut
 from pocketllm.daemon.gate import Verdict
 from pocketllm.daemon.services import Services
-from pocketllm.daemon.settings import Quantity
 from pocketllm.mezo.native import list_native
 from pocketllm.storage.tables import JobState
 
 router = APIRouter(tags=["status"])
+
+#: A number that is neither given as text nor true or false.
+_Number = Annotated[float, Strict()] | None
 
 
 class HealthOut(BaseModel):
@@ -166,19 +168,30 @@ def status(services: Context) -> StatusOut:
     )
 
 
-class WhatIfIn(BaseModel):
-    """Readings to try, by name, in place of what the sensors see; null is unknown."""
+class ReadingsIn(BaseModel):
+    """Readings to try, in the units of /status, in place of what the sensors see. null is unknown."""
 
     model_config = ConfigDict(extra="forbid")
 
-    readings: dict[Quantity, bool | float | str | None] = Field(
-        description="In the units of /status: power and screen are true or false, plug and health are words."
-    )
+    power: StrictBool | None = None
+    plug: StrictStr | None = Field(None, description="ac, usb, wireless, dock, another or none")
+    battery: _Number = None
+    temperature: _Number = None
+    health: StrictStr | None = Field(None, description="good, or what the battery's driver says instead")
+    screen: StrictBool | None = None
+    idle: _Number = None
+    memory: _Number = None
+    memory_pressure: _Number = Field(None, alias="memory pressure")
+    heat: _Number = None
+    disk: _Number = None
 
 
-#: Of the readings that are no numbers.
-_KINDS: dict[str, type] = {"power": bool, "screen": bool, "plug": str, "health": str}
-_KIND_NAMES = {bool: "true or false", str: "a word", float: "a number"}
+class WhatIfIn(BaseModel):
+    """What is to be supposed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    readings: ReadingsIn
 
 
 class ScreenIn(BaseModel):
@@ -207,13 +220,9 @@ class SnoozeOut(BaseModel):
 @router.post("/status/what-if", dependencies=[Depends(json_only)])
 def what_if(services: Context, body: WhatIfIn) -> VerdictOut:
     """What the gate would say of these readings. Changes nothing."""
-    for name, value in body.readings.items():
-        wanted = _KINDS.get(name, float)
-        given = float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
-        if value is not None and given is not wanted:
-            detail = f"readings.{name} is {value!r}; it must be {_KIND_NAMES[wanted]}, or null for unknown."
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=f"readings.{name}")
-    return VerdictOut.of(services.scheduler.what_if(body.readings, services.now()))
+    return VerdictOut.of(
+        services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
+    )
 
 
 @router.post("/status/screen", dependencies=[Depends(json_only)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pocketllm.daemon.sensors import Reading, absent, unknown
+from pocketllm.daemon.sensors import Reading, absent, is_of_a_battery, unknown
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
 
@@ -108,8 +108,6 @@ class BatteryHealthSensor:
 
 #: Types of supplies -> what they are called here, the strongest first.
 _PLUGS = {"Mains": "ac", "USB": "usb", "Wireless": "wireless"}
-#: A temperature beyond these is a driver's invention.
-_COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 
 
 def _on_external_power(folder: Path) -> bool:
@@ -157,7 +155,7 @@ def _percentage(text: str) -> float:
 
 
 def _plausible(celsius: float) -> float:
-    if not _COLDEST_CELSIUS <= celsius <= _HOTTEST_CELSIUS:
+    if not is_of_a_battery(celsius):
         raise ValueError(f"{celsius} °C is no battery's temperature")
     return celsius
 

@@ -16,7 +16,7 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import MethodWish, Planned, with_wishes
 from pocketllm.daemon.runner import Exit, Runner
 from pocketllm.daemon.sensors import Reading, shown
-from pocketllm.daemon.settings import Quantity, Settings, TrainingSettings
+from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.daemon.uptime import uptime
 from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.mezo.budget import Mode
@@ -175,7 +175,7 @@ class Scheduler:
         with self._lock:
             return self._ledger.expected_at(now)
 
-    def what_if(self, values: Mapping[Quantity, bool | float | str | None], now: datetime) -> Verdict:
+    def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
         """What the gate would say of these readings, in place of those that there are; None is unknown."""
         with self._lock:
             given: dict[str, Reading] = {

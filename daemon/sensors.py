@@ -11,6 +11,8 @@ from typing import Protocol
 
 #: Why there is no value before the first answer.
 _NOT_YET = "it has not answered yet"
+#: A battery's temperature beyond these is a driver's invention.
+_COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,11 @@ def not_yet(name: str, unit: str | None, source: str, now: datetime) -> Reading:
 def unanswered(readings: Sequence[Reading]) -> bool:
     """Whether there is a source that has been asked and has not answered yet."""
     return any(reading.reason == _NOT_YET for reading in readings)
+
+
+def is_of_a_battery(celsius: float) -> bool:
+    """Whether a battery may have this temperature."""
+    return _COLDEST_CELSIUS <= celsius <= _HOTTEST_CELSIUS
 
 
 def shown(reading: Reading) -> str:

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Self
 
 from pocketllm.daemon.probing import Answers, Background, Pace, ProbeFailed, run
-from pocketllm.daemon.sensors import Reading, Sensor, not_yet
+from pocketllm.daemon.sensors import Reading, Sensor, is_of_a_battery, not_yet
 
 COMMAND = "termux-battery-status"
 #: It takes a second as a rule and seven on slow phones.
@@ -23,8 +23,6 @@ _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
 #: Words for a state in which a plugged phone takes nothing from its battery.
 _ON_POWER = ("CHARGING", "FULL", "NOT_CHARGING")
 _STATES = (*_ON_POWER, "DISCHARGING")
-#: A temperature beyond these is a driver's invention; and so is exactly zero, which some say for ever.
-_COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 _HEALTH = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAILURE")
 
 
@@ -83,7 +81,7 @@ def _level(said: dict[str, Any]) -> float | None:
 
 def _celsius(said: object) -> float | None:
     number = _number(said)
-    return number if number and _COLDEST_CELSIUS <= number <= _HOTTEST_CELSIUS else None
+    return number if number and is_of_a_battery(number) else None  # exactly zero is what some drivers say for ever
 
 
 def _number(said: object) -> float | None:

@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from pocketllm.api.status import ReadingsIn
+from pocketllm.daemon.settings import Quantity
 from tests.executables import executable
 from tests.running import Rehearsal, assert_problem, eventually, rehearsal
 from tests.tiny_models import tiny_native
@@ -193,3 +195,12 @@ def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(
         api.post(f"/jobs/{job}/cancel")
         wanted = ["termux-wake-lock", "termux-wake-unlock"] * 3
         eventually(lambda: note.exists() and note.read_text().split() == wanted, "all calls", seconds=20)
+
+
+def test_each_quantity_of_the_gate_can_be_supposed() -> None:
+    assert {field.alias or name for name, field in ReadingsIn.model_fields.items()} == set(get_args(Quantity))
+
+
+def test_what_is_supposed_of_memory_pressure(api: Rehearsal) -> None:
+    api.tick()
+    assert what_if(api, **{"memory pressure": 99}) == ["memory pressure"]
