@@ -10,7 +10,7 @@ from pocketllm.storage.ledger import LedgerStore, Observed, seconds_within
 
 PROCESSES = Path("/proc")
 #: How often an open window is written down: a kill of the daemon loses no more of it.
-_EVERY = timedelta(seconds=30)
+_EVERY = timedelta(minutes=1)
 #: Of a day's sum, how long it may be old.
 _SUM_FOR = timedelta(seconds=30)
 

@@ -51,8 +51,8 @@ def seen(battery: float | None = None, celsius: float | None = None) -> list[Rea
 def test_a_window_from_its_beginning_to_its_end(store: Store, job: str) -> None:
     ledger = Ledger(store.ledger)
     ledger.begin(job, because="power, battery 80 %", readings=seen(80, 25), now=NOW)
-    ledger.observe(None, seen(79, 33), later(40))
-    ledger.observe(None, seen(78, 31), later(41))  # too soon to be written down
+    ledger.observe(None, seen(79, 33), later(70))
+    ledger.observe(None, seen(78, 31), later(71))  # too soon to be written down
     ledger.end(because="not on external power", cpu=55.5, readings=seen(77, 30), now=later(100))
     [window] = store.ledger.of_job(job)
     assert (window.began_at, window.ended_at) == (NOW, later(100))
