@@ -1,106 +1,175 @@
-"""Who gets in: loopback names only, no foreign web pages, and a token for all but three content-free routes.
+"""Who gets in: loopback names only, no foreign web pages, and a token whose scope allows it.
 
-On a phone every app reaches 127.0.0.1, so the token is the boundary. Everything is refused that is not named open.
+On a phone every app reaches 127.0.0.1, so the token is the boundary. Everything is refused that is not named here.
 """
 
-import json
-import os
+import math
 import re
-import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
 
+from pocketllm.api.credentials import Caller, Credentials, Scope
+from pocketllm.api.limits import Rate
 from pocketllm.api.problems import TOO_LARGE, code_for, problem_response
-from pocketllm.daemon.errors import DaemonError
 
-#: GET routes that hold no content: `curl localhost:2407/jobs` just works.
+#: Holds nothing at all.
+_HEALTH = "/health"
+#: GET routes that hold no content: `curl localhost:2407/jobs` just works, unless the setting open_routes is false.
 OPEN_ROUTES = re.compile(r"/(health|status|ledger|jobs|jobs/[^/]+)")
 
-#: Names by which a local program may call us. Anything else is a web page that rebound its own name to us.
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-
-OWNER = "owner"
-
-
-def load_or_create_token(path: Path) -> str:
-    """The owner's token: read, or made at first start, in a file that only the owner can read.
-
-    Raises DaemonError for a file without a usable token: it is never taken for an absent one.
-    """
-    try:
-        token = json.loads(path.read_text())[OWNER]
-        if not (isinstance(token, str) and token):
-            raise ValueError(f"{OWNER} is not a token")
-        path.chmod(0o600)
-    except FileNotFoundError:
-        return _create_token(path)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        message = f"The tokens in {path} cannot be used ({type(error).__name__}: {error}). Delete it to get new ones."
-        raise DaemonError(message) from error
-    return token
+#: What the scopes below admin allow. What is not here takes admin.
+_ALLOWED: tuple[tuple[str, str, frozenset[Scope]], ...] = (
+    ("POST", "/texts", frozenset({Scope.INGEST})),
+    ("POST", "/status/screen", frozenset({Scope.INGEST})),
+    ("POST", "/status/what-if", frozenset({Scope.INGEST, Scope.GENERATE})),
+    ("POST", "/generate", frozenset({Scope.GENERATE})),
+    ("GET", "/models", frozenset({Scope.GENERATE})),
+    ("GET", "/adapters", frozenset({Scope.GENERATE})),
+)
 
 
-def _create_token(path: Path) -> str:
-    token = secrets.token_urlsafe(32)  # 256 bits
-    scratch = path.with_suffix(".new")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump({OWNER: token}, file)
-        file.flush()
-        os.fsync(descriptor)
-    scratch.rename(path)
-    return token
+def scopes_for(method: str, path: str) -> frozenset[Scope]:
+    """The scopes of which one is needed; admin always does."""
+    allowed = (scopes for verb, route, scopes in _ALLOWED if (verb, route) == (method, path))
+    return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not answered."""
+
+    status: HTTPStatus
+    detail: str
+    code: str
+    retry_seconds: int | None = None
 
 
 class Guard:
     """ASGI middleware that lets in or answers with an error."""
 
-    def __init__(self, app: ASGIApp, token: str, max_body_bytes: int) -> None:
-        self._app, self._token, self._max_body_bytes = app, token.encode(), max_body_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        credentials: Credentials,
+        rate: Rate,
+        max_body_bytes: int,
+        max_requests: int,
+        open_routes: bool,
+    ) -> None:
+        """rate: of each app. max_requests: at the same time. open_routes: whether those want no token."""
+        self._app, self._credentials, self._rate = app, credentials, rate
+        self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
+        self._running = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check one request."""
-        if scope["type"] == "http":
-            refusal = self._refusal(Headers(scope=scope), scope["method"], scope["path"])
-            if refusal is not None:
-                status, detail, code = refusal
-                await problem_response(status, detail, code=code)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
+        """Check one request, and see it through."""
+        if connection["type"] != "http":
+            await self._app(connection, receive, send)
+            return
+        refusal = self._refusal(Headers(scope=connection), connection["method"], connection["path"])
+        if refusal is not None:
+            await _refuse(refusal, connection, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(connection, receive, send)
+        finally:
+            self._running -= 1
 
-    def _refusal(self, headers: Headers, method: str, path: str) -> tuple[HTTPStatus, str, str] | None:
+    def _refusal(self, headers: Headers, method: str, path: str) -> Refusal | None:
         """Why this request is refused; None lets it in."""
-        host = headers.get("host", "")
-        if _hostname(f"//{host}") not in LOCAL_NAMES:
-            return HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host"
-        origin = headers.get("origin")
-        if origin is not None and _hostname(origin) not in LOCAL_NAMES:
-            return HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin"
-        if headers.get("sec-fetch-site") == "cross-site":
-            return HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site"
+        checks: tuple[Callable[[], Refusal | None], ...] = (
+            lambda: _foreign(headers),
+            lambda: self._too_much(headers),
+            lambda: self._not_allowed(headers, method, path),
+        )
+        return next((refusal for check in checks if (refusal := check()) is not None), None)
+
+    def _too_much(self, headers: Headers) -> Refusal | None:
         # Bodies of unknown length are counted as they come (see app.py); one that says its length is not even read.
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body_bytes:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-            return status, TOO_LARGE, code_for(status)
-        if method in ("GET", "HEAD") and OPEN_ROUTES.fullmatch(path):
+            return Refusal(status, TOO_LARGE, code_for(status))
+        if self._running >= self._max_requests:
+            detail = f"{self._running} requests are being answered (setting max_requests). Try again in a second."
+            return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
+        return None
+
+    def _not_allowed(self, headers: Headers, method: str, path: str) -> Refusal | None:
+        if method in ("GET", "HEAD") and (path == _HEALTH or (self._open_routes and OPEN_ROUTES.fullmatch(path))):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             detail = 'This needs a token: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it.'
-            return HTTPStatus.UNAUTHORIZED, detail, "missing_token"
-        if not secrets.compare_digest(given.strip().encode(), self._token):
-            return HTTPStatus.UNAUTHORIZED, "The token is wrong; `pocketllm token` prints the right one.", "bad_token"
+            return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
+        caller = self._credentials.caller(given.strip())
+        if caller is None:
+            detail = "The token is wrong; `pocketllm token` prints the right one."
+            return Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
+        return _out_of_scope(caller, method, path) or self._too_often(caller)
+
+    def _too_often(self, caller: Caller) -> Refusal | None:
+        if caller.is_owner or (wait := self._rate.wait_seconds(caller.name)) <= 0:
+            return None
+        detail = f"The app {caller.name!r} asks too often (setting app_requests_per_second)."
+        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, detail, "too_often", retry_seconds=math.ceil(wait))
+
+
+def _foreign(headers: Headers) -> Refusal | None:
+    """A Host that is not ours is a web page that rebound its own name to us."""
+    host = headers.get("host", "")
+    if not is_local(f"//{host}"):
+        return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")
+    origin = headers.get("origin")
+    if origin is not None and not is_local(origin):
+        return Refusal(HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin")
+    if headers.get("sec-fetch-site") == "cross-site":
+        return Refusal(HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site")
+    return None
+
+
+def _out_of_scope(caller: Caller, method: str, path: str) -> Refusal | None:
+    needed = scopes_for(method, path)
+    if caller.scopes & needed:
         return None
+    has, least = " and ".join(sorted(caller.scopes)), min(needed, key=list(Scope).index)
+    detail = (
+        f"The token {caller.name!r} has the scope {has}; this takes {least}. "
+        f"`pocketllm token create NAME --scope {least}` makes such a one."
+    )
+    return Refusal(HTTPStatus.FORBIDDEN, detail, "out_of_scope")
 
 
-def _hostname(url: str) -> str | None:
+def is_local(url: str) -> bool:
+    """Whether a URL's host is this device: localhost in any case, also with the root's dot, or a loopback address."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        name = parts.hostname
+        parts.port  # noqa: B018 - raises ValueError for what is no port
     except ValueError:
-        return None
+        return False
+    if name is None or "@" in parts.netloc:
+        return False
+    if name in ("localhost", "localhost."):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
+
+
+async def _refuse(refusal: Refusal, connection: Connection, receive: Receive, send: Send) -> None:
+    answer = problem_response(refusal.status, refusal.detail, code=refusal.code)
+    if refusal.retry_seconds is not None:
+        answer.headers["Retry-After"] = str(refusal.retry_seconds)
+    await answer(connection, receive, send)

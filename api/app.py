@@ -7,8 +7,10 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from pocketllm.api import adapters, generate, jobs, journal, ledger, problems, reports, status, texts
+from pocketllm.api import adapters, generate, jobs, journal, ledger, problems, reports, status, texts, tokens
 from pocketllm.api.access import Guard
+from pocketllm.api.credentials import Credentials
+from pocketllm.api.limits import Rate
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.services import Services
 
@@ -16,7 +18,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(services: Services, *, token: str, lifespan: Lifespan | None = None) -> FastAPI:
-    """The daemon's HTTP interface. Everything but /health, /status and /jobs wants the token."""
+    """The daemon's HTTP interface. token: the owner's. What needs none, and what apps' own are good for: access.py."""
     app = FastAPI(
         title="PocketLLM",
         version=version("pocketllm"),
@@ -28,11 +30,19 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         redoc_url=None,
     )
     app.state.services = services
-    for module in (status, texts, jobs, journal, ledger, reports, adapters, generate):
+    app.state.credentials = credentials = Credentials(token, services.store.tokens)
+    for module in (status, texts, jobs, journal, ledger, reports, adapters, generate, tokens):
         app.include_router(module.router)
     problems.install(app)
-    limit = services.settings.max_body_bytes
+    settings = services.settings
     # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=limit)
-    app.add_middleware(Guard, token=token, max_body_bytes=limit)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(
+        Guard,
+        credentials=credentials,
+        rate=Rate(settings.app_requests_per_second, lambda: services.now().timestamp()),
+        max_body_bytes=settings.max_body_bytes,
+        max_requests=settings.max_requests,
+        open_routes=settings.open_routes,
+    )
     return app

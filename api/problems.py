@@ -20,6 +20,7 @@ from pocketllm.storage import errors as storage
 STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.NotFound, HTTPStatus.NOT_FOUND),
     (storage.WrongState, HTTPStatus.CONFLICT),
+    (storage.AlreadyThere, HTTPStatus.CONFLICT),
     (storage.StorageError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (daemon.NothingToLearn, HTTPStatus.CONFLICT),
     (daemon.ModelNotReady, HTTPStatus.SERVICE_UNAVAILABLE),

@@ -41,6 +41,11 @@ class DataFolder:
         return self.root / "daemon.json"
 
     @property
+    def socket(self) -> Path:
+        """Where the running daemon also listens, for programs of the same owner; mode 0600."""
+        return self.root / "pocketllm.sock"
+
+    @property
     def daemon_lock(self) -> Path:
         """Held by the one daemon."""
         return self.root / "daemon.lock"

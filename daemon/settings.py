@@ -267,6 +267,13 @@ class Settings(BaseSettings):
     keep_alive_seconds: float = Field(300, ge=0, description="How long the idle generator keeps its memory.")
     max_text_bytes: int = Field(1 * MB, ge=1, description="Longest single text.")
     max_body_bytes: int = Field(8 * MB, ge=1, description="Longest request.")
+    max_requests: int = Field(64, ge=1, description="Requests that are answered at the same time.")
+    app_requests_per_second: float = Field(
+        20, gt=0, description="Of each app with a token of its own, in the long run; ten seconds' worth at once."
+    )
+    open_routes: bool = Field(
+        True, description="GET /status, /jobs, /jobs/ID and /ledger, which hold no content, need no token."
+    )
     max_waiting: int = Field(8, ge=0, description="Requests for text that may wait while one is answered.")
     power_supplies: Path = Field(
         Path("/sys/class/power_supply"), description="Where Linux shows power supplies; another folder to try things."

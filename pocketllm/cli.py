@@ -38,10 +38,10 @@ from pocketllm.cli_common import (
     make_console,
 )
 from pocketllm.cli_errors import CommandError
-from pocketllm.cli_home import owner_token
 from pocketllm.cli_jobs import jobs_app
 from pocketllm.cli_models import models_app
 from pocketllm.cli_service import service_app
+from pocketllm.cli_token import token_app
 
 app = typer.Typer(
     cls=Program,
@@ -118,16 +118,6 @@ def status(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
     make_console().print(status_panel(document, datetime.now(UTC)))
 
 
-@app.command(epilog=examples("pocketllm token", "TOKEN=$(pocketllm token)"))
-def token(data_dir: DataDir = None, json_wanted: Json = False) -> None:
-    """Print the owner's token, which apps need to talk to the daemon."""
-    found = owner_token(data_dir)
-    if json_wanted:
-        emit({"token": found})
-    else:
-        typer.echo(found)
-
-
 app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
 app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
 app.add_typer(service_app, name="service")
@@ -142,6 +132,7 @@ app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)
 app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
 app.add_typer(models_app, name="models")
+app.add_typer(token_app, name="token")
 app.command("demo", epilog=cli_demo.EPILOG)(cli_demo.demo)
 
 

@@ -156,6 +156,19 @@ class Client:
         """Have this adapter served. Returns the same."""
         return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve")
 
+    def tokens(self) -> list[Document]:
+        """Return the apps that have a token of their own."""
+        found: list[Document] = self._call("GET", "/tokens")["data"]
+        return found
+
+    def create_token(self, name: str, scopes: list[str]) -> Document:
+        """Let an app in. The answer holds its token, once."""
+        return self._call("POST", "/tokens", body={"name": name, "scopes": scopes})
+
+    def revoke_token(self, name: str) -> None:
+        """Let an app in no more."""
+        self._answer("DELETE", f"/tokens/{path_part(name)}")
+
     def generate(self, request: Document) -> Document:
         """Return the finished answer to a /generate request."""
         return self._call("POST", "/generate", body={**request, "stream": False}, seconds=GENERATE_SECONDS)

@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,8 +18,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi import FastAPI
 
 from pocketllm import __version__
-from pocketllm.api.access import load_or_create_token
 from pocketllm.api.app import create_app
+from pocketllm.api.credentials import load_or_create_token
 from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.notify import ServiceManager
@@ -55,17 +56,17 @@ def serve(overrides: dict[str, Any]) -> int:
             raise AlreadyRunning(
                 f"Another daemon runs on {folder.root}. Stop it first, or choose another folder with --data-dir."
             )
-        with _listening(settings.port) as listener:
-            _serve(settings, folder, listener)
+        with _listening(settings.port) as listener, _at(folder.socket) as beside:
+            _serve(settings, folder, [listener, *beside])
     return os.EX_OK
 
 
-def _serve(settings: Settings, folder: DataFolder, listener: socket.socket) -> None:
+def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket]) -> None:
     services = build_services(settings)
     try:
         with explained(folder.database):
             services.scheduler.recover(services.now())
-        app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listener))
+        app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listeners))
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -74,7 +75,7 @@ def _serve(settings: Settings, folder: DataFolder, listener: socket.socket) -> N
             server_header=False,
             date_header=False,
         )
-        asyncio.run(_Server(config).serve(sockets=[listener]))
+        asyncio.run(_Server(config).serve(sockets=listeners))
     finally:
         folder.announcement.unlink(missing_ok=True)
         services.scheduler.close(services.now())
@@ -153,7 +154,7 @@ class _Ticker:
             self._jobs.reschedule_job(_TICK, trigger="interval", seconds=seconds)
 
 
-def _lifespan(services: Services, listener: socket.socket) -> Any:
+def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     """What runs beside the requests: the tick, and what tells others that the daemon is there."""
     manager = ServiceManager()
     ticker = _Ticker(services, manager)
@@ -161,7 +162,7 @@ def _lifespan(services: Services, listener: socket.socket) -> Any:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ticker.start()
-        _announce(services.folder, listener.getsockname()[1], services)
+        _announce(services, listeners)
         manager.tell("READY=1", f"STATUS=serving {services.settings.model}")
         try:
             yield
@@ -173,12 +174,14 @@ def _lifespan(services: Services, listener: socket.socket) -> Any:
     return lifespan
 
 
-def _announce(folder: DataFolder, port: int, services: Services) -> None:
+def _announce(services: Services, listeners: list[socket.socket]) -> None:
     """Say in the data folder where the daemon is, so that local programs of the same owner find it."""
+    folder, port = services.folder, listeners[0].getsockname()[1]
     about = {
         "pid": os.getpid(),
         "port": port,
         "url": f"http://{HOST}:{port}",
+        "socket": str(folder.socket) if listeners[1:] else None,
         "version": __version__,
         "started_at": services.started_at.isoformat(),
     }
@@ -219,3 +222,26 @@ def _listening(port: int) -> Any:
         yield listener
     finally:
         listener.close()
+
+
+@contextmanager
+def _at(path: Path) -> Iterator[list[socket.socket]]:
+    """A listening Unix socket that only the owner can open; none where the system has none, or the path is too long.
+
+    It is no way around the token: what may open it may read the token, and an app that is let in may be run by the
+    owner.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        path.unlink(missing_ok=True)  # left by a daemon that was killed: this one holds the folder's lock
+        listening = [listener]
+        try:
+            listener.bind(str(path))
+            path.chmod(0o600)  # nothing is let in before listen()
+            listener.listen(128)
+        except OSError as error:
+            log.warning("no Unix socket at %s: %s", path, error)
+            listening = []
+        try:
+            yield listening
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What can go wrong with stored things.
 
 StorageError
+├── AlreadyThere
 ├── DatabaseTooNew
 ├── DatabaseUnusable
 ├── NotFound
@@ -13,6 +14,10 @@ class StorageError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+class AlreadyThere(StorageError):
+    """There is something with this name already."""
 
 
 class DatabaseTooNew(StorageError):

@@ -10,6 +10,7 @@ from pocketllm.storage.ledger import LedgerStore
 from pocketllm.storage.migrate import migrate
 from pocketllm.storage.reports import ReportStore
 from pocketllm.storage.texts import TextStore
+from pocketllm.storage.tokens import TokenStore
 from pocketllm.storage.words import OwnersWords
 
 
@@ -25,6 +26,7 @@ class Store:
         self.reports = ReportStore(database)
         self.ledger = LedgerStore(database)
         self.words = OwnersWords(database)
+        self.tokens = TokenStore(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

@@ -259,6 +259,17 @@ class OwnersWord(SQLModel, table=True):
     value: Any = Field(sa_column=Column(JSON, nullable=False))
 
 
+class AppToken(SQLModel, table=True):
+    """An app that is let in."""
+
+    __tablename__ = "app_token"
+
+    name: str = Field(primary_key=True)
+    digest: str = Field(unique=True)  #: hexadecimal SHA-256 of the token
+    scopes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+
+
 class Adapter(SQLModel, table=True):
     """A finished adapter; its files are in the data folder under adapters/<id>."""
 

@@ -171,6 +171,7 @@ class DaemonDouble:
         self.learned = True  # there are adapters
         self.journal = b""  # of any job; without one there is none
         self.reports: dict[str, Document] = {"job-1": REPORT}
+        self.tokens_of_apps: list[Document] = []
         self.ledger: Document = {"data": [], "days": []}
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
@@ -222,6 +223,14 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return 200, STATUS
         case "POST", ["texts"]:
             return add_texts(double, body)
+        case "GET", ["tokens"]:
+            return 200, {"data": double.tokens_of_apps}
+        case "POST", ["tokens"]:
+            double.tokens_of_apps.append(body | {"created_at": "2026-05-01T10:00:00Z"})
+            return 201, double.tokens_of_apps[-1] | {"token": f"pllm_{body['name']}"}
+        case "DELETE", ["tokens", name]:
+            double.tokens_of_apps = [token for token in double.tokens_of_apps if token["name"] != name]
+            return 200, {}
         case "GET", ["ledger"]:
             return 200, double.ledger
         case "GET", ["jobs"]:
@@ -287,6 +296,9 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self.respond("GET", None)
+
+        def do_DELETE(self) -> None:
+            self.respond("DELETE", None)
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))

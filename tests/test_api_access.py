@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import BaseRoute, Route
 from starlette.types import Message
 
-from pocketllm.api.access import load_or_create_token
+from pocketllm.api.credentials import load_or_create_token
 from pocketllm.daemon.errors import DaemonError
 from tests.running import TOKEN, Rehearsal, assert_problem, rehearsal
 
@@ -118,7 +118,12 @@ def test_the_scheme_may_be_written_in_any_case(api: Rehearsal, scheme: str) -> N
         "localhost",
         "localhost:2407",
         "LOCALHOST:1",
+        "LocalHost",
+        "localhost.",
+        "localhost.:2407",
         "127.0.0.1",
+        "127.0.0.2",
+        "127.255.255.254:2407",
         "127.0.0.1:80",
         "[::1]",
         "[::1]:2407",
@@ -137,6 +142,14 @@ def test_local_names_are_let_in(api: Rehearsal, host: str) -> None:
         "localhost.evil.example",
         "127.0.0.1.nip.io",
         "localhost@evil.example",
+        "evil.example@localhost",
+        "localhost.evil.com",
+        "localhost..",
+        "localhost:port",
+        "127.1",
+        "127.0.0.1.",
+        "10.0.0.7",
+        "[fe80::1]",
         "192.168.1.5:2407",
         "0.0.0.0",
         "[::1",

@@ -51,7 +51,8 @@ COMMANDS = [
     *(["demo"], ["models"], ["models", "list"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
     *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["report"], ["journal"], ["replay"], ["plan"]),
     *(["doctor"], ["snooze"], ["service"], ["service", "install"], ["service", "uninstall"], ["service", "status"]),
-    *(["generate"], ["token"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
+    *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
+    *(["generate"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
 ]
 
 
@@ -103,6 +104,7 @@ class TestWithoutDaemon:
         *(["status"], ["jobs"], ["jobs", "list"], ["jobs", "job-1"], ["jobs", "show", "job-1"], ["models"]),
         *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
         *(["generate", "hello"], ["models", "list"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
+        *(["token", "list"], ["token", "create", "notes", "--scope", "ingest"], ["token", "revoke", "notes"]),
     ],
     ids=" ".join,
 )
@@ -158,6 +160,21 @@ def test_token(run: Run, run_alone: Run) -> None:
     assert alone.exit_code == 1
     assert alone.stdout == ""
     assert "pocketllm serve" in alone.stderr
+
+
+def test_apps_are_let_in_and_out(run: Run, double: DaemonDouble) -> None:
+    assert "No app has a token" in run("token", "list").stdout
+    made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate")
+    assert made.stdout == "pllm_notes\n", "so that it can be put into a variable"
+    assert double.bodies("POST", "/tokens") == [{"name": "notes", "scopes": ["ingest", "generate"]}]
+    assert "ingest, generate" in run("token", "list").stdout
+    assert run("token", "revoke", "notes").stdout == "notes is let in no more.\n"
+    assert double.tokens_of_apps == []
+
+
+def test_a_token_without_a_scope_is_wrong_usage(run: Run) -> None:
+    assert run("token", "create", "notes").exit_code == 2
+    assert run("token", "create", "notes", "--scope", "everything").exit_code == 2
 
 
 def test_status(run: Run) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from safetensors import safe_open
 
@@ -85,7 +86,7 @@ def idle(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Dae
 
 def test_it_says_where_it_is(idle: Daemon) -> None:
     announced = json.loads((idle.folder / "daemon.json").read_text())
-    assert set(announced) == {"pid", "port", "url", "version", "started_at"}
+    assert set(announced) == {"pid", "port", "url", "socket", "version", "started_at"}
     assert announced["pid"] == idle.process.pid
     assert announced["url"] == f"http://127.0.0.1:{announced['port']}"
     assert announced["version"] == __version__
@@ -94,8 +95,28 @@ def test_it_says_where_it_is(idle: Daemon) -> None:
 
 def test_its_files_are_its_owners_alone(idle: Daemon) -> None:
     assert stat.S_IMODE(idle.folder.stat().st_mode) == 0o700
-    for name in ("pocketllm.db", "tokens.json", "daemon.json", "daemon.lock"):
+    for name in ("pocketllm.db", "tokens.json", "daemon.json", "daemon.lock", "pocketllm.sock"):
         assert stat.S_IMODE((idle.folder / name).stat().st_mode) == 0o600, name
+
+
+def test_programs_of_its_owner_may_use_a_socket_in_its_folder(idle: Daemon) -> None:
+    announced = json.loads((idle.folder / "daemon.json").read_text())
+    assert announced["socket"] == str(idle.folder / "pocketllm.sock")
+    transport = httpx.HTTPTransport(uds=announced["socket"])
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        assert client.get("/health").json()["pid"] == idle.process.pid
+        assert client.get("/texts").status_code == 401, "the token is wanted here, too"
+        token = json.loads((idle.folder / "tokens.json").read_text())["owner"]
+        assert client.get("/texts", headers={"authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_where_the_path_is_too_long_for_a_socket_there_is_none(tmp_path: Path, models: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    (folder / "models").symlink_to(models)
+    with running(folder, MODEL="tiny") as daemon:
+        assert json.loads((folder / "daemon.json").read_text())["socket"] is None
+        assert daemon.stranger.get("/health").status_code == 200
 
 
 def test_it_is_small_while_it_idles(idle: Daemon) -> None:

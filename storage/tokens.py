@@ -1,0 +1,35 @@
+"""Apps' tokens: who may call, as a digest of what they send, and what they may do."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlmodel import col, delete, select
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import AlreadyThere, NotFound
+from pocketllm.storage.tables import AppToken
+
+
+class TokenStore:
+    """Every query about tokens. The tokens themselves are stored nowhere."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, name: str, *, digest: str, scopes: Sequence[str], now: datetime) -> None:
+        """Let an app in. Raises AlreadyThere for a name that is in use."""
+        with self._database.write() as session:
+            if session.get(AppToken, name) is not None:
+                raise AlreadyThere(f"There is a token {name!r} already; `pocketllm token revoke {name}` withdraws it.")
+            session.add(AppToken(name=name, digest=digest, scopes=list(scopes), created_at=now))
+
+    def all(self) -> list[AppToken]:
+        """All of them, by name."""
+        with self._database.read() as session:
+            return list(session.exec(select(AppToken).order_by(col(AppToken.name))))
+
+    def delete(self, name: str) -> None:
+        """Let an app in no more. Raises NotFound."""
+        with self._database.write() as session:
+            if session.exec(delete(AppToken).where(col(AppToken.name) == name)).rowcount == 0:
+                raise NotFound(f"There is no token {name!r}. `pocketllm token list` lists them.")
