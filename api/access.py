@@ -25,19 +25,18 @@ _HEALTH = "/health"
 OPEN_ROUTES = re.compile(r"/(health|status|ledger|jobs|jobs/[^/]+)")
 
 #: What the scopes below admin allow. What is not here takes admin.
-_ALLOWED: tuple[tuple[str, str, frozenset[Scope]], ...] = (
-    ("POST", "/texts", frozenset({Scope.INGEST})),
-    ("POST", "/status/screen", frozenset({Scope.INGEST})),
-    ("POST", "/status/what-if", frozenset({Scope.INGEST, Scope.GENERATE})),
-    ("POST", "/generate", frozenset({Scope.GENERATE})),
-    ("GET", "/models", frozenset({Scope.GENERATE})),
-    ("GET", "/adapters", frozenset({Scope.GENERATE})),
+_ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
+    ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
+    ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
+    ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
+    ("POST", re.compile("/generate|/v1/chat/completions|/v1/completions"), frozenset({Scope.GENERATE})),
+    ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
 )
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
     """The scopes of which one is needed; admin always does."""
-    allowed = (scopes for verb, route, scopes in _ALLOWED if (verb, route) == (method, path))
+    allowed = (scopes for verb, route, scopes in _ALLOWED if verb == method and route.fullmatch(path))
     return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
 
 

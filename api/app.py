@@ -7,7 +7,20 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from pocketllm.api import adapters, generate, jobs, journal, ledger, problems, reports, status, texts, tokens
+from pocketllm.api import (
+    adapters,
+    generate,
+    jobs,
+    journal,
+    ledger,
+    openai_completions,
+    openai_models,
+    problems,
+    reports,
+    status,
+    texts,
+    tokens,
+)
 from pocketllm.api.access import Guard
 from pocketllm.api.credentials import Credentials
 from pocketllm.api.limits import Rate
@@ -31,7 +44,19 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     )
     app.state.services = services
     app.state.credentials = credentials = Credentials(token, services.store.tokens)
-    for module in (status, texts, jobs, journal, ledger, reports, adapters, generate, tokens):
+    for module in (
+        status,
+        texts,
+        jobs,
+        journal,
+        ledger,
+        reports,
+        adapters,
+        generate,
+        tokens,
+        openai_models,
+        openai_completions,
+    ):
         app.include_router(module.router)
     problems.install(app)
     settings = services.settings

@@ -3,8 +3,6 @@
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -12,18 +10,16 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
+from pocketllm.api.choosing import SERVING, chosen
 from pocketllm.api.context import Context
 from pocketllm.api.jobs import MAX_SEED
-from pocketllm.api.problems import Problem, code_of, problem_body, status_of
+from pocketllm.api.problems import code_of, problem_body, status_of
 from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
-from pocketllm.daemon.errors import DaemonError, ModelNotReady
+from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generator import Done, GenerationRequest, Piece
-from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"])
-
-SERVING, BASE = "serving", "base"
 
 
 class Message(BaseModel):
@@ -84,7 +80,7 @@ class GenerateOut(BaseModel):
 @router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
 async def generate(request: Request, body: GenerateIn, services: Context) -> Response:
     """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
-    adapter, folder = await run_in_threadpool(_adapter, services, body.adapter)
+    adapter, folder = await run_in_threadpool(chosen, services, body.adapter)
     seed = secrets.randbits(31) if body.seed is None else body.seed
     about = {"model": services.settings.model, "adapter": adapter, "seed": seed}
     wanted = GenerationRequest(
@@ -131,19 +127,3 @@ async def _stream(
             yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
         except DaemonError as error:
             yield server_sent_event("error", problem_body(status_of(error), str(error), code=code_of(error)))
-
-
-def _adapter(services: Services, wanted: str) -> tuple[str | None, Path | None]:
-    """The adapter's id and folder; None for the base. Raises ModelNotReady, NotFound or Problem."""
-    if problem := services.model_problem():
-        raise ModelNotReady(problem)
-    if wanted == BASE:
-        return None, None
-    if wanted == SERVING:
-        serving = services.store.adapters.serving(services.settings.model)
-        return (serving.id, services.folder.adapter(serving.id)) if serving else (None, None)
-    row = services.store.adapters.get(wanted)
-    if row.model != services.settings.model:
-        detail = f"Adapter {row.id} belongs to the model {row.model}, but {services.settings.model} is in use."
-        raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
-    return row.id, services.folder.adapter(row.id)

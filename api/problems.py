@@ -51,9 +51,10 @@ _CODES = {
 class Problem(Exception):
     """An error that a route found out by itself."""
 
-    def __init__(self, status: HTTPStatus, detail: str, *, param: str | None = None) -> None:
+    def __init__(self, status: HTTPStatus, detail: str, *, param: str | None = None, code: str | None = None) -> None:
+        """code: for programs; None is the status's own."""
         super().__init__(detail)
-        self.status, self.detail, self.param = status, detail, param
+        self.status, self.detail, self.param, self.code = status, detail, param, code or code_for(status)
 
 
 def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def install(app: FastAPI) -> None:
 
     async def own(_request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, Problem)
-        return problem_response(error.status, error.detail, code=code_for(error.status), param=error.param)
+        return problem_response(error.status, error.detail, code=error.code, param=error.param)
 
     async def invalid(_request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, RequestValidationError)

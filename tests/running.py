@@ -95,6 +95,16 @@ class Daemon:
     stranger: httpx.Client
 
     @property
+    def url(self) -> str:
+        """Where it is."""
+        return str(self.client.base_url).rstrip("/")
+
+    @property
+    def token(self) -> str:
+        """The owner's."""
+        return str(json.loads((self.folder / "tokens.json").read_text())["owner"])
+
+    @property
     def log(self) -> str:
         """What it has written so far."""
         return log_file(self.folder).read_text(errors="replace")

@@ -30,7 +30,7 @@ def routes(of: list[BaseRoute]) -> Iterator[tuple[str, str]]:
     for route in of:
         if isinstance(route, Route):
             for method in route.methods or ():
-                yield method, route.path
+                yield method, route.path_format
         else:
             included: Any = route
             yield from routes(included.original_router.routes)

@@ -21,6 +21,10 @@ LETS_IN = {
     ("POST", "/status/what-if"): {"ingest", "generate"},
     ("POST", "/generate"): {"generate"},
     ("GET", "/models"): {"generate"},
+    ("GET", "/v1/models"): {"generate"},
+    ("GET", "/v1/models/{model_id}"): {"generate"},
+    ("POST", "/v1/chat/completions"): {"generate"},
+    ("POST", "/v1/completions"): {"generate"},
     ("GET", "/adapters"): {"generate"},
 }
 
