@@ -22,6 +22,7 @@ from pocketllm.api import (
     tokens,
 )
 from pocketllm.api.access import Guard
+from pocketllm.api.conditional import ConditionalGet
 from pocketllm.api.credentials import Credentials
 from pocketllm.api.limits import Rate
 from pocketllm.api.responses import PrettyJSONResponse
@@ -62,6 +63,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     settings = services.settings
     # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(ConditionalGet)
     app.add_middleware(
         Guard,
         credentials=credentials,

@@ -3,10 +3,12 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
+from pocketllm.api.plain import jobs_text, wants_plain_text
 from pocketllm.api.plan_schemas import EnoughTextOut, PlanOut
 from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
@@ -73,13 +75,18 @@ def request_job(
     return _out(services, job)
 
 
-@router.get("/jobs")
+@router.get(
+    "/jobs",
+    response_model=Page[JobOut],
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 def list_jobs(
-    services: Context, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
-) -> Page[JobOut]:
-    """A page of jobs, newest first. Open without a token."""
+    request: Request, services: Context, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
+) -> Page[JobOut] | PlainTextResponse:
+    """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token."""
     rows = services.store.jobs.page(after=after, limit=limit + 1)
-    return Page.of([_out(services, row) for row in rows], limit)
+    page = Page[JobOut].of([_out(services, row) for row in rows], limit)
+    return PlainTextResponse(jobs_text(page.data)) if wants_plain_text(request) else page
 
 
 @router.get("/jobs/{job_id}")

@@ -36,7 +36,7 @@ async def chat(request: Request, body: ChatWish, services: Context) -> Response:
 @router.post("/completions", dependencies=[Depends(json_only)])
 async def complete(request: Request, body: TextWish, services: Context) -> Response:
     """Continue one text or several. With `stream`: chunks as server-sent events, then `[DONE]`."""
-    requests, about = await _requests(services, body, [{"prompt": prompt} for prompt in body.prompts])
+    requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])
     return await _answered(request, services.generator, requests, TextFrame(id=f"cmpl-{_id()}", **about), body)
 
 
@@ -59,15 +59,17 @@ async def _requests(
             max_tokens=body.most_tokens,
             stop=body.stops,
             seed=seed,
+            alternatives=None if body.stream else body.alternatives,
         )
         for given in inputs
         for seed in body.seeds(first)
     ]
+    scored = body.alternatives is not None
     about = {
         "created": int(services.now().timestamp()),
         "model": body.model,
         "fingerprint": f"fp_{services.settings.model}_{adapter or 'base'}",
-        "warnings": body.warnings,
+        "warnings": [*body.warnings, *(["logprobs is ignored in a stream"] if scored and body.stream else [])],
     }
     return requests, about
 

@@ -5,15 +5,18 @@ Whatever is legal there is accepted; what does not apply here is ignored, and na
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
 
 from pocketllm.daemon.generator import Done
 
 #: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".
 _TEXT_TOKENS, _CHAT_TOKENS = 16, 512
-_MOST_TOKENS, _MOST_CHOICES, _MOST_PROMPTS = 8192, 16, 64
+_MOST_TOKENS, _MOST_CHOICES, _MOST_PROMPTS, _MOST_ALTERNATIVES = 8192, 16, 64, 20
+#: No tokenizer has more.
+Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 #: Seeds are any integer there.
 _SEEDS = 2**31
 #: Fields that are known and change nothing, whatever they say.
@@ -99,6 +102,8 @@ class ChatWish(Wish):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    logprobs: bool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
+    top_logprobs: int | None = Field(None, ge=0, le=_MOST_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
 
@@ -107,29 +112,53 @@ class ChatWish(Wish):
         """The longest answer."""
         return min(self.max_completion_tokens or self.max_tokens or _CHAT_TOKENS, _MOST_TOKENS)
 
+    @property
+    def alternatives(self) -> int | None:
+        """How many tokens to score beside each; None where none is scored."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class TextWish(Wish):
     """POST /v1/completions."""
 
-    prompt: str | list[str] = Field("", max_length=8_000_000)
-    max_tokens: int | None = Field(None, ge=1)
+    prompt: str | list[str] | list[Token] | list[list[Token]] = Field(
+        "", description="Words, or token ids, which are taken as they are; or several of either."
+    )
+    max_tokens: int | None = Field(None, ge=0)
+    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=_MOST_ALTERNATIVES,
+        description="Score each token, and as many of the likeliest. Not in a stream.",
+    )
 
     @field_validator("prompt")
     @classmethod
-    def _some_prompts(cls, prompt: str | list[str]) -> str | list[str]:
-        if isinstance(prompt, list) and not 1 <= len(prompt) <= _MOST_PROMPTS:
+    def _some_prompts(cls, prompt: Any) -> Any:
+        several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
+        if several and not 1 <= len(prompt) <= _MOST_PROMPTS:
             raise ValueError(f"send 1 to {_MOST_PROMPTS} prompts")
         return prompt
 
     @property
-    def prompts(self) -> list[str]:
-        """Each prompt."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def inputs(self) -> list[dict[str, Any]]:
+        """Each prompt as a GenerationRequest takes it."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [{"prompt": prompt}]
+        several: list[Any] = [prompt] if isinstance(prompt[0], int) else prompt
+        return [{"prompt": one} if isinstance(one, str) else {"tokens": one} for one in several]
 
     @property
     def most_tokens(self) -> int:
-        """The longest answer."""
-        return min(self.max_tokens or _TEXT_TOKENS, _MOST_TOKENS)
+        """The longest answer; none at all is for who wants the prompt scored."""
+        return min(_TEXT_TOKENS if self.max_tokens is None else self.max_tokens, _MOST_TOKENS)
+
+    @property
+    def alternatives(self) -> int | None:
+        """See ChatWish."""
+        return self.logprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +234,11 @@ class ChatFrame(Frame):
 
     def _choice(self, index: int, answer: Done) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.summary["text"], "refusal": None}
+        scored = answer.summary["scored"]
         return {
             "index": index,
             "message": message,
-            "logprobs": None,
+            "logprobs": None if scored is None else {"content": [_entry(one) for one in scored], "refusal": None},
             "finish_reason": answer.summary["finish_reason"],
         }
 
@@ -231,7 +261,29 @@ class TextFrame(Frame):
         return {"index": index, "text": "", "logprobs": None, "finish_reason": finish_reason}
 
     def _choice(self, index: int, answer: Done) -> dict[str, Any]:
-        return self.last(index, answer.summary["finish_reason"]) | {"text": answer.summary["text"]}
+        scored = answer.summary["scored"]
+        choice = self.last(index, answer.summary["finish_reason"]) | {"text": answer.summary["text"]}
+        return choice if scored is None else choice | {"logprobs": _columns(scored)}
+
+
+def _entry(scored: dict[str, Any]) -> dict[str, Any]:
+    """A token as chats give it."""
+
+    def one(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+    return one(scored["token"], scored["logprob"]) | {"top_logprobs": [one(*pair) for pair in scored["likeliest"]]}
+
+
+def _columns(scored: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tokens as texts give them: the first of a prompt in token ids has no probability."""
+    tokens = [one["token"] for one in scored]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [one["logprob"] for one in scored],
+        "top_logprobs": [None if one["logprob"] is None else dict(one["likeliest"]) for one in scored],
+        "text_offset": [0, *accumulate(map(len, tokens[:-1]))] if tokens else [],
+    }
 
 
 def usage(answers: list[Done]) -> dict[str, int]:

@@ -23,9 +23,10 @@ _EXIT_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """What to generate: a prompt or chat messages, with an adapter's folder or the base model."""
+    """What to generate: after a prompt, tokens or chat messages, with an adapter's folder or the base model."""
 
     prompt: str | None = None
+    tokens: list[int] | None = None  #: in place of a prompt, as they are: no separator stands before them
     messages: list[dict[str, str]] | None = None
     adapter: Path | None = None
     temperature: float = 0.7
@@ -33,6 +34,8 @@ class GenerationRequest:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
+    alternatives: int | None = None  #: see mezo.decoding.Sampling
+    echo: bool = False  #: begin with the prompt, which is scored where the answer is
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
@@ -42,10 +45,11 @@ class GenerationRequest:
             "max_tokens": self.max_tokens,
             "stop": self.stop,
             "seed": self.seed,
+            "alternatives": self.alternatives,
         }
         adapter = str(self.adapter) if self.adapter else None
-        message = {"id": request_id, "prompt": self.prompt, "messages": self.messages}
-        return json.dumps({**message, "adapter": adapter, "sampling": sampling}).encode() + b"\n"
+        message = {"id": request_id, "prompt": self.prompt, "tokens": self.tokens, "messages": self.messages}
+        return json.dumps({**message, "adapter": adapter, "echo": self.echo, "sampling": sampling}).encode() + b"\n"
 
 
 @dataclass(frozen=True)

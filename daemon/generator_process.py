@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.mezo.adapters import Adapter, load_adapter
-from pocketllm.mezo.decoding import Sampling, generate, separator
+from pocketllm.mezo.decoding import Sampling, Scored, generate, score, separator
 from pocketllm.mezo.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import MANIFEST_NAME, open_native
@@ -96,51 +96,80 @@ class Answerer:
             raise UnsupportedModel(
                 f"{native.manifest.name} fills in masks; it cannot continue a text. Use another model."
             )
+        self._native = native
         self._base = self._model = LanguageModel(native)
+        self._in_fp32: LanguageModel | None = None
         self._tokenizer = native.tokenizer()
         self._adapter: tuple[str, Adapter | LanguageModel] | None = None
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Make one answer. Raises MezoError."""
         request_id = request["id"]
-        self._use(request["adapter"])
         options = request["sampling"]
+        self._use(request["adapter"], exact=options["alternatives"] is not None)
         sampling = Sampling(**{**options, "stop": tuple(options["stop"])})
+        prompt = prompt_tokens(self._tokenizer, request, len(self._tokenizer))
         started = time.monotonic()
         generation = generate(
-            self._model,
-            self._tokenizer,
-            prompt_tokens(self._tokenizer, request),
-            sampling,
-            cancelled=lambda: requests.cancelled(request_id),
+            self._model, self._tokenizer, prompt, sampling, cancelled=lambda: requests.cancelled(request_id)
         )
+        before, scored = self._echo(request, prompt, sampling.alternatives) if request["echo"] else ("", [])
+        if before:
+            say(id=request_id, text=before)
         for piece in generation.pieces:
             say(id=request_id, text=piece)
         seconds = time.monotonic() - started
+        scored += generation.scored
         say(
             id=request_id,
             done={
-                "text": generation.text,
+                "text": before + generation.text,
                 "finish_reason": generation.finish_reason,
                 "prompt_tokens": generation.prompt_tokens,
                 "completion_tokens": generation.completion_tokens,
                 "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
+                "scored": None if sampling.alternatives is None else [self._shown(one) for one in scored],
             },
         )
 
-    def _use(self, folder: str | None) -> None:
-        """Let the next answer come from the base, from it with an adapter, or from weights that were all trained."""
-        self._model = self._base
+    def _echo(self, request: dict[str, Any], prompt: list[int], alternatives: int | None) -> tuple[str, list[Scored]]:
+        """The prompt as text, and its tokens scored; without the separator that stands before a prompt in words."""
+        asked = prompt if request["tokens"] is not None else prompt[1:]
+        text = self._tokenizer.decode(asked)
+        assert isinstance(text, str)
+        scored = [] if alternatives is None else score(self._model, prompt, alternatives)
+        return text, scored[len(prompt) - len(asked) :]
+
+    def _shown(self, scored: Scored) -> dict[str, Any]:
+        return {
+            "token": self._tokenizer.decode([scored.token]),
+            "logprob": scored.logprob,
+            "likeliest": [[self._tokenizer.decode([token]), logprob] for token, logprob in scored.likeliest],
+        }
+
+    def _use(self, folder: str | None, *, exact: bool) -> None:
+        """Let the next answer come from the base, from it with an adapter, or from weights that were all trained.
+
+        exact: compute in fp32. What is scored shall be the model's, not the rounding's: in bf16 log-probabilities are
+        off by some hundredths.
+        """
+        self._model = self._exact() if exact else self._base
         if folder is None:
-            self._base.use(None)
+            self._model.use(None)
             return
         if self._adapter is None or self._adapter[0] != folder:
             self._adapter = (folder, _load(Path(folder)))
         adapter = self._adapter[1]
         if isinstance(adapter, LanguageModel):
-            self._model = adapter
+            self._model = LanguageModel(open_native(Path(folder)), dtype=torch.float32) if exact else adapter
         else:
-            self._base.use(adapter)
+            self._model.use(adapter)
+
+    def _exact(self) -> LanguageModel:
+        """The base model in fp32; the weights are mapped from the same file."""
+        if self._in_fp32 is None:
+            self._in_fp32 = LanguageModel(self._native, dtype=torch.float32)
+        return self._in_fp32
 
 
 def _load(folder: Path) -> Adapter | LanguageModel:
@@ -148,12 +177,16 @@ def _load(folder: Path) -> Adapter | LanguageModel:
     return LanguageModel(open_native(folder)) if full else load_adapter(folder)
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]) -> list[int]:
-    """The tokens to continue: a chat in the model's own template, or a text from its beginning.
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any], vocabulary: int) -> list[int]:
+    """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
 
-    A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for a model
-    without a chat template, or messages that its template refuses.
+    A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that
+    there are not, a model without a chat template, or messages that its template refuses.
     """
+    if (given := request["tokens"]) is not None:
+        if wrong := [token for token in given if not 0 <= token < vocabulary]:
+            raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
+        return list(given)
     if request["messages"] is None:
         return [separator(tokenizer), *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
     if not tokenizer.chat_template:

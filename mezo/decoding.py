@@ -12,6 +12,8 @@ from pocketllm.mezo.model import LanguageModel
 
 #: Prompt tokens that pass through the layers at once: bounds the memory that a long prompt takes.
 _PROMPT_CHUNK = 256
+#: The same where each of them is scored, which takes fp32 logits of the whole vocabulary for each.
+_SCORED_CHUNK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,19 @@ class Sampling:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
+    alternatives: int | None = None  #: score each token, and as many of the likeliest in its place; None: score none
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token and the natural logarithm of its probability after all before it; of the first of all there is none.
+
+    The probabilities are the model's own: temperature and top_p do not change them.
+    """
+
+    token: int
+    logprob: float | None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -34,6 +49,7 @@ class Generation:
     completion_tokens: int = 0
     finish_reason: str = "length"  # or "stop"
     text: str = field(default="")
+    scored: list[Scored] = field(default_factory=list)  #: of the answer's tokens, where that was asked for
 
 
 def generate(
@@ -72,7 +88,7 @@ def _pieces(
     """Yield text as it becomes certain: never half a character, never the beginning of a stop string."""
     ends = end_tokens(model, tokenizer)
     given: list[int] = []
-    for token in _tokens(model, prompt, sampling):
+    for token, logits in _tokens(model, prompt, sampling):
         if cancelled():
             return
         if token in ends:
@@ -80,11 +96,15 @@ def _pieces(
             break
         given.append(token)
         generation.completion_tokens = len(given)
+        if sampling.alternatives is not None:
+            generation.scored.append(_scored(token, logits, sampling.alternatives))
         text = tokenizer.decode(given, skip_special_tokens=True)
         assert isinstance(text, str)
         at = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=-1)
         if at >= 0:
             generation.finish_reason = "stop"
+            while generation.scored and len(tokenizer.decode(given[: len(generation.scored) - 1])) >= at:
+                generation.scored.pop()  # it begins behind the end
             yield from _advance(generation, text[:at])
             return
         yield from _advance(generation, text[: len(text) - _uncertain(text, sampling.stop)])
@@ -117,7 +137,27 @@ def greedily(model: LanguageModel, prompt: Sequence[int], *, ends: Collection[in
     limit = getattr(model.network.config, "max_position_embeddings", None)
     kept = list(prompt) if limit is None else list(prompt[-max(1, limit - most_tokens) :])
     tokens = _tokens(model, kept, Sampling(temperature=0, max_tokens=most_tokens))
-    return list(takewhile(lambda token: token not in ends, tokens))
+    return list(takewhile(lambda token: token not in ends, (token for token, _ in tokens)))
+
+
+@torch.inference_mode()
+def score(model: LanguageModel, tokens: Sequence[int], alternatives: int) -> list[Scored]:
+    """Each token's log-probability after those before it, with so many of the likeliest in its place."""
+    found = [Scored(tokens[0], None)]
+    cache = DynamicCache(config=model.network.config)
+    for start in range(0, len(tokens) - 1, _SCORED_CHUNK):
+        part = list(tokens[start : min(start + _SCORED_CHUNK, len(tokens) - 1)])
+        logits = model.all_logits(torch.tensor([part]), cache)
+        after = tokens[start + 1 : start + 1 + len(part)]
+        found += [_scored(token, row, alternatives) for token, row in zip(after, logits, strict=True)]
+    return found
+
+
+def _scored(token: int, logits: torch.Tensor, alternatives: int) -> Scored:
+    logprobs = torch.log_softmax(logits, -1)
+    best = logprobs.topk(min(alternatives, len(logprobs)))
+    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Scored(token, float(logprobs[token]), likeliest)
 
 
 def end_tokens(model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -137,15 +177,15 @@ def separator(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @torch.inference_mode()
-def _tokens(model: LanguageModel, prompt: list[int], sampling: Sampling) -> Iterator[int]:
-    """Yield up to max_tokens sampled tokens."""
+def _tokens(model: LanguageModel, prompt: list[int], sampling: Sampling) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield up to max_tokens sampled tokens, each with the (vocabulary,) logits that it was drawn by."""
     cache = DynamicCache(config=model.network.config)
     generator = torch.Generator().manual_seed(sampling.seed)
     for start in range(0, len(prompt), _PROMPT_CHUNK):
         logits = model.next_logits(torch.tensor([prompt[start : start + _PROMPT_CHUNK]]), cache)
     for count in range(sampling.max_tokens):
         token = choose(logits, sampling, generator)
-        yield token
+        yield token, logits
         if count + 1 < sampling.max_tokens:
             logits = model.next_logits(torch.tensor([[token]]), cache)
 

@@ -15,6 +15,7 @@ from pocketllm import (
     __version__,
     cli_adapters,
     cli_add,
+    cli_chat,
     cli_demo,
     cli_doctor,
     cli_generate,
@@ -131,6 +132,7 @@ app.command("rollback", epilog=cli_adapters.EPILOG)(cli_adapters.rollback)
 app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)
 app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
+app.command("chat", epilog=cli_chat.EPILOG)(cli_chat.chat)
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 app.command("demo", epilog=cli_demo.EPILOG)(cli_demo.demo)

@@ -34,7 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 
 COMMAND_ORDER = [
     *("demo", "models", "serve", "service", "doctor", "status", "snooze", "add", "plan", "train"),
-    *("jobs", "report", "adapters", "rollback", "journal", "replay", "generate", "token"),
+    *("jobs", "report", "adapters", "rollback", "journal", "replay", "generate", "chat", "token"),
 ]
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # a file or a pipe has no width, and cutting at 80 would lose columns

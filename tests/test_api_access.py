@@ -15,7 +15,10 @@ from pocketllm.api.credentials import load_or_create_token
 from pocketllm.daemon.errors import DaemonError
 from tests.running import TOKEN, Rehearsal, assert_problem, rehearsal
 
-OPEN = [("GET", "/health"), ("GET", "/status"), ("GET", "/ledger"), ("GET", "/jobs"), ("GET", "/jobs/{job_id}")]
+OPEN = [
+    *(("GET", "/health"), ("GET", "/status"), ("GET", "/metrics"), ("GET", "/ledger")),
+    *(("GET", "/jobs"), ("GET", "/jobs/{job_id}")),
+]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ COMMANDS = [
     *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["report"], ["journal"], ["replay"], ["plan"]),
     *(["doctor"], ["snooze"], ["service"], ["service", "install"], ["service", "uninstall"], ["service", "status"]),
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
-    *(["generate"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
+    *(["generate"], ["chat"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
 ]
 
 
@@ -67,7 +67,7 @@ def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
     first = "demo models serve service doctor status snooze add plan train"
-    assert lines == f"{first} jobs report adapters rollback journal replay generate token".split()
+    assert lines == f"{first} jobs report adapters rollback journal replay generate chat token".split()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""What is asked for again and again: ETags, plain text for curl, and metrics."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.running import Rehearsal, rehearsal
+from tests.tiny_models import tiny_native
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        tiny_native(made.services.folder.models)
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/texts", "/adapters", "/models", "/v1/models", "/health"])
+def test_what_has_not_changed_is_not_sent_again(api: Rehearsal, path: str) -> None:
+    first = api.get(path)
+    tag = first.headers["etag"]
+    assert first.headers["cache-control"] == "private, no-cache"
+    for known in (tag, f'"other", {tag}', f"W/{tag}", "*"):
+        again = api.get(path, headers={"if-none-match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert "content-length" not in again.headers
+    assert api.get(path, headers={"if-none-match": '"other"'}).content == first.content
+
+
+def test_what_has_changed_is(api: Rehearsal) -> None:
+    tag = api.get("/texts").headers["etag"]
+    api.add("wind")
+    changed = api.get("/texts", headers={"if-none-match": tag})
+    assert changed.status_code == 200 and changed.headers["etag"] != tag
+
+
+def test_errors_and_other_methods_have_no_tag(api: Rehearsal) -> None:
+    assert "etag" not in api.get("/texts/none").headers
+    assert "etag" not in api.post("/texts", json={"text": "a", "source": "b"}).headers
+
+
+def test_jobs_for_people_with_curl(api: Rehearsal) -> None:
+    asked = {"accept": "text/plain"}
+    assert "No jobs yet" in api.get("/jobs", token=None, headers=asked).text
+    api.add("word " * 50)
+    job = api.post("/jobs", json={"now": False}).json()["id"]
+    api.power.value = False
+    api.tick()
+    response = api.get("/jobs", token=None, headers=asked)
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    heading, line = response.text.splitlines()
+    assert heading.split() == ["JOB", "STATE", "STEP", "HELD-OUT", "LOSS", "LEFT", "WAITS", "FOR"]
+    assert line.startswith(job) and line.index("queued") == heading.index("STATE")
+    assert line[heading.index("WAITS FOR") :] == "not on external power"
+
+
+@pytest.mark.parametrize(
+    ("accept", "plain"),
+    [
+        ("text/plain", True),
+        ("TEXT/PLAIN; charset=utf-8, */*", True),
+        ("application/json", False),
+        ("application/json, text/plain", False),
+        ("*/*", False),
+        ("text/html, text/plain", True),
+        ("", False),
+        (",;,", False),
+    ],
+)
+def test_who_gets_plain_text(api: Rehearsal, accept: str, plain: bool) -> None:
+    assert api.get("/jobs", headers={"accept": accept}).headers["content-type"].startswith("text/plain") is plain
+
+
+def test_metrics_are_prometheus_own(api: Rehearsal) -> None:
+    api.add("word " * 50)
+    api.post("/jobs", json={"now": False})
+    api.power.value, api.battery.value = False, None
+    api.tick()
+    response = api.get("/metrics", token=None)
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert found["pocketllm_jobs", "queued"] == 1 and found["pocketllm_jobs", "running"] == 0
+    assert (found["pocketllm_texts",], found["pocketllm_new_words",]) == (1, 50)
+    assert found["pocketllm_training_allowed",] == 0
+    assert found["pocketllm_blocker", "power"] == 1
+    assert found["pocketllm_reading", "power", ""] == 0
+    assert found["pocketllm_reading", "memory", "bytes"] == 4e9
+    assert ("pocketllm_reading", "battery", "%") not in found, "unknown is not zero"
+    assert "word word" not in response.text
