@@ -114,6 +114,20 @@ def cancel_job(job_id: str, services: Context) -> JobOut:
     return _out(services, services.scheduler.cancel(job_id, services.now()))
 
 
+@router.post("/jobs/{job_id}/pause")
+def pause_job(job_id: str, services: Context) -> JobOut:
+    """Let a job wait until it is resumed; its worker ends at once, and nothing that it has learned is lost."""
+    return _out(services, services.scheduler.hold(job_id, services.now()))
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(job_id: str, services: Context) -> JobOut:
+    """Let a job that was paused go on, when nothing speaks against it."""
+    job = services.scheduler.release(job_id, services.now())
+    services.wake()
+    return _out(services, job)
+
+
 def _plan(services: Services, wish: JobIn) -> PlanOut:
     planned = services.scheduler.plan(
         steps=wish.steps, mode=wish.mode, method=wish.method, batch=wish.batch, probes=wish.probes

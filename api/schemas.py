@@ -70,6 +70,7 @@ class JobOut(Identified):
 
     state: JobState
     reasons: list[str] = Field(description="Why it waits.")
+    held: bool = Field(description="Paused by the owner, until it is resumed.")
     step: int
     total_steps: int
     loss: float | None = Field(description="Training loss, nats per token, mean of the recent steps.")

@@ -32,6 +32,8 @@ Planner = Callable[[TrainingSettings, int], Planned]
 
 #: Crashes in a row, with no step made in between, after which a job is given up.
 MAX_ATTEMPTS = 4
+#: Why a held job waits.
+HELD = "paused by the owner"
 #: The wait after the first crash in a row; it doubles with each.
 RETRY_SECONDS = 30
 _LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
@@ -103,17 +105,18 @@ class Scheduler:
         with self._lock:
             if ended := self._runner.reap():
                 self._ended(ended, now)
-            queue = self._store.jobs.open()
-            if not queue and (job := self._queue_if_enough(now)):
-                queue = [job]
+            waiting = self._store.jobs.open()
+            if not waiting and (job := self._queue_if_enough(now)):
+                waiting = [job]
+            queue = [job for job in waiting if not job.held]
             self._look(now)
             self.verdict = self._decide(queue[0] if queue else None, now)
             if not (queue and queue[0].immediate):  # which opens the gate by itself, and says nothing of nights
                 self._ledger.gate(self.verdict.allowed, now)
             if queue:
                 self._move(queue[0], now)
-            for waiting in queue[1:]:
-                self._explain(waiting, [f"waits for {queue[0].id}"])
+            for behind in queue[1:]:
+                self._explain(behind, [f"waits for {queue[0].id}"])
             self._ledger.observe(self._runner.pid, self.readings, now)
 
     def _look(self, now: datetime) -> None:
@@ -193,6 +196,18 @@ class Scheduler:
     def snooze(self, until: datetime | None) -> None:
         """Let nothing run until then; None takes it back."""
         self._store.words.snooze(until)
+
+    def hold(self, job_id: str, now: datetime) -> Job:
+        """Pause an open job, ending its worker, until it is released. Raises NotFound or WrongState."""
+        with self._lock:
+            if self._runner.job_id == job_id:
+                self._pause([HELD], now)
+            return self._store.jobs.hold(job_id, reason=HELD, now=now)
+
+    def release(self, job_id: str, now: datetime) -> Job:
+        """Let a job that was held run when its turn comes. Raises NotFound or WrongState."""
+        with self._lock:
+            return self._store.jobs.release(job_id, now=now)
 
     def cancel(self, job_id: str, now: datetime) -> Job:
         """Withdraw an open job, ending its worker. Raises NotFound or WrongState."""

@@ -97,6 +97,34 @@ def cancel_job(
     make_console().print(f"Job {job['id']} is {job['state']}.")
 
 
+@jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
+def pause_job(
+    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
+) -> None:
+    """Let a job wait until you resume it. Nothing that it has learned is lost."""
+    options = common(ctx, url, data_dir, json_wanted)
+    with connected(options) as client:
+        job = client.pause_job(job_id)
+    if options.json:
+        emit(job)
+        return
+    make_console().print(f"Job {job['id']} waits at step {job['step']}; `pocketllm jobs resume {job['id']}` goes on.")
+
+
+@jobs_app.command("resume", epilog=examples("pocketllm jobs resume ID"))
+def resume_job(
+    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
+) -> None:
+    """Let a job that you paused go on, when nothing speaks against it."""
+    options = common(ctx, url, data_dir, json_wanted)
+    with connected(options) as client:
+        job = client.resume_job(job_id)
+    if options.json:
+        emit(job)
+        return
+    make_console().print(f"Job {job['id']} may go on; `pocketllm jobs {job['id']}` says whether it does.")
+
+
 def show_list(options: Common, limit: int) -> None:
     """Print the newest jobs."""
     with connected(options) as client:

@@ -123,6 +123,14 @@ class Client:
         """Return what a job that is asked for like this would take. None is started."""
         return self._call("POST", "/jobs", body=wish, params={"dry_run": "true"})
 
+    def pause_job(self, job_id: str) -> Document:
+        """Let a job wait until it is resumed. Returns it."""
+        return self._call("POST", f"/jobs/{path_part(job_id)}/pause")
+
+    def resume_job(self, job_id: str) -> Document:
+        """Let a paused job go on. Returns it."""
+        return self._call("POST", f"/jobs/{path_part(job_id)}/resume")
+
     def cancel_job(self, job_id: str) -> Document:
         """Cancel a job that has not finished. Returns the job."""
         return self._call("POST", f"/jobs/{path_part(job_id)}/cancel")

@@ -122,6 +122,26 @@ class JobStore:
             job.attempts = 0 if moved else job.attempts
             _event(session, job_id, now, "paused", "; ".join(reasons))
 
+    def hold(self, job_id: str, *, reason: str, now: datetime) -> Job:
+        """Let a waiting job wait until it is released. Raises WrongState when it is not waiting, or held already."""
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
+            if job.held:
+                raise WrongState(f"Job {job_id} is paused already; POST /jobs/{job_id}/resume lets it go on.")
+            job.held, job.reasons = True, [reason]
+            _event(session, job_id, now, "held", reason)
+        return job
+
+    def release(self, job_id: str, *, now: datetime) -> Job:
+        """Let a held job run again. Raises WrongState when it is not held."""
+        with self._database.write() as session:
+            job = found_job(session, job_id)
+            if not job.held or job.state not in OPEN_STATES:
+                raise WrongState(f"Job {job_id} is {job.state} and was not paused by its owner.")
+            job.held, job.reasons = False, []
+            _event(session, job_id, now, "released", "it may go on")
+        return job
+
     def explain(self, job_id: str, reasons: Sequence[str]) -> None:
         """Write down why a waiting job waits; no event, since nothing happened to it."""
         with self._database.write() as session:

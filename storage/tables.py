@@ -108,6 +108,8 @@ class Job(SQLModel, table=True):
     requested_by: Requester = Field(sa_column=Column(_enum(Requester), nullable=False))
     #: The owner said 'now': waiting is overridden, safety is not.
     immediate: bool = False
+    #: The owner said 'not now': it waits until they say otherwise.
+    held: bool = False
     model: str
     method: str = "mezo"
     #: What is trained: "lora" is an adapter, "full" all parameters.

@@ -22,6 +22,7 @@ JOB: Document = {
     "id": "job-1",
     "state": "queued",
     "reasons": [],
+    "held": False,
     "step": 0,
     "total_steps": 40,
     "loss": None,
@@ -248,6 +249,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return 200, {**job, "settings": {"learning_rate": 0.001}, "plan": None, "events": events}
         case "GET", ["jobs", job_id, "report"] if job_id in double.reports:
             return 200, double.reports[job_id]
+        case "POST", ["jobs", job_id, "pause" | "resume"] if any(job["id"] == job_id for job in double.jobs):
+            return 200, next(job for job in double.jobs if job["id"] == job_id)
         case "POST", ["jobs", job_id, "cancel"] if any(job["id"] == job_id for job in double.jobs):
             return 200, {**JOB, "id": job_id, "state": "cancelled"}
         case "GET", ["adapters"]:

@@ -49,7 +49,18 @@ def test_version() -> None:
 
 COMMANDS = [
     *(["demo"], ["models"], ["models", "list"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
-    *(["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "cancel"], ["report"], ["journal"], ["replay"], ["plan"]),
+    *(
+        ["jobs"],
+        ["jobs", "list"],
+        ["jobs", "show"],
+        ["jobs", "cancel"],
+        ["jobs", "pause"],
+        ["jobs", "resume"],
+        ["report"],
+        ["journal"],
+        ["replay"],
+        ["plan"],
+    ),
     *(["doctor"], ["snooze"], ["service"], ["service", "install"], ["service", "uninstall"], ["service", "status"]),
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
     *(["generate"], ["chat"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
@@ -105,6 +116,7 @@ class TestWithoutDaemon:
         *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
         *(["generate", "hello"], ["models", "list"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
         *(["token", "list"], ["token", "create", "notes", "--scope", "ingest"], ["token", "revoke", "notes"]),
+        *(["jobs", "pause", "job-1"], ["jobs", "resume", "job-1"]),
     ],
     ids=" ".join,
 )
@@ -182,6 +194,15 @@ def test_status(run: Run) -> None:
 
 
 class TestJobs:
+    def test_pause_and_resume(self, run: Run, double: DaemonDouble) -> None:
+        double.jobs = [dict(JOB)]
+        assert "pocketllm jobs resume job-1" in run("jobs", "pause", "job-1").stdout
+        assert "may go on" in run("jobs", "resume", "job-1").stdout
+        assert [path for method, path, _ in double.requests if method == "POST"] == [
+            "/jobs/job-1/pause",
+            "/jobs/job-1/resume",
+        ]
+
     def test_empty(self, run: Run) -> None:
         assert "No jobs yet" in run("jobs").stdout
 
