@@ -1,7 +1,8 @@
 """`pocketllm jobs`: what the model is learning, has learned, or waits for."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,10 @@ from pocketllm.cli_common import (
     examples,
     make_console,
 )
+from pocketllm.cli_errors import Document
+
+if TYPE_CHECKING:
+    from pocketllm.client import Client
 
 DEFAULT_LIMIT = 20
 
@@ -89,12 +94,7 @@ def cancel_job(
 ) -> None:
     """Cancel a job that has not finished. What it learned so far is not used."""
     options = common(ctx, url, data_dir, json_wanted)
-    with connected(options) as client:
-        job = client.cancel_job(job_id)
-    if options.json:
-        emit(job)
-        return
-    make_console().print(f"Job {job['id']} is {job['state']}.")
+    change(options, lambda client: client.cancel_job(job_id), "Job {id} is {state}.")
 
 
 @jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
@@ -103,12 +103,8 @@ def pause_job(
 ) -> None:
     """Let a job wait until you resume it. Nothing that it has learned is lost."""
     options = common(ctx, url, data_dir, json_wanted)
-    with connected(options) as client:
-        job = client.pause_job(job_id)
-    if options.json:
-        emit(job)
-        return
-    make_console().print(f"Job {job['id']} waits at step {job['step']}; `pocketllm jobs resume {job['id']}` goes on.")
+    told = "Job {id} waits at step {step}; `pocketllm jobs resume {id}` goes on."
+    change(options, lambda client: client.pause_job(job_id), told)
 
 
 @jobs_app.command("resume", epilog=examples("pocketllm jobs resume ID"))
@@ -117,12 +113,18 @@ def resume_job(
 ) -> None:
     """Let a job that you paused go on, when nothing speaks against it."""
     options = common(ctx, url, data_dir, json_wanted)
+    told = "Job {id} may go on; `pocketllm jobs {id}` says whether it does."
+    change(options, lambda client: client.resume_job(job_id), told)
+
+
+def change(options: Common, ask: Callable[["Client"], Document], told: str) -> None:
+    """Ask for a change of a job and tell what became of it: a sentence with places for the job's fields."""
     with connected(options) as client:
-        job = client.resume_job(job_id)
+        job = ask(client)
     if options.json:
         emit(job)
         return
-    make_console().print(f"Job {job['id']} may go on; `pocketllm jobs {job['id']}` says whether it does.")
+    make_console().print(told.format(**job))
 
 
 def show_list(options: Common, limit: int) -> None:

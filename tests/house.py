@@ -1,19 +1,33 @@
 """A scheduler and all that it deals with, for tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pocketllm.daemon.find_sensors import Senses
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduler import Scheduler
-from pocketllm.daemon.settings import Settings
+from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, Outcome, Step
 from pocketllm.storage.texts import NewText
 from tests.planned import planned
 from tests.running import Clock, FakeRunner, FixedSensor
+
+
+@contextmanager
+def house_in(root: Path) -> Iterator["House"]:
+    """One on a data folder of its own, where 20 new words ask for a job of 30 steps."""
+    folder = DataFolder(root / "data")
+    folder.make()
+    store = Store.open(folder.database)
+    settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": {"new_words": 20, "steps": 30}})
+    yield House(store=store, folder=folder, settings=settings, runner=FakeRunner())
+    store.close()
 
 
 @dataclass(kw_only=True)

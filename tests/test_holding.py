@@ -5,25 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduler import HELD
-from pocketllm.daemon.settings import load_settings
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState
-from tests.house import House
+from tests.house import House, house_in
 from tests.running import FakeRunner, assert_problem, rehearsal
 from tests.tiny_models import tiny_native
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    folder = DataFolder(tmp_path / "data")
-    folder.make()
-    store = Store.open(folder.database)
-    settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": {"new_words": 20, "steps": 30}})
-    yield House(store=store, folder=folder, settings=settings, runner=FakeRunner())
-    store.close()
+    with house_in(tmp_path) as made:
+        yield made
 
 
 def test_a_running_job_is_killed_and_waits_until_it_is_resumed(house: House) -> None:

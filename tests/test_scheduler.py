@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
-from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduler import MAX_ATTEMPTS, RETRY_SECONDS
-from pocketllm.daemon.settings import load_settings
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Requester
-from tests.house import House
+from tests.house import House, house_in
 from tests.running import FakeRunner
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
@@ -21,12 +18,8 @@ MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    folder = DataFolder(tmp_path / "data")
-    folder.make()
-    store = Store.open(folder.database)
-    settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": {"new_words": 20, "steps": 30}})
-    yield House(store=store, folder=folder, settings=settings, runner=FakeRunner())
-    store.close()
+    with house_in(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
