@@ -29,7 +29,7 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
-    ("POST", re.compile("/generate|/v1/chat/completions|/v1/completions"), frozenset({Scope.GENERATE})),
+    ("POST", re.compile("/generate|/compare|/v1/chat/completions|/v1/completions"), frozenset({Scope.GENERATE})),
     ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
 )
 

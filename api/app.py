@@ -9,10 +9,12 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from pocketllm.api import (
     adapters,
+    compare,
     generate,
     jobs,
     journal,
     ledger,
+    metrics,
     openai_completions,
     openai_models,
     problems,
@@ -47,6 +49,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app.state.credentials = credentials = Credentials(token, services.store.tokens)
     for module in (
         status,
+        metrics,
         texts,
         jobs,
         journal,
@@ -54,6 +57,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         reports,
         adapters,
         generate,
+        compare,
         tokens,
         openai_models,
         openai_completions,

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
@@ -18,6 +18,7 @@ from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generator import Done, GenerationRequest, Piece
+from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"])
 
@@ -31,8 +32,8 @@ class Message(BaseModel):
     content: str
 
 
-class GenerateIn(BaseModel):
-    """What to generate, and how: `prompt` to continue a text, or `messages` to answer a chat."""
+class AskIn(BaseModel):
+    """What to go on from, and how: `prompt` to continue a text, or `messages` to answer a chat."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1}}
@@ -46,7 +47,6 @@ class GenerateIn(BaseModel):
     max_tokens: int = Field(128, ge=1, le=8192)
     stop: list[str] = Field(default_factory=list, max_length=16)
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
-    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
 
     @model_validator(mode="before")
     @classmethod
@@ -56,12 +56,18 @@ class GenerateIn(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _prompt_or_messages(self) -> "GenerateIn":
+    def _prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
         if "" in self.stop:
             raise ValueError("a stop string is empty")
         return self
+
+
+class GenerateIn(AskIn):
+    """What to generate."""
+
+    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
 
 
 class GenerateOut(BaseModel):
@@ -80,9 +86,19 @@ class GenerateOut(BaseModel):
 @router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
 async def generate(request: Request, body: GenerateIn, services: Context) -> Response:
     """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
+    wanted, about = await asked(services, body)
+    events = services.generator.generate(wanted)
+    # The first event decides whether there is an answer at all, and so the status.
+    first = await anext(events)
+    if body.stream:
+        return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
+    return await _whole(request, first, events, about)
+
+
+async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
+    """What the generator is to do, and what the answer says of how it was made."""
     adapter, folder = await run_in_threadpool(chosen, services, body.adapter)
     seed = secrets.randbits(31) if body.seed is None else body.seed
-    about = {"model": services.settings.model, "adapter": adapter, "seed": seed}
     wanted = GenerationRequest(
         prompt=body.prompt,
         messages=[message.model_dump() for message in body.messages] if body.messages else None,
@@ -93,12 +109,7 @@ async def generate(request: Request, body: GenerateIn, services: Context) -> Res
         stop=tuple(body.stop),
         seed=seed,
     )
-    events = services.generator.generate(wanted)
-    # The first event decides whether there is an answer at all, and so the status.
-    first = await anext(events)
-    if body.stream:
-        return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
-    return await _whole(request, first, events, about)
+    return wanted, {"model": services.settings.model, "adapter": adapter, "seed": seed}
 
 
 async def _whole(

@@ -36,6 +36,7 @@ class GenerationRequest:
     seed: int = 0
     alternatives: int | None = None  #: see mezo.decoding.Sampling
     echo: bool = False  #: begin with the prompt, which is scored where the answer is
+    compare: bool = False  #: answer twice, with the adapter and without, and score the first answer by both
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
@@ -49,7 +50,8 @@ class GenerationRequest:
         }
         adapter = str(self.adapter) if self.adapter else None
         message = {"id": request_id, "prompt": self.prompt, "tokens": self.tokens, "messages": self.messages}
-        return json.dumps({**message, "adapter": adapter, "echo": self.echo, "sampling": sampling}).encode() + b"\n"
+        wanted = {"echo": self.echo, "compare": self.compare, "sampling": sampling}
+        return json.dumps({**message, "adapter": adapter, **wanted}).encode() + b"\n"
 
 
 @dataclass(frozen=True)

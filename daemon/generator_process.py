@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.mezo.adapters import Adapter, load_adapter
-from pocketllm.mezo.decoding import Sampling, Scored, generate, score, separator
+from pocketllm.mezo.decoding import Generation, Sampling, Scored, generate, score, separator
 from pocketllm.mezo.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import MANIFEST_NAME, open_native
@@ -104,6 +104,9 @@ class Answerer:
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Make one answer. Raises MezoError."""
+        if request["compare"]:
+            self._compare(request, requests, say)
+            return
         request_id = request["id"]
         options = request["sampling"]
         self._use(request["adapter"], exact=options["alternatives"] is not None)
@@ -131,6 +134,42 @@ class Answerer:
                 "scored": None if sampling.alternatives is None else [self._shown(one) for one in scored],
             },
         )
+
+    def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
+        """Both answers, and by how much likelier the personal model's is to it than to the base model."""
+        options = request["sampling"]
+        sampling = Sampling(**{**options, "stop": tuple(options["stop"]), "alternatives": 0})
+        prompt = prompt_tokens(self._tokenizer, request, len(self._tokenizer))
+        models = {"personal": request["adapter"], "base": None}
+        answers: dict[str, Generation] = {}
+        for name, folder in models.items():
+            self._use(folder, exact=True)
+            answers[name] = generation = generate(
+                self._model, self._tokenizer, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
+            )
+            for _ in generation.pieces:
+                pass
+        # The base model is in use, and says what it thinks of the other's words.
+        given = [one.token for one in answers["personal"].scored]
+        by_base = score(self._model, [*prompt, *given], 0)[len(prompt) :]
+        tokens = [
+            {
+                "id": ours.token,
+                "token": self._tokenizer.decode([ours.token]),
+                "personal": ours.logprob,
+                "base": theirs.logprob,
+            }
+            for ours, theirs in zip(answers["personal"].scored, by_base, strict=True)
+        ]
+        parts = {
+            name: {
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "completion_tokens": answer.completion_tokens,
+            }
+            for name, answer in answers.items()
+        }
+        say(id=request["id"], done={**parts, "prompt_tokens": len(prompt), "tokens": tokens})
 
     def _echo(self, request: dict[str, Any], prompt: list[int], alternatives: int | None) -> tuple[str, list[Scored]]:
         """The prompt as text, and its tokens scored; without the separator that stands before a prompt in words."""

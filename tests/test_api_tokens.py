@@ -20,6 +20,7 @@ LETS_IN = {
     ("POST", "/status/screen"): {"ingest"},
     ("POST", "/status/what-if"): {"ingest", "generate"},
     ("POST", "/generate"): {"generate"},
+    ("POST", "/compare"): {"generate"},
     ("GET", "/models"): {"generate"},
     ("GET", "/v1/models"): {"generate"},
     ("GET", "/v1/models/{model_id}"): {"generate"},

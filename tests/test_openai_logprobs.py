@@ -1,70 +1,28 @@
 """Log-probabilities over HTTP against transformers' own forward, of the base model and of what was learned."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-from pocketllm.mezo.importing import import_model
-from tests.running import Daemon, assert_problem, running
-from tests.tiny_models import byte_tokenizer, tiny_llama_folder
+from tests.learned import LearnedHouse, learned_house, theirs
+from tests.running import assert_problem
+from tests.tiny_models import byte_tokenizer
 
 BASE = "pocketllm:base"
 #: Longer than what is scored at a time.
 IDS = [(7 * number) % 250 + 3 for number in range(70)]
-JOB = {
-    "TRAINING__METHOD": "mezo",
-    "TRAINING__BATCH": "2",
-    "TRAINING__BLOCK_TOKENS": "16",
-    "TRAINING__RANK": "2",
-    "TRAINING__STEP_SIZE": "0.05",
-}
-
-
-@dataclass
-class House:
-    """A daemon that has learned once, and the same weights in transformers' hands."""
-
-    daemon: Daemon
-    source: Path
-    adapter: Path
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.daemon.url}/v1", api_key=self.daemon.token)
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    root = tmp_path_factory.mktemp("logprobs")
-    source = tiny_llama_folder(root / "source")
-    (root / "data").mkdir()
-    import_model(str(source), root / "data" / "models", name="tiny", dtype="float32")
-    with running(root / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as daemon:
-        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
-        assert daemon.client.post("/texts", json=notes).status_code == 201
-        job = daemon.wait_for_job(daemon.start_job(steps=4, seed=1), "succeeded")
-        yield House(daemon, source, root / "data" / "adapters" / job["adapter"])
-
-
-@torch.inference_mode()
-def theirs(house: House, ids: list[int], *, personal: bool) -> torch.Tensor:
-    """(tokens - 1,) log-probabilities of each token after the first."""
-    model = AutoModelForCausalLM.from_pretrained(house.source, dtype=torch.float32).eval()
-    if personal:
-        model = PeftModel.from_pretrained(model, house.adapter).eval()
-    logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
-    return logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LearnedHouse]:
+    with learned_house(tmp_path_factory.mktemp("logprobs")) as made:
+        yield made
 
 
 @pytest.mark.parametrize("personal", [False, True], ids=["base", "personal"])
-def test_an_echoed_prompt_is_scored_as_transformers_does(house: House, personal: bool) -> None:
+def test_an_echoed_prompt_is_scored_as_transformers_does(house: LearnedHouse, personal: bool) -> None:
     name = house.adapter.name if personal else BASE
     with house.client as client:
         answer = client.completions.create(model=name, prompt=IDS, max_tokens=0, echo=True, logprobs=3)
@@ -82,7 +40,7 @@ def test_an_echoed_prompt_is_scored_as_transformers_does(house: House, personal:
         assert float((wanted - theirs(house, IDS, personal=False)).abs().max()) > 2e-3, "or nothing was learned"
 
 
-def test_an_answer_is_scored_by_what_it_was_drawn_from(house: House) -> None:
+def test_an_answer_is_scored_by_what_it_was_drawn_from(house: LearnedHouse) -> None:
     with house.client as client:
         answer = client.completions.create(
             model=BASE, prompt=IDS[:9], max_tokens=6, temperature=0, logprobs=2, echo=True
@@ -99,7 +57,7 @@ def test_an_answer_is_scored_by_what_it_was_drawn_from(house: House) -> None:
         assert max(best.values()) == logprob, "the greediest answer is the likeliest token each time"
 
 
-def test_a_prompt_in_words_has_a_first_token_with_a_score(house: House) -> None:
+def test_a_prompt_in_words_has_a_first_token_with_a_score(house: LearnedHouse) -> None:
     with house.client as client:
         answer = client.completions.create(model=BASE, prompt=["Mug", "A"], max_tokens=0, echo=True, logprobs=0)
     first, second = (choice.logprobs for choice in answer.choices)
@@ -109,7 +67,7 @@ def test_a_prompt_in_words_has_a_first_token_with_a_score(house: House) -> None:
     assert float((torch.tensor(first.token_logprobs) - wanted).abs().max()) < 1e-3
 
 
-def test_a_chat_is_scored_where_that_is_asked_for(house: House) -> None:
+def test_a_chat_is_scored_where_that_is_asked_for(house: LearnedHouse) -> None:
     with house.client as client:
         answer = client.chat.completions.create(
             model=BASE,
@@ -127,7 +85,7 @@ def test_a_chat_is_scored_where_that_is_asked_for(house: House) -> None:
     assert plain.choices[0].logprobs is None
 
 
-def test_a_stop_string_ends_the_scores_too(house: House) -> None:
+def test_a_stop_string_ends_the_scores_too(house: LearnedHouse) -> None:
     given = {"model": BASE, "prompt": "Mug", "max_tokens": 12, "seed": 4, "logprobs": 0}
     whole = house.daemon.client.post("/v1/completions", json=given).json()["choices"][0]
     stop = whole["text"][5:7]
@@ -136,24 +94,24 @@ def test_a_stop_string_ends_the_scores_too(house: House) -> None:
     assert "".join(cut["logprobs"]["tokens"]) == cut["text"]
 
 
-def test_several_prompts_in_token_ids(house: House) -> None:
+def test_several_prompts_in_token_ids(house: LearnedHouse) -> None:
     given = {"model": BASE, "prompt": [IDS[:4], IDS[4:9]], "max_tokens": 1}
     answer = house.daemon.client.post("/v1/completions", json=given).json()
     assert len(answer["choices"]) == 2 and answer["usage"]["prompt_tokens"] == 9
 
 
 @pytest.mark.parametrize("prompt", [[-1], [2**31], [[]], [], ["x", [1]], [1.5], [True], [[1], "x"]])
-def test_what_are_no_tokens(house: House, prompt: object) -> None:
+def test_what_are_no_tokens(house: LearnedHouse, prompt: object) -> None:
     response = house.daemon.client.post("/v1/completions", json={"model": BASE, "prompt": prompt, "max_tokens": 1})
     assert response.status_code == 422, response.text
 
 
-def test_tokens_that_this_model_has_not(house: House) -> None:
+def test_tokens_that_this_model_has_not(house: LearnedHouse) -> None:
     given = {"model": BASE, "prompt": [5, 100_000], "max_tokens": 1}
     document = assert_problem(house.daemon.client.post("/v1/completions", json=given), 422, "bad_generation")
     assert "100000 is no token of this model" in document["detail"]
 
 
-def test_in_a_stream_there_are_no_scores_and_it_says_so(house: House) -> None:
+def test_in_a_stream_there_are_no_scores_and_it_says_so(house: LearnedHouse) -> None:
     given = {"model": BASE, "prompt": "Mug", "max_tokens": 2, "logprobs": 1, "stream": True}
     assert "logprobs is ignored in a stream" in house.daemon.client.post("/v1/completions", json=given).text
