@@ -22,7 +22,7 @@ from pocketllm.api.problems import TOO_LARGE, code_for, problem_response
 #: Holds nothing at all.
 _HEALTH = "/health"
 #: GET routes that hold no content: `curl localhost:2407/jobs` just works, unless the setting open_routes is false.
-OPEN_ROUTES = re.compile(r"/(health|status|metrics|ledger|jobs|jobs/[^/]+)")
+OPEN_ROUTES = re.compile(r"/(health|status|metrics|ledger|events|jobs|jobs/[^/]+)")
 
 #: What the scopes below admin allow. What is not here takes admin.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (

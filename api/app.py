@@ -10,6 +10,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from pocketllm.api import (
     adapters,
     compare,
+    events,
     generate,
     jobs,
     journal,
@@ -52,6 +53,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         metrics,
         texts,
         jobs,
+        events,
         journal,
         ledger,
         reports,

@@ -1,5 +1,6 @@
 """What the running daemon is made of: built in one place, handed to whoever serves it."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Services:
     generator: Generator
     now: Callable[[], datetime]
     wake: Waker = field(default_factory=Waker)
+    ending: threading.Event = field(default_factory=threading.Event)  #: set when the daemon is to end
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def model_problem(self) -> str | None:

@@ -272,7 +272,8 @@ class Settings(BaseSettings):
         20, gt=0, description="Of each app with a token of its own, in the long run; ten seconds' worth at once."
     )
     open_routes: bool = Field(
-        True, description="GET /status, /metrics, /jobs, /jobs/ID and /ledger, which hold no content, need no token."
+        True,
+        description="GET /status, /metrics, /jobs, /jobs/ID, /events and /ledger, without content, need no token.",
     )
     max_waiting: int = Field(8, ge=0, description="Requests for text that may wait while one is answered.")
     power_supplies: Path = Field(

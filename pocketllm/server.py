@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -75,7 +76,7 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
             server_header=False,
             date_header=False,
         )
-        asyncio.run(_Server(config).serve(sockets=listeners))
+        asyncio.run(_Server(config, services.ending).serve(sockets=listeners))
     finally:
         folder.announcement.unlink(missing_ok=True)
         services.scheduler.close(services.now())
@@ -90,7 +91,11 @@ class _Server(uvicorn.Server):
     there was one, which a phone's battery would notice.
     """
 
-    _wake: Callable[[], object] | None = None
+    def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
+        """ending: is set as soon as the end is asked for, so that streams that never end by themselves do."""
+        super().__init__(config)
+        self._ending = ending
+        self._wake: Callable[[], object] | None = None
 
     async def main_loop(self) -> None:
         """Wait for the end."""
@@ -105,6 +110,7 @@ class _Server(uvicorn.Server):
         """Note that the server is to end."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+        self._ending.set()
         if self._wake is not None:
             self._wake()
 

@@ -235,6 +235,19 @@ class JobStore:
         with self._database.read() as session:
             return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
 
+    def events_after(self, after: int, *, limit: int, job_id: str | None = None) -> list[Event]:
+        """What happened behind an event, to any job or to one, oldest first."""
+        newer = select(Event).where(col(Event.id) > after).order_by(col(Event.id)).limit(limit)
+        if job_id is not None:
+            newer = newer.where(Event.job_id == job_id)
+        with self._database.read() as session:
+            return list(session.exec(newer))
+
+    def last_event(self) -> int:
+        """The number of the newest event; 0 before the first."""
+        with self._database.read() as session:
+            return session.exec(select(func.coalesce(func.max(Event.id), 0))).one()
+
 
 def found_job(session: Session, job_id: str) -> Job:
     """The job with this id. Raises NotFound."""

@@ -16,7 +16,7 @@ from pocketllm.daemon.errors import DaemonError
 from tests.running import TOKEN, Rehearsal, assert_problem, rehearsal
 
 OPEN = [
-    *(("GET", "/health"), ("GET", "/status"), ("GET", "/metrics"), ("GET", "/ledger")),
+    *(("GET", "/health"), ("GET", "/status"), ("GET", "/metrics"), ("GET", "/ledger"), ("GET", "/events")),
     *(("GET", "/jobs"), ("GET", "/jobs/{job_id}")),
 ]
 

