@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,7 +46,7 @@ class Credentials:
     """All tokens that are good. Safe to share between threads."""
 
     def __init__(self, owner_token: str, store: TokenStore) -> None:
-        self._store = store
+        self._store, self._changing = store, threading.Lock()
         self._owner = (_digest(owner_token), Caller(OWNER, frozenset({Scope.ADMIN})))
         self._callers = self._load()
 
@@ -61,15 +62,17 @@ class Credentials:
         if name == OWNER:
             raise AlreadyThere("The owner has a token; `pocketllm token` prints it.")
         token = _PREFIX + secrets.token_urlsafe(32)
-        # 256 random bits need no salt, and no slow hash: there is nothing to guess.
-        self._store.create(name, digest=_digest(token), scopes=sorted(scopes), now=now)
-        self._callers = self._load()
+        with self._changing:
+            # 256 random bits need no salt, and no slow hash: there is nothing to guess.
+            self._store.create(name, digest=_digest(token), scopes=sorted(scopes), now=now)
+            self._callers = self._load()
         return token
 
     def revoke(self, name: str) -> None:
         """Let an app in no more, from the next request on. Raises NotFound."""
-        self._store.delete(name)
-        self._callers = self._load()
+        with self._changing:
+            self._store.delete(name)
+            self._callers = self._load()
 
     def all(self) -> list[AppToken]:
         """The apps that are let in, by name."""

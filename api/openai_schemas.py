@@ -19,8 +19,8 @@ _MOST_TOKENS, _MOST_CHOICES, _MOST_PROMPTS, _MOST_ALTERNATIVES = 8192, 16, 64, 2
 Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 #: Seeds are any integer there.
 _SEEDS = 2**31
-#: Fields that are known and change nothing, whatever they say.
-_HARMLESS = frozenset({"model", "messages", "prompt", "stream", "stream_options", "user", "metadata", "store"})
+#: Fields that would change no answer there either.
+_HARMLESS = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"})
 
 
 class Part(BaseModel):
@@ -94,7 +94,8 @@ class Wish(BaseModel):
     def warnings(self) -> list[str]:
         """What was sent and means nothing here."""
         given = (self.model_extra or {}).items()
-        ignored = sorted(name for name, value in given if name not in _HARMLESS and value not in (None, [], {}))
+        # Zero, false and empty are what these are where they are not sent.
+        ignored = sorted(name for name, value in given if value and name not in _HARMLESS)
         return [f"{name} is ignored" for name in ignored]
 
 

@@ -246,7 +246,7 @@ class JobStore:
     def last_event(self) -> int:
         """The number of the newest event; 0 before the first."""
         with self._database.read() as session:
-            return session.exec(select(func.coalesce(func.max(Event.id), 0))).one()
+            return session.exec(select(func.max(Event.id))).one() or 0
 
 
 def found_job(session: Session, job_id: str) -> Job:

@@ -128,7 +128,6 @@ def test_what_does_not_apply_is_named_and_ignored(client: openai.OpenAI) -> None
     assert answer.to_dict()["warnings"] == [
         "frequency_penalty is ignored",
         "parallel_tool_calls is ignored",
-        "presence_penalty is ignored",
     ]
 
 
