@@ -73,7 +73,7 @@ class Guard:
         if connection["type"] != "http":
             await self._app(connection, receive, send)
             return
-        refusal = self._refusal(Headers(scope=connection), connection["method"], connection["path"])
+        refusal = self._refusal(connection, Headers(scope=connection), connection["method"], connection["path"])
         if refusal is not None:
             await _refuse(refusal, connection, receive, send)
             return
@@ -83,12 +83,12 @@ class Guard:
         finally:
             self._running -= 1
 
-    def _refusal(self, headers: Headers, method: str, path: str) -> Refusal | None:
+    def _refusal(self, connection: Connection, headers: Headers, method: str, path: str) -> Refusal | None:
         """Why this request is refused; None lets it in."""
         checks: tuple[Callable[[], Refusal | None], ...] = (
             lambda: _foreign(headers),
             lambda: self._too_much(headers),
-            lambda: self._not_allowed(headers, method, path),
+            lambda: self._not_allowed(connection, headers, method, path),
         )
         return next((refusal for check in checks if (refusal := check()) is not None), None)
 
@@ -103,7 +103,7 @@ class Guard:
             return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
         return None
 
-    def _not_allowed(self, headers: Headers, method: str, path: str) -> Refusal | None:
+    def _not_allowed(self, connection: Connection, headers: Headers, method: str, path: str) -> Refusal | None:
         if method in ("GET", "HEAD") and (path == _HEALTH or (self._open_routes and OPEN_ROUTES.fullmatch(path))):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -114,6 +114,7 @@ class Guard:
         if caller is None:
             detail = "The token is wrong; `pocketllm token` prints the right one."
             return Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
+        connection.setdefault("state", {})["caller"] = caller.name
         return _out_of_scope(caller, method, path) or self._too_often(caller)
 
     def _too_often(self, caller: Caller) -> Refusal | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pocketllm.storage.adapters import AdapterStore
+from pocketllm.storage.answers import AnswerStore
 from pocketllm.storage.database import Database, explained
 from pocketllm.storage.jobs import JobStore
 from pocketllm.storage.journal import Journal
@@ -27,6 +28,7 @@ class Store:
         self.ledger = LedgerStore(database)
         self.words = OwnersWords(database)
         self.tokens = TokenStore(database)
+        self.answers = AnswerStore(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

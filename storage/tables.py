@@ -272,6 +272,19 @@ class AppToken(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
 
 
+class KeptAnswer(SQLModel, table=True):
+    """The answer to a request that may be sent again."""
+
+    __tablename__ = "kept_answer"
+
+    key: str = Field(primary_key=True)  #: the caller's name, and the key that it sent
+    request_digest: str
+    status: int
+    headers: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
+    body: bytes
+    at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
+
+
 class Adapter(SQLModel, table=True):
     """A finished adapter; its files are in the data folder under adapters/<id>."""
 
