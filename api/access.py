@@ -19,10 +19,10 @@ from pocketllm.api.credentials import Caller, Credentials, Scope
 from pocketllm.api.limits import Rate
 from pocketllm.api.problems import TOO_LARGE, code_for, problem_response
 
-#: Holds nothing at all.
-_HEALTH = "/health"
+#: What holds nothing at all: the dashboard asks for a token itself, and a code stands for one.
+_EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
 #: GET routes that hold no content: `curl localhost:2407/jobs` just works, unless the setting open_routes is false.
-OPEN_ROUTES = re.compile(r"/(health|status|metrics|ledger|events|jobs|jobs/[^/]+)")
+OPEN_ROUTES = re.compile(r"/(status|metrics|ledger|history|events|jobs|jobs/[^/]+)")
 
 #: What the scopes below admin allow. What is not here takes admin.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
@@ -104,7 +104,9 @@ class Guard:
         return None
 
     def _not_allowed(self, connection: Connection, headers: Headers, method: str, path: str) -> Refusal | None:
-        if method in ("GET", "HEAD") and (path == _HEALTH or (self._open_routes and OPEN_ROUTES.fullmatch(path))):
+        if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
+            return None
+        if method in ("GET", "HEAD") and self._open_routes and OPEN_ROUTES.fullmatch(path):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:

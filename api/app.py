@@ -10,8 +10,10 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from pocketllm.api import (
     adapters,
     compare,
+    dashboard,
     events,
     generate,
+    history,
     jobs,
     journal,
     ledger,
@@ -49,9 +51,12 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     )
     app.state.services = services
     app.state.credentials = credentials = Credentials(token, services.store.tokens)
+    app.state.sessions = dashboard.Sessions(credentials, services.now)
     for module in (
+        dashboard,
         status,
         metrics,
+        history,
         texts,
         jobs,
         events,

@@ -17,6 +17,8 @@ from pocketllm.storage.tables import AppToken
 from pocketllm.storage.tokens import TokenStore
 
 OWNER = "owner"
+#: No app can have this name: it holds a space.
+_BROWSER = "the dashboard"
 #: So that a token that lies about somewhere is known for what it is.
 _PREFIX = "pllm_"
 
@@ -38,8 +40,8 @@ class Caller:
 
     @property
     def is_owner(self) -> bool:
-        """Whether the owner's own token was sent."""
-        return self.name == OWNER
+        """Whether the owner's own token was sent, or that of a browser which the owner has signed in."""
+        return self.name in (OWNER, _BROWSER)
 
 
 class Credentials:
@@ -47,6 +49,7 @@ class Credentials:
 
     def __init__(self, owner_token: str, store: TokenStore) -> None:
         self._store, self._changing = store, threading.Lock()
+        self._sessions: dict[str, Caller] = {}
         self._owner = (_digest(owner_token), Caller(OWNER, frozenset({Scope.ADMIN})))
         self._callers = self._load()
 
@@ -68,6 +71,14 @@ class Credentials:
             self._callers = self._load()
         return token
 
+    def session(self) -> str:
+        """A token for a browser of the owner's. It is kept nowhere, and good as long as this daemon runs."""
+        token = _PREFIX + secrets.token_urlsafe(32)
+        with self._changing:
+            self._sessions[_digest(token)] = Caller(_BROWSER, frozenset({Scope.ADMIN}))
+            self._callers = self._load()
+        return token
+
     def revoke(self, name: str) -> None:
         """Let an app in no more, from the next request on. Raises NotFound."""
         with self._changing:
@@ -83,7 +94,7 @@ class Credentials:
             token.digest: Caller(token.name, frozenset(Scope(scope) for scope in token.scopes))
             for token in self._store.all()
         }
-        return {self._owner[0]: self._owner[1], **apps}
+        return {self._owner[0]: self._owner[1], **self._sessions, **apps}
 
 
 def load_or_create_token(path: Path) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.find_sensors import Senses
 from pocketllm.daemon.gate import Blocker, Charge, Situation, Verdict, decide
+from pocketllm.daemon.history import History
 from pocketllm.daemon.ledger import Ledger, midnight_of
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import MethodWish, Planned, with_wishes
@@ -63,6 +64,7 @@ class Scheduler:
         self._settings, self._model_problem, self._planner = settings, model_problem, planner
         self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
         self._ledger = Ledger(store.ledger)
+        self._history = History(store.samples)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
         self._charge = Charge()
@@ -118,6 +120,7 @@ class Scheduler:
             for behind in queue[1:]:
                 self._explain(behind, [f"waits for {queue[0].id}"])
             self._ledger.observe(self._runner.pid, self.readings, now)
+            self._history.note(self.readings, now)
 
     def _look(self, now: datetime) -> None:
         running = self._runner.pid is not None

@@ -16,6 +16,7 @@ from pocketllm import (
     cli_adapters,
     cli_add,
     cli_chat,
+    cli_dashboard,
     cli_demo,
     cli_doctor,
     cli_generate,
@@ -119,6 +120,7 @@ def status(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
     make_console().print(status_panel(document, datetime.now(UTC)))
 
 
+app.command("dashboard", epilog=cli_dashboard.EPILOG)(cli_dashboard.dashboard)
 app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
 app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
 app.add_typer(service_app, name="service")

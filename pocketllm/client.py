@@ -173,6 +173,10 @@ class Client:
         """Let an app in. The answer holds its token, once."""
         return self._call("POST", "/tokens", body={"name": name, "scopes": scopes})
 
+    def begin_session(self) -> Document:
+        """Return a code by which a browser signs in, once."""
+        return self._call("POST", "/sessions")
+
     def revoke_token(self, name: str) -> None:
         """Let an app in no more."""
         self._answer("DELETE", f"/tokens/{path_part(name)}")

@@ -10,6 +10,7 @@ from pocketllm.storage.journal import Journal
 from pocketllm.storage.ledger import LedgerStore
 from pocketllm.storage.migrate import migrate
 from pocketllm.storage.reports import ReportStore
+from pocketllm.storage.samples import SampleStore
 from pocketllm.storage.texts import TextStore
 from pocketllm.storage.tokens import TokenStore
 from pocketllm.storage.words import OwnersWords
@@ -29,6 +30,7 @@ class Store:
         self.words = OwnersWords(database)
         self.tokens = TokenStore(database)
         self.answers = AnswerStore(database)
+        self.samples = SampleStore(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

@@ -272,6 +272,18 @@ class AppToken(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
 
 
+class Sample(SQLModel, table=True):
+    """What the sensors saw at a time; None is unknown, or absent."""
+
+    __tablename__ = "sample"
+
+    at: datetime = Field(sa_column=Column(UtcDateTime, primary_key=True))
+    battery: float | None = None  #: percent
+    temperature: float | None = None  #: of the battery, degrees Celsius
+    heat: float | None = None  #: of the hottest thermal zone
+    memory: float | None = None  #: available, bytes
+
+
 class KeptAnswer(SQLModel, table=True):
     """The answer to a request that may be sent again."""
 

@@ -224,6 +224,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return 200, STATUS
         case "POST", ["texts"]:
             return add_texts(double, body)
+        case "POST", ["sessions"]:
+            return 201, {"code": "code-1", "seconds": 120.0}
         case "GET", ["tokens"]:
             return 200, {"data": double.tokens_of_apps}
         case "POST", ["tokens"]:

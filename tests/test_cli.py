@@ -61,7 +61,15 @@ COMMANDS = [
         ["replay"],
         ["plan"],
     ),
-    *(["doctor"], ["snooze"], ["service"], ["service", "install"], ["service", "uninstall"], ["service", "status"]),
+    *(
+        ["doctor"],
+        ["dashboard"],
+        ["snooze"],
+        ["service"],
+        ["service", "install"],
+        ["service", "uninstall"],
+        ["service", "status"],
+    ),
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
     *(["generate"], ["chat"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
 ]
@@ -77,7 +85,7 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    first = "demo models serve service doctor status snooze add plan train"
+    first = "demo models serve service doctor status dashboard snooze add plan train"
     assert lines == f"{first} jobs report adapters rollback journal replay generate chat token".split()
 
 
@@ -116,7 +124,7 @@ class TestWithoutDaemon:
         *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
         *(["generate", "hello"], ["models", "list"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
         *(["token", "list"], ["token", "create", "notes", "--scope", "ingest"], ["token", "revoke", "notes"]),
-        *(["jobs", "pause", "job-1"], ["jobs", "resume", "job-1"]),
+        *(["jobs", "pause", "job-1"], ["jobs", "resume", "job-1"], ["dashboard"]),
     ],
     ids=" ".join,
 )
@@ -182,6 +190,10 @@ def test_apps_are_let_in_and_out(run: Run, double: DaemonDouble) -> None:
     assert "ingest, generate" in run("token", "list").stdout
     assert run("token", "revoke", "notes").stdout == "notes is let in no more.\n"
     assert double.tokens_of_apps == []
+
+
+def test_the_dashboard_is_opened_by_a_code(run: Run, double: DaemonDouble) -> None:
+    assert run("dashboard", "--no-browser").stdout == f"{double.url}/#code=code-1\n"
 
 
 def test_a_token_without_a_scope_is_wrong_usage(run: Run) -> None:
