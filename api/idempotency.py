@@ -12,9 +12,10 @@ from http import HTTPStatus
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pocketllm.api.problems import problem_response
+from pocketllm.api.problems import TOO_LARGE, code_for, problem_response
 from pocketllm.storage.answers import AnswerStore
 from pocketllm.storage.tables import KeptAnswer
 
@@ -54,7 +55,12 @@ class Idempotent:
             self._under_way.discard(key)
 
     async def _once(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _body(receive)
+        try:
+            body = await _body(receive)
+        except HTTPException as error:  # of the limit
+            status = HTTPStatus(error.status_code)
+            await _refuse(status, TOO_LARGE, code_for(status))(scope, receive, send)
+            return
         if body is None:
             return  # who asked has gone
         digest = _digest(scope, body)
@@ -93,7 +99,7 @@ class _Answer:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The whole body; None where the client goes away. What is too long the limit around `receive` refuses."""
+    """The whole body; None where the client goes away. Raises HTTPException: the limit around `receive` does."""
     body = bytearray()
     while True:
         message = await receive()

@@ -18,6 +18,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LearnedHouse]:
         yield made
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_both_answers_and_what_has_become_likelier(house: LearnedHouse) -> None:
     answer = house.daemon.client.post("/compare", json=ASKED | {"adapter": house.adapter.name}).json()
     assert answer["adapter"] == house.adapter.name

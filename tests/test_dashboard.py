@@ -40,7 +40,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("dashboard") / "data"
     folder.mkdir()
     tiny_native(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", **JOB) as made:
+    with running(
+        folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", TRAINING__STEPS="100000", **JOB
+    ) as made:
         notes = [{"text": f"Wind west, glass rising. Mug {i}.", "source": f"app {i % 2}"} for i in range(30)]
         notes.append({"text": "<img src=x onerror=alert(1)> [not] markup", "source": "<b>hostile</b>"})
         assert made.client.post("/texts", json=notes).status_code == 201
@@ -83,10 +85,8 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     page = visit.page
     visit.sign_in()
     assert page.url == f"{daemon.url}/", "nothing of the code is left"
-    job = daemon.start_job(steps=100_000, seed=2) if size == "narrow" else None
-    if job is None:  # the wide one starts its own, by the button
-        daemon.client.post("/texts", json=[{"text": f"Rain again, day {i}.", "source": "app 0"} for i in range(20)])
-        page.get_by_role("button", name="Learn now").click()
+    daemon.client.post("/texts", json=[{"text": f"Rain again, day {i}.", "source": "app 0"} for i in range(20)])
+    page.get_by_role("button", name="Learn now").click()
     line = page.locator("#curve polyline.training")
     expect(line).to_have_count(1, timeout=SECONDS)
     before = line.get_attribute("points")

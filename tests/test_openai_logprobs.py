@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.learned import LearnedHouse, learned_house, theirs
 from tests.running import assert_problem
@@ -21,6 +22,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LearnedHouse]:
         yield made
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("personal", [False, True], ids=["base", "personal"])
 def test_an_echoed_prompt_is_scored_as_transformers_does(house: LearnedHouse, personal: bool) -> None:
     name = house.adapter.name if personal else BASE
@@ -41,20 +43,31 @@ def test_an_echoed_prompt_is_scored_as_transformers_does(house: LearnedHouse, pe
 
 
 def test_an_answer_is_scored_by_what_it_was_drawn_from(house: LearnedHouse) -> None:
+    drawn = greedily(house, IDS[:9], 6)
     with house.client as client:
         answer = client.completions.create(
             model=BASE, prompt=IDS[:9], max_tokens=6, temperature=0, logprobs=2, echo=True
         )
     logprobs = answer.choices[0].logprobs
     assert logprobs and logprobs.tokens and logprobs.token_logprobs and logprobs.text_offset
-    assert answer.choices[0].text == "".join(logprobs.tokens)
-    assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:n])) for n in range(len(logprobs.tokens))]
-    drawn = byte_tokenizer()("".join(logprobs.tokens[9:]), add_special_tokens=False)["input_ids"]
+    assert answer.choices[0].text == byte_tokenizer().decode(IDS[:9]) + byte_tokenizer().decode(drawn)
+    assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:n])) for n in range(15)]
     wanted = theirs(house, [*IDS[:9], *drawn], personal=False)
     assert float((torch.tensor(logprobs.token_logprobs[1:]) - wanted).abs().max()) < 1e-3
     assert logprobs.top_logprobs
     for best, logprob in zip(logprobs.top_logprobs[9:], logprobs.token_logprobs[9:], strict=True):
         assert max(best.values()) == logprob, "the greediest answer is the likeliest token each time"
+
+
+@torch.inference_mode()
+def greedily(house: LearnedHouse, ids: list[int], count: int) -> list[int]:
+    """The likeliest tokens after these, by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(house.source, dtype=torch.float32).eval()
+    given = list(ids)
+    for _ in range(count):
+        given.append(int(model(torch.tensor([given])).logits[0, -1].argmax()))
+    assert not set(given[len(ids) :]) & {0, 2}, "none of them ends the answer"
+    return given[len(ids) :]
 
 
 def test_a_prompt_in_words_has_a_first_token_with_a_score(house: LearnedHouse) -> None:

@@ -16,6 +16,16 @@ function made(tag, text, kind) {
   return found;
 }
 
+// Put children into a list, unless they are there already, and leave the focus where it was.
+function fill(parent, children) {
+  const before = made("div");
+  before.append(...children);
+  if (before.innerHTML === parent.innerHTML) return;
+  const focused = parent.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+  parent.replaceChildren(...children);
+  if (focused) parent.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+}
+
 function button(name, about, act) {
   const found = made("button", name);
   found.type = "button";
@@ -70,13 +80,13 @@ function showStatus(status) {
     : training.blockers.length ? "Waiting. What speaks against learning now:" : `Nothing to learn: ${waiting}.`;
   const since = (blocker) => `${blocker.message} (since ${when(blocker.since)})`;
   const blockers = worker.running ? [] : training.blockers;
-  element("blockers").replaceChildren(...blockers.map((blocker) => made("li", since(blocker))));
+  fill(element("blockers"), blockers.map((blocker) => made("li", since(blocker))));
   element("texts-count").textContent = `${texts.count} texts; ${waiting} for the next job.`;
 }
 
 async function showJobs() {
   const { data } = await call("GET", "/jobs?limit=20");
-  element("jobs").replaceChildren(...(data.length ? data.map(jobItem) : [made("li", "No jobs yet.")]));
+  fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "No jobs yet.")]);
   const running = data.find((job) => job.state === "running");
   element("progress").hidden = !running;
   if (running) element("progress").value = running.step / Math.max(1, running.total_steps);
@@ -113,7 +123,7 @@ function showCurve(job) {
 
 async function showAdapters() {
   const { data } = await call("GET", "/adapters");
-  element("adapters").replaceChildren(...(data.length ? data.map(adapterItem) : [made("li", "Nothing was learned yet.")]));
+  fill(element("adapters"), data.length ? data.map(adapterItem) : [made("li", "Nothing was learned yet.")]);
   element("roll-back").hidden = !data.some((adapter) => adapter.serving);
 }
 

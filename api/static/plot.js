@@ -17,11 +17,11 @@ export function plot(svg, series, { writeX = String, writeY = String, from = nul
     return;
   }
   const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
-  const x0 = from ?? Math.min(...xs), x1 = Math.max(to ?? Math.max(...xs), x0 + 1e-9);
+  const x0 = from ?? Math.min(...xs), x1 = to ?? Math.max(...xs), width = x1 - x0 || 1;
   const low = Math.min(...ys), high = Math.max(...ys), margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
   const y0 = low - margin, y1 = high + margin;
   const place = ([x, y]) => [
-    (LEFT + ((x - x0) / (x1 - x0)) * (RIGHT - LEFT)).toFixed(1),
+    (LEFT + ((x - x0) / width) * (RIGHT - LEFT)).toFixed(1),
     (BOTTOM - ((y - y0) / (y1 - y0)) * (BOTTOM - TOP)).toFixed(1),
   ];
   const parts = [];
