@@ -282,9 +282,17 @@ def _columns(scored: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "token_logprobs": [one["logprob"] for one in scored],
-        "top_logprobs": [None if one["logprob"] is None else dict(one["likeliest"]) for one in scored],
+        "top_logprobs": [None if one["logprob"] is None else _by_token(one["likeliest"]) for one in scored],
         "text_offset": [0, *accumulate(map(len, tokens[:-1]))] if tokens else [],
     }
+
+
+def _by_token(pairs: list[tuple[str, float]]) -> dict[str, float]:
+    """Of tokens that look the same (bytes that are no character alone) the likeliest, which comes first."""
+    found: dict[str, float] = {}
+    for token, logprob in pairs:
+        found.setdefault(token, logprob)
+    return found
 
 
 def usage(answers: list[Done]) -> dict[str, int]:

@@ -50,12 +50,12 @@ def test_an_answer_is_scored_by_what_it_was_drawn_from(house: LearnedHouse) -> N
         )
     logprobs = answer.choices[0].logprobs
     assert logprobs and logprobs.tokens and logprobs.token_logprobs and logprobs.text_offset
-    assert answer.choices[0].text == byte_tokenizer().decode(IDS[:9]) + byte_tokenizer().decode(drawn)
+    assert answer.choices[0].text == "".join(str(byte_tokenizer().decode(ids)) for ids in (IDS[:9], drawn))
     assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:n])) for n in range(15)]
     wanted = theirs(house, [*IDS[:9], *drawn], personal=False)
     assert float((torch.tensor(logprobs.token_logprobs[1:]) - wanted).abs().max()) < 1e-3
-    assert logprobs.top_logprobs
-    for best, logprob in zip(logprobs.top_logprobs[9:], logprobs.token_logprobs[9:], strict=True):
+    likeliest: list[Any] = [*(logprobs.top_logprobs or ())]
+    for best, logprob in zip(likeliest[9:], logprobs.token_logprobs[9:], strict=True):
         assert max(best.values()) == logprob, "the greediest answer is the likeliest token each time"
 
 
