@@ -204,7 +204,9 @@ class Scheduler:
         """Pause an open job, ending its worker, until it is released. Raises NotFound or WrongState."""
         with self._lock:
             if self._runner.job_id == job_id:
+                before = self._paused_at
                 self._pause([HELD], now)
+                self._paused_at = before  # a minimum pause is there for conditions that flap, and the owner does not
             return self._store.jobs.hold(job_id, reason=HELD, now=now)
 
     def release(self, job_id: str, now: datetime) -> Job:

@@ -27,11 +27,10 @@ def test_a_running_job_is_killed_and_waits_until_it_is_resumed(house: House) -> 
     held = house.scheduler.hold(job_id, house.clock.now)
     assert house.runner.killed == [job_id]
     assert (held.state, held.held, held.reasons) == (JobState.PAUSED, True, [HELD])
-    for _ in range(3):
-        house.tick(3600)
+    house.tick(1)
     assert house.runner.started == [job_id] and house.job(job_id).reasons == [HELD]
     assert house.scheduler.release(job_id, house.clock.now).reasons == []
-    house.tick()
+    house.tick(0.1)
     assert house.runner.started == [job_id, job_id]
     kinds = [event.kind for event in house.store.jobs.events(job_id)]
     assert kinds == ["queued", "started", "compared with", "paused", "held", "released", "resumed"]
@@ -48,6 +47,16 @@ def test_a_queued_job_can_be_held_and_the_next_goes_first(house: House) -> None:
     house.scheduler.release(first, house.clock.now)
     house.tick(61)
     assert house.runner.started == [second, first]
+
+
+def test_the_owners_pause_holds_no_other_job_back(house: House) -> None:
+    house.add(5)
+    first = house.request()
+    house.tick()
+    second = house.request()
+    house.scheduler.hold(first, house.clock.now)
+    house.tick(0.1)
+    assert house.runner.started == [first, second]
 
 
 def test_no_other_is_queued_by_itself_while_one_is_held(house: House) -> None:

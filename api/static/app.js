@@ -276,14 +276,19 @@ element("compare").addEventListener("submit", (event) => {
 });
 
 // `pocketllm dashboard` opens this page with a code that is good once; what is left in the history is worth nothing.
-const code = new URLSearchParams(location.hash.slice(1)).get("code");
-if (code) {
-  history.replaceState(null, "", "/");
-  try {
-    token = (await call("POST", "/sessions/redeem", { code })).token;
-  } catch (error) {
-    tell(error.message);
+async function enter() {
+  const code = new URLSearchParams(location.hash.slice(1)).get("code");
+  if (code) {
+    history.replaceState(null, "", "/");
+    try {
+      token = (await call("POST", "/sessions/redeem", { code })).token;
+    } catch (error) {
+      tell(error.message);
+    }
   }
+  if (token) await signIn(token);
+  else signOut();
 }
-if (token) await signIn(token);
-else signOut();
+
+window.addEventListener("hashchange", enter); // where the page was open already
+enter();
