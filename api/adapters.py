@@ -1,17 +1,26 @@
 """/adapters: what was learned, which of it is served, and going back."""
 
-from collections.abc import Callable
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from fastapi import APIRouter, Depends
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
 from pocketllm.api.requests import json_only
-from pocketllm.api.schemas import AdapterOut
+from pocketllm.api.schemas import AdapterOut, DeletedOut
 from pocketllm.daemon.services import Services
 from pocketllm.storage.adapters import Change
+from pocketllm.storage.errors import WrongState
 
 router = APIRouter(tags=["adapters"])
+
+_TAR = "application/x-tar"
+_PIECE_BYTES = 1 << 20
 
 
 class AdaptersOut(BaseModel):
@@ -64,6 +73,43 @@ def roll_back(services: Context, body: RollbackIn | None = None) -> ServingOut:
 def serve(adapter_id: str, services: Context) -> ServingOut:
     """Serve this adapter for its model, whatever was served, and whatever its job's outcome."""
     return ServingOut.of(services.store.adapters.serve(adapter_id, usable=_usable(services), now=services.now()))
+
+
+@router.delete("/adapters/{adapter_id}")
+def delete(services: Context, adapter_id: str) -> DeletedOut:
+    """Delete an adapter and its files, unless it is served or others were made from it."""
+    services.store.adapters.delete(adapter_id)
+    shutil.rmtree(services.folder.adapter(adapter_id), ignore_errors=True)
+    return DeletedOut(id=adapter_id)
+
+
+@router.get(
+    "/adapters/{adapter_id}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {_TAR: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def export(services: Context, adapter_id: str) -> StreamingResponse:
+    """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model."""
+    adapter = services.store.adapters.get(adapter_id)
+    folder = services.folder.adapter(adapter.id)
+    if not folder.is_dir():
+        raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
+    named = {"Content-Disposition": f'attachment; filename="{adapter.id}.tar"'}
+    return StreamingResponse(tar(folder), media_type=_TAR, headers=named)
+
+
+def tar(folder: Path) -> Iterator[bytes]:
+    """A folder's files, one after the other, in pieces: nothing is held in memory or written beside them."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        about = tarfile.TarInfo(f"{folder.name}/{file.relative_to(folder)}")
+        with file.open("rb") as content:
+            found = os.fstat(content.fileno())
+            about.size, about.mtime, about.mode = found.st_size, int(found.st_mtime), 0o600
+            yield about.tobuf(tarfile.PAX_FORMAT)
+            while piece := content.read(_PIECE_BYTES):
+                yield piece
+        yield bytes(-about.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _usable(services: Services) -> Callable[[str], bool]:

@@ -1,13 +1,18 @@
 """`pocketllm adapters` and `pocketllm rollback`: what was learned, which of it is served, and going back."""
 
+import tarfile
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
-from pocketllm.cli_errors import Document
+from pocketllm.cli_errors import Document, UsageError
 
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")
+
+AdapterId = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, as `pocketllm adapters` shows it.")]
 
 adapters_app = typer.Typer(invoke_without_command=True)
 
@@ -34,9 +39,7 @@ def list_adapters(ctx: typer.Context, url: Url = None, data_dir: DataDir = None,
 @adapters_app.command("serve", epilog=examples("pocketllm adapters serve ID"))
 def serve_adapter(
     ctx: typer.Context,
-    adapter_id: Annotated[
-        str, typer.Argument(metavar="ID", help="The adapter's id, as `pocketllm adapters` shows it.")
-    ],
+    adapter_id: AdapterId,
     url: Url = None,
     data_dir: DataDir = None,
     json_wanted: Json = False,
@@ -45,6 +48,48 @@ def serve_adapter(
     options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         tell(client.serve_adapter(adapter_id), options)
+
+
+@adapters_app.command("delete", epilog=examples("pocketllm adapters delete ID"))
+def delete_adapter(
+    ctx: typer.Context, adapter_id: AdapterId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
+) -> None:
+    """Delete an adapter and its files. One that is served, or that others were made from, stays."""
+    options = common(ctx, url, data_dir, json_wanted)
+    with connected(options) as client:
+        gone = client.delete_adapter(adapter_id)
+    if options.json:
+        emit(gone)
+        return
+    make_console().print(f"{gone['id']} and its files are gone.")
+
+
+@adapters_app.command(
+    "export", epilog=examples("pocketllm adapters export ID", "pocketllm adapters export ID --to ~/peft")
+)
+def export_adapter(
+    ctx: typer.Context,
+    adapter_id: AdapterId,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put the adapter's folder.")] = Path(),
+    url: Url = None,
+    data_dir: DataDir = None,
+    json_wanted: Json = False,
+) -> None:
+    """Write an adapter's folder, which PEFT loads (`PeftModel.from_pretrained`), under a folder of yours."""
+    options = common(ctx, url, data_dir, json_wanted)
+    target = to / adapter_id
+    if target.exists():
+        raise UsageError(f"{target} is there already. Choose another folder with --to.")
+    with connected(options) as client, client.export_adapter(adapter_id) as pieces, tempfile.TemporaryFile() as whole:
+        for piece in pieces:
+            whole.write(piece)
+        whole.seek(0)
+        with tarfile.open(fileobj=whole) as archive:
+            archive.extractall(to, filter="data")
+    if options.json:
+        emit({"id": adapter_id, "folder": str(target)})
+        return
+    make_console().print(f"Wrote {target}.", soft_wrap=True)
 
 
 def rollback(

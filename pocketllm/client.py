@@ -164,6 +164,20 @@ class Client:
         """Have this adapter served. Returns the same."""
         return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve")
 
+    def delete_adapter(self, adapter_id: str) -> Document:
+        """Delete an adapter and its files."""
+        return self._call("DELETE", f"/adapters/{path_part(adapter_id)}")
+
+    @contextmanager
+    def export_adapter(self, adapter_id: str) -> Iterator[Iterator[bytes]]:
+        """An adapter's folder as a tar file, in pieces."""
+        path = f"/adapters/{path_part(adapter_id)}/export"
+        with self._told_plainly(), self._http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+            self._refuse_errors(response)
+            yield response.iter_bytes()
+
     def tokens(self) -> list[Document]:
         """Return the apps that have a token of their own."""
         found: list[Document] = self._call("GET", "/tokens")["data"]

@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.tables import Adapter, Event
+from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job
 
 #: Kinds of events of the jobs whose adapters leave the chain that is served, and come back into it.
 WITHDRAWN, BROUGHT_BACK = "withdrawn", "brought back"
@@ -78,6 +78,23 @@ class AdapterStore:
             if not usable(adapter.id):
                 raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
             return _serve(session, adapter.model, serving_adapter(session, adapter.model), adapter, (), now)
+
+    def delete(self, adapter_id: str) -> None:
+        """Forget an adapter; its files are its owner's to remove. What its job has learned stays marked as learned.
+
+        Raises NotFound; WrongState while it is served, or others were made from it: a chain must stay whole.
+        """
+        with self._database.write() as session:
+            adapter = found_adapter(session, adapter_id)
+            if adapter.serving:
+                raise WrongState(f"Adapter {adapter_id} is served. `pocketllm rollback` serves another one first.")
+            child = session.exec(select(Adapter.id).where(Adapter.parent == adapter_id)).first()
+            if child is not None:
+                raise WrongState(f"Adapter {child} was made from {adapter_id}. Delete that one first.")
+            starting = select(Job.id).where(Job.parent == adapter_id, col(Job.state).in_(OPEN_STATES))
+            if job := session.exec(starting).first():
+                raise WrongState(f"Job {job} starts from {adapter_id}. Wait for its end, or cancel it.")
+            session.delete(adapter)
 
 
 def found_adapter(session: Session, adapter_id: str) -> Adapter:

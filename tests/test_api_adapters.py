@@ -1,5 +1,8 @@
 """Adapters over HTTP: the list with its chains, going back, and what the next request for text is answered with."""
 
+import io
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +162,46 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
         assert daemon.client.post("/adapters/adapter-1/serve").json()["serving"] == "adapter-1"
         assert generated() == personal
         assert daemon.status()["generator"]["pid"] == generator
+
+
+def test_an_adapter_is_deleted_with_its_files(api: Rehearsal) -> None:
+    learn(api, "a1")
+    learn(api, "a2")
+    folder = api.services.folder.adapter("a2")
+    refused = api.delete("/adapters/a2")
+    assert "pocketllm rollback" in assert_problem(refused, 409, "wrong_state")["detail"]
+    assert "a2 was made from a1" in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
+    roll_back(api)
+    assert api.delete("/adapters/a2").json() == {"id": "a2", "deleted": True}
+    assert not folder.exists()
+    assert [one["id"] for one in api.get("/adapters").json()["data"]] == ["a1"]
+    assert_problem(api.delete("/adapters/a2"), 404, "not_found")
+
+
+def test_the_start_of_a_job_that_is_open_stays(api: Rehearsal) -> None:
+    learn(api, "a1")
+    api.add("words for another")
+    job = api.post("/jobs").json()["id"]
+    api.tick(60)
+    roll_back(api)
+    assert job in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
+    api.post(f"/jobs/{job}/cancel")
+    assert api.delete("/adapters/a1").status_code == 200
+
+
+def test_an_adapter_leaves_as_a_tar_file(api: Rehearsal, tmp_path: Path) -> None:
+    learn(api, "a1")
+    folder = api.services.folder.adapter("a1")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 5000)
+    (folder / "empty").touch()
+    response = api.get("/adapters/a1/export")
+    assert response.headers["content-disposition"] == 'attachment; filename="a1.tar"'
+    with tarfile.open(fileobj=io.BytesIO(response.content)) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out" / "a1").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert_problem(api.get("/adapters/a1/export"), 409, "wrong_state")
+    assert_problem(api.get("/adapters/none/export"), 404, "not_found")

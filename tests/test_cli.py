@@ -72,6 +72,7 @@ COMMANDS = [
     ),
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
     *(["generate"], ["chat"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
+    *(["adapters", "delete"], ["adapters", "export"]),
 ]
 
 
