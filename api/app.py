@@ -48,6 +48,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         # The documentation pages would load scripts from elsewhere; /openapi.json is there, with the token.
         docs_url=None,
         redoc_url=None,
+        responses=problems.PROBLEM_RESPONSES,
     )
     app.state.services = services
     app.state.credentials = credentials = Credentials(token, services.store.tokens)

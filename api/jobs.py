@@ -27,7 +27,7 @@ MAX_SEED = 2**63 - 1
 class JobIn(BaseModel):
     """What to ask for; everything is optional."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"steps": 60, "now": False}})
 
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from pocketllm.api.responses import ProblemResponse
@@ -45,6 +46,38 @@ TOO_LARGE = "The request is too large (setting max_body_bytes). Send it in parts
 _CODES = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+}
+
+
+class ErrorOut(BaseModel):
+    """What OpenAI's client understands of an error."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, or server_error from 500 on.")
+    code: str = Field(description="For programs: missing_token, not_found, nothing_to_learn, ...")
+    param: str | None = Field(description="The field that is wrong, where one is.")
+
+
+class ProblemOut(BaseModel):
+    """Any error, by RFC 9457. `detail` says what to do next."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error: ErrorOut
+
+
+#: For the documentation of every route: all that is not a success.
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": (
+            "An error: 401 no or a wrong token, 403 a token without the scope, or a foreign Host or Origin, 404 no "
+            "such thing, 409 not in this state, 413 too large, 415 another content type, 422 a value that makes no "
+            "sense, 429 and 503 too much at once (see Retry-After), 500 our fault"
+        ),
+        "content": {ProblemResponse.media_type: {"schema": ProblemOut.model_json_schema()}},
+    }
 }
 
 

@@ -189,7 +189,9 @@ class ReadingsIn(BaseModel):
 class WhatIfIn(BaseModel):
     """What is to be supposed."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
+    )
 
     readings: ReadingsIn
 
@@ -197,7 +199,7 @@ class WhatIfIn(BaseModel):
 class ScreenIn(BaseModel):
     """What an automation app has seen."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"on": False}})
 
     on: bool = Field(description="Whether the screen is on.")
 
@@ -205,7 +207,7 @@ class ScreenIn(BaseModel):
 class SnoozeIn(BaseModel):
     """For how long nothing shall run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"minutes": 90}})
 
     minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="So long from now.")
     until: AwareDatetime | None = Field(None, description="Or until then; neither of both ends the snooze.")

@@ -20,7 +20,7 @@ _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 class TokenIn(BaseModel):
     """An app that is to be let in."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
     name: str = Field(pattern=_NAME, description="Small letters, digits, dots, dashes and underscores.")
     scopes: list[Scope] = Field(
