@@ -1,13 +1,15 @@
 """/generate: text from the personal model, from a named adapter, or from the base."""
 
+import re
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from math import inf, isnan
 from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.choosing import SERVING, chosen
@@ -21,6 +23,9 @@ from pocketllm.daemon.generator import Done, GenerationRequest, Piece
 from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"])
+
+_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|)")
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Message(BaseModel):
@@ -47,6 +52,13 @@ class AskIn(BaseModel):
     max_tokens: int = Field(128, ge=1, le=8192)
     stop: list[str] = Field(default_factory=list, max_length=16)
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
+    keep_alive: float | str | None = Field(
+        None,
+        description=(
+            'How long the model stays in memory afterwards, as Ollama writes it: 300, "5m", 0 until the next look '
+            "(within 15 s), -1 for ever; default: the setting keep_alive_seconds."
+        ),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +67,12 @@ class AskIn(BaseModel):
             return {**values, "stop": [values["stop"]]}
         return values
 
+    @field_validator("keep_alive")
+    @classmethod
+    def _a_duration(cls, wished: float | str | None) -> float | str | None:
+        seconds_of(wished)
+        return wished
+
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
@@ -62,6 +80,20 @@ class AskIn(BaseModel):
         if "" in self.stop:
             raise ValueError("a stop string is empty")
         return self
+
+
+def seconds_of(keep_alive: float | str | None) -> float | None:
+    """A wish in seconds; infinite for ever. Raises ValueError for what is no duration."""
+    if keep_alive is None:
+        return None
+    if isinstance(keep_alive, str):
+        found = _DURATION.fullmatch(keep_alive.strip())
+        if found is None:
+            raise ValueError('it is seconds, or a number with a unit, as "90s", "5m" or "1h"')
+        keep_alive = float(found[1]) * _UNITS[found[2]]
+    if isnan(keep_alive):
+        raise ValueError("it is no number")
+    return inf if keep_alive < 0 else keep_alive
 
 
 class GenerateIn(AskIn):
@@ -108,6 +140,7 @@ async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dic
         max_tokens=body.max_tokens,
         stop=tuple(body.stop),
         seed=seed,
+        keep_alive_seconds=seconds_of(body.keep_alive),
     )
     return wanted, {"model": services.settings.model, "adapter": adapter, "seed": seed}
 

@@ -8,6 +8,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class GenerationRequest:
     seed: int = 0
     alternatives: int | None = None  #: see mezo.decoding.Sampling
     echo: bool = False  #: begin with the prompt, which is scored where the answer is
+    keep_alive_seconds: float | None = None  #: how long the idle process keeps its memory after it; None: as set
     compare: bool = False  #: answer twice, with the adapter and without, and score the first answer by both
 
     def line(self, request_id: int) -> bytes:
@@ -72,7 +74,9 @@ class Generator:
     """Starts the process at the first request, lets requests in one by one, ends it after idling. One event loop."""
 
     def __init__(self, model: Path, *, keep_alive_seconds: float, max_waiting: int, clock: Callable[[], float]) -> None:
-        self._model, self._keep_alive, self._max_waiting, self._clock = model, keep_alive_seconds, max_waiting, clock
+        self._model, self._default_keep_alive = model, keep_alive_seconds
+        self._max_waiting, self._clock = max_waiting, clock
+        self._keep_alive = keep_alive_seconds  # of the last request
         self._process: Process | None = None
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -86,8 +90,8 @@ class Generator:
 
     @property
     def idle_seconds_left(self) -> float | None:
-        """How long until it is unloaded; None while it does not run or is at work."""
-        if not self._alive or self._turn.locked():
+        """How long until it is unloaded; None while it does not run or is at work, or where it stays for ever."""
+        if not self._alive or self._turn.locked() or isinf(self._keep_alive):
             return None
         return max(0.0, self._last_used + self._keep_alive - self._clock())
 
@@ -110,6 +114,8 @@ class Generator:
         finally:
             self._waiting -= 1
             self._last_used = self._clock()
+            wished = request.keep_alive_seconds
+            self._keep_alive = self._default_keep_alive if wished is None else wished
 
     async def unload_if_idle(self) -> None:
         """End the process when it has not been used for the keep-alive time."""

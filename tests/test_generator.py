@@ -5,7 +5,8 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,6 +159,19 @@ def test_it_is_unloaded_when_it_has_been_idle_for_the_keep_alive_time(bench: Ben
     bench.clock.seconds += 1
     bench.run(bench.generator.unload_if_idle())
     assert not is_running(pid)
+
+
+def test_a_request_may_say_how_long_it_is_kept_and_the_next_may_not(bench: Bench) -> None:
+    bench.answer(replace(SHORT, keep_alive_seconds=inf))
+    bench.clock.seconds += 10**9
+    assert bench.generator.idle_seconds_left is None
+    bench.run(bench.generator.unload_if_idle())
+    assert bench.running
+    bench.answer(SHORT)
+    assert bench.generator.idle_seconds_left == KEEP_ALIVE_SECONDS
+    bench.answer(replace(SHORT, keep_alive_seconds=0))
+    bench.run(bench.generator.unload_if_idle())
+    assert not bench.running
 
 
 def test_a_request_that_is_cancelled_while_the_process_starts_leaves_it_usable(bench: Bench) -> None:
