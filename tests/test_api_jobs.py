@@ -64,6 +64,7 @@ def test_a_request_is_answered_with_the_queued_job(api: Rehearsal) -> None:
         "id": document["id"],
         "state": "queued",
         "reasons": [],
+        "held": False,
         "step": 0,
         "total_steps": 50,
         "loss": None,

@@ -170,8 +170,10 @@ def test_a_request_may_say_how_long_it_is_kept_and_the_next_may_not(bench: Bench
     bench.answer(SHORT)
     assert bench.generator.idle_seconds_left == KEEP_ALIVE_SECONDS
     bench.answer(replace(SHORT, keep_alive_seconds=0))
+    pid = bench.generator.pid
+    assert pid is not None
     bench.run(bench.generator.unload_if_idle())
-    assert not bench.running
+    assert not is_running(pid)
 
 
 def test_a_request_that_is_cancelled_while_the_process_starts_leaves_it_usable(bench: Bench) -> None:
