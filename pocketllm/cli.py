@@ -26,6 +26,7 @@ from pocketllm import (
     cli_report,
     cli_snooze,
     cli_train,
+    cli_watch,
 )
 from pocketllm.cli_adapters import adapters_app
 from pocketllm.cli_common import (
@@ -120,6 +121,7 @@ def status(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
     make_console().print(status_panel(document, datetime.now(UTC)))
 
 
+app.command("watch", epilog=cli_watch.EPILOG)(cli_watch.watch)
 app.command("dashboard", epilog=cli_dashboard.EPILOG)(cli_dashboard.dashboard)
 app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
 app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)

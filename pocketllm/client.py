@@ -178,6 +178,13 @@ class Client:
             self._refuse_errors(response)
             yield response.iter_bytes()
 
+    def events(self, *, after: int | None, wait_seconds: float = 30) -> Document:
+        """Return what happened to jobs behind an event, waiting for news; without one only where the news begin."""
+        if after is None:
+            return self._call("GET", "/events")
+        params = {"after": str(after), "wait": str(wait_seconds)}
+        return self._call("GET", "/events", params=params, seconds=wait_seconds + ANSWER_SECONDS)
+
     def tokens(self) -> list[Document]:
         """Return the apps that have a token of their own."""
         found: list[Document] = self._call("GET", "/tokens")["data"]

@@ -173,6 +173,7 @@ class DaemonDouble:
         self.journal = b""  # of any job; without one there is none
         self.reports: dict[str, Document] = {"job-1": REPORT}
         self.tokens_of_apps: list[Document] = []
+        self.events: list[Document] = []  # told once; then the daemon is too busy
         self.ledger: Document = {"data": [], "days": []}
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
@@ -226,6 +227,13 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return add_texts(double, body)
         case "POST", ["sessions"]:
             return 201, {"code": "code-1", "seconds": 120.0}
+        case "GET", ["events"] if "after" not in query:
+            return 200, {"data": [], "last": 7}
+        case "GET", ["events"] if double.events:
+            told, double.events = double.events, []
+            return 200, {"data": told, "last": told[-1]["id"]}
+        case "GET", ["events"]:
+            return problem(503, "The daemon is too busy.")
         case "GET", ["tokens"]:
             return 200, {"data": double.tokens_of_apps}
         case "POST", ["tokens"]:
@@ -315,7 +323,9 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
             journal = method == "GET" and parts.path.endswith("/journal")
             closed = parts.path.endswith(("/journal", "/report"))
             open_route = (
-                method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "ledger", "jobs")
+                method == "GET"
+                and not closed
+                and parts.path.split("/")[1] in ("health", "status", "ledger", "events", "jobs")
             )
             with double.lock:
                 double.requests.append((method, self.path, body))
