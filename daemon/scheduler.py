@@ -184,6 +184,8 @@ class Scheduler:
     def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
         """What the gate would say of these readings, in place of those that there are; None is unknown."""
         with self._lock:
+            if not self.readings:  # asked before the first tick
+                self._look(now)
             given: dict[str, Reading] = {
                 name: Reading(name=name, value=value, unit=None, source="given", at=now, reason="given as unknown")
                 for name, value in values.items()

@@ -24,7 +24,7 @@ def operations(api: Rehearsal) -> list[tuple[str, str, dict[str, Any]]]:
 
 def test_every_route_says_what_it_does_and_how_it_fails(api: Rehearsal) -> None:
     found = operations(api)
-    assert len(found) > 40
+    assert len(found) >= 40
     for method, path, about in found:
         where = f"{method} {path}"
         assert about["description"].strip() and about["tags"], where
