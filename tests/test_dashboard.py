@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
     if found is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield made
         made.close()
 
