@@ -1,16 +1,9 @@
 """/metrics: the state of things as numbers over time, for Prometheus and what reads its format. Holds no content."""
 
-from collections.abc import Iterator
-
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
 
 from pocketllm.api.context import Context
-from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["status"])
 
@@ -21,45 +14,7 @@ _KIND = "text/plain; version=0.0.4"
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(services: Context) -> PlainTextResponse:
     """Jobs by state, texts, what speaks against learning, what the sensors see, what runs, in Prometheus' format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Now(services))
-    return PlainTextResponse(generate_latest(registry), media_type=_KIND)
+    # Its library takes 2 MB, which nobody who does not ask for metrics shall pay.
+    from pocketllm.api.prometheus import exposition
 
-
-class _Now(Collector):
-    """What is so now."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    def collect(self) -> Iterator[Metric]:
-        """Each metric, by the names in the documentation of /metrics."""
-        services, scheduler = self._services, self._services.scheduler
-        counts = services.store.texts.counts()
-        yield _gauge(
-            "uptime_seconds", "Since the daemon started.", (services.now() - services.started_at).total_seconds()
-        )
-        yield _gauge("training_allowed", "1 where nothing speaks against learning.", scheduler.verdict.allowed)
-        yield _gauge("worker_running", "1 while a job is being learned.", scheduler.worker_pid is not None)
-        yield _gauge("generator_running", "1 while a model is held for answers.", services.generator.pid is not None)
-        yield _gauge("texts", "Stored texts.", counts.texts)
-        yield _gauge("new_words", "Words that no job has learned.", counts.new_words)
-        jobs = GaugeMetricFamily("pocketllm_jobs", "Jobs by state.", labels=["state"])
-        for state, number in services.store.jobs.counts().items():
-            jobs.add_metric([state], number)
-        yield jobs
-        blockers = GaugeMetricFamily("pocketllm_blocker", "1 for each thing that speaks against it.", labels=["name"])
-        for name in sorted({blocker.name for blocker in scheduler.verdict.blockers}):
-            blockers.add_metric([name], 1)
-        yield blockers
-        readings = GaugeMetricFamily(
-            "pocketllm_reading", "What a sensor sees; absent while it is unknown.", labels=["name", "unit"]
-        )
-        for reading in scheduler.readings:
-            if isinstance(reading.value, bool | int | float):
-                readings.add_metric([reading.name, reading.unit or ""], float(reading.value))
-        yield readings
-
-
-def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"pocketllm_{name}", meaning, value=float(value))
+    return PlainTextResponse(exposition(services), media_type=_KIND)

@@ -34,11 +34,11 @@ def test_holds_every_module(names: set[str]) -> None:
 
 def test_holds_the_data_files(names: set[str]) -> None:
     assert {"pocketllm/sample_notes.txt", "pocketllm/py.typed"} <= names
-    for room in ("systemd", "termux"):
+    for room in ("systemd", "termux", "api/static"):
         assert {f"pocketllm/{path.relative_to(ROOT)}" for path in (ROOT / room).rglob("*") if path.is_file()} <= names
 
 
 def test_holds_nothing_else(names: set[str]) -> None:
-    kinds = (".py", ".txt", "py.typed", ".service", ".sh", "/run", "/finish")
+    kinds = (".py", ".txt", "py.typed", ".service", ".sh", "/run", "/finish", ".html", ".js", ".css")
     strange = {n for n in names if not n.startswith("pocketllm/") or not n.endswith(kinds)}
     assert not strange
