@@ -43,6 +43,8 @@ def test_at_a_terminal_it_is_live_and_ends_with_ctrl_c(home: Path, double: Daemo
         stderr=theirs,
         env={**child_environment(home), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
         start_new_session=True,
+        # A shell that runs the tests in the background has them ignore it, and so this process; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     said = b""
