@@ -73,7 +73,7 @@ class Guard:
         if connection["type"] != "http":
             await self._app(connection, receive, send)
             return
-        refusal = self._refusal(connection, Headers(scope=connection), connection["method"], connection["path"])
+        refusal = self._refusal(connection, Headers(scope=connection))
         if refusal is not None:
             await _refuse(refusal, connection, receive, send)
             return
@@ -83,12 +83,12 @@ class Guard:
         finally:
             self._running -= 1
 
-    def _refusal(self, connection: Connection, headers: Headers, method: str, path: str) -> Refusal | None:
+    def _refusal(self, connection: Connection, headers: Headers) -> Refusal | None:
         """Why this request is refused; None lets it in."""
         checks: tuple[Callable[[], Refusal | None], ...] = (
             lambda: _foreign(headers),
             lambda: self._too_much(headers),
-            lambda: self._not_allowed(connection, headers, method, path),
+            lambda: self._not_allowed(connection, headers),
         )
         return next((refusal for check in checks if (refusal := check()) is not None), None)
 
@@ -103,7 +103,8 @@ class Guard:
             return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
         return None
 
-    def _not_allowed(self, connection: Connection, headers: Headers, method: str, path: str) -> Refusal | None:
+    def _not_allowed(self, connection: Connection, headers: Headers) -> Refusal | None:
+        method, path = connection["method"], connection["path"]
         if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
             return None
         if method in ("GET", "HEAD") and self._open_routes and OPEN_ROUTES.fullmatch(path):

@@ -3,6 +3,7 @@
 Whatever is legal there is accepted; what does not apply here is ignored, and named in `warnings`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -163,7 +164,7 @@ class TextWish(Wish):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class Frame(ABC):
     """What all documents of one answer share, and how its choices look. Two kinds: a chat's, and a text's."""
 
     id: str
@@ -184,20 +185,20 @@ class Frame:
         """A part of a stream."""
         return self._document(self.chunk_kind, choices) | self._warnings()
 
+    @abstractmethod
     def first(self, index: int) -> list[dict[str, Any]]:
         """What a choice begins with, before its text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, index: int, text: str) -> dict[str, Any]:
         """Some more of a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
         """The end of a choice."""
-        raise NotImplementedError
 
-    def _choice(self, index: int, answer: Done) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, index: int, answer: Done) -> dict[str, Any]: ...
 
     def _document(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

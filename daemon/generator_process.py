@@ -111,7 +111,7 @@ class Answerer:
         options = request["sampling"]
         self._use(request["adapter"], exact=options["alternatives"] is not None)
         sampling = Sampling(**{**options, "stop": tuple(options["stop"])})
-        prompt = prompt_tokens(self._tokenizer, request, len(self._tokenizer))
+        prompt = prompt_tokens(self._tokenizer, request)
         started = time.monotonic()
         generation = generate(
             self._model, self._tokenizer, prompt, sampling, cancelled=lambda: requests.cancelled(request_id)
@@ -139,7 +139,7 @@ class Answerer:
         """Both answers, and by how much likelier the personal model's is to it than to the base model."""
         options = request["sampling"]
         sampling = Sampling(**{**options, "stop": tuple(options["stop"]), "alternatives": 0})
-        prompt = prompt_tokens(self._tokenizer, request, len(self._tokenizer))
+        prompt = prompt_tokens(self._tokenizer, request)
         models = {"personal": request["adapter"], "base": None}
         answers: dict[str, Generation] = {}
         for name, folder in models.items():
@@ -216,13 +216,14 @@ def _load(folder: Path) -> Adapter | LanguageModel:
     return LanguageModel(open_native(folder)) if full else load_adapter(folder)
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any], vocabulary: int) -> list[int]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]) -> list[int]:
     """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
 
     A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that
     there are not, a model without a chat template, or messages that its template refuses.
     """
     if (given := request["tokens"]) is not None:
+        vocabulary = len(tokenizer)
         if wrong := [token for token in given if not 0 <= token < vocabulary]:
             raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
         return list(given)

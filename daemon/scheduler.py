@@ -206,9 +206,7 @@ class Scheduler:
         """Pause an open job, ending its worker, until it is released. Raises NotFound or WrongState."""
         with self._lock:
             if self._runner.job_id == job_id:
-                before = self._paused_at
                 self._pause([HELD], now)
-                self._paused_at = before  # a minimum pause is there for conditions that flap, and the owner does not
             return self._store.jobs.hold(job_id, reason=HELD, now=now)
 
     def release(self, job_id: str, now: datetime) -> Job:
@@ -322,6 +320,7 @@ class Scheduler:
         if self._runner.pid is not None:
             if not self.verdict.allowed:
                 self._pause(self.verdict.reasons, now)
+                self._paused_at = self._uptime()  # here alone: conditions flap, the owner's word does not
         elif job.not_before is not None and timedelta(0) < job.not_before - now <= _LONGEST_RETRY:
             return  # its reasons say when it is tried again; a longer wait comes of a clock that was set back
         elif self.verdict.allowed:
@@ -357,7 +356,6 @@ class Scheduler:
         if job_id is None:
             return
         self._end_worker("; ".join(reasons), now)
-        self._paused_at = self._uptime()
         try:
             self._store.jobs.pause(job_id, reasons=reasons, now=now, moved=self._moved(job_id))
             log.info("job %s paused: %s", job_id, "; ".join(reasons))

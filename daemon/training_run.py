@@ -295,6 +295,7 @@ class TrainingRun:
         training = self.settings.model_copy(update={"method": "mezo"})
         planned = plan_job(self.native, training, steps=self.job.total_steps)
         self.plan = planned.plan
+        self.measuring = replace(self.measuring, rows_at_once=self.plan.rows_at_once)
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=planned.prediction.peak_bytes)
         self.store.jobs.set_method(self.job.id, "mezo")
 
