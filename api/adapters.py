@@ -78,8 +78,7 @@ def serve(adapter_id: str, services: Context) -> ServingOut:
 @router.delete("/adapters/{adapter_id}")
 def delete(services: Context, adapter_id: str) -> DeletedOut:
     """Delete an adapter and its files, unless it is served or others were made from it."""
-    services.store.adapters.delete(adapter_id)
-    shutil.rmtree(services.folder.adapter(adapter_id), ignore_errors=True)
+    delete_adapter(services, adapter_id)
     return DeletedOut(id=adapter_id)
 
 
@@ -110,6 +109,12 @@ def tar(folder: Path) -> Iterator[bytes]:
                 yield piece
         yield bytes(-about.size % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def delete_adapter(services: Services, adapter_id: str) -> None:
+    """Delete an adapter and its files. Raises NotFound, or WrongState while it is needed."""
+    services.store.adapters.delete(adapter_id)
+    shutil.rmtree(services.folder.adapter(adapter_id), ignore_errors=True)
 
 
 def _usable(services: Services) -> Callable[[str], bool]:

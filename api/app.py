@@ -12,6 +12,7 @@ from pocketllm.api import (
     compare,
     dashboard,
     events,
+    fine_tuning,
     generate,
     history,
     jobs,
@@ -19,6 +20,7 @@ from pocketllm.api import (
     ledger,
     metrics,
     openai_completions,
+    openai_files,
     openai_models,
     problems,
     reports,
@@ -70,6 +72,8 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         tokens,
         openai_models,
         openai_completions,
+        openai_files,
+        fine_tuning,
     ):
         app.include_router(module.router)
     problems.install(app)

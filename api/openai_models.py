@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from pocketllm.api import choosing
+from pocketllm.api.adapters import delete_adapter
 from pocketllm.api.choosing import chosen
 from pocketllm.api.context import Context
 from pocketllm.api.problems import Problem
@@ -19,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 LATEST, BASE = "pocketllm:latest", "pocketllm:base"
 #: `ft:<base>:<owner>:<suffix>:<id>`, as OpenAI names fine-tuned models.
-_TUNED = "ft:{model}:pocketllm::{id}"
+_TUNED = "ft:{model}:pocketllm:{suffix}:{id}"
 
 
 class OpenAIModel(BaseModel):
@@ -54,12 +55,31 @@ def model(services: Context, model_id: str) -> OpenAIModel:
     raise _unknown(model_id)
 
 
+class ModelDeleted(BaseModel):
+    """A fine-tuned model is gone."""
+
+    id: str
+    object: str = "model"
+    deleted: bool = True
+
+
+@router.delete("/models/{model_id:path}")
+def delete(services: Context, model_id: str) -> ModelDeleted:
+    """Delete a fine-tuned model, unless it is served or others were made from it."""
+    adapter, _ = resolve(services, model_id)
+    if adapter is None or model_id == LATEST:
+        detail = f"{model_id} is no fine-tuned model. GET /v1/models lists those by their own names."
+        raise Problem(HTTPStatus.CONFLICT, detail, param="model")
+    delete_adapter(services, adapter)
+    return ModelDeleted(id=model_id)
+
+
 def resolve(services: Services, name: str) -> tuple[str | None, Path | None]:
     """The adapter's id and folder behind a name; None for the base. Raises ModelNotReady, or Problem."""
     base = services.settings.model
     if name in (LATEST, BASE, base):
         return chosen(services, choosing.SERVING if name == LATEST else choosing.BASE)
-    adapter = name.removeprefix(_TUNED.format(model=base, id=""))
+    adapter = _adapter_in(name, base)
     try:
         return chosen(services, adapter)
     except NotFound as error:
@@ -68,7 +88,14 @@ def resolve(services: Services, name: str) -> tuple[str | None, Path | None]:
 
 def name_of(adapter: Adapter) -> str:
     """What clients call an adapter."""
-    return _TUNED.format(model=adapter.model, id=adapter.id)
+    return _TUNED.format(model=adapter.model, suffix=adapter.suffix or "", id=adapter.id)
+
+
+def _adapter_in(name: str, base: str) -> str:
+    """The adapter's id in a fine-tuned model's name, whatever the suffix; another name as it is."""
+    rest, _, identity = name.rpartition(":")
+    tuned, _, _suffix = rest.rpartition(":")
+    return identity if tuned == f"ft:{base}:pocketllm" else name
 
 
 def _all(services: Services) -> list[OpenAIModel]:

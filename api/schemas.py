@@ -41,6 +41,7 @@ class TextOut(Identified):
     text: str = Field(description="All of it; of a completion the prompt; of a labelled text what the label is about.")
     completion: str | None
     label: str | None
+    messages: list[dict[str, Any]] | None = Field(description="Of a chat, whose `text` is the same for reading.")
     words: int
     held_out: bool = Field(description="Kept out of training, to measure with.")
     created_at: datetime

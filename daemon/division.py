@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from pocketllm.mezo.batches import Blocks, Buckets
 from pocketllm.mezo.errors import BadRequest
-from pocketllm.mezo.examples import Completion, Example, Labelled, Plain
+from pocketllm.mezo.examples import Chat, Completion, Example, Labelled, Plain
 from pocketllm.storage.tables import Text
 from pocketllm.storage.texts import HELD_OUT_ONE_IN
 
@@ -14,6 +14,8 @@ PART_WORDS = 200
 
 def example_of(text: Text) -> Example:
     """A stored text as the learner takes it."""
+    if text.messages is not None:
+        return Chat(messages=text.messages)
     if text.completion is not None:
         return Completion(prompt=text.text, completion=text.completion)
     return Plain(text=text.text) if text.label is None else Labelled(text=text.text, label=text.label)

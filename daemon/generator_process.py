@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.mezo.adapters import Adapter, load_adapter
+from pocketllm.mezo.chats import chat_prompt
 from pocketllm.mezo.decoding import Generation, Sampling, Scored, generate, score, separator
 from pocketllm.mezo.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.mezo.model import LanguageModel
@@ -229,12 +229,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]) -
         return list(given)
     if request["messages"] is None:
         return [separator(tokenizer), *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
-    if not tokenizer.chat_template:
-        raise BadRequest("This model has no chat template. Send `prompt` in place of `messages`.")
-    try:
-        text = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise BadRequest(f"The model's chat template refuses these messages: {error}") from error
+    text = chat_prompt(tokenizer, request["messages"])
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens
 

@@ -23,6 +23,7 @@ from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.mezo.budget import Mode
 from pocketllm.mezo.errors import MezoError, ModelFileError, ModelNotFound
 from pocketllm.storage.errors import WrongState
+from pocketllm.storage.jobs import Tuning
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Requester
 
@@ -161,9 +162,10 @@ class Scheduler:
         method: MethodWish | None = None,
         batch: int | None = None,
         probes: int | None = None,
+        tuning: Tuning | None = None,
     ) -> Job:
         """Queue a job for the owner. Raises NothingToLearn, or what `plan` raises."""
-        if self._store.texts.counts().texts == 0:
+        if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
         planned = self.plan(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
         return self._create(
@@ -173,6 +175,7 @@ class Scheduler:
             seed=seed,
             immediate=immediate,
             predicted_bytes=planned.prediction.peak_bytes,
+            tuning=tuning,
             now=now,
         )
 
@@ -334,13 +337,12 @@ class Scheduler:
             self._store.jobs.explain(job.id, reasons)
 
     def _start(self, job: Job, now: datetime) -> None:
-        serving = self._store.adapters.serving(job.model)
         if job.requested_by is Requester.THRESHOLD and job.started_at is None and not self._has_new_text():
             self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
             return
+        start = self._store.adapters.start_of(job)
         # All weights and an adapter for them are no start for each other.
-        parent = serving.id if serving and serving.mode == job.mode else None
-        self._store.jobs.start(job.id, parent=parent, now=now)
+        self._store.jobs.start(job.id, parent=start.id if start and start.mode == job.mode else None, now=now)
         self._step_at_start = self._store.journal.last_step(job.id)
         try:
             self._runner.start(job.id)
@@ -380,6 +382,7 @@ class Scheduler:
         immediate: bool,
         predicted_bytes: int | None,
         now: datetime,
+        tuning: Tuning | None = None,
     ) -> Job:
         return self._store.jobs.create(
             model=self._settings.model,
@@ -390,5 +393,6 @@ class Scheduler:
             requested_by=requested_by,
             immediate=immediate,
             predicted_bytes=predicted_bytes,
+            tuning=tuning,
             now=now,
         )

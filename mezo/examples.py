@@ -1,4 +1,4 @@
-"""Examples of three kinds become rows of tokens: plain text, prompts with their completions, and labelled text."""
+"""Examples become rows of tokens: plain text, prompts with their completions, chats, and labelled text."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from pocketllm.mezo.batches import NO_TEXT, Blocks, Buckets, Ids, pack
+from pocketllm.mezo.chats import Messages, turns
 from pocketllm.mezo.errors import BadRequest
 from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.noise import philox
@@ -53,7 +54,14 @@ class Labelled:
     label: str
 
 
-Example = Plain | Completion | Labelled
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Messages, of which the assistant's are learned, in the model's own template."""
+
+    messages: Messages
+
+
+Example = Plain | Completion | Chat | Labelled
 
 
 def encode(
@@ -78,17 +86,19 @@ def encode(
 
     Raises BadRequest when there is nothing to learn from, or the model or the template does not fit the examples.
     """
-    if masked and any(isinstance(example, Completion) for example in examples):
+    if masked and any(isinstance(example, Completion | Chat) for example in examples):
         raise BadRequest(
-            "This is a masked model, which cannot learn completions; use plain or labelled text, or a causal model."
+            "This is a masked model, which cannot learn completions or chats; use plain or labelled text, or a causal "
+            "model."
         )
     plain = [example.text for example in examples if isinstance(example, Plain)]
     pairs = [example for example in examples if isinstance(example, Completion)]
+    chats = [example for example in examples if isinstance(example, Chat)]
     labelled = [example for example in examples if isinstance(example, Labelled)]
     frame = _Frame.of(tokenizer, length) if masked else None
     buckets = [
         *_plain(_tokenize(tokenizer, plain), tokenizer, frame, length=length, separator=separator, seed=seed),
-        *_completions(pairs, tokenizer, length=length, separator=separator),
+        *_continuations(pairs, chats, tokenizer, length=length, separator=separator),
         *_labelled(labelled, tokenizer, template, frame, length=length, separator=separator),
     ]
     if not buckets:
@@ -231,29 +241,43 @@ def _some(candidates: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def _completions(
-    pairs: Sequence[Completion], tokenizer: PreTrainedTokenizerBase, *, length: int, separator: int
+def _continuations(
+    pairs: Sequence[Completion],
+    chats: Sequence[Chat],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    separator: int,
 ) -> Iterator[Blocks]:
+    """Rows of completions and of chats.
+
+    A separator stands before a completion's prompt, as before every text that is learned, and before a prompt that is
+    to be continued; and one ends the completion. A chat's template says itself how it begins and how a turn ends.
+    """
+    between = np.array([separator])
     prompts = _tokenize(tokenizer, [pair.prompt for pair in pairs])
     completions = _tokenize(tokenizer, [pair.completion for pair in pairs])
-    rows = (
-        row
+    streams = [
+        (np.concatenate([between, prompt]), np.concatenate([completion, between]))
         for prompt, completion in zip(prompts, completions, strict=True)
         if len(prompt) or len(completion)
-        for row in _windows(prompt, completion, length=length, separator=separator)
-    )
+    ]
+    said = [turn for chat in chats for turn in turns(tokenizer, chat.messages)]
+    before = _tokenize(tokenizer, [prompt for prompt, _ in said])
+    answers = _tokenize(tokenizer, [answer for _, answer in said])
+    streams += [pair for pair in zip(before, answers, strict=True) if all(map(len, pair))]
+    rows = (row for prompt, wanted in streams for row in _windows(prompt, wanted, length=length))
     return _bucketed(rows, length=length, pad=separator)
 
 
-def _windows(prompt: Ids, completion: Ids, *, length: int, separator: int) -> Iterator[_Row]:
-    """One row where the completion fits, behind as much of the prompt's end as does; else several in a row.
+def _windows(prompt: Ids, wanted_ids: Ids, *, length: int) -> Iterator[_Row]:
+    """One row where what is wanted fits, behind as much of the prompt's end as does; else several in a row.
 
-    Each token of the completion, and the separator that ends it, is predicted in one of them. The ones before it
-    in its row are its context: half a row at least, as far as there is so much. A separator stands before the
-    prompt, as before every text that is learned, and before a prompt that is to be continued.
+    Each wanted token is predicted in one of them. The ones before it in its row are its context: half a row at least,
+    as far as there is so much.
     """
-    stream = np.concatenate([[separator], prompt, completion, [separator]]).astype(np.int64)
-    wanted, end = len(completion) + 1, len(stream) - 1
+    stream = np.concatenate([prompt, wanted_ids]).astype(np.int64)
+    wanted, end = len(wanted_ids), len(stream) - 1
     fresh = wanted if wanted <= length else length - length // 2
     done = end - wanted  # the position that predicts the completion's first token
     while done < end:

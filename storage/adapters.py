@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func
+from sqlalchemy import func, or_
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job
 
 #: Kinds of events of the jobs whose adapters leave the chain that is served, and come back into it.
 WITHDRAWN, BROUGHT_BACK = "withdrawn", "brought back"
@@ -49,6 +49,15 @@ class AdapterStore:
         """The adapter that is served for a model; None while nothing was learned."""
         with self._database.read() as session:
             return serving_adapter(session, model)
+
+    def start_of(self, job: Job) -> Adapter | None:
+        """The adapter that a job is to start from: what it was asked to, else the one that is served; None is the base.
+
+        Raises NotFound.
+        """
+        if job.start_from is None:
+            return self.serving(job.model)
+        return None if job.start_from == BASE else self.get(job.start_from)
 
     def roll_back(self, model: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
         """Serve what the adapter that is served for a model was made from: its parent, or the base model.
@@ -91,7 +100,8 @@ class AdapterStore:
             child = session.exec(select(Adapter.id).where(Adapter.parent == adapter_id)).first()
             if child is not None:
                 raise WrongState(f"Adapter {child} was made from {adapter_id}. Delete that one first.")
-            starting = select(Job.id).where(Job.parent == adapter_id, col(Job.state).in_(OPEN_STATES))
+            from_it = or_(col(Job.parent) == adapter_id, col(Job.start_from) == adapter_id)
+            starting = select(Job.id).where(from_it, col(Job.state).in_(OPEN_STATES))
             if job := session.exec(starting).first():
                 raise WrongState(f"Job {job} starts from {adapter_id}. Wait for its end, or cancel it.")
             session.delete(adapter)

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,8 +14,8 @@ from pocketllm.storage.adapters import serving_adapter
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.reports import NewReport, add_report
-from pocketllm.storage.tables import OPEN_STATES, Adapter, Event, Job, JobState, Requester
-from pocketllm.storage.texts import assign_to_job, mark_learned
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Requester
+from pocketllm.storage.texts import NewText, assign_to_job, give_to_job, mark_learned
 
 #: The event of a job's first start that names the adapter that was served then, which its own is to beat.
 COMPARED_WITH = "compared with"
@@ -25,6 +26,15 @@ _OPEN_IN_ORDER = (
     .where(col(Job.state).in_(OPEN_STATES))
     .order_by((col(Job.state) == JobState.RUNNING).desc(), col(Job.immediate).desc(), col(Job.created_at), col(Job.id))
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is special about a job that is asked for as a fine-tuning job."""
+
+    document: dict[str, Any]  #: what was said, to be said back
+    texts: Sequence[NewText] | None = None  #: that it is to learn; None is what is new when it first starts
+    start_from: str | None = None  #: an adapter, or BASE; None is what is served when it first starts
 
 
 class JobStore:
@@ -45,8 +55,9 @@ class JobStore:
         now: datetime,
         mode: str = "lora",
         predicted_bytes: int | None = None,
+        tuning: Tuning | None = None,
     ) -> Job:
-        """Queue a job."""
+        """Queue a job, and store the texts that it is given: both or neither."""
         job = Job(
             id=f"job-{secrets.token_hex(6)}",
             state=JobState.QUEUED,
@@ -58,11 +69,15 @@ class JobStore:
             settings=settings,
             total_steps=total_steps,
             predicted_bytes=predicted_bytes,
+            start_from=tuning.start_from if tuning else None,
+            tuning=tuning.document if tuning else None,
             created_at=now,
         )
         with self._database.write() as session:
             session.add(job)
             session.flush()  # the event's foreign key wants the row
+            if tuning and tuning.texts is not None:
+                job.texts, job.words = give_to_job(session, job.id, tuning.texts, now)
             session.add(Event(job_id=job.id, at=now, kind="queued", message=f"queued by {requested_by}"))
         return job
 
@@ -104,11 +119,12 @@ class JobStore:
             first = job.started_at is None
             if first:
                 job.started_at, job.parent = now, parent
-                job.texts, job.words = assign_to_job(session, job_id)
+                given, replay = job.texts is not None, job.start_from is None
+                job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay)
             job.reasons = []
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
             if first:
-                _event(session, job_id, now, COMPARED_WITH, _served(session, job.model))
+                _event(session, job_id, now, COMPARED_WITH, _start_of(job) or _served(session, job.model))
         return job
 
     def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, moved: bool = False) -> None:
@@ -176,22 +192,26 @@ class JobStore:
 
         publish: the adapter has proved better than what was served when the job started. Where something else is
         served by now (the owner has rolled back, or another job came first) that says nothing: the adapter is kept,
-        not served, and the job's texts stay new for the next one, which starts from what is served.
+        not served, and the job's texts stay new for the next one, which starts from what is served. Those of a job
+        that was asked to start from something else do not: they were for that one alone.
         """
         with self._database.write() as session:
-            outdated = _compared_with(session, job_id) not in (None, _served(session, found_job(session, job_id).model))
+            job = found_job(session, job_id)
+            outdated = _compared_with(session, job_id) not in (None, _served(session, job.model))
+            aside = outdated and job.start_from is not None
             fate = "served" if publish and not outdated else "kept, not served"
             why = ": what is served is no longer what it was compared with; its texts stay new" if outdated else ""
+            why = ": it was not to start from what is served" if aside else why
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
             job = _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
-            adapter.serving = False
+            adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
             session.add(adapter)
             if report is not None:
                 add_report(session, job, report)
             if publish and not outdated:
                 serve_from_now_on(session, adapter.model, adapter)
-            if not outdated:
+            if aside or not outdated:
                 mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
@@ -261,6 +281,11 @@ def _served(session: Session, model: str) -> str:
     """What is served for a model, in a word."""
     serving = serving_adapter(session, model)
     return serving.id if serving else BASE_MODEL
+
+
+def _start_of(job: Job) -> str | None:
+    """What a job was asked to start from, in a word; None where that is what is served."""
+    return BASE_MODEL if job.start_from == BASE else job.start_from
 
 
 def _compared_with(session: Session, job_id: str) -> str | None:

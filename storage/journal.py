@@ -148,6 +148,12 @@ class Journal:
         with self._database.read() as session:
             return session.get(Evaluation, (job_id, step))
 
+    def evaluations(self, job_id: str) -> list[Evaluation]:
+        """What was measured of a job at its steps, in order."""
+        of_job = select(Evaluation).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
+        with self._database.read() as session:
+            return list(session.exec(of_job.order_by(col(Evaluation.step))))
+
     def progress(self, job_id: str) -> Progress:
         """How far a job is, from its recent rows."""
         of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, null
+from sqlalchemy import ColumnElement, Select, func, null
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, JobText, Report
+from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, JobText, Report, Text
 
 _ENDED = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
 
@@ -53,13 +53,17 @@ def add_report(session: Session, job: Job, new: NewReport) -> None:
     session.add(Report(job_id=job.id, numbers=new.numbers, content=content))
 
 
-def forget_content(session: Session, text_id: str) -> None:
-    """Drop the content of the reports of all jobs that had this text, and of all that went on from one of these.
+def forget_content(session: Session, texts: ColumnElement[bool]) -> None:
+    """Drop the content of the reports of all jobs that had one of these texts, and of all that went on from one of
+    these.
 
     A later job's model knows the text from the adapter that it started from, and may have said it. The freed bytes
     are overwritten by SQLite (secure_delete).
     """
-    had_it = select(col(JobText.job_id).label("id")).where(JobText.text_id == text_id).cte("had_it", recursive=True)
+    had: Select[Any] = (
+        select(col(JobText.job_id).label("id")).join(Text, col(Text.id) == col(JobText.text_id)).where(texts)
+    )
+    had_it = had.cte("had_it", recursive=True)
     went_on = (
         select(col(Job.id))
         .join(Adapter, col(Adapter.id) == col(Job.parent))

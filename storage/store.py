@@ -5,6 +5,7 @@ from pathlib import Path
 from pocketllm.storage.adapters import AdapterStore
 from pocketllm.storage.answers import AnswerStore
 from pocketllm.storage.database import Database, explained
+from pocketllm.storage.files import FileStore
 from pocketllm.storage.jobs import JobStore
 from pocketllm.storage.journal import Journal
 from pocketllm.storage.ledger import LedgerStore
@@ -31,6 +32,7 @@ class Store:
         self.tokens = TokenStore(database)
         self.answers = AnswerStore(database)
         self.samples = SampleStore(database)
+        self.files = FileStore(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

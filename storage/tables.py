@@ -45,6 +45,8 @@ def _enum(members: type[StrEnum]) -> Enum:
     return Enum(members, values_callable=lambda enum: [member.value for member in enum], native_enum=False)
 
 
+#: What `Job.start_from` says for the base model.
+BASE = "base"
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
 
 
@@ -69,6 +71,7 @@ class Kind(StrEnum):
     PLAIN = "plain"  # all of its words
     COMPLETION = "completion"  # a prompt, and the words that follow it: only these are learned
     LABELLED = "labelled"  # which label the text has
+    CHAT = "chat"  # messages, of which the assistant's are learned
 
 
 class Text(SQLModel, table=True):
@@ -78,12 +81,17 @@ class Text(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     source: str = Field(index=True)
-    #: All of a plain text; the prompt when there is a completion; what the label is about when there is one.
+    #: All of a plain text; the prompt when there is a completion; what the label is about when there is one; a chat
+    #: as it is read.
     text: str
     completion: str | None = None
     label: str | None = None
+    #: A chat's: `role`, `content`, and `weight`, which is 0 where an assistant's message is only read.
+    messages: list[dict[str, Any]] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
     words: int
-    #: Kept out of training, to measure with. Follows from the id.
+    #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
     held_out: bool
     #: The succeeded job that has seen this text; None while it is new.
     learned_in: str | None = Field(default=None, index=True)
@@ -92,6 +100,8 @@ class Text(SQLModel, table=True):
     @property
     def kind(self) -> Kind:
         """What it teaches."""
+        if self.messages is not None:
+            return Kind.CHAT
         if self.completion is not None:
             return Kind.COMPLETION
         return Kind.PLAIN if self.label is None else Kind.LABELLED
@@ -124,11 +134,15 @@ class Job(SQLModel, table=True):
     plan: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     #: What its looks at text kept aside have seen: with its steps, all that its future depends on; None before.
     watch: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
-    #: Texts and words it learns from; known when it first starts.
+    #: Texts and words it learns from; known when it first starts, or from the beginning where it was given them.
     texts: int | None = None
     words: int | None = None
     #: The adapter it starts from; None is the base model.
     parent: str | None = None
+    #: What it was asked to start from: an adapter, or BASE; None is what is served when it first starts.
+    start_from: str | None = None
+    #: Where it was asked for as a fine-tuning job: what was said then, to be said back.
+    tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     #: The adapter it made.
     adapter: str | None = None
     outcome: Outcome | None = Field(default=None, sa_column=Column(_enum(Outcome), nullable=True))
@@ -144,7 +158,7 @@ class Job(SQLModel, table=True):
 
 
 class JobText(SQLModel, table=True):
-    """Which texts a job learns from: fixed at its first start, less those deleted since."""
+    """Which texts a job learns from: fixed at its first start or before, less those deleted since."""
 
     __tablename__ = "job_text"
 
@@ -284,6 +298,21 @@ class Sample(SQLModel, table=True):
     memory: float | None = None  #: available, bytes
 
 
+class UploadedFile(SQLModel, table=True):
+    """A file that a fine-tuning job may be asked to learn. Its id is derived from what it is, so it is there once."""
+
+    __tablename__ = "uploaded_file"
+
+    id: str = Field(primary_key=True)
+    filename: str
+    purpose: str
+    size: int  #: bytes
+    data: bytes
+    created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
+    #: It goes then, with the texts that jobs have taken from it.
+    expires_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+
+
 class KeptAnswer(SQLModel, table=True):
     """The answer to a request that may be sent again."""
 
@@ -311,6 +340,8 @@ class Adapter(SQLModel, table=True):
     model: str = Field(index=True)
     mode: str = "lora"
     parent: str | None = None
+    #: A part of its name, where whoever asked for it wished one.
+    suffix: str | None = None
     serving: bool = False
     outcome: Outcome = Field(sa_column=Column(_enum(Outcome), nullable=False))
     held_out_loss_before: float | None = None

@@ -1,12 +1,13 @@
 """The owner's texts: stored once, found, counted, deleted for good."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, func, tuple_
+from sqlalchemy import ColumnElement, LargeBinary, cast, func, tuple_
 from sqlmodel import Session, col, delete, select, update
 
 from pocketllm.storage.adapters import withdrawn_jobs
@@ -25,10 +26,12 @@ LEAST_REPLAY_WORDS = 5000
 class NewText:
     """A text as it comes in."""
 
-    text: str  #: the prompt when there is a completion
+    text: str  #: the prompt when there is a completion; of a chat what `chat_text` makes of it
     source: str
     completion: str | None = None
     label: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    held_out: bool | None = None  #: None: by its id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ def text_id(new: NewText) -> str:
     # 0xff stands in no UTF-8, so the first zero byte is the one between the two, whatever they hold; and the first
     # 0xff after it is where the words end and a completion or a label begins.
     content = new.source.encode().replace(b"\0", b"\xff") + b"\0" + new.text.encode()
-    for name, more in ((b"completion", new.completion), (b"label", new.label)):
+    chat = None if new.messages is None else json.dumps(new.messages, ensure_ascii=False, sort_keys=True)
+    for name, more in ((b"completion", new.completion), (b"label", new.label), (b"messages", chat)):
         if more is not None:
             content += b"\xff" + name + b"\0" + more.encode()
     return f"text-{hashlib.sha256(content).hexdigest()[:24]}"
@@ -66,6 +70,11 @@ def text_id(new: NewText) -> str:
 def is_held_out(identity: str) -> bool:
     """Whether the text with this id is kept for measuring. A function of the id: stable for ever."""
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
+
+
+def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A chat as it is read."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def count_words(text: str) -> int:
@@ -81,12 +90,8 @@ class TextStore:
 
     def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
         """Store all of the texts or none. They are on disk when this returns."""
-        ids = tuple(text_id(new) for new in texts)
-        rows = dict(zip(ids, texts, strict=True))
         with self._database.write() as session:
-            fresh = rows.keys() - _known(session, list(rows))
-            session.add_all(_row(identity, new, now) for identity, new in rows.items() if identity in fresh)
-        return Added(ids=ids, created=len(fresh))
+            return add_texts(session, texts, now)
 
     def get(self, identity: str) -> Text:
         """The text with this id. Raises NotFound."""
@@ -105,8 +110,7 @@ class TextStore:
     def delete(self, identity: str) -> None:
         """Delete the text, and what reports may say of it, and overwrite the bytes in the file. Raises NotFound."""
         with self._database.write() as session:
-            forget_content(session, identity)  # before the text's rows in job_text go with it
-            if session.exec(delete(Text).where(col(Text.id) == identity)).rowcount == 0:
+            if delete_texts(session, col(Text.id) == identity) == 0:
                 raise NotFound(_no_text(identity))
         # The bytes also stand in the write-ahead log until it is folded into the file and cut off.
         self._database.truncate_log()
@@ -117,6 +121,12 @@ class TextStore:
         with self._database.read() as session:
             texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
         return TextCounts(texts=texts, new_words=words)
+
+    def size(self) -> int:
+        """The bytes of all texts together."""
+        parts = [func.length(cast(func.coalesce(part, ""), LargeBinary)) for part in (Text.text, Text.completion)]
+        with self._database.read() as session:
+            return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
 
     def new_words_since(self, moment: datetime) -> int:
         """How many of the new words came in after a moment."""
@@ -137,23 +147,49 @@ class TextStore:
             )
 
 
-def assign_to_job(session: Session, job_id: str) -> tuple[int, int]:
+def add_texts(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
+    """Store those of the texts that are not there yet."""
+    ids = tuple(text_id(new) for new in texts)
+    rows = dict(zip(ids, texts, strict=True))
+    fresh = rows.keys() - _known(session, list(rows))
+    session.add_all(_row(identity, new, now) for identity, new in rows.items() if identity in fresh)
+    return Added(ids=ids, created=len(fresh))
+
+
+def delete_texts(session: Session, which: ColumnElement[bool]) -> int:
+    """Delete texts, and what reports may say of them. Returns how many there were."""
+    forget_content(session, which)  # before the texts' rows in job_text go with them
+    return session.exec(delete(Text).where(which)).rowcount
+
+
+def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
+    """Store texts for a job that is to learn these. Returns how many texts and words these are."""
+    ids = dict.fromkeys(add_texts(session, texts, now).ids)
+    session.flush()
+    session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
+    session.flush()
+    of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))
+    return len(ids), session.exec(of_job.where(JobText.job_id == job_id)).one() or 0
+
+
+def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -> tuple[int, int]:
     """Fix the job's texts: what is new, with as many words again of what is not, so that it is not forgotten.
 
     Which old texts these are follows from the job's id; a tenth of them is held-out text, as far as there is so much,
     so that forgetting is seen. What only jobs have learned that the owner has taken back is neither. Where nothing is
-    new it is all the rest. Returns how many texts and words these are.
+    new it is all the rest. given: the job has its own texts already, which are what is new. replay: without it there
+    is nothing old. Returns how many texts and words these are.
     """
     texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
-    new = [text for text in texts if text.learned_in is None]
-    set_aside = withdrawn_jobs(session)
-    old = [text for text in texts if text.learned_in is not None and text.learned_in not in set_aside]
-    old.sort(key=lambda text: hashlib.sha256(f"{job_id} {text.id}".encode()).digest())
+    own = set(session.exec(select(JobText.text_id).where(JobText.job_id == job_id)))
+    new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
+    # Of a job whose own texts were deleted nothing is left to learn.
+    old = _old(session, texts, own, job_id) if replay and (new or not given) else []
     if new:
         words = max(LEAST_REPLAY_WORDS, sum(text.words for text in new))
         kept = _first([text for text in old if text.held_out], words // HELD_OUT_ONE_IN)
         old = kept + _first([text for text in old if not text.held_out], words - sum(text.words for text in kept))
-    session.add_all(JobText(job_id=job_id, text_id=text.id) for text in new + old)
+    session.add_all(JobText(job_id=job_id, text_id=text.id) for text in new + old if text.id not in own)
     return len(new + old), sum(text.words for text in new + old)
 
 
@@ -162,6 +198,13 @@ class _Weighed(NamedTuple):
     words: int
     learned_in: str | None
     held_out: bool
+
+
+def _old(session: Session, texts: Sequence[_Weighed], own: Collection[str], job_id: str) -> list[_Weighed]:
+    """What was learned and not set aside, but for the job's own texts, in an order that follows from the job's id."""
+    set_aside = withdrawn_jobs(session) | {None}
+    old = [text for text in texts if text.learned_in not in set_aside and text.id not in own]
+    return sorted(old, key=lambda text: hashlib.sha256(f"{job_id} {text.id}".encode()).digest())
 
 
 def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
@@ -195,8 +238,9 @@ def _row(identity: str, new: NewText, now: datetime) -> Text:
         text=new.text,
         completion=new.completion,
         label=new.label,
+        messages=new.messages,
         words=count_words(new.text) + count_words(new.completion or ""),
-        held_out=is_held_out(identity),
+        held_out=is_held_out(identity) if new.held_out is None else new.held_out,
         created_at=now,
     )
 

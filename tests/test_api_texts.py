@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketllm.api.texts import MAX_TEXTS
+from pocketllm.api.examples import MAX_TEXTS
 from tests.running import Rehearsal, assert_problem, rehearsal
 
 LIMIT = 1000
