@@ -129,7 +129,7 @@ def resume_job(job_id: str, services: Context) -> JobOut:
 
 
 def _plan(services: Services, wish: JobIn) -> PlanOut:
-    planned = services.scheduler.plan(
+    planned = services.scheduler.plans.plan(
         steps=wish.steps, mode=wish.mode, method=wish.method, batch=wish.batch, probes=wish.probes
     )
     counts = services.store.texts.counts()

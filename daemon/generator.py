@@ -14,12 +14,15 @@ from typing import Any
 
 from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.process_memory import anonymous_bytes
 
 log = logging.getLogger(__name__)
 
 #: One line of the protocol; the longest holds a whole answer.
 _LINE_BYTES = 16 * 2**20
 _EXIT_SECONDS = 5.0
+#: What the process is expected to hold of its own when it begins (seen with SmolLM2: 227 MB).
+_BEGIN_BYTES = 250_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +85,21 @@ class Generator:
         self._waiting = 0
         self._last_id = 0
         self._last_used = 0.0
+        self._starting = False
+        #: Called in a thread when the process is about to be started: whoever else takes memory may give way.
+        self.before_start: Callable[[], object] = lambda: None
 
     @property
     def pid(self) -> int | None:
         """The process id while it runs."""
         return self._process.pid if self._alive and self._process else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the process holds of its own, or is about to: mapped files are left out, which a worker maps, too."""
+        if self.pid is None:
+            return _BEGIN_BYTES if self._starting else 0
+        return max(_BEGIN_BYTES, anonymous_bytes(self.pid) or 0)
 
     @property
     def idle_seconds_left(self) -> float | None:
@@ -144,6 +157,14 @@ class Generator:
     async def _running(self) -> Process:
         if self._alive and self._process:
             return self._process
+        self._starting = True
+        try:
+            await asyncio.to_thread(self.before_start)
+            return await self._started()
+        finally:
+            self._starting = False
+
+    async def _started(self) -> Process:
         command = [sys.executable, "-m", "pocketllm.daemon.generator_process", "--model", str(self._model)]
         self._process = process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, env=child_environment(), limit=_LINE_BYTES, start_new_session=True

@@ -1,4 +1,4 @@
-"""This process's own memory: how much it held at most, and a cap that the kernel keeps."""
+"""The memory of processes: how much they hold, what this one held at most, and a cap that the kernel keeps."""
 
 import ctypes
 import resource
@@ -23,6 +23,15 @@ _OUT_OF_MEMORY = (
 def peak_bytes() -> int:
     """The most resident memory this process has held, file pages included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def anonymous_bytes(pid: int) -> int | None:
+    """What a process holds in memory beside pages of files; None where that is not to be learned, or it is gone."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def cap_anonymous_memory(more_bytes: int) -> None:

@@ -8,29 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
+from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.find_sensors import Senses
 from pocketllm.daemon.gate import Blocker, Charge, Situation, Verdict, decide
 from pocketllm.daemon.history import History
 from pocketllm.daemon.ledger import Ledger, midnight_of
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import MethodWish, Planned, with_wishes
+from pocketllm.daemon.planning import MethodWish
+from pocketllm.daemon.plans import Planner, Plans
+from pocketllm.daemon.room import Room
 from pocketllm.daemon.runner import Exit, Runner
 from pocketllm.daemon.sensors import Reading, shown
 from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.daemon.uptime import uptime
 from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.mezo.budget import Mode
-from pocketllm.mezo.errors import MezoError, ModelFileError, ModelNotFound
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.jobs import Tuning
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Requester
 
 log = logging.getLogger(__name__)
-
-#: Plans a job of so many steps on the configured model; raises MezoError when there can be none.
-Planner = Callable[[TrainingSettings, int], Planned]
 
 #: Crashes in a row, with no step made in between, after which a job is given up.
 MAX_ATTEMPTS = 4
@@ -55,14 +53,17 @@ class Scheduler:
         model_problem: Callable[[], str | None],
         planner: Planner,
         wake_lock: WakeLock,
+        generator_bytes: Callable[[], int] = lambda: 0,
         local: Callable[[datetime], datetime] = datetime.astimezone,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem says what keeps the model from being used; None when it is ready. local: a time by the
-        owner's clock. uptime: seconds by a clock that nobody sets.
+        """model_problem, planner: see Plans; generator_bytes: see Room. local: a time by the owner's clock. uptime:
+        seconds by a clock that nobody sets.
         """
         self._store, self._folder, self._senses, self._runner = store, folder, senses, runner
-        self._settings, self._model_problem, self._planner = settings, model_problem, planner
+        self._settings, self._model_problem = settings, model_problem
+        self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
+        self._room = Room(settings.total_memory_bytes, generator_bytes)
         self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
         self._ledger = Ledger(store.ledger)
         self._history = History(store.samples)
@@ -130,27 +131,6 @@ class Scheduler:
         by_name = {reading.name: reading for reading in self.readings}
         self._charge = self._charge.after(by_name, self._settings.gate, running=running)
 
-    def plan(
-        self,
-        *,
-        steps: int | None = None,
-        mode: Mode | None = None,
-        method: MethodWish | None = None,
-        batch: int | None = None,
-        probes: int | None = None,
-    ) -> Planned:
-        """What a job that is asked for like this would take; None is what the settings say.
-
-        Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
-        """
-        if problem := self._model_problem():
-            raise ModelNotReady(problem)
-        training = with_wishes(self._settings.training, mode=mode, method=method, batch=batch, probes=probes)
-        try:
-            return self._planner(training, training.steps if steps is None else steps)
-        except (ModelFileError, ModelNotFound) as error:
-            raise ModelNotReady(str(error)) from error
-
     def request(
         self,
         *,
@@ -164,10 +144,10 @@ class Scheduler:
         probes: int | None = None,
         tuning: Tuning | None = None,
     ) -> Job:
-        """Queue a job for the owner. Raises NothingToLearn, or what `plan` raises."""
+        """Queue a job for the owner. Raises NothingToLearn, or what `Plans.plan` raises."""
         if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        planned = self.plan(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
+        planned = self.plans.plan(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
         return self._create(
             Requester.OWNER,
             training=planned.training,
@@ -276,18 +256,11 @@ class Scheduler:
             steps=training.steps,
             seed=None,
             immediate=False,
-            predicted_bytes=self._predicted_bytes(),
+            predicted_bytes=self.plans.predicted_bytes(),
             now=now,
         )
         log.info("job %s queued: there is enough new text", job.id)
         return job
-
-    def _predicted_bytes(self) -> int | None:
-        """The peak memory of a job by the settings; None when there can be none, which the worker then says."""
-        try:
-            return self.plan().prediction.peak_bytes
-        except (ModelNotReady, MezoError):
-            return None
 
     def _new_words(self) -> int:
         """How many words ask for a job. After one that failed or was withdrawn, only those that came in since:
@@ -299,11 +272,14 @@ class Scheduler:
 
     def _decide(self, job: Job | None, now: datetime) -> Verdict:
         verdict = decide(self.readings, self._settings.gate, self._situation(job, now), self.verdict)
-        if problem := self._model_problem():
-            known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
-            missing = Blocker(name="model", message=problem, since=known.get("model", now))
-            return Verdict(blockers=(missing, *verdict.blockers))
-        return verdict
+        own = [blocker for blocker in (self._missing_model(now), self._room.blocker(job, now)) if blocker]
+        known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
+        own = [replace(blocker, since=known.get(blocker.name, now)) for blocker in own]
+        return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
+
+    def _missing_model(self, now: datetime) -> Blocker | None:
+        problem = self._model_problem()
+        return Blocker(name="model", message=problem, since=now) if problem else None
 
     def _situation(self, job: Job | None, now: datetime) -> Situation:
         local, limited = self._local(now), self._settings.gate.minutes_per_day is not None

@@ -65,6 +65,12 @@ def build_services(
     folder = DataFolder(settings.data_dir)
     folder.make()
     store = Store.open(folder.database)
+    generator = Generator(
+        folder.models / settings.model,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        max_waiting=settings.max_waiting,
+        clock=time.monotonic,
+    )
     scheduler = Scheduler(
         store,
         folder,
@@ -74,22 +80,23 @@ def build_services(
         model_problem=lambda: model_problem(folder, settings),
         planner=lambda training, steps: plan_job(open_native(folder.models / settings.model), training, steps=steps),
         wake_lock=WakeLock.of_this_machine(),
+        generator_bytes=lambda: generator.held_bytes,
         uptime=uptime,
     )
-    generator = Generator(
-        folder.models / settings.model,
-        keep_alive_seconds=settings.keep_alive_seconds,
-        max_waiting=settings.max_waiting,
-        clock=time.monotonic,
-    )
+    generator.before_start = lambda: scheduler.tick(now())
     return Services(
         settings=settings,
         folder=folder,
         store=store,
         scheduler=scheduler,
         generator=generator,
-        now=lambda: datetime.now(UTC),
+        now=now,
     )
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
 
 
 def model_problem(folder: DataFolder, settings: Settings) -> str | None:

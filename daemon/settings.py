@@ -264,6 +264,11 @@ class Settings(BaseSettings):
     idle_tick_seconds: float = Field(
         15.0, gt=0, le=60, description="How often sensors and queue are looked at while none does."
     )
+    total_memory_bytes: int = Field(
+        1000 * MB,
+        ge=1,
+        description="Most memory of worker and generator together, weights counted once; beyond it, learning waits.",
+    )
     keep_alive_seconds: float = Field(300, ge=0, description="How long the idle generator keeps its memory.")
     max_text_bytes: int = Field(1 * MB, ge=1, description="Longest single text.")
     max_body_bytes: int = Field(8 * MB, ge=1, description="Longest request.")

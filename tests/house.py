@@ -43,6 +43,7 @@ class House:
     battery: FixedSensor = field(default_factory=lambda: FixedSensor("battery", 80.0, "%"))
     memory: FixedSensor = field(default_factory=lambda: FixedSensor("memory", 4e9, "bytes"))
     model_problem: str | None = None
+    generator_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.scheduler = self.scheduler_with(self.runner)
@@ -57,6 +58,7 @@ class House:
             self.settings,
         )
         others: Any = {"planner": planned, "wake_lock": WakeLock(), "uptime": lambda: self.clock.now.timestamp()}
+        others["generator_bytes"] = lambda: self.generator_bytes
         return Scheduler(*parts, model_problem=lambda: self.model_problem, **others)
 
     def tick(self, seconds: float = 2) -> datetime:

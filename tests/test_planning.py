@@ -190,7 +190,7 @@ class TestScheduler:
         assert planner.asked == [(stored, 7)]
 
     def test_a_plan_queues_nothing(self, scheduler: Scheduler, planner: Planner, store: Store) -> None:
-        found = scheduler.plan(batch=9)
+        found = scheduler.plans.plan(batch=9)
         assert (found.plan.steps, found.plan.batch) == (30, 9)
         assert store.jobs.open() == []
 
@@ -210,7 +210,7 @@ class TestScheduler:
         with pytest.raises(kind, match=str(error)):
             scheduler.request(steps=None, seed=None, immediate=True, now=Clock().now)
         with pytest.raises(kind, match=str(error)):
-            scheduler.plan()
+            scheduler.plans.plan()
         assert store.jobs.page(after=None, limit=9) == []
 
     def test_enough_text_queues_a_job_with_what_is_foretold(self, scheduler: Scheduler, store: Store) -> None:
