@@ -144,8 +144,8 @@ def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
     for name, tensor in load_file(hf_folder / "model.safetensors").items():
         numbers: NDArray[np.float32] = tensor.float().numpy()
         if ".q_proj." in name or ".k_proj." in name:
-            numbers = _permute(numbers, heads if ".q_proj." in name else kv_heads)
-        _add_tensor(writer, _gguf_name(name), numbers)
+            numbers = permute(numbers, heads if ".q_proj." in name else kv_heads)
+        _add_tensor(writer, gguf_name(name), numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -179,15 +179,17 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, numbers: NDArray[np.float32]
         writer.add_tensor(name, numbers if numbers.ndim == 1 else numbers.astype(np.float16))
 
 
-def _permute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def permute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Pair the rows of each head as llama.cpp's rotary embedding wants them (convert_hf_to_gguf.py)."""
     halves = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
     return halves.swapaxes(1, 2).reshape(weights.shape)
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """What llama.cpp calls a tensor of a Llama or one of its kin."""
     parts = {
         "model.embed_tokens": "token_embd",
+        "lm_head": "output",
         "model.norm": "output_norm",
         "model.layers": "blk",
         "self_attn.q_proj": "attn_q",
