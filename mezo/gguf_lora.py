@@ -43,7 +43,6 @@ _FAMILIES = {
     "qwen2": _Family(architecture=gguf.MODEL_ARCH.QWEN2),
     "qwen3": _Family(architecture=gguf.MODEL_ARCH.QWEN3),
     "gemma": _Family(architecture=gguf.MODEL_ARCH.GEMMA),
-    "gemma2": _Family(architecture=gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": _Family(architecture=gguf.MODEL_ARCH.GEMMA3),
 }
 

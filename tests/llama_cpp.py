@@ -38,8 +38,6 @@ def write_base(path: Path, native: NativeModel, architecture: str) -> Path:
     if config.get("head_dim"):
         writer.add_value_length(config["head_dim"])
     writer.add_rope_freq_base(10_000.0)
-    if architecture == "gemma3":
-        writer.add_sliding_window(config["sliding_window"])
     add_tokenizer(writer, config["vocab_size"])
     writer.add_token_merges(["a b"])  # llama.cpp wants some
     for name, tensor in dense_tensors(native.folder).items():
@@ -64,8 +62,6 @@ def _rearranged(
 ) -> NDArray[np.float32]:
     if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
         return permute(numbers, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
-    if architecture == "gemma3" and "norm" in name:
-        return numbers + np.float32(1)
     return numbers
 
 
