@@ -123,7 +123,8 @@ def export(
 
 def _gguf(services: Services, folder: Path, model: Path) -> StreamingResponse:
     # In the data folder, since a folder for temporary files may be in memory.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=services.folder.root) as scratch:
+    services.folder.exports.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=services.folder.exports) as scratch:
         whole = Path(scratch) / "whole.gguf"
         export_gguf(folder, model, whole)
         size, file = whole.stat().st_size, whole.open("rb")  # its name may go, its bytes stay until it is closed

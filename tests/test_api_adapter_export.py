@@ -45,7 +45,6 @@ def learn(folder: Path, store: Store, *, head: bool = False) -> Adapter:
 
 def test_an_adapter_leaves_as_a_file_for_llama_cpp(api: Rehearsal, tmp_path: Path) -> None:
     adapter = learn(api.services.folder.root, api.services.store)
-    before = sorted(api.services.folder.root.iterdir())
     response = api.get("/adapters/adapter-1/export?format=gguf")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/octet-stream"
@@ -58,7 +57,15 @@ def test_an_adapter_leaves_as_a_file_for_llama_cpp(api: Rehearsal, tmp_path: Pat
     assert len(found) == 2 * len(adapter.a)
     expected = adapter.b["model.layers.1.mlp.down_proj"].numpy()
     assert np.array_equal(found["blk.1.ffn_down.weight.lora_b"], expected)
-    assert sorted(api.services.folder.root.iterdir()) == before
+    assert not list(api.services.folder.exports.iterdir())
+
+
+def test_what_a_killed_daemon_was_writing_goes_at_the_next_start(api: Rehearsal) -> None:
+    half = api.services.folder.exports / "tmp1" / "whole.gguf"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"GGUF")
+    api.services.scheduler.recover(api.clock.now)
+    assert not half.parent.exists()
 
 
 def test_peft_is_the_default(api: Rehearsal) -> None:
@@ -82,10 +89,9 @@ def test_what_cannot_be_exported(api: Rehearsal, gone: str, says: str) -> None:
     root = api.services.folder.root
     learn(root, api.services.store)
     (root / gone).unlink()
-    before = sorted(root.iterdir())
     document = assert_problem(api.get("/adapters/adapter-1/export?format=gguf"), 409, "cannot_export")
     assert says in document["detail"]
-    assert sorted(root.iterdir()) == before
+    assert not list(api.services.folder.exports.iterdir())
 
 
 PROGRAM = """
