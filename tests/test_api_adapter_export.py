@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pocketllm.mezo.adapters import WEIGHTS_NAME, Adapter
+from pocketllm.mezo.adapters import WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Outcome
 from tests.commands import commands
-from tests.learning import fresh_process, some_adapter
+from tests.learning import equal, fresh_process, some_adapter
 from tests.running import Rehearsal, assert_problem, rehearsal, running
 from tests.tiny_models import tiny_native
 from tests.working import NOW, queue_job
@@ -125,6 +125,8 @@ def test_by_the_command_line_with_a_base_file_for_its_head(tiny_gguf: Path, tmp_
         again = run(*export)
         assert again.exit_code == 2 and "is there already" in again.stderr
         (out / "adapter-1.gguf").unlink()
+        assert run("adapters", "export", "adapter-1", "--to", str(tmp_path / "peft")).exit_code == 0
+        assert equal(load_adapter(tmp_path / "peft" / "adapter-1"), adapter)
         told = json.loads(run(*export, "--base", str(tiny_gguf), "--json").stdout)
     base, file = out / "Tiny-Llama.Q8_0-untied.gguf", out / "adapter-1.gguf"
     assert told == {"id": "adapter-1", "file": str(file), "base": str(base), "needs_untied_head": True}
