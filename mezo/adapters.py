@@ -14,13 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from pocketllm.mezo.adapter_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
 from pocketllm.mezo.errors import AdapterError
 from pocketllm.mezo.noise import Z
 from pocketllm.mezo.tensor_file import sync
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "load_adapter"]
 
 
 @dataclass(kw_only=True)
@@ -60,9 +59,9 @@ class Adapter:
         sync(folder.parent)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        pairs = [(f"{path}.lora_A.weight", a) for path, a in self.a.items()]
-        pairs += [(f"{path}.lora_B.weight", b) for path, b in self.b.items()]
-        return {_PREFIX + name: tensor.contiguous() for name, tensor in pairs}
+        pairs = [(name_of_a(path), a) for path, a in self.a.items()]
+        pairs += [(name_of_b(path), b) for path, b in self.b.items()]
+        return {name: tensor.contiguous() for name, tensor in pairs}
 
     def _config(self) -> dict[str, object]:
         others = {path: a.shape[0] for path, a in self.a.items() if a.shape[0] != self.rank}
@@ -85,27 +84,20 @@ class Adapter:
 
 def load_adapter(folder: Path) -> Adapter:
     """Read a PEFT LoRA folder. Raises AdapterError, which names the folder and what is wrong with it."""
+    config = read_config(folder)
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS_NAME)
-        alpha, base = float(config["lora_alpha"]), str(config["base_model_name_or_path"])
-        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-        if any(alphas.get(path, alpha) * config["r"] != alpha * rank for path, rank in ranks.items()):
-            raise AdapterError(f"The adapter in {folder} scales its maps differently. Train a new one.")
-        if config["peft_type"] != "LORA":
-            raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA can be used.")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
     # safetensors gives names sorted; the config keeps the model's order, which numbers the tensors.
-    paths = config["target_modules"]
     try:
-        a = {path: tensors.pop(f"{_PREFIX}{path}.lora_A.weight").float() for path in paths}
-        b = {path: tensors.pop(f"{_PREFIX}{path}.lora_B.weight").float() for path in paths}
+        a = {path: tensors.pop(name_of_a(path)).float() for path in config.paths}
+        b = {path: tensors.pop(name_of_b(path)).float() for path in config.paths}
     except KeyError as error:
         raise AdapterError(f"The adapter in {folder} has no tensor {error}. Train a new one.") from error
     if tensors or not a:
         raise AdapterError(f"The adapter in {folder} does not hold what its config says. Train a new one.")
-    return Adapter(base=base, alpha=alpha, a=a, b=b)
+    return Adapter(base=config.base, alpha=config.alpha, a=a, b=b)
 
 
 def _write(path: Path, data: bytes) -> None:

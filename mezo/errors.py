@@ -7,6 +7,7 @@ MezoError
 ├── UnsupportedModel
 ├── NotEnoughSpace
 ├── AdapterError
+├── CannotExport
 ├── BadRequest
 ├── DoesNotFit
 └── TrainingDiverged
@@ -42,6 +43,10 @@ class NotEnoughSpace(MezoError):
 
 class AdapterError(MezoError):
     """The adapter folder is broken or belongs to another model; train a new adapter."""
+
+
+class CannotExport(MezoError):
+    """A GGUF LoRA file cannot hold this adapter; export its folder, which PEFT loads."""
 
 
 class BadRequest(MezoError):

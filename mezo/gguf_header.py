@@ -46,12 +46,19 @@ class GgufHeader:
     """What a GGUF file says of itself; the values of arrays are left out."""
 
     metadata: dict[str, Any]
-    tensors: dict[str, GgufTensor]
+    tensors: dict[str, GgufTensor]  #: in the order of the table
+    table_end: int  #: the byte behind the table of tensors
+    alignment: int  #: bytes, of all data
 
     @property
     def architecture(self) -> str:
         """The family of the model, such as "llama"; empty when the file does not say."""
         return self.text("general.architecture")
+
+    @property
+    def data_start(self) -> int:
+        """The byte from which the table counts its offsets."""
+        return self.table_end + -self.table_end % self.alignment
 
     def text(self, key: str) -> str:
         """The string under `key`; empty when there is none."""
@@ -97,7 +104,12 @@ class _Reader:
                 raise self._broken(f"its metadata names {key!r} twice")
             metadata[key] = self._value(kind)
         rows = [self._tensor_row() for _ in range(tensor_count)]
-        return GgufHeader(metadata=metadata, tensors=self._place(rows, metadata))
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise self._broken(f"general.alignment is {alignment!r}, not a power of two")
+        start = self._position + -self._position % alignment
+        tensors = self._place(rows, start)
+        return GgufHeader(metadata=metadata, tensors=tensors, table_end=self._position, alignment=alignment)
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -131,13 +143,7 @@ class _Reader:
         kind, offset = self._unpack("<IQ")
         return name, shape, kind, offset
 
-    def _place(
-        self, rows: list[tuple[str, tuple[int, ...], int, int]], metadata: dict[str, Any]
-    ) -> dict[str, GgufTensor]:
-        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise self._broken(f"general.alignment is {alignment!r}, not a power of two")
-        start = self._position + -self._position % alignment
+    def _place(self, rows: list[tuple[str, tuple[int, ...], int, int]], start: int) -> dict[str, GgufTensor]:
         tensors: dict[str, GgufTensor] = {}
         for name, shape, kind, offset in rows:
             if name in tensors:

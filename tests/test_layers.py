@@ -26,7 +26,17 @@ WITH_TORCH = {
     "daemon/generator_process.py",
 }
 #: Modules of mezo that the daemon's process uses; they must do without torch.
-TORCH_FREE = {"mezo/errors.py", "mezo/native.py", "mezo/tensor_file.py", "mezo/budget.py", "mezo/__init__.py"}
+TORCH_FREE = {
+    "mezo/__init__.py",
+    "mezo/adapter_folder.py",
+    "mezo/budget.py",
+    "mezo/errors.py",
+    "mezo/gguf_header.py",
+    "mezo/gguf_lora.py",
+    "mezo/gguf_untied.py",
+    "mezo/native.py",
+    "mezo/tensor_file.py",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -140,12 +140,12 @@ def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
     writer.add_rope_dimension_count(config["hidden_size"] // heads)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, config["vocab_size"])
+    add_tokenizer(writer, config["vocab_size"])
     for name, tensor in load_file(hf_folder / "model.safetensors").items():
         numbers: NDArray[np.float32] = tensor.float().numpy()
         if ".q_proj." in name or ".k_proj." in name:
-            numbers = _permute(numbers, heads if ".q_proj." in name else kv_heads)
-        _add_tensor(writer, _gguf_name(name), numbers)
+            numbers = permute(numbers, heads if ".q_proj." in name else kv_heads)
+        _add_tensor(writer, gguf_name(name), numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -153,7 +153,8 @@ def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+    """Put the byte tokenizer into a GGUF file, with `vocab` tokens."""
     tokens = byte_tokens()
     tokens += [f"[PAD{number}]" for number in range(len(tokens), vocab)]
     special = [token in SPECIAL_TOKENS for token in tokens]
@@ -179,15 +180,17 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, numbers: NDArray[np.float32]
         writer.add_tensor(name, numbers if numbers.ndim == 1 else numbers.astype(np.float16))
 
 
-def _permute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def permute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Pair the rows of each head as llama.cpp's rotary embedding wants them (convert_hf_to_gguf.py)."""
     halves = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
     return halves.swapaxes(1, 2).reshape(weights.shape)
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """What llama.cpp calls a tensor of a Llama or one of its kin."""
     parts = {
         "model.embed_tokens": "token_embd",
+        "lm_head": "output",
         "model.norm": "output_norm",
         "model.layers": "blk",
         "self_attn.q_proj": "attn_q",
