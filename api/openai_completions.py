@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.context import Context
+from pocketllm.api.openai_answers import ChatAnswer, TextAnswer, documented
 from pocketllm.api.openai_models import resolve
 from pocketllm.api.openai_schemas import ChatFrame, ChatWish, Frame, TextFrame, TextWish, Wish, usage
 from pocketllm.api.problems import code_of, problem_body, status_of
@@ -25,7 +26,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 _DEFAULTS = GenerationRequest()
 
 
-@router.post("/chat/completions", dependencies=[Depends(json_only)])
+@router.post("/chat/completions", dependencies=[Depends(json_only)], responses=documented(ChatAnswer))
 async def chat(request: Request, body: ChatWish, services: Context) -> Response:
     """Answer a chat. With `stream`: chunks as server-sent events, then `[DONE]`."""
     messages = [message.plain() for message in body.messages]
@@ -33,7 +34,7 @@ async def chat(request: Request, body: ChatWish, services: Context) -> Response:
     return await _answered(request, services.generator, requests, ChatFrame(id=f"chatcmpl-{_id()}", **about), body)
 
 
-@router.post("/completions", dependencies=[Depends(json_only)])
+@router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))
 async def complete(request: Request, body: TextWish, services: Context) -> Response:
     """Continue one text or several. With `stream`: chunks as server-sent events, then `[DONE]`."""
     requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])

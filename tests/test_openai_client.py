@@ -12,6 +12,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from pocketllm.api.openai_answers import ChatAnswer, TextAnswer
 from tests.running import Daemon, assert_problem, running
 from tests.tiny_models import tiny_native
 
@@ -101,6 +102,23 @@ def test_a_streamed_chat_says_the_same(client: openai.OpenAI) -> None:
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1 and {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_answers_are_what_the_document_says(daemon: Daemon) -> None:
+    """To the field: the models allow nothing else."""
+    chat = {"model": BASE, "messages": [{"role": "user", "content": "Tea?"}], "max_tokens": 2, "tier": "x"}
+    plain = ChatAnswer.model_validate(daemon.client.post("/v1/chat/completions", json=chat).json())
+    assert plain.warnings == ["tier is ignored"] and plain.choices[0].logprobs is None
+    scored = daemon.client.post("/v1/chat/completions", json=chat | {"logprobs": True, "top_logprobs": 2}).json()
+    logprobs = ChatAnswer.model_validate(scored).choices[0].logprobs
+    assert logprobs and [len(token.top_logprobs) for token in logprobs.content] == [2, 2]
+    text = {"model": BASE, "prompt": [1, 2], "max_tokens": 1, "echo": True, "logprobs": 1}
+    columns = TextAnswer.model_validate(daemon.client.post("/v1/completions", json=text).json()).choices[0].logprobs
+    assert columns and columns.token_logprobs[0] is None and len(columns.tokens) == 3
+    paths = daemon.client.get("/openapi.json").json()["paths"]
+    content = paths["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatAnswer"}
+    assert "text/event-stream" in content
 
 
 def test_texts_several_at_once(client: openai.OpenAI) -> None:
