@@ -109,6 +109,8 @@ def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str |
     headers = {}
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_SECONDS)
+    if status is HTTPStatus.CONFLICT:  # which OpenAI's client would try twice more: nothing changes by that
+        headers["X-Should-Retry"] = "false"
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return ProblemResponse(problem_body(status, detail, code=code, param=param), status, headers)

@@ -200,6 +200,7 @@ def test_the_inbox_is_what_is_new(api: Rehearsal) -> None:
         "POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", "training_file": "file-inbox"}
     )
     assert_problem(refused, 409, "nothing_to_learn")
+    assert refused.headers["x-should-retry"] == "false"
     api.add("Wind west, glass rising.")
     assert job(api, training_file="file-inbox")["training_file"] == "file-inbox"
 

@@ -184,3 +184,16 @@ def test_a_token_typed_in_signs_in_and_a_wrong_one_does_not(browser: Browser, da
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
     visit.end()
+
+
+def test_older_jobs_are_a_button_away(browser: Browser, daemon: Daemon) -> None:
+    for _ in range(22):  # one after the other: an open one is cancelled before the next
+        daemon.client.post(f"/jobs/{daemon.start_job(steps=1)}/cancel")
+    visit = Visit(browser, daemon, "narrow")
+    visit.sign_in()
+    jobs, more = visit.page.locator("#jobs > li"), visit.page.get_by_role("button", name="Older jobs")
+    expect(jobs).to_have_count(20, timeout=SECONDS)
+    more.click()
+    expect(jobs).to_have_count(len(daemon.client.get("/jobs?limit=60").json()["data"]), timeout=SECONDS)
+    expect(more).to_be_hidden()
+    visit.end()

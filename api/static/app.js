@@ -2,9 +2,10 @@
 import { plot } from "/dashboard/plot.js";
 
 const KEPT = "pocketllm-token"; // for this tab alone, until it is closed
-const LOOK_MS = 2000, HISTORY_MS = 60000, TEXTS = 50;
+const LOOK_MS = 2000, HISTORY_MS = 60000, TEXTS = 50, MOST_JOBS = 200;
 const element = (id) => document.getElementById(id);
 let token = sessionStorage.getItem(KEPT);
+let jobsShown = 20;
 let oldest = null; // the last text of those that are shown
 let historyAt = 0;
 let round = 0; // of signing in: the watch of an earlier one ends
@@ -85,7 +86,8 @@ function showStatus(status) {
 }
 
 async function showJobs() {
-  const { data } = await call("GET", "/jobs?limit=20");
+  const { data, has_more } = await call("GET", `/jobs?limit=${jobsShown}`);
+  element("more-jobs").hidden = !has_more || jobsShown >= MOST_JOBS;
   fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "No jobs yet.")]);
   const running = data.find((job) => job.state === "running");
   element("progress").hidden = !running;
@@ -269,6 +271,10 @@ element("sign-out").addEventListener("click", signOut);
 element("train").addEventListener("click", (event) => during(event.target, async () => { await call("POST", "/jobs", {}); await look(); }));
 element("roll-back").addEventListener("click", (event) =>
   during(event.target, async () => { await call("POST", "/adapters/rollback", {}); await look(); }));
+element("more-jobs").addEventListener("click", (event) => during(event.target, async () => {
+  jobsShown = Math.min(MOST_JOBS, jobsShown + 40);
+  await showJobs();
+}));
 element("more-texts").addEventListener("click", (event) => during(event.target, () => showTexts(oldest)));
 element("compare").addEventListener("submit", (event) => {
   event.preventDefault();
