@@ -62,7 +62,7 @@ def is_mail(head: str, path: Path) -> bool:
 def json_kind(path: Path) -> Kind:
     """Return what a file of JSON is; which export a document is shows when it is read."""
     objects = first_objects(path)
-    return Kind.JSONL if objects and all(is_own(item) for item in objects) else Kind.CHAT
+    return Kind.JSONL if objects and any(is_own(item) for item in objects) else Kind.CHAT
 
 
 def text_kind(path: Path, text: str, *, named: bool) -> Kind:
