@@ -53,7 +53,7 @@ def export(
                 typer.echo(line, nl=False)
         return
     check_target(file, force=force)
-    document = {"file": str(file), "texts": 0, "bytes": 0}
+    document: Document = {"file": str(file), "texts": 0, "bytes": 0}
     with connected(options) as client, progress(quiet=options.json) as advance, whole_file(file) as target:
         for line in lines(client):
             target.write(line)

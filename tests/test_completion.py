@@ -83,4 +83,4 @@ def test_it_imports_nothing_heavy() -> None:
     assert child.stdout.split() == ["list", "show", "cancel", "pause", "resume"]
     imported = {line.rpartition("|")[2].strip() for line in child.stderr.splitlines()}
     assert "pocketllm.cli" in imported
-    assert not imported & {"torch", "transformers", "numpy", "httpx", "fastapi", "pydantic", "sqlalchemy"}
+    assert not imported & {"torch", "transformers", "numpy", "httpx", "fastapi", "sqlalchemy"}

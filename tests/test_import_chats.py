@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pocketllm.readers.base import Example, Kind, Skipped, Wishes
+from pocketllm.readers.base import Document, Example, Kind, Skipped, Wishes
 from pocketllm.readers.chats import ANSWER_CHARACTERS, PROMPT_CHARACTERS, Conversation, Message, examples
-from tests.imported import Document, gathered, items, look, reasons, write, writers
+from tests.imported import gathered, items, look, reasons, write, writers
 
 NNBSP = "\u202f"
 

@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_looking_survives(tmp_path: Path, name: str, content: bytes) -> None:
 
 
 def test_documents_of_the_wrong_shape(tmp_path: Path) -> None:
-    shapes = [
+    shapes: list[Any] = [
         [{"mapping": {"a": None, "b": {"message": {"author": "user"}}}, "current_node": "b"}],
         [{"mapping": {"a": {"message": {"author": {"role": "user"}, "content": {"parts": "x"}}}}}, None, 3],
         [{"chat_messages": [None, {"sender": "human", "text": None}]}, None],

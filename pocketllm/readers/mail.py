@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from email import message_from_bytes, policy
 from email.errors import MessageError
 from email.header import decode_header, make_header
-from email.message import EmailMessage
+from email.message import EmailMessage, Message
 from email.utils import getaddresses
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def mail_text(message: EmailMessage) -> str:
     return own_words(unwrapped(text) if flowed else text)
 
 
-def part_text(part: EmailMessage) -> str:
+def part_text(part: Message) -> str:
     """Return the text of a part of a mail, whatever it says of its own encoding."""
     payload = part.get_payload(decode=True)
     data = payload if isinstance(payload, bytes) else b""

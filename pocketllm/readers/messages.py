@@ -34,11 +34,18 @@ def conversations_of(document: Any) -> Iterator[Conversation]:
 def conversation(items: list[Any]) -> Conversation:
     """Return the messages among some objects, oldest first."""
     found = [(time_of(item), message) for item in items if isinstance(item, dict) and (message := message_of(item))]
-    times = [time for time, _ in found]
-    # Messenger and Instagram write the newest first. Numbers and RFC 3339 can be compared as they are.
-    if len({type(time) for time in times}) == 1 and times[0] is not None and times[0] > times[-1]:
+    if is_newest_first([time for time, _ in found]):
         found.reverse()
     return Conversation(messages=[message for _, message in found])
+
+
+def is_newest_first(times: list[float | str | None]) -> bool:
+    """Tell whether messages stand the wrong way round, as Messenger and Instagram write them."""
+    numbers = [time for time in times if isinstance(time, float)]
+    texts = [time for time in times if isinstance(time, str)]
+    if len(numbers) == len(times):
+        return bool(times) and numbers[0] > numbers[-1]
+    return len(texts) == len(times) and texts[0] > texts[-1]
 
 
 def message_of(item: Mapping[str, Any]) -> Message | None:

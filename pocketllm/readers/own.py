@@ -18,7 +18,7 @@ def is_own(item: Any) -> bool:
     messages = item.get("messages")
     if messages is None:
         return all(isinstance(value, str) for value in item.values())
-    return isinstance(messages, list) and all(is_turn(message) for message in messages)
+    return isinstance(messages, list) and bool(messages) and all(is_turn(message) for message in messages)
 
 
 def is_turn(message: Any) -> bool:

@@ -42,7 +42,9 @@ def recognise(path: Path, *, named: bool) -> Kind:
     text = decoded(head, final=len(head) < HEAD_BYTES)
     if looks_like_whatsapp(text):
         return Kind.WHATSAPP
-    if path.suffix.lower() in JSON_LINES or (path.suffix.lower() not in MARKDOWN and JSON.match(text)):
+    if not text.strip():
+        raise Unreadable("empty")
+    if path.suffix.lower() in {".json", *JSON_LINES} or (path.suffix.lower() not in MARKDOWN and JSON.match(text)):
         return json_kind(path)
     return text_kind(path, text, named=named)
 
@@ -72,8 +74,6 @@ def text_kind(path: Path, text: str, *, named: bool) -> Kind:
         return Kind.CSV
     if suffix in (".csv", ".tsv"):
         raise Unreadable(NO_HEADINGS)
-    if suffix in (".json",):
-        raise Unreadable("empty" if not text.strip() else "no valid JSON")
     if suffix in SUFFIXES or named:
         return Kind.NOTES
     raise Unreadable("a name that is none of a note (.md, .txt, ...); name the file itself to have it read")

@@ -13,16 +13,18 @@ def is_telegram(document: Any) -> bool:
     """Tell whether a document is Telegram's."""
     if not isinstance(document, dict):
         return False
-    if isinstance(document.get("chats"), dict) and isinstance(document["chats"].get("list"), list):
+    chats = document.get("chats")
+    if isinstance(chats, dict) and isinstance(chats.get("list"), list):
         return True
     messages = document.get("messages")
-    known = {"name", "type", "id"} <= document.keys() and isinstance(messages, list)
-    return known and any(isinstance(m, dict) and "from_id" in m for m in messages[:50])
+    if not isinstance(messages, list) or not {"name", "type", "id"} <= document.keys():
+        return False
+    return any(isinstance(message, dict) and "from_id" in message for message in messages[:50])
 
 
 def telegram(document: Document) -> Iterator[Conversation]:
     """Yield the conversations of an export. The export of a whole account says who its owner is."""
-    chats = document["chats"]["list"] if "chats" in document else [document]
+    chats = document["chats"]["list"] if isinstance(document.get("chats"), dict) else [document]
     owners = owner_names(document.get("personal_information"))
     for chat in chats:
         messages = chat.get("messages") if isinstance(chat, dict) else None
