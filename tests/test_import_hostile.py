@@ -46,6 +46,13 @@ def test_looking_survives(tmp_path: Path, name: str, content: bytes) -> None:
     look(write(tmp_path / name, content))
 
 
+@pytest.mark.parametrize("end", ["", ">", "-->"])
+@pytest.mark.parametrize("begin", ["<!", "<!--", "<?", "</", "<a ", "<title>"])
+def test_tags_without_end(tmp_path: Path, begin: str, end: str) -> None:
+    """A page of 2 MB, which takes minutes where the end of a tag is searched for from each beginning."""
+    look(write(tmp_path / "a.html", begin * 500_000 + end))
+
+
 def test_documents_of_the_wrong_shape(tmp_path: Path) -> None:
     shapes: list[Any] = [
         [{"mapping": {"a": None, "b": {"message": {"author": "user"}}}, "current_node": "b"}],

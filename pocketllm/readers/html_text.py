@@ -44,7 +44,9 @@ class _Words(HTMLParser):
 def html_to_text(html: str, *, without: frozenset[str] = frozenset()) -> str:
     """Return the words of an HTML text. What stands in elements named by `without` is left out."""
     parser = _Words(SILENT | without)
-    parser.feed(html)
+    # No tag begins behind the last ">", and the parser would look for its end from each "<" again.
+    end = html.rfind(">") + 1
+    parser.feed(html[:end] + html[end:].replace("<", "&lt;"))
     parser.close()
     lines = [line.strip() for line in "".join(parser.parts).split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
