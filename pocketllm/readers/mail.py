@@ -27,8 +27,10 @@ from pocketllm.readers.notes import split_text
 
 #: The most of one mail that is looked at; the text comes before what is attached.
 MAIL_BYTES = 16_000_000
-#: The most of a mail's headers; parsing longer ones could take hours.
+#: The most of a mail's headers; no mail server lets longer ones pass.
 HEADER_BYTES = 200_000
+# The library parses these, in time that grows with the square of their length.
+HUGE_HEADER = re.compile(rb"^content-[a-z-]{1,40}:(?:[^\r\n]|\r?\n[ \t]){4000}", re.IGNORECASE | re.MULTILINE)
 FROM_CHARACTERS = 2000
 QUOTED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
 # What the standard library's parser raises on mails that are not as they should be.
@@ -73,6 +75,9 @@ def split_mbox(path: Path) -> Iterator[bytes]:
 
 def read_mail(data: bytes, place: str, wishes: Wishes) -> Iterator[Found]:
     """Yield a mail's text, or why it was left out."""
+    if HUGE_HEADER.search(data):
+        yield Skipped(reason="broken mails", place=place)
+        return
     try:
         message = message_from_bytes(data, policy=policy.default)
         if not 0 < sum(len(name) + len(value) for name, value in message.raw_items()) <= HEADER_BYTES:
