@@ -125,6 +125,7 @@ def test_encodings(tmp_path: Path, data: bytes) -> None:
         ("a.docx", b"PK\x03\x04", "an archive or an office document"),
         ("a.txt", b"%PDF-1.7", "a PDF"),
         ("a.json", b"", "empty"),
+        ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?", "Telegram's export as a page"),
         ("a.json", b"words", "no valid JSON"),
         ("a.csv", b"1,2,3\n", "a table whose first row does not name its columns"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketllm.readers.base import Kind, Unreadable, decoded, read_head
 from pocketllm.readers.documents import JSON_LINES, first_objects
-from pocketllm.readers.notes import MARKDOWN, SUFFIXES
+from pocketllm.readers.notes import HTML, MARKDOWN, SUFFIXES
 from pocketllm.readers.own import is_own
 from pocketllm.readers.tables import NO_HEADINGS, looks_like_table
 from pocketllm.readers.whatsapp import looks_like_whatsapp
@@ -19,6 +19,11 @@ SIGNATURES = {
     b"%PDF": f"a PDF; {EXPORT_IT}",
     b"{\\rtf": f"rich text; {EXPORT_IT}",
     b"SQLite format 3\0": f"a database; {EXPORT_IT}",
+}
+#: Pages that are chats, with the words of everybody in them.
+CHAT_PAGES = {
+    "<title>Exported Data</title>": "Telegram's export as a page; export it again as JSON",
+    "DiscordChatExporter": "a Discord export as a page; export it again as JSON",
 }
 MAILBOX = re.compile(rb"From \S.*\r?\n(?:[>\w][\w-]*:|From )")
 MAIL_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):(?:\s|\Z)")
@@ -70,6 +75,9 @@ def json_kind(path: Path) -> Kind:
 def text_kind(path: Path, text: str, *, named: bool) -> Kind:
     """Return what a text is that is nothing else. Raises Unreadable."""
     suffix = path.suffix.lower()
+    for sign, advice in CHAT_PAGES.items():
+        if suffix in HTML and sign in text:
+            raise Unreadable(advice)
     if looks_like_table(text):
         return Kind.CSV
     if suffix in (".csv", ".tsv"):
