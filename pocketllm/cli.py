@@ -19,7 +19,9 @@ from pocketllm import (
     cli_dashboard,
     cli_demo,
     cli_doctor,
+    cli_export,
     cli_generate,
+    cli_import,
     cli_journal,
     cli_plan,
     cli_replay,
@@ -44,6 +46,7 @@ from pocketllm.cli_errors import CommandError
 from pocketllm.cli_jobs import jobs_app
 from pocketllm.cli_models import models_app
 from pocketllm.cli_service import service_app
+from pocketllm.cli_texts import texts_app
 from pocketllm.cli_token import token_app
 
 app = typer.Typer(
@@ -55,7 +58,7 @@ app = typer.Typer(
         "pocketllm demo                      see it learn, in about three minutes",
         "pocketllm models add                get the default model",
         "pocketllm serve                     run the daemon",
-        "pocketllm add --file diary.txt --split",
+        "pocketllm import ~/notes",
         "pocketllm train",
         'pocketllm generate "Dear Anna,"',
     ),
@@ -127,6 +130,9 @@ app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
 app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
 app.add_typer(service_app, name="service")
 app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
+app.command("import", epilog=cli_import.EPILOG)(cli_import.import_texts)
+app.add_typer(texts_app, name="texts")
+app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
 app.add_typer(jobs_app, name="jobs")

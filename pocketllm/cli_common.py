@@ -33,7 +33,8 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 COMMAND_ORDER = [
-    *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze", "add", "plan", "train"),
+    *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze"),
+    *("add", "import", "texts", "export", "plan", "train"),
     *("jobs", "report", "adapters", "rollback", "journal", "replay", "generate", "chat", "token"),
 ]
 JSON_WANTED = "pocketllm.json"

@@ -37,11 +37,25 @@ def configured_data_dir() -> Path:
     """
     if named := os.environ.get("POCKETLLM_DATA_DIR"):
         return Path(named)
-    try:
-        named = tomllib.loads(config_file().read_text(encoding="utf-8")).get("data_dir")
-    except (OSError, ValueError):
-        named = None
+    named = config_document().get("data_dir")
     return Path(named) if isinstance(named, str) else default_data_dir()
+
+
+def configured_text_bytes() -> int | None:
+    """Return the longest text that a daemon with this environment and config.toml takes; None where it is not said."""
+    named = os.environ.get("POCKETLLM_MAX_TEXT_BYTES") or config_document().get("max_text_bytes")
+    try:
+        return max(1, int(named)) if isinstance(named, int | str) else None
+    except ValueError:
+        return None
+
+
+def config_document() -> Document:
+    """Return what config.toml says; nothing where it cannot be read, which the daemon tells when it starts."""
+    try:
+        return tomllib.loads(config_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def find_target(url: str | None, data_dir: Path | None) -> Target:

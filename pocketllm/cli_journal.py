@@ -1,9 +1,6 @@
 """`pocketllm journal`: what a job's steps came to, and their file for safe keeping or a replay elsewhere."""
 
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +8,7 @@ import typer
 
 from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
 from pocketllm.cli_errors import CommandError, Document
+from pocketllm.cli_files import check_target, whole_file
 
 if TYPE_CHECKING:
     from pocketllm.storage.journal_codec import JournalRow
@@ -43,7 +41,8 @@ def journal(
         data = client.journal(job_id)
     document = summary(job_id, data)
     if export is not None:
-        write_whole(export, data)
+        with whole_file(export) as file:
+            file.write(data)
         document["file"] = str(export)
     if options.json:
         emit(document)
@@ -96,28 +95,3 @@ def show(document: Document) -> None:
     grid.add_row(f"Loss, last {shown}", f"{loss_text(document['last_loss'])} nats per token")
     grid.add_row("Export", f"{document['bytes']:,} bytes, {document['bytes_per_step']:.1f} a step")
     make_console().print(grid)
-
-
-def check_target(path: Path, *, force: bool) -> None:
-    """Refuse, before anything is asked for, a file that cannot be written. Raises CommandError."""
-    if path.is_dir():
-        raise CommandError(f"{path} is a folder. Give the name of a file.")
-    if not path.parent.is_dir():
-        raise CommandError(f"There is no folder {path.parent}. Make it first.")
-    if path.exists() and not force:
-        raise CommandError(f"{path} is there already. Give another name, or --force to replace it.")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that under its name stands all of it or what stood there before."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".pocketllm-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        Path(scratch).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(scratch).unlink()
-        raise

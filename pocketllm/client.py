@@ -85,6 +85,18 @@ class Client:
         """
         return self._call("POST", "/texts", body=texts)
 
+    def texts(self, *, limit: int, after: str | None = None) -> Document:
+        """Return a page of texts, newest first, from behind the text `after`: data, has_more and next."""
+        return self._call("GET", "/texts", params={"limit": str(limit)} | ({"after": after} if after else {}))
+
+    def text(self, text_id: str) -> Document:
+        """Return one text."""
+        return self._call("GET", f"/texts/{path_part(text_id)}")
+
+    def delete_text(self, text_id: str) -> Document:
+        """Delete a text; its bytes are overwritten on disk."""
+        return self._call("DELETE", f"/texts/{path_part(text_id)}")
+
     def jobs(self, *, limit: int) -> tuple[list[Document], bool]:
         """Return up to `limit` jobs, newest first, and whether there are older ones."""
         jobs: list[Document] = []

@@ -72,7 +72,8 @@ COMMANDS = [
     ),
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
     *(["generate"], ["chat"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
-    *(["adapters", "delete"], ["adapters", "export"]),
+    *(["adapters", "delete"], ["adapters", "export"], ["import"], ["export"]),
+    *(["texts"], ["texts", "list"], ["texts", "show"], ["texts", "delete"]),
 ]
 
 
@@ -86,7 +87,7 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    first = "demo models serve service doctor status watch dashboard snooze add plan train"
+    first = "demo models serve service doctor status watch dashboard snooze add import texts export plan train"
     assert lines == f"{first} jobs report adapters rollback journal replay generate chat token".split()
 
 

@@ -27,6 +27,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def test_holds_every_module(names: set[str]) -> None:
     modules = {f"pocketllm/{path.name}" for path in (ROOT / "pocketllm").glob("*.py")}
+    modules |= {f"pocketllm/readers/{path.name}" for path in (ROOT / "pocketllm" / "readers").glob("*.py")}
     for room in ("api", "daemon", "mezo", "storage"):
         modules |= {f"pocketllm/{path.relative_to(ROOT)}" for path in (ROOT / room).rglob("*.py")}
     assert modules <= names

@@ -1,0 +1,72 @@
+"""The conversations.json of ChatGPT's and of Claude's export. The owner is known: who asked."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pocketllm.readers.base import Document
+from pocketllm.readers.chats import Conversation, Message
+
+OWNER = "owner"
+HIDDEN = ("is_visually_hidden_from_conversation", "is_user_system_message")
+
+
+def is_chatgpt(document: Any) -> bool:
+    """Tell whether a list of conversations is ChatGPT's."""
+    first = document[0] if isinstance(document, list) and document else document
+    return isinstance(first, dict) and isinstance(first.get("mapping"), dict)
+
+
+def is_claude(document: Any) -> bool:
+    """Tell whether a list of conversations is Claude's."""
+    first = document[0] if isinstance(document, list) and document else document
+    return isinstance(first, dict) and isinstance(first.get("chat_messages"), list)
+
+
+def chatgpt(document: Any) -> Iterator[Conversation]:
+    """Yield the conversations of ChatGPT's export: of each the branch that is shown."""
+    for conversation in document if isinstance(document, list) else [document]:
+        if isinstance(conversation, dict) and isinstance(conversation.get("mapping"), dict):
+            yield asked([text for node in shown_branch(conversation) if (text := user_text(node))])
+
+
+def claude(document: Any) -> Iterator[Conversation]:
+    """Yield the conversations of Claude's export."""
+    for conversation in document if isinstance(document, list) else [document]:
+        messages = conversation.get("chat_messages") if isinstance(conversation, dict) else None
+        if isinstance(messages, list):
+            texts = [m.get("text") for m in messages if isinstance(m, dict) and m.get("sender") == "human"]
+            yield asked([text for text in texts if isinstance(text, str) and text])
+
+
+def asked(texts: list[str]) -> Conversation:
+    """Return a conversation of which nothing but what the owner wrote is known."""
+    messages = [Message(sender=OWNER, text=text) for text in texts]
+    return Conversation(messages=messages, owners=frozenset({OWNER}), plain=True)
+
+
+def shown_branch(conversation: Document) -> list[Document]:
+    """Return the messages from the first to the one that is shown last; all of them where that is not said.
+
+    An edited question is a second branch of the tree, and learning both would learn the same words twice.
+    """
+    mapping: Document = conversation["mapping"]
+    identity, nodes, passed = conversation.get("current_node"), list[Document](), set[str]()
+    while isinstance(identity, str) and identity not in passed and isinstance(mapping.get(identity), dict):
+        passed.add(identity)
+        nodes.append(mapping[identity])
+        identity = mapping[identity].get("parent")
+    chosen = reversed(nodes) if nodes else (node for node in mapping.values() if isinstance(node, dict))
+    return [node["message"] for node in chosen if isinstance(node.get("message"), dict)]
+
+
+def user_text(message: Document) -> str:
+    """Return what the owner wrote in a message; empty for anybody else's, and for instructions that are not shown."""
+    author, content, metadata = (message.get(name) for name in ("author", "content", "metadata"))
+    if not isinstance(author, dict) or author.get("role") != "user" or not isinstance(content, dict):
+        return ""
+    if content.get("content_type") not in ("text", "multimodal_text", None):
+        return ""
+    if isinstance(metadata, dict) and any(metadata.get(name) for name in HIDDEN):
+        return ""
+    parts = content.get("parts")
+    return "\n".join(part for part in parts if isinstance(part, str)) if isinstance(parts, list) else ""

@@ -1,0 +1,150 @@
+"""What the readers share: the kinds of file, what a reader yields, and bytes that become text."""
+
+import codecs
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Document = dict[str, Any]
+
+#: The daemon's default for the longest single text.
+MAX_TEXT_BYTES = 1_000_000
+#: The most of a file that is held in memory; mailboxes and JSON lines are read in pieces and may be larger.
+MAX_FILE_BYTES = 256_000_000
+#: The longest line of a file that is read by lines.
+MAX_LINE_BYTES = 8_000_000
+
+
+class Kind(StrEnum):
+    """What a file is."""
+
+    NOTES = "notes"  #: text, each file one text
+    MBOX = "mbox"  #: a mailbox
+    EML = "eml"  #: one mail
+    CHATGPT = "chatgpt"  #: conversations.json of OpenAI's export
+    CLAUDE = "claude"  #: conversations.json of Anthropic's export
+    TELEGRAM = "telegram"  #: result.json of Telegram Desktop
+    WHATSAPP = "whatsapp"  #: the text file of WhatsApp's export
+    CHAT = "chat"  #: any other list of messages, in JSON or JSON lines
+    CSV = "csv"  #: a table of messages or of examples
+    JSONL = "jsonl"  #: examples as `pocketllm export` writes them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """Something that was left out."""
+
+    reason: str
+    place: str = ""  #: within the file, such as "line 3"; empty for the file itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ownerless:
+    """A chat that was left out since nobody said who of these is the owner; with how many messages each wrote."""
+
+    messages: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example without its source, or with it if the file says it."""
+
+    item: Document
+    place: str = ""
+
+
+Found = Example | Skipped | Ownerless
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the owner said of how to read."""
+
+    me: frozenset[str] = field(default_factory=frozenset)  #: names and addresses, as `name_key` gives them
+    format: Kind | None = None
+    max_bytes: int = MAX_TEXT_BYTES
+
+
+class Unreadable(Exception):
+    """A file, or what is left of it, cannot be read; the message says why and what to do."""
+
+
+def name_key(name: str) -> str:
+    """Return a name in the form in which names are compared."""
+    return " ".join(name.split()).casefold()
+
+
+def count_words(text: str) -> int:
+    """Return how many words a text has, as the daemon counts them."""
+    return max(len(text.split()), len(text.encode()) // 8)
+
+
+def item_words(item: Document) -> int:
+    """Return how many words of an example there are, whichever kind it is of."""
+    texts = [item.get(name) for name in ("text", "prompt", "completion")]
+    messages = item.get("messages")
+    if isinstance(messages, list):
+        texts += [message.get("content") for message in messages if isinstance(message, dict)]
+    return sum(count_words(text) for text in texts if isinstance(text, str))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises Unreadable for what is none, before anything could wait for its other end."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Unreadable("no regular file (a pipe or a device); save it as a file first")
+        return path.open("rb")
+    except OSError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
+
+
+def read_head(path: Path, size: int) -> bytes:
+    """Return a file's first bytes. Raises Unreadable."""
+    with open_regular(path) as file:
+        return file.read(size)
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text with LF line ends. Raises Unreadable for what is too large or no text."""
+    with open_regular(path) as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise Unreadable(f"larger than the {MAX_FILE_BYTES // 10**6} MB that are read at once; cut it into parts")
+    return decoded(data)
+
+
+def decoded(data: bytes, *, final: bool = True) -> str:
+    """Return bytes as text with LF line ends: UTF-8, or UTF-16 that begins with its mark. Raises Unreadable.
+
+    Without `final` the bytes may end in the middle of a character.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and b"\0" in data:
+        raise Unreadable("no text: it holds zero bytes; export it as plain text first")
+    try:
+        text = codecs.getincrementaldecoder("utf-16" if wide else "utf-8-sig")().decode(data, final)
+    except UnicodeDecodeError as error:
+        raise Unreadable("not UTF-8; convert it first, for example with `iconv -f LATIN1 -t UTF-8`") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def cleaned(text: str) -> str:
+    """Return a text out of a document without what no text should hold: zero bytes and halves of surrogate pairs."""
+    whole = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+    return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
+
+
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield a file's lines with their numbers; None in place of one that is longer than any should be."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES)
+        yield number, None

@@ -1,0 +1,116 @@
+"""Everything below some paths as one stream of texts to send, and the count of what was read and left out."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, Skipped, Wishes, item_words
+from pocketllm.readers.reading import read, source_name
+from pocketllm.readers.walk import Entry, walk
+
+#: So many of the places where something was left out are told for each reason.
+PLACES_TOLD = 3
+
+
+@dataclass(kw_only=True)
+class KindCount:
+    """How much was read of one kind."""
+
+    files: int = 0
+    texts: int = 0
+    words: int = 0
+
+
+@dataclass(kw_only=True)
+class SkippedCount:
+    """How often something was left out for one reason, and where first."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was found."""
+
+    kinds: dict[Kind, KindCount] = field(default_factory=dict)
+    skipped: dict[str, SkippedCount] = field(default_factory=dict)
+    writers: Counter[str] = field(default_factory=Counter)  #: in the chats whose owner nobody has named
+    ownerless: list[str] = field(default_factory=list)  #: the files with these chats
+
+    @property
+    def files(self) -> int:
+        """How many files held something that was looked at."""
+        return sum(kind.files for kind in self.kinds.values())
+
+    @property
+    def texts(self) -> int:
+        """How many texts there are, the same one twice counted twice."""
+        return sum(kind.texts for kind in self.kinds.values())
+
+    @property
+    def words(self) -> int:
+        """How many words there are in them."""
+        return sum(kind.words for kind in self.kinds.values())
+
+    def skip(self, reason: str, place: str) -> None:
+        """Count something that was left out."""
+        counted = self.skipped.setdefault(reason, SkippedCount())
+        counted.count += 1
+        if len(counted.places) < PLACES_TOLD:
+            counted.places.append(place)
+
+    def as_document(self) -> Document:
+        """For --json."""
+        return {
+            "files": self.files,
+            "texts": self.texts,
+            "words": self.words,
+            "kinds": {kind.value: vars(count) for kind, count in self.kinds.items()},
+            "skipped": [{"reason": reason, **vars(count)} for reason, count in self.skipped.items()],
+            "writers": dict(self.writers.most_common()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One text as the daemon takes it, and where it was found."""
+
+    item: Document
+    place: str
+
+
+def gather(
+    paths: list[Path], wishes: Wishes, tally: Tally, *, source: str | None, on_file: Callable[[Entry], None]
+) -> Iterator[Text]:
+    """Yield the texts below some paths and count them.
+
+    `source` is where all of them are said to be from; without it each names its file, or what its own line says.
+    `on_file` is told of each file before it is read.
+    """
+    for entry in walk(paths):
+        on_file(entry)
+        kind, found = read(entry, wishes)
+        if kind is not None:
+            tally.kinds.setdefault(kind, KindCount()).files += 1
+        for one in found:
+            text = counted(one, entry, kind, tally)
+            if text is not None and kind is not None:
+                default = {"source": source_name(kind, entry.name)}
+                yield Text(item=default | text.item | ({"source": source} if source else {}), place=text.place)
+
+
+def counted(one: Found, entry: Entry, kind: Kind | None, tally: Tally) -> Text | None:
+    """Count what a reader found; return it if it is a text."""
+    if isinstance(one, Skipped):
+        tally.skip(one.reason, " ".join(filter(None, [entry.name, one.place])))
+    elif isinstance(one, Ownerless):
+        tally.writers.update(one.messages)
+        tally.ownerless.append(entry.name)
+    elif isinstance(one, Example) and kind is not None:
+        count = tally.kinds[kind]
+        count.texts += 1
+        count.words += item_words(one.item)
+        return Text(item=one.item, place=" ".join(filter(None, [entry.name, one.place])))
+    return None

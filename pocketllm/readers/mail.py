@@ -1,0 +1,139 @@
+"""Mail: mailboxes, read a mail at a time however large they are, and single mails."""
+
+import re
+from collections.abc import Iterator
+from email import message_from_bytes, policy
+from email.errors import MessageError
+from email.header import decode_header, make_header
+from email.message import EmailMessage, Message
+from email.utils import getaddresses
+from pathlib import Path
+
+from pocketllm.readers.base import (
+    MAX_TEXT_BYTES,
+    Example,
+    Found,
+    Skipped,
+    Unreadable,
+    Wishes,
+    cleaned,
+    lines_of,
+    name_key,
+    open_regular,
+)
+from pocketllm.readers.html_text import html_to_text
+from pocketllm.readers.mail_text import own_words
+from pocketllm.readers.notes import split_text
+
+#: The most of one mail that is looked at; the text comes before what is attached.
+MAIL_BYTES = 16_000_000
+#: The most of a mail's headers; no mail server lets longer ones pass.
+HEADER_BYTES = 200_000
+# The library parses these, in time that grows with the square of their length.
+HUGE_HEADER = re.compile(rb"^content-[a-z-]{1,40}:(?:[^\r\n]|\r?\n[ \t]){4000}", re.IGNORECASE | re.MULTILINE)
+FROM_CHARACTERS = 2000
+QUOTED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
+# What the standard library's parser raises on mails that are not as they should be.
+BROKEN = (LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError, MessageError)
+QUOTES = frozenset({"blockquote"})
+
+
+def read_mbox(path: Path, wishes: Wishes) -> Iterator[Found]:
+    """Yield the text of each mail in a mailbox. Raises Unreadable."""
+    number = 0
+    for number, data in enumerate(split_mbox(path), 1):
+        # Where a body's line begins with "From ", mailboxes put a mark before it.
+        yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", wishes)
+    if not number:
+        raise Unreadable("no mailbox: no line in it begins with 'From '")
+
+
+def read_eml(path: Path, wishes: Wishes) -> Iterator[Found]:
+    """Yield the text of the mail in a file. Raises Unreadable."""
+    with open_regular(path) as file:
+        data = file.read(MAIL_BYTES)
+    yield from read_mail(data, "", wishes)
+
+
+def split_mbox(path: Path) -> Iterator[bytes]:
+    """Yield the mails of a mailbox, each without the line that begins it and no longer than MAIL_BYTES."""
+    lines: list[bytes] | None = None
+    size, blank = 0, True
+    with open_regular(path) as file:
+        for _, line in lines_of(file):
+            if blank and line is not None and line.startswith(b"From "):
+                if lines is not None:
+                    yield b"".join(lines)
+                lines, size = [], 0
+            elif lines is not None and line is not None and size < MAIL_BYTES:
+                lines.append(line)
+                size += len(line)
+            blank = line is not None and not line.strip(b"\r\n")
+    if lines is not None:
+        yield b"".join(lines)
+
+
+def read_mail(data: bytes, place: str, wishes: Wishes) -> Iterator[Found]:
+    """Yield a mail's text, or why it was left out."""
+    if HUGE_HEADER.search(data):
+        yield Skipped(reason="broken mails", place=place)
+        return
+    try:
+        message = message_from_bytes(data, policy=policy.default)
+        if not 0 < sum(len(name) + len(value) for name, value in message.raw_items()) <= HEADER_BYTES:
+            yield Skipped(reason="broken mails", place=place)
+            return
+        if wishes.me and not wishes.me & senders(message):
+            yield Skipped(reason="mails that somebody else wrote", place=place)
+            return
+        text = mail_text(message)
+    except BROKEN:
+        yield Skipped(reason="broken mails", place=place)
+        return
+    parts = split_text(text, wishes.max_bytes)
+    if not parts:
+        yield Skipped(reason="mails without words of their own", place=place)
+    for part in parts:
+        yield Example(item={"text": part}, place=place)
+
+
+def senders(message: EmailMessage) -> set[str]:
+    """Return the addresses and names that a mail is from."""
+    lines = [str(value)[:FROM_CHARACTERS] for name, value in message.raw_items() if name.lower() == "from"]
+    found = getaddresses([str(make_header(decode_header(line))) for line in lines])
+    return {name_key(part) for pair in found for part in pair if part}
+
+
+def mail_text(message: EmailMessage) -> str:
+    """Return what a mail's writer wrote in it; empty when it holds no text."""
+    body = message.get_body(preferencelist=("plain", "html"))
+    if body is None:
+        return ""
+    text = part_text(body)
+    if body.get_content_subtype() == "html":
+        return own_words(html_to_text(text[:MAX_TEXT_BYTES], without=QUOTES))
+    flowed = str(body.get_param("format", "")).lower() == "flowed"
+    return own_words(unwrapped(text) if flowed else text)
+
+
+def part_text(part: Message) -> str:
+    """Return the text of a part of a mail, whatever it says of its own encoding."""
+    payload = part.get_payload(decode=True)
+    data = payload if isinstance(payload, bytes) else b""
+    charset = part.get_content_charset("utf-8")
+    try:
+        return cleaned(data.decode(charset))
+    except (LookupError, ValueError):
+        return cleaned(data.decode("utf-8", "replace"))
+
+
+def unwrapped(text: str) -> str:
+    """Return text in the `format=flowed` of RFC 3676 with its soft line ends taken out."""
+    parts: list[str] = []
+    soft = True  # nothing stands before the first line
+    for line in text.split("\n"):
+        stuffed = line.removeprefix(" ")
+        apart = stuffed.startswith(">") or stuffed == "-- "
+        parts.append(stuffed if soft and not (apart and parts) else f"\n{stuffed}")
+        soft = stuffed.endswith(" ") and not apart
+    return "".join(parts)

@@ -1,0 +1,86 @@
+"""Lists of messages in no format of their own: Discord, Slack, Messenger, and whatever a script has written."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pocketllm.readers.base import Document
+from pocketllm.readers.chats import Conversation, Message
+from pocketllm.readers.telegram import text_of
+
+SENDERS = (
+    *("sender", "sender_name", "sendername", "from", "from_name", "author", "author_name", "user_profile", "user"),
+    *("user_name", "username", "name", "role", "speaker", "who", "nick", "nickname"),
+)
+TEXTS = ("text", "content", "contents", "message", "body", "msg")
+TIMES = ("timestamp_ms", "timestamp", "ts", "date", "time", "datetime", "created_at")
+NAMES = ("name", "username", "nickname", "real_name", "display_name", "global_name", "role", "id")
+LISTS = ("messages", "conversation", "history", "chat")
+
+
+def conversations_of(document: Any) -> Iterator[Conversation]:
+    """Yield the conversations in a document: a list of messages, or lists of them under a name."""
+    if isinstance(document, dict):
+        lists = [document[name] for name in LISTS if isinstance(document.get(name), list)]
+        yield from (conversation(found) for found in lists[:1])
+        return
+    items = [item for item in document if isinstance(item, dict)] if isinstance(document, list) else []
+    nested = [item for item in items if any(isinstance(item.get(name), list) for name in LISTS)]
+    for item in nested:
+        yield from conversations_of(item)
+    if not nested and items:
+        yield conversation(items)
+
+
+def conversation(items: list[Any]) -> Conversation:
+    """Return the messages among some objects, oldest first."""
+    found = [(time_of(item), message) for item in items if isinstance(item, dict) and (message := message_of(item))]
+    if is_newest_first([time for time, _ in found]):
+        found.reverse()
+    return Conversation(messages=[message for _, message in found])
+
+
+def is_newest_first(times: list[float | str | None]) -> bool:
+    """Tell whether messages stand the wrong way round, as Messenger and Instagram write them."""
+    numbers = [time for time in times if isinstance(time, float)]
+    texts = [time for time in times if isinstance(time, str)]
+    if len(numbers) == len(times):
+        return bool(times) and numbers[0] > numbers[-1]
+    return len(texts) == len(times) and texts[0] > texts[-1]
+
+
+def message_of(item: Mapping[str, Any]) -> Message | None:
+    """Return an object as a message; None when it names no sender or holds no words."""
+    fields = {str(name).strip().lower(): value for name, value in item.items() if name is not None}
+    text = next((text for name in TEXTS if (text := text_of(fields.get(name)))), "")
+    names = [found for name in SENDERS for found in names_of(fields.get(name))]
+    # Slack writes who joined and left as messages, and says so.
+    if not text.strip() or not names or str(fields.get("subtype", "")).startswith(("channel_", "group_")):
+        return None
+    if "timestamp_ms" in fields and "sender_name" in fields:
+        # Messenger and Instagram write the bytes of UTF-8 as if each were a character.
+        text, names = mended(text), [mended(name) for name in names]
+    return Message(sender=names[0], text=text, aliases=tuple(names[1:]))
+
+
+def names_of(value: Any) -> list[str]:
+    """Return what a sender is called: a name, or the names in a profile."""
+    if isinstance(value, dict):
+        return [name for key in NAMES if isinstance(name := value.get(key), str) and name.strip()]
+    return [value] if isinstance(value, str) and value.strip() else []
+
+
+def mended(text: str) -> str:
+    """Return text whose UTF-8 was taken for Latin-1, as it was meant; other text as it is."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except ValueError:
+        return text
+
+
+def time_of(item: Document) -> float | str | None:
+    """Return when a message was written, as far as it can be compared."""
+    value = next((item[name] for name in TIMES if name in item), None)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    # RFC 3339 sorts as text; 31.12.2020 does not.
+    return value if isinstance(value, str) and value[:4].isdecimal() else None

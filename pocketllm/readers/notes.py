@@ -1,0 +1,88 @@
+"""Notes: text files, Markdown among them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pocketllm.readers.base import Example, Found, Skipped, Wishes, read_text
+from pocketllm.readers.html_text import html_to_text
+
+MARKDOWN = {".md", ".markdown", ".mdown", ".qmd", ".rmd"}
+HTML = {".html", ".htm", ".xhtml"}
+SUFFIXES = {*MARKDOWN, *HTML, ".txt", ".text", ".org", ".rst", ".adoc", ".asciidoc", ".tex", ".fountain", ".wiki"}
+EMPTY = Skipped(reason="empty")
+
+FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+FRONT_MATTER_LINE = re.compile(r"\s*\Z|\s*#|\s*-(?:\s|\Z)|\s+\S|[\w\"'][^:]*:(?:\s|\Z)|[\]}]")
+BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+
+
+def read_notes(path: Path, wishes: Wishes) -> Iterator[Found]:
+    """Yield a file's text, in parts when it is longer than one text may be. Raises Unreadable."""
+    text = read_text(path)
+    if path.suffix.lower() in MARKDOWN:
+        text = without_front_matter(text)
+    elif path.suffix.lower() in HTML:
+        text = html_to_text(text)
+    parts = split_text(text, wishes.max_bytes)
+    if not parts:
+        yield EMPTY
+    for number, part in enumerate(parts, 1):
+        yield Example(item={"text": part}, place=f"part {number}" if len(parts) > 1 else "")
+
+
+def without_front_matter(text: str) -> str:
+    """Return a Markdown text without the YAML at its head; a rule across the page at its head is left alone."""
+    found = FRONT_MATTER.match(text)
+    if found is None:
+        return text
+    lines = (found[1] or "").split("\n")
+    return text[found.end() :] if all(FRONT_MATTER_LINE.match(line) for line in lines) else text
+
+
+def split_text(text: str, max_bytes: int) -> list[str]:
+    """Return a text in parts of at most so many bytes, cut between paragraphs, else lines, else anywhere."""
+    text = text.strip()
+    if not text or len(text.encode()) <= max_bytes:
+        return [text] if text else []
+    pieces = [piece for part in BLANK_LINES.split(text) for piece in short_pieces(part, max_bytes)]
+    return packed(pieces, "\n\n", max_bytes)
+
+
+def short_pieces(paragraph: str, max_bytes: int) -> list[str]:
+    """Return a paragraph, or its parts when it is too long itself."""
+    if len(paragraph.encode()) <= max_bytes:
+        return [paragraph]
+    lines = [part for line in paragraph.split("\n") for part in chopped(line, max_bytes)]
+    return packed(lines, "\n", max_bytes)
+
+
+def chopped(line: str, max_bytes: int) -> list[str]:
+    """Return a line in parts that fit, with no character cut in two."""
+    data = line.encode()
+    if len(data) <= max_bytes:
+        return [line]
+    parts, start = [], 0
+    while start < len(data):
+        end = min(start + max_bytes, len(data))
+        while end < len(data) and data[end] & 0xC0 == 0x80 and end > start + 1:
+            end -= 1
+        parts.append(data[start:end].decode("utf-8", "ignore"))
+        start = end
+    return parts
+
+
+def packed(pieces: list[str], between: str, max_bytes: int) -> list[str]:
+    """Return the pieces joined to as few texts as fit, in order; what is blank is left out."""
+    texts: list[str] = []
+    waiting: list[str] = []
+    size = 0
+    for piece in filter(str.strip, pieces):
+        more = len(piece.encode()) + len(between)
+        if waiting and size + more > max_bytes:
+            texts.append(between.join(waiting))
+            waiting, size = [], 0
+        waiting.append(piece)
+        size += more
+    texts += [between.join(waiting)] if waiting else []
+    return [text.strip() for text in texts if text.strip()]

@@ -1,0 +1,48 @@
+"""Examples as PocketLLM has them: what `pocketllm export` writes, a JSON object a line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pocketllm.readers.base import Example, Found, Skipped, lines_of, open_regular
+
+KINDS = ({"text"}, {"text", "label"}, {"prompt", "completion"}, {"messages"})
+NO_OBJECT = "lines that are no example: {text}, {text, label}, {prompt, completion} or {messages}"
+
+
+def is_own(item: Any) -> bool:
+    """Tell whether an object is an example, with or without its source, and nothing else."""
+    if not isinstance(item, dict) or item.keys() - {"source"} not in KINDS:
+        return False
+    messages = item.get("messages")
+    if messages is None:
+        return all(isinstance(value, str) for value in item.values())
+    return isinstance(messages, list) and bool(messages) and all(is_turn(message) for message in messages)
+
+
+def is_turn(message: Any) -> bool:
+    """Tell whether this is a message of a chat as the daemon takes it, and not one of some other program's."""
+    return isinstance(message, dict) and message.keys() == {"role", "content"}
+
+
+def read_own(path: Path) -> Iterator[Found]:
+    """Yield the examples of a file, unchanged, and the lines that hold none. Raises Unreadable."""
+    with open_regular(path) as file:
+        for number, line in lines_of(file):
+            place = f"line {number}"
+            if line is None:
+                yield Skipped(reason="lines longer than any request may be", place=place)
+            elif line.strip():
+                item = parsed(line.removeprefix(b"\xef\xbb\xbf"))
+                yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)
+
+
+def parsed(line: bytes) -> Any:
+    """Return a line's JSON as the daemon reads it, which takes no half of a surrogate pair; None when it is none."""
+    try:
+        item = json.loads(line)
+        json.dumps(item, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return item

@@ -1,0 +1,69 @@
+"""One file after the other becomes examples: the one way from a path to what is sent.
+
+for entry in walk([Path("notes")]):
+    kind, found = read(entry, Wishes())
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pocketllm.readers.base import Found, Kind, Skipped, Unreadable, Wishes
+from pocketllm.readers.chats import examples
+from pocketllm.readers.documents import first_objects, read_document, read_lines
+from pocketllm.readers.mail import read_eml, read_mbox
+from pocketllm.readers.notes import read_notes
+from pocketllm.readers.own import read_own
+from pocketllm.readers.recognise import recognise
+from pocketllm.readers.tables import read_table
+from pocketllm.readers.walk import Entry
+from pocketllm.readers.whatsapp import read_whatsapp
+
+DOCUMENTS = {Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM, Kind.CHAT}
+SOURCE_CHARACTERS = 200
+
+
+def read(entry: Entry, wishes: Wishes) -> tuple[Kind | None, Iterator[Found]]:
+    """Return what a file is and what is in it; no kind, and the reason, for one that is not read.
+
+    The iterator raises nothing that the file is to blame for: a file that breaks off yields why at its end.
+    """
+    if entry.reason:
+        return None, iter([Skipped(reason=entry.reason)])
+    try:
+        kind, found = opened(entry.path, wishes, named=entry.named)
+    except Unreadable as error:
+        return None, iter([Skipped(reason=str(error))])
+    return kind, kept_going(found)
+
+
+def opened(path: Path, wishes: Wishes, *, named: bool) -> tuple[Kind, Iterator[Found]]:
+    """Return a file's kind, which is the wished one if there is a wish, and its examples. Raises Unreadable."""
+    kind = wishes.format or recognise(path, named=named)
+    if kind is Kind.CHAT and first_objects(path):
+        return kind, read_lines(path, wishes)
+    if kind in DOCUMENTS:
+        return read_document(path, wishes)
+    if kind is Kind.WHATSAPP:
+        return kind, examples(read_whatsapp(path), wishes)
+    if kind is Kind.JSONL:
+        return kind, read_own(path)
+    readers = {Kind.NOTES: read_notes, Kind.MBOX: read_mbox, Kind.EML: read_eml, Kind.CSV: read_table}
+    return kind, readers[kind](path, wishes)
+
+
+def kept_going(found: Iterator[Found]) -> Iterator[Found]:
+    """Yield what a reader yields, and the reason when it cannot go on."""
+    try:
+        yield from found
+    except Unreadable as error:
+        yield Skipped(reason=str(error))
+    except RecursionError:
+        yield Skipped(reason="nested too deeply")
+    except OSError as error:
+        yield Skipped(reason=f"cannot be read to its end: {error.strerror or error}")
+
+
+def source_name(kind: Kind, name: str) -> str:
+    """Return where an example is from: the kind and the end of the file's name."""
+    prefix = f"{kind.value}: "
+    return prefix + name[-(SOURCE_CHARACTERS - len(prefix)) :]

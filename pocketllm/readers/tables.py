@@ -1,0 +1,82 @@
+"""CSV: a table of messages, or of examples, whose first row names its columns."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from pocketllm.readers.base import (
+    MAX_LINE_BYTES,
+    Document,
+    Example,
+    Found,
+    Skipped,
+    Unreadable,
+    Wishes,
+    cleaned,
+    read_text,
+)
+from pocketllm.readers.chats import examples
+from pocketllm.readers.messages import SENDERS, TEXTS, conversation
+from pocketllm.readers.own import KINDS
+
+DELIMITERS = ",;\t|"
+NO_HEADINGS = (
+    "a table whose first row does not name its columns; name them in it: sender and text, text and label, "
+    "or prompt and completion"
+)
+
+
+def headings(line: str) -> tuple[str, list[str]]:
+    """Return the delimiter of a table's first row and its cells, in small letters; no cells when it is no such row."""
+    for delimiter in DELIMITERS:
+        try:
+            cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            continue
+        names = [cell.strip().lower() for cell in cells]
+        if columns_of_examples(names) or (set(names) & set(SENDERS) and set(names) & set(TEXTS)):
+            return delimiter, names
+    return ",", []
+
+
+def columns_of_examples(names: list[str]) -> list[str]:
+    """Return which columns together make an example of one of our kinds; none when they are those of messages."""
+    if set(names) & set(SENDERS):
+        return []
+    kinds = [sorted(kind) for kind in KINDS if kind <= set(names) and kind != {"messages"}]
+    return max(kinds, key=len, default=[])
+
+
+def looks_like_table(head: str) -> bool:
+    """Tell whether a text's first line names the columns of a table that can be read, with more than one of them."""
+    return len(headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
+
+
+def read_table(path: Path, wishes: Wishes) -> Iterator[Found]:
+    """Yield the examples of a table. Raises Unreadable."""
+    text = read_text(path)
+    delimiter, names = headings(text.partition("\n")[0][:2000])
+    if not names:
+        raise Unreadable(NO_HEADINGS)
+    wanted = columns_of_examples(names)
+    if wanted:
+        for number, row in rows(text, delimiter, names):
+            item = {name: cleaned(row.get(name, "")) for name in wanted}
+            whole = all(item.values())
+            place = f"row {number}"
+            yield Example(item=item, place=place) if whole else Skipped(reason="rows with an empty cell", place=place)
+        return
+    yield from examples([conversation([row for _, row in rows(text, delimiter, names)])], wishes)
+
+
+def rows(text: str, delimiter: str, names: list[str]) -> Iterator[tuple[int, Document]]:
+    """Yield the rows below the headings with their numbers. Raises Unreadable for what is no table from there on."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for number, cells in enumerate(reader, 1):
+            if number > 1 and cells:
+                yield number, dict(zip(names, cells, strict=False))
+    except csv.Error as error:
+        raise Unreadable(f"no table from row {reader.line_num} on: {error}") from error

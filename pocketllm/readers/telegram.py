@@ -1,0 +1,60 @@
+"""The result.json of Telegram Desktop's export: one chat, or all of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pocketllm.readers.base import Document, name_key
+from pocketllm.readers.chats import Conversation, Message
+
+NOT_WRITTEN = ("forwarded_from", "saved_from", "via_bot")  # by the sender
+
+
+def is_telegram(document: Any) -> bool:
+    """Tell whether a document is Telegram's."""
+    if not isinstance(document, dict):
+        return False
+    chats = document.get("chats")
+    if isinstance(chats, dict) and isinstance(chats.get("list"), list):
+        return True
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not {"name", "type", "id"} <= document.keys():
+        return False
+    return any(isinstance(message, dict) and "from_id" in message for message in messages[:50])
+
+
+def telegram(document: Document) -> Iterator[Conversation]:
+    """Yield the conversations of an export. The export of a whole account says who its owner is."""
+    chats = document["chats"]["list"] if isinstance(document.get("chats"), dict) else [document]
+    owners = owner_names(document.get("personal_information"))
+    for chat in chats:
+        messages = chat.get("messages") if isinstance(chat, dict) else None
+        if isinstance(messages, list):
+            found = [message for m in messages if isinstance(m, dict) and (message := message_of(m))]
+            yield Conversation(messages=found, owners=owners)
+
+
+def owner_names(person: Any) -> frozenset[str]:
+    """Return the id of the account's owner, by which messages name them; empty where it is not said."""
+    identity = person.get("user_id") if isinstance(person, dict) else None
+    return frozenset({name_key(f"user{identity}")}) if isinstance(identity, int) else frozenset()
+
+
+def message_of(found: Document) -> Message | None:
+    """Return a message; None for what is no message, has no words, or was not written by its sender."""
+    sender, identity = found.get("from"), found.get("from_id")
+    if found.get("type", "message") != "message" or any(found.get(name) for name in NOT_WRITTEN):
+        return None
+    text = text_of(found.get("text"))
+    if not text.strip() or not (isinstance(sender, str) or isinstance(identity, str)):
+        return None
+    # An account that was deleted has an id and no name.
+    return Message(sender=sender if isinstance(sender, str) else str(identity), text=text, aliases=(str(identity),))
+
+
+def text_of(text: Any) -> str:
+    """Return a text that is written as one, or as a list of texts and of parts with a form: links, names, emphasis."""
+    if isinstance(text, str):
+        return text
+    parts = text if isinstance(text, list) else []
+    words = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(word for word in words if isinstance(word, str))
