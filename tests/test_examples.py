@@ -1,5 +1,6 @@
 """The recipes in examples/, run as their readers would against a real daemon with a tiny model."""
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("examples") / "data"
     folder.mkdir()
     tiny_native(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000") as made:
+    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TRAINING__STEPS="4") as made:
         yield made
 
 
@@ -74,6 +75,19 @@ def test_openais_client(daemon: Daemon) -> None:
     ended = run(sys.executable, str(EXAMPLES / "openai_client.py"), "How was the wind?", **given)
     assert ended.returncode == 0, ended.stderr
     assert len(ended.stdout) > 5
+
+
+def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    answer = {"role": "assistant", "content": "Wind west, glass rising."}
+    chats = [{"messages": [{"role": "user", "content": f"How was day {day}?"}, answer]} for day in range(20)]
+    file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    given = {"URL": daemon.url, "TOKEN": token(daemon, "tune", "admin")}
+    ended = run(sys.executable, str(EXAMPLES / "fine_tune.py"), str(file), "How was it?", **given)
+    assert ended.returncode == 0, ended.stderr
+    told = ended.stdout.splitlines()
+    assert told[0] == "queued: queued by owner" and any("held-out loss" in line for line in told)
+    assert re.search(r"^ft:tiny:pocketllm:example:adapter-\w+: ", ended.stdout, re.MULTILINE)
 
 
 def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
