@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.context import Context
+from pocketllm.api.ingest import Ingest
 from pocketllm.api.problems import Problem, explain
 from pocketllm.api.schemas import AddedOut, DeletedOut, Page, TextOut
 from pocketllm.storage.texts import NewText
@@ -118,7 +118,8 @@ async def add_texts(
     for place, example in examples:
         check(example, place, limits)
     new = [example.new() for _, example in examples]
-    added = await run_in_threadpool(services.store.texts.add, new, now=services.now())
+    ingest: Ingest = request.app.state.ingest
+    added = await ingest.add(new)
     return AddedOut(ids=list(added.ids), created=added.created, duplicates=added.duplicates)
 
 

@@ -1,6 +1,7 @@
 """The owner's texts: stored once, found, counted, deleted for good."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,12 +82,22 @@ class TextStore:
 
     def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
         """Store all of the texts or none. They are on disk when this returns."""
-        ids = tuple(text_id(new) for new in texts)
-        rows = dict(zip(ids, texts, strict=True))
+        [added] = self.add_together([texts], now=now)
+        return added
+
+    def add_together(self, requests: Sequence[Sequence[NewText]], *, now: datetime) -> list[Added]:
+        """Store the texts of several requests in one transaction, all or none; what each came to."""
+        ids = [tuple(text_id(new) for new in texts) for texts in requests]
+        rows: dict[str, tuple[int, NewText]] = {}  #: id -> the first request that has it
+        for number, (identities, texts) in enumerate(zip(ids, requests, strict=True)):
+            for identity, new in zip(identities, texts, strict=True):
+                rows.setdefault(identity, (number, new))
         with self._database.write() as session:
-            fresh = rows.keys() - _known(session, list(rows))
-            session.add_all(_row(identity, new, now) for identity, new in rows.items() if identity in fresh)
-        return Added(ids=ids, created=len(fresh))
+            for known in _known(session, list(rows)):
+                del rows[known]
+            session.add_all(_row(identity, new, now) for identity, (_, new) in rows.items())
+        created = Counter(number for number, _ in rows.values())
+        return [Added(ids=identities, created=created[number]) for number, identities in enumerate(ids)]
 
     def get(self, identity: str) -> Text:
         """The text with this id. Raises NotFound."""
