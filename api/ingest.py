@@ -8,6 +8,8 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.storage.texts import Added, NewText, TextStore
 
+#: Enough that some are read while others are written, and few enough that the event loop soon comes round.
+AT_ONCE = 8
 #: Requests are written together up to so many texts: it bounds how long a worker waits for the database.
 _TEXTS_TOGETHER = 1000
 
@@ -20,6 +22,9 @@ class Ingest:
     """
 
     def __init__(self, texts: TextStore, now: Callable[[], datetime]) -> None:
+        #: Who brings texts takes a turn, from the whole body to the disk. Where all went ahead at once, the event loop
+        #: would be busy with all of them in between any two steps of a request that only looks.
+        self.turns = asyncio.Semaphore(AT_ONCE)
         self._texts, self._now = texts, now
         self._waiting: list[tuple[Sequence[NewText], asyncio.Future[Added]]] = []
         self._writer: asyncio.Task[None] | None = None

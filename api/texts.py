@@ -114,12 +114,13 @@ async def add_texts(
     """
     settings = services.settings
     limits = Limits(max_bytes=settings.max_text_bytes, labels=settings.training.label_words)
-    examples = parse(await request.body(), request.headers.get("content-type", ""), source)
-    for place, example in examples:
-        check(example, place, limits)
-    new = [example.new() for _, example in examples]
     ingest: Ingest = request.app.state.ingest
-    added = await ingest.add(new)
+    body = await request.body()  # a slow sender takes nobody's turn
+    async with ingest.turns:
+        examples = parse(body, request.headers.get("content-type", ""), source)
+        for place, example in examples:
+            check(example, place, limits)
+        added = await ingest.add([example.new() for _, example in examples])
     return AddedOut(ids=list(added.ids), created=added.created, duplicates=added.duplicates)
 
 
