@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -36,9 +35,8 @@ if TYPE_CHECKING:
 PROMPT = "Wind west, glass rising. I walked down to the harbour before breakfast and found"
 #: transformers loads the same weights as either; the faster one here is the peer.
 DTYPES = ("bfloat16", "float32")
-#: The backend that is always there, and the one that needs a package.
+#: The backend that is always there, and the one that needs a program and the model's GGUF file.
 TRANSFORMERS, LLAMACPP = "transformers", "llamacpp"
-_LLAMACPP_PACKAGE = "xllamacpp"
 _LONGEST_SECONDS = 600.0
 _LOOK_SECONDS = 0.05
 #: So that an unwanted generator goes soon.
@@ -71,11 +69,15 @@ class Decoding:
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """Those that can be had here, each with the settings that choose it."""
+    """Those that a daemon can be told to take, each with the settings for it; it may still have to take another."""
     if "backend" not in Settings.model_fields:
         return {TRANSFORMERS: {}}
-    there = [TRANSFORMERS, *([LLAMACPP] if find_spec(_LLAMACPP_PACKAGE) else [])]
-    return {backend: {"BACKEND": backend} for backend in there}
+    return {backend: {"BACKEND": backend} for backend in (TRANSFORMERS, LLAMACPP)}
+
+
+def decodes_with(client: Client) -> str:
+    """The backend that the last answer came from."""
+    return str(client.status()["generator"].get("backend") or TRANSFORMERS)
 
 
 def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool) -> Decoding:
@@ -91,6 +93,9 @@ def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool
         speakers |= {backend: _daemon_speaker(client, tokens) for backend, client in clients.items()}
         for name, speak in speakers.items():  # the first time is slower
             progress(f"{name}: {speak():.1f} tokens/s at first")
+        for name in [name for name, client in clients.items() if decodes_with(client) != name]:
+            progress(f"{name}: not to be had here")
+            del clients[name], speakers[name]
         rates: dict[str, list[float]] = {name: [] for name in speakers}
         for number in range(rounds):
             for name, speak in speakers.items():
