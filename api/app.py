@@ -32,6 +32,7 @@ from pocketllm.api.access import Guard
 from pocketllm.api.conditional import ConditionalGet
 from pocketllm.api.credentials import Credentials
 from pocketllm.api.idempotency import Idempotent
+from pocketllm.api.ingest import Ingest
 from pocketllm.api.limits import Rate
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.services import Services
@@ -54,6 +55,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     )
     app.state.services = services
     app.state.credentials = credentials = Credentials(token, services.store.tokens)
+    app.state.ingest = Ingest(services.store.texts, services.now)
     app.state.sessions = dashboard.Sessions(credentials, services.now)
     for module in (
         dashboard,

@@ -82,11 +82,14 @@ def request_job(
 )
 def list_jobs(
     request: Request, services: Context, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
-) -> Page[JobOut] | PlainTextResponse:
+) -> Response:
     """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token."""
     rows = services.store.jobs.page(after=after, limit=limit + 1)
     page = Page[JobOut].of([_out(services, row) for row in rows], limit)
-    return PlainTextResponse(jobs_text(page.data)) if wants_plain_text(request) else page
+    if wants_plain_text(request):
+        return PlainTextResponse(jobs_text(page.data))
+    # Written here: FastAPI would have the page checked and written by another thread.
+    return PrettyJSONResponse(page.model_dump(mode="json"))
 
 
 @router.get("/jobs/{job_id}")

@@ -4,10 +4,10 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.context import Context
 from pocketllm.api.examples import DEFAULT_SOURCE, KINDS, MAX_TEXTS, Limits, check, parse, schema_of
+from pocketllm.api.ingest import Ingest
 from pocketllm.api.schemas import AddedOut, DeletedOut, Page, TextOut
 
 router = APIRouter(tags=["texts"])
@@ -54,11 +54,13 @@ async def add_texts(
     text. `source` in the query is for text/plain.
     """
     limits = Limits.of(services.settings)
-    examples = parse(await request.body(), request.headers.get("content-type", ""), source)
-    for place, example in examples:
-        check(example, place, limits)
-    new = [example.new() for _, example in examples]
-    added = await run_in_threadpool(services.store.texts.add, new, now=services.now())
+    ingest: Ingest = request.app.state.ingest
+    body = await request.body()  # a slow sender takes nobody's turn
+    async with ingest.turns:
+        examples = parse(body, request.headers.get("content-type", ""), source)
+        for place, example in examples:
+            check(example, place, limits)
+        added = await ingest.add([example.new() for _, example in examples])
     return AddedOut(ids=list(added.ids), created=added.created, duplicates=added.duplicates)
 
 

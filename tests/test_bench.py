@@ -306,6 +306,14 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
         ("pause", [], {"worst_pause_s", "worst_resume_s", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
+        (
+            "load",
+            [],
+            {
+                *("ingest_over_bare", "jobs_p99_over_idle_p50", "errors_5xx", "lost", "decode_over_transformers"),
+                *("llamacpp_over_transformers", "first_token_warm_s", "first_token_cold_s"),
+            },
+        ),
         ("sst2", [], {"zero_shot", "probe", "textbook", "mezo", "guided", "exact"}),
         ("step", [], {"lora_over_two_forwards", "lora_over_floor", "full_over_two_forwards", "load_s"}),
     ],
