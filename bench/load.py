@@ -224,9 +224,9 @@ def measure_load(scratch: Path, model: Path, work: Work, *, quick: bool) -> Load
         job = Job(client)
         job.training()
         job.hold()
-        progress("idle ...")
         ease = {"clients": 1, "ask_every": 1, "pace_seconds": EASE_SECONDS, "seconds": work.ease_seconds}
         idle = load(plan("idle", **ease))
+        progress(f"idle: GET /jobs p50 {1000 * quantile(idle.asks, 0.5):.1f} ms")
         job.release()
         daemon, bare = [], []
         for number in range(1, work.rounds + 1):
