@@ -142,26 +142,28 @@ class LanguageModel:
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(1, tokens) new ids behind what the cache holds -> (vocabulary,) fp32 logits of the token after them."""
-        return self._logits(self._seen(inputs, cache, last=1)[0])
+        return self._logits(self._seen(inputs, cache, last=1))[0]
 
     def all_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(1, tokens) new ids behind what the cache holds -> (tokens, vocabulary) fp32 logits of those after each."""
-        return self._logits(self._seen(inputs, cache, last=inputs.shape[1]).t()).t()
+        return self._logits(self._seen(inputs, cache, last=inputs.shape[1]))
 
     def _seen(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int) -> torch.Tensor:
         """(last, width): what the output head takes in where the last tokens stand."""
         self.walk.points = ()
         output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last)
-        return self.head.at(None).extended(self._lanes[0].seen(output)[0, -last:])
+        return self._lanes[0].seen(output)[0, -last:]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(width,) or (width, tokens) -> (vocabulary,) or (vocabulary, tokens), fp32."""
+        """(tokens, width) -> (tokens, vocabulary), fp32."""
         head = self.head.at(None)
-        starts = range(0, head.vocabulary, HEAD_ROWS)
-        logits = torch.cat([head.rows(s, min(s + HEAD_ROWS, head.vocabulary)) @ hidden for s in starts])
-        if head.bias is not None:
-            logits = logits + (head.bias if hidden.dim() == 1 else head.bias[:, None])
-        return logits.float()
+        logits = head.of_token(hidden) if len(hidden) == 1 else None
+        if logits is None:
+            starts = range(0, head.vocabulary, HEAD_ROWS)
+            states = head.extended(hidden).t()
+            parts = [head.rows(start, min(start + HEAD_ROWS, head.vocabulary)) @ states for start in starts]
+            logits = torch.cat(parts).t().float()
+        return logits if head.bias is None else logits + head.bias.float()
 
     def _shares(self, points: slice, blocks: Blocks) -> list[tuple[slice, Blocks]]:
         """The lanes' shares of what passes through the layers together.

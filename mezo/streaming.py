@@ -59,6 +59,11 @@ class Trained:
     def _moved(self) -> bool:
         return self.number is not None and len(self._walk.points) > 0
 
+    @property
+    def as_kept(self) -> torch.Tensor | None:
+        """The weight itself, where it is multiplied as it is kept and at theta alone; else None."""
+        return self.weight.floats if self._is_as_kept and not self._moved else None
+
     def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
         count = self.weight.shape[0]
@@ -96,10 +101,13 @@ class Trained:
 
     def _rows_at_once(self) -> int:
         """All where the weight is used as it is kept; else so many that what is made stays in the cache."""
-        as_kept = not self.weight.packed and self.weight.floats.dtype == self._walk.dtype
-        if as_kept and not self._moved:
+        if self.as_kept is not None:
             return self.weight.shape[0]
         return max(FEWEST_ROWS, CHUNK_BYTES // (self._walk.dtype.itemsize * self.weight.shape[1]))
+
+    @property
+    def _is_as_kept(self) -> bool:
+        return not self.weight.packed and self.weight.floats.dtype == self._walk.dtype
 
     def _at_points(self, dense: torch.Tensor, start: int) -> list[torch.Tensor]:
         if self.number is None or not self._walk.points:
@@ -199,6 +207,8 @@ class StreamedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (batch, ..., in) -> (batch, ..., out)."""
+        if x.numel() == self.in_features and (weight := self.weights.as_kept) is not None:
+            return self._of_token(x.to(self._walk.dtype), weight)
         rows = x.reshape(-1, self.in_features).to(self._walk.dtype)
         y = rows.new_empty(len(rows), self.out_features)
         parts = self.weights.parts
@@ -213,6 +223,13 @@ class StreamedLinear(nn.Module):
         if self.low_rank is not None:
             self.low_rank.add_to(y, rows)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _of_token(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Of one token the whole costs little more than its product: all else that `forward` does would show."""
+        y = nn.functional.linear(x, weight, None if self.biases is None else self.biases.whole()[0])
+        if self.low_rank is not None:
+            self.low_rank.add_to(y.view(1, -1), x.reshape(1, -1))
+        return y
 
     def led_back(self, error: torch.Tensor) -> torch.Tensor:
         """(n, out) -> (n, in), fp32: the error at what the map takes in, from that at its output, at theta itself."""
@@ -300,6 +317,18 @@ class HeadAt:
     def extended(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, width) hidden states as the rows here take them: with what an adapter sees of them behind."""
         return hidden if self._low_rank is None else self._low_rank.extend(hidden)
+
+    def of_token(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """(1, width) hidden state, not extended -> (1, vocabulary) fp32 products without the bias; None where the rows
+        have to be made.
+        """
+        weight = self._trained.as_kept if self._point is None else None
+        if weight is None:
+            return None
+        products = torch.mm(hidden, weight.t()).float()
+        if self._low_rank is not None:
+            self._low_rank.add_to(products, hidden)
+        return products
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """(stop - start, width) dense rows, valid until the next call."""
