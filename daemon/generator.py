@@ -164,6 +164,7 @@ class Generator:
         except TimeoutError:
             process.kill()
             await process.wait()
+        self._socket.unlink(missing_ok=True)  # a server that is killed leaves it
 
     @property
     def _alive(self) -> bool:

@@ -97,6 +97,7 @@ def test_an_answer_comes_from_llama_cpp_and_torch_is_never_loaded(models: Path, 
         [pid] = double.pids
         assert is_running(pid)
     eventually(lambda: not is_running(pid), "the server's end")
+    assert not (models / "llama.sock").exists()
 
 
 def test_scores_are_torchs_and_the_prompt_may_be_said_again(models: Path, double: LlamaDouble) -> None:
