@@ -3,24 +3,35 @@
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.context import Context
 from pocketllm.api.requests import json_only
 from pocketllm.api.schemas import AdapterOut, DeletedOut
+from pocketllm.daemon.exporting import export_gguf
 from pocketllm.daemon.services import Services
 from pocketllm.storage.adapters import Change
 from pocketllm.storage.errors import WrongState
 
 router = APIRouter(tags=["adapters"])
 
-_TAR = "application/x-tar"
+_TAR, _GGUF = "application/x-tar", "application/octet-stream"
 _PIECE_BYTES = 1 << 20
+
+
+class Format(StrEnum):
+    """As what an adapter may leave."""
+
+    PEFT = "peft"  #: its folder as a tar file
+    GGUF = "gguf"  #: a LoRA file for llama.cpp
 
 
 class AdaptersOut(BaseModel):
@@ -86,16 +97,49 @@ def delete(services: Context, adapter_id: str) -> DeletedOut:
 @router.get(
     "/adapters/{adapter_id}/export",
     response_class=StreamingResponse,
-    responses={200: {"content": {_TAR: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (_TAR, _GGUF)}}},
 )
-def export(services: Context, adapter_id: str) -> StreamingResponse:
-    """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model."""
+def export(
+    services: Context,
+    adapter_id: str,
+    wanted: Annotated[
+        Format, Query(alias="format", description="peft: a tar file of the folder; gguf: a LoRA file for llama.cpp.")
+    ] = Format.PEFT,
+) -> StreamingResponse:
+    """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model.
+
+    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model. One that adapts an
+    output head which the model shares with its embeddings (its general.description says so) needs a base file with
+    a head of its own: `pocketllm adapters export ID --format gguf --base FILE` writes one.
+    """
     adapter = services.store.adapters.get(adapter_id)
     folder = services.folder.adapter(adapter.id)
     if not folder.is_dir():
         raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
-    named = {"Content-Disposition": f'attachment; filename="{adapter.id}.tar"'}
-    return StreamingResponse(tar(folder), media_type=_TAR, headers=named)
+    if wanted is Format.GGUF:
+        return _gguf(services, folder, services.folder.models / adapter.model)
+    return StreamingResponse(tar(folder), media_type=_TAR, headers=_named(f"{adapter.id}.tar"))
+
+
+def _gguf(services: Services, folder: Path, model: Path) -> StreamingResponse:
+    # In the data folder, since a folder for temporary files may be in memory.
+    services.folder.exports.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=services.folder.exports) as scratch:
+        whole = Path(scratch) / "whole.gguf"
+        export_gguf(folder, model, whole)
+        size, file = whole.stat().st_size, whole.open("rb")  # its name may go, its bytes stay until it is closed
+    headers = _named(f"{folder.name}.gguf") | {"Content-Length": str(size)}
+    return StreamingResponse(_pieces(file), media_type=_GGUF, headers=headers)
+
+
+def _named(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
 
 
 def tar(folder: Path) -> Iterator[bytes]:

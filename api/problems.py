@@ -31,6 +31,8 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
     # The request is in order: with more memory allowed, or another model, the same one is carried out.
     (mezo.DoesNotFit, HTTPStatus.CONFLICT),
+    # Nor is it the request's fault here: the adapter can be had in the other format.
+    (mezo.CannotExport, HTTPStatus.CONFLICT),
     (mezo.BadRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
     (mezo.MezoError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )

@@ -10,6 +10,7 @@ DaemonError
 ├── GeneratorFailed
 ├── CalibrationFailed
 ├── CannotReplay
+├── ExportFailed
 └── BadGeneration
 """
 
@@ -55,6 +56,10 @@ class CalibrationFailed(DaemonError):
 
 class CannotReplay(DaemonError):
     """The job's learning cannot be done again. Choose a job that has succeeded."""
+
+
+class ExportFailed(DaemonError):
+    """The process that writes the file has failed. Try again."""
 
 
 class BadGeneration(DaemonError):

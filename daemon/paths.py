@@ -102,6 +102,11 @@ class DataFolder:
         """Where such a job saves how far it is: gone when the job has ended."""
         return self.runs / job_id
 
+    @property
+    def exports(self) -> Path:
+        """One folder a file that is being written for somebody: gone when it is sent."""
+        return self.root / "exports"
+
     def make(self) -> None:
         """Create the folder, readable by its owner alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -90,14 +90,14 @@ class Scheduler:
         return "; ".join(self.verdict.reasons) or "nothing to learn"
 
     def recover(self, now: datetime) -> None:
-        """At start: jobs that a dead daemon left running wait again, and what ended jobs left behind goes."""
+        """At start: jobs that a dead daemon left running wait again, and what nobody needs any more goes."""
         with self._lock:
             self._ledger.recover(now)
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
             open_jobs = {job.id for job in self._store.jobs.open()}
-            for place in (self._folder.starts, self._folder.runs):
+            for place in (self._folder.starts, self._folder.runs, self._folder.exports):
                 for left in place.iterdir() if place.is_dir() else ():
                     if left.name not in open_jobs:
                         shutil.rmtree(left, ignore_errors=True)

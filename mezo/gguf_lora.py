@@ -43,7 +43,6 @@ _FAMILIES = {
     "qwen2": _Family(architecture=gguf.MODEL_ARCH.QWEN2),
     "qwen3": _Family(architecture=gguf.MODEL_ARCH.QWEN3),
     "gemma": _Family(architecture=gguf.MODEL_ARCH.GEMMA),
-    "gemma2": _Family(architecture=gguf.MODEL_ARCH.GEMMA2),
     "gemma3_text": _Family(architecture=gguf.MODEL_ARCH.GEMMA3),
 }
 
@@ -144,19 +143,19 @@ class _Source:
         return any(name == HEAD and f"{path}.weight" not in self.of_model for path, name in self.names.items())
 
     def a(self, path: str) -> Numbers:
-        """(rank, in), mapped."""
-        return self._mapped(name_of_a(path))
+        """(rank, in), at llama.cpp's scale; mapped where that is ours."""
+        a = self._mapped(name_of_a(path))
+        if (rank := a.shape[0]) != self.config.rank:
+            # All our maps have one scaling; llama.cpp divides the one alpha by each map's own rank. Of the head's
+            # factors this is by far the smaller one.
+            a = a * np.float32(rank / self.config.rank)
+        return a
 
     def b(self, path: str) -> Numbers:
-        """(out, rank), with its rows in llama.cpp's order and at llama.cpp's scale."""
+        """(out, rank), with its rows in llama.cpp's order; mapped where that is ours."""
         b = self._mapped(name_of_b(path))
         kind = self.names[path].rpartition(".")[2]
-        if self.family.paired and kind in _PAIRED:
-            b = paired(b, self.heads[kind])
-        if (rank := b.shape[1]) != self.config.rank:
-            # All our maps have one scaling; llama.cpp divides the one alpha by each map's own rank.
-            b = b * np.float32(rank / self.config.rank)
-        return b
+        return paired(b, self.heads[kind]) if self.family.paired and kind in _PAIRED else b
 
     def _mapped(self, name: str) -> Numbers:
         entry = self.tensors[name]

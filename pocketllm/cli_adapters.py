@@ -2,17 +2,26 @@
 
 import tarfile
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
-from pocketllm.cli_errors import Document, UsageError
+from pocketllm.cli_errors import CommandError, Document, UsageError
 
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")
 
 AdapterId = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, as `pocketllm adapters` shows it.")]
+
+
+class Format(StrEnum):
+    """As what an adapter is exported."""
+
+    PEFT = "peft"
+    GGUF = "gguf"
+
 
 adapters_app = typer.Typer(invoke_without_command=True)
 
@@ -65,22 +74,50 @@ def delete_adapter(
 
 
 @adapters_app.command(
-    "export", epilog=examples("pocketllm adapters export ID", "pocketllm adapters export ID --to ~/peft")
+    "export",
+    epilog=examples(
+        "pocketllm adapters export ID",
+        "pocketllm adapters export ID --to ~/peft",
+        "pocketllm adapters export ID --format gguf --base MODEL.gguf",
+    ),
 )
 def export_adapter(
     ctx: typer.Context,
     adapter_id: AdapterId,
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put the adapter's folder.")] = Path(),
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put it.")] = Path(),
+    wanted: Annotated[
+        Format, typer.Option("--format", help="peft: the adapter's folder; gguf: a LoRA file for llama.cpp, ID.gguf.")
+    ] = Format.PEFT,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="With gguf: the base model's GGUF file. If the adapter needs one whose output head is a tensor of its "
+            "own, a copy that has one is put beside it.",
+        ),
+    ] = None,
     url: Url = None,
     data_dir: DataDir = None,
     json_wanted: Json = False,
 ) -> None:
-    """Write an adapter's folder, which PEFT loads (`PeftModel.from_pretrained`), under a folder of yours."""
+    """Write an adapter's folder, which PEFT loads (`PeftModel.from_pretrained`), or a file that llama.cpp loads."""
     options = common(ctx, url, data_dir, json_wanted)
-    target = to / adapter_id
+    target = to / (f"{adapter_id}.gguf" if wanted is Format.GGUF else adapter_id)
+    if base is not None and wanted is not Format.GGUF:
+        raise UsageError("--base goes with --format gguf.")
     if target.exists():
         raise UsageError(f"{target} is there already. Choose another folder with --to.")
-    with connected(options) as client, client.export_adapter(adapter_id) as pieces, tempfile.TemporaryFile() as whole:
+    if wanted is Format.GGUF:
+        fetch_gguf(adapter_id, target, options)
+        tell_gguf(adapter_id, target, base, options)
+        return
+    with (
+        connected(options) as client,
+        client.export_adapter(adapter_id, format=wanted) as pieces,
+        tempfile.TemporaryFile() as whole,
+    ):
         for piece in pieces:
             whole.write(piece)
         whole.seek(0)
@@ -90,6 +127,50 @@ def export_adapter(
         emit({"id": adapter_id, "folder": str(target)})
         return
     make_console().print(f"Wrote {target}.", soft_wrap=True)
+
+
+def fetch_gguf(adapter_id: str, target: Path, options: Common) -> None:
+    """Write the adapter's LoRA file, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.writing")
+    try:
+        with (
+            connected(options) as client,
+            client.export_adapter(adapter_id, format=Format.GGUF) as pieces,
+            scratch.open("wb") as file,
+        ):
+            for piece in pieces:
+                file.write(piece)
+        scratch.rename(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def tell_gguf(adapter_id: str, target: Path, base: Path | None, options: Common) -> None:
+    """Say which base file goes with a LoRA file; write one if there is none yet and the tied one is given."""
+    from pocketllm.mezo.errors import MezoError
+    from pocketllm.mezo.gguf_header import read_gguf_header
+    from pocketllm.mezo.gguf_untied import HEAD, write_untied
+
+    try:
+        needs_head = f"{HEAD}.lora_a" in read_gguf_header(target).tensors
+        if base is not None and needs_head and HEAD not in read_gguf_header(base).tensors:
+            source, base = base, target.with_name(f"{base.stem}-untied.gguf")
+            if not base.exists():
+                write_untied(source, base)
+    except MezoError as error:
+        raise CommandError(str(error)) from error
+    if options.json:
+        emit({"id": adapter_id, "file": str(target), "base": base and str(base), "needs_untied_head": needs_head})
+        return
+    console = make_console()
+    console.print(f"Wrote {target}. llama.cpp loads it: -m {base or 'BASE.gguf'} --lora {target}", soft_wrap=True)
+    if base is None and needs_head:
+        console.print(
+            "It adapts the output head, so that BASE.gguf must have one of its own (output.weight). If yours has none, "
+            f"delete {target.name} and export again with --base BASE.gguf: a copy that has one is put beside it.",
+            soft_wrap=True,
+        )
 
 
 def rollback(

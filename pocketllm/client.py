@@ -21,6 +21,8 @@ ANSWER_SECONDS = 15.0
 CONNECT_SECONDS = 3.0
 # The first request loads the model from the phone's flash, and a long answer takes its time.
 GENERATE_SECONDS = 600.0
+# A process that writes the file is started for it.
+EXPORT_SECONDS = 300.0
 PAGE_SIZE = 100
 
 
@@ -169,10 +171,14 @@ class Client:
         return self._call("DELETE", f"/adapters/{path_part(adapter_id)}")
 
     @contextmanager
-    def export_adapter(self, adapter_id: str) -> Iterator[Iterator[bytes]]:
-        """An adapter's folder as a tar file, in pieces."""
+    def export_adapter(self, adapter_id: str, *, format: str) -> Iterator[Iterator[bytes]]:
+        """An adapter's folder as a tar file ("peft"), or a LoRA file for llama.cpp ("gguf"), in pieces."""
         path = f"/adapters/{path_part(adapter_id)}/export"
-        with self._told_plainly(), self._http.stream("GET", path) as response:
+        timeout = httpx.Timeout(EXPORT_SECONDS, connect=CONNECT_SECONDS)
+        with (
+            self._told_plainly(),
+            self._http.stream("GET", path, params={"format": format}, timeout=timeout) as response,
+        ):
             if response.is_error:
                 response.read()
             self._refuse_errors(response)

@@ -125,8 +125,10 @@ def test_each_map_has_our_scaling_whatever_its_rank(tiny: NativeModel, tmp_path:
     reader = exported(adapter, tiny, tmp_path)
     alpha, found = metadata(reader)["adapter.lora.alpha"], tensors(reader)
     for path in adapter.a:
-        b = found[gguf_name(f"{path}.weight") + ".lora_b"]
-        assert np.allclose(b * (alpha / b.shape[1]), adapter.scaling * paired(path, adapter.b[path]), rtol=1e-6)
+        name = gguf_name(f"{path}.weight")
+        a, b = found[f"{name}.lora_a"], found[f"{name}.lora_b"]
+        assert np.array_equal(b, paired(path, adapter.b[path])), path
+        assert np.array_equal(a * (alpha / len(a)), adapter.a[path].numpy() * adapter.scaling), path
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
     writer.add_rope_dimension_count(config["hidden_size"] // heads)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, config["vocab_size"])
+    add_tokenizer(writer, config["vocab_size"])
     for name, tensor in load_file(hf_folder / "model.safetensors").items():
         numbers: NDArray[np.float32] = tensor.float().numpy()
         if ".q_proj." in name or ".k_proj." in name:
@@ -153,7 +153,8 @@ def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+    """Put the byte tokenizer into a GGUF file, with `vocab` tokens."""
     tokens = byte_tokens()
     tokens += [f"[PAD{number}]" for number in range(len(tokens), vocab)]
     special = [token in SPECIAL_TOKENS for token in tokens]
