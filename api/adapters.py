@@ -17,6 +17,7 @@ from pocketllm.api.context import Context
 from pocketllm.api.requests import json_only
 from pocketllm.api.schemas import AdapterOut, DeletedOut
 from pocketllm.daemon.exporting import export_gguf
+from pocketllm.daemon.llama_files import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.storage.adapters import Change
 from pocketllm.storage.errors import WrongState
@@ -142,8 +143,8 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def tar(folder: Path) -> Iterator[bytes]:
-    """A folder's files, one after the other, in pieces: nothing is held in memory or written beside them."""
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    """A folder's files but for what llama.cpp was given of them, one after the other, in pieces: nothing is held in memory or written beside them."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LORA_NAME):
         about = tarfile.TarInfo(f"{folder.name}/{file.relative_to(folder)}")
         with file.open("rb") as content:
             found = os.fstat(content.fileno())

@@ -4,7 +4,7 @@ import os
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
@@ -101,6 +101,10 @@ class GeneratorStatus(BaseModel):
     running: bool
     pid: int | None
     unloads_in_seconds: float | None
+    backend: Literal["transformers", "llamacpp"] | None = Field(
+        description="What decodes, or will: as of the last answer; null without a model."
+    )
+    backend_reason: str | None = Field(description="Why that is not llama.cpp.")
 
 
 class TextStatus(BaseModel):
@@ -141,7 +145,7 @@ def health() -> HealthOut:
 def status(services: Context) -> StatusOut:
     """What runs, what the sensors see, and everything that keeps jobs from running. Open without a token."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
-    verdict, left = scheduler.verdict, generator.idle_seconds_left
+    verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
     return StatusOut(
         version=version("pocketllm"),
         uptime_seconds=round((services.now() - services.started_at).total_seconds(), 1),
@@ -160,6 +164,8 @@ def status(services: Context) -> StatusOut:
             running=generator.pid is not None,
             pid=generator.pid,
             unloads_in_seconds=None if left is None else round(left, 1),
+            backend=backend.name if backend else None,
+            backend_reason=backend.reason if backend else None,
         ),
         texts=TextStatus(
             count=counts.texts, new_words=counts.new_words, threshold_words=services.settings.training.new_words

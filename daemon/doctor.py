@@ -9,13 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from pocketllm.daemon.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.find_sensors import Places, Senses
 from pocketllm.daemon.gate import Situation, decide
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.sensors import Reading, shown, unanswered
 from pocketllm.daemon.settings import Settings
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
-from pocketllm.mezo.native import open_native
+from pocketllm.mezo.native import NativeModel, open_native
 
 #: good: works. unknown: cannot be told, and it may not matter. bad: keeps jobs from running, or loses something.
 State = Literal["good", "unknown", "bad"]
@@ -72,8 +73,9 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding(name="data folder", state="good", message=str(folder.root))
     try:
-        open_native(folder.models / settings.model)
+        native = open_native(folder.models / settings.model)
         yield Finding(name="model", state="good", message=settings.model)
+        yield _of_backend(native, settings)
     except (ModelNotFound, ModelFileError) as error:
         yield Finding(name="model", state="bad", message=str(error), advice="run `pocketllm models add`")
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
@@ -84,6 +86,21 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
             message=f"{' and '.join(missing)} cannot be imported",
             advice="install them into the environment that `pocketllm` runs in",
         )
+
+
+def _of_backend(native: NativeModel, settings: Settings) -> Finding:
+    """Answers need no llama.cpp: its absence is only slow."""
+    found = find_llamacpp(native, settings.backend)
+    if isinstance(found, LlamaCpp):
+        return Finding(name="answers", state="good", message=f"by llama.cpp ({found.program}) from {found.base.name}")
+    if settings.backend == "transformers":
+        return Finding(name="answers", state="good", message=f"by transformers: {found.reason}")
+    return Finding(
+        name="answers",
+        state="unknown" if settings.backend == "auto" else "bad",
+        message=f"by transformers, not llama.cpp: {found.reason}",
+        advice=None if settings.backend == "auto" else "or set backend to auto",
+    )
 
 
 def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime) -> Iterator[Finding]:

@@ -12,9 +12,12 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
+from pocketllm.daemon.backend import Backend, Wish, expected_backend
 from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.process_memory import anonymous_bytes
+from pocketllm.mezo.errors import ModelFileError, ModelNotFound
+from pocketllm.mezo.native import open_native
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +79,20 @@ class Done:
 class Generator:
     """Starts the process at the first request, lets requests in one by one, ends it after idling. One event loop."""
 
-    def __init__(self, model: Path, *, keep_alive_seconds: float, max_waiting: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        keep_alive_seconds: float,
+        max_waiting: int,
+        clock: Callable[[], float],
+        socket: Path,
+        wish: Wish = "auto",
+    ) -> None:
+        """socket: where the process may have one of llama.cpp. wish: what shall decode."""
         self._model, self._default_keep_alive = model, keep_alive_seconds
+        self._socket, self._wish = socket, wish
+        self._backend: Backend | None = None
         self._max_waiting, self._clock = max_waiting, clock
         self._keep_alive = keep_alive_seconds  # of the last request
         self._process: Process | None = None
@@ -100,6 +115,19 @@ class Generator:
         if self.pid is None:
             return _BEGIN_BYTES if self._starting else 0
         return max(_BEGIN_BYTES, anonymous_bytes(self.pid) or 0)
+
+    @property
+    def backend(self) -> Backend | None:
+        """What decodes: as of the last answer while the process runs, else as far as can be told without trying.
+
+        None where there is no model.
+        """
+        if self._alive and self._backend:
+            return self._backend
+        try:
+            return expected_backend(open_native(self._model), self._wish)
+        except (ModelNotFound, ModelFileError):
+            return None
 
     @property
     def idle_seconds_left(self) -> float | None:
@@ -149,6 +177,7 @@ class Generator:
         except TimeoutError:
             process.kill()
             await process.wait()
+        self._socket.unlink(missing_ok=True)  # a server that is killed leaves it
 
     @property
     def _alive(self) -> bool:
@@ -166,6 +195,7 @@ class Generator:
 
     async def _started(self) -> Process:
         command = [sys.executable, "-m", "pocketllm.daemon.generator_process", "--model", str(self._model)]
+        command += ["--backend", self._wish, "--socket", str(self._socket)]
         self._process = process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, env=child_environment(), limit=_LINE_BYTES, start_new_session=True
         )
@@ -173,6 +203,7 @@ class Generator:
         if "fatal" in first:
             await self.close()
             raise ModelNotReady(first["fatal"])
+        self._backend = Backend(**first["backend"])
         return process
 
     async def _answers(
@@ -188,6 +219,8 @@ class Generator:
                 finished = "text" not in line
                 if "error" in line:
                     raise BadGeneration(line["error"]["message"])
+                if "backend" in line:
+                    self._backend = Backend(**line["backend"])
                 yield Done(line["done"]) if finished else Piece(line["text"])
         finally:
             if not finished and process.returncode is None:

@@ -5,6 +5,8 @@ the end of input, at which the process ends. Out: `{"ready": true}`, then for ea
 `{"id", "text"}` and last `{"id", "done": {...}}` or `{"id", "error": {"kind", "message"}}`.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -13,25 +15,29 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from transformers import PreTrainedTokenizerBase
-
+from pocketllm.daemon.backend import Backend, LlamaCpp, Wish, find_llamacpp
+from pocketllm.daemon.llama_tokens import LlamaDecoder
 from pocketllm.daemon.process_memory import out_of_memory
-from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.chats import chat_prompt
-from pocketllm.mezo.decoding import Generation, Sampling, Scored, generate, score, separator
+from pocketllm.mezo.decoding import Generation, Sampling, Scored, TokenSource, generate, separator
 from pocketllm.mezo.errors import BadRequest, MezoError, UnsupportedModel
-from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.native import MANIFEST_NAME, open_native
+from pocketllm.mezo.lexicon import Tokenizer, open_lexicon
+from pocketllm.mezo.native import open_native
+
+if TYPE_CHECKING:
+    from pocketllm.daemon.torch_models import TorchModels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer requests until the input ends."""
     parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--backend", choices=get_args(Wish), default="auto")
+    parser.add_argument("--socket", type=Path, required=True, help="Where one of llama.cpp may be.")
     options = parser.parse_args(arguments)
     # Whatever else prints must not end up between our lines.
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -42,12 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     requests = Requests()
     try:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        answerer = Answerer(options.model)
+        answerer = Answerer(options.model, options.backend, options.socket)
     except MezoError as error:
         say(fatal=str(error))
         return os.EX_DATAERR
-    say(ready=True)
+    say(ready=True, backend=asdict(answerer.backend))
     while True:
         request = requests.next()
         try:
@@ -88,19 +93,37 @@ class Requests:
 
 
 class Answerer:
-    """The model, its tokenizer, and the adapter that was used last."""
+    """The model's tokens and their texts, and what decodes it: llama.cpp, torch, or each what it is better at."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, wish: Wish, address: Path) -> None:
         native = open_native(model)
         if native.manifest.masked:
             raise UnsupportedModel(
                 f"{native.manifest.name} fills in masks; it cannot continue a text. Use another model."
             )
         self._native = native
-        self._base = self._model = LanguageModel(native)
-        self._in_fp32: LanguageModel | None = None
-        self._tokenizer = native.tokenizer()
-        self._adapter: tuple[str, Adapter | LanguageModel] | None = None
+        self._torch: TorchModels | None = None
+        found = find_llamacpp(native, wish)
+        self._tokenizer, self._lexicon = open_lexicon(native, lean=isinstance(found, LlamaCpp))
+        self._llama: LlamaDecoder | None = None
+        if isinstance(found, LlamaCpp):
+            self._llama = LlamaDecoder(
+                native,
+                found,
+                address=address,
+                threads=len(os.sched_getaffinity(0)),
+                encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
+            )
+        elif wish == "llamacpp":
+            raise UnsupportedModel(f"The setting backend is llamacpp, and {found.reason}.")
+        else:
+            self._without = found
+            self._models()  # what is wrong with them shall be known before there is a request
+
+    @property
+    def backend(self) -> Backend:
+        """What decodes where it can: not what cannot be done by llama.cpp."""
+        return self._without if self._llama is None else self._llama.backend
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Make one answer. Raises MezoError."""
@@ -109,13 +132,11 @@ class Answerer:
             return
         request_id = request["id"]
         options = request["sampling"]
-        self._use(request["adapter"], exact=options["alternatives"] is not None)
         sampling = Sampling(**{**options, "stop": tuple(options["stop"])})
         prompt = prompt_tokens(self._tokenizer, request)
         started = time.monotonic()
-        generation = generate(
-            self._model, self._tokenizer, prompt, sampling, cancelled=lambda: requests.cancelled(request_id)
-        )
+        source = self._source(_folder(request), sampling)
+        generation = generate(source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request_id))
         before, scored = self._echo(request, prompt, sampling.alternatives) if request["echo"] else ("", [])
         if before:
             say(id=request_id, text=before)
@@ -125,6 +146,7 @@ class Answerer:
         scored += generation.scored
         say(
             id=request_id,
+            backend=asdict(self.backend),
             done={
                 "text": before + generation.text,
                 "finish_reason": generation.finish_reason,
@@ -132,26 +154,43 @@ class Answerer:
                 "completion_tokens": generation.completion_tokens,
                 "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
                 "scored": None if sampling.alternatives is None else [self._shown(one) for one in scored],
+                "backend": self.backend.name if sampling.alternatives is None else "transformers",
             },
         )
+
+    def _source(self, adapter: Path | None, sampling: Sampling) -> TokenSource:
+        """What gives the answer's tokens. Scores are torch's: they shall be the model's own."""
+        exact = sampling.alternatives is not None
+
+        def by_torch() -> TokenSource:
+            return self._models().tokens(adapter, exact=exact)
+
+        return by_torch() if exact or self._llama is None else self._llama.source(adapter, by_torch)
+
+    def _models(self) -> TorchModels:
+        """The models in torch, which takes seconds and hundreds of MB to import: only where they are needed."""
+        from pocketllm.daemon.torch_models import TorchModels
+
+        if self._torch is None:
+            self._torch = TorchModels(self._native)
+        return self._torch
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Both answers, and by how much likelier the personal model's is to it than to the base model."""
         options = request["sampling"]
         sampling = Sampling(**{**options, "stop": tuple(options["stop"]), "alternatives": 0})
         prompt = prompt_tokens(self._tokenizer, request)
-        models = {"personal": request["adapter"], "base": None}
+        models = {"personal": _folder(request), "base": None}
         answers: dict[str, Generation] = {}
         for name, folder in models.items():
-            self._use(folder, exact=True)
+            source = self._source(folder, sampling)
             answers[name] = generation = generate(
-                self._model, self._tokenizer, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
+                source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
             )
             for _ in generation.pieces:
                 pass
-        # The base model is in use, and says what it thinks of the other's words.
         given = [one.token for one in answers["personal"].scored]
-        by_base = score(self._model, [*prompt, *given], 0)[len(prompt) :]
+        by_base = self._models().score(None, [*prompt, *given], 0)[len(prompt) :]
         tokens = [
             {
                 "id": ours.token,
@@ -176,7 +215,7 @@ class Answerer:
         asked = prompt if request["tokens"] is not None else prompt[1:]
         text = self._tokenizer.decode(asked)
         assert isinstance(text, str)
-        scored = [] if alternatives is None else score(self._model, prompt, alternatives)
+        scored = [] if alternatives is None else self._models().score(_folder(request), prompt, alternatives)
         return text, scored[len(prompt) - len(asked) :]
 
     def _shown(self, scored: Scored) -> dict[str, Any]:
@@ -186,37 +225,12 @@ class Answerer:
             "likeliest": [[self._tokenizer.decode([token]), logprob] for token, logprob in scored.likeliest],
         }
 
-    def _use(self, folder: str | None, *, exact: bool) -> None:
-        """Let the next answer come from the base, from it with an adapter, or from weights that were all trained.
 
-        exact: compute in fp32. What is scored shall be the model's, not the rounding's: in bf16 log-probabilities are
-        off by some hundredths.
-        """
-        self._model = self._exact() if exact else self._base
-        if folder is None:
-            self._model.use(None)
-            return
-        if self._adapter is None or self._adapter[0] != folder:
-            self._adapter = (folder, _load(Path(folder)))
-        adapter = self._adapter[1]
-        if isinstance(adapter, LanguageModel):
-            self._model = LanguageModel(open_native(Path(folder)), dtype=torch.float32) if exact else adapter
-        else:
-            self._model.use(adapter)
-
-    def _exact(self) -> LanguageModel:
-        """The base model in fp32; the weights are mapped from the same file."""
-        if self._in_fp32 is None:
-            self._in_fp32 = LanguageModel(self._native, dtype=torch.float32)
-        return self._in_fp32
+def _folder(request: dict[str, Any]) -> Path | None:
+    return Path(request["adapter"]) if request["adapter"] else None
 
 
-def _load(folder: Path) -> Adapter | LanguageModel:
-    full = (folder / MANIFEST_NAME).exists()
-    return LanguageModel(open_native(folder)) if full else load_adapter(folder)
-
-
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, request: dict[str, Any]) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any]) -> list[int]:
     """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
 
     A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that

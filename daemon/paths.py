@@ -46,6 +46,11 @@ class DataFolder:
         return self.root / "pocketllm.sock"
 
     @property
+    def llama_socket(self) -> Path:
+        """Where a llama.cpp server listens for the generator that started it."""
+        return self.root / "llama.sock"
+
+    @property
     def daemon_lock(self) -> Path:
         """Held by the one daemon."""
         return self.root / "daemon.lock"

@@ -70,6 +70,8 @@ def build_services(
         keep_alive_seconds=settings.keep_alive_seconds,
         max_waiting=settings.max_waiting,
         clock=time.monotonic,
+        socket=folder.llama_socket,
+        wish=settings.backend,
     )
     scheduler = Scheduler(
         store,

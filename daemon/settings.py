@@ -14,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from pocketllm.daemon.backend import Wish
 from pocketllm.daemon.errors import BadSettings
 from pocketllm.daemon.paths import config_file, default_data_dir
 
@@ -259,6 +260,11 @@ class Settings(BaseSettings):
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
     model: str = Field("smollm2-135m-instruct", description="The imported model that learns and answers.")
+    backend: Wish = Field(
+        "auto",
+        description="What decodes answers: transformers; llamacpp, of which the model's GGUF file is wanted; or auto, "
+        "llama.cpp where it can be had, which is several times faster.",
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much is logged.")
     tick_seconds: float = Field(2.0, gt=0, le=5, description="How often sensors are looked at while a job runs.")
     idle_tick_seconds: float = Field(

@@ -81,7 +81,8 @@ class TrainingRun:
             dtype=self.dtype,
             rows_at_once=self.plan.rows_at_once,
         )
-        self.separator, self.ends = separator(tokenizer), frozenset(end_tokens(self.model, tokenizer))
+        self.separator = separator(tokenizer)
+        self.ends = end_tokens(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
 

@@ -8,12 +8,12 @@ from jinja2 import TemplateError
 from pocketllm.mezo.errors import BadRequest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from pocketllm.mezo.lexicon import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
 
-def chat_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str:
+def chat_prompt(tokenizer: "Tokenizer", messages: Messages) -> str:
     """What an answer to these messages continues: text with the template's special tokens in it.
 
     Raises BadRequest for a model without a chat template, or messages that its template refuses.
@@ -28,7 +28,7 @@ def chat_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> str
         raise BadRequest(f"The model's chat template refuses these messages: {error}") from error
 
 
-def turns(tokenizer: "PreTrainedTokenizerBase", messages: Messages) -> Iterator[tuple[str, str]]:
+def turns(tokenizer: "Tokenizer", messages: Messages) -> Iterator[tuple[str, str]]:
     """What there is to learn of a chat: each of the assistant's messages behind its prompt, up to what ends a turn.
 
     A message of the assistant's whose `weight` is 0 is only read, as OpenAI has it. Where the model has no template,
@@ -50,7 +50,7 @@ def is_learned(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and bool(message["content"]) and message.get("weight") != 0
 
 
-def _answer(tokenizer: "PreTrainedTokenizerBase", prompt: str, messages: Messages) -> str:
+def _answer(tokenizer: "Tokenizer", prompt: str, messages: Messages) -> str:
     """The last message with what ends it, as it stands behind the prompt. What only leads to the next turn is left
     out: nobody generates it.
     """
@@ -58,10 +58,10 @@ def _answer(tokenizer: "PreTrainedTokenizerBase", prompt: str, messages: Message
     if whole.startswith(prompt):
         return whole[len(prompt) :].rstrip()
     # Some templates write an assistant's past messages differently from the one to come.
-    return str(messages[-1]["content"]) + str(tokenizer.eos_token or "")
+    return str(messages[-1]["content"]) + str(getattr(tokenizer, "eos_token", None) or "")
 
 
-def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Messages, *, answer_follows: bool) -> str:
+def _rendered(tokenizer: "Tokenizer", messages: Messages, *, answer_follows: bool) -> str:
     known = [{"role": one["role"], "content": one["content"]} for one in messages]
     text = tokenizer.apply_chat_template(known, add_generation_prompt=answer_follows, tokenize=False)
     assert isinstance(text, str)

@@ -1,19 +1,16 @@
-"""Turning next-token probabilities into text: sampling, stop strings, and characters that span tokens."""
+"""Turning tokens into text: stop strings, characters that span tokens, where a text ends.
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+Nothing here imports torch or transformers: the tokens may come from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import takewhile
-
-import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from typing import Any, Protocol
 
 from pocketllm.mezo.errors import BadRequest
-from pocketllm.mezo.model import LanguageModel
-
-#: Prompt tokens that pass through the layers at once: bounds the memory that a long prompt takes.
-_PROMPT_CHUNK = 256
-#: The same where each of them is scored, which takes fp32 logits of the whole vocabulary for each.
-_SCORED_CHUNK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +33,38 @@ class Scored:
     """
 
     token: int
-    logprob: float | None
+    logprob: float | None = None  #: None, too, where no scores were asked for
     likeliest: tuple[tuple[int, float], ...] = ()
+
+
+class TokenSource(Protocol):
+    """Where an answer's tokens come from."""
+
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
+        """Up to max_tokens tokens to go on with; fewer only where the text ends. Closing it stops the work."""
+
+
+class TextTokenizer(Protocol):
+    """What is needed of a tokenizer: transformers' have it."""
+
+    @property
+    def eos_token_id(self) -> Any:
+        """The end token's id, if there is an end token."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens with their ids."""
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> Any:
+        """The tokens as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lexicon:
+    """What a model's tokens stand for."""
+
+    tokenizer: TextTokenizer
+    ends: frozenset[int]  #: the tokens at which a text ends
+    context: int | None  #: tokens of prompt and answer together, at most; None: no limit is known
 
 
 @dataclass(kw_only=True)
@@ -53,18 +80,18 @@ class Generation:
 
 
 def generate(
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
+    source: TokenSource,
+    lexicon: Lexicon,
     prompt: Sequence[int],
     sampling: Sampling,
     *,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generation:
-    """Continue the prompt's tokens at the point that the model is set to.
+    """Continue the prompt's tokens with those that the source gives.
 
-    Same arguments, same text. Raises BadRequest when prompt and answer do not fit into the model's context.
+    Raises BadRequest when prompt and answer do not fit into the model's context.
     """
-    limit = getattr(model.network.config, "max_position_embeddings", None)
+    limit = lexicon.context
     if limit is not None and len(prompt) + sampling.max_tokens > limit:
         raise BadRequest(
             f"The prompt's {len(prompt)} tokens and max_tokens {sampling.max_tokens} exceed the model's context "
@@ -73,41 +100,42 @@ def generate(
     if not prompt:
         raise BadRequest("The prompt is empty. Send some text to continue.")
     generation = Generation(pieces=iter(()), prompt_tokens=len(prompt))
-    generation.pieces = _pieces(generation, model, tokenizer, list(prompt), sampling, cancelled)
+    generation.pieces = _pieces(generation, source.tokens(prompt, sampling), lexicon, sampling, cancelled)
     return generation
 
 
 def _pieces(
     generation: Generation,
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[int],
+    tokens: Generator[Scored],
+    lexicon: Lexicon,
     sampling: Sampling,
     cancelled: Callable[[], bool],
 ) -> Iterator[str]:
     """Yield text as it becomes certain: never half a character, never the beginning of a stop string."""
-    ends = end_tokens(model, tokenizer)
+    tokenizer = lexicon.tokenizer
     given: list[int] = []
-    for token, logits in _tokens(model, prompt, sampling):
-        if cancelled():
-            return
-        if token in ends:
-            generation.finish_reason = "stop"
-            break
-        given.append(token)
-        generation.completion_tokens = len(given)
-        if sampling.alternatives is not None:
-            generation.scored.append(_scored(token, logits, sampling.alternatives))
-        text = tokenizer.decode(given, skip_special_tokens=True)
-        assert isinstance(text, str)
-        at = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=-1)
-        if at >= 0:
-            generation.finish_reason = "stop"
-            while generation.scored and len(tokenizer.decode(given[: len(generation.scored) - 1])) >= at:
-                generation.scored.pop()  # it begins behind the end
-            yield from _advance(generation, text[:at])
-            return
-        yield from _advance(generation, text[: len(text) - _uncertain(text, sampling.stop)])
+    with closing(tokens):
+        for scored in tokens:
+            if cancelled():
+                return
+            if scored.token in lexicon.ends:
+                break
+            given.append(scored.token)
+            generation.completion_tokens = len(given)
+            if sampling.alternatives is not None:
+                generation.scored.append(scored)
+            text = tokenizer.decode(given, skip_special_tokens=True)
+            assert isinstance(text, str)
+            at = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=-1)
+            if at >= 0:
+                generation.finish_reason = "stop"
+                while generation.scored and len(tokenizer.decode(given[: len(generation.scored) - 1])) >= at:
+                    generation.scored.pop()  # it begins behind the end
+                yield from _advance(generation, text[:at])
+                return
+            yield from _advance(generation, text[: len(text) - _uncertain(text, sampling.stop)])
+    if len(given) < sampling.max_tokens:
+        generation.finish_reason = "stop"
     whole = tokenizer.decode(given, skip_special_tokens=True)
     assert isinstance(whole, str)
     yield from _advance(generation, whole)
@@ -129,72 +157,16 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
     )
 
 
-def greedily(model: LanguageModel, prompt: Sequence[int], *, ends: Collection[int], most_tokens: int) -> list[int]:
-    """The likeliest token after the prompt's, and after that one, and so on, up to one of `ends`: token ids.
-
-    Of a prompt that is too long for the model's context the beginning is left out.
-    """
-    limit = getattr(model.network.config, "max_position_embeddings", None)
-    kept = list(prompt) if limit is None else list(prompt[-max(1, limit - most_tokens) :])
-    tokens = _tokens(model, kept, Sampling(temperature=0, max_tokens=most_tokens))
-    return list(takewhile(lambda token: token not in ends, (token for token, _ in tokens)))
+def end_tokens(configured: int | Sequence[int] | None, tokenizer: TextTokenizer) -> frozenset[int]:
+    """The tokens that end a text: the config's and the tokenizer's end tokens, and the separator of training."""
+    own = [configured] if configured is None or isinstance(configured, int) else configured
+    ends = {*own, tokenizer.eos_token_id, separator(tokenizer)}
+    return frozenset(token for token in ends if token is not None)
 
 
-@torch.inference_mode()
-def score(model: LanguageModel, tokens: Sequence[int], alternatives: int) -> list[Scored]:
-    """Each token's log-probability after those before it, with so many of the likeliest in its place."""
-    found = [Scored(tokens[0], None)]
-    cache = DynamicCache(config=model.network.config)
-    for start in range(0, len(tokens) - 1, _SCORED_CHUNK):
-        part = list(tokens[start : min(start + _SCORED_CHUNK, len(tokens) - 1)])
-        logits = model.all_logits(torch.tensor([part]), cache)
-        after = tokens[start + 1 : start + 1 + len(part)]
-        found += [_scored(token, row, alternatives) for token, row in zip(after, logits, strict=True)]
-    return found
-
-
-def _scored(token: int, logits: torch.Tensor, alternatives: int) -> Scored:
-    logprobs = torch.log_softmax(logits, -1)
-    best = logprobs.topk(min(alternatives, len(logprobs)))
-    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Scored(token, float(logprobs[token]), likeliest)
-
-
-def end_tokens(model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end a text: the tokenizer's and the config's end tokens, and the separator of training."""
-    configured = model.network.config.eos_token_id
-    ends = set(configured) if isinstance(configured, list) else {configured}
-    return {token for token in ends | {tokenizer.eos_token_id, separator(tokenizer)} if token is not None}
-
-
-def separator(tokenizer: PreTrainedTokenizerBase) -> int:
+def separator(tokenizer: TextTokenizer) -> int:
     """The token that stands between texts: <|endoftext|> where there is one, else the end token."""
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    token = vocabulary.get("<|endoftext|>", tokenizer.eos_token_id)
+    token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     if token is None:
         raise BadRequest("The model's tokenizer has no end token, so texts cannot be told apart. Use another model.")
     return int(token)
-
-
-@torch.inference_mode()
-def _tokens(model: LanguageModel, prompt: list[int], sampling: Sampling) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield up to max_tokens sampled tokens, each with the (vocabulary,) logits that it was drawn by."""
-    cache = DynamicCache(config=model.network.config)
-    generator = torch.Generator().manual_seed(sampling.seed)
-    for start in range(0, len(prompt), _PROMPT_CHUNK):
-        logits = model.next_logits(torch.tensor([prompt[start : start + _PROMPT_CHUNK]]), cache)
-    for count in range(sampling.max_tokens):
-        token = choose(logits, sampling, generator)
-        yield token, logits
-        if count + 1 < sampling.max_tokens:
-            logits = model.next_logits(torch.tensor([[token]]), cache)
-
-
-def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Sample a token from (vocabulary,) logits: temperature, then the smallest set with probability top_p."""
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    probabilities, tokens = torch.softmax(logits / sampling.temperature, -1).sort(descending=True, stable=True)
-    before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens; the likeliest is always kept
-    kept = probabilities * (before < sampling.top_p)
-    return int(tokens[torch.multinomial(kept, 1, generator=generator)])

@@ -29,6 +29,7 @@ from pocketllm.mezo.errors import (
     ModelNotFound,
     NotEnoughSpace,
 )
+from pocketllm.mezo.gguf_origin import describe_origin
 from pocketllm.mezo.native import (
     DTYPES,
     FLOAT_DTYPES,
@@ -252,6 +253,7 @@ def _build(
     """Write the whole native folder, the manifest last, and return the manifest."""
     import torch
 
+    from pocketllm.mezo.gguf_source import GgufSource
     from pocketllm.mezo.import_plan import build_empty, list_needs
     from pocketllm.mezo.import_weights import write_weights
 
@@ -291,6 +293,7 @@ def _build(
         created_at=now(),
         quantization_error=written.quantization_error,
         compute_dtype=float_dtype,
+        gguf=describe_origin(source.path) if isinstance(source, GgufSource) else None,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from pocketllm.mezo.batches import Blocks, Buckets
-from pocketllm.mezo.decoding import greedily
+from pocketllm.mezo.drawing import greedily
 from pocketllm.mezo.loss import NO_TARGET, accurate, columns_at_once
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.network import Network

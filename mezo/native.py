@@ -66,6 +66,7 @@ class Manifest:
     quantization_error: float | None = None  #: of packed weights against the source's, relative RMS; None: no packing
     compute_dtype: str = "bfloat16"  #: in which the layers compute, one of FLOAT_DTYPES
     calibration: dict[str, Any] | None = None  #: what a measurement of the whole model found; JSON
+    gguf: dict[str, Any] | None = None  #: the GGUF file that it was imported from (mezo/gguf_origin.py); None: another
 
     def __post_init__(self) -> None:
         for field in fields(self):

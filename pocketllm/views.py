@@ -327,8 +327,9 @@ def generator_text(generator: Document) -> str:
     """Return whether the process that answers has the model in memory, and for how long it keeps it."""
     if not generator["running"]:
         return "not loaded; the first question loads it"
-    left = generator.get("unloads_in_seconds")
-    return f"loaded, pid {generator['pid']}" + ("" if left is None else f", unloads in {duration_text(left)}")
+    left, backend = generator.get("unloads_in_seconds"), generator.get("backend")
+    by = f" by {'llama.cpp' if backend == 'llamacpp' else backend}" if backend else ""
+    return f"loaded{by}, pid {generator['pid']}" + ("" if left is None else f", unloads in {duration_text(left)}")
 
 
 def texts_text(texts: Document) -> str:

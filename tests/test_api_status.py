@@ -64,7 +64,13 @@ def test_the_status_of_a_daemon_at_rest(api: Rehearsal, with_model: Path) -> Non
             for name, value, unit in (("power", True, None), ("battery", 80.0, "%"), ("memory", 4e9, "bytes"))
         ],
         "worker": {"running": False, "pid": None, "job": None},
-        "generator": {"running": False, "pid": None, "unloads_in_seconds": None},
+        "generator": {
+            "running": False,
+            "pid": None,
+            "unloads_in_seconds": None,
+            "backend": "transformers",
+            "backend_reason": "tiny was not imported from a GGUF file",
+        },
         "texts": {"count": 0, "new_words": 0, "threshold_words": 400},
         "jobs": dict.fromkeys(("queued", "running", "paused", "succeeded", "failed", "cancelled"), 0),
     }

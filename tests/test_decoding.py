@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from pocketllm.mezo.decoding import Generation, Sampling, choose, generate, separator
+from pocketllm.mezo.decoding import Generation, Sampling, generate, separator
+from pocketllm.mezo.drawing import ModelTokens, choose
 from pocketllm.mezo.errors import BadRequest
+from pocketllm.mezo.lexicon import open_lexicon
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel
 
@@ -13,8 +15,8 @@ def model(tiny: NativeModel) -> LanguageModel:
 
 
 def answer(model: LanguageModel, sampling: Sampling, prompt: str = "ab") -> tuple[Generation, list[str]]:
-    tokenizer = model.native.tokenizer()
-    generation = generate(model, tokenizer, tokenizer(prompt)["input_ids"], sampling)
+    tokenizer, lexicon = open_lexicon(model.native, lean=False)
+    generation = generate(ModelTokens(model), lexicon, tokenizer(prompt)["input_ids"], sampling)
     return generation, list(generation.pieces)
 
 
@@ -45,20 +47,20 @@ def test_length_ends_the_text(model: LanguageModel) -> None:
 
 
 def test_cancelling_ends_it(model: LanguageModel) -> None:
-    tokenizer = model.native.tokenizer()
-    generation = generate(model, tokenizer, [5, 6], Sampling(max_tokens=100), cancelled=lambda: True)
+    lexicon = open_lexicon(model.native, lean=False)[1]
+    generation = generate(ModelTokens(model), lexicon, [5, 6], Sampling(max_tokens=100), cancelled=lambda: True)
     assert list(generation.pieces) == []
 
 
 def test_empty_prompt_is_refused(model: LanguageModel) -> None:
     with pytest.raises(BadRequest, match="empty"):
-        generate(model, model.native.tokenizer(), [], Sampling())
+        generate(ModelTokens(model), open_lexicon(model.native, lean=False)[1], [], Sampling())
 
 
 def test_too_long_a_prompt_is_refused_with_the_limit(model: LanguageModel) -> None:
     limit = model.network.config.max_position_embeddings
     with pytest.raises(BadRequest, match=f"context of {limit}"):
-        generate(model, model.native.tokenizer(), [5] * limit, Sampling(max_tokens=1))
+        generate(ModelTokens(model), open_lexicon(model.native, lean=False)[1], [5] * limit, Sampling(max_tokens=1))
 
 
 def test_separator_is_the_end_of_text_token(model: LanguageModel) -> None:

@@ -92,7 +92,13 @@ def bench(models: Path) -> Iterator[Bench]:
 
             return runner.run(bounded())
 
-        generator = Generator(models / "tiny", keep_alive_seconds=KEEP_ALIVE_SECONDS, max_waiting=1, clock=clock)
+        generator = Generator(
+            models / "tiny",
+            keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            max_waiting=1,
+            clock=clock,
+            socket=models / "llama.sock",
+        )
         yield Bench(generator, clock, run)
         run(generator.close())
 
@@ -294,7 +300,9 @@ def test_closing_fails_the_answer_under_way_and_leaves_no_process(bench: Bench) 
 
 
 def test_a_model_that_is_not_there_is_named_with_what_to_do(bench: Bench, models: Path) -> None:
-    generator = Generator(models / "none", keep_alive_seconds=1, max_waiting=1, clock=bench.clock)
+    generator = Generator(
+        models / "none", keep_alive_seconds=1, max_waiting=1, clock=bench.clock, socket=models / "llama.sock"
+    )
     with pytest.raises(ModelNotReady, match="none; run `pocketllm models add`"):
         bench.run(whole(generator, SHORT))
     assert generator.pid is None

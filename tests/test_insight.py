@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, Buckets, pack
-from pocketllm.mezo.decoding import greedily
+from pocketllm.mezo.drawing import greedily
 from pocketllm.mezo.examples import Completion, Labelled, Plain, encode
 from pocketllm.mezo.importing import import_model
 from pocketllm.mezo.insight import (

@@ -23,17 +23,21 @@ WITH_TORCH = {
     "daemon/measuring.py",
     "daemon/replaying.py",
     "daemon/reporting.py",
-    "daemon/generator_process.py",
+    "daemon/torch_models.py",
 }
 #: Modules of mezo that the daemon's process uses; they must do without torch.
 TORCH_FREE = {
     "mezo/__init__.py",
     "mezo/adapter_folder.py",
     "mezo/budget.py",
+    "mezo/decoding.py",
     "mezo/errors.py",
     "mezo/gguf_header.py",
     "mezo/gguf_lora.py",
+    "mezo/gguf_origin.py",
     "mezo/gguf_untied.py",
+    "mezo/lean_tokenizer.py",
+    "mezo/lexicon.py",
     "mezo/native.py",
     "mezo/tensor_file.py",
 }

@@ -378,7 +378,8 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert response.json()["adapter"] == adapter["id"]
         # With nothing to keep it, the generator goes at the next tick, and its memory with it.
         eventually(lambda: not children(daemon.process.pid), "the generator's end")
-        assert daemon.status()["generator"] == {"running": False, "pid": None, "unloads_in_seconds": None}
+        generator = daemon.status()["generator"]
+        assert (generator["running"], generator["pid"], generator["unloads_in_seconds"]) == (False, None, None)
         assert resident_bytes(daemon.process.pid) < 100 * MB
         assert "Traceback" not in daemon.log
 
