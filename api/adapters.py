@@ -143,7 +143,10 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def tar(folder: Path) -> Iterator[bytes]:
-    """A folder's files but for what llama.cpp was given of them, one after the other, in pieces: nothing is held in memory or written beside them."""
+    """A folder's files, one after the other, in pieces: nothing is held in memory or written beside them.
+
+    What llama.cpp was given of them is left out.
+    """
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LORA_NAME):
         about = tarfile.TarInfo(f"{folder.name}/{file.relative_to(folder)}")
         with file.open("rb") as content:
