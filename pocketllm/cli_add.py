@@ -49,7 +49,7 @@ def add(
         list[Path] | None,
         typer.Option(
             "--jsonl",
-            help='A file with a JSON object a line: {"text"}, {"prompt", "completion"}, {"messages"}, {"text", "label"}.',
+            help='JSON objects, one a line: {"text"}, {"prompt", "completion"}, {"messages"}, {"text", "label"}.',
         ),
     ] = None,
     source: Annotated[str, typer.Option(help="Where the words come from; shown beside each text.")] = "cli",
