@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     _die_with_parent()
-    _let_others_first()
+    with suppress(OSError):  # already at the bottom, or not allowed to say so
+        os.nice(19)
     prefer_as_victim()
     fail_where_memory_ends()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -87,18 +88,6 @@ def _ended_in_memory(run: TrainingRun) -> bool:
         return False
     run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=_now())
     return True
-
-
-def _let_others_first() -> None:
-    """Take what nobody else wants of the processor, in all threads to come.
-
-    At the lowest priority alone a process that is at it keeps its core for some milliseconds when another wakes up.
-    """
-    with suppress(OSError):  # already at the bottom, or not allowed to say so
-        os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _die_with_parent() -> None:

@@ -1,6 +1,5 @@
 """Real worker processes on a real database: killed, resumed, ended."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome
 from pocketllm.storage.texts import NewText
 from tests.learning import equal
-from tests.running import eventually
 from tests.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
 
 
@@ -140,22 +138,6 @@ def test_ends_by_itself_when_the_daemon_is_gone(folder: DataFolder, store: Store
     assert worker.wait(30) != 0
     worker.stderr.close()
     assert ended(store, job).state is JobState.RUNNING  # which the next daemon turns into paused
-
-
-def test_it_takes_what_nobody_else_wants_of_the_processor(folder: DataFolder, store: Store) -> None:
-    """In all of its threads."""
-    store.texts.add(notes(), now=NOW)
-    job = queue_job(store, steps=100_000)
-    worker = start_worker(folder, job)
-    try:
-        eventually(lambda: store.journal.last_step(job.id) > 0, "a step")
-        threads = [int(thread.name) for thread in Path(f"/proc/{worker.pid}/task").iterdir()]
-        assert len(threads) > 1
-        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
-        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {19}
-    finally:
-        worker.kill()
-        worker.communicate()
 
 
 def test_one_worker_at_a_time(folder: DataFolder, store: Store) -> None:
