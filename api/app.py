@@ -32,7 +32,7 @@ from pocketllm.api.access import Guard
 from pocketllm.api.conditional import ConditionalGet
 from pocketllm.api.credentials import Credentials
 from pocketllm.api.idempotency import Idempotent
-from pocketllm.api.ingest import Ingest
+from pocketllm.api.ingest import Ingest, LookersFirst
 from pocketllm.api.limits import Rate
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.services import Services
@@ -55,7 +55,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     )
     app.state.services = services
     app.state.credentials = credentials = Credentials(token, services.store.tokens)
-    app.state.ingest = Ingest(services.store.texts, services.now)
+    app.state.ingest = ingest = Ingest(services.store.texts, services.now)
     app.state.sessions = dashboard.Sessions(credentials, services.now)
     for module in (
         dashboard,
@@ -84,6 +84,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(ConditionalGet)
+    app.add_middleware(LookersFirst, ingest=ingest)
     app.add_middleware(
         Guard,
         credentials=credentials,

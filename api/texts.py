@@ -56,7 +56,7 @@ async def add_texts(
     limits = Limits.of(services.settings)
     ingest: Ingest = request.app.state.ingest
     body = await request.body()  # a slow sender takes nobody's turn
-    async with ingest.turns:
+    async with ingest.turn():
         examples = parse(body, request.headers.get("content-type", ""), source)
         for place, example in examples:
             check(example, place, limits)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
@@ -37,6 +38,8 @@ HOST = "127.0.0.1"
 _TICK = "tick"
 #: How long open requests may take to end when the daemon stops.
 SHUTDOWN_SECONDS = 5
+#: How long a thread may keep Python's lock while another waits for it: the usual 5 ms are as long as a whole answer.
+SWITCH_SECONDS = 0.001
 
 
 def serve(overrides: dict[str, Any]) -> int:
@@ -72,6 +75,7 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
         # What is there by now stays. Under load the collector would go through all of it every few seconds, and nothing
         # is answered meanwhile: 150 ms on a fast machine.
         gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
         config = uvicorn.Config(
             app,
             log_config=None,

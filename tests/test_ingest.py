@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.api.ingest import Ingest
+from pocketllm.api.ingest import AT_ONCE, Ingest
 from pocketllm.storage.database import Database
 from pocketllm.storage.store import Store
 from pocketllm.storage.texts import Added, NewText, TextStore
@@ -101,3 +101,51 @@ def test_later_requests_are_written_by_a_later_transaction(database: Database) -
 
     assert [added.duplicates for added in asyncio.run(ask())] == [0, 0, 1]
     assert texts.together == [1, 1, 1]
+
+
+def test_who_looks_goes_first(database: Database) -> None:
+    async def ask() -> list[str]:
+        ingest, order = Ingest(TextStore(database), lambda: NOW), list[str]()
+
+        async def bring() -> None:
+            async with ingest.turn():
+                order.append("brought")
+
+        with ingest.look():
+            with ingest.look():
+                bringing = asyncio.create_task(bring())
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            order.append("looked")
+        await bringing
+        return order
+
+    assert asyncio.run(ask()) == ["looked", "brought"]
+
+
+def test_who_looks_for_long_is_not_waited_for(database: Database) -> None:
+    async def ask() -> bool:
+        ingest = Ingest(TextStore(database), lambda: NOW)
+        with ingest.look():
+            async with ingest.turn():
+                return True
+
+    assert asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_so_many_take_a_turn_at_once_and_no_more(database: Database) -> None:
+    async def ask() -> int:
+        ingest, inside, most = Ingest(TextStore(database), lambda: NOW), 0, 0
+
+        async def bring() -> None:
+            nonlocal inside, most
+            async with ingest.turn():
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+        await asyncio.gather(*(bring() for _ in range(5 * AT_ONCE)))
+        return most
+
+    assert asyncio.run(ask()) == AT_ONCE
