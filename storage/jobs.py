@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, tuple_
+from sqlalchemy.dialects import sqlite
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.adapters import publish as serve_from_now_on
@@ -26,6 +27,7 @@ _OPEN_IN_ORDER = (
     .where(col(Job.state).in_(OPEN_STATES))
     .order_by((col(Job.state) == JobState.RUNNING).desc(), col(Job.immediate).desc(), col(Job.created_at), col(Job.id))
 )
+_OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: The open jobs' rows as they were last read, and what was made of them.
+        self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
     def create(
         self,
@@ -104,9 +108,16 @@ class JobStore:
         return {state: found.get(state, 0) for state in JobState}
 
     def open(self) -> list[Job]:
-        """Jobs that may still run, in the order in which they should: the running one, the owner's 'now', by age."""
+        """Jobs that may still run, in the order in which they should: the running one, the owner's 'now', by age.
+
+        They are for reading: the scheduler asks every two seconds, and making objects of rows that are as they were
+        would be most of a tick.
+        """
         with self._database.read() as session:
-            return list(session.exec(_OPEN_IN_ORDER))
+            rows = session.connection().exec_driver_sql(_OPEN_SQL).all()
+            if rows != self._known[0]:
+                self._known = (rows, list(session.exec(_OPEN_IN_ORDER)))
+        return list(self._known[1])
 
     def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
         """Mark a waiting job as running. Its first start fixes its texts, the adapter it starts from, and the one that
