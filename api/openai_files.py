@@ -81,8 +81,8 @@ async def upload(
     A line that is none of these is refused, and the file with it. Nothing is learned before a job asks for it.
     """
     data = await file.read()
-    if purpose == FINE_TUNE:
-        examples_in(data, source=INBOX, limits=Limits.of(services.settings))
+    if purpose == FINE_TUNE:  # in a thread: a large file takes a second
+        await run_in_threadpool(examples_in, data, source=INBOX, limits=Limits.of(services.settings))
     now = services.now()
     row = await run_in_threadpool(
         services.store.files.add,

@@ -26,7 +26,6 @@ import httpx
 from bench.child import write_line
 from bench.harness import ROOT, progress
 from pocketllm.cli_child import running_daemon
-from pocketllm.daemon.settings import Settings
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -37,6 +36,8 @@ PROMPT = "Wind west, glass rising. I walked down to the harbour before breakfast
 DTYPES = ("bfloat16", "float32")
 #: The backend that is always there, and the one that needs a program and the model's GGUF file.
 TRANSFORMERS, LLAMACPP = "transformers", "llamacpp"
+#: Settings for each; llama.cpp is chosen by itself where it can be had.
+_BACKENDS = {TRANSFORMERS: {"BACKEND": "transformers"}, LLAMACPP: {"BACKEND": "auto"}}
 _LONGEST_SECONDS = 600.0
 _LOOK_SECONDS = 0.05
 #: So that an unwanted generator goes soon.
@@ -68,13 +69,6 @@ class Decoding:
         return LLAMACPP if LLAMACPP in self.rates else TRANSFORMERS
 
 
-def backends() -> dict[str, dict[str, str]]:
-    """Those that a daemon can be told to take, each with the settings for it; it may still have to take another."""
-    if "backend" not in Settings.model_fields:
-        return {TRANSFORMERS: {}}
-    return {backend: {"BACKEND": backend} for backend in (TRANSFORMERS, LLAMACPP)}
-
-
 def decodes_with(client: Client) -> str:
     """The backend that the last answer came from."""
     return str(client.status()["generator"].get("backend") or TRANSFORMERS)
@@ -88,7 +82,7 @@ def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool
         }
         clients = {
             backend: stack.enter_context(_daemon(scratch / backend, model, settings))
-            for backend, settings in backends().items()
+            for backend, settings in _BACKENDS.items()
         }
         speakers |= {backend: _daemon_speaker(client, tokens) for backend, client in clients.items()}
         for name, speak in speakers.items():  # the first time is slower

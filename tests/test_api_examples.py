@@ -64,6 +64,7 @@ def test_a_listed_text_has_all_its_fields(api: Rehearsal) -> None:
         "text": "Wind west, glass rising.",
         "completion": None,
         "label": None,
+        "messages": None,
         "words": 4,
         "created_at": "2026-03-01T12:00:00Z",
     }
@@ -182,4 +183,4 @@ def test_the_documents_examples_are_accepted_and_cover_the_kinds(api: Rehearsal)
     for example in content["examples"].values():
         assert api.post("/texts", json=example["value"]).status_code == 201
     kinds = {item["kind"] for item in api.get("/texts").json()["data"]}
-    assert kinds == {"plain", "completion", "labelled"}
+    assert kinds == {"plain", "completion", "labelled", "chat"}
