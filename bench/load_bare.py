@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic import Field as Described
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, MetaData, event
 from sqlmodel import Field, Session, SQLModel, create_engine
 
 from bench.child import write_line
@@ -35,7 +35,13 @@ from bench.harness import ROOT
 _BUSY_TIMEOUT_SECONDS = 15
 
 
-class Note(SQLModel, table=True):
+class Apart(SQLModel):
+    """What is no table of the daemon's."""
+
+    metadata = MetaData()
+
+
+class Note(Apart, table=True):
     """A text."""
 
     id: int | None = Field(default=None, primary_key=True)
@@ -54,7 +60,7 @@ class NoteIn(BaseModel):
 def create_app(database: Path) -> FastAPI:
     """The application, its table made."""
     engine = _engine(database)
-    SQLModel.metadata.create_all(engine, tables=[SQLModel.metadata.tables["note"]])
+    Note.metadata.create_all(engine)
     app = FastAPI()
 
     @app.post("/texts", status_code=HTTPStatus.CREATED)

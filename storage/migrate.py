@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
+from sqlmodel import SQLModel
 
+from pocketllm.storage import tables as _tables  # noqa: F401 - which SQLModel.metadata then knows
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseTooNew
 from pocketllm.storage.migrations import HEAD
@@ -13,8 +15,10 @@ def migrate(database: Database) -> None:
     """Run the missing revisions in one transaction. Raises DatabaseTooNew when the file is ahead of the program."""
     with database.write() as session:
         connection = session.connection()
-        if current_revision(connection) != HEAD:
-            _upgrade(connection)
+        if not inspect(connection).get_table_names():
+            _create(connection)
+        elif current_revision(connection) != HEAD:
+            upgrade(connection)
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -25,7 +29,15 @@ def current_revision(connection: Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
-def _upgrade(connection: Connection) -> None:
+def _create(connection: Connection) -> None:
+    """Give an empty file the newest schema at once: the daemon's first start need not import Alembic either."""
+    SQLModel.metadata.create_all(connection)
+    connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+    connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the missing revisions, from whichever there is. Raises DatabaseTooNew."""
     # Alembic costs 10 MB and is needed once in a while: imported only then.
     from alembic import command
     from alembic.config import Config

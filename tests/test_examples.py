@@ -72,9 +72,12 @@ def test_notes_are_fed_once(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_openais_client(daemon: Daemon) -> None:
     given = {"URL": daemon.url, "TOKEN": token(daemon, "chat", "generate")}
-    ended = run(sys.executable, str(EXAMPLES / "openai_client.py"), "How was the wind?", **given)
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout) > 5
+    said = []
+    for _ in range(3):  # now and then the tiny model draws the end of its text at once
+        ended = run(sys.executable, str(EXAMPLES / "openai_client.py"), "How was the wind?", **given)
+        assert ended.returncode == 0, ended.stderr
+        said.append(ended.stdout)
+    assert max(map(len, said)) > 5
 
 
 def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:

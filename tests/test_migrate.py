@@ -1,6 +1,6 @@
 """From any file to the newest schema, or a clear refusal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import connect
@@ -16,7 +16,7 @@ from sqlmodel import SQLModel
 from pocketllm.storage import migrations
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
-from pocketllm.storage.migrate import current_revision, migrate
+from pocketllm.storage.migrate import current_revision, migrate, upgrade
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Kind
@@ -154,8 +154,16 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
         assert raw.execute("SELECT count(*) FROM step").fetchall() == [(len(OLD_STEPS),)]
 
 
-def test_the_migrated_schema_is_the_tables_own(database: Database) -> None:
-    migrate(database)
+def step_by_step(database: Database) -> None:
+    """All revisions, which an empty file otherwise does without."""
+    with database.write() as session:
+        upgrade(session.connection())
+
+
+@pytest.mark.parametrize("way", [migrate, step_by_step])
+def test_the_migrated_schema_is_the_tables_own(database: Database, way: Callable[[Database], None]) -> None:
+    way(database)
+    assert revision(database) == HEAD
     with database.read() as session:
         context = MigrationContext.configure(session.connection())
         assert compare_metadata(context, SQLModel.metadata) == []
