@@ -1,7 +1,7 @@
 """/v1/fine_tuning/jobs: the one queue of jobs, as OpenAI's clients fill it and look at it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pocketllm.api import tuning_documents as documents
 from pocketllm.api.context import Context
 from pocketllm.api.examples import Limits
-from pocketllm.api.openai_files import INBOX, stored
+from pocketllm.api.openai_files import INBOX, jobs_behind, stored
 from pocketllm.api.openai_lists import Listing, page_of
 from pocketllm.api.openai_models import LATEST, resolve
 from pocketllm.api.problems import Problem
@@ -27,7 +27,6 @@ from pocketllm.storage.texts import NewText, count_words
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"])
 
-_PAGE = 100
 #: The most steps of a job.
 _MOST_STEPS = 1_000_000
 #: OpenAI's client says with this that it sends a request once more. It sends no key that would tell them apart.
@@ -71,7 +70,7 @@ def list_jobs(
         if name.startswith("metadata[") and name.endswith("]")
     }
     found: list[Job] = []
-    for job in _jobs(services, None if after is None else _job_id(after)):
+    for job in jobs_behind(services, None if after is None else _job_id(after)):
         said = (job.tuning or {}).get("metadata") or {}
         if wanted.items() <= said.items():
             found.append(job)
@@ -133,12 +132,6 @@ def _changed(services: Services, tuning_id: str, change: Callable[..., Job]) -> 
     job = change(_job_id(tuning_id), services.now())
     services.wake()
     return documents.of_job(services, job)
-
-
-def _jobs(services: Services, after: str | None) -> Iterator[Job]:
-    while rows := services.store.jobs.page(after=after, limit=_PAGE):
-        yield from rows
-        after = rows[-1].id
 
 
 def _same(services: Services, document: dict[str, Any]) -> Job | None:

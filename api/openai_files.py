@@ -30,7 +30,7 @@ INBOX = "file-inbox"
 RESULTS = "fine-tune-results"
 #: The file that a job that has succeeded leaves has this id, with what is behind "job-" in the job's.
 _RESULT = "file-result-"
-_PAGE = 500
+_PAGE = 100
 _JSON_LINES = "application/jsonl"
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -108,7 +108,7 @@ def files(
     """
     services.store.files.delete_expired(services.now())
     if purpose == RESULTS:
-        found = [_result(services, job) for job in _succeeded(services)]
+        found = [_result(services, job) for job in jobs_behind(services, None) if results_of(job)]
     else:
         found = [*(FileOut.of(row) for row in services.store.files.all()), _inbox(services)]
         found = [file for file in found if purpose in (None, file.purpose)]
@@ -161,10 +161,10 @@ def results_of(job: Job) -> list[str]:
     return [job.id.replace("job-", _RESULT, 1)] if job.state is JobState.SUCCEEDED else []
 
 
-def _succeeded(services: Services) -> Iterator[Job]:
-    after = None
+def jobs_behind(services: Services, after: str | None) -> Iterator[Job]:
+    """All jobs, newest first, from behind one of them. Raises NotFound."""
     while rows := services.store.jobs.page(after=after, limit=_PAGE):
-        yield from (job for job in rows if job.state is JobState.SUCCEEDED)
+        yield from rows
         after = rows[-1].id
 
 

@@ -154,9 +154,6 @@ class ModelOut(BaseModel):
 
 
 def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
-    running = job.state is JobState.RUNNING
-    left = job.total_steps - progress.step
-    eta = left * progress.seconds_per_step if running and progress.seconds_per_step is not None else None
     return {
         **job.model_dump(exclude={"settings", "plan", "immediate", "parent", "not_before"}),
         "step": progress.step,
@@ -164,8 +161,15 @@ def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
         "held_out_loss_before": rounded(progress.held_out_loss_before, 4),
         "held_out_loss_now": rounded(progress.held_out_loss_now, 4),
         "tokens_per_second": rounded(progress.tokens_per_second, 1),
-        "eta_seconds": rounded(eta, 0),
+        "eta_seconds": rounded(seconds_left(job, progress), 0),
     }
+
+
+def seconds_left(job: Job, progress: Progress) -> float | None:
+    """How long a running job still takes at its recent speed; None where that is unknown, or it does not run."""
+    if job.state is not JobState.RUNNING or progress.seconds_per_step is None:
+        return None
+    return (job.total_steps - progress.step) * progress.seconds_per_step
 
 
 def job_detail(

@@ -2,6 +2,7 @@
 
 from pocketllm.api.openai_files import INBOX, results_of
 from pocketllm.api.openai_models import LATEST, name_of
+from pocketllm.api.schemas import seconds_left
 from pocketllm.api.tuning_schemas import (
     LEVELS,
     STATUSES,
@@ -10,6 +11,7 @@ from pocketllm.api.tuning_schemas import (
     TuningError,
     TuningEvent,
     TuningJob,
+    TuningWish,
     seconds,
 )
 from pocketllm.daemon.services import Services
@@ -25,19 +27,15 @@ def of_job(services: Services, job: Job) -> TuningJob:
     """A job; also one that was asked for otherwise, or began by itself."""
     said = job.tuning or {"model": LATEST, "training_file": INBOX}
     adapter = _adapter(services, job)
-    progress = services.store.journal.progress(job.id)
-    ends = None
-    if job.state is JobState.RUNNING and progress.seconds_per_step is not None:
-        left = (job.total_steps - progress.step) * progress.seconds_per_step
-        ends = int(services.now().timestamp() + left)
-    given = ((said.get("method") or {}).get("supervised") or {}).get("hyperparameters") or said.get("hyperparameters")
-    hyperparameters = _AUTO.model_copy(update={k: v for k, v in (given or {}).items() if v is not None})
+    left = seconds_left(job, services.store.journal.progress(job.id))
+    wished = TuningWish.model_validate(said).wished
+    hyperparameters = _AUTO.model_copy(update=wished.model_dump(exclude_none=True))
     method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters.model_dump()}}
     return TuningJob(
         id=_id(job),
         created_at=int(job.created_at.timestamp()),
         finished_at=seconds(job.finished_at),
-        estimated_finish=ends,
+        estimated_finish=None if left is None else int(services.now().timestamp() + left),
         status=STATUSES[job.state],
         state=job.state,
         reasons=job.reasons,

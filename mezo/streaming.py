@@ -62,7 +62,8 @@ class Trained:
     @property
     def as_kept(self) -> torch.Tensor | None:
         """The weight itself, where it is multiplied as it is kept and at theta alone; else None."""
-        return self.weight.floats if self._is_as_kept and not self._moved else None
+        kept = not self.weight.packed and self.weight.floats.dtype == self._walk.dtype
+        return self.weight.floats if kept and not self._moved else None
 
     def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
@@ -104,10 +105,6 @@ class Trained:
         if self.as_kept is not None:
             return self.weight.shape[0]
         return max(FEWEST_ROWS, CHUNK_BYTES // (self._walk.dtype.itemsize * self.weight.shape[1]))
-
-    @property
-    def _is_as_kept(self) -> bool:
-        return not self.weight.packed and self.weight.floats.dtype == self._walk.dtype
 
     def _at_points(self, dense: torch.Tensor, start: int) -> list[torch.Tensor]:
         if self.number is None or not self._walk.points:
