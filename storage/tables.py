@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Enum, ForeignKey, Index, text
+from sqlalchemy import JSON, Column, DateTime, Enum, ForeignKey, Index, false, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -119,11 +119,11 @@ class Job(SQLModel, table=True):
     #: The owner said 'now': waiting is overridden, safety is not.
     immediate: bool = False
     #: The owner said 'not now': it waits until they say otherwise.
-    held: bool = False
+    held: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     model: str
     method: str = "mezo"
     #: What is trained: "lora" is an adapter, "full" all parameters.
-    mode: str = "lora"
+    mode: str = Field(default="lora", sa_column_kwargs={"server_default": "lora"})
     seed: int
     #: Everything that determines the run besides model, seed and texts.
     settings: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
@@ -338,7 +338,7 @@ class Adapter(SQLModel, table=True):
     id: str = Field(primary_key=True)
     job_id: str = Field(foreign_key="job.id")
     model: str = Field(index=True)
-    mode: str = "lora"
+    mode: str = Field(default="lora", sa_column_kwargs={"server_default": "lora"})
     parent: str | None = None
     #: A part of its name, where whoever asked for it wished one.
     suffix: str | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import connect
+from typing import Any
 
 import pytest
 from alembic import command
@@ -167,6 +168,25 @@ def test_the_migrated_schema_is_the_tables_own(database: Database, way: Callable
     with database.read() as session:
         context = MigrationContext.configure(session.connection())
         assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def columns(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Of each table: names, types but for their length, which is nothing to SQLite, NOT NULL, defaults and keys."""
+    with closing(connect(path)) as raw:
+        names = [name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = {name: raw.execute(f"PRAGMA table_info({name})").fetchall() for name in names}
+    return {name: sorted((row[1], row[2].partition("(")[0], *row[3:]) for row in found) for name, found in rows.items()}
+
+
+def test_an_empty_file_gets_what_the_revisions_come_to(tmp_path: Path) -> None:
+    """Column by column, with the defaults that the database itself fills in."""
+    found = []
+    for way in (migrate, step_by_step):
+        made = Database(tmp_path / way.__name__)
+        way(made)
+        made.close()
+        found.append(columns(made.path))
+    assert found[0] == found[1]
 
 
 def test_head_is_the_last_of_the_revisions() -> None:
