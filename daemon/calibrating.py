@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketllm.daemon.children import child_environment
+from pocketllm.daemon.children import child_environment, last_words
 from pocketllm.daemon.errors import CalibrationFailed
 
 #: For the largest models on the slowest phones; a few seconds are usual.
@@ -24,8 +24,6 @@ TIMEOUT_SECONDS = 1800
 _STATUS = Path("/proc/self/status")
 #: Lines of it -> what they are called in a calibration.
 _RESIDENT = {"RssAnon": "library_anonymous_bytes", "RssFile": "library_file_bytes"}
-#: The most of an exception's last line that goes into an error.
-_ERROR_CHARACTERS = 300
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -47,8 +45,8 @@ def measure(folder: Path) -> dict[str, Any]:
             f"The process that measures the model was ended by signal {-done.returncode}, perhaps for want of memory."
         )
     if done.returncode:
-        raise CalibrationFailed(f"Measuring the model failed: {_last_line(done.stderr)[:_ERROR_CHARACTERS]}.")
-    answer: dict[str, Any] = json.loads(_last_line(done.stdout))
+        raise CalibrationFailed(f"Measuring the model failed: {last_words(done.stderr)}.")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     if "error" in answer:
         raise CalibrationFailed(answer["error"])
     return answer
@@ -87,11 +85,6 @@ def resident_bytes() -> dict[str, int]:
         return {name: int(lines[line].removesuffix("kB").strip()) * 1024 for line, name in _RESIDENT.items()}
     except (OSError, KeyError, ValueError):
         return {}
-
-
-def _last_line(output: bytes) -> str:
-    lines = output.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ _KEEP_MEMORY = {
 }
 
 
+#: The most of a last line that goes into an error.
+_LAST_WORDS_CHARACTERS = 300
+
+
 def child_environment() -> dict[str, str]:
     """Ours, with OpenMP threads that sleep while they wait for each other, and an allocator that keeps its memory.
 
@@ -24,3 +28,9 @@ def child_environment() -> dict[str, str]:
     that does nothing else; the worker's lanes (mezo/model.py) need no waking. What the user has set stays.
     """
     return {"OMP_WAIT_POLICY": "PASSIVE", **_KEEP_MEMORY, **os.environ}
+
+
+def last_words(output: bytes) -> str:
+    """The last line that a process has said, cut short: of a traceback the error itself."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1][:_LAST_WORDS_CHARACTERS] if lines else "it said nothing"

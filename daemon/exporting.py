@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pocketllm.daemon.children import last_words
 from pocketllm.daemon.errors import ExportFailed
 from pocketllm.mezo.errors import CannotExport, MezoError
 
 #: A second is usual.
 TIMEOUT_SECONDS = 300
-#: The most of an exception's last line that goes into an error.
-_ERROR_CHARACTERS = 300
 
 
 def export_gguf(adapter: Path, model: Path, destination: Path) -> None:
@@ -35,8 +34,7 @@ def export_gguf(adapter: Path, model: Path, destination: Path) -> None:
     if done.returncode == os.EX_DATAERR:
         raise CannotExport(json.loads(done.stdout)["error"])
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        ended = f"code {done.returncode}: {lines[-1][:_ERROR_CHARACTERS]}"
+        ended = f"code {done.returncode}: {last_words(done.stderr)}"
         raise ExportFailed(f"The process that writes the file ended with {ended}. Look for free disk, and try again.")
 
 

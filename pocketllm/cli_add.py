@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, grouped, make_console
 from pocketllm.cli_errors import CommandError, DaemonRefused, Document
 
 # One request is one transaction on the daemon's side, so it stays well below a megabyte.
@@ -181,19 +181,15 @@ def into_batches(pieces: Iterable[Piece], limit_bytes: int = BATCH_BYTES) -> Ite
 
     Raises CommandError for one that is too large by itself.
     """
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        item_size = len(json.dumps(piece.item, ensure_ascii=False).encode()) + 2
-        if item_size > limit_bytes:
-            raise CommandError(too_large(piece, item_size, limit_bytes))
-        if batch and size + item_size > limit_bytes:
-            yield batch
-            batch, size = [], 0
-        batch.append(piece)
-        size += item_size
-    if batch:
-        yield batch
+
+    def sized() -> Iterator[tuple[Piece, int]]:
+        for piece in pieces:
+            size = len(json.dumps(piece.item, ensure_ascii=False).encode()) + 2
+            if size > limit_bytes:
+                raise CommandError(too_large(piece, size, limit_bytes))
+            yield piece, size
+
+    return grouped(sized(), most_bytes=limit_bytes)
 
 
 def too_large(piece: Piece, size: int, limit: int) -> str:

@@ -4,11 +4,11 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pocketllm.client import Client
+
+Item = TypeVar("Item")
 
 # The environment is read in cli_home and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
@@ -146,3 +148,17 @@ def connected(options: Common) -> "Iterator[Client]":
 def examples(*lines: str) -> str:
     """Return the examples at the end of a command's help."""
     return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
+
+
+def grouped(sized: Iterable[tuple[Item, int]], *, most_bytes: int, most: int | None = None) -> Iterator[list[Item]]:
+    """Yield the items in order, in lists of at most so many bytes and items; one that is larger comes alone."""
+    group: list[Item] = []
+    total = 0
+    for item, size in sized:
+        if group and (total + size > most_bytes or len(group) == most):
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group

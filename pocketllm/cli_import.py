@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, grouped, make_console
 from pocketllm.cli_errors import CommandError, DaemonRefused, Document, Interrupted, UsageError
 from pocketllm.cli_home import configured_text_bytes
 from pocketllm.readers.base import MAX_TEXT_BYTES, Kind, Wishes, name_key
@@ -155,20 +155,16 @@ def so_far(sent: Document) -> str:
 
 def batches(texts: "Iterator[Text]", tally: "Tally") -> "Iterator[list[Text]]":
     """Yield the texts in order, in lists that fit in one request each; what fits in none is left out."""
-    batch: list[Text] = []
-    size = 0
-    for text in texts:
-        more = len(json.dumps(text.item).encode()) + 2
-        if more > REQUEST_BYTES:
-            tally.skip("longer than any request may be", text.place)
-            continue
-        if batch and (size + more > BATCH_BYTES or len(batch) == BATCH_TEXTS):
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += more
-    if batch:
-        yield batch
+
+    def sized() -> "Iterator[tuple[Text, int]]":
+        for text in texts:
+            size = len(json.dumps(text.item).encode()) + 2
+            if size > REQUEST_BYTES:
+                tally.skip("longer than any request may be", text.place)
+            else:
+                yield text, size
+
+    return grouped(sized(), most_bytes=BATCH_BYTES, most=BATCH_TEXTS)
 
 
 def store(client: "Client", batch: "list[Text]", sent: Document, tally: "Tally") -> None:

@@ -27,7 +27,6 @@ from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.notify import ServiceManager
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.sensors import unanswered
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
@@ -75,8 +74,6 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listeners))
         # What is there by now stays. Under load the collector would go through all of it every few seconds, and nothing
         # is answered meanwhile: 150 ms on a fast machine.
-        gc.collect()
-        give_back_free_memory()
         gc.freeze()
         sys.setswitchinterval(SWITCH_SECONDS)
         config = uvicorn.Config(

@@ -21,6 +21,9 @@ from pocketllm.storage.texts import NewText, assign_to_job, give_to_job, mark_le
 #: The event of a job's first start that names the adapter that was served then, which its own is to beat.
 COMPARED_WITH = "compared with"
 BASE_MODEL = "the base model"
+#: Why a succeeded job's adapter is not served, whatever was proved.
+_OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
+_ASIDE = ": it was not to start from what is served"
 #: Made once: the scheduler asks at every tick.
 _OPEN_IN_ORDER = (
     select(Job)
@@ -211,10 +214,11 @@ class JobStore:
             outdated = _compared_with(session, job_id) not in (None, _served(session, job.model))
             aside = outdated and job.start_from is not None
             fate = "served" if publish and not outdated else "kept, not served"
-            why = ": what is served is no longer what it was compared with; its texts stay new" if outdated else ""
-            why = ": it was not to start from what is served" if aside else why
+            why = ""
+            if outdated:
+                why = _ASIDE if aside else _OUTDATED
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
-            job = _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
+            _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
             adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
             session.add(adapter)
