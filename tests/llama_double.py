@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
                 else:
                     shown = -5 if TROUBLE == "foreign" else token
                     self.say(content="", tokens=[shown], stop=False, tokens_predicted=count)
-            except BrokenPipeError:
+            except ConnectionError:  # reset, where something was on its way; else a broken pipe
                 note(stopped_at=count)
                 return
         self.say(content="", tokens=[], stop=True, stop_type="limit", tokens_predicted=wish["n_predict"])
