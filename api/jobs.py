@@ -13,7 +13,7 @@ from pocketllm.api.plan_schemas import EnoughTextOut, PlanOut
 from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.api.schemas import EventOut, JobDetailOut, JobOut, Page, job_detail
-from pocketllm.daemon.planning import MethodWish, Wish
+from pocketllm.daemon.planning import JobWish, MethodWish
 from pocketllm.daemon.services import Services
 from pocketllm.mezo.budget import Mode
 from pocketllm.storage.tables import Job
@@ -38,9 +38,9 @@ class JobIn(BaseModel):
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
-    def wish(self) -> Wish:
+    def wish(self) -> JobWish:
         """As plans take it."""
-        return Wish(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
+        return JobWish(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
 
 
 @router.post(
@@ -126,7 +126,7 @@ def resume_job(job_id: str, services: Context) -> JobOut:
     return _out(services, job)
 
 
-def _plan(services: Services, wish: Wish) -> PlanOut:
+def _plan(services: Services, wish: JobWish) -> PlanOut:
     planned = services.scheduler.plans.plan(wish)
     counts = services.store.texts.counts()
     enough_text = EnoughTextOut.of(counts.texts, counts.new_words)

@@ -30,7 +30,7 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class JobWish:
     """What was asked for of a job, with the limits of the settings of the same names; None is what these say."""
 
     steps: int | None = None
@@ -40,7 +40,7 @@ class Wish:
     probes: int | None = None
 
 
-def with_wish(training: TrainingSettings, wish: Wish) -> TrainingSettings:
+def with_wish(training: TrainingSettings, wish: JobWish) -> TrainingSettings:
     """The settings of one job: what was asked for in place of what they say. Its steps are the plan's."""
     wishes = {"mode": wish.mode, "method": wish.method, "batch": wish.batch, "probes": wish.probes}
     changes = {name: value for name, value in wishes.items() if value is not None}

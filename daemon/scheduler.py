@@ -14,7 +14,7 @@ from pocketllm.daemon.gate import Blocker, Charge, Situation, Verdict, decide
 from pocketllm.daemon.history import History
 from pocketllm.daemon.ledger import Ledger, midnight_of
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import Wish
+from pocketllm.daemon.planning import JobWish
 from pocketllm.daemon.plans import Planner, Plans
 from pocketllm.daemon.room import Room
 from pocketllm.daemon.runner import Exit, Runner
@@ -132,7 +132,7 @@ class Scheduler:
 
     def request(
         self,
-        wish: Wish,
+        wish: JobWish,
         *,
         seed: int | None,
         immediate: bool,

@@ -121,7 +121,7 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
     from pocketllm.api.plan_schemas import PlanOut
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
-    from pocketllm.daemon.planning import Wish, plan_job, with_wish
+    from pocketllm.daemon.planning import JobWish, plan_job, with_wish
     from pocketllm.daemon.settings import load_settings
     from pocketllm.mezo.errors import MezoError
     from pocketllm.mezo.native import open_native
@@ -132,7 +132,7 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
         folder = DataFolder(settings.data_dir)
         planned = plan_job(
             open_native(folder.models / settings.model),
-            with_wish(settings.training, Wish(**wish)),
+            with_wish(settings.training, JobWish(**wish)),
             steps=wish.get("steps", settings.training.steps),
         )
     except (DaemonError, MezoError) as error:
