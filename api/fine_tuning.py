@@ -18,7 +18,7 @@ from pocketllm.api.problems import Problem
 from pocketllm.api.requests import json_only
 from pocketllm.api.tuning_files import FINE_TUNE, examples_in
 from pocketllm.api.tuning_schemas import Checkpoint, TuningEvent, TuningJob, TuningWish, chosen
-from pocketllm.daemon.planning import BATCH
+from pocketllm.daemon.planning import BATCH, JobWish
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.jobs import Tuning
@@ -48,10 +48,9 @@ def create(request: Request, services: Context, body: TuningWish) -> TuningJob:
     wished, texts = body.wished, _texts(services, body)
     epochs, batch = chosen(wished.n_epochs), chosen(wished.batch_size)
     job = services.scheduler.request(
-        steps=None if epochs is None else _steps(services, texts or [], epochs, batch),
+        JobWish(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
         immediate=body.now,
-        batch=batch,
         tuning=Tuning(document=document, texts=texts, start_from=start),
         now=services.now(),
     )

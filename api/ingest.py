@@ -1,4 +1,4 @@
-"""Texts on their way to the disk: what comes in while others are being written is written next, all of it together."""
+"""Texts on their way to the disk: few at a time, and behind those who only look."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -10,23 +10,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pocketllm.storage.texts import Added, NewText, TextStore
 
-#: One is read while another is written. More would be written together, and be in the way of those who look: with 2, 4
-#: and 8 in turn the p99 of GET /jobs was 4.1, 4.8 and 5.0 times its p50 at ease, and a bare endpoint's texts were taken
-#: in at 0.8, 1.0 and 1.7 times its rate (bench.load).
+#: One is read while another is written. More, written by one transaction, are in the way of those who look: with 2, 4
+#: and 8 in turn the p99 of GET /jobs was 4.1, 4.8 and 5.0 times its p50 at ease, and texts were taken in at 0.8, 1.0
+#: and 1.7 times the rate of a bare endpoint (bench.load).
 AT_ONCE = 2
 #: The longest that texts wait for those who look: some looks, such as a download, take long.
 WAIT_SECONDS = 0.02
-#: Requests are written together up to so many texts: it bounds how long a worker waits for the database.
-_TEXTS_TOGETHER = 1000
 _EVENTS = "/events"
 
 
 class Ingest:
-    """One transaction and one wait for the disk for all requests that are there, instead of one each.
-
-    And one thread: those of many requests would wait for each other's lock, and hold the connections meanwhile that
-    readers want. For the event loop alone.
-    """
+    """Who may bring texts when, and the one who writes them. For the event loop alone."""
 
     def __init__(self, texts: TextStore, now: Callable[[], datetime]) -> None:
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -34,8 +28,7 @@ class Ingest:
         self._nobody_looks = asyncio.Event()
         self._nobody_looks.set()
         self._texts, self._now = texts, now
-        self._waiting: list[tuple[Sequence[NewText], asyncio.Future[Added]]] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -63,43 +56,13 @@ class Ingest:
                 self._nobody_looks.set()
 
     async def add(self, texts: Sequence[NewText]) -> Added:
-        """Store all of the texts or none. They are on disk when this returns."""
-        added: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
-        self._waiting.append((texts, added))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
-        return await added
+        """Store all of the texts or none. They are on disk when this returns.
 
-    async def _write(self) -> None:
-        while self._waiting:
-            together = self._next()
-            try:
-                done = await run_in_threadpool(
-                    self._texts.add_together, [texts for texts, _ in together], now=self._now()
-                )
-            except Exception as error:
-                self._fail(together, error)
-                continue
-            for (_, answer), added in zip(together, done, strict=True):
-                if not answer.done():  # else who asked has gone
-                    answer.set_result(added)
-
-    def _next(self) -> list[tuple[Sequence[NewText], asyncio.Future[Added]]]:
-        """The requests to write next: one at least."""
-        count = texts = 0
-        for given, _ in self._waiting:
-            texts += len(given)
-            if count and texts > _TEXTS_TOGETHER:
-                break
-            count += 1
-        together, self._waiting = self._waiting[:count], self._waiting[count:]
-        return together
-
-    @staticmethod
-    def _fail(together: Sequence[tuple[Sequence[NewText], asyncio.Future[Added]]], error: Exception) -> None:
-        for _, answer in together:
-            if not answer.done():
-                answer.set_exception(error)
+        In one thread at a time: a second one would only wait for the database, and hold a connection meanwhile that a
+        reader may want.
+        """
+        async with self._writing:
+            return await run_in_threadpool(self._texts.add, texts, now=self._now())
 
 
 class LookersFirst:

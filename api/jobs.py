@@ -13,7 +13,7 @@ from pocketllm.api.plan_schemas import EnoughTextOut, PlanOut
 from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.api.schemas import EventOut, JobDetailOut, JobOut, Page, job_detail
-from pocketllm.daemon.planning import MethodWish
+from pocketllm.daemon.planning import JobWish, MethodWish
 from pocketllm.daemon.services import Services
 from pocketllm.mezo.budget import Mode
 from pocketllm.storage.tables import Job
@@ -38,6 +38,10 @@ class JobIn(BaseModel):
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
+    def wish(self) -> JobWish:
+        """As plans take it."""
+        return JobWish(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
+
 
 @router.post(
     "/jobs",
@@ -57,19 +61,10 @@ def request_job(
     A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
     do.
     """
-    wish = body or JobIn()
+    asked = body or JobIn()
     if dry_run:
-        return PrettyJSONResponse(_plan(services, wish).model_dump(mode="json"))
-    job = services.scheduler.request(
-        steps=wish.steps,
-        seed=wish.seed,
-        immediate=wish.now,
-        mode=wish.mode,
-        method=wish.method,
-        batch=wish.batch,
-        probes=wish.probes,
-        now=services.now(),
-    )
+        return PrettyJSONResponse(_plan(services, asked.wish()).model_dump(mode="json"))
+    job = services.scheduler.request(asked.wish(), seed=asked.seed, immediate=asked.now, now=services.now())
     services.wake()
     response.headers["Location"] = f"/jobs/{job.id}"
     return _out(services, job)
@@ -131,10 +126,8 @@ def resume_job(job_id: str, services: Context) -> JobOut:
     return _out(services, job)
 
 
-def _plan(services: Services, wish: JobIn) -> PlanOut:
-    planned = services.scheduler.plans.plan(
-        steps=wish.steps, mode=wish.mode, method=wish.method, batch=wish.batch, probes=wish.probes
-    )
+def _plan(services: Services, wish: JobWish) -> PlanOut:
+    planned = services.scheduler.plans.plan(wish)
     counts = services.store.texts.counts()
     enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
     return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)

@@ -29,19 +29,23 @@ class Planned:
     reductions: list[str]  #: a sentence for each thing that was reduced to make it fit
 
 
-def with_wishes(
-    training: TrainingSettings,
-    *,
-    mode: Mode | None = None,
-    method: MethodWish | None = None,
-    batch: int | None = None,
-    probes: int | None = None,
-) -> TrainingSettings:
-    """The settings of one job: what was asked for, which has the limits of the settings, in place of what they say."""
-    wishes = {"mode": mode, "method": method, "batch": batch, "probes": probes}
+@dataclass(frozen=True, kw_only=True)
+class JobWish:
+    """What was asked for of a job, with the limits of the settings of the same names; None is what these say."""
+
+    steps: int | None = None
+    mode: Mode | None = None
+    method: MethodWish | None = None
+    batch: int | None = None
+    probes: int | None = None
+
+
+def with_wish(training: TrainingSettings, wish: JobWish) -> TrainingSettings:
+    """The settings of one job: what was asked for in place of what they say. Its steps are the plan's."""
+    wishes = {"mode": wish.mode, "method": wish.method, "batch": wish.batch, "probes": wish.probes}
     changes = {name: value for name, value in wishes.items() if value is not None}
-    if batch is not None and training.micro_batch is not None:
-        changes["micro_batch"] = min(training.micro_batch, batch)  # the most at once: it follows a smaller batch
+    if wish.batch is not None and training.micro_batch is not None:
+        changes["micro_batch"] = min(training.micro_batch, wish.batch)  # the most at once: it follows a smaller batch
     said = training.model_dump(exclude_unset=True)  # another mode has other defaults
     return TrainingSettings.model_validate({**said, **changes})
 

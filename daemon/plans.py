@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 from pocketllm.daemon.errors import ModelNotReady
-from pocketllm.daemon.planning import MethodWish, Planned, with_wishes
+from pocketllm.daemon.planning import JobWish, Planned, with_wish
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import Mode
 from pocketllm.mezo.errors import MezoError, ModelFileError, ModelNotFound
 
 #: Plans a job of so many steps on the configured model; raises MezoError when there can be none.
@@ -21,30 +20,22 @@ class Plans:
         """model_problem says what keeps the model from being used; None when it is ready."""
         self._settings, self._model_problem, self._planner = settings, model_problem, planner
 
-    def plan(
-        self,
-        *,
-        steps: int | None = None,
-        mode: Mode | None = None,
-        method: MethodWish | None = None,
-        batch: int | None = None,
-        probes: int | None = None,
-    ) -> Planned:
-        """What a job that is asked for like this would take; None is what the settings say.
+    def plan(self, wish: JobWish) -> Planned:
+        """What a job that is asked for like this would take.
 
         Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
         """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
-        training = with_wishes(self._settings, mode=mode, method=method, batch=batch, probes=probes)
+        training = with_wish(self._settings, wish)
         try:
-            return self._planner(training, training.steps if steps is None else steps)
+            return self._planner(training, training.steps if wish.steps is None else wish.steps)
         except (ModelFileError, ModelNotFound) as error:
             raise ModelNotReady(str(error)) from error
 
     def predicted_bytes(self) -> int | None:
         """The peak memory of a job by the settings; None when there can be none, which the worker then says."""
         try:
-            return self.plan().prediction.peak_bytes
+            return self.plan(JobWish()).prediction.peak_bytes
         except (ModelNotReady, MezoError):
             return None

@@ -14,7 +14,7 @@ from pocketllm.daemon.gate import Blocker, Charge, Situation, Verdict, decide
 from pocketllm.daemon.history import History
 from pocketllm.daemon.ledger import Ledger, midnight_of
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import MethodWish
+from pocketllm.daemon.planning import JobWish
 from pocketllm.daemon.plans import Planner, Plans
 from pocketllm.daemon.room import Room
 from pocketllm.daemon.runner import Exit, Runner
@@ -22,7 +22,6 @@ from pocketllm.daemon.sensors import Reading, shown
 from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.daemon.uptime import uptime
 from pocketllm.daemon.wake_lock import WakeLock
-from pocketllm.mezo.budget import Mode
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.jobs import Tuning
 from pocketllm.storage.store import Store
@@ -133,21 +132,17 @@ class Scheduler:
 
     def request(
         self,
+        wish: JobWish,
         *,
-        steps: int | None,
         seed: int | None,
         immediate: bool,
         now: datetime,
-        mode: Mode | None = None,
-        method: MethodWish | None = None,
-        batch: int | None = None,
-        probes: int | None = None,
         tuning: Tuning | None = None,
     ) -> Job:
         """Queue a job for the owner. Raises NothingToLearn, or what `Plans.plan` raises."""
         if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        planned = self.plans.plan(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
+        planned = self.plans.plan(wish)
         return self._create(
             Requester.OWNER,
             training=planned.training,

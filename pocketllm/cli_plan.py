@@ -121,7 +121,7 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
     from pocketllm.api.plan_schemas import PlanOut
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
-    from pocketllm.daemon.planning import plan_job, with_wishes
+    from pocketllm.daemon.planning import JobWish, plan_job, with_wish
     from pocketllm.daemon.settings import load_settings
     from pocketllm.mezo.errors import MezoError
     from pocketllm.mezo.native import open_native
@@ -130,10 +130,9 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
     try:
         settings = load_settings({name: value for name, value in overrides.items() if value is not None})
         folder = DataFolder(settings.data_dir)
-        own = {name: value for name, value in wish.items() if name != "steps"}
         planned = plan_job(
             open_native(folder.models / settings.model),
-            with_wishes(settings.training, **own),
+            with_wish(settings.training, JobWish(**wish)),
             steps=wish.get("steps", settings.training.steps),
         )
     except (DaemonError, MezoError) as error:

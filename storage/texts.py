@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -91,13 +90,8 @@ class TextStore:
 
     def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
         """Store all of the texts or none. They are on disk when this returns."""
-        [added] = self.add_together([texts], now=now)
-        return added
-
-    def add_together(self, requests: Sequence[Sequence[NewText]], *, now: datetime) -> list[Added]:
-        """Store the texts of several requests in one transaction, all or none; what each came to."""
         with self._database.write() as session:
-            return add_texts(session, requests, now)
+            return _add(session, texts, now)
 
     def get(self, identity: str) -> Text:
         """The text with this id. Raises NotFound."""
@@ -153,18 +147,14 @@ class TextStore:
             )
 
 
-def add_texts(session: Session, requests: Sequence[Sequence[NewText]], now: datetime) -> list[Added]:
-    """Store those of the texts that are not there yet; what each request came to."""
-    ids = [tuple(text_id(new) for new in texts) for texts in requests]
-    rows: dict[str, tuple[int, NewText]] = {}  #: id -> the first request that has it
-    for number, (identities, texts) in enumerate(zip(ids, requests, strict=True)):
-        for identity, new in zip(identities, texts, strict=True):
-            rows.setdefault(identity, (number, new))
+def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
+    """Store those of the texts that are not there yet."""
+    ids = tuple(map(text_id, texts))
+    rows = dict(zip(ids, texts, strict=True))
     for known in _known(session, list(rows)):
         del rows[known]
-    session.add_all(_row(identity, new, now) for identity, (_, new) in rows.items())
-    created = Counter(number for number, _ in rows.values())
-    return [Added(ids=identities, created=created[number]) for number, identities in enumerate(ids)]
+    session.add_all(_row(identity, new, now) for identity, new in rows.items())
+    return Added(ids=ids, created=len(rows))
 
 
 def delete_texts(session: Session, which: ColumnElement[bool]) -> int:
@@ -175,8 +165,7 @@ def delete_texts(session: Session, which: ColumnElement[bool]) -> int:
 
 def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
     """Store texts for a job that is to learn these. Returns how many texts and words these are."""
-    [added] = add_texts(session, [texts], now)
-    ids = dict.fromkeys(added.ids)
+    ids = dict.fromkeys(_add(session, texts, now).ids)
     session.flush()
     session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
     session.flush()

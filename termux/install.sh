@@ -20,6 +20,8 @@ say "1. Packages of Termux: Python with torch and numpy, runit, and what compile
 pkg install -y python python-pip python-torch python-numpy python-psutil runit termux-api rust binutils clang make tur-repo
 # tokenizers would be compiled for half an hour; Termux's user repository has it.
 pkg install -y python-tokenizers || say "python-tokenizers is not to be had; pip will compile it"
+# Answers come several times as fast by llama.cpp; without it they are transformers'.
+pkg install -y llama-cpp || say "llama-cpp is not to be had; answers will take longer"
 
 say "2. A virtual environment that sees the distribution's torch: $venv"
 [ -x "$venv/bin/python" ] || python -m venv --system-site-packages "$venv"

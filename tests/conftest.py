@@ -1,6 +1,7 @@
 """What many tests need: a tiny real model, and a place that is not the developer's own."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 # Before torch is imported: see pocketllm.daemon.children.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from pocketllm.mezo.importing import import_model
 from pocketllm.mezo.native import NativeModel, open_native
 from tests.commands import Run, commands
 from tests.daemon_double import DaemonDouble
@@ -43,6 +45,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     """The same model as GGUF; tests do not change it."""
     return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "Tiny-Llama.Q8_0.gguf", llama)
+
+
+@pytest.fixture(scope="session")
+def from_gguf(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path:
+    """A folder with the model `tiny`, imported from the GGUF file that is beside it; tests do not change it."""
+    folder = tmp_path_factory.mktemp("from-gguf")
+    import_model(str(shutil.copy(tiny_gguf, folder)), folder, name="tiny")
+    return folder
 
 
 @pytest.fixture

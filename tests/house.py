@@ -9,6 +9,7 @@ from typing import Any
 
 from pocketllm.daemon.find_sensors import Senses
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.planning import JobWish
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.daemon.wake_lock import WakeLock
@@ -69,7 +70,7 @@ class House:
         self.store.texts.add([NewText(text=f"{about} " * words, source="test")], now=self.clock.now)
 
     def request(self, *, immediate: bool = False) -> str:
-        return self.scheduler.request(steps=None, seed=None, immediate=immediate, now=self.clock.now).id
+        return self.scheduler.request(JobWish(), seed=None, immediate=immediate, now=self.clock.now).id
 
     def job(self, job_id: str) -> Job:
         return self.store.jobs.get(job_id)

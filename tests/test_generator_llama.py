@@ -25,14 +25,6 @@ SHORT = GenerationRequest(prompt="Wind", max_tokens=8, temperature=0, seed=1)
 ENDLESS = replace(SHORT, max_tokens=200)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path:
-    """A folder with the model `tiny`, from a GGUF file beside it."""
-    folder = tmp_path_factory.mktemp("models")
-    import_model(str(shutil.copy(tiny_gguf, folder)), folder, name="tiny")
-    return folder
-
-
 @pytest.fixture
 def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlamaDouble:
     """A llama-server on the path."""
@@ -83,8 +75,8 @@ def text(tokens: list[int]) -> str:
 LAST_TOKEN = byte_tokens().index("d")
 
 
-def test_an_answer_comes_from_llama_cpp_and_torch_is_never_loaded(models: Path, double: LlamaDouble) -> None:
-    with generator(models) as (made, run):
+def test_an_answer_comes_from_llama_cpp_and_torch_is_never_loaded(from_gguf: Path, double: LlamaDouble) -> None:
+    with generator(from_gguf) as (made, run):
         assert made.backend == Backend(name="llamacpp")
         summary = run(whole(made, SHORT))
         assert summary["text"] == text(counted(LAST_TOKEN, 8))
@@ -97,11 +89,11 @@ def test_an_answer_comes_from_llama_cpp_and_torch_is_never_loaded(models: Path, 
         [pid] = double.pids
         assert is_running(pid)
     eventually(lambda: not is_running(pid), "the server's end")
-    assert not (models / "llama.sock").exists()
+    assert not (from_gguf / "llama.sock").exists()
 
 
-def test_scores_are_torchs_and_the_prompt_may_be_said_again(models: Path, double: LlamaDouble) -> None:
-    with generator(models) as (made, run):
+def test_scores_are_torchs_and_the_prompt_may_be_said_again(from_gguf: Path, double: LlamaDouble) -> None:
+    with generator(from_gguf) as (made, run):
         said = run(whole(made, replace(SHORT, echo=True)))
         assert said["text"] == "Wind" + text(counted(LAST_TOKEN, 8))
         scored = run(whole(made, replace(SHORT, alternatives=1)))
@@ -118,9 +110,9 @@ def test_scores_are_torchs_and_the_prompt_may_be_said_again(models: Path, double
         assert len(double.notes("wish")) == 1
 
 
-def test_a_crash_in_the_middle_is_not_seen_in_the_answer(models: Path, double: LlamaDouble) -> None:
+def test_a_crash_in_the_middle_is_not_seen_in_the_answer(from_gguf: Path, double: LlamaDouble) -> None:
     llama_double(double.path.parent, "crashes")
-    with generator(models) as (made, run):
+    with generator(from_gguf) as (made, run):
         summary = run(whole(made, SHORT))
         assert summary["text"].startswith(text(counted(LAST_TOKEN, BEFORE_THE_CRASH)))
         assert summary["completion_tokens"] == 8 or summary["finish_reason"] == "stop"
@@ -128,19 +120,19 @@ def test_a_crash_in_the_middle_is_not_seen_in_the_answer(models: Path, double: L
         assert made.backend is not None and "llama.cpp" in str(made.backend.reason)
 
 
-def test_cancelling_reaches_llama_cpp_and_the_next_is_answered(models: Path, double: LlamaDouble) -> None:
+def test_cancelling_reaches_llama_cpp_and_the_next_is_answered(from_gguf: Path, double: LlamaDouble) -> None:
     async def broken_off(events: AsyncGenerator[Piece | Done]) -> None:
         async with aclosing(events):
             assert isinstance(await anext(events), Piece)
 
-    with generator(models) as (made, run):
+    with generator(from_gguf) as (made, run):
         run(broken_off(made.generate(ENDLESS)))
         assert run(whole(made, SHORT))["text"] == text(counted(LAST_TOKEN, 8))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_llama_cpp_does_not_outlive_the_process(models: Path, double: LlamaDouble, number: signal.Signals) -> None:
-    with generator(models) as (made, run):
+def test_llama_cpp_does_not_outlive_the_process(from_gguf: Path, double: LlamaDouble, number: signal.Signals) -> None:
+    with generator(from_gguf) as (made, run):
         run(whole(made, SHORT))
         assert made.pid is not None
         os.kill(made.pid, number)
@@ -155,18 +147,18 @@ def test_llama_cpp_does_not_outlive_the_process(models: Path, double: LlamaDoubl
         assert run(whole(made, SHORT))["backend"] == "llamacpp"
 
 
-def test_transformers_may_be_wished_for(models: Path, double: LlamaDouble) -> None:
-    with generator(models, "transformers") as (made, run):
+def test_transformers_may_be_wished_for(from_gguf: Path, double: LlamaDouble) -> None:
+    with generator(from_gguf, "transformers") as (made, run):
         assert run(whole(made, SHORT))["backend"] == "transformers"
         assert made.backend == Backend(name="transformers", reason="the setting backend says so")
     assert double.pids == []
 
 
-def test_llama_cpp_wished_for_in_vain_says_why(models: Path, tmp_path: Path, double: LlamaDouble) -> None:
-    shutil.copytree(models / "tiny", tmp_path / "tiny")
+def test_llama_cpp_wished_for_in_vain_says_why(from_gguf: Path, tmp_path: Path, double: LlamaDouble) -> None:
+    shutil.copytree(from_gguf / "tiny", tmp_path / "tiny")
     other = tmp_path / "elsewhere"
     other.mkdir()
-    import_model(str(shutil.copy(models / "Tiny-Llama.Q8_0.gguf", other)), tmp_path, name="tiny", replace=True)
+    import_model(str(shutil.copy(from_gguf / "Tiny-Llama.Q8_0.gguf", other)), tmp_path, name="tiny", replace=True)
     (other / "Tiny-Llama.Q8_0.gguf").unlink()
     with (
         generator(tmp_path, "llamacpp") as (made, run),

@@ -1,4 +1,4 @@
-"""Requests that come in together are written together, and each gets its own answer."""
+"""Who brings texts: few at a time, written one after the other, behind those who only look."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,22 @@ class DiskFull(Exception):
 
 
 class Watched(TextStore):
-    """The real one, which notes how many requests it wrote in each transaction."""
+    """The real one, which notes how many write at once, and has no room for one text."""
 
-    def __init__(self, database: Database, *, full: bool = False) -> None:
+    def __init__(self, database: Database, *, refused: str | None = None) -> None:
         super().__init__(database)
-        self.together: list[int] = []
-        self._full = full
+        self.most_at_once = 0
+        self._at_once, self._refused = 0, refused
 
-    def add_together(self, requests: Sequence[Sequence[NewText]], *, now: datetime) -> list[Added]:
-        self.together.append(len(requests))
-        if self._full:
-            raise DiskFull
-        return super().add_together(requests, now=now)
+    def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            if any(text.text == self._refused for text in texts):
+                raise DiskFull
+            return super().add(texts, now=now)
+        finally:
+            self._at_once -= 1
 
 
 @pytest.fixture
@@ -46,37 +50,29 @@ def new(*texts: str) -> list[NewText]:
     return [NewText(text=text, source="test") for text in texts]
 
 
-def add_all(texts: TextStore, requests: Sequence[Sequence[NewText]]) -> list[Added | BaseException]:
-    """What each of the requests, which all come in at once, is answered."""
+def test_one_is_written_at_a_time(database: Database) -> None:
+    texts = Watched(database)
+
+    async def ask() -> list[Added]:
+        ingest = Ingest(texts, lambda: NOW)
+        return await asyncio.gather(*(ingest.add(new(f"text {number}", "in all")) for number in range(20)))
+
+    answers = asyncio.run(ask())
+    assert texts.most_at_once == 1
+    assert [texts.get(added.ids[0]).text for added in answers] == [f"text {number}" for number in range(20)]
+    assert [added.created for added in answers] == [2] + [1] * 19
+
+
+def test_an_error_is_told_to_who_brought_the_text_and_the_next_is_written(database: Database) -> None:
+    texts = Watched(database, refused="a")
 
     async def ask() -> list[Added | BaseException]:
         ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(*(ingest.add(request) for request in requests), return_exceptions=True)
+        return await asyncio.gather(*(ingest.add(new(name)) for name in ("a", "b")), return_exceptions=True)
 
-    return asyncio.run(ask())
-
-
-def test_what_comes_in_together_is_one_transaction(database: Database) -> None:
-    texts = Watched(database)
-    answers = add_all(texts, [new(f"text {number}") for number in range(20)])
-    assert texts.together == [20]
-    assert [texts.get(answer.ids[0]).text for answer in answers if isinstance(answer, Added)] == [
-        f"text {number}" for number in range(20)
-    ]
-
-
-def test_a_transaction_does_not_grow_without_end(database: Database) -> None:
-    texts = Watched(database)
-    many = [new(*(f"{request} {number}" for number in range(600))) for request in range(3)]
-    answers = add_all(texts, [*many, new("one more")])
-    assert texts.together == [1, 1, 2]
-    assert [answer.created for answer in answers if isinstance(answer, Added)] == [600, 600, 600, 1]
-
-
-def test_an_error_is_told_to_everybody(database: Database) -> None:
-    texts = Watched(database, full=True)
-    assert [type(answer) for answer in add_all(texts, [new("a"), new("b")])] == [DiskFull, DiskFull]
-    assert texts.counts().texts == 0
+    first, second = asyncio.run(ask())
+    assert isinstance(first, DiskFull) and isinstance(second, Added)
+    assert texts.counts().texts == 1
 
 
 def test_who_goes_away_takes_nobody_along(database: Database) -> None:
@@ -84,23 +80,12 @@ def test_who_goes_away_takes_nobody_along(database: Database) -> None:
         ingest = Ingest(TextStore(database), lambda: NOW)
         first = asyncio.create_task(ingest.add(new("a")))
         second = asyncio.create_task(ingest.add(new("b")))
-        await asyncio.sleep(0)  # both wait for the disk
+        await asyncio.sleep(0)  # both have come in
         first.cancel()
         return await second
 
-    assert asyncio.run(ask()).created == 1
-    assert TextStore(database).counts().texts == 2
-
-
-def test_later_requests_are_written_by_a_later_transaction(database: Database) -> None:
-    texts = Watched(database)
-
-    async def ask() -> list[Added]:
-        ingest = Ingest(texts, lambda: NOW)
-        return [await ingest.add(new(name)) for name in ("a", "b", "a")]
-
-    assert [added.duplicates for added in asyncio.run(ask())] == [0, 0, 1]
-    assert texts.together == [1, 1, 1]
+    [identity] = asyncio.run(ask()).ids
+    assert TextStore(database).get(identity).text == "b"
 
 
 def test_who_looks_goes_first(database: Database) -> None:

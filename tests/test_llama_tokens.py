@@ -16,7 +16,6 @@ from pocketllm.daemon.llama_files import LORA_NAME, UNTIED_NAME
 from pocketllm.daemon.llama_server import Patience
 from pocketllm.daemon.llama_tokens import LlamaDecoder
 from pocketllm.mezo.decoding import Sampling, Scored
-from pocketllm.mezo.importing import import_model
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
 from tests.learning import some_adapter
@@ -64,22 +63,14 @@ class Bench:
         llama_double(self.double.path.parent, trouble)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path:
-    """A folder with the model `tiny`, from a GGUF file beside it."""
-    folder = tmp_path_factory.mktemp("models")
-    import_model(str(shutil.copy(tiny_gguf, folder)), folder, name="tiny")
-    return folder
-
-
 @pytest.fixture
-def bench(models: Path, tmp_path: Path) -> Iterator[Bench]:
+def bench(from_gguf: Path, tmp_path: Path) -> Iterator[Bench]:
     double, clock = llama_double(tmp_path / "bin"), Clock()
-    shutil.copytree(models / "tiny", tmp_path / "tiny")
+    shutil.copytree(from_gguf / "tiny", tmp_path / "tiny")
     native = open_native(tmp_path / "tiny")
     decoder = LlamaDecoder(
         native,
-        LlamaCpp(program=str(double.path), base=models / "Tiny-Llama.Q8_0.gguf"),
+        LlamaCpp(program=str(double.path), base=from_gguf / "Tiny-Llama.Q8_0.gguf"),
         address=tmp_path / "llama.sock",
         threads=1,
         encode=lambda text: list(text.encode()),

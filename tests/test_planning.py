@@ -17,9 +17,10 @@ from pocketllm.daemon.planning import (
     ENOUGH_POSITIONS,
     LONGEST_STEP_SECONDS,
     SHARED_BATCH,
+    JobWish,
     Planned,
     plan_job,
-    with_wishes,
+    with_wish,
 )
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
@@ -41,19 +42,19 @@ def settings(**changes: Any) -> TrainingSettings:
 class TestWithWishes:
     def test_what_is_not_wished_for_is_as_the_settings_say(self) -> None:
         base = settings(batch=3, probes=2, mode="full", rank=5)
-        assert with_wishes(base) == base
-        assert with_wishes(base, batch=7, mode="lora") == settings(batch=7, probes=2, mode="lora", rank=5)
-        assert with_wishes(base, probes=9).probes == 9
+        assert with_wish(base, JobWish()) == base
+        assert with_wish(base, JobWish(batch=7, mode="lora")) == settings(batch=7, probes=2, mode="lora", rank=5)
+        assert with_wish(base, JobWish(probes=9)).probes == 9
 
     def test_another_mode_has_other_lengths_unless_they_were_set(self) -> None:
-        full = with_wishes(settings(), mode="full")
+        full = with_wish(settings(), JobWish(mode="full"))
         assert (full.step_size, full.epsilon) == (settings(mode="full").step_size, settings(mode="full").epsilon)
         assert full.step_size != settings().step_size
-        assert with_wishes(settings(step_size=0.25), mode="full").step_size == 0.25
+        assert with_wish(settings(step_size=0.25), JobWish(mode="full")).step_size == 0.25
 
     @pytest.mark.parametrize(("batch", "micro_batch"), [(2, 2), (4, 4), (16, 4), (None, 4)])
     def test_the_most_at_once_follows_a_smaller_batch(self, batch: int | None, micro_batch: int) -> None:
-        assert with_wishes(settings(batch=8, micro_batch=4), batch=batch).micro_batch == micro_batch
+        assert with_wish(settings(batch=8, micro_batch=4), JobWish(batch=batch)).micro_batch == micro_batch
 
 
 class TestPlanJob:
@@ -182,7 +183,9 @@ class TestScheduler:
     def test_a_job_is_stored_with_what_it_was_asked_for_and_foretold(
         self, scheduler: Scheduler, planner: Planner, store: Store
     ) -> None:
-        asked = scheduler.request(steps=7, seed=1, immediate=True, now=Clock().now, mode="full", batch=5, probes=3)
+        asked = scheduler.request(
+            JobWish(steps=7, mode="full", batch=5, probes=3), seed=1, immediate=True, now=Clock().now
+        )
         job = store.jobs.get(asked.id)
         assert (job.mode, job.total_steps, job.predicted_bytes) == ("full", 7, PREDICTION.peak_bytes)
         stored = TrainingSettings.model_validate(job.settings)
@@ -190,7 +193,7 @@ class TestScheduler:
         assert planner.asked == [(stored, 7)]
 
     def test_a_plan_queues_nothing(self, scheduler: Scheduler, planner: Planner, store: Store) -> None:
-        found = scheduler.plans.plan(batch=9)
+        found = scheduler.plans.plan(JobWish(batch=9))
         assert (found.plan.steps, found.plan.batch) == (30, 9)
         assert store.jobs.open() == []
 
@@ -208,9 +211,9 @@ class TestScheduler:
     ) -> None:
         planner.error = error
         with pytest.raises(kind, match=str(error)):
-            scheduler.request(steps=None, seed=None, immediate=True, now=Clock().now)
+            scheduler.request(JobWish(), seed=None, immediate=True, now=Clock().now)
         with pytest.raises(kind, match=str(error)):
-            scheduler.plans.plan()
+            scheduler.plans.plan(JobWish())
         assert store.jobs.page(after=None, limit=9) == []
 
     def test_enough_text_queues_a_job_with_what_is_foretold(self, scheduler: Scheduler, store: Store) -> None:

@@ -52,15 +52,6 @@ def test_the_same_text_in_a_later_request_is_one_and_keeps_its_time(store: Store
     assert store.texts.get(first).created_at == NOW
 
 
-def test_requests_that_are_written_together_each_learn_what_they_came_to(store: Store) -> None:
-    [known] = add(store, "known")
-    first, second, third = store.texts.add_together([new("a", "known"), new("b", "a", "b"), []], now=NOW)
-    assert (first.created, first.duplicates, first.ids[1]) == (1, 1, known)
-    assert (second.created, second.duplicates, second.ids[1]) == (1, 2, first.ids[0])
-    assert (third.ids, third.created) == ((), 0)
-    assert store.texts.counts().texts == 3
-
-
 def test_the_same_words_from_another_source_are_another_text(store: Store) -> None:
     store.texts.add(new("a", source="notes"), now=NOW)
     assert store.texts.add(new("a", source="chat"), now=NOW).created == 1

@@ -113,6 +113,7 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert "@VENV@" not in "".join(files.values())
     calls = phone.calls()
     assert any(call.startswith("pkg install -y python ") and "python-torch" in call for call in calls)
+    assert "pkg install -y llama-cpp" in calls
     assert any("pip install --upgrade" in call for call in calls)
     hook = phone.home / ".local/bin/pocketllm-idle-hook"
     assert any(f"--es script {hook}" in call and "--ez idle true" in call for call in calls)
@@ -152,6 +153,13 @@ def test_an_installer_that_fails_says_so(phone: Phone) -> None:
     ended = phone.run("install.sh")
     assert ended.returncode != 0
     assert not (phone.prefix / "var/service/pocketllm").exists()
+
+
+def test_what_only_makes_it_faster_may_be_missing(phone: Phone) -> None:
+    phone.command("pkg", 'case "$*" in *llama-cpp | *python-tokenizers) exit 100 ;; esac')
+    ended = phone.run("install.sh")
+    assert ended.returncode == 0, ended.stderr
+    assert "llama-cpp is not to be had; answers will take longer" in ended.stdout
 
 
 def test_it_is_refused_outside_of_termux(tmp_path: Path) -> None:
