@@ -123,7 +123,9 @@ def _daemon_speaker(client: Client, tokens: int) -> Speaker:
 def transformers_speaker(model: Path, dtype: str, tokens: int) -> Iterator[Speaker]:
     """The peer in a process of its own, ended with the block."""
     command = [sys.executable, "-m", "bench.load_decode", str(model), dtype, "--tokens", str(tokens)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_as_by_itself(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None and process.stdout is not None
     asked, said = process.stdin, process.stdout
 
@@ -143,6 +145,11 @@ def transformers_speaker(model: Path, dtype: str, tokens: int) -> Iterator[Speak
         process.wait()
         asked.close()
         said.close()
+
+
+def _as_by_itself() -> dict[str, str]:
+    """Our environment without what the daemon gives its children (daemon/children.py): it makes generate slower."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY" and name[:7] != "MALLOC_"}
 
 
 def first_token(client: Client, *, chats: bool) -> float:

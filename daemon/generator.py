@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketllm.daemon.backend import Backend, Wish, expected_backend
-from pocketllm.daemon.children import child_environment
+from pocketllm.daemon.children import decoding_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
@@ -197,7 +197,12 @@ class Generator:
         command = [sys.executable, "-m", "pocketllm.daemon.generator_process", "--model", str(self._model)]
         command += ["--backend", self._wish, "--socket", str(self._socket)]
         self._process = process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, env=child_environment(), limit=_LINE_BYTES, start_new_session=True
+            *command,
+            stdin=PIPE,
+            stdout=PIPE,
+            env=decoding_environment(),
+            limit=_LINE_BYTES,
+            start_new_session=True,
         )
         first = await self._line(process)
         if "fatal" in first:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -30,6 +31,9 @@ from pocketllm.mezo.native import open_native
 
 if TYPE_CHECKING:
     from pocketllm.daemon.torch_models import TorchModels
+
+#: Text goes out this often at most; nobody reads faster.
+PIECE_SECONDS = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +109,7 @@ class Answerer:
         self._torch: TorchModels | None = None
         found = find_llamacpp(native, wish)
         self._tokenizer, self._lexicon = open_lexicon(native, lean=isinstance(found, LlamaCpp))
+        self._separator = separator(self._tokenizer)  # which looks through all words
         self._llama: LlamaDecoder | None = None
         if isinstance(found, LlamaCpp):
             self._llama = LlamaDecoder(
@@ -133,14 +138,14 @@ class Answerer:
         request_id = request["id"]
         options = request["sampling"]
         sampling = Sampling(**{**options, "stop": tuple(options["stop"])})
-        prompt = prompt_tokens(self._tokenizer, request)
+        prompt = prompt_tokens(self._tokenizer, request, self._separator)
         started = time.monotonic()
         source = self._source(_folder(request), sampling)
         generation = generate(source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request_id))
         before, scored = self._echo(request, prompt, sampling.alternatives) if request["echo"] else ("", [])
         if before:
             say(id=request_id, text=before)
-        for piece in generation.pieces:
+        for piece in in_time(generation.pieces):
             say(id=request_id, text=piece)
         seconds = time.monotonic() - started
         scored += generation.scored
@@ -179,7 +184,7 @@ class Answerer:
         """Both answers, and by how much likelier the personal model's is to it than to the base model."""
         options = request["sampling"]
         sampling = Sampling(**{**options, "stop": tuple(options["stop"]), "alternatives": 0})
-        prompt = prompt_tokens(self._tokenizer, request)
+        prompt = prompt_tokens(self._tokenizer, request, self._separator)
         models = {"personal": _folder(request), "base": None}
         answers: dict[str, Generation] = {}
         for name, folder in models.items():
@@ -226,11 +231,23 @@ class Answerer:
         }
 
 
+def in_time(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
+    """The pieces, those of a moment as one: each wakes the daemon, which takes time from what computes."""
+    kept, last = "", -math.inf
+    for piece in pieces:
+        kept += piece
+        if (now := clock()) - last >= PIECE_SECONDS:
+            yield kept
+            kept, last = "", now
+    if kept:
+        yield kept
+
+
 def _folder(request: dict[str, Any]) -> Path | None:
     return Path(request["adapter"]) if request["adapter"] else None
 
 
-def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any]) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], separator: int) -> list[int]:
     """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
 
     A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that
@@ -242,7 +259,7 @@ def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any]) -> list[int]:
             raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
         return list(given)
     if request["messages"] is None:
-        return [separator(tokenizer), *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
+        return [separator, *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
     text = chat_prompt(tokenizer, request["messages"])
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pocketllm.mezo.estimator import Point
+from pocketllm.mezo.joined import JoinedProducts
 from pocketllm.mezo.noise import Z
 from pocketllm.mezo.weights import Scratch, Weight
 
@@ -34,6 +35,7 @@ class Walk:
     release: bool = False  #: give the pages of a weight back when it has been used
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
+    joined: JoinedProducts = field(default_factory=JoinedProducts)
     #: A x of each adapted map by its number, (batch, ..., rank), while a guide is made (mezo/guide.py); else None.
     recorded: dict[int, torch.Tensor] | None = None
 
@@ -62,8 +64,10 @@ class Trained:
     @property
     def as_kept(self) -> torch.Tensor | None:
         """The weight itself, where it is multiplied as it is kept and at theta alone; else None."""
-        kept = not self.weight.packed and self.weight.floats.dtype == self._walk.dtype
-        return self.weight.floats if kept and not self._moved else None
+        # Asked for each map and token: without a detour.
+        parts = self.weight.parts
+        kept = len(parts) == 1 and parts[""].dtype == self._walk.dtype
+        return parts[""] if kept and (self.number is None or not self._walk.points) else None
 
     def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
@@ -223,7 +227,10 @@ class StreamedLinear(nn.Module):
 
     def _of_token(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Of one token the whole costs little more than its product: all else that `forward` does would show."""
-        y = nn.functional.linear(x, weight, None if self.biases is None else self.biases.whole()[0])
+        if self.biases is None:
+            y = self._walk.joined.product(x, self.weights.weight, weight)
+        else:
+            y = nn.functional.linear(x, weight, self.biases.whole()[0])
         if self.low_rank is not None:
             self.low_rank.add_to(y.view(1, -1), x.reshape(1, -1))
         return y
@@ -358,14 +365,18 @@ def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callabl
 
     def forward(*arguments: Any, **options: Any) -> torch.Tensor:
         parts = max(weight.parts for weight in trained.values())
+        if parts == 1:
+            for name, weight in trained.items():
+                kept = weight.as_kept
+                module._parameters[name] = weight.whole()[0] if kept is None else kept  # type: ignore[assignment]
+            result: torch.Tensor = inner(*arguments, **options)
+            return result
         values = {name: iter(_each(weight, parts)) for name, weight in trained.items()}
         outputs: list[torch.Tensor] = []
         for i in range(parts):
             module._parameters.update({name: next(value) for name, value in values.items()})  # type: ignore[misc]
             chosen = [_part(value, i, parts) for value in arguments]
             outputs.append(inner(*chosen, **{name: _part(value, i, parts) for name, value in options.items()}))
-        if parts == 1:
-            return outputs[0]
         if len(outputs[0]) == 1:  # one row for the whole batch, as positions are in some models
             outputs = [output.expand(walk.rows // parts, *output.shape[1:]) for output in outputs]
         return torch.cat(outputs)

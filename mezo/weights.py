@@ -8,6 +8,7 @@ import mmap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,21 @@ def open_weights(path: Path) -> dict[str, Weight]:
     return weights
 
 
+def behind_each_other(weights: Sequence[Weight]) -> torch.Tensor | None:
+    """The floats of these matrices as one, all rows of the first and then of the next, where the file has them so.
+
+    None where it does not, or where they are packed, of several widths or dtypes, or not in the file any more.
+    """
+    pages = [weight.pages for weight in weights if weight.pages is not None and not weight.packed]
+    kinds = {(weight.shape[1:], weight.parts[""].dtype) for weight in weights if not weight.packed}
+    if len(pages) < len(weights) or len(kinds) > 1 or len(weights[0].shape) != 2:
+        return None
+    if any(one.mapping is not other.mapping or one.spans[-1][1] != other.spans[0][0] for one, other in pairwise(pages)):
+        return None
+    start, stop = pages[0].spans[0][0], pages[-1].spans[-1][1]
+    return _mapped(pages[0].mapping, weights[0].floats.dtype, start, stop).view(-1, weights[0].shape[1])
+
+
 def _map(path: Path) -> tuple[mmap.mmap, dict[str, TensorEntry]]:
     try:
         entries = read_header(path)
@@ -169,12 +185,16 @@ def _view(path: Path, mapping: mmap.mmap, entry: TensorEntry) -> torch.Tensor:
         return torch.empty(entry.shape, dtype=dtype)
     if entry.offset % dtype.itemsize:
         raise ModelFileError(f"{path} has tensor {entry.name!r} at an odd address. Import the model again.")
+    return _mapped(mapping, dtype, entry.offset, entry.offset + entry.nbytes).view(entry.shape)
+
+
+def _mapped(mapping: mmap.mmap, dtype: torch.dtype, start: int, stop: int) -> torch.Tensor:
+    """The numbers between two bytes of the file."""
     with warnings.catch_warnings():
         # torch warns that it cannot forbid writes to such a buffer; `open_weights` tells the caller.
         warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
         # The tensor holds a reference to the mapping, so it stays mapped as long as the tensor lives.
-        flat = torch.frombuffer(mapping, dtype=dtype, count=entry.nbytes // dtype.itemsize, offset=entry.offset)
-    return flat.view(entry.shape)
+        return torch.frombuffer(mapping, dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
 
 
 def _weight(path: Path, mapping: mmap.mmap, entries: Mapping[str, TensorEntry], name: str) -> Weight:

@@ -14,6 +14,7 @@ import pytest
 
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generator import Done, GenerationRequest, Generator, Piece
+from pocketllm.daemon.generator_process import PIECE_SECONDS, in_time
 from tests.running import is_running
 from tests.tiny_models import CHAT_TEMPLATE, edit_json, tiny_native
 
@@ -120,6 +121,12 @@ def test_a_prompt_is_answered_with_a_text_and_how_it_was_made(bench: Bench) -> N
     assert summary["prompt_tokens"] == 1 + len("Wind")  # a token a byte, behind the separator
     assert 1 <= summary["completion_tokens"] <= 8
     assert summary["tokens_per_second"] > 0
+
+
+def test_pieces_of_a_moment_go_out_as_one() -> None:
+    moments = iter([10.0, 10.01, 10.02, 10.02 + PIECE_SECONDS, 10.03 + PIECE_SECONDS])
+    assert list(in_time(iter("abcde"), clock=lambda: next(moments))) == ["a", "bcd", "e"]
+    assert list(in_time(iter(()))) == []
 
 
 def test_a_chat_is_answered(bench: Bench) -> None:
