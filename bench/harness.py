@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.child import write_line
-from pocketllm.daemon.children import child_environment
+from pocketllm.daemon.children import CHILD_SETTINGS, child_environment
 
 #: The checkout, where `python -m bench.NAME` runs.
 ROOT = Path(__file__).parent.parent
@@ -198,7 +198,7 @@ def start(main: Callable[[], int]) -> int:
     """Run a bench's `main` as the daemon runs its children, and return the exit code.
 
     The process starts itself anew with the daemon's `child_environment`, since the C library and OpenMP read it
-    when they are loaded; what it starts inherits it. So everything that is compared runs under the same settings.
+    when they are loaded; what it starts inherits it, but for peers that are to run `as_by_itself`.
     Ctrl-C and SIGTERM unwind, which ends child processes and removes temporary folders.
     """
     environment = child_environment()
@@ -210,6 +210,15 @@ def start(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         progress("Interrupted.")
         return _INTERRUPTED
+
+
+def as_by_itself() -> dict[str, str]:
+    """The environment of a peer that runs as it does without PocketLLM: ours, less the daemon's own settings.
+
+    Threads that sleep while they wait make a peer's backpropagation and decoding a third slower. What the user has
+    set otherwise stays.
+    """
+    return {name: value for name, value in os.environ.items() if CHILD_SETTINGS.get(name) != value}
 
 
 def _unwind(number: int, _frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured, plot_learn
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 
 LIMITS = {
@@ -33,6 +33,8 @@ LIMITS = {
 Report = dict[str, Any]
 #: Learning rates that the peers are given: the best of these counts.
 TEXTBOOK_RATES, EXACT_RATES = (1e-3, 3e-3, 6e-3), (1e-3, 2e-3, 4e-3)
+#: Who runs a contender: its first word.
+_OURS, _PEERS = "bench.learn_ours", "bench.learn_peers"
 _TOKENS = 64
 _MB = 10**6
 #: A run may take so many times its seconds, measuring included, before it counts as hung.
@@ -40,9 +42,10 @@ _PATIENCE, _LOADING_SECONDS = 4.0, 120.0
 _CAPTION = (
     "Nats per token by which the loss on held-out text fell, mean over so many seeds. Textbook: MeZO as published, "
     "Gaussian z over rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW, warm-up and "
-    "cosine. Of several learning rates the best with the first seed counts and goes on to the others. Peak: resident "
-    "memory of the whole process. How the model's layers carry the stream is measured once a model, on text that comes "
-    "with PocketLLM, and not counted."
+    "cosine; both run as they do by themselves, without the settings of the daemon's children. Of several learning "
+    "rates the best with the first seed counts and goes on to the others. Peak: resident memory of the whole process. "
+    "How the model's layers carry the stream is measured once a model, on text that comes with PocketLLM, and not "
+    "counted."
 )
 
 
@@ -64,6 +67,7 @@ class Contender:
                 *("--seconds", str(seconds), "--seed", str(seed)),
             ],
             timeout_seconds=_LOADING_SECONDS + _PATIENCE * seconds,
+            environment=as_by_itself() if self.command[0] == _PEERS else None,
         )
         if not found.completed:
             raise SystemExit(f"{self.name} failed: {found.error or f'exit code {found.exit_code}'}")
@@ -72,21 +76,20 @@ class Contender:
         return found
 
 
-GUIDED = Contender(name="guided", value="guided_nats", command=("bench.learn_ours", "guided"))
+GUIDED = Contender(name="guided", value="guided_nats", command=(_OURS, "guided"))
 
 
 def contenders(first_layer: int) -> list[Contender]:
     """All but the guided method, which chooses the layers."""
-    peers, ours = "bench.learn_peers", "bench.learn_ours"
-    made = [Contender(name="mezo", value="mezo_nats", command=(ours, "mezo"))]
+    made = [Contender(name="mezo", value="mezo_nats", command=(_OURS, "mezo"))]
     made += [
         Contender(
-            name=f"textbook, rate {rate:g}", value="textbook_nats", command=(peers, "textbook", "--rate", str(rate))
+            name=f"textbook, rate {rate:g}", value="textbook_nats", command=(_PEERS, "textbook", "--rate", str(rate))
         )
         for rate in TEXTBOOK_RATES
     ]
     for rate in EXACT_RATES:
-        exact = (peers, "exact", "--rate", str(rate))
+        exact = (_PEERS, "exact", "--rate", str(rate))
         upper = ("--first", str(first_layer))
         made += [
             Contender(name=f"exact, all layers, rate {rate:g}", value="exact_all_nats", command=exact),
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inference(who: str) -> Contender:
-    return Contender(name=f"inference ({who})", value=None, command=(f"bench.learn_{who}", "inference"))
+    return Contender(name=f"inference ({who})", value=None, command=(_PEERS if who == "peers" else _OURS, "inference"))
 
 
 def _stored_name(options: argparse.Namespace) -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from bench.child import write_line
-from bench.harness import ROOT, progress
+from bench.harness import ROOT, as_by_itself, progress
 from pocketllm.cli_child import running_daemon
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def transformers_speaker(model: Path, dtype: str, tokens: int) -> Iterator[Speak
     """The peer in a process of its own, ended with the block."""
     command = [sys.executable, "-m", "bench.load_decode", str(model), dtype, "--tokens", str(tokens)]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=_as_by_itself(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=as_by_itself(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None and process.stdout is not None
     asked, said = process.stdin, process.stdout
@@ -145,11 +145,6 @@ def transformers_speaker(model: Path, dtype: str, tokens: int) -> Iterator[Speak
         process.wait()
         asked.close()
         said.close()
-
-
-def _as_by_itself() -> dict[str, str]:
-    """Our environment without what the daemon gives its children (daemon/children.py): it makes generate slower."""
-    return {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY" and name[:7] != "MALLOC_"}
 
 
 def first_token(client: Client, *, chats: bool) -> float:

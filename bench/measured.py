@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,13 @@ def run(
     limit_bytes: int | None = None,
     evict: Sequence[Path] = (),
     timeout_seconds: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Measurement:
     """Run a command line in the checkout and measure it, under a hard limit when one is given.
 
     evict: files whose pages leave the page cache first. A page is charged to the group that touches it first, so
     without this the weights that an earlier run has read would cost a limited run nothing.
+    environment: the process's own; by default it has ours.
     Raises OSError when there is a limit and cgroups cannot be written. Whatever is raised, the process is ended.
     """
     for file in evict:
@@ -66,7 +68,12 @@ def run(
     ):
         started = time.monotonic()
         process = subprocess.Popen(
-            group.command(command) if group else command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            group.command(command) if group else command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
         )
         try:
             sampled, maxrss, timed_out = _watch(process, timeout_seconds)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import measured
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 
 #: Method -> the learning rates that it is given, of which the best counts.
@@ -29,6 +29,8 @@ _RATES: dict[str, tuple[float | None, ...]] = {
     "guided": (None,),
     "exact": (5e-4, 2e-3),
 }
+#: Those that are not ours.
+_PEERS = {"textbook", "exact"}
 LIMITS = {
     "guided": Limit(at_least=0.8),
     "guided_over_probe": Limit(at_least=1),
@@ -37,7 +39,8 @@ LIMITS = {
 _SLACK_SECONDS, _PATIENCE = 300.0, 3.0
 _CAPTION = (
     "Probe: logistic regression on the last hidden state of the base model. Textbook: MeZO as published, Gaussian z "
-    "over rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW."
+    "over rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW. Both run as they do by "
+    "themselves, without the settings of the daemon's children."
 )
 _QUICK_ROWS = 16
 
@@ -84,6 +87,7 @@ def _run(method: str, rate: float | None, folder: Path, data: Path, seconds: flo
             *(("--dev-rows", str(_QUICK_ROWS)) if quick else ()),
         ],
         timeout_seconds=_SLACK_SECONDS + _PATIENCE * seconds,
+        environment=as_by_itself() if method in _PEERS else None,
     )
     if not found.completed:
         raise SystemExit(f"{method} failed: {found.error or f'exit code {found.exit_code}'}")
