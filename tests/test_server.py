@@ -319,7 +319,7 @@ def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(fold
     assert 0 < done < 300
     with running(folder, **SMALL_JOB) as daemon:
         finished = daemon.wait_for_job(job, "succeeded")
-    assert finished["step"] == 300
+    assert done < finished["step"] <= 300  # its last look may go back to the best: processors round differently
     kinds = [event["kind"] for event in finished["events"]]
     assert kinds.count("started") == kinds.count("paused") == kinds.count("resumed") == 1
     assert next(event for event in finished["events"] if event["kind"] == "paused")["message"] == (
