@@ -32,7 +32,7 @@ LIMITS = {
 #: What a contender's process says of itself, and its peak memory as "peak".
 Report = dict[str, Any]
 #: Learning rates that the peers are given: the best of these counts.
-TEXTBOOK_RATES, EXACT_RATES = (1e-3, 3e-3, 6e-3), (1e-3, 2e-3, 4e-3)
+TEXTBOOK_RATES, EXACT_RATES = (1e-3, 3e-3, 6e-3), (2e-3, 4e-3, 8e-3)
 #: Who runs a contender: its first word.
 _OURS, _PEERS = "bench.learn_ours", "bench.learn_peers"
 _TOKENS = 64
