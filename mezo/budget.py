@@ -339,13 +339,12 @@ def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
 def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
     """What finding A takes: two sketches, somewhat wider than A, of each input; and A and B themselves.
 
-    Maps that take the same input share its sketch: three of a layer's, as a rule, where the model is Llama's kind.
+    Maps that take the same input share its sketch, so that it is less where several of a layer's do.
     """
     if plan.mode == "full":
         return 0
-    maps = adapted(shapes, plan.targets).values()
-    inputs = sum(inputs for _, inputs in maps)
-    return _theta_bytes(shapes, plan) + 8 * (plan.rank + _SPARE_COLUMNS) * inputs * 2 // 3
+    inputs = sum(inputs for _, inputs in adapted(shapes, plan.targets).values())
+    return _theta_bytes(shapes, plan) + 8 * (plan.rank + _SPARE_COLUMNS) * inputs
 
 
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:

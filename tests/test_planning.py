@@ -25,14 +25,16 @@ from pocketllm.daemon.planning import (
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
 from pocketllm.daemon.wake_lock import WakeLock
-from pocketllm.mezo.budget import MB, predict, read_shapes
+from pocketllm.mezo.budget import MB, adapted, predict, read_shapes
 from pocketllm.mezo.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.mezo.native import NativeModel
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState
 from pocketllm.storage.texts import NewText
+from tests.learning import imported
 from tests.planned import PREDICTION, planned
 from tests.running import Clock, FakeRunner, FixedSensor
+from tests.tiny_architectures import ARCHITECTURES, MASKED
 
 
 def settings(**changes: Any) -> TrainingSettings:
@@ -67,6 +69,16 @@ class TestPlanJob:
         assert found.training is training
         assert found.prediction == predict(read_shapes(tiny), plan)
         assert found.reductions == []
+
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_by_default_all_maps_of_the_layers_but_those_of_queries_and_keys_are_adapted(
+        self, name: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        shapes = read_shapes(imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32"))
+        left_out = shapes.linears.keys() - adapted(shapes, settings().targets)
+        assert {path.rpartition(".")[2] for path in left_out if ".layer" in path} == (
+            {"query", "key"} if name in MASKED else {"q_proj", "k_proj"}
+        )
 
     @pytest.mark.parametrize(
         ("changes", "rows"),
