@@ -154,7 +154,7 @@ def test_killed_at_any_point_it_ends_like_an_undisturbed_run_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("settings", "back"),
-    [({"step_size": 0.9}, 0), ({"mode": "full", "step_size": 0.05}, 2), ({"mode": "full", "step_size": 0.2}, 3)],
+    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.05}, 2), ({"mode": "full", "step_size": 0.2}, 3)],
     ids=["to the best at the end", "full, with smaller steps", "full, to the start"],
 )
 def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
