@@ -53,6 +53,9 @@ GUIDE_BYTES = 24 * 2**20 + 130 * MB
 _ERRORS = 8
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
+#: Maps of a layer that take the same input, and so share what the search keeps of it.
+_OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
+_INPUT_OF = {name: names[0] for names in _OF_ONE_INPUT for name in names}
 #: Shortest rows that a plan is reduced to.
 FEWEST_TOKENS = 16
 #: From so many probes on they share the loss at theta.
@@ -244,6 +247,15 @@ def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]
     return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
 
 
+def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
+    """The width of each input that these maps take: that of queries, keys and values once a layer."""
+    widths = {}
+    for path, (_, width) in adapted(shapes, targets).items():
+        block, _, name = path.rpartition(".")
+        widths[block, _INPUT_OF.get(name, name)] = width
+    return list(widths.values())
+
+
 def _layer_of(name: str) -> str | None:
     """The path up to the layer's number, such as "model.layers.3"; None for what stands outside the layers."""
     parts = name.split(".")
@@ -337,13 +349,10 @@ def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
 
 
 def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
-    """What finding A takes: two sketches, somewhat wider than A, of each input; and A and B themselves.
-
-    Maps that take the same input share its sketch, so that it is less where several of a layer's do.
-    """
+    """What finding A takes: two sketches, somewhat wider than A, of each input; and A and B themselves."""
     if plan.mode == "full":
         return 0
-    inputs = sum(inputs for _, inputs in adapted(shapes, plan.targets).values())
+    inputs = sum(distinct_inputs(shapes, plan.targets))
     return _theta_bytes(shapes, plan) + 8 * (plan.rank + _SPARE_COLUMNS) * inputs
 
 

@@ -19,6 +19,7 @@ from pocketllm.mezo.budget import (
     JobPlan,
     Shapes,
     adapted,
+    distinct_inputs,
     fit,
     predict,
     read_shapes,
@@ -27,6 +28,7 @@ from pocketllm.mezo.errors import BadRequest, DoesNotFit, ModelFileError
 from pocketllm.mezo.importing import import_model
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import DTYPES, open_native
+from tests.learning import imported, some_blocks
 from tests.tiny_architectures import ARCHITECTURES
 from tests.tiny_models import edit_json, tiny_native
 
@@ -222,6 +224,21 @@ class TestPredict:
 
     def test_the_search_for_a_carries_along_what_is_counted(self) -> None:
         assert _SPARE_COLUMNS == directions._SPARE
+
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_the_search_for_a_keeps_as_many_inputs_as_are_counted(
+        self, name: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        native = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
+        model, shapes = LanguageModel(native), read_shapes(native)
+        of_layers = {path.rpartition(".")[2] for path in shapes.linears if ".layer" in path}
+        for targets in (of_layers, of_layers - {"q_proj", "k_proj", "query", "key"}, {"k_proj", "key", "up_proj"}):
+            search = directions._Search(model, list(adapted(shapes, list(targets))), 4, seed=0)
+            model.use(None)
+            with search.watching():
+                model.hidden(some_blocks(2))
+            kept = [len(sketch.q) for sketch in search._sketches()]
+            assert sorted(kept) == sorted(distinct_inputs(shapes, list(targets))), targets
 
 
 class TestFit:
