@@ -100,7 +100,7 @@ class TrainingSettings(_Section):
         None, ge=1, description="Most blocks that pass through the layers together; by default what memory allows."
     )
     targets: tuple[str, ...] = Field(
-        # Not queries and keys: along these, a step of mezo brings less than it takes (bench/README.md).
+        # Not queries and keys: with them, mezo learns less in the same time (bench/README.md).
         ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "value", "dense"),
         min_length=1,
         description="Names of the linear maps that mezo adapts; those that the model doesn't have are ignored. guided "

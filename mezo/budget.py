@@ -53,9 +53,8 @@ GUIDE_BYTES = 24 * 2**20 + 130 * MB
 _ERRORS = 8
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
-#: Maps of a layer that take the same input, and so share what the search keeps of it.
-_OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
-_INPUT_OF = {name: names[0] for names in _OF_ONE_INPUT for name in names}
+#: Maps that take the same input as another of their layer, and so share what the search keeps of it.
+_SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
 #: Shortest rows that a plan is reduced to.
 FEWEST_TOKENS = 16
 #: From so many probes on they share the loss at theta.
@@ -248,11 +247,11 @@ def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]
 
 
 def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
-    """The width of each input that these maps take: that of queries, keys and values once a layer."""
+    """The width of each input that these maps take; what several of a layer take, queries and keys say, is one."""
     widths = {}
     for path, (_, width) in adapted(shapes, targets).items():
         block, _, name = path.rpartition(".")
-        widths[block, _INPUT_OF.get(name, name)] = width
+        widths[block, _SAME_INPUT_AS.get(name, name)] = width
     return list(widths.values())
 
 
