@@ -102,6 +102,14 @@ class Shapes:
         return 1 + max(layers.values(), default=1)
 
     @property
+    def position_bytes(self) -> int:
+        """Activations of one position in a layer: the stream, its normalised copy in fp32 and back, the residual; and
+        the widest maps' outputs, activated.
+        """
+        size = _ITEMSIZE[self.compute_dtype]
+        return (4 * size + 4) * self.hidden + size * self.widest_at_once * self.widest
+
+    @property
     def largest(self) -> int:
         """The number of weights of the largest matrix that is made dense whole."""
         return max((out * inputs for out, inputs in self.linears.values()), default=0)
@@ -339,9 +347,7 @@ def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
 def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     """The most anonymous memory at a time: while A is looked for, or in a step."""
     size = _ITEMSIZE[shapes.compute_dtype]
-    positions = plan.rows_at_once * plan.block_tokens
-    # The stream, its normalised copy in fp32 and back, the residual; and the widest maps' outputs, activated.
-    streams = (4 * size + 4) * shapes.hidden + size * shapes.widest_at_once * shapes.widest
+    activations = SLACK * plan.rows_at_once * plan.block_tokens * shapes.position_bytes
     chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
     made = (2 if shapes.packed else 0) + (
         min(points_of(plan.probes), plan.rows_at_once) + 1 if plan.mode == "full" else 0
@@ -351,7 +357,7 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     if plan.method == "exact":
         return dense + lanes + _exact_bytes(shapes, plan)
     in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
-    return SLACK * positions * streams + dense + max(in_step, _preparing_bytes(shapes, plan))
+    return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 
 def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
