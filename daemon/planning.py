@@ -6,19 +6,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import JobPlan, Method, Mode, Prediction, Shapes, fit, points_of, predict, read_shapes
+from pocketllm.mezo.budget import JobPlan, Method, Mode, Prediction, fit, points_of, predict
 from pocketllm.mezo.errors import BadRequest, DoesNotFit
 from pocketllm.mezo.native import NativeModel
+from pocketllm.mezo.shapes import Shapes, read_shapes
 
 #: What may be asked for as a job's method.
 MethodWish = Literal["auto", "exact", "mezo"]
 #: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
 ENOUGH_POSITIONS = 2048
-#: Positions that the graph of a layer is made of at a time: as fast, and a graph takes many times a walk's memory.
-GRAPH_POSITIONS = 512
 #: And bytes of activations that a job of an adapter stays below: wide models reach that speed with fewer positions. Not
 #: in full mode, where each walk moves all weights.
 ENOUGH_ACTIVATION_BYTES = 64 * 2**20
+#: Positions that the graph of a layer is made of at a time: as fast, and a graph takes many times a walk's memory.
+GRAPH_POSITIONS = 512
 #: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
 CHEAP_PROBES, LONGEST_STEP_SECONDS = (15, 7), 5.0
 #: Blocks a step; and where many directions share a batch of text. (A label is one target, and wants the larger batch.)
