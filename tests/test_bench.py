@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from bench import cgroups, measured, parity, peers, plot_memory, textbook
-from bench.harness import ROOT, Limit, is_ok, machine
+from bench.harness import ROOT, Limit, is_ok, machine, parser, provenance
 from bench.measured import MIB, Measurement
 from bench.memory import GIB_BYTES, LIMITS, Result, values_of
 from bench.memory_rows import OUR_ROWS, PEER_ROWS, chosen
@@ -52,6 +54,7 @@ def python(code: str) -> list[str]:
         pytest.param({"a": Limit(at_least=2)}, 3.0, False, True, id="above a lower limit"),
         pytest.param(AT_MOST_1, 9.0, True, True, id="quick proves no figures"),
         pytest.param(AT_MOST_1, None, True, False, id="quick but not measured"),
+        pytest.param({"a": Limit(at_most=1, always=True)}, 9.0, True, False, id="quick, but it holds always"),
     ],
 )
 def test_ok_says_whether_a_limit_is_missed(
@@ -72,6 +75,15 @@ def test_the_machine_is_described_without_saying_whose_it_is() -> None:
     assert description["cores"] and description["memory_bytes"] and description["torch"] != "absent"
     assert socket.gethostname() not in description.values()
     assert not any(str(value).startswith("/") for value in description.values())
+
+
+def test_results_tell_what_they_were_measured_on_without_paths() -> None:
+    options = parser("bench.some", "").parse_args(["--results", "/a/b"])
+    options.text = [Path("/home/somebody/diary.txt")]
+    found = provenance(options)
+    assert found["arguments"] == {"quick": False, "text": ["diary.txt"]}
+    assert re.fullmatch(r"[0-9a-f]{40}(\+dirty)?|unknown", found["commit"])
+    assert datetime.fromisoformat(found["date"]).tzinfo is not None
 
 
 def test_measures_a_process_by_its_own_report_and_the_kernels() -> None:
@@ -304,7 +316,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
             {"guided_nats", "mezo_nats", "textbook_nats", "exact_all_nats", "exact_same_layers_nats"},
         ),
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
-        ("pause", [], {"worst_pause_s", "worst_resume_s", "bit_equal"}),
+        ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
         (
             "load",
@@ -325,6 +337,7 @@ def test_the_last_line_is_for_machines(
     options = ["--quick", *kept, "--results", str(tmp_path), *arguments]
     code, last = run_module(f"bench.{bench}", *options)
     assert (code, last["ok"], last["bench"], last["quick"]) == (0, True, bench, True)
-    assert last.keys() - {"at_least"} == {"bench", "machine", "values", "limits", "ok", "quick"}
+    always = {"bench", "commit", "date", "arguments", "machine", "values", "limits", "ok", "quick"}
+    assert last.keys() - {"at_least"} == always
     assert last["values"].keys() >= names
     assert json.loads((tmp_path / f"{bench}-quick.json").read_text())["values"] == last["values"]
