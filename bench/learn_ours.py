@@ -1,15 +1,16 @@
 """Our methods in bench.learn, as the worker runs them.
 
-python -m bench.learn_ours {inference,mezo,guided} --folder DIR --blocks FILE --seconds 120 --seed 0
+python -m bench.learn_ours METHOD --folder DIR --blocks FILE --seconds 120 --seed 0
 
-Prints one line of JSON: the held-out loss over time. What comes before the first step counts as learning.
+METHOD is `mezo`, `exact`, `prompt` (no training, but some of the text in the prompt) or `inference` (for its memory).
+Prints one line of JSON: the held-out loss over time, from when the model is loaded; what a method measures and chooses
+before its first step counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +18,16 @@ from typing import Any
 
 import torch
 
+import bench.exact
 from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
-from pocketllm.daemon import carrying
 from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
-from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training_run import DIRECTION_BLOCKS
-from pocketllm.mezo import guided_run
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
-from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK, points_of
+from pocketllm.mezo.budget import points_of
 from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.estimator import Theta
 from pocketllm.mezo.guarded import Checks, train_guarded
@@ -40,54 +39,11 @@ from pocketllm.mezo.patience import Watch
 
 #: More than any run makes.
 _STEPS = 10**6
-_CACHE_BYTES = 2 * 10**9
 
 
 def open_model(folder: Path) -> LanguageModel:
     """The model as the worker opens it."""
     return LanguageModel(open_native(folder), release_pages=True, lanes=torch.get_num_threads())
-
-
-def measure_carrying(model: LanguageModel) -> None:
-    """As at a model's first guided job, and of no text that is learned."""
-    if not carrying.is_known(model.native):
-        carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
-
-
-def teach_guided(model: LanguageModel, buckets: Buckets, curve: Curve, *, seed: int, batch: int) -> dict[str, Any]:
-    """Aim, and learn along the guide until the curve's time is over; what there is to say of it."""
-    aimed = guided_run.begin(model, buckets, rank=GUIDED_RANK, head_rank=HEAD_RANK, seed=seed, rows_at_once=batch)
-    prepared = guided_run.go_on(model, aimed.adapter)
-    give_back_free_memory()
-    ready = curve.seconds
-    with tempfile.TemporaryDirectory() as folder:
-        state = guided_run.train(
-            model,
-            buckets,
-            prepared,
-            seed=seed,
-            steps=_STEPS,
-            batch=batch,
-            measure_every=_STEPS,
-            rows_at_once=batch,
-            folder=Path(folder),
-            cache_bytes=_CACHE_BYTES,
-            done=0,
-            keep=lambda _row: curve.stepped(),
-            measure=lambda _step: None,
-            remaining=lambda _step: curve.remaining,
-            clock=time.monotonic,
-        )
-    curve.measure()
-    return {
-        "first_layer": prepared.first,
-        "ready_seconds": ready,
-        "aims": [(aim.first, aim.agreement, aim.promise) for aim in aimed.aims],
-        "promises": (aimed.guide_promise, aimed.random_promise),
-        "multiples": state.multiples,
-        "best_step": state.best_step,
-        "halvings": state.halvings,
-    }
 
 
 class Remembered:
@@ -170,8 +126,8 @@ def teach_mezo(
 
 
 @torch.inference_mode()
-def infer(options: argparse.Namespace) -> dict[str, Any]:
-    """The losses of a batch of the training text, a few times."""
+def inference(options: argparse.Namespace) -> dict[str, Any]:
+    """The losses of a batch of the training text, a few times: for its memory."""
     model = open_model(options.folder)
     batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
     for _ in range(3):
@@ -180,16 +136,13 @@ def infer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def guided(options: argparse.Namespace) -> dict[str, Any]:
-    """Our guided method."""
+def prompt(options: argparse.Namespace) -> dict[str, Any]:
+    """The base model, with each number of tokens of the training text in front of the held-out blocks."""
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
-    started = time.monotonic()
-    measure_carrying(model)
-    once = time.monotonic() - started
-    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
-    found = teach_guided(model, (division.training,), curve, seed=options.seed, batch=options.batch)
-    return curve.report() | found | {"once_seconds": once}
+    base = model.mean_loss([division.held_out])
+    won = {tokens: base - _prompted(model, division, tokens, options.seed) for tokens in options.prompts}
+    return {"loss": base, "prompts": won, "reduction": won[max(won)]}
 
 
 @torch.inference_mode()
@@ -203,18 +156,37 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
     return curve.report() | found
 
 
+def exact(options: argparse.Namespace) -> dict[str, Any]:
+    """Exact gradients, and what the longest prompt adds to the adapter that they have taught."""
+    model = open_model(options.folder)
+    division = learn_text.load(options.blocks)
+    curve = Curve(options.seconds, torch.inference_mode()(lambda: model.mean_loss([division.held_out])))
+    found = bench.exact.train(model, (division.training,), curve, seed=options.seed, batch=options.batch)
+    report = curve.report() | found  # with the peak before the prompts, which take more
+    with torch.inference_mode():
+        prompted = _prompted(model, division, max(options.prompts), options.seed)
+    return report | {"prompted_reduction": curve.points[0][2] - prompted}
+
+
+def _prompted(model: LanguageModel, division: learn_text.Division, tokens: int, seed: int) -> float:
+    return model.mean_loss([learn_text.with_prompt(division, tokens, seed)])
+
+
+METHODS = {"inference": inference, "prompt": prompt, "mezo": mezo, "exact": exact}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn_ours", description="Let our engine learn a text.")
-    parser.add_argument("method", choices=["inference", "mezo", "guided"])
+    parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a native model")
     parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[256, 960], help="tokens in front of each block")
     options = parser.parse_args(arguments)
-    methods = {"inference": infer, "guided": guided, "mezo": mezo}
-    write_line(methods[options.method](options))
+    write_line(METHODS[options.method](options))
     return 0
 
 

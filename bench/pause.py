@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -132,7 +133,7 @@ def disturb(
         if pid is None:
             raise SystemExit("The job has ended before all pauses were made: give it more --steps.")
         charger.plug(False)
-        paused.append(until(lambda pid=pid: gone(pid), "the worker's end"))
+        paused.append(until(partial(gone, pid), "the worker's end"))
         charger.plug(True)
         resumed.append(until(lambda: worker_of(client), "a worker again"))
         progress(f"pause {number}: gone in {paused[-1]:.2f} s, back in {resumed[-1]:.2f} s")
