@@ -22,6 +22,16 @@ class PredictionOut(BaseModel):
     seconds: float = Field(description="Of all steps.")
 
 
+class AlternativeOut(BaseModel):
+    """What a method would take."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    method: Method
+    prediction: PredictionOut | None = Field(description="Null where it cannot be.")
+    reason: str | None = Field(description="Why it cannot be.")
+
+
 class EnoughTextOut(BaseModel):
     """Whether there is anything to learn from."""
 
@@ -40,7 +50,9 @@ class PlanOut(BaseModel):
 
     model: str
     mode: Mode = Field(description="What is trained: lora is an adapter, full all parameters.")
-    method: Method = Field(description="mezo looks along random directions, guided along those that errors point out.")
+    method: Method = Field(
+        description="exact: gradients by backpropagation, a layer at a time; mezo: forward passes only."
+    )
     steps: int
     batch: int = Field(description="Blocks a step.")
     block_tokens: int
@@ -48,6 +60,7 @@ class PlanOut(BaseModel):
     rows_at_once: int = Field(description="Blocks, each at every point of the probes, that go through together.")
     reductions: list[str] = Field(description="A sentence for each thing that was reduced to make it fit.")
     predicted: PredictionOut
+    alternatives: list[AlternativeOut] = Field(description="Each method, the chosen one among them.")
     memory_limit_bytes: int = Field(description="The setting training.memory_bytes.")
     enough_text: EnoughTextOut
 
@@ -66,6 +79,7 @@ class PlanOut(BaseModel):
             rows_at_once=plan.rows_at_once,
             reductions=planned.reductions,
             predicted=PredictionOut.model_validate(planned.prediction),
+            alternatives=[AlternativeOut.model_validate(one) for one in planned.alternatives],
             memory_limit_bytes=planned.training.memory_bytes,
             enough_text=enough_text,
         )

@@ -1,33 +1,52 @@
 """What held-out text says of a model while a job teaches it: losses that the publish gate (publishing.py) compares."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.daemon import carrying
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.daemon.publishing import Comparison, compare
 from pocketllm.mezo.adapters import Adapter, load_adapter
-from pocketllm.mezo.batches import Blocks, Buckets
+from pocketllm.mezo.batches import Blocks, Buckets, pack
+from pocketllm.mezo.decoding import separator
 from pocketllm.mezo.full import FullWeights
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.storage.journal import BASE_STEP
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job
+from pocketllm.storage.tables import Evaluation, Job
 
-#: Blocks of ordinary text that a first job must not spoil.
-ORDINARY_BLOCKS = 24
+#: Ordinary text that a first job must not spoil: at most this many blocks of this many tokens.
+ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
 
 
 def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Buckets, *, masked: bool) -> Blocks | None:
     """What a first job must not spoil; None where it does not teach to write."""
-    writes = any(bucket.choices is None for bucket in learned) and not masked
-    return carrying.neutral_text(tokenizer, ORDINARY_BLOCKS) if writes else None
+    if masked or all(bucket.choices is not None for bucket in learned):
+        return None
+    text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(ids, list)
+    return pack([ids], length=ORDINARY_TOKENS, separator=separator(tokenizer))[slice(0, ORDINARY_BLOCKS)]
+
+
+def block_keys(buckets: Buckets) -> list[str]:
+    """A key for each block that says what it holds, so that losses of different blocks are never compared."""
+    seen = Counter[str]()
+    keys = []
+    for bucket in buckets:
+        for inputs, targets in zip(bucket.inputs, bucket.targets, strict=True):
+            digest = hashlib.sha256(inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()[:16]
+            keys.append(f"{digest}-{seen[digest]}")
+            seen[digest] += 1
+    return keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +65,21 @@ class Measuring:
     def weights(self) -> list[int]:
         """Tokens of each held-out block."""
         return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
+
+    def refresh(self, job: Job, theta: Adapter | FullWeights) -> None:
+        """Measure again what the job started from, where the held-out blocks are others since: a text was deleted.
+
+        theta: what the job started from.
+        """
+        before = self.store.journal.evaluation(job.id, 0)
+        if before is not None and list(before.block_losses) != block_keys(self.held_out):
+            self.evaluate(job, 0, theta)
+
+    def paired(self, evaluation: Evaluation) -> list[float]:
+        """The losses in the order of the held-out blocks. Raises ValueError where it was of other blocks."""
+        if list(evaluation.block_losses) != block_keys(self.held_out):
+            raise ValueError(f"The evaluation at step {evaluation.step} is of other held-out blocks.")
+        return list(evaluation.block_losses.values())
 
     def evaluate(self, job: Job, step: int, theta: Adapter | FullWeights) -> None:
         """Write down each block's loss after a step; before the first, with what is served and with the base model."""
@@ -69,8 +103,9 @@ class Measuring:
         return compare(before, now, blocks.target_counts.tolist())
 
     def _record(self, job: Job, step: int, losses: Sequence[float]) -> None:
+        by_key = dict(zip(block_keys(self.held_out), losses, strict=True))
         now = datetime.now(UTC)
-        self.store.journal.evaluate(job.id, step=step, block_losses=losses, weights=self.weights, now=now)
+        self.store.journal.evaluate(job.id, step=step, block_losses=by_key, weights=self.weights, now=now)
         self.store.jobs.set_peak_memory(job.id, peak_bytes())
 
     def _losses(self, model: LanguageModel) -> list[float]:

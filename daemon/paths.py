@@ -95,11 +95,11 @@ class DataFolder:
 
     @property
     def runs(self) -> Path:
-        """One folder an open job that learns along the guide."""
+        """One folder an open job with checkpoints."""
         return self.root / "runs"
 
     def run(self, job_id: str) -> Path:
-        """Where such a job saves how far it is: gone when the job has ended."""
+        """Where a job keeps its checkpoints: gone when the job has ended."""
         return self.runs / job_id
 
     @property

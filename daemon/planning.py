@@ -1,22 +1,34 @@
 """From settings to a plan: how a job will run on a model, what it will take, and what had to be reduced."""
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import GUIDED_RANK, JobPlan, Mode, Prediction, Shapes, fit, points_of, predict, read_shapes
-from pocketllm.mezo.errors import DoesNotFit
+from pocketllm.mezo.budget import JobPlan, Method, Mode, Prediction, Shapes, fit, points_of, predict, read_shapes
+from pocketllm.mezo.errors import BadRequest, DoesNotFit
 from pocketllm.mezo.native import NativeModel
 
 #: What may be asked for as a job's method.
-MethodWish = Literal["auto", "guided", "mezo"]
+MethodWish = Literal["auto", "exact", "mezo"]
 #: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
 ENOUGH_POSITIONS = 2048
+#: Positions that the graph of a layer is made of at a time: as fast, and a graph takes many times a walk's memory.
+GRAPH_POSITIONS = 512
 #: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
 CHEAP_PROBES, LONGEST_STEP_SECONDS = (15, 7), 5.0
 #: Blocks a step; and where many directions share a batch of text. (A label is one target, and wants the larger batch.)
 BATCH, SHARED_BATCH = 8, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """What a method would take."""
+
+    method: Method
+    prediction: Prediction | None  #: None where it cannot be
+    reason: str | None = None  #: why not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +39,7 @@ class Planned:
     plan: JobPlan
     prediction: Prediction
     reductions: list[str]  #: a sentence for each thing that was reduced to make it fit
+    alternatives: list[Alternative] = field(default_factory=list)  #: each method, the chosen one among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +64,65 @@ def with_wish(training: TrainingSettings, wish: JobWish) -> TrainingSettings:
 
 
 def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> Planned:
-    """Plan a job of so many steps.
+    """Plan a job of this many steps.
 
-    Where the method is left open, it is the guide, if there is memory for it; whether it serves, the job itself finds
-    out. Raises DoesNotFit, naming the smallest memory_bytes that would do; BadRequest for what cannot be trained on
-    this model; or ModelFileError.
+    Where the method is left open, it is exact gradients if they fit the memory, else MeZO. Raises DoesNotFit, naming
+    the smallest memory_bytes that would do; BadRequest for what cannot be trained on this model; or ModelFileError.
     """
     shapes = read_shapes(native)
-    may_be_guided = training.method == "guided" or (
-        training.method == "auto" and training.mode == "lora" and not shapes.masked
-    )
-    said: list[str] = []
-    if may_be_guided:
+    found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
+    planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
+    for method, planner in planners.items():
         try:
-            return _planned(native, shapes, training, steps, probes=None)
-        except DoesNotFit as error:
-            if training.method == "guided":
-                raise
-            said = [f"The guide does not fit, so the method is mezo. {error}"]
-    planned = _mezo(native, shapes, training, steps)
-    return replace(planned, reductions=[*said, *planned.reductions])
+            found[method] = planner(native, shapes, training, steps)
+        except (DoesNotFit, BadRequest) as error:
+            found[method] = error
+    chosen = found["exact"] if training.method == "exact" else found["mezo"]
+    if training.method == "auto" and isinstance(found["exact"], Planned):
+        chosen = found["exact"]
+    if not isinstance(chosen, Planned):
+        raise chosen
+    alternatives = [
+        Alternative(method=method, prediction=one.prediction)
+        if isinstance(one, Planned)
+        else Alternative(method=method, prediction=None, reason=str(one))
+        for method, one in found.items()
+    ]
+    return replace(chosen, alternatives=alternatives)
+
+
+def chosen(planned: Planned) -> str:
+    """What to tell of the choice of a method: what each would take, or why it cannot be."""
+    said = {
+        one.method: f"{one.prediction.peak_bytes / 1e6:.0f} MB, {one.prediction.seconds_per_step:.2g} s a step"
+        if one.prediction
+        else str(one.reason)
+        for one in planned.alternatives
+    }
+    others = [f"{method}: {text}" for method, text in said.items() if method != planned.plan.method]
+    return f"{planned.plan.method} ({said[planned.plan.method]}); " + "; ".join(others)
+
+
+def _exact(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+    batch = training.batch or BATCH
+    lanes = 1 if shapes.packed else _cores(shapes)
+    at_once = max(lanes, GRAPH_POSITIONS // training.block_tokens)
+    rows_at_once = min(batch, training.micro_batch or at_once)
+    plan = JobPlan(
+        mode=training.mode,
+        steps=steps,
+        batch=batch,
+        block_tokens=training.block_tokens,
+        probes=1,
+        rank=training.rank,
+        targets=(),
+        rows_at_once=rows_at_once,
+        lanes=min(lanes, rows_at_once),
+        compute_dtype=native.manifest.compute_dtype,
+        method="exact",
+        pass_blocks=batch,
+    )
+    return _fitted(shapes, plan, training)
 
 
 def _mezo(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
@@ -81,37 +133,39 @@ def _mezo(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps
     """
     if training.probes is None and training.mode == "lora":
         for probes in CHEAP_PROBES:
-            planned = _planned(native, shapes, training, steps, probes=probes)
+            planned = _with_probes(native, shapes, training, steps, probes=probes)
             if planned.prediction.seconds_per_step <= LONGEST_STEP_SECONDS:
                 return planned
-    return _planned(native, shapes, training, steps, probes=training.probes or 1)
+    return _with_probes(native, shapes, training, steps, probes=training.probes or 1)
 
 
-def _planned(
-    native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int | None
+def _with_probes(
+    native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int
 ) -> Planned:
-    """probes: of MeZO; None: by the guide."""
-    points = 1 if probes is None else points_of(probes)
-    share = probes is not None and probes >= CHEAP_PROBES[-1] and not shapes.masked
+    points = points_of(probes)
+    share = probes >= CHEAP_PROBES[-1] and not shapes.masked
     batch = training.batch or (SHARED_BATCH if share else BATCH)
     if training.micro_batch is not None:
         rows_at_once = max(2, points * min(batch, training.micro_batch))
     else:
         enough = max(1, ENOUGH_POSITIONS // training.block_tokens)
         rows_at_once = max(2, min(points * batch, enough - enough % 2))
-    wish = JobPlan(
+    plan = JobPlan(
         mode=training.mode,
         steps=steps,
         batch=batch,
         block_tokens=training.block_tokens,
-        probes=probes or 1,
-        rank=GUIDED_RANK if probes is None else training.rank,
+        probes=probes,
+        rank=training.rank,
         targets=training.targets,
         rows_at_once=rows_at_once,
         lanes=min(1 if shapes.packed else _cores(shapes), max(1, rows_at_once // 2)),
         compute_dtype=native.manifest.compute_dtype,
-        method="guided" if probes is None else "mezo",
     )
+    return _fitted(shapes, plan, training)
+
+
+def _fitted(shapes: Shapes, wish: JobPlan, training: TrainingSettings) -> Planned:
     plan, reductions = fit(shapes, wish, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)
 

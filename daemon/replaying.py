@@ -106,10 +106,10 @@ def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
             f"Job {job.id} {job.state} and made no adapter, so there is nothing to compare with. "
             "Choose one that succeeded; `pocketllm jobs` lists them."
         )
-    if job.method == "guided":
+    if job.method != "mezo":
         raise CannotReplay(
-            f"Job {job.id} learned along the guide, whose steps follow from the texts: its journal tells how it went, "
-            "not what was learned. Jobs with training.method = mezo can be replayed."
+            f"Job {job.id} learned by exact gradients, which follow from the texts: its journal tells how it went, not "
+            "what was learned. Jobs with training.method = mezo can be replayed."
         )
     made = folder.adapter(job.adapter)
     if not made.is_dir():

@@ -61,10 +61,10 @@ class TrainingSettings(_Section):
 
     new_words: int = Field(400, ge=1, description="Queue a job by itself when this many words are new.")
     steps: int = Field(300, ge=1, le=1_000_000, description="Steps of a job.")
-    method: Literal["auto", "guided", "mezo"] = Field(
+    method: Literal["auto", "exact", "mezo"] = Field(
         "auto",
-        description="How a job learns: mezo looks along random directions, guided along those that the error at the "
-        "output points out; auto measures which promises more.",
+        description="How a job learns: exact takes gradients by backpropagation, a layer at a time; mezo estimates "
+        "them by forward passes along random directions; auto is exact where it fits memory_bytes, else mezo.",
     )
     batch: int | None = Field(
         None, ge=1, le=1024, description="Blocks of text a step; by default what suits the method: 8, or 4."
@@ -86,6 +86,7 @@ class TrainingSettings(_Section):
         lt=1,
         description="How far a step moves a coordinate along each direction; by default what suits the mode.",
     )
+    rate: float = Field(4e-3, gt=0, lt=1, description="Learning rate of exact: AdamW's at its height.")
     measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
     probes: int | None = Field(
         None,
@@ -103,8 +104,8 @@ class TrainingSettings(_Section):
         # Not queries and keys: with them, mezo learns less in the same time (bench/README.md).
         ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "value", "dense"),
         min_length=1,
-        description="Names of the linear maps that mezo adapts; those that the model doesn't have are ignored. guided "
-        "chooses its own.",
+        description="Names of the linear maps that mezo adapts; those that the model doesn't have are ignored. exact "
+        "adapts all of the layers.",
     )
     template: Annotated[str, AfterValidator(_with_two_places)] = Field(
         "{text} It was{label}",
@@ -115,16 +116,21 @@ class TrainingSettings(_Section):
         {"positive": " great", "negative": " terrible"},
         description="The labels that texts may have, each with the words that stand for it in the template.",
     )
-    trunk_bytes: int = Field(
-        500 * MB,
-        ge=0,
-        description="Disk space, while a guided job runs, for what enters the lowest layer that learns.",
-    )
     memory_bytes: int = Field(
         360 * MB,
         ge=50 * MB,
         description="Most anonymous memory of the worker beyond its libraries; the kernel caps it.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        """Until 0.2: the method that exact has replaced, and a setting of it, may still be in files and stored jobs."""
+        if isinstance(values, dict):
+            values = {name: value for name, value in values.items() if name != "trunk_bytes"}
+            if values.get("method") == "guided":
+                values["method"] = "exact"
+        return values
 
     @model_validator(mode="after")
     def _micro_batch_in_batch(self) -> "TrainingSettings":

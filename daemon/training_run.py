@@ -11,12 +11,13 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.daemon import carrying, reporting
+from pocketllm.backprop.gradients import PassSize
+from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter
+from pocketllm.daemon import reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
-from pocketllm.daemon.guarding import StoredRun, ended_early
 from pocketllm.daemon.measuring import Measuring, ordinary_text
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import plan_job
+from pocketllm.daemon.planning import chosen, plan_job
 from pocketllm.daemon.process_memory import (
     cap_anonymous_memory,
     give_back_free_memory,
@@ -24,22 +25,22 @@ from pocketllm.daemon.process_memory import (
 )
 from pocketllm.daemon.publishing import Judgement, judge
 from pocketllm.daemon.repeats import repeated
+from pocketllm.daemon.run_store import StoredRun
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo import guided_run
+from pocketllm.daemon.trainer import Run, train
+from pocketllm.daemon.validation_split import split, validation_interval
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.batches import Buckets, shuffled
-from pocketllm.mezo.budget import HEAD_RANK, JobPlan, points_of
+from pocketllm.mezo.budget import FEWEST_ROWS, JobPlan, points_of
 from pocketllm.mezo.decoding import end_tokens, separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
-from pocketllm.mezo.errors import UnsupportedModel
 from pocketllm.mezo.examples import encode
 from pocketllm.mezo.full import FullWeights, save_full
-from pocketllm.mezo.guarded import Checks, train_guarded
 from pocketllm.mezo.insight import Insight, sample
-from pocketllm.mezo.kept_aside import divide, steps_between_checks
-from pocketllm.mezo.loop import Plan
+from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel, open_native
+from pocketllm.mezo.step_record import Method
 from pocketllm.mezo.templates import Template
 from pocketllm.mezo.weights import open_weights
 from pocketllm.storage.journal import BASE_STEP
@@ -51,8 +52,8 @@ Result = TypeVar("Result")
 
 #: Blocks of the job's text that the adapter's frozen directions are taken from.
 DIRECTION_BLOCKS = 32
-#: The fewest rows that pass through the layers at once: a pair of points.
-LEAST_ROWS = 2
+#: Forward passes that a step of exact gradients takes as long as: up, up again and back.
+EXACT_FORWARDS = 4
 
 
 class TrainingRun:
@@ -70,8 +71,6 @@ class TrainingRun:
         tokenizer = self.native.tokenizer()
         self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
         masked = self.native.manifest.masked
-        unknown = self.plan.method == "guided" and not carrying.is_known(self.native)
-        self.neutral = carrying.neutral_text(tokenizer) if unknown else None
         self.measuring = Measuring(
             folder=folder,
             store=store,
@@ -92,86 +91,63 @@ class TrainingRun:
 
     def take_fewer_rows(self, because: str) -> bool:
         """Let half as many rows as before pass through the layers at once, from the next start on; whether it can."""
-        before = self.plan.rows_at_once
-        if before <= LEAST_ROWS:
+        before, fewest = self.plan.rows_at_once, FEWEST_ROWS[self.plan.method]
+        if before <= fewest:
             return False
-        self.plan = replace(self.plan, rows_at_once=max(LEAST_ROWS, before // 4 * 2))
+        self.plan = replace(self.plan, rows_at_once=max(fewest, before // 4 * 2), kept_layers=0)
         self._say("reduced", f"{because} with {before} rows at once; going on with {self.plan.rows_at_once}")
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
         return True
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _learn(self) -> tuple[AdapterRow, Judgement, Insight | None]:
         """What was made and saved, what the held-out text says of it, and what there is to see of it."""
         theta = self._start()
         self.model.use(theta)
         give_back_free_memory()  # of the tokenizer and of what the directions were found with
-        if self.plan.method == "guided":
-            assert isinstance(theta, Adapter)
-            return self._finish(theta, self._guided(theta))
-        return self._finish(theta, self._mezo(theta))
-
-    def _mezo(self, theta: Adapter | FullWeights) -> int:
-        """Learn along random directions; what was done is replayed from the journal. Returns the number of steps,
-        fewer than planned where going on brought nothing.
-        """
-        learned, checked = divide(self.buckets)
-        plan = Plan(
-            seed=self.job.seed,
-            steps=self.job.total_steps,
-            batch=self.plan.batch,
-            epsilon=self.settings.epsilon,
-            step_size=self.settings.step_size,
-            measure_every=self.settings.measure_every,
-            probes=self.plan.probes,
-            noise=self.settings.noise,
+        self.measuring.refresh(self.job, theta)
+        training, validation = split(self.buckets)
+        method, points = self._method(theta)
+        stopping = train(
+            method,
+            StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
+            Run(
+                steps=self.job.total_steps,
+                batch=shuffled(training, size=self.plan.batch, seed=self.job.seed),
+                remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
+                validation_loss=lambda: self.model.mean_loss(validation, self.plan.rows_at_once),
+                check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
+                measure=lambda step: self._measure(step, theta),
+                measure_every=self.settings.measure_every,
+                clock=time.monotonic,
+            ),
         )
-        watch = train_guarded(
+        return self._finish(theta, stopping.best_step)
+
+    def _method(self, theta: Adapter | FullWeights) -> tuple[Method, int]:
+        """The job's method, and how many forward passes a step of it takes as long as."""
+        if self.plan.method == "exact":
+            assert isinstance(theta, Adapter)
+            size = PassSize(
+                blocks=self.plan.pass_blocks,
+                rows_at_once=self.plan.rows_at_once,
+                kept_layers=self.plan.kept_layers,
+            )
+            plan = ExactPlan(seed=self.job.seed, rate=self.settings.rate)
+            return Exact(self.model, theta, plan, size, to_start=lambda: self._to_start(theta)), EXACT_FORWARDS
+        mezo = MeZO(
             lambda points, batch: self.model.losses_at(points, batch, self.plan.rows_at_once),
             theta,
-            shuffled(learned, size=plan.batch, seed=plan.seed),
-            plan,
-            checks=Checks(
-                loss=lambda: self.model.mean_loss(checked, self.plan.rows_at_once),
-                every=steps_between_checks(learned, checked, batch=plan.batch, points=points_of(plan.probes)),
+            MeZOPlan(
+                seed=self.job.seed,
+                epsilon=self.settings.epsilon,
+                step_size=self.settings.step_size,
+                probes=self.plan.probes,
+                noise=self.settings.noise,
             ),
-            keeper=self._stored(theta),
-            measure=lambda step: self._measure(step, theta),
-            clock=time.monotonic,
+            to_start=lambda: self._to_start(theta),
         )
-        return watch.best_step
-
-    def _guided(self, theta: Adapter) -> int:
-        """Learn along the guide, going on from what was saved last; returns the number of steps, fewer than planned
-        where going on brought nothing.
-        """
-        self._measure_carrying()
-        guided = guided_run.go_on(self.model, theta)
-        self.model.use(theta)
-        state = guided_run.train(
-            self.model,
-            self.buckets,
-            guided,
-            seed=self.job.seed,
-            steps=self.job.total_steps,
-            batch=self.plan.batch,
-            measure_every=self.settings.measure_every,
-            rows_at_once=self.plan.rows_at_once,
-            folder=self.folder.run(self.job.id),
-            cache_bytes=self.settings.trunk_bytes,
-            done=self.store.journal.last_step(self.job.id),
-            keep=self._stored(theta).keep,
-            measure=lambda step: self._measure(step, theta),
-            remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
-            clock=time.monotonic,
-        )
-        if state.ended:
-            self._say("ended early", ended_early(state, state.step))
-            self.store.jobs.set_total_steps(self.job.id, state.step)
-        return state.step
-
-    def _stored(self, theta: Adapter | FullWeights) -> StoredRun:
-        return StoredRun(self.store, self.job.id, lambda _: self._to_start(theta))
+        return mezo, points_of(self.plan.probes)
 
     def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
         if self.store.journal.evaluation(self.job.id, step) is None:
@@ -185,14 +161,28 @@ class TrainingRun:
 
     def _plan(self) -> JobPlan:
         """How the job runs: settled at its first start, so that a resumed run makes the same sums."""
+        if self.job.plan is not None and self.job.plan.get("method") == "guided":
+            self._begin_anew()
         if self.job.plan is not None:
             return JobPlan(**{**self.job.plan, "targets": tuple(self.job.plan["targets"])})
         planned = plan_job(self.native, self.settings, steps=self.job.total_steps)
+        self._say("chosen", chosen(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
-        self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=planned.prediction.peak_bytes)
-        self.store.jobs.set_method(self.job.id, planned.plan.method)
+        self._set_plan(planned.plan, planned.prediction.peak_bytes)
         return planned.plan
+
+    def _begin_anew(self) -> None:
+        """Forget what a job has done that was paused while it learned by the guide, which is gone."""
+        self._say("began anew", "the method guided is gone: the job starts again with exact gradients")
+        self.store.journal.forget_run(self.job.id)
+        self.job = self.store.jobs.get(self.job.id)
+        shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
+        shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
+
+    def _set_plan(self, plan: JobPlan, predicted_bytes: int) -> None:
+        self.store.jobs.set_plan(self.job.id, plan.to_json(), predicted_bytes=predicted_bytes)
+        self.store.jobs.set_method(self.job.id, plan.method)
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets, tuple[int, ...]]:
         """Blocks to learn from, to measure with, and how many of the latter, at the end, are of each old part."""
@@ -226,23 +216,29 @@ class TrainingRun:
         if isinstance(theta, FullWeights):
             theta.reload(open_weights(self.native.weights))
             return
-        for path, b in load_adapter(self.folder.start(self.job.id)).b.items():
-            theta.b[path].copy_(b)
+        start = load_adapter(self.folder.start(self.job.id))
+        for path in theta.a:
+            theta.a[path].copy_(start.a[path])
+            theta.b[path].copy_(start.b[path])
 
     def _of_parent(self) -> Adapter | None:
         """The parent's adapter, if this job's method can go on with it."""
         if self.job.parent is None:
             return None
         adapter = load_adapter(self.folder.adapter(self.job.parent))
-        if (self.model.head_path in adapter.a) == (self.plan.method == "guided"):
+        if self.plan.method == "exact":
+            fits = list(adapter.a) == adapted_paths(self.model)
+        else:
+            fits = self.model.head_path not in adapter.a
+        if fits:
             return adapter
-        self._say("begun anew", f"{self.job.parent} was taught by another method, which adapts other maps")
+        self._say("began anew", f"{self.job.parent} adapts other maps than {self.plan.method} does")
         self.job = self.store.jobs.set_parent(self.job.id, None)
         return None
 
     def _fresh(self) -> Adapter:
-        if self.plan.method == "guided" and (adapter := self._aimed()) is not None:
-            return adapter
+        if self.plan.method == "exact":
+            return fresh_adapter(self.model, rank=self.plan.rank, seed=self.job.seed)
         return adapter_along_activations(
             self.model,
             first_blocks(self.buckets, DIRECTION_BLOCKS),
@@ -252,53 +248,6 @@ class TrainingRun:
             rows_at_once=self.plan.rows_at_once,
             on_pass=self._passed,
         )
-
-    def _aimed(self) -> Adapter | None:
-        """An adapter for the guide; None where the method is open and the guide promises less than chance does."""
-        try:
-            self._measure_carrying()
-            aimed = guided_run.begin(
-                self.model,
-                self.buckets,
-                rank=self.plan.rank,
-                head_rank=HEAD_RANK,
-                seed=self.job.seed,
-                rows_at_once=self.plan.rows_at_once,
-                on_pass=self._passed,
-            )
-        except UnsupportedModel as error:
-            if self.settings.method == "guided":
-                raise
-            self._change_to_mezo(str(error))
-            return None
-        layers = [one for one in aimed.aims if one.paths[0] in aimed.adapter.a]
-        found = (
-            f"on a first batch the loss would fall by {aimed.guide_promise:.3g} nats per token along the guide and by "
-            f"{aimed.random_promise:.3g} along random signs"
-        )
-        if self.settings.method == "auto" and aimed.guide_promise <= aimed.random_promise:
-            self._change_to_mezo(found)
-            return None
-        agreeing = f", which agree with it to {min(one.agreement for one in layers):.2f} or more" if layers else ""
-        self._say("chosen", f"guided: {found}; adapted are the output head and {2 * len(layers)} layers{agreeing}")
-        return aimed.adapter
-
-    def _measure_carrying(self) -> None:
-        """Once a model, and before what is aimed with it."""
-        if self.neutral is None:
-            return
-        self._say("preparing", "measuring how the model's layers pass on what they are given: once a model")
-        carrying.measure_once(self.model, self.neutral)
-        self.neutral = None
-
-    def _change_to_mezo(self, reason: str) -> None:
-        self._say("chosen", f"mezo: {reason}")
-        training = self.settings.model_copy(update={"method": "mezo"})
-        planned = plan_job(self.native, training, steps=self.job.total_steps)
-        self.plan = planned.plan
-        self.measuring = replace(self.measuring, rows_at_once=self.plan.rows_at_once)
-        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=planned.prediction.peak_bytes)
-        self.store.jobs.set_method(self.job.id, "mezo")
 
     def _passed(self, number: int) -> None:
         self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
@@ -310,11 +259,11 @@ class TrainingRun:
         assert before is not None and now is not None, "train() measures at both ends"
         base = self.store.journal.evaluation(self.job.id, BASE_STEP)
         judgement = judge(
-            before.block_losses,
-            now.block_losses,
+            self.measuring.paired(before),
+            self.measuring.paired(now),
             self.measuring.weights,
             old_blocks=self.old_blocks,
-            base=None if base is None else base.block_losses,
+            base=None if base is None else self.measuring.paired(base),
             repeats=repeated(self.buckets, self.measuring.held_out, masked=self.native.manifest.masked),
             ordinary=self.measuring.compare_ordinary(theta),
         )

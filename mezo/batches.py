@@ -22,14 +22,6 @@ NO_TEXT = "There is no text to learn from. POST /texts first."
 _ORDER_STREAM = 2**62
 
 
-@dataclass(frozen=True)
-class Entering:
-    """What enters a layer: a walk begins there, in place of at the words."""
-
-    layer: int
-    states: torch.Tensor  #: (blocks, tokens, width)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """Equally long rows of tokens with the token that each position shall predict."""
@@ -39,15 +31,13 @@ class Blocks:
     #: Tokens of the label words: the only ones that can be predicted. None: the whole vocabulary.
     choices: tuple[int, ...] | None = None
     lengths: torch.Tensor | None = None  #: (blocks,) int64, real tokens of each row. None: no row needs a mask
-    entering: Entering | None = None  #: None: a walk begins at the words
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, rows: slice | torch.Tensor) -> "Blocks":
         lengths = None if self.lengths is None else self.lengths[rows]
-        entering = self.entering and replace(self.entering, states=self.entering.states[rows])
-        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], lengths=lengths, entering=entering)
+        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], lengths=lengths)
 
     @property
     def target_counts(self) -> torch.Tensor:
@@ -63,8 +53,7 @@ class Blocks:
         """All blocks, so many times."""
         inputs, targets = self.inputs.repeat(count, 1), self.targets.repeat(count, 1)
         lengths = None if self.lengths is None else self.lengths.repeat(count)
-        entering = self.entering and replace(self.entering, states=self.entering.states.repeat(count, 1, 1))
-        return replace(self, inputs=inputs, targets=targets, lengths=lengths, entering=entering)
+        return replace(self, inputs=inputs, targets=targets, lengths=lengths)
 
     def split(self, size: int) -> Iterator["Blocks"]:
         """The blocks in runs of at most `size`."""

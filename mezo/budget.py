@@ -17,8 +17,8 @@ from pocketllm.mezo.native import NativeModel
 from pocketllm.mezo.tensor_file import TensorEntry, read_header
 
 Mode = Literal["lora", "full"]
-#: How a job learns: MeZO's random directions, or directions that the guide aims (mezo/guide.py).
-Method = Literal["mezo", "guided"]
+#: How a job learns: exact gradients, a layer at a time (pocketllm.backprop), or MeZO.
+Method = Literal["exact", "mezo"]
 
 MB = 10**6
 #: Anonymous and file-backed memory of a worker before it has a model, where import could not measure it.
@@ -43,14 +43,13 @@ SLACK = 1.1
 #: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
 #: way; or so many rows, if these are more (mezo/streaming.py).
 DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
-#: Ranks of a guided job's adapter: of the maps in the layers, and of the output head.
-GUIDED_RANK, HEAD_RANK = 16, 64
-#: The part of the layers, from the top, that a guide is tried on.
-GUIDED_SHARE = 0.4
-#: Of the logits that a guide looks at, of what is made of them (mezo/output_error.py), and of what it measures first.
-GUIDE_BYTES = 24 * 2**20 + 130 * MB
-#: Copies in fp32 of what a feed-forward block's inner maps put out: moved to both sides, errors (feed_forward.py).
-_ERRORS = 8
+#: Of exact gradients: the logits at the output and what is made of them (backprop/output_error.py), in all lanes.
+LOGIT_BYTES = 40 * MB
+#: A layer's graph and its way back, for each position: a multiple of its linear maps' outputs, and of its norms numbers
+#: in fp32 as wide as the stream.
+GRAPH_OUTPUTS, GRAPH_STREAMS = 5, 12
+#: The most memory for outputs of linear maps that are not computed again on the way back: more gains little.
+KEPT_BYTES = 64 * MB
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
 #: Maps that take the same input as another of their layer, and so share what the search keeps of it.
@@ -59,8 +58,8 @@ _SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value
 FEWEST_TOKENS = 16
 #: From so many probes on they share the loss at theta.
 _FEWEST_SHARED = 3
-#: Fewest rows that pass through the layers together: a block at the two points of a probe.
-FEWEST_ROWS = 2
+#: Fewest rows that pass through the layers together: one; or a block at the two points of a probe.
+FEWEST_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 _ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 #: Names, or parts of them, of tables that are looked up and not multiplied with: of words, positions, token types.
 _TABLES = ("embed", "wte", "wpe")
@@ -108,6 +107,16 @@ class Shapes:
         return max((out * inputs for out, inputs in self.linears.values()), default=0)
 
     @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len({_layer_of(path) for path in self.linears} - {None})
+
+    @property
+    def layer_outputs(self) -> int:
+        """How wide the outputs of a layer's linear maps are together."""
+        return sum(out for path, (out, _) in self.linears.items() if _layer_of(path)) // max(1, self.layers)
+
+    @property
     def multiplied(self) -> int:
         """The number of weights of all linear maps."""
         return sum(out * inputs for out, inputs in self.linears.values())
@@ -127,7 +136,9 @@ class JobPlan:
     rows_at_once: int  #: blocks times points that pass through the layers together
     lanes: int  #: threads that each take a share of them through the layers alone (mezo/model.py)
     compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
-    method: Method = "mezo"  #: plans from before there was a guide say nothing
+    method: Method = "mezo"  #: the oldest plans say nothing
+    pass_blocks: int = 0  #: exact: blocks whose states are kept for one way back
+    kept_layers: int = 0  #: exact: layers, from the top, whose linear maps' outputs are kept, too
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -202,20 +213,32 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
     cannot be trained, whatever the limit.
     """
     _check_trainable(shapes, wish)
+    if wish.method == "exact":
+        wish = replace(wish, kept_layers=_kept_layers(shapes, wish, limit_bytes))
     plan, said = wish, list[str]()
     fewest = replace(
         wish,
-        rows_at_once=min(wish.rows_at_once, FEWEST_ROWS),
+        rows_at_once=min(wish.rows_at_once, FEWEST_ROWS[wish.method]),
+        pass_blocks=min(wish.pass_blocks, 1),
+        kept_layers=0,
         lanes=1,
         block_tokens=min(wish.block_tokens, FEWEST_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
-        raise _does_not_fit(plan.mode, least, limit_bytes)
-    while predict(shapes, plan).working_bytes > limit_bytes and plan.lanes > 1:
+        raise _does_not_fit(plan, least, limit_bytes)
+
+    def too_large() -> bool:
+        return predict(shapes, plan).working_bytes > limit_bytes
+
+    while too_large() and plan.pass_blocks > plan.rows_at_once:
+        plan = replace(plan, pass_blocks=max(plan.rows_at_once, plan.pass_blocks // 2))
+    while too_large() and plan.lanes > 1:
         plan = replace(plan, lanes=plan.lanes // 2)
-    while predict(shapes, plan).working_bytes > limit_bytes and plan.rows_at_once > FEWEST_ROWS:
-        plan = replace(plan, rows_at_once=max(FEWEST_ROWS, plan.rows_at_once // 4 * 2))
-    while predict(shapes, plan).working_bytes > limit_bytes:
+    while too_large() and plan.rows_at_once > fewest.rows_at_once:
+        plan = replace(plan, rows_at_once=max(fewest.rows_at_once, plan.rows_at_once // 4 * 2))
+    while too_large() and plan.pass_blocks > fewest.pass_blocks:
+        plan = replace(plan, pass_blocks=plan.pass_blocks // 2)
+    while too_large():
         plan = replace(plan, block_tokens=max(FEWEST_TOKENS, plan.block_tokens // 2))
     reason = f"To fit into training.memory_bytes ({limit_bytes // MB} MB)"
     if plan.lanes < wish.lanes:
@@ -227,6 +250,11 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
         said.append(
             f"{reason}, the rows that pass through the layers together went from {wish.rows_at_once} to "
             f"{plan.rows_at_once}: slower, with the same result."
+        )
+    if plan.pass_blocks < wish.pass_blocks:
+        said.append(
+            f"{reason}, the blocks of a step that go through all layers together went from {wish.pass_blocks} to "
+            f"{plan.pass_blocks}: slower, with the same result."
         )
     if plan.block_tokens < wish.block_tokens:
         said.append(
@@ -283,11 +311,13 @@ def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
             f"All weights can be trained only where they are stored as floats, and {shapes.name} is stored as "
             f"{shapes.dtype}. Import it as bfloat16, or train an adapter (mode lora)."
         )
-    if wish.method == "guided" and (wish.mode == "full" or shapes.masked):
+    if wish.method == "exact" and wish.mode == "full":
         raise BadRequest(
-            f"The guide teaches adapters of models that continue a text, and {shapes.name} "
-            + ("fills in masks" if shapes.masked else "is to be trained as a whole")
-            + ". Use training.method = mezo, or auto."
+            "Exact gradients are of an adapter's factors (mode lora). Use training.method = mezo, or auto."
+        )
+    if wish.method == "exact" and not shapes.layers:
+        raise BadRequest(
+            f"{shapes.name} has no list of layers to take one at a time. Use training.method = mezo, or auto."
         )
     if wish.mode == "lora" and wish.method == "mezo" and not adapted(shapes, wish.targets):
         there = ", ".join(sorted({path.rpartition(".")[2] for path in shapes.linears})) or "none"
@@ -297,9 +327,9 @@ def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
         )
 
 
-def _does_not_fit(mode: Mode, least: int, limit_bytes: int) -> DoesNotFit:
+def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
     smallest = math.ceil(least / MB)
-    otherwise = "train an adapter (mode lora)" if mode == "full" else "choose a smaller model"
+    otherwise = "train an adapter (mode lora)" if plan.mode == "full" else "choose a smaller model"
     return DoesNotFit(
         f"The job needs at least {smallest} MB beyond the libraries, and training.memory_bytes allows "
         f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or {otherwise}."
@@ -318,26 +348,30 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     )
     dense = made * min(chunk, size * shapes.largest)
     lanes = (plan.lanes - 1) * LANE_BYTES
-    if plan.method == "guided":
-        return SLACK * positions * streams + dense + _guided_bytes(shapes, plan) + lanes
+    if plan.method == "exact":
+        return dense + lanes + _exact_bytes(shapes, plan)
     in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
     return SLACK * positions * streams + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 
-def _guided_bytes(shapes: Shapes, plan: JobPlan) -> int:
-    """B, its momentum and its gradient, above all of the head; A; logits; and what is kept of a batch's pass.
+def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
+    """A, B and AdamW's two moments of each; states and kept outputs; and a layer's graph, or the logits."""
+    size = _ITEMSIZE[shapes.compute_dtype]
+    factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if _layer_of(path))
+    copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
+    positions = plan.pass_blocks * plan.block_tokens
+    states = positions * size * (shapes.hidden * (shapes.layers + 1) + shapes.layer_outputs * plan.kept_layers)
+    graph = GRAPH_OUTPUTS * size * shapes.layer_outputs + GRAPH_STREAMS * 4 * shapes.hidden
+    at_once = plan.rows_at_once * plan.block_tokens
+    return copies * factors + states + SLACK * max(at_once * graph, LOGIT_BYTES + at_once * 12 * shapes.hidden)
 
-    And B twice more: to go back to the best, and to be written down at the end.
-    """
-    vocabulary, width = shapes.head
-    head = 4 * HEAD_RANK * (5 * vocabulary + width)
-    outputs = GUIDED_SHARE * sum(out for out, _ in shapes.linears.values())  # of the layers that a guide is tried on
-    inner = GUIDED_SHARE * sum(out for out, _ in shapes.linears.values() if out > width)  # of feed-forward blocks
-    maps = 4 * GUIDED_RANK * 5 * outputs
-    positions = plan.batch * plan.block_tokens
-    kept = positions * (24 * width + _ITEMSIZE[shapes.compute_dtype] * inner)
-    errors = positions // plan.lanes * 4 * _ERRORS * shapes.widest  # in the midst of one block
-    return round(head + maps + GUIDE_BYTES + kept + errors)
+
+def _kept_layers(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> int:
+    """How many layers may keep their outputs where all else fits."""
+    size = _ITEMSIZE[shapes.compute_dtype]
+    room = min(KEPT_BYTES, limit_bytes - predict(shapes, replace(wish, kept_layers=0)).working_bytes)
+    of_layer = wish.pass_blocks * wish.block_tokens * size * shapes.layer_outputs
+    return max(0, min(shapes.layers, int(room // max(1, of_layer))))
 
 
 def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
@@ -357,8 +391,9 @@ def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
 
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     """Of a step."""
-    # The guide looks once, and once more at the head; the lower layers are passed through once a batch.
-    rows = plan.batch * (2 if plan.method == "guided" else points_of(plan.probes))
+    if plan.method == "exact":
+        return _exact_seconds(shapes, plan)
+    rows = plan.batch * points_of(plan.probes)
     walks = math.ceil(rows / plan.rows_at_once)
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a walk
     passing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
@@ -366,6 +401,17 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     drawn = walks * min(plan.probes, plan.rows_at_once) + plan.probes
     moving = drawn * (shapes.multiplied + math.prod(shapes.head)) * MOVE_SECONDS if plan.mode == "full" else 0.0
     return passing + walks * unpacking + moving
+
+
+def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
+    """Of a step: up, up again where nothing was kept, and back."""
+    unpacking = (
+        shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0
+    )  # of a micro-batch's way through all layers
+    ways = 3.5 - plan.kept_layers / max(1, shapes.layers)
+    micro_batches = math.ceil(plan.batch / plan.rows_at_once)
+    passing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
+    return ways * passing + 3 * micro_batches * unpacking
 
 
 def _seconds_per_token(shapes: Shapes, unpacking: float) -> float:

@@ -15,18 +15,14 @@ import torch
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Buckets
 from pocketllm.mezo.errors import BadRequest
-from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.noise import Direction
-from pocketllm.mezo.stream import Stream
 from pocketllm.mezo.streaming import StreamedLinear
 
 #: Passes over the calibration blocks. Each sharpens the directions by a power of the covariance.
 PASSES = 3
 #: Rows of activations that are looked at together.
 _ROWS = 256
-#: A direction in which inputs have less than this part of the strongest one's mean square is none.
-_LEAST_SQUARE = 1e-6
 #: Extra directions carried along while iterating, so that the wanted ones converge quickly.
 _SPARE = 4
 
@@ -68,53 +64,6 @@ def adapter_along_activations(
     return Adapter(base=model.native.manifest.name, alpha=float(rank), a=a, b=b)
 
 
-def whitened_adapter(
-    model: LanguageModel,
-    stream: Stream,
-    buckets: Buckets,
-    *,
-    paths: Sequence[str],
-    rank: int,
-    head_rank: int,
-    seed: int,
-    rows_at_once: int,
-    on_pass: Callable[[int], None] = lambda _: None,
-) -> Adapter:
-    """A fresh adapter of the output head and of maps that the guide leads to (mezo/guide.py).
-
-    Its A follows the activations on `buckets` where something is predicted, whitened: each number of A x has a mean
-    square of one for the head, so that a B of size s changes logits by about s; of the stream's for maps that write
-    into it; of the map's own output for the others. Deterministic in its arguments. rows_at_once: blocks that pass
-    through the layers together.
-    """
-    head = model.head_path
-    search = _Search(model, paths, rank + _SPARE, seed)
-    out, width = model.head.weights.weight.shape
-    of_head = _Sketch(width, head_rank + _SPARE, seed, len(paths))
-    of_stream = _Size()
-    norm = model.any_lane().module.get_submodule(stream.norm)
-    hook = norm.register_forward_pre_hook(lambda _module, inputs: of_stream.see(search.seen_of(inputs[0])))
-    model.use(None)
-    try:
-        for number in range(PASSES):
-            with search.watching():
-                for bucket in buckets:
-                    for part in bucket.split(rows_at_once):
-                        search.places = (part.targets != NO_TARGET).flatten().nonzero()[:, 0]
-                        of_head.see(search.seen_of(model.hidden(part)))
-            search.turn()
-            of_head.turn()
-            on_pass(number + 1)
-    finally:
-        hook.remove()
-    sizes = {path: of_stream if path in stream.writers else search.size_of(path) for path in paths}
-    a = {path: search.whitened(path, rank) * sizes[path].root_mean_square for path in paths}
-    b = {path: torch.zeros(model.linears[path].out_features, len(rows)) for path, rows in a.items()}
-    a[head] = of_head.whitened(head_rank)
-    b[head] = torch.zeros(out, len(a[head]))
-    return Adapter(base=model.native.manifest.name, alpha=float(len(next(iter(a.values())))), a=a, b=b)
-
-
 class _Search:
     """A sketch for each input that is seen; maps that take the same one (queries, keys and values) share it."""
 
@@ -124,12 +73,6 @@ class _Search:
         self._sketch_of: dict[str, _Sketch] = {}
         self._sizes = {path: _Size() for path in paths}
         self._last: tuple[torch.Tensor, _Sketch] | None = None
-        self.places: torch.Tensor | None = None  #: of a batch's positions, those that count; None: all
-
-    def seen_of(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, width), or flattened -> (places, width): what counts of it."""
-        x = x.flatten(0, -2)
-        return x if self.places is None else x[self.places]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -151,14 +94,6 @@ class _Search:
         """The A of one map."""
         return self._sketch_of[path].rows(rank, self._sizes[path].root_mean_square)
 
-    def size_of(self, path: str) -> "_Size":
-        """Of what one map puts out."""
-        return self._sizes[path]
-
-    def whitened(self, path: str, rank: int) -> torch.Tensor:
-        """The A of one map, whitened."""
-        return self._sketch_of[path].whitened(rank)
-
     def _see(self, path: str, linear: StreamedLinear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         """A forward hook."""
         (x,) = inputs
@@ -167,9 +102,9 @@ class _Search:
                 number = len(self._sketches())
                 self._sketch_of[path] = _Sketch(linear.in_features, self._width, self._seed, number)
             self._last = (x, self._sketch_of[path])
-            self._last[1].see(self.seen_of(x))
+            self._last[1].see(x)
         self._sketch_of[path] = self._last[1]
-        self._sizes[path].see(self.seen_of(output))
+        self._sizes[path].see(output)
 
     def _sketches(self) -> list["_Sketch"]:
         return list(dict.fromkeys(self._sketch_of.values()))
@@ -216,7 +151,6 @@ class _Sketch:
 
     def turn(self) -> None:
         """End of a pass: Q becomes an orthonormal basis of C Q."""
-        self.spanned = self.q, self.q.t() @ self.product / self.tokens  # Q, and Q^T C Q
         self.q, r = torch.linalg.qr(self.product / self.tokens)
         self.strength = r.diagonal().abs()  # estimates of C's largest eigenvalues
         self.reset()
@@ -231,17 +165,4 @@ class _Sketch:
         rows: torch.Tensor = (self.q[:, order] * scale).t()
         if rows.shape[0] < rank:  # the layer is narrower than the rank asked for
             rows = torch.cat([rows, torch.zeros(rank - rows.shape[0], rows.shape[1])])
-        return rows.contiguous()
-
-    def whitened(self, rank: int) -> torch.Tensor:
-        """(rank, in), or fewer rows: the strongest directions, scaled so that inputs have a mean square of one there.
-
-        Those of C within the span of Q, from the last pass (Rayleigh and Ritz). Where the inputs do not vary there is
-        no direction.
-        """
-        q, within = self.spanned
-        squares, turned = torch.linalg.eigh((within + within.t()) / 2)  # ascending
-        chosen = [place for place in range(len(squares) - 1, -1, -1) if squares[place] > squares[-1] * _LEAST_SQUARE]
-        chosen = chosen[:rank]
-        rows: torch.Tensor = (q @ turned[:, chosen] / squares[chosen].sqrt()).t()
         return rows.contiguous()

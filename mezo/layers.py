@@ -1,11 +1,8 @@
-"""A model's stack of layers: where a walk enters it and leaves it, and which pages of the weights are in memory.
-
-What enters the lowest adapted layer does not depend on the adapter. Whoever keeps it (mezo/trunk.py) walks through the
-layers from there on alone.
-"""
+"""A model's stack of layers, run by the model's own code or one at a time, and which of its pages are in memory."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -17,6 +14,14 @@ from pocketllm.mezo.weights import Weight
 
 with lean_transformers():
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What the model's code calls a layer with, besides the hidden states: masks, rotary embeddings."""
+
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 class LayerPages:
@@ -48,10 +53,10 @@ class LayerPages:
 
 
 class LayerStack:
-    """The layers of one network, of which a walk may pass through the upper or the lower ones alone.
+    """The layers of one network. Normally the model's own code calls them one after the other.
 
-    The model's own code calls all of them in any case, with masks and positions made as always. A layer outside of
-    the walk hands on what it is given.
+    For a pass that takes one layer at a time (pocketllm.backprop), the model's code is run with all layers skipped:
+    once to learn what enters the first layer and what each is called with, and once to go on behind the last.
     """
 
     def __init__(
@@ -70,9 +75,8 @@ class LayerStack:
         path, layers = found[0] if found else ("", nn.ModuleList())
         self.path: str = path
         self.count = len(layers)
-        self._first, self._stop = 0, self.count
-        self._entering: torch.Tensor | None = None
-        self._leaving: torch.Tensor | None = None
+        self._forwards = [layer.forward for layer in layers]
+        self._skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor] | None = None
         self._in_tuples = False
         self._pages = pages
         self._weights = [
@@ -80,7 +84,7 @@ class LayerStack:
             for number in range(self.count)
         ]
         for number, layer in enumerate(layers):
-            self._guard(number, layer)
+            self._wrap(number, layer)
 
     def number_of(self, path: str) -> int | None:
         """The number of the layer that the module with this path is in; None outside the stack."""
@@ -88,34 +92,56 @@ class LayerStack:
             return None
         return int(path[len(self.path) + 1 :].partition(".")[0])
 
-    def enter_at(self, first: int, states: torch.Tensor) -> None:
-        """Let the next walk begin with layer `first`, which takes in these states, (blocks, tokens, width)."""
-        self._first, self._entering = first, states
+    def calls(self, forward: Callable[[], object]) -> tuple[torch.Tensor, list[LayerCall]]:
+        """What enters the first layer when `forward` runs the network, and what each layer is called with.
 
-    def leave_at(self, stop: int) -> None:
-        """Let the next walk end in front of layer `stop`; `take_leaving` then has what would have entered it."""
-        self._stop, self._leaving = stop, None
+        No layer is computed.
+        """
+        entering: list[torch.Tensor] = []
+        calls: list[LayerCall] = []
 
-    def take_leaving(self) -> torch.Tensor:
-        """(blocks, tokens, width): what would have entered the layer that the walk ended in front of."""
-        leaving, self._leaving = self._leaving, None
-        assert leaving is not None, "leave_at() comes before the walk"
-        return leaving
+        def skip(_number: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+            entering.append(hidden)
+            calls.append(call)
+            return hidden
 
-    def reset(self) -> None:
-        """Let walks pass through all layers again."""
-        self._first, self._stop, self._entering = 0, self.count, None
+        self._run_skipping(skip, forward)
+        return entering[0], calls
 
-    def _guard(self, number: int, layer: nn.Module) -> None:
+    def leave_with(self, hidden: torch.Tensor, forward: Callable[[], object]) -> None:
+        """Let `forward` run the network with these hidden states for what the last layer returns.
+
+        No layer is computed.
+        """
+        self._run_skipping(lambda number, given, _: hidden if number == self.count - 1 else given, forward)
+
+    def run(self, number: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+        """What one layer makes of these hidden states."""
+        output = self._forwards[number](hidden, *call.arguments, **call.options)
+        self._in_tuples = isinstance(output, tuple)
+        hidden = output[0] if self._in_tuples else output
+        return hidden
+
+    def weights_of(self, number: int) -> Sequence[Weight]:
+        """The weights of one layer."""
+        return self._weights[number]
+
+    def _run_skipping(
+        self, skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor], forward: Callable[[], object]
+    ) -> None:
+        self._skip = skip
+        try:
+            forward()
+        finally:
+            self._skip = None
+
+    def _wrap(self, number: int, layer: nn.Module) -> None:
         inner = layer.forward
 
         def forward(hidden: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-            if number == self._stop:
-                self._leaving = hidden
-            if not self._first <= number < self._stop:
-                return (hidden,) if self._in_tuples else hidden
-            if number == self._first and self._entering is not None:
-                hidden, self._entering = self._entering, None
+            if self._skip is not None:
+                skipped = self._skip(number, hidden, LayerCall(arguments, options))
+                return (skipped,) if self._in_tuples else skipped
             if self._pages is not None:
                 self._pages.enter(number, self._weights[(number + 1) % self.count])
             try:

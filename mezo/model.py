@@ -92,7 +92,7 @@ class LanguageModel:
             for blocks in batch.split(max(1, rows_at_once // (some.stop - some.start))):
                 parts += self._shares(some, blocks)
         sums = torch.zeros(len(points), dtype=torch.float64)
-        measured = self._in_lanes(lambda lane, part: lane.block_sums(part[1], points[part[0]]), parts)
+        measured = self.map_lanes(lambda lane, part: lane.block_sums(part[1], points[part[0]]), parts)
         for (some, _), of_blocks in zip(parts, measured, strict=True):
             sums[some] += of_blocks.double().sum(1)
         return (sums / max(1, batch.tokens)).tolist()
@@ -100,7 +100,7 @@ class LanguageModel:
     def block_losses(self, blocks: Blocks, rows_at_once: int = MEASURE_BLOCKS) -> list[float]:
         """Each block's mean loss in nats per target, at the parameters in use."""
         parts = blocks.split(max(1, rows_at_once // len(self._lanes)))
-        sums = [found[0] for found in self._in_lanes(lambda lane, part: lane.block_sums(part, ()), parts)]
+        sums = [found[0] for found in self.map_lanes(lambda lane, part: lane.block_sums(part, ()), parts)]
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
@@ -117,28 +117,46 @@ class LanguageModel:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         return self._lanes[0].hidden(blocks)
 
-    def entering(self, blocks: Blocks, layer: int, rows_at_once: int = MEASURE_BLOCKS) -> torch.Tensor:
-        """(blocks, tokens, width): what enters a layer, at the parameters in use."""
-        return torch.cat(self.in_lanes(lambda lane, part: lane.entering(part, layer), blocks, rows_at_once))
-
     def in_lanes(self, work: Callable[[Network, Blocks], Result], blocks: Blocks, rows_at_once: int) -> list[Result]:
         """What `work` makes of parts of the blocks, in order; at most `rows_at_once` blocks at a time in all lanes."""
         size = max(1, min(rows_at_once, len(blocks)) // len(self._lanes))
-        return self._in_lanes(work, blocks.split(size))
+        return self.map_lanes(work, blocks.split(size))
+
+    def map_lanes(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
+        """What `work` makes of each part, in order, whichever lane took it.
+
+        Waits for all of them, also where one raises; then raises the first error.
+        """
+        if self._pages is not None:
+            self._pages.reset()
+        if self._pool is None:
+            return [work(self._lanes[0], part) for part in parts]
+        free: SimpleQueue[Network] = SimpleQueue()
+        for lane in self._lanes:
+            free.put(lane)
+        inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # both are a thread's own affair
+
+        def in_some_lane(part: Part) -> Result:
+            lane = free.get()
+            try:
+                with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                    return work(lane, part)
+            finally:
+                free.put(lane)
+
+        futures = [self._pool.submit(in_some_lane, part) for part in parts]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def each_lane(self, work: Callable[[Network], None]) -> None:
+        """Do this once in every lane, one after the other."""
+        for lane in self._lanes:
+            work(lane)
 
     @property
     def lanes(self) -> int:
         """How many shares of a batch are measured at the same time."""
         return len(self._lanes)
-
-    def any_lane(self) -> Network:
-        """A network to look at while no lane is in use."""
-        return self._lanes[0]
-
-    def release_head(self) -> None:
-        """Give the pages of the output head's weights back, if pages are given back at all."""
-        if self._pages is not None:
-            self.head.weights.weight.release()
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(1, tokens) new ids behind what the cache holds -> (vocabulary,) fp32 logits of the token after them."""
@@ -176,29 +194,6 @@ class LanguageModel:
         size = -(-count // by_points)
         some = [slice(first, min(first + size, points.stop)) for first in range(points.start, points.stop, size)]
         return [(chosen, part) for chosen in some for part in blocks.split(-(-len(blocks) * len(some) // lanes))]
-
-    def _in_lanes(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
-        """What `work` makes of each part, in order, whichever lane took it. Raises the first error when all stand."""
-        if self._pages is not None:
-            self._pages.reset()
-        if self._pool is None:
-            return [work(self._lanes[0], part) for part in parts]
-        free: SimpleQueue[Network] = SimpleQueue()
-        for lane in self._lanes:
-            free.put(lane)
-        inference = torch.is_inference_mode_enabled()  # which is a thread's own affair
-
-        def in_some_lane(part: Part) -> Result:
-            lane = free.get()
-            try:
-                with torch.inference_mode(inference):
-                    return work(lane, part)
-            finally:
-                free.put(lane)
-
-        futures = [self._pool.submit(in_some_lane, part) for part in parts]
-        wait(futures)
-        return [future.result() for future in futures]
 
 
 def _threads(count: int) -> ThreadPoolExecutor:

@@ -18,7 +18,7 @@ from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.full import FullWeights
-from pocketllm.mezo.layers import LayerPages, LayerStack
+from pocketllm.mezo.layers import LayerCall, LayerPages, LayerStack
 from pocketllm.mezo.lean import lean_transformers
 from pocketllm.mezo.loss import CHUNK_BYTES, NO_TARGET, choice_losses, token_losses
 from pocketllm.mezo.native import NativeModel
@@ -94,24 +94,24 @@ class Network:
     def hidden(self, blocks: Blocks) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         self.walk.points = ()
-        return self._through_layers(blocks, 1)
+        return self._run(blocks)
 
-    def entering(self, blocks: Blocks, layer: int) -> torch.Tensor:
-        """(blocks, tokens, width): what enters a layer, at the parameters in use; those above are not walked."""
-        self.walk.points = ()
-        self.stack.leave_at(layer)  # and enter where the blocks do
-        try:
-            self._through_layers(blocks, 1)
-            return self.stack.take_leaving()
-        finally:
-            self.stack.reset()
+    def layer_calls(self, blocks: Blocks) -> tuple[torch.Tensor, list[LayerCall]]:
+        """(blocks, tokens, width): what enters the first layer; and what each layer is called with besides."""
+        return self.stack.calls(lambda: self._run(blocks))
+
+    def behind_layers(self, blocks: Blocks, hidden: torch.Tensor) -> torch.Tensor:
+        """(blocks, tokens, width): what the output head sees, when this is what leaves the last layer."""
+        seen: list[torch.Tensor] = []
+        self.stack.leave_with(hidden, lambda: seen.append(self._run(blocks)))
+        return seen[0]
 
     def block_sums(self, blocks: Blocks, points: Sequence[Point]) -> torch.Tensor:
         """(points, blocks): the summed loss of each block at each point; without points at theta itself, as one."""
         copies = max(1, len(points))
         self.walk.points, self.walk.rows = points, copies * len(blocks)
         try:
-            hidden = self._through_layers(blocks, copies)
+            hidden = self._run(blocks.repeat(copies))
         finally:
             self.walk.points = ()
         places = (blocks.targets != NO_TARGET).nonzero(as_tuple=True)
@@ -144,22 +144,15 @@ class Network:
             self.head.weights.weight.release()
         return found
 
-    def _through_layers(self, blocks: Blocks, copies: int) -> torch.Tensor:
-        """(copies * blocks, tokens, width): what the output head sees of so many copies of the blocks, in turn."""
-        blocks = blocks.repeat(copies)
+    def _run(self, blocks: Blocks) -> torch.Tensor:
+        """(blocks, tokens, width): what the output head sees when the model's own code runs."""
         mask: dict[str, Any] = {}
         if blocks.lengths is not None and self._native.manifest.masked:
             # A causal model looks to the left alone, where there is no padding.
             mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
         if not self._native.manifest.masked:
             mask["use_cache"] = False
-        if blocks.entering is None:
-            return self.seen(self.module(input_ids=blocks.inputs, **mask))
-        self.stack.enter_at(blocks.entering.layer, blocks.entering.states.to(self.walk.dtype))
-        try:
-            return self.seen(self.module(input_ids=blocks.inputs, **mask))
-        finally:
-            self.stack.reset()
+        return self.seen(self.module(input_ids=blocks.inputs, **mask))
 
     def seen(self, output: Any) -> torch.Tensor:
         """What the output head saw of a batch. Raises UnsupportedModel when the model does more behind the head."""

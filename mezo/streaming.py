@@ -5,6 +5,7 @@ through its layers then costs the memory of one weight, whatever the depth. A ba
 there are points: part i passes through theta + distance_i z_i, all in one walk.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,6 +17,7 @@ from torch import nn
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.joined import JoinedProducts
 from pocketllm.mezo.noise import Z
+from pocketllm.mezo.vjp import differentiable_linear
 from pocketllm.mezo.weights import Scratch, Weight
 
 #: Bytes of a weight that are made dense at a time: they stay in the processor's cache. But products of fewer rows
@@ -36,8 +38,9 @@ class Walk:
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
     joined: JoinedProducts = field(default_factory=JoinedProducts)
-    #: A x of each adapted map by its number, (batch, ..., rank), while a guide is made (mezo/guide.py); else None.
-    recorded: dict[int, torch.Tensor] | None = None
+    #: The outputs of linear maps in the order of their calls: put in on a pass that keeps them, taken out on its way
+    #: back (mezo/vjp.py). None: they are computed again.
+    kept: deque[torch.Tensor] | None = None
 
     def groups(self) -> Iterator[tuple[Z, list[Point]]]:
         """The points by direction, so that each z is drawn once."""
@@ -129,8 +132,10 @@ class LowRank:
 
     def __init__(self, walk: Walk, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
         """a (rank, in) and b (out, rank), fp32; b is read anew each time, since training changes it in place."""
-        self._walk, self._number, self._scaling = walk, number, scaling
-        self._a, self._b = a, b
+        self._walk, self._number, self.scaling = walk, number, scaling
+        self.a, self.b = a, b
+        #: A and scaling * B in the dtype that the layers compute in, while gradients are taken with respect to them.
+        self.leaves: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """y (rows, out) += the adapter's part of x (rows, in), in place.
@@ -140,15 +145,13 @@ class LowRank:
         """
         if len(x) == 1 and not self._walk.points:
             # A new token. In half precision products this small spend eight times as long on starting threads.
-            dtype = torch.promote_types(x.dtype, self._a.dtype)
-            y.add_(x.to(dtype) @ self._a.t().to(dtype) @ self._b.t().to(dtype), alpha=self._scaling)
+            dtype = torch.promote_types(x.dtype, self.a.dtype)
+            y.add_(x.to(dtype) @ self.a.t().to(dtype) @ self.b.t().to(dtype), alpha=self.scaling)
             return
-        low = x @ self._a.t().to(x.dtype)
-        if self._walk.recorded is not None:
-            self._walk.recorded[self._number] = low
-        b = self._b.to(y.dtype)
+        low = x @ self.a.t().to(x.dtype)
+        b = self.b.to(y.dtype)
         if not self._walk.points:
-            y.addmm_(low, b.t(), alpha=self._scaling)
+            y.addmm_(low, b.t(), alpha=self.scaling)
             return
         rows = len(x) // len(self._walk.points)  # of a part
         first = 0
@@ -158,40 +161,36 @@ class LowRank:
             moved = low[group].view(len(points), rows, -1) * distances
             both = torch.cat((low[group], moved.view(rows * len(points), -1)), 1)
             z = direction.of(self._number, b.shape, b.dtype)
-            y[group].addmm_(both, torch.cat((b, z), 1).t(), alpha=self._scaling)
+            y[group].addmm_(both, torch.cat((b, z), 1).t(), alpha=self.scaling)
             first = group.stop
-
-    def led_back(self, error: torch.Tensor) -> torch.Tensor:
-        """(n, out) -> (n, in), fp32: the error at x, as far as it comes through the adapter, from that at y."""
-        return error @ self._b @ self._a * self._scaling
 
     def extend(self, x: torch.Tensor) -> torch.Tensor:
         """(n, in) -> (n, in + rank): [x, A x]. The adapted map is one map of it, whose rows `rows_at` extends."""
-        return torch.cat((x, x @ self._a.t().to(x.dtype)), 1)
+        return torch.cat((x, x @ self.a.t().to(x.dtype)), 1)
 
     def rows_at(self, point: Point | None, start: int, rows: torch.Tensor, into: Scratch) -> torch.Tensor:
         """(n, in) dense rows of the map from `start` on -> (n, in + rank): [rows, scaling * B], B at the point."""
         stop = start + len(rows)
-        return self._beside(rows, self._moved(point, self._b[start:stop], start, stop), into)
+        return self._beside(rows, self._moved(point, self.b[start:stop], start, stop), into)
 
     def gathered_at(self, point: Point | None, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The same for the rows with these numbers."""
-        b = self._b[ids]
+        b = self.b[ids]
         if point is not None:
-            b = b.add(point.direction.gather(self._number, self._b.shape, ids, b.dtype), alpha=point.distance)
+            b = b.add(point.direction.gather(self._number, self.b.shape, ids, b.dtype), alpha=point.distance)
         return self._beside(rows, b, Scratch())
 
     def _moved(self, point: Point | None, b: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         if point is None:
             return b
-        z = point.direction.rows(self._number, self._b.shape, start, stop, b.dtype)
+        z = point.direction.rows(self._number, self.b.shape, start, stop, b.dtype)
         return b.add(z, alpha=point.distance)
 
     def _beside(self, rows: torch.Tensor, b: torch.Tensor, into: Scratch) -> torch.Tensor:
         width, rank = rows.shape[1], b.shape[1]
         both = into.take((len(rows), width + rank), rows.dtype)
         both[:, :width] = rows
-        both[:, width:] = b * self._scaling
+        both[:, width:] = b * self.scaling
         return both
 
 
@@ -201,16 +200,27 @@ class StreamedLinear(nn.Module):
     def __init__(self, walk: Walk, weight: Weight, bias: Weight | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._walk = walk
+        self.walk = walk
         self.weights = Trained(weight, walk)
         self.biases = None if bias is None else Trained(bias, walk)
         self.low_rank: LowRank | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (batch, ..., in) -> (batch, ..., out)."""
+        """x: (batch, ..., in) -> (batch, ..., out). Differentiable where a graph is made (mezo/vjp.py)."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return differentiable_linear(self, x)
         if x.numel() == self.in_features and (weight := self.weights.as_kept) is not None:
-            return self._of_token(x.to(self._walk.dtype), weight)
-        rows = x.reshape(-1, self.in_features).to(self._walk.dtype)
+            return self._of_token(x.to(self.walk.dtype), weight)
+        rows = x.reshape(-1, self.in_features).to(self.walk.dtype)
+        y = self.product(rows)
+        if self.low_rank is not None:
+            self.low_rank.add_to(y, rows)
+        if self.walk.kept is not None:
+            self.walk.kept.append(y)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, in) -> (n, out): W x + bias, each part of the rows at its point."""
         y = rows.new_empty(len(rows), self.out_features)
         parts = self.weights.parts
         xs, ys = rows.chunk(parts), y.chunk(parts)
@@ -221,28 +231,26 @@ class StreamedLinear(nn.Module):
                     torch.mm(part, weight.t(), out=into[:, columns])
                 else:
                     torch.addmm(bias[columns], part, weight.t(), out=into[:, columns])
-        if self.low_rank is not None:
-            self.low_rank.add_to(y, rows)
-        return y.view(*x.shape[:-1], self.out_features)
+        return y
+
+    def product_with_transposed(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, out) -> (n, in): W^T y, at theta itself."""
+        chunks = self.weights.chunks()
+        columns, (weight, *_) = next(chunks)
+        x = rows[:, columns] @ weight
+        for columns, (weight, *_) in chunks:
+            x.addmm_(rows[:, columns], weight)
+        return x
 
     def _of_token(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Of one token the whole costs little more than its product: all else that `forward` does would show."""
         if self.biases is None:
-            y = self._walk.joined.product(x, self.weights.weight, weight)
+            y = self.walk.joined.product(x, self.weights.weight, weight)
         else:
             y = nn.functional.linear(x, weight, self.biases.whole()[0])
         if self.low_rank is not None:
             self.low_rank.add_to(y.view(1, -1), x.reshape(1, -1))
         return y
-
-    def led_back(self, error: torch.Tensor) -> torch.Tensor:
-        """(n, out) -> (n, in), fp32: the error at what the map takes in, from that at its output, at theta itself."""
-        found = torch.zeros(len(error), self.in_features)
-        for rows, (weight, *_) in self.weights.chunks():
-            found += error[:, rows].to(weight.dtype) @ weight
-        if self._walk.release:
-            self.weights.weight.release()
-        return found if self.low_rank is None else found + self.low_rank.led_back(error)
 
 
 def _each(trained: Trained, parts: int) -> list[torch.Tensor]:

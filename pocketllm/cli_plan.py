@@ -39,14 +39,14 @@ class TrainingMethod(StrEnum):
     """How is learned."""
 
     AUTO = "auto"
-    GUIDED = "guided"
+    EXACT = "exact"
     MEZO = "mezo"
 
 
 Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter, or all of the model's weights.")]
 Method = Annotated[
     TrainingMethod | None,
-    typer.Option(help="Look along random directions (mezo), or along those that errors point out (guided)."),
+    typer.Option(help="Exact gradients, a layer at a time (exact), or forward passes only (mezo)."),
 ]
 Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text a step.")]
 Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Directions that are looked along in a step.")]

@@ -16,6 +16,7 @@ def plan_view(plan: Document) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("Model", Text(printable(plan["model"])))
     grid.add_row("Trains", TRAINS[plan["mode"]])
+    grid.add_row("Method", method_text(plan))
     grid.add_row("Work", work_text(plan))
     grid.add_row("Peak memory", Text(bytes_text(predicted["peak_bytes"]), style="bold"))
     grid.add_row("  libraries", bytes_text(predicted["library_bytes"]))
@@ -28,10 +29,22 @@ def plan_view(plan: Document) -> RenderableType:
     return Group(grid, *reduced)
 
 
+def method_text(plan: Document) -> Text:
+    """Return how the job learns, and what the other methods would take."""
+    others = []
+    for one in plan["alternatives"]:
+        if one["method"] != plan["method"]:
+            predicted = one["prediction"]
+            taken = f"{bytes_text(predicted['peak_bytes'])}, {time_text(predicted)}" if predicted else one["reason"]
+            others.append(f"{one['method']}: {taken}")
+    return Text(printable("; ".join([plan["method"], *others])))
+
+
 def work_text(plan: Document) -> str:
     """Return what a job does, in numbers."""
-    probes = f"{plan['probes']} probe{'s' if plan['probes'] > 1 else ''}"
-    step = f"{plan['batch']} blocks of {plan['block_tokens']} tokens and {probes}"
+    step = f"{plan['batch']} blocks of {plan['block_tokens']} tokens"
+    if plan["method"] == "mezo":
+        step += f" and {plan['probes']} probe{'s' if plan['probes'] > 1 else ''}"
     return f"{plan['steps']} steps of {step}, {plan['rows_at_once']} rows at once"
 
 

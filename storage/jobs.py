@@ -243,12 +243,8 @@ class JobStore:
         return self.get(job_id)
 
     def set_watch(self, job_id: str, watch: dict[str, Any]) -> None:
-        """Note what the run's looks at text kept aside have seen."""
+        """Note early stopping: what the checks of the validation loss have seen."""
         self._set(job_id, watch=watch)
-
-    def set_total_steps(self, job_id: str, steps: int) -> None:
-        """Note that the job ends after fewer steps."""
-        self._set(job_id, total_steps=steps)
 
     def _set(self, job_id: str, **values: object) -> None:
         with self._database.write() as session:

@@ -4,7 +4,7 @@ An ended job's rows can be made compact: all of them in one value of a tenth of 
 sees a difference but in the last digits of loss, tokens and seconds (see journal_codec).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from math import isfinite
@@ -134,12 +134,21 @@ class Journal:
                 kind = "ended early" if ended else "went back"
                 session.add(Event(job_id=job_id, at=now, kind=kind, message=message))
 
+    def forget_run(self, job_id: str) -> None:
+        """Forget all steps, measurements and decisions of an open job's run: it begins anew."""
+        with self._database.write() as session:
+            for table in (Step, Evaluation):
+                session.exec(delete(table).where(col(table.job_id) == job_id))
+            job = found_job(session, job_id)
+            job.watch = job.plan = None
+
     def evaluate(
-        self, job_id: str, *, step: int, block_losses: Sequence[float], weights: Sequence[int], now: datetime
+        self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
     ) -> None:
-        """Keep a held-out measurement: each block's loss, and each block's tokens as its weight in the mean."""
-        mean = sum(loss * weight for loss, weight in zip(block_losses, weights, strict=True)) / sum(weights)
-        row = Evaluation(job_id=job_id, step=step, loss=mean, block_losses=list(block_losses), at=now)
+        """Keep a held-out measurement: each block's loss by its key; weights are the blocks' tokens, for the mean."""
+        losses = block_losses.values()
+        mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+        row = Evaluation(job_id=job_id, step=step, loss=mean, block_losses=dict(block_losses), at=now)
         with self._database.write() as session:
             session.merge(row)
 

@@ -49,7 +49,7 @@ class Store:
     @classmethod
     def open_for_worker(cls, path: Path) -> "Store":
         """Open the store of a running daemon, which has migrated it."""
-        return cls(Database(path, durable=False))
+        return cls(Database(path, durable=True))
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

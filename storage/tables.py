@@ -193,7 +193,7 @@ class CompactJournal(SQLModel, table=True):
 
 
 class Evaluation(SQLModel, table=True):
-    """Held-out loss at a step: the mean in nats per token, and each block's, for paired comparison.
+    """Held-out loss at a step: the mean in nats per token, and each block's by its key, for paired comparison.
 
     Step -1 is the base model, where the job does not start from it.
     """
@@ -203,7 +203,7 @@ class Evaluation(SQLModel, table=True):
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     step: int = Field(primary_key=True)
     loss: float
-    block_losses: list[float] = Field(sa_column=Column(JSON, nullable=False))
+    block_losses: dict[str, float] = Field(sa_column=Column(JSON, nullable=False))
     at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
 
 

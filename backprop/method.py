@@ -1,0 +1,146 @@
+"""Exact gradients as the trainer runs them: LoRA's A and B (arXiv 2106.09685), AdamW (arXiv 1711.05101)."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import cos, pi, sqrt
+
+import numpy as np
+import torch
+from torch.nn.utils import get_total_norm
+
+from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.mezo.adapters import Adapter
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.estimator import Update
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.step_record import StepRecord
+
+#: Of what LoRA adds: alpha / rank.
+SCALING = 2.0
+BETAS = (0.9, 0.99)
+#: Steps in which the rate grows to its full size, and its part at the end of the cosine (arXiv 1608.03983).
+WARM_UP_STEPS, LEAST_SHARE = 10, 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactPlan:
+    """What determines a run, besides the model, what it starts from, and the batches."""
+
+    seed: int
+    rate: float  #: AdamW's learning rate at its height
+    samples_weight: float = 0.0  #: of the base model's own samples in the objective; the text has the rest
+
+
+def fresh_adapter(model: LanguageModel, *, rank: int, seed: int) -> Adapter:
+    """An adapter of every linear map of the layers: A uniform as torch's nn.Linear draws it, B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = {}, {}
+    for path in adapted_paths(model):
+        linear = model.linears[path]
+        bound = 1 / sqrt(linear.in_features)
+        a[path] = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
+        b[path] = torch.zeros(linear.out_features, rank)
+    return Adapter(base=model.native.manifest.name, alpha=SCALING * rank, a=a, b=b)
+
+
+def adapted_paths(model: LanguageModel) -> list[str]:
+    """Every linear map of the layers, in model order."""
+    return [path for path in model.linears if model.stack.number_of(path) is not None]
+
+
+class Exact:
+    """pocketllm.mezo.step_record.Method: AdamW on exact gradients, each layer updated on the way back."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        adapter: Adapter,
+        plan: ExactPlan,
+        size: PassSize,
+        *,
+        to_start: Callable[[], None],
+        samples: Callable[[int], Blocks] | None = None,
+    ) -> None:
+        """Train `adapter`, which the model must be using, in place. Raises UnsupportedModel.
+
+        to_start: makes of the adapter, in place, what the run starts from. samples: blocks of the base model's own
+        samples for a step, which keep it from forgetting what the text says nothing of.
+        """
+        self._adapter, self._plan, self._to_start, self._samples = adapter, plan, to_start, samples
+        self._gradients = LayerwiseGradients(model, adapter, size)
+        self._layer_of = model.stack.number_of
+        self._optimizers = self._fresh_optimizers()
+
+    def step(self, number: int, batch: Blocks, *, remaining: float, share: float) -> StepRecord:
+        """See Method."""
+        rate = self._plan.rate * share * schedule(number, remaining)
+        square = 0.0  # of the gradient's norm
+
+        def on_layer(gradients: Gradients) -> None:
+            nonlocal square
+            optimizer = self._optimizers[next(iter(gradients))]
+            optimizer.param_groups[0]["lr"] = rate
+            for path, pair in gradients.items():
+                for factor, gradient in zip(self._factors(path), pair, strict=True):
+                    factor.grad = gradient
+            square += float(get_total_norm([gradient for pair in gradients.values() for gradient in pair])) ** 2
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        weight = self._plan.samples_weight if self._samples else 0.0
+        parts = [(batch, 1 - weight)]
+        if self._samples and weight:
+            parts.append((self._samples(number), weight))
+        loss, *_ = self._gradients(parts, on_layer)
+        return StepRecord(
+            step=number,
+            seed=self._plan.seed,
+            scalars=(float(np.float32(sqrt(square))),),
+            loss=loss,
+            learning_rate=float(np.float32(rate)),
+            tokens=batch.tokens,
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A, B and AdamW's moments of each."""
+        found = {}
+        for path in self._adapter.a:
+            for name, factor in zip("ab", self._factors(path), strict=True):
+                found[f"{name}.{path}"] = factor
+                for moment, value in self._optimizers[path].state[factor].items():
+                    found[f"{moment}.{name}.{path}"] = value
+        return found
+
+    def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
+        """See Method: the records are not needed."""
+        self._optimizers = self._fresh_optimizers()
+        if not state:
+            self._to_start()
+            return
+        for path in self._adapter.a:
+            for name, factor in zip("ab", self._factors(path), strict=True):
+                factor.copy_(state[f"{name}.{path}"])
+                ending = f".{name}.{path}"
+                moments = {key.removesuffix(ending): value for key, value in state.items() if key.endswith(ending)}
+                self._optimizers[path].state[factor] = moments
+
+    def _factors(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._adapter.a[path], self._adapter.b[path]
+
+    def _fresh_optimizers(self) -> dict[str, torch.optim.AdamW]:
+        """Path of each adapted map -> the optimizer of its layer."""
+        layers: dict[int | None, list[str]] = defaultdict(list)
+        for path in self._adapter.a:
+            layers[self._layer_of(path)].append(path)
+        made: dict[str, torch.optim.AdamW] = {}
+        for paths in layers.values():
+            factors = [factor for path in paths for factor in self._factors(path)]
+            made |= dict.fromkeys(paths, torch.optim.AdamW(factors, lr=self._plan.rate, betas=BETAS, fused=True))
+        return made
+
+
+def schedule(step: int, remaining: float) -> float:
+    """The part of the full rate that a step gets: a warm-up by steps, and a cosine by what remains, from 1 to 0."""
+    falling = LEAST_SHARE + (1 - LEAST_SHARE) * (1 + cos(pi * (1 - remaining))) / 2
+    return min(1.0, step / WARM_UP_STEPS) * falling
