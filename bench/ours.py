@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench import exact
 from bench.child import memory_of, write_line
 from bench.turns import serve
+from pocketllm.backprop.gradients import PassSize
+from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
 from pocketllm.daemon.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
@@ -30,13 +31,14 @@ from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.budget import JobPlan
 from pocketllm.mezo.directions import adapter_along_activations
-from pocketllm.mezo.estimator import Point, directions, probe, update
+from pocketllm.mezo.estimator import Point, directions, probe
 from pocketllm.mezo.full import FullWeights
-from pocketllm.mezo.loop import Row
 from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.noise import Direction
+from pocketllm.mezo.step_record import Method
 
 Array = NDArray[np.float64]
 
@@ -45,7 +47,7 @@ Array = NDArray[np.float64]
 MODES = ("lora", "directions", "full", "exact")
 
 _SEED = 0
-_EPSILON, _RATE = 1e-3, 1e-7
+_EPSILON, _STEP_SIZE = 1e-3, 1e-7
 #: More than any model here needs in memory.
 _ENOUGH_BYTES = 2**40
 #: All rows at once.
@@ -65,13 +67,30 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
 
     mode: see MODES.
     """
-    if mode == "exact":
-        return exact.planned(folder, batch=batch, tokens=tokens)
-    wish = {"mode": "full" if mode == "full" else "lora", "method": "mezo"}
+    wish = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
     limit = {"memory_bytes": _ENOUGH_BYTES} if mode == "full" else {}
     step = {"batch": batch, "probes": CHEAP_PROBES[0] if mode == "directions" else 1, "block_tokens": tokens}
     settings = TrainingSettings.model_validate({**wish, **step, **limit})
     return plan_job(open_native(folder), settings, steps=1)
+
+
+def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int) -> Exact:
+    """The worker's method, of a fresh adapter, which the model uses from now on."""
+    adapter = fresh_adapter(model, rank=plan.rank, seed=seed)
+    model.use(adapter)
+
+    def to_start() -> None:
+        for path, a in fresh_adapter(model, rank=plan.rank, seed=seed).a.items():
+            adapter.a[path].copy_(a)
+            adapter.b[path].zero_()
+
+    return Exact(
+        model,
+        adapter,
+        ExactPlan(seed=seed, rate=TrainingSettings().rate),
+        PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once, kept_layers=plan.kept_layers),
+        to_start=to_start,
+    )
 
 
 def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callable[[], float]:
@@ -82,31 +101,25 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     learns labelled texts, each of `tokens` tokens with one mask, its loss over two label words' rows.
     mode: see MODES.
     """
-    if mode == "exact":
-        return exact.prepare_step(folder, batch=batch, tokens=tokens)
     plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
     model = load_model(folder, plan.lanes)
     blocks = random_blocks(model, batch, tokens)
-    theta = _theta(model, mode, plan)
-    model.use(theta)
+    method: Method
+    if mode == "exact":
+        method = exact_method(model, plan, seed=_SEED)
+    else:
+        theta = _theta(model, mode, plan)
+        model.use(theta)
+        mezo = MeZOPlan(seed=_SEED, epsilon=_EPSILON, step_size=_STEP_SIZE, probes=plan.probes)
+        method = MeZO(
+            lambda points, batch: model.losses_at(points, batch, plan.rows_at_once), theta, mezo, lambda: None
+        )
     give_back_free_memory()
     numbers = itertools.count(1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step() -> float:
-        along = directions(_SEED, next(numbers), plan.probes, "rademacher")
-        seen = probe(lambda points: model.losses_at(points, blocks, plan.rows_at_once), along, epsilon=_EPSILON)
-        row = Row(
-            step=along[0].step,
-            seed=_SEED,
-            scalars=seen.scalars,
-            loss=seen.loss,
-            learning_rate=_RATE,
-            tokens=blocks.tokens,
-            seconds=0.0,
-        )
-        update(theta, row)
-        return seen.loss
+        return method.step(next(numbers), blocks, remaining=1.0, share=1.0).loss
 
     return step
 
@@ -122,7 +135,7 @@ def random_blocks(model: LanguageModel, batch: int, tokens: int) -> Blocks:
     return Blocks(inputs=ids[:, :-1], targets=targets, choices=(10, 11))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _theta(model: LanguageModel, mode: str, plan: JobPlan) -> Adapter | FullWeights:
     """As the worker makes it: an adapter whose A follows the activations on some blocks, or all weights."""
     if mode == "full":
@@ -174,7 +187,7 @@ def trajectory(
     return Trajectory(losses=losses, parameters={name: t.numpy() for name, t in theta.tensors.items()})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def two_sided_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
@@ -185,7 +198,7 @@ def two_sided_losses(
     return plus, minus
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def separate_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
@@ -202,7 +215,7 @@ def separate_losses(
     return found[0], found[1]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def mean_loss(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The base model's mean loss in nats per token, over (blocks, tokens) int64 ids."""
     return load_model(folder).mean_loss([Blocks(inputs=inputs, targets=targets)])

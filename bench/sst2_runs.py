@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import bench.exact
 from bench.child import write_line
 from bench.learn_curve import Curve
-from bench.learn_ours import open_model, teach_mezo
+from bench.learn_ours import open_model, teach_exact, teach_mezo
 from bench.learn_peers import METHODS as PEERS
 from bench.learn_peers import Peer, Step, teach
+from bench.ours import load_model, planned
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo.batches import Blocks, Buckets, batch_at
@@ -152,7 +152,7 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
     return lambda some: some @ found + offset
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Our MeZO."""
     model = open_model(options.folder)
@@ -162,11 +162,14 @@ def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[s
     return _report(curve) | found
 
 
+@torch.no_grad()
 def exact(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Our exact gradients."""
-    model = open_model(options.folder)
-    curve = Curve(options.seconds, torch.inference_mode()(lambda: accuracy(our_logits(model), dev)))
-    found = bench.exact.train(model, training, curve, seed=options.seed, batch=_BATCH)
+    tokens = max(bucket.inputs.shape[1] for bucket in training)
+    plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
+    model = load_model(options.folder, plan.lanes)
+    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
+    found = teach_exact(model, plan, training, curve, seed=options.seed)
     return _report(curve) | found
 
 

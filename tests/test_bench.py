@@ -35,8 +35,6 @@ from pocketllm.mezo.quantization import unpack
 from tests.tiny_models import mapped
 
 AT_MOST_1 = {"a": Limit(at_most=1)}
-#: Not whole before bench/exact.py is filled in.
-NEED_EXACT = ("learn", "sst2", "step")
 WHERE_MEASURABLE = {"a": Limit(at_most=1, where_measurable=True)}
 
 
@@ -417,11 +415,15 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
     [
         (
             "memory",
-            ["--rows", "opt13_lora_bs8", "smollm2_directions", "opt13_forward_bs8"],
-            {"opt13_lora_bs8_peak_mb", "smollm2_directions_peak_mb"},
+            ["--rows", "opt13_lora_bs8", "opt13_exact_bs8", "smollm2_directions", "opt13_forward_bs8"],
+            {"opt13_lora_bs8_peak_mb", "opt13_exact_bs8_peak_mb", "smollm2_directions_peak_mb"},
         ),
         ("parity", [], {"trajectory_rel_error", "int8_loss_delta", "int4_loss_delta"}),
-        ("learn", ["--seeds", "2"], {"mezo_nats", "textbook_nats", "peer_nats", "prompt256_nats", "prompt960_nats"}),
+        (
+            "learn",
+            ["--seeds", "2"],
+            {"exact_nats", "mezo_nats", "textbook_nats", "peer_nats", "prompt256_nats", "prompt960_nats"},
+        ),
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
         ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
@@ -433,13 +435,13 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
                 *("llamacpp_over_transformers", "first_token_warm_s", "first_token_cold_s"),
             },
         ),
-        ("sst2", ["--seeds", "1"], {"zero_shot", "probe", "textbook", "mezo", "autograd"}),
+        ("sst2", ["--seeds", "1"], {"zero_shot", "probe", "textbook", "mezo", "autograd", "exact"}),
         (
             "step",
             [],
             {
                 *("lora_over_two_forwards", "lora_over_floor", "lora_over_autograd", "directions_over_floor"),
-                *("full_over_two_forwards", "load_s"),
+                *("full_over_two_forwards", "exact_over_floor", "exact_over_autograd", "load_s"),
             },
         ),
     ],
@@ -450,8 +452,7 @@ def test_the_last_line_is_for_machines(
     kept = [] if bench == "year" else ["--models", str(models)]
     options = ["--quick", *kept, "--results", str(tmp_path), *arguments]
     code, last = run_module(f"bench.{bench}", *options)
-    ok = bench not in NEED_EXACT
-    assert (code, last["ok"], last["bench"], last["quick"]) == (int(not ok), ok, bench, True)
+    assert (code, last["ok"], last["bench"], last["quick"]) == (0, True, bench, True)
     always = {"bench", "commit", "date", "arguments", "machine", "values", "limits", "ok", "quick"}
     assert last.keys() - {"at_least"} == always
     assert {name for name, value in last["values"].items() if value is not None} >= names
