@@ -317,7 +317,7 @@ class TrainingRun:
             save_full(self.native, theta, folder, created_at=_now())
             return
         theta.metadata = {"job": self.job.id, "base_weights_sha256": self.native.manifest.weights_sha256}
-        theta.save(folder)
+        theta.save(folder, masked=self.native.manifest.masked)
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())

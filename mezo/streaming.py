@@ -58,10 +58,11 @@ class Trained:
     @property
     def parts(self) -> int:
         """How many values there are: one for the whole batch, or one for each point."""
-        return len(self._walk.points) if self._moved else 1
+        return len(self._walk.points) if self.moved else 1
 
     @property
-    def _moved(self) -> bool:
+    def moved(self) -> bool:
+        """Whether the batch passes through it at points."""
         return self.number is not None and len(self._walk.points) > 0
 
     @property
@@ -81,10 +82,10 @@ class Trained:
             dense = self.weight.rows(rows.start, rows.stop, self._walk.dtype, self._walk.scratch)
             yield rows, self._at_points(dense, start)
 
-    def whole(self) -> list[torch.Tensor]:
-        """All of a small weight, for each part."""
-        dense = self.weight.dense(self._walk.dtype, Scratch())
-        if not self._moved:
+    def whole(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        """All of a small weight, for each part, in `dtype` or that of the layers."""
+        dense = self.weight.dense(dtype or self._walk.dtype, Scratch())
+        if not self.moved:
             return [dense]
         values = [torch.empty_like(dense) for _ in self._walk.points]
         for start in range(0, len(dense), FEWEST_ROWS):  # a table of positions is not that small
@@ -253,9 +254,9 @@ class StreamedLinear(nn.Module):
         return y
 
 
-def _each(trained: Trained, parts: int) -> list[torch.Tensor]:
-    """A small weight's value for each of so many parts."""
-    values = trained.whole()
+def _each(trained: Trained, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """A small weight's value for each of so many parts, in `dtype` or that of the layers."""
+    values = trained.whole(dtype)
     return values if len(values) == parts else values * parts
 
 
@@ -368,23 +369,30 @@ class HeadAt:
 
 
 def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callable[..., torch.Tensor]:
-    """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights."""
+    """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights.
+
+    At points a norm computes in fp32 at least, and is rounded at the end: in bf16 a gain of 1 plus or minus 1e-3 is 1,
+    and so is a number of 1 times such a gain.
+    """
     inner = module.forward
+    is_norm = all(len(weight.weight.shape) == 1 for weight in trained.values())
+    dtype = torch.promote_types(walk.dtype, torch.float32) if is_norm else None
 
     def forward(*arguments: Any, **options: Any) -> torch.Tensor:
-        parts = max(weight.parts for weight in trained.values())
-        if parts == 1:
+        if not any(weight.moved for weight in trained.values()):
             for name, weight in trained.items():
                 kept = weight.as_kept
                 module._parameters[name] = weight.whole()[0] if kept is None else kept  # type: ignore[assignment]
             result: torch.Tensor = inner(*arguments, **options)
             return result
-        values = {name: iter(_each(weight, parts)) for name, weight in trained.items()}
+        parts = len(walk.points)
+        values = {name: iter(_each(weight, parts, dtype)) for name, weight in trained.items()}
         outputs: list[torch.Tensor] = []
         for i in range(parts):
             module._parameters.update({name: next(value) for name, value in values.items()})  # type: ignore[misc]
-            chosen = [_part(value, i, parts) for value in arguments]
-            outputs.append(inner(*chosen, **{name: _part(value, i, parts) for name, value in options.items()}))
+            chosen = [_part(value, i, parts, dtype) for value in arguments]
+            output = inner(*chosen, **{name: _part(value, i, parts, dtype) for name, value in options.items()})
+            outputs.append(output.to(walk.dtype))
         if len(outputs[0]) == 1:  # one row for the whole batch, as positions are in some models
             outputs = [output.expand(walk.rows // parts, *output.shape[1:]) for output in outputs]
         return torch.cat(outputs)
@@ -392,7 +400,12 @@ def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callabl
     return forward
 
 
-def _part(value: Any, i: int, parts: int) -> Any:
-    """The i-th part of a tensor of the whole batch; anything else, such as a row for all of it, as it is."""
-    whole = not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) == 1
-    return value if whole else value.chunk(parts)[i]
+def _part(value: Any, i: int, parts: int, dtype: torch.dtype | None) -> Any:
+    """The i-th part of a tensor of the whole batch; anything else, such as a row for all of it, as it is.
+
+    Of floats in `dtype`, unless it is None.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    part = value if value.dim() == 0 or len(value) == 1 else value.chunk(parts)[i]
+    return part.to(dtype) if dtype is not None and part.is_floating_point() else part

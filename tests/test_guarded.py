@@ -148,6 +148,21 @@ def test_a_loss_that_is_no_number_leads_back_and_halves() -> None:
     assert all(torch.isfinite(torch.tensor(row.loss)) for row in memory.kept)
 
 
+def test_where_only_some_points_have_no_loss_it_goes_back_too() -> None:
+    """At theta itself there is one, and the check finds nothing wrong."""
+    edge = 0.25
+
+    def torn(b: torch.Tensor) -> float:
+        return nan if float(b.abs().max()) > edge else distance(b)
+
+    memory = Memory()
+    b, watch, _ = run(memory, loss=torn, check=distance, plan=replace(PLAN, probes=15, epsilon=0.02, step_size=0.01))
+    assert watch.halvings > 0
+    assert float(b.abs().max()) <= edge
+    assert watch.best_step > 0
+    assert all(torch.isfinite(torch.tensor(row.scalars)).all() for row in memory.kept)
+
+
 def test_a_check_far_above_the_best_leads_back_at_once() -> None:
     memory = Memory()
     run(memory, check=lambda b: 1 + 1e6 * float(b.abs().sum()))

@@ -131,6 +131,34 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_kept(tiny: Nat
     assert not any(b.count_nonzero() for b in adapter.b.values())
 
 
+def test_a_loss_that_is_no_number_at_one_of_many_points_leaves_rows_and_theta_as_they_were(tiny: NativeModel) -> None:
+    model = LanguageModel(tiny)
+    plan, look = replace(PLAN, probes=15), losses_of(model)
+    whole, rows, _ = run(model, plan, until=2)  # with the first step's update
+    adapter, kept = fresh(model), list[Row]()
+    model.use(adapter)
+
+    def torn(points: Sequence[Point], batch: Blocks) -> Sequence[float]:
+        losses = list(look(points, batch))
+        if kept:
+            losses[9] = float("nan")
+        return losses
+
+    with torch.inference_mode(), pytest.raises(TrainingDiverged, match="step 2"):
+        train(
+            torn,
+            adapter,
+            shuffled(BUCKETS, size=plan.batch, seed=plan.seed),
+            plan,
+            done=[],
+            keep=kept.append,
+            measure=lambda _: None,
+            clock=ticking,
+        )
+    assert kept == rows[:1]
+    assert equal(adapter, whole)
+
+
 def test_a_row_says_what_its_step_saw(tiny: NativeModel) -> None:
     """Seconds come from the clock that was handed in, tokens are counted once, and no row waits for its update."""
     theta, seen, clock = fresh(LanguageModel(tiny)), list[Blocks](), iter(range(100))
