@@ -23,8 +23,9 @@ class AdamW:
     ) -> None:
         """Move these parameters, in place. step: how many updates each has seen, this one included."""
         for name, gradient in gradients.items():
-            mean = self.means.setdefault(name, torch.zeros_like(gradient))
-            square = self.squares.setdefault(name, torch.zeros_like(gradient))
+            if name not in self.means:
+                self.means[name], self.squares[name] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            mean, square = self.means[name], self.squares[name]
             mean.lerp_(gradient, 1 - BETA1)
             square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
             size = (square / (1 - BETA2**step)).sqrt_().add_(EPSILON)
