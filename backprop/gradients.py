@@ -139,7 +139,7 @@ class LayerwiseGradients:
         some.loss = float(losses.double().sum())
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * some.weight).to(hidden.dtype)
-        (some.error,) = torch.autograd.grad(hidden, leaving, at_hidden)
+        (some.error,) = _vjp(hidden, [leaving], at_hidden)
         if lane.walk.release:
             lane.head.weights.weight.release()
 
@@ -174,7 +174,8 @@ class LayerwiseGradients:
         with torch.enable_grad():
             hidden = some.states.pop().detach().requires_grad_()
             output = lane.stack.run(number, hidden, some.calls[number])
-        some.error, *found = torch.autograd.grad(output, [hidden, *leaves], some.error)
+        assert some.error is not None
+        some.error, *found = _vjp(output, [hidden, *leaves], some.error)
         lane.walk.kept = None
         return found
 
@@ -231,3 +232,10 @@ class LayerwiseGradients:
                 )
 
         self._model.each_lane(check)
+
+
+def _vjp(output: torch.Tensor, inputs: Sequence[torch.Tensor], error: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The gradients of <output, error>. Given `error` as grad_outputs, torch would import sympy: 38 MB."""
+    with torch.enable_grad():
+        product = (output * error).sum()
+    return torch.autograd.grad(product, inputs)
