@@ -197,7 +197,7 @@ class TrainingRun:
         return planned.plan
 
     def _begin_anew(self) -> None:
-        """Forget what a job has done that was paused while it learned by the guide, which is gone."""
+        """Forget the run of a job that was paused while it learned by a method that is gone."""
         self._say("began anew", "the method guided is gone: the job starts again with exact gradients")
         self.store.journal.forget_run(self.job.id)
         self.job = self.store.jobs.get(self.job.id)

@@ -1,1 +1,1 @@
-"""How to learn, by forward passes only. Pure: no database, no HTTP, no clock of its own."""
+"""The streamed model, and MeZO, which learns by its forward passes only. No database, no HTTP, no clock of its own."""
