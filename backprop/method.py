@@ -12,9 +12,8 @@ from torch.nn.utils import get_total_norm
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.estimator import Update
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.step_record import StepRecord
+from pocketllm.mezo.step_record import StepRecord, Update
 
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0

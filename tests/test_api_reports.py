@@ -41,7 +41,7 @@ def learn(api: Rehearsal, content: Document | None = CONTENT, **numbers: Any) ->
         store.journal.append(
             Step(job_id=identity, step=step, loss=3.0, seed=7, scalars=[0.5], learning_rate=0.5, tokens=9, seconds=1)
         )
-        store.journal.evaluate(identity, step=2 * step - 2, block_losses=[4.0], weights=[1], now=api.clock.now)
+        store.journal.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
     end(api, identity, NewReport(numbers={"judgement": JUDGEMENT, "leak": LEAK} | numbers, content=content))
     return identity
 

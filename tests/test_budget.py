@@ -248,7 +248,7 @@ class TestFit:
         assert fit(SMOLLM2, PLAN, limit - 1) != (PLAN, [])
 
     def test_first_fewer_rows_then_shorter_ones(self) -> None:
-        few = dataclasses.replace(PLAN, rows_at_once=FEWEST_ROWS)
+        few = dataclasses.replace(PLAN, rows_at_once=FEWEST_ROWS[PLAN.method])
         plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, rows_at_once=8)))
         assert (plan.rows_at_once, plan.block_tokens) == (8, 128)
         [sentence] = said
@@ -275,9 +275,10 @@ class TestFit:
         limit = smallest(SMOLLM2, wish) + more * MB
         plan, said = fit(SMOLLM2, wish, limit)
         assert working(SMOLLM2, plan) <= limit
-        assert FEWEST_ROWS <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
+        fewest = FEWEST_ROWS[wish.method]
+        assert fewest <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
         assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
-        assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == FEWEST_ROWS
+        assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == fewest
         reduced = (plan.rows_at_once < wish.rows_at_once) + (plan.block_tokens < wish.block_tokens)
         reduced += plan.lanes < wish.lanes
         assert len(said) == reduced
