@@ -136,7 +136,7 @@ def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
     settings = {
         "MODEL": "tiny",
         "TRAINING__STEPS": "24",
-        "TRAINING__METHOD": "guided",
+        "TRAINING__METHOD": "exact",
         "TRAINING__BLOCK_TOKENS": "64",
         "TRAINING__MEASURE_EVERY": "8",
     }

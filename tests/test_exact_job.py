@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_llama_folder
 from tests.working import NOW, data_folder, finish, kill_at, kill_when, notes, queue_job, start_worker
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step.
-EXACT = TrainingSettings(method="exact", steps=24, batch=4, block_tokens=16, measure_every=8, memory_bytes=200_000_000)
+EXACT = TrainingSettings(method="exact", steps=24, batch=8, block_tokens=16, measure_every=8, memory_bytes=200_000_000)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ TORCH_FREE = {
     "mezo/lean_tokenizer.py",
     "mezo/lexicon.py",
     "mezo/native.py",
+    "mezo/shapes.py",
     "mezo/tensor_file.py",
 }
 
