@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from pocketllm.backprop.output_error import label_error, output_error
+from pocketllm.backprop.output_error import LOGIT_BYTES, label_error, output_error
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import TrainingDiverged, UnsupportedModel
@@ -133,7 +133,7 @@ class LayerwiseGradients:
             hidden = lane.behind_layers(blocks, leaving)
         rows, targets, head = hidden.detach()[places], blocks.targets[places], lane.head.at(None)
         if blocks.choices is None:
-            losses, error = output_error(rows, head, targets)
+            losses, error = output_error(rows, head, targets, logit_bytes=LOGIT_BYTES // self._model.lanes)
         else:
             losses, error = label_error(rows, head, targets, blocks.choices)
         some.loss = float(losses.double().sum())
@@ -198,15 +198,18 @@ class LayerwiseGradients:
     ) -> list[Found]:
         """Let all micro-batches go through a layer, whose pages are in memory meanwhile; read the next one's ahead."""
         stack = self._model.stack
-        release = self._model.walk.release
-        if release and 0 <= following < stack.count:
+        if self._model.walk.release and 0 <= following < stack.count:
             for weight in stack.weights_of(following):
                 weight.prefetch()
         found = self._model.map_lanes(work, micro_batches)
-        if release:
-            for weight in stack.weights_of(number):
-                weight.release()
+        self._release(number)
         return found
+
+    def _release(self, number: int) -> None:
+        """Give back the pages of a layer's weights, if pages are given back at all."""
+        if self._model.walk.release:
+            for weight in self._model.stack.weights_of(number):
+                weight.release()
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -220,6 +223,7 @@ class LayerwiseGradients:
             self._enter(lane, some)
             for number in range(lane.stack.count):
                 self._run(lane, some, number=number)
+                self._release(number)
             self._output(lane, some)
             if not abs(some.loss - expected) <= _TOLERANCE * abs(expected):
                 raise UnsupportedModel(

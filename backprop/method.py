@@ -1,14 +1,13 @@
 """Exact gradients as the trainer runs them: LoRA's A and B (arXiv 2106.09685), AdamW (arXiv 1711.05101)."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import cos, pi, sqrt
 
 import numpy as np
 import torch
-from torch.nn.utils import get_total_norm
 
+from pocketllm.backprop.adamw import AdamW
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
@@ -17,7 +16,6 @@ from pocketllm.mezo.step_record import StepRecord, Update
 
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0
-BETAS = (0.9, 0.99)
 #: Steps in which the rate grows to its full size, and its part at the end of the cosine (arXiv 1608.03983).
 WARM_UP_STEPS, LEAST_SHARE = 10, 0.05
 
@@ -68,8 +66,9 @@ class Exact:
         """
         self._adapter, self._plan, self._to_start, self._samples = adapter, plan, to_start, samples
         self._gradients = LayerwiseGradients(model, adapter, size)
-        self._layer_of = model.stack.number_of
-        self._optimizers = self._fresh_optimizers()
+        self._optimizer = AdamW()
+        self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
+        self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
 
     def step(self, number: int, batch: Blocks, *, remaining: float, share: float) -> StepRecord:
         """See Method."""
@@ -78,14 +77,10 @@ class Exact:
 
         def on_layer(gradients: Gradients) -> None:
             nonlocal square
-            optimizer = self._optimizers[next(iter(gradients))]
-            optimizer.param_groups[0]["lr"] = rate
-            for path, pair in gradients.items():
-                for factor, gradient in zip(self._factors(path), pair, strict=True):
-                    factor.grad = gradient
-            square += float(get_total_norm([gradient for pair in gradients.values() for gradient in pair])) ** 2
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            named = {f"a.{path}": a for path, (a, _) in gradients.items()}
+            named |= {f"b.{path}": b for path, (_, b) in gradients.items()}
+            square += sum(float(torch.linalg.vector_norm(gradient)) ** 2 for gradient in named.values())
+            self._optimizer.update(self._parameters, named, step=number, rate=rate)
 
         weight = self._plan.samples_weight if self._samples else 0.0
         parts = [(batch, 1 - weight)]
@@ -103,40 +98,20 @@ class Exact:
 
     def state(self) -> dict[str, torch.Tensor]:
         """A, B and AdamW's moments of each."""
-        found = {}
-        for path in self._adapter.a:
-            for name, factor in zip("ab", self._factors(path), strict=True):
-                found[f"{name}.{path}"] = factor
-                for moment, value in self._optimizers[path].state[factor].items():
-                    found[f"{moment}.{name}.{path}"] = value
-        return found
+        found = dict(self._parameters)
+        found |= {f"mean.{name}": mean for name, mean in self._optimizer.means.items()}
+        return found | {f"square.{name}": square for name, square in self._optimizer.squares.items()}
 
     def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
         """See Method: the records are not needed."""
-        self._optimizers = self._fresh_optimizers()
+        self._optimizer = AdamW()
         if not state:
             self._to_start()
             return
-        for path in self._adapter.a:
-            for name, factor in zip("ab", self._factors(path), strict=True):
-                factor.copy_(state[f"{name}.{path}"])
-                ending = f".{name}.{path}"
-                moments = {key.removesuffix(ending): value for key, value in state.items() if key.endswith(ending)}
-                self._optimizers[path].state[factor] = moments
-
-    def _factors(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._adapter.a[path], self._adapter.b[path]
-
-    def _fresh_optimizers(self) -> dict[str, torch.optim.AdamW]:
-        """Path of each adapted map -> the optimizer of its layer."""
-        layers: dict[int | None, list[str]] = defaultdict(list)
-        for path in self._adapter.a:
-            layers[self._layer_of(path)].append(path)
-        made: dict[str, torch.optim.AdamW] = {}
-        for paths in layers.values():
-            factors = [factor for path in paths for factor in self._factors(path)]
-            made |= dict.fromkeys(paths, torch.optim.AdamW(factors, lr=self._plan.rate, betas=BETAS, fused=True))
-        return made
+        for name, parameter in self._parameters.items():
+            parameter.copy_(state[name])
+            self._optimizer.means[name] = state[f"mean.{name}"]
+            self._optimizer.squares[name] = state[f"square.{name}"]
 
 
 def schedule(step: int, remaining: float) -> float:

@@ -8,10 +8,11 @@ The whole vocabulary's logits exist for a few positions at a time, in the layers
 """
 
 from collections.abc import Sequence
+from math import e, log2
 
 import torch
 
-from pocketllm.mezo.loss import Head, accurate, columns_at_once, log_sum_exp_, wanted_logits
+from pocketllm.mezo.loss import Head, accurate, columns_at_once, wanted_logits
 
 #: The most bytes of logits over the whole vocabulary that exist at a time.
 LOGIT_BYTES = 24 * 2**20
@@ -30,19 +31,21 @@ def output_error(
     losses = torch.empty(len(hidden), dtype=accurate(hidden))
     gradient = torch.zeros(hidden.shape, dtype=losses.dtype)
     size = max(1, logit_bytes // (hidden.itemsize * head.vocabulary))
-    logits = torch.empty(min(size, len(hidden)), head.vocabulary, dtype=hidden.dtype)
+    buffer = torch.empty(min(size, len(hidden)), head.vocabulary, dtype=hidden.dtype)
     for first in range(0, len(hidden), size):
         part = slice(first, first + size)
         some, tokens = hidden[part], targets[part]
         columns = columns_at_once(some, head, CHUNK_BYTES)
-        total = _fill(logits[: len(some)], some, head, columns)
+        starts = range(0, head.vocabulary, columns)
+        powers = buffer[: len(some)]
+        filled = [_fill(powers[:, start : start + columns], some, head, start) for start in starts]
+        total = torch.stack([largest + powers_sum.log() for largest, powers_sum in filled]).logsumexp(0)
         losses[part] = total - wanted_logits(some, head, tokens, CHUNK_BYTES)
-        for start in range(0, head.vocabulary, columns):
-            stop = min(start + columns, head.vocabulary)
-            error = logits[: len(some), start:stop].to(losses.dtype).sub_(total[:, None]).exp_()
-            here = ((tokens >= start) & (tokens < stop)).nonzero()[:, 0]
+        for start, (largest, _) in zip(starts, filled, strict=True):
+            error = powers[:, start : start + columns].mul_((largest - total).exp_().to(hidden.dtype)[:, None])
+            here = ((tokens >= start) & (tokens < start + columns)).nonzero()[:, 0]
             error[here, tokens[here] - start] -= 1
-            gradient[part] += error.to(hidden.dtype) @ head.rows(start, stop)
+            gradient[part] += error @ head.rows(start, min(start + columns, head.vocabulary))
     # A target's logit is summed more exactly than the others, so a sure word's loss could come out below zero.
     return losses.clamp_(min=0), gradient
 
@@ -63,13 +66,16 @@ def label_error(
     return -logs.gather(1, places)[:, 0], error @ rows
 
 
-def _fill(logits: torch.Tensor, hidden: torch.Tensor, head: Head, columns: int) -> torch.Tensor:
-    """Fill in the logits (n, vocabulary); returns their log-sum-exp, (n,)."""
-    total = torch.full((len(hidden),), -torch.inf, dtype=accurate(hidden))
-    for start in range(0, head.vocabulary, columns):
-        stop = min(start + columns, head.vocabulary)
-        chunk = torch.mm(hidden, head.rows(start, stop).t(), out=logits[:, start:stop])
-        if head.bias is not None:
-            chunk += head.bias[start:stop]
-        torch.logaddexp(total, log_sum_exp_(chunk.to(total.dtype, copy=True)), out=total)
-    return total
+def _fill(powers: torch.Tensor, hidden: torch.Tensor, head: Head, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill in exp(logit - m) of some tokens, (n, tokens) from `start` on, m being a row's largest logit.
+
+    Returns m and the row's sum, (n,) each.
+    """
+    stop = start + powers.shape[1]
+    logits = torch.mm(hidden, head.rows(start, stop).t(), out=powers).to(accurate(hidden), copy=True)
+    if head.bias is not None:
+        logits += head.bias[start:stop]
+    largest = logits.amax(1)
+    logits.sub_(largest[:, None]).mul_(log2(e)).exp2_()
+    powers.copy_(logits)
+    return largest, logits.sum(1)

@@ -7,9 +7,11 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
@@ -40,6 +42,7 @@ class Limit:
     at_most: float | None = None
     at_least: float | None = None
     where_measurable: bool = False  #: a machine on which the value cannot be measured does not miss the limit
+    always: bool = False  #: holds for a quick run, too: correctness, not speed
 
     def __post_init__(self) -> None:
         if (self.at_most is None) == (self.at_least is None):
@@ -68,14 +71,49 @@ Limits = Mapping[str, Limit]
 
 
 def is_ok(values: Values, limits: Limits, *, quick: bool) -> bool:
-    """Whether no limit is missed. A quick run proves no figures: there it is enough that each was measured."""
-    verdicts = {name: limit.verdict(values.get(name)) for name, limit in limits.items()}
-    if quick:
-        verdicts = {name: "ok" if verdict == "missed" else verdict for name, verdict in verdicts.items()}
-    return all(
-        verdict == "ok" or (verdict == "not measured" and limits[name].where_measurable)
-        for name, verdict in verdicts.items()
-    )
+    """Whether no limit is missed. In a quick run a limit that is not `always` only needs a measured value."""
+
+    def holds(name: str, limit: Limit) -> bool:
+        verdict = limit.verdict(values.get(name))
+        if verdict == "missed":
+            return quick and not limit.always
+        return verdict == "ok" or limit.where_measurable
+
+    return all(holds(name, limit) for name, limit in limits.items())
+
+
+def provenance(options: argparse.Namespace) -> dict[str, Any]:
+    """What a figure was measured on: the commit the bench started from, the date (UTC) and its arguments.
+
+    The commit ends in "+dirty" where the checkout differs from it, results aside. Of a path only the name is kept.
+    """
+    return {
+        "commit": options.commit,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        "arguments": {
+            name: _without_folders(value)
+            for name, value in vars(options).items()
+            if name not in ("commit", "results", "models")
+        },
+    }
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return value.name if isinstance(value, Path) else value
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!bench/results")
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def machine() -> dict[str, str | int]:
@@ -112,6 +150,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     made.add_argument("--quick", action="store_true", help="tiny models, one round: does the bench work?")
     made.add_argument("--results", type=Path, default=RESULTS, help="folder for the raw results (bench/results)")
+    made.set_defaults(commit=_commit())  # now: by the end of a long run the checkout may be another one
     return made
 
 
@@ -146,6 +185,7 @@ def finish(
     ok = is_ok(values, limits, quick=options.quick)
     summary: dict[str, Any] = {
         "bench": name,
+        **provenance(options),
         "machine": machine(),
         # A failure may be told as infinity, which JSON has no word for.
         "values": {
@@ -176,7 +216,9 @@ def _verdicts(values: Values, limits: Limits, *, quick: bool) -> Table:
         limit = limits.get(name)
         shown = "-" if value is None else f"{_rounded(value):g}"
         verdict = limit.verdict(value) if limit else ""
-        rows.append([name, shown, str(limit or ""), "measured" if quick and verdict == "missed" else verdict])
+        if limit and quick and verdict == "missed" and not limit.always:
+            verdict = "measured"
+        rows.append([name, shown, str(limit or ""), verdict])
     return table(
         "Values and limits" + (" (a quick run proves no figures)" if quick else ""),
         ["value", "measured", "limit", "verdict"],

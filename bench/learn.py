@@ -1,10 +1,10 @@
-"""What is learned from a text in equal time: our methods against textbook MeZO and exact backpropagation.
+"""What is learned from a text in equal time: our methods, the peers at their best, and the prompt alone.
 
-python -m bench.learn --text FILE [--seconds 120] [--seeds 1] [--only NAME ...] [--model DIR] [--quick]
+python -m bench.learn --text FILE [FILE ...] [--seconds 120] [--seeds 3] [--only NAME ...] [--model DIR] [--quick]
 
-Each contender runs in a process of its own, one after the other, on the same blocks of the same text, and is given so
-many seconds from when its model is loaded: for a method of ours all that it measures and chooses counts. The held-out
-loss is measured while the clock stands.
+Each file is a writer's. Each run is a process of its own, one after the other, on the same blocks of the same text. It
+has the same number of seconds from when its model is loaded; the held-out loss is measured off the clock. A value with
+a limit is that of the writer for whom it is worst, any other one the mean over the writers.
 """
 
 from __future__ import annotations
@@ -14,213 +14,244 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from bench import measured, plot_learn
-from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
+from bench.harness import Limit, as_by_itself, finish, parser, progress, provenance, start, table
+from bench.learn_curve import Run, best_runs, seconds_to
+from bench.rates import search
 from bench.shapes import SMOLLM2, ensure, models_folder
 
 LIMITS = {
-    "guided_over_textbook": Limit(at_least=10),
+    "exact_over_peer": Limit(at_least=1.05),
+    "seconds_to_equal_loss_ratio": Limit(at_least=1.2),
+    "exact_peak_over_peer": Limit(at_most=0.45),
+    "exact_peak_over_our_inference": Limit(at_most=1.3),
+    "exact_over_prompt960": Limit(at_least=1.5),
     "mezo_over_textbook": Limit(at_least=2),
-    "guided_over_exact": Limit(at_least=0.7),
-    "guided_peak_over_inference": Limit(at_most=1.15),
 }
-#: What a contender's process says of itself, and its peak memory as "peak".
-Report = dict[str, Any]
-#: Learning rates that the peers are given: the best of these counts.
-TEXTBOOK_RATES, EXACT_RATES = (1e-3, 3e-3, 6e-3), (2e-3, 4e-3, 8e-3)
-#: Who runs a contender: its first word.
 _OURS, _PEERS = "bench.learn_ours", "bench.learn_peers"
+#: Name -> the module that runs it, its method there, and further options.
+CONTENDERS: dict[str, tuple[str, ...]] = {
+    "inference": (_OURS, "inference"),
+    "prompt": (_OURS, "prompt"),
+    "mezo": (_OURS, "mezo"),
+    "exact": (_OURS, "exact"),
+    "textbook": (_PEERS, "textbook"),
+    "autograd": (_PEERS, "autograd"),
+    "autograd, checkpointing": (_PEERS, "autograd", "--checkpointing"),
+    "autograd, chunks": (_PEERS, "autograd", "--chunks"),
+    "autograd, checkpointing, chunks": (_PEERS, "autograd", "--checkpointing", "--chunks"),
+}
+#: The first rates of a peer's method; see bench.rates.
+RATES = {"textbook": (1e-3, 3e-3, 6e-3), "autograd": (2e-3, 4e-3, 8e-3)}
+#: Tokens of the writer's training text in front of each held-out block.
+PROMPTS = (256, 960)
+_QUICK_PROMPTS, _QUICK_SECONDS, _QUICK_BATCH = (16, 32), 0.5, 2
 _TOKENS = 64
 _MB = 10**6
-#: A run may take so many times its seconds, measuring included, before it counts as hung.
-_PATIENCE, _LOADING_SECONDS = 4.0, 120.0
+#: A run may take this many times its seconds, and these for loading and measuring, before it counts as hung.
+_PATIENCE, _SLACK_SECONDS = 4.0, 600.0
 _CAPTION = (
-    "Nats per token by which the loss on held-out text fell, mean over so many seeds. Textbook: MeZO as published, "
-    "Gaussian z over rank 8 factors of every linear map. Exact: backpropagation into such factors, AdamW, warm-up and "
-    "cosine; both run as they do by themselves, without the settings of the daemon's children. Of several learning "
-    "rates the best with the first seed counts and goes on to the others. Peak: resident memory of the whole process. "
-    "How the model's layers carry the stream is measured once a model, on text that comes with PocketLLM, and not "
-    "counted."
+    "Nats per token by which the loss on held-out text fell, mean over the seeds. Textbook: MeZO as published, "
+    "Gaussian z over rank 8 factors of every linear map. Autograd: transformers, backpropagation into such factors, "
+    "AdamW, warm-up and cosine; chunks: the loss without all logits at once. Peers run without the settings of the "
+    "daemon's children. The search for a rate goes on while the best is at an edge, with the first seed; the best goes "
+    "on to the others. Prompt: no training, 960 tokens of the training text in front of each held-out block. Peak: "
+    "resident memory of the whole process when it has learned."
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """A method with its options."""
+class Writer:
+    """The runs on one writer's text."""
 
-    name: str
-    value: str | None  #: of the bench's values that it is a candidate for
-    command: tuple[str, ...]
+    def __init__(self, name: str, folder: Path, blocks: Path, options: argparse.Namespace, runs: list[Run]) -> None:
+        """runs: of all writers; those that are there already are not made again."""
+        self._name, self._folder, self._blocks, self._options, self._runs = name, folder, blocks, options, runs
 
-    def run(self, folder: Path, blocks: Path, *, seconds: float, seed: int, batch: int) -> measured.Measurement:
-        """One run in a process of its own. Raises SystemExit when it fails."""
-        progress(f"{self.name}, seed {seed} ...")
+    def run(self, contender: str, seed: int, rate: float | None = None) -> Run | None:
+        """The run, from the stored ones or made now; None when it fails."""
+        key = {"writer": self._name, "contender": contender, "rate": rate, "seed": seed}
+        for run in self._runs:
+            if key.items() <= run.items():
+                return run
+        progress(f"{_label(key)}, seed {seed} ...")
+        options, (module, *method) = self._options, CONTENDERS[contender]
         found = measured.run(
             [
-                *(sys.executable, "-m", *self.command),
-                *("--folder", str(folder), "--blocks", str(blocks), "--batch", str(batch)),
-                *("--seconds", str(seconds), "--seed", str(seed)),
+                *(sys.executable, "-m", module, *method, "--folder", str(self._folder), "--blocks", str(self._blocks)),
+                *("--batch", str(options.batch), "--seconds", str(options.seconds), "--seed", str(seed)),
+                *(() if rate is None else ("--rate", str(rate))),
+                *(("--prompts", *map(str, options.prompts)) if module == _OURS else ()),
             ],
-            timeout_seconds=_LOADING_SECONDS + _PATIENCE * seconds,
-            environment=as_by_itself() if self.command[0] == _PEERS else None,
+            timeout_seconds=_SLACK_SECONDS + _PATIENCE * options.seconds,
+            environment=as_by_itself() if module == _PEERS else None,
         )
         if not found.completed:
-            raise SystemExit(f"{self.name} failed: {found.error or f'exit code {found.exit_code}'}")
+            progress(f"  failed: {found.error or f'exit code {found.exit_code}'}")
+            return None
         if "reduction" in found.report:
-            progress(f"  {found.report['reduction']:.4f} nats in {found.report['steps']} steps")
-        return found
+            progress(f"  {found.report['reduction']:.4f} nats")
+        self._runs.append(key | provenance(options) | found.report)
+        return self._runs[-1]
+
+    def first_runs(self, contender: str) -> None:
+        """With the first seed, at all rates that the search wants."""
+        method = CONTENDERS[contender][1]
+
+        def score(rate: float) -> float:
+            run = self.run(contender, 0, rate)
+            return float(run["reduction"]) if run else float("-inf")
+
+        if method not in RATES:
+            self.run(contender, 0)
+        elif self._options.quick:
+            score(RATES[method][0])
+        else:
+            search(RATES[method], score)
+
+    def further_seeds(self, method: str) -> None:
+        """Of the best contender of a method, at its best rate."""
+        best = best_runs([run for run in self._runs if run["writer"] == self._name], method)
+        for seed in range(1, self._options.seeds if best else 0):
+            self.run(best[0]["contender"], seed, best[0]["rate"])
 
 
-GUIDED = Contender(name="guided", value="guided_nats", command=(_OURS, "guided"))
+def figures(runs: Sequence[Run]) -> dict[str, float | None]:
+    """The values of one writer; None where runs are missing."""
+    exact, peer, mezo, textbook, prompt, inference = (
+        best_runs(runs, method) for method in ("exact", "autograd", "mezo", "textbook", "prompt", "inference")
+    )
+    nats = {
+        f"{name}_nats": _mean([run["reduction"] for run in found])
+        for name, found in (("exact", exact), ("peer", peer), ("mezo", mezo), ("textbook", textbook))
+    }
+    # In a quick run the prompts are shorter.
+    for number, tokens in enumerate(PROMPTS):
+        nats[f"prompt{tokens}_nats"] = _mean([list(run["prompts"].values())[number] for run in prompt])
+    nats["adapter_and_prompt_nats"] = _mean([run["prompted_reduction"] for run in exact])
+    # Where the textbook learns nothing, or unlearns, any ratio would be meaningless: then it counts as a thousandth.
+    mezo_peer = None if nats["textbook_nats"] is None else max(nats["textbook_nats"], 1e-3)
+    peak = max((run["peak_rss_bytes"] for run in exact), default=None)
+    return nats | {
+        "exact_over_peer": _over(nats["exact_nats"], nats["peer_nats"]),
+        "seconds_to_equal_loss_ratio": _mean([_speed(our, other) for our, other in zip(exact, peer, strict=False)]),
+        "exact_peak_over_peer": _over(peak, min((run["peak_rss_bytes"] for run in peer), default=None)),
+        "exact_peak_over_our_inference": _over(peak, min((run["peak_rss_bytes"] for run in inference), default=None)),
+        "exact_over_prompt960": _over(nats["exact_nats"], nats[f"prompt{PROMPTS[-1]}_nats"]),
+        "adapter_and_prompt_over_adapter": _over(nats["adapter_and_prompt_nats"], nats["exact_nats"]),
+        "mezo_over_textbook": _over(nats["mezo_nats"], mezo_peer),
+    }
 
 
-def contenders(first_layer: int) -> list[Contender]:
-    """All but the guided method, which chooses the layers."""
-    made = [Contender(name="mezo", value="mezo_nats", command=(_OURS, "mezo"))]
-    made += [
-        Contender(
-            name=f"textbook, rate {rate:g}", value="textbook_nats", command=(_PEERS, "textbook", "--rate", str(rate))
-        )
-        for rate in TEXTBOOK_RATES
-    ]
-    for rate in EXACT_RATES:
-        exact = (_PEERS, "exact", "--rate", str(rate))
-        upper = ("--first", str(first_layer))
-        made += [
-            Contender(name=f"exact, all layers, rate {rate:g}", value="exact_all_nats", command=exact),
-            Contender(
-                name=f"exact, layers from {first_layer}, rate {rate:g}",
-                value="exact_same_layers_nats",
-                command=(*exact, *upper),
-            ),
-            Contender(
-                name=f"exact, layers from {first_layer}, trunk cached, rate {rate:g}",
-                value="exact_same_layers_nats",
-                command=(*exact, *upper, "--cached"),
-            ),
-        ]
-    return made
+def values_of(runs: Sequence[Run]) -> dict[str, float | None]:
+    """The worst writer's value where there is a limit, else the mean; with several writers, each one's, too."""
+    writers = {run["writer"]: None for run in runs}
+    of_writers = {writer: figures([run for run in runs if run["writer"] == writer]) for writer in writers}
+    values: dict[str, float | None] = {}
+    for name in figures([]):
+        found = [some[name] for some in of_writers.values()]
+        known = [value for value in found if value is not None]
+        limit = LIMITS.get(name)
+        choose = mean if limit is None else max if limit.at_least is None else min
+        values[name] = choose(known) if known and len(known) == len(found) else None
+    if len(of_writers) > 1:
+        values |= {f"{name}/{writer}": value for writer, some in of_writers.items() for name, value in some.items()}
+    return values
+
+
+def _speed(ours: Run, peer: Run) -> float:
+    """How many times as fast ours reaches the peer's last loss; 0 when it does not."""
+    loss = peer["curve"][-1][2]
+    return seconds_to(peer["curve"], loss) / max(seconds_to(ours["curve"], loss), 1e-9)
+
+
+def _over(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def _mean(found: Sequence[float]) -> float | None:
+    return mean(found) if found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
-    seconds = 0.5 if options.quick else options.seconds
-    batch = 2 if options.quick else options.batch
+    if len({text.stem for text in options.text or ()}) < len(options.text or ()):
+        raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
+    runs, sizes = _stored(options) if options.only else ([], {})
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
-        text = options.text or _sample(Path(scratch))
-        blocks = Path(scratch) / "blocks.npz"
-        sizes = _divide(text, folder, blocks)
-        progress(f"{text.name}: {sizes['training_tokens']} tokens to learn from, {sizes['held_out_tokens']} held out")
-
-        def run(contender: Contender, seed: int) -> Report:
-            found = contender.run(folder, blocks, seconds=seconds, seed=seed, batch=batch)
-            return found.report | {"peak": found.peak_rss_bytes}
-
-        if options.only:
-            runs, inference = _stored(options, text, seconds)
-        else:
-            runs = {}
-            inference = {who: int(run(_inference(who), 0)["peak"]) for who in ("peers", "ours")}
-            runs[GUIDED] = [run(GUIDED, 0)]
-        for contender in [GUIDED, *contenders(int(runs[GUIDED][0]["first_layer"]))]:
-            if contender not in runs or contender.name in options.only:
-                runs[contender] = [run(contender, 0)]
-        finalists = _best_of_each(runs)
-        for seed in range(1, options.seeds):
-            for contender in finalists.values():
-                if len(runs[contender]) <= seed:
-                    runs[contender].append(run(contender, seed))
-    values = _values({name: runs[contender] for name, contender in finalists.items()}, inference)
-    raw = {
-        "text": text.name,
-        "sizes": sizes,
-        "seconds": seconds,
-        "runs": {contender.name: some for contender, some in runs.items()},
-        "inference_peak": inference,
-    }
-    exit_code = finish(
-        "learn", [_table(runs, inference, seconds)], values=values, limits=LIMITS, raw=raw, options=options
-    )
-    name = _stored_name(options)
-    plot_learn.draw(options.results / f"{name}.json", options.results / f"{name}.svg")
+        for text in options.text or [_sample(Path(scratch))]:
+            blocks = Path(scratch) / "blocks.npz"
+            sizes[text.stem] = _divide(text, folder, blocks)
+            progress(f"{text.name}: {sizes[text.stem]}")
+            chosen = options.only or list(CONTENDERS)
+            # What is run anew goes; the rest stays.
+            runs[:] = [run for run in runs if (run["writer"], run["contender"]) not in {(text.stem, c) for c in chosen}]
+            writer = Writer(text.stem, folder, blocks, options, runs)
+            for contender in chosen:
+                writer.first_runs(contender)
+            for method in dict.fromkeys(CONTENDERS[contender][1] for contender in chosen):
+                if method != "inference":
+                    writer.further_seeds(method)
+    raw = {"seconds": options.seconds, "sizes": sizes, "runs": runs}
+    tables = [_table([run for run in runs if run["writer"] == writer]) for writer in sizes]
+    exit_code = finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
+    file = _file(options)
+    try:
+        plot_learn.draw(file, file.with_suffix(".svg"))
+    except ValueError as error:
+        progress(f"No plot: {error}")
     return exit_code
 
 
-def _inference(who: str) -> Contender:
-    return Contender(name=f"inference ({who})", value=None, command=(_PEERS if who == "peers" else _OURS, "inference"))
+def _file(options: argparse.Namespace) -> Path:
+    results: Path = options.results
+    return results / f"learn{'-quick' if options.quick else ''}.json"
 
 
-def _stored_name(options: argparse.Namespace) -> str:
-    return f"learn{'-quick' if options.quick else ''}"
-
-
-def _stored(
-    options: argparse.Namespace, text: Path, seconds: float
-) -> tuple[dict[Contender, list[Report]], dict[str, int]]:
-    """What an earlier run has found of all contenders. Raises SystemExit where it was another text, or another time."""
-    file = options.results / f"{_stored_name(options)}.json"
+def _stored(options: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:
+    """The runs and texts' sizes of earlier runs, if any. Raises SystemExit where these had another time."""
+    file = _file(options)
+    if not file.exists():
+        return [], {}
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))["raw"]
+        seconds, runs, sizes = raw["seconds"], list(raw["runs"]), raw["sizes"]
     except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"--only keeps the other contenders' figures, and {file} has none: {error}") from error
-    if (raw["text"], raw["seconds"]) != (text.name, seconds):
-        raise SystemExit(f"{file} is of {raw['text']} and {raw['seconds']:g} s: leave --only out.")
-    first = int(raw["runs"][GUIDED.name][0]["first_layer"])
-    known = {contender.name: contender for contender in [GUIDED, *contenders(first)]}
-    if unknown := set(options.only) - known.keys():
-        raise SystemExit(f"There is no contender {min(unknown)!r}; there are: {', '.join(known)}.")
-    runs = {known[name]: some for name, some in raw["runs"].items() if name in known}
-    return runs, raw["inference_peak"]
+        raise SystemExit(f"--only keeps the other contenders' figures, but {file} is unreadable: {error!r}") from error
+    if seconds != options.seconds or not all(isinstance(run, dict) for run in runs):
+        raise SystemExit(f"{file} is of runs of {seconds:g} s, or of another form: leave --only out.")
+    return runs, sizes
 
 
-def _best_of_each(runs: Mapping[Contender, Sequence[Report]]) -> dict[str, Contender]:
-    """Each value -> the candidate for it that has learned most with the first seed."""
-    best: dict[str, Contender] = {}
-    for contender in sorted(runs, key=lambda one: -float(runs[one][0]["reduction"])):
-        if contender.value:
-            best.setdefault(contender.value, contender)
-    return best
+def _label(run: Mapping[str, Any]) -> str:
+    return run["contender"] if run["rate"] is None else f"{run['contender']}, rate {run['rate']:g}"
 
 
-def _values(runs: Mapping[str, Sequence[Report]], inference: Mapping[str, int]) -> dict[str, float | None]:
-    best = {name: _mean(found) for name, found in runs.items()}
-    exact = max(best["exact_all_nats"], best["exact_same_layers_nats"])
-    # Where the textbook learns nothing, or unlearns, any ratio would be meaningless: then it counts as a thousandth.
-    textbook = max(best["textbook_nats"], 1e-3)
-    peak = max(one["peak"] for one in runs["guided_nats"])
-    return {
-        **best,
-        "guided_over_textbook": best["guided_nats"] / textbook,
-        "mezo_over_textbook": best["mezo_nats"] / textbook,
-        "guided_over_exact": best["guided_nats"] / exact,
-        "guided_peak_over_inference": peak / inference["peers"],
-        "guided_peak_over_our_inference": peak / inference["ours"],
-    }
-
-
-def _mean(found: Sequence[Report]) -> float:
-    return mean(float(one["reduction"]) for one in found)
-
-
-def _table(runs: Mapping[Contender, Sequence[Report]], inference: Mapping[str, int], seconds: float) -> Any:
-    rows = [
-        [f"plain inference, {'transformers' if who == 'peers' else 'ours'}", "-", "-", "-", f"{peak / _MB:.0f}"]
-        for who, peak in inference.items()
-    ]
-    for contender, found in sorted(runs.items(), key=lambda pair: -_mean(pair[1])):
-        reductions = [float(one["reduction"]) for one in found]
-        spread = f"{stdev(reductions):.4f} ({len(found)})" if len(reductions) > 1 else "-"
-        steps, peak = f"{mean(one['steps'] for one in found):.0f}", max(one["peak"] for one in found)
-        rows.append([contender.name, f"{mean(reductions):.4f}", spread, steps, f"{peak / _MB:.0f}"])
-    title = f"Held-out loss after {seconds:g} s"
-    return table(title, ["method", "fell by, nats", "spread (seeds)", "steps", "peak, MB"], rows, caption=_CAPTION)
+def _table(runs: Sequence[Run]) -> Any:
+    seeds: dict[str, list[Run]] = {}
+    for run in runs:
+        seeds.setdefault(_label(run), []).append(run)
+    rows = []
+    for label, found in seeds.items():
+        nats = [float(run["reduction"]) for run in found if "reduction" in run]
+        rows.append(
+            [
+                label,
+                f"{mean(nats):.4f}" if nats else "-",
+                f"{stdev(nats):.4f} ({len(nats)})" if len(nats) > 1 else "-",
+                f"{mean(run['steps'] for run in found):.0f}" if "steps" in found[0] else "-",
+                f"{max(run['peak_rss_bytes'] for run in found) / _MB:.0f}" if "peak_rss_bytes" in found[0] else "-",
+            ]
+        )
+    rows.sort(key=lambda row: row[1], reverse=True)
+    title = runs[0]["writer"] if runs else ""
+    return table(title, ["contender", "fell by, nats", "spread (seeds)", "steps", "peak, MB"], rows, caption=_CAPTION)
 
 
 def _divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
@@ -233,8 +264,6 @@ def _divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
 
 def _sample(scratch: Path) -> Path:
     """The notes that come with PocketLLM."""
-    from importlib.resources import files
-
     text = scratch / "sample_notes.txt"
     text.write_text(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"), encoding="utf-8")
     return text
@@ -242,16 +271,25 @@ def _sample(scratch: Path) -> Path:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.learn", "What is learned from a text in equal time, by ours and the peers.")
-    made.add_argument("--text", type=Path, help="a writer's text (UTF-8); by default the sample notes")
-    made.add_argument("--seconds", type=float, default=120, help="for each contender")
-    made.add_argument("--seeds", type=int, default=1, help="runs of a method; its options are chosen with the first")
+    made.add_argument("--text", type=Path, nargs="+", help="a writer's text each (UTF-8); by default the sample notes")
+    made.add_argument("--seconds", type=float, default=120, help="for each run")
+    made.add_argument("--seeds", type=int, default=3, help="runs of a method; its rate is chosen with the first")
     made.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="run these anew, and keep the figures of all others"
+        "--only",
+        nargs="+",
+        default=[],
+        choices=list(CONTENDERS),
+        metavar="NAME",
+        help="run these on these texts, and keep what the results file has of all others",
     )
     made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
     made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
-    return made.parse_args(arguments)
+    made.set_defaults(prompts=PROMPTS)
+    options = made.parse_args(arguments)
+    if options.quick:
+        options.seconds, options.batch, options.prompts = _QUICK_SECONDS, _QUICK_BATCH, _QUICK_PROMPTS
+    return options
 
 
 if __name__ == "__main__":

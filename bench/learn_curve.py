@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.child import memory_of
 
 #: How often the held-out loss is measured in a run, besides at its start.
-_POINTS = 8
+_POINTS = 16
+#: Stands for a loss that is no number, which JSON has no word for.
+DIVERGED = 99.0
+
+#: A run in the results: its writer, contender, rate and seed, what it was run on, and what its process says.
+Run = dict[str, Any]
 
 
 class Curve:
@@ -19,8 +24,8 @@ class Curve:
     def __init__(self, seconds: float, measure: Callable[[], float]) -> None:
         """measure: the held-out loss in nats per token, at the parameters as they stand."""
         self._limit, self._measure = seconds, measure
-        self.points: list[tuple[float, int, float]] = [(0.0, 0, measure())]
         self.steps, self._spent = 0, 0.0
+        self.points: list[tuple[float, int, float]] = [(0.0, 0, self._measured())]
         self._since = time.perf_counter()
 
     @property
@@ -47,19 +52,45 @@ class Curve:
     def measure(self) -> None:
         """Measure now, off the clock."""
         self._spent = self.seconds
-        self.points.append((self._spent, self.steps, self._measure()))
+        self.points.append((self._spent, self.steps, self._measured()))
         self._since = time.perf_counter()
 
+    def _measured(self) -> float:
+        loss = self._measure()
+        return loss if math.isfinite(loss) else DIVERGED
+
     def report(self) -> dict[str, Any]:
-        """For the bench: the curve, the reduction from the first to the last point, and to the lowest."""
+        """For the bench: the curve, and the reduction of the loss from its first to its last point."""
         first, last = self.points[0][2], self.points[-1][2]
         return {
             "curve": self.points,
             "steps": self.steps,
             "reduction": first - last,
-            "best_reduction": first - min(loss for _, _, loss in self.points),
             "peak_rss_bytes": memory_of().get("VmHWM"),
         }
+
+
+def seconds_to(curve: Sequence[Sequence[float]], loss: float) -> float:
+    """When a curve first reaches a loss, by straight lines between its points; infinity where it does not."""
+    before = curve[0]
+    for point in curve:
+        if point[2] <= loss:
+            fallen = before[2] - point[2]
+            part = (before[2] - loss) / fallen if fallen > 0 else 1.0
+            return before[0] + part * (point[0] - before[0])
+        before = point
+    return math.inf
+
+
+def best_runs(runs: Sequence[Run], method: str) -> list[Run]:
+    """Of one writer's runs, all seeds of the method's contender and rate that won most with the first seed."""
+    of_method = [run for run in runs if run["contender"].partition(",")[0] == method]
+    first = [run for run in of_method if run["seed"] == 0]
+    if not first:
+        return []
+    best = max(first, key=lambda run: float(run.get("reduction", 0)))
+    same = [run for run in of_method if (run["contender"], run["rate"]) == (best["contender"], best["rate"])]
+    return sorted(same, key=lambda run: int(run["seed"]))
 
 
 class Schedule:

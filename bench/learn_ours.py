@@ -1,8 +1,10 @@
 """Our methods in bench.learn, as the worker runs them.
 
-python -m bench.learn_ours {inference,mezo,guided} --folder DIR --blocks FILE --seconds 120 --seed 0
+python -m bench.learn_ours METHOD --folder DIR --blocks FILE --seconds 120 --seed 0
 
-Prints one line of JSON: the held-out loss over time. What comes before the first step counts as learning.
+METHOD is `mezo`, `exact`, `prompt` (no training, but some of the text in the prompt) or `inference` (for its memory).
+Prints one line of JSON: the held-out loss over time, from when the model is loaded; what a method measures and chooses
+before its first step counts.
 """
 
 from __future__ import annotations
@@ -16,162 +18,140 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
-from pocketllm.daemon import carrying
+from bench.ours import exact_method, load_model, planned
+from pocketllm.daemon.early_stopping import EarlyStopping
 from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
-from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training_run import DIRECTION_BLOCKS
-from pocketllm.mezo import guided_run
-from pocketllm.mezo.adapters import Adapter
+from pocketllm.daemon.trainer import Checkpoint, Run, train
+from pocketllm.daemon.training_run import DIRECTION_BLOCKS, EXACT_FORWARDS
+from pocketllm.daemon.validation_split import split, validation_interval
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
-from pocketllm.mezo.budget import GUIDED_RANK, HEAD_RANK, points_of
+from pocketllm.mezo.budget import JobPlan, points_of
 from pocketllm.mezo.directions import adapter_along_activations
-from pocketllm.mezo.estimator import Theta
-from pocketllm.mezo.guarded import Checks, train_guarded
-from pocketllm.mezo.kept_aside import divide, steps_between_checks
-from pocketllm.mezo.loop import Plan, Row
+from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.native import open_native
-from pocketllm.mezo.patience import Watch
+from pocketllm.mezo.step_record import Method, StepRecord
+from pocketllm.mezo.tensor_file import write_tensors
 
 #: More than any run makes.
 _STEPS = 10**6
-_CACHE_BYTES = 2 * 10**9
 
 
 def open_model(folder: Path) -> LanguageModel:
     """The model as the worker opens it."""
-    return LanguageModel(open_native(folder), release_pages=True, lanes=torch.get_num_threads())
+    return load_model(folder, torch.get_num_threads())
 
 
-def measure_carrying(model: LanguageModel) -> None:
-    """As at a model's first guided job, and of no text that is learned."""
-    if not carrying.is_known(model.native):
-        carrying.measure_once(model, carrying.neutral_text(model.native.tokenizer()))
+class Scratch:
+    """pocketllm.daemon.trainer.RunStore of an undisturbed run: checkpoints in a folder, the rest in memory."""
 
-
-def teach_guided(model: LanguageModel, buckets: Buckets, curve: Curve, *, seed: int, batch: int) -> dict[str, Any]:
-    """Aim, and learn along the guide until the curve's time is over; what there is to say of it."""
-    aimed = guided_run.begin(model, buckets, rank=GUIDED_RANK, head_rank=HEAD_RANK, seed=seed, rows_at_once=batch)
-    prepared = guided_run.go_on(model, aimed.adapter)
-    give_back_free_memory()
-    ready = curve.seconds
-    with tempfile.TemporaryDirectory() as folder:
-        state = guided_run.train(
-            model,
-            buckets,
-            prepared,
-            seed=seed,
-            steps=_STEPS,
-            batch=batch,
-            measure_every=_STEPS,
-            rows_at_once=batch,
-            folder=Path(folder),
-            cache_bytes=_CACHE_BYTES,
-            done=0,
-            keep=lambda _row: curve.stepped(),
-            measure=lambda _step: None,
-            remaining=lambda _step: curve.remaining,
-            clock=time.monotonic,
-        )
-    curve.measure()
-    return {
-        "first_layer": prepared.first,
-        "ready_seconds": ready,
-        "aims": [(aim.first, aim.agreement, aim.promise) for aim in aimed.aims],
-        "promises": (aimed.guide_promise, aimed.random_promise),
-        "multiples": state.multiples,
-        "best_step": state.best_step,
-        "halvings": state.halvings,
-    }
-
-
-class Remembered:
-    """pocketllm.mezo.guarded.Keeper without a disk, of a run that starts from a fresh adapter, whose B is zero."""
-
-    def __init__(self, curve: Curve) -> None:
-        self._curve = curve
-        self._rows: list[Row] = []
+    def __init__(self, folder: Path, curve: Curve) -> None:
+        self._folder, self._curve = folder, curve
+        self._records: list[StepRecord] = []
         self.back: list[tuple[int, int]] = []  #: from which step to which the run has gone back
 
-    def rows(self) -> list[Row]:
-        """See Keeper."""
-        return list(self._rows)
+    def records(self) -> list[StepRecord]:
+        """See RunStore."""
+        return list(self._records)
 
-    def keep(self, row: Row) -> None:
-        """See Keeper."""
-        self._rows.append(row)
+    def append(self, record: StepRecord, *, seconds: float) -> None:
+        """See RunStore."""
+        self._records.append(record)
         self._curve.stepped()
 
-    def watch(self) -> Watch | None:
-        """See Keeper: no run here has begun before."""
+    def early_stopping(self) -> EarlyStopping | None:
+        """See RunStore: no run here has begun before."""
         return None
 
-    def keep_watch(self, watch: Watch) -> None:
-        """See Keeper."""
+    def keep(self, stopping: EarlyStopping) -> None:
+        """See RunStore."""
 
-    def go_back(self, watch: Watch, *, step: int) -> None:
-        """See Keeper."""
-        del self._rows[watch.best_step :]
-        if step > watch.best_step:
-            self.back.append((step, watch.best_step))
+    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
+        """See RunStore."""
+        del self._records[stopping.best_step :]
+        if step > stopping.best_step:
+            self.back.append((step, stopping.best_step))
 
-    def to_start(self, theta: Theta) -> None:
-        """See Keeper."""
-        assert isinstance(theta, Adapter)
-        for b in theta.b.values():
-            b.zero_()
+    def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
+        """See RunStore."""
+        name = "best" if checkpoint.step == stopping.best_step else "latest"
+        write_tensors(self._folder / name, checkpoint.state)
+
+    def load(self, stopping: EarlyStopping) -> Checkpoint | None:
+        """See RunStore: without a kill, only the best is ever gone on from."""
+        file = self._folder / "best"
+        if not stopping.best_step or not file.exists():
+            return None
+        return Checkpoint(
+            step=stopping.best_step, state={name: tensor.clone() for name, tensor in load_file(file).items()}
+        )
 
 
+def teach(
+    model: LanguageModel, method: Method, buckets: Buckets, curve: Curve, *, seed: int, batch: int, points: int
+) -> dict[str, Any]:
+    """Train as the worker does until the curve's time is over; what there is to say of it.
+
+    points: forward passes that a step takes as long as.
+    """
+    training, validation = split(buckets)
+    every = validation_interval(training, validation, batch=batch, points=points)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Scratch(Path(folder), curve)
+        stopping = train(
+            method,
+            store,
+            Run(
+                steps=_STEPS,
+                batch=shuffled(training, size=batch, seed=seed),
+                remaining=lambda _step: curve.remaining,
+                validation_loss=lambda: model.mean_loss(validation),
+                check_every=every,
+                measure=lambda _step: None,
+                measure_every=_STEPS,
+                clock=time.monotonic,
+            ),
+        )
+    curve.measure()
+    return {"check_every": every, "back": store.back, **stopping.to_json()}
+
+
+@torch.no_grad()
 def teach_mezo(
     model: LanguageModel, buckets: Buckets, looked_at: Blocks, curve: Curve, *, seed: int, batch: int
 ) -> dict[str, Any]:
-    """Learn along random directions until the curve's time is over; what there is to say of it.
-
-    looked_at: blocks that A is taken from.
-    """
+    """Learn along random directions; looked_at: blocks that A is taken from."""
     settings, rows_at_once = TrainingSettings(), ENOUGH_POSITIONS // looked_at.inputs.shape[1]
     adapter = adapter_along_activations(
         model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, rows_at_once=rows_at_once
     )
     model.use(adapter)
-    learned, checked = divide(buckets)
-    plan = Plan(
-        seed=seed,
-        steps=_STEPS,
-        batch=batch,
-        epsilon=settings.epsilon,
-        step_size=settings.step_size,
-        measure_every=_STEPS,
-        probes=CHEAP_PROBES[0],
-    )
-    checks = Checks(
-        loss=lambda: model.mean_loss(checked),
-        every=steps_between_checks(learned, checked, batch=batch, points=points_of(plan.probes)),
-    )
-    keeper = Remembered(curve)
-    watch = train_guarded(
-        lambda points, blocks: model.losses_at(points, blocks, rows_at_once),
-        adapter,
-        shuffled(learned, size=batch, seed=seed),
-        plan,
-        checks=checks,
-        keeper=keeper,
-        measure=lambda _step: None,
-        clock=time.monotonic,
-        remaining=lambda _step: curve.remaining,
-    )
-    curve.measure()
-    return {"check_every": checks.every, "back": keeper.back, **watch.to_json()}
+
+    def to_start() -> None:
+        for b in adapter.b.values():
+            b.zero_()
+
+    probes = CHEAP_PROBES[0]
+    plan = MeZOPlan(seed=seed, epsilon=settings.epsilon, step_size=settings.step_size, probes=probes)
+    method = MeZO(lambda points, blocks: model.losses_at(points, blocks, rows_at_once), adapter, plan, to_start)
+    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=points_of(probes))
 
 
-@torch.inference_mode()
-def infer(options: argparse.Namespace) -> dict[str, Any]:
-    """The losses of a batch of the training text, a few times."""
+@torch.no_grad()
+def teach_exact(model: LanguageModel, plan: JobPlan, buckets: Buckets, curve: Curve, *, seed: int) -> dict[str, Any]:
+    """Learn by exact gradients; the model uses the adapter afterwards."""
+    method = exact_method(model, plan, seed=seed)
+    return teach(model, method, buckets, curve, seed=seed, batch=plan.batch, points=EXACT_FORWARDS)
+
+
+@torch.no_grad()
+def inference(options: argparse.Namespace) -> dict[str, Any]:
+    """The losses of a batch of the training text, a few times: for its memory."""
     model = open_model(options.folder)
     batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
     for _ in range(3):
@@ -179,20 +159,16 @@ def infer(options: argparse.Namespace) -> dict[str, Any]:
     return {"peak_rss_bytes": memory_of().get("VmHWM")}
 
 
-@torch.inference_mode()
-def guided(options: argparse.Namespace) -> dict[str, Any]:
-    """Our guided method."""
+@torch.no_grad()
+def prompt(options: argparse.Namespace) -> dict[str, Any]:
+    """The base model, with each number of tokens of the training text in front of the held-out blocks."""
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
-    started = time.monotonic()
-    measure_carrying(model)
-    once = time.monotonic() - started
-    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
-    found = teach_guided(model, (division.training,), curve, seed=options.seed, batch=options.batch)
-    return curve.report() | found | {"once_seconds": once}
+    base = model.mean_loss([division.held_out])
+    won = {tokens: base - _prompted(model, division, tokens, options.seed) for tokens in options.prompts}
+    return {"loss": base, "prompts": won, "reduction": won[max(won)]}
 
 
-@torch.inference_mode()
 def mezo(options: argparse.Namespace) -> dict[str, Any]:
     """Our MeZO, with as many blocks a step as the worker takes."""
     model = open_model(options.folder)
@@ -203,18 +179,39 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
     return curve.report() | found
 
 
+@torch.no_grad()
+def exact(options: argparse.Namespace) -> dict[str, Any]:
+    """Exact gradients, and what the longest prompt adds to the adapter that they have taught."""
+    division = learn_text.load(options.blocks)
+    tokens = division.training.inputs.shape[1]
+    plan = planned(options.folder, mode="exact", batch=options.batch, tokens=tokens).plan
+    model = load_model(options.folder, plan.lanes)
+    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
+    found = teach_exact(model, plan, (division.training,), curve, seed=options.seed)
+    report = curve.report() | found  # with the peak before the prompt, which takes more
+    prompted = _prompted(model, division, max(options.prompts), options.seed)
+    return report | {"prompted_reduction": curve.points[0][2] - prompted}
+
+
+def _prompted(model: LanguageModel, division: learn_text.Division, tokens: int, seed: int) -> float:
+    return model.mean_loss([learn_text.with_prompt(division, tokens, seed)])
+
+
+METHODS = {"inference": inference, "prompt": prompt, "mezo": mezo, "exact": exact}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn_ours", description="Let our engine learn a text.")
-    parser.add_argument("method", choices=["inference", "mezo", "guided"])
+    parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a native model")
     parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[256, 960], help="tokens in front of each block")
     options = parser.parse_args(arguments)
-    methods = {"inference": infer, "guided": guided, "mezo": mezo}
-    write_line(methods[options.method](options))
+    write_line(METHODS[options.method](options))
     return 0
 
 

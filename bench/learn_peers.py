@@ -1,9 +1,10 @@
 """The peers of bench.learn, each as good as we could make it with transformers and torch, on the same batches.
 
-python -m bench.learn_peers METHOD --folder DIR --blocks FILE --seconds 120 --seed 0
+python -m bench.learn_peers METHOD --folder DIR --blocks FILE --seconds 120 --seed 0 --rate 4e-3
 
-METHOD is `inference` (the logits of a batch, again and again), `textbook` (MeZO as published, over low-rank factors),
-`exact` (backpropagation into low-rank factors, AdamW). Prints one line of JSON: the held-out loss over time.
+METHOD is `textbook` (MeZO as published, over low-rank factors) or `autograd` (backpropagation into low-rank factors,
+AdamW, warm-up and cosine). Prints one line of JSON: the held-out loss over time, from when the model is loaded. With
+--turns TOKENS in place of --blocks it takes steps on random tokens instead (bench.turns).
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ import torch
 import torch.nn.functional as F
 
 from bench import learn_text, peers
-from bench.child import memory_of, write_line
+from bench.child import write_line
 from bench.learn_curve import Curve, Schedule
+from bench.turns import serve
 from pocketllm.mezo.batches import Blocks, batch_at
-from pocketllm.mezo.layers import LayerStack
+from pocketllm.mezo.loss import NO_TARGET
 
-#: Of a first factor A and of MeZO's noise, besides the run's own seed.
-_RANK = 8
+RANK = 8
 #: MeZO's for low-rank factors (arXiv 2305.17333, table 15).
 _EPSILON = 1e-2
 _WARM_UP_STEPS = 10
-#: Blocks that are measured together.
-_AT_ONCE = 8
+#: Blocks that are measured together, and positions whose logits there are at a time.
+_AT_ONCE, _CHUNK = 8, 128
+
+#: One step on a batch: its number (from 1), and the part of the full learning rate.
+Step = Callable[[Blocks, int, float], float]
 
 
 class LowRank(torch.nn.Module):
@@ -39,9 +43,9 @@ class LowRank(torch.nn.Module):
     def __init__(self, inner: torch.nn.Linear, generator: torch.Generator) -> None:
         super().__init__()
         self.inner = inner
-        a = torch.randn(_RANK, inner.in_features, generator=generator) / math.sqrt(inner.in_features)
+        a = torch.randn(RANK, inner.in_features, generator=generator) / math.sqrt(inner.in_features)
         self.a = torch.nn.Parameter(a)
-        self.b = torch.nn.Parameter(torch.zeros(inner.out_features, _RANK))
+        self.b = torch.nn.Parameter(torch.zeros(inner.out_features, RANK))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The map's output and the factors' with a scaling of one."""
@@ -50,46 +54,79 @@ class LowRank(torch.nn.Module):
         return y
 
 
-class Peer:
-    """transformers' model with low-rank factors on every linear map of the layers from `first` on."""
+class ChunkedLoss(torch.autograd.Function):
+    """Mean cross-entropy of (positions, width) states through a frozen head, without all logits at once.
 
-    def __init__(self, folder: Path, *, first: int, cached: bool, seed: int) -> None:
-        """cached: keep what enters layer `first` of each batch that was seen."""
+    The gradient of the states is taken in the same pass, as Liger's fused linear cross-entropy does: nothing is
+    recomputed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(positions,) targets, NO_TARGET where nothing is predicted."""
+        count = int((targets != NO_TARGET).sum())
+        total = torch.zeros((), dtype=torch.float64)
+        ctx.gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(states), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            wanted = targets[rows]
+            logits = (states[rows] @ head.t()).float()
+            total += F.cross_entropy(logits, wanted, ignore_index=NO_TARGET, reduction="sum")
+            if ctx.gradient is not None:
+                predicted = wanted != NO_TARGET
+                error = logits.softmax(1).mul_(predicted[:, None])
+                error[predicted.nonzero()[:, 0], wanted[predicted]] -= 1
+                torch.mm((error / count).to(head.dtype), head, out=ctx.gradient[rows])
+        return (total / count).float()
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """The states' gradient."""
+        return ctx.gradient * errors[0], None, None
+
+
+class Peer:
+    """transformers' model with low-rank factors on every linear map of its layers."""
+
+    def __init__(self, folder: Path, *, checkpointing: bool, chunks: bool) -> None:
+        """checkpointing: keep what enters each layer alone, and recompute; chunks: never all logits at once."""
         self.model = peers.build(folder).eval()
         self.model.requires_grad_(False)
-        self.stack = LayerStack(self.model, {}, {}, None)
-        self.first, self.cached = first, cached
-        self._kept: dict[int, torch.Tensor] = {}
-        generator = torch.Generator().manual_seed(seed)
+        if checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.train()  # which checkpointing is for; there is no dropout
+        self.chunks = chunks
         self.factors: list[torch.nn.Parameter] = []
+
+    def add_factors(self, seed: int) -> None:
+        """B is zero, so that nothing changes yet."""
+        generator = torch.Generator().manual_seed(seed)
+        head = self.model.get_output_embeddings()
         for path, module in list(self.model.named_modules()):
-            number = self.stack.number_of(path)
-            if isinstance(module, torch.nn.Linear) and number is not None and number >= first:
+            if isinstance(module, torch.nn.Linear) and module is not head:
                 parent, _, own = path.rpartition(".")
                 made = LowRank(module, generator)
                 setattr(self.model.get_submodule(parent), own, made)
                 self.factors += [made.a, made.b]
 
-    def loss(self, blocks: Blocks, number: int | None = None) -> torch.Tensor:
-        """The mean loss of blocks; number: of the batch, for the cache."""
+    def loss(self, blocks: Blocks) -> torch.Tensor:
+        """The mean loss of blocks."""
         if blocks.choices is not None:
             wanted = blocks.targets.max(1).values  # one target a row
             places = (wanted[:, None] == torch.tensor(blocks.choices)).int().argmax(1)
             return F.cross_entropy(self.choice_logits(blocks), places)
-        if self.cached and number is not None:
-            self.stack.enter_at(self.first, self._entering(blocks, number))
-        try:
-            hidden = self.model.base_model(input_ids=blocks.inputs, use_cache=False).last_hidden_state
-        finally:
-            self.stack.reset()
-        logits = self.model.get_output_embeddings()(hidden).flatten(0, 1)
-        return F.cross_entropy(logits.float(), blocks.targets.flatten())
+        states, targets = self._states(blocks).flatten(0, 1), blocks.targets.flatten()
+        head = self.model.get_output_embeddings()
+        if self.chunks:
+            loss: torch.Tensor = ChunkedLoss.apply(states, head.weight, targets)  # type: ignore[no-untyped-call]
+            return loss
+        return F.cross_entropy(head(states).float(), targets, ignore_index=NO_TARGET)
 
     def choice_logits(self, blocks: Blocks) -> torch.Tensor:
         """(rows, choices) fp32: the label words' logits where the label is to come."""
-        hidden = self.model.base_model(input_ids=blocks.inputs, use_cache=False).last_hidden_state
         rows = self.model.get_output_embeddings().weight[list(blocks.choices or ())]
-        return hidden[blocks.targets >= 0].float() @ rows.float().t()
+        logits: torch.Tensor = self._states(blocks)[blocks.targets >= 0].float() @ rows.float().t()
+        return logits
 
     @torch.no_grad()
     def held_out(self, blocks: Blocks) -> float:
@@ -97,18 +134,14 @@ class Peer:
         parts = list(blocks.split(_AT_ONCE))
         return sum(float(self.loss(part)) * part.tokens for part in parts) / blocks.tokens
 
-    @torch.no_grad()
-    def _entering(self, blocks: Blocks, number: int) -> torch.Tensor:
-        if number not in self._kept:
-            self.stack.leave_at(self.first)
-            self.model.base_model(input_ids=blocks.inputs, use_cache=False)
-            self._kept[number] = self.stack.take_leaving()
-            self.stack.reset()
-        return self._kept[number]
+    def _states(self, blocks: Blocks) -> torch.Tensor:
+        states: torch.Tensor = self.model.base_model(input_ids=blocks.inputs, use_cache=False).last_hidden_state
+        return states
 
 
-def textbook(peer: Peer, rate: float, seed: int) -> Callable[[Blocks, int, float], float]:
+def textbook(peer: Peer, rate: float, seed: int) -> Step:
     """Algorithm 1 of MeZO: Gaussian z drawn again from the step's seed, a constant learning rate."""
+    peer.add_factors(seed)
 
     def perturb(step: int, scale: float) -> None:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -128,16 +161,17 @@ def textbook(peer: Peer, rate: float, seed: int) -> Callable[[Blocks, int, float
     return step
 
 
-def exact(peer: Peer, rate: float) -> Callable[[Blocks, int, float], float]:
-    """Backpropagation, AdamW, the learning rate warmed up and then falling as a cosine."""
+def autograd(peer: Peer, rate: float, seed: int) -> Step:
+    """Backpropagation, AdamW."""
+    peer.add_factors(seed)
     for factor in peer.factors:
         factor.requires_grad_(True)
     optimizer = torch.optim.AdamW(peer.factors, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
-    def step(batch: Blocks, number: int, share: float) -> float:
+    def step(batch: Blocks, _number: int, share: float) -> float:
         optimizer.param_groups[0]["lr"] = rate * share
-        loss = peer.loss(batch, number)
-        loss.backward()
+        loss = peer.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
@@ -145,54 +179,65 @@ def exact(peer: Peer, rate: float) -> Callable[[Blocks, int, float], float]:
     return step
 
 
-def infer(options: argparse.Namespace) -> dict[str, Any]:
-    """Plain inference: the logits of one batch of the training text, a few times."""
-    model = peers.build(options.folder).eval()
-    batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
-    with torch.inference_mode():
-        for _ in range(3):
-            model(input_ids=batch.inputs, use_cache=False)
-    return {"peak_rss_bytes": memory_of().get("VmHWM")}
+METHODS: dict[str, Callable[[Peer, float, int], Step]] = {"textbook": textbook, "autograd": autograd}
+
+
+def teach(
+    prepare: Callable[[], Step], batch: Callable[[int], Blocks], seconds: float, measure: Callable[[], float]
+) -> Curve:
+    """Train for so many seconds, of which preparing is a part; the curve of what `measure` says."""
+    curve = Curve(seconds, measure)
+    step, schedule = prepare(), Schedule(_WARM_UP_STEPS)
+    while curve.running:
+        number = curve.steps + 1
+        step(batch(number), number, schedule.share(number, curve.remaining))
+        curve.stepped()
+    return curve
 
 
 def learn(options: argparse.Namespace) -> dict[str, Any]:
     """One run; the held-out loss over time."""
     division = learn_text.load(options.blocks)
-    peer = Peer(options.folder, first=options.first, cached=options.cached, seed=options.seed)
-    is_exact = options.method == "exact"
-    step = exact(peer, options.rate) if is_exact else textbook(peer, options.rate, options.seed)
-    training = Blocks(inputs=division.training.inputs[:-1], targets=division.training.targets[:-1])  # the last is short
-    batches = -(-len(training) // options.batch)
-    curve = Curve(options.seconds, lambda: peer.held_out(division.held_out))
-    schedule = Schedule(_WARM_UP_STEPS)
-    while curve.running:
-        number = curve.steps + 1
-        batch = _batch(training, number, options, batches)
-        step(batch, (number - 1) % batches if options.cached else number, schedule.share(number, curve.remaining))
-        curve.stepped()
-    return curve.report()
+    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks)
+    training = (division.training[slice(0, -1)],)  # the last is short
+
+    def batch(number: int) -> Blocks:
+        return batch_at(training, step=number, size=options.batch, seed=options.seed)
+
+    def prepare() -> Step:
+        return METHODS[options.method](peer, options.rate, options.seed)
+
+    return teach(prepare, batch, options.seconds, lambda: peer.held_out(division.held_out)).report()
 
 
-def _batch(training: Blocks, number: int, options: argparse.Namespace, batches: int) -> Blocks:
-    """Drawn anew in each epoch; where batches are cached, the first epoch's again."""
-    step = (number - 1) % batches + 1 if options.cached else number
-    return batch_at((training,), step=step, size=options.batch, seed=options.seed)
+def take_turns(options: argparse.Namespace) -> None:
+    """Steps on one batch of random tokens."""
+    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks)
+    step = METHODS[options.method](peer, options.rate, options.seed)
+    ids = torch.randint(peer.model.config.vocab_size, (options.batch, options.turns + 1))
+    blocks = Blocks(inputs=ids[:, :-1], targets=ids[:, 1:])
+    serve(lambda: step(blocks, 1, 1.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one peer."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn_peers", description="Let one peer learn a text.")
-    parser.add_argument("method", choices=["inference", "textbook", "exact"])
+    parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a native model of Llama's kind, stored as floats")
-    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
+    work = parser.add_mutually_exclusive_group(required=True)
+    work.add_argument("--blocks", type=Path, help="from bench.learn_text")
+    work.add_argument("--turns", type=int, metavar="TOKENS", help="a step for each line of stdin, on texts this long")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
-    parser.add_argument("--first", type=int, default=0, help="the lowest layer that learns")
-    parser.add_argument("--cached", action="store_true", help="keep what enters that layer")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
+    parser.add_argument("--chunks", action="store_true", help="the loss in chunks of positions, not of all logits")
     options = parser.parse_args(arguments)
-    write_line(infer(options) if options.method == "inference" else learn(options))
+    if options.turns:
+        take_turns(options)
+    else:
+        write_line(learn(options))
     return 0
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.child import write_line
 from pocketllm.mezo.batches import Blocks, pack
 from pocketllm.mezo.decoding import separator
+from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.native import open_native
 
-#: The last tenth of the text is held out; of its blocks so many are measured with, evenly spread.
+#: The last tenth of the text is held out; at most this number of its blocks, evenly spread, is measured with.
 HELD_OUT_ONE_IN, HELD_OUT_BLOCKS = 10, 64
 
 
@@ -59,7 +61,22 @@ def divide(text: str, encoded: Callable[[str], Sequence[int]], end: int, *, toke
     return Division(training=training, held_out=held_out[torch.from_numpy(places)])
 
 
-def _blocks(inputs: np.ndarray, targets: np.ndarray) -> Blocks:  # type: ignore[type-arg]
+def with_prompt(division: Division, tokens: int, seed: int) -> Blocks:
+    """The held-out blocks, each behind `tokens` tokens of the training text from a random place; these predict nothing.
+
+    Raises SystemExit when the training text is shorter.
+    """
+    held_out, stream = division.held_out, division.training.inputs[:-1].flatten()  # the last block is filled up
+    if len(stream) < tokens:
+        raise SystemExit(f"The training text has {len(stream)} tokens, too few for a prompt of {tokens}.")
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(0, len(stream) - tokens + 1, (len(held_out), 1), generator=generator)
+    inputs = torch.cat((stream[starts + torch.arange(tokens)], held_out.inputs), 1)
+    targets = torch.cat((torch.full((len(held_out), tokens), NO_TARGET), held_out.targets), 1)
+    return Blocks(inputs=inputs, targets=targets)
+
+
+def _blocks(inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Blocks:
     return Blocks(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
 
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 LIMITS = {
     "ingest_over_bare": Limit(at_least=0.5),
     "jobs_p99_over_idle_p50": Limit(at_most=5),
-    "errors_5xx": Limit(at_most=0),
-    "lost": Limit(at_most=0),
+    "errors_5xx": Limit(at_most=0, always=True),
+    "lost": Limit(at_most=0, always=True),
     "decode_over_transformers": Limit(at_least=1),
     "llamacpp_over_transformers": Limit(at_least=2, where_measurable=True),
 }

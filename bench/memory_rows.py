@@ -8,11 +8,18 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from bench.shapes import SMOLLM2
+
 #: Values of `Row.method`.
-OURS, GUIDED = "MeZO, ours", "guided, ours"
+OURS, EXACT = "MeZO, ours", "exact, ours"
 FORWARD, TEXTBOOK, BACKPROP, ADAM = "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
 #: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
-_TINY = {"opt-1.3b": "opt-tiny", "roberta-large": "roberta-tiny", "llama-2-7b": "llama-tiny"}
+_TINY = {
+    "opt-1.3b": "opt-tiny",
+    "roberta-large": "roberta-tiny",
+    "llama-2-7b": "llama-tiny",
+    SMOLLM2: "llama-tiny",
+}
 _QUICK_TOKENS = 16
 
 
@@ -24,7 +31,7 @@ class Row:
     method: str
     shape: str  #: of bench.shapes
     dtype: str = "bfloat16"  #: of the weights
-    mode: str = "full"  #: "lora" or "full"
+    mode: str = "full"  #: of bench.ours; a peer's "lora" or "full" is for the plot
     batch: int = 8
     tokens: int = 128
     steps: int = 1
@@ -37,21 +44,19 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether it is our engine's, of which a native folder is needed."""
-        return self.method in (OURS, GUIDED)
+        return self.method in (OURS, EXACT)
 
     @property
     def label(self) -> str:
         """For people."""
         extras = [f"micro-batch {self.micro_batch}"] if self.micro_batch else []
         extras += ["checkpointing"] if self.checkpointing else []
-        mode = f" {self.mode}" if self.ours else ""
+        mode = f" {self.mode}" if self.method == OURS else ""
         return ", ".join([f"{self.shape} {self.method}{mode} {self.dtype}", *extras])
 
     def command(self, folder: Path | None, cap_gb: float) -> list[str]:
         """The command line that runs it; `folder` is the native model of one of ours, `cap_gb` stops a peer."""
         work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
-        if self.method == GUIDED:
-            return [sys.executable, "-m", "bench.ours_guided", "--folder", str(folder), *work]
         if self.ours:
             return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]
         peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam"}[self.method]
@@ -66,13 +71,21 @@ def _ours(key: str, shape: str, *, paper_gb: float | None, batch: int = 8, **set
     return replace(row, **settings)  # type: ignore[arg-type]
 
 
+def _exact(key: str, shape: str, *, paper_gb: float | None = None, **settings: object) -> Row:
+    return _ours(key, shape, paper_gb=paper_gb, method=EXACT, mode="exact", **settings)  # type: ignore[arg-type]
+
+
 #: Figures of arXiv 2407.01031, in GB: the only typed-in ones.
 _PAPER_OPT, _PAPER_ROBERTA = 6.5, 4.0
 
 OUR_ROWS: Sequence[Row] = (
     _ours("opt13_lora_bs8", "opt-1.3b", paper_gb=_PAPER_OPT, under_limit=True, search_limit=True),
     _ours("opt13_lora_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
-    _ours("opt13_guided", "opt-1.3b", paper_gb=_PAPER_OPT, method=GUIDED, tokens=64),
+    _exact("opt13_exact_bs8", "opt-1.3b", paper_gb=_PAPER_OPT, under_limit=True),
+    _exact("opt13_exact_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
+    _exact("smollm2_exact", SMOLLM2, dtype="bfloat16", tokens=64),
+    # As the worker runs MeZO by default: 15 directions that share four blocks.
+    _ours("smollm2_directions", SMOLLM2, paper_gb=None, dtype="bfloat16", mode="directions", batch=4, tokens=64),
     # All four batch sizes are in the plot.
     *(_ours(f"roberta_lora_bs{n}", "roberta-large", paper_gb=_PAPER_ROBERTA, batch=n) for n in (8, 16, 32, 64)),
     _ours("roberta_full", "roberta-large", paper_gb=_PAPER_ROBERTA, dtype="bfloat16", mode="full"),

@@ -1,6 +1,6 @@
 """Every call of the benches into our engine.
 
-python -m bench.ours step --folder DIR --mode lora --batch 8 --tokens 128 --steps 2
+python -m bench.ours step --folder DIR --mode lora --batch 8 --tokens 128 --steps 2    (or --turns: see bench.turns)
 python -m bench.ours load --folder DIR
 
 does it in this process, as the worker would, and prints one line of JSON.
@@ -21,25 +21,33 @@ import torch
 from numpy.typing import NDArray
 
 from bench.child import memory_of, write_line
-from pocketllm.daemon.planning import Planned, plan_job
+from bench.turns import serve
+from pocketllm.backprop.gradients import PassSize
+from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
+from pocketllm.daemon.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.budget import JobPlan
 from pocketllm.mezo.directions import adapter_along_activations
-from pocketllm.mezo.estimator import Point, directions, probe, update
+from pocketllm.mezo.estimator import Point, directions, probe
 from pocketllm.mezo.full import FullWeights
-from pocketllm.mezo.loop import Row
 from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.noise import Direction
+from pocketllm.mezo.step_record import Method
 
 Array = NDArray[np.float64]
 
+#: Of a step: MeZO on an adapter, two-sided along one direction as published, or along as many as the worker takes by
+#: default; the same on all parameters; exact gradients of an adapter.
+MODES = ("lora", "directions", "full", "exact")
+
 _SEED = 0
-_EPSILON, _RATE = 1e-3, 1e-7
+_EPSILON, _STEP_SIZE = 1e-3, 1e-7
 #: More than any model here needs in memory.
 _ENOUGH_BYTES = 2**40
 #: All rows at once.
@@ -57,46 +65,61 @@ def load_model(folder: Path, lanes: int = 1) -> LanguageModel:
 def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
     """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs.
 
-    mode: "lora" and "full" by MeZO, or "guided".
+    mode: see MODES.
     """
-    wish = {"mode": "full" if mode == "full" else "lora", "method": "guided" if mode == "guided" else "mezo"}
+    wish = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
     limit = {"memory_bytes": _ENOUGH_BYTES} if mode == "full" else {}
-    step = {"batch": batch, "probes": 1, "block_tokens": tokens}  # two-sided along one direction, as published
+    step = {"batch": batch, "probes": CHEAP_PROBES[0] if mode == "directions" else 1, "block_tokens": tokens}
     settings = TrainingSettings.model_validate({**wish, **step, **limit})
     return plan_job(open_native(folder), settings, steps=1)
+
+
+def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int) -> Exact:
+    """The worker's method, of a fresh adapter, which the model uses from now on."""
+    adapter = fresh_adapter(model, rank=plan.rank, seed=seed)
+    model.use(adapter)
+
+    def to_start() -> None:
+        for path, a in fresh_adapter(model, rank=plan.rank, seed=seed).a.items():
+            adapter.a[path].copy_(a)
+            adapter.b[path].zero_()
+
+    return Exact(
+        model,
+        adapter,
+        ExactPlan(seed=seed, rate=TrainingSettings().rate),
+        PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once, kept_layers=plan.kept_layers),
+        to_start=to_start,
+    )
 
 
 def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callable[[], float]:
     """Open the model and return what does one whole step each time it is called, and returns the loss.
 
-    A whole step: the two-sided forward on `batch` texts of `tokens` tokens, and the update, with the settings that
+    A whole step: the forward passes on `batch` texts of `tokens` tokens, and the update, with the settings that
     the worker has by default. A causal model learns random token ids, its loss over every token; a masked model
     learns labelled texts, each of `tokens` tokens with one mask, its loss over two label words' rows.
-    mode: "lora" or "full".
+    mode: see MODES.
     """
     plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
     model = load_model(folder, plan.lanes)
     blocks = random_blocks(model, batch, tokens)
-    theta = _theta(model, mode, plan)
-    model.use(theta)
+    method: Method
+    if mode == "exact":
+        method = exact_method(model, plan, seed=_SEED)
+    else:
+        theta = _theta(model, mode, plan)
+        model.use(theta)
+        mezo = MeZOPlan(seed=_SEED, epsilon=_EPSILON, step_size=_STEP_SIZE, probes=plan.probes)
+        method = MeZO(
+            lambda points, batch: model.losses_at(points, batch, plan.rows_at_once), theta, mezo, lambda: None
+        )
     give_back_free_memory()
     numbers = itertools.count(1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step() -> float:
-        along = directions(_SEED, next(numbers), plan.probes, "rademacher")
-        seen = probe(lambda points: model.losses_at(points, blocks, plan.rows_at_once), along, epsilon=_EPSILON)
-        row = Row(
-            step=along[0].step,
-            seed=_SEED,
-            scalars=seen.scalars,
-            loss=seen.loss,
-            learning_rate=_RATE,
-            tokens=blocks.tokens,
-            seconds=0.0,
-        )
-        update(theta, row)
-        return seen.loss
+        return method.step(next(numbers), blocks, remaining=1.0, share=1.0).loss
 
     return step
 
@@ -112,7 +135,7 @@ def random_blocks(model: LanguageModel, batch: int, tokens: int) -> Blocks:
     return Blocks(inputs=ids[:, :-1], targets=targets, choices=(10, 11))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _theta(model: LanguageModel, mode: str, plan: JobPlan) -> Adapter | FullWeights:
     """As the worker makes it: an adapter whose A follows the activations on some blocks, or all weights."""
     if mode == "full":
@@ -164,7 +187,7 @@ def trajectory(
     return Trajectory(losses=losses, parameters={name: t.numpy() for name, t in theta.tensors.items()})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def two_sided_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
@@ -175,7 +198,7 @@ def two_sided_losses(
     return plus, minus
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def separate_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
@@ -192,7 +215,7 @@ def separate_losses(
     return found[0], found[1]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def mean_loss(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The base model's mean loss in nats per token, over (blocks, tokens) int64 ids."""
     return load_model(folder).mean_loss([Blocks(inputs=inputs, targets=targets)])
@@ -221,15 +244,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.ours", description="Run our engine in this process.")
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="run whole steps")
-    step.add_argument("--mode", choices=["lora", "full"], default="lora")
+    step.add_argument("--mode", choices=MODES, default="lora")
     step.add_argument("--batch", type=int, required=True)
     step.add_argument("--tokens", type=int, required=True)
     step.add_argument("--steps", type=int, default=1)
+    step.add_argument("--turns", action="store_true", help="a step for each line of stdin")
     load = commands.add_parser("load", help="load a model, ready to run")
     for command in (step, load):
         command.add_argument("--folder", type=Path, required=True, help="a native model")
     options = parser.parse_args(arguments)
-    write_line(_load(options) if options.command == "load" else _steps(options))
+    if options.command == "load":
+        write_line(_load(options))
+    elif options.turns:
+        serve(prepare_step(options.folder, mode=options.mode, batch=options.batch, tokens=options.tokens))
+    else:
+        write_line(_steps(options))
     return 0
 
 
@@ -241,26 +270,17 @@ def _load(options: argparse.Namespace) -> dict[str, object]:
 
 def _steps(options: argparse.Namespace) -> dict[str, object]:
     work = {"mode": options.mode, "batch": options.batch, "tokens": options.tokens}
-
-    def run() -> tuple[list[float], float]:
-        step = prepare_step(options.folder, **work)
-        seconds, loss = [], float("nan")
-        for _ in range(options.steps):
-            started = time.perf_counter()
-            loss = step()
-            seconds.append(time.perf_counter() - started)
-        return seconds, loss
-
-    return report(planned(options.folder, **work), run)
-
-
-def report(plan: Planned, run: Callable[[], tuple[list[float], float]]) -> dict[str, object]:
-    """What to say of steps that are run here and now. run: returns the seconds of each, and the last one's loss."""
+    plan = planned(options.folder, **work)
     # What the libraries take is measured here, as it is for the worker when a model is imported.
     libraries = memory_of()
     prediction = plan.prediction
     predicted = prediction.peak_bytes - prediction.library_bytes + libraries["RssAnon"] + libraries["RssFile"]
-    seconds, loss = run()
+    step = prepare_step(options.folder, **work)
+    seconds, loss = [], float("nan")
+    for _ in range(options.steps):
+        started = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - started)
     return {
         "tokens": plan.plan.block_tokens,  # the plan may have shortened the texts
         "predicted_bytes": predicted,

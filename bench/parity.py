@@ -29,8 +29,8 @@ from pocketllm.mezo.native import open_native
 #: How far two-sided and separate losses may be apart, relative, by the dtype of the weights: other sizes of a matrix
 #: product add in another order, and packed weights are computed in bfloat16.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-3, "int8": 2e-3, "int4": 2e-3}
-LIMITS = {"trajectory_rel_error": Limit(at_most=1e-6)} | {
-    f"two_sided_rel_error_{dtype}": Limit(at_most=tolerance) for dtype, tolerance in TOLERANCES.items()
+LIMITS = {"trajectory_rel_error": Limit(at_most=1e-6, always=True)} | {
+    f"two_sided_rel_error_{dtype}": Limit(at_most=tolerance, always=True) for dtype, tolerance in TOLERANCES.items()
 }
 #: The run that is compared. The rate moves the weights by a few per cent, so that a wrong step would show.
 STEPS, SEED, EPSILON, RATE = 30, 7, 1e-3, 3e-4

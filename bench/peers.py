@@ -2,9 +2,9 @@
 
 python -m bench.peers {forward,textbook,lora,adam} (--shape SHAPE | --folder DIR) --batch N --tokens N
 
-runs steps of one peer in this process and prints one line of JSON. A causal model learns to continue the text, its
-loss over every token. A RoBERTa gets a head of two classes, as people who fine-tune it on labelled text do; that is
-its best: the whole logits over the vocabulary would cost it gigabytes.
+runs steps of one peer in this process and prints one line of JSON, or takes turns (--turns: see bench.turns). A causal
+model learns to continue the text, its loss over every token. A RoBERTa gets a head of two classes, as people who
+fine-tune it on labelled text do; that is its best: the whole logits over the vocabulary would cost it gigabytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from bench.child import memory_of, write_line
 from bench.shapes import SHAPES, config_of
+from bench.turns import serve
 from pocketllm.mezo.architectures import MASKED_FAMILIES
 
 EPSILON = 1e-3
@@ -162,19 +163,13 @@ def _micro_batches(batch: Batch, size: int) -> list[tuple[Batch, float]]:
     ]
 
 
-def run_steps(peer: str, source: str | Path, options: argparse.Namespace) -> tuple[list[float], float]:
-    """Build the peer and run `options.steps` steps; the seconds of each, and the last loss."""
+def prepare_step(peer: str, source: str | Path, options: argparse.Namespace) -> Step:
+    """Build the peer and its batch."""
     model = build(source)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = random_batch(model, batch=options.batch, tokens=options.tokens)
-    step = PEERS[peer](model, batch, options.micro_batch or options.batch)
-    seconds, loss = [], float("nan")
-    for _ in range(options.steps):
-        started = time.perf_counter()
-        loss = step()
-        seconds.append(time.perf_counter() - started)
-    return seconds, loss
+    return PEERS[peer](model, batch, options.micro_batch or options.batch)
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -194,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--micro-batch", type=int, help="texts at a time; gradients or losses are summed")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
+    parser.add_argument("--turns", action="store_true", help="a step for each line of stdin")
     parser.add_argument("--cap-gb", type=float, help="let the kernel refuse more memory than this")
     options = parser.parse_args(arguments)
     if options.cap_gb is not None:
@@ -201,8 +197,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     report: dict[str, Any] = {"peer": options.peer, "died_bytes": None}
     try:
-        seconds, loss = run_steps(options.peer, options.shape or options.folder, options)
-        report |= {"seconds": seconds, "loss": loss}
+        step = prepare_step(options.peer, options.shape or options.folder, options)
+        if options.turns:
+            serve(step)
+            return 0
+        seconds = []
+        for _ in range(options.steps):
+            started = time.perf_counter()
+            report["loss"] = step()
+            seconds.append(time.perf_counter() - started)
+        report["seconds"] = seconds
     except (MemoryError, RuntimeError) as error:
         if not _is_refusal(error):
             raise

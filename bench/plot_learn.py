@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, progress
+from bench.learn_curve import best_runs
 from bench.svg import GRID, frame, round_step, stroke, text
 
-#: The beginning of a contender's name -> what the legend says, and the colour; of several, the best one is drawn.
+#: Method -> what the legend says, and the colour; of several runs with the first seed, the best one is drawn.
 _SERIES = {
-    "exact, all": ("exact backpropagation, all layers", "#8b1e3f"),
-    "exact, layers": ("exact backpropagation, the guided layers", "#c46210"),
-    "guided": ("guided, ours (forward passes only)", "#0b6e4f"),
+    "exact": ("exact gradients, ours", "#0b6e4f"),
+    "autograd": ("autograd, transformers", "#8b1e3f"),
     "mezo": ("MeZO, ours", "#3b6fb6"),
     "textbook": ("MeZO, textbook", "#777777"),
 }
+_PROMPT = ("no training, 960 tokens in the prompt", "#c46210")
 _WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 64, 56, 116
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
@@ -42,16 +43,23 @@ class Line:
 
 def lines_of(results: Mapping[str, Any]) -> list[Line]:
     """The lines of a bench's results. Raises ValueError when there is none."""
-    runs: dict[str, list[Any]] = results["raw"]["runs"]
+    runs = [run for run in results["raw"]["runs"] if run["writer"] == _writer(results)]
     lines = []
-    for start, (name, colour) in _SERIES.items():
-        found = [some[0] for contender, some in runs.items() if contender.startswith(start)]
-        if found:
-            curve = max(found, key=lambda run: float(run["reduction"]))["curve"]
-            lines.append(Line(name=name, colour=colour, points=[(seconds, loss) for seconds, _, loss in curve]))
+    for method, (name, colour) in _SERIES.items():
+        for run in best_runs(runs, method)[:1]:
+            points = [(seconds, loss) for seconds, _, loss in run["curve"]]
+            lines.append(Line(name=name, colour=colour, points=points))
+    for run in best_runs(runs, "prompt")[:1]:
+        loss = run["loss"] - run["reduction"]
+        lines.append(Line(name=_PROMPT[0], colour=_PROMPT[1], points=[(0.0, loss), (results["raw"]["seconds"], loss)]))
     if not lines:
         raise ValueError("there is no run in these results; run `python -m bench.learn`")
     return lines
+
+
+def _writer(results: Mapping[str, Any]) -> str:
+    """The first one, who is drawn."""
+    return next(iter(results["raw"]["sizes"]), "")
 
 
 def svg(lines: Sequence[Line], *, title: str, source: str) -> str:
@@ -94,7 +102,7 @@ def svg(lines: Sequence[Line], *, title: str, source: str) -> str:
 def draw(results: Path, output: Path) -> None:
     """Draw a results file. Raises OSError or ValueError."""
     found = json.loads(results.read_text(encoding="utf-8"))
-    title = f"Learning {found['raw']['text']} in {found['raw']['seconds']:g} seconds"
+    title = f"Learning {_writer(found)} in {found['raw']['seconds']:g} seconds"
     cpu = f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(svg(lines_of(found), title=title, source=f"bench.learn on {cpu}"), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 python -m bench.sst2_runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
 
-METHOD is zero_shot, probe, textbook, mezo, guided or exact. Prints one line of JSON: the accuracy on the dev set.
+METHOD is one of METHODS. Prints one line of JSON: the accuracy on the dev set.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from bench.child import write_line
-from bench.learn_curve import Curve, Schedule
-from bench.learn_ours import measure_carrying, open_model, teach_guided, teach_mezo
-from bench.learn_peers import Peer, exact, textbook
+from bench.learn_curve import Curve
+from bench.learn_ours import open_model, teach_exact, teach_mezo
+from bench.learn_peers import METHODS as PEERS
+from bench.learn_peers import Peer, Step, teach
+from bench.ours import load_model, planned
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo import guided_run
+from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo.batches import Blocks, Buckets, batch_at
 from pocketllm.mezo.decoding import separator
 from pocketllm.mezo.examples import Labelled, encode
@@ -37,7 +39,6 @@ LABELS = ("negative", "positive")  # 0 and 1 in the files
 _BATCH = 16
 _LENGTH = 128
 _MEASURED_AT_ONCE = 64
-_WARM_UP_STEPS = 10
 #: Of the linear probe: the best penalty on a fifth of the training examples is taken.
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -143,51 +144,50 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
     def closure() -> torch.Tensor:
         solver.zero_grad()
         loss = F.cross_entropy(x @ weight + bias, y) + penalty * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    solver.step(closure)
+    solver.step(closure)  # type: ignore[no-untyped-call]
     found, offset = weight.detach(), bias.detach()
     return lambda some: some @ found + offset
 
 
-@torch.inference_mode()
-def guided(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
-    """Our guided method."""
-    model = open_model(options.folder)
-    measure_carrying(model)
-    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    found = teach_guided(model, training, curve, seed=options.seed, batch=_BATCH)
-    return _report(curve) | found
-
-
-@torch.inference_mode()
+@torch.no_grad()
 def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
     """Our MeZO."""
     model = open_model(options.folder)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    found = teach_mezo(model, training, guided_run.aimed_at(training), curve, seed=options.seed, batch=_BATCH)
+    looked_at = max(training, key=len)[slice(0, DIRECTION_BLOCKS)]
+    found = teach_mezo(model, training, looked_at, curve, seed=options.seed, batch=_BATCH)
+    return _report(curve) | found
+
+
+@torch.no_grad()
+def exact(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+    """Our exact gradients."""
+    tokens = max(bucket.inputs.shape[1] for bucket in training)
+    plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
+    model = load_model(options.folder, plan.lanes)
+    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
+    found = teach_exact(model, plan, training, curve, seed=options.seed)
     return _report(curve) | found
 
 
 def peer(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
-    """Textbook MeZO or exact backpropagation, over rank 8 factors of every linear map."""
-    taught = Peer(options.folder, first=0, cached=False, seed=options.seed)
-    is_exact = options.method == "exact"
-    step = exact(taught, options.rate) if is_exact else textbook(taught, options.rate, options.seed)
+    """Textbook MeZO or autograd, over rank 8 factors of every linear map."""
+    taught = Peer(options.folder, checkpointing=False, chunks=False)
+
+    def prepare() -> Step:
+        return PEERS[options.method](taught, options.rate, options.seed)
+
+    def batch(number: int) -> Blocks:
+        return batch_at(training, step=number, size=_BATCH, seed=options.seed)
 
     @torch.no_grad()
     def measure() -> float:
         return accuracy(taught.choice_logits, dev)
 
-    curve = Curve(options.seconds, measure)
-    schedule = Schedule(_WARM_UP_STEPS)
-    while curve.running:
-        number = curve.steps + 1
-        batch = batch_at(training, step=number, size=_BATCH, seed=options.seed)
-        step(batch, number, schedule.share(number, curve.remaining))
-        curve.stepped()
-    return _report(curve)
+    return _report(teach(prepare, batch, options.seconds, measure))
 
 
 def _report(curve: Curve) -> dict[str, Any]:
@@ -195,14 +195,7 @@ def _report(curve: Curve) -> dict[str, Any]:
     return {"accuracy": curve.points[-1][2], "curve": curve.points, "steps": curve.steps}
 
 
-METHODS = {
-    "zero_shot": zero_shot,
-    "probe": probe,
-    "textbook": peer,
-    "mezo": mezo,
-    "guided": guided,
-    "exact": peer,
-}
+METHODS = {"zero_shot": zero_shot, "probe": probe, "mezo": mezo, "exact": exact, "textbook": peer, "autograd": peer}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     training = blocks_of(options.folder, sampled(examples(options.data / "train.tsv"), options.seed))
     dev = blocks_of(options.folder, examples(options.data / "dev.tsv")[: options.dev_rows])
-    write_line(METHODS[options.method](options, training, dev))
+    found = METHODS[options.method](options, training, dev)
+    write_line(found | {"dev_rows": sum(len(bucket) for bucket in dev)})
     return 0
 
 

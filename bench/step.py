@@ -1,135 +1,110 @@
-"""Time of a step on SmolLM2-135M: ours, and everything that it is compared with, in one process and in turns.
+"""Time of a step on SmolLM2-135M: ours, and everything that it is compared with, in turns.
 
 python -m bench.step [--quick] [--rounds 7] [--batch 8] [--tokens 128] [--dtype bfloat16] [--models DIR]
 
 A machine's speed moves by tens of per cent within minutes, so each round runs every contender, a ratio is taken within
-a round, and what counts is the median over the rounds. A contender takes two steps in its turn, of which the second is
-timed: in training a step follows a step, while the first one here has to fetch memory that another contender gave back.
+a round, and what counts is the median over the rounds. Each contender is a process of its own, which sleeps while it is
+not its turn; peers run as they do by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import torch
-
-# Before our engine puts a light stand-in in the compiler's place (mezo/lean.py), and because peft looks for the other:
-# the peers get the libraries as their users have them.
-import torch._dynamo
-import torch.distributed.tensor
-
-from bench import measured, ours, peers
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench import measured
+from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
+from bench.turns import in_turns
 
 LIMITS = {
     "lora_over_two_forwards": Limit(at_most=0.95),
     "lora_over_floor": Limit(at_most=1.5),
     "lora_over_textbook": Limit(at_most=0.4),
-    "lora_over_backprop": Limit(at_most=0.7),
+    "lora_over_autograd": Limit(at_most=0.7),
     "full_over_two_forwards": Limit(at_most=1.25),
+    "exact_over_floor": Limit(at_most=1.6),
+    "exact_over_autograd": Limit(at_most=0.8),
     "load_s": Limit(at_most=2),
 }
 #: Contenders.
-LORA, FULL, FORWARDS, TEXTBOOK, BACKPROP, FLOOR = (
-    "our LoRA step",
-    "our full-parameter step",
-    "two plain forwards",
-    "textbook MeZO step",
-    "exact LoRA step",
-    "arithmetic floor",
-)
-#: Value -> whose seconds are divided by whose.
-_RATIOS = {
-    "lora_over_two_forwards": (LORA, FORWARDS),
-    "lora_over_floor": (LORA, FLOOR),
-    "lora_over_textbook": (LORA, TEXTBOOK),
-    "lora_over_backprop": (LORA, BACKPROP),
-    "full_over_two_forwards": (FULL, FORWARDS),
+LORA, DIRECTIONS, FULL, EXACT = "MeZO", "MeZO, 15 directions", "MeZO, all parameters", "exact"
+FORWARDS, TEXTBOOK, FLOOR = "two plain forwards", "textbook MeZO", "floor of one pass"
+#: Of one kind: the fastest counts.
+AUTOGRAD = ("autograd, peft", "autograd", "autograd, chunks")
+#: MeZO's 15 directions share the loss at theta and four blocks; one direction has two sides, on eight blocks.
+DIRECTIONS_BATCH, DIRECTIONS_POINTS = 4, 16
+#: Value -> whose seconds are divided by whose (the fastest one's), and how often these count.
+_RATIOS: Mapping[str, tuple[str, Sequence[str], float]] = {
+    "lora_over_two_forwards": (LORA, [FORWARDS], 1),
+    "lora_over_floor": (LORA, [FLOOR], 2),
+    "lora_over_textbook": (LORA, [TEXTBOOK], 1),
+    "lora_over_autograd": (LORA, AUTOGRAD, 1),
+    "directions_over_floor": (DIRECTIONS, [FLOOR], DIRECTIONS_POINTS * DIRECTIONS_BATCH / 8),
+    "full_over_two_forwards": (FULL, [FORWARDS], 1),
+    # Forward, once more with a graph, and the products of the errors: the weights themselves have no gradient.
+    "exact_over_floor": (EXACT, [FLOOR], 3),
+    "exact_over_autograd": (EXACT, AUTOGRAD, 1),
 }
 _CAPTION = (
-    "Medians of {rounds} rounds, in each of which every contender takes two steps and the second is timed, in one "
-    "process with the memory settings of the daemon's children (MALLOC_*, OMP_WAIT_POLICY), which suit peers too. "
-    "Peers: transformers in bf16, the loss from labels; exact LoRA: peft, rank 8 on all linear layers in bf16, without "
-    "checkpointing. The floor: the matrix products of a step's linear maps, both signs, at the best rate that a "
-    "product of these sizes reached in the round."
+    "Medians of {rounds} rounds, in each of which every contender takes two steps and the second is timed, each in a "
+    "process of its own; ours with the settings of the daemon's children, peers without. Peers: transformers in bf16, "
+    "the loss from labels; autograd: LoRA of rank 8 on all linear maps of the layers and AdamW, by peft in bf16, or as "
+    "in bench.learn, with the loss of all logits or in chunks; no checkpointing, which would be slower. The floor: the "
+    "matrix products of a forward pass of {batch} texts at the best rate that a product of these sizes reached in the "
+    "round. MeZO's step counts two passes, the exact one three, and that of 15 directions, with 16 points on half "
+    "as many texts, eight."
 )
 _LOADS = 3
-_GEMM_REPEATS = 3
-#: Signs of a probe.
-_SIDES = 2
 
 
-class Floor:
-    """The least time that a step's matrix products can take here, measured anew in each round."""
+def contenders(
+    folder: Path, dense: Path, *, batch: int, tokens: int
+) -> dict[str, tuple[list[str], Mapping[str, str] | None]]:
+    """Name -> the command line that takes its turns, and its environment.
 
-    def __init__(self, model: Any, *, batch: int, tokens: int) -> None:
-        matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-        self.rows = _SIDES * batch * tokens
-        self.flops = 2 * self.rows * sum(matrix.numel() for matrix in matrices)
-        self._shapes = sorted({tuple(matrix.shape) for matrix in matrices})
-
-    def seconds(self) -> float:
-        """Measure the rate and return the floor."""
-        rate = max(self._rate(out, width, dtype) for out, width in self._shapes for dtype in _DTYPES)
-        return self.flops / rate
-
-    @torch.inference_mode()
-    def _rate(self, out: int, width: int, dtype: torch.dtype) -> float:
-        # Random numbers: with constants, whose bits hardly change, a processor draws less power and runs faster.
-        x, w = torch.randn(self.rows, width).to(dtype), torch.randn(out, width).to(dtype)
-        y = torch.empty(self.rows, out, dtype=dtype)
-        best = min(_timed(partial(torch.mm, x, w.t(), out=y)) for _ in range(_GEMM_REPEATS))
-        return 2 * self.rows * out * width / best
-
-
-#: Where bf16 is emulated, fp32 is the faster one, and the rate that counts.
-_DTYPES = (torch.bfloat16, torch.float32)
-
-
-def contenders(folder: Path, dense: Path, *, batch: int, tokens: int) -> dict[str, Callable[[], float]]:
-    """Name -> what does one step and returns its seconds.
-
-    folder: our model; dense: the same as bf16, for the peers and full-parameter training. They share nothing.
+    folder: our model; dense: the same as bf16, for the peers and full-parameter training.
     """
-    work = {"batch": batch, "tokens": tokens}
-    steps: dict[str, Callable[[], object]] = {
-        LORA: ours.prepare_step(folder, mode="lora", **work),
-        FULL: ours.prepare_step(dense, mode="full", **work),
-    }
-    for name, peer in ((FORWARDS, "forward"), (TEXTBOOK, "textbook"), (BACKPROP, "lora")):
-        model = peers.build(dense)
-        steps[name] = peers.PEERS[peer](model, peers.random_batch(model, **work), batch)
-    floor = Floor(peers.build(dense), **work)
-    return {name: partial(_timed, step) for name, step in steps.items()} | {FLOOR: floor.seconds}
+    shared = max(1, batch * DIRECTIONS_BATCH // 8)
 
+    def ours(mode: str, model: Path, batch: int = batch) -> tuple[list[str], None]:
+        work = ("--mode", mode, "--folder", str(model), "--batch", str(batch), "--tokens", str(tokens), "--turns")
+        return [sys.executable, "-m", "bench.ours", "step", *work], None
 
-def in_turns(runs: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender, one a round; a round before the first is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            run()
-            taken = run()
-            progress(f"  {'warm-up' if number == 0 else f'round {number}'}: {name}, {taken:.3f} s")
-            if number:
-                seconds[name].append(taken)
-    return seconds
+    def peer(module: str, *arguments: str) -> tuple[list[str], Mapping[str, str]]:
+        work = ("--folder", str(dense), "--batch", str(batch))
+        return [sys.executable, "-m", module, *arguments, *work], as_by_itself()
 
-
-def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """The bench's ratios: each the median of the rounds' own ratios."""
+    length, learning = ("--tokens", str(tokens)), ("autograd", "--turns", str(tokens))
     return {
-        value: median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
-        for value, (over, under) in _RATIOS.items()
+        LORA: ours("lora", folder),
+        DIRECTIONS: ours("directions", folder, shared),
+        FULL: ours("full", dense),
+        EXACT: ours("exact", folder),
+        FORWARDS: peer("bench.peers", "forward", "--turns", *length),
+        TEXTBOOK: peer("bench.peers", "textbook", "--turns", *length),
+        AUTOGRAD[0]: peer("bench.peers", "lora", "--turns", *length),
+        AUTOGRAD[1]: peer("bench.learn_peers", *learning),
+        AUTOGRAD[2]: peer("bench.learn_peers", *learning, "--chunks"),
+        FLOOR: peer("bench.floor", *length),
     }
+
+
+def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    """The bench's ratios, each the median of the rounds' own; None where a contender failed."""
+    found: dict[str, float | None] = {}
+    for value, (over, candidates, times) in _RATIOS.items():
+        under = min(
+            (name for name in candidates if name in seconds), key=lambda name: median(seconds[name]), default=""
+        )
+        both = over in seconds and under in seconds
+        found[value] = (
+            median(a / (times * b) for a, b in zip(seconds[over], seconds[under], strict=True)) if both else None
+        )
+    return found
 
 
 def load_seconds(folder: Path) -> float:
@@ -151,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dense, folder = ensure(models, shape, "bfloat16"), ensure(models, shape, options.dtype)
         progress(f"{shape}, {batch} x {tokens} tokens, {rounds} rounds ...")
         seconds = in_turns(contenders(folder, dense, batch=batch, tokens=tokens), rounds=rounds)
-        values: dict[str, float | None] = {**ratios(seconds), "load_s": load_seconds(folder)}
+        values = {**ratios(seconds), "load_s": load_seconds(folder)}
     shown = table(
         f"A step of {batch} x {tokens} tokens on {shape} (ours: {options.dtype})",
         ["contender", "median, s", "least, s", "over two forwards"],
@@ -159,15 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [name, f"{median(taken):.3f}", f"{min(taken):.3f}", f"{median(taken) / median(seconds[FORWARDS]):.2f}"]
             for name, taken in seconds.items()
         ],
-        caption=_CAPTION.format(rounds=rounds),
+        caption=_CAPTION.format(rounds=rounds, batch=batch),
     )
     return finish("step", [shown], values=values, limits=LIMITS, raw={"seconds": seconds}, options=options)
-
-
-def _timed(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -175,7 +144,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("--batch", type=int, default=8, help="texts a step")
     made.add_argument("--tokens", type=int, default=128, help="tokens a text")
-    made.add_argument("--dtype", default="bfloat16", help="how our model's weights are stored, for the LoRA step")
+    made.add_argument("--dtype", default="bfloat16", help="how our model's weights are stored, for steps on an adapter")
     made.add_argument("--models", type=Path, help="keep the models in this folder, and use what is there")
     return made.parse_args(arguments)
 

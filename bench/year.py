@@ -37,9 +37,9 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Requester
 
 LIMITS = {
-    "violation_s": Limit(at_most=0),
-    "flaps": Limit(at_most=0),
-    "unexplained_pauses": Limit(at_most=0),
+    "violation_s": Limit(at_most=0, always=True),
+    "flaps": Limit(at_most=0, always=True),
+    "unexplained_pauses": Limit(at_most=0, always=True),
     "eligible_used": Limit(at_least=0.95),
 }
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,14 +6,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.budget import JobPlan, Method, Mode, Prediction, Shapes, fit, points_of, predict, read_shapes
+from pocketllm.mezo.budget import JobPlan, Method, Mode, Prediction, fit, points_of, predict
 from pocketllm.mezo.errors import BadRequest, DoesNotFit
 from pocketllm.mezo.native import NativeModel
+from pocketllm.mezo.shapes import Shapes, read_shapes
 
 #: What may be asked for as a job's method.
 MethodWish = Literal["auto", "exact", "mezo"]
 #: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
 ENOUGH_POSITIONS = 2048
+#: And bytes of activations that a job of an adapter stays below: wide models reach that speed with fewer positions. Not
+#: in full mode, where each walk moves all weights.
+ENOUGH_ACTIVATION_BYTES = 64 * 2**20
 #: Positions that the graph of a layer is made of at a time: as fast, and a graph takes many times a walk's memory.
 GRAPH_POSITIONS = 512
 #: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
@@ -148,8 +152,7 @@ def _with_probes(
     if training.micro_batch is not None:
         rows_at_once = max(2, points * min(batch, training.micro_batch))
     else:
-        enough = max(1, ENOUGH_POSITIONS // training.block_tokens)
-        rows_at_once = max(2, min(points * batch, enough - enough % 2))
+        rows_at_once = min(max(2, points * batch), enough_rows(shapes, training.mode, training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
         steps=steps,
@@ -168,6 +171,14 @@ def _with_probes(
 def _fitted(shapes: Shapes, wish: JobPlan, training: TrainingSettings) -> Planned:
     plan, reductions = fit(shapes, wish, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)
+
+
+def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
+    """The most rows that pass through the layers together unless the settings say more; an even number, at least 2."""
+    positions = ENOUGH_POSITIONS
+    if mode == "lora":
+        positions = min(positions, ENOUGH_ACTIVATION_BYTES // shapes.position_bytes)
+    return max(2, positions // block_tokens // 2 * 2)
 
 
 def _cores(shapes: Shapes) -> int:

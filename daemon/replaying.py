@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.mezo.adapter_folder import read_config
 from pocketllm.mezo.adapters import WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.mezo.errors import ModelNotFound
 from pocketllm.mezo.estimator import replay
@@ -214,7 +215,7 @@ def _save(theta: Adapter | FullWeights, folder: DataFolder, job: Job, made: Path
         return
     with safe_open(made / WEIGHTS_NAME, "pt") as file:
         theta.metadata = dict(file.metadata() or {})
-    theta.save(output)
+    theta.save(output, masked=read_config(made).masked)
 
 
 def _counted(rows: Iterable[Update], on_row: Callable[[int], None]) -> Iterator[Update]:

@@ -87,6 +87,13 @@ class TrainingSettings(_Section):
         description="How far a step moves a coordinate along each direction; by default what suits the mode.",
     )
     rate: float = Field(4e-3, gt=0, lt=1, description="Learning rate of exact: AdamW's at its height.")
+    rehearsal: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        description="Part of an exact step that goes to samples of the base model itself, so that what it could do "
+        "before is not forgotten; 0 is none.",
+    )
     measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
     probes: int | None = Field(
         None,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter
-from pocketllm.daemon import reporting
+from pocketllm.daemon import rehearsal, reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.measuring import Measuring, ordinary_text
 from pocketllm.daemon.paths import DataFolder
@@ -30,7 +30,7 @@ from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.trainer import Run, train
 from pocketllm.daemon.validation_split import split, validation_interval
 from pocketllm.mezo.adapters import Adapter, load_adapter
-from pocketllm.mezo.batches import Buckets, shuffled
+from pocketllm.mezo.batches import Blocks, Buckets, shuffled
 from pocketllm.mezo.budget import FEWEST_ROWS, JobPlan, points_of
 from pocketllm.mezo.decoding import end_tokens, separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
@@ -80,6 +80,7 @@ class TrainingRun:
             dtype=self.dtype,
             rows_at_once=self.plan.rows_at_once,
         )
+        self.openings = rehearsal.openings(tokenizer)
         self.separator = separator(tokenizer)
         self.ends = end_tokens(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
@@ -102,18 +103,19 @@ class TrainingRun:
     @torch.no_grad()
     def _learn(self) -> tuple[AdapterRow, Judgement, Insight | None]:
         """What was made and saved, what the held-out text says of it, and what there is to see of it."""
+        samples = self._samples()
         theta = self._start()
         self.model.use(theta)
         give_back_free_memory()  # of the tokenizer and of what the directions were found with
         self.measuring.refresh(self.job, theta)
         training, validation = split(self.buckets)
-        method, points = self._method(theta)
+        method, points = self._method(theta, samples)
         stopping = train(
             method,
             StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
             Run(
                 steps=self.job.total_steps,
-                batch=shuffled(training, size=self.plan.batch, seed=self.job.seed),
+                batch=shuffled(training, size=self.plan.batch - self._rehearsed(samples), seed=self.job.seed),
                 remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
                 validation_loss=lambda: self.model.mean_loss(validation, self.plan.rows_at_once),
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
@@ -124,7 +126,21 @@ class TrainingRun:
         )
         return self._finish(theta, stopping.best_step)
 
-    def _method(self, theta: Adapter | FullWeights) -> tuple[Method, int]:
+    def _samples(self) -> Blocks | None:
+        """The base model's own samples, where steps rehearse them."""
+        wanted = self.plan.method == "exact" and self.settings.rehearsal > 0 and self.plan.batch > 1
+        if not wanted or self.native.manifest.masked:
+            return None
+        return rehearsal.rehearsal_blocks(self.model, self.openings, on_part=self._drawn)
+
+    def _drawn(self, count: int) -> None:
+        self._say("preparing", f"drew {count} of {rehearsal.SAMPLES} samples of the base model, once a model")
+
+    def _rehearsed(self, samples: Blocks | None) -> int:
+        """Blocks of a step that are samples."""
+        return 0 if samples is None else max(1, round(self.settings.rehearsal * self.plan.batch))
+
+    def _method(self, theta: Adapter | FullWeights, samples: Blocks | None) -> tuple[Method, int]:
         """The job's method, and how many forward passes a step of it takes as long as."""
         if self.plan.method == "exact":
             assert isinstance(theta, Adapter)
@@ -133,8 +149,16 @@ class TrainingRun:
                 rows_at_once=self.plan.rows_at_once,
                 kept_layers=self.plan.kept_layers,
             )
-            plan = ExactPlan(seed=self.job.seed, rate=self.settings.rate)
-            return Exact(self.model, theta, plan, size, to_start=lambda: self._to_start(theta)), EXACT_FORWARDS
+            count = self._rehearsed(samples)
+            exact = Exact(
+                self.model,
+                theta,
+                ExactPlan(seed=self.job.seed, rate=self.settings.rate, samples_weight=count / self.plan.batch),
+                size,
+                to_start=lambda: self._to_start(theta),
+                samples=None if samples is None else shuffled((samples,), size=count, seed=self.job.seed),
+            )
+            return exact, EXACT_FORWARDS
         mezo = MeZO(
             lambda points, batch: self.model.losses_at(points, batch, self.plan.rows_at_once),
             theta,
@@ -318,7 +342,7 @@ class TrainingRun:
             save_full(self.native, theta, folder, created_at=_now())
             return
         theta.metadata = {"job": self.job.id, "base_weights_sha256": self.native.manifest.weights_sha256}
-        theta.save(folder)
+        theta.save(folder, masked=self.native.manifest.masked)
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())

@@ -5,16 +5,12 @@ the activations of the rows that pass through together, a chunk of logits, and t
 multiplies was measured at import (mezo/calibrate.py). `bench.memory` compares.
 """
 
-import json
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pocketllm.mezo.errors import BadRequest, DoesNotFit, ModelFileError
-from pocketllm.mezo.native import NativeModel
-from pocketllm.mezo.tensor_file import TensorEntry, read_header
+from pocketllm.mezo.errors import BadRequest, DoesNotFit
+from pocketllm.mezo.shapes import ITEMSIZE, Shapes, adapted, distinct_inputs, layer_of
 
 Mode = Literal["lora", "full"]
 #: How a job learns: exact gradients, a layer at a time (pocketllm.backprop), or MeZO.
@@ -52,74 +48,12 @@ GRAPH_OUTPUTS, GRAPH_STREAMS = 5, 12
 KEPT_BYTES = 64 * MB
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
-#: Maps that take the same input as another of their layer, and so share what the search keeps of it.
-_SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
 #: Shortest rows that a plan is reduced to.
 FEWEST_TOKENS = 16
 #: From so many probes on they share the loss at theta.
 _FEWEST_SHARED = 3
 #: Fewest rows that pass through the layers together: one; or a block at the two points of a probe.
 FEWEST_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
-_ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-#: Names, or parts of them, of tables that are looked up and not multiplied with: of words, positions, token types.
-_TABLES = ("embed", "wte", "wpe")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """A model as the plan sees it. Sizes in elements unless named otherwise."""
-
-    name: str  #: of the model
-    masked: bool
-    dtype: str  #: of the weights on disk
-    compute_dtype: str
-    linears: dict[str, tuple[int, int]]  #: path -> (out, in) of each linear map but the output head
-    head: tuple[int, int]  #: (vocabulary, width)
-    layer_bytes: int  #: of the largest layer on disk
-    weights_bytes: int  #: of everything on disk
-    calibration: dict[str, Any]
-
-    @property
-    def packed(self) -> bool:
-        """Whether weights are made dense before they are multiplied with."""
-        return self.dtype != self.compute_dtype
-
-    @property
-    def hidden(self) -> int:
-        """The width of the stream between the layers: what most maps take in."""
-        inputs = [inputs for _, inputs in self.linears.values()]
-        return max(inputs, key=lambda width: (inputs.count(width), width), default=self.head[1])
-
-    @property
-    def widest(self) -> int:
-        """The widest output of a linear map."""
-        return max((out for out, _ in self.linears.values()), default=self.head[1])
-
-    @property
-    def widest_at_once(self) -> int:
-        """How many tensors as wide as `widest` there are at once: a map's output with its activation, and a gate."""
-        layers = Counter(_layer_of(path) for path, (out, _) in self.linears.items() if out == self.widest)
-        return 1 + max(layers.values(), default=1)
-
-    @property
-    def largest(self) -> int:
-        """The number of weights of the largest matrix that is made dense whole."""
-        return max((out * inputs for out, inputs in self.linears.values()), default=0)
-
-    @property
-    def layers(self) -> int:
-        """How many layers there are."""
-        return len({_layer_of(path) for path in self.linears} - {None})
-
-    @property
-    def layer_outputs(self) -> int:
-        """How wide the outputs of a layer's linear maps are together."""
-        return sum(out for path, (out, _) in self.linears.items() if _layer_of(path)) // max(1, self.layers)
-
-    @property
-    def multiplied(self) -> int:
-        """The number of weights of all linear maps."""
-        return sum(out * inputs for out, inputs in self.linears.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,35 +90,6 @@ class Prediction:
     peak_bytes: int  #: resident memory, all of it
     seconds_per_step: float
     seconds: float  #: of all steps
-
-
-def read_shapes(native: NativeModel) -> Shapes:
-    """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
-    entries, vocabulary = _read(native)
-    linears, head = {}, (vocabulary, 1)
-    layers = Counter[str]()
-    for name, entry in entries.items():
-        layer, shape = _layer_of(name), _dense_shape(entry)
-        if layer is not None:
-            layers[layer] += entry.nbytes
-        if len(shape) != 2 or not name.endswith(".weight"):
-            continue
-        if layer is None and shape[0] == vocabulary:
-            head = (vocabulary, shape[1])
-        elif not any(table in name for table in _TABLES):
-            linears[name.removesuffix(".weight")] = (shape[0], shape[1])
-    manifest = native.manifest
-    return Shapes(
-        name=manifest.name,
-        masked=manifest.masked,
-        dtype=manifest.dtype,
-        compute_dtype=manifest.compute_dtype,
-        linears=linears,
-        head=head,
-        layer_bytes=max(layers.values(), default=0),
-        weights_bytes=manifest.weights_bytes,
-        calibration=manifest.calibration or {},
-    )
 
 
 def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
@@ -269,44 +174,8 @@ def points_of(probes: int) -> int:
     return 2 * probes if probes < _FEWEST_SHARED else probes + 1
 
 
-def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The linear maps that an adapter for these names has factors for."""
-    return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
-
-
-def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
-    """The width of each input that these maps take; what several of a layer take, queries and keys say, is one."""
-    widths = {}
-    for path, (_, width) in adapted(shapes, targets).items():
-        block, _, name = path.rpartition(".")
-        widths[block, _SAME_INPUT_AS.get(name, name)] = width
-    return list(widths.values())
-
-
-def _layer_of(name: str) -> str | None:
-    """The path up to the layer's number, such as "model.layers.3"; None for what stands outside the layers."""
-    parts = name.split(".")
-    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[0] + 1]) if numbers else None
-
-
-def _read(native: NativeModel) -> tuple[dict[str, TensorEntry], int]:
-    """What the weights file holds, and how many words the model knows."""
-    try:
-        vocabulary = json.loads((native.folder / "config.json").read_bytes())["vocab_size"]
-        return read_header(native.weights), int(vocabulary)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        message = f"The model in {native.folder} cannot be read ({type(error).__name__}: {error}). Import it again."
-        raise ModelFileError(message) from error
-
-
-def _dense_shape(entry: TensorEntry) -> tuple[int, ...]:
-    """The shape of the weight that a tensor is, or is the codes of: a byte holds two 4-bit ones."""
-    return (entry.shape[0], 2 * entry.shape[1]) if entry.dtype == "uint8" and len(entry.shape) == 2 else entry.shape
-
-
 def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
-    if wish.mode == "full" and shapes.dtype not in _ITEMSIZE:
+    if wish.mode == "full" and shapes.dtype not in ITEMSIZE:
         raise BadRequest(
             f"All weights can be trained only where they are stored as floats, and {shapes.name} is stored as "
             f"{shapes.dtype}. Import it as bfloat16, or train an adapter (mode lora)."
@@ -338,10 +207,8 @@ def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
 
 def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     """The most anonymous memory at a time: while A is looked for, or in a step."""
-    size = _ITEMSIZE[shapes.compute_dtype]
-    positions = plan.rows_at_once * plan.block_tokens
-    # The stream, its normalised copy in fp32 and back, the residual; and the widest maps' outputs, activated.
-    streams = (4 * size + 4) * shapes.hidden + size * shapes.widest_at_once * shapes.widest
+    size = ITEMSIZE[shapes.compute_dtype]
+    activations = SLACK * plan.rows_at_once * plan.block_tokens * shapes.position_bytes
     chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
     made = (2 if shapes.packed else 0) + (
         min(points_of(plan.probes), plan.rows_at_once) + 1 if plan.mode == "full" else 0
@@ -351,13 +218,13 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     if plan.method == "exact":
         return dense + lanes + _exact_bytes(shapes, plan)
     in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
-    return SLACK * positions * streams + dense + max(in_step, _preparing_bytes(shapes, plan))
+    return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 
 def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
     """A, B and AdamW's two moments of each; states and kept outputs; and a layer's graph, or the logits."""
-    size = _ITEMSIZE[shapes.compute_dtype]
-    factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if _layer_of(path))
+    size = ITEMSIZE[shapes.compute_dtype]
+    factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if layer_of(path))
     copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
     positions = plan.pass_blocks * plan.block_tokens
     states = positions * size * (shapes.hidden * (shapes.layers + 1) + shapes.layer_outputs * plan.kept_layers)
@@ -368,7 +235,7 @@ def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
 
 def _kept_layers(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> int:
     """How many layers may keep their outputs where all else fits."""
-    size = _ITEMSIZE[shapes.compute_dtype]
+    size = ITEMSIZE[shapes.compute_dtype]
     room = min(KEPT_BYTES, limit_bytes - predict(shapes, replace(wish, kept_layers=0)).working_bytes)
     of_layer = wish.pass_blocks * wish.block_tokens * size * shapes.layer_outputs
     return max(0, min(shapes.layers, int(room // max(1, of_layer))))

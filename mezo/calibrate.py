@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.budget import read_shapes
 from pocketllm.mezo.decoding import separator
 from pocketllm.mezo.errors import ModelFileError, UnsupportedModel
 from pocketllm.mezo.examples import Plain, encode
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NativeModel
+from pocketllm.mezo.shapes import read_shapes
 
 #: Rows of the timed matrix product: a batch of eight blocks of 128 tokens.
 ROWS = 1024

@@ -64,12 +64,12 @@ def _drawn(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> I
     cache = DynamicCache(config=model.network.config)
     generator = torch.Generator().manual_seed(sampling.seed)
     for start in range(0, len(prompt), _PROMPT_CHUNK):
-        logits = model.next_logits(torch.tensor([list(prompt[start : start + _PROMPT_CHUNK])]), cache)
+        logits = model.next_logits(torch.tensor([list(prompt[start : start + _PROMPT_CHUNK])]), cache)[0]
     for count in range(sampling.max_tokens):
         token = choose(logits, sampling, generator)
         yield token, logits
         if count + 1 < sampling.max_tokens:
-            logits = model.next_logits(torch.tensor([[token]]), cache)
+            logits = model.next_logits(torch.tensor([[token]]), cache)[0]
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

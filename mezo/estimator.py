@@ -14,10 +14,12 @@ a probe. What is left of a step is one number a probe; a run is its list of numb
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
 
+from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.noise import Direction, Kind, Z
 from pocketllm.mezo.step_record import Update
 
@@ -61,8 +63,19 @@ def directions(seed: int, step: int, probes: int, kind: Kind) -> list[Direction]
 
 
 def probe(losses: Losses, along: Sequence[Direction], *, epsilon: float) -> Probes:
-    """Measure the slope of the loss along each direction. Leaves theta untouched."""
-    return (_shared if len(along) >= FEWEST_SHARED else _both_sides)(losses, along, epsilon)
+    """Measure the slope of the loss along each direction. Leaves theta untouched.
+
+    Raises TrainingDiverged when the loss at any point is NaN or infinite: with a shared loss or offset it would make
+    all of the step's scalars so.
+    """
+    seen = (_shared if len(along) >= FEWEST_SHARED else _both_sides)(losses, along, epsilon)
+    broken = [loss for loss in seen.losses if not isfinite(loss)]
+    if broken:
+        raise TrainingDiverged(
+            f"At step {along[0].step} the loss is {broken[0]} at {len(broken)} of {len(seen.losses)} points. "
+            "Start again with a smaller step size."
+        )
+    return seen
 
 
 def _both_sides(losses: Losses, along: Sequence[Direction], epsilon: float) -> Probes:

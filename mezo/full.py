@@ -4,6 +4,11 @@ The weights are in memory in the dtype that they are stored in, and change only 
 probe are made beside them, a matrix at a time (streaming.py). In half precision an update is smaller than the
 distance between neighbouring numbers, and would be rounded away: it is rounded up or down at random instead,
 in proportion, so that the mean over many steps is exact. The random bits follow from seed and step.
+
+The points of a probe are rounded to nearest. A norm's gains are near 1, where bfloat16's numbers lie 2^-7 apart, and
+a probe goes 1e-3 to each side: so norms compute in float32 at the points. Any other weight above 0.5 is the same at
+both in bfloat16. The loss says nothing of it then, and what an update moves it by is noise; matrices and biases have
+few.
 """
 
 import shutil

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 
 import numpy as np
 import torch
 
 from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.estimator import Point, Theta, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
 from pocketllm.mezo.step_record import StepRecord, Update
@@ -74,10 +73,6 @@ class MeZO:
         plan = self._plan
         along = directions(plan.seed, number, plan.probes, plan.noise)
         seen = probe(lambda points: self._losses(points, batch), along, epsilon=plan.epsilon)
-        if not all(map(isfinite, seen.losses)):
-            raise TrainingDiverged(
-                f"The loss in step {number} is {seen.loss}. Start again with a smaller training.step_size or epsilon."
-            )
         record = StepRecord(
             step=number,
             seed=plan.seed,

@@ -159,18 +159,18 @@ class LanguageModel:
         return len(self._lanes)
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """(1, tokens) new ids behind what the cache holds -> (vocabulary,) fp32 logits of the token after them."""
-        return self._logits(self._seen(inputs, cache, last=1))[0]
+        """(rows, tokens) new ids behind what the cache holds -> (rows, vocabulary) fp32 logits of those after them."""
+        return self._logits(self._seen(inputs, cache, last=1))
 
     def all_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(1, tokens) new ids behind what the cache holds -> (tokens, vocabulary) fp32 logits of those after each."""
         return self._logits(self._seen(inputs, cache, last=inputs.shape[1]))
 
     def _seen(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int) -> torch.Tensor:
-        """(last, width): what the output head takes in where the last tokens stand."""
+        """(rows * last, width): what the output head takes in where the last tokens stand."""
         self.walk.points = ()
         output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last)
-        return self._lanes[0].seen(output)[0, -last:]
+        return self._lanes[0].seen(output)[:, -last:].flatten(0, 1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, width) -> (tokens, vocabulary), fp32."""

@@ -18,20 +18,12 @@ from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.full import FullWeights
+from pocketllm.mezo.head import HEAD_MARK, StreamedHead
 from pocketllm.mezo.layers import LayerCall, LayerPages, LayerStack
 from pocketllm.mezo.lean import lean_transformers
 from pocketllm.mezo.loss import CHUNK_BYTES, NO_TARGET, choice_losses, token_losses
 from pocketllm.mezo.native import NativeModel
-from pocketllm.mezo.streaming import (
-    HEAD_MARK,
-    LowRank,
-    StreamedEmbedding,
-    StreamedHead,
-    StreamedLinear,
-    Trained,
-    Walk,
-    sided,
-)
+from pocketllm.mezo.streaming import LowRank, StreamedEmbedding, StreamedLinear, Trained, Walk, sided
 from pocketllm.mezo.weights import Scratch, Weight
 
 with lean_transformers():

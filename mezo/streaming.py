@@ -23,8 +23,6 @@ from pocketllm.mezo.weights import Scratch, Weight
 #: Bytes of a weight that are made dense at a time: they stay in the processor's cache. But products of fewer rows
 #: than these take longer.
 CHUNK_BYTES, FEWEST_ROWS = 4 * 2**20, 512
-#: What the output head says in place of logits. Anything else behind it shows that they are scaled or capped there.
-HEAD_MARK = 64.0
 
 
 @dataclass
@@ -58,10 +56,11 @@ class Trained:
     @property
     def parts(self) -> int:
         """How many values there are: one for the whole batch, or one for each point."""
-        return len(self._walk.points) if self._moved else 1
+        return len(self._walk.points) if self.moved else 1
 
     @property
-    def _moved(self) -> bool:
+    def moved(self) -> bool:
+        """Whether the batch passes through it at points."""
         return self.number is not None and len(self._walk.points) > 0
 
     @property
@@ -81,10 +80,10 @@ class Trained:
             dense = self.weight.rows(rows.start, rows.stop, self._walk.dtype, self._walk.scratch)
             yield rows, self._at_points(dense, start)
 
-    def whole(self) -> list[torch.Tensor]:
-        """All of a small weight, for each part."""
-        dense = self.weight.dense(self._walk.dtype, Scratch())
-        if not self._moved:
+    def whole(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        """All of a small weight, for each part, in `dtype` or that of the layers."""
+        dense = self.weight.dense(dtype or self._walk.dtype, Scratch())
+        if not self.moved:
             return [dense]
         values = [torch.empty_like(dense) for _ in self._walk.points]
         for start in range(0, len(dense), FEWEST_ROWS):  # a table of positions is not that small
@@ -253,9 +252,9 @@ class StreamedLinear(nn.Module):
         return y
 
 
-def _each(trained: Trained, parts: int) -> list[torch.Tensor]:
-    """A small weight's value for each of so many parts."""
-    values = trained.whole()
+def _each(trained: Trained, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """A small weight's value for each of so many parts, in `dtype` or that of the layers."""
+    values = trained.whole(dtype)
     return values if len(values) == parts else values * parts
 
 
@@ -287,104 +286,31 @@ class StreamedEmbedding(nn.Module):
         return output
 
 
-class StreamedHead(nn.Module):
-    """The output embedding: keeps what comes in, for the loss looks at few positions and a few words at a time."""
-
-    def __init__(self, walk: Walk, weight: Weight, bias: Weight | None) -> None:
-        super().__init__()
-        self._walk = walk
-        self.weights = Trained(weight, walk)
-        self.biases = None if bias is None else Trained(bias, walk)
-        self.low_rank: LowRank | None = None
-        self.extended_rows = Scratch()
-        self.seen: torch.Tensor | None = None
-
-    @property
-    def moves(self) -> bool:
-        """Whether its rows differ from point to point."""
-        return self.weights.number is not None or self.low_rank is not None
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (batch, tokens, width) is kept in `seen`; what is returned has no logits in it."""
-        self.seen = hidden
-        return hidden.new_full((*hidden.shape[:-1], 1), HEAD_MARK)
-
-    def at(self, point: Point | None) -> "HeadAt":
-        """The head's rows at a point; None is theta itself."""
-        return HeadAt(self, self._walk, point)
-
-
-class HeadAt:
-    """pocketllm.mezo.loss.Head at one point: rows are made dense when asked for.
-
-    With an adapter it is the head of the `extended` hidden states.
-    """
-
-    def __init__(self, head: StreamedHead, walk: Walk, point: Point | None) -> None:
-        self._trained, self._walk, self._point = head.weights, walk, point
-        self._low_rank, self._extended = head.low_rank, head.extended_rows
-        self.vocabulary = head.weights.weight.shape[0]
-        self.bias = None if head.biases is None else self._bias(head.biases)
-
-    def extended(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, width) hidden states as the rows here take them: with what an adapter sees of them behind."""
-        return hidden if self._low_rank is None else self._low_rank.extend(hidden)
-
-    def of_token(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """(1, width) hidden state, not extended -> (1, vocabulary) fp32 products without the bias; None where the rows
-        have to be made.
-        """
-        weight = self._trained.as_kept if self._point is None else None
-        if weight is None:
-            return None
-        products = torch.mm(hidden, weight.t()).float()
-        if self._low_rank is not None:
-            self._low_rank.add_to(products, hidden)
-        return products
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """(stop - start, width) dense rows, valid until the next call."""
-        weight = self._trained.weight
-        rows = weight.rows(start, stop, self._walk.dtype, self._walk.scratch)
-        if self._walk.release and start:
-            weight.release_rows(max(0, start - (stop - start)), start)  # the rows of the call before
-        if self._point is not None:
-            rows = self._trained.rows_at(rows, start, self._point)
-        return rows if self._low_rank is None else self._low_rank.rows_at(self._point, start, rows, self._extended)
-
-    def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """(n, width) dense rows of these words."""
-        words, places = torch.unique(ids, return_inverse=True)
-        rows = self._trained.weight.gather(words, self._walk.dtype, release=self._walk.release)
-        if self._point is not None:
-            rows = self._trained.gathered_at(rows, words, self._point)
-        if self._low_rank is not None:
-            rows = self._low_rank.gathered_at(self._point, words, rows)
-        return rows[places]
-
-    def _bias(self, trained: Trained) -> torch.Tensor:
-        bias = trained.weight.dense(self._walk.dtype, Scratch())
-        return bias if self._point is None else trained.rows_at(bias, 0, self._point)
-
-
 def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callable[..., torch.Tensor]:
-    """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights."""
+    """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights.
+
+    At points a norm computes in fp32 at least, and is rounded at the end: in bf16 a gain of 1 plus or minus 1e-3 is 1,
+    and so is a number of 1 times such a gain.
+    """
     inner = module.forward
+    is_norm = all(len(weight.weight.shape) == 1 for weight in trained.values())
+    dtype = torch.promote_types(walk.dtype, torch.float32) if is_norm else None
 
     def forward(*arguments: Any, **options: Any) -> torch.Tensor:
-        parts = max(weight.parts for weight in trained.values())
-        if parts == 1:
+        if not any(weight.moved for weight in trained.values()):
             for name, weight in trained.items():
                 kept = weight.as_kept
                 module._parameters[name] = weight.whole()[0] if kept is None else kept  # type: ignore[assignment]
             result: torch.Tensor = inner(*arguments, **options)
             return result
-        values = {name: iter(_each(weight, parts)) for name, weight in trained.items()}
+        parts = len(walk.points)
+        values = {name: iter(_each(weight, parts, dtype)) for name, weight in trained.items()}
         outputs: list[torch.Tensor] = []
         for i in range(parts):
             module._parameters.update({name: next(value) for name, value in values.items()})  # type: ignore[misc]
-            chosen = [_part(value, i, parts) for value in arguments]
-            outputs.append(inner(*chosen, **{name: _part(value, i, parts) for name, value in options.items()}))
+            chosen = [_part(value, i, parts, dtype) for value in arguments]
+            output = inner(*chosen, **{name: _part(value, i, parts, dtype) for name, value in options.items()})
+            outputs.append(output.to(walk.dtype))
         if len(outputs[0]) == 1:  # one row for the whole batch, as positions are in some models
             outputs = [output.expand(walk.rows // parts, *output.shape[1:]) for output in outputs]
         return torch.cat(outputs)
@@ -392,7 +318,12 @@ def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callabl
     return forward
 
 
-def _part(value: Any, i: int, parts: int) -> Any:
-    """The i-th part of a tensor of the whole batch; anything else, such as a row for all of it, as it is."""
-    whole = not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) == 1
-    return value if whole else value.chunk(parts)[i]
+def _part(value: Any, i: int, parts: int, dtype: torch.dtype | None) -> Any:
+    """The i-th part of a tensor of the whole batch; anything else, such as a row for all of it, as it is.
+
+    Of floats in `dtype`, unless it is None.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    part = value if value.dim() == 0 or len(value) == 1 else value.chunk(parts)[i]
+    return part.to(dtype) if dtype is not None and part.is_floating_point() else part

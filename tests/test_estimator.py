@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf, nan
 from typing import cast
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from pocketllm.mezo.budget import points_of
+from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.estimator import Point, directions, probe, replay, update
 from pocketllm.mezo.noise import Direction, Kind
 
@@ -185,6 +188,21 @@ def test_the_budget_knows_how_many_points_a_step_has(probes: int) -> None:
 
     probe(losses, directions(1, 1, probes, "rademacher"), epsilon=1e-2)
     assert asked == [points_of(probes)]
+
+
+@pytest.mark.parametrize("broken", [nan, inf, -inf])
+@pytest.mark.parametrize("probes", [1, 2, 3, 15])
+def test_a_loss_that_is_no_number_at_any_point_is_a_divergence(probes: int, broken: float) -> None:
+    points = points_of(probes)
+    for place in range(points):
+        losses = [2.0] * points
+        losses[place] = broken
+        with pytest.raises(TrainingDiverged, match=f"At step 7 the loss is {broken} at 1 of {points} points"):
+            probe(partial(_given, losses), directions(1, 7, probes, "rademacher"), epsilon=1e-3)
+
+
+def _given(losses: Sequence[float], _: Sequence[Point]) -> Sequence[float]:
+    return losses
 
 
 @pytest.mark.parametrize("losses", [(1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)])

@@ -31,6 +31,7 @@ OF_NO_METHOD = {
 WITH_TORCH = {
     "daemon/worker.py",
     "daemon/measuring.py",
+    "daemon/rehearsal.py",
     "daemon/replaying.py",
     "daemon/reporting.py",
     "daemon/run_store.py",

@@ -94,14 +94,31 @@ def test_loss_falls(tmp_path: Path, probes: int, noise: str, steps: int) -> None
     assert after < before - 0.04
 
 
-def test_a_loss_that_is_no_number_changes_nothing(tiny: NativeModel) -> None:
-    model = LanguageModel(tiny)
+@pytest.mark.parametrize(("probes", "place"), [(1, 0), (1, 1), (15, 0), (15, 9)])
+def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: NativeModel, probes: int, place: int) -> None:
+    model, plan = LanguageModel(tiny), replace(PLAN, probes=probes)
+    whole, records = run(model, plan, steps=STEPS)
     adapter = fresh(model)
-    next(iter(adapter.a.values())).fill_(float("nan"))
     model.use(adapter)
-    with torch.inference_mode(), pytest.raises(TrainingDiverged, match="step 1"):
-        method(model, adapter, PLAN).step(1, some_blocks(), remaining=1.0, share=1.0)
-    assert not any(b.count_nonzero() for b in adapter.b.values())
+    torn = [False]
+
+    def losses(points: Sequence[Point], batch: Blocks) -> list[float]:
+        found = model.losses_at(points, batch, ALL_ROWS)
+        if torn[0]:
+            found[place] = float("nan")
+        return found
+
+    mezo, batch = MeZO(losses, adapter, plan, to_start=lambda: None), shuffled(BUCKETS, size=SIZE, seed=plan.seed)
+    with torch.inference_mode():
+        made = []
+        for number in range(1, STEPS + 1):
+            torn[0] = True
+            with pytest.raises(TrainingDiverged, match=f"step {number} "):
+                mezo.step(number, batch(number), remaining=left(number), share=1.0)
+            torn[0] = False
+            made.append(mezo.step(number, batch(number), remaining=left(number), share=1.0))
+    assert made == records
+    assert equal(adapter, whole)
 
 
 def test_a_record_says_what_its_step_saw(tiny: NativeModel) -> None:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     BioGptConfig,
     BloomConfig,
     CohereConfig,
@@ -27,6 +28,7 @@ from pocketllm.mezo.native import NativeModel, open_native
 from pocketllm.mezo.noise import Direction
 from tests.learning import (
     ALL_ROWS,
+    imported,
     losses_moved,
     mean_loss,
     random_blocks,
@@ -78,6 +80,24 @@ def test_peft_loads_our_adapter_and_gives_our_logits(
     assert torch.allclose(ours, theirs, atol=tolerance)
     # The adapter does much more than the tolerance.
     assert float((ours - unchanged).abs().max()) > 10 * tolerance
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_peft_loads_the_adapter_of_a_masked_model(tmp_path: Path) -> None:
+    native = imported(tmp_path, "roberta", "float32")
+    model = LanguageModel(native)
+    adapter = some_adapter(model, targets=("query", "value"))
+    adapter.save(tmp_path / "adapter", masked=native.manifest.masked)
+    base = AutoModelForMaskedLM.from_pretrained(native.folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        unchanged = base(IDS).logits
+        theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits
+    model.use(adapter)
+    bias = model.head.at(None).bias
+    assert bias is not None
+    ours = our_logits(model) + bias
+    assert torch.allclose(ours, theirs, atol=FP32_TOLERANCE)
+    assert float((theirs - unchanged).abs().max()) > 10 * FP32_TOLERANCE
 
 
 def test_weights_are_the_files_own_pages(tiny: NativeModel) -> None:

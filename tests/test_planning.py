@@ -20,23 +20,25 @@ from pocketllm.daemon.planning import (
     JobWish,
     Planned,
     chosen,
+    enough_rows,
     plan_job,
     with_wish,
 )
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
 from pocketllm.daemon.wake_lock import WakeLock
-from pocketllm.mezo.budget import MB, JobPlan, predict
+from pocketllm.mezo.budget import MB, JobPlan, Mode, predict
 from pocketllm.mezo.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.mezo.importing import import_model
 from pocketllm.mezo.native import NativeModel, open_native
-from pocketllm.mezo.shapes import adapted, read_shapes
+from pocketllm.mezo.shapes import Shapes, adapted, read_shapes
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState
 from pocketllm.storage.texts import NewText
 from tests.learning import imported
 from tests.planned import PREDICTION, planned
 from tests.running import Clock, FakeRunner, FixedSensor
+from tests.test_budget import LLAMA_7B, SMOLLM2
 from tests.tiny_architectures import ARCHITECTURES, MASKED
 from tests.tiny_models import tiny_llama_folder
 
@@ -101,6 +103,18 @@ class TestPlanJob:
     )
     def test_how_many_rows_pass_at_once(self, tiny: NativeModel, changes: dict[str, Any], rows: int) -> None:
         assert plan_job(tiny, settings(**changes), steps=1).plan.rows_at_once == rows
+
+    @pytest.mark.parametrize(
+        ("shapes", "mode", "rows"),
+        [
+            (SMOLLM2, "lora", ENOUGH_POSITIONS // 128),
+            (LLAMA_7B, "lora", 4),  # 115 kB of activations a position
+            (LLAMA_7B, "full", ENOUGH_POSITIONS // 128),
+        ],
+    )
+    def test_fewer_rows_of_a_wide_model_pass_at_once(self, shapes: Shapes, mode: Mode, rows: int) -> None:
+        """However much memory the job may take: a limit that was raised for another method once cost mezo 60 MB."""
+        assert enough_rows(shapes, mode, block_tokens=128) == rows
 
     @pytest.mark.parametrize(
         ("threads", "dtype", "changes", "lanes"),

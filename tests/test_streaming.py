@@ -2,25 +2,26 @@
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pocketllm.mezo.errors import BadRequest
 from pocketllm.mezo.estimator import Point
+from pocketllm.mezo.head import HEAD_MARK, StreamedHead
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.noise import Kind
 from pocketllm.mezo.quantization import PACKINGS, pack, unpack
 from pocketllm.mezo.streaming import (
     FEWEST_ROWS,
-    HEAD_MARK,
     LowRank,
     StreamedEmbedding,
-    StreamedHead,
     StreamedLinear,
     Trained,
     Walk,
@@ -237,6 +238,24 @@ def test_small_modules_take_each_part_through_its_point() -> None:
     position.number = 3
     found = sided(places, {"weight": position}, walk)(torch.tensor([[4, 0, 8]]))
     assert torch.equal(found, torch.cat([at(table, point, 3)[[4, 0, 8]].expand(2, 3, 6) for point in points]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, nn.LayerNorm])
+def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
+    norm: Callable[[int], nn.Module], dtype: torch.dtype
+) -> None:
+    """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
+    (plus, minus), width = sides(1e-3), 64
+    walk, made = Walk(dtype=dtype, points=(plus, minus)), norm(width)
+    trained = {name: Trained(weight_of(value.detach().to(dtype)), walk) for name, value in made.named_parameters()}
+    numbered(trained["weight"], 0)
+    x = floats(4, 500, width).to(dtype)
+    slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
+    above, below = sided(norm(width), trained, walk)(torch.cat((x, x))).detach().chunk(2)
+    assert above.dtype == dtype
+    found = (above.double() - below.double()) / (2 * plus.distance)
+    assert float((found * slope).mean()) == pytest.approx(float(slope.square().mean()), rel=0.03)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

@@ -119,6 +119,24 @@ def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make) -> None:
     assert all(isfinite(record.loss) for record in memory.kept)
 
 
+def test_where_only_some_points_have_no_loss_it_goes_back_too() -> None:
+    """At theta itself there is one, and the check finds nothing wrong."""
+    edge = 0.25
+
+    def torn(b: torch.Tensor) -> float:
+        return nan if float(b.abs().max()) > edge else distance(b)
+
+    def many(b: torch.Tensor, loss: Function) -> Method:
+        adapter = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": b})
+        return mezo_on(adapter, loss, plan=MeZOPlan(seed=1, probes=15, epsilon=0.02, step_size=0.01))
+
+    memory = Memory()
+    b, stopping, _ = run(memory, many, loss=torn)
+    assert stopping.halvings > 0 and stopping.best_step > 0
+    assert float(b.abs().max()) <= edge
+    assert all(isfinite(scalar) for record in memory.kept for scalar in record.scalars)
+
+
 @every_method
 def test_a_check_far_above_the_best_leads_back_at_once(make: Make) -> None:
     memory = Memory()

@@ -1,0 +1,111 @@
+"""Fill in the figures of the Markdown files from the committed results.
+
+python -m bench.readme [--check]
+
+A table of a bench's values and limits, or of some of its values:
+
+    <!-- results: step lora_over_floor load_s -->
+    <!-- end -->
+
+A single figure inside a sentence, with a format such as .2f (without one: three significant digits), and a factor where
+the unit is another one:
+
+    The step takes <!-- figure: step lora_over_floor .2f -->1.54<!-- end --> times the floor,
+    <!-- figure: load ingest_over_bare .0f *100 -->56<!-- end --> % of ...
+
+A mark of a figure may not begin a line: Markdown would take the whole line for HTML. With --check nothing is written,
+and the exit code is 1 where a file says something else than the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
+
+from bench.harness import RESULTS, ROOT, Limit
+
+_MARK = re.compile(r"(<!-- (results|figure): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
+_BEGINNING = re.compile(r"<!-- (?:results|figure):")
+
+
+def markdown_files() -> list[Path]:
+    """Those that may hold figures."""
+    return [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")]
+
+
+def filled_in(text: str, results: Path = RESULTS) -> str:
+    """The text with all marked figures taken from the results. Raises ValueError naming a mark that is wrong."""
+
+    def fill(found: re.Match[str]) -> str:
+        opening, kind, what, closing = found.groups()
+        name, *words = what.split()
+        try:
+            summary = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+            if kind == "results":
+                return f"{opening}\n{_table(summary, words)}\n{closing}"
+            if text[: found.start()].rpartition("\n")[2].strip() == "":
+                raise ValueError("it begins a line")
+            return f"{opening}{_figure(summary, words)}{closing}"
+        except (OSError, ValueError, LookupError) as error:
+            raise ValueError(f"{opening}: {error!r}") from error
+
+    if len(_MARK.findall(text)) != len(_BEGINNING.findall(text)):
+        raise ValueError("a mark has no <!-- end --> of its own")
+    return _MARK.sub(fill, text)
+
+
+def _figure(summary: dict[str, Any], words: Sequence[str]) -> str:
+    name, *rest = words
+    factors = [word for word in rest if word.startswith("*")]
+    formats = [word for word in rest if not word.startswith("*")]
+    value = summary["values"][name]
+    if value is None:
+        raise ValueError(f"{name} was not measured")
+    for factor in factors:
+        value *= float(factor[1:])
+    return format(value, formats[0] if formats else ".3g")
+
+
+def _table(summary: dict[str, Any], names: Sequence[str]) -> str:
+    rows = ["| value | measured | limit | |", "|---|---|---|---|"]
+    for name in names or summary["values"]:
+        value, bound = summary["values"][name], summary["limits"].get(name)
+        limit = None
+        if bound is not None:
+            limit = Limit(at_least=bound) if name in summary.get("at_least", ()) else Limit(at_most=bound)
+        shown = "-" if value is None else f"{value:.4g}"
+        rows.append(f"| {name} | {shown} | {limit or ''} | {limit.verdict(value) if limit else ''} |")
+    machine = f"{summary['machine']['cpu']}, {summary['machine']['cores']} cores"
+    source = [summary[key][:10] for key in ("date", "commit") if key in summary]
+    return "\n".join([*rows, "", ", ".join([*source, machine]) + "."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill in the figures, or check them."""
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Figures in Markdown from results.")
+    parser.add_argument("--check", action="store_true", help="write nothing; say where a file differs from the results")
+    options = parser.parse_args(arguments)
+    differs = False
+    for file in markdown_files():
+        text = file.read_text(encoding="utf-8")
+        try:
+            new = filled_in(text)
+        except ValueError as error:
+            raise SystemExit(f"{file.relative_to(ROOT)}: {error}") from error
+        if options.check:
+            name = str(file.relative_to(ROOT))
+            sys.stdout.writelines(unified_diff(text.splitlines(True), new.splitlines(True), name, "by the results"))
+            differs |= new != text
+        elif new != text:
+            file.write_text(new, encoding="utf-8")
+    return int(differs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Pseudo-rehearsal (Robins, 1995): samples of the base model itself are learned beside the owner's text.
+
+Cross-entropy on a model's own samples is KL(base || adapted) plus a constant, so a few of them in each step hold the
+model where the owner's text says nothing, and nobody's text is needed for it. They are drawn once a model: some begin
+where a text does, the others where a user's message does, for the manners of a model that has learned to chat.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+from jinja2 import TemplateError
+from safetensors.torch import load_file
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.decoding import separator
+from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.tensor_file import write_tensors
+
+#: Beside the model's weights.
+FILE_NAME = "rehearsal.safetensors"
+#: Samples, and tokens of each.
+SAMPLES, TOKENS = 96, 64
+#: Drawn at the same time: more take more memory for their keys and values, fewer more time.
+AT_ONCE = 16
+
+
+def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """What samples begin with: the token between texts; and what stands before a user's message, if the model chats."""
+    found = [[separator(tokenizer)]]
+    if tokenizer.chat_template:
+        mark = "pocketllm"
+        with suppress(TemplateError):  # some take no single message
+            text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+            ids = tokenizer(str(text).partition(mark)[0], add_special_tokens=False)["input_ids"]
+            assert isinstance(ids, list)
+            found.append(ids[-TOKENS // 2 :])
+    return found
+
+
+def rehearsal_blocks(
+    model: LanguageModel, openings: Sequence[Sequence[int]], *, on_part: Callable[[int], None]
+) -> Blocks:
+    """The model's samples, drawn where they are not there yet. The model is left at its base.
+
+    on_part: called with how many there are, after each part that was drawn; a kill costs no more than a part.
+    """
+    file = model.native.folder / FILE_NAME
+    samples = load_file(file) if file.is_file() else {}
+    model.use(None)
+    for part in range(SAMPLES // AT_ONCE):
+        if str(part) not in samples:
+            opening = openings[part % len(openings)]
+            samples[str(part)] = _draw(model, opening, generator=torch.Generator().manual_seed(part))
+            write_tensors(file, samples)
+            on_part(AT_ONCE * len(samples))
+    rows = [(samples[str(part)], len(openings[part % len(openings)])) for part in range(SAMPLES // AT_ONCE)]
+    inputs = torch.cat([ids[:, :-1] for ids, _ in rows])
+    targets = torch.cat([_targets(ids, given) for ids, given in rows])
+    return Blocks(inputs=inputs, targets=targets)
+
+
+def _draw(model: LanguageModel, opening: Sequence[int], *, generator: torch.Generator) -> torch.Tensor:
+    """(AT_ONCE, TOKENS + 1) int64: rows that begin with the opening, sampled at temperature one."""
+    ids = torch.tensor([list(opening)]).repeat(AT_ONCE, 1)
+    cache, new = DynamicCache(config=model.network.config), ids
+    while ids.shape[1] <= TOKENS:
+        new = torch.multinomial(model.next_logits(new, cache).softmax(1), 1, generator=generator)
+        ids = torch.cat((ids, new), 1)
+    return ids
+
+
+def _targets(ids: torch.Tensor, given: int) -> torch.Tensor:
+    """What follows each token; the opening was not sampled, and is no target."""
+    targets = ids[:, 1:].clone()
+    targets[:, : given - 1] = NO_TARGET
+    return targets
