@@ -110,8 +110,9 @@ class Exact:
             return
         for name, parameter in self._parameters.items():
             parameter.copy_(state[name])
-            self._optimizer.means[name] = state[f"mean.{name}"]
-            self._optimizer.squares[name] = state[f"square.{name}"]
+            if f"mean.{name}" in state:  # from the first step on
+                self._optimizer.means[name] = state[f"mean.{name}"]
+                self._optimizer.squares[name] = state[f"square.{name}"]
 
 
 def schedule(step: int, remaining: float) -> float:
