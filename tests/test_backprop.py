@@ -1,6 +1,7 @@
 """Gradients a layer at a time against transformers' own autograd through the whole model."""
 
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,6 @@ from tests.backpropagation import (
     worst_error,
 )
 from tests.learning import imported, random_blocks, some_adapter
-from tests.taught import sample_notes
 from tests.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
 
 #: Sums in another order, in float64.
@@ -157,16 +157,17 @@ def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
 
 
 def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """On ordinary text, of which transformers' own gradients in bf16 are 0.99 like those in fp32 at the worst map."""
     native = real_model(tmp_path_factory.mktemp("models"))
     model = LanguageModel(native, dtype=torch.bfloat16, release_pages=True, lanes=2)
     tokenizer = AutoTokenizer.from_pretrained(native.folder)
-    ids = [tokenizer(note)["input_ids"] for note in sample_notes()[:6]]
-    blocks = pack(ids, length=64, separator=0)[slice(0, 4)]
+    text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
+    blocks = pack([tokenizer(text)["input_ids"]], length=64, separator=0)[slice(0, 8)]
     adapter = fresh_adapter(model, rank=4, seed=0)
     generator = torch.Generator().manual_seed(1)
     for b in adapter.b.values():
-        b.normal_(0, 0.01, generator=generator)
-    losses, gradients = layerwise(model, adapter, PassSize(blocks=4, rows_at_once=2, kept_layers=10), [(blocks, 1.0)])
+        b.normal_(0, 0.002, generator=generator)
+    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, rows_at_once=4, kept_layers=10), [(blocks, 1.0)])
     dense = transformers_model(native.folder, masked=False, dtype=torch.float32)
     expected_losses, expected = whole_gradients(dense, adapter, [(blocks, 1.0)])
     assert losses == pytest.approx(expected_losses, rel=5e-3)

@@ -20,8 +20,16 @@ from tests.tiny_architectures import roberta_folder
 from tests.tiny_models import tiny_llama_folder
 from tests.working import NOW, data_folder, finish, kill_at, kill_when, notes, queue_job, start_worker
 
-#: Checks of the validation loss, and so checkpoints, are after every tenth step.
-EXACT = TrainingSettings(method="exact", steps=24, batch=8, block_tokens=16, measure_every=8, memory_bytes=200_000_000)
+#: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
+EXACT = TrainingSettings(
+    method="exact",
+    steps=24,
+    batch=8,
+    block_tokens=16,
+    measure_every=8,
+    memory_bytes=200_000_000,
+    rehearsal=0.0,
+)
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     folder: DataFolder, store: Store
 ) -> None:
     store.texts.add([NewText(text=note, source="test") for note in sample_notes()[:40]], now=NOW)
-    job = run(folder, store, with_method("auto"))
+    job = run(folder, store, with_method("auto", rehearsal=0.125))
     assert (job.method, job.outcome) == ("exact", Outcome.LEARNED)
     [chosen] = [event.message for event in store.jobs.events(job.id) if event.kind == "chosen"]
     exact, mezo = chosen.split("; ")
@@ -77,6 +85,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     assert [row.step for row in store.journal.steps(job.id)] == list(range(1, job.total_steps + 1))
     assert not folder.run(job.id).exists()
     assert not folder.start(job.id).exists()
+    assert (folder.models / "tiny" / "rehearsal.safetensors").is_file()
 
 
 def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
