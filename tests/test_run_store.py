@@ -305,6 +305,8 @@ def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
     for job in (one, two):
         assert rebuild(folder, store, job.id).identical
         kinds = [event.kind for event in store.jobs.events(job.id)]
-        assert kinds.count("went back") == min(one.watch["halvings"], MAX_HALVINGS)
+        # A check after the very last step may halve, and the run ends all the same.
+        halvings = one.watch["halvings"]
+        assert kinds.count("went back") in (min(halvings, MAX_HALVINGS), halvings - 1)
         assert kinds.count("ended early") == (one.total_steps < 60)
     store.close()
