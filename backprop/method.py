@@ -11,9 +11,8 @@ from pocketllm.backprop.adamw import AdamW
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.estimator import Update
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.step_record import StepRecord
+from pocketllm.mezo.step_record import StepRecord, Update
 
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0
@@ -111,8 +110,9 @@ class Exact:
             return
         for name, parameter in self._parameters.items():
             parameter.copy_(state[name])
-            self._optimizer.means[name] = state[f"mean.{name}"]
-            self._optimizer.squares[name] = state[f"square.{name}"]
+            if f"mean.{name}" in state:  # from the first step on
+                self._optimizer.means[name] = state[f"mean.{name}"]
+                self._optimizer.squares[name] = state[f"square.{name}"]
 
 
 def schedule(step: int, remaining: float) -> float:

@@ -72,12 +72,16 @@ class Measuring:
         theta: what the job started from.
         """
         before = self.store.journal.evaluation(job.id, 0)
-        if before is not None and list(before.block_losses) != block_keys(self.held_out):
+        if before is not None and not self.covers(before):
             self.evaluate(job, 0, theta)
+
+    def covers(self, evaluation: Evaluation) -> bool:
+        """Whether it was of the held-out blocks as they are now."""
+        return list(evaluation.block_losses) == block_keys(self.held_out)
 
     def paired(self, evaluation: Evaluation) -> list[float]:
         """The losses in the order of the held-out blocks. Raises ValueError where it was of other blocks."""
-        if list(evaluation.block_losses) != block_keys(self.held_out):
+        if not self.covers(evaluation):
             raise ValueError(f"The evaluation at step {evaluation.step} is of other held-out blocks.")
         return list(evaluation.block_losses.values())
 

@@ -19,10 +19,11 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.mezo.adapter_folder import read_config
 from pocketllm.mezo.adapters import WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.mezo.errors import ModelNotFound
-from pocketllm.mezo.estimator import Update, replay
+from pocketllm.mezo.estimator import replay
 from pocketllm.mezo.full import FullWeights, save_full
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import NAME_PATTERN, NativeModel, open_native
+from pocketllm.mezo.step_record import Update
 from pocketllm.mezo.weights import open_weights
 from pocketllm.storage.journal_export import JournalExport
 from pocketllm.storage.store import Store

@@ -15,8 +15,7 @@ import torch
 from pocketllm.daemon.early_stopping import EarlyStopping, Verdict
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import TrainingDiverged
-from pocketllm.mezo.estimator import Update
-from pocketllm.mezo.step_record import Method, StepRecord
+from pocketllm.mezo.step_record import Method, StepRecord, Update
 
 #: How much a kill may cost a run whose state is more than its records.
 CHECKPOINT_SECONDS = 8.0
@@ -121,14 +120,14 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
 
 def _resume(method: Method, store: RunStore, stopping: EarlyStopping) -> int:
     """Restore the method to where its run was; returns the step."""
+    if not method.state():
+        records = store.records()
+        method.restore({}, records)
+        return len(records)
     found = store.load(stopping)
-    if found is not None:
-        method.restore(found.state, ())
-        return found.step
-    # Without a checkpoint, a method whose state is more than its records begins anew and makes the same ones again.
-    records = () if method.state() else store.records()
-    method.restore({}, records)
-    return len(records)
+    # Without a checkpoint it begins anew, and makes the same records again.
+    method.restore({} if found is None else found.state, ())
+    return 0 if found is None else found.step
 
 
 def _check(step: int, method: Method, store: RunStore, run: Run, stopping: EarlyStopping) -> Verdict:

@@ -174,7 +174,8 @@ class TrainingRun:
         return mezo, points_of(self.plan.probes)
 
     def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
-        if self.store.journal.evaluation(self.job.id, step) is None:
+        found = self.store.journal.evaluation(self.job.id, step)
+        if found is None or not self.measuring.covers(found):
             self.measuring.evaluate(self.job, step, theta)
 
     def _start_model(self) -> NativeModel:

@@ -21,6 +21,7 @@ import numpy as np
 
 from pocketllm.mezo.errors import TrainingDiverged
 from pocketllm.mezo.noise import Direction, Kind, Z
+from pocketllm.mezo.step_record import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +47,6 @@ class Probes:
     losses: Sequence[float]  #: at each point: L+, L- of each direction; or at theta, and then L+ of each
     scalars: tuple[float, ...]  #: the projected gradient g of each direction; float32, as it is journaled
     loss: float  #: at theta itself, with one or two directions to second order in eps
-
-
-class Update(Protocol):
-    """All that has to be kept of a step to do it again: a row of the journal."""
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """The step's number, from 1."""
-        ...
-
-    @property
-    def scalars(self) -> Sequence[float]:
-        """The projected gradient along each of the step's directions."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """The step's learning rate."""
-        ...
 
 
 class Theta(Protocol):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.estimator import Point, Theta, Update, directions, probe, replay, update
+from pocketllm.mezo.estimator import Point, Theta, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
-from pocketllm.mezo.step_record import StepRecord
+from pocketllm.mezo.step_record import StepRecord, Update
 
 #: The batch's loss at each of several points.
 BatchLosses = Callable[[Sequence[Point], Blocks], Sequence[float]]

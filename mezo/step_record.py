@@ -7,7 +7,30 @@ from typing import Protocol
 import torch
 
 from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.estimator import Update
+
+
+class Update(Protocol):
+    """All that MeZO has to keep of a step to do it again: a row of the step log."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """The step's number, from 1."""
+        ...
+
+    @property
+    def scalars(self) -> Sequence[float]:
+        """The projected gradient along each of the step's directions."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """The step's learning rate."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

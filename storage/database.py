@@ -17,8 +17,8 @@ BUSY_TIMEOUT_SECONDS = 15
 class Database:
     """The engine and its transactions.
 
-    `durable` means that a committed transaction survives power loss (`synchronous=FULL`): the daemon writes
-    so. The worker doesn't (`NORMAL`): power loss may take its last steps, never the file's consistency.
+    `durable` means that a committed transaction survives power loss (`synchronous=FULL`): the daemon and the worker
+    write so. Commands that only read do without (`NORMAL`).
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:

@@ -94,24 +94,31 @@ STATUS: Document = {
     "texts": {"count": 3, "new_words": 300, "threshold_words": 1000},
     "jobs": {"queued": 0, "running": 0, "paused": 0, "succeeded": 2, "failed": 1, "cancelled": 0},
 }
+PREDICTED: Document = {
+    "library_bytes": 280_000_000,
+    "working_bytes": 61_000_000,
+    "anonymous_bytes": 246_000_000,
+    "file_bytes": 102_000_000,
+    "peak_bytes": 348_000_000,
+    "seconds_per_step": 0.25,
+    "seconds": 10.0,
+}
+SLOWER: Document = {"peak_bytes": 340_000_000, "seconds_per_step": 1.5, "seconds": 60.0}
 PLAN: Document = {
     "model": "tiny",
     "mode": "lora",
+    "method": "exact",
     "steps": 40,
     "batch": 4,
     "block_tokens": 64,
     "probes": 1,
     "rows_at_once": 8,
     "reductions": [],
-    "predicted": {
-        "library_bytes": 280_000_000,
-        "working_bytes": 61_000_000,
-        "anonymous_bytes": 246_000_000,
-        "file_bytes": 102_000_000,
-        "peak_bytes": 348_000_000,
-        "seconds_per_step": 0.25,
-        "seconds": 10.0,
-    },
+    "predicted": PREDICTED,
+    "alternatives": [
+        {"method": "exact", "prediction": PREDICTED, "reason": None},
+        {"method": "mezo", "prediction": PREDICTED | SLOWER, "reason": None},
+    ],
     "memory_limit_bytes": 1_500_000_000,
     "enough_text": {"enough": True, "texts": 3, "new_words": 300},
 }

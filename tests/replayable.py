@@ -1,6 +1,6 @@
-"""Jobs that are made by mezo's own loop on the tiny model, without a worker: what there is to replay."""
+"""Jobs that are made by MeZO's own steps on the tiny model, without a worker: what there is to replay."""
 
-from itertools import count
+from dataclasses import asdict
 
 import torch
 
@@ -9,7 +9,7 @@ from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.batches import shuffled
 from pocketllm.mezo.full import FullWeights, save_full
-from pocketllm.mezo.loop import Plan, Row, train
+from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.storage.store import Store
@@ -62,31 +62,19 @@ def learn(
             b.zero_()
     model.use(theta)
 
-    def keep(row: Row) -> None:
-        store.journal.append(Step(job_id=job.id, **{**vars(row), "scalars": list(row.scalars)}))
-
-    clock = count()
-    plan = Plan(
+    plan = MeZOPlan(
         seed=seed,
-        steps=STEPS,
-        batch=settings.batch or 2,
         epsilon=settings.epsilon,
         step_size=settings.step_size,
-        measure_every=100,
         probes=settings.probes or 1,
         noise=settings.noise,
     )
+    mezo = MeZO(lambda points, batch: model.losses_at(points, batch, 4), theta, plan, to_start=lambda: None)
+    batch = shuffled((some_blocks(),), size=settings.batch or 2, seed=seed)
     with torch.inference_mode():
-        train(
-            lambda points, batch: model.losses_at(points, batch, 4),
-            theta,
-            shuffled((some_blocks(),), size=plan.batch, seed=plan.seed),
-            plan,
-            done=[],
-            keep=keep,
-            measure=lambda step: None,
-            clock=lambda: float(next(clock)),
-        )
+        for step in range(1, STEPS + 1):
+            record = mezo.step(step, batch(step), remaining=1 - (step - 1) / STEPS, share=1.0)
+            store.journal.append(Step(job_id=job.id, seconds=1.0, **asdict(record)))
     identity = job.id.replace("job-", "adapter-")
     if isinstance(theta, FullWeights):
         save_full(native, theta, folder.adapter(identity), created_at=NOW)

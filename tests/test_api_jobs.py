@@ -263,7 +263,7 @@ def test_progress_is_read_off_the_journal(api: Rehearsal) -> None:
             job_id=identity, step=step, loss=loss, seed=1, scalars=[0.5], learning_rate=1e-3, tokens=100, seconds=2.0
         )
         journal.append(row)
-    journal.evaluate(identity, step=0, block_losses=[4.0, 2.0], weights=[3, 1], now=api.clock.now)
+    journal.evaluate(identity, step=0, block_losses={"one": 4.0, "other": 2.0}, weights=[3, 1], now=api.clock.now)
     [listed] = api.get("/jobs").json()["data"]
     progress = {"step": 2, "loss": 2.5, "tokens_per_second": 50.0, "eta_seconds": 16.0, "held_out_loss_now": 3.5}
     assert {key: listed[key] for key in progress} == progress

@@ -1,6 +1,7 @@
 """POST /jobs?dry_run=true: what a job would take; and how a job is asked for with settings of its own."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_the_document(api: Rehearsal) -> None:
     assert document == {
         "model": "tiny",
         "mode": "lora",
-        "method": "guided",
+        "method": "exact",
         "steps": 30,
         "batch": 3,
         "block_tokens": 64,
@@ -69,9 +70,28 @@ def test_the_document(api: Rehearsal) -> None:
             "seconds_per_step": found.seconds_per_step,
             "seconds": found.seconds,
         },
+        "alternatives": [
+            {"method": one.method, "prediction": asdict(one.prediction) if one.prediction else None, "reason": None}
+            for one in planned.alternatives
+        ],
         "memory_limit_bytes": ENOUGH,
         "enough_text": {"enough": True, "texts": 2, "new_words": 8},
     }
+
+
+@pytest.mark.parametrize("wish", [{}, {"method": "mezo"}])
+def test_each_method_is_there_to_compare_with(api: Rehearsal, wish: dict[str, str]) -> None:
+    document = plan(api, **wish)
+    by_method = {one["method"]: one["prediction"] for one in document["alternatives"]}
+    assert by_method.keys() == {"exact", "mezo"}
+    assert by_method[document["method"]] == document["predicted"]
+
+
+def test_why_a_method_cannot_be_is_told(api: Rehearsal) -> None:
+    document = plan(api, mode="full")
+    assert document["method"] == "mezo"
+    [reason] = [one["reason"] for one in document["alternatives"] if one["method"] == "exact"]
+    assert reason.startswith("Exact gradients are of an adapter's factors (mode lora).")
 
 
 def test_nothing_is_queued(api: Rehearsal) -> None:

@@ -41,7 +41,7 @@ def learn(api: Rehearsal, content: Document | None = CONTENT, **numbers: Any) ->
         store.journal.append(
             Step(job_id=identity, step=step, loss=3.0, seed=7, scalars=[0.5], learning_rate=0.5, tokens=9, seconds=1)
         )
-        store.journal.evaluate(identity, step=2 * step - 2, block_losses=[4.0], weights=[1], now=api.clock.now)
+        store.journal.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
     end(api, identity, NewReport(numbers={"judgement": JUDGEMENT, "leak": LEAK} | numbers, content=content))
     return identity
 
@@ -136,7 +136,7 @@ def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
     settings = {
         "MODEL": "tiny",
         "TRAINING__STEPS": "24",
-        "TRAINING__METHOD": "guided",
+        "TRAINING__METHOD": "exact",
         "TRAINING__BLOCK_TOKENS": "64",
         "TRAINING__MEASURE_EVERY": "8",
     }

@@ -1,5 +1,6 @@
 """Attention as two products against torch's own, in every shape that a model asks for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,3 +178,72 @@ def test_what_it_would_leave_out_is_refused(option: str) -> None:
         attention(Layer(), *Case().inputs, None, **given)
     given = {option: None}
     attention(Layer(), *Case().inputs, None, **given)
+
+
+@dataclass(kw_only=True)
+class Learned(Case):
+    """A case in float64 with the gradients of its inputs, given the error of its output."""
+
+    dtype: torch.dtype = torch.float64
+
+    def gradients(self, outputs: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Of query, key and value."""
+        self.inputs = tuple(x.detach().requires_grad_() for x in self.inputs)  # type: ignore[assignment]
+        output = outputs()
+        error = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+        return torch.autograd.grad(output, self.inputs, error)
+
+    def check_gradients(self) -> None:
+        pairs = zip(self.gradients(self.ours), self.gradients(self.torchs), strict=True)
+        for found, expected in pairs:
+            assert found.shape == expected.shape
+            assert torch.allclose(found, expected, rtol=0, atol=1e-12 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": False},
+        {"groups": 2},
+        {"groups": 1, "heads": 3, "scaling": 0.5},
+        {"value_size": 8, "groups": 2},
+        {"mask": window(24, 5)},
+        {"mask": window(24, 1), "groups": 2},
+        {"mask": padding(24, [24, 7]), "causal": False, "groups": 2},
+        {"tokens": 2},
+        {"tokens": QUERIES + 1, "groups": 2},
+        {"tokens": 2 * QUERIES + 5, "groups": 1, "causal": False},
+        {"tokens": 2 * QUERIES + 5, "mask": window(2 * QUERIES + 5, 9)},
+        {"batch": 34, "heads": 9, "groups": 3, "tokens": QUERIES + 53, "size": 4, "value_size": 4},
+        {"batch": 2, "heads": 36, "groups": 4, "tokens": LONGEST, "size": 4, "value_size": 4},
+        {"batch": 1, "tokens": LONGEST + 1, "groups": 2},  # torch's own
+        {"scaling": 3.0},
+    ],
+    ids=lambda options: "-".join(f"{name}" for name in options) or "plain",
+)
+def test_gradients_equal_torchs(options: dict[str, Any]) -> None:
+    Learned(**options).check_gradients()
+
+
+def test_rows_whose_gradients_are_taken_at_a_time_are_some_of_many() -> None:
+    """Two of the cases above are larger than what is made at a time: several rows together, and less than one."""
+    assert 34 * 9 * QUERIES * (QUERIES + 53) * 8 > SCORE_BYTES > 9 * QUERIES * (QUERIES + 53) * 8
+    assert 36 * QUERIES * LONGEST * 8 > SCORE_BYTES
+
+
+def test_queries_of_any_layout_have_gradients_of_their_own() -> None:
+    """As models hand them over: heads and tokens transposed, and all three from one tensor."""
+    generator = torch.Generator().manual_seed(2)
+    qkv = torch.randn(2, 24, 4, 48, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def split() -> list[torch.Tensor]:
+        return list(torch.split(qkv.transpose(1, 2), 16, dim=-1))
+
+    q, k, v = split()
+    ours, _ = attention(Layer(), q, k, v, None)
+    q, k, v = split()
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    error = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    (found,), (expected,) = (torch.autograd.grad(output, [qkv], error) for output in (ours, theirs))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-13)

@@ -25,7 +25,7 @@ from tests.taught import sample_notes, taught_folder
 from tests.tiny_models import byte_tokenizer
 from tests.working import NOW, data_folder, finish, queue_job, start_worker
 
-TRAINING = TrainingSettings(method="guided", steps=60, batch=8, block_tokens=64, measure_every=60)
+TRAINING = TrainingSettings(method="exact", steps=60, batch=8, block_tokens=64, measure_every=60)
 ROOT = Path(__file__).parent.parent
 
 

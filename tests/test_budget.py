@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -14,20 +15,18 @@ from pocketllm.mezo.budget import (
     _SPARE_COLUMNS,
     FEWEST_ROWS,
     FEWEST_TOKENS,
+    KEPT_BYTES,
     MB,
     UNPACK_SECONDS,
     JobPlan,
-    Shapes,
-    adapted,
-    distinct_inputs,
     fit,
     predict,
-    read_shapes,
 )
 from pocketllm.mezo.errors import BadRequest, DoesNotFit, ModelFileError
 from pocketllm.mezo.importing import import_model
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import DTYPES, open_native
+from pocketllm.mezo.shapes import Shapes, adapted, distinct_inputs, read_shapes
 from tests.learning import imported, some_blocks
 from tests.tiny_architectures import ARCHITECTURES
 from tests.tiny_models import edit_json, tiny_native
@@ -241,6 +240,80 @@ class TestPredict:
             assert sorted(kept) == sorted(distinct_inputs(shapes, list(targets))), targets
 
 
+def exact_plan(**changes: Any) -> JobPlan:
+    """Exact gradients of 8 blocks, all of which go through together."""
+    made = dataclasses.replace(PLAN, method="exact", targets=(), rows_at_once=4, pass_blocks=8)
+    return dataclasses.replace(made, **changes)
+
+
+@st.composite
+def exact_plans(draw: st.DrawFn) -> JobPlan:
+    batch = draw(st.integers(1, 64))
+    rows = draw(st.integers(1, batch))
+    return exact_plan(
+        batch=batch,
+        pass_blocks=batch,
+        rows_at_once=rows,
+        block_tokens=draw(st.integers(2, 4096)),
+        rank=draw(st.integers(1, 256)),
+        lanes=draw(st.integers(1, min(8, rows))),
+    )
+
+
+class TestExact:
+    @given(exact_plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
+    def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
+        now = predict(shapes, plan)
+        for name in ("block_tokens", "rank", "rows_at_once", "pass_blocks", "kept_layers", "lanes"):
+            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            assert working(shapes, changed) >= now.working_bytes, name
+        for name in ("block_tokens", "batch"):
+            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            assert predict(shapes, changed).seconds_per_step >= now.seconds_per_step, name
+
+    def test_what_is_kept_saves_time(self) -> None:
+        seconds = [predict(SMOLLM2, exact_plan(kept_layers=kept)).seconds_per_step for kept in (0, 15, 30)]
+        assert seconds[0] > seconds[1] > seconds[2]
+
+    @given(exact_plans(), st.integers(0, 2000))
+    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, wish: JobPlan, more: int) -> None:
+        limit = smallest(SMOLLM2, wish) + more * MB
+        plan, said = fit(SMOLLM2, wish, limit)
+        assert working(SMOLLM2, plan) <= limit
+        assert 1 <= plan.rows_at_once <= wish.rows_at_once
+        assert 1 <= plan.pass_blocks <= wish.pass_blocks and 1 <= plan.lanes <= wish.lanes
+        assert plan.pass_blocks >= min(plan.rows_at_once, wish.pass_blocks)
+        assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
+        names = ("rows_at_once", "pass_blocks", "lanes", "block_tokens")
+        assert len(said) == sum(getattr(plan, name) < getattr(wish, name) for name in names)
+        as_wished = {name: getattr(wish, name) for name in names}
+        assert dataclasses.replace(plan, **as_wished, kept_layers=wish.kept_layers) == wish
+
+    def test_outputs_are_kept_where_all_else_fits(self) -> None:
+        least = working(SMOLLM2, exact_plan())
+        assert fit(SMOLLM2, exact_plan(), least)[0].kept_layers == 0
+        some, more = (fit(SMOLLM2, exact_plan(), least + spare)[0].kept_layers for spare in (20 * MB, 10**10))
+        assert 0 < some < more <= SMOLLM2.layers
+        assert working(SMOLLM2, exact_plan(kept_layers=more)) - least <= KEPT_BYTES
+
+    def test_speed_is_given_up_before_length(self) -> None:
+        wish = exact_plan(lanes=2)
+        limit = working(SMOLLM2, exact_plan(rows_at_once=1, pass_blocks=1))
+        plan, said = fit(SMOLLM2, wish, limit)
+        assert plan.block_tokens == wish.block_tokens
+        assert all(sentence.endswith("slower, with the same result.") for sentence in said)
+        shorter, said = fit(SMOLLM2, wish, limit - MB)
+        assert (shorter.rows_at_once, shorter.pass_blocks, shorter.lanes) == (1, 1, 1)
+        assert shorter.block_tokens < wish.block_tokens and "shorter pieces" in said[-1]
+
+    def test_it_is_of_adapters_of_layers_alone(self) -> None:
+        with pytest.raises(BadRequest, match="adapter's factors"):
+            fit(SMOLLM2, exact_plan(mode="full"), 10**12)
+        flat = dataclasses.replace(SMOLLM2, linears={"map": (9, 9)})
+        with pytest.raises(BadRequest, match="no list of layers to take one at a time"):
+            fit(flat, exact_plan(), 10**12)
+
+
 class TestFit:
     def test_what_fits_is_left_as_it_is(self) -> None:
         limit = working(SMOLLM2, PLAN)
@@ -248,7 +321,7 @@ class TestFit:
         assert fit(SMOLLM2, PLAN, limit - 1) != (PLAN, [])
 
     def test_first_fewer_rows_then_shorter_ones(self) -> None:
-        few = dataclasses.replace(PLAN, rows_at_once=FEWEST_ROWS)
+        few = dataclasses.replace(PLAN, rows_at_once=FEWEST_ROWS[PLAN.method])
         plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, rows_at_once=8)))
         assert (plan.rows_at_once, plan.block_tokens) == (8, 128)
         [sentence] = said
@@ -275,9 +348,10 @@ class TestFit:
         limit = smallest(SMOLLM2, wish) + more * MB
         plan, said = fit(SMOLLM2, wish, limit)
         assert working(SMOLLM2, plan) <= limit
-        assert FEWEST_ROWS <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
+        fewest = FEWEST_ROWS[wish.method]
+        assert fewest <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
         assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
-        assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == FEWEST_ROWS
+        assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == fewest
         reduced = (plan.rows_at_once < wish.rows_at_once) + (plan.block_tokens < wish.block_tokens)
         reduced += plan.lanes < wish.lanes
         assert len(said) == reduced

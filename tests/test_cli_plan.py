@@ -63,7 +63,8 @@ class TestWithDaemon:
         assert lines == [
             "Model tiny",
             "Trains a low-rank adapter (lora)",
-            "Work 40 steps of 4 blocks of 64 tokens and 1 probe, 8 rows at once",
+            "Method exact; mezo: 340.0 MB, 1:00, 1.5 s a step",
+            "Work 40 steps of 4 blocks of 64 tokens, 8 rows at once",
             "Peak memory 348.0 MB",
             "libraries 280.0 MB",
             "learning 61.0 MB of 1.5 GB allowed (training.memory_bytes)",
@@ -114,8 +115,8 @@ class TestWithoutDaemon:
         result = alone("plan")
         assert result.exit_code == 0, result.stderr
         assert "of 50.0 MB allowed" in result.stdout
-        assert "Reduced: To fit into training.memory_bytes (50 MB), the rows" in result.stdout
-        assert "went from 1024 to" in result.stdout  # 64 blocks at 16 points
+        assert "Reduced: To fit into training.memory_bytes (50 MB), the blocks of a step" in result.stdout
+        assert "went from 64 to" in result.stdout
 
     def test_what_cannot_fit_names_the_memory_that_would_do(self, alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")

@@ -1,6 +1,5 @@
 """All weights as parameters: they change by exactly what the rows say, on average even in half precision."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from pocketllm.mezo.batches import Blocks, shuffled
-from pocketllm.mezo.estimator import Point, replay, update
+from pocketllm.mezo.batches import shuffled
+from pocketllm.mezo.estimator import replay, update
 from pocketllm.mezo.full import FullWeights, save_full
-from pocketllm.mezo.loop import Plan, Row, train
+from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import MANIFEST_NAME, open_native
 from pocketllm.mezo.noise import ROUNDING_POOL, Direction, Kind
@@ -206,26 +205,16 @@ def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: K
     model = LanguageModel(open_native(tiny_native(tmp_path, dtype=dtype)), dtype=torch.float32, release_pages=True)
     theta, buckets = model.full(), (some_blocks(),)
     model.use(theta)
-    plan = Plan(seed=1, steps=100, batch=12, epsilon=1e-3, step_size=1e-3, measure_every=100, probes=probes, noise=kind)
-    losses, rows = list[float](), list[Row]()
-
-    def look(points: Sequence[Point], batch: Blocks) -> list[float]:
-        return model.losses_at(points, batch, ALL_ROWS)
-
+    plan = MeZOPlan(seed=1, epsilon=1e-3, step_size=1e-3, probes=probes, noise=kind)
+    mezo = MeZO(lambda points, batch: model.losses_at(points, batch, ALL_ROWS), theta, plan, to_start=lambda: None)
+    batch = shuffled(buckets, size=12, seed=1)
     with torch.inference_mode():
-        train(
-            look,
-            theta,
-            shuffled(buckets, size=plan.batch, seed=plan.seed),
-            plan,
-            done=[],
-            keep=rows.append,
-            measure=lambda _: losses.append(mean_loss(model, some_blocks())),
-            clock=lambda: 0.0,
-        )
+        before = mean_loss(model, some_blocks())
+        records = [mezo.step(n, batch(n), remaining=1 - (n - 1) / 100, share=1.0) for n in range(1, 101)]
+        after = mean_loss(model, some_blocks())
         again = LanguageModel(model.native).full()
-        replay(again, rows, kind)
-    assert losses[-1] < losses[0] - 0.1
+        replay(again, records, kind)
+    assert after < before - 0.1
     assert all(torch.equal(theta.tensors[name], again.tensors[name]) for name in theta.tensors)
 
 

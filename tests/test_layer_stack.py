@@ -1,24 +1,22 @@
-"""Walks that begin or end at a layer, in every family that continues a text."""
+"""A pass that takes one layer at a time, beside the model's own code, in every family."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks, Entering
-from pocketllm.mezo.layers import LayerStack
+from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.layers import LayerPages, LayerStack
 from pocketllm.mezo.model import LanguageModel
-from tests.learning import ALL_ROWS, imported, random_blocks, sides, some_adapter
+from pocketllm.mezo.network import Network
+from tests.learning import imported, random_blocks, some_adapter
 from tests.tiny_architectures import ARCHITECTURES, MASKED
 
-every_causal_one = pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MASKED])
-every_layer = pytest.mark.parametrize("layer", [0, 1])
+every_family = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +25,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fresh(root: Path, name: str, *, release: bool = False, lanes: int = 1) -> LanguageModel:
-    """A model through which nothing has walked yet."""
+    """A model through which nothing has passed yet."""
     return LanguageModel(imported(root, name, "float32"), dtype=torch.float32, release_pages=release, lanes=lanes)
 
 
-def begun(model: LanguageModel, blocks: Blocks, layer: int) -> Blocks:
-    return replace(blocks, entering=Entering(layer, model.entering(blocks, layer, ALL_ROWS)))
+def blocks_for(name: str) -> Blocks:
+    """For a model that fills in masks, with padding."""
+    return random_blocks(lengths=[20, 13, 20, 9] if name in MASKED else None)
 
 
-def adapter_from(model: LanguageModel, layer: int) -> Adapter:
-    """An adapter of each linear map of the layers from this one on."""
-    whole = some_adapter(model, targets=None)
-    paths = [path for path in whole.a if (model.stack.number_of(path) or 0) >= layer]
-    paths = [path for path in paths if model.stack.number_of(path) is not None]
-    return replace(whole, a={path: whole.a[path] for path in paths}, b={path: whole.b[path] for path in paths})
+def layer_by_layer(lane: Network, blocks: Blocks) -> torch.Tensor:
+    """What the output head sees at the end of such a pass."""
+    hidden, calls = lane.layer_calls(blocks)
+    for number, call in enumerate(calls):
+        hidden = lane.stack.run(number, hidden, call)
+    return lane.behind_layers(blocks, hidden)
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def called_layers(model: LanguageModel) -> Iterator[Counter[int | None]]:
             hook.remove()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@every_family
 def test_every_layer_is_counted_and_numbered(root: Path, name: str) -> None:
     model = fresh(root, name)
     stack = model.stack
@@ -84,118 +83,125 @@ def test_a_model_whose_layers_are_not_one_list_has_no_stack(root: Path) -> None:
     assert stack.number_of("") is None
 
 
-@every_causal_one
-@every_layer
+@every_family
+@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize("first", [False, True], ids=["later", "as the very first pass"])
 @torch.inference_mode()
-def test_losses_of_blocks_that_begin_at_a_layer_are_the_whole_walks(
-    root: Path, name: str, layer: int, release: bool
+def test_layer_by_layer_it_is_the_models_own_pass(
+    root: Path, name: str, lanes: int, release: bool, first: bool
 ) -> None:
-    model, blocks = fresh(root, name, release=release), random_blocks()
-    adapter = adapter_from(model, layer)
-    whole_at_base = model.block_losses(blocks)
-    entered = begun(model, blocks, layer)
-    assert model.block_losses(entered) == whole_at_base
-    assert torch.equal(model.hidden(entered), model.hidden(blocks))
+    blocks, known = blocks_for(name), fresh(root, name)
+    adapter = some_adapter(known, targets=None)
+    known.use(adapter)
+    expected = known.hidden(blocks)
+    model = fresh(root, name, release=release, lanes=lanes)
     model.use(adapter)
-    whole, points = model.block_losses(blocks), sides(probes=2)
-    at_points = model.losses_at(points, blocks, ALL_ROWS)
-    # What enters the lowest adapted layer does not depend on the adapter.
-    assert torch.equal(model.entering(blocks, layer, ALL_ROWS), entered.entering.states)  # type: ignore[union-attr]
-    assert model.block_losses(entered) == whole
-    assert model.losses_at(points, entered, ALL_ROWS) == at_points
-    assert whole != whole_at_base
-    assert len(set(at_points)) > 1
-    # And the next walk is a whole one again.
-    assert model.block_losses(blocks) == whole
+    if not first:
+        model.block_losses(blocks)
+    found = model.map_lanes(layer_by_layer, [blocks] * lanes)
+    assert all(torch.equal(hidden, expected) for hidden in found)
+    # And the next pass is the model's own again.
+    assert torch.equal(model.hidden(blocks), expected)
 
 
-@every_causal_one
-@every_layer
+@every_family
 @torch.inference_mode()
-def test_the_very_first_walk_may_begin_at_a_layer(root: Path, name: str, layer: int) -> None:
-    """As that of a run that goes on with states from a file, and in lanes that have seen nothing before."""
-    blocks = random_blocks()
-    known = fresh(root, name)
-    entered, expected = begun(known, blocks, layer), known.block_losses(blocks)
-    assert fresh(root, name).block_losses(entered) == expected
-    assert torch.equal(fresh(root, name).entering(blocks, layer), entered.entering.states)  # type: ignore[union-attr]
-    assert fresh(root, name, lanes=2).block_losses(entered) == pytest.approx(expected, abs=2e-6)
-
-
-@every_causal_one
-@every_layer
-@torch.inference_mode()
-def test_some_of_the_blocks_take_their_states_along(root: Path, name: str, layer: int) -> None:
-    model, blocks = fresh(root, name), random_blocks(5)
-    entered, whole = begun(model, blocks, layer), model.block_losses(blocks)
-    chosen = torch.tensor([3, 0])
-    assert model.block_losses(entered[chosen]) == pytest.approx([whole[3], whole[0]], abs=2e-6)
-    assert model.block_losses(entered, 2) == pytest.approx(whole, abs=2e-6)
-    assert model.block_losses(entered.repeat(2)) == pytest.approx([*whole, *whole], abs=2e-6)
-    for part in entered.split(2):
-        assert part.entering is not None
-        assert len(part.entering.states) == len(part)
-
-
-@pytest.mark.parametrize("name", ["llama", "opt"])
-@torch.inference_mode()
-def test_layers_outside_of_a_walk_are_not_computed(root: Path, name: str) -> None:
-    model, blocks = fresh(root, name), random_blocks()
-    entered = begun(model, blocks, 1)
+def test_calls_and_leaving_compute_no_layer(root: Path, name: str) -> None:
+    model, blocks = fresh(root, name), blocks_for(name)
+    (lane,) = model.map_lanes(lambda lane, _: lane, [None])
     with called_layers(model) as called:
-        model.block_losses(entered)
+        hidden, calls = lane.layer_calls(blocks)
+        lane.behind_layers(blocks, hidden)
+    assert called[0] == called[1] == 0
+    assert len(calls) == model.stack.count
+    with called_layers(model) as called:
+        model.stack.run(1, hidden, calls[1])
     assert called[0] == 0 < called[1]
-    with called_layers(model) as called:
-        model.entering(blocks, 1)
-    assert called[1] == 0 < called[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @torch.inference_mode()
-def test_states_of_another_dtype_are_taken_in_as_the_layers_compute(root: Path, dtype: torch.dtype) -> None:
-    model, blocks = fresh(root, "llama"), random_blocks()
-    states = model.entering(blocks, 1).to(dtype)
-    entered = replace(blocks, entering=Entering(1, states))
-    assert model.hidden(entered).dtype == torch.float32
-    assert model.block_losses(entered) == pytest.approx(model.block_losses(blocks), abs=0.1)
+def test_a_call_holds_the_mask_and_the_rotary_embedding_of_its_layer(root: Path) -> None:
+    """Gemma's first layer sees a window and its second all, with other rotary bases."""
+    model, blocks = fresh(root, "gemma3_text"), random_blocks()
+    (lane,) = model.map_lanes(lambda lane, _: lane, [None])
+    _, (sliding, full) = lane.layer_calls(blocks)
+    told = [{**dict(enumerate(call.arguments)), **call.options} for call in (sliding, full)]
+    assert told[0].keys() == told[1].keys()
+    tensors = [
+        [x for value in some.values() for x in (value if isinstance(value, tuple) else (value,))] for some in told
+    ]
+    differ = [
+        isinstance(one, torch.Tensor) != isinstance(two, torch.Tensor)
+        or (isinstance(one, torch.Tensor) and not torch.equal(one, two))
+        for one, two in zip(*tensors, strict=True)
+    ]
+    assert any(differ)
 
 
 class Stumbled(Exception):
-    """What a test lets happen in a walk."""
+    """What a test lets happen in a pass."""
 
 
-@every_causal_one
+@every_family
 @pytest.mark.parametrize("lanes", [1, 2])
 @torch.inference_mode()
-def test_after_an_error_in_a_walk_the_stack_is_whole_again(root: Path, name: str, lanes: int) -> None:
-    model, blocks = fresh(root, name, release=True, lanes=lanes), random_blocks()
-    begun_at_1, points = begun(model, blocks, 1), sides()
-    before = model.block_losses(blocks), model.block_losses(begun_at_1)
-    last = max(model.linears, key=lambda path: model.stack.number_of(path) or 0)
-    first = min(model.linears, key=lambda path: (model.stack.number_of(path) is None, model.stack.number_of(path)))
+def test_after_an_error_in_a_pass_the_stack_is_whole_again(root: Path, name: str, lanes: int) -> None:
+    model, blocks = fresh(root, name, release=True, lanes=lanes), blocks_for(name)
+    before = model.block_losses(blocks)
 
     def stumble(*_: object) -> None:
         raise Stumbled
 
-    walks: list[tuple[str, Callable[[], object]]] = [
-        (last, lambda: model.block_losses(begun_at_1)),
-        (last, lambda: model.losses_at(points, begun_at_1, ALL_ROWS)),
-        (last, lambda: model.block_losses(blocks)),
-        (first, lambda: model.entering(blocks, 1)),
-    ]
-    for path, walk in walks:
-        hook = model.linears[path].register_forward_hook(stumble)
+    # Of a layer, and of what comes behind the last.
+    for module in (model.linears[max(model.linears)], model.head):
+        hook = module.register_forward_pre_hook(stumble)
         with pytest.raises(Stumbled):
-            walk()
+            model.map_lanes(layer_by_layer, [blocks])
+        with pytest.raises(Stumbled):
+            model.block_losses(blocks)
         hook.remove()
-        assert (model.block_losses(blocks), model.block_losses(begun_at_1)) == before
+        assert model.block_losses(blocks) == before
+        assert torch.equal(model.map_lanes(layer_by_layer, [blocks])[0], model.hidden(blocks))
+
+
+class Page:
+    """A weight that notes what is asked of its pages."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self._name, self._log = name, log
+
+    def prefetch(self) -> None:
+        self._log.append(f"read {self._name}")
+
+    def release(self) -> None:
+        self._log.append(f"release {self._name}")
+
+
+def test_pages_stay_until_the_last_has_left_a_layer() -> None:
+    log: list[str] = []
+    one, two = (Page(name, log) for name in ("one", "two"))
+    pages: Any = LayerPages()
+    pages.enter(0, [two])
+    pages.enter(0, [two])
+    pages.leave(0, [one])
+    assert log == ["read two", "read two"]
+    pages.leave(0, [one])
+    assert log[2:] == ["release one"]
+    pages.enter(0, [])
+    pages.reset()  # an error ended that pass
+    pages.enter(0, [])
+    pages.leave(0, [one])
+    assert log[3:] == ["release one"]
 
 
 @torch.inference_mode()
-def test_states_that_do_not_fit_are_not_left_behind(root: Path) -> None:
-    model, blocks = fresh(root, "llama"), random_blocks()
-    whole = model.block_losses(blocks)
-    with pytest.raises(RuntimeError):
-        model.block_losses(replace(blocks, entering=Entering(1, torch.zeros(4, 20, 63))))
-    assert model.block_losses(blocks) == whole
+def test_the_weights_of_a_layer_are_all_of_its_own(root: Path) -> None:
+    for name in ARCHITECTURES:
+        model = fresh(root, name, release=True)
+        counts = [len(model.stack.weights_of(number)) for number in range(model.stack.count)]
+        own = Counter(model.stack.number_of(path) for path, _ in model.network.named_modules())
+        assert counts[0] == counts[1] >= 6
+        assert own[0] == own[1]
+        names = {id(weight) for number in range(model.stack.count) for weight in model.stack.weights_of(number)}
+        assert len(names) == sum(counts)

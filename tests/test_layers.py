@@ -12,18 +12,33 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "storage": set[str](),
     "mezo": set[str](),
-    "daemon": {"storage", "mezo"},
+    "backprop": {"mezo"},
+    "daemon": {"storage", "mezo", "backprop"},
     "api": {"daemon", "storage", "mezo"},
+}
+#: What backprop may import of mezo: the streamed model, and what belongs to no method.
+OF_NO_METHOD = {
+    "mezo/adapters.py",
+    "mezo/batches.py",
+    "mezo/errors.py",
+    "mezo/layers.py",
+    "mezo/loss.py",
+    "mezo/model.py",
+    "mezo/network.py",
+    "mezo/step_record.py",
 }
 #: Modules that run in processes of their own, where torch is wanted.
 WITH_TORCH = {
     "daemon/worker.py",
-    "daemon/carrying.py",
-    "daemon/training_run.py",
     "daemon/measuring.py",
+    "daemon/rehearsal.py",
     "daemon/replaying.py",
     "daemon/reporting.py",
+    "daemon/run_store.py",
     "daemon/torch_models.py",
+    "daemon/trainer.py",
+    "daemon/training_run.py",
+    "daemon/validation_split.py",
 }
 #: Modules of mezo that the daemon's process uses; they must do without torch.
 TORCH_FREE = {
@@ -39,6 +54,7 @@ TORCH_FREE = {
     "mezo/lean_tokenizer.py",
     "mezo/lexicon.py",
     "mezo/native.py",
+    "mezo/shapes.py",
     "mezo/tensor_file.py",
 }
 
@@ -93,19 +109,38 @@ def test_the_daemons_process_imports_no_torch() -> None:
     rooms = [path for room in ("storage", "daemon", "api") for path in (ROOT / room).rglob("*.py")]
     files = [path for path in rooms if str(path.relative_to(ROOT)) not in WITH_TORCH]
     files += [ROOT / name for name in TORCH_FREE] + [ROOT / "pocketllm" / "server.py"]
-    heavy = ("torch", "transformers", "safetensors.torch", "pocketllm.mezo.model", "pocketllm.mezo.adapters")
+    heavy = (
+        "torch",
+        "transformers",
+        "safetensors.torch",
+        "pocketllm.backprop",
+        "pocketllm.mezo.model",
+        "pocketllm.mezo.adapters",
+    )
     wrong = [
         f"{path.name} imports {name}" for path in files for name in top_level_imports(path) if name.startswith(heavy)
     ]
     assert not wrong
 
 
-def test_mezo_is_pure() -> None:
+def test_backprop_knows_nothing_of_mezos_method() -> None:
+    """Of the directory mezo it imports the streamed model, on which both methods stand."""
+    imported = {
+        name.removeprefix("pocketllm.").replace(".", "/") + ".py"
+        for path in (ROOT / "backprop").glob("*.py")
+        for name in imports(path)
+        if name.startswith("pocketllm.mezo")
+    }
+    assert imported <= OF_NO_METHOD
+
+
+@pytest.mark.parametrize("room", ["mezo", "backprop"])
+def test_the_learner_is_pure(room: str) -> None:
     """No database, no HTTP, no clock of its own."""
     banned = ("sqlite3", "sqlmodel", "sqlalchemy", "fastapi", "httpx", "time")
     wrong = [
         f"{path.name} imports {name}"
-        for path in (ROOT / "mezo").glob("*.py")
+        for path in (ROOT / room).glob("*.py")
         for name in imports(path)
         if name.split(".")[0] in banned
     ]
@@ -113,7 +148,7 @@ def test_mezo_is_pure() -> None:
 
 
 def test_no_file_is_longer_than_one_sitting() -> None:
-    folders = ("api", "bench", "daemon", "mezo", "pocketllm", "storage", "tests")
+    folders = ("api", "backprop", "bench", "daemon", "mezo", "pocketllm", "storage", "tests")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     long = {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 400}
     assert not long

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,6 +19,7 @@ from pocketllm.daemon.planning import (
     SHARED_BATCH,
     JobWish,
     Planned,
+    chosen,
     enough_rows,
     plan_job,
     with_wish,
@@ -26,9 +27,11 @@ from pocketllm.daemon.planning import (
 from pocketllm.daemon.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
 from pocketllm.daemon.wake_lock import WakeLock
-from pocketllm.mezo.budget import MB, Mode, Shapes, adapted, predict, read_shapes
+from pocketllm.mezo.budget import MB, JobPlan, Mode, predict
 from pocketllm.mezo.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
-from pocketllm.mezo.native import NativeModel
+from pocketllm.mezo.importing import import_model
+from pocketllm.mezo.native import NativeModel, open_native
+from pocketllm.mezo.shapes import Shapes, adapted, read_shapes
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState
 from pocketllm.storage.texts import NewText
@@ -37,6 +40,7 @@ from tests.planned import PREDICTION, planned
 from tests.running import Clock, FakeRunner, FixedSensor
 from tests.test_budget import LLAMA_7B, SMOLLM2
 from tests.tiny_architectures import ARCHITECTURES, MASKED
+from tests.tiny_models import tiny_llama_folder
 
 
 def settings(**changes: Any) -> TrainingSettings:
@@ -159,6 +163,67 @@ class TestPlanJob:
         assert plan_job(tiny_bf16, settings(mode="full"), steps=1).plan.mode == "full"
         with pytest.raises(DoesNotFit, match=r"training\.memory_bytes allows 50 MB"):
             plan_job(tiny_bf16, settings(mode="full", memory_bytes=50 * MB), steps=1)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+    """A model whose maps' factors of rank 256 are too much for 50 MB, as three copies of each."""
+    root = tmp_path_factory.mktemp("deep")
+    import_model(str(tiny_llama_folder(root / "source", layers=6, hidden=64)), root, name="deep", dtype="float32")
+    return open_native(root / "deep")
+
+
+class TestMethods:
+    """Which method is chosen, and what is told of the others."""
+
+    TIGHT: ClassVar[dict[str, Any]] = {"probes": None, "rank": 256, "targets": ("v_proj",), "memory_bytes": 50 * MB}
+
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_where_it_is_left_open_it_is_exact(self, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+        native = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
+        for method in ("auto", "exact"):
+            found = plan_job(native, settings(method=method, batch=8, block_tokens=16), steps=3)
+            plan = found.plan
+            assert (plan.method, plan.mode, plan.targets, plan.probes) == ("exact", "lora", (), 1)
+            assert (plan.batch, plan.pass_blocks) == (8, 8)
+            assert 1 <= plan.lanes <= plan.rows_at_once <= 8
+            assert 0 <= plan.kept_layers <= 2
+            assert {one.method: one.prediction for one in found.alternatives}["exact"] == found.prediction
+            assert JobPlan(**{**plan.to_json(), "targets": tuple(plan.targets)}) == plan
+
+    @pytest.mark.parametrize(
+        ("changes", "rows"),
+        [({"batch": 8, "block_tokens": 64}, 8), ({"batch": 8, "block_tokens": 256}, 2), ({"micro_batch": 3}, 3)],
+    )
+    def test_graphs_are_made_of_few_positions_at_a_time(
+        self, tiny: NativeModel, changes: dict[str, Any], rows: int
+    ) -> None:
+        assert plan_job(tiny, settings(method="exact", **changes), steps=1).plan.rows_at_once == rows
+
+    def test_what_does_not_fit_by_exact_is_planned_by_mezo(self, deep: NativeModel) -> None:
+        found = plan_job(deep, settings(method="auto", **self.TIGHT), steps=3)
+        assert found.plan.method == "mezo"
+        [exact, mezo] = found.alternatives
+        assert (exact.method, exact.prediction, mezo.reason) == ("exact", None, None)
+        assert exact.reason is not None and "training.memory_bytes allows 50 MB" in exact.reason
+        assert chosen(found) == f"mezo ({chosen(found).partition('(')[2].partition(')')[0]}); exact: {exact.reason}"
+
+    def test_where_exact_is_asked_for_it_is_that_or_nothing(self, deep: NativeModel) -> None:
+        with pytest.raises(DoesNotFit, match="Set it to") as caught:
+            plan_job(deep, settings(method="exact", **self.TIGHT), steps=3)
+        enough = int(str(caught.value).partition("Set it to ")[2].split()[0])
+        found = plan_job(deep, settings(method="exact", **{**self.TIGHT, "memory_bytes": enough}), steps=3)
+        assert found.prediction.working_bytes <= enough
+
+    def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: NativeModel) -> None:
+        found = plan_job(tiny, settings(method="mezo"), steps=3)
+        assert found.plan.method == "mezo"
+        assert chosen(found).startswith("mezo (") and "; exact: " in chosen(found)
+
+    def test_all_weights_are_trained_by_mezo(self, tiny: NativeModel) -> None:
+        assert plan_job(tiny, settings(method="auto", mode="full"), steps=3).plan.method == "mezo"
+        with pytest.raises(BadRequest, match="Exact gradients are of an adapter's factors"):
+            plan_job(tiny, settings(method="exact", mode="full"), steps=3)
 
 
 @dataclass

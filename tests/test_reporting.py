@@ -34,7 +34,7 @@ LETTERS: dict[str, Any] = {
 COMPLETIONS = [
     NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)
 ]
-GUIDED: dict[str, Any] = {"method": "guided", "steps": 24, "batch": 4, "block_tokens": 64, "measure_every": 8}
+EXACT: dict[str, Any] = {"method": "exact", "steps": 24, "batch": 4, "block_tokens": 64, "measure_every": 8}
 
 
 def run(
@@ -63,8 +63,8 @@ def wait_for(worker: Popen[bytes], look: Callable[[], bool]) -> None:
     eventually(ended_or_there, "the worker")
 
 
-def test_a_guided_job_tells_what_it_learned(tmp_path: Path) -> None:
-    store, job, report = run(tmp_path, notes(80), **GUIDED)
+def test_an_exact_job_tells_what_it_learned(tmp_path: Path) -> None:
+    store, job, report = run(tmp_path, notes(80), **EXACT)
     judgement = report.numbers["judgement"]
     assert judgement["outcome"] == job.outcome
     first, last = (store.journal.evaluation(job.id, step) for step in (0, job.total_steps))

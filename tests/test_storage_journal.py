@@ -14,7 +14,7 @@ from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.journal import BASE_STEP, CURVE_POINTS, POINT_STEPS, RECENT_STEPS, Curve, CurvePoint, Progress
 from pocketllm.storage.journal_codec import decode, encode
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Evaluation, Step
+from pocketllm.storage.tables import Evaluation, JobState, Step
 from tests.working import NOW, queue_job
 
 
@@ -55,7 +55,8 @@ def append(
 
 
 def evaluate(store: Store, job: str, *, step: int, losses: list[float], weights: list[int] | None = None) -> None:
-    store.journal.evaluate(job, step=step, block_losses=losses, weights=weights or [1] * len(losses), now=NOW)
+    by_key = {f"block {number}": loss for number, loss in enumerate(losses)}
+    store.journal.evaluate(job, step=step, block_losses=by_key, weights=weights or [1] * len(losses), now=NOW)
 
 
 def test_steps_come_back_in_order(store: Store, job: str) -> None:
@@ -121,7 +122,7 @@ def test_a_measurement_is_the_mean_by_weight(store: Store, job: str) -> None:
     evaluate(store, job, step=0, losses=[4.0, 2.0], weights=[3, 1])
     kept = store.journal.evaluation(job, 0)
     assert kept is not None
-    assert (kept.loss, kept.block_losses, kept.at) == (3.5, [4.0, 2.0], NOW)
+    assert (kept.loss, kept.block_losses, kept.at) == (3.5, {"block 0": 4.0, "block 1": 2.0}, NOW)
 
 
 def test_a_measurement_with_a_weight_too_few_is_refused(store: Store, job: str) -> None:
@@ -296,7 +297,7 @@ class TestCurve:
                     )
                 )
             for step in range(0, steps + 1, 2):
-                session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses=[step / 64], at=NOW))
+                session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses={"one": step / 64}, at=NOW))
         if compact:
             store.jobs.cancel(long, message="withdrawn", now=NOW)
             assert store.journal.compact(long)
@@ -359,6 +360,16 @@ class TestGoBack:
         assert store.journal.evaluation(filled, 4) is not None
         job = store.jobs.get(filled)
         assert (job.watch, job.total_steps) == ({"best_step": 2}, 8)
+
+    def test_a_run_may_be_forgotten_whole(self, store: Store, filled: str) -> None:
+        other = queue_job(store).id
+        append(store, other, 1)
+        store.jobs.set_plan(filled, {"method": "guided"}, predicted_bytes=1)
+        store.journal.forget_run(filled)
+        assert (store.journal.last_step(filled), store.journal.last_step(other)) == (0, 1)
+        assert not any(store.journal.evaluation(filled, step) for step in range(-1, 6))
+        job = store.jobs.get(filled)
+        assert (job.watch, job.plan, job.state) == (None, None, JobState.RUNNING)
 
     def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
         other = queue_job(store).id

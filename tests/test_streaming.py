@@ -13,16 +13,15 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pocketllm.mezo.errors import BadRequest
 from pocketllm.mezo.estimator import Point
+from pocketllm.mezo.head import HEAD_MARK, StreamedHead
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.native import open_native
 from pocketllm.mezo.noise import Kind
 from pocketllm.mezo.quantization import PACKINGS, pack, unpack
 from pocketllm.mezo.streaming import (
     FEWEST_ROWS,
-    HEAD_MARK,
     LowRank,
     StreamedEmbedding,
-    StreamedHead,
     StreamedLinear,
     Trained,
     Walk,

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,8 +71,16 @@ def finish(worker: subprocess.Popen[bytes], *, seconds: float = 120) -> str:
 
 def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = 120) -> int:
     """Kill -9 a worker as soon as its journal has reached a step; returns the step it had really reached."""
+    kill_when(worker, lambda: store.journal.last_step(job.id) >= step, seconds=seconds)
+    return store.journal.last_step(job.id)
+
+
+def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, seconds: float = 120) -> None:
+    """Kill -9 a worker as soon as it has got somewhere."""
     deadline = time.monotonic() + seconds
-    while store.journal.last_step(job.id) < step:
+    while not there():
+        with suppress(subprocess.TimeoutExpired):  # leaves the processor to the worker, whose priority is the lowest
+            worker.wait(0.005)
         assert worker.poll() is None, "the worker ended before it was killed"
         assert time.monotonic() < deadline, "the worker did not get there"
     worker.kill()
@@ -78,4 +88,3 @@ def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, 
     assert worker.stdin is not None and worker.stderr is not None
     worker.stdin.close()
     worker.stderr.close()
-    return store.journal.last_step(job.id)
