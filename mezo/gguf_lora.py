@@ -4,8 +4,8 @@ A file holds A and B of each map as NAME.weight.lora_a (rank x in) and NAME.weig
 adds alpha / rank * B A: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.cpp. Nothing here imports
 torch: the daemon writes the file while it is asked for, with the adapter's tensors mapped, not read.
 
-Adapters that versions before 0.2 made also adapt the output head. Where that is tied to the embeddings, llama.cpp's base files
-have no tensor to hang it on: `needs_untied_head` says so, and mezo/gguf_untied.py makes a base file that has one.
+Adapters that versions before 0.2 made also adapt the output head. Where that is tied to the embeddings, llama.cpp's
+base files have no tensor to hang it on: `needs_untied_head` says so, and mezo/gguf_untied.py makes one with a head.
 """
 
 import json

@@ -163,7 +163,7 @@ def store(tmp_path: Path) -> Store:
         ("exact", 1e-2, 0, 0.0),
         ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
         ("exact", 0.5, 1, CHECKPOINT_SECONDS / 3),
-        ("exact", 0.9, 4, CHECKPOINT_SECONDS),
+        ("exact", 50.0, 4, CHECKPOINT_SECONDS),
     ],
     ids=[
         "mezo learns",

@@ -1,0 +1,62 @@
+"""Samples of the base model: drawn once, whole after a kill, and with no target where nothing was sampled."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketllm.daemon.rehearsal import AT_ONCE, FILE_NAME, SAMPLES, TOKENS, openings, rehearsal_blocks
+from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.native import open_native
+from tests.learning import some_adapter
+from tests.tiny_models import byte_tokenizer, tiny_native
+
+OPENINGS = [[0], [1, 70, 71]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> LanguageModel:
+    return LanguageModel(open_native(tiny_native(tmp_path, dtype="float32")))
+
+
+@torch.no_grad()
+def test_samples_are_drawn_once_of_the_base_and_predict_what_was_sampled(model: LanguageModel) -> None:
+    model.use(some_adapter(model))
+    said: list[int] = []
+    blocks = rehearsal_blocks(model, OPENINGS, on_part=said.append)
+    assert blocks.inputs.shape == blocks.targets.shape == (SAMPLES, TOKENS)
+    assert said == list(range(AT_ONCE, SAMPLES + 1, AT_ONCE))
+    assert (blocks.inputs[:AT_ONCE, 0] == 0).all()
+    chat = blocks[slice(AT_ONCE, 2 * AT_ONCE)]
+    assert (chat.inputs[:, :3] == torch.tensor(OPENINGS[1])).all()
+    assert (chat.targets[:, :2] == NO_TARGET).all()
+    assert torch.equal(chat.targets[:, 2:-1], chat.inputs[:, 3:])
+    again = rehearsal_blocks(model, OPENINGS, on_part=said.append)
+    assert torch.equal(again.inputs, blocks.inputs)
+    assert len(said) == SAMPLES // AT_ONCE
+
+
+@torch.no_grad()
+def test_a_kill_costs_a_part_and_changes_nothing(model: LanguageModel) -> None:
+    class Killed(Exception):
+        pass
+
+    def die(count: int) -> None:
+        if count == 2 * AT_ONCE:
+            raise Killed
+
+    with pytest.raises(Killed):
+        rehearsal_blocks(model, OPENINGS, on_part=die)
+    resumed = rehearsal_blocks(model, OPENINGS, on_part=lambda _: None)
+    (model.native.folder / FILE_NAME).unlink()
+    assert torch.equal(rehearsal_blocks(model, OPENINGS, on_part=lambda _: None).inputs, resumed.inputs)
+
+
+def test_a_model_that_chats_has_an_opening_for_it() -> None:
+    plain, chat = openings(byte_tokenizer())
+    assert len(plain) == 1
+    assert 1 < len(chat) <= TOKENS // 2
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no single messages') }}"
+    assert len(openings(tokenizer)) == 1
