@@ -185,9 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs, sizes = _stored(options) if options.only else ([], {})
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
-        for text in options.text or [_sample(Path(scratch))]:
+        for text in options.text or [sample_text(Path(scratch))]:
             blocks = Path(scratch) / "blocks.npz"
-            sizes[text.stem] = _divide(text, folder, blocks)
+            sizes[text.stem] = divide(text, folder, blocks)
             progress(f"{text.name}: {sizes[text.stem]}")
             chosen = options.only or list(CONTENDERS)
             # What is run anew goes; the rest stays.
@@ -254,7 +254,8 @@ def _table(runs: Sequence[Run]) -> Any:
     return table(title, ["contender", "fell by, nats", "spread (seeds)", "steps", "peak, MB"], rows, caption=_CAPTION)
 
 
-def _divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
+def divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
+    """Write a text's blocks; returns how many there are. Raises SystemExit when it has too little."""
     command = ["--text", str(text), "--model", str(folder), "--tokens", str(_TOKENS), "--output", str(blocks)]
     found = measured.run([sys.executable, "-m", "bench.learn_text", *command])
     if not found.completed:
@@ -262,7 +263,7 @@ def _divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
     return found.report
 
 
-def _sample(scratch: Path) -> Path:
+def sample_text(scratch: Path) -> Path:
     """The notes that come with PocketLLM."""
     text = scratch / "sample_notes.txt"
     text.write_text(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"), encoding="utf-8")

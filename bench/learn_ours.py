@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
-from bench.ours import exact_method, load_model, planned
+from bench.ours import REHEARSED, exact_method, load_model, planned, rehearsal_of
 from pocketllm.daemon.early_stopping import EarlyStopping
 from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
@@ -143,10 +143,13 @@ def teach_mezo(
 
 
 @torch.no_grad()
-def teach_exact(model: LanguageModel, plan: JobPlan, buckets: Buckets, curve: Curve, *, seed: int) -> dict[str, Any]:
-    """Learn by exact gradients; the model uses the adapter afterwards."""
-    method = exact_method(model, plan, seed=seed)
-    return teach(model, method, buckets, curve, seed=seed, batch=plan.batch, points=EXACT_FORWARDS)
+def teach_exact(
+    model: LanguageModel, plan: JobPlan, buckets: Buckets, curve: Curve, *, seed: int, samples: Blocks | None = None
+) -> dict[str, Any]:
+    """Learn by exact gradients, with samples of the base model as the worker has them; the model keeps the adapter."""
+    method = exact_method(model, plan, seed=seed, samples=samples)
+    batch = plan.batch - (0 if samples is None else REHEARSED)
+    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=EXACT_FORWARDS)
 
 
 @torch.no_grad()
@@ -186,8 +189,9 @@ def exact(options: argparse.Namespace) -> dict[str, Any]:
     tokens = division.training.inputs.shape[1]
     plan = planned(options.folder, mode="exact", batch=options.batch, tokens=tokens).plan
     model = load_model(options.folder, plan.lanes)
+    samples = rehearsal_of(model)  # once a model, so not on the clock
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
-    found = teach_exact(model, plan, (division.training,), curve, seed=options.seed)
+    found = teach_exact(model, plan, (division.training,), curve, seed=options.seed, samples=samples)
     report = curve.report() | found  # with the peak before the prompt, which takes more
     prompted = _prompted(model, division, max(options.prompts), options.seed)
     return report | {"prompted_reduction": curve.points[0][2] - prompted}

@@ -24,11 +24,12 @@ from bench.child import memory_of, write_line
 from bench.turns import serve
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
-from pocketllm.daemon.planning import CHEAP_PROBES, Planned, plan_job
+from pocketllm.daemon import rehearsal
+from pocketllm.daemon.planning import BATCH, CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks
+from pocketllm.mezo.batches import Blocks, shuffled
 from pocketllm.mezo.budget import JobPlan
 from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.estimator import Point, directions, probe
@@ -46,6 +47,8 @@ Array = NDArray[np.float64]
 #: default; the same on all parameters; exact gradients of an adapter.
 MODES = ("lora", "directions", "full", "exact")
 
+#: Blocks of a step that are samples, by default.
+REHEARSED = rehearsal.blocks_of_step(TrainingSettings().rehearsal, BATCH)
 _SEED = 0
 _EPSILON, _STEP_SIZE = 1e-3, 1e-7
 #: More than any model here needs in memory.
@@ -74,8 +77,16 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
     return plan_job(open_native(folder), settings, steps=1)
 
 
-def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int) -> Exact:
-    """The worker's method, of a fresh adapter, which the model uses from now on."""
+def rehearsal_of(model: LanguageModel) -> Blocks:
+    """The base model's samples, which the worker draws once a model."""
+    return rehearsal.rehearsal_blocks(model, rehearsal.openings(model.native.tokenizer()), on_part=lambda _: None)
+
+
+def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Blocks | None = None) -> Exact:
+    """The worker's method, of a fresh adapter, which the model uses from now on.
+
+    samples: to be rehearsed, as the worker does by default, in `REHEARSED` of a step's blocks.
+    """
     adapter = fresh_adapter(model, rank=plan.rank, seed=seed)
     model.use(adapter)
 
@@ -84,12 +95,14 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int) -> Exact:
             adapter.a[path].copy_(a)
             adapter.b[path].zero_()
 
+    weight = 0.0 if samples is None else REHEARSED / plan.batch
     return Exact(
         model,
         adapter,
-        ExactPlan(seed=seed, rate=TrainingSettings().rate),
+        ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=weight),
         PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once, kept_layers=plan.kept_layers),
         to_start=to_start,
+        samples=None if samples is None else shuffled((samples,), size=REHEARSED, seed=seed),
     )
 
 

@@ -27,6 +27,11 @@ SAMPLES, TOKENS = 96, 64
 AT_ONCE = 16
 
 
+def blocks_of_step(share: float, batch: int) -> int:
+    """How many of a step's blocks are samples: about this share, at least one, but never all."""
+    return max(1, round(share * batch)) if share > 0 and batch > 1 else 0
+
+
 def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """What samples begin with: the token between texts; and what stands before a user's message, if the model chats."""
     found = [[separator(tokenizer)]]

@@ -110,12 +110,13 @@ class TrainingRun:
         self.measuring.refresh(self.job, theta)
         training, validation = split(self.buckets)
         method, points = self._method(theta, samples)
+        new = self.plan.batch - (0 if samples is None else self._rehearsed)  # blocks of a step
         stopping = train(
             method,
             StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
             Run(
                 steps=self.job.total_steps,
-                batch=shuffled(training, size=self.plan.batch - self._rehearsed(samples), seed=self.job.seed),
+                batch=shuffled(training, size=new, seed=self.job.seed),
                 remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
                 validation_loss=lambda: self.model.mean_loss(validation, self.plan.rows_at_once),
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
@@ -128,17 +129,16 @@ class TrainingRun:
 
     def _samples(self) -> Blocks | None:
         """The base model's own samples, where steps rehearse them."""
-        wanted = self.plan.method == "exact" and self.settings.rehearsal > 0 and self.plan.batch > 1
-        if not wanted or self.native.manifest.masked:
+        if self.plan.method != "exact" or not self._rehearsed or self.native.manifest.masked:
             return None
         return rehearsal.rehearsal_blocks(self.model, self.openings, on_part=self._drawn)
 
+    @property
+    def _rehearsed(self) -> int:
+        return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
+
     def _drawn(self, count: int) -> None:
         self._say("preparing", f"drew {count} of {rehearsal.SAMPLES} samples of the base model, once a model")
-
-    def _rehearsed(self, samples: Blocks | None) -> int:
-        """Blocks of a step that are samples."""
-        return 0 if samples is None else max(1, round(self.settings.rehearsal * self.plan.batch))
 
     def _method(self, theta: Adapter | FullWeights, samples: Blocks | None) -> tuple[Method, int]:
         """The job's method, and how many forward passes a step of it takes as long as."""
@@ -149,7 +149,7 @@ class TrainingRun:
                 rows_at_once=self.plan.rows_at_once,
                 kept_layers=self.plan.kept_layers,
             )
-            count = self._rehearsed(samples)
+            count = 0 if samples is None else self._rehearsed
             exact = Exact(
                 self.model,
                 theta,

@@ -320,6 +320,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
             ["--seeds", "2"],
             {"exact_nats", "mezo_nats", "textbook_nats", "peer_nats", "prompt256_nats", "prompt960_nats"},
         ),
+        ("harm", [], {"ordinary_rise", "gain_kept", "nats_won"}),
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
         ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),

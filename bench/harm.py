@@ -1,0 +1,92 @@
+"""What learning one person's words costs the model elsewhere, and what the safeguard against that costs.
+
+python -m bench.harm --text FILE [--steps 300] [--seed 0] [--model DIR] [--quick]
+
+A default job learns the text twice, with and without the base model's own samples in its steps, each time in a process
+of its own. Ordinary text is the page that comes with the program, which no job trains on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import measured
+from bench.harness import Limit, finish, parser, progress, start, table
+from bench.learn import divide, sample_text
+from bench.shapes import SMOLLM2, ensure, models_folder
+from pocketllm.daemon.settings import TrainingSettings
+
+LIMITS = {
+    "ordinary_rise": Limit(at_most=0.1),
+    "instruct_drop": Limit(at_most=2, where_measurable=True),
+    "gain_kept": Limit(at_least=0.95),
+}
+#: Of a run, before it counts as hung.
+_TIMEOUT_SECONDS = 3600.0
+_CAPTION = (
+    "Loss in nats per token; instructions: the part of fifty short ones that are answered rightly, greedily, in per "
+    "cent. gain_kept: nats won on held-out text with the safeguard over those won without it."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench."""
+    options = _options(arguments)
+    steps, batch = (2, 2) if options.quick else (options.steps, 8)
+    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
+        folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
+        text = options.text or sample_text(Path(scratch))
+        blocks = Path(scratch) / "blocks.npz"
+        divide(text, folder, blocks)
+        runs = {}
+        for name, extra in (("with", []), ("without", ["--unguarded"])):
+            progress(f"{name} samples of the base model ...")
+            command = [sys.executable, "-m", "bench.harm_run", "--folder", str(folder), "--blocks", str(blocks)]
+            command += ["--steps", str(steps), "--batch", str(batch), "--seed", str(options.seed), *extra]
+            found = measured.run(command, timeout_seconds=_TIMEOUT_SECONDS)
+            if not found.completed:
+                raise SystemExit(f"The run {name} samples failed: {found.error or f'exit code {found.exit_code}'}")
+            runs[name] = found.report
+    raw = {"text": text.name, "runs": runs}
+    return finish("harm", [_table(runs)], values=values_of(runs), limits=LIMITS, raw=raw, options=options)
+
+
+def values_of(runs: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """The bench's values, from both runs' reports."""
+    before, after = runs["with"]["before"], runs["with"]["after"]
+    won = {name: run["before"]["held_out"] - run["after"]["held_out"] for name, run in runs.items()}
+    drop = before["instructions"] - after["instructions"] if "instructions" in before else None
+    return {
+        "nats_won": won["with"],
+        "ordinary_rise": after["ordinary"] - before["ordinary"],
+        "ordinary_rise_without": runs["without"]["after"]["ordinary"] - before["ordinary"],
+        "instruct_drop": drop,
+        "gain_kept": won["with"] / won["without"] if won["without"] else 0.0,
+    }
+
+
+def _table(runs: dict[str, dict[str, Any]]) -> Any:
+    rows = []
+    for name, one in [("base", runs["with"]["before"]), *((f"{n} samples", run["after"]) for n, run in runs.items())]:
+        right = f"{one['instructions']:.0f}" if "instructions" in one else "-"
+        rows.append([name, f"{one['held_out']:.3f}", f"{one['ordinary']:.3f}", right])
+    return table("What learning costs elsewhere", ["", "held out", "ordinary", "instructions"], rows, caption=_CAPTION)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    made = parser("bench.harm", "What learning a text costs the model elsewhere.")
+    made.add_argument("--text", type=Path, help="a writer's text (UTF-8); by default the sample notes")
+    made.add_argument("--steps", type=int, default=TrainingSettings().steps)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
+    made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
+    return made.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(start(main))

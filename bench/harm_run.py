@@ -1,0 +1,103 @@
+"""A default job on a text, and what it costs the model elsewhere: one run of bench.harm.
+
+python -m bench.harm_run --folder DIR --blocks FILE --steps 300 --seed 0 [--unguarded]
+
+Prints one line of JSON: losses on held-out and on ordinary text and the instructions answered, before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import learn_text
+from bench.child import write_line
+from bench.instructions import share_right
+from bench.learn_curve import Curve
+from bench.learn_ours import Scratch
+from bench.ours import REHEARSED, exact_method, load_model, planned, rehearsal_of
+from pocketllm.daemon.measuring import ordinary_text
+from pocketllm.daemon.trainer import Run, train
+from pocketllm.daemon.training_run import EXACT_FORWARDS
+from pocketllm.daemon.validation_split import split, validation_interval
+from pocketllm.mezo.batches import shuffled
+from pocketllm.mezo.chats import chat_prompt
+from pocketllm.mezo.decoding import end_tokens
+from pocketllm.mezo.drawing import greedily
+from pocketllm.mezo.model import LanguageModel
+
+#: Tokens of an answer, at most.
+_ANSWER_TOKENS = 24
+
+
+@torch.no_grad()
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Learn, and measure before and after."""
+    division = learn_text.load(options.blocks)
+    plan = planned(options.folder, mode="exact", batch=options.batch, tokens=division.training.inputs.shape[1]).plan
+    model = load_model(options.folder, plan.lanes)
+    samples = None if options.unguarded else rehearsal_of(model)
+    model.use(None)
+    before = _measured(model, division)
+    training, validation = split((division.training,))
+    batch = plan.batch - (0 if samples is None else REHEARSED)
+    method = exact_method(model, plan, seed=options.seed, samples=samples)
+    with tempfile.TemporaryDirectory() as folder:
+        curve = Curve(1e9, lambda: 0.0)  # only counts the steps
+        stopping = train(
+            method,
+            Scratch(Path(folder), curve),
+            Run(
+                steps=options.steps,
+                batch=shuffled(training, size=batch, seed=options.seed),
+                remaining=lambda step: 1 - (step - 1) / options.steps,
+                validation_loss=lambda: model.mean_loss(validation),
+                check_every=validation_interval(training, validation, batch=batch, points=EXACT_FORWARDS),
+                measure=lambda _step: None,
+                measure_every=options.steps,
+                clock=time.monotonic,
+            ),
+        )
+    after = _measured(model, division)
+    return {"before": before, "after": after, "best_step": stopping.best_step, "steps": curve.steps}
+
+
+def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, float]:
+    """Nats per token on both texts, and the instructions answered, per cent; with what the model uses."""
+    tokenizer = model.native.tokenizer()
+    ordinary = ordinary_text(tokenizer, (division.training,), masked=False)
+    assert ordinary is not None
+    found = {"held_out": model.mean_loss([division.held_out]), "ordinary": model.mean_loss([ordinary])}
+    ends = end_tokens(model.network.config.eos_token_id, tokenizer)
+
+    def answer(question: str) -> str:
+        prompt = tokenizer(chat_prompt(tokenizer, [{"role": "user", "content": question}]), add_special_tokens=False)
+        ids = prompt["input_ids"]
+        assert isinstance(ids, list)
+        return str(tokenizer.decode(greedily(model, ids, ends=ends, most_tokens=_ANSWER_TOKENS)))
+
+    return found | {"instructions": share_right(answer)} if tokenizer.chat_template else found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run once."""
+    parser = argparse.ArgumentParser(prog="python -m bench.harm_run", description="One run of bench.harm.")
+    parser.add_argument("--folder", type=Path, required=True, help="a native model")
+    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--unguarded", action="store_true", help="without samples of the base model in the steps")
+    write_line(run(parser.parse_args(arguments)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
