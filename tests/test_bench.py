@@ -314,7 +314,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
             ["--rows", "opt13_lora_bs8", "opt13_exact_bs8", "smollm2_directions", "opt13_forward_bs8"],
             {"opt13_lora_bs8_peak_mb", "opt13_exact_bs8_peak_mb", "smollm2_directions_peak_mb"},
         ),
-        ("parity", [], {"trajectory_rel_error", "int8_loss_delta", "int4_loss_delta"}),
+        ("parity", [], {"trajectory_rel_error", "gradient_worst_cosine", "int8_loss_delta", "int4_loss_delta"}),
         (
             "learn",
             ["--seeds", "2"],
