@@ -14,36 +14,28 @@ _KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 
-#: What a child gets where the user has set nothing else.
-CHILD_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", **_KEEP_MEMORY}
-
-#: Some 80 microseconds. Tokens a second by torch, alone and beside a job (SmolLM2-135M, two cores): without 31 and 33,
-#: with 1,000 turns 44 and 23, 4,000 50 and 12, 10,000 51 and 6. A generator is mostly alone: a job waits while the
-#: owner is there.
+#: How long threads of GNU's OpenMP look for work before they sleep: some 80 microseconds. A token, and a step of exact
+#: gradients, is thousands of products of some microseconds; waking the threads for each would take longer than the
+#: products. Tokens a second by torch, alone and beside a job that computes in lanes (SmolLM2-135M, two cores): without
+#: 31 and 33, with 1,000 turns 44 and 23, 4,000 50 and 12, 10,000 51 and 6. A step of exact gradients: without 1.9 s,
+#: with 4,000 turns 1.3, 20,000 1.2. A generator is mostly alone: a job waits while the owner is there.
 _SPIN_TURNS = "4000"
+
+#: What a child gets where the user has set nothing else.
+CHILD_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": _SPIN_TURNS, **_KEEP_MEMORY}
 
 #: The most of a last line that goes into an error.
 _LAST_WORDS_CHARACTERS = 300
 
 
 def child_environment() -> dict[str, str]:
-    """Ours, with OpenMP threads that sleep while they wait for each other, and an allocator that keeps its memory.
+    """Ours, with OpenMP threads that soon sleep while they wait, and an allocator that keeps its memory.
 
-    By default the threads spin. At the lowest priority, on cores that others use too, the spinning thread takes the
-    time that the one it waits for would need: a step was seen to take seven times as long then, and a tiny model's a
-    hundred times. Where threads sleep and share each operation, waking them costs a third of a step on a machine
-    that does nothing else; the worker's lanes (mezo/model.py) need no waking. What the user has set stays.
+    By default the threads spin without end. At the lowest priority, on cores that others use too, the spinning thread
+    takes the time that the one it waits for would need: a step was seen to take seven times as long then, and a tiny
+    model's a hundred times. What the user has set stays.
     """
     return {**CHILD_SETTINGS, **os.environ}
-
-
-def decoding_environment() -> dict[str, str]:
-    """The same for a process that writes: threads of GNU's OpenMP look for work for a moment before they sleep.
-
-    A token is hundreds of products of some microseconds: where each of them wakes the threads anew, that takes longer
-    than the products. See _SPIN_TURNS.
-    """
-    return {"GOMP_SPINCOUNT": _SPIN_TURNS, **child_environment()}
 
 
 def last_words(output: bytes) -> str:

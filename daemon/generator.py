@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketllm.daemon.backend import Backend, Wish, expected_backend
-from pocketllm.daemon.children import decoding_environment
+from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
@@ -200,7 +200,7 @@ class Generator:
             *command,
             stdin=PIPE,
             stdout=PIPE,
-            env=decoding_environment(),
+            env=child_environment(),
             limit=_LINE_BYTES,
             start_new_session=True,
         )

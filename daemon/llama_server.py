@@ -74,7 +74,7 @@ class LlamaServer:
         self._process = subprocess.Popen(
             _command(plan, address.name),
             cwd=address.parent,  # so that a long path is none: a socket's may have 107 bytes
-            # Ours is decoding_environment: threads that spin without end make it many times slower beside a job.
+            # Ours is child_environment: threads that spin without end make it many times slower beside a job.
             env=os.environ | _SPIN | _QUIET,
             stdin=subprocess.DEVNULL,
             stdout=self._log,

@@ -109,9 +109,7 @@ def chosen(planned: Planned) -> str:
 
 def _exact(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     batch = training.batch or BATCH
-    lanes = 1 if shapes.packed else _cores(shapes)
-    at_once = max(lanes, GRAPH_POSITIONS // training.block_tokens)
-    rows_at_once = min(batch, training.micro_batch or at_once)
+    rows_at_once = min(batch, training.micro_batch or max(1, GRAPH_POSITIONS // training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
         steps=steps,
@@ -121,7 +119,7 @@ def _exact(native: NativeModel, shapes: Shapes, training: TrainingSettings, step
         rank=training.rank,
         targets=(),
         rows_at_once=rows_at_once,
-        lanes=min(lanes, rows_at_once),
+        lanes=1,  # a graph is made of so many small operations that lanes would wait for Python's lock
         compute_dtype=native.manifest.compute_dtype,
         method="exact",
         pass_blocks=batch,

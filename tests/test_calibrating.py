@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.calibrating import measure, resident_bytes
-from pocketllm.daemon.children import child_environment, decoding_environment
+from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.errors import CalibrationFailed
 from pocketllm.mezo.native import FLOAT_DTYPES, WEIGHTS_NAME, NativeModel
 from tests.commands import WAIT_SECONDS
@@ -69,9 +69,8 @@ def test_what_the_user_set_stays_in_a_childs_environment(monkeypatch: pytest.Mon
     assert environment["MALLOC_TRIM_THRESHOLD_"] == "268435456"
 
 
-def test_threads_that_decode_look_for_work_before_they_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_look_for_work_for_a_moment_before_they_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert int(decoding_environment()["GOMP_SPINCOUNT"]) > 0
-    assert "GOMP_SPINCOUNT" not in child_environment(), "beside others they would take the core from each other"
+    assert 0 < int(child_environment()["GOMP_SPINCOUNT"]) < 10_000, "a long look would take the core from others"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert decoding_environment()["GOMP_SPINCOUNT"] == "7"
+    assert child_environment()["GOMP_SPINCOUNT"] == "7"
