@@ -20,9 +20,9 @@ from pocketllm.storage.tables import Outcome
 
 #: Old text may become worse by as many standard errors before it counts as forgotten.
 FORGOTTEN_ERRORS = 2.0
-#: A first job may make ordinary text harder by so many nats per token. With SmolLM2-135M some thousand words of English
-#: cost 0.3 and of other languages 1.3, but noise 3 and one sentence again and again 5.
-MOST_ORDINARY_RISE = 2.0
+#: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
+#: below; noise, another alphabet or one sentence again and again exceed it without (tests/test_bad_text.py).
+MOST_ORDINARY_RISE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,10 @@ class Chain:
         self.folder = DataFolder(root)
         self.store = Store.open(self.folder.database)
 
-    def job(self, texts: Sequence[str], *, steps: int = TRAINING.steps) -> Job:
+    def job(self, texts: Sequence[str], *, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING) -> Job:
         """One more job, for this new text."""
         self.store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
-        job = queue_job(self.store, training=TRAINING, steps=steps)
+        job = queue_job(self.store, training=training, steps=steps)
         self.store.jobs.set_parent(job.id, self.served)
         finish(start_worker(self.folder, job))
         done = self.store.jobs.get(job.id)
@@ -138,12 +138,18 @@ def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: C
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Callable[[], list[str]]) -> None:
-    """There is no old text to be forgotten yet; what is ordinary must not be spoiled."""
-    job = fresh.job(bad(), steps=150)
+    """There is no old text to be forgotten yet; what is ordinary must not be spoiled, as it is without rehearsal."""
+    job = fresh.job(bad(), steps=150, training=TRAINING.model_copy(update={"rehearsal": 0.0}))
     assert fresh.change(bad(), None, job.adapter).better
     assert fresh.change(owners_notes(), None, job.adapter).reduction < -1
     assert job.outcome is Outcome.WORSE and "more than" in fresh.said(job)
     assert fresh.served is None
+
+
+def test_with_rehearsal_even_noise_costs_the_model_little(fresh: Chain) -> None:
+    job = fresh.job(noise(), steps=150)
+    assert fresh.change(noise(), None, job.adapter).reduction > 1
+    assert fresh.change(owners_notes(), None, job.adapter).reduction > -0.5
 
 
 def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_replay_it_is(
