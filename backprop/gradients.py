@@ -72,14 +72,15 @@ class LayerwiseGradients:
         batch: parts with their weights. on_layer is called from the top layer down, and may change the factors that it
         gets gradients of. Raises TrainingDiverged where a loss is no number, before the first call of on_layer.
         """
-        unit = batch[0][0].tokens / batch[0][1]  # the first part's targets count as one, so that fp16 holds the errors
+        targets = [max(1, blocks.tokens) for blocks, _ in batch]
+        unit = targets[0] / batch[0][1]  # the first part's targets count as one, so that fp16 holds the errors
         losses = [0.0] * len(batch)
         sums: Gradients = {}
         passes = list(self._passes(batch, unit))
         for number, micro_batches in enumerate(passes, 1):
             self._forward(micro_batches)
             for some in micro_batches:
-                losses[some.of] += some.loss / batch[some.of][0].tokens
+                losses[some.of] += some.loss / targets[some.of]
             if not all(map(isfinite, losses)):
                 raise TrainingDiverged(f"The loss is {sum(losses)}. Start again with a smaller training.rate.")
             self._backward(micro_batches, unit, sums, on_layer if number == len(passes) else None)
@@ -93,12 +94,12 @@ class LayerwiseGradients:
         for of, (blocks, weight) in enumerate(batch):
             # Of a part that is smaller than what fits, each lane gets a share.
             at_once = max(1, min(self._size.rows_at_once // lanes, -(-len(blocks) // lanes)))
+            of_target = weight * unit / max(1, blocks.tokens)
             for some in blocks.split(at_once):
                 if waiting and len(some) > room:
                     yield waiting
                     waiting, room = [], self._size.blocks
-                weight_of_target = weight * unit / blocks.tokens if blocks.tokens else 0.0
-                waiting.append(_MicroBatch(blocks=some, of=of, weight=weight_of_target))
+                waiting.append(_MicroBatch(blocks=some, of=of, weight=of_target))
                 room -= len(some)
         yield waiting
 

@@ -110,7 +110,7 @@ class TrainingRun:
         self.measuring.refresh(self.job, theta)
         training, validation = split(self.buckets)
         method, points = self._method(theta, samples)
-        new = self.plan.batch - (0 if samples is None else self._rehearsed)  # blocks of a step
+        new = self.plan.batch - self._rehearsed  # blocks of a step
         stopping = train(
             method,
             StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
@@ -129,12 +129,15 @@ class TrainingRun:
 
     def _samples(self) -> Blocks | None:
         """The base model's own samples, where steps rehearse them."""
-        if self.plan.method != "exact" or not self._rehearsed or self.native.manifest.masked:
+        if not self._rehearsed:
             return None
         return rehearsal.rehearsal_blocks(self.model, self.openings, on_part=self._drawn)
 
     @property
     def _rehearsed(self) -> int:
+        """Blocks of a step that are samples: of exact steps on a model that writes."""
+        if self.plan.method != "exact" or self.native.manifest.masked:
+            return 0
         return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
 
     def _drawn(self, count: int) -> None:
@@ -149,7 +152,7 @@ class TrainingRun:
                 rows_at_once=self.plan.rows_at_once,
                 kept_layers=self.plan.kept_layers,
             )
-            count = 0 if samples is None else self._rehearsed
+            count = self._rehearsed
             exact = Exact(
                 self.model,
                 theta,

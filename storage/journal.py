@@ -124,8 +124,7 @@ class Journal:
         ended: the job ends with that step. message: for an event that says so; None: there is nothing to say.
         """
         with self._database.write() as session:
-            for table in (Step, Evaluation):
-                session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
+            _forget_behind(session, job_id, step)
             job = found_job(session, job_id)
             job.watch = watch
             if ended:
@@ -137,8 +136,7 @@ class Journal:
     def forget_run(self, job_id: str) -> None:
         """Forget all steps, measurements and decisions of an open job's run: it begins anew."""
         with self._database.write() as session:
-            for table in (Step, Evaluation):
-                session.exec(delete(table).where(col(table.job_id) == job_id))
+            _forget_behind(session, job_id, BASE_STEP - 1)
             job = found_job(session, job_id)
             job.watch = job.plan = None
 
@@ -195,6 +193,12 @@ class Journal:
             held_out=_thinned(held_out),
             training=[CurvePoint(step=span[-1], loss=mean) for span, mean in zip(spans, means, strict=True)],
         )
+
+
+def _forget_behind(session: Session, job_id: str, step: int) -> None:
+    """Delete all steps and measurements behind a step."""
+    for table in (Step, Evaluation):
+        session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
 
 
 def _end_of_part(last: int, parts: int, part: int) -> range:

@@ -37,7 +37,7 @@ class Store:
     @classmethod
     def open(cls, path: Path) -> "Store":
         """Open the daemon's store, made or brought up to date if need be. Raises StorageError."""
-        database = Database(path, durable=True)
+        database = Database(path)
         try:
             with explained(path):
                 migrate(database)
@@ -49,7 +49,7 @@ class Store:
     @classmethod
     def open_for_worker(cls, path: Path) -> "Store":
         """Open the store of a running daemon, which has migrated it."""
-        return cls(Database(path, durable=True))
+        return cls(Database(path))
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
