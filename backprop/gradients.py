@@ -1,28 +1,28 @@
 """Exact gradients of an adapter's A and B, one layer at a time. The method is drawn in this package's docstring."""
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from math import isfinite
-from typing import TypeVar
+from math import isfinite, prod
 
 import torch
 
-from pocketllm.backprop.output_error import LOGIT_BYTES, label_error, output_error
+from pocketllm.backprop.output_error import label_error, output_error
 from pocketllm.mezo.adapters import Adapter
 from pocketllm.mezo.batches import Blocks
 from pocketllm.mezo.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.mezo.layers import LayerCall
 from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.network import Network
+from pocketllm.mezo.streaming import Outputs
 
-Found = TypeVar("Found")
 #: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
 #: Takes the gradients of one layer's maps when they are complete.
 OnLayer = Callable[[Gradients], None]
+#: A layer's weights that are no larger are made dense once for all that passes through it, not one map after the other.
+DENSE_BYTES = 16 * 2**20
 #: How far the loss of a pass layer by layer may be from that of the model's own code, as a part of it.
 _TOLERANCE = 0.02
 
@@ -32,7 +32,7 @@ class PassSize:
     """What decides about memory and speed, and not about the result beyond rounding."""
 
     blocks: int  #: whose states are kept on the way up; further blocks take another pass
-    rows_at_once: int  #: blocks that go through a layer together, in all lanes
+    rows_at_once: int  #: blocks that go through a layer together
     kept_layers: int = 0  #: so many layers, from the top, keep their linear maps' outputs for the way back
 
 
@@ -45,7 +45,7 @@ class _MicroBatch:
     weight: float  #: of each target
     calls: list[LayerCall] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)  #: what enters each layer from the lowest adapted one on
-    kept: list[deque[torch.Tensor] | None] = field(default_factory=list)  #: of the same layers: see Walk.kept
+    outputs: list[Outputs] = field(default_factory=list)  #: of the same layers' linear maps, as far as they are kept
     error: torch.Tensor | None = None  #: dLoss/dh behind the layer that comes next on the way back
     loss: float = 0.0  #: sum over its targets, nats
 
@@ -55,15 +55,17 @@ class LayerwiseGradients:
 
     def __init__(self, model: LanguageModel, adapter: Adapter, size: PassSize) -> None:
         """Raises UnsupportedModel where the model does not run layer by layer, or the adapter is not of its layers."""
-        self._model, self._adapter, self._size = model, adapter, size
+        self._adapter, self._size = adapter, size
         self._paths: dict[int, list[str]] = defaultdict(list)
         for path in adapter.a:
             number = model.stack.number_of(path)
             if number is None:
                 raise UnsupportedModel(f"{path} is in none of the model's layers. Use training.method = mezo.")
             self._paths[number].append(path)
+        self._network, self._stack, self._walk = model.first_lane, model.stack, model.walk
         self._lowest = min(self._paths)
-        self._first_kept = model.stack.count - size.kept_layers
+        self._first_kept = self._stack.count - size.kept_layers
+        self._unneeded: list[Outputs] = []  #: of each layer, what none of its gradients depends on
         self._check()
 
     def __call__(self, batch: Sequence[tuple[Blocks, float]], on_layer: OnLayer) -> list[float]:
@@ -88,14 +90,11 @@ class LayerwiseGradients:
 
     def _passes(self, batch: Sequence[tuple[Blocks, float]], unit: float) -> Iterator[list[_MicroBatch]]:
         """The batch in runs of blocks whose states may be kept at the same time."""
-        lanes = self._model.lanes
         waiting: list[_MicroBatch] = []
         room = self._size.blocks
         for of, (blocks, weight) in enumerate(batch):
-            # Of a part that is smaller than what fits, each lane gets a share.
-            at_once = max(1, min(self._size.rows_at_once // lanes, -(-len(blocks) // lanes)))
             of_target = weight * unit / max(1, blocks.tokens)
-            for some in blocks.split(at_once):
+            for some in blocks.split(self._size.rows_at_once):
                 if waiting and len(some) > room:
                     yield waiting
                     waiting, room = [], self._size.blocks
@@ -106,79 +105,97 @@ class LayerwiseGradients:
     @torch.no_grad()
     def _forward(self, micro_batches: Sequence[_MicroBatch]) -> None:
         """From the words to the loss and its gradient behind the last layer."""
-        self._model.map_lanes(self._enter, micro_batches)
-        for number in range(self._model.stack.count):
-            self._over(number, number + 1, partial(self._run, number=number), micro_batches)
-        self._model.map_lanes(self._output, micro_batches)
+        for some in micro_batches:
+            self._enter(some)
+        for number in range(self._stack.count):
+            with self._layer(number, number + 1):
+                for some in micro_batches:
+                    self._run(some, number)
+        for some in micro_batches:
+            self._output(some)
 
-    def _enter(self, lane: Network, some: _MicroBatch) -> None:
-        hidden, some.calls = lane.layer_calls(some.blocks)
+    def _enter(self, some: _MicroBatch) -> None:
+        hidden, some.calls = self._network.layer_calls(some.blocks)
         some.states = [hidden]
 
-    def _run(self, lane: Network, some: _MicroBatch, *, number: int) -> None:
-        kept = lane.walk.kept = deque() if number >= self._first_kept else None
-        hidden = lane.stack.run(number, some.states[-1], some.calls[number])
-        lane.walk.kept = None
+    def _run(self, some: _MicroBatch, number: int) -> None:
+        outputs: Outputs = {}
+        self._walk.outputs = outputs if number >= self._first_kept else None
+        hidden = self._stack.run(number, some.states[-1], some.calls[number])
+        self._walk.outputs = None
         if number < self._lowest:
             some.states = [hidden]  # nothing below learns
         else:
             some.states.append(hidden)
-            some.kept.append(kept)
+            some.outputs.append({linear: y for linear, y in outputs.items() if linear not in self._unneeded[number]})
 
-    def _output(self, lane: Network, some: _MicroBatch) -> None:
+    def _output(self, some: _MicroBatch) -> None:
         """The loss, and its gradient behind the last layer: in closed form at the head, by autograd up to it."""
         blocks = some.blocks
         places = (blocks.targets != NO_TARGET).nonzero(as_tuple=True)
         with torch.enable_grad():
             leaving = some.states.pop().detach().requires_grad_()
-            hidden = lane.behind_layers(blocks, leaving)
-        rows, targets, head = hidden.detach()[places], blocks.targets[places], lane.head.at(None)
+            hidden = self._network.behind_layers(blocks, leaving)
+        rows, targets, head = hidden.detach()[places], blocks.targets[places], self._network.head.at(None)
         if blocks.choices is None:
-            losses, error = output_error(rows, head, targets, logit_bytes=LOGIT_BYTES // self._model.lanes)
+            losses, error = output_error(rows, head, targets)
         else:
             losses, error = label_error(rows, head, targets, blocks.choices)
         some.loss = float(losses.double().sum())
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * some.weight).to(hidden.dtype)
         (some.error,) = _vjp(hidden, [leaving], at_hidden)
-        if lane.walk.release:
-            lane.head.weights.weight.release()
+        if self._walk.release:
+            self._network.head.weights.weight.release()
 
     def _backward(
         self, micro_batches: Sequence[_MicroBatch], unit: float, sums: Gradients, on_layer: OnLayer | None
     ) -> None:
         """From the top down to the lowest adapted layer. Gradients are added to `sums`; complete ones leave it."""
-        dtype = self._model.walk.dtype
-        for number in reversed(range(self._lowest, self._model.stack.count)):
+        for number in reversed(range(self._lowest, self._stack.count)):
             paths = self._paths[number]
             leaves = [
-                leaf.to(dtype).detach().requires_grad_()
+                leaf.to(self._walk.dtype).detach().requires_grad_()
                 for path in paths
                 for leaf in (self._adapter.a[path], self._adapter.b[path] * self._adapter.scaling)
             ]
-
-            found = self._over(number, number - 1, partial(self._vjp, number=number, leaves=leaves), micro_batches)
+            with self._layer(number, number - 1):
+                found = [self._vjp(some, number, leaves) for some in micro_batches]
             if paths:
                 self._add(found, paths, unit, sums)
             if on_layer is not None and paths:
                 on_layer({path: sums.pop(path) for path in paths})
 
-    def _vjp(
-        self, lane: Network, some: _MicroBatch, *, number: int, leaves: Sequence[torch.Tensor]
-    ) -> Sequence[torch.Tensor]:
+    def _vjp(self, some: _MicroBatch, number: int, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The gradients with respect to a layer's leaves; that with respect to what enters it becomes the error."""
         for path, a, b in zip(self._paths[number], leaves[::2], leaves[1::2], strict=True):
-            branch = lane.linears[path].low_rank
+            branch = self._network.linears[path].low_rank
             assert branch is not None, "the model uses the adapter"
             branch.leaves = (a, b)
-        lane.walk.kept = some.kept.pop()
-        with torch.enable_grad():
-            hidden = some.states.pop().detach().requires_grad_()
-            output = lane.stack.run(number, hidden, some.calls[number])
         assert some.error is not None
-        some.error, *found = _vjp(output, [hidden, *leaves], some.error)
-        lane.walk.kept = None
+        entering, known = some.states.pop(), some.outputs.pop() | self._unneeded[number]
+        some.error, *found = self._layer_vjp(number, entering, some.calls[number], some.error, leaves, known)
         return found
+
+    def _layer_vjp(
+        self,
+        number: int,
+        entering: torch.Tensor,
+        call: LayerCall,
+        error: torch.Tensor,
+        leaves: Sequence[torch.Tensor],
+        known: Outputs,
+    ) -> tuple[torch.Tensor, ...]:
+        """The gradients of <layer(entering), error> with respect to `entering` and the leaves.
+
+        known: linear maps' outputs that are not computed again.
+        """
+        self._walk.outputs = known
+        with torch.enable_grad():
+            hidden = entering.detach().requires_grad_()
+            output = self._stack.run(number, hidden, call)
+        self._walk.outputs = None
+        return _vjp(output, [hidden, *leaves], error)
 
     def _add(self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, sums: Gradients) -> None:
         """Add up what the micro-batches say, in their order: a sum of floats depends on it."""
@@ -191,48 +208,54 @@ class LayerwiseGradients:
             before = sums.get(path)
             sums[path] = (a, b) if before is None else (before[0].add_(a), before[1].add_(b))
 
-    def _over(
-        self,
-        number: int,
-        following: int,
-        work: Callable[[Network, _MicroBatch], Found],
-        micro_batches: Sequence[_MicroBatch],
-    ) -> list[Found]:
-        """Let all micro-batches go through a layer, whose pages are in memory meanwhile; read the next one's ahead."""
-        stack = self._model.stack
-        if self._model.walk.release and 0 <= following < stack.count:
-            for weight in stack.weights_of(following):
+    @contextmanager
+    def _layer(self, number: int, following: int | None = None) -> Iterator[None]:
+        """Stay in a layer: its pages are in memory, and dense where that takes little. Read the next one's ahead."""
+        release = self._walk.release
+        if release and following is not None and 0 <= following < self._stack.count:
+            for weight in self._stack.weights_of(following):
                 weight.prefetch()
-        found = self._model.map_lanes(work, micro_batches)
-        self._release(number)
-        return found
-
-    def _release(self, number: int) -> None:
-        """Give back the pages of a layer's weights, if pages are given back at all."""
-        if self._model.walk.release:
-            for weight in self._model.stack.weights_of(number):
-                weight.release()
+        weights = self._stack.weights_of(number)
+        dense = sum(prod(weight.shape) for weight in weights) * self._walk.dtype.itemsize
+        self._walk.dense = {} if dense <= DENSE_BYTES else None
+        try:
+            yield
+        finally:
+            self._walk.dense = None
+            if release:
+                for weight in weights:
+                    weight.release()
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Raise UnsupportedModel where layers hand more to each other than hidden states."""
-        words = torch.tensor([[1, 2, 3]]).remainder(self._model.head.at(None).vocabulary)
+        """Find what is unneeded. Raise UnsupportedModel where layers hand more to each other than hidden states."""
+        words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Blocks(inputs=words, targets=words)
+        expected = float(self._network.block_sums(blocks, ()))
+        some = _MicroBatch(blocks=blocks, of=0, weight=1.0)
+        self._enter(some)
+        for number in range(self._stack.count):
+            with self._layer(number):
+                self._unneeded.append(self._unneeded_output(number, some.states[-1], some.calls[number]))
+                self._run(some, number)
+        self._output(some)
+        if not abs(some.loss - expected) <= _TOLERANCE * abs(expected):
+            raise UnsupportedModel(
+                "The model's layers hand more to each other than hidden states. Use training.method = mezo."
+            )
 
-        def check(lane: Network) -> None:
-            expected = float(lane.block_sums(blocks, ()))
-            some = _MicroBatch(blocks=blocks, of=0, weight=1.0)
-            self._enter(lane, some)
-            for number in range(lane.stack.count):
-                self._run(lane, some, number=number)
-                self._release(number)
-            self._output(lane, some)
-            if not abs(some.loss - expected) <= _TOLERANCE * abs(expected):
-                raise UnsupportedModel(
-                    "The model's layers hand more to each other than hidden states. Use training.method = mezo."
-                )
+    def _unneeded_output(self, number: int, entering: torch.Tensor, call: LayerCall) -> Outputs:
+        """The output of a layer's last linear map, as zero, where no gradient depends on it.
 
-        self._model.each_lane(check)
+        Most layers just add that output to what passes by, so it need not be computed again on the way back.
+        """
+        outputs = self._walk.outputs = {}
+        self._stack.run(number, entering, call)
+        self._walk.outputs = None
+        nothing = {linear: torch.zeros(1, dtype=self._walk.dtype) for linear in list(outputs)[-1:]}
+        error = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering.dtype)
+        with_it, without = (self._layer_vjp(number, entering, call, error, [], known)[0] for known in ({}, nothing))
+        return nothing if torch.equal(with_it, without) else {}
 
 
 def _vjp(output: torch.Tensor, inputs: Sequence[torch.Tensor], error: torch.Tensor) -> tuple[torch.Tensor, ...]:

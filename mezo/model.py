@@ -57,7 +57,7 @@ class LanguageModel:
         dtype = dtype or getattr(torch, native.manifest.compute_dtype)
         self._lanes = [Network(native, self.weights, dtype=dtype, pages=self._pages, share=lanes) for _ in range(lanes)]
         self._pool = _threads(lanes) if lanes > 1 else None
-        first = self._lanes[0]
+        first = self.first_lane = self._lanes[0]
         self.walk, self.network, self.head, self.linears = first.walk, first.module, first.head, first.linears
         self.head_path, self.stack = first.head_path, first.stack
         self._by_points = False
@@ -147,11 +147,6 @@ class LanguageModel:
         futures = [self._pool.submit(in_some_lane, part) for part in parts]
         wait(futures)
         return [future.result() for future in futures]
-
-    def each_lane(self, work: Callable[[Network], None]) -> None:
-        """Do this once in every lane, one after the other."""
-        for lane in self._lanes:
-            work(lane)
 
     @property
     def lanes(self) -> int:

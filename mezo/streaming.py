@@ -5,7 +5,6 @@ through its layers then costs the memory of one weight, whatever the depth. A ba
 there are points: part i passes through theta + distance_i z_i, all in one walk.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -36,9 +35,10 @@ class Walk:
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
     joined: JoinedProducts = field(default_factory=JoinedProducts)
-    #: The outputs of linear maps in the order of their calls: put in on a pass that keeps them, taken out on its way
-    #: back (mezo/vjp.py). None: they are computed again.
-    kept: deque[torch.Tensor] | None = None
+    #: Put in by a pass without a graph; known to one with a graph, which does not compute them again (mezo/vjp.py).
+    outputs: "Outputs | None" = None
+    #: Weights that stay dense until this is None again; None: each is made dense when it is used, a part at a time.
+    dense: dict[Weight, torch.Tensor] | None = None
 
     def groups(self) -> Iterator[tuple[Z, list[Point]]]:
         """The points by direction, so that each z is drawn once."""
@@ -74,6 +74,11 @@ class Trained:
     def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
         count = self.weight.shape[0]
+        if self._walk.dense is not None and not self.moved and self.as_kept is None:
+            if self.weight not in self._walk.dense:
+                self._walk.dense[self.weight] = self.weight.dense(self._walk.dtype, Scratch())
+            yield slice(0, count), [self._walk.dense[self.weight]]
+            return
         at_once = self._rows_at_once()
         for start in range(0, count, at_once):
             rows = slice(start, min(start + at_once, count))
@@ -214,8 +219,8 @@ class StreamedLinear(nn.Module):
         y = self.product(rows)
         if self.low_rank is not None:
             self.low_rank.add_to(y, rows)
-        if self.walk.kept is not None:
-            self.walk.kept.append(y)
+        if self.walk.outputs is not None:
+            self.walk.outputs[self] = y
         return y.view(*x.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -250,6 +255,10 @@ class StreamedLinear(nn.Module):
         if self.low_rank is not None:
             self.low_rank.add_to(y.view(1, -1), x.reshape(1, -1))
         return y
+
+
+#: What linear maps made of a batch: (rows, out), or what can be expanded to that.
+Outputs = dict[StreamedLinear, torch.Tensor]
 
 
 def _each(trained: Trained, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:

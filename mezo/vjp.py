@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tensor:
     """x: (batch, ..., in) -> (batch, ..., out), with a graph to x and to the adapter's leaves, if it has any.
 
-    An output that the pass kept on its way up is used again in place of being computed.
+    An output that is known already is not computed.
     """
-    kept = linear.walk.kept.popleft() if linear.walk.kept else None
+    known = None if linear.walk.outputs is None else linear.walk.outputs.get(linear)
     a, b = (None, None) if linear.low_rank is None else linear.low_rank.leaves or (None, None)
-    y: torch.Tensor = _Linear.apply(x.to(linear.walk.dtype), a, b, linear, kept)  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _Linear.apply(x.to(linear.walk.dtype), a, b, linear, known)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -37,17 +37,17 @@ class _Linear(torch.autograd.Function):
         a: torch.Tensor | None,
         b: torch.Tensor | None,
         linear: StreamedLinear,
-        kept: torch.Tensor | None,
+        y: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = x.reshape(-1, linear.in_features)
         low = None if a is None else rows @ a.t()
-        if kept is None:
-            kept = linear.product(rows)
+        if y is None:
+            y = linear.product(rows)
             if low is not None and b is not None:
-                kept.addmm_(low, b.t())
+                y.addmm_(low, b.t())
         ctx.linear = linear
         ctx.save_for_backward(rows if a is not None else None, low, a, b)
-        return kept.view(*x.shape[:-1], linear.out_features)
+        return y.expand(len(rows), linear.out_features).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, error: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

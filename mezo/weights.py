@@ -19,8 +19,8 @@ from pocketllm.mezo.quantization import MINIMA, SCALES, packable, packed_parts, 
 from pocketllm.mezo.tensor_file import TensorEntry, read_header
 
 _PART_SUFFIXES = (SCALES, MINIMA)
-#: Rows that are gathered before their pages are given back.
-_GATHERED = 128
+#: Rows that are gathered before their pages are given back: each may bring in 256 kB.
+_GATHERED = 32
 #: Of the codes' dtype.
 _PACKING_OF = {"int8": "int8", "uint8": "int4"}
 
@@ -98,7 +98,7 @@ class Weight:
     def gather(self, ids: torch.Tensor, dtype: torch.dtype, *, release: bool = False) -> torch.Tensor:
         """The rows with these numbers, (n, columns), as a new tensor; with `release`, giving pages back meanwhile.
 
-        The kernel maps 16 pages where one is touched, so a thousand words here and there would bring in the whole.
+        The kernel maps many pages where one is touched, so a thousand words here and there would bring in the whole.
         """
         rows = torch.empty((len(ids), *self.shape[1:]), dtype=dtype)
         at_once = _GATHERED if release else max(1, len(ids))

@@ -45,8 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "architectures"
 
 
-def model_of(root: Path, name: str, *, lanes: int = 1, dtype: str = "float32") -> LanguageModel:
-    return LanguageModel(imported(root, name, dtype), dtype=torch.float64, lanes=lanes, release_pages=True)
+def model_of(root: Path, name: str, *, dtype: str = "float32") -> LanguageModel:
+    return LanguageModel(imported(root, name, dtype), dtype=torch.float64, release_pages=True)
 
 
 def check(root: Path, name: str, model: LanguageModel, size: PassSize, parts: Parts) -> None:
@@ -74,17 +74,16 @@ def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: 
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("kept_layers", [0, 1, 2])
 @pytest.mark.parametrize(
     ("blocks", "rows_at_once"), [(100, 100), (100, 2), (3, 2), (1, 1)], ids=["whole", "parts", "passes", "single"]
 )
 def test_of_a_batch_of_two_weighted_parts_in_passes_of_any_size(
-    root: Path, name: str, lanes: int, kept_layers: int, blocks: int, rows_at_once: int
+    root: Path, name: str, kept_layers: int, blocks: int, rows_at_once: int
 ) -> None:
     size = PassSize(blocks=blocks, rows_at_once=rows_at_once, kept_layers=kept_layers)
     parts = [(random_blocks(5, 20, lengths=padded(name)), 0.9), (random_blocks(2, 12), 0.1)]
-    check(root, name, model_of(root, name, lanes=lanes), size, parts)
+    check(root, name, model_of(root, name), size, parts)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
@@ -133,7 +132,7 @@ def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: 
 
 def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
     """Other passes, and other adapters, are as they were; gradients are taken under no_grad as a job runs them."""
-    model, blocks = model_of(root, "llama", lanes=2), random_blocks(4, 20)
+    model, blocks = model_of(root, "llama"), random_blocks(4, 20)
     adapter = layers_adapter(model)
     model.use(adapter)
     before = model.block_losses(blocks)
@@ -159,7 +158,7 @@ def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
 def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> None:
     """On ordinary text, of which transformers' own gradients in bf16 are 0.99 like those in fp32 at the worst map."""
     native = real_model(tmp_path_factory.mktemp("models"))
-    model = LanguageModel(native, dtype=torch.bfloat16, release_pages=True, lanes=2)
+    model = LanguageModel(native, dtype=torch.bfloat16, release_pages=True)
     tokenizer = AutoTokenizer.from_pretrained(native.folder)
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     blocks = pack([tokenizer(text)["input_ids"]], length=64, separator=0)[slice(0, 8)]
