@@ -22,11 +22,16 @@ class AdamW:
         self, parameters: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], *, step: int, rate: float
     ) -> None:
         """Move these parameters, in place. step: how many updates each has seen, this one included."""
+        found = list(gradients.values())
         for name, gradient in gradients.items():
             if name not in self.means:
                 self.means[name], self.squares[name] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-            mean, square = self.means[name], self.squares[name]
-            mean.lerp_(gradient, 1 - BETA1)
-            square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            size = (square / (1 - BETA2**step)).sqrt_().add_(EPSILON)
-            parameters[name].addcdiv_(mean, size, value=-rate / (1 - BETA1**step))
+        means, squares = [self.means[name] for name in gradients], [self.squares[name] for name in gradients]
+        torch._foreach_lerp_(means, found, 1 - BETA1)
+        torch._foreach_mul_(squares, BETA2)
+        torch._foreach_addcmul_(squares, found, found, value=1 - BETA2)
+        sizes = torch._foreach_div(squares, 1 - BETA2**step)
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, EPSILON)
+        moved = [parameters[name] for name in gradients]
+        torch._foreach_addcdiv_(moved, means, sizes, value=-rate / (1 - BETA1**step))

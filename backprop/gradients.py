@@ -16,6 +16,7 @@ from pocketllm.mezo.layers import LayerCall
 from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.streaming import Outputs
+from pocketllm.mezo.weights import DenseWeights
 
 #: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -63,6 +64,7 @@ class LayerwiseGradients:
                 raise UnsupportedModel(f"{path} is in none of the model's layers. Use training.method = mezo.")
             self._paths[number].append(path)
         self._network, self._stack, self._walk = model.first_lane, model.stack, model.walk
+        self._dense = DenseWeights()
         self._lowest = min(self._paths)
         self._first_kept = self._stack.count - size.kept_layers
         self._unneeded: list[Outputs] = []  #: of each layer, what none of its gradients depends on
@@ -217,11 +219,12 @@ class LayerwiseGradients:
                 weight.prefetch()
         weights = self._stack.weights_of(number)
         dense = sum(prod(weight.shape) for weight in weights) * self._walk.dtype.itemsize
-        self._walk.dense = {} if dense <= DENSE_BYTES else None
+        self._walk.dense = self._dense if dense <= DENSE_BYTES else None
         try:
             yield
         finally:
             self._walk.dense = None
+            self._dense.clear()
             if release:
                 for weight in weights:
                     weight.release()

@@ -79,7 +79,7 @@ class Exact:
             nonlocal square
             named = {f"a.{path}": a for path, (a, _) in gradients.items()}
             named |= {f"b.{path}": b for path, (_, b) in gradients.items()}
-            square += sum(float(torch.linalg.vector_norm(gradient)) ** 2 for gradient in named.values())
+            square += sum(float(norm) ** 2 for norm in torch._foreach_norm(list(named.values())))
             self._optimizer.update(self._parameters, named, step=number, rate=rate)
 
         weight = self._plan.samples_weight if self._samples else 0.0

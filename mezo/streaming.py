@@ -17,7 +17,7 @@ from pocketllm.mezo.estimator import Point
 from pocketllm.mezo.joined import JoinedProducts
 from pocketllm.mezo.noise import Z
 from pocketllm.mezo.vjp import differentiable_linear
-from pocketllm.mezo.weights import Scratch, Weight
+from pocketllm.mezo.weights import DenseWeights, Scratch, Weight
 
 #: Bytes of a weight that are made dense at a time: they stay in the processor's cache. But products of fewer rows
 #: than these take longer.
@@ -37,8 +37,8 @@ class Walk:
     joined: JoinedProducts = field(default_factory=JoinedProducts)
     #: Put in by a pass without a graph; known to one with a graph, which does not compute them again (mezo/vjp.py).
     outputs: "Outputs | None" = None
-    #: Weights that stay dense until this is None again; None: each is made dense when it is used, a part at a time.
-    dense: dict[Weight, torch.Tensor] | None = None
+    #: Holds the weights of the layer that a pass stays in; None: each is made dense when it is used, a part at a time.
+    dense: DenseWeights | None = None
 
     def groups(self) -> Iterator[tuple[Z, list[Point]]]:
         """The points by direction, so that each z is drawn once."""
@@ -75,9 +75,7 @@ class Trained:
         """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
         count = self.weight.shape[0]
         if self._walk.dense is not None and not self.moved and self.as_kept is None:
-            if self.weight not in self._walk.dense:
-                self._walk.dense[self.weight] = self.weight.dense(self._walk.dtype, Scratch())
-            yield slice(0, count), [self._walk.dense[self.weight]]
+            yield slice(0, count), [self._walk.dense.of(self.weight, self._walk.dtype)]
             return
         at_once = self._rows_at_once()
         for start in range(0, count, at_once):

@@ -139,6 +139,26 @@ class Weight:
         return unpack(parts, out) if self.packed else out.copy_(parts[""])
 
 
+class DenseWeights:
+    """Weights that stay dense together, in memory that is used again for those after them."""
+
+    def __init__(self) -> None:
+        self._made: dict[Weight, torch.Tensor] = {}
+        self._scratches: list[Scratch] = []
+
+    def of(self, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+        """The dense weight, made when it is asked for first; valid until `clear`."""
+        if weight not in self._made:
+            if len(self._made) == len(self._scratches):
+                self._scratches.append(Scratch())
+            self._made[weight] = weight.dense(dtype, self._scratches[len(self._made)])
+        return self._made[weight]
+
+    def clear(self) -> None:
+        """These are not needed any more."""
+        self._made.clear()
+
+
 def open_weights(path: Path) -> dict[str, Weight]:
     """Every weight of a native weights file by its name. Raises ModelFileError when the file is broken.
 
