@@ -15,7 +15,7 @@ from pocketllm.mezo.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.mezo.layers import LayerCall
 from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.streaming import Outputs
+from pocketllm.mezo.streaming import StreamedLinear
 from pocketllm.mezo.weights import DenseWeights
 
 #: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
@@ -34,7 +34,6 @@ class PassSize:
 
     blocks: int  #: whose states are kept on the way up; further blocks take another pass
     rows_at_once: int  #: blocks that go through a layer together
-    kept_layers: int = 0  #: so many layers, from the top, keep their linear maps' outputs for the way back
 
 
 @dataclass(kw_only=True)
@@ -46,7 +45,6 @@ class _MicroBatch:
     weight: float  #: of each target
     calls: list[LayerCall] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)  #: what enters each layer from the lowest adapted one on
-    outputs: list[Outputs] = field(default_factory=list)  #: of the same layers' linear maps, as far as they are kept
     error: torch.Tensor | None = None  #: dLoss/dh behind the layer that comes next on the way back
     loss: float = 0.0  #: sum over its targets, nats
 
@@ -66,8 +64,6 @@ class LayerwiseGradients:
         self._network, self._stack, self._walk = model.first_lane, model.stack, model.walk
         self._dense = DenseWeights()
         self._lowest = min(self._paths)
-        self._first_kept = self._stack.count - size.kept_layers
-        self._unneeded: list[Outputs] = []  #: of each layer, what none of its gradients depends on
         self._check()
 
     def __call__(self, batch: Sequence[tuple[Blocks, float]], on_layer: OnLayer) -> list[float]:
@@ -121,15 +117,10 @@ class LayerwiseGradients:
         some.states = [hidden]
 
     def _run(self, some: _MicroBatch, number: int) -> None:
-        outputs: Outputs = {}
-        self._walk.outputs = outputs if number >= self._first_kept else None
         hidden = self._stack.run(number, some.states[-1], some.calls[number])
-        self._walk.outputs = None
         if number < self._lowest:
-            some.states = [hidden]  # nothing below learns
-        else:
-            some.states.append(hidden)
-            some.outputs.append({linear: y for linear, y in outputs.items() if linear not in self._unneeded[number]})
+            some.states.clear()  # nothing below learns
+        some.states.append(hidden)
 
     def _output(self, some: _MicroBatch) -> None:
         """The loss, and its gradient behind the last layer: in closed form at the head, by autograd up to it."""
@@ -175,8 +166,7 @@ class LayerwiseGradients:
             assert branch is not None, "the model uses the adapter"
             branch.leaves = (a, b)
         assert some.error is not None
-        entering, known = some.states.pop(), some.outputs.pop() | self._unneeded[number]
-        some.error, *found = self._layer_vjp(number, entering, some.calls[number], some.error, leaves, known)
+        some.error, *found = self._layer_vjp(number, some.states.pop(), some.calls[number], some.error, leaves)
         return found
 
     def _layer_vjp(
@@ -185,18 +175,12 @@ class LayerwiseGradients:
         entering: torch.Tensor,
         call: LayerCall,
         error: torch.Tensor,
-        leaves: Sequence[torch.Tensor],
-        known: Outputs,
+        leaves: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, ...]:
-        """The gradients of <layer(entering), error> with respect to `entering` and the leaves.
-
-        known: linear maps' outputs that are not computed again.
-        """
-        self._walk.outputs = known
+        """The gradients of <layer(entering), error> with respect to `entering` and the leaves."""
         with torch.enable_grad():
             hidden = entering.detach().requires_grad_()
             output = self._stack.run(number, hidden, call)
-        self._walk.outputs = None
         return _vjp(output, [hidden, *leaves], error)
 
     def _add(self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, sums: Gradients) -> None:
@@ -231,7 +215,7 @@ class LayerwiseGradients:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Find what is unneeded. Raise UnsupportedModel where layers hand more to each other than hidden states."""
+        """Find what can be left out. Raise UnsupportedModel where layers hand more to each other than hidden states."""
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Blocks(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
@@ -239,7 +223,7 @@ class LayerwiseGradients:
         self._enter(some)
         for number in range(self._stack.count):
             with self._layer(number):
-                self._unneeded.append(self._unneeded_output(number, some.states[-1], some.calls[number]))
+                self._leave_out_last(number, some.states[-1], some.calls[number])
                 self._run(some, number)
         self._output(some)
         if not abs(some.loss - expected) <= _TOLERANCE * abs(expected):
@@ -247,18 +231,24 @@ class LayerwiseGradients:
                 "The model's layers hand more to each other than hidden states. Use training.method = mezo."
             )
 
-    def _unneeded_output(self, number: int, entering: torch.Tensor, call: LayerCall) -> Outputs:
-        """The output of a layer's last linear map, as zero, where no gradient depends on it.
+    def _leave_out_last(self, number: int, entering: torch.Tensor, call: LayerCall) -> None:
+        """Let the layer's last linear map be left out on the way back, where no gradient depends on its output.
 
-        Most layers just add that output to what passes by, so it need not be computed again on the way back.
+        Most layers just add that output to what passes by.
         """
-        outputs = self._walk.outputs = {}
+        called: list[StreamedLinear] = []
+        linears = [linear for path, linear in self._network.linears.items() if self._stack.number_of(path) == number]
+        hooks = [linear.register_forward_hook(lambda linear, *_: called.append(linear)) for linear in linears]
         self._stack.run(number, entering, call)
-        self._walk.outputs = None
-        nothing = {linear: torch.zeros(1, dtype=self._walk.dtype) for linear in list(outputs)[-1:]}
+        for hook in hooks:
+            hook.remove()
         error = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering.dtype)
-        with_it, without = (self._layer_vjp(number, entering, call, error, [], known)[0] for known in ({}, nothing))
-        return nothing if torch.equal(with_it, without) else {}
+        last = called[-1]
+        last.output_needed = True
+        (expected,) = self._layer_vjp(number, entering, call, error)
+        last.output_needed = False
+        (found,) = self._layer_vjp(number, entering, call, error)
+        last.output_needed = not torch.equal(found, expected)
 
 
 def _vjp(output: torch.Tensor, inputs: Sequence[torch.Tensor], error: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -100,7 +100,7 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Blo
         model,
         adapter,
         ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=weight),
-        PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once, kept_layers=plan.kept_layers),
+        PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once),
         to_start=to_start,
         samples=None if samples is None else shuffled((samples,), size=REHEARSED, seed=seed),
     )

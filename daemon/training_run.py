@@ -4,7 +4,7 @@ import gc
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -95,7 +95,7 @@ class TrainingRun:
         before, fewest = self.plan.rows_at_once, FEWEST_ROWS[self.plan.method]
         if before <= fewest:
             return False
-        self.plan = replace(self.plan, rows_at_once=max(fewest, before // 4 * 2), kept_layers=0)
+        self.plan = replace(self.plan, rows_at_once=max(fewest, before // 4 * 2))
         self._say("reduced", f"{because} with {before} rows at once; going on with {self.plan.rows_at_once}")
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
         return True
@@ -150,7 +150,6 @@ class TrainingRun:
             size = PassSize(
                 blocks=self.plan.pass_blocks,
                 rows_at_once=self.plan.rows_at_once,
-                kept_layers=self.plan.kept_layers,
             )
             count = self._rehearsed
             exact = Exact(
@@ -192,7 +191,9 @@ class TrainingRun:
         if self.job.plan is not None and self.job.plan.get("method") == "guided":
             self._begin_anew()
         if self.job.plan is not None:
-            return JobPlan(**{**self.job.plan, "targets": tuple(self.job.plan["targets"])})
+            known = {field.name for field in fields(JobPlan)}  # an older version's plan may say more
+            plan = {name: value for name, value in self.job.plan.items() if name in known}
+            return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
         planned = plan_job(self.native, self.settings, steps=self.job.total_steps)
         self._say("chosen", chosen(planned))
         for sentence in planned.reductions:

@@ -39,13 +39,11 @@ SLACK = 1.1
 #: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
 #: way; or so many rows, if these are more (mezo/streaming.py).
 DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
-#: Of exact gradients: the logits at the output and what is made of them (backprop/output_error.py), in all lanes.
-LOGIT_BYTES = 40 * MB
 #: A layer's graph and its way back, for each position: a multiple of its linear maps' outputs, and of its norms numbers
 #: in fp32 as wide as the stream.
 GRAPH_OUTPUTS, GRAPH_STREAMS = 5, 12
-#: The most memory for outputs of linear maps that are not computed again on the way back: more gains little.
-KEPT_BYTES = 64 * MB
+#: Seconds of an exact step over those of a forward: up, up again, and back.
+EXACT_PASSES = 3.5
 #: Columns that the search for A carries along beyond the rank (mezo/directions.py).
 _SPARE_COLUMNS = 4
 #: Shortest rows that a plan is reduced to.
@@ -72,7 +70,6 @@ class JobPlan:
     compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
     method: Method = "mezo"  #: the oldest plans say nothing
     pass_blocks: int = 0  #: exact: blocks whose states are kept for one way back
-    kept_layers: int = 0  #: exact: layers, from the top, whose linear maps' outputs are kept, too
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -118,14 +115,11 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
     cannot be trained, whatever the limit.
     """
     _check_trainable(shapes, wish)
-    if wish.method == "exact":
-        wish = replace(wish, kept_layers=_kept_layers(shapes, wish, limit_bytes))
     plan, said = wish, list[str]()
     fewest = replace(
         wish,
         rows_at_once=min(wish.rows_at_once, FEWEST_ROWS[wish.method]),
         pass_blocks=min(wish.pass_blocks, 1),
-        kept_layers=0,
         lanes=1,
         block_tokens=min(wish.block_tokens, FEWEST_TOKENS),
     )
@@ -222,23 +216,15 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
 
 
 def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
-    """A, B and AdamW's two moments of each; states and kept outputs; and a layer's graph, or the logits."""
+    """A, B and AdamW's two moments of each; states; and a layer's graph, or what is made at the output."""
     size = ITEMSIZE[shapes.compute_dtype]
     factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if layer_of(path))
     copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
     positions = plan.pass_blocks * plan.block_tokens
-    states = positions * size * (shapes.hidden * (shapes.layers + 1) + shapes.layer_outputs * plan.kept_layers)
+    states = positions * size * shapes.hidden * (shapes.layers + 1)
     graph = GRAPH_OUTPUTS * size * shapes.layer_outputs + GRAPH_STREAMS * 4 * shapes.hidden
     at_once = plan.rows_at_once * plan.block_tokens
-    return copies * factors + states + SLACK * max(at_once * graph, LOGIT_BYTES + at_once * 12 * shapes.hidden)
-
-
-def _kept_layers(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> int:
-    """How many layers may keep their outputs where all else fits."""
-    size = ITEMSIZE[shapes.compute_dtype]
-    room = min(KEPT_BYTES, limit_bytes - predict(shapes, replace(wish, kept_layers=0)).working_bytes)
-    of_layer = wish.pass_blocks * wish.block_tokens * size * shapes.layer_outputs
-    return max(0, min(shapes.layers, int(room // max(1, of_layer))))
+    return copies * factors + states + SLACK * max(at_once * graph, CHUNK_BYTES + at_once * 12 * shapes.hidden)
 
 
 def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
@@ -271,14 +257,13 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
 
 
 def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
-    """Of a step: up, up again where nothing was kept, and back."""
+    """Of a step: up, up again, and back."""
     unpacking = (
         shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0
     )  # of a micro-batch's way through all layers
-    ways = 3.5 - plan.kept_layers / max(1, shapes.layers)
     micro_batches = math.ceil(plan.batch / plan.rows_at_once)
     passing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
-    return ways * passing + 3 * micro_batches * unpacking
+    return EXACT_PASSES * passing + 3 * micro_batches * unpacking
 
 
 def _seconds_per_token(shapes: Shapes, unpacking: float) -> float:

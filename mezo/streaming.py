@@ -35,8 +35,6 @@ class Walk:
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
     joined: JoinedProducts = field(default_factory=JoinedProducts)
-    #: Put in by a pass without a graph; known to one with a graph, which does not compute them again (mezo/vjp.py).
-    outputs: "Outputs | None" = None
     #: Holds the weights of the layer that a pass stays in; None: each is made dense when it is used, a part at a time.
     dense: DenseWeights | None = None
 
@@ -206,6 +204,8 @@ class StreamedLinear(nn.Module):
         self.weights = Trained(weight, walk)
         self.biases = None if bias is None else Trained(bias, walk)
         self.low_rank: LowRank | None = None
+        #: False where no gradient depends on the output, so that a pass with a graph leaves it out (mezo/vjp.py).
+        self.output_needed = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (batch, ..., in) -> (batch, ..., out). Differentiable where a graph is made (mezo/vjp.py)."""
@@ -217,8 +217,6 @@ class StreamedLinear(nn.Module):
         y = self.product(rows)
         if self.low_rank is not None:
             self.low_rank.add_to(y, rows)
-        if self.walk.outputs is not None:
-            self.walk.outputs[self] = y
         return y.view(*x.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -253,10 +251,6 @@ class StreamedLinear(nn.Module):
         if self.low_rank is not None:
             self.low_rank.add_to(y.view(1, -1), x.reshape(1, -1))
         return y
-
-
-#: What linear maps made of a batch: (rows, out), or what can be expanded to that.
-Outputs = dict[StreamedLinear, torch.Tensor]
 
 
 def _each(trained: Trained, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:

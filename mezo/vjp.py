@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tensor:
     """x: (batch, ..., in) -> (batch, ..., out), with a graph to x and to the adapter's leaves, if it has any.
 
-    An output that is known already is not computed.
+    The output is zero where no gradient depends on it.
     """
-    known = None if linear.walk.outputs is None else linear.walk.outputs.get(linear)
     a, b = (None, None) if linear.low_rank is None else linear.low_rank.leaves or (None, None)
-    y: torch.Tensor = _Linear.apply(x.to(linear.walk.dtype), a, b, linear, known)  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _Linear.apply(x.to(linear.walk.dtype), a, b, linear)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -37,17 +36,18 @@ class _Linear(torch.autograd.Function):
         a: torch.Tensor | None,
         b: torch.Tensor | None,
         linear: StreamedLinear,
-        y: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = x.reshape(-1, linear.in_features)
         low = None if a is None else rows @ a.t()
-        if y is None:
+        if not linear.output_needed:
+            y = rows.new_zeros(1).expand(len(rows), linear.out_features)
+        else:
             y = linear.product(rows)
             if low is not None and b is not None:
                 y.addmm_(low, b.t())
         ctx.linear = linear
         ctx.save_for_backward(rows if a is not None else None, low, a, b)
-        return y.expand(len(rows), linear.out_features).view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], linear.out_features)
 
     @staticmethod
     def backward(ctx: Any, error: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -63,4 +63,4 @@ class _Linear(torch.autograd.Function):
             da, db = at_low.t() @ rows, dy.t() @ low
             if dx is not None:
                 dx.addmm_(at_low, a)
-        return None if dx is None else dx.view(*error.shape[:-1], linear.in_features), da, db, None, None
+        return None if dx is None else dx.view(*error.shape[:-1], linear.in_features), da, db, None

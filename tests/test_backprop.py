@@ -74,14 +74,13 @@ def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: 
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("kept_layers", [0, 1, 2])
 @pytest.mark.parametrize(
     ("blocks", "rows_at_once"), [(100, 100), (100, 2), (3, 2), (1, 1)], ids=["whole", "parts", "passes", "single"]
 )
 def test_of_a_batch_of_two_weighted_parts_in_passes_of_any_size(
-    root: Path, name: str, kept_layers: int, blocks: int, rows_at_once: int
+    root: Path, name: str, blocks: int, rows_at_once: int
 ) -> None:
-    size = PassSize(blocks=blocks, rows_at_once=rows_at_once, kept_layers=kept_layers)
+    size = PassSize(blocks=blocks, rows_at_once=rows_at_once)
     parts = [(random_blocks(5, 20, lengths=padded(name)), 0.9), (random_blocks(2, 12), 0.1)]
     check(root, name, model_of(root, name), size, parts)
 
@@ -105,9 +104,8 @@ def test_of_an_adapter_of_some_maps_of_the_upper_layer(root: Path) -> None:
     whole = layers_adapter(model)
     for paths in (["model.layers.1.mlp.down_proj"], ["model.layers.0.self_attn.q_proj"]):
         adapter = replace(whole, a={p: whole.a[p] for p in paths}, b={p: whole.b[p] for p in paths})
-        for kept_layers in (0, 2):
-            _, gradients = layerwise(model, adapter, replace(WHOLE, kept_layers=kept_layers), parts)
-            assert worst_error(gradients, whole_gradients(family(root, "llama"), adapter, parts)[1]) <= TOLERANCE
+        _, gradients = layerwise(model, adapter, WHOLE, parts)
+        assert worst_error(gradients, whole_gradients(family(root, "llama"), adapter, parts)[1]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("blocks", [100, 1], ids=["one pass", "many passes"])
@@ -136,7 +134,7 @@ def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
     adapter = layers_adapter(model)
     model.use(adapter)
     before = model.block_losses(blocks)
-    taken = LayerwiseGradients(model, adapter, replace(WHOLE, kept_layers=1))
+    taken = LayerwiseGradients(model, adapter, WHOLE)
     with torch.no_grad():
         first: Gradients = {}
         taken([(blocks, 1.0)], first.update)
@@ -166,7 +164,7 @@ def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> N
     generator = torch.Generator().manual_seed(1)
     for b in adapter.b.values():
         b.normal_(0, 0.002, generator=generator)
-    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, rows_at_once=4, kept_layers=10), [(blocks, 1.0)])
+    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, rows_at_once=4), [(blocks, 1.0)])
     dense = transformers_model(native.folder, masked=False, dtype=torch.float32)
     expected_losses, expected = whole_gradients(dense, adapter, [(blocks, 1.0)])
     assert losses == pytest.approx(expected_losses, rel=5e-3)

@@ -15,7 +15,6 @@ from pocketllm.mezo.budget import (
     _SPARE_COLUMNS,
     FEWEST_ROWS,
     FEWEST_TOKENS,
-    KEPT_BYTES,
     MB,
     UNPACK_SECONDS,
     JobPlan,
@@ -264,16 +263,12 @@ class TestExact:
     @given(exact_plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
     def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
         now = predict(shapes, plan)
-        for name in ("block_tokens", "rank", "rows_at_once", "pass_blocks", "kept_layers", "lanes"):
+        for name in ("block_tokens", "rank", "rows_at_once", "pass_blocks", "lanes"):
             changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
             assert working(shapes, changed) >= now.working_bytes, name
         for name in ("block_tokens", "batch"):
             changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
             assert predict(shapes, changed).seconds_per_step >= now.seconds_per_step, name
-
-    def test_what_is_kept_saves_time(self) -> None:
-        seconds = [predict(SMOLLM2, exact_plan(kept_layers=kept)).seconds_per_step for kept in (0, 15, 30)]
-        assert seconds[0] > seconds[1] > seconds[2]
 
     @given(exact_plans(), st.integers(0, 2000))
     def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, wish: JobPlan, more: int) -> None:
@@ -287,14 +282,7 @@ class TestExact:
         names = ("rows_at_once", "pass_blocks", "lanes", "block_tokens")
         assert len(said) == sum(getattr(plan, name) < getattr(wish, name) for name in names)
         as_wished = {name: getattr(wish, name) for name in names}
-        assert dataclasses.replace(plan, **as_wished, kept_layers=wish.kept_layers) == wish
-
-    def test_outputs_are_kept_where_all_else_fits(self) -> None:
-        least = working(SMOLLM2, exact_plan())
-        assert fit(SMOLLM2, exact_plan(), least)[0].kept_layers == 0
-        some, more = (fit(SMOLLM2, exact_plan(), least + spare)[0].kept_layers for spare in (20 * MB, 10**10))
-        assert 0 < some < more <= SMOLLM2.layers
-        assert working(SMOLLM2, exact_plan(kept_layers=more)) - least <= KEPT_BYTES
+        assert dataclasses.replace(plan, **as_wished) == wish
 
     def test_speed_is_given_up_before_length(self) -> None:
         wish = exact_plan(lanes=2)

@@ -31,7 +31,7 @@ from tests.learning import equal, imported, mean_loss, random_blocks, some_block
 from tests.tiny_architectures import ARCHITECTURES, MASKED
 
 PLAN = ExactPlan(seed=3, rate=1e-2)
-SIZE = PassSize(blocks=4, rows_at_once=2, kept_layers=1)
+SIZE = PassSize(blocks=4, rows_at_once=2)
 STEPS = 6
 TEXT = shuffled((some_blocks(), some_blocks(5, 8)), size=4, seed=3)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pocketllm.backprop.output_error import LOGIT_BYTES, label_error, output_error
+from pocketllm.backprop.output_error import label_error, output_error
 from tests.test_loss import DenseHead, example
 
 #: Sums of some hundred products in another order.
@@ -38,35 +38,19 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("count", "vocabulary", "logit_bytes", "groups"),
-    [
-        (1, 1, LOGIT_BYTES, 1),
-        (5, 70, LOGIT_BYTES, 1),
-        (7, 130, 3 * 130 * 4, 3),  # three positions of float32 at a time, so the last group has one
-        (3, 50, 1, 3),  # less than one position's logits
-        (2050, 600, LOGIT_BYTES, 1),  # several runs of columns that do not divide the vocabulary
-    ],
+    ("count", "vocabulary"),
+    [(1, 1), (5, 70), (7, 130), (2050, 600), (9000, 130)],
 )
 def test_loss_and_gradients_are_those_of_cross_entropy(
-    dtype: torch.dtype, bias: bool, count: int, vocabulary: int, logit_bytes: int, groups: int
+    dtype: torch.dtype, bias: bool, count: int, vocabulary: int
 ) -> None:
     hidden, head, wanted = example(count, vocabulary, dtype=dtype, bias=bias)
-    logit_bytes = logit_bytes if logit_bytes == LOGIT_BYTES else logit_bytes * dtype.itemsize // 4
-    losses, gradient = output_error(hidden, head, wanted, logit_bytes=logit_bytes)
+    losses, gradient = output_error(hidden, head, wanted)
     expected_losses, expected_gradient = by_autograd(hidden, head, wanted)
     assert losses.dtype == gradient.dtype == dtype
     assert close(losses, expected_losses, TOLERANCES[dtype])
     assert close(gradient, expected_gradient, TOLERANCES[dtype])
-    assert head.rows_read == 2 * vocabulary * groups  # for the logits, and for the gradient
-
-
-def test_is_the_same_in_any_groups() -> None:
-    hidden, head, wanted = example(9, 300, bias=True)
-    losses, gradient = output_error(hidden, head, wanted)
-    for logit_bytes in (1, 4 * 300 * 4):
-        some_losses, some_gradient = output_error(hidden, head, wanted, logit_bytes=logit_bytes)
-        assert torch.allclose(some_losses, losses, atol=2e-6)
-        assert torch.allclose(some_gradient, gradient, atol=2e-6)
+    assert head.rows_read == 2 * vocabulary  # for the sum, and for the gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
