@@ -16,6 +16,8 @@ from pocketllm.mezo.step_record import StepRecord, Update
 
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0
+#: B's learning rate over A's (LoRA+, arXiv 2402.12354).
+B_RATE = 4.0
 #: Steps in which the rate grows to its full size, and its part at the end of the cosine (arXiv 1608.03983).
 WARM_UP_STEPS, LEAST_SHARE = 10, 0.05
 
@@ -25,7 +27,7 @@ class ExactPlan:
     """What determines a run, besides the model, what it starts from, and the batches."""
 
     seed: int
-    rate: float  #: AdamW's learning rate at its height
+    rate: float  #: AdamW's learning rate for A at its height
     samples_weight: float = 0.0  #: of the base model's own samples in the objective; the text has the rest
 
 
@@ -77,10 +79,11 @@ class Exact:
 
         def on_layer(gradients: Gradients) -> None:
             nonlocal square
-            named = {f"a.{path}": a for path, (a, _) in gradients.items()}
-            named |= {f"b.{path}": b for path, (_, b) in gradients.items()}
-            square += sum(float(norm) ** 2 for norm in torch._foreach_norm(list(named.values())))
-            self._optimizer.update(self._parameters, named, step=number, rate=rate)
+            of_a = {f"a.{path}": a for path, (a, _) in gradients.items()}
+            of_b = {f"b.{path}": b for path, (_, b) in gradients.items()}
+            square += sum(float(norm) ** 2 for norm in torch._foreach_norm([*of_a.values(), *of_b.values()]))
+            self._optimizer.update(self._parameters, of_a, step=number, rate=rate)
+            self._optimizer.update(self._parameters, of_b, step=number, rate=rate * B_RATE)
 
         weight = self._plan.samples_weight if self._samples else 0.0
         parts = [(batch, 1 - weight)]

@@ -18,7 +18,7 @@ from typing import Any
 from bench import measured
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.learn import divide, sample_text
-from bench.shapes import SMOLLM2, ensure, models_folder
+from bench.shapes import learner, models_folder
 from pocketllm.daemon.settings import TrainingSettings
 
 LIMITS = {
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     steps, batch = (2, 2) if options.quick else (options.steps, 8)
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
-        folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
+        folder = options.model or learner(models, quick=options.quick)
         text = options.text or sample_text(Path(scratch))
         blocks = Path(scratch) / "blocks.npz"
         divide(text, folder, blocks)

@@ -88,9 +88,9 @@ class ChunkedLoss(torch.autograd.Function):
 class Peer:
     """transformers' model with low-rank factors on every linear map of its layers."""
 
-    def __init__(self, folder: Path, *, checkpointing: bool, chunks: bool) -> None:
+    def __init__(self, folder: Path, *, checkpointing: bool, chunks: bool, dtype: str | None = None) -> None:
         """checkpointing: keep what enters each layer alone, and recompute; chunks: never all logits at once."""
-        self.model = peers.build(folder).eval()
+        self.model = peers.build(folder, dtype).eval()
         self.model.requires_grad_(False)
         if checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -198,7 +198,7 @@ def teach(
 def learn(options: argparse.Namespace) -> dict[str, Any]:
     """One run; the held-out loss over time."""
     division = learn_text.load(options.blocks)
-    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks)
+    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks, dtype=options.dtype)
     training = (division.training[slice(0, -1)],)  # the last is short
 
     def batch(number: int) -> Blocks:
@@ -212,7 +212,7 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
 
 def take_turns(options: argparse.Namespace) -> None:
     """Steps on one batch of random tokens."""
-    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks)
+    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks, dtype=options.dtype)
     step = METHODS[options.method](peer, options.rate, options.seed)
     ids = torch.randint(peer.model.config.vocab_size, (options.batch, options.turns + 1))
     blocks = Blocks(inputs=ids[:, :-1], targets=ids[:, 1:])
@@ -232,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
+    parser.add_argument("--dtype", help="of the weights, in place of the one that ours compute in")
     parser.add_argument("--chunks", action="store_true", help="the loss in chunks of positions, not of all logits")
     options = parser.parse_args(arguments)
     if options.turns:

@@ -1,5 +1,7 @@
 """What we compare with, each written as its users would write it, on the same work: random tokens, bf16 weights.
 
+A model that was calibrated computes, like ours, in the dtype that is fastest here, or in the one that is named.
+
 python -m bench.peers {forward,textbook,lora,adam} (--shape SHAPE | --folder DIR) --batch N --tokens N
 
 runs steps of one peer in this process and prints one line of JSON, or takes turns (--turns: see bench.turns). A causal
@@ -25,6 +27,7 @@ from bench.child import memory_of, write_line
 from bench.shapes import SHAPES, config_of
 from bench.turns import serve
 from pocketllm.mezo.architectures import MASKED_FAMILIES
+from pocketllm.mezo.native import open_native
 
 EPSILON = 1e-3
 LEARNING_RATE = 1e-6
@@ -42,11 +45,15 @@ Batch = dict[str, torch.Tensor]
 Step = Callable[[], float]
 
 
-def build(source: str | Path) -> Any:
-    """transformers' model in bf16: of a shape's name with random weights, or of a native folder stored as floats."""
+def build(source: str | Path, dtype: str | None = None) -> Any:
+    """transformers' model: of a shape's name with random weights in bf16, or of a native folder stored as floats.
+
+    dtype: of a folder's weights in memory, by default what our layers compute in.
+    """
     if isinstance(source, Path):
         disable_progress_bar()
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, local_files_only=True)
+        chosen = getattr(torch, dtype or open_native(source).manifest.compute_dtype)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=chosen, local_files_only=True)
     config = config_of(source)
     if config.model_type in MASKED_FAMILIES:
         config.num_labels = 2
@@ -165,7 +172,7 @@ def _micro_batches(batch: Batch, size: int) -> list[tuple[Batch, float]]:
 
 def prepare_step(peer: str, source: str | Path, options: argparse.Namespace) -> Step:
     """Build the peer and its batch."""
-    model = build(source)
+    model = build(source, options.dtype)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = random_batch(model, batch=options.batch, tokens=options.tokens)
@@ -190,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--micro-batch", type=int, help="texts at a time; gradients or losses are summed")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
     parser.add_argument("--turns", action="store_true", help="a step for each line of stdin")
+    parser.add_argument("--dtype", help="of a folder's weights, in place of the one that ours compute in")
     parser.add_argument("--cap-gb", type=float, help="let the kernel refuse more memory than this")
     options = parser.parse_args(arguments)
     if options.cap_gb is not None:

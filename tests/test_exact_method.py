@@ -11,6 +11,7 @@ import torch
 from pocketllm.backprop.adamw import BETA1, BETA2
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import (
+    B_RATE,
     LEAST_SHARE,
     SCALING,
     WARM_UP_STEPS,
@@ -91,11 +92,12 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     plan = replace(PLAN, samples_weight=samples_weight)
     exact = Exact(model, adapter, plan, SIZE, to_start=lambda: None, samples=samples if samples_weight else None)
     leaves = [leaf for pair in factors.values() for leaf in pair]
-    optimizer = torch.optim.AdamW(leaves, betas=(BETA1, BETA2), weight_decay=0.0)
+    of_a, of_b = ([pair[i] for pair in factors.values()] for i in (0, 1))
+    optimizer = torch.optim.AdamW([{"params": of_a}, {"params": of_b}], betas=(BETA1, BETA2), weight_decay=0.0)
     for step in range(1, 4):
         record = exact.step(step, batch(step), remaining=left(step), share=0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.5 * PLAN.rate * schedule(step, left(step))
+        for group, times in zip(optimizer.param_groups, (1, B_RATE), strict=True):
+            group["lr"] = times * 0.5 * PLAN.rate * schedule(step, left(step))
         loss = whole_loss(network, batch(step))
         objective = (1 - samples_weight) * loss
         if samples_weight:
