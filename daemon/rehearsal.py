@@ -1,8 +1,12 @@
 """Pseudo-rehearsal (Robins, 1995): samples of the base model itself are learned beside the owner's text.
 
 Cross-entropy on a model's own samples is KL(base || adapted) plus a constant, so a few of them in each step hold the
-model where the owner's text says nothing, and nobody's text is needed for it. They are drawn once a model: some begin
-where a text does, the others where a user's message does, for the manners of a model that has learned to chat.
+model where the owner's text says nothing, and nobody's text is needed for it. They are drawn once a model: some of
+text, the others from where a user's message begins, for the manners of a model that has learned to chat.
+
+Those of text begin, as the owner's blocks do, anywhere in it: what they were begun with is left out. With it the model
+learns to tell them by it, and writes like the owner wherever it is missing (on bench.harm's ordinary text, after 60
+steps on a diary: 0.15 nats a token worse with it, 0.04 without).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +24,7 @@ from pocketllm.mezo.model import LanguageModel
 from pocketllm.mezo.tensor_file import write_tensors
 
 #: Beside the model's weights.
-FILE_NAME = "rehearsal.safetensors"
+FILE_NAME = "samples.safetensors"
 #: Samples, and tokens of each.
 SAMPLES, TOKENS = 96, 64
 #: Drawn at the same time: more take more memory for their keys and values, fewer more time.
@@ -61,24 +65,28 @@ def rehearsal_blocks(
             samples[str(part)] = _draw(model, opening, generator=torch.Generator().manual_seed(part))
             write_tensors(file, samples)
             on_part(AT_ONCE * len(samples))
-    rows = [(samples[str(part)], len(openings[part % len(openings)])) for part in range(SAMPLES // AT_ONCE)]
-    inputs = torch.cat([ids[:, :-1] for ids, _ in rows])
-    targets = torch.cat([_targets(ids, given) for ids, given in rows])
+    rows = [_row(samples[str(part)], openings[part % len(openings)]) for part in range(SAMPLES // AT_ONCE)]
+    inputs, targets = (torch.cat(some) for some in zip(*rows, strict=True))
     return Blocks(inputs=inputs, targets=targets)
 
 
 def _draw(model: LanguageModel, opening: Sequence[int], *, generator: torch.Generator) -> torch.Tensor:
-    """(AT_ONCE, TOKENS + 1) int64: rows that begin with the opening, sampled at temperature one."""
+    """(AT_ONCE, TOKENS + 2) int64: rows that begin with the opening, sampled at temperature one."""
     ids = torch.tensor([list(opening)]).repeat(AT_ONCE, 1)
     cache, new = DynamicCache(config=model.network.config), ids
-    while ids.shape[1] <= TOKENS:
+    while ids.shape[1] < TOKENS + 2:
         new = torch.multinomial(model.next_logits(new, cache).softmax(1), 1, generator=generator)
         ids = torch.cat((ids, new), 1)
     return ids
 
 
-def _targets(ids: torch.Tensor, given: int) -> torch.Tensor:
-    """What follows each token; the opening was not sampled, and is no target."""
-    targets = ids[:, 1:].clone()
-    targets[:, : given - 1] = NO_TARGET
-    return targets
+def _row(ids: torch.Tensor, opening: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(AT_ONCE, TOKENS) inputs, and what follows each: no target where it was not sampled.
+
+    A separator is left out; what stands before a user's message stays, for there it always does.
+    """
+    if len(opening) == 1:
+        return ids[:, 1:-1], ids[:, 2:]
+    targets = ids[:, 1:-1].clone()
+    targets[:, : len(opening) - 1] = NO_TARGET
+    return ids[:, :-2], targets

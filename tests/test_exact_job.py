@@ -85,7 +85,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     assert [row.step for row in store.journal.steps(job.id)] == list(range(1, job.total_steps + 1))
     assert not folder.run(job.id).exists()
     assert not folder.start(job.id).exists()
-    assert (folder.models / "tiny" / "rehearsal.safetensors").is_file()
+    assert (folder.models / "tiny" / "samples.safetensors").is_file()
 
 
 def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(

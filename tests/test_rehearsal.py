@@ -27,7 +27,8 @@ def test_samples_are_drawn_once_of_the_base_and_predict_what_was_sampled(model: 
     blocks = rehearsal_blocks(model, OPENINGS, on_part=said.append)
     assert blocks.inputs.shape == blocks.targets.shape == (SAMPLES, TOKENS)
     assert said == list(range(AT_ONCE, SAMPLES + 1, AT_ONCE))
-    assert (blocks.inputs[:AT_ONCE, 0] == 0).all()
+    assert not (blocks.inputs[:AT_ONCE, 0] == 0).all()  # a text's sample begins anywhere, like the owner's blocks
+    assert torch.equal(blocks.targets[:AT_ONCE, :-1], blocks.inputs[:AT_ONCE, 1:])
     chat = blocks[slice(AT_ONCE, 2 * AT_ONCE)]
     assert (chat.inputs[:, :3] == torch.tensor(OPENINGS[1])).all()
     assert (chat.targets[:, :2] == NO_TARGET).all()
