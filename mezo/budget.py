@@ -94,7 +94,7 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
     working = int(_working_bytes(shapes, plan))
     anonymous = int(shapes.calibration.get("library_anonymous_bytes", LIBRARY_ANONYMOUS_BYTES))
     files = int(shapes.calibration.get("library_file_bytes", LIBRARY_FILE_BYTES))
-    window = 0 if plan.mode == "full" else shapes.layer_bytes
+    window = 0 if plan.mode == "full" else shapes.window_bytes
     seconds = _seconds(shapes, plan)
     return Prediction(
         library_bytes=anonymous + files,

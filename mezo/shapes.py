@@ -38,6 +38,13 @@ class Shapes:
         return self.dtype != self.compute_dtype
 
     @property
+    def window_bytes(self) -> int:
+        """Of the file's pages, what is in memory at a time: a layer; or one matrix, where a copy of it is used."""
+        if self.dtype in ITEMSIZE:
+            return self.layer_bytes
+        return self.layer_bytes * self.layers * self.largest // max(1, self.multiplied)
+
+    @property
     def hidden(self) -> int:
         """The width of the stream between the layers: what most maps take in."""
         inputs = [inputs for _, inputs in self.linears.values()]

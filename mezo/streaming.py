@@ -80,6 +80,8 @@ class Trained:
             rows = slice(start, min(start + at_once, count))
             dense = self.weight.rows(rows.start, rows.stop, self._walk.dtype, self._walk.scratch)
             yield rows, self._at_points(dense, start)
+        if self._walk.release and self.weight.packed:  # of which a copy was used
+            self.weight.release()
 
     def whole(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
         """All of a small weight, for each part, in `dtype` or that of the layers."""
