@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 batch=shuffled(training, size=batch, seed=options.seed),
                 remaining=lambda step: 1 - (step - 1) / options.steps,
                 validation_loss=lambda: model.mean_loss(validation),
+                validated_on="",
                 check_every=validation_interval(training, validation, batch=batch, points=EXACT_FORWARDS),
                 measure=lambda _step: None,
                 measure_every=options.steps,

@@ -111,6 +111,7 @@ def teach(
                 batch=shuffled(training, size=batch, seed=seed),
                 remaining=lambda _step: curve.remaining,
                 validation_loss=lambda: model.mean_loss(validation),
+                validated_on="",
                 check_every=every,
                 measure=lambda _step: None,
                 measure_every=_STEPS,

@@ -39,11 +39,17 @@ class EarlyStopping:
     halvings: int = 0
     looked_at: int = -1  #: the step that was checked last, or gone back to
     ended: bool = False
+    validated_on: str = ""  #: names the text that the checks are on
 
     @property
     def share(self) -> float:
         """The part of the rate that is left."""
         return float(0.5**self.halvings)
+
+    def begin(self, validated_on: str) -> None:
+        """Check on this text from now on: losses on another, of which some was deleted meanwhile, say nothing of it."""
+        self.first_loss, self.best_loss, self.checks_since_best, self.looked_at = None, inf, 0, -1
+        self.validated_on = validated_on
 
     def check(self, step: int, loss: float) -> Verdict:
         """Take in the validation loss (nats per token) after a step.

@@ -69,6 +69,7 @@ class Run:
     batch: Callable[[int], Blocks]  #: of a step (from 1), the same whenever it is asked for
     remaining: Callable[[int], float]  #: the part of the run that lies ahead of a step, from 1 to 0, where it ends
     validation_loss: Callable[[], float]  #: at the method's present parameters, nats per token
+    validated_on: str  #: names the text of that loss
     check_every: int  #: steps
     measure: Callable[[int], None]  #: called every `measure_every` steps, at the start and at the end
     measure_every: int
@@ -83,6 +84,8 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
     stopping = store.early_stopping() or EarlyStopping()
     recorded = len(store.records())
     step = _resume(method, store, stopping)
+    if stopping.validated_on != run.validated_on and not stopping.ended:
+        stopping.begin(run.validated_on)
     verdict = _check(step, method, store, run, stopping)
     saved = run.clock()
     while True:

@@ -1,6 +1,7 @@
 """One job's run: from what is stored to what was learned. What joins storage and mezo."""
 
 import gc
+import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter
 from pocketllm.daemon import rehearsal, reporting
 from pocketllm.daemon.division import example_of, first_blocks, with_replay
-from pocketllm.daemon.measuring import Measuring, ordinary_text
+from pocketllm.daemon.measuring import Measuring, block_keys, ordinary_text
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import chosen, plan_job
 from pocketllm.daemon.process_memory import (
@@ -119,6 +120,7 @@ class TrainingRun:
                 batch=shuffled(training, size=new, seed=self.job.seed),
                 remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
                 validation_loss=lambda: self.model.mean_loss(validation, self.plan.rows_at_once),
+                validated_on=hashlib.sha256(" ".join(block_keys(validation)).encode()).hexdigest()[:16],
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
                 measure=lambda step: self._measure(step, theta),
                 measure_every=self.settings.measure_every,
@@ -147,10 +149,7 @@ class TrainingRun:
         """The job's method, and how many forward passes a step of it takes as long as."""
         if self.plan.method == "exact":
             assert isinstance(theta, Adapter)
-            size = PassSize(
-                blocks=self.plan.pass_blocks,
-                rows_at_once=self.plan.rows_at_once,
-            )
+            size = PassSize(blocks=self.plan.pass_blocks, rows_at_once=self.plan.rows_at_once)
             count = self._rehearsed
             exact = Exact(
                 self.model,

@@ -114,6 +114,7 @@ class Runs:
                     batch=shuffled(LEARNED, size=4, seed=4),
                     remaining=lambda step: 1 - (step - 1) / STEPS,
                     validation_loss=lambda: model.mean_loss(CHECKED),
+                    validated_on="",
                     check_every=EVERY,
                     measure=lambda _: None,
                     measure_every=100,
@@ -162,7 +163,7 @@ def store(tmp_path: Path) -> Store:
         ("full", 0.3, 1, 0.0),
         ("exact", 1e-2, 0, 0.0),
         ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
-        ("exact", 0.5, 1, CHECKPOINT_SECONDS / 3),
+        ("exact", 0.15, 1, CHECKPOINT_SECONDS / 3),
         ("exact", 50.0, 1, CHECKPOINT_SECONDS),
     ],
     ids=[

@@ -49,6 +49,7 @@ def run(
     every: int = EVERY,
     clock: Callable[[], float] = lambda: 0.0,
     remaining: Callable[[int], float] | None = None,
+    validated_on: str = "",
 ) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
     """B at the end, early stopping, and after which steps was measured."""
     b, measured = torch.zeros(4, 2), list[int]()
@@ -60,6 +61,7 @@ def run(
             batch=lambda _step: BLOCK,
             remaining=remaining or (lambda step: 1 - (step - 1) / steps),
             validation_loss=lambda: check(b),
+            validated_on=validated_on,
             check_every=every,
             measure=measured.append,
             measure_every=10,
@@ -225,6 +227,25 @@ def test_a_run_that_is_cut_anywhere_ends_like_an_undisturbed_one(make: Make, tic
         b, again, _ = run(memory, make, check=checked, clock=ticks(tick))
         assert torch.equal(b, expected), last
         assert (again, memory.kept) == (stopping, whole.kept), last
+
+
+@every_method
+def test_where_the_validation_text_has_changed_its_losses_are_not_compared(make: Make) -> None:
+    """What was best on a text that is gone may be impossible on what is left."""
+    memory, seen = Memory(), count()
+
+    def cut(b: torch.Tensor) -> float:
+        if next(seen) == 4:
+            raise Cut
+        return distance(b) - 100
+
+    with pytest.raises(Cut):
+        run(memory, make, check=cut, validated_on="all")
+    assert memory.kept_stopping is not None and memory.kept_stopping.best_loss < 0
+    at = len(memory.kept)
+    _, stopping, _ = run(memory, make, validated_on="some")
+    assert stopping.validated_on == "some"
+    assert 0 <= stopping.best_loss < 1 and stopping.best_step > at
 
 
 def test_a_checkpoint_bounds_what_is_done_again() -> None:
