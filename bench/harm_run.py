@@ -22,7 +22,7 @@ from bench.child import write_line
 from bench.instructions import share_right
 from bench.learn_curve import Curve
 from bench.learn_ours import Scratch
-from bench.ours import REHEARSED, exact_method, load_model, planned, rehearsal_of
+from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.measuring import ordinary_text
 from pocketllm.daemon.trainer import Run, train
 from pocketllm.daemon.training_run import EXACT_FORWARDS
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     model.use(None)
     before = _measured(model, division)
     training, validation = split((division.training,))
-    batch = plan.batch - (0 if samples is None else REHEARSED)
+    batch = plan.batch - (0 if samples is None else rehearsed(plan))
     method = exact_method(model, plan, seed=options.seed, samples=samples)
     with tempfile.TemporaryDirectory() as folder:
         curve = Curve(1e9, lambda: 0.0)  # only counts the steps

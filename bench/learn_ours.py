@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
-from bench.ours import REHEARSED, exact_method, load_model, planned, rehearsal_of
+from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.early_stopping import EarlyStopping
 from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
@@ -149,7 +149,7 @@ def teach_exact(
 ) -> dict[str, Any]:
     """Learn by exact gradients, with samples of the base model as the worker has them; the model keeps the adapter."""
     method = exact_method(model, plan, seed=seed, samples=samples)
-    batch = plan.batch - (0 if samples is None else REHEARSED)
+    batch = plan.batch - (0 if samples is None else rehearsed(plan))
     return teach(model, method, buckets, curve, seed=seed, batch=batch, points=EXACT_FORWARDS)
 
 

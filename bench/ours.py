@@ -25,7 +25,7 @@ from bench.turns import serve
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
 from pocketllm.daemon import rehearsal
-from pocketllm.daemon.planning import BATCH, CHEAP_PROBES, Planned, plan_job
+from pocketllm.daemon.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.mezo.adapters import Adapter
@@ -47,8 +47,6 @@ Array = NDArray[np.float64]
 #: default; the same on all parameters; exact gradients of an adapter.
 MODES = ("lora", "directions", "full", "exact")
 
-#: Blocks of a step that are samples, by default.
-REHEARSED = rehearsal.blocks_of_step(TrainingSettings().rehearsal, BATCH)
 _SEED = 0
 _EPSILON, _STEP_SIZE = 1e-3, 1e-7
 #: More than any model here needs in memory.
@@ -77,6 +75,11 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
     return plan_job(open_native(folder), settings, steps=1)
 
 
+def rehearsed(plan: JobPlan) -> int:
+    """How many blocks of a step are samples, by default."""
+    return rehearsal.blocks_of_step(TrainingSettings().rehearsal, plan.batch)
+
+
 def rehearsal_of(model: LanguageModel) -> Blocks:
     """The base model's samples, which the worker draws once a model."""
     return rehearsal.rehearsal_blocks(model, rehearsal.openings(model.native.tokenizer()), on_part=lambda _: None)
@@ -85,7 +88,7 @@ def rehearsal_of(model: LanguageModel) -> Blocks:
 def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Blocks | None = None) -> Exact:
     """The worker's method, of a fresh adapter, which the model uses from now on.
 
-    samples: to be rehearsed, as the worker does by default, in `REHEARSED` of a step's blocks.
+    samples: to be rehearsed, as the worker does by default, in `rehearsed` of a step's blocks.
     """
     adapter = fresh_adapter(model, rank=plan.rank, seed=seed)
     model.use(adapter)
@@ -95,14 +98,14 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Blo
             adapter.a[path].copy_(a)
             adapter.b[path].zero_()
 
-    weight = 0.0 if samples is None else REHEARSED / plan.batch
+    count = 0 if samples is None else rehearsed(plan)
     return Exact(
         model,
         adapter,
-        ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=weight),
+        ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=count / plan.batch),
         PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once),
         to_start=to_start,
-        samples=None if samples is None else shuffled((samples,), size=REHEARSED, seed=seed),
+        samples=None if samples is None else shuffled((samples,), size=count, seed=seed),
     )
 
 

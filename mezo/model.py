@@ -117,11 +117,6 @@ class LanguageModel:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         return self._lanes[0].hidden(blocks)
 
-    def in_lanes(self, work: Callable[[Network, Blocks], Result], blocks: Blocks, rows_at_once: int) -> list[Result]:
-        """What `work` makes of parts of the blocks, in order; at most `rows_at_once` blocks at a time in all lanes."""
-        size = max(1, min(rows_at_once, len(blocks)) // len(self._lanes))
-        return self.map_lanes(work, blocks.split(size))
-
     def map_lanes(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
         """What `work` makes of each part, in order, whichever lane took it.
 

@@ -141,23 +141,17 @@ def transformers_logits(native: NativeModel, inputs: torch.Tensor) -> torch.Tens
 
 
 class TestObserve:
-    @pytest.mark.parametrize("lanes", [1, 2])
     @pytest.mark.parametrize("logit_bytes", [1, 50_000, 2**24])
-    def test_mean_probabilities_are_those_of_transformers(
-        self, tiny: NativeModel, lanes: int, logit_bytes: int
-    ) -> None:
+    def test_mean_probabilities_are_those_of_transformers(self, tiny: NativeModel, logit_bytes: int) -> None:
         found = chosen(held_out=notes())
-        observed = observe(LanguageModel(tiny, lanes=lanes), found, 4, logit_bytes=logit_bytes)
+        observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
         [blocks] = found.held_out
         wanted = transformers_logits(tiny, blocks.inputs)[blocks.targets != NO_TARGET].softmax(1).mean(0)
         assert observed.probabilities is not None
         torch.testing.assert_close(observed.probabilities, wanted, atol=1e-6, rtol=1e-4)
 
-    @pytest.mark.parametrize("lanes", [1, 2])
-    def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(
-        self, tiny: NativeModel, lanes: int
-    ) -> None:
-        model = LanguageModel(tiny, lanes=lanes)
+    def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(self, tiny: NativeModel) -> None:
+        model = LanguageModel(tiny)
         begun = [5, 60, 70, 80, 100, 200, 7, 9, 11]
         own = begun + greedily(model, begun, ends=(), most_tokens=20)
         separator = next(token for token in range(VOCABULARY) if token not in own)
