@@ -24,8 +24,9 @@ OF_NO_METHOD = {
     "mezo/layers.py",
     "mezo/loss.py",
     "mezo/model.py",
-    "mezo/network.py",
     "mezo/step_record.py",
+    "mezo/streaming.py",
+    "mezo/weights.py",
 }
 #: Modules that run in processes of their own, where torch is wanted.
 WITH_TORCH = {
