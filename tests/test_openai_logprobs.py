@@ -86,6 +86,7 @@ def test_a_chat_is_scored_where_that_is_asked_for(house: LearnedHouse) -> None:
             model=BASE,
             messages=[{"role": "user", "content": "Hello"}],
             max_tokens=3,
+            temperature=0,
             logprobs=True,
             top_logprobs=2,
         )
