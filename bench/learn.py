@@ -22,7 +22,7 @@ from typing import Any
 from bench import measured, plot_learn
 from bench.harness import Limit, as_by_itself, finish, parser, progress, provenance, start, table
 from bench.learn_curve import Run, best_runs, seconds_to
-from bench.rates import search
+from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
 
 LIMITS = {
@@ -41,15 +41,15 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "mezo": (_OURS, "mezo"),
     "exact": (_OURS, "exact"),
     "textbook": (_PEERS, "textbook"),
+    "autograd, chunks": (_PEERS, "autograd", "--chunks"),
     "autograd": (_PEERS, "autograd"),
     "autograd, checkpointing": (_PEERS, "autograd", "--checkpointing"),
-    "autograd, chunks": (_PEERS, "autograd", "--chunks"),
     "autograd, checkpointing, chunks": (_PEERS, "autograd", "--checkpointing", "--chunks"),
     # As the weights are stored: half the memory, and slower where ours compute in fp32.
     "autograd, chunks, bfloat16": (_PEERS, "autograd", "--chunks", "--dtype", "bfloat16"),
 }
 #: The first rates of a peer's method; see bench.rates.
-RATES = {"textbook": (1e-3, 3e-3, 6e-3), "autograd": (2e-3, 4e-3, 8e-3)}
+RATES = {"textbook": (3e-3, 6e-3, 12e-3), "autograd": (2e-3, 4e-3, 8e-3)}
 #: Tokens of the writer's training text in front of each held-out block.
 PROMPTS = (256, 960)
 _QUICK_PROMPTS, _QUICK_SECONDS, _QUICK_BATCH = (16, 32), 0.5, 2
@@ -61,9 +61,10 @@ _CAPTION = (
     "Nats per token by which the loss on held-out text fell, mean over the seeds. Textbook: MeZO as published, "
     "Gaussian z over rank 8 factors of every linear map. Autograd: transformers, backpropagation into such factors, "
     "AdamW, warm-up and cosine; chunks: the loss without all logits at once. All compute in the dtype that is fastest "
-    "on this machine, unless another one is named. Peers run without the settings of the daemon's children. The search "
-    "for a rate goes on while the best is at an edge, with the first seed; the best goes on to the others. Prompt: no "
-    "training, 960 tokens of the training text in front of each held-out block. Peak: resident memory of the whole "
+    "on this machine, unless another one is named. Peers run without the settings of the daemon's children. A method's "
+    "rate is searched with the first seed, by the contender that stands here with several, until the best is at no "
+    "edge; the best goes on to the others. Prompt: no training, 960 tokens of the training text in "
+    "front of each held-out block. Peak: resident memory of the whole "
     "process when it has learned."
 )
 
@@ -74,6 +75,7 @@ class Writer:
     def __init__(self, name: str, folder: Path, blocks: Path, options: argparse.Namespace, runs: list[Run]) -> None:
         """runs: of all writers; those that are there already are not made again."""
         self._name, self._folder, self._blocks, self._options, self._runs = name, folder, blocks, options, runs
+        self._rates: dict[str, float] = {}  #: of a method, the best one found
 
     def run(self, contender: str, seed: int, rate: float | None = None) -> Run | None:
         """The run, from the stored ones or made now; None when it fails."""
@@ -102,7 +104,7 @@ class Writer:
         return self._runs[-1]
 
     def first_runs(self, contender: str) -> None:
-        """With the first seed, at all rates that the search wants."""
+        """With the first seed; the first contender of a method that has a rate, at all rates that the search wants."""
         method = CONTENDERS[contender][1]
 
         def score(rate: float) -> float:
@@ -111,10 +113,12 @@ class Writer:
 
         if method not in RATES:
             self.run(contender, 0)
-        elif self._options.quick:
-            score(RATES[method][0])
+        elif method in self._rates:
+            self.run(contender, 0, self._rates[method])
         else:
-            search(RATES[method], score)
+            quick = self._options.quick
+            rates, most = (RATES[method][:1], 1) if quick else (RATES[method], MAX_RATES)
+            self._rates[method] = search(rates, score, max_rates=most)
 
     def further_seeds(self, method: str) -> None:
         """Of the best contender of a method, at its best rate."""
