@@ -29,9 +29,7 @@ from pocketllm.api import (
     tokens,
 )
 from pocketllm.api.access import Guard
-from pocketllm.api.conditional import ConditionalGet
 from pocketllm.api.credentials import Credentials
-from pocketllm.api.idempotency import Idempotent
 from pocketllm.api.ingest import Ingest, LookersFirst
 from pocketllm.api.limits import Rate
 from pocketllm.api.responses import PrettyJSONResponse
@@ -80,10 +78,8 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         app.include_router(module.router)
     problems.install(app)
     settings = services.settings
-    app.add_middleware(Idempotent, store=services.store.answers, now=services.now)
     # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(ConditionalGet)
     app.add_middleware(LookersFirst, ingest=ingest)
     app.add_middleware(
         Guard,

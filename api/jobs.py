@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,8 +51,12 @@ class JobIn(BaseModel):
     dependencies=[Depends(json_only)],
 )
 def request_job(
+    request: Request,
     services: Context,
     response: Response,
+    idempotency_key: Annotated[
+        str | None, Header(pattern="^[!-~]{1,255}$", description="Sent again with it, the job is not made again.")
+    ] = None,
     dry_run: Annotated[bool, Query(description="Queue nothing; say what the job would take.")] = False,
     body: JobIn | None = None,
 ) -> JobOut | PrettyJSONResponse:
@@ -64,7 +68,14 @@ def request_job(
     asked = body or JobIn()
     if dry_run:
         return PrettyJSONResponse(_plan(services, asked.wish()).model_dump(mode="json"))
-    job = services.scheduler.request(asked.wish(), seed=asked.seed, immediate=asked.now, now=services.now())
+    job = services.scheduler.request(
+        asked.wish(),
+        seed=asked.seed,
+        immediate=asked.now,
+        now=services.now(),
+        # Each caller's keys are its own; a caller's name holds no such character.
+        request_key=None if idempotency_key is None else f"{request.state.caller}\n{idempotency_key}",
+    )
     services.wake()
     response.headers["Location"] = f"/jobs/{job.id}"
     return _out(services, job)

@@ -138,8 +138,9 @@ class Scheduler:
         immediate: bool,
         now: datetime,
         tuning: Tuning | None = None,
+        request_key: str | None = None,
     ) -> Job:
-        """Queue a job for the owner. Raises NothingToLearn, or what `Plans.plan` raises."""
+        """Queue a job for the owner, once for each key. Raises NothingToLearn, or what `Plans.plan` raises."""
         if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
         planned = self.plans.plan(wish)
@@ -151,6 +152,7 @@ class Scheduler:
             immediate=immediate,
             predicted_bytes=planned.prediction.peak_bytes,
             tuning=tuning,
+            request_key=request_key,
             now=now,
         )
 
@@ -354,6 +356,7 @@ class Scheduler:
         predicted_bytes: int | None,
         now: datetime,
         tuning: Tuning | None = None,
+        request_key: str | None = None,
     ) -> Job:
         return self._store.jobs.create(
             model=self._settings.model,
@@ -365,5 +368,6 @@ class Scheduler:
             immediate=immediate,
             predicted_bytes=predicted_bytes,
             tuning=tuning,
+            request_key=request_key,
             now=now,
         )

@@ -63,8 +63,12 @@ class JobStore:
         mode: str = "lora",
         predicted_bytes: int | None = None,
         tuning: Tuning | None = None,
+        request_key: str | None = None,
     ) -> Job:
-        """Queue a job, and store the texts that it is given: both or neither."""
+        """Queue a job, and store the texts that it is given: both or neither.
+
+        request_key: of a request that may be sent again: the job that has it already is returned in place of another.
+        """
         job = Job(
             id=f"job-{secrets.token_hex(6)}",
             state=JobState.QUEUED,
@@ -78,9 +82,14 @@ class JobStore:
             predicted_bytes=predicted_bytes,
             start_from=tuning.start_from if tuning else None,
             tuning=tuning.document if tuning else None,
+            request_key=request_key,
             created_at=now,
         )
         with self._database.write() as session:
+            if request_key is not None:
+                there = session.exec(select(Job).where(col(Job.request_key) == request_key)).first()
+                if there is not None:
+                    return there
             session.add(job)
             session.flush()  # the event's foreign key wants the row
             if tuning and tuning.texts is not None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from pocketllm.storage.adapters import AdapterStore
-from pocketllm.storage.answers import AnswerStore
 from pocketllm.storage.database import Database, explained
 from pocketllm.storage.files import FileStore
 from pocketllm.storage.jobs import JobStore
@@ -30,7 +29,6 @@ class Store:
         self.ledger = LedgerStore(database)
         self.words = OwnersWords(database)
         self.tokens = TokenStore(database)
-        self.answers = AnswerStore(database)
         self.samples = SampleStore(database)
         self.files = FileStore(database)
 

@@ -141,6 +141,8 @@ class Job(SQLModel, table=True):
     parent: str | None = None
     #: What it was asked to start from: an adapter, or BASE; None is what is served when it first starts.
     start_from: str | None = None
+    #: The caller's name and the Idempotency-Key that it sent: asked again with these, the job is not made again.
+    request_key: str | None = Field(default=None, index=True, unique=True)
     #: Where it was asked for as a fine-tuning job: what was said then, to be said back.
     tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     #: The adapter it made.
@@ -311,19 +313,6 @@ class UploadedFile(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
     #: It goes then, with the texts that jobs have taken from it.
     expires_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
-
-
-class KeptAnswer(SQLModel, table=True):
-    """The answer to a request that may be sent again."""
-
-    __tablename__ = "kept_answer"
-
-    key: str = Field(primary_key=True)  #: the caller's name, and the key that it sent
-    request_digest: str
-    status: int
-    headers: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
-    body: bytes
-    at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
 
 
 class Adapter(SQLModel, table=True):

@@ -1,4 +1,4 @@
-"""What is asked for again and again: ETags, plain text for curl, and metrics."""
+"""What is asked for again and again: plain text for curl, and metrics."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,30 +15,6 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
     with rehearsal(tmp_path / "data") as made:
         tiny_native(made.services.folder.models)
         yield made
-
-
-@pytest.mark.parametrize("path", ["/jobs", "/texts", "/adapters", "/models", "/v1/models", "/health"])
-def test_what_has_not_changed_is_not_sent_again(api: Rehearsal, path: str) -> None:
-    first = api.get(path)
-    tag = first.headers["etag"]
-    assert first.headers["cache-control"] == "private, no-cache"
-    for known in (tag, f'"other", {tag}', f"W/{tag}", "*"):
-        again = api.get(path, headers={"if-none-match": known})
-        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-        assert "content-length" not in again.headers
-    assert api.get(path, headers={"if-none-match": '"other"'}).content == first.content
-
-
-def test_what_has_changed_is(api: Rehearsal) -> None:
-    tag = api.get("/texts").headers["etag"]
-    api.add("wind")
-    changed = api.get("/texts", headers={"if-none-match": tag})
-    assert changed.status_code == 200 and changed.headers["etag"] != tag
-
-
-def test_errors_and_other_methods_have_no_tag(api: Rehearsal) -> None:
-    assert "etag" not in api.get("/texts/none").headers
-    assert "etag" not in api.post("/texts", json={"text": "a", "source": "b"}).headers
 
 
 def test_jobs_for_people_with_curl(api: Rehearsal) -> None:
