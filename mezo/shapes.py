@@ -8,7 +8,7 @@ from typing import Any
 
 from pocketllm.mezo.errors import ModelFileError
 from pocketllm.mezo.native import NativeModel
-from pocketllm.mezo.tensor_file import TensorEntry, read_header
+from pocketllm.mezo.tensor_file import TensorEntry, trusted_header
 
 #: Bytes of a number.
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -144,7 +144,7 @@ def _read(native: NativeModel) -> tuple[dict[str, TensorEntry], int]:
     """What the weights file holds, and how many words the model knows."""
     try:
         vocabulary = json.loads((native.folder / "config.json").read_bytes())["vocab_size"]
-        return read_header(native.weights), int(vocabulary)
+        return trusted_header(native.weights), int(vocabulary)
     except (OSError, ValueError, LookupError, TypeError) as error:
         message = f"The model in {native.folder} cannot be read ({type(error).__name__}: {error}). Import it again."
         raise ModelFileError(message) from error

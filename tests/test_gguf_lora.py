@@ -180,7 +180,7 @@ def truncate(folder: Path) -> None:
         (lambda folder: break_config(folder, target_modules=["model.visual"]), CannotExport, "model.visual"),
         (lambda folder: break_config(folder, target_modules=["lm_head"]), AdapterError, "does not hold lm_head"),
         (lambda folder: break_config(folder, peft_type="IA3"), AdapterError, "only LORA"),
-        (truncate, AdapterError, "truncated"),
+        (truncate, AdapterError, "not fully covered"),
         (shutil.rmtree, AdapterError, "cannot be read"),
     ],
     ids=["no such map", "no such tensor", "another kind", "truncated", "gone"],

@@ -245,7 +245,7 @@ def pack(tensors: dict[str, torch.Tensor]) -> None:
         (lambda f: (f / WEIGHTS_NAME).unlink(), ModelFileError, "no weights"),
         (pickled_only("pytorch_model.bin"), ModelFileError, "opening a pickle runs whatever code"),
         (pickled_only("model.pth"), ModelFileError, "safetensors or GGUF"),
-        (cut_weights, ModelFileError, "truncated"),
+        (cut_weights, ModelFileError, "not fully covered"),
         (lambda f: (f / WEIGHTS_NAME).write_bytes(b"GGUF" * 9), ModelFileError, "not a whole safetensors"),
         (rewrite_weights(lambda t: t.pop("model.norm.weight")), ModelFileError, r"1 missing \(model\.norm"),
         (rewrite_weights(poison), ModelFileError, r"model\.norm\.weight with numbers that are not finite"),

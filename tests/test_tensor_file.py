@@ -15,7 +15,7 @@ from pocketllm.mezo.errors import ModelFileError
 from pocketllm.mezo.native import (
     SafetensorsWriter,
 )
-from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES, MAX_HEADER_BYTES, read_header
+from pocketllm.mezo.tensor_file import ALIGNMENT_BYTES, read_header
 
 
 def test_writer_writes_what_safetensors_reads(tmp_path: Path) -> None:
@@ -84,27 +84,26 @@ def entry(name: str, **values: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        pytest.param(b"", "truncated: 0 bytes", id="empty"),
-        pytest.param(b"\x10", "truncated: 1 bytes", id="no length"),
-        pytest.param(struct.pack("<Q", 50) + b"{}", "truncated: 10 bytes", id="cut header"),
-        pytest.param(struct.pack("<Q", MAX_HEADER_BYTES + 1), "claims 100000001 bytes", id="huge header"),
-        pytest.param(with_header(lambda _: b"{"), "header cannot be read", id="no JSON"),
-        pytest.param(with_header(lambda _: b"[" * 10**6), "header cannot be read", id="deep JSON"),
-        pytest.param(with_header(lambda _: [1]), "not a JSON object", id="list"),
-        pytest.param(with_header(lambda _: b'{"a": 1, "a": 2}'), "stands there twice", id="twice"),
-        pytest.param(with_header(lambda h: h.update(a=1)), "not an object", id="entry"),
-        pytest.param(entry("a", dtype="F7"), "unknown dtype 'F7'", id="dtype"),
-        pytest.param(entry("a", dtype=["F32"]), "unknown dtype", id="dtype list"),
-        pytest.param(entry("a", shape=[-4]), "has the shape", id="negative"),
-        pytest.param(entry("a", shape=[True, 4]), "has the shape", id="bool"),
-        pytest.param(entry("a", shape=None), "has the shape None", id="no shape"),
-        pytest.param(entry("a", shape=[5]), "needs 20 bytes", id="too short"),
-        pytest.param(entry("a", data_offsets=[0, 16, 2]), "offsets", id="three offsets"),
-        pytest.param(entry("a", data_offsets=[4, 20]), "overlap", id="gap"),
-        pytest.param(entry("b", data_offsets=[8, 16]), "overlap", id="overlap"),
-        pytest.param(with_header(lambda h: h.update(a=h["b"])), "overlap", id="same bytes"),
-        pytest.param(save({"a": torch.zeros(4)})[:-1], "it is truncated", id="cut data"),
-        pytest.param(save({"a": torch.zeros(4)}) + b"x", "1 bytes more", id="more data"),
+        pytest.param(b"", "header too small", id="empty"),
+        pytest.param(b"\x10", "header too small", id="no length"),
+        pytest.param(struct.pack("<Q", 50) + b"{}", "invalid header length", id="cut header"),
+        pytest.param(struct.pack("<Q", 100_000_001), "header too large", id="huge header"),
+        pytest.param(with_header(lambda _: b"{"), "invalid JSON", id="no JSON"),
+        pytest.param(with_header(lambda _: b"[" * 10**6), "invalid JSON", id="deep JSON"),
+        pytest.param(with_header(lambda _: [1]), "invalid JSON", id="list"),
+        pytest.param(with_header(lambda h: h.update(a=1)), "invalid JSON", id="entry"),
+        pytest.param(entry("a", dtype="F7"), "unknown variant `F7`", id="dtype"),
+        pytest.param(entry("a", dtype=["F32"]), "invalid type", id="dtype list"),
+        pytest.param(entry("a", shape=[-4]), "expected usize", id="negative"),
+        pytest.param(entry("a", shape=[True, 4]), "expected usize", id="bool"),
+        pytest.param(entry("a", shape=None), "expected a sequence", id="no shape"),
+        pytest.param(entry("a", shape=[5]), "invalid shape", id="too short"),
+        pytest.param(entry("a", data_offsets=[0, 16, 2]), "expected 2 elements", id="three offsets"),
+        pytest.param(entry("a", data_offsets=[4, 20]), "invalid offset", id="gap"),
+        pytest.param(entry("b", data_offsets=[8, 16]), "invalid offset", id="overlap"),
+        pytest.param(with_header(lambda h: h.update(a=h["b"])), "invalid offset", id="same bytes"),
+        pytest.param(save({"a": torch.zeros(4)})[:-1], "not fully covered", id="cut data"),
+        pytest.param(save({"a": torch.zeros(4)}) + b"x", "not fully covered", id="more data"),
     ],
 )
 def test_header_refuses(tmp_path: Path, data: bytes, complaint: str) -> None:
@@ -128,3 +127,11 @@ def test_header_never_points_outside_the_file(
     except ModelFileError:
         return
     assert all(8 <= e.offset <= e.offset + e.nbytes <= len(data) for e in entries.values())
+
+
+def test_a_dtype_that_torch_has_not_is_named(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ModelFileError, match="F8_E8M0"):
+        read_header(path)

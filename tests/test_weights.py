@@ -161,7 +161,7 @@ def test_packed_weights_that_do_not_fit_are_refused_by_name(root: Path, tmp_path
 def test_a_truncated_file_is_refused(root: Path, tmp_path: Path, kept: int) -> None:
     data = imported(root, "llama", "int8").weights.read_bytes()
     (tmp_path / WEIGHTS_NAME).write_bytes(data[:kept])
-    with pytest.raises(ModelFileError, match=r"truncated.*Get the file again"):
+    with pytest.raises(ModelFileError, match=r"not a whole safetensors file: .*Get the file again"):
         open_weights(tmp_path / WEIGHTS_NAME)
 
 
