@@ -17,6 +17,15 @@ from pocketllm.daemon.settings import GateSettings, Hours, Weekday
 _WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
 #: Of a battery's health: in this state it may be used.
 _HEALTHY = "good"
+#: Reading -> the setting of its level, with "start" or "stop" in it, and what is said of a reading beyond. Of what the
+#: settings have in bytes there shall be as much as they say, shown in MB; of all else no more.
+_LIMITS = (
+    ("temperature", "temperature_{}_celsius", "the battery has {value:.0f} °C, over {level:.0f} °C"),
+    ("heat", "heat_{}_celsius", "the hottest thermal zone has {value:.0f} °C, over {level:.0f} °C"),
+    ("memory", "memory_{}_bytes", "{value:.0f} MB of memory available, under {level:.0f} MB"),
+    ("memory pressure", "pressure_{}_percent", "work waits for memory {value:.0f} % of the time, over {level:.0f} %"),
+    ("disk", "disk_{}_bytes", "{value:.0f} MB of room on the disk, under {level:.0f} MB"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,50 +154,7 @@ def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
     """What nobody overrides."""
     yield from _battery(readings, settings, at)
     yield from _health(readings, settings, at)
-    yield from _limit(
-        readings,
-        settings,
-        at,
-        name="temperature",
-        level=settings.temperature_stop_celsius if at.running else settings.temperature_start_celsius,
-        said="the battery has {value:.0f} °C, over {level:.0f} °C",
-    )
-    yield from _limit(
-        readings,
-        settings,
-        at,
-        name="heat",
-        level=settings.heat_stop_celsius if at.running else settings.heat_start_celsius,
-        said="the hottest thermal zone has {value:.0f} °C, over {level:.0f} °C",
-    )
-    yield from _limit(
-        readings,
-        settings,
-        at,
-        name="memory",
-        level=settings.memory_stop_bytes if at.running else settings.memory_start_bytes,
-        said="{value:.0f} MB of memory available, under {level:.0f} MB",
-        least=True,
-        shown_per=1e6,
-    )
-    yield from _limit(
-        readings,
-        settings,
-        at,
-        name="memory pressure",
-        level=settings.pressure_stop_percent if at.running else settings.pressure_start_percent,
-        said="work waits for memory {value:.0f} % of the time, over {level:.0f} %",
-    )
-    yield from _limit(
-        readings,
-        settings,
-        at,
-        name="disk",
-        level=settings.disk_stop_bytes if at.running else settings.disk_start_bytes,
-        said="{value:.0f} MB of room on the disk, under {level:.0f} MB",
-        least=True,
-        shown_per=1e6,
-    )
+    yield from _limits(readings, settings, at)
 
 
 def _power(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
@@ -269,32 +235,27 @@ def _health(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
         yield Blocker(name="health", message=message, value=health.value, since=at.now)
 
 
-def _limit(
-    readings: Mapping[str, Reading],
-    settings: GateSettings,
-    at: Situation,
-    *,
-    name: str,
-    level: float,
-    said: str,
-    least: bool = False,
-    shown_per: float = 1.0,
-) -> Iterator[Blocker]:
-    """A reading over its level, or with `least` under it. shown_per: how much of its unit is one in the sentence."""
-    reading = readings.get(name)
-    if reading is None or reading.absent:
-        return
-    if not isinstance(reading.value, int | float):
-        yield from _blocked_by_unknown(reading, settings, at)
-    elif not (reading.value >= level if least else reading.value <= level):  # what is no number blocks
-        yield Blocker(
-            name=name,
-            message=said.format(value=reading.value / shown_per, level=level / shown_per),
-            value=reading.value,
-            threshold=level,
-            unit="bytes" if least else reading.unit,
-            since=at.now,
-        )
+def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    """A reading beyond its level."""
+    for name, setting, said in _LIMITS:
+        reading = readings.get(name)
+        if reading is None or reading.absent:
+            continue
+        if not isinstance(reading.value, int | float):
+            yield from _blocked_by_unknown(reading, settings, at)
+            continue
+        level: float = getattr(settings, setting.format("stop" if at.running else "start"))
+        least = setting.endswith("_bytes")
+        if not (reading.value >= level if least else reading.value <= level):  # what is no number blocks
+            per = 1e6 if least else 1.0
+            yield Blocker(
+                name=name,
+                message=said.format(value=reading.value / per, level=level / per),
+                value=reading.value,
+                threshold=level,
+                unit="bytes" if least else reading.unit,
+                since=at.now,
+            )
 
 
 def _pause(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
