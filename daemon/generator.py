@@ -7,7 +7,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isinf
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pocketllm.daemon.backend import Backend, Wish, expected_backend
 from pocketllm.daemon.children import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.process_memory import anonymous_bytes
+from pocketllm.mezo.decoding import Sampling
 from pocketllm.mezo.errors import ModelFileError, ModelNotFound
 from pocketllm.mezo.native import open_native
 
@@ -29,37 +30,21 @@ _BEGIN_BYTES = 250_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
+class GenerationRequest(Sampling):
     """What to generate: after a prompt, tokens or chat messages, with an adapter's folder or the base model."""
 
     prompt: str | None = None
     tokens: list[int] | None = None  #: in place of a prompt, as they are: no separator stands before them
     messages: list[dict[str, str]] | None = None
     adapter: Path | None = None
-    temperature: float = 0.7
-    top_p: float = 0.95
-    max_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    alternatives: int | None = None  #: see mezo.decoding.Sampling
     echo: bool = False  #: begin with the prompt, which is scored where the answer is
     keep_alive_seconds: float | None = None  #: how long the idle process keeps its memory after it; None: as set
     compare: bool = False  #: answer twice, with the adapter and without, and score the first answer by both
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
-        sampling = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "max_tokens": self.max_tokens,
-            "stop": self.stop,
-            "seed": self.seed,
-            "alternatives": self.alternatives,
-        }
         adapter = str(self.adapter) if self.adapter else None
-        message = {"id": request_id, "prompt": self.prompt, "tokens": self.tokens, "messages": self.messages}
-        wanted = {"echo": self.echo, "compare": self.compare, "sampling": sampling}
-        return json.dumps({**message, "adapter": adapter, **wanted}).encode() + b"\n"
+        return json.dumps({**asdict(self), "id": request_id, "adapter": adapter}).encode() + b"\n"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -136,8 +136,7 @@ class Answerer:
             self._compare(request, requests, say)
             return
         request_id = request["id"]
-        options = request["sampling"]
-        sampling = Sampling(**{**options, "stop": tuple(options["stop"])})
+        sampling = _sampling(request)
         prompt = prompt_tokens(self._tokenizer, request, self._separator)
         started = time.monotonic()
         source = self._source(_folder(request), sampling)
@@ -182,8 +181,7 @@ class Answerer:
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Both answers, and by how much likelier the personal model's is to it than to the base model."""
-        options = request["sampling"]
-        sampling = Sampling(**{**options, "stop": tuple(options["stop"]), "alternatives": 0})
+        sampling = replace(_sampling(request), alternatives=0)
         prompt = prompt_tokens(self._tokenizer, request, self._separator)
         models = {"personal": _folder(request), "base": None}
         answers: dict[str, Generation] = {}
@@ -241,6 +239,11 @@ def in_time(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotoni
             kept, last = "", now
     if kept:
         yield kept
+
+
+def _sampling(request: dict[str, Any]) -> Sampling:
+    wanted = {field.name: request[field.name] for field in fields(Sampling)}
+    return Sampling(**wanted | {"stop": tuple(wanted["stop"])})
 
 
 def _folder(request: dict[str, Any]) -> Path | None:
