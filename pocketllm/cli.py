@@ -31,17 +31,7 @@ from pocketllm import (
     cli_watch,
 )
 from pocketllm.cli_adapters import adapters_app
-from pocketllm.cli_common import (
-    DataDir,
-    Json,
-    Program,
-    Url,
-    common,
-    connected,
-    emit,
-    examples,
-    make_console,
-)
+from pocketllm.cli_common import Common, DataDir, Program, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError
 from pocketllm.cli_jobs import jobs_app
 from pocketllm.cli_models import models_app
@@ -111,9 +101,9 @@ def serve(
 
 
 @app.command(epilog=examples("pocketllm status", "pocketllm status --json"))
-def status(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@shared_options
+def status(options: Common) -> None:
     """Show what the daemon is doing, whether it may train now, and if not why not."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         document = client.status()
     if options.json:

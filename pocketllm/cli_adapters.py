@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError, Document, UsageError
 
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")
@@ -29,42 +29,36 @@ adapters_app = typer.Typer(invoke_without_command=True)
 @adapters_app.callback(
     epilog=examples("pocketllm adapters", "pocketllm adapters serve ID", "pocketllm adapters --json")
 )
-def adapters(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@shared_options
+def adapters(options: Common, ctx: typer.Context) -> None:
     """List what was learned, each with what it started from, or have one served.
 
     Without a command the list is shown.
     """
-    ctx.obj = common(ctx, url, data_dir, json_wanted)
+    ctx.obj = options
     if ctx.invoked_subcommand is None:
         show_list(ctx.obj)
 
 
 @adapters_app.command("list", epilog=examples("pocketllm adapters list", "pocketllm adapters list --json"))
-def list_adapters(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@shared_options
+def list_adapters(options: Common) -> None:
     """List the adapters, newest first; the star is what is served, and the ones that it goes back to have dots."""
-    show_list(common(ctx, url, data_dir, json_wanted))
+    show_list(options)
 
 
 @adapters_app.command("serve", epilog=examples("pocketllm adapters serve ID"))
-def serve_adapter(
-    ctx: typer.Context,
-    adapter_id: AdapterId,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
-) -> None:
+@shared_options
+def serve_adapter(options: Common, adapter_id: AdapterId) -> None:
     """Have an adapter served: to take a rollback back, or one that was kept and not served."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         tell(client.serve_adapter(adapter_id), options)
 
 
 @adapters_app.command("delete", epilog=examples("pocketllm adapters delete ID"))
-def delete_adapter(
-    ctx: typer.Context, adapter_id: AdapterId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
     """Delete an adapter and its files. One that is served, or that others were made from, stays."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         gone = client.delete_adapter(adapter_id)
     if options.json:
@@ -81,8 +75,9 @@ def delete_adapter(
         "pocketllm adapters export ID --format gguf --base MODEL.gguf",
     ),
 )
+@shared_options
 def export_adapter(
-    ctx: typer.Context,
+    options: Common,
     adapter_id: AdapterId,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put it.")] = Path(),
     wanted: Annotated[
@@ -98,12 +93,8 @@ def export_adapter(
             "own, a copy that has one is put beside it.",
         ),
     ] = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Write an adapter's folder, which PEFT loads (`PeftModel.from_pretrained`), or a file that llama.cpp loads."""
-    options = common(ctx, url, data_dir, json_wanted)
     target = to / (f"{adapter_id}.gguf" if wanted is Format.GGUF else adapter_id)
     if base is not None and wanted is not Format.GGUF:
         raise UsageError("--base goes with --format gguf.")
@@ -173,21 +164,18 @@ def tell_gguf(adapter_id: str, target: Path, base: Path | None, options: Common)
         )
 
 
+@shared_options
 def rollback(
-    ctx: typer.Context,
+    options: Common,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which model's; else the one that the daemon teaches.")
     ] = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Go back to what the served adapter was made from; done again and again, to the base model.
 
     Nothing is deleted: `pocketllm adapters serve ID` takes it back. What only the job taken back has learned is set
     aside and not learned again until then.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         tell(client.roll_back(model=model), options)
 

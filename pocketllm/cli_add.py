@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, grouped, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, grouped, make_console, shared_options
 from pocketllm.cli_errors import CommandError, DaemonRefused, Document
 
 # One request is one transaction on the daemon's side, so it stays well below a megabyte.
@@ -35,8 +35,9 @@ class Piece:
     place: str | None = None
 
 
+@shared_options
 def add(
-    ctx: typer.Context,
+    options: Common,
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT", help='Words to learn from, each argument a text of its own; "-" reads stdin.'),
@@ -56,15 +57,11 @@ def add(
     split: Annotated[
         bool, typer.Option("--split/--no-split", help="Make each paragraph (between blank lines) its own text.")
     ] = False,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Give the model words of yours to learn from.
 
     The words stay on this device. The same text twice is stored once, so running a command again does no harm.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     words, empty = collect(texts or [], files or [], split=split)
     pieces = [Piece(item={"text": text, "source": source}) for text in words]
     for path in jsonl or []:

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -52,10 +54,27 @@ class Common:
     json: bool = False
 
 
-def common(ctx: typer.Context, url: str | None, data_dir: Path | None, json_wanted: bool) -> Common:
+def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> Common:
     """Return a command's options, filled up with those given before its name (`jobs --json show ID`)."""
     outer = ctx.obj if isinstance(ctx.obj, Common) else Common()
     return Common(url=url or outer.url, data_dir=data_dir or outer.data_dir, json=json_wanted or outer.json)
+
+
+def shared_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
+    """Let typer know a command with the options of `common` behind its own: it is called with what they give."""
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+    shared = list(signature(common, eval_str=True).parameters.values())
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        options = common(*(given[parameter.name] for parameter in shared))
+        command(options, **{parameter.name: given[parameter.name] for parameter in own})
+
+    by_name = {parameter.name: parameter for parameter in [*own, *shared]}
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in by_name.values()]
+    run.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    return run
 
 
 class Program(TyperGroup):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples
+from pocketllm.cli_common import Common, connected, emit, examples, shared_options
 
 EPILOG = examples("pocketllm dashboard", "pocketllm dashboard --no-browser")
 
@@ -15,18 +15,15 @@ EPILOG = examples("pocketllm dashboard", "pocketllm dashboard --no-browser")
 _TERMUX = "termux-open-url"
 
 
+@shared_options
 def dashboard(
-    ctx: typer.Context,
+    options: Common,
     browser: Annotated[bool, typer.Option(help="Open it, or only print where it is.")] = True,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Open the daemon's page in a browser, signed in.
 
     The address holds a code that is good once and for two minutes: in the browser's history it is worth nothing.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         made = client.begin_session()
         address = f"{client.target.url}/#code={made['code']}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError, DaemonRefused, Document, UsageError
 from pocketllm.cli_files import check_target, whole_file
 
@@ -29,22 +29,19 @@ EPILOG = examples(
 )
 
 
+@shared_options
 def export(
-    ctx: typer.Context,
+    options: Common,
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help='The file to write, which only you may read; "-" is stdout.')
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Write every text to a file, newest first, a JSON object a line: what you gave, with its source.
 
     `pocketllm import FILE` reads it back, here or on another device; what is there already is not stored twice. What
     was learned is not in it: see `pocketllm adapters export`.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     if file == Path("-"):
         if options.json:
             raise UsageError("--json writes a document to stdout, where the texts would go. Give the name of a file.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli_add import from_argument, read_stdin
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError, Document, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ EPILOG = examples(
 )
 
 
+@shared_options
 def generate(
-    ctx: typer.Context,
+    options: Common,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What the text begins with; "-" reads stdin.')],
     base: Annotated[bool, typer.Option("--base", help="Ask the model as it was before it learned.")] = False,
     adapter: Annotated[
@@ -36,15 +37,11 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show words as they come, or the whole at the end.")
     ] = True,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Let the personal model go on from a prompt.
 
     The first question loads the model, which takes a few seconds.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     if base and adapter is not None:
         raise UsageError("--base and --adapter exclude each other. Give one of them.")
     words = read_stdin().removesuffix("\n") if prompt == "-" else from_argument(prompt)

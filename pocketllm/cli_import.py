@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, grouped, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, grouped, make_console, shared_options
 from pocketllm.cli_errors import CommandError, DaemonRefused, Document, Interrupted, UsageError
 from pocketllm.cli_home import configured_text_bytes
 from pocketllm.readers.base import MAX_TEXT_BYTES, Kind, Wishes, name_key
@@ -42,8 +42,9 @@ EPILOG = examples(
 )
 
 
+@shared_options
 def import_texts(
-    ctx: typer.Context,
+    options: Common,
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="PATH...", help="Files, or folders that are read with all folders in them."),
@@ -67,9 +68,6 @@ def import_texts(
         str | None,
         typer.Option(help="Where the words come from; else the kind and name of each file, or what its lines say."),
     ] = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Give the model what you have written: folders of notes, mailboxes, chat exports, or what `export` wrote.
 
@@ -81,7 +79,6 @@ def import_texts(
     """
     from pocketllm.readers.gathering import Tally
 
-    options = common(ctx, url, data_dir, json_wanted)
     check(paths, source)
     names = frozenset(map(name_key, me or []))
     wishes = Wishes(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES)

@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import (
-    Common,
-    DataDir,
-    Json,
-    ShowByDefault,
-    Url,
-    common,
-    connected,
-    emit,
-    examples,
-    make_console,
-)
+from pocketllm.cli_common import Common, ShowByDefault, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import Document
 
 if TYPE_CHECKING:
@@ -40,44 +29,36 @@ jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm jobs --json",
     )
 )
+@shared_options
 def jobs(
+    options: Common,
     ctx: typer.Context,
     limit: Limit = DEFAULT_LIMIT,
     ledger: Annotated[
         bool, typer.Option("--ledger", help="Show when workers ran, why they began and ended, and what it took.")
     ] = False,
     days: Annotated[int, typer.Option(min=1, max=366, help="How many days of the ledger.")] = 7,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """List training jobs, show one (`pocketllm jobs ID`) or cancel one.
 
     Without a command the list is shown.
     """
-    ctx.obj = common(ctx, url, data_dir, json_wanted)
+    ctx.obj = options
     if ctx.invoked_subcommand is None:
         show_ledger(ctx.obj, days) if ledger else show_list(ctx.obj, limit)
 
 
 @jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))
-def list_jobs(
-    ctx: typer.Context,
-    limit: Limit = DEFAULT_LIMIT,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
-) -> None:
+@shared_options
+def list_jobs(options: Common, limit: Limit = DEFAULT_LIMIT) -> None:
     """List the jobs, newest first."""
-    show_list(common(ctx, url, data_dir, json_wanted), limit)
+    show_list(options, limit)
 
 
 @jobs_app.command("show", epilog=examples("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json"))
-def show_job(
-    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def show_job(options: Common, job_id: JobId) -> None:
     """Show one job with its reasons, settings and events."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         job = client.job(job_id)
     if options.json:
@@ -89,30 +70,24 @@ def show_job(
 
 
 @jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
-def cancel_job(
-    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def cancel_job(options: Common, job_id: JobId) -> None:
     """Cancel a job that has not finished. What it learned so far is not used."""
-    options = common(ctx, url, data_dir, json_wanted)
     change(options, lambda client: client.cancel_job(job_id), "Job {id} is {state}.")
 
 
 @jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
-def pause_job(
-    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def pause_job(options: Common, job_id: JobId) -> None:
     """Let a job wait until you resume it. Nothing that it has learned is lost."""
-    options = common(ctx, url, data_dir, json_wanted)
     told = "Job {id} waits at step {step}; `pocketllm jobs resume {id}` goes on."
     change(options, lambda client: client.pause_job(job_id), told)
 
 
 @jobs_app.command("resume", epilog=examples("pocketllm jobs resume ID"))
-def resume_job(
-    ctx: typer.Context, job_id: JobId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def resume_job(options: Common, job_id: JobId) -> None:
     """Let a job that you paused go on, when nothing speaks against it."""
-    options = common(ctx, url, data_dir, json_wanted)
     told = "Job {id} may go on; `pocketllm jobs {id}` says whether it does."
     change(options, lambda client: client.resume_job(job_id), told)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError, Document
 from pocketllm.cli_files import check_target, whole_file
 
@@ -19,22 +19,19 @@ MEAN_STEPS = 20
 EPILOG = examples("pocketllm journal JOB", "pocketllm journal JOB --export job.journal", "pocketllm journal JOB --json")
 
 
+@shared_options
 def journal(
-    ctx: typer.Context,
+    options: Common,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="Write the steps to this file.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Show what a job's steps came to, or write them to a file.
 
     The file holds a few bytes a step and no text. With the base model it is enough to do the learning again.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     if export is not None:
         check_target(export, force=force)
     with connected(options) as client:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError, Document, NoDaemon, UsageError
 from pocketllm.cli_home import configured_data_dir, recorded_url
 from pocketllm.cli_store import stored
@@ -52,8 +52,9 @@ Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text
 Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Directions that are looked along in a step.")]
 
 
+@shared_options
 def plan(
-    ctx: typer.Context,
+    options: Common,
     mode: Mode = None,
     method: Method = None,
     batch: Batch = None,
@@ -62,15 +63,11 @@ def plan(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="An installed model (see `pocketllm models`); else the daemon's.")
     ] = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Show the memory and the time that a job would take, and what would be reduced to make it fit.
 
     Nothing is started. The running daemon is asked; where none runs, its data folder and settings are read.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     wish = wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
     if model is not None and options.url is not None:
         raise UsageError("--model reads the models on this device, --url asks a daemon. Give one of them.")

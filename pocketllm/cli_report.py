@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError, DaemonRefused, Document
 
 if TYPE_CHECKING:
@@ -17,20 +17,17 @@ NEWEST_JOBS = 100
 EPILOG = examples("pocketllm report", "pocketllm report JOB", "pocketllm report --json")
 
 
+@shared_options
 def report(
-    ctx: typer.Context,
+    options: Common,
     job_id: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="The job's id; else the newest that has a report.")
     ] = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Show what a job has learned: the judgement, the loss curve, words that rose, both models' words, what leaks.
 
     It holds words of yours and of the model; deleting a text deletes them from the reports of its jobs.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         document = newest_report(client) if job_id is None else client.report(job_id)
     if options.json:

@@ -5,26 +5,23 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import UsageError
 
 EPILOG = examples("pocketllm snooze 90", "pocketllm snooze --off")
 
 
+@shared_options
 def snooze(
-    ctx: typer.Context,
+    options: Common,
     minutes: Annotated[
         float | None, typer.Argument(metavar="[MINUTES]", help="For how long.", min=0.1, max=60 * 24 * 366)
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="End the snooze.")] = False,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Let nothing run for a while; a job that runs pauses at once. It loses nothing."""
     if off == (minutes is not None):
         raise UsageError("Say for how many minutes, or --off.")
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         document = client.snooze(None if off else minutes)
     if options.json:

@@ -5,18 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import (
-    Common,
-    DataDir,
-    Json,
-    ShowByDefault,
-    Url,
-    common,
-    connected,
-    emit,
-    examples,
-    make_console,
-)
+from pocketllm.cli_common import Common, ShowByDefault, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import CommandError
 
 DEFAULT_LIMIT = 20
@@ -40,19 +29,13 @@ texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm texts --json",
     )
 )
-def texts(
-    ctx: typer.Context,
-    limit: Limit = DEFAULT_LIMIT,
-    after: After = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
-) -> None:
+@shared_options
+def texts(options: Common, ctx: typer.Context, limit: Limit = DEFAULT_LIMIT, after: After = None) -> None:
     """List the texts, show one (`pocketllm texts ID`) or delete some.
 
     Without a command the list is shown. All of them go into a file with `pocketllm export`.
     """
-    ctx.obj = common(ctx, url, data_dir, json_wanted)
+    ctx.obj = options
     if ctx.invoked_subcommand is None:
         show_list(ctx.obj, limit, after)
 
@@ -63,26 +46,18 @@ def texts(
         "pocketllm texts list --limit 100", "pocketllm texts list --after ID", "pocketllm texts list --json"
     ),
 )
-def list_texts(
-    ctx: typer.Context,
-    limit: Limit = DEFAULT_LIMIT,
-    after: After = None,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
-) -> None:
+@shared_options
+def list_texts(options: Common, limit: Limit = DEFAULT_LIMIT, after: After = None) -> None:
     """List the texts, newest first, each with how it begins."""
-    show_list(common(ctx, url, data_dir, json_wanted), limit, after)
+    show_list(options, limit, after)
 
 
 @texts_app.command(
     "show", epilog=examples("pocketllm texts show ID", "pocketllm texts ID", "pocketllm texts ID --json")
 )
-def show_text(
-    ctx: typer.Context, text_id: TextId, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def show_text(options: Common, text_id: TextId) -> None:
     """Show one text, all of it."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         text = client.text(text_id)
     if options.json:
@@ -94,18 +69,15 @@ def show_text(
 
 
 @texts_app.command("delete", epilog=examples("pocketllm texts delete ID", "pocketllm texts delete ID ID ID"))
+@shared_options
 def delete_texts(
-    ctx: typer.Context,
+    options: Common,
     text_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids, as `pocketllm texts` shows them.")],
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Delete texts; their bytes are overwritten on disk.
 
     What was learned from them stays in the adapters made so far: `pocketllm rollback` goes back behind these.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     gone: list[str] = []
     with connected(options) as client:
         for text_id in dict.fromkeys(text_ids):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli_common import Common, DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_home import owner_token
 
 token_app = typer.Typer(invoke_without_command=True)
@@ -25,16 +25,17 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="What the app is calle
 @token_app.callback(
     epilog=examples("pocketllm token", "TOKEN=$(pocketllm token)", "pocketllm token create notes --scope ingest")
 )
-def token(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@shared_options
+def token(options: Common, ctx: typer.Context) -> None:
     """Print the owner's token, which may do everything, or let apps in with tokens of their own.
 
     Without a command the owner's is printed.
     """
-    ctx.obj = common(ctx, url, data_dir, json_wanted)
+    ctx.obj = options
     if ctx.invoked_subcommand is not None:
         return
-    found = owner_token(data_dir)
-    if json_wanted:
+    found = owner_token(options.data_dir)
+    if options.json:
         emit({"token": found})
     else:
         typer.echo(found)
@@ -48,19 +49,16 @@ def token(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wa
         "TOKEN=$(pocketllm token create notes --scope ingest)",
     ),
 )
+@shared_options
 def create(
-    ctx: typer.Context,
+    options: Common,
     name: Name,
     scope: Annotated[
         list[Scope],
         typer.Option(help="ingest: hand over text, read nothing. generate: ask the model. admin: everything."),
     ],
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Let an app in and print its token, once: it is kept nowhere. --scope may be given several times."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         made = client.create_token(name, [str(one) for one in scope])
     if options.json:
@@ -70,9 +68,9 @@ def create(
 
 
 @token_app.command("list", epilog=examples("pocketllm token list", "pocketllm token list --json"))
-def list_tokens(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@shared_options
+def list_tokens(options: Common) -> None:
     """List the apps that are let in, and to what."""
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         found = client.tokens()
     if options.json:
@@ -84,11 +82,9 @@ def list_tokens(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, j
 
 
 @token_app.command("revoke", epilog=examples("pocketllm token revoke notes"))
-def revoke(
-    ctx: typer.Context, name: Name, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False
-) -> None:
+@shared_options
+def revoke(options: Common, name: Name) -> None:
     """Let an app in no more, from its next request on."""
-    options: Common = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         client.revoke_token(name)
     if options.json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, emit, examples, make_console
+from pocketllm.cli_common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli_errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
 from pocketllm.cli_plan import Batch, Method, Mode, Probes, Steps, wishes
 
@@ -30,8 +30,9 @@ EPILOG = examples(
 )
 
 
+@shared_options
 def train(
-    ctx: typer.Context,
+    options: Common,
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed and texts give the same adapter.")] = None,
     mode: Mode = None,
@@ -41,9 +42,6 @@ def train(
     follow_job: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Watch the job until it ends, or only start it.")
     ] = True,
-    url: Url = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Learn from the stored texts now, and watch it happen.
 
@@ -52,7 +50,6 @@ def train(
 
     Ctrl-C stops the watching, not the job.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     with connected(options) as client:
         job = client.start_job(seed=seed, **wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes))
         if not follow_job:

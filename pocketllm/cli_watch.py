@@ -6,9 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import typer
-
-from pocketllm.cli_common import DataDir, Json, Url, common, connected, examples, make_console
+from pocketllm.cli_common import Common, connected, examples, make_console, shared_options
 from pocketllm.cli_errors import Document
 
 if TYPE_CHECKING:
@@ -22,12 +20,12 @@ _LOOK_SECONDS = 1.0
 _JOBS = 8
 
 
-def watch(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@shared_options
+def watch(options: Common) -> None:
     """Show what the daemon does, live, until Ctrl-C.
 
     In a pipe, or with --json, a line for each thing that happens to a job.
     """
-    options = common(ctx, url, data_dir, json_wanted)
     console = make_console()
     with connected(options) as client:
         try:

@@ -4,7 +4,6 @@ with Client(find_target(None, None)) as client:
     print(client.status()["texts"]["count"])
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Self
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import EventSource
 
 from pocketllm import __version__
 from pocketllm.cli_errors import DaemonLost, DaemonRefused, DaemonSlow, Document, NoDaemon, NotADaemon
@@ -237,11 +237,11 @@ class Client:
             self._refuse_errors(response)
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._not_a_daemon(response)
-            for event in parse_events(response.iter_bytes()):
-                if event.name == "error":
-                    raise DaemonRefused(event.data)
-                yield event
-                if event.name == "done":
+            for event in EventSource(response).iter_sse():
+                if event.event == "error":
+                    raise DaemonRefused(event.json())
+                yield Event(name=event.event, data=event.json())
+                if event.event == "done":
                     return
         raise DaemonLost("The daemon stopped in the middle of the text. See its log, then ask again.")
 
@@ -324,31 +324,3 @@ class Client:
 def path_part(value: str) -> str:
     """Return a value as one part of a path, so that an id with a slash cannot reach another route."""
     return quote(value, safe="")
-
-
-def parse_events(chunks: Iterator[bytes]) -> Iterator[Event]:
-    """Yield the server-sent events of a byte stream, however it is cut into chunks.
-
-    Lines end only where the format says so (CR LF, LF): the model may write U+2028 or U+0085, at which
-    str.splitlines would cut a line of JSON in two.
-    """
-    name, data = "message", list[str]()
-    for line in split_lines(chunks):
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            name = value
-        elif field == "data":
-            data.append(value)
-        elif not line and data:
-            yield Event(name=name, data=json.loads("\n".join(data)))
-            name, data = "message", []
-
-
-def split_lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Yield the lines of a byte stream as text; what follows the last line end is not a line."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").decode("utf-8")

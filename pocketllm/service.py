@@ -36,15 +36,12 @@ class ServiceManager(Protocol):
 
     def install(self) -> list[str]:
         """Put it in place and start it; what was done, a sentence each. Raises CommandError."""
-        ...
 
     def uninstall(self) -> list[str]:
         """Stop it and take it away; what was done. The owner's data stay."""
-        ...
 
     def status(self) -> ServiceState:
         """How it is."""
-        ...
 
 
 def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> ServiceManager:

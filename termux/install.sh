@@ -17,7 +17,7 @@ hook=$HOME/.local/bin/pocketllm-idle-hook
 say() { printf '%s\n' "== $*"; }
 
 say "1. Packages of Termux: Python with torch and numpy, runit, and what compiles the rest"
-pkg install -y python python-pip python-torch python-numpy python-psutil runit termux-api rust binutils clang make tur-repo
+pkg install -y python python-pip python-torch python-numpy runit termux-api rust binutils clang make tur-repo
 # tokenizers would be compiled for half an hour; Termux's user repository has it.
 pkg install -y python-tokenizers || say "python-tokenizers is not to be had; pip will compile it"
 # Answers come several times as fast by llama.cpp; without it they are transformers'.

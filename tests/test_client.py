@@ -11,7 +11,7 @@ import pytest
 
 from pocketllm.cli_errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
 from pocketllm.cli_home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
-from pocketllm.client import Client, Event, parse_events
+from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
 from tests.daemon_double import JOB, TOKEN, DaemonDouble
 
@@ -217,18 +217,3 @@ def test_a_stream_that_breaks_off_is_an_error(client: Client, double: DaemonDoub
 def test_a_stream_may_be_refused(double: DaemonDouble) -> None:
     with Client(target(double.url, "old")) as stranger, pytest.raises(DaemonRefused, match="A token is needed"):
         list(stranger.stream({"prompt": "x"}))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_events_survive_any_cut(size: int) -> None:
-    data = (
-        'event: token\ndata: {"text": "h\u00e9\u2028\x85"}\n\n'
-        ": a comment that keeps the connection open\n\n"
-        'event: done\r\ndata: {"text":\r\ndata:  "x"}\r\n\r\n'
-        "event: cut off"
-    ).encode()
-    chunks = (data[start : start + size] for start in range(0, len(data), size))
-    assert list(parse_events(chunks)) == [
-        Event(name="token", data={"text": "h\u00e9\u2028\x85"}),
-        Event(name="done", data={"text": "x"}),
-    ]
