@@ -25,9 +25,9 @@ from bench.learn_ours import Scratch
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.measuring import ordinary_text
 from pocketllm.daemon.trainer import Run, train
-from pocketllm.daemon.training_run import EXACT_FORWARDS
 from pocketllm.daemon.validation_split import split, validation_interval
 from pocketllm.mezo.batches import shuffled
+from pocketllm.mezo.budget import EXACT_PASSES
 from pocketllm.mezo.chats import chat_prompt
 from pocketllm.mezo.decoding import end_tokens
 from pocketllm.mezo.drawing import greedily
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 remaining=lambda step: 1 - (step - 1) / options.steps,
                 validation_loss=lambda: model.mean_loss(validation),
                 validated_on="",
-                check_every=validation_interval(training, validation, batch=batch, points=EXACT_FORWARDS),
+                check_every=validation_interval(training, validation, batch=batch, points=EXACT_PASSES),
                 measure=lambda _step: None,
                 measure_every=options.steps,
                 clock=time.monotonic,

@@ -28,10 +28,10 @@ from pocketllm.daemon.early_stopping import EarlyStopping
 from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.trainer import Checkpoint, Run, train
-from pocketllm.daemon.training_run import DIRECTION_BLOCKS, EXACT_FORWARDS
+from pocketllm.daemon.training_run import DIRECTION_BLOCKS
 from pocketllm.daemon.validation_split import split, validation_interval
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
-from pocketllm.mezo.budget import JobPlan, points_of
+from pocketllm.mezo.budget import EXACT_PASSES, JobPlan, points_of
 from pocketllm.mezo.directions import adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.mezo.model import LanguageModel
@@ -93,7 +93,7 @@ class Scratch:
 
 
 def teach(
-    model: LanguageModel, method: Method, buckets: Buckets, curve: Curve, *, seed: int, batch: int, points: int
+    model: LanguageModel, method: Method, buckets: Buckets, curve: Curve, *, seed: int, batch: int, points: float
 ) -> dict[str, Any]:
     """Train as the worker does until the curve's time is over; what there is to say of it.
 
@@ -150,7 +150,7 @@ def teach_exact(
     """Learn by exact gradients, with samples of the base model as the worker has them; the model keeps the adapter."""
     method = exact_method(model, plan, seed=seed, samples=samples)
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
-    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=EXACT_FORWARDS)
+    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=EXACT_PASSES)
 
 
 @torch.no_grad()

@@ -104,7 +104,6 @@ class Answers(Protocol[Heard]):
 
     def latest(self, now: datetime) -> Asked[Heard] | None:
         """The last answer; None before the first."""
-        ...
 
 
 class Background(Generic[Answer]):

@@ -36,24 +36,19 @@ class Runner(Protocol):
     @property
     def pid(self) -> int | None:
         """The worker's process id while one runs."""
-        ...
 
     @property
     def job_id(self) -> str | None:
         """The job it works at while one runs."""
-        ...
 
     def start(self, job_id: str) -> None:
         """Start a worker on a job. One must not be running."""
-        ...
 
     def reap(self) -> Exit | None:
         """How the worker ended, once, after it has; else None."""
-        ...
 
     def kill(self) -> Exit | None:
         """End the worker at once and wait until it is gone; how it ended. Does nothing when none runs."""
-        ...
 
 
 class WorkerProcess:

@@ -38,7 +38,6 @@ class Sensor(Protocol):
 
     def read(self, now: datetime) -> Reading:
         """What it sees at `now`. Never raises, never blocks for long."""
-        ...
 
 
 @dataclass(frozen=True)

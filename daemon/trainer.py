@@ -34,31 +34,24 @@ class RunStore(Protocol):
 
     def records(self) -> Sequence[Update]:
         """All records, from the first step."""
-        ...
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
         """Keep a new record, on disk."""
-        ...
 
     def early_stopping(self) -> EarlyStopping | None:
         """What was kept last; None before."""
-        ...
 
     def keep(self, stopping: EarlyStopping) -> None:
         """Keep early stopping."""
-        ...
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
         """Delete the records beyond the best step and keep early stopping: both or neither. step: where the run is."""
-        ...
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
         """Write a checkpoint, whole or not at all; also the best one when it is of the best step."""
-        ...
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
         """The latest checkpoint that the run may go on from; None before the first. Raises MezoError if it is lost."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from pocketllm.daemon.trainer import Run, train
 from pocketllm.daemon.validation_split import split, validation_interval
 from pocketllm.mezo.adapters import Adapter, load_adapter
 from pocketllm.mezo.batches import Blocks, Buckets, shuffled
-from pocketllm.mezo.budget import FEWEST_ROWS, JobPlan, points_of
+from pocketllm.mezo.budget import EXACT_PASSES, FEWEST_ROWS, JobPlan, points_of
 from pocketllm.mezo.decoding import end_tokens, separator
 from pocketllm.mezo.directions import PASSES, adapter_along_activations
 from pocketllm.mezo.examples import encode
@@ -53,8 +53,6 @@ Result = TypeVar("Result")
 
 #: Blocks of the job's text that the adapter's frozen directions are taken from.
 DIRECTION_BLOCKS = 32
-#: Forward passes that a step of exact gradients takes as long as: up, up again and back.
-EXACT_FORWARDS = 4
 
 
 class TrainingRun:
@@ -145,7 +143,7 @@ class TrainingRun:
     def _drawn(self, count: int) -> None:
         self._say("preparing", f"drew {count} of {rehearsal.SAMPLES} samples of the base model, once a model")
 
-    def _method(self, theta: Adapter | FullWeights, samples: Blocks | None) -> tuple[Method, int]:
+    def _method(self, theta: Adapter | FullWeights, samples: Blocks | None) -> tuple[Method, float]:
         """The job's method, and how many forward passes a step of it takes as long as."""
         if self.plan.method == "exact":
             assert isinstance(theta, Adapter)
@@ -159,7 +157,7 @@ class TrainingRun:
                 to_start=lambda: self._to_start(theta),
                 samples=None if samples is None else shuffled((samples,), size=count, seed=self.job.seed),
             )
-            return exact, EXACT_FORWARDS
+            return exact, EXACT_PASSES
         mezo = MeZO(
             lambda points, batch: self.model.losses_at(points, batch, self.plan.rows_at_once),
             theta,
@@ -197,7 +195,9 @@ class TrainingRun:
         self._say("chosen", chosen(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
-        self._set_plan(planned.plan, planned.prediction.peak_bytes)
+        predicted = planned.prediction.peak_bytes
+        self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=predicted)
+        self.store.jobs.set_method(self.job.id, planned.plan.method)
         return planned.plan
 
     def _begin_anew(self) -> None:
@@ -207,10 +207,6 @@ class TrainingRun:
         self.job = self.store.jobs.get(self.job.id)
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
-
-    def _set_plan(self, plan: JobPlan, predicted_bytes: int) -> None:
-        self.store.jobs.set_plan(self.job.id, plan.to_json(), predicted_bytes=predicted_bytes)
-        self.store.jobs.set_method(self.job.id, plan.method)
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets, tuple[int, ...]]:
         """Blocks to learn from, to measure with, and how many of the latter, at the end, are of each old part."""

@@ -36,7 +36,7 @@ def split(buckets: Buckets) -> tuple[Buckets, Buckets]:
     return tuple(blocks for blocks in training if len(blocks)), tuple(validation) or buckets
 
 
-def validation_interval(training: Buckets, validation: Buckets, *, batch: int, points: int) -> int:
+def validation_interval(training: Buckets, validation: Buckets, *, batch: int, points: float) -> int:
     """Steps between two checks, which then take no more than CHECK_SHARE of the time.
 
     batch: blocks a step; points: forward passes that a step takes as long as.

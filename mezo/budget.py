@@ -6,6 +6,7 @@ multiplies was measured at import (mezo/calibrate.py). `bench.memory` compares.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -52,6 +53,15 @@ FEWEST_TOKENS = 16
 _FEWEST_SHARED = 3
 #: Fewest rows that pass through the layers together: one; or a block at the two points of a probe.
 FEWEST_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
+
+_SLOWER = "slower, with the same result"
+#: What of a plan may be reduced: what it is, for people, and what comes of it.
+_REDUCED = {
+    "lanes": ("the threads that each take rows of their own through the layers", _SLOWER),
+    "rows_at_once": ("the rows that pass through the layers together", _SLOWER),
+    "pass_blocks": ("the blocks of a step that go through all layers together", _SLOWER),
+    "block_tokens": ("training.block_tokens", "the model learns from shorter pieces"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +125,6 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
     cannot be trained, whatever the limit.
     """
     _check_trainable(shapes, wish)
-    plan, said = wish, list[str]()
     fewest = replace(
         wish,
         rows_at_once=min(wish.rows_at_once, FEWEST_ROWS[wish.method]),
@@ -124,42 +133,26 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
         block_tokens=min(wish.block_tokens, FEWEST_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
-        raise _does_not_fit(plan, least, limit_bytes)
+        raise _does_not_fit(wish, least, limit_bytes)
 
-    def too_large() -> bool:
-        return predict(shapes, plan).working_bytes > limit_bytes
-
-    while too_large() and plan.pass_blocks > plan.rows_at_once:
-        plan = replace(plan, pass_blocks=max(plan.rows_at_once, plan.pass_blocks // 2))
-    while too_large() and plan.lanes > 1:
-        plan = replace(plan, lanes=plan.lanes // 2)
-    while too_large() and plan.rows_at_once > fewest.rows_at_once:
-        plan = replace(plan, rows_at_once=max(fewest.rows_at_once, plan.rows_at_once // 4 * 2))
-    while too_large() and plan.pass_blocks > fewest.pass_blocks:
-        plan = replace(plan, pass_blocks=plan.pass_blocks // 2)
-    while too_large():
-        plan = replace(plan, block_tokens=max(FEWEST_TOKENS, plan.block_tokens // 2))
-    reason = f"To fit into training.memory_bytes ({limit_bytes // MB} MB)"
-    if plan.lanes < wish.lanes:
-        said.append(
-            f"{reason}, the threads that each take rows of their own through the layers went from {wish.lanes} to "
-            f"{plan.lanes}: slower, with the same result."
-        )
-    if plan.rows_at_once < wish.rows_at_once:
-        said.append(
-            f"{reason}, the rows that pass through the layers together went from {wish.rows_at_once} to "
-            f"{plan.rows_at_once}: slower, with the same result."
-        )
-    if plan.pass_blocks < wish.pass_blocks:
-        said.append(
-            f"{reason}, the blocks of a step that go through all layers together went from {wish.pass_blocks} to "
-            f"{plan.pass_blocks}: slower, with the same result."
-        )
-    if plan.block_tokens < wish.block_tokens:
-        said.append(
-            f"{reason}, training.block_tokens went from {wish.block_tokens} to {plan.block_tokens}: "
-            "the model learns from shorter pieces."
-        )
+    # In this order, each as far as it must.
+    less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
+        ("pass_blocks", lambda plan: max(plan.rows_at_once, plan.pass_blocks // 2)),
+        ("lanes", lambda plan: max(1, plan.lanes // 2)),
+        ("rows_at_once", lambda plan: max(fewest.rows_at_once, plan.rows_at_once // 4 * 2)),
+        ("pass_blocks", lambda plan: max(fewest.pass_blocks, plan.pass_blocks // 2)),
+        ("block_tokens", lambda plan: max(FEWEST_TOKENS, plan.block_tokens // 2)),
+    )
+    plan = wish
+    for name, value in less:
+        while value(plan) < getattr(plan, name) and predict(shapes, plan).working_bytes > limit_bytes:
+            plan = replace(plan, **{name: value(plan)})  # type: ignore[arg-type]
+    said = [
+        f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} went from {getattr(wish, name)} to "
+        f"{getattr(plan, name)}: {then}."
+        for name, (what, then) in _REDUCED.items()
+        if getattr(plan, name) < getattr(wish, name)
+    ]
     return plan, said
 
 
@@ -258,9 +251,7 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
 
 def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
     """Of a step: up, up again, and back."""
-    unpacking = (
-        shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0
-    )  # of a micro-batch's way through all layers
+    unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a micro-batch, through all layers
     micro_batches = math.ceil(plan.batch / plan.rows_at_once)
     passing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
     return EXACT_PASSES * passing + 3 * micro_batches * unpacking

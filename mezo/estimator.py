@@ -54,7 +54,6 @@ class Theta(Protocol):
 
     def move(self, direction: Direction, distance: float) -> None:
         """theta <- theta + distance * z, in place."""
-        ...
 
 
 def directions(seed: int, step: int, probes: int, kind: Kind) -> list[Direction]:

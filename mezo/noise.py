@@ -40,19 +40,16 @@ class Z(Protocol):
 
     def of(self, tensor: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """z for the tensor of this number and shape."""
-        ...
 
     def rows(
         self, tensor: int, shape: Sequence[int], start: int, stop: int, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """Rows start to stop of it: (stop - start, *shape[1:])."""
-        ...
 
     def gather(
         self, tensor: int, shape: Sequence[int], rows: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """Its rows with these numbers: (n, *shape[1:])."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,22 +15,18 @@ class Update(Protocol):
     @property
     def seed(self) -> int:
         """The run's seed."""
-        ...
 
     @property
     def step(self) -> int:
         """The step's number, from 1."""
-        ...
 
     @property
     def scalars(self) -> Sequence[float]:
         """The projected gradient along each of the step's directions."""
-        ...
 
     @property
     def learning_rate(self) -> float:
         """The step's learning rate."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +50,9 @@ class Method(Protocol):
         remaining: the part of the run that lies ahead, from 1 to 0. share: what early stopping has left of the rate.
         Raises TrainingDiverged, with nothing changed, where the loss is no number.
         """
-        ...
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that `restore` needs besides the records; empty where these are enough."""
-        ...
 
     def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
         """Go to where the run was after these records, from step 1; without any, to its start."""
-        ...
