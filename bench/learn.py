@@ -1,6 +1,6 @@
 """What is learned from a text in equal time: our methods, the peers at their best, and the prompt alone.
 
-python -m bench.learn --text FILE [FILE ...] [--seconds 120] [--seeds 3] [--only NAME ...] [--model DIR] [--quick]
+python -m bench.learn --text FILE [FILE ...] [--seconds 120] [--seeds 3] [--only NAME ...] [--resume] [--model DIR]
 
 Each file is a writer's. Each run is a process of its own, one after the other, on the same blocks of the same text. It
 has the same number of seconds from when its model is loaded; the held-out loss is measured off the clock. A value with
@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
@@ -189,16 +190,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if len({text.stem for text in options.text or ()}) < len(options.text or ()):
         raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
-    runs, sizes = _stored(options) if options.only else ([], {})
-    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
+    runs, sizes = _stored(options) if options.only or options.resume else ([], {})
+    # Hours of runs: what there is when somebody has enough is kept, for --resume.
+    with (
+        suppress(KeyboardInterrupt),
+        models_folder(options.models) as models,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         folder = options.model or learner(models, quick=options.quick)
         for text in options.text or [sample_text(Path(scratch))]:
             blocks = Path(scratch) / "blocks.npz"
             sizes[text.stem] = divide(text, folder, blocks)
             progress(f"{text.name}: {sizes[text.stem]}")
             chosen = options.only or list(CONTENDERS)
-            # What is run anew goes; the rest stays.
-            runs[:] = [run for run in runs if (run["writer"], run["contender"]) not in {(text.stem, c) for c in chosen}]
+            if not options.resume:  # what is run anew goes; the rest stays
+                again = {(text.stem, contender) for contender in chosen}
+                runs[:] = [run for run in runs if (run["writer"], run["contender"]) not in again]
             writer = Writer(text.stem, folder, blocks, options, runs)
             for contender in chosen:
                 writer.first_runs(contender)
@@ -230,9 +237,9 @@ def _stored(options: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:
         raw = json.loads(file.read_text(encoding="utf-8"))["raw"]
         seconds, runs, sizes = raw["seconds"], list(raw["runs"]), raw["sizes"]
     except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"--only keeps the other contenders' figures, but {file} is unreadable: {error!r}") from error
+        raise SystemExit(f"--only and --resume keep figures, but {file} is unreadable: {error!r}") from error
     if seconds != options.seconds or not all(isinstance(run, dict) for run in runs):
-        raise SystemExit(f"{file} is of runs of {seconds:g} s, or of another form: leave --only out.")
+        raise SystemExit(f"{file} is of runs of {seconds:g} s, or of another form: leave --only and --resume out.")
     return runs, sizes
 
 
@@ -290,6 +297,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="run these on these texts, and keep what the results file has of all others",
     )
+    made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
     made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
     made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")

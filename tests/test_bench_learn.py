@@ -1,7 +1,9 @@
 """What bench.learn and bench.sst2 make of their runs."""
 
+import json
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +118,14 @@ def test_exact_has_to_come_within_a_standard_error_of_autograd() -> None:
     }
     assert sst2.values_of(runs)["exact_minus_autograd_errors"] == pytest.approx(-1)
     assert sst2.values_of({})["exact_minus_autograd_errors"] is None
+
+
+def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    options = ["--quick", "--results", str(tmp_path)]
+    learn.main([*options, "--only", "inference"])
+    learn.main([*options, "--resume", "--only", "inference", "prompt"])
+    raw = json.loads((tmp_path / "learn-quick.json").read_text())["raw"]
+    assert [(run["contender"], run["arguments"]["resume"]) for run in raw["runs"]] == [
+        ("inference", False),
+        *[("prompt", True)] * 3,
+    ]
