@@ -15,6 +15,7 @@ from pocketllm.mezo.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.mezo.layers import LayerCall
 from pocketllm.mezo.loss import NO_TARGET
 from pocketllm.mezo.model import LanguageModel
+from pocketllm.mezo.shapes import DENSE_LAYER_BYTES
 from pocketllm.mezo.streaming import StreamedLinear
 from pocketllm.mezo.weights import DenseWeights
 
@@ -22,8 +23,6 @@ from pocketllm.mezo.weights import DenseWeights
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
 #: Takes the gradients of one layer's maps when they are complete.
 OnLayer = Callable[[Gradients], None]
-#: A layer's weights that are no larger are made dense once for all that passes through it, not one map after the other.
-DENSE_BYTES = 16 * 2**20
 #: How far the loss of a pass layer by layer may be from that of the model's own code, as a part of it.
 _TOLERANCE = 0.02
 
@@ -203,7 +202,7 @@ class LayerwiseGradients:
                 weight.prefetch()
         weights = self._stack.weights_of(number)
         dense = sum(prod(weight.shape) for weight in weights) * self._walk.dtype.itemsize
-        self._walk.dense = self._dense if dense <= DENSE_BYTES else None
+        self._walk.dense = self._dense if dense <= DENSE_LAYER_BYTES else None
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pocketllm.mezo.errors import BadRequest, DoesNotFit
-from pocketllm.mezo.shapes import ITEMSIZE, Shapes, adapted, distinct_inputs, layer_of
+from pocketllm.mezo.shapes import DENSE_LAYER_BYTES, ITEMSIZE, Shapes, adapted, distinct_inputs, layer_of
 
 Mode = Literal["lora", "full"]
 #: How a job learns: exact gradients, a layer at a time (pocketllm.backprop), or MeZO.
@@ -203,7 +203,8 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     dense = made * min(chunk, size * shapes.largest)
     lanes = (plan.lanes - 1) * LANE_BYTES
     if plan.method == "exact":
-        return dense + lanes + _exact_bytes(shapes, plan)
+        layer = size * shapes.multiplied // shapes.layers if shapes.packed else 0
+        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + lanes + _exact_bytes(shapes, plan)
     in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
     return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 

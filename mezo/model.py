@@ -143,11 +143,6 @@ class LanguageModel:
         wait(futures)
         return [future.result() for future in futures]
 
-    @property
-    def lanes(self) -> int:
-        """How many shares of a batch are measured at the same time."""
-        return len(self._lanes)
-
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(rows, tokens) new ids behind what the cache holds -> (rows, vocabulary) fp32 logits of those after them."""
         return self._logits(self._seen(inputs, cache, last=1))

@@ -12,6 +12,8 @@ from pocketllm.mezo.tensor_file import TensorEntry, trusted_header
 
 #: Bytes of a number.
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+#: A layer's weights that are no larger stay dense for all that passes through it (pocketllm.backprop).
+DENSE_LAYER_BYTES = 16 * 2**20
 #: Maps that take the same input as another of their layer, and so share what the search keeps of it.
 _SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
 #: Names, or parts of them, of tables that are looked up and not multiplied with: of words, positions, token types.
