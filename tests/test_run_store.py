@@ -159,7 +159,7 @@ def store(tmp_path: Path) -> Store:
     [
         ("mezo", 1e-2, 0, 0.0),
         ("mezo", 0.2, 1, 0.0),
-        ("mezo", 20.0, 3, 0.0),
+        ("mezo", 2000.0, 3, 0.0),
         ("full", 0.3, 1, 0.0),
         ("exact", 1e-2, 0, 0.0),
         ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
