@@ -12,14 +12,7 @@ from pathlib import Path
 
 from pocketllm.daemon import machine, power, seat
 from pocketllm.daemon.probing import Pace
-from pocketllm.daemon.screen import (
-    DUMPSYS,
-    GETPROP,
-    ScreenIdleness,
-    ToldScreen,
-    by_dumpsys,
-    by_property,
-)
+from pocketllm.daemon.screen import DUMPSYS, GETPROP, ScreenIdleness, ToldScreen, by_dumpsys, by_property
 from pocketllm.daemon.sensors import Absent, FirstKnown, Sensor, Unknown
 from pocketllm.daemon.termux_battery import COMMAND, TermuxBattery
 

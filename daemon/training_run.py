@@ -19,11 +19,7 @@ from pocketllm.daemon.division import example_of, first_blocks, with_replay
 from pocketllm.daemon.measuring import Measuring, block_keys, ordinary_text
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.planning import chosen, plan_job
-from pocketllm.daemon.process_memory import (
-    cap_anonymous_memory,
-    give_back_free_memory,
-    lift_cap,
-)
+from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
 from pocketllm.daemon.publishing import Judgement, judge
 from pocketllm.daemon.repeats import repeated
 from pocketllm.daemon.run_store import StoredRun

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from pocketllm.mezo.errors import UnsupportedModel
 

@@ -21,14 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketllm.mezo.errors import (
-    BadRequest,
-    MezoError,
-    ModelExists,
-    ModelFileError,
-    ModelNotFound,
-    NotEnoughSpace,
-)
+from pocketllm.mezo.errors import BadRequest, MezoError, ModelExists, ModelFileError, ModelNotFound, NotEnoughSpace
 from pocketllm.mezo.gguf_origin import describe_origin
 from pocketllm.mezo.native import (
     DTYPES,

@@ -7,7 +7,7 @@ with Client(find_target(None, None)) as client:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -186,14 +186,7 @@ class Client:
     def export_adapter(self, adapter_id: str, *, format: str) -> Iterator[Iterator[bytes]]:
         """An adapter's folder as a tar file ("peft"), or a LoRA file for llama.cpp ("gguf"), in pieces."""
         path = f"/adapters/{path_part(adapter_id)}/export"
-        timeout = httpx.Timeout(EXPORT_SECONDS, connect=CONNECT_SECONDS)
-        with (
-            self._told_plainly(),
-            self._http.stream("GET", path, params={"format": format}, timeout=timeout) as response,
-        ):
-            if response.is_error:
-                response.read()
-            self._refuse_errors(response)
+        with self._streamed("GET", path, seconds=EXPORT_SECONDS, params={"format": format}) as response:
             yield response.iter_bytes()
 
     def events(self, *, after: int | None, wait_seconds: float = 30) -> Document:
@@ -226,15 +219,8 @@ class Client:
 
     def stream(self, request: Document) -> Iterator[Event]:
         """Yield `token` events as the model writes and one `done` event at the end."""
-        timeout = httpx.Timeout(GENERATE_SECONDS, connect=CONNECT_SECONDS)
         body = {**request, "stream": True}
-        with (
-            self._told_plainly(),
-            self._http.stream("POST", "/generate", json=body, timeout=timeout) as response,
-        ):
-            if response.is_error:
-                response.read()
-            self._refuse_errors(response)
+        with self._streamed("POST", "/generate", seconds=GENERATE_SECONDS, json=body) as response:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._not_a_daemon(response)
             for event in EventSource(response).iter_sse():
@@ -245,16 +231,8 @@ class Client:
                     return
         raise DaemonLost("The daemon stopped in the middle of the text. See its log, then ask again.")
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: object = None,
-        params: dict[str, str] | None = None,
-        seconds: float | None = None,
-    ) -> Document:
-        return self._document(self._answer(method, path, body=body, params=params, seconds=seconds))
+    def _call(self, method: str, path: str, **more: Any) -> Document:
+        return self._document(self._answer(method, path, **more))
 
     def _answer(
         self,
@@ -270,6 +248,15 @@ class Client:
             response = self._http.request(method, path, json=body, params=params, timeout=timeout)
         self._refuse_errors(response)
         return response
+
+    @contextmanager
+    def _streamed(self, method: str, path: str, *, seconds: float, **request: Any) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        with self._told_plainly(), self._http.stream(method, path, timeout=timeout, **request) as response:
+            if response.is_error:
+                response.read()
+            self._refuse_errors(response)
+            yield response
 
     @contextmanager
     def _told_plainly(self) -> Iterator[None]:
