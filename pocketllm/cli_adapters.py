@@ -35,9 +35,8 @@ def adapters(options: Common, ctx: typer.Context) -> None:
 
     Without a command the list is shown.
     """
-    ctx.obj = options
     if ctx.invoked_subcommand is None:
-        show_list(ctx.obj)
+        show_list(options)
 
 
 @adapters_app.command("list", epilog=examples("pocketllm adapters list", "pocketllm adapters list --json"))

@@ -55,13 +55,18 @@ class Common:
 
 
 def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> Common:
-    """Return a command's options, filled up with those given before its name (`jobs --json show ID`)."""
+    """Return a command's options, filled up with those given before its name (`jobs --json show ID`).
+
+    They are kept in the context, where the command behind a group's name finds them.
+    """
     outer = ctx.obj if isinstance(ctx.obj, Common) else Common()
-    return Common(url=url or outer.url, data_dir=data_dir or outer.data_dir, json=json_wanted or outer.json)
+    options = Common(url=url or outer.url, data_dir=data_dir or outer.data_dir, json=json_wanted or outer.json)
+    ctx.obj = options
+    return options
 
 
 def shared_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
-    """Let typer know a command with the options of `common` behind its own: it is called with what they give."""
+    """Show a command to typer with the options of `common` behind its own, and call it with what these give."""
     own = list(signature(command, eval_str=True).parameters.values())[1:]
     shared = list(signature(common, eval_str=True).parameters.values())
 

@@ -43,9 +43,8 @@ def jobs(
 
     Without a command the list is shown.
     """
-    ctx.obj = options
     if ctx.invoked_subcommand is None:
-        show_ledger(ctx.obj, days) if ledger else show_list(ctx.obj, limit)
+        show_ledger(options, days) if ledger else show_list(options, limit)
 
 
 @jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))

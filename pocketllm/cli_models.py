@@ -55,9 +55,9 @@ def models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json = Fal
 
     Without a command the list is shown.
     """
-    ctx.obj = common(ctx, None, data_dir, json_wanted)
+    options = common(ctx, None, data_dir, json_wanted)
     if ctx.invoked_subcommand is None:
-        show_list(ctx.obj)
+        show_list(options)
 
 
 @models_app.command("list", epilog=examples("pocketllm models list", "pocketllm models list --json"))

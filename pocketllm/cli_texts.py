@@ -35,9 +35,8 @@ def texts(options: Common, ctx: typer.Context, limit: Limit = DEFAULT_LIMIT, aft
 
     Without a command the list is shown. All of them go into a file with `pocketllm export`.
     """
-    ctx.obj = options
     if ctx.invoked_subcommand is None:
-        show_list(ctx.obj, limit, after)
+        show_list(options, limit, after)
 
 
 @texts_app.command(

@@ -31,7 +31,6 @@ def token(options: Common, ctx: typer.Context) -> None:
 
     Without a command the owner's is printed.
     """
-    ctx.obj = options
     if ctx.invoked_subcommand is not None:
         return
     found = owner_token(options.data_dir)
