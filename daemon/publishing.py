@@ -22,7 +22,7 @@ from pocketllm.storage.tables import Outcome
 FORGOTTEN_ERRORS = 2.0
 #: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
 #: below; noise, another alphabet or one sentence again and again exceed it without (tests/test_bad_text.py).
-MOST_ORDINARY_RISE = 0.25
+MOST_ORDINARY_RISE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,11 +91,11 @@ def test_old_text_that_repeats_what_was_learned_can_still_be_forgotten() -> None
     assert found.forgets and found.outcome is Outcome.WORSE
 
 
-@pytest.mark.parametrize(("rise", "outcome"), [(0.2, Outcome.LEARNED), (0.3, Outcome.WORSE)])
+@pytest.mark.parametrize(("rise", "outcome"), [(0.4, Outcome.LEARNED), (0.6, Outcome.WORSE)])
 def test_ordinary_text_may_become_harder_but_not_be_spoiled(rise: float, outcome: Outcome) -> None:
     ordinary = Comparison(before=5.0, now=5.0 + rise, standard_error=0.1)
     found = judge([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [5] * 3, ordinary=ordinary)
     assert found.outcome is outcome
     assert f"on ordinary text it rose by {rise:.4f}" in found.sentence
-    assert ("more than the 0.25 that a first job may" in found.sentence) is (outcome is Outcome.WORSE)
+    assert ("more than the 0.5 that a first job may" in found.sentence) is (outcome is Outcome.WORSE)
     assert found.to_json()["ordinary"]["now"] == 5.0 + rise
