@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     division = learn_text.load(options.blocks)
     plan = planned(options.folder, mode="exact", batch=options.batch, tokens=division.training.inputs.shape[1]).plan
     model = load_model(options.folder, plan.lanes)
-    samples = None if options.unguarded else rehearsal_of(model)
+    samples = None if options.unguarded else rehearsal_of(model, options.steps * rehearsed(plan))
     model.use(None)
     before = _measured(model, division)
     training, validation = split((division.training,))

@@ -80,9 +80,10 @@ def rehearsed(plan: JobPlan) -> int:
     return rehearsal.blocks_of_step(TrainingSettings().rehearsal, plan.batch)
 
 
-def rehearsal_of(model: LanguageModel) -> Blocks:
-    """The base model's samples, which the worker draws once a model."""
-    return rehearsal.rehearsal_blocks(model, rehearsal.openings(model.native.tokenizer()), on_part=lambda _: None)
+def rehearsal_of(model: LanguageModel, wanted: int = TrainingSettings().steps) -> Blocks:
+    """The base model's samples, which the worker draws once a model: as many as for a default job."""
+    openings = rehearsal.openings(model.native.tokenizer())
+    return rehearsal.rehearsal_blocks(model, openings, wanted=wanted, on_part=lambda *_: None)
 
 
 def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Blocks | None = None) -> Exact:

@@ -11,6 +11,7 @@ steps on a diary: 0.15 nats a token worse with it, 0.04 without).
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import ceil
 
 import torch
 from jinja2 import TemplateError
@@ -25,8 +26,8 @@ from pocketllm.mezo.tensor_file import write_tensors
 
 #: Beside the model's weights.
 FILE_NAME = "samples.safetensors"
-#: Samples, and tokens of each.
-SAMPLES, TOKENS = 96, 64
+#: Samples at most, and tokens of each.
+MOST_SAMPLES, TOKENS = 384, 64
 #: Drawn at the same time: more take more memory for their keys and values, fewer more time.
 AT_ONCE = 16
 
@@ -50,22 +51,25 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def rehearsal_blocks(
-    model: LanguageModel, openings: Sequence[Sequence[int]], *, on_part: Callable[[int], None]
+    model: LanguageModel, openings: Sequence[Sequence[int]], *, wanted: int, on_part: Callable[[int, int], None]
 ) -> Blocks:
-    """The model's samples, drawn where they are not there yet. The model is left at its base.
+    """As many of the model's samples as are wanted, drawn where they are not there yet. The model is left at its base.
 
-    on_part: called with how many there are, after each part that was drawn; a kill costs no more than a part.
+    wanted: as many as the steps of a job rehearse, for what is seen again and again is learned by heart and holds
+    nothing; there are no more than MOST_SAMPLES. on_part: called with how many there are and how many there will be,
+    after each part that was drawn; a kill costs no more than a part.
     """
+    parts = ceil(min(wanted, MOST_SAMPLES) / AT_ONCE)
     file = model.native.folder / FILE_NAME
     samples = load_file(file) if file.is_file() else {}
     model.use(None)
-    for part in range(SAMPLES // AT_ONCE):
+    for part in range(parts):
         if str(part) not in samples:
             opening = openings[part % len(openings)]
             samples[str(part)] = _draw(model, opening, generator=torch.Generator().manual_seed(part))
             write_tensors(file, samples)
-            on_part(AT_ONCE * len(samples))
-    rows = [_row(samples[str(part)], openings[part % len(openings)]) for part in range(SAMPLES // AT_ONCE)]
+            on_part(AT_ONCE * (part + 1), AT_ONCE * parts)
+    rows = [_row(samples[str(part)], openings[part % len(openings)]) for part in range(parts)]
     inputs, targets = (torch.cat(some) for some in zip(*rows, strict=True))
     return Blocks(inputs=inputs, targets=targets)
 

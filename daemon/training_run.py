@@ -127,7 +127,8 @@ class TrainingRun:
         """The base model's own samples, where steps rehearse them."""
         if not self._rehearsed:
             return None
-        return rehearsal.rehearsal_blocks(self.model, self.openings, on_part=self._drawn)
+        wanted = self._rehearsed * self.job.total_steps
+        return rehearsal.rehearsal_blocks(self.model, self.openings, wanted=wanted, on_part=self._drawn)
 
     @property
     def _rehearsed(self) -> int:
@@ -136,8 +137,8 @@ class TrainingRun:
             return 0
         return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
 
-    def _drawn(self, count: int) -> None:
-        self._say("preparing", f"drew {count} of {rehearsal.SAMPLES} samples of the base model, once a model")
+    def _drawn(self, count: int, wanted: int) -> None:
+        self._say("preparing", f"drew {count} of {wanted} samples of the base model, once a model")
 
     def _method(self, theta: Adapter | FullWeights, samples: Blocks | None) -> tuple[Method, float]:
         """The job's method, and how many forward passes a step of it takes as long as."""
