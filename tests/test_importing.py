@@ -320,7 +320,7 @@ def test_the_real_smollm2(models: Path) -> None:
 
 def test_the_default_model_is_not_installed(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p] + [sys.argv[1]];"
+        "import safetensors, sys; sys.path = [p for p in sys.path if 'site-packages' not in p] + [sys.argv[1]];"
         "from pocketllm.mezo.importing import default_source; default_source()"
     )
     (tmp_path / "pocketllm").symlink_to(Path(__file__).parent.parent / "pocketllm")
