@@ -146,7 +146,8 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
     plan = wish
     for name, value in less:
         while value(plan) < getattr(plan, name) and predict(shapes, plan).working_bytes > limit_bytes:
-            plan = replace(plan, **{name: value(plan)})  # type: ignore[arg-type]
+            change: dict[str, Any] = {name: value(plan)}
+            plan = replace(plan, **change)
     said = [
         f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} went from {getattr(wish, name)} to "
         f"{getattr(plan, name)}: {then}."
@@ -203,7 +204,7 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     dense = made * min(chunk, size * shapes.largest)
     lanes = (plan.lanes - 1) * LANE_BYTES
     if plan.method == "exact":
-        layer = size * shapes.multiplied // shapes.layers if shapes.packed else 0
+        layer = size * shapes.multiplied // max(1, shapes.layers) if shapes.packed else 0
         return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + lanes + _exact_bytes(shapes, plan)
     in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
     return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
