@@ -14,6 +14,7 @@ from pocketllm.backprop.method import (
     B_RATE,
     LEAST_SHARE,
     SCALING,
+    SERVED,
     WARM_UP_STEPS,
     Exact,
     ExactPlan,
@@ -80,7 +81,7 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     """In float64, with samples of the base model: the objective is the weighted sum."""
     model = LanguageModel(imported(root, name, "float32"), dtype=torch.float64)
     adapter = layers_adapter(model)
-    network, factors = adapted(family(root, name), adapter)
+    network, factors = adapted(family(root, name), replace(adapter, alpha=adapter.alpha / SERVED))
     model.use(adapter)
 
     def batch(step: int) -> Blocks:
