@@ -172,7 +172,7 @@ def install(app: FastAPI) -> None:
 
 _HINTS = {
     HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
-    HTTPStatus.NOT_FOUND: "There is no such route. The README lists those there are.",
+    HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list the routes.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This route does not take that method.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,
 }

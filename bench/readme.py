@@ -1,4 +1,4 @@
-"""Fill in the figures of the Markdown files from the committed results.
+"""Fill in what the Markdown files take from elsewhere: figures from the committed results, reference from the code.
 
 python -m bench.readme [--check]
 
@@ -12,6 +12,13 @@ the unit is another one:
 
     The step takes <!-- figure: step lora_over_floor .2f -->1.54<!-- end --> times the floor,
     <!-- figure: load ingest_over_bare .0f *100 -->56<!-- end --> % of ...
+
+A table of the settings of a section, or of the routes with a tag (bench.reference):
+
+    <!-- settings: training -->
+    <!-- end -->
+    <!-- routes: jobs -->
+    <!-- end -->
 
 A mark of a figure may not begin a line: Markdown would take the whole line for HTML. With --check nothing is written,
 and the exit code is 1 where a file says something else than the results.
@@ -29,9 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, ROOT, Limit
+from bench.reference import routes_table, settings_table
 
-_MARK = re.compile(r"(<!-- (results|figure): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
-_BEGINNING = re.compile(r"<!-- (?:results|figure):")
+_MARK = re.compile(r"(<!-- (results|figure|settings|routes): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
+_BEGINNING = re.compile(r"<!-- (?:results|figure|settings|routes):")
 
 
 def markdown_files() -> list[Path]:
@@ -40,12 +48,15 @@ def markdown_files() -> list[Path]:
 
 
 def filled_in(text: str, results: Path = RESULTS) -> str:
-    """The text with all marked figures taken from the results. Raises ValueError naming a mark that is wrong."""
+    """The text with everything that is marked filled in. Raises ValueError naming a mark that is wrong."""
 
     def fill(found: re.Match[str]) -> str:
         opening, kind, what, closing = found.groups()
         name, *words = what.split()
         try:
+            if kind in ("settings", "routes"):
+                table = settings_table(name) if kind == "settings" else routes_table(name)
+                return f"{opening}\n{table}\n{closing}"
             summary = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
             if kind == "results":
                 return f"{opening}\n{_table(summary, words)}\n{closing}"
@@ -88,7 +99,7 @@ def _table(summary: dict[str, Any], names: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill in the figures, or check them."""
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Figures in Markdown from results.")
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Fill in figures and reference tables.")
     parser.add_argument("--check", action="store_true", help="write nothing; say where a file differs from the results")
     options = parser.parse_args(arguments)
     differs = False

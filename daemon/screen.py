@@ -42,7 +42,7 @@ def wakefulness(output: str) -> bool:
     """Whether the phone is awake, by `dumpsys power`. Raises ProbeFailed."""
     if found := _WAKEFULNESS.search(output):
         return found[1] == "Awake"
-    raise ProbeFailed("dumpsys power does not say: grant android.permission.DUMP by adb, as the README shows")
+    raise ProbeFailed("dumpsys power does not say: grant android.permission.DUMP by adb, as docs/scheduling.md shows")
 
 
 class AskedScreen:

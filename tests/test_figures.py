@@ -1,6 +1,7 @@
-"""The figures in the Markdown files are those of the committed results."""
+"""The Markdown files: figures are those of the committed results, reference is the code's, and links lead somewhere."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,27 @@ TABLE = """<!-- results: step -->
 <!-- end -->"""
 
 
+#: Of the README.
+MAX_WORDS = 1300
+
+
+def test_the_readme_is_one_page_and_links_every_other() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= MAX_WORDS
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name}" not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in markdown_files()])
+def test_links_lead_to_files_and_headings(file: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", file.read_text()):
+        path = file.parent / target if target else file
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^a-z0-9 -]", "", found.lower()).replace(" ", "-") for found in headings]
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     summary = {
@@ -34,7 +56,7 @@ def results(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in markdown_files()])
-def test_marked_figures_are_the_results(file: Path) -> None:
+def test_what_is_marked_is_filled_in(file: Path) -> None:
     text = file.read_text()
     assert text == filled_in(text), "run `python -m bench.readme`"
 
@@ -60,6 +82,8 @@ def test_a_wrong_figure_is_corrected(mark: str, shown: str, results: Path) -> No
         pytest.param("a <!-- figure: stairs over_floor -->1<!-- end -->", id="unknown bench"),
         pytest.param("a <!-- figure: step unlimited -->1<!-- end -->", id="not measured"),
         pytest.param("a\n<!-- figure: step over_floor -->1<!-- end -->", id="begins a line"),
+        pytest.param("<!-- routes: nowhere --><!-- end -->", id="no such tag"),
+        pytest.param("<!-- settings: nowhere --><!-- end -->", id="no such section"),
         pytest.param("a <!-- figure: step speed -->1 <!-- figure: step speed -->1<!-- end -->", id="without an end"),
     ],
 )
