@@ -7,39 +7,38 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from pocketllm.api import (
+from pocketllm.api import errors as problems
+from pocketllm.api.dashboard.page import page as dashboard
+from pocketllm.api.native import (
     adapters,
-    compare,
-    dashboard,
     events,
-    fine_tuning,
     generate,
     history,
     jobs,
     journal,
     ledger,
     metrics,
-    openai_completions,
-    openai_files,
-    openai_models,
-    problems,
     reports,
     status,
     texts,
     tokens,
 )
-from pocketllm.api.access import Guard
-from pocketllm.api.credentials import Credentials
-from pocketllm.api.ingest import Ingest, LookersFirst
-from pocketllm.api.limits import Rate
+from pocketllm.api.native.ingest import Ingest, LookersFirst
+from pocketllm.api.openai import completions as openai_completions
+from pocketllm.api.openai import files as openai_files
+from pocketllm.api.openai import fine_tuning
+from pocketllm.api.openai import models as openai_models
 from pocketllm.api.responses import PrettyJSONResponse
+from pocketllm.api.security.guard import Guard
+from pocketllm.api.security.rates import Rate
+from pocketllm.api.security.tokens import Credentials
 from pocketllm.daemon.services import Services
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(services: Services, *, token: str, lifespan: Lifespan | None = None) -> FastAPI:
-    """The daemon's HTTP interface. token: the owner's. What needs none, and what apps' own are good for: access.py."""
+    """The daemon's HTTP interface. token: the owner's. What needs none, and what apps' own are good for: security/guard.py."""
     app = FastAPI(
         title="PocketLLM",
         version=version("pocketllm"),
@@ -68,7 +67,6 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         reports,
         adapters,
         generate,
-        compare,
         tokens,
         openai_models,
         openai_completions,

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from fastapi import Request
 
-from pocketllm.api.problems import Problem
+from pocketllm.api.errors import Problem
 
 
 async def json_only(request: Request) -> None:

@@ -9,15 +9,15 @@ from math import isfinite, prod
 import torch
 
 from pocketllm.backprop.output_error import label_error, output_error
-from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.errors import TrainingDiverged, UnsupportedModel
-from pocketllm.mezo.layers import LayerCall
-from pocketllm.mezo.loss import NO_TARGET
-from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.shapes import DENSE_LAYER_BYTES
-from pocketllm.mezo.streaming import StreamedLinear
-from pocketllm.mezo.weights import DenseWeights
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES
+from pocketllm.engine.streamed.layers import LayerCall
+from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.modules import StreamedLinear
+from pocketllm.engine.streamed.weights import DenseWeights
 
 #: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]

@@ -9,10 +9,10 @@ import torch
 
 from pocketllm.backprop.adamw import AdamW
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
-from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.step_record import StepRecord, Update
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.method import StepRecord, Update
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.model import LanguageModel
 
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0
@@ -52,7 +52,7 @@ def adapted_paths(model: LanguageModel) -> list[str]:
 
 
 class Exact:
-    """pocketllm.mezo.step_record.Method: AdamW on exact gradients, each layer updated on the way back."""
+    """pocketllm.engine.method.Method: AdamW on exact gradients, each layer updated on the way back."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from math import e, log2
 
 import torch
 
-from pocketllm.mezo.loss import CHUNK_BYTES, Head, accurate, columns_at_once, wanted_logits
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, Head, accurate, columns_at_once, wanted_logits
 
 
 def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,8 @@ from bench import peers
 from bench.ours import load_model
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import fresh_adapter
-from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.params.lora import Adapter
 
 _RANK, _SEED = 8, 0
 #: Of B, which is zero in a fresh adapter and would leave A without a gradient.

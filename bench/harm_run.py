@@ -23,15 +23,15 @@ from bench.instructions import share_right
 from bench.learn_curve import Curve
 from bench.learn_ours import Scratch
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
-from pocketllm.daemon.measuring import ordinary_text
-from pocketllm.daemon.trainer import Run, train
-from pocketllm.daemon.validation_split import split, validation_interval
-from pocketllm.mezo.batches import shuffled
-from pocketllm.mezo.budget import EXACT_PASSES
-from pocketllm.mezo.chats import chat_prompt
-from pocketllm.mezo.decoding import end_tokens
-from pocketllm.mezo.drawing import greedily
-from pocketllm.mezo.model import LanguageModel
+from pocketllm.daemon.evaluation.held_out import ordinary_text
+from pocketllm.daemon.training.trainer import Run, train
+from pocketllm.daemon.training.validation_split import split, validation_interval
+from pocketllm.engine.data.batches import shuffled
+from pocketllm.engine.data.chats import chat_prompt
+from pocketllm.engine.generate.sampling import greedily
+from pocketllm.engine.generate.streaming_text import end_tokens
+from pocketllm.engine.planning.memory_model import EXACT_PASSES
+from pocketllm.engine.streamed.model import LanguageModel
 
 #: Tokens of an answer, at most.
 _ANSWER_TOKENS = 24

@@ -24,19 +24,19 @@ from bench import learn_text
 from bench.child import memory_of, write_line
 from bench.learn_curve import Curve
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
-from pocketllm.daemon.early_stopping import EarlyStopping
-from pocketllm.daemon.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
+from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.trainer import Checkpoint, Run, train
-from pocketllm.daemon.training_run import DIRECTION_BLOCKS
-from pocketllm.daemon.validation_split import split, validation_interval
-from pocketllm.mezo.batches import Blocks, Buckets, shuffled
-from pocketllm.mezo.budget import EXACT_PASSES, JobPlan, points_of
-from pocketllm.mezo.directions import adapter_along_activations
+from pocketllm.daemon.training.early_stopping import EarlyStopping
+from pocketllm.daemon.training.run import DIRECTION_BLOCKS
+from pocketllm.daemon.training.trainer import Checkpoint, Run, train
+from pocketllm.daemon.training.validation_split import split, validation_interval
+from pocketllm.engine.data.batches import Blocks, Buckets, shuffled
+from pocketllm.engine.formats.safetensors_io import write_tensors
+from pocketllm.engine.method import Method, StepRecord
+from pocketllm.engine.params.activation_pca import adapter_along_activations
+from pocketllm.engine.planning.memory_model import EXACT_PASSES, JobPlan, points_of
+from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan
-from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.step_record import Method, StepRecord
-from pocketllm.mezo.tensor_file import write_tensors
 
 #: More than any run makes.
 _STEPS = 10**6
@@ -48,7 +48,7 @@ def open_model(folder: Path) -> LanguageModel:
 
 
 class Scratch:
-    """pocketllm.daemon.trainer.RunStore of an undisturbed run: checkpoints in a folder, the rest in memory."""
+    """pocketllm.daemon.training.trainer.RunStore of an undisturbed run: checkpoints in a folder, the rest in memory."""
 
     def __init__(self, folder: Path, curve: Curve) -> None:
         self._folder, self._curve = folder, curve

@@ -23,8 +23,8 @@ from bench import learn_text, peers
 from bench.child import write_line
 from bench.learn_curve import Curve, Schedule
 from bench.turns import serve
-from pocketllm.mezo.batches import Blocks, batch_at
-from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.engine.data.batches import Blocks, batch_at
+from pocketllm.engine.streamed.loss import NO_TARGET
 
 RANK = 8
 #: MeZO's for low-rank factors (arXiv 2305.17333, table 15).

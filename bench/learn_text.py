@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench.child import write_line
-from pocketllm.mezo.batches import Blocks, pack
-from pocketllm.mezo.decoding import separator
-from pocketllm.mezo.loss import NO_TARGET
-from pocketllm.mezo.native import open_native
+from pocketllm.engine.data.batches import Blocks, pack
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.streamed.loss import NO_TARGET
 
 #: The last tenth of the text is held out; at most this number of its blocks, evenly spread, is measured with.
 HELD_OUT_ONE_IN, HELD_OUT_BLOCKS = 10, 64

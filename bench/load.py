@@ -30,7 +30,7 @@ from bench.load_bare import running_bare
 from bench.load_clients import Plan, Report, load, loading, quantile, reported
 from bench.load_decode import LLAMACPP, TRANSFORMERS, Decoding, measure
 from bench.shapes import SMOLLM2, ensure, models_folder
-from pocketllm.cli_child import running_daemon
+from pocketllm.cli.child import running_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

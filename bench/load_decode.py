@@ -25,7 +25,7 @@ import httpx
 
 from bench.child import write_line
 from bench.harness import ROOT, as_by_itself, progress
-from pocketllm.cli_child import running_daemon
+from pocketllm.cli.child import running_daemon
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

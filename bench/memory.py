@@ -21,7 +21,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.measured import MIB, Measurement
 from bench.memory_rows import Row, chosen
 from bench.shapes import ensure, models_folder
-from pocketllm.mezo.native import WEIGHTS_NAME
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
 
 GIB_BYTES = 1 << 30
 _MB = 1e6

@@ -24,22 +24,23 @@ from bench.child import memory_of, write_line
 from bench.turns import serve
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
-from pocketllm.daemon import rehearsal
-from pocketllm.daemon.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.process_memory import give_back_free_memory
+from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.mezo.adapters import Adapter
-from pocketllm.mezo.batches import Blocks, shuffled
-from pocketllm.mezo.budget import JobPlan
-from pocketllm.mezo.directions import adapter_along_activations
-from pocketllm.mezo.estimator import Point, directions, probe
-from pocketllm.mezo.full import FullWeights
-from pocketllm.mezo.loss import NO_TARGET
+from pocketllm.daemon.training import rehearsal
+from pocketllm.engine.data.batches import Blocks, shuffled
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.method import Method
+from pocketllm.engine.params.activation_pca import adapter_along_activations
+from pocketllm.engine.params.full import FullWeights
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.planning.memory_model import JobPlan
+from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.estimator import directions, probe
 from pocketllm.mezo.method import MeZO, MeZOPlan
-from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.native import open_native
 from pocketllm.mezo.noise import Direction
-from pocketllm.mezo.step_record import Method
 
 Array = NDArray[np.float64]
 

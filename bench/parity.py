@@ -26,7 +26,7 @@ from bench import ours, textbook
 from bench.gradients import worst_cosine
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from pocketllm.mezo.native import open_native
+from pocketllm.engine.formats.model_folder import open_native
 
 #: How far two-sided and separate losses may be apart, relative, by the dtype of the weights: other sizes of a matrix
 #: product add in another order, and packed weights are computed in bfloat16.

@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from pocketllm.cli_child import running_daemon
+from pocketllm.cli.child import running_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,8 +26,8 @@ from transformers.utils.logging import disable_progress_bar
 from bench.child import memory_of, write_line
 from bench.shapes import SHAPES, config_of
 from bench.turns import serve
-from pocketllm.mezo.architectures import MASKED_FAMILIES
-from pocketllm.mezo.native import open_native
+from pocketllm.engine.formats.architectures import MASKED_FAMILIES
+from pocketllm.engine.formats.model_folder import open_native
 
 EPSILON = 1e-3
 LEARNING_RATE = 1e-6

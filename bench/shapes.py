@@ -23,8 +23,15 @@ from typing import TYPE_CHECKING
 from bench import measured
 from bench.child import write_line
 from bench.harness import progress
-from pocketllm.mezo.errors import ModelFileError, ModelNotFound
-from pocketllm.mezo.native import DTYPES, FLOAT_DTYPES, MANIFEST_NAME, WEIGHTS_NAME, Manifest, open_native
+from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.formats.model_folder import (
+    DTYPES,
+    FLOAT_DTYPES,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    Manifest,
+    open_native,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -141,8 +148,8 @@ def write(models: Path, shape: str, dtype: str, *, calibrated: bool = False) -> 
     shutil.rmtree(folder, ignore_errors=True)
     models.mkdir(parents=True, exist_ok=True)
     if shape == SMOLLM2:
-        from pocketllm.daemon.calibrating import measure
-        from pocketllm.mezo.importing import default_source, import_model
+        from pocketllm.daemon.tools.calibrate import measure
+        from pocketllm.engine.formats.importer import default_source, import_model
 
         import_model(default_source(), models, name=folder.name, dtype=dtype, calibrate=measure if calibrated else None)
         return folder
@@ -166,7 +173,7 @@ def build_meta(shape: str) -> PreTrainedModel:
     """transformers' model of the shape on the meta device: no memory for weights."""
     import torch
 
-    from pocketllm.mezo.architectures import auto_class
+    from pocketllm.engine.formats.architectures import auto_class
 
     config = config_of(shape)
     with torch.device("meta"):
@@ -190,8 +197,8 @@ def _is_whole(folder: Path) -> bool:
 def _write_random(folder: Path, shape: str, dtype: str) -> None:
     import torch
 
-    from pocketllm.mezo.import_plan import list_needs
-    from pocketllm.mezo.tensor_file import SafetensorsWriter
+    from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
+    from pocketllm.engine.formats.tensor_specs import list_needs
 
     packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
     model = build_meta(shape)
@@ -247,7 +254,7 @@ def _random_rows(
     """The tensor in runs of rows: weights of mean 0 and _DEVIATION, packed or not; norms 1, biases 0."""
     import torch
 
-    from pocketllm.mezo.quantization import MINIMA
+    from pocketllm.engine.streamed.quantization import MINIMA
 
     step = max(1, _CHUNK_BYTES // (4 * max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], step):

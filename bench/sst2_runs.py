@@ -25,13 +25,13 @@ from bench.learn_peers import METHODS as PEERS
 from bench.learn_peers import Peer, Step, teach
 from bench.ours import load_model, planned, rehearsal_of
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training_run import DIRECTION_BLOCKS
-from pocketllm.mezo.batches import Blocks, Buckets, batch_at
-from pocketllm.mezo.decoding import separator
-from pocketllm.mezo.examples import Labelled, encode
-from pocketllm.mezo.model import LanguageModel
-from pocketllm.mezo.native import open_native
-from pocketllm.mezo.templates import Template
+from pocketllm.daemon.training.run import DIRECTION_BLOCKS
+from pocketllm.engine.data.batches import Blocks, Buckets, batch_at
+from pocketllm.engine.data.examples import Labelled, encode
+from pocketllm.engine.data.label_templates import Template
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.streamed.model import LanguageModel
 
 #: Examples of each label that are learned from.
 PER_CLASS = 512

@@ -23,16 +23,16 @@ from typing import Any
 
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.year_world import DAY, HOUR, World
-from pocketllm.daemon.find_sensors import Senses
+from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
+from pocketllm.daemon.conditions.android_screen import AskedScreen, ScreenIdleness, screen_property
+from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.poller import Asked, ProbeFailed
+from pocketllm.daemon.conditions.readings import Reading, Sensor
+from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.probing import Asked, ProbeFailed
-from pocketllm.daemon.runner import Exit
-from pocketllm.daemon.scheduler import Scheduler
-from pocketllm.daemon.screen import AskedScreen, ScreenIdleness, screen_property
-from pocketllm.daemon.sensors import Reading, Sensor
+from pocketllm.daemon.scheduling.scheduler import Scheduler
+from pocketllm.daemon.scheduling.worker_process import Exit
 from pocketllm.daemon.settings import Settings
-from pocketllm.daemon.termux_battery import Battery, TermuxBattery, parse
-from pocketllm.daemon.wake_lock import WakeLock
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Requester
 

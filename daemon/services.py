@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pocketllm.daemon.find_sensors import Places, Senses, find_sensors
-from pocketllm.daemon.generator import Generator
+from pocketllm.daemon.conditions.discovery import Places, Senses, find_sensors
+from pocketllm.daemon.conditions.wake_lock import WakeLock
+from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.planning import plan_job
-from pocketllm.daemon.runner import Runner, WorkerProcess
-from pocketllm.daemon.scheduler import Scheduler
+from pocketllm.daemon.scheduling.planning import plan_job
+from pocketllm.daemon.scheduling.scheduler import Scheduler
+from pocketllm.daemon.scheduling.worker_process import Runner, WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import uptime
-from pocketllm.daemon.wake_lock import WakeLock
-from pocketllm.mezo.errors import ModelFileError, ModelNotFound
-from pocketllm.mezo.native import open_native
+from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.storage.store import Store
 
 

@@ -14,8 +14,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from pocketllm.daemon.backend import Wish
 from pocketllm.daemon.errors import BadSettings
+from pocketllm.daemon.generation.backend import Wish
 from pocketllm.daemon.paths import config_file, default_data_dir
 
 MB = 10**6

@@ -1,1 +1,1 @@
-"""The streamed model, and MeZO, which learns by its forward passes only. No database, no HTTP, no clock of its own."""
+"""MeZO (Malladi et al., arXiv 2305.17333): learning by forward passes only."""

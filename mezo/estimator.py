@@ -19,18 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
-from pocketllm.mezo.errors import TrainingDiverged
-from pocketllm.mezo.noise import Direction, Kind, Z
-from pocketllm.mezo.step_record import Update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """theta + distance * z."""
-
-    direction: Z
-    distance: float
-
+from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.method import Update
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.mezo.noise import Direction, Kind
 
 #: Gives the loss (nats per token) at each of several points in parameter space, all on the same batch.
 Losses = Callable[[Sequence[Point]], Sequence[float]]

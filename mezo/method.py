@@ -7,10 +7,11 @@ from math import sqrt
 import numpy as np
 import torch
 
-from pocketllm.mezo.batches import Blocks
-from pocketllm.mezo.estimator import Point, Theta, directions, probe, replay, update
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.method import StepRecord, Update
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.mezo.estimator import Theta, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
-from pocketllm.mezo.step_record import StepRecord, Update
 
 #: The batch's loss at each of several points.
 BatchLosses = Callable[[Sequence[Point], Blocks], Sequence[float]]
@@ -61,7 +62,7 @@ class StepSize:
 
 
 class MeZO:
-    """pocketllm.mezo.step_record.Method: zeroth-order steps (arXiv 2305.17333, Algorithm 1)."""
+    """pocketllm.engine.method.Method: zeroth-order steps (arXiv 2305.17333, Algorithm 1)."""
 
     def __init__(self, losses: BatchLosses, theta: Theta, plan: MeZOPlan, to_start: Callable[[], None]) -> None:
         """to_start: makes of theta, in place, what the run starts from."""

@@ -1,55 +1,24 @@
 """The random direction z: a pure function of (seed, step, probe, tensor), so it is never stored (MeZO, section 2.1).
 
-The bits come from Philox, a counter-based generator whose raw stream NumPy fixes across platforms and
-versions: the same journal gives the same weights on a phone, a laptop, and ten years from now. Being a
-counter, it also gives any part of z without the parts before it.
+The bits come from a counter-based generator (engine/philox.py): the same step log gives the same weights on a phone, a
+laptop, and ten years from now, and any part of z can be drawn without the parts before it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from math import prod
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
+
+from pocketllm.engine.philox import WORDS_PER_COUNT, philox, rounding_bits
 
 Kind = Literal["rademacher", "gaussian"]
 
 #: Numbers of z that one 64-bit word of the generator gives.
 _PER_WORD = {"rademacher": 64, "gaussian": 2}
-#: Words that one value of the counter gives.
-_WORDS_PER_COUNT = 4
-#: Random bits for stochastic rounding come from a stream of their own.
-_ROUNDING_LANE = 2**63
-ROUNDING_POOL = 2**20
-
-
-def philox(seed: int, step: int, stream: int = 0, *, lane: int = 0, count: int = 0) -> np.random.Philox:
-    """The counter-based generator of (seed, step, stream, lane), from its `count`-th four words on.
-
-    Each is below 2^64. Streams and lanes never overlap.
-    """
-    # As arrays of this type: NumPy takes a list with one number above 2^63 in it for floats, and rounds.
-    key, counter = np.array([seed, step], dtype=np.uint64), np.array([count, 0, lane, stream], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter)
-
-
-class Z(Protocol):
-    """A direction in parameter space, matrix by matrix: what a probe looks along."""
-
-    def of(self, tensor: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """z for the tensor of this number and shape."""
-
-    def rows(
-        self, tensor: int, shape: Sequence[int], start: int, stop: int, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        """Rows start to stop of it: (stop - start, *shape[1:])."""
-
-    def gather(
-        self, tensor: int, shape: Sequence[int], rows: torch.Tensor, dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        """Its rows with these numbers: (n, *shape[1:])."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +55,17 @@ class Direction:
             chosen[place] = self.rows(tensor, shape, row, row + 1, dtype)[0]
         return chosen
 
+    def rounding_bits(self) -> torch.Tensor:
+        """Random bits for rounding an update along it (engine/philox.py)."""
+        return rounding_bits(self.seed, self.step, self.probe)
+
     def _draw(self, tensor: int, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-        per_count = _PER_WORD[self.kind] * _WORDS_PER_COUNT
+        per_count = _PER_WORD[self.kind] * WORDS_PER_COUNT
         first, skipped = divmod(start, per_count)
         generator = philox(self.seed, self.step, tensor, lane=self.probe, count=first)
         words = generator.random_raw(-(-(skipped + count) // _PER_WORD[self.kind])).astype("<u8", copy=False)
         draw = _signs if self.kind == "rademacher" else _normals
         return draw(words, dtype)[skipped : skipped + count]
-
-
-@lru_cache(maxsize=1)
-def rounding_bits(seed: int, step: int, probe: int) -> torch.Tensor:
-    """ROUNDING_POOL random 16-bit numbers, int32, for rounding the weights of a step's update.
-
-    A pool for all tensors: rounding is unbiased for each weight, which is what counts; that weights a pool's
-    length apart round alike does no harm.
-    """
-    words = philox(seed, step, lane=_ROUNDING_LANE + probe).random_raw(ROUNDING_POOL // 4).astype("<u8", copy=False)
-    return torch.from_numpy(words.view("<u2").astype(np.int32))
 
 
 def _signs(words: np.ndarray[tuple[int], np.dtype[np.uint64]], dtype: torch.dtype) -> torch.Tensor:

@@ -14,8 +14,8 @@ import httpx
 from httpx_sse import EventSource
 
 from pocketllm import __version__
-from pocketllm.cli_errors import DaemonLost, DaemonRefused, DaemonSlow, Document, NoDaemon, NotADaemon
-from pocketllm.cli_home import Target
+from pocketllm.cli.errors import DaemonLost, DaemonRefused, DaemonSlow, Document, NoDaemon, NotADaemon
+from pocketllm.cli.home import Target
 
 ANSWER_SECONDS = 15.0
 CONNECT_SECONDS = 3.0
@@ -150,7 +150,7 @@ class Client:
         return self._call("POST", f"/jobs/{path_part(job_id)}/cancel")
 
     def journal(self, job_id: str) -> bytes:
-        """Return the steps of a job as a file that `pocketllm.storage.journal_export.read_export` reads."""
+        """Return the steps of a job as a file that `pocketllm.storage.step_log_export.read_export` reads."""
         response = self._answer("GET", f"/jobs/{path_part(job_id)}/journal")
         if response.headers.get("content-type") != "application/octet-stream":
             raise self._not_a_daemon(response)

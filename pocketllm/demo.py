@@ -12,12 +12,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketllm.cli_add import paragraphs
-from pocketllm.cli_child import running_daemon
-from pocketllm.cli_errors import CommandError, Document
-from pocketllm.cli_home import DEFAULT_URL, Target, read_document, recorded_url
-from pocketllm.cli_report import find_report
-from pocketllm.cli_train import POLL_SECONDS, adapter_folder, follow, job_display
+from pocketllm.cli.child import running_daemon
+from pocketllm.cli.errors import CommandError, Document
+from pocketllm.cli.home import DEFAULT_URL, Target, read_document, recorded_url
+from pocketllm.cli.jobs.report import find_report
+from pocketllm.cli.jobs.train import POLL_SECONDS, adapter_folder, follow, job_display
+from pocketllm.cli.texts.add import paragraphs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +137,7 @@ def add_notes(client: "Client", console: "Console") -> None:
 
 def learn(client: "Client", console: "Console", steps: int) -> Document:
     """Train now and show it. Raises CommandError when the job did not succeed or never got its turn."""
-    from pocketllm.views import FINISHED_STATES
+    from pocketllm.cli.views import FINISHED_STATES
 
     # Kept from an earlier demo that was interrupted, a job goes on where it was; a second one would wait behind it.
     open_job = next((job for job in client.jobs(limit=1)[0] if job["state"] not in FINISHED_STATES), None)
@@ -176,7 +176,7 @@ class StallGuard:
 
 def compare(client: "Client", console: "Console", adapter: str) -> list[Document]:
     """Let the base model and the personal one go on from the same prompts; shows and returns the answers."""
-    from pocketllm.views import answers_table
+    from pocketllm.cli.views import answers_table
 
     answers: list[Document] = []
     with console.status("Asking both models..."):
@@ -190,14 +190,14 @@ def compare(client: "Client", console: "Console", adapter: str) -> list[Document
 
 def show_job(console: "Console", job: Document, folder: str | None) -> None:
     """Print what the job achieved, or plainly that it achieved nothing."""
-    from pocketllm.views import outcome
+    from pocketllm.cli.views import outcome
 
     console.print(outcome(job, folder))
 
 
 def show_words(client: "Client", console: "Console", job_id: str) -> None:
     """Print the words whose probability rose most, if there is a report that tells of them."""
-    from pocketllm.views_report import words_table
+    from pocketllm.cli.jobs.report_view import words_table
 
     report = find_report(client, job_id)
     if report is not None and report["words"]:
@@ -215,7 +215,7 @@ def own_command() -> str:
 
 def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
     """Print how long it all took and what to try, as lines to copy."""
-    from pocketllm.views import duration_text
+    from pocketllm.cli.views import duration_text
 
     folder, command = shlex.quote(str(data_dir)), own_command()
     owner = f'-H "Authorization: Bearer $({command} token --data-dir {folder})"'

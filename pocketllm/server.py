@@ -22,14 +22,14 @@ from fastapi import FastAPI
 
 from pocketllm import __version__
 from pocketllm.api.app import create_app
-from pocketllm.api.credentials import load_or_create_token
+from pocketllm.api.security.tokens import load_or_create_token
+from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
 from pocketllm.daemon.locks import locked
-from pocketllm.daemon.notify import ServiceManager
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.sensors import unanswered
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
+from pocketllm.daemon.systemd_notify import ServiceManager
 from pocketllm.storage.database import explained
 
 log = logging.getLogger(__name__)

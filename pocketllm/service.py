@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
-from pocketllm.cli_errors import CommandError
-from pocketllm.daemon.find_sensors import is_termux
+from pocketllm.cli.errors import CommandError
+from pocketllm.daemon.conditions.discovery import is_termux
 
 _COMMAND_SECONDS = 30
 _UNIT = "pocketllm.service"

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from pocketllm.storage.adapters import AdapterStore
 from pocketllm.storage.database import Database, explained
-from pocketllm.storage.files import FileStore
-from pocketllm.storage.jobs import JobStore
-from pocketllm.storage.journal import Journal
-from pocketllm.storage.ledger import LedgerStore
 from pocketllm.storage.migrate import migrate
-from pocketllm.storage.reports import ReportStore
-from pocketllm.storage.samples import SampleStore
-from pocketllm.storage.texts import TextStore
-from pocketllm.storage.tokens import TokenStore
-from pocketllm.storage.words import OwnersWords
+from pocketllm.storage.repositories.adapters import AdapterStore
+from pocketllm.storage.repositories.files import FileStore
+from pocketllm.storage.repositories.jobs import JobStore
+from pocketllm.storage.repositories.preferences import OwnersWords
+from pocketllm.storage.repositories.reports import ReportStore
+from pocketllm.storage.repositories.runs import LedgerStore
+from pocketllm.storage.repositories.sensor_history import SampleStore
+from pocketllm.storage.repositories.step_log import Journal
+from pocketllm.storage.repositories.texts import TextStore
+from pocketllm.storage.repositories.tokens import TokenStore
 
 
 class Store:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported: see pocketllm.daemon.children.
+# Before torch is imported: see pocketllm.daemon.child_environment.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pocketllm.mezo.importing import import_model
-from pocketllm.mezo.native import NativeModel, open_native
-from tests.commands import Run, commands
-from tests.daemon_double import DaemonDouble
-from tests.tiny_models import tiny_llama_folder, tiny_native, write_tiny_gguf
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from tests.support.commands import Run, commands
+from tests.support.daemon_double import DaemonDouble
+from tests.support.tiny_models import tiny_llama_folder, tiny_native, write_tiny_gguf
 
 
 @pytest.fixture(scope="session")

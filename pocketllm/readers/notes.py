@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import Example, Found, Skipped, Wishes, read_text
-from pocketllm.readers.html_text import html_to_text
+from pocketllm.readers.base import Example, Found, Skipped, Wishes, html_to_text, read_text
 
 MARKDOWN = {".md", ".markdown", ".mdown", ".qmd", ".rmd"}
 HTML = {".html", ".htm", ".xhtml"}

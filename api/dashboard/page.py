@@ -1,0 +1,122 @@
+"""The page at /: what the daemon does, for people. Files that hold nothing; what they show they ask the API for."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from pocketllm.api.errors import Problem
+from pocketllm.api.requests import json_only
+from pocketllm.api.security.tokens import Credentials
+
+router = APIRouter(tags=["dashboard"])
+
+_FILES = {"page.html": "text/html", "app.js": "text/javascript", "plot.js": "text/javascript", "style.css": "text/css"}
+_HEADERS = {
+    # Nothing from elsewhere, nothing inline, and in nobody's frame.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_CODE_FOR = timedelta(minutes=2)
+
+
+@router.get("/", response_class=Response)
+def page() -> Response:
+    """The dashboard. Open without a token: it holds nothing, and asks for one."""
+    return _file("page.html")
+
+
+@router.get("/dashboard/{name}", response_class=Response)
+def part(name: str) -> Response:
+    """A part of the page."""
+    if name not in _FILES:
+        raise Problem(HTTPStatus.NOT_FOUND, f"The dashboard has no part {name[:80]!r}.")
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    content = (files("pocketllm.api.dashboard") / "static" / name).read_bytes()
+    return Response(content, media_type=_FILES[name], headers=_HEADERS)
+
+
+class Sessions:
+    """Codes that sign a browser in: good once and for two minutes, so that what stays in a history is worthless."""
+
+    def __init__(self, credentials: Credentials, now: Callable[[], datetime]) -> None:
+        self._credentials, self._now, self._lock = credentials, now, threading.Lock()
+        self._codes: dict[str, datetime] = {}
+
+    def code(self) -> str:
+        """A new code."""
+        with self._lock:
+            now = self._now()
+            self._codes = {code: until for code, until in self._codes.items() if until > now}
+            code = secrets.token_urlsafe(32)
+            self._codes[code] = now + _CODE_FOR
+            return code
+
+    def token(self, code: str) -> str | None:
+        """A token for a code, which is good as long as the daemon runs; None for a code that is not good any more."""
+        with self._lock:
+            until = self._codes.pop(code, None)
+        return self._credentials.session() if until is not None and until > self._now() else None
+
+
+class CodeOut(BaseModel):
+    """What signs a browser in, as /#code=CODE."""
+
+    code: str
+    seconds: float = Field(description="For how long it is good; once.")
+
+
+class CodeIn(BaseModel):
+    """A code."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str = Field(min_length=1, max_length=200)
+
+
+class SessionOut(BaseModel):
+    """A token for this browser, good as long as the daemon runs."""
+
+    token: str
+
+
+def sessions_of(request: Request) -> Sessions:
+    """The sessions that the app was made with."""
+    sessions = request.app.state.sessions
+    assert isinstance(sessions, Sessions)
+    return sessions
+
+
+Signing = Annotated[Sessions, Depends(sessions_of)]
+
+
+@router.post("/sessions", status_code=HTTPStatus.CREATED)
+def begin(sessions: Signing) -> CodeOut:
+    """A code by which a browser signs in without its user seeing a token."""
+    return CodeOut(code=sessions.code(), seconds=_CODE_FOR.total_seconds())
+
+
+@router.post("/sessions/redeem", dependencies=[Depends(json_only)])
+def redeem(sessions: Signing, body: CodeIn) -> SessionOut:
+    """A token for a code. Open without a token; a code is good once."""
+    token = sessions.token(body.code)
+    if token is None:
+        detail = "This code is not good any more: `pocketllm dashboard` opens the page with a new one."
+        raise Problem(HTTPStatus.FORBIDDEN, detail, param="code")
+    return SessionOut(token=token)

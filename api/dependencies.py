@@ -1,0 +1,41 @@
+"""What routes are handed: the daemon's parts."""
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from pocketllm.api.errors import Problem
+from pocketllm.daemon.errors import ModelNotReady
+from pocketllm.daemon.services import Services
+
+
+async def services_of(request: Request) -> Services:
+    """The services that the app was made with."""
+    # Nothing here waits; but what is not async would go through a thread and back, at every request.
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+Context = Annotated[Services, Depends(services_of)]
+
+
+SERVING, BASE = "serving", "base"
+
+
+def chosen(services: Services, wanted: str) -> tuple[str | None, Path | None]:
+    """The adapter's id and folder; None for the base. Raises ModelNotReady, NotFound or Problem."""
+    if problem := services.model_problem():
+        raise ModelNotReady(problem)
+    if wanted == BASE:
+        return None, None
+    if wanted == SERVING:
+        serving = services.store.adapters.serving(services.settings.model)
+        return (serving.id, services.folder.adapter(serving.id)) if serving else (None, None)
+    row = services.store.adapters.get(wanted)
+    if row.model != services.settings.model:
+        detail = f"Adapter {row.id} belongs to the model {row.model}, but {services.settings.model} is in use."
+        raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
+    return row.id, services.folder.adapter(row.id)

@@ -1,0 +1,209 @@
+"""Errors as answers: one table from exceptions to statuses, one shape for all of them.
+
+The shape is RFC 9457's, with an `error` object beside it that OpenAI's client understands.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from pocketllm.api.responses import ProblemResponse
+from pocketllm.daemon import errors as daemon
+from pocketllm.engine import errors as mezo
+from pocketllm.storage import errors as storage
+
+#: The first class that fits decides.
+STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
+    (storage.NotFound, HTTPStatus.NOT_FOUND),
+    (storage.WrongState, HTTPStatus.CONFLICT),
+    (storage.AlreadyThere, HTTPStatus.CONFLICT),
+    (storage.StorageError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (daemon.NothingToLearn, HTTPStatus.CONFLICT),
+    (daemon.ModelNotReady, HTTPStatus.SERVICE_UNAVAILABLE),
+    (daemon.GeneratorBusy, HTTPStatus.SERVICE_UNAVAILABLE),
+    (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
+    (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    # The request is in order: with more memory allowed, or another model, the same one is carried out.
+    (mezo.DoesNotFit, HTTPStatus.CONFLICT),
+    # Nor is it the request's fault here: the adapter can be had in the other format.
+    (mezo.CannotExport, HTTPStatus.CONFLICT),
+    (mezo.BadRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (mezo.MezoError, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
+
+_RETRY_SECONDS = 5
+#: The most findings in one answer, and the most of a refused name or value that is said back.
+_FINDINGS = 5
+_VALUE_CHARACTERS = 60
+
+TOO_LARGE = "The request is too large (setting max_body_bytes). Send it in parts."
+
+#: Words for programs that are not the status's own name; these two names change with Python's version.
+_CODES = {
+    HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+}
+
+
+class ErrorOut(BaseModel):
+    """What OpenAI's client understands of an error."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, or server_error from 500 on.")
+    code: str = Field(description="For programs: missing_token, not_found, nothing_to_learn, ...")
+    param: str | None = Field(description="The field that is wrong, where one is.")
+
+
+class ProblemOut(BaseModel):
+    """Any error, by RFC 9457. `detail` says what to do next."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error: ErrorOut
+
+
+#: For the documentation of every route: all that is not a success.
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": (
+            "An error: 401 no or a wrong token, 403 a token without the scope, or a foreign Host or Origin, 404 no "
+            "such thing, 409 not in this state, 413 too large, 415 another content type, 422 a value that makes no "
+            "sense, 429 and 503 too much at once (see Retry-After), 500 our fault"
+        ),
+        "content": {ProblemResponse.media_type: {"schema": ProblemOut.model_json_schema()}},
+    }
+}
+
+
+class Problem(Exception):
+    """An error that a route found out by itself."""
+
+    def __init__(self, status: HTTPStatus, detail: str, *, param: str | None = None, code: str | None = None) -> None:
+        """code: for programs; None is the status's own."""
+        super().__init__(detail)
+        self.status, self.detail, self.param, self.code = status, detail, param, code or code_for(status)
+
+
+def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> dict[str, Any]:
+    """The one shape of an error."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": int(status),
+        "detail": detail,
+        "error": {"message": detail, "type": kind, "code": code, "param": param},
+    }
+
+
+def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> ProblemResponse:
+    """The answer to send for an error."""
+    headers = {}
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(_RETRY_SECONDS)
+    if status is HTTPStatus.CONFLICT:  # which OpenAI's client would try twice more: nothing changes by that
+        headers["X-Should-Retry"] = "false"
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return ProblemResponse(problem_body(status, detail, code=code, param=param), status, headers)
+
+
+def code_for(status: HTTPStatus) -> str:
+    """A status as a word for programs."""
+    return _CODES.get(status, status.name.lower())
+
+
+def status_of(error: Exception) -> HTTPStatus:
+    """The status that the table gives for an error."""
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def code_of(error: Exception) -> str:
+    """The error's class as a word for programs: NothingToLearn is nothing_to_learn."""
+    name = type(error).__name__
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every error in the one shape."""
+
+    async def known(_request: Request, error: Exception) -> ProblemResponse:
+        return problem_response(status_of(error), str(error), code=code_of(error))
+
+    async def own(_request: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, Problem)
+        return problem_response(error.status, error.detail, code=error.code, param=error.param)
+
+    async def invalid(_request: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, RequestValidationError)
+        # Without the first part of each place, which says whether it is in the body, the query or the path.
+        detail, param = explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        return problem_response(status, detail, code=code_for(status), param=param)
+
+    async def http(_request: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, HTTPException)
+        status = HTTPStatus(error.status_code)
+        response = problem_response(status, _HINTS.get(status, error.detail), code=code_for(status))
+        response.headers.update(error.headers or {})  # such as Allow, which belongs to 405
+        return response
+
+    async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
+        detail = "Something went wrong inside the daemon; its log says what. Nothing that was answered 2xx is lost."
+        response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error")
+        response.headers["Connection"] = "close"  # uvicorn closes it after an exception: no client may build on it
+        return response
+
+    for kind in (storage.StorageError, daemon.DaemonError, mezo.MezoError):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(Problem, own)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+_HINTS = {
+    HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
+    HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list the routes.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This route does not take that method.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,
+}
+
+
+#: pydantic speaks of Python's classes here.
+_NO_OBJECT = ("model_type", "model_attributes_type")
+
+
+def explain(findings: Sequence[Any]) -> tuple[str, str | None]:
+    """pydantic's findings as sentences, and the first one's field. What was sent is said back cut short."""
+    sentences = [_sentence(finding) for finding in findings[:_FINDINGS]]
+    if len(findings) > _FINDINGS:
+        sentences.append(f"And {len(findings) - _FINDINGS} more.")
+    return " ".join(sentences), _field(findings[0])
+
+
+def _sentence(finding: Any) -> str:
+    if finding["type"] == "json_invalid":
+        return f"The body is not valid JSON: {finding['ctx']['error']}."
+    wanted = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
+    message = wanted.removeprefix("Value error, ")
+    return f"{_field(finding) or 'body'}: {message} (got {_cut(repr(finding.get('input')))})."
+
+
+def _field(finding: Any) -> str | None:
+    """The field's name, with dots between its parts; None for the document as a whole."""
+    if finding["type"] == "json_invalid":  # its place is an offset
+        return None
+    return _cut(".".join(str(part) for part in finding["loc"])) or None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "..."

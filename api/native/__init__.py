@@ -1,0 +1,1 @@
+"""PocketLLM's own routes."""

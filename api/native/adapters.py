@@ -1,0 +1,169 @@
+"""/adapters: what was learned, which of it is served, and going back."""
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.native.schemas.jobs import AdapterOut, DeletedOut
+from pocketllm.api.requests import json_only
+from pocketllm.daemon.generation.llama.files import LORA_NAME
+from pocketllm.daemon.services import Services
+from pocketllm.daemon.tools.export import export_gguf
+from pocketllm.storage.errors import WrongState
+from pocketllm.storage.repositories.adapters import Change
+
+router = APIRouter(tags=["adapters"])
+
+_TAR, _GGUF = "application/x-tar", "application/octet-stream"
+_PIECE_BYTES = 1 << 20
+
+
+class Format(StrEnum):
+    """As what an adapter may leave."""
+
+    PEFT = "peft"  #: its folder as a tar file
+    GGUF = "gguf"  #: a LoRA file for llama.cpp
+
+
+class AdaptersOut(BaseModel):
+    """All adapters; their parents make the chains."""
+
+    data: list[AdapterOut]
+
+
+class RollbackIn(BaseModel):
+    """Which model to roll back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, min_length=1, description="Default: the setting model.")
+
+
+class ServingOut(BaseModel):
+    """What was served until now, and what is from the next request on. null is the base model."""
+
+    model: str
+    was: str | None
+    serving: str | None
+    skipped: list[str] = Field(description="Adapters whose turn it would have been, but their files are gone.")
+
+    @classmethod
+    def of(cls, change: Change) -> "ServingOut":
+        """From what storage says."""
+        return cls.model_validate(change, from_attributes=True)
+
+
+@router.get("/adapters")
+def adapters(services: Context) -> AdaptersOut:
+    """The adapters made so far, newest first, what each was made from, and where their folders are."""
+    rows = services.store.adapters.all()
+    return AdaptersOut(data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
+
+
+@router.post("/adapters/rollback", dependencies=[Depends(json_only)])
+def roll_back(services: Context, body: RollbackIn | None = None) -> ServingOut:
+    """Serve what the adapter that is served was made from, at last the base model. Nothing is deleted.
+
+    What the jobs taken back alone have learned is set aside: no job learns it again, unless the adapter is served
+    again. A job that is under way keeps what it makes, and does not serve it.
+    """
+    model = (body or RollbackIn()).model or services.settings.model
+    return ServingOut.of(services.store.adapters.roll_back(model, usable=_usable(services), now=services.now()))
+
+
+@router.post("/adapters/{adapter_id}/serve")
+def serve(adapter_id: str, services: Context) -> ServingOut:
+    """Serve this adapter for its model, whatever was served, and whatever its job's outcome."""
+    return ServingOut.of(services.store.adapters.serve(adapter_id, usable=_usable(services), now=services.now()))
+
+
+@router.delete("/adapters/{adapter_id}")
+def delete(services: Context, adapter_id: str) -> DeletedOut:
+    """Delete an adapter and its files, unless it is served or others were made from it."""
+    delete_adapter(services, adapter_id)
+    return DeletedOut(id=adapter_id)
+
+
+@router.get(
+    "/adapters/{adapter_id}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (_TAR, _GGUF)}}},
+)
+def export(
+    services: Context,
+    adapter_id: str,
+    wanted: Annotated[
+        Format, Query(alias="format", description="peft: a tar file of the folder; gguf: a LoRA file for llama.cpp.")
+    ] = Format.PEFT,
+) -> StreamingResponse:
+    """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model.
+
+    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model. One that adapts an
+    output head which the model shares with its embeddings (its general.description says so) needs a base file with
+    a head of its own: `pocketllm adapters export ID --format gguf --base FILE` writes one.
+    """
+    adapter = services.store.adapters.get(adapter_id)
+    folder = services.folder.adapter(adapter.id)
+    if not folder.is_dir():
+        raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
+    if wanted is Format.GGUF:
+        return _gguf(services, folder, services.folder.models / adapter.model)
+    return StreamingResponse(tar(folder), media_type=_TAR, headers=_named(f"{adapter.id}.tar"))
+
+
+def _gguf(services: Services, folder: Path, model: Path) -> StreamingResponse:
+    # In the data folder, since a folder for temporary files may be in memory.
+    services.folder.exports.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=services.folder.exports) as scratch:
+        whole = Path(scratch) / "whole.gguf"
+        export_gguf(folder, model, whole)
+        size, file = whole.stat().st_size, whole.open("rb")  # its name may go, its bytes stay until it is closed
+    headers = _named(f"{folder.name}.gguf") | {"Content-Length": str(size)}
+    return StreamingResponse(_pieces(file), media_type=_GGUF, headers=headers)
+
+
+def _named(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def tar(folder: Path) -> Iterator[bytes]:
+    """A folder's files, one after the other, in pieces: nothing is held in memory or written beside them.
+
+    What llama.cpp was given of them is left out.
+    """
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LORA_NAME):
+        about = tarfile.TarInfo(f"{folder.name}/{file.relative_to(folder)}")
+        with file.open("rb") as content:
+            found = os.fstat(content.fileno())
+            about.size, about.mtime, about.mode = found.st_size, int(found.st_mtime), 0o600
+            yield about.tobuf(tarfile.PAX_FORMAT)
+            while piece := content.read(_PIECE_BYTES):
+                yield piece
+        yield bytes(-about.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def delete_adapter(services: Services, adapter_id: str) -> None:
+    """Delete an adapter and its files. Raises NotFound, or WrongState while it is needed."""
+    services.store.adapters.delete(adapter_id)
+    shutil.rmtree(services.folder.adapter(adapter_id), ignore_errors=True)
+
+
+def _usable(services: Services) -> Callable[[str], bool]:
+    return lambda adapter_id: services.folder.adapter(adapter_id).is_dir()

@@ -1,0 +1,109 @@
+"""/events: what happens to jobs, for programs that wait: by long poll, or as server-sent events. Holds no content."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.native.schemas.jobs import EventOut, JobOut
+from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
+from pocketllm.daemon.services import Services
+from pocketllm.storage.tables import Event
+
+router = APIRouter(tags=["jobs"])
+
+#: How often the database is looked at while somebody waits: events come from the worker's process, too.
+_LOOK_SECONDS = 0.5
+#: A line that means nothing, so that whoever is between does not take the silence for the end.
+_STILL_HERE_SECONDS = 15.0
+_PAGE = 200
+_STREAM = "text/event-stream"
+
+
+class NumberedEventOut(EventOut):
+    """Something that happened to a job, by its number."""
+
+    id: int
+    job: str
+
+    @classmethod
+    def of(cls, row: Event) -> "NumberedEventOut":
+        """From its row."""
+        assert row.id is not None
+        return cls(id=row.id, job=row.job_id, at=row.at, kind=row.kind, message=row.message)
+
+
+class EventsOut(BaseModel):
+    """What happened, oldest first."""
+
+    data: list[NumberedEventOut]
+    last: int = Field(description="The `after` of the next question.")
+
+
+@router.get(
+    "/events", response_model=EventsOut, responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}}
+)
+async def events(
+    request: Request,
+    services: Context,
+    after: Annotated[int | None, Query(ge=0, description="The last event known; without it only news count.")] = None,
+    job: Annotated[str | None, Query(description="Of this job alone.")] = None,
+    wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for news, where there is none.")] = 0,
+    last_event_id: Annotated[str | None, Header(description="As browsers send it when they come back.")] = None,
+) -> Response:
+    """What happened to jobs. Open without a token.
+
+    With `Accept: text/event-stream`: events `job` as they happen, each with its number as id, and `progress` (a job)
+    at each step that is seen; until the client goes away.
+    """
+    start = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+    if start is None:
+        start = await run_in_threadpool(services.store.jobs.last_event)
+    if _STREAM in request.headers.get("accept", ""):
+        return StreamingResponse(_stream(services, start, job), media_type=_STREAM)
+    until = time.monotonic() + wait
+    while True:
+        found = await _news(services, start, job)
+        if found or time.monotonic() >= until or services.ending.is_set() or await request.is_disconnected():
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+    answer = EventsOut(data=found, last=found[-1].id if found else start)
+    return PrettyJSONResponse(answer.model_dump(mode="json"))
+
+
+async def _news(services: Services, after: int, job: str | None) -> list[NumberedEventOut]:
+    rows = await run_in_threadpool(services.store.jobs.events_after, after, limit=_PAGE, job_id=job)
+    return [NumberedEventOut.of(row) for row in rows]
+
+
+async def _stream(services: Services, after: int, job: str | None) -> AsyncGenerator[bytes]:
+    """Until the client goes away, which closes this, or the daemon ends."""
+    spoke, step = time.monotonic(), ("", 0)
+    while not services.ending.is_set():
+        sent = False
+        for event in await _news(services, after, job):
+            after, sent = event.id, True
+            yield f"id: {event.id}\n".encode() + server_sent_event("job", event.model_dump(mode="json"))
+        running = await run_in_threadpool(_running, services, job)
+        if running is not None and (running.id, running.step) != step:
+            step, sent = (running.id, running.step), True
+            yield server_sent_event("progress", running.model_dump(mode="json"))
+        if not sent and time.monotonic() - spoke > _STILL_HERE_SECONDS:
+            sent = True
+            yield b": still here\n\n"
+        spoke = time.monotonic() if sent else spoke
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _running(services: Services, job: str | None) -> JobOut | None:
+    """The job that is being learned, if it is to be told of."""
+    running = services.scheduler.running_job
+    if running is None or job not in (None, running):
+        return None
+    return JobOut.of(services.store.jobs.get(running), services.store.journal.progress(running))

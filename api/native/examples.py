@@ -1,0 +1,228 @@
+"""Examples as they are sent: texts of four kinds, one or many, checked before any is stored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
+
+from pocketllm.api.errors import Problem, explain
+from pocketllm.daemon.settings import Settings
+from pocketllm.storage.repositories.texts import NewText, chat_text
+
+DEFAULT_SOURCE = "unknown"
+#: The most texts in a request: it bounds the daemon's memory, and how long a worker waits for the database.
+MAX_TEXTS = 30_000
+
+
+#: The most of a refused label that is said back, and the most labels that are said to be known.
+LABEL_CHARACTERS = 60
+LABELS_SHOWN = 10
+
+
+class _Example(BaseModel, ABC):
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="Which app or place it is from.")
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Any]:
+        """What it consists of, by the names of NewText's fields."""
+
+    def new(self, *, held_out: bool | None = None) -> NewText:
+        """As storage takes it. held_out: see there."""
+        return NewText(**self._parts(), source=self.source, held_out=held_out)
+
+
+class PlainIn(_Example):
+    """A text to learn all of."""
+
+    text: str
+
+    def _parts(self) -> dict[str, Any]:
+        return {"text": self.text}
+
+
+class CompletionIn(_Example):
+    """A prompt, and what is to follow it: only the completion is learned."""
+
+    prompt: str
+    completion: str
+
+    def _parts(self) -> dict[str, Any]:
+        return {"text": self.prompt, "completion": self.completion}
+
+
+class LabelledIn(_Example):
+    """A text, and which of the labels in the settings it has."""
+
+    text: str
+    label: str
+
+    def _parts(self) -> dict[str, Any]:
+        return {"text": self.text, "label": self.label}
+
+
+class MessageIn(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    weight: Literal[0, 1] | None = Field(None, description="0: an assistant's message that is only read.")
+
+
+class ChatIn(_Example):
+    """A chat: the assistant's messages are learned."""
+
+    messages: list[MessageIn] = Field(min_length=1)
+
+    @field_validator("messages")
+    @classmethod
+    def _something_to_learn(cls, messages: list[MessageIn]) -> list[MessageIn]:
+        if not any(one.role == "assistant" and one.content.strip() and one.weight != 0 for one in messages):
+            raise ValueError("none of the messages is an assistant's with words to learn")
+        return messages
+
+    def _parts(self) -> dict[str, Any]:
+        messages = [message.model_dump(exclude_none=True) for message in self.messages]
+        return {"text": chat_text(messages), "messages": messages}
+
+
+KINDS = (PlainIn, CompletionIn, LabelledIn, ChatIn)
+Example = PlainIn | CompletionIn | LabelledIn | ChatIn
+
+
+def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """A kind's JSON schema, in one piece: OpenAPI would look for its definitions elsewhere."""
+    schema = kind.model_json_schema()
+    for definition in schema.pop("$defs", {}).values():
+        schema["properties"]["messages"]["items"] = definition
+    return schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the settings say of examples."""
+
+    max_bytes: int
+    labels: Collection[str]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """From the settings."""
+        return cls(max_bytes=settings.max_text_bytes, labels=settings.training.label_words)
+
+
+def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, Example]]:
+    """The examples in a request's body, each with the words that say where it stands. Raises Problem."""
+    kind = content_type.partition(";")[0].strip().lower()
+    text = decoded(body)
+    if kind == "text/plain":
+        return [("", PlainIn(text=text, source=source))]
+    if kind == "application/json":
+        document = _parsed(text, "")
+        if not isinstance(document, list):
+            return [("", validated(document, ""))]
+        placed = [(f"item {number}: ", item) for number, item in enumerate(document, 1)]
+        return [(place, validated(item, place)) for place, item in _countable(placed)]
+    if kind in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
+        return [(place, validated(document, place)) for place, document in parse_lines(text)]
+    raise Problem(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        f"Content-Type is {kind or 'missing'}; send application/json, application/x-ndjson or text/plain.",
+    )
+
+
+def parse_lines(text: str) -> Iterator[tuple[str, Any]]:
+    """The JSON document in each line that is not empty, with the words that say where it stands. Raises Problem."""
+    # Not splitlines(): a JSON text may hold other line separators as they are.
+    lines = [(f"line {number}: ", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for place, line in _countable(lines):
+        yield place, _parsed(line, place)
+
+
+def check(example: Example, place: str, limits: Limits) -> None:
+    """Refuse what is empty, too long, or has a label that is not known. Raises Problem naming place and field."""
+    words = _words(example)
+    for name, text in words.items():
+        if not text.strip():
+            detail = f"{place}The {name} is empty. Send some words."
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=name)
+    size = sum(len(text.encode()) for text in words.values())
+    if size > limits.max_bytes:
+        name = " with its ".join(words)
+        limit = f"the longest allowed is {limits.max_bytes:,} (setting max_text_bytes)"
+        detail = f"{place}The {name} is {size:,} bytes; {limit}. Split it."
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param=next(iter(words)))
+    if isinstance(example, LabelledIn) and example.label not in limits.labels:
+        shown = ", ".join(map(repr, list(limits.labels)[:LABELS_SHOWN]))
+        given = repr(example.label[:LABEL_CHARACTERS])
+        detail = f"{place}label: {given} is none of the labels in the setting training.label_words ({shown})."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="label")
+
+
+def _words(example: Example) -> dict[str, str]:
+    """What there is to read in an example, by its fields."""
+    if isinstance(example, CompletionIn):
+        return {"prompt": example.prompt, "completion": example.completion}
+    if isinstance(example, ChatIn):
+        return {"messages": "".join(message.content for message in example.messages)}
+    return {"text": example.text}
+
+
+def decoded(body: bytes) -> str:
+    """The body as text. Raises Problem."""
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        detail = f"The body is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. Send UTF-8."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
+
+
+def _parsed(text: str, place: str) -> Any:
+    """The JSON document. It can hold no half of a surrogate pair: the parser refuses that, as UTF-8 would."""
+    try:
+        return from_json(text)
+    except ValueError as error:
+        detail = f"{place}This is not valid JSON: {error}."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
+
+
+def validated(document: Any, place: str) -> Example:
+    """The example in a document. Raises Problem."""
+    try:
+        return _kind(document, place).model_validate(document)
+    except ValidationError as error:
+        detail, param = explain(error.errors(include_url=False))
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
+
+
+def _kind(document: Any, place: str) -> type[Example]:
+    """Which kind a document's fields are of. Raises Problem when they are of two."""
+    named = document if isinstance(document, dict) else {}
+    groups = (("text", "label"), ("prompt", "completion"), ("messages",))
+    found = [fields for group in groups if (fields := [name for name in group if name in named])]
+    if len(found) > 1:
+        detail = (
+            f"{place}{found[1][-1]}: it does not go together with {found[0][-1]}. Send a text alone, a text with its "
+            "label, a prompt with its completion, or the messages of a chat."
+        )
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=found[1][-1])
+    if not found or "text" in found[0] or "label" in found[0]:
+        return LabelledIn if "label" in named else PlainIn
+    return ChatIn if "messages" in found[0] else CompletionIn
+
+
+def _countable(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The items, unless there are none or too many of them."""
+    if not items:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no text in the body. Send at least one.")
+    if len(items) > MAX_TEXTS:
+        detail = f"These are {len(items):,} texts; at most {MAX_TEXTS:,} go into one request. Send them in parts."
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+    return items

@@ -1,0 +1,224 @@
+"""/generate: text from the personal model, from a named adapter, or from the base; /compare: two answers."""
+
+import re
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from http import HTTPStatus
+from math import inf, isnan
+from typing import Any, Literal, Self
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from starlette.concurrency import run_in_threadpool
+
+from pocketllm.api.dependencies import SERVING, Context, chosen
+from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.native.jobs import MAX_SEED
+from pocketllm.api.requests import json_only
+from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
+from pocketllm.daemon.errors import DaemonError
+from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece
+from pocketllm.daemon.services import Services
+
+router = APIRouter(tags=["generate"])
+
+_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|)")
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class AskIn(BaseModel):
+    """What to go on from, and how: `prompt` to continue a text, or `messages` to answer a chat."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1}}
+    )
+
+    prompt: str | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+    adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
+    temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(128, ge=1, le=8192)
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
+    keep_alive: float | str | None = Field(
+        None,
+        description=(
+            'How long the model stays in memory afterwards, as Ollama writes it: 300, "5m", 0 until the next look '
+            "(within 15 s), -1 for ever; default: the setting keep_alive_seconds."
+        ),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stop_or_many(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("stop"), str):
+            return {**values, "stop": [values["stop"]]}
+        return values
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _a_duration(cls, wished: float | str | None) -> float | str | None:
+        seconds_of(wished)
+        return wished
+
+    @model_validator(mode="after")
+    def _prompt_or_messages(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        if "" in self.stop:
+            raise ValueError("a stop string is empty")
+        return self
+
+
+def seconds_of(keep_alive: float | str | None) -> float | None:
+    """A wish in seconds; infinite for ever. Raises ValueError for what is no duration."""
+    if keep_alive is None:
+        return None
+    if isinstance(keep_alive, str):
+        found = _DURATION.fullmatch(keep_alive.strip())
+        if found is None:
+            raise ValueError('it is seconds, or a number with a unit, as "90s", "5m" or "1h"')
+        keep_alive = float(found[1]) * _UNITS[found[2]]
+    if isnan(keep_alive):
+        raise ValueError("it is no number")
+    return inf if keep_alive < 0 else keep_alive
+
+
+class GenerateIn(AskIn):
+    """What to generate."""
+
+    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
+
+
+class GenerateOut(BaseModel):
+    """The answer and how it was made."""
+
+    text: str
+    model: str
+    adapter: str | None
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_per_second: float | None
+    seed: int
+
+
+@router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
+async def generate(request: Request, body: GenerateIn, services: Context) -> Response:
+    """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
+    wanted, about = await asked(services, body)
+    events = services.generator.generate(wanted)
+    # The first event decides whether there is an answer at all, and so the status.
+    first = await anext(events)
+    if body.stream:
+        return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
+    return await _whole(request, first, events, about)
+
+
+async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
+    """What the generator is to do, and what the answer says of how it was made."""
+    adapter, folder = await run_in_threadpool(chosen, services, body.adapter)
+    seed = secrets.randbits(31) if body.seed is None else body.seed
+    wanted = GenerationRequest(
+        prompt=body.prompt,
+        messages=[message.model_dump() for message in body.messages] if body.messages else None,
+        adapter=folder,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        max_tokens=body.max_tokens,
+        stop=tuple(body.stop),
+        seed=seed,
+        keep_alive_seconds=seconds_of(body.keep_alive),
+    )
+    return wanted, {"model": services.settings.model, "adapter": adapter, "seed": seed}
+
+
+async def _whole(
+    request: Request, first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
+) -> Response:
+    """The complete answer. A client that goes away stops the generation."""
+    async with aclosing(events):
+        event = first
+        while isinstance(event, Piece):
+            if await request.is_disconnected():
+                return Response(status_code=499)  # nobody reads it
+            event = await anext(events)
+    return PrettyJSONResponse(GenerateOut(**event.summary, **about).model_dump())
+
+
+async def _stream(
+    first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
+) -> AsyncGenerator[bytes]:
+    """The answer as it comes. Starlette closes this when the client goes away, which stops the generation."""
+    async with aclosing(events):
+        try:
+            event = first
+            while isinstance(event, Piece):
+                yield server_sent_event("token", {"text": event.text})
+                event = await anext(events)
+            yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
+        except DaemonError as error:
+            yield server_sent_event("error", problem_body(status_of(error), str(error), code=code_of(error)))
+
+
+class AnswerOut(BaseModel):
+    """One model's answer."""
+
+    text: str
+    finish_reason: str
+    completion_tokens: int
+
+
+class TokenGainOut(BaseModel):
+    """A token of the personal answer, and the natural logarithm of its probability to each model."""
+
+    id: int = Field(description="The token's number in the model's vocabulary.")
+    token: str
+    personal: float
+    base: float
+
+
+class CompareOut(BaseModel):
+    """Both answers to the same prompt with the same seed."""
+
+    personal: AnswerOut
+    base: AnswerOut
+    tokens: list[TokenGainOut]
+    gained_nats_per_token: float | None = Field(
+        description="By how much likelier the personal answer is to the personal model; null for an empty one."
+    )
+    prompt_tokens: int
+    model: str
+    adapter: str
+    seed: int
+
+
+@router.post("/compare", dependencies=[Depends(json_only)])
+async def compare(body: AskIn, services: Context) -> CompareOut:
+    """Answer with the base model and with an adapter: the one that is served, or a named one.
+
+    Both compute in fp32, which takes longer than /generate.
+    """
+    wanted, about = await asked(services, body)
+    if wanted.adapter is None:
+        detail = "Nothing that was learned is served: there is only the base model. `pocketllm train` starts a job."
+        raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
+    async with aclosing(services.generator.generate(replace(wanted, compare=True))) as events:
+        done = await anext(events)
+    assert isinstance(done, Done), "there are no pieces"
+    summary = done.summary
+    gains = [token["personal"] - token["base"] for token in summary["tokens"]]
+    return CompareOut(**summary, **about, gained_nats_per_token=sum(gains) / len(gains) if gains else None)

@@ -1,0 +1,184 @@
+"""/jobs: what is being learned, what waits and why; ask for a job, or what one would take; withdraw one."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, Page, job_detail
+from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
+from pocketllm.api.requests import json_only
+from pocketllm.api.responses import PrettyJSONResponse
+from pocketllm.daemon.scheduling.planning import JobWish, MethodWish
+from pocketllm.daemon.services import Services
+from pocketllm.engine.planning.memory_model import Mode
+from pocketllm.storage.tables import Job
+
+router = APIRouter(tags=["jobs"])
+
+#: SQLite's largest integer.
+MAX_SEED = 2**63 - 1
+
+
+class JobIn(BaseModel):
+    """What to ask for; everything is optional."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"steps": 60, "now": False}})
+
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
+    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    # In place of the settings of the same names, with the limits of these.
+    mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
+    method: MethodWish | None = Field(None, description="How to learn; default: the setting training.method.")
+    batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
+    probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
+
+    def wish(self) -> JobWish:
+        """As plans take it."""
+        return JobWish(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
+
+
+@router.post(
+    "/jobs",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobOut,
+    responses={200: {"model": PlanOut, "description": "What the job would take (dry_run)"}},
+    dependencies=[Depends(json_only)],
+)
+def request_job(
+    request: Request,
+    services: Context,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None, Header(pattern="^[!-~]{1,255}$", description="Sent again with it, the job is not made again.")
+    ] = None,
+    dry_run: Annotated[bool, Query(description="Queue nothing; say what the job would take.")] = False,
+    body: JobIn | None = None,
+) -> JobOut | PrettyJSONResponse:
+    """Ask for a job. It starts within seconds unless something speaks against it; then `reasons` says what.
+
+    A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
+    do.
+    """
+    asked = body or JobIn()
+    if dry_run:
+        return PrettyJSONResponse(_plan(services, asked.wish()).model_dump(mode="json"))
+    job = services.scheduler.request(
+        asked.wish(),
+        seed=asked.seed,
+        immediate=asked.now,
+        now=services.now(),
+        # Each caller's keys are its own; a caller's name holds no such character.
+        request_key=None if idempotency_key is None else f"{request.state.caller}\n{idempotency_key}",
+    )
+    services.wake()
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return _out(services, job)
+
+
+@router.get(
+    "/jobs",
+    response_model=Page[JobOut],
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def list_jobs(
+    request: Request, services: Context, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
+) -> Response:
+    """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token."""
+    rows = services.store.jobs.page(after=after, limit=limit + 1)
+    page = Page[JobOut].of([_out(services, row) for row in rows], limit)
+    if wants_plain_text(request):
+        return PlainTextResponse(jobs_text(page.data))
+    # Written here: FastAPI would have the page checked and written by another thread.
+    return PrettyJSONResponse(page.model_dump(mode="json"))
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, services: Context) -> JobDetailOut:
+    """One job with its settings, its losses, what happened to it, and what was learned in numbers. Open without a
+    token.
+    """
+    store = services.store
+    job, journal = store.jobs.get(job_id), store.journal
+    events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
+    report = store.reports.find(job_id)
+    return job_detail(
+        job,
+        journal.progress(job_id),
+        events,
+        curve=journal.curve(job_id),
+        report=report,
+        windows=store.ledger.of_job(job_id),
+    )
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(job_id: str, services: Context) -> JobOut:
+    """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
+    return _out(services, services.scheduler.cancel(job_id, services.now()))
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause_job(job_id: str, services: Context) -> JobOut:
+    """Let a job wait until it is resumed; its worker ends at once, and nothing that it has learned is lost."""
+    return _out(services, services.scheduler.hold(job_id, services.now()))
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(job_id: str, services: Context) -> JobOut:
+    """Let a job that was paused go on, when nothing speaks against it."""
+    job = services.scheduler.release(job_id, services.now())
+    services.wake()
+    return _out(services, job)
+
+
+def _plan(services: Services, wish: JobWish) -> PlanOut:
+    planned = services.scheduler.plans.plan(wish)
+    counts = services.store.texts.counts()
+    enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+    return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
+
+
+def _out(services: Services, job: Job) -> JobOut:
+    return JobOut.of(job, services.store.journal.progress(job.id))
+
+
+_HEADINGS = ("JOB", "STATE", "STEP", "HELD-OUT LOSS", "LEFT", "WAITS FOR")
+_EMPTY = "No jobs yet. POST /texts gives the model something to learn, POST /jobs asks it to.\n"
+
+
+def wants_plain_text(request: Request) -> bool:
+    """Whether the client names plain text before JSON, or alone."""
+    kinds = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
+    return next((kind for kind in kinds if kind in ("text/plain", "application/json", "*/*")), "") == "text/plain"
+
+
+def jobs_text(jobs: Sequence[JobOut]) -> str:
+    """One line a job, newest first, in columns."""
+    if not jobs:
+        return _EMPTY
+    rows = [_HEADINGS, *(_row(job) for job in jobs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(job: JobOut) -> tuple[str, ...]:
+    state = f"{job.state} ({job.outcome})" if job.outcome else str(job.state)
+    before, now = job.held_out_loss_before, job.held_out_loss_now
+    loss = "-" if before is None or now is None else f"{before:.4f} -> {now:.4f}"
+    left = "-" if job.eta_seconds is None else _duration(job.eta_seconds)
+    why = job.error or "; ".join(job.reasons) or "-"
+    # What a reason says may hold anything: one line must stay one line.
+    return job.id, state, f"{job.step}/{job.total_steps}", loss, left, " ".join(why.split())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

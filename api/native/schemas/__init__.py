@@ -1,0 +1,1 @@
+"""The documents that PocketLLM's own routes take and return."""

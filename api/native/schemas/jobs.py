@@ -1,0 +1,198 @@
+"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds."""
+
+from datetime import datetime
+from typing import Any, Generic, Self, TypeVar
+
+from pydantic import BaseModel, Field
+
+from pocketllm.api.native.schemas.ledger import WindowOut
+from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut, report_numbers
+from pocketllm.storage.repositories.step_log import Curve, Progress
+from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, RunWindow, Text
+
+Item = TypeVar("Item", bound="Identified")
+
+
+class Identified(BaseModel):
+    """Anything with an id."""
+
+    id: str
+
+
+class Page(BaseModel, Generic[Item]):
+    """A part of a list. `next` is the `after` of the next part."""
+
+    data: list[Item]
+    has_more: bool
+    next: str | None
+
+    @classmethod
+    def of(cls, items: list[Item], limit: int) -> Self:
+        """A page of at most `limit` items, from a list that holds one more if there is more."""
+        shown, more = items[:limit], len(items) > limit
+        return cls(data=shown, has_more=more, next=shown[-1].id if more else None)
+
+
+class TextOut(Identified):
+    """A stored text."""
+
+    source: str
+    kind: Kind
+    text: str = Field(description="All of it; of a completion the prompt; of a labelled text what the label is about.")
+    completion: str | None
+    label: str | None
+    messages: list[dict[str, Any]] | None = Field(description="Of a chat, whose `text` is the same for reading.")
+    words: int
+    held_out: bool = Field(description="Kept out of training, to measure with.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Text) -> Self:
+        """From its row."""
+        return cls.model_validate(row, from_attributes=True)
+
+
+class AddedOut(BaseModel):
+    """What adding texts came to."""
+
+    ids: list[str]
+    created: int
+    duplicates: int
+
+
+class DeletedOut(Identified):
+    """Something is gone."""
+
+    deleted: bool = True
+
+
+class JobOut(Identified):
+    """A job and how far it is."""
+
+    state: JobState
+    reasons: list[str] = Field(description="Why it waits.")
+    held: bool = Field(description="Paused by the owner, until it is resumed.")
+    step: int
+    total_steps: int
+    loss: float | None = Field(description="Training loss, nats per token, mean of the recent steps.")
+    held_out_loss_before: float | None
+    held_out_loss_now: float | None
+    outcome: Outcome | None
+    tokens_per_second: float | None
+    eta_seconds: float | None = Field(description="At the recent speed, while it runs.")
+    predicted_bytes: int | None = Field(description="The peak memory that was foretold.")
+    peak_memory_bytes: int | None = Field(description="Most resident memory of its worker, file pages included.")
+    model: str
+    method: str
+    mode: str = Field(description="What is trained: lora is an adapter, full all parameters.")
+    seed: int
+    texts: int | None
+    words: int | None
+    requested_by: Requester
+    adapter: str | None
+    attempts: int
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job, progress: Progress) -> Self:
+        """From its row and its journal."""
+        return cls(**_job_fields(job, progress))
+
+
+class EventOut(BaseModel):
+    """Something that happened to a job."""
+
+    at: datetime
+    kind: str
+    message: str
+
+
+class JobDetailOut(JobOut):
+    """A job with its settings and history."""
+
+    settings: dict[str, Any]
+    plan: dict[str, Any] | None = Field(description="What the worker settled on so as to fit into memory.")
+    curve: CurveOut
+    report: ReportNumbersOut | None = Field(description="What was learned, once it has succeeded; all of it: /report.")
+    events: list[EventOut]
+    ledger: list[WindowOut] = Field(description="When its workers ran, and what it took.")
+
+
+class AdapterOut(Identified):
+    """A finished adapter, in PEFT's format."""
+
+    job: str
+    model: str
+    mode: str
+    parent: str | None
+    serving: bool
+    outcome: Outcome
+    held_out_loss_before: float | None
+    held_out_loss_now: float | None
+    folder: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Adapter, folder: str) -> Self:
+        """From its row and where its files are."""
+        return cls(**row.model_dump(exclude={"job_id"}), job=row.job_id, folder=folder)
+
+
+class ModelOut(BaseModel):
+    """An imported model."""
+
+    name: str
+    architecture: str
+    parameters: int
+    weights_bytes: int
+    license: str
+    source: str
+    default: bool
+
+
+def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
+    return {
+        **job.model_dump(exclude={"settings", "plan", "immediate", "parent", "not_before"}),
+        "step": progress.step,
+        "loss": rounded(progress.loss, 4),
+        "held_out_loss_before": rounded(progress.held_out_loss_before, 4),
+        "held_out_loss_now": rounded(progress.held_out_loss_now, 4),
+        "tokens_per_second": rounded(progress.tokens_per_second, 1),
+        "eta_seconds": rounded(seconds_left(job, progress), 0),
+    }
+
+
+def seconds_left(job: Job, progress: Progress) -> float | None:
+    """How long a running job still takes at its recent speed; None where that is unknown, or it does not run."""
+    if job.state is not JobState.RUNNING or progress.seconds_per_step is None:
+        return None
+    return (job.total_steps - progress.step) * progress.seconds_per_step
+
+
+def job_detail(
+    job: Job,
+    progress: Progress,
+    events: list[EventOut],
+    *,
+    curve: Curve,
+    report: Report | None,
+    windows: list[RunWindow],
+) -> JobDetailOut:
+    """A job's whole document."""
+    return JobDetailOut(
+        **_job_fields(job, progress),
+        settings=job.settings,
+        plan=job.plan,
+        curve=CurveOut.of(curve),
+        report=report_numbers(report),
+        events=events,
+        ledger=[WindowOut.of(window) for window in windows],
+    )
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    """Rounded for reading; unknown stays unknown."""
+    return None if value is None else round(value, digits)

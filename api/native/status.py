@@ -1,0 +1,287 @@
+"""/health, /status, /models: what the daemon is, sees and has."""
+
+import os
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.errors import Problem
+from pocketllm.api.native.schemas.jobs import ModelOut
+from pocketllm.api.requests import json_only
+from pocketllm.daemon.conditions.gate import Verdict
+from pocketllm.daemon.services import Services
+from pocketllm.engine.formats.model_folder import list_native
+from pocketllm.storage.tables import JobState
+
+router = APIRouter(tags=["status"])
+
+#: A number that is neither given as text nor true or false.
+_Number = Annotated[float, Strict()] | None
+
+
+class HealthOut(BaseModel):
+    """The daemon is there."""
+
+    status: str = "ok"
+    version: str
+    pid: int
+
+
+class ModelStatus(BaseModel):
+    """The model that learns and answers."""
+
+    name: str
+    ready: bool
+    message: str | None
+    adapter: str | None
+
+
+class BlockerOut(BaseModel):
+    """One thing that keeps jobs from running."""
+
+    name: str
+    message: str
+    value: bool | float | str | None
+    threshold: float | None
+    unit: str | None
+    since: datetime
+
+
+class VerdictOut(BaseModel):
+    """Whether a job may run, and everything that speaks against it."""
+
+    allowed: bool
+    blockers: list[BlockerOut]
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "VerdictOut":
+        """From the gate's."""
+        blockers = [BlockerOut.model_validate(blocker, from_attributes=True) for blocker in verdict.blockers]
+        return cls(allowed=verdict.allowed, blockers=blockers)
+
+
+class TrainingStatus(VerdictOut):
+    """Whether a job may run now, and when it might."""
+
+    run_mode: str
+    snoozed_until: datetime | None
+    expected_at: datetime | None = Field(
+        description="When the gate opens if the day to come is like the last one; null when nothing is known of that."
+    )
+
+
+class ReadingOut(BaseModel):
+    """What a sensor sees. Without a value `reason` says why: unknown, or `absent` from this machine."""
+
+    name: str
+    value: bool | float | str | None
+    unit: str | None
+    source: str
+    at: datetime
+    reason: str | None
+    absent: bool
+
+
+class WorkerStatus(BaseModel):
+    """The process that learns."""
+
+    running: bool
+    pid: int | None
+    job: str | None
+
+
+class GeneratorStatus(BaseModel):
+    """The process that answers."""
+
+    running: bool
+    pid: int | None
+    unloads_in_seconds: float | None
+    backend: Literal["transformers", "llamacpp"] | None = Field(
+        description="What decodes, or will: as of the last answer; null without a model."
+    )
+    backend_reason: str | None = Field(description="Why that is not llama.cpp.")
+
+
+class TextStatus(BaseModel):
+    """How much text there is."""
+
+    count: int
+    new_words: int
+    threshold_words: int
+
+
+class StatusOut(BaseModel):
+    """Everything at a glance; holds no content."""
+
+    version: str
+    uptime_seconds: float
+    model: ModelStatus
+    training: TrainingStatus
+    readings: list[ReadingOut]
+    worker: WorkerStatus
+    generator: GeneratorStatus
+    texts: TextStatus
+    jobs: dict[JobState, int]
+
+
+class ListOut(BaseModel):
+    """A list that is short enough for one page."""
+
+    data: list[Any]
+
+
+@router.get("/health")
+def health() -> HealthOut:
+    """Whether the daemon is there. Open without a token."""
+    return HealthOut(version=version("pocketllm"), pid=os.getpid())
+
+
+@router.get("/status")
+def status(services: Context) -> StatusOut:
+    """What runs, what the sensors see, and everything that keeps jobs from running. Open without a token."""
+    scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
+    verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
+    return StatusOut(
+        version=version("pocketllm"),
+        uptime_seconds=round((services.now() - services.started_at).total_seconds(), 1),
+        model=_model(services),
+        training=TrainingStatus(
+            **VerdictOut.of(verdict).model_dump(),
+            run_mode=services.settings.gate.run_mode,
+            snoozed_until=services.store.words.snoozed_until(),
+            expected_at=scheduler.expected_at(services.now()),
+        ),
+        readings=[ReadingOut.model_validate(r, from_attributes=True) for r in scheduler.readings],
+        worker=WorkerStatus(
+            running=scheduler.worker_pid is not None, pid=scheduler.worker_pid, job=scheduler.running_job
+        ),
+        generator=GeneratorStatus(
+            running=generator.pid is not None,
+            pid=generator.pid,
+            unloads_in_seconds=None if left is None else round(left, 1),
+            backend=backend.name if backend else None,
+            backend_reason=backend.reason if backend else None,
+        ),
+        texts=TextStatus(
+            count=counts.texts, new_words=counts.new_words, threshold_words=services.settings.training.new_words
+        ),
+        jobs=services.store.jobs.counts(),
+    )
+
+
+class ReadingsIn(BaseModel):
+    """Readings to try, in the units of /status, in place of what the sensors see. null is unknown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    power: StrictBool | None = None
+    plug: StrictStr | None = Field(None, description="ac, usb, wireless, dock, another or none")
+    battery: _Number = None
+    temperature: _Number = None
+    health: StrictStr | None = Field(None, description="good, or what the battery's driver says instead")
+    screen: StrictBool | None = None
+    idle: _Number = None
+    memory: _Number = None
+    memory_pressure: _Number = Field(None, alias="memory pressure")
+    heat: _Number = None
+    disk: _Number = None
+
+
+class WhatIfIn(BaseModel):
+    """What is to be supposed."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
+    )
+
+    readings: ReadingsIn
+
+
+class ScreenIn(BaseModel):
+    """What an automation app has seen."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"on": False}})
+
+    on: bool = Field(description="Whether the screen is on.")
+
+
+class SnoozeIn(BaseModel):
+    """For how long nothing shall run."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"minutes": 90}})
+
+    minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="So long from now.")
+    until: AwareDatetime | None = Field(None, description="Or until then; neither of both ends the snooze.")
+
+
+class SnoozeOut(BaseModel):
+    """Until when nothing runs."""
+
+    snoozed_until: datetime | None
+
+
+@router.post("/status/what-if", dependencies=[Depends(json_only)])
+def what_if(services: Context, body: WhatIfIn) -> VerdictOut:
+    """What the gate would say of these readings. Changes nothing."""
+    return VerdictOut.of(
+        services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
+    )
+
+
+@router.post("/status/screen", dependencies=[Depends(json_only)])
+def screen(services: Context, body: ScreenIn) -> ScreenIn:
+    """Tell that the screen has gone on, or off: for Tasker and the like, on phones where nothing else tells."""
+    services.scheduler.screen(body.on, services.now())
+    services.wake()
+    return body
+
+
+@router.post("/status/snooze", dependencies=[Depends(json_only)])
+def snooze(services: Context, body: SnoozeIn) -> SnoozeOut:
+    """Let nothing run for a while, a job that runs included; an empty body ends it."""
+    if body.minutes is not None and body.until is not None:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "minutes and until were both given; one is enough.", param="until"
+        )
+    now = services.now()
+    until = body.until if body.minutes is None else now + timedelta(minutes=body.minutes)
+    if until is not None and until <= now:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"until ({until.isoformat()}) is over already.", param="until")
+    services.scheduler.snooze(until)
+    services.wake()
+    return SnoozeOut(snoozed_until=until)
+
+
+@router.get("/models")
+def models(services: Context) -> ListOut:
+    """The imported models."""
+    return ListOut(
+        data=[
+            ModelOut(
+                name=model.manifest.name,
+                architecture=model.manifest.architecture,
+                parameters=model.manifest.parameters,
+                weights_bytes=model.manifest.weights_bytes,
+                license=model.manifest.license,
+                source=model.manifest.source,
+                default=model.manifest.name == services.settings.model,
+            )
+            for model in list_native(services.folder.models)
+        ]
+    )
+
+
+def _model(services: Services) -> ModelStatus:
+    problem = services.model_problem()
+    serving = services.store.adapters.serving(services.settings.model)
+    return ModelStatus(
+        name=services.settings.model,
+        ready=problem is None,
+        message=problem,
+        adapter=serving.id if serving else None,
+    )

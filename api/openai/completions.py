@@ -1,0 +1,130 @@
+"""/v1/chat/completions and /v1/completions: text, as programs written for OpenAI's API ask for it."""
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.errors import code_of, problem_body, status_of
+from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
+from pocketllm.api.openai.models import resolve
+from pocketllm.api.openai.schemas import ChatFrame, ChatWish, Frame, TextFrame, TextWish, Wish, usage
+from pocketllm.api.requests import json_only
+from pocketllm.api.responses import PrettyJSONResponse
+from pocketllm.daemon.errors import DaemonError
+from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
+from pocketllm.daemon.services import Services
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+_DEFAULTS = GenerationRequest()
+
+
+@router.post("/chat/completions", dependencies=[Depends(json_only)], responses=documented(ChatAnswer))
+async def chat(request: Request, body: ChatWish, services: Context) -> Response:
+    """Answer a chat. With `stream`: chunks as server-sent events, then `[DONE]`."""
+    messages = [message.plain() for message in body.messages]
+    requests, about = await _requests(services, body, [{"messages": messages}])
+    return await _answered(request, services.generator, requests, ChatFrame(id=f"chatcmpl-{_id()}", **about), body)
+
+
+@router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))
+async def complete(request: Request, body: TextWish, services: Context) -> Response:
+    """Continue one text or several. With `stream`: chunks as server-sent events, then `[DONE]`."""
+    requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])
+    return await _answered(request, services.generator, requests, TextFrame(id=f"cmpl-{_id()}", **about), body)
+
+
+def _id() -> str:
+    return secrets.token_hex(12)
+
+
+async def _requests(
+    services: Services, body: ChatWish | TextWish, inputs: Sequence[dict[str, Any]]
+) -> tuple[list[GenerationRequest], dict[str, Any]]:
+    """What to generate, one request a choice, and what the documents of the answer share."""
+    adapter, folder = await run_in_threadpool(resolve, services, body.model)
+    first = secrets.randbits(31) if body.seed is None else body.seed
+    requests = [
+        GenerationRequest(
+            **given,
+            adapter=folder,
+            temperature=_DEFAULTS.temperature if body.temperature is None else body.temperature,
+            top_p=_DEFAULTS.top_p if body.top_p is None else body.top_p,
+            max_tokens=body.most_tokens,
+            stop=body.stops,
+            seed=seed,
+            alternatives=None if body.stream else body.alternatives,
+        )
+        for given in inputs
+        for seed in body.seeds(first)
+    ]
+    scored = body.alternatives is not None
+    about = {
+        "created": int(services.now().timestamp()),
+        "model": body.model,
+        "fingerprint": f"fp_{services.settings.model}_{adapter or 'base'}",
+        "warnings": [*body.warnings, *(["logprobs is ignored in a stream"] if scored and body.stream else [])],
+    }
+    return requests, about
+
+
+async def _answered(
+    request: Request, generator: Generator, requests: list[GenerationRequest], frame: Frame, body: Wish
+) -> Response:
+    if body.stream:
+        events = _chunks(generator, requests, frame, usage_wanted=body.usage_wanted)
+        first = await anext(events)  # before it there is no answer at all: an error still has its status
+        return StreamingResponse(_stream(first, events), media_type="text/event-stream")
+    answers: list[Done] = []
+    for one in requests:
+        async with aclosing(generator.generate(one)) as pieces:
+            async for event in pieces:
+                if isinstance(event, Done):
+                    answers.append(event)
+                elif await request.is_disconnected():
+                    return Response(status_code=499)  # nobody reads it
+    return PrettyJSONResponse(frame.whole(answers))
+
+
+async def _chunks(
+    generator: Generator, requests: list[GenerationRequest], frame: Frame, *, usage_wanted: bool
+) -> AsyncGenerator[dict[str, Any]]:
+    """The documents of a stream. Raises DaemonError."""
+    answers: list[Done] = []
+    for index, one in enumerate(requests):
+        begun = False
+        async with aclosing(generator.generate(one)) as pieces:
+            async for event in pieces:
+                if not begun and (opening := frame.first(index)):
+                    yield frame.chunk(opening)
+                begun = True
+                if isinstance(event, Piece):
+                    yield frame.chunk([frame.piece(index, event.text)])
+                else:
+                    answers.append(event)
+                    yield frame.chunk([frame.last(index, event.summary["finish_reason"])])
+    if usage_wanted:
+        yield frame.chunk([]) | {"usage": usage(answers)}
+
+
+async def _stream(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:
+    """As it comes. Starlette closes this when the client goes away, which stops the generation."""
+    async with aclosing(rest):
+        yield _event(first)
+        try:
+            async for document in rest:
+                yield _event(document)
+            yield b"data: [DONE]\n\n"
+        except DaemonError as error:
+            yield _event(problem_body(status_of(error), str(error), code=code_of(error)))
+
+
+def _event(document: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n".encode()

@@ -1,0 +1,224 @@
+"""/v1/files: what a fine-tuning job is to learn from, uploaded as OpenAI's clients do it, and its results."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Query, Response, UploadFile
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.errors import Problem
+from pocketllm.api.native.examples import Limits
+from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.openai.lists import Listing, page_of
+from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
+from pocketllm.daemon.services import Services
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.tables import Job, JobState, Text, UploadedFile
+
+router = APIRouter(prefix="/v1/files", tags=["openai"])
+
+#: All texts as a file that is always there. A job that is to learn from it learns what is new, as jobs do.
+INBOX = "file-inbox"
+RESULTS = "fine-tune-results"
+#: The file that a job that has succeeded leaves has this id, with what is behind "job-" in the job's.
+_RESULT = "file-result-"
+_PAGE = 100
+_JSON_LINES = "application/jsonl"
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+
+class FileOut(Identified):
+    """A file."""
+
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    status_details: None = None
+
+    @classmethod
+    def of(cls, row: UploadedFile) -> "FileOut":
+        """From its row."""
+        return cls(
+            id=row.id,
+            bytes=row.size,
+            created_at=int(row.created_at.timestamp()),
+            expires_at=int(row.expires_at.timestamp()) if row.expires_at else None,
+            filename=row.filename,
+            purpose=row.purpose,
+        )
+
+
+class FileDeleted(BaseModel):
+    """A file is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+@router.post("")
+async def upload(
+    services: Context,
+    file: UploadFile,
+    purpose: Annotated[Purpose, Form()],
+    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None,
+) -> FileOut:
+    """Store a file. One to fine-tune with is JSON lines: chats (`messages`), `prompt` with `completion`, or `text`.
+
+    A line that is none of these is refused, and the file with it. Nothing is learned before a job asks for it.
+    """
+    data = await file.read()
+    if purpose == FINE_TUNE:  # in a thread: a large file takes a second
+        await run_in_threadpool(examples_in, data, source=INBOX, limits=Limits.of(services.settings))
+    now = services.now()
+    row = await run_in_threadpool(
+        services.store.files.add,
+        filename=(file.filename or "file")[:200],
+        purpose=purpose,
+        data=data,
+        expires_at=now + timedelta(seconds=seconds) if seconds else None,
+        now=now,
+    )
+    return FileOut.of(row)
+
+
+@router.get("")
+def files(
+    services: Context,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> Listing[FileOut]:
+    """The uploaded files, and `file-inbox`, which holds all texts. The results of jobs are listed by their purpose,
+    `fine-tune-results`, alone.
+    """
+    services.store.files.delete_expired(services.now())
+    if purpose == RESULTS:
+        found = [_result(services, job) for job in jobs_behind(services, None) if results_of(job)]
+    else:
+        found = [*(FileOut.of(row) for row in services.store.files.all()), _inbox(services)]
+        found = [file for file in found if purpose in (None, file.purpose)]
+    found.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
+    return page_of(found, after=after, limit=limit)
+
+
+@router.get("/{file_id}")
+def file(services: Context, file_id: str) -> FileOut:
+    """One file."""
+    if file_id == INBOX:
+        return _inbox(services)
+    if file_id.startswith(_RESULT):
+        return _result(services, _job(services, file_id))
+    return FileOut.of(stored(services, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def content(services: Context, file_id: str) -> Response:
+    """What is in a file: as it was uploaded; a table in CSV of a job's losses; all texts as JSON lines."""
+    if file_id == INBOX:
+        return StreamingResponse(_texts(services), media_type=_JSON_LINES)
+    if file_id.startswith(_RESULT):
+        return Response(_table(services, _job(services, file_id)), media_type="text/csv")
+    return Response(stored(services, file_id).data, media_type="application/octet-stream")
+
+
+@router.delete("/{file_id}")
+def delete(services: Context, file_id: str) -> FileDeleted:
+    """Delete a file, and the texts that jobs have taken from it. What was learned stays in the adapters."""
+    if file_id == INBOX or file_id.startswith(_RESULT):
+        detail = f"{file_id} is made of what is stored elsewhere. DELETE /texts/ID deletes a text."
+        raise Problem(HTTPStatus.CONFLICT, detail)
+    services.store.files.delete(file_id)
+    return FileDeleted(id=file_id)
+
+
+def stored(services: Services, file_id: str) -> UploadedFile:
+    """An uploaded file that has not expired. Raises NotFound."""
+    services.store.files.delete_expired(services.now())
+    return services.store.files.get(file_id)
+
+
+def results_of(job: Job) -> list[str]:
+    """The ids of the files that a job leaves."""
+    return [job.id.replace("job-", _RESULT, 1)] if job.state is JobState.SUCCEEDED else []
+
+
+def jobs_behind(services: Services, after: str | None) -> Iterator[Job]:
+    """All jobs, newest first, from behind one of them. Raises NotFound."""
+    while rows := services.store.jobs.page(after=after, limit=_PAGE):
+        yield from rows
+        after = rows[-1].id
+
+
+def _job(services: Services, file_id: str) -> Job:
+    job = services.store.jobs.get(file_id.replace(_RESULT, "job-", 1))
+    if not results_of(job):
+        raise NotFound(f"Job {job.id} is {job.state}; it leaves results when it has succeeded.")
+    return job
+
+
+def _result(services: Services, job: Job) -> FileOut:
+    ended = job.finished_at or job.created_at
+    return FileOut(
+        id=results_of(job)[0],
+        bytes=len(_table(services, job)),
+        created_at=int(ended.timestamp()),
+        filename=f"{job.id}.csv",
+        purpose=RESULTS,
+    )
+
+
+def _table(services: Services, job: Job) -> bytes:
+    """The losses at each step, as OpenAI has them; of no token is known whether it was the likeliest."""
+    curve = services.store.journal.curve(job.id)
+    training = {point.step: point.loss for point in curve.training}
+    held_out = {point.step: point.loss for point in curve.held_out if point.step >= 0}
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"])
+    for step in sorted(training.keys() | held_out.keys()):
+        writer.writerow([step, training.get(step, ""), "", held_out.get(step, ""), ""])
+    return table.getvalue().encode()
+
+
+def _inbox(services: Services) -> FileOut:
+    """Its size is that of the texts alone."""
+    began = int(services.started_at.timestamp())
+    size = services.store.texts.size()
+    return FileOut(id=INBOX, bytes=size, created_at=began, filename="inbox.jsonl", purpose=FINE_TUNE)
+
+
+def _texts(services: Services) -> Iterator[bytes]:
+    """All texts, newest first, a line each."""
+    after = None
+    while rows := services.store.texts.page(after=after, limit=_PAGE):
+        yield b"".join(_line(row) for row in rows)
+        after = rows[-1].id
+
+
+def _line(row: Text) -> bytes:
+    fields: dict[str, Any] = {"text": row.text, "label": row.label, "source": row.source}
+    if row.messages is not None:
+        fields = {"messages": row.messages, "source": row.source}
+    elif row.completion is not None:
+        fields = {"prompt": row.text, "completion": row.completion, "source": row.source}
+    kept = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(kept, ensure_ascii=False).encode() + b"\n"

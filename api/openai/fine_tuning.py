@@ -1,0 +1,177 @@
+"""/v1/fine_tuning/jobs: the one queue of jobs, as OpenAI's clients fill it and look at it."""
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from pocketllm.api.dependencies import Context
+from pocketllm.api.errors import Problem
+from pocketllm.api.native.examples import Limits
+from pocketllm.api.openai import fine_tuning_documents as documents
+from pocketllm.api.openai.files import INBOX, jobs_behind, stored
+from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, TuningEvent, TuningJob, TuningWish, chosen
+from pocketllm.api.openai.lists import Listing, page_of
+from pocketllm.api.openai.models import LATEST, resolve
+from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
+from pocketllm.api.requests import json_only
+from pocketllm.daemon.scheduling.planning import BATCH, JobWish
+from pocketllm.daemon.services import Services
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.jobs import Tuning
+from pocketllm.storage.repositories.texts import NewText, count_words
+from pocketllm.storage.tables import BASE, Job
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"])
+
+#: The most steps of a job.
+_MOST_STEPS = 1_000_000
+#: OpenAI's client says with this that it sends a request once more. It sends no key that would tell them apart.
+_SENT_AGAIN = "x-stainless-retry-count"
+_AGAIN_WITHIN = timedelta(minutes=15)
+
+
+@router.post("", dependencies=[Depends(json_only)])
+def create(request: Request, services: Context, body: TuningWish) -> TuningJob:
+    """Ask for a job that learns an uploaded file. It starts from what is served, or from what `model` names.
+
+    Where it starts from what is served, old texts are mixed in, and it is served if it proves better, as with any job.
+    """
+    document = body.model_dump(mode="json", exclude={"now", "integrations"}) | {"warnings": body.warnings}
+    if request.headers.get(_SENT_AGAIN, "0") != "0" and (job := _same(services, document)):
+        return documents.of_job(services, job)
+    adapter, _ = resolve(services, body.model)
+    start = None if body.model == LATEST else adapter or BASE
+    wished, texts = body.wished, _texts(services, body)
+    epochs, batch = chosen(wished.n_epochs), chosen(wished.batch_size)
+    job = services.scheduler.request(
+        JobWish(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
+        seed=body.seed,
+        immediate=body.now,
+        tuning=Tuning(document=document, texts=texts, start_from=start),
+        now=services.now(),
+    )
+    services.wake()
+    return documents.of_job(services, job)
+
+
+@router.get("")
+def list_jobs(
+    request: Request, services: Context, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
+) -> Listing[TuningJob]:
+    """A part of the jobs, newest first; with `metadata[KEY]=VALUE` those alone of which this was said."""
+    wanted = {
+        name[len("metadata[") : -1]: value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    found: list[Job] = []
+    for job in jobs_behind(services, None if after is None else _job_id(after)):
+        said = (job.tuning or {}).get("metadata") or {}
+        if wanted.items() <= said.items():
+            found.append(job)
+        if len(found) > limit:
+            break
+    shown = [documents.of_job(services, job) for job in found[:limit]]
+    return Listing[TuningJob].of(shown, has_more=len(found) > limit)
+
+
+@router.get("/{job_id}")
+def get(services: Context, job_id: str) -> TuningJob:
+    """One job."""
+    return documents.of_job(services, _job(services, job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel(services: Context, job_id: str) -> TuningJob:
+    """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
+    return _changed(services, job_id, services.scheduler.cancel)
+
+
+@router.post("/{job_id}/pause")
+def pause(services: Context, job_id: str) -> TuningJob:
+    """Let a job wait until it is resumed; nothing that it has learned is lost. Its status is then `queued`."""
+    return _changed(services, job_id, services.scheduler.hold)
+
+
+@router.post("/{job_id}/resume")
+def resume(services: Context, job_id: str) -> TuningJob:
+    """Let a job that was paused so go on when its turn comes."""
+    return _changed(services, job_id, services.scheduler.release)
+
+
+@router.get("/{job_id}/events")
+def events(
+    services: Context, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
+) -> Listing[TuningEvent]:
+    """What happened to a job and what was measured, newest first."""
+    return page_of(documents.events_of(services, _job(services, job_id)), after=after, limit=limit)
+
+
+@router.get("/{job_id}/checkpoints")
+def checkpoints(
+    services: Context, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
+) -> Listing[Checkpoint]:
+    """The models that a job has made: one, when it has succeeded."""
+    return page_of(documents.checkpoints_of(services, _job(services, job_id)), after=after, limit=limit)
+
+
+def _job_id(tuning_id: str) -> str:
+    return tuning_id.replace(documents.PREFIX, "job-", 1)
+
+
+def _job(services: Services, tuning_id: str) -> Job:
+    return services.store.jobs.get(_job_id(tuning_id))
+
+
+def _changed(services: Services, tuning_id: str, change: Callable[..., Job]) -> TuningJob:
+    job = change(_job_id(tuning_id), services.now())
+    services.wake()
+    return documents.of_job(services, job)
+
+
+def _same(services: Services, document: dict[str, Any]) -> Job | None:
+    """The youngest job of which the same was said a while ago: the client has not seen the answer to that."""
+    recent = services.now() - _AGAIN_WITHIN
+    same = [job for job in services.store.jobs.open() if job.tuning == document and job.created_at > recent]
+    return max(same, key=lambda job: job.created_at, default=None)
+
+
+def _texts(services: Services, body: TuningWish) -> list[NewText] | None:
+    """What the job is given to learn and to measure with; None: all texts that are new."""
+    if body.training_file == INBOX:
+        if body.validation_file is not None:
+            detail = f"{INBOX} is measured with one text in ten of its own. Leave validation_file out."
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="validation_file")
+        return None
+    measured = body.validation_file
+    # Without a file to measure with the texts' own ids say which are kept out.
+    texts = _of_file(services, body.training_file, "training_file", held_out=None if measured is None else False)
+    return texts if measured is None else texts + _of_file(services, measured, "validation_file", held_out=True)
+
+
+def _of_file(services: Services, file_id: str, param: str, *, held_out: bool | None) -> list[NewText]:
+    try:
+        file = stored(services, file_id)
+    except NotFound as error:
+        raise Problem(HTTPStatus.NOT_FOUND, str(error), param=param) from error
+    if file.purpose != FINE_TUNE:
+        detail = f"{param}: {file_id} was uploaded for {file.purpose}. Upload it with the purpose {FINE_TUNE}."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=param)
+    # A text that stands in the training file is not also measured with: the sources differ, the ids do, too.
+    examples = examples_in(file.data, source=file.id, limits=Limits.of(services.settings))
+    return [example.new(held_out=held_out) for example in examples]
+
+
+def _steps(services: Services, texts: list[NewText], epochs: int, batch: int | None) -> int:
+    """Steps that come to so many rounds through the texts, of which plain ones are cut into blocks."""
+    training = services.settings.training
+    block_words = max(1, training.block_tokens * 3 // 4)
+    rows = sum(
+        1 if text.completion is not None or text.messages else count_words(text.text) / block_words for text in texts
+    )
+    steps = math.ceil(epochs * max(1.0, rows) / (batch or training.batch or BATCH))
+    return min(_MOST_STEPS, steps)

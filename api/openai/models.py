@@ -1,0 +1,119 @@
+"""/v1/models: the base model, what is served, and each adapter, by the names that OpenAI's clients choose models by."""
+
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from pocketllm.api import dependencies
+from pocketllm.api.dependencies import Context, chosen
+from pocketllm.api.errors import Problem
+from pocketllm.api.native.adapters import delete_adapter
+from pocketllm.daemon.services import Services
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.tables import Adapter
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+LATEST, BASE = "pocketllm:latest", "pocketllm:base"
+#: `ft:<base>:<owner>:<suffix>:<id>`, as OpenAI names fine-tuned models.
+_TUNED = "ft:{model}:pocketllm:{suffix}:{id}"
+
+
+class OpenAIModel(BaseModel):
+    """A name that can be asked for. `parent` is what an adapter was made from; null for the base model."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str
+    parent: str | None
+
+
+class OpenAIModels(BaseModel):
+    """All names."""
+
+    object: str = "list"
+    data: list[OpenAIModel]
+
+
+@router.get("/models")
+def models(services: Context) -> OpenAIModels:
+    """The base model, what is served, and each adapter of the model in use, newest first."""
+    return OpenAIModels(data=_all(services))
+
+
+@router.get("/models/{model_id:path}")
+def model(services: Context, model_id: str) -> OpenAIModel:
+    """One of them."""
+    for found in _all(services):
+        if found.id == model_id:
+            return found
+    raise _unknown(model_id)
+
+
+class ModelDeleted(BaseModel):
+    """A fine-tuned model is gone."""
+
+    id: str
+    object: str = "model"
+    deleted: bool = True
+
+
+@router.delete("/models/{model_id:path}")
+def delete(services: Context, model_id: str) -> ModelDeleted:
+    """Delete a fine-tuned model, unless it is served or others were made from it."""
+    adapter, _ = resolve(services, model_id)
+    if adapter is None or model_id == LATEST:
+        detail = f"{model_id} is no fine-tuned model. GET /v1/models lists those by their own names."
+        raise Problem(HTTPStatus.CONFLICT, detail, param="model")
+    delete_adapter(services, adapter)
+    return ModelDeleted(id=model_id)
+
+
+def resolve(services: Services, name: str) -> tuple[str | None, Path | None]:
+    """The adapter's id and folder behind a name; None for the base. Raises ModelNotReady, or Problem."""
+    base = services.settings.model
+    if name in (LATEST, BASE, base):
+        return chosen(services, dependencies.SERVING if name == LATEST else dependencies.BASE)
+    adapter = _adapter_in(name, base)
+    try:
+        return chosen(services, adapter)
+    except NotFound as error:
+        raise _unknown(name) from error
+
+
+def name_of(adapter: Adapter) -> str:
+    """What clients call an adapter."""
+    return _TUNED.format(model=adapter.model, suffix=adapter.suffix or "", id=adapter.id)
+
+
+def _adapter_in(name: str, base: str) -> str:
+    """The adapter's id in a fine-tuned model's name, whatever the suffix; another name as it is."""
+    rest, _, identity = name.rpartition(":")
+    tuned, _, _suffix = rest.rpartition(":")
+    return identity if tuned == f"ft:{base}:pocketllm" else name
+
+
+def _all(services: Services) -> list[OpenAIModel]:
+    base = services.settings.model
+    adapters = [row for row in services.store.adapters.all() if row.model == base]
+    names = {row.id: name_of(row) for row in adapters}
+    serving = next((row for row in adapters if row.serving), None)
+    began = services.started_at
+    special = [
+        _model(LATEST, serving.created_at if serving else began, names[serving.id] if serving else BASE),
+        _model(BASE, began, None),
+    ]
+    return special + [_model(names[row.id], row.created_at, names.get(row.parent or "", BASE)) for row in adapters]
+
+
+def _model(name: str, created: datetime, parent: str | None) -> OpenAIModel:
+    return OpenAIModel(id=name, created=int(created.timestamp()), owned_by="pocketllm", parent=parent)
+
+
+def _unknown(name: str) -> Problem:
+    detail = f"There is no model {name[:80]!r}. GET /v1/models lists what there is; {LATEST} is what is served."
+    return Problem(HTTPStatus.NOT_FOUND, detail, param="model", code="model_not_found")

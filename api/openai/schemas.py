@@ -1,0 +1,303 @@
+"""What OpenAI's clients send, and the documents that they take back.
+
+Whatever is legal there is accepted; what does not apply here is ignored, and named in `warnings`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
+
+from pocketllm.daemon.generation.service import Done
+
+#: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".
+_TEXT_TOKENS, _CHAT_TOKENS = 16, 512
+_MOST_TOKENS, _MOST_CHOICES, _MOST_PROMPTS, _MOST_ALTERNATIVES = 8192, 16, 64, 20
+#: No tokenizer has more.
+Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+#: Seeds are any integer there.
+_SEEDS = 2**31
+#: Fields that would change no answer there either.
+_HARMLESS = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"})
+
+
+class Part(BaseModel):
+    """A part of a message. Only text can be read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates know it: a developer is the system, and what a tool says comes from the user."""
+        role = {"developer": "system", "tool": "user", "function": "user"}.get(self.role, self.role)
+        content = self.content or ""
+        return {"role": role, "content": content if isinstance(content, str) else "".join(p.text for p in content)}
+
+
+class StreamOptions(BaseModel):
+    """What else a stream is to hold."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool | None = None
+
+
+class Wish(BaseModel):
+    """What both kinds of request have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(description="`pocketllm:latest`, `pocketllm:base`, or an id that GET /v1/models gives.")
+    temperature: float | None = Field(None, ge=0, le=5)
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: str | list[str] | None = Field(None, max_length=1000)
+    seed: int | None = None
+    n: int | None = Field(None, ge=1, le=_MOST_CHOICES)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if stop == "" or (isinstance(stop, list) and "" in stop):
+            raise ValueError("a stop string is empty")
+        return stop
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings at which to stop."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def usage_wanted(self) -> bool:
+        """Whether a stream is to end with what it took."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def seeds(self, first: int) -> Iterator[int]:
+        """A seed for each choice."""
+        return ((first + number) % _SEEDS for number in range(self.n or 1))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was sent and means nothing here."""
+        given = (self.model_extra or {}).items()
+        # Zero, false and empty are what these are where they are not sent.
+        ignored = sorted(name for name, value in given if value and name not in _HARMLESS)
+        return [f"{name} is ignored" for name in ignored]
+
+
+class ChatWish(Wish):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    logprobs: bool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
+    top_logprobs: int | None = Field(None, ge=0, le=_MOST_ALTERNATIVES)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest answer."""
+        return min(self.max_completion_tokens or self.max_tokens or _CHAT_TOKENS, _MOST_TOKENS)
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many tokens to score beside each; None where none is scored."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TextWish(Wish):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[Token] | list[list[Token]] = Field(
+        "", description="Words, or token ids, which are taken as they are; or several of either."
+    )
+    max_tokens: int | None = Field(None, ge=0)
+    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=_MOST_ALTERNATIVES,
+        description="Score each token, and as many of the likeliest. Not in a stream.",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _some_prompts(cls, prompt: Any) -> Any:
+        several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
+        if several and not 1 <= len(prompt) <= _MOST_PROMPTS:
+            raise ValueError(f"send 1 to {_MOST_PROMPTS} prompts")
+        return prompt
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """Each prompt as a GenerationRequest takes it."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [{"prompt": prompt}]
+        several: list[Any] = [prompt] if isinstance(prompt[0], int) else prompt
+        return [{"prompt": one} if isinstance(one, str) else {"tokens": one} for one in several]
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest answer; none at all is for who wants the prompt scored."""
+        return min(_TEXT_TOKENS if self.max_tokens is None else self.max_tokens, _MOST_TOKENS)
+
+    @property
+    def alternatives(self) -> int | None:
+        """See ChatWish."""
+        return self.logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame(ABC):
+    """What all documents of one answer share, and how its choices look. Two kinds: a chat's, and a text's."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+    warnings: list[str] = field(default_factory=list)
+
+    kind = ""
+    chunk_kind = ""
+
+    def whole(self, answers: list[Done]) -> dict[str, Any]:
+        """The complete answer."""
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+        return self._document(self.kind, choices) | {"usage": usage(answers)} | self._warnings()
+
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """A part of a stream."""
+        return self._document(self.chunk_kind, choices) | self._warnings()
+
+    @abstractmethod
+    def first(self, index: int) -> list[dict[str, Any]]:
+        """What a choice begins with, before its text."""
+
+    @abstractmethod
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        """Some more of a choice."""
+
+    @abstractmethod
+    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """The end of a choice."""
+
+    @abstractmethod
+    def _choice(self, index: int, answer: Done) -> dict[str, Any]: ...
+
+    def _document(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+    def _warnings(self) -> dict[str, Any]:
+        return {"warnings": self.warnings} if self.warnings else {}
+
+
+class ChatFrame(Frame):
+    """Of a chat."""
+
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+
+    def first(self, index: int) -> list[dict[str, Any]]:
+        """Who speaks."""
+        return [self._delta(index, {"role": "assistant", "content": ""}, None)]
+
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        """See Frame."""
+        return self._delta(index, {"content": text}, None)
+
+    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """See Frame."""
+        return self._delta(index, {}, finish_reason)
+
+    def _delta(self, index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+    def _choice(self, index: int, answer: Done) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.summary["text"], "refusal": None}
+        scored = answer.summary["scored"]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": None if scored is None else {"content": [_entry(one) for one in scored], "refusal": None},
+            "finish_reason": answer.summary["finish_reason"],
+        }
+
+
+class TextFrame(Frame):
+    """Of a text."""
+
+    kind = chunk_kind = "text_completion"
+
+    def first(self, index: int) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        """See Frame."""
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """See Frame."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": finish_reason}
+
+    def _choice(self, index: int, answer: Done) -> dict[str, Any]:
+        scored = answer.summary["scored"]
+        choice = self.last(index, answer.summary["finish_reason"]) | {"text": answer.summary["text"]}
+        return choice if scored is None else choice | {"logprobs": _columns(scored)}
+
+
+def _entry(scored: dict[str, Any]) -> dict[str, Any]:
+    """A token as chats give it."""
+
+    def one(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+    return one(scored["token"], scored["logprob"]) | {"top_logprobs": [one(*pair) for pair in scored["likeliest"]]}
+
+
+def _columns(scored: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tokens as texts give them: the first of a prompt in token ids has no probability."""
+    tokens = [one["token"] for one in scored]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [one["logprob"] for one in scored],
+        "top_logprobs": [None if one["logprob"] is None else _by_token(one["likeliest"]) for one in scored],
+        "text_offset": [0, *accumulate(map(len, tokens[:-1]))] if tokens else [],
+    }
+
+
+def _by_token(pairs: list[tuple[str, float]]) -> dict[str, float]:
+    """Of tokens that look the same (bytes that are no character alone) the likeliest, which comes first."""
+    found: dict[str, float] = {}
+    for token, logprob in pairs:
+        found.setdefault(token, logprob)
+    return found
+
+
+def usage(answers: list[Done]) -> dict[str, int]:
+    """How many tokens went in and came out."""
+    prompt = sum(answer.summary["prompt_tokens"] for answer in answers)
+    completion = sum(answer.summary["completion_tokens"] for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

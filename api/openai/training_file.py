@@ -1,0 +1,48 @@
+"""A fine-tuning file: JSON lines, each a chat, a prompt with its completion, or a text."""
+
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import ValidationError
+
+from pocketllm.api.errors import Problem, explain
+from pocketllm.api.native.examples import Example, Limits, check, decoded, parse_lines, validated
+from pocketllm.api.openai.schemas import ChatMessage
+
+FINE_TUNE = "fine-tune"
+#: What OpenAI's chats may hold beside their messages; nothing of it is learned.
+_BESIDE = ("tools", "functions", "parallel_tool_calls")
+
+
+def examples_in(data: bytes, *, source: str, limits: Limits) -> list[Example]:
+    """The examples in a file, as texts from `source`. Raises Problem, which names the line that is wrong."""
+    text = decoded(data).removeprefix("\ufeff")
+    placed = [(place, _example(document, place, source)) for place, document in parse_lines(text)]
+    for place, example in placed:
+        check(example, place, limits)
+    return [example for _, example in placed]
+
+
+def _example(document: Any, place: str, source: str) -> Example:
+    if not isinstance(document, dict):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}This is no JSON object. {_EXPECTED}")
+    if not document.keys() & {"messages", "prompt", "completion", "text"}:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}There is nothing to learn in it. {_EXPECTED}")
+    kept = {name: value for name, value in document.items() if name not in _BESIDE} | {"source": source}
+    if isinstance(kept.get("messages"), list):
+        kept["messages"] = [_message(message, place) for message in kept["messages"]]
+    return validated(kept, place)
+
+
+_EXPECTED = 'A line is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.'
+
+
+def _message(message: Any, place: str) -> dict[str, Any]:
+    """A message as OpenAI's files hold it, as one that can be learned."""
+    try:
+        plain: dict[str, Any] = dict(ChatMessage.model_validate(message).plain())
+    except ValidationError as error:
+        detail, param = explain(error.errors(include_url=False))
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
+    weight = message.get("weight")
+    return plain if weight is None else plain | {"weight": weight}

@@ -1,0 +1,1 @@
+"""Who gets in, and how much one caller may ask."""

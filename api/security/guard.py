@@ -1,0 +1,178 @@
+"""Who gets in: loopback names only, no foreign web pages, and a token whose scope allows it.
+
+On a phone every app reaches 127.0.0.1, so the token is the boundary. Everything is refused that is not named here.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
+
+from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
+from pocketllm.api.security.rates import Rate
+from pocketllm.api.security.tokens import Caller, Credentials, Scope
+
+#: What holds nothing at all: the dashboard asks for a token itself, and a code stands for one.
+_EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
+#: GET routes that hold no content: `curl localhost:2407/jobs` just works, unless the setting open_routes is false.
+OPEN_ROUTES = re.compile(r"/(status|metrics|ledger|history|events|jobs|jobs/[^/]+)")
+
+#: What the scopes below admin allow. What is not here takes admin.
+_ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
+    ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
+    ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
+    ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
+    ("POST", re.compile("/generate|/compare|/v1/chat/completions|/v1/completions"), frozenset({Scope.GENERATE})),
+    ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
+)
+
+
+def scopes_for(method: str, path: str) -> frozenset[Scope]:
+    """The scopes of which one is needed; admin always does."""
+    allowed = (scopes for verb, route, scopes in _ALLOWED if verb == method and route.fullmatch(path))
+    return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not answered."""
+
+    status: HTTPStatus
+    detail: str
+    code: str
+    retry_seconds: int | None = None
+
+
+class Guard:
+    """ASGI middleware that lets in or answers with an error."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        credentials: Credentials,
+        rate: Rate,
+        max_body_bytes: int,
+        max_requests: int,
+        open_routes: bool,
+    ) -> None:
+        """rate: of each app. max_requests: at the same time. open_routes: whether those want no token."""
+        self._app, self._credentials, self._rate = app, credentials, rate
+        self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
+        self._running = 0
+
+    async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
+        """Check one request, and see it through."""
+        if connection["type"] != "http":
+            await self._app(connection, receive, send)
+            return
+        refusal = self._refusal(connection, Headers(scope=connection))
+        if refusal is not None:
+            await _refuse(refusal, connection, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(connection, receive, send)
+        finally:
+            self._running -= 1
+
+    def _refusal(self, connection: Connection, headers: Headers) -> Refusal | None:
+        """Why this request is refused; None lets it in."""
+        checks: tuple[Callable[[], Refusal | None], ...] = (
+            lambda: _foreign(headers),
+            lambda: self._too_much(headers),
+            lambda: self._not_allowed(connection, headers),
+        )
+        return next((refusal for check in checks if (refusal := check()) is not None), None)
+
+    def _too_much(self, headers: Headers) -> Refusal | None:
+        # Bodies of unknown length are counted as they come (see app.py); one that says its length is not even read.
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_body_bytes:
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            return Refusal(status, TOO_LARGE, code_for(status))
+        if self._running >= self._max_requests:
+            detail = f"{self._running} requests are being answered (setting max_requests). Try again in a second."
+            return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
+        return None
+
+    def _not_allowed(self, connection: Connection, headers: Headers) -> Refusal | None:
+        method, path = connection["method"], connection["path"]
+        if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
+            return None
+        if method in ("GET", "HEAD") and self._open_routes and OPEN_ROUTES.fullmatch(path):
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            detail = 'This needs a token: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it.'
+            return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
+        caller = self._credentials.caller(given.strip())
+        if caller is None:
+            detail = "The token is wrong; `pocketllm token` prints the right one."
+            return Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
+        connection.setdefault("state", {})["caller"] = caller.name
+        return _out_of_scope(caller, method, path) or self._too_often(caller)
+
+    def _too_often(self, caller: Caller) -> Refusal | None:
+        if caller.is_owner or (wait := self._rate.wait_seconds(caller.name)) <= 0:
+            return None
+        detail = f"The app {caller.name!r} asks too often (setting app_requests_per_second)."
+        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, detail, "too_often", retry_seconds=math.ceil(wait))
+
+
+def _foreign(headers: Headers) -> Refusal | None:
+    """A Host that is not ours is a web page that rebound its own name to us."""
+    host = headers.get("host", "")
+    if not is_local(f"//{host}"):
+        return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")
+    origin = headers.get("origin")
+    if origin is not None and not is_local(origin):
+        return Refusal(HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin")
+    if headers.get("sec-fetch-site") == "cross-site":
+        return Refusal(HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site")
+    return None
+
+
+def _out_of_scope(caller: Caller, method: str, path: str) -> Refusal | None:
+    needed = scopes_for(method, path)
+    if caller.scopes & needed:
+        return None
+    has, least = " and ".join(sorted(caller.scopes)), min(needed, key=list(Scope).index)
+    detail = (
+        f"The token {caller.name!r} has the scope {has}; this takes {least}. "
+        f"`pocketllm token create NAME --scope {least}` makes such a one."
+    )
+    return Refusal(HTTPStatus.FORBIDDEN, detail, "out_of_scope")
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL's host is this device: localhost in any case, also with the root's dot, or a loopback address."""
+    try:
+        parts = urlsplit(url)
+        name = parts.hostname
+        parts.port  # noqa: B018 - raises ValueError for what is no port
+    except ValueError:
+        return False
+    if name is None or "@" in parts.netloc:
+        return False
+    if name in ("localhost", "localhost."):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
+
+
+async def _refuse(refusal: Refusal, connection: Connection, receive: Receive, send: Send) -> None:
+    answer = problem_response(refusal.status, refusal.detail, code=refusal.code)
+    if refusal.retry_seconds is not None:
+        answer.headers["Retry-After"] = str(refusal.retry_seconds)
+    await answer(connection, receive, send)

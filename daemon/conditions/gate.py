@@ -1,0 +1,277 @@
+"""The gate: may a job run now? A pure function of readings, settings and what has been; it returns every blocker.
+
+Unknown blocks, unless the settings say otherwise for that reading, and so does a reading that is too old. Two levels
+each, one to start and a laxer one to go on, so that nothing flaps around a threshold. Conditions are of two kinds:
+waiting (charger, idleness, hours) can be overridden by the owner's 'now', safety (heat, memory, disk, a battery below
+its floor that is not being charged) never.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import get_args
+
+from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.settings import GateSettings, Hours, Weekday
+
+_WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
+#: Of a battery's health: in this state it may be used.
+_HEALTHY = "good"
+#: Reading -> the setting of its level, with "start" or "stop" in it, and what is said of a reading beyond. Of what the
+#: settings have in bytes there shall be as much as they say, shown in MB; of all else no more.
+_LIMITS = (
+    ("temperature", "temperature_{}_celsius", "the battery has {value:.0f} °C, over {level:.0f} °C"),
+    ("heat", "heat_{}_celsius", "the hottest thermal zone has {value:.0f} °C, over {level:.0f} °C"),
+    ("memory", "memory_{}_bytes", "{value:.0f} MB of memory available, under {level:.0f} MB"),
+    ("memory pressure", "pressure_{}_percent", "work waits for memory {value:.0f} % of the time, over {level:.0f} %"),
+    ("disk", "disk_{}_bytes", "{value:.0f} MB of room on the disk, under {level:.0f} MB"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocker:
+    """One thing that keeps jobs from running."""
+
+    name: str
+    message: str
+    value: bool | float | str | None = None
+    threshold: float | None = None
+    unit: str | None = None
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a job may run now, and everything that speaks against it."""
+
+    blockers: tuple[Blocker, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.blockers
+
+    @property
+    def reasons(self) -> list[str]:
+        """The blockers as sentences."""
+        return [blocker.message for blocker in self.blockers]
+
+
+_NOTHING = Verdict()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """What the battery has done since a job was started, which tells a charger that is too weak."""
+
+    at_start: float | None = None  #: percent when the job was started
+    weak_at: float | None = None  #: percent when the charger was found too weak; None: it is not
+
+    def after(self, readings: Mapping[str, Reading], settings: GateSettings, *, running: bool) -> "Charge":
+        """With these readings as well. Once a charger is found too weak it stays so until the battery has won back
+        what it lost, or the charger is taken out.
+        """
+        power, battery = readings.get("power"), readings.get("battery")
+        level = battery.value if battery is not None and isinstance(battery.value, int | float) else None
+        if power is not None and power.value is False:
+            return Charge(at_start=level if running else None)
+        if level is None:
+            return self if running else replace(self, at_start=None)
+        weak_at = self.weak_at
+        if weak_at is not None and level >= min(100.0, weak_at + settings.charge_loss_percent):
+            weak_at = None
+        if not running:
+            return Charge(weak_at=weak_at)
+        at_start = level if self.at_start is None else max(self.at_start, level)
+        if at_start - level >= settings.charge_loss_percent:
+            weak_at = level
+        return Charge(at_start=at_start, weak_at=weak_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """All that the gate looks at besides readings and settings."""
+
+    now: datetime  #: aware
+    local: datetime | None = None  #: the same by the owner's clock; by default that of the machine
+    running: bool = False  #: a job runs already, so the levels for going on apply
+    immediate: bool = False  #: the owner said 'now'
+    paused_seconds: float | None = None  #: since the last pause began, by a clock that nobody sets
+    charge: Charge = Charge()
+    used_today_seconds: float = 0.0  #: that jobs have run since the owner's midnight
+    snoozed_until: datetime | None = None
+
+    @property
+    def by_the_clock(self) -> datetime:
+        """The owner's local time."""
+        return self.now.astimezone() if self.local is None else self.local
+
+
+def decide(
+    readings: Sequence[Reading], settings: GateSettings, situation: Situation, before: Verdict = _NOTHING
+) -> Verdict:
+    """Decide. before: the last verdict, from which a blocker that still stands takes its `since`."""
+    by_name = {reading.name: _fresh(reading, settings, situation.now) for reading in readings}
+    found = list(_safety(by_name, settings, situation))
+    if settings.run_mode == "never":
+        found.insert(0, Blocker(name="run mode", message="the run mode is 'never'", since=situation.now))
+    if settings.run_mode == "auto" and not situation.immediate:
+        found = [*_waiting(by_name, settings, situation), *found]
+    found += _pause(settings, situation)
+    since = {blocker.name: blocker.since for blocker in before.blockers}
+    return Verdict(blockers=tuple(replace(blocker, since=since.get(blocker.name, blocker.since)) for blocker in found))
+
+
+def _fresh(reading: Reading, settings: GateSettings, now: datetime) -> Reading:
+    """The reading, or none where it is too old."""
+    age = (now - reading.at).total_seconds()
+    if reading.value is None or age <= settings.stale_seconds:
+        return reading
+    return replace(reading, value=None, reason=f"the last answer is {age:.0f} s old")
+
+
+def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    """What the owner can override."""
+    yield from _power(readings, settings, at)
+    yield from _screen(readings, settings, at)
+    yield from _hours(settings, at)
+    if at.snoozed_until is not None and at.now < at.snoozed_until:
+        until = at.snoozed_until.astimezone(at.by_the_clock.tzinfo)
+        yield Blocker(name="snooze", message=f"snoozed until {until:%Y-%m-%d %H:%M}", since=at.now)
+    if settings.minutes_per_day is not None and at.used_today_seconds >= 60 * settings.minutes_per_day:
+        used = at.used_today_seconds / 60
+        yield Blocker(
+            name="minutes per day",
+            message=f"trained {used:.0f} minutes today, of {settings.minutes_per_day:g}",
+            value=used,
+            threshold=settings.minutes_per_day,
+            unit="min",
+            since=at.now,
+        )
+
+
+def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    """What nobody overrides."""
+    yield from _battery(readings, settings, at)
+    yield from _health(readings, settings, at)
+    yield from _limits(readings, settings, at)
+
+
+def _power(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    if not settings.require_power:
+        return
+    power, plug = readings["power"], readings.get("plug")
+    if power.unknown:
+        yield from _blocked_by_unknown(power, settings, at)
+    elif power.value is False:
+        yield Blocker(name="power", message="not on external power", value=False, since=at.now)
+    elif plug is not None and isinstance(plug.value, str) and plug.value not in (*settings.power_sources, "none"):
+        counting = ", ".join(settings.power_sources)
+        message = f"the power comes from {plug.value}, and only {counting} counts"
+        yield Blocker(name="plug", message=message, value=plug.value, since=at.now)
+    if at.charge.weak_at is not None:
+        wanted = min(100.0, at.charge.weak_at + settings.charge_loss_percent)
+        level = readings["battery"].value
+        yield Blocker(
+            name="charger",
+            message=f"the battery loses charge on the charger; waiting for {wanted:.0f} %",
+            value=level if isinstance(level, float) else None,
+            threshold=wanted,
+            unit="%",
+            since=at.now,
+        )
+
+
+def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    screen, idle = readings.get("screen"), readings.get("idle")
+    if settings.require_screen_off and screen is not None and not screen.absent:
+        if screen.value is None:
+            yield from _blocked_by_unknown(screen, settings, at)
+        elif screen.value:
+            yield Blocker(name="screen", message="the screen is on", value=True, since=at.now)
+    if settings.require_idle and idle is not None and not idle.absent:
+        if not isinstance(idle.value, int | float):
+            yield from _blocked_by_unknown(idle, settings, at)
+        elif idle.value < 60 * settings.idle_minutes:
+            yield Blocker(
+                name="idle",
+                message=f"in use {idle.value / 60:.0f} minutes ago, under {settings.idle_minutes:g}",
+                value=idle.value / 60,
+                threshold=settings.idle_minutes,
+                unit="min",
+                since=at.now,
+            )
+
+
+def _hours(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    local = at.by_the_clock
+    if settings.weekdays and _WEEKDAYS[local.weekday()] not in settings.weekdays:
+        message = f"today is {_WEEKDAYS[local.weekday()]}, and only {', '.join(settings.weekdays)} are allowed"
+        yield Blocker(name="weekday", message=message, since=at.now)
+    if settings.hours and not any(Hours.parse(text).hold(local.time()) for text in settings.hours):
+        message = f"it is {local:%H:%M}, outside {', '.join(settings.hours)}"
+        yield Blocker(name="hours", message=message, since=at.now)
+
+
+def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    battery, power = readings["battery"], readings["power"]
+    forced = at.immediate or settings.run_mode == "always"
+    if battery.absent or (forced and power.value is True):
+        return
+    if not isinstance(battery.value, int | float):
+        yield from _blocked_by_unknown(battery, settings, at)
+        return
+    level = settings.battery_stop_percent if at.running or forced else settings.battery_start_percent
+    if battery.value < level:
+        message = f"battery {battery.value:.0f} % is under {level:.0f} %"
+        yield Blocker(name="battery", message=message, value=battery.value, threshold=level, unit="%", since=at.now)
+
+
+def _health(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    """A battery that says nothing of its health is taken for a healthy one: many never do."""
+    health = readings.get("health")
+    if health is not None and isinstance(health.value, str) and health.value != _HEALTHY:
+        message = f"the battery reports {health.value.replace('_', ' ')}"
+        yield Blocker(name="health", message=message, value=health.value, since=at.now)
+
+
+def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    """A reading beyond its level."""
+    for name, setting, said in _LIMITS:
+        reading = readings.get(name)
+        if reading is None or reading.absent:
+            continue
+        if not isinstance(reading.value, int | float):
+            yield from _blocked_by_unknown(reading, settings, at)
+            continue
+        level: float = getattr(settings, setting.format("stop" if at.running else "start"))
+        least = setting.endswith("_bytes")
+        if not (reading.value >= level if least else reading.value <= level):  # what is no number blocks
+            per = 1e6 if least else 1.0
+            yield Blocker(
+                name=name,
+                message=said.format(value=reading.value / per, level=level / per),
+                value=reading.value,
+                threshold=level,
+                unit="bytes" if least else reading.unit,
+                since=at.now,
+            )
+
+
+def _pause(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    if at.running or at.paused_seconds is None or not 0 <= at.paused_seconds < settings.minimum_pause_seconds:
+        return
+    left = settings.minimum_pause_seconds - at.paused_seconds
+    yield Blocker(
+        name="minimum pause",
+        message=f"paused {at.paused_seconds:.0f} s ago; {left:.0f} s to wait",
+        value=at.paused_seconds,
+        threshold=settings.minimum_pause_seconds,
+        unit="s",
+        since=at.now - timedelta(seconds=at.paused_seconds),
+    )
+
+
+def _blocked_by_unknown(reading: Reading, settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+    if reading.name not in settings.train_when_unknown:
+        yield Blocker(name=reading.name, message=f"{reading.name} is unknown ({reading.reason})", since=at.now)

@@ -1,0 +1,176 @@
+"""Power supplies as the kernel shows them in sysfs: on a charger or not, and how the battery is.
+
+Whether there is external power follows systemd's on_ac_power rules (src/shared/battery-util.c).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pocketllm.daemon.conditions.readings import Reading, absent, is_of_a_battery, unknown
+
+POWER_SUPPLIES = Path("/sys/class/power_supply")
+
+
+@dataclass(frozen=True)
+class PowerSensor:
+    """Whether external power is connected."""
+
+    folder: Path = POWER_SUPPLIES
+
+    def read(self, now: datetime) -> Reading:
+        """True on external power; also where there is no supply and no battery at all, as on a desktop."""
+        try:
+            value = _on_external_power(self.folder)
+        except (OSError, ValueError) as error:  # ValueError: bytes that are no text
+            return unknown("power", None, self.folder, now, error)
+        return Reading(name="power", value=value, unit=None, source=str(self.folder), at=now)
+
+
+@dataclass(frozen=True)
+class BatterySensor:
+    """The battery's level; of several batteries, the mean."""
+
+    folder: Path = POWER_SUPPLIES
+
+    def read(self, now: datetime) -> Reading:
+        """Percent; absent on a machine without a battery."""
+        try:
+            levels = [_percentage((battery / "capacity").read_text()) for battery in _batteries(self.folder)]
+        except (OSError, ValueError) as error:
+            return unknown("battery", "%", self.folder, now, error)
+        if not levels:
+            return absent("battery", "%", self.folder, now, "no battery")
+        level = sum(levels) / len(levels)
+        return Reading(name="battery", value=level, unit="%", source=str(self.folder), at=now)
+
+
+@dataclass(frozen=True)
+class PlugSensor:
+    """What the machine is plugged into."""
+
+    folder: Path = POWER_SUPPLIES
+
+    def read(self, now: datetime) -> Reading:
+        """ "ac", "usb", "wireless" or "another"; "none" on battery. Of several, the first of these."""
+        try:
+            kinds = {_PLUGS.get(_word(supply / "type"), "another") for supply in _online(self.folder)}
+            on_power = _on_external_power(self.folder)
+        except (OSError, ValueError) as error:
+            return unknown("plug", None, self.folder, now, error)
+        kind = next((kind for kind in (*_PLUGS.values(), "another") if kind in kinds), "ac" if on_power else "none")
+        return Reading(name="plug", value=kind, unit=None, source=str(self.folder), at=now)
+
+
+@dataclass(frozen=True)
+class BatteryTemperatureSensor:
+    """The battery's temperature; of several, the hottest."""
+
+    folder: Path = POWER_SUPPLIES
+
+    def read(self, now: datetime) -> Reading:
+        """Degrees Celsius; absent where no battery tells."""
+        try:
+            tenths = [float(word) for battery in _batteries(self.folder) if (word := _word(battery / "temp"))]
+            celsius = [_plausible(value / 10) for value in tenths]
+        except (OSError, ValueError) as error:
+            return unknown("temperature", "°C", self.folder, now, error)
+        if not celsius:
+            return absent("temperature", "°C", self.folder, now, "no battery that tells its temperature")
+        return Reading(name="temperature", value=max(celsius), unit="°C", source=str(self.folder), at=now)
+
+
+@dataclass(frozen=True)
+class BatteryHealthSensor:
+    """What the battery's driver thinks of it."""
+
+    folder: Path = POWER_SUPPLIES
+
+    def read(self, now: datetime) -> Reading:
+        """ "good", or the first other word ("overheat", "dead", "over_voltage", ...); absent where none tells."""
+        try:
+            words = [_word(battery / "health").lower().replace(" ", "_") for battery in _batteries(self.folder)]
+        except (OSError, ValueError) as error:
+            return unknown("health", None, self.folder, now, error)
+        told = [word for word in words if word not in ("", "unknown")]
+        worst = next((word for word in told if word != "good"), "good" if told else None)
+        return Reading(
+            name="health",
+            value=worst,
+            unit=None,
+            source=str(self.folder),
+            at=now,
+            reason=None if worst else "no battery that tells",
+            absent=worst is None,
+        )
+
+
+#: Types of supplies -> what they are called here, the strongest first.
+_PLUGS = {"Mains": "ac", "USB": "usb", "Wireless": "wireless"}
+
+
+def _on_external_power(folder: Path) -> bool:
+    if any(_online(folder)):
+        return True
+    return not any(_discharging(supply) for supply in _supplies(folder) if _word(supply / "type") == "Battery")
+
+
+def _online(folder: Path) -> Iterator[Path]:
+    """The supplies that give power now."""
+    for supply in _supplies(folder):
+        kind = _word(supply / "type")
+        if kind == "Battery" or (kind == "USB" and _gives_power(supply)):
+            continue
+        if _word(supply / "online") in ("1", "2"):  # 1: fixed voltage, 2: programmable
+            yield supply
+
+
+def _gives_power(supply: Path) -> bool:
+    """Whether this machine feeds what is plugged in: all of the supply's type-C ports are sources."""
+    roles = [_word(port / "power_role") for port in sorted((supply / "device" / "typec").glob("port*"))]
+    return bool(roles) and all("[source]" in role for role in roles)
+
+
+def _discharging(battery: Path) -> bool:
+    """Whether this is a battery of the machine itself (not of a mouse) and it gives power."""
+    if _word(battery / "scope") == "Device" or _word(battery / "present") == "0":
+        return False
+    # An unreadable status counts as discharging: rather wait than drain.
+    return _word(battery / "status") not in ("Charging", "Full", "Not charging", "Unknown")
+
+
+def _batteries(folder: Path) -> Iterator[Path]:
+    for supply in _supplies(folder):
+        of_the_machine = _word(supply / "type") == "Battery" and _word(supply / "scope") != "Device"
+        if of_the_machine and _word(supply / "present") != "0":
+            yield supply
+
+
+def _percentage(text: str) -> float:
+    level = float(text)
+    if not 0 <= level <= 100:  # also catches NaN
+        raise ValueError(f"{level} is not a percentage")
+    return level
+
+
+def _plausible(celsius: float) -> float:
+    if not is_of_a_battery(celsius):
+        raise ValueError(f"{celsius} °C is no battery's temperature")
+    return celsius
+
+
+def _supplies(folder: Path) -> list[Path]:
+    """The supplies; none where the kernel has no such folder. Raises OSError where it may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _word(file: Path) -> str:
+    """The attribute's content; empty where the supply has no such attribute."""
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,1 @@
+"""What held-out text says of a result: promotion and report."""

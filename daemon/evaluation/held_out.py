@@ -1,0 +1,127 @@
+"""What held-out text says of a model while a job teaches it: losses that the publish gate (promotion.py) compares."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pocketllm.daemon.evaluation.promotion import Comparison, compare
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.process_memory import peak_bytes
+from pocketllm.engine.data.batches import Blocks, Buckets, pack
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.params.full import FullWeights
+from pocketllm.engine.params.lora import Adapter, load_adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.storage.repositories.step_log import BASE_STEP
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Evaluation, Job
+
+#: Ordinary text that a first job must not spoil: at most this many blocks of this many tokens.
+ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
+
+
+def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Buckets, *, masked: bool) -> Blocks | None:
+    """What a first job must not spoil; None where it does not teach to write."""
+    if masked or all(bucket.choices is not None for bucket in learned):
+        return None
+    text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(ids, list)
+    return pack([ids], length=ORDINARY_TOKENS, separator=separator(tokenizer))[slice(0, ORDINARY_BLOCKS)]
+
+
+def block_keys(buckets: Buckets) -> list[str]:
+    """A key for each block that says what it holds, so that losses of different blocks are never compared."""
+    seen = Counter[str]()
+    keys = []
+    for bucket in buckets:
+        for inputs, targets in zip(bucket.inputs, bucket.targets, strict=True):
+            digest = hashlib.sha256(inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()[:16]
+            keys.append(f"{digest}-{seen[digest]}")
+            seen[digest] += 1
+    return keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """One job's held-out text, and what it is measured with."""
+
+    folder: DataFolder
+    store: Store
+    model: LanguageModel
+    held_out: Buckets
+    ordinary: Blocks | None  #: text that a first job must not spoil; None where old text says more
+    dtype: torch.dtype
+    rows_at_once: int  #: the most that pass through the layers together
+
+    @property
+    def weights(self) -> list[int]:
+        """Tokens of each held-out block."""
+        return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
+
+    def refresh(self, job: Job, theta: Adapter | FullWeights) -> None:
+        """Measure again what the job started from, where the held-out blocks are others since: a text was deleted.
+
+        theta: what the job started from.
+        """
+        before = self.store.journal.evaluation(job.id, 0)
+        if before is not None and not self.covers(before):
+            self.evaluate(job, 0, theta)
+
+    def covers(self, evaluation: Evaluation) -> bool:
+        """Whether it was of the held-out blocks as they are now."""
+        return list(evaluation.block_losses) == block_keys(self.held_out)
+
+    def paired(self, evaluation: Evaluation) -> list[float]:
+        """The losses in the order of the held-out blocks. Raises ValueError where it was of other blocks."""
+        if not self.covers(evaluation):
+            raise ValueError(f"The evaluation at step {evaluation.step} is of other held-out blocks.")
+        return list(evaluation.block_losses.values())
+
+    def evaluate(self, job: Job, step: int, theta: Adapter | FullWeights) -> None:
+        """Write down each block's loss after a step; before the first, with what is served and with the base model."""
+        served = self._served_otherwise(job) if step == 0 else None
+        losses = self._losses(self.model) if served is None else served
+        if step == 0 and isinstance(theta, Adapter) and (job.parent is not None or served is not None):
+            self.model.use(None)
+            self._record(job, BASE_STEP, self._losses(self.model))
+        self.model.use(theta)
+        self._record(job, step, losses)
+
+    def compare_ordinary(self, theta: Adapter | FullWeights) -> Comparison | None:
+        """What has become of ordinary text, where that is looked at."""
+        blocks = self.ordinary
+        if blocks is None:
+            return None
+        self.model.use(None)
+        before = self.model.block_losses(blocks, self.rows_at_once)
+        self.model.use(theta)
+        now = self.model.block_losses(blocks, self.rows_at_once)
+        return compare(before, now, blocks.target_counts.tolist())
+
+    def _record(self, job: Job, step: int, losses: Sequence[float]) -> None:
+        by_key = dict(zip(block_keys(self.held_out), losses, strict=True))
+        now = datetime.now(UTC)
+        self.store.journal.evaluate(job.id, step=step, block_losses=by_key, weights=self.weights, now=now)
+        self.store.jobs.set_peak_memory(job.id, peak_bytes())
+
+    def _losses(self, model: LanguageModel) -> list[float]:
+        return [x for bucket in self.held_out for x in model.block_losses(bucket, self.rows_at_once)]
+
+    def _served_otherwise(self, job: Job) -> list[float] | None:
+        """The losses of what is served, where the job does not start from it: then that is to be beaten."""
+        serving = self.store.adapters.serving(job.model)
+        if serving is None or serving.id == job.parent:
+            return None
+        if serving.mode == "full":
+            return self._losses(LanguageModel(open_native(self.folder.adapter(serving.id)), dtype=self.dtype))
+        # A full job whose weights are still the base's.
+        self.model.use(load_adapter(self.folder.adapter(serving.id)))
+        return self._losses(self.model)

@@ -1,0 +1,198 @@
+"""The publish gate: a new adapter is served only if held-out text proves it better, by more than the noise.
+
+Compared are the candidate and what is served, block by block, on text that nobody has learned from: the new text's
+part of it, and the old text's, which must not be forgotten; and for the record the base model. Three rules keep text
+that spoils a model from proving anything for itself:
+
+- Old text that became worse is forgetting, however much was learned of the new; and so is that of any one job.
+- A held-out block that repeats what is learned (contamination.py) proves nothing. It can still show harm.
+- Before there is old text, ordinary text that comes with the program stands in for it: a first job on noise, or on
+  what the base model cannot read, makes that text far worse, and nothing else would show it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, compress, pairwise
+from math import inf, sqrt
+from typing import Any
+
+from pocketllm.storage.tables import Outcome
+
+#: Old text may become worse by as many standard errors before it counts as forgotten.
+FORGOTTEN_ERRORS = 2.0
+#: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
+#: below; noise, another alphabet or one sentence again and again exceed it (test_bad_text.py).
+MOST_ORDINARY_RISE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How much a loss fell, block by block, and how sure that is."""
+
+    before: float  #: nats per token
+    now: float
+    standard_error: float | None  #: of the fall; None where one block alone says nothing about the spread
+
+    @property
+    def reduction(self) -> float:
+        """Nats per token, positive is better."""
+        return self.before - self.now
+
+    @property
+    def better(self) -> bool:
+        """Whether the fall is more than noise."""
+        return self.standard_error is not None and self.reduction > self.standard_error
+
+    @property
+    def worse(self) -> bool:
+        """Whether there is a rise that is more than noise."""
+        return self.rise_errors > 1
+
+    @property
+    def rise_errors(self) -> float:
+        """By how many standard errors it rose; 0 where it did not, or where nothing is known of the spread."""
+        if self.standard_error is None or self.reduction >= 0:
+            return 0.0
+        return -self.reduction / self.standard_error if self.standard_error else inf
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, in nats per token."""
+        return {
+            "before": self.before,
+            "now": self.now,
+            "reduction": self.reduction,
+            "standard_error": self.standard_error,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the held-out text says."""
+
+    overall: Comparison  #: with what is served, on all that does not repeat what is learned
+    old: Comparison | None  #: the same on old text alone, repeated or not; None where there is none
+    worst: Comparison | None = None  #: of the parts of the old text the one that is most surely worse
+    base: Comparison | None  #: with the base model; None where that is what is served
+    ordinary: Comparison | None = None  #: with the base model on ordinary text; None where old text says more
+    blocks: int  #: that were measured
+    repeats: int = 0  #: blocks of them that repeat what is learned
+
+    @property
+    def repetitive(self) -> bool:
+        """Whether so much repeats what is learned that nothing is left to prove anything; then `overall` is of all."""
+        return self.repeats > 0 and self.blocks - self.repeats < 2
+
+    @property
+    def forgets(self) -> bool:
+        """Whether old text has become worse by more than noise explains."""
+        return any(part.rise_errors > FORGOTTEN_ERRORS for part in (self.old, self.worst) if part)
+
+    @property
+    def spoils(self) -> bool:
+        """Whether ordinary text has become far worse."""
+        return self.ordinary is not None and -self.ordinary.reduction > MOST_ORDINARY_RISE
+
+    @property
+    def outcome(self) -> Outcome:
+        """Learned only if the loss fell by more than its standard error, and nothing is forgotten or spoiled."""
+        if self.overall.worse or self.forgets or self.spoils:
+            return Outcome.WORSE
+        return Outcome.LEARNED if self.overall.better and not self.repetitive else Outcome.NO_PROOF
+
+    @property
+    def sentence(self) -> str:
+        """What to tell the owner."""
+        if self.overall.standard_error is None:
+            return f"{self.outcome}: there is too little held-out text to tell; add more text"
+        parts = [f"{self.outcome}: against what is served the held-out loss {_change(self.overall)}"]
+        if self.repeats:
+            proof = "which proves nothing" if self.repetitive else "which was left out"
+            parts.append(f"{self.repeats} of {self.blocks} held-out blocks repeat what was learned, {proof}")
+        if self.old is not None and self.old.standard_error is not None:
+            parts.append(f"on old text it {_change(self.old)}")
+            if self.worst is not None and self.worst.rise_errors > self.old.rise_errors:
+                parts[-1] += f", on one job's it {_change(self.worst)}"
+            parts[-1] += ", which is forgetting" if self.forgets else ""
+        if self.base is not None:
+            parts.append(f"against the base model it {_change(self.base)}")
+        if self.ordinary is not None:
+            spoiled = f", more than the {MOST_ORDINARY_RISE:g} that a first job may" if self.spoils else ""
+            parts.append(f"on ordinary text it {_change(self.ordinary)}{spoiled}")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers."""
+        return {
+            "outcome": self.outcome.value,
+            "overall": self.overall.to_json(),
+            "old": self.old and self.old.to_json(),
+            "worst": self.worst and self.worst.to_json(),
+            "base": self.base and self.base.to_json(),
+            "ordinary": self.ordinary and self.ordinary.to_json(),
+            "blocks": self.blocks,
+            "repeats": self.repeats,
+        }
+
+
+def judge(
+    before: Sequence[float],
+    now: Sequence[float],
+    weights: Sequence[int],
+    *,
+    old_blocks: Sequence[int] = (),
+    base: Sequence[float] | None = None,
+    repeats: Sequence[bool] | None = None,
+    ordinary: Comparison | None = None,
+) -> Judgement:
+    """Judge by each held-out block's loss with what is served, and now; weights are the blocks' tokens.
+
+    old_blocks: how many of them, at the end, are of each part of the old text. base: the losses with the base model,
+    where that is not what is served. repeats: which blocks repeat what is learned; None is none. ordinary: see
+    Judgement.
+    """
+
+    def of(part: slice) -> Comparison:
+        return compare(before[part], now[part], weights[part])
+
+    ends = list(accumulate(old_blocks, initial=len(weights) - sum(old_blocks)))
+    parts = [of(slice(start, end)) for start, end in pairwise(ends)]
+    of_old = of(slice(ends[0], None)) if parts else None
+    repeats = [False] * len(weights) if repeats is None else repeats
+    proving = [not repeat for repeat in repeats]
+    counted = proving if sum(proving) > 1 else [True] * len(weights)
+    candidate, tokens = list(compress(now, counted)), list(compress(weights, counted))
+    return Judgement(
+        overall=compare(list(compress(before, counted)), candidate, tokens),
+        old=of_old,
+        worst=max(parts, key=lambda part: part.rise_errors, default=None),
+        base=None if base is None else compare(list(compress(base, counted)), candidate, tokens),
+        ordinary=ordinary,
+        blocks=len(proving),
+        repeats=len(proving) - sum(proving),
+    )
+
+
+def compare(before: Sequence[float], now: Sequence[float], weights: Sequence[int]) -> Comparison:
+    """Compare each block's loss with what it was.
+
+    Pairing takes out how hard the blocks are: only how differently they changed counts as noise.
+    """
+    total = sum(weights)
+    falls = [b - n for b, n in zip(before, now, strict=True)]
+    reduction = _mean(falls, weights)
+    count = len(falls)
+    error = None
+    if count > 1:
+        square = sum((weight * (fall - reduction)) ** 2 for fall, weight in zip(falls, weights, strict=True))
+        error = sqrt(square * count / (count - 1)) / total
+    return Comparison(before=_mean(before, weights), now=_mean(now, weights), standard_error=error)
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _change(comparison: Comparison) -> str:
+    verb = "fell" if comparison.reduction >= 0 else "rose"
+    error = "" if comparison.standard_error is None else f" (standard error {comparison.standard_error:.4f})"
+    return f"{verb} by {abs(comparison.reduction):.4f} nats per token{error}"

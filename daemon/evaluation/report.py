@@ -1,0 +1,111 @@
+"""The report of a job: what was learned, in numbers and in words, made by its worker just before the job ends."""
+
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from pocketllm.daemon.evaluation.promotion import Judgement
+from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.generate.model_report import Insight, Rise, Sample, compare, observe
+from pocketllm.engine.params.full import FullWeights
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel
+from pocketllm.storage.repositories.reports import NewReport
+from pocketllm.storage.tables import Text
+
+Result = TypeVar("Result")
+
+#: Words that are told of.
+WORDS = 12
+#: A word that became this many times as probable says more than one that was frequent before.
+TELLING_RATIO = 2.0
+
+
+def attempted(work: Callable[[], Result], say: Callable[[str, str], None]) -> Result | None:
+    """Do a part of a report; where that fails, say in an event why there is none, and give None.
+
+    What a job has learned is not to be lost for want of a report on it, whatever the reason. Of the error only its
+    kind is told, since its message might hold the owner's words.
+    """
+    try:
+        return work()
+    except Exception as error:
+        reason = "memory ran out" if out_of_memory(error) else f"an error of the kind {type(error).__name__}"
+        say("no report", f"what was learned could not be shown: {reason}")
+        sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
+        return None
+
+
+def look(model: LanguageModel, theta: Adapter | FullWeights, base: Path, places: Sample, rows_at_once: int) -> Insight:
+    """What the taught model makes of the sample beside the base model, whose folder is given."""
+    rows = min(rows_at_once, MEASURE_BLOCKS)
+    if isinstance(theta, FullWeights):
+        # The model's own weights are the taught ones; the base's are in their file.
+        before = observe(LanguageModel(open_native(base), dtype=model.walk.dtype, release_pages=True), places, rows)
+    else:
+        model.use(None)
+        before = observe(model, places, rows)
+    give_back_free_memory()
+    model.use(theta)
+    return compare(places, before, observe(model, places, rows))
+
+
+def report(judgement: Judgement, found: Insight | None, content: dict[str, Any] | None) -> NewReport:
+    """The whole report: the judgement is always there."""
+    leak = None
+    if found is not None and found.leak is not None:
+        leak = {"base": found.leak.base, "personal": found.leak.personal, "places": found.leak.places}
+    return NewReport(numbers={"judgement": judgement.to_json(), "leak": leak}, content=content)
+
+
+def in_words(found: Insight, native: NativeModel, texts: Sequence[Text]) -> dict[str, Any]:
+    """What was found as text. The tokenizer, which takes much memory, is there only meanwhile."""
+    tokenizer = native.tokenizer()
+    return {
+        "words": _words(found.rises, tokenizer, _words_of(texts)),
+        "completions": [
+            {
+                "prompt": _text(tokenizer, one.prompt),
+                "base": _behind(tokenizer, one.prompt, one.base),
+                "personal": _behind(tokenizer, one.prompt, one.personal),
+            }
+            for one in found.continuations
+        ],
+    }
+
+
+def _words_of(texts: Iterable[Text]) -> set[str]:
+    return {word for text in texts for part in (text.text, text.completion or "") for word in re.findall(r"\w+", part)}
+
+
+def _words(rises: Sequence[Rise], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
+    """The tokens that rose and are whole words of the owner's; where hardly one is, as in a script without spaces,
+    all that hold a letter.
+    """
+    special = set(tokenizer.all_special_ids)
+    told: dict[str, dict[str, Any]] = {}  # one entry whatever the case
+    for rise in rises:
+        word = "" if rise.token in special else _text(tokenizer, [rise.token]).strip()
+        if any(map(str.isalpha, word)):
+            told.setdefault(word.casefold(), {"word": word, "base": rise.base, "personal": rise.personal})
+    whole = [entry for entry in told.values() if entry["word"] in known]
+    entries = whole if len(whole) >= WORDS // 2 else list(told.values())
+    return sorted(entries, key=lambda entry: entry["personal"] < TELLING_RATIO * entry["base"])[:WORDS]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Sequence[int]) -> str:
+    """The answer's text behind the prompt's: decoded alone, some tokenizers take away its first space."""
+    whole, before = _text(tokenizer, [*prompt, *answer]), _text(tokenizer, prompt)
+    return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, answer)

@@ -1,0 +1,1 @@
+"""The generator: a process that answers, in torch or by llama.cpp."""

@@ -1,0 +1,46 @@
+"""What llama.cpp reads for an adapter: the adapter as a GGUF LoRA, and where it adapts a tied head, a base with one.
+
+Both are made when they are first needed, and lie with what they were made from, whose end is theirs.
+"""
+
+import shutil
+from pathlib import Path
+
+from pocketllm.engine.formats.model_folder import NativeModel
+
+LORA_NAME = "adapter_model.gguf"
+UNTIED_NAME = "untied.gguf"
+
+
+def files_for(adapter: Path, native: NativeModel, base: Path) -> tuple[Path, Path]:
+    """The adapter's file and its base's, made where they are missing.
+
+    Raises CannotExport for an adapter that such a file cannot hold, AdapterError, ModelFileError, NotEnoughSpace, or
+    OSError.
+    """
+    # With what they import this takes a quarter of a second, which the base model has no need to wait for.
+    from pocketllm.engine.formats.gguf_lora import needs_untied_head, write_gguf_lora
+
+    untied = needs_untied_head(adapter, native)
+    lora = adapter / LORA_NAME
+    if not lora.exists():
+        write_gguf_lora(adapter, native, lora)
+    return lora, _untied(native, base) if untied else base
+
+
+def _untied(native: NativeModel, base: Path) -> Path:
+    """The base with an output head of its own, which it may have as it is."""
+    from pocketllm.engine.formats.gguf_header import read_gguf_header
+    from pocketllm.engine.formats.gguf_untied import EMBEDDINGS, HEAD, write_untied
+    from pocketllm.engine.formats.importer import SPARE_BYTES, require_space
+
+    made = native.folder / UNTIED_NAME
+    if made.exists():
+        return made
+    tensors = read_gguf_header(base).tensors
+    if HEAD in tensors:
+        return base
+    size = base.stat().st_size + (tensors[EMBEDDINGS].nbytes if EMBEDDINGS in tensors else 0)
+    require_space(native.folder, size + SPARE_BYTES, shutil.disk_usage(native.folder).free)
+    write_untied(base, made)
+    return made

@@ -1,0 +1,257 @@
+"""A llama.cpp server as a source of tokens: a child process behind a Unix socket, asked for tokens over HTTP.
+
+Its API: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md. The socket is its owner's alone; a
+port of 127.0.0.1 would be open to every app on a phone.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, Self
+
+from pocketllm.daemon.generation.llama import child as llama_child
+from pocketllm.engine.generate.streaming_text import Sampling, Scored
+
+_LOOK_SECONDS = 0.01
+_HEALTH_SECONDS = 1.0
+_END_SECONDS = 5.0
+_TAIL_BYTES = 2000
+#: What the server takes from its environment: there it ignores what its version does not know. No cache of old
+#: prompts (by default up to 8 GB of memory), no pages for people, and a log without texts.
+_QUIET = {"LLAMA_ARG_CACHE_RAM": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_ARG_UI": "0", "LLAMA_LOG_VERBOSITY": "1"}
+#: Its threads look for work for less long than torch's (child_environment.py), which have Python in between. Tokens a
+#: second alone and beside a job: without 49 and 91, with 300 turns 150 and 61, 1,000 150 and 35, 10,000 125 and 5.
+_SPIN = {"GOMP_SPINCOUNT": "300"}
+#: All that would change the model's probabilities, and is on by default somewhere.
+_NEUTRAL = {"repeat_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "dynatemp_range": 0.0, "mirostat": 0}
+
+
+class LlamaFailed(Exception):
+    """llama.cpp has not answered, or not with tokens; the message says what it did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long is waited."""
+
+    start_seconds: float = 60.0  #: for the server to load the model
+    token_seconds: float = 120.0  #: for the next token, or the first after a long prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """What to start."""
+
+    program: str  #: see daemon/generation/backend.py
+    base: Path
+    lora: Path | None  #: an adapter that requests may ask for
+    context: int  #: tokens of prompt and answer together
+    threads: int
+
+
+class LlamaServer:
+    """A server that runs. Close it in the end; if this process is killed, the kernel does."""
+
+    def __init__(self, plan: ServerPlan, address: Path, encode: Callable[[str], list[int]], patience: Patience) -> None:
+        """Start it and wait until it has the model. Raises LlamaFailed.
+
+        address: where its socket shall be. encode: a text's tokens.
+        """
+        self.plan = plan
+        self._address, self._encode, self._patience = address, encode, patience
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the server
+        address.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            _command(plan, address.name),
+            cwd=address.parent,  # so that a long path is none: a socket's may have 107 bytes
+            # Ours is child_environment: threads that spin without end make it many times slower beside a job.
+            env=os.environ | _SPIN | _QUIET,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def tokens(self, prompt: Sequence[int], sampling: Sampling, *, personal: bool = False) -> Generator[Scored]:
+        """Tokens to go on with, and at the end of a text perhaps the token that ends it. Raises LlamaFailed.
+
+        personal: with the adapter that the server was started with.
+        """
+        given: list[int] = []
+        wish = _wish(sampling) | {"lora": [{"id": 0, "scale": float(personal)}] if self.plan.lora else []}
+        try:
+            with closing(self._events(wish | {"prompt": list(prompt)})) as events:
+                for event in events:
+                    for token in self._new(event, len(given)):
+                        given.append(token)
+                        yield Scored(token)
+                    if event.get("stop"):
+                        break
+                else:
+                    raise LlamaFailed("llama.cpp broke off its answer")
+            lost = _number(event, "tokens_predicted") - len(given)
+            if event.get("stop_type") == "limit" and lost > 0:
+                # They begin a character that has no end: such tokens are not sent. Asked for alone they are.
+                yield from map(Scored, self._whole(wish | {"prompt": [*prompt, *given], "n_predict": lost}))
+        except (OSError, HTTPException, ValueError) as error:
+            raise LlamaFailed(f"llama.cpp did not answer: {error or type(error).__name__}{self._said()}") from error
+
+    def close(self) -> None:
+        """End its process. Idempotent."""
+        if self.alive:
+            self._process.kill()  # it has nothing to save
+        self._process.wait(_END_SECONDS)
+        self._address.unlink(missing_ok=True)
+        self._log.close()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self._patience.start_seconds
+        while not self._healthy():
+            if not self.alive:
+                raise LlamaFailed(f"llama.cpp ended at its start with code {self._process.returncode}{self._said()}")
+            if time.monotonic() > deadline:
+                raise LlamaFailed(f"llama.cpp was not ready within {self._patience.start_seconds:g} s{self._said()}")
+            time.sleep(_LOOK_SECONDS)
+
+    def _healthy(self) -> bool:
+        with suppress(OSError, HTTPException), closing(self._connect(_HEALTH_SECONDS)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == HTTPStatus.OK
+        return False
+
+    def _connect(self, seconds: float) -> "_Connection":
+        return _Connection(self._address, seconds)
+
+    def _events(self, wish: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """What the server says, piece by piece. Raises LlamaFailed where that is an error, or nothing for long."""
+        with self._asked(wish | {"stream": True}) as response:
+            heard = time.monotonic()
+            while line := response.readline():
+                if time.monotonic() - heard > self._patience.token_seconds:
+                    raise LlamaFailed("llama.cpp gives no more tokens")  # but signs of life, which are no data
+                if line.startswith(b"data:"):
+                    heard = time.monotonic()
+                    yield _event(line.removeprefix(b"data:"))
+
+    def _whole(self, wish: dict[str, Any]) -> list[int]:
+        with self._asked(wish) as response:
+            return self._ids(_event(response.read()))
+
+    @contextmanager
+    def _asked(self, wish: dict[str, Any]) -> Iterator[HTTPResponse]:
+        """The answer to a wish for tokens. Left early, it ends the server's work."""
+        with closing(self._connect(self._patience.token_seconds)) as connection:
+            connection.request("POST", "/completion", json.dumps(wish), {"Content-Type": "application/json"})
+            with connection.getresponse() as response:
+                if response.status != HTTPStatus.OK:
+                    raise LlamaFailed(f"llama.cpp answered with status {response.status}")
+                yield response
+
+    def _new(self, event: dict[str, Any], count: int) -> list[int]:
+        """The tokens of a piece of the answer, of which `count` are known.
+
+        Tokens that end within a character are not sent, and come as text with that which ends it.
+        """
+        tokens = self._ids(event)
+        if tokens and _number(event, "tokens_predicted") > count + len(tokens):
+            return self._encode(str(event.get("content", "")))
+        return tokens
+
+    def _ids(self, event: dict[str, Any]) -> list[int]:
+        tokens = event.get("tokens")
+        if not isinstance(tokens, list) or not all(type(token) is int and token >= 0 for token in tokens):
+            raise LlamaFailed("llama.cpp answered with something else than tokens")
+        return tokens
+
+    def _said(self) -> str:
+        """The last line of its log, behind a colon."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _TAIL_BYTES))
+        lines = self._log.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f": {last}" if last else ""
+
+
+class _Connection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, address: Path, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
+        self._address = address
+
+    def connect(self) -> None:
+        """Connect by way of the open folder, since a socket's path may have no more than 107 bytes."""
+        folder = os.open(self._address.parent, os.O_PATH | os.O_DIRECTORY)
+        self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(f"/proc/self/fd/{folder}/{self._address.name}")
+        except BaseException:
+            self.sock.close()
+            raise
+        finally:
+            os.close(folder)
+
+
+def _command(plan: ServerPlan, host: str) -> list[str]:
+    child = [sys.executable, "-P", llama_child.__file__, str(os.getpid()), plan.program]
+    options = {"--model": plan.base, "--host": host, "--ctx-size": plan.context, "--parallel": 1}
+    options |= {"--threads": plan.threads} | ({"--lora": plan.lora} if plan.lora else {})
+    return [*child, *(str(part) for option in options.items() for part in option), "--no-warmup"]
+
+
+def _wish(sampling: Sampling) -> dict[str, Any]:
+    """What to ask for: temperature, then top_p, as engine/generate/sampling.py has it, and nothing besides."""
+    greedy = sampling.temperature == 0
+    return _NEUTRAL | {
+        "n_predict": sampling.max_tokens,
+        "samplers": ["top_k"] if greedy else ["temperature", "top_p"],
+        "top_k": 1 if greedy else 0,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed % (2**32 - 1),  # the last one stands for any
+        "return_tokens": True,
+        "cache_prompt": True,
+    }
+
+
+def _event(data: bytes) -> dict[str, Any]:
+    event = json.loads(data)
+    if not isinstance(event, dict) or "error" in event:
+        raise LlamaFailed("llama.cpp answered with an error")
+    return event
+
+
+def _number(event: dict[str, Any], name: str) -> int:
+    value = event.get(name, 0)
+    return value if isinstance(value, int) else 0

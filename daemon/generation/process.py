@@ -1,0 +1,272 @@
+"""The generator: answers requests for text, one at a time, from one model in memory.
+
+JSON lines in, JSON lines out (`python -m pocketllm.daemon.generation.process`). In: a request, `{"cancel": ID}`, or
+the end of input, at which the process ends. Out: `{"ready": true}`, then for each request any number of
+`{"id", "text"}` and last `{"id", "done": {...}}` or `{"id", "error": {"kind", "message"}}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from pocketllm.daemon.generation.backend import Backend, LlamaCpp, Wish, find_llamacpp
+from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
+from pocketllm.daemon.process_memory import out_of_memory
+from pocketllm.engine.data.chats import chat_prompt
+from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, Scored, TokenSource, generate, separator
+from pocketllm.engine.generate.tokenizer import Tokenizer, open_lexicon
+
+if TYPE_CHECKING:
+    from pocketllm.daemon.generation.torch_models import TorchModels
+
+#: Text goes out this often at most; nobody reads faster.
+PIECE_SECONDS = 0.05
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer requests until the input ends."""
+    parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--backend", choices=get_args(Wish), default="auto")
+    parser.add_argument("--socket", type=Path, required=True, help="Where one of llama.cpp may be.")
+    options = parser.parse_args(arguments)
+    # Whatever else prints must not end up between our lines.
+    answers, sys.stdout = sys.stdout, sys.stderr
+
+    def say(**line: Any) -> None:
+        answers.write(json.dumps(line) + "\n")
+        answers.flush()
+
+    requests = Requests()
+    try:
+        answerer = Answerer(options.model, options.backend, options.socket)
+    except MezoError as error:
+        say(fatal=str(error))
+        return os.EX_DATAERR
+    say(ready=True, backend=asdict(answerer.backend))
+    while True:
+        request = requests.next()
+        try:
+            answerer.answer(request, requests, say)
+        except MezoError as error:
+            say(id=request["id"], error={"kind": type(error).__name__, "message": str(error)})
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            message = "There is not enough memory for this request. Shorten the prompt or lower max_tokens."
+            say(id=request["id"], error={"kind": "OutOfMemory", "message": message})
+
+
+class Requests:
+    """Reads the input in a thread of its own, so that a cancellation is seen while an answer is being made."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        threading.Thread(target=self._read, daemon=True, name="requests").start()
+
+    def next(self) -> dict[str, Any]:
+        """The next request; waits for one."""
+        return self._queue.get()
+
+    def cancelled(self, request_id: int) -> bool:
+        """Whether nobody waits for this answer any more."""
+        return request_id in self._cancelled
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            message = json.loads(line)
+            if "cancel" in message:
+                self._cancelled.add(message["cancel"])
+            else:
+                self._queue.put(message)
+        os._exit(os.EX_OK)  # the daemon is gone, or wants its memory back
+
+
+class Answerer:
+    """The model's tokens and their texts, and what decodes it: llama.cpp, torch, or each what it is better at."""
+
+    def __init__(self, model: Path, wish: Wish, address: Path) -> None:
+        native = open_native(model)
+        if native.manifest.masked:
+            raise UnsupportedModel(
+                f"{native.manifest.name} fills in masks; it cannot continue a text. Use another model."
+            )
+        self._native = native
+        self._torch: TorchModels | None = None
+        found = find_llamacpp(native, wish)
+        self._tokenizer, self._lexicon = open_lexicon(native, lean=isinstance(found, LlamaCpp))
+        self._separator = separator(self._tokenizer)  # which looks through all words
+        self._llama: LlamaDecoder | None = None
+        if isinstance(found, LlamaCpp):
+            self._llama = LlamaDecoder(
+                native,
+                found,
+                address=address,
+                threads=len(os.sched_getaffinity(0)),
+                encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
+            )
+        elif wish == "llamacpp":
+            raise UnsupportedModel(f"The setting backend is llamacpp, and {found.reason}.")
+        else:
+            self._without = found
+            self._models()  # what is wrong with them shall be known before there is a request
+
+    @property
+    def backend(self) -> Backend:
+        """What decodes where it can: not what cannot be done by llama.cpp."""
+        return self._without if self._llama is None else self._llama.backend
+
+    def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
+        """Make one answer. Raises MezoError."""
+        if request["compare"]:
+            self._compare(request, requests, say)
+            return
+        request_id = request["id"]
+        sampling = _sampling(request)
+        prompt = prompt_tokens(self._tokenizer, request, self._separator)
+        started = time.monotonic()
+        source = self._source(_folder(request), sampling)
+        generation = generate(source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request_id))
+        before, scored = self._echo(request, prompt, sampling.alternatives) if request["echo"] else ("", [])
+        if before:
+            say(id=request_id, text=before)
+        for piece in in_time(generation.pieces):
+            say(id=request_id, text=piece)
+        seconds = time.monotonic() - started
+        scored += generation.scored
+        say(
+            id=request_id,
+            backend=asdict(self.backend),
+            done={
+                "text": before + generation.text,
+                "finish_reason": generation.finish_reason,
+                "prompt_tokens": generation.prompt_tokens,
+                "completion_tokens": generation.completion_tokens,
+                "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
+                "scored": None if sampling.alternatives is None else [self._shown(one) for one in scored],
+                "backend": self.backend.name if sampling.alternatives is None else "transformers",
+            },
+        )
+
+    def _source(self, adapter: Path | None, sampling: Sampling) -> TokenSource:
+        """What gives the answer's tokens. Scores are torch's: they shall be the model's own."""
+        exact = sampling.alternatives is not None
+
+        def by_torch() -> TokenSource:
+            return self._models().tokens(adapter, exact=exact)
+
+        return by_torch() if exact or self._llama is None else self._llama.source(adapter, by_torch)
+
+    def _models(self) -> TorchModels:
+        """The models in torch, which takes seconds and hundreds of MB to import: only where they are needed."""
+        from pocketllm.daemon.generation.torch_models import TorchModels
+
+        if self._torch is None:
+            self._torch = TorchModels(self._native)
+        return self._torch
+
+    def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
+        """Both answers, and by how much likelier the personal model's is to it than to the base model."""
+        sampling = replace(_sampling(request), alternatives=0)
+        prompt = prompt_tokens(self._tokenizer, request, self._separator)
+        models = {"personal": _folder(request), "base": None}
+        answers: dict[str, Generation] = {}
+        for name, folder in models.items():
+            source = self._source(folder, sampling)
+            answers[name] = generation = generate(
+                source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
+            )
+            for _ in generation.pieces:
+                pass
+        given = [one.token for one in answers["personal"].scored]
+        by_base = self._models().score(None, [*prompt, *given], 0)[len(prompt) :]
+        tokens = [
+            {
+                "id": ours.token,
+                "token": self._tokenizer.decode([ours.token]),
+                "personal": ours.logprob,
+                "base": theirs.logprob,
+            }
+            for ours, theirs in zip(answers["personal"].scored, by_base, strict=True)
+        ]
+        parts = {
+            name: {
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "completion_tokens": answer.completion_tokens,
+            }
+            for name, answer in answers.items()
+        }
+        say(id=request["id"], done={**parts, "prompt_tokens": len(prompt), "tokens": tokens})
+
+    def _echo(self, request: dict[str, Any], prompt: list[int], alternatives: int | None) -> tuple[str, list[Scored]]:
+        """The prompt as text, and its tokens scored; without the separator that stands before a prompt in words."""
+        asked = prompt if request["tokens"] is not None else prompt[1:]
+        text = self._tokenizer.decode(asked)
+        assert isinstance(text, str)
+        scored = [] if alternatives is None else self._models().score(_folder(request), prompt, alternatives)
+        return text, scored[len(prompt) - len(asked) :]
+
+    def _shown(self, scored: Scored) -> dict[str, Any]:
+        return {
+            "token": self._tokenizer.decode([scored.token]),
+            "logprob": scored.logprob,
+            "likeliest": [[self._tokenizer.decode([token]), logprob] for token, logprob in scored.likeliest],
+        }
+
+
+def in_time(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
+    """The pieces, those of a moment as one: each wakes the daemon, which takes time from what computes."""
+    kept, last = "", -math.inf
+    for piece in pieces:
+        kept += piece
+        if (now := clock()) - last >= PIECE_SECONDS:
+            yield kept
+            kept, last = "", now
+    if kept:
+        yield kept
+
+
+def _sampling(request: dict[str, Any]) -> Sampling:
+    wanted = {field.name: request[field.name] for field in fields(Sampling)}
+    return Sampling(**wanted | {"stop": tuple(wanted["stop"])})
+
+
+def _folder(request: dict[str, Any]) -> Path | None:
+    return Path(request["adapter"]) if request["adapter"] else None
+
+
+def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], separator: int) -> list[int]:
+    """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
+
+    A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that
+    there are not, a model without a chat template, or messages that its template refuses.
+    """
+    if (given := request["tokens"]) is not None:
+        vocabulary = len(tokenizer)
+        if wrong := [token for token in given if not 0 <= token < vocabulary]:
+            raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
+        return list(given)
+    if request["messages"] is None:
+        return [separator, *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
+    text = chat_prompt(tokenizer, request["messages"])
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+if __name__ == "__main__":
+    sys.exit(main())

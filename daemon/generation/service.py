@@ -1,0 +1,235 @@
+"""The daemon's side of the generator: a child process that is there while it is needed."""
+
+import asyncio
+import json
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass
+from math import isinf
+from pathlib import Path
+from typing import Any
+
+from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.generation.backend import Backend, Wish, expected_backend
+from pocketllm.daemon.process_memory import anonymous_bytes
+from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.generate.streaming_text import Sampling
+
+log = logging.getLogger(__name__)
+
+#: One line of the protocol; the longest holds a whole answer.
+_LINE_BYTES = 16 * 2**20
+_EXIT_SECONDS = 5.0
+#: What the process is expected to hold of its own when it begins (seen with SmolLM2: 227 MB).
+_BEGIN_BYTES = 250_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(Sampling):
+    """What to generate: after a prompt, tokens or chat messages, with an adapter's folder or the base model."""
+
+    prompt: str | None = None
+    tokens: list[int] | None = None  #: in place of a prompt, as they are: no separator stands before them
+    messages: list[dict[str, str]] | None = None
+    adapter: Path | None = None
+    echo: bool = False  #: begin with the prompt, which is scored where the answer is
+    keep_alive_seconds: float | None = None  #: how long the idle process keeps its memory after it; None: as set
+    compare: bool = False  #: answer twice, with the adapter and without, and score the first answer by both
+
+    def line(self, request_id: int) -> bytes:
+        """The request as a line of the protocol."""
+        adapter = str(self.adapter) if self.adapter else None
+        return json.dumps({**asdict(self), "id": request_id, "adapter": adapter}).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is complete."""
+
+    summary: dict[str, Any]
+
+
+class Generator:
+    """Starts the process at the first request, lets requests in one by one, ends it after idling. One event loop."""
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        keep_alive_seconds: float,
+        max_waiting: int,
+        clock: Callable[[], float],
+        socket: Path,
+        wish: Wish = "auto",
+    ) -> None:
+        """socket: where the process may have one of llama.cpp. wish: what shall decode."""
+        self._model, self._default_keep_alive = model, keep_alive_seconds
+        self._socket, self._wish = socket, wish
+        self._backend: Backend | None = None
+        self._max_waiting, self._clock = max_waiting, clock
+        self._keep_alive = keep_alive_seconds  # of the last request
+        self._process: Process | None = None
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._last_id = 0
+        self._last_used = 0.0
+        self._starting = False
+        #: Called in a thread when the process is about to be started: whoever else takes memory may give way.
+        self.before_start: Callable[[], object] = lambda: None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._alive and self._process else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the process holds of its own, or is about to: mapped files are left out, which a worker maps, too."""
+        if self.pid is None:
+            return _BEGIN_BYTES if self._starting else 0
+        return max(_BEGIN_BYTES, anonymous_bytes(self.pid) or 0)
+
+    @property
+    def backend(self) -> Backend | None:
+        """What decodes: as of the last answer while the process runs, else as far as can be told without trying.
+
+        None where there is no model.
+        """
+        if self._alive and self._backend:
+            return self._backend
+        try:
+            return expected_backend(open_native(self._model), self._wish)
+        except (ModelNotFound, ModelFileError):
+            return None
+
+    @property
+    def idle_seconds_left(self) -> float | None:
+        """How long until it is unloaded; None while it does not run or is at work, or where it stays for ever."""
+        if not self._alive or self._turn.locked() or isinf(self._keep_alive):
+            return None
+        return max(0.0, self._last_used + self._keep_alive - self._clock())
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece | Done]:
+        """Yield pieces and then Done. Closing the iterator early cancels the generation.
+
+        Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadGeneration.
+        """
+        if self._waiting > self._max_waiting:
+            raise GeneratorBusy
+        self._waiting += 1
+        try:
+            async with self._turn:
+                process = await self._running()
+                self._last_id += 1
+                # aclosing: when the caller goes away, the inner iterator is closed now, and cancels.
+                async with aclosing(self._answers(process, self._last_id, request)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            self._waiting -= 1
+            self._last_used = self._clock()
+            wished = request.keep_alive_seconds
+            self._keep_alive = self._default_keep_alive if wished is None else wished
+
+    async def unload_if_idle(self) -> None:
+        """End the process when it has not been used for the keep-alive time."""
+        left = self.idle_seconds_left
+        if left is not None and left <= 0:
+            log.info("the generator is idle: unloaded")
+            await self.close()
+
+    async def close(self) -> None:
+        """End the process and wait until it is gone. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        self._socket.unlink(missing_ok=True)  # a server that is killed leaves it
+
+    @property
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def _running(self) -> Process:
+        if self._alive and self._process:
+            return self._process
+        self._starting = True
+        try:
+            await asyncio.to_thread(self.before_start)
+            return await self._started()
+        finally:
+            self._starting = False
+
+    async def _started(self) -> Process:
+        command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
+        command += ["--backend", self._wish, "--socket", str(self._socket)]
+        self._process = process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=PIPE,
+            stdout=PIPE,
+            env=child_environment(),
+            limit=_LINE_BYTES,
+            start_new_session=True,
+        )
+        first = await self._line(process)
+        if "fatal" in first:
+            await self.close()
+            raise ModelNotReady(first["fatal"])
+        self._backend = Backend(**first["backend"])
+        return process
+
+    async def _answers(
+        self, process: Process, request_id: int, request: GenerationRequest
+    ) -> AsyncGenerator[Piece | Done]:
+        await self._send(process, request.line(request_id))
+        finished = False
+        try:
+            while not finished:
+                line = await self._line(process)
+                if line.get("id") != request_id:
+                    continue  # what was left of an answer that nobody waits for
+                finished = "text" not in line
+                if "error" in line:
+                    raise BadGeneration(line["error"]["message"])
+                if "backend" in line:
+                    self._backend = Backend(**line["backend"])
+                yield Done(line["done"]) if finished else Piece(line["text"])
+        finally:
+            if not finished and process.returncode is None:
+                with suppress(GeneratorFailed):
+                    await self._send(process, json.dumps({"cancel": request_id}).encode() + b"\n")
+
+    async def _send(self, process: Process, line: bytes) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line)
+            await process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise GeneratorFailed from error
+
+    async def _line(self, process: Process) -> dict[str, Any]:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line.endswith(b"\n"):  # the end of its output: it died
+            await self.close()
+            raise GeneratorFailed
+        parsed: dict[str, Any] = json.loads(line)
+        return parsed

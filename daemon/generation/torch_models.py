@@ -1,0 +1,59 @@
+"""The generator's models in torch: for what llama.cpp cannot do, or for everything where it is not there."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, NativeModel, open_native
+from pocketllm.engine.generate.sampling import ModelTokens, score
+from pocketllm.engine.generate.streaming_text import Scored
+from pocketllm.engine.params.lora import Adapter, load_adapter
+from pocketllm.engine.streamed.model import LanguageModel
+
+
+class TorchModels:
+    """The base model, the adapter or the weights that were used last, and the base in fp32 where that was wanted."""
+
+    def __init__(self, native: NativeModel) -> None:
+        """Build the base model. Raises UnsupportedModel or ModelFileError."""
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self._native = native
+        self._base = LanguageModel(native)
+        self._in_fp32: LanguageModel | None = None
+        self._used: tuple[tuple[Path, bool], Adapter | LanguageModel] | None = None  #: besides the base, by how
+
+    def at(self, folder: Path | None, *, exact: bool) -> LanguageModel:
+        """The base, the base with the adapter in this folder, or the weights there that were all trained.
+
+        exact: compute in fp32. What is scored shall be the model's, not the rounding's: in bf16 log-probabilities are
+        off by some hundredths.
+        """
+        if folder is not None and (self._used is None or self._used[0] != (folder, exact)):
+            self._used = (folder, exact), _load(folder, torch.float32 if exact else None)
+        used = self._used[1] if self._used and folder is not None else None
+        if isinstance(used, LanguageModel):
+            return used
+        model = self._exact() if exact else self._base
+        model.use(used)
+        return model
+
+    def tokens(self, folder: Path | None, *, exact: bool) -> ModelTokens:
+        """The same as a source of tokens."""
+        return ModelTokens(self.at(folder, exact=exact))
+
+    def score(self, folder: Path | None, tokens: Sequence[int], alternatives: int) -> list[Scored]:
+        """See mezo.drawing.score; in fp32."""
+        return score(self.at(folder, exact=True), tokens, alternatives)
+
+    def _exact(self) -> LanguageModel:
+        """The base model in fp32; the weights are mapped from the same file."""
+        if self._in_fp32 is None:
+            self._in_fp32 = LanguageModel(self._native, dtype=torch.float32)
+        return self._in_fp32
+
+
+def _load(folder: Path, dtype: torch.dtype | None) -> Adapter | LanguageModel:
+    full = (folder / MANIFEST_NAME).exists()
+    return LanguageModel(open_native(folder), dtype=dtype) if full else load_adapter(folder)

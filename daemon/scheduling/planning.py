@@ -1,0 +1,184 @@
+"""From settings to a plan: how a job will run on a model, what it will take, and what had to be reduced."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.engine.errors import BadRequest, DoesNotFit
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.planning.memory_model import JobPlan, Method, Mode, Prediction, fit, points_of, predict
+from pocketllm.engine.planning.shapes import Shapes, read_shapes
+
+#: What may be asked for as a job's method.
+MethodWish = Literal["auto", "exact", "mezo"]
+#: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
+ENOUGH_POSITIONS = 2048
+#: And bytes of activations that a job of an adapter stays below: wide models reach that speed with fewer positions. Not
+#: in full mode, where each walk moves all weights.
+ENOUGH_ACTIVATION_BYTES = 64 * 2**20
+#: Positions that the graph of a layer is made of at a time: as fast, and a graph takes many times a walk's memory.
+GRAPH_POSITIONS = 512
+#: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
+CHEAP_PROBES, LONGEST_STEP_SECONDS = (15, 7), 5.0
+#: Blocks a step; and where many directions share a batch of text. (A label is one target, and wants the larger batch.)
+BATCH, SHARED_BATCH = 8, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """What a method would take."""
+
+    method: Method
+    prediction: Prediction | None  #: None where it cannot be
+    reason: str | None = None  #: why not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan that fits, with what it is predicted to take."""
+
+    training: TrainingSettings  #: that it was made from
+    plan: JobPlan
+    prediction: Prediction
+    reductions: list[str]  #: a sentence for each thing that was reduced to make it fit
+    alternatives: list[Alternative] = field(default_factory=list)  #: each method, the chosen one among them
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWish:
+    """What was asked for of a job, with the limits of the settings of the same names; None is what these say."""
+
+    steps: int | None = None
+    mode: Mode | None = None
+    method: MethodWish | None = None
+    batch: int | None = None
+    probes: int | None = None
+
+
+def with_wish(training: TrainingSettings, wish: JobWish) -> TrainingSettings:
+    """The settings of one job: what was asked for in place of what they say. Its steps are the plan's."""
+    wishes = {"mode": wish.mode, "method": wish.method, "batch": wish.batch, "probes": wish.probes}
+    changes = {name: value for name, value in wishes.items() if value is not None}
+    if wish.batch is not None and training.micro_batch is not None:
+        changes["micro_batch"] = min(training.micro_batch, wish.batch)  # the most at once: it follows a smaller batch
+    said = training.model_dump(exclude_unset=True)  # another mode has other defaults
+    return TrainingSettings.model_validate({**said, **changes})
+
+
+def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> Planned:
+    """Plan a job of this many steps.
+
+    Where the method is left open, it is exact gradients if they fit the memory, else MeZO. Raises DoesNotFit, naming
+    the smallest memory_bytes that would do; BadRequest for what cannot be trained on this model; or ModelFileError.
+    """
+    shapes = read_shapes(native)
+    found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
+    planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
+    for method, planner in planners.items():
+        try:
+            found[method] = planner(native, shapes, training, steps)
+        except (DoesNotFit, BadRequest) as error:
+            found[method] = error
+    chosen = found["exact"] if training.method == "exact" else found["mezo"]
+    if training.method == "auto" and isinstance(found["exact"], Planned):
+        chosen = found["exact"]
+    if not isinstance(chosen, Planned):
+        raise chosen
+    alternatives = [
+        Alternative(method=method, prediction=one.prediction)
+        if isinstance(one, Planned)
+        else Alternative(method=method, prediction=None, reason=str(one))
+        for method, one in found.items()
+    ]
+    return replace(chosen, alternatives=alternatives)
+
+
+def chosen(planned: Planned) -> str:
+    """What to tell of the choice of a method: what each would take, or why it cannot be."""
+    said = {
+        one.method: f"{one.prediction.peak_bytes / 1e6:.0f} MB, {one.prediction.seconds_per_step:.2g} s a step"
+        if one.prediction
+        else str(one.reason)
+        for one in planned.alternatives
+    }
+    others = [f"{method}: {text}" for method, text in said.items() if method != planned.plan.method]
+    return f"{planned.plan.method} ({said[planned.plan.method]}); " + "; ".join(others)
+
+
+def _exact(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+    batch = training.batch or BATCH
+    rows_at_once = min(batch, training.micro_batch or max(1, GRAPH_POSITIONS // training.block_tokens))
+    plan = JobPlan(
+        mode=training.mode,
+        steps=steps,
+        batch=batch,
+        block_tokens=training.block_tokens,
+        probes=1,
+        rank=training.rank,
+        targets=(),
+        rows_at_once=rows_at_once,
+        lanes=1,  # a graph is made of so many small operations that lanes would wait for Python's lock
+        compute_dtype=native.manifest.compute_dtype,
+        method="exact",
+        pass_blocks=batch,
+    )
+    return _fitted(shapes, plan, training)
+
+
+def _mezo(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+    """With as many probes a step as are cheap, unless the settings say how many.
+
+    Directions that share a batch share the loss at theta, too, and teach more in the same time (bench/README.md). But a
+    step is what a kill costs.
+    """
+    if training.probes is None and training.mode == "lora":
+        for probes in CHEAP_PROBES:
+            planned = _with_probes(native, shapes, training, steps, probes=probes)
+            if planned.prediction.seconds_per_step <= LONGEST_STEP_SECONDS:
+                return planned
+    return _with_probes(native, shapes, training, steps, probes=training.probes or 1)
+
+
+def _with_probes(
+    native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int
+) -> Planned:
+    points = points_of(probes)
+    share = probes >= CHEAP_PROBES[-1] and not shapes.masked
+    batch = training.batch or (SHARED_BATCH if share else BATCH)
+    if training.micro_batch is not None:
+        rows_at_once = max(2, points * min(batch, training.micro_batch))
+    else:
+        rows_at_once = min(max(2, points * batch), enough_rows(shapes, training.mode, training.block_tokens))
+    plan = JobPlan(
+        mode=training.mode,
+        steps=steps,
+        batch=batch,
+        block_tokens=training.block_tokens,
+        probes=probes,
+        rank=training.rank,
+        targets=training.targets,
+        rows_at_once=rows_at_once,
+        lanes=min(1 if shapes.packed else _cores(shapes), max(1, rows_at_once // 2)),
+        compute_dtype=native.manifest.compute_dtype,
+    )
+    return _fitted(shapes, plan, training)
+
+
+def _fitted(shapes: Shapes, wish: JobPlan, training: TrainingSettings) -> Planned:
+    plan, reductions = fit(shapes, wish, training.memory_bytes)
+    return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)
+
+
+def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
+    """The most rows that pass through the layers together unless the settings say more; an even number, at least 2."""
+    positions = ENOUGH_POSITIONS
+    if mode == "lora":
+        positions = min(positions, ENOUGH_ACTIVATION_BYTES // shapes.position_bytes)
+    return max(2, positions // block_tokens // 2 * 2)
+
+
+def _cores(shapes: Shapes) -> int:
+    """Threads that torch computed with at import; else all that there are."""
+    return int(shapes.calibration.get("threads") or os.cpu_count() or 1)

@@ -1,0 +1,110 @@
+"""Keeps the ledger's open window: what is seen of the worker while it runs."""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.storage.repositories.runs import LedgerStore, Observed, seconds_within
+
+PROCESSES = Path("/proc")
+#: How often an open window is written down: a kill of the daemon loses no more of it.
+_EVERY = timedelta(minutes=1)
+#: Of a day's sum, how long it may be old.
+_SUM_FOR = timedelta(seconds=30)
+
+_DAY = timedelta(days=1)
+#: Shorter times are no nights.
+_WORTHWHILE = timedelta(minutes=10)
+
+
+class Ledger:
+    """At most one window is open: there is one worker."""
+
+    def __init__(self, store: LedgerStore) -> None:
+        self._store = store
+        self._open: int | None = None
+        self._allowed = False
+        self._written_at: datetime | None = None
+        self._sum: tuple[datetime, datetime, float] | None = None  #: of which day, made when, seconds
+
+    def recover(self, now: datetime) -> None:
+        """Close what a dead daemon has left open."""
+        self._store.close_left(because="the daemon was killed", now=now)
+
+    def gate(self, allowed: bool, now: datetime) -> None:
+        """Whether a job may run now; written down where it is news."""
+        if allowed is not self._allowed:
+            (self._store.opened if allowed else self._store.closed)(now)
+        self._allowed = allowed
+
+    def expected_at(self, now: datetime) -> datetime | None:
+        """When a job might run next if the day to come is like the last one; None when nothing is known of that.
+
+        That is the first time after now at which, a day before, the gate was open for a while.
+        """
+        if self._allowed:
+            return now
+        for opening in self._store.openings(now - _DAY):
+            end = opening.ended_at or now
+            if end - opening.began_at >= _WORTHWHILE:
+                return max(now, opening.began_at + _DAY)
+        return None
+
+    def begin(self, job_id: str, *, because: str, readings: Sequence[Reading], now: datetime) -> None:
+        """A worker was started."""
+        self._open = self._store.begin(job_id, because=because, seen=_observed(readings, None), now=now)
+        self._written_at = now
+
+    def observe(self, pid: int | None, readings: Sequence[Reading], now: datetime) -> None:
+        """The worker still runs; written down now and then."""
+        if self._open is None or self._written_at is None or timedelta(0) <= now - self._written_at < _EVERY:
+            return
+        self._store.observe(self._open, seen=_observed(readings, pid and cpu_seconds(pid)), now=now)
+        self._written_at = now
+
+    def end(self, *, because: str, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
+        """The worker has ended. cpu: the seconds that it computed, in all."""
+        if self._open is not None:
+            self._store.end(self._open, because=because, seen=_observed(readings, cpu), now=now)
+        self._open = self._sum = None
+
+    def seconds_since(self, midnight: datetime, now: datetime) -> float:
+        """For how long workers have run since then."""
+        if self._sum is None or self._sum[0] != midnight or not timedelta(0) <= now - self._sum[1] < _SUM_FOR:
+            windows = self._store.since(midnight)
+            for window in windows:
+                if window.ended_at is None:
+                    window.ended_at = now  # it goes on
+            self._sum = (midnight, now, seconds_within(windows, midnight, now))
+        return self._sum[2]
+
+
+def midnight_of(local: datetime) -> datetime:
+    """When the owner's day began."""
+    return local.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _observed(readings: Sequence[Reading], cpu: float | None) -> Observed:
+    by_name = {reading.name: reading for reading in readings}
+    return Observed(
+        cpu_seconds=cpu,
+        battery_percent=_number(by_name, "battery"),
+        battery_celsius=_number(by_name, "temperature"),
+        zone_celsius=_number(by_name, "heat"),
+    )
+
+
+def _number(readings: Mapping[str, Reading], name: str) -> float | None:
+    value = readings[name].value if name in readings else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def cpu_seconds(pid: int, processes: Path = PROCESSES) -> float | None:
+    """What a process of ours has computed so far; None where the system does not tell, or it has gone."""
+    try:
+        fields = (processes / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

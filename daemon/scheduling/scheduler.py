@@ -1,0 +1,373 @@
+"""The scheduler: `tick(now)` looks at everything once and moves the queue. Something else calls it, every so often."""
+
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.gate import Blocker, Charge, Situation, Verdict, decide
+from pocketllm.daemon.conditions.readings import Reading, shown
+from pocketllm.daemon.conditions.sensor_history import History
+from pocketllm.daemon.conditions.wake_lock import WakeLock
+from pocketllm.daemon.errors import NothingToLearn
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.scheduling.admission import Room
+from pocketllm.daemon.scheduling.job_plans import Planner, Plans
+from pocketllm.daemon.scheduling.planning import JobWish
+from pocketllm.daemon.scheduling.runs import Ledger, midnight_of
+from pocketllm.daemon.scheduling.worker_process import Exit, Runner
+from pocketllm.daemon.settings import Settings, TrainingSettings
+from pocketllm.daemon.uptime import uptime
+from pocketllm.storage.errors import WrongState
+from pocketllm.storage.repositories.jobs import Tuning
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Requester
+
+log = logging.getLogger(__name__)
+
+#: Crashes in a row, with no step made in between, after which a job is given up.
+MAX_ATTEMPTS = 4
+#: Why a held job waits.
+HELD = "paused by the owner"
+#: The wait after the first crash in a row; it doubles with each.
+RETRY_SECONDS = 30
+_LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
+
+
+class Scheduler:
+    """Decides what runs. All its lasting state is in the store; safe to call from several threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: DataFolder,
+        senses: Senses,
+        runner: Runner,
+        settings: Settings,
+        *,
+        model_problem: Callable[[], str | None],
+        planner: Planner,
+        wake_lock: WakeLock,
+        generator_bytes: Callable[[], int] = lambda: 0,
+        local: Callable[[datetime], datetime] = datetime.astimezone,
+        uptime: Callable[[], float] = uptime,
+    ) -> None:
+        """model_problem, planner: see Plans; generator_bytes: see Room. local: a time by the owner's clock. uptime:
+        seconds by a clock that nobody sets.
+        """
+        self._store, self._folder, self._senses, self._runner = store, folder, senses, runner
+        self._settings, self._model_problem = settings, model_problem
+        self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
+        self._room = Room(settings.total_memory_bytes, generator_bytes)
+        self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
+        self._ledger = Ledger(store.ledger)
+        self._history = History(store.samples)
+        self._lock = threading.RLock()
+        self._paused_at: float | None = None  # by uptime
+        self._charge = Charge()
+        self._step_at_start = 0
+        self.readings: Sequence[Reading] = ()
+        self.verdict = Verdict()
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process id while one runs."""
+        return self._runner.pid
+
+    @property
+    def running_job(self) -> str | None:
+        """The id of the job that a worker is at."""
+        return self._runner.job_id
+
+    @property
+    def in_short(self) -> str:
+        """What it does, or waits for, in a line."""
+        if self._runner.job_id:
+            return f"learning: {self._runner.job_id}"
+        return "; ".join(self.verdict.reasons) or "nothing to learn"
+
+    def recover(self, now: datetime) -> None:
+        """At start: jobs that a dead daemon left running wait again, and what nobody needs any more goes."""
+        with self._lock:
+            self._ledger.recover(now)
+            for job in self._store.jobs.open():
+                if job.state is JobState.RUNNING:
+                    self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
+            open_jobs = {job.id for job in self._store.jobs.open()}
+            for place in (self._folder.starts, self._folder.runs, self._folder.exports):
+                for left in place.iterdir() if place.is_dir() else ():
+                    if left.name not in open_jobs:
+                        shutil.rmtree(left, ignore_errors=True)
+
+    def tick(self, now: datetime) -> None:
+        """One look at everything: worker ended? enough new text? may a job run? Then start or pause one."""
+        with self._lock:
+            if ended := self._runner.reap():
+                self._ended(ended, now)
+            waiting = self._store.jobs.open()
+            if not waiting and (job := self._queue_if_enough(now)):
+                waiting = [job]
+            queue = [job for job in waiting if not job.held]
+            self._look(now)
+            self.verdict = self._decide(queue[0] if queue else None, now)
+            if not (queue and queue[0].immediate):  # which opens the gate by itself, and says nothing of nights
+                self._ledger.gate(self.verdict.allowed, now)
+            if queue:
+                self._move(queue[0], now)
+            for behind in queue[1:]:
+                self._explain(behind, [f"waits for {queue[0].id}"])
+            self._ledger.observe(self._runner.pid, self.readings, now)
+            self._history.note(self.readings, now)
+
+    def _look(self, now: datetime) -> None:
+        running = self._runner.pid is not None
+        self._senses.pace.training = running
+        self.readings = [sensor.read(now) for sensor in self._senses.sensors]
+        by_name = {reading.name: reading for reading in self.readings}
+        self._charge = self._charge.after(by_name, self._settings.gate, running=running)
+
+    def request(
+        self,
+        wish: JobWish,
+        *,
+        seed: int | None,
+        immediate: bool,
+        now: datetime,
+        tuning: Tuning | None = None,
+        request_key: str | None = None,
+    ) -> Job:
+        """Queue a job for the owner, once for each key. Raises NothingToLearn, or what `Plans.plan` raises."""
+        if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
+            raise NothingToLearn
+        planned = self.plans.plan(wish)
+        return self._create(
+            Requester.OWNER,
+            training=planned.training,
+            steps=planned.plan.steps,
+            seed=seed,
+            immediate=immediate,
+            predicted_bytes=planned.prediction.peak_bytes,
+            tuning=tuning,
+            request_key=request_key,
+            now=now,
+        )
+
+    def expected_at(self, now: datetime) -> datetime | None:
+        """When a job might run next if the day to come is like the last one; None when nothing is known of that."""
+        with self._lock:
+            return self._ledger.expected_at(now)
+
+    def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
+        """What the gate would say of these readings, in place of those that there are; None is unknown."""
+        with self._lock:
+            if not self.readings:  # asked before the first tick
+                self._look(now)
+            given: dict[str, Reading] = {
+                name: Reading(name=name, value=value, unit=None, source="given", at=now, reason="given as unknown")
+                for name, value in values.items()
+            }
+            kept = [reading for reading in self.readings if reading.name not in given]
+            situation = replace(self._situation(None, now), running=False, paused_seconds=None)
+            return decide([*kept, *given.values()], self._settings.gate, situation)
+
+    def screen(self, on: bool, now: datetime) -> None:
+        """An app of the owner's tells that the screen has gone on, or off."""
+        self._senses.told.tell(on, now)
+
+    def snooze(self, until: datetime | None) -> None:
+        """Let nothing run until then; None takes it back."""
+        self._store.words.snooze(until)
+
+    def hold(self, job_id: str, now: datetime) -> Job:
+        """Pause an open job, ending its worker, until it is released. Raises NotFound or WrongState."""
+        with self._lock:
+            if self._runner.job_id == job_id:
+                self._pause([HELD], now)
+            return self._store.jobs.hold(job_id, reason=HELD, now=now)
+
+    def release(self, job_id: str, now: datetime) -> Job:
+        """Let a job that was held run when its turn comes. Raises NotFound or WrongState."""
+        with self._lock:
+            return self._store.jobs.release(job_id, now=now)
+
+    def cancel(self, job_id: str, now: datetime) -> Job:
+        """Withdraw an open job, ending its worker. Raises NotFound or WrongState."""
+        with self._lock:
+            job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
+            if self._runner.job_id == job_id:
+                self._end_worker("cancelled by the owner", now)
+            for left in (self._folder.start(job_id), self._folder.run(job_id)):
+                shutil.rmtree(left, ignore_errors=True)
+            return job
+
+    def close(self, now: datetime) -> None:
+        """Pause the running job and end its worker: the daemon stops."""
+        with self._lock:
+            self._pause(["the daemon has stopped"], now)
+
+    def _ended(self, ended: Exit, now: datetime) -> None:
+        """The worker has ended by itself: its job has too, or it crashed."""
+        job = self._store.jobs.get(ended.job_id)
+        if job.state is not JobState.RUNNING:
+            log.info("job %s ended: %s", job.id, job.state)
+            self._note_end(f"the job has ended: {job.state}", ended, now)
+            return
+        self._note_end(ended.description, ended, now)
+        self._crashed(job, ended.description, now)
+
+    def _note_end(self, because: str, ended: Exit | None, now: datetime) -> None:
+        """A worker is gone: the ledger's window closes, and the phone may sleep."""
+        self._ledger.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
+        self._wake_lock.give_back()
+
+    def _end_worker(self, because: str, now: datetime) -> None:
+        self._note_end(because, self._runner.kill(), now)
+
+    def _crashed(self, job: Job, what: str, now: datetime) -> None:
+        """Let a running job wait before the next try, or give it up."""
+        attempts = 1 if self._moved(job.id) else job.attempts + 1
+        log.warning("job %s: %s (in a row: %d)", job.id, what, attempts)
+        if attempts >= MAX_ATTEMPTS:
+            error = f"{what}; given up after {attempts} times without a step between them"
+            self._store.jobs.fail(job.id, error=error, now=now)
+            return
+        retry_at = now + timedelta(seconds=RETRY_SECONDS * 2 ** (attempts - 1))
+        self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
+
+    def _moved(self, job_id: str) -> bool:
+        """Whether the job has made a step, or has gone back some, since its worker was started."""
+        return self._store.journal.last_step(job_id) != self._step_at_start
+
+    def _queue_if_enough(self, now: datetime) -> Job | None:
+        """Queue a job, if there is enough new text. None must be open."""
+        training = self._settings.training
+        if self._new_words() < training.new_words or self._model_problem() is not None:
+            return None
+        job = self._create(
+            Requester.THRESHOLD,
+            training=training,
+            steps=training.steps,
+            seed=None,
+            immediate=False,
+            predicted_bytes=self.plans.predicted_bytes(),
+            now=now,
+        )
+        log.info("job %s queued: there is enough new text", job.id)
+        return job
+
+    def _new_words(self) -> int:
+        """How many words ask for a job. After one that failed or was withdrawn, only those that came in since:
+        the same text would fail again, and the owner's word would last until the next tick."""
+        last = self._store.jobs.page(after=None, limit=1)
+        if last and last[0].finished_at is not None and last[0].state is not JobState.SUCCEEDED:
+            return self._store.texts.new_words_since(last[0].finished_at)
+        return self._store.texts.counts().new_words
+
+    def _decide(self, job: Job | None, now: datetime) -> Verdict:
+        verdict = decide(self.readings, self._settings.gate, self._situation(job, now), self.verdict)
+        own = [blocker for blocker in (self._missing_model(now), self._room.blocker(job, now)) if blocker]
+        known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
+        own = [replace(blocker, since=known.get(blocker.name, now)) for blocker in own]
+        return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
+
+    def _missing_model(self, now: datetime) -> Blocker | None:
+        problem = self._model_problem()
+        return Blocker(name="model", message=problem, since=now) if problem else None
+
+    def _situation(self, job: Job | None, now: datetime) -> Situation:
+        local, limited = self._local(now), self._settings.gate.minutes_per_day is not None
+        return Situation(
+            now=now,
+            local=local,
+            running=self._runner.pid is not None,
+            immediate=job is not None and job.immediate,
+            paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
+            charge=self._charge,
+            used_today_seconds=self._ledger.seconds_since(midnight_of(local), now) if limited else 0.0,
+            snoozed_until=self._store.words.snoozed_until(),
+        )
+
+    def _move(self, job: Job, now: datetime) -> None:
+        """Start, pause, or explain the job that is next."""
+        if self._runner.pid is not None:
+            if not self.verdict.allowed:
+                self._pause(self.verdict.reasons, now)
+                self._paused_at = self._uptime()  # here alone: conditions flap, the owner's word does not
+        elif job.not_before is not None and timedelta(0) < job.not_before - now <= _LONGEST_RETRY:
+            return  # its reasons say when it is tried again; a longer wait comes of a clock that was set back
+        elif self.verdict.allowed:
+            self._start(job, now)
+        else:
+            self._explain(job, self.verdict.reasons)
+
+    def _explain(self, job: Job, reasons: list[str]) -> None:
+        """Write down why a job waits, if that is news."""
+        if job.reasons != reasons:
+            self._store.jobs.explain(job.id, reasons)
+
+    def _start(self, job: Job, now: datetime) -> None:
+        if job.requested_by is Requester.THRESHOLD and job.started_at is None and not self._has_new_text():
+            self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
+            return
+        start = self._store.adapters.start_of(job)
+        # All weights and an adapter for them are no start for each other.
+        self._store.jobs.start(job.id, parent=start.id if start and start.mode == job.mode else None, now=now)
+        self._step_at_start = self._store.journal.last_step(job.id)
+        try:
+            self._runner.start(job.id)
+        except OSError as error:  # no process, no memory, no disk left
+            self._crashed(job, f"the worker could not be started: {error}", now)
+            return
+        self._wake_lock.take()
+        self._ledger.begin(job.id, because=self._why(job), readings=self.readings, now=now)
+        log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
+
+    def _pause(self, reasons: list[str], now: datetime) -> None:
+        job_id = self._runner.job_id
+        if job_id is None:
+            return
+        self._end_worker("; ".join(reasons), now)
+        try:
+            self._store.jobs.pause(job_id, reasons=reasons, now=now, moved=self._moved(job_id))
+            log.info("job %s paused: %s", job_id, "; ".join(reasons))
+        except WrongState:
+            log.info("job %s had just ended", job_id)
+
+    def _why(self, job: Job) -> str:
+        """What let a worker start, for the ledger: what the readings are, in short."""
+        asked = ["asked for now"] if job.immediate else []
+        return ", ".join(asked + [shown(reading) for reading in self.readings if reading.value is not None])
+
+    def _has_new_text(self) -> bool:
+        return self._store.texts.counts().new_words > 0
+
+    def _create(
+        self,
+        requested_by: Requester,
+        *,
+        training: TrainingSettings,
+        steps: int,
+        seed: int | None,
+        immediate: bool,
+        predicted_bytes: int | None,
+        now: datetime,
+        tuning: Tuning | None = None,
+        request_key: str | None = None,
+    ) -> Job:
+        return self._store.jobs.create(
+            model=self._settings.model,
+            mode=training.mode,
+            seed=secrets.randbits(31) if seed is None else seed,
+            total_steps=steps,
+            settings=training.model_dump(mode="json"),
+            requested_by=requested_by,
+            immediate=immediate,
+            predicted_bytes=predicted_bytes,
+            tuning=tuning,
+            request_key=request_key,
+            now=now,
+        )

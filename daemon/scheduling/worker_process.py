@@ -1,0 +1,128 @@
+"""Runs the worker process: starts it, looks whether it has ended, kills it."""
+
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Protocol
+
+from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.paths import DataFolder
+
+#: The most of a worker's last words that goes into a job's error.
+_ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """How a worker ended."""
+
+    job_id: str
+    code: int  #: negative: the signal that ended it
+    last_words: str  #: the last line that it wrote to its log
+    cpu_seconds: float | None = None  #: that it computed
+
+    @property
+    def description(self) -> str:
+        """A sentence for people."""
+        if self.code < 0:
+            return f"the worker was ended by signal {-self.code}"
+        return f"the worker ended with code {self.code}: {self.last_words or 'it said nothing'}"
+
+
+class Runner(Protocol):
+    """Runs one worker at a time."""
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id while one runs."""
+
+    @property
+    def job_id(self) -> str | None:
+        """The job it works at while one runs."""
+
+    def start(self, job_id: str) -> None:
+        """Start a worker on a job. One must not be running."""
+
+    def reap(self) -> Exit | None:
+        """How the worker ended, once, after it has; else None."""
+
+    def kill(self) -> Exit | None:
+        """End the worker at once and wait until it is gone; how it ended. Does nothing when none runs."""
+
+
+class WorkerProcess:
+    """The real runner: a plain child process. Its standard input is the line by which it notices our death."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._job_id: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """See Runner."""
+        return self._process.pid if self._process else None
+
+    @property
+    def job_id(self) -> str | None:
+        """See Runner."""
+        return self._job_id
+
+    def start(self, job_id: str) -> None:
+        """See Runner."""
+        command = [sys.executable, "-m", "pocketllm.daemon.training.worker"]
+        command += ["--data-dir", str(self._folder.root), "--job", job_id]
+        with self._folder.worker_log.open("wb") as log:  # of the last worker only, so it cannot grow for ever
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=child_environment(),
+                # Its own session: Ctrl-C at the daemon's terminal is the daemon's business alone.
+                start_new_session=True,
+            )
+        self._job_id = job_id
+
+    def reap(self) -> Exit | None:
+        """See Runner."""
+        before = _of_children()
+        if self._process is None or self._process.poll() is None:
+            return None
+        return self._gone(_of_children() - before)
+
+    def kill(self) -> Exit | None:
+        """See Runner."""
+        if self._process is None:
+            return None
+        before = _of_children()
+        self._process.kill()
+        self._process.wait()
+        return self._gone(_of_children() - before)
+
+    def _gone(self, cpu_seconds: float) -> Exit:
+        assert self._process is not None and self._job_id is not None
+        if self._process.stdin:
+            self._process.stdin.close()
+        ended = Exit(
+            job_id=self._job_id,
+            code=self._process.returncode,
+            last_words=self._last_words(),
+            cpu_seconds=cpu_seconds,
+        )
+        self._process = self._job_id = None
+        return ended
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._folder.worker_log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1][:_ERROR_CHARACTERS] if lines else ""
+
+
+def _of_children() -> float:
+    """Seconds that children of ours have computed which have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,1 @@
+"""Doctor, calibration, export, replay."""

@@ -1,0 +1,91 @@
+"""Measuring a model in a process of its own: `python -m pocketllm.daemon.tools.calibrate FOLDER` prints a line of JSON.
+
+A fresh process, since the memory that a worker's libraries take is part of what is measured, and because what a
+broken model does to it should end nothing else.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketllm.daemon.child_environment import child_environment, last_words
+from pocketllm.daemon.errors import CalibrationFailed
+
+#: For the largest models on the slowest phones; a few seconds are usual.
+TIMEOUT_SECONDS = 1800
+_STATUS = Path("/proc/self/status")
+#: Lines of it -> what they are called in a calibration.
+_RESIDENT = {"RssAnon": "library_anonymous_bytes", "RssFile": "library_file_bytes"}
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Measure the imported model in `folder`: mezo.calibrate.Calibration as JSON, with what the libraries take.
+
+    Raises CalibrationFailed, saying why, when it cannot be measured.
+    """
+    command = [sys.executable, "-m", "pocketllm.daemon.tools.calibrate", str(folder)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment(), timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CalibrationFailed(f"Measuring the model took more than {TIMEOUT_SECONDS} seconds.") from error
+    except OSError as error:
+        raise CalibrationFailed(f"The process that measures the model could not start: {error}.") from error
+    if done.returncode < 0:
+        raise CalibrationFailed(
+            f"The process that measures the model was ended by signal {-done.returncode}, perhaps for want of memory."
+        )
+    if done.returncode:
+        raise CalibrationFailed(f"Measuring the model failed: {last_words(done.stderr)}.")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if "error" in answer:
+        raise CalibrationFailed(answer["error"])
+    return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure one model and print what was found, or {"error": why it cannot be measured}."""
+    parser = argparse.ArgumentParser(description="Measures a model for PocketLLM, which starts it.")
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+
+    # The libraries of a worker, and nothing of a model yet. Imported here: who calls `measure` needs none of them.
+    importlib.import_module("pocketllm.daemon.training.worker")
+    gc.collect()
+    libraries = resident_bytes()
+
+    import torch
+
+    from pocketllm.engine.errors import MezoError
+    from pocketllm.engine.formats.model_folder import open_native
+    from pocketllm.engine.planning.calibration import calibrate
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a worker does
+    try:
+        answer = libraries | calibrate(open_native(options.folder), time.perf_counter).to_json()
+    except MezoError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return os.EX_OK
+
+
+def resident_bytes() -> dict[str, int]:
+    """This process's anonymous and file-backed resident memory in bytes; empty where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return {name: int(lines[line].removesuffix("kB").strip()) * 1024 for line, name in _RESIDENT.items()}
+    except (OSError, KeyError, ValueError):
+        return {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""What works on this machine, what is unknown, and what to do about it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pocketllm.daemon.conditions.discovery import Places, Senses
+from pocketllm.daemon.conditions.gate import Situation, decide
+from pocketllm.daemon.conditions.readings import Reading, shown, unanswered
+from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import Settings
+from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+
+#: good: works. unknown: cannot be told, and it may not matter. bad: keeps jobs from running, or loses something.
+State = Literal["good", "unknown", "bad"]
+#: A source that has not answered by then is not waited for.
+LONGEST_SECONDS = 12.0
+_LOOK_SECONDS = 0.05
+LOADAVG = Path("/proc/loadavg")
+#: What proot-distro shows where the real file may not be read.
+_PROOTS_LOADAVG = "0.12 0.07 0.02"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    message: str
+    advice: str | None = None  #: what to do about it
+
+
+def examine(settings: Settings, senses: Senses, places: Places, now: Callable[[], datetime]) -> list[Finding]:
+    """Look at everything; takes as long as the slowest sensor, but no longer than LONGEST_SECONDS."""
+    readings = settled(senses, now)
+    return [
+        *_of_folder(DataFolder(settings.data_dir), settings),
+        *_of_readings(readings, settings, now()),
+        *(_of_android(places) if places.is_android else _of_linux(places)),
+    ]
+
+
+def settled(senses: Senses, now: Callable[[], datetime]) -> list[Reading]:
+    """What the sensors see once all have answered, or have had their time."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while True:
+        readings = [sensor.read(now()) for sensor in senses.sensors]
+        if time.monotonic() > deadline or not unanswered(readings):
+            return readings
+        time.sleep(_LOOK_SECONDS)
+
+
+def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
+    if any(part in ("sdcard", "storage") for part in folder.root.parts[:2]):
+        yield Finding(
+            name="data folder",
+            state="bad",
+            message=f"{folder.root} is on shared storage, which has no locks and no owners",
+            advice="choose a folder under $HOME with POCKETLLM_DATA_DIR",
+        )
+    elif folder.root.is_dir() and not os.access(folder.root, os.W_OK):
+        yield Finding(
+            name="data folder", state="bad", message=f"{folder.root} cannot be written", advice="make it yours (chown)"
+        )
+    else:
+        yield Finding(name="data folder", state="good", message=str(folder.root))
+    try:
+        native = open_native(folder.models / settings.model)
+        yield Finding(name="model", state="good", message=settings.model)
+        yield _of_backend(native, settings)
+    except (ModelNotFound, ModelFileError) as error:
+        yield Finding(name="model", state="bad", message=str(error), advice="run `pocketllm models add`")
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        yield Finding(
+            name="libraries",
+            state="bad",
+            message=f"{' and '.join(missing)} cannot be imported",
+            advice="install them into the environment that `pocketllm` runs in",
+        )
+
+
+def _of_backend(native: NativeModel, settings: Settings) -> Finding:
+    """Answers need no llama.cpp: its absence is only slow."""
+    found = find_llamacpp(native, settings.backend)
+    if isinstance(found, LlamaCpp):
+        return Finding(name="answers", state="good", message=f"by llama.cpp ({found.program}) from {found.base.name}")
+    if settings.backend == "transformers":
+        return Finding(name="answers", state="good", message=f"by transformers: {found.reason}")
+    return Finding(
+        name="answers",
+        state="unknown" if settings.backend == "auto" else "bad",
+        message=f"by transformers, not llama.cpp: {found.reason}",
+        advice=None if settings.backend == "auto" else "or set backend to auto",
+    )
+
+
+def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime) -> Iterator[Finding]:
+    verdict = decide(readings, settings.gate, Situation(now=now))
+    blocked = {blocker.name for blocker in verdict.blockers}
+    for reading in readings:
+        if reading.absent:
+            yield Finding(name=reading.name, state="good", message=f"this machine has none ({reading.reason})")
+        elif reading.value is None:
+            matters = reading.name in blocked
+            yield Finding(
+                name=reading.name,
+                state="bad" if matters else "unknown",
+                message=f"{reading.source}: {reading.reason}",
+                advice=f'else add "{reading.name}" to gate.train_when_unknown' if matters else None,
+            )
+        else:
+            yield Finding(name=reading.name, state="good", message=f"{shown(reading)} ({reading.source})")
+
+
+def _of_android(places: Places) -> Iterator[Finding]:
+    home, prefix = (Path(places.environment.get(name, "/nowhere")) for name in ("HOME", "PREFIX"))
+    yield _there(
+        prefix / "var/service/pocketllm/run",
+        name="service",
+        good="the runit service is in place",
+        bad="there is no runit service: nothing starts the daemon",
+        advice="run termux/install.sh, or `pocketllm service install`",
+    )
+    boot = home / ".termux/boot"
+    yield _there(
+        boot / "00-pocketllm",
+        name="boot",
+        good="Termux:Boot will start it after the first unlock",
+        bad="nothing starts it after a reboot",
+        advice="run termux/install.sh, or `pocketllm service install`, and open the app Termux:Boot once",
+    )
+    folders = [entry.name for entry in boot.iterdir() if entry.is_dir()] if boot.is_dir() else []
+    if folders:
+        yield Finding(
+            name="boot folder",
+            state="bad",
+            message=f"{boot} holds the folder {folders[0]}, at which Termux:Boot stops",
+            advice="move it elsewhere",
+        )
+    if "SVDIR" not in places.environment:
+        yield Finding(
+            name="SVDIR",
+            state="unknown",
+            message="SVDIR is not set, so sv-enable and sv-disable act on the wrong folder",
+            advice="`pkg install termux-services` and a new session set it",
+        )
+    yield Finding(
+        name="Android's limits",
+        state="unknown",
+        message="an app cannot see whether Android kills child processes (12 and later) or sleeps Termux",
+        advice="take Termux, Termux:API and Termux:Boot out of battery optimisation, and switch on 'Disable child "
+        "process restrictions' in the developer options",
+    )
+    yield from _of_proot()
+
+
+def _of_linux(places: Places) -> Iterator[Finding]:
+    if places.command("systemctl") is None:
+        yield Finding(
+            name="service",
+            state="unknown",
+            message="there is no systemd here to start the daemon",
+            advice="start `pocketllm serve` by whatever starts services here",
+        )
+    yield from _of_proot()
+
+
+def _of_proot() -> Iterator[Finding]:
+    try:
+        faked = LOADAVG.read_text().startswith(_PROOTS_LOADAVG)
+    except OSError:
+        faked = False
+    if faked:
+        yield Finding(
+            name="proot",
+            state="unknown",
+            message="this looks like proot-distro, which makes up parts of /proc",
+            advice="install PocketLLM in Termux itself if readings look wrong",
+        )
+
+
+def _there(file: Path, *, name: str, good: str, bad: str, advice: str) -> Finding:
+    if file.is_file():
+        return Finding(name=name, state="good", message=good)
+    return Finding(name=name, state="bad", message=bad, advice=advice)

@@ -1,0 +1,61 @@
+"""Writing an adapter for llama.cpp in its own process: `python -m pocketllm.daemon.tools.export ADAPTER MODEL FILE`.
+
+The libraries for that would stay in the daemon's memory for good, a fifth more than it idles with.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pocketllm.daemon.child_environment import last_words
+from pocketllm.daemon.errors import ExportFailed
+from pocketllm.engine.errors import CannotExport, MezoError
+
+#: A second is usual.
+TIMEOUT_SECONDS = 300
+
+
+def export_gguf(adapter: Path, model: Path, destination: Path) -> None:
+    """Write the adapter in a folder, trained on the model in another, as a GGUF LoRA file: engine/formats/gguf_lora.py.
+
+    Raises CannotExport, saying why, when there can be no such file, and ExportFailed when the process fails.
+    """
+    command = [sys.executable, "-m", "pocketllm.daemon.tools.export", str(adapter), str(model), str(destination)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ExportFailed(f"Writing the file took more than {TIMEOUT_SECONDS} seconds. Try again.") from error
+    except OSError as error:
+        raise ExportFailed(f"The process that writes the file could not start: {error}. Try again.") from error
+    if done.returncode == os.EX_DATAERR:
+        raise CannotExport(json.loads(done.stdout)["error"])
+    if done.returncode:
+        ended = f"code {done.returncode}: {last_words(done.stderr)}"
+        raise ExportFailed(f"The process that writes the file ended with {ended}. Look for free disk, and try again.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write one file; where that cannot be, print {"error": why}."""
+    parser = argparse.ArgumentParser(description="Writes an adapter as GGUF for a PocketLLM daemon, which starts it.")
+    for name in ("adapter", "model", "destination"):
+        parser.add_argument(name, type=Path)
+    options = parser.parse_args(arguments)
+
+    # Imported here: who calls `export_gguf` needs none of it.
+    from pocketllm.engine.formats.gguf_lora import write_gguf_lora
+    from pocketllm.engine.formats.model_folder import open_native
+
+    try:
+        write_gguf_lora(options.adapter, open_native(options.model), options.destination)
+    except MezoError as error:
+        sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
+        return os.EX_DATAERR
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Doing a job's learning again from its journal, and proving that what was stored is what comes out.
+
+A row holds the scalars along directions that follow from the seed, so start + rows give the adapter: no text, no
+forward pass. It has to come out bit for bit, on any machine.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from pocketllm.daemon.errors import CannotReplay
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.engine.errors import ModelNotFound
+from pocketllm.engine.formats.model_folder import NAME_PATTERN, NativeModel, open_native
+from pocketllm.engine.method import Update
+from pocketllm.engine.params.full import FullWeights, save_full
+from pocketllm.engine.params.lora import WEIGHTS_NAME, Adapter, load_adapter
+from pocketllm.engine.params.lora_folder import read_config
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.weights import open_weights
+from pocketllm.mezo.estimator import replay
+from pocketllm.storage.step_log_export import JournalExport
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import OPEN_STATES, Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """What came out of a replay, beside what was stored."""
+
+    job: str
+    adapter: str
+    mode: str
+    rows: int  #: steps that were done again
+    seconds: float  #: that these took, without reading and comparing
+    tensors: int
+    differing: tuple[str, ...]  #: names of the tensors that are not the same, bit for bit
+    max_difference: float | None  #: between numbers at the same place; 0 for signs of zero, None if one is no number
+
+    base_is_newer: bool  #: the weights that it started from were imported since, and may be others
+
+    @property
+    def identical(self) -> bool:
+        """Whether all tensors are the same, bit for bit."""
+        return not self.differing
+
+
+def rebuild(
+    folder: DataFolder,
+    store: Store,
+    job_id: str,
+    *,
+    journal: JournalExport | None = None,
+    output: Path | None = None,
+    on_row: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Rebuilt:
+    """Do a job's learning again, and compare what comes out with the adapter that the job made.
+
+    journal: an exported one, in place of the rows in the store. output: a folder, not there yet, for what comes out.
+    on_row: called after each row with how many are done, and how many there are.
+    Raises CannotReplay, saying why; NotFound for an unknown job; or MezoError when files are broken or gone.
+    """
+    job = store.jobs.get(job_id)
+    made = _folder_of_what_was_made(folder, job)
+    if output is not None:
+        _check_output(output, job)
+    if journal is not None:
+        _check_journal(journal, folder, job)
+    rows = store.journal.steps(job_id) if journal is None else journal.rows
+    if [row.step for row in rows] != list(range(1, job.total_steps + 1)):
+        raise CannotReplay(
+            f"The journal holds {len(rows)} of the {job.total_steps} steps of job {job_id}. "
+            "Take one that was exported after the job had ended."
+        )
+    with torch.inference_mode():
+        theta = _start(folder, job, made)
+        started = time.monotonic()
+        replay(theta, _counted(rows, lambda done: on_row(done, len(rows))), job.settings.get("noise", "rademacher"))
+        seconds = time.monotonic() - started
+        stored = _stored(made, job)
+        differences = _differences(_tensors(theta), stored)
+        if output is not None:
+            _save(theta, folder, job, made, output)
+    return Rebuilt(
+        job=job.id,
+        adapter=made.name,
+        mode=job.mode,
+        rows=len(rows),
+        seconds=seconds,
+        tensors=len(stored),
+        differing=tuple(differences),
+        max_difference=max(differences.values(), default=0.0) if all(map(isfinite, differences.values())) else None,
+        base_is_newer=job.mode == "full" and _is_newer(_start_model(folder, job), job),
+    )
+
+
+def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
+    if job.state in OPEN_STATES:
+        raise CannotReplay(f"Job {job.id} is {job.state}; it can be replayed when it has ended. Wait for that.")
+    if job.adapter is None:
+        raise CannotReplay(
+            f"Job {job.id} {job.state} and made no adapter, so there is nothing to compare with. "
+            "Choose one that succeeded; `pocketllm jobs` lists them."
+        )
+    if job.method != "mezo":
+        raise CannotReplay(
+            f"Job {job.id} learned by exact gradients, which follow from the texts: its journal tells how it went, not "
+            "what was learned. Jobs with training.method = mezo can be replayed."
+        )
+    made = folder.adapter(job.adapter)
+    if not made.is_dir():
+        raise CannotReplay(f"What job {job.id} made is not in {made} any more. Choose another job.")
+    return made
+
+
+def _check_output(output: Path, job: Job) -> None:
+    if output.exists():
+        raise CannotReplay(f"{output} is there already. Give the name of a folder that is not.")
+    if not output.absolute().parent.is_dir():
+        raise CannotReplay(f"There is no folder {output.parent}. Make it first.")
+    if job.mode == "full" and not NAME_PATTERN.fullmatch(output.name):
+        raise CannotReplay(
+            f"{output.name!r} cannot be the name of a model. Give a folder of small letters, digits, dots and dashes."
+        )
+
+
+def _check_journal(journal: JournalExport, folder: DataFolder, job: Job) -> None:
+    header = journal.header
+    for name, ours in (("job", job.id), ("model", job.model), ("mode", job.mode), ("seed", job.seed)):
+        if header[name] != ours:
+            raise CannotReplay(
+                f"This is the journal of another job: its {name} is {header[name]}, not {ours}. Export it again."
+            )
+    known = _sums_of_the_start(folder, job)
+    if header["base_sha256"] is not None and known and header["base_sha256"] not in known:
+        raise CannotReplay(
+            f"The journal was made on other weights than those that {job.model} has here. "
+            "Import the model that it was made on."
+        )
+
+
+def _sums_of_the_start(folder: DataFolder, job: Job) -> set[str]:
+    """The sums of the weights that the job may have started from, as far as they are known here."""
+    known = set()
+    for start in (folder.models / job.model, *([folder.adapter(job.parent)] if job.parent else ())):
+        with suppress(ModelNotFound):
+            known.add(open_native(start).manifest.weights_sha256)
+    return known
+
+
+def _start(folder: DataFolder, job: Job, made: Path) -> Adapter | FullWeights:
+    """What the job started from."""
+    if job.mode == "full":
+        return LanguageModel(_start_model(folder, job)).full()
+    if job.parent is not None:
+        return load_adapter(folder.adapter(job.parent))
+    adapter = load_adapter(made)  # A follows from the text, and was not trained; B was zero
+    for b in adapter.b.values():
+        b.zero_()
+    return adapter
+
+
+def _start_model(folder: DataFolder, job: Job) -> NativeModel:
+    """The weights that a full job started from: the base's, or those that its parent made."""
+    return open_native(folder.adapter(job.parent) if job.parent else folder.models / job.model)
+
+
+def _is_newer(native: NativeModel, job: Job) -> bool:
+    return job.started_at is not None and native.manifest.created_at > job.started_at
+
+
+def _tensors(theta: Adapter | FullWeights) -> dict[str, torch.Tensor]:
+    """All that is stored of theta, by name."""
+    if isinstance(theta, FullWeights):
+        return theta.tensors
+    return {f"{path}.A": a for path, a in theta.a.items()} | {f"{path}.B": b for path, b in theta.b.items()}
+
+
+def _stored(made: Path, job: Job) -> dict[str, torch.Tensor]:
+    """What the job stored, under the names of `_tensors`."""
+    if job.mode == "full":
+        return {name: weight.floats for name, weight in open_weights(open_native(made).weights).items()}
+    return _tensors(load_adapter(made))
+
+
+def _differences(rebuilt: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Of each tensor that is not the same, bit for bit, the largest difference. Raises CannotReplay."""
+    if rebuilt.keys() != stored.keys() or any(rebuilt[name].shape != stored[name].shape for name in stored):
+        raise CannotReplay(
+            "What was stored has other tensors than what the job started from. One of the two folders was exchanged; "
+            "put it back."
+        )
+    return {
+        name: float((rebuilt[name].double() - stored[name].double()).abs().max())
+        for name in stored
+        if not _same_bits(rebuilt[name], stored[name])
+    }
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    # As numbers, -0.0 would be the same as 0.0, and what is no number would differ from itself.
+    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def _save(theta: Adapter | FullWeights, folder: DataFolder, job: Job, made: Path, output: Path) -> None:
+    """Write theta as the job has written it."""
+    if isinstance(theta, FullWeights):
+        save_full(_start_model(folder, job), theta, output, created_at=open_native(made).manifest.created_at)
+        return
+    with safe_open(made / WEIGHTS_NAME, "pt") as file:
+        theta.metadata = dict(file.metadata() or {})
+    theta.save(output, masked=read_config(made).masked)
+
+
+def _counted(rows: Iterable[Update], on_row: Callable[[int], None]) -> Iterator[Update]:
+    """The rows, telling of each that it is done when the next one is asked for."""
+    for done, row in enumerate(rows, 1):
+        yield row
+        on_row(done)

@@ -1,0 +1,1 @@
+"""The worker: one job, from its texts to an adapter."""

@@ -1,0 +1,144 @@
+"""The training loop, for every method: batches in, records out, and back to the best when nothing more is learned.
+
+Now and then the loss on the validation split is checked, and early_stopping.py says what follows. Going back means
+forgetting: the records beyond the best step are deleted, and the method is restored to that step, as after a kill. So
+the step log, the checkpoints and early stopping are all the state there is, and a run that is killed, however often,
+ends bit for bit as an undisturbed one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pocketllm.daemon.training.early_stopping import EarlyStopping, Verdict
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.method import Method, StepRecord, Update
+
+#: How much a kill may cost a run whose state is more than its records.
+CHECKPOINT_SECONDS = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A method's state after a step."""
+
+    step: int
+    state: dict[str, torch.Tensor]  #: empty where the records are enough
+
+
+class RunStore(Protocol):
+    """Where a run's records, checkpoints and early stopping are kept, so that a killed run goes on from there."""
+
+    def records(self) -> Sequence[Update]:
+        """All records, from the first step."""
+
+    def append(self, record: StepRecord, *, seconds: float) -> None:
+        """Keep a new record, on disk."""
+
+    def early_stopping(self) -> EarlyStopping | None:
+        """What was kept last; None before."""
+
+    def keep(self, stopping: EarlyStopping) -> None:
+        """Keep early stopping."""
+
+    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
+        """Delete the records beyond the best step and keep early stopping: both or neither. step: where the run is."""
+
+    def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
+        """Write a checkpoint, whole or not at all; also the best one when it is of the best step."""
+
+    def load(self, stopping: EarlyStopping) -> Checkpoint | None:
+        """The latest checkpoint that the run may go on from; None before the first. Raises MezoError if it is lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run is made of, besides its method and its store."""
+
+    steps: int  #: at most
+    batch: Callable[[int], Blocks]  #: of a step (from 1), the same whenever it is asked for
+    remaining: Callable[[int], float]  #: the part of the run that lies ahead of a step, from 1 to 0, where it ends
+    validation_loss: Callable[[], float]  #: at the method's present parameters, nats per token
+    validated_on: str  #: names the text of that loss
+    check_every: int  #: steps
+    measure: Callable[[int], None]  #: called every `measure_every` steps, at the start and at the end
+    measure_every: int
+    clock: Callable[[], float]  #: monotonic seconds
+
+
+def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
+    """Train until the run's end, or until early stopping ends it, and leave the best parameters that were seen.
+
+    Raises TrainingDiverged when the loss is no number to begin with.
+    """
+    stopping = store.early_stopping() or EarlyStopping()
+    recorded = len(store.records())
+    step = _resume(method, store, stopping)
+    if stopping.validated_on != run.validated_on and not stopping.ended:
+        stopping.begin(run.validated_on)
+    verdict = _check(step, method, store, run, stopping)
+    saved = run.clock()
+    while True:
+        if verdict in (Verdict.GO_BACK, Verdict.END):
+            store.go_back(stopping, step=step)
+            recorded = stopping.best_step
+            if step != recorded or not stopping.ended:
+                step = _resume(method, store, stopping)
+        if stopping.ended:
+            break
+        if step % run.measure_every == 0:
+            run.measure(step)
+        if step >= run.steps or run.remaining(step + 1) <= 0:
+            if stopping.looked_at < step and stopping.check(step, run.validation_loss()) is Verdict.NEW_BEST:
+                _save(step, method, store, stopping)
+            verdict = stopping.end()
+            continue
+        started = run.clock()
+        try:
+            record = method.step(step + 1, run.batch(step + 1), remaining=run.remaining(step + 1), share=stopping.share)
+        except TrainingDiverged:
+            verdict = stopping.go_back()
+            continue
+        step += 1
+        if step > recorded:
+            store.append(record, seconds=run.clock() - started)
+            recorded = step
+        verdict = _check(step, method, store, run, stopping)
+        if run.clock() - saved >= CHECKPOINT_SECONDS and verdict in (Verdict.NEW_BEST, Verdict.GO_ON):
+            _save(step, method, store, stopping)
+            saved = run.clock()
+    run.measure(stopping.best_step)
+    return stopping
+
+
+def _resume(method: Method, store: RunStore, stopping: EarlyStopping) -> int:
+    """Restore the method to where its run was; returns the step."""
+    if not method.state():
+        records = store.records()
+        method.restore({}, records)
+        return len(records)
+    found = store.load(stopping)
+    # Without a checkpoint it begins anew, and makes the same records again.
+    method.restore({} if found is None else found.state, ())
+    return 0 if found is None else found.step
+
+
+def _check(step: int, method: Method, store: RunStore, run: Run, stopping: EarlyStopping) -> Verdict:
+    """Check the validation loss where it is due."""
+    due = (step % run.check_every == 0 and step < run.steps) or stopping.first_loss is None
+    if not due or step <= stopping.looked_at:
+        return Verdict.GO_ON
+    verdict = stopping.check(step, run.validation_loss())
+    if verdict is Verdict.NEW_BEST:
+        _save(step, method, store, stopping)  # on disk before early stopping that names it
+    if verdict in (Verdict.NEW_BEST, Verdict.GO_ON):
+        store.keep(stopping)
+    return verdict
+
+
+def _save(step: int, method: Method, store: RunStore, stopping: EarlyStopping) -> None:
+    if step and (state := method.state()):
+        store.save(Checkpoint(step=step, state=state), stopping)

@@ -1,0 +1,109 @@
+"""The worker: one job, from where its journal ends to its adapter. `python -m pocketllm.daemon.training.worker`.
+
+Crash-only: there is no shutdown path. Each step is a committed row before it counts; to pause it, kill it; to
+resume, start it again. It ends by itself when the daemon at the other end of its standard input is gone.
+"""
+
+import argparse
+import gc
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from pocketllm.daemon.locks import locked
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.process_memory import (
+    fail_where_memory_ends,
+    lift_cap,
+    out_of_memory,
+    peak_bytes,
+    prefer_as_victim,
+)
+from pocketllm.daemon.training.run import TrainingRun
+from pocketllm.engine.errors import MezoError
+from pocketllm.storage.store import Store
+
+#: How long to wait for a predecessor that is being killed.
+LOCK_SECONDS = 10.0
+OUT_OF_MEMORY = (
+    "The job needs more memory than training.memory_bytes allows. "
+    "Lower training.block_tokens, or raise the limit; `pocketllm plan` says what a job takes."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one job to its end. Exit codes: 0 the job ended (or failed for a reason it wrote down), 75 try again."""
+    parser = argparse.ArgumentParser(description="Runs one job of a PocketLLM daemon, which starts it.")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    options = parser.parse_args(arguments)
+
+    _die_with_parent()
+    with suppress(OSError):  # already at the bottom, or not allowed to say so
+        os.nice(19)
+    prefer_as_victim()
+    fail_where_memory_ends()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    folder = DataFolder(options.data_dir)
+    with locked(folder.worker_lock, wait_seconds=LOCK_SECONDS) as held:
+        if not held:
+            sys.stderr.write("another worker holds this data folder\n")
+            return os.EX_TEMPFAIL
+        store = Store.open_for_worker(folder.database)
+        again = False
+        try:
+            again = not _ended_in_memory(TrainingRun(folder, store, store.jobs.get(options.job)))
+        except MezoError as error:
+            # Trying again would end the same way: the job fails, with the sentence that says what to do.
+            store.jobs.fail(options.job, error=str(error), now=_now())
+        finally:
+            store.jobs.set_peak_memory(options.job, peak_bytes())
+            store.close()
+    if again:
+        # In a process that memory has run out in, what it still holds lies between what it gave back, and smaller
+        # tries fail, too: one that has held nothing goes on with what the journal says. The lock is let go before.
+        module = ["-m", "pocketllm.daemon.training.worker"]
+        os.execv(sys.executable, [sys.executable, *module, "--data-dir", str(folder.root), "--job", options.job])
+    return os.EX_OK
+
+
+def _ended_in_memory(run: TrainingRun) -> bool:
+    """Let a run come to its end; False where memory ran out, and less of it is to be tried."""
+    try:
+        run.to_the_end()
+        return True
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside the handler, whose error holds on to everything that a walk had made.
+    gc.collect()
+    lift_cap()
+    if run.take_fewer_rows("memory ran out"):
+        return False
+    run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=_now())
+    return True
+
+
+def _die_with_parent() -> None:
+    """End this process when the daemon closes its end of our standard input, as its death does."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        os._exit(os.EX_TEMPFAIL)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

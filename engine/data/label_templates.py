@@ -1,0 +1,164 @@
+"""Labelled text as a sentence with a gap that one word fills: what each model makes of the sentence and the words."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketllm.engine.errors import BadRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # imports torch, which the daemon's process does without
+
+_TEXT, _LABEL = "{text}", "{label}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a labelled text is put to the model, e.g. "{text} It was {label}" with great and terrible.
+
+    Raises BadRequest unless the pattern has {text} and {label} once each and there are two different words or more.
+    """
+
+    pattern: str
+    words: Mapping[str, str]  #: label -> the word that stands for it in the pattern
+
+    def __post_init__(self) -> None:
+        for field in (_TEXT, _LABEL):
+            if (count := self.pattern.count(field)) != 1:
+                raise BadRequest(f"The pattern {self.pattern!r} has {field} {count} times; write it once.")
+        if len(self.words) < 2:
+            raise BadRequest("A template needs two labels or more, each with its word; one alone teaches nothing.")
+        for label, word in self.words.items():
+            if not word.strip():
+                raise BadRequest(f"The label {label!r} has no word. Give it one that fits into the pattern.")
+        if len(set(self.words.values())) < len(self.words):
+            raise BadRequest("Two labels have the same word, so they cannot be told apart. Give each its own.")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A pattern with a text in it, in tokens."""
+
+    ids: NDArray[np.int64]
+    slot: int  #: the place of the label's token; behind the last one where there is no mask
+    text: list[int]  #: places of the tokens that are the text's alone, in order
+
+    def cut(self, limit: int) -> tuple[NDArray[np.int64], int]:
+        """At most `limit` tokens, for want of room without the text's last ones, and the place of the label's token.
+
+        Raises BadRequest when the rest of the pattern does not fit.
+        """
+        excess = len(self.ids) - limit
+        if excess <= 0:
+            return self.ids, self.slot
+        if excess > len(self.text):
+            raise BadRequest(
+                f"The pattern alone is {len(self.ids) - len(self.text)} tokens, and a block has room for {limit}. "
+                "Shorten the pattern, or use longer blocks."
+            )
+        dropped = self.text[-excess:]
+        return np.delete(self.ids, dropped), self.slot - sum(place < self.slot for place in dropped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A template as one model reads it."""
+
+    pattern: str  #: whose {label} is one token
+    slot: str  #: what stands in place of {label}: a mask, or nothing
+    words: Mapping[str, int]  #: label -> its word's token
+
+    def fill(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> Iterator[Filled]:
+        """The pattern with each of the texts in it."""
+        return _fill(tokenizer, self.pattern, self.slot, texts)
+
+
+def fit(template: Template, tokenizer: "PreTrainedTokenizerBase", mask: str | None) -> Form:
+    """The template for a model with this mask, or None for a causal one, which sees nothing behind the label.
+
+    Raises BadRequest when a label's word is not one token where it stands, or two are the same, or a causal model
+    would not see the text.
+    """
+    if not tokenizer.is_fast:
+        raise BadRequest(
+            "This model's tokenizer cannot say where a token stands in a text. Use a model with a fast one."
+        )
+    pattern, slot = template.pattern, mask or ""
+    if mask is None:
+        pattern = pattern[: pattern.index(_LABEL) + len(_LABEL)]
+    if _TEXT not in pattern:
+        raise BadRequest(
+            f"The pattern {template.pattern!r} has {_TEXT} behind {_LABEL}, where a causal model does not see it. "
+            "Write it in front."
+        )
+    # Most tokenizers count the space before a word as part of it, a few as a token of its own.
+    patterns = (re.sub(r"\s+{label}", _LABEL, pattern), pattern)
+    sentences = _sentences(template, tokenizer, pattern)
+    tries = [(choice, *_words(tokenizer, choice, slot, sentences)) for choice in patterns]
+    pattern, words, misfits = min(tries, key=lambda one: len(one[2]))
+    for label, pieces in misfits.items():
+        read = " + ".join(repr(tokenizer.decode([piece])) for piece in pieces)
+        raise BadRequest(
+            f"The word {template.words[label]!r} of the label {label!r} is not one token where the pattern puts it: "
+            f"this model reads {read}. Choose another word."
+        )
+    if len(set(words.values())) < len(words):
+        raise BadRequest("Two labels' words are the same token for this model. Choose words that it can tell apart.")
+    return Form(pattern=pattern, slot=slot, words=words)
+
+
+def _sentences(template: Template, tokenizer: "PreTrainedTokenizerBase", pattern: str) -> dict[str, list[int]]:
+    """For each label, the pattern's tokens with its word in place and no text."""
+    texts = [pattern.replace(_TEXT, "").replace(_LABEL, word) for word in template.words.values()]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return dict(zip(template.words, ids, strict=True))
+
+
+def _words(
+    tokenizer: "PreTrainedTokenizerBase", pattern: str, slot: str, sentences: Mapping[str, list[int]]
+) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """The tokens of the words that fit, and what the others split into.
+
+    A word fits where its sentence is the pattern with one token in the slot.
+    """
+    (empty,) = _fill(tokenizer, pattern, slot, [""])
+    before, after = empty.ids[: empty.slot].tolist(), empty.ids[empty.slot + 1 :].tolist()
+    words: dict[str, int] = {}
+    misfits: dict[str, list[int]] = {}
+    for label, sentence in sentences.items():
+        here = slice(len(before), len(sentence) - len(after))
+        if sentence[: len(before)] != before or sentence[here.stop :] != after:
+            misfits[label] = sentence
+        elif len(sentence[here]) != 1:
+            misfits[label] = sentence[here] or sentence
+        else:
+            words[label] = sentence[here][0]
+    return words, misfits
+
+
+def _fill(tokenizer: "PreTrainedTokenizerBase", pattern: str, slot: str, texts: Sequence[str]) -> Iterator[Filled]:
+    text_at, slot_at = pattern.index(_TEXT), pattern.index(_LABEL)
+    text_first = text_at < slot_at
+    if text_first:
+        slot_at -= len(_TEXT)  # and as much further back as the text is long
+    else:
+        text_at += len(slot) - len(_LABEL)
+    pattern = pattern.replace(_LABEL, slot)
+    encoded = tokenizer(
+        [pattern.replace(_TEXT, text) for text in texts],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,  # transformers warns of texts longer than the model's context, which are cut later
+    )
+    for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        place = slot_at + len(text) * text_first
+        yield Filled(
+            ids=np.array(ids, dtype=np.int64),
+            slot=next((i for i, (_, stop) in enumerate(spans) if stop > place), len(ids)),
+            text=[i for i, (start, stop) in enumerate(spans) if start >= text_at and stop <= text_at + len(text)],
+        )

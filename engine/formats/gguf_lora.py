@@ -1,0 +1,212 @@
+"""An adapter as a GGUF LoRA file, which llama.cpp puts on the base model's GGUF file (--lora).
+
+A file holds A and B of each map as NAME.weight.lora_a (rank x in) and NAME.weight.lora_b (out x rank), and llama.cpp
+adds alpha / rank * B A: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.cpp. Nothing here imports
+torch: the daemon writes the file while it is asked for, with the adapter's tensors mapped, not read.
+
+Adapters that versions before 0.2 made also adapt the output head. Where that is tied to the embeddings, llama.cpp's
+base files have no tensor to hang it on: `needs_untied_head` says so, and gguf_untied.py makes one with a head.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, NativeModel
+from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header, sync
+from pocketllm.engine.params.lora_folder import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    AdapterConfig,
+    name_of_a,
+    name_of_b,
+    read_config,
+)
+
+Numbers = NDArray[np.float32]
+
+#: The tensor of a base file that an adapter of the output head goes with, without its suffix.
+HEAD = "output"
+_PAIRED = ("attn_q", "attn_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    architecture: gguf.MODEL_ARCH
+    #: Whether base files have the rows of queries and keys in another order than transformers: the two numbers that
+    #: a rotation mixes side by side, not half a head apart.
+    paired: bool = False
+
+
+#: Family in transformers -> in llama.cpp. Only those whose linear maps are the same ones in both.
+_FAMILIES = {
+    "llama": _Family(architecture=gguf.MODEL_ARCH.LLAMA, paired=True),
+    "mistral": _Family(architecture=gguf.MODEL_ARCH.LLAMA, paired=True),
+    "qwen2": _Family(architecture=gguf.MODEL_ARCH.QWEN2),
+    "qwen3": _Family(architecture=gguf.MODEL_ARCH.QWEN3),
+    "gemma": _Family(architecture=gguf.MODEL_ARCH.GEMMA),
+    "gemma3_text": _Family(architecture=gguf.MODEL_ARCH.GEMMA3),
+}
+
+
+def write_gguf_lora(folder: Path, native: NativeModel, destination: Path) -> None:
+    """Write the adapter in `folder`, which was trained on `native`, as a GGUF LoRA file, whole or not at all.
+
+    It goes with any GGUF file of the base model, however packed; if `needs_untied_head`, with one that has a head of
+    its own (write_untied). Replaces what is at `destination`. Raises CannotExport when such a file cannot hold it,
+    AdapterError when the adapter is broken or another model's, and ModelFileError when the model is broken.
+    """
+    source = _Source.open(folder, native)
+    scratch = destination.with_name(f".{destination.name}.writing")
+    writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture])
+    try:
+        _describe(writer, source, folder.name)
+        for path, name in source.names.items():
+            writer.add_tensor(f"{name}.weight.lora_a", source.a(path))
+            writer.add_tensor(f"{name}.weight.lora_b", source.b(path))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        sync(scratch)
+        scratch.rename(destination)
+    except BaseException:
+        writer.close()
+        scratch.unlink(missing_ok=True)
+        raise
+    sync(destination.parent)
+
+
+def needs_untied_head(folder: Path, native: NativeModel) -> bool:
+    """Whether the exported adapter goes only with a base file that write_untied made, or one like it.
+
+    That is so where it adapts an output head that the model has in common with its embeddings. Raises as
+    write_gguf_lora.
+    """
+    return _Source.open(folder, native).adapts_tied_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """An adapter's folder with the model that it belongs to, and what its maps are called in GGUF."""
+
+    config: AdapterConfig
+    family: _Family
+    weights: Path
+    tensors: dict[str, TensorEntry]
+    of_model: dict[str, TensorEntry]
+    heads: dict[str, int]  #: of attention: end of a map's name -> how many
+    names: dict[str, str]  #: path of a map -> its name in GGUF, without a suffix
+
+    @classmethod
+    def open(cls, folder: Path, native: NativeModel) -> "_Source":
+        """Look at both, and raise if the one does not go with the other, or not with llama.cpp."""
+        family = _family_of(folder, native)
+        config = read_config(folder)
+        try:
+            of_model = read_header(native.weights)
+            settings = json.loads((native.folder / "config.json").read_bytes())
+            heads = int(settings["num_attention_heads"])
+            kv_heads = int(settings.get("num_key_value_heads") or heads)
+            layers = int(settings["num_hidden_layers"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ModelFileError(f"The model in {native.folder} cannot be read ({error}). Import it again.") from error
+        try:
+            tensors = read_header(folder / WEIGHTS_NAME)
+        except (OSError, ModelFileError) as error:
+            raise AdapterError(f"The adapter in {folder} cannot be read: {error} Train a new one.") from error
+        found = cls(
+            config=config,
+            family=family,
+            weights=folder / WEIGHTS_NAME,
+            tensors=tensors,
+            of_model=of_model,
+            heads={"attn_q": heads, "attn_k": kv_heads},
+            names=_names(config, family, layers),
+        )
+        found.check(folder)
+        return found
+
+    def check(self, folder: Path) -> None:
+        """Raise AdapterError if a factor is missing, is no matrix of fp32, or does not fit the model's weight."""
+        for path in self.config.paths:
+            a, b = self.tensors.get(name_of_a(path)), self.tensors.get(name_of_b(path))
+            if a is None or b is None or {a.dtype, b.dtype} != {"float32"} or (len(a.shape), len(b.shape)) != (2, 2):
+                raise AdapterError(f"The adapter in {folder} does not hold {path} as it should. Train a new one.")
+            weight = self.of_model.get(f"{path}.weight")
+            if a.shape[0] != b.shape[1] or (weight.shape[0] if weight else b.shape[0]) != b.shape[0]:
+                raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
+            if weight is None and self.names[path] != HEAD:
+                raise AdapterError(f"The adapter in {folder} names {path}, which the model lacks. Train a new one.")
+
+    @property
+    def adapts_tied_head(self) -> bool:
+        """Whether an adapted map is an output head that the model has no weights for but its embeddings."""
+        return any(name == HEAD and f"{path}.weight" not in self.of_model for path, name in self.names.items())
+
+    def a(self, path: str) -> Numbers:
+        """(rank, in), at llama.cpp's scale; mapped where that is ours."""
+        a = self._mapped(name_of_a(path))
+        if (rank := a.shape[0]) != self.config.rank:
+            # All our maps have one scaling; llama.cpp divides the one alpha by each map's own rank. Of the head's
+            # factors this is by far the smaller one.
+            a = a * np.float32(rank / self.config.rank)
+        return a
+
+    def b(self, path: str) -> Numbers:
+        """(out, rank), with its rows in llama.cpp's order; mapped where that is ours."""
+        b = self._mapped(name_of_b(path))
+        kind = self.names[path].rpartition(".")[2]
+        return paired(b, self.heads[kind]) if self.family.paired and kind in _PAIRED else b
+
+    def _mapped(self, name: str) -> Numbers:
+        entry = self.tensors[name]
+        return np.memmap(self.weights, np.float32, "r", entry.offset, entry.shape)
+
+
+def paired(b: Numbers, heads: int) -> Numbers:
+    """(out, rank) with the rows of each head so that those half a head apart come side by side, as llama.cpp has it."""
+    return np.ascontiguousarray(b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2)).reshape(b.shape)
+
+
+def _family_of(folder: Path, native: NativeModel) -> _Family:
+    if not (folder / CONFIG_NAME).exists() and (folder / MANIFEST_NAME).exists():
+        raise CannotExport(
+            f"{folder.name} is all weights of a model, and a GGUF LoRA file holds low-rank ones. Export it as PEFT, "
+            "and have llama.cpp's convert_hf_to_gguf.py make a model file of the folder."
+        )
+    family = _FAMILIES.get(native.manifest.model_type)
+    if family is None or native.manifest.masked:
+        raise CannotExport(
+            f"{native.manifest.name} is a {native.manifest.architecture}, of which no GGUF LoRA file can be made here: "
+            f"only of {', '.join(_FAMILIES)}. Export {folder.name} as PEFT."
+        )
+    return family
+
+
+def _names(config: AdapterConfig, family: _Family, layers: int) -> dict[str, str]:
+    table = gguf.get_tensor_name_map(family.architecture, layers)
+    names = {path: table.get_name(path) for path in config.paths}
+    unknown = [path for path, name in names.items() if name is None]
+    if unknown:
+        raise CannotExport(
+            f"llama.cpp has no tensor for {unknown[0]} in models of architecture "
+            f"{gguf.MODEL_ARCH_NAMES[family.architecture]!r}. Export the adapter as PEFT, or train one of other maps."
+        )
+    return {path: str(name) for path, name in names.items()}
+
+
+def _describe(writer: gguf.GGUFWriter, source: _Source, name: str) -> None:
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(name)
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, source.config.base)
+    if source.adapts_tied_head:
+        writer.add_description(f"Needs a base file in which the output head is a tensor of its own: {HEAD}.weight.")
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, source.config.alpha)

@@ -1,0 +1,61 @@
+"""The GGUF file that a model was imported from: what a manifest says of it, and whether it is still the same."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pocketllm.engine.formats.model_folder import Manifest
+
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+class OriginChanged(Exception):
+    """The model's GGUF file is not there, or not as it was; the message says why, and what to do."""
+
+
+def describe_origin(path: Path) -> dict[str, Any]:
+    """What a manifest says of the file, as JSON."""
+    path = path.absolute()
+    found = path.stat()
+    sha256 = _sha256(path, found.st_size, found.st_mtime_ns)
+    return {"path": str(path), "bytes": found.st_size, "modified_ns": found.st_mtime_ns, "sha256": sha256}
+
+
+def find_origin(manifest: Manifest) -> Path:
+    """The GGUF file that the model was imported from, unchanged. Raises OriginChanged.
+
+    A file with another time of change is read, and its hash compared: a package that is installed anew has its old
+    files.
+    """
+    about = manifest.gguf
+    if about is None:
+        if manifest.source.endswith(".gguf"):
+            raise OriginChanged(
+                f"{manifest.name} was imported before it was noted where its GGUF file lies; `pocketllm models add "
+                "--replace` imports it anew"
+            )
+        raise OriginChanged(f"{manifest.name} was not imported from a GGUF file")
+    path = Path(about["path"])
+    try:
+        found = path.stat()
+        if found.st_size == about["bytes"] and (
+            found.st_mtime_ns == about["modified_ns"]
+            or _sha256(path, found.st_size, found.st_mtime_ns) == about["sha256"]
+        ):
+            return path
+    except OSError as error:
+        raise OriginChanged(
+            f"{path}, which {manifest.name} was imported from, cannot be read: {error.strerror}"
+        ) from error
+    raise OriginChanged(f"{path} is not the file any more that {manifest.name} was imported from")
+
+
+@lru_cache(maxsize=4)
+def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
+    """The hash of a file, read once as long as it looks the same."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

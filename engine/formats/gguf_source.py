@@ -1,0 +1,211 @@
+"""A GGUF file as a source of weights: transformers' names and permutations, our own reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pocketllm.engine.errors import ModelFileError, UnsupportedModel
+from pocketllm.engine.formats.gguf_header import GgufTensor, read_gguf_header
+from pocketllm.engine.formats.tensor_specs import Need, library_error, refuse_mismatch, rows_per_chunk
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+#: Tensors that no processor of transformers rearranges, and the largest of a small model.
+_PLAIN = ("token_embd.weight", "output.weight")
+
+
+class GgufSource:
+    """A model in one GGUF file. Raises ModelFileError or UnsupportedModel when its header cannot be trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header = read_gguf_header(path)
+        self._found: dict[str, GgufTensor] = {}
+        self._processor: Any = None
+        parts = self._header.metadata.get("split.count", 1)
+        if isinstance(parts, int) and parts > 1:
+            raise UnsupportedModel(
+                f"{path} is one of {parts} parts. Join them first: llama-gguf-split --merge FIRST_PART OUTPUT."
+            )
+
+    @property
+    def origin(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def license(self) -> str:
+        """As the file names it, or "unknown"."""
+        return self._header.text("general.license") or "unknown"
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors the file holds."""
+        return len(self._header.tensors)
+
+    def config(self) -> PreTrainedConfig:
+        """The config that transformers makes of the metadata."""
+        from transformers import AutoConfig
+        from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+        architecture = self._header.architecture
+        if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+            raise UnsupportedModel(
+                f"{self.path} holds a model of architecture {architecture!r}, which transformers cannot read from "
+                "GGUF. Import its Hugging Face folder instead, or choose another model."
+            )
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.path.parent, gguf_file=self.path.name, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # the reader takes metadata as it comes: any type of error is possible
+            raise library_error(self.path, "The metadata", error) from error
+        # The reader's own note; it is not a setting of the model.
+        vars(config).pop("_model_name_or_path", None)
+        return config
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer that the metadata describes."""
+        from transformers import PreTrainedTokenizerFast
+
+        if "tokenizer.ggml.tokens" not in self._header.metadata:
+            raise ModelFileError(f"{self.path} carries no tokenizer. Get a GGUF file that does.")
+        try:
+            # AutoTokenizer ends in this class too, after reading all the metadata once more.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                self.path.parent, gguf_file=self.path.name, local_files_only=True
+            )
+            tokenizer.save_pretrained(folder)
+        except Exception as error:
+            raise library_error(self.path, "The tokenizer", error) from error
+
+    def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
+        """Find every need under its GGUF name; tensors that the model has no place for are left out."""
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+        processor_class = TENSOR_PROCESSORS.get(self._header.architecture, TensorProcessor)
+        if processor_class.perform_fallback_tensor_mapping is not TensorProcessor.perform_fallback_tensor_mapping:
+            raise UnsupportedModel(
+                f"{self.path} is a mixture of experts, packed in a way that cannot be read piece by piece. "
+                "Import its Hugging Face folder instead, or choose another model."
+            )
+        make: Callable[..., Any] = processor_class
+        self._processor = make(config=model.config.to_dict())
+        names = self._names(model, needs)
+        self._found = {names[name]: tensor for name, tensor in self._header.tensors.items() if name in names}
+        missing = [need.name for need in needs if need.name not in self._found]
+        misshapen = [
+            f"{need.name} {found.shape}, not {need.shape}"
+            for need in needs
+            if (found := self._found.get(need.name)) and not self._fits(found, need)
+        ]
+        refuse_mismatch(self.path, missing, misshapen)
+
+    def _names(self, model: PreTrainedModel, needs: list[Need]) -> dict[str, str]:
+        """GGUF names of tensors -> names in the model."""
+        from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+        name_map: Callable[..., dict[str, str]] = get_gguf_hf_weights_map
+        try:
+            names = name_map(_NoChildren(model), self._processor)
+            if {need.name for need in needs} - set(names.values()):
+                # A few families are named after a part of the model. Walking every part takes seconds.
+                names = name_map(model, self._processor)
+        except NotImplementedError as error:
+            raise UnsupportedModel(
+                f"{self.path} holds a model of architecture {self._header.architecture!r}, whose tensors gguf has no "
+                "names for. Import its Hugging Face folder instead, or choose another model."
+            ) from error
+        return names
+
+    def _fits(self, found: GgufTensor, need: Need) -> bool:
+        if self._by_rows(found.name):
+            return found.shape == need.shape
+        # The processor may add an axis or transpose; the outcome is checked when it is read.
+        return math.prod(found.shape) == math.prod(need.shape)
+
+    def read(self, need: Need) -> Iterator[torch.Tensor]:
+        """The tensor's rows in float32, unpacked and in the order that transformers expects."""
+        tensor = self._found[need.name]
+        if self._by_rows(tensor.name):
+            for rows in self._unpack(tensor, rows_per_chunk(tensor.shape)):
+                yield torch.from_numpy(self._process(tensor.name, rows))
+            return
+        (whole,) = self._unpack(tensor, max(1, math.prod(tensor.shape)))
+        processed = self._process(tensor.name, whole)
+        if processed.shape != need.shape:
+            refuse_mismatch(self.path, [], [f"{need.name} {processed.shape}, not {need.shape}"])
+        yield torch.from_numpy(np.ascontiguousarray(processed))
+
+    def _by_rows(self, name: str) -> bool:
+        """Whether the processor treats each row of this tensor by itself."""
+        from transformers.modeling_gguf_pytorch_utils import (
+            Gemma2TensorProcessor,
+            LlamaTensorProcessor,
+            NemotronTensorProcessor,
+            TensorProcessor,
+        )
+
+        if name in _PLAIN:
+            return True
+        if type(self._processor) is LlamaTensorProcessor:
+            # Rows of queries and keys are put in another order within each head.
+            return ".attn_q." not in name and ".attn_k." not in name
+        return type(self._processor) in (TensorProcessor, Gemma2TensorProcessor, NemotronTensorProcessor)
+
+    def _process(self, name: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        if name in _PLAIN:
+            return rows
+        result = self._processor.process(weights=rows, name=name, tensor_key_mapping={}, parsed_parameters={})
+        if result.name != name:
+            # A processor that gathers several tensors into one would hold all of it in memory.
+            raise UnsupportedModel(
+                f"{self.path} packs tensor {name!r} in a way that cannot be read piece by piece. "
+                "Import the model's Hugging Face folder instead."
+            )
+        weights: NDArray[np.float32] = result.weights
+        return weights
+
+    def _unpack(self, tensor: GgufTensor, rows_at_once: int) -> Iterator[NDArray[np.float32]]:
+        from gguf import dequantize
+
+        # A vector is one packed row to gguf; it is small, and is not cut.
+        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        row_bytes = tensor.nbytes // max(1, rows)
+        row_shape = tensor.shape[1:] if len(tensor.shape) > 1 else tensor.shape
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset)
+            for start in range(0, rows, rows_at_once):
+                count = min(rows_at_once, rows - start)
+                packed = np.fromfile(file, dtype=np.uint8, count=count * row_bytes)
+                if packed.nbytes != count * row_bytes:
+                    raise ModelFileError(f"{self.path} ended early. It changed while being read; try again.")
+                try:
+                    # As one row: gguf loops over groups of 16 rows, and blocks do not span rows anyway.
+                    numbers = dequantize(packed.reshape(1, -1), tensor.kind)
+                except NotImplementedError as error:
+                    raise UnsupportedModel(
+                        f"{self.path} packs tensor {tensor.name!r} as {tensor.kind.name}, which cannot be unpacked. "
+                        "Get another quantization."
+                    ) from error
+                yield numbers.reshape((count, *row_shape) if len(tensor.shape) > 1 else row_shape)
+
+
+class _NoChildren:
+    """A model as `get_gguf_hf_weights_map` sees it, without the parts that it would walk one after another."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.config = model.config
+        self.state_dict = model.state_dict
+
+    def named_children(self) -> tuple[()]:
+        """No parts: the names of the whole model are enough."""
+        return ()

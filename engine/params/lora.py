@@ -1,0 +1,110 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) in PEFT's format: A is frozen, B is trained, both fp32.
+
+An adapter for a linear map W (out x in) adds scaling * B A with A (rank x in), B (out x rank). With A frozen
+the loss's curvature is only probed in B, which needs no step size of its own for A (MobiZO, arXiv 2409.15520).
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from pocketllm.engine.errors import AdapterError
+from pocketllm.engine.formats.safetensors_io import sync
+from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
+from pocketllm.engine.params.perturbation import Z
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "load_adapter"]
+
+
+@dataclass(kw_only=True)
+class Adapter:
+    """A set of low-rank factors, keyed by the path of the linear module that they adapt, in model order."""
+
+    base: str  #: name of the base model
+    alpha: float
+    a: dict[str, torch.Tensor]  #: module path -> (rank, in), fp32, frozen
+    b: dict[str, torch.Tensor]  #: module path -> (out, rank), fp32, trained
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of the first A, which most others share."""
+        return next(iter(self.a.values())).shape[0]
+
+    @property
+    def scaling(self) -> float:
+        """What each product B A is multiplied with: alpha / rank."""
+        return self.alpha / self.rank
+
+    def move(self, direction: Z, distance: float) -> None:
+        """B <- B + distance * z, in place; the order of the modules numbers them in the noise."""
+        for number, b in enumerate(self.b.values()):
+            b.add_(direction.of(number, b.shape), alpha=distance)
+
+    def save(self, folder: Path, *, masked: bool = False) -> None:
+        """Write the adapter as a PEFT folder, whole or not at all; replaces what is there.
+
+        masked: the base fills in masks. PEFT has no task type for such a model, and wraps it only without one.
+        """
+        scratch = folder.with_name(f".{folder.name}.writing")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True, mode=0o700)
+        _write(scratch / WEIGHTS_NAME, save(self._tensors(), metadata={"format": "pt", **self.metadata}))
+        _write(scratch / CONFIG_NAME, json.dumps(self._config(masked), indent=2).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+        sync(folder.parent)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        pairs = [(name_of_a(path), a) for path, a in self.a.items()]
+        pairs += [(name_of_b(path), b) for path, b in self.b.items()]
+        return {name: tensor.contiguous() for name, tensor in pairs}
+
+    def _config(self, masked: bool) -> dict[str, object]:
+        others = {path: a.shape[0] for path, a in self.a.items() if a.shape[0] != self.rank}
+        return {
+            "peft_type": "LORA",
+            "task_type": None if masked else "CAUSAL_LM",
+            "base_model_name_or_path": self.base,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "rank_pattern": others,
+            "alpha_pattern": {path: self.scaling * rank for path, rank in others.items()},
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            # Whole paths, not suffixes: exactly the modules that were adapted.
+            "target_modules": list(self.a),
+        }
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read a PEFT LoRA folder. Raises AdapterError, which names the folder and what is wrong with it."""
+    config = read_config(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
+    # safetensors gives names sorted; the config keeps the model's order, which numbers the tensors.
+    try:
+        a = {path: tensors.pop(name_of_a(path)).float() for path in config.paths}
+        b = {path: tensors.pop(name_of_b(path)).float() for path in config.paths}
+    except KeyError as error:
+        raise AdapterError(f"The adapter in {folder} has no tensor {error}. Train a new one.") from error
+    if tensors or not a:
+        raise AdapterError(f"The adapter in {folder} does not hold what its config says. Train a new one.")
+    return Adapter(base=config.base, alpha=config.alpha, a=a, b=b)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

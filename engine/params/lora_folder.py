@@ -1,0 +1,56 @@
+"""An adapter's folder as the daemon's own process may look at it: without torch, nothing taken into memory.
+
+The format is PEFT's: adapter_config.json and adapter_model.safetensors. engine/params/lora.py writes and loads it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketllm.engine.errors import AdapterError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What adapter_config.json says of an adapter."""
+
+    base: str  #: name of the base model
+    alpha: float
+    rank: int  #: that makes the scaling of all maps: alpha / rank
+    paths: tuple[str, ...]  #: of the linear modules that are adapted, in model order
+    masked: bool  #: the base fills in masks; False also where an older version wrote the folder
+
+
+def name_of_a(path: str) -> str:
+    """What the first factor of a module is called in the weights file."""
+    return f"{_PREFIX}{path}.lora_A.weight"
+
+
+def name_of_b(path: str) -> str:
+    """What the second factor of a module is called in the weights file."""
+    return f"{_PREFIX}{path}.lora_B.weight"
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Read a PEFT LoRA folder's config. Raises AdapterError, which names the folder and what is wrong with it."""
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        found = AdapterConfig(
+            base=str(config["base_model_name_or_path"]),
+            alpha=float(config["lora_alpha"]),
+            rank=int(config["r"]),
+            paths=tuple(config["target_modules"]),
+            masked=config.get("task_type") is None,
+        )
+        if any(alphas.get(path, found.alpha) * found.rank != found.alpha * rank for path, rank in ranks.items()):
+            raise AdapterError(f"The adapter in {folder} scales its maps differently. Train a new one.")
+        if config["peft_type"] != "LORA":
+            raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA can be used.")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
+    return found

@@ -1,0 +1,1 @@
+"""Bytes and seconds of a job, from shapes and this device's calibration. Needs no torch."""

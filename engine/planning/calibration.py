@@ -1,0 +1,197 @@
+"""What a model does best in on this device, measured: which dtype its layers compute in, and how fast that is.
+
+Half as wide numbers take half the memory, but on processors without instructions for them they are slower than
+fp32, and in a few models fp16 overflows. So each dtype is timed, and a fast one has to reproduce fp32's loss.
+"""
+
+import math
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.examples import Plain, encode
+from pocketllm.engine.errors import ModelFileError, UnsupportedModel
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.planning.shapes import read_shapes
+from pocketllm.engine.streamed.model import LanguageModel
+
+#: Rows of the timed matrix product: a batch of eight blocks of 128 tokens.
+ROWS = 1024
+#: Rows of the product that warms up, and tells whether ROWS of them would take too long.
+_FEW_ROWS = 32
+#: How long, and how often, to repeat a product; the best time counts.
+_REPEAT_SECONDS, _MOST_REPEATS = 0.2, 50
+#: What would take longer than this is estimated from _FEW_ROWS: products that are emulated can take minutes.
+_LONG_SECONDS = 4.0
+#: A narrow dtype must be this much faster than fp32, or its roundings are not worth it.
+WORTHWHILE = 1.15
+#: bf16 and fp16 are as fast as each other when the slower one has this part of the other's speed.
+TIE = 0.9
+#: How far a dtype's loss may be from fp32's, in nats per token.
+TOLERANCE = 0.02
+#: Tokens that the loss is measured on.
+TOKENS = 96
+#: Copies of them that pass through the layers together when a forward is timed.
+TIMED_ROWS = 4
+#: Plain English of about TOKENS tokens; none of it is the owner's.
+_PASSAGE = (
+    "The ferry left at seven, as it does every morning, and the harbour was quiet again. Two men mended a net on the "
+    "wall, talking about the price of diesel and the football. A woman with a red umbrella asked them when the next "
+    "boat would go to the island. 'At noon,' said the older one, 'if the wind does not turn.' She thanked him, sat "
+    "down on a bench and opened a book. By eleven the sky over the hills had become dark, and the first drops fell on "
+    "the water. Nobody seemed to mind."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was measured of a model on a device."""
+
+    compute_dtype: str  #: that its layers should compute in, one of native.FLOAT_DTYPES
+    loss_deviation: float  #: of that dtype's mean loss from fp32's, in nats per token
+    gemm_flops: float  #: matrix products a second in that dtype, a multiplication and an addition counted as two
+    gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device can multiply
+    forward_seconds: float  #: of a forward, loss and all, in one lane
+    forward_tokens: int  #: that it was of
+    machine: str  #: the kind of processor, such as "aarch64"
+    threads: int  #: that computed
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def calibrate(native: NativeModel, clock: Callable[[], float]) -> Calibration:
+    """Measure the model on this device, with torch's present number of threads. `clock` tells seconds.
+
+    Raises ModelFileError when the model's loss is not a number even in fp32, or its files are broken, and
+    UnsupportedModel.
+    """
+    flops = _gemm_flops_by_dtype(native, clock)
+    blocks = passage(native)
+    exact = mean_loss(native, blocks, "float32")
+    if not math.isfinite(exact):
+        raise ModelFileError(
+            f"The model in {native.folder} has no finite loss, not even in float32: its weights are damaged. Get the "
+            "model again."
+        )
+    dtype, deviation = choose_dtype(
+        flops, stored=native.manifest.dtype, exact=exact, loss_in=lambda dtype: mean_loss(native, blocks, dtype)
+    )
+    several = blocks.repeat(TIMED_ROWS)
+    return Calibration(
+        compute_dtype=dtype,
+        loss_deviation=deviation,
+        gemm_flops=flops[dtype],
+        gemm_flops_by_dtype=flops,
+        forward_seconds=_forward_seconds(native, several, dtype, clock),
+        forward_tokens=several.inputs.numel(),
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def choose_dtype(
+    flops: dict[str, float], *, stored: str, exact: float, loss_in: Callable[[str], float]
+) -> tuple[str, float]:
+    """The dtype to compute in, and how far its loss is from `exact`, fp32's.
+
+    flops: the speed of each dtype, float32's among them. stored: the dtype of the weights on disk. loss_in gives
+    the model's mean loss in a narrow dtype; a RuntimeError of it (no such operation) rules the dtype out.
+    """
+    for dtype in _by_preference(flops, stored):
+        with suppress(RuntimeError):
+            deviation = abs(loss_in(dtype) - exact)
+            if deviation <= TOLERANCE:  # never true of nan
+                return dtype, deviation
+    return "float32", 0.0
+
+
+@torch.inference_mode()
+def mean_loss(native: NativeModel, blocks: Blocks, dtype: str) -> float:
+    """The model's mean loss on a block in nats per target, when its layers compute in `dtype`."""
+    return _model(native, dtype).block_losses(blocks)[0]
+
+
+@torch.inference_mode()
+def _forward_seconds(native: NativeModel, blocks: Blocks, dtype: str, clock: Callable[[], float]) -> float:
+    """How long these blocks take; where that is short, once everything has been touched."""
+    model = _model(native, dtype)
+
+    def seconds() -> float:
+        begun = clock()
+        model.block_losses(blocks)
+        return clock() - begun
+
+    first = seconds()
+    return first if first > _LONG_SECONDS else min(first, seconds())
+
+
+def _model(native: NativeModel, dtype: str) -> LanguageModel:
+    return LanguageModel(native, dtype=getattr(torch, dtype), release_pages=True)
+
+
+def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
+    """The narrow dtypes that are worth trying, the best one first."""
+    least = WORTHWHILE * flops["float32"]
+    narrow = [dtype for dtype in ("bfloat16", "float16") if flops.get(dtype, 0.0) >= least]
+    fastest = max((flops[dtype] for dtype in narrow), default=0.0)
+    favourite = stored if stored in narrow else "bfloat16"
+    tied = [dtype for dtype in narrow if flops[dtype] >= TIE * fastest]
+    return sorted(narrow, key=lambda dtype: (dtype not in tied, dtype != favourite, -flops[dtype]))
+
+
+def passage(native: NativeModel) -> Blocks:
+    """One row of TOKENS tokens at most, some of them behind masks for a masked model."""
+    tokenizer = native.tokenizer()
+    blocks = encode(
+        [Plain(text=_PASSAGE)],
+        tokenizer,
+        length=TOKENS,
+        separator=separator(tokenizer),
+        masked=native.manifest.masked,
+    )[0]
+    return blocks[slice(0, 1)]
+
+
+def _gemm_flops_by_dtype(native: NativeModel, clock: Callable[[], float]) -> dict[str, float]:
+    """Speed of the product that most of a step consists of, in each dtype that this device can multiply."""
+    linears = list(read_shapes(native).linears.values())
+    if not linears:
+        raise UnsupportedModel(f"{native.folder} holds a model without linear maps. Choose another model.")
+    shape = max(linears, key=lambda shape: linears.count(shape) * math.prod(shape))
+    flops = {"float32": _gemm_flops(shape, torch.float32, clock)}
+    for dtype in ("bfloat16", "float16"):
+        with suppress(RuntimeError):  # this build of torch cannot
+            flops[dtype] = _gemm_flops(shape, getattr(torch, dtype), clock)
+    return flops
+
+
+@torch.inference_mode()
+def _gemm_flops(shape: tuple[int, int], dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    out_features, in_features = shape
+    # Random numbers: with constants, whose bits hardly change, a processor draws less power and runs faster.
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn((out_features, in_features), generator=random).to(dtype)
+    rows = torch.randn((ROWS, in_features), generator=random).to(dtype)
+    into = torch.empty((ROWS, out_features), dtype=dtype)
+
+    def seconds(count: int) -> float:
+        begun = clock()
+        torch.mm(rows[:count], weight.t(), out=into[:count])
+        return max(clock() - begun, 1e-9)  # a coarse clock may stand still for a tiny product
+
+    best = seconds(_FEW_ROWS) * ROWS / _FEW_ROWS
+    if best <= _LONG_SECONDS:
+        best, end = seconds(ROWS), clock() + _REPEAT_SECONDS
+        for _ in range(_MOST_REPEATS):
+            if clock() >= end:
+                break
+            best = min(best, seconds(ROWS))
+    return 2.0 * ROWS * out_features * in_features / best

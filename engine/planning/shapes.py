@@ -1,0 +1,157 @@
+"""A model as the plan sees it: the shapes of its linear maps, read from its folder without torch."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.safetensors_io import TensorEntry, trusted_header
+
+#: Bytes of a number.
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+#: A layer's weights that are no larger stay dense for all that passes through it (pocketllm.backprop).
+DENSE_LAYER_BYTES = 16 * 2**20
+#: Maps that take the same input as another of their layer, and so share what the search keeps of it.
+_SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
+#: Names, or parts of them, of tables that are looked up and not multiplied with: of words, positions, token types.
+_TABLES = ("embed", "wte", "wpe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """A model as the plan sees it. Sizes in elements unless named otherwise."""
+
+    name: str  #: of the model
+    masked: bool
+    dtype: str  #: of the weights on disk
+    compute_dtype: str
+    linears: dict[str, tuple[int, int]]  #: path -> (out, in) of each linear map but the output head
+    head: tuple[int, int]  #: (vocabulary, width)
+    layer_bytes: int  #: of the largest layer on disk
+    weights_bytes: int  #: of everything on disk
+    calibration: dict[str, Any]
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are made dense before they are multiplied with."""
+        return self.dtype != self.compute_dtype
+
+    @property
+    def window_bytes(self) -> int:
+        """Of the file's pages, what is in memory at a time: a layer; or one matrix, where a copy of it is used."""
+        if self.dtype in ITEMSIZE:
+            return self.layer_bytes
+        return self.layer_bytes * self.layers * self.largest // max(1, self.multiplied)
+
+    @property
+    def hidden(self) -> int:
+        """The width of the stream between the layers: what most maps take in."""
+        inputs = [inputs for _, inputs in self.linears.values()]
+        return max(inputs, key=lambda width: (inputs.count(width), width), default=self.head[1])
+
+    @property
+    def widest(self) -> int:
+        """The widest output of a linear map."""
+        return max((out for out, _ in self.linears.values()), default=self.head[1])
+
+    @property
+    def widest_at_once(self) -> int:
+        """How many tensors as wide as `widest` there are at once: a map's output with its activation, and a gate."""
+        layers = Counter(layer_of(path) for path, (out, _) in self.linears.items() if out == self.widest)
+        return 1 + max(layers.values(), default=1)
+
+    @property
+    def position_bytes(self) -> int:
+        """Activations of one position in a layer: the stream, its normalised copy in fp32 and back, the residual; and
+        the widest maps' outputs, activated.
+        """
+        size = ITEMSIZE[self.compute_dtype]
+        return (4 * size + 4) * self.hidden + size * self.widest_at_once * self.widest
+
+    @property
+    def largest(self) -> int:
+        """The number of weights of the largest matrix that is made dense whole."""
+        return max((out * inputs for out, inputs in self.linears.values()), default=0)
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len({layer_of(path) for path in self.linears} - {None})
+
+    @property
+    def layer_outputs(self) -> int:
+        """How wide the outputs of a layer's linear maps are together."""
+        return sum(out for path, (out, _) in self.linears.items() if layer_of(path)) // max(1, self.layers)
+
+    @property
+    def multiplied(self) -> int:
+        """The number of weights of all linear maps."""
+        return sum(out * inputs for out, inputs in self.linears.values())
+
+
+def read_shapes(native: NativeModel) -> Shapes:
+    """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
+    entries, vocabulary = _read(native)
+    linears, head = {}, (vocabulary, 1)
+    layers = Counter[str]()
+    for name, entry in entries.items():
+        layer, shape = layer_of(name), _dense_shape(entry)
+        if layer is not None:
+            layers[layer] += entry.nbytes
+        if len(shape) != 2 or not name.endswith(".weight"):
+            continue
+        if layer is None and shape[0] == vocabulary:
+            head = (vocabulary, shape[1])
+        elif not any(table in name for table in _TABLES):
+            linears[name.removesuffix(".weight")] = (shape[0], shape[1])
+    manifest = native.manifest
+    return Shapes(
+        name=manifest.name,
+        masked=manifest.masked,
+        dtype=manifest.dtype,
+        compute_dtype=manifest.compute_dtype,
+        linears=linears,
+        head=head,
+        layer_bytes=max(layers.values(), default=0),
+        weights_bytes=manifest.weights_bytes,
+        calibration=manifest.calibration or {},
+    )
+
+
+def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The linear maps that an adapter for these names has factors for."""
+    return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
+
+
+def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
+    """The width of each input that these maps take; what several of a layer take, queries and keys say, is one."""
+    widths = {}
+    for path, (_, width) in adapted(shapes, targets).items():
+        block, _, name = path.rpartition(".")
+        widths[block, _SAME_INPUT_AS.get(name, name)] = width
+    return list(widths.values())
+
+
+def layer_of(name: str) -> str | None:
+    """The path up to the layer's number, such as "model.layers.3"; None for what stands outside the layers."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else None
+
+
+def _read(native: NativeModel) -> tuple[dict[str, TensorEntry], int]:
+    """What the weights file holds, and how many words the model knows."""
+    try:
+        vocabulary = json.loads((native.folder / "config.json").read_bytes())["vocab_size"]
+        return trusted_header(native.weights), int(vocabulary)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"The model in {native.folder} cannot be read ({type(error).__name__}: {error}). Import it again."
+        raise ModelFileError(message) from error
+
+
+def _dense_shape(entry: TensorEntry) -> tuple[int, ...]:
+    """The shape of the weight that a tensor is, or is the codes of: a byte holds two 4-bit ones."""
+    return (entry.shape[0], 2 * entry.shape[1]) if entry.dtype == "uint8" and len(entry.shape) == 2 else entry.shape

@@ -1,0 +1,155 @@
+"""A model's stack of layers, run by the model's own code or one at a time, and which of its pages are in memory."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.streamed.weights import Weight
+
+with lean_transformers():
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What the model's code calls a layer with, besides the hidden states: masks, rotary embeddings."""
+
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class LayerPages:
+    """Reads a layer's pages of the weights file ahead, and gives them back once nobody is in the layer any more."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = Counter[int]()
+
+    def reset(self) -> None:
+        """Nobody is in any layer: after a walk that an error ended."""
+        self._inside.clear()
+
+    def enter(self, layer: int, following: Sequence[Weight]) -> None:
+        """Somebody enters a layer, and will need the weights of the following one."""
+        with self._lock:
+            self._inside[layer] += 1
+        for weight in following:
+            weight.prefetch()
+
+    def leave(self, layer: int, weights: Sequence[Weight]) -> None:
+        """Somebody leaves a layer."""
+        with self._lock:
+            self._inside[layer] -= 1
+            empty = self._inside[layer] <= 0
+        if empty:
+            for weight in weights:
+                weight.release()
+
+
+class LayerStack:
+    """The layers of one network. Normally the model's own code calls them one after the other.
+
+    For a pass that takes one layer at a time (pocketllm.backprop), the model's code is run with all layers skipped:
+    once to learn what enters the first layer and what each is called with, and once to go on behind the last.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        names: Mapping[str, str],
+        weights: Mapping[str, Weight],
+        pages: LayerPages | None,
+    ) -> None:
+        """names: path of each parameter -> its name among the weights. pages: None keeps in memory what was touched.
+
+        A model whose layers are not one list has none of all this: `count` is 0.
+        """
+        count = network.config.get_text_config().num_hidden_layers
+        found = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+        path, layers = found[0] if found else ("", nn.ModuleList())
+        self.path: str = path
+        self.count = len(layers)
+        self._forwards = [layer.forward for layer in layers]
+        self._skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor] | None = None
+        self._in_tuples = False
+        self._pages = pages
+        self._weights = [
+            [weights[name] for place, name in names.items() if place.startswith(f"{self.path}.{number}.")]
+            for number in range(self.count)
+        ]
+        for number, layer in enumerate(layers):
+            self._wrap(number, layer)
+
+    def number_of(self, path: str) -> int | None:
+        """The number of the layer that the module with this path is in; None outside the stack."""
+        if self.count == 0 or not path.startswith(f"{self.path}."):
+            return None
+        return int(path[len(self.path) + 1 :].partition(".")[0])
+
+    def calls(self, forward: Callable[[], object]) -> tuple[torch.Tensor, list[LayerCall]]:
+        """What enters the first layer when `forward` runs the network, and what each layer is called with.
+
+        No layer is computed.
+        """
+        entering: list[torch.Tensor] = []
+        calls: list[LayerCall] = []
+
+        def skip(_number: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+            entering.append(hidden)
+            calls.append(call)
+            return hidden
+
+        self._run_skipping(skip, forward)
+        return entering[0], calls
+
+    def leave_with(self, hidden: torch.Tensor, forward: Callable[[], object]) -> None:
+        """Let `forward` run the network with these hidden states for what the last layer returns.
+
+        No layer is computed.
+        """
+        self._run_skipping(lambda number, given, _: hidden if number == self.count - 1 else given, forward)
+
+    def run(self, number: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+        """What one layer makes of these hidden states."""
+        output = self._forwards[number](hidden, *call.arguments, **call.options)
+        self._in_tuples = isinstance(output, tuple)
+        hidden = output[0] if self._in_tuples else output
+        return hidden
+
+    def weights_of(self, number: int) -> Sequence[Weight]:
+        """The weights of one layer."""
+        return self._weights[number]
+
+    def _run_skipping(
+        self, skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor], forward: Callable[[], object]
+    ) -> None:
+        self._skip = skip
+        try:
+            forward()
+        finally:
+            self._skip = None
+
+    def _wrap(self, number: int, layer: nn.Module) -> None:
+        inner = layer.forward
+
+        def forward(hidden: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            if self._skip is not None:
+                skipped = self._skip(number, hidden, LayerCall(arguments, options))
+                return (skipped,) if self._in_tuples else skipped
+            if self._pages is not None:
+                self._pages.enter(number, self._weights[(number + 1) % self.count])
+            try:
+                output = inner(hidden, *arguments, **options)
+            finally:
+                if self._pages is not None:
+                    self._pages.leave(number, self._weights[number])
+            self._in_tuples = isinstance(output, tuple)
+            return output
+
+        layer.forward = forward

@@ -1,0 +1,151 @@
+"""A daemon as a child process: started on a folder, waited for, and stopped again whatever happens."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pocketllm.cli.errors import CommandError, DaemonLost, NoDaemon
+from pocketllm.cli.home import Target, read_text_field, recorded_url
+
+if TYPE_CHECKING:
+    from pocketllm.client import Client
+
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+LOOK_SECONDS = 0.1
+LOG_TAIL_LINES = 15
+
+
+@contextmanager
+def running_daemon(
+    data_dir: Path,
+    command: Sequence[str],
+    *,
+    start_seconds: float = START_SECONDS,
+    settings: Mapping[str, str] | None = None,
+) -> "Iterator[Client]":
+    """Start a daemon on an existing folder, yield a client of it, and stop it at the end.
+
+    It is stopped on errors, on Ctrl-C and when this process is asked to end, too. Its output goes to
+    `daemon.log` in the folder; when it dies, the CommandError shows the log's end. Must be entered in the
+    main thread. settings: by their names in the environment, without the prefix.
+    """
+    log = data_dir / "daemon.log"
+    with signals_raise(signal.SIGTERM, signal.SIGHUP), log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--data-dir", str(data_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=child_environment(os.environ, data_dir) | environment_of(settings or {}),
+            # Ctrl-C in the terminal must reach us alone: we then stop the daemon in order.
+            start_new_session=True,
+        )
+        try:
+            with wait_until_answering(process, data_dir, log, start_seconds) as client:
+                yield client
+        except (NoDaemon, DaemonLost) as error:
+            if process.poll() is None:
+                raise
+            raise died(process, log) from error
+        finally:
+            stop(process)
+
+
+def child_environment(environ: Mapping[str, str], data_dir: Path) -> dict[str, str]:
+    """Return the environment of a daemon that runs with the default settings, whatever the user's own daemon has.
+
+    Only the gate is wider: who starts a daemon to look at it does not want to wait for a charger, nor for sensors
+    that this machine lacks. What is known to be unsafe still keeps a job from running. And no job starts by itself
+    between the words and the asking.
+    """
+    others = {name: value for name, value in environ.items() if not name.startswith("POCKETLLM_")}
+    return others | {
+        "POCKETLLM_CONFIG": str(data_dir / "config.toml"),
+        "POCKETLLM_TRAINING__NEW_WORDS": str(10**9),
+        "POCKETLLM_GATE__REQUIRE_POWER": "false",
+        "POCKETLLM_GATE__TRAIN_WHEN_UNKNOWN": '["power", "battery", "temperature"]',
+    }
+
+
+def environment_of(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return settings as the daemon reads them."""
+    return {f"POCKETLLM_{name}": value for name, value in settings.items()}
+
+
+def wait_until_answering(
+    process: "subprocess.Popen[bytes]", data_dir: Path, log: Path, start_seconds: float
+) -> "Client":
+    """Return a client once the daemon answers. Raises CommandError when it dies or takes too long."""
+    from pocketllm.client import Client
+
+    deadline = time.monotonic() + start_seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        url = recorded_url(data_dir)
+        if url is not None:
+            token = read_text_field(data_dir / "tokens.json", "owner")
+            client = Client(Target(url=url, token=token, tokens_file=data_dir / "tokens.json"))
+            with suppress(CommandError):
+                # A file that a crash left behind may lead to another daemon.
+                if client.health().get("pid") == process.pid:
+                    return client
+            client.close()
+        time.sleep(LOOK_SECONDS)
+    if process.poll() is not None:
+        raise died(process, log)
+    raise CommandError(f"The daemon did not answer within {start_seconds:.0f} seconds. {log_tail(log)}")
+
+
+def died(process: "subprocess.Popen[bytes]", log: Path) -> CommandError:
+    """Return the error for a daemon that ended by itself."""
+    return CommandError(f"The daemon ended by itself with exit code {process.returncode}. {log_tail(log)}")
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of the daemon's log, introduced by where the whole is."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    return "\n".join([f"The end of its log, {log}:", *(f"  {line}" for line in lines)])
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the daemon and what it started: ask, wait, then kill. A second Ctrl-C does not interrupt this."""
+    with signals_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        # The daemon leads its own process group, so this reaches a worker that outlived it.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def signals_raise(*signals: signal.Signals) -> Iterator[None]:
+    """Make these signals end the program by an exception meanwhile, so that `finally` blocks run."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def signals_ignored(*signals: signal.Signals) -> Iterator[None]:
+    """Ignore these signals meanwhile."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

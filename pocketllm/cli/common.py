@@ -1,0 +1,188 @@
+"""What the commands share: their options, their consoles, and the one place where errors become exit codes."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from pocketllm.cli.errors import CommandError, Interrupted, UsageError
+from pocketllm.cli.home import find_target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pocketllm.client import Client
+
+Item = TypeVar("Item")
+
+# The environment is read in cli_home and not by typer, which could not tell `jobs --url A list` from a variable.
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="Address of the daemon (or POCKETLLM_URL). It is found by itself on this device."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+COMMAND_ORDER = [
+    *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze"),
+    *("add", "import", "texts", "export", "plan", "train"),
+    *("jobs", "report", "adapters", "rollback", "journal", "replay", "generate", "chat", "token"),
+]
+JSON_WANTED = "pocketllm.json"
+PIPE_COLUMNS = 160  # a file or a pipe has no width, and cutting at 80 would lose columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """The options that every command with an answer has."""
+
+    url: str | None = None
+    data_dir: Path | None = None
+    json: bool = False
+
+
+def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> Common:
+    """Return a command's options, filled up with those given before its name (`jobs --json show ID`).
+
+    They are kept in the context, where the command behind a group's name finds them.
+    """
+    outer = ctx.obj if isinstance(ctx.obj, Common) else Common()
+    options = Common(url=url or outer.url, data_dir=data_dir or outer.data_dir, json=json_wanted or outer.json)
+    ctx.obj = options
+    return options
+
+
+def shared_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
+    """Show a command to typer with the options of `common` behind its own, and call it with what these give."""
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+    shared = list(signature(common, eval_str=True).parameters.values())
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        options = common(*(given[parameter.name] for parameter in shared))
+        command(options, **{parameter.name: given[parameter.name] for parameter in own})
+
+    by_name = {parameter.name: parameter for parameter in [*own, *shared]}
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in by_name.values()]
+    run.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    return run
+
+
+class Program(TyperGroup):
+    """The root command: turns expected errors into one sentence (or one problem document) and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands in the order in which a newcomer meets them."""
+        return sorted(super().list_commands(ctx), key=COMMAND_ORDER.index)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember whether JSON is wanted: an error may come before the command has read its own options."""
+        own = args[: args.index("--")] if "--" in args else args
+        ctx.meta[JSON_WANTED] = "--json" in own
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        json_wanted = ctx.meta[JSON_WANTED]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            error: CommandError = Interrupted()
+        except CommandError as caught:
+            error = caught
+        except OSError as caught:
+            if caught.errno == errno.EPIPE:  # the reader of our pipe has seen enough; typer ends quietly
+                raise
+            error = CommandError(f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught))
+        except Exception as caught:
+            # typer's own complaints about options; its base class is not public in all supported versions.
+            if not json_wanted or not hasattr(caught, "format_message"):
+                raise
+            error = UsageError(caught.format_message())
+        report(error, json_wanted=json_wanted)
+        raise typer.Exit(error.exit_code)
+
+
+class ShowByDefault(TyperGroup):
+    """A group in which `group WORD` means `group show WORD` when WORD is no command of the group."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments name."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+def report(error: CommandError, *, json_wanted: bool) -> None:
+    """Write an error to stderr, for people or as a problem document."""
+    if json_wanted:
+        sys.stderr.write(json_text(error.problem(), sys.stderr.encoding))
+        return
+    from rich.text import Text
+
+    message = Text.assemble((error.label, "bold red"), str(error))
+    make_console(stderr=True).print(message, soft_wrap=True)
+
+
+def emit(document: object) -> None:
+    """Write the one JSON document of a --json command to stdout."""
+    sys.stdout.write(json_text(document, sys.stdout.encoding))
+    sys.stdout.flush()
+
+
+def json_text(document: object, encoding: str | None) -> str:
+    """Return a document as JSON text that a stream of this encoding can carry."""
+    unicode = (encoding or "").lower().startswith("utf")
+    return json.dumps(document, indent=2, ensure_ascii=not unicode) + "\n"
+
+
+def make_console(*, stderr: bool = False) -> "Console":
+    """Return a rich console that prints strings as they are: no markup, no emoji codes, no colouring of numbers."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_COLUMNS
+    return console
+
+
+@contextmanager
+def connected(options: Common) -> "Iterator[Client]":
+    """Yield a client of the daemon that the options point at."""
+    from pocketllm.client import Client
+
+    with Client(find_target(options.url, options.data_dir)) as client:
+        yield client
+
+
+def examples(*lines: str) -> str:
+    """Return the examples at the end of a command's help."""
+    return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
+
+
+def grouped(sized: Iterable[tuple[Item, int]], *, most_bytes: int, most: int | None = None) -> Iterator[list[Item]]:
+    """Yield the items in order, in lists of at most so many bytes and items; one that is larger comes alone."""
+    group: list[Item] = []
+    total = 0
+    for item, size in sized:
+        if group and (total + size > most_bytes or len(group) == most):
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group

@@ -1,0 +1,37 @@
+"""`pocketllm demo`: see it learn, from nothing, in a few minutes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketllm.cli.common import Json, emit, examples, make_console
+from pocketllm.cli.errors import EXIT_ERROR
+
+EPILOG = examples("pocketllm demo", "pocketllm demo --steps 50", "pocketllm demo --data-dir ~/try-pocketllm")
+
+
+def demo(
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", envvar="POCKETLLM_DEMO_DIR", help="Folder for the demo; made if missing.")
+    ] = Path("demo-data"),
+    steps: Annotated[int | None, typer.Option(min=1, help="How many steps to learn; more takes longer.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on from what an earlier demo here learned.")] = False,
+    json_wanted: Json = False,
+) -> None:
+    """See it learn: the whole way from nothing to a personal model, in under five minutes.
+
+    Gets the default model, starts a daemon of its own, gives it sample notes, trains, and shows what changed.
+
+    It stops the daemon at the end and touches nothing outside its folder.
+    """
+    from pocketllm.cli.models.models import install_default
+    from pocketllm.demo import run_demo
+
+    # With --json, stdout is for the document alone.
+    console = make_console(stderr=json_wanted)
+    result = run_demo(console, data_dir=data_dir, steps=steps, keep=keep, install=install_default)
+    if json_wanted:
+        emit(result)
+    if not result["learned"]:
+        raise typer.Exit(EXIT_ERROR)

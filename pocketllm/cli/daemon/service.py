@@ -1,0 +1,61 @@
+"""`pocketllm service`: have the daemon started by the machine."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from pocketllm.cli.common import Json, emit, examples, make_console
+
+System = Annotated[
+    bool, typer.Option("--system", help="A system unit with a user of its own; takes root. Not under Termux.")
+]
+
+service_app = typer.Typer(cls=TyperGroup, no_args_is_help=True)
+
+
+@service_app.callback(epilog=examples("pocketllm service install", "pocketllm service status"))
+def service() -> None:
+    """Have the daemon started by the machine, and after each boot: systemd, or runit under Termux."""
+
+
+@service_app.command("install", epilog=examples("pocketllm service install", "sudo pocketllm service install --system"))
+def install(system: System = False, json_wanted: Json = False) -> None:
+    """Put the service in place and start it. Can be run again, as after an update."""
+    from pocketllm.service import service_manager
+
+    _say(service_manager(system=system).install(), json_wanted)
+
+
+@service_app.command("uninstall", epilog=examples("pocketllm service uninstall"))
+def uninstall(system: System = False, json_wanted: Json = False) -> None:
+    """Stop the service and take it away. Texts, models and adapters stay."""
+    from pocketllm.service import service_manager
+
+    _say(service_manager(system=system).uninstall(), json_wanted)
+
+
+@service_app.command("status", epilog=examples("pocketllm service status", "pocketllm service status --json"))
+def status(system: System = False, json_wanted: Json = False) -> None:
+    """Say whether the service is in place and runs. The exit code is 0 when it runs."""
+    from pocketllm.service import service_manager
+
+    state = service_manager(system=system).status()
+    if json_wanted:
+        emit(asdict(state))
+    else:
+        console = make_console()
+        console.print(f"{state.manager}: {'installed' if state.installed else 'not installed'}, {state.message}")
+        for file in state.files:
+            console.print(f"  {file}")
+    raise typer.Exit(0 if state.running else 1)
+
+
+def _say(done: list[str], json_wanted: bool) -> None:
+    if json_wanted:
+        emit({"done": done})
+        return
+    console = make_console()
+    for sentence in done:
+        console.print(sentence)

@@ -1,0 +1,92 @@
+"""`pocketllm token`: the owner's token, and those of the apps that are let in."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.home import owner_token
+
+token_app = typer.Typer(invoke_without_command=True)
+
+
+class Scope(StrEnum):
+    """What a token may be good for, as the daemon calls it."""
+
+    INGEST = "ingest"
+    GENERATE = "generate"
+    ADMIN = "admin"
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What the app is called.")]
+
+
+@token_app.callback(
+    epilog=examples("pocketllm token", "TOKEN=$(pocketllm token)", "pocketllm token create notes --scope ingest")
+)
+@shared_options
+def token(options: Common, ctx: typer.Context) -> None:
+    """Print the owner's token, which may do everything, or let apps in with tokens of their own.
+
+    Without a command the owner's is printed.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    found = owner_token(options.data_dir)
+    if options.json:
+        emit({"token": found})
+    else:
+        typer.echo(found)
+
+
+@token_app.command(
+    "create",
+    epilog=examples(
+        "pocketllm token create notes --scope ingest",
+        "pocketllm token create keyboard --scope generate",
+        "TOKEN=$(pocketllm token create notes --scope ingest)",
+    ),
+)
+@shared_options
+def create(
+    options: Common,
+    name: Name,
+    scope: Annotated[
+        list[Scope],
+        typer.Option(help="ingest: hand over text, read nothing. generate: ask the model. admin: everything."),
+    ],
+) -> None:
+    """Let an app in and print its token, once: it is kept nowhere. --scope may be given several times."""
+    with connected(options) as client:
+        made = client.create_token(name, [str(one) for one in scope])
+    if options.json:
+        emit(made)
+    else:
+        typer.echo(made["token"])
+
+
+@token_app.command("list", epilog=examples("pocketllm token list", "pocketllm token list --json"))
+@shared_options
+def list_tokens(options: Common) -> None:
+    """List the apps that are let in, and to what."""
+    with connected(options) as client:
+        found = client.tokens()
+    if options.json:
+        emit({"data": found})
+        return
+    from pocketllm.cli.daemon.tokens_view import tokens_table
+
+    make_console().print(tokens_table(found))
+
+
+@token_app.command("revoke", epilog=examples("pocketllm token revoke notes"))
+@shared_options
+def revoke(options: Common, name: Name) -> None:
+    """Let an app in no more, from its next request on."""
+    with connected(options) as client:
+        client.revoke_token(name)
+    if options.json:
+        emit({"revoked": name})
+        return
+    make_console().print(f"{name} is let in no more.", markup=False)

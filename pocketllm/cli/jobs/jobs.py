@@ -1,0 +1,126 @@
+"""`pocketllm jobs`: what the model is learning, has learned, or waits for."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, ShowByDefault, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.errors import Document
+
+if TYPE_CHECKING:
+    from pocketllm.client import Client
+
+DEFAULT_LIMIT = 20
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `pocketllm jobs` shows it.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many jobs to show.")]
+
+jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
+
+
+@jobs_app.callback(
+    epilog=examples(
+        "pocketllm jobs",
+        "pocketllm jobs ID",
+        "pocketllm jobs cancel ID",
+        "pocketllm jobs --ledger",
+        "pocketllm jobs --json",
+    )
+)
+@shared_options
+def jobs(
+    options: Common,
+    ctx: typer.Context,
+    limit: Limit = DEFAULT_LIMIT,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Show when workers ran, why they began and ended, and what it took.")
+    ] = False,
+    days: Annotated[int, typer.Option(min=1, max=366, help="How many days of the ledger.")] = 7,
+) -> None:
+    """List training jobs, show one (`pocketllm jobs ID`) or cancel one.
+
+    Without a command the list is shown.
+    """
+    if ctx.invoked_subcommand is None:
+        show_ledger(options, days) if ledger else show_list(options, limit)
+
+
+@jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))
+@shared_options
+def list_jobs(options: Common, limit: Limit = DEFAULT_LIMIT) -> None:
+    """List the jobs, newest first."""
+    show_list(options, limit)
+
+
+@jobs_app.command("show", epilog=examples("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json"))
+@shared_options
+def show_job(options: Common, job_id: JobId) -> None:
+    """Show one job with its reasons, settings and events."""
+    with connected(options) as client:
+        job = client.job(job_id)
+    if options.json:
+        emit(job)
+        return
+    from pocketllm.cli.views import job_details
+
+    make_console().print(job_details(job, datetime.now(UTC)))
+
+
+@jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
+@shared_options
+def cancel_job(options: Common, job_id: JobId) -> None:
+    """Cancel a job that has not finished. What it learned so far is not used."""
+    change(options, lambda client: client.cancel_job(job_id), "Job {id} is {state}.")
+
+
+@jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
+@shared_options
+def pause_job(options: Common, job_id: JobId) -> None:
+    """Let a job wait until you resume it. Nothing that it has learned is lost."""
+    told = "Job {id} waits at step {step}; `pocketllm jobs resume {id}` goes on."
+    change(options, lambda client: client.pause_job(job_id), told)
+
+
+@jobs_app.command("resume", epilog=examples("pocketllm jobs resume ID"))
+@shared_options
+def resume_job(options: Common, job_id: JobId) -> None:
+    """Let a job that you paused go on, when nothing speaks against it."""
+    told = "Job {id} may go on; `pocketllm jobs {id}` says whether it does."
+    change(options, lambda client: client.resume_job(job_id), told)
+
+
+def change(options: Common, ask: Callable[["Client"], Document], told: str) -> None:
+    """Ask for a change of a job and tell what became of it: a sentence with places for the job's fields."""
+    with connected(options) as client:
+        job = ask(client)
+    if options.json:
+        emit(job)
+        return
+    make_console().print(told.format(**job))
+
+
+def show_list(options: Common, limit: int) -> None:
+    """Print the newest jobs."""
+    with connected(options) as client:
+        found, has_more = client.jobs(limit=limit)
+    if options.json:
+        emit({"data": found, "has_more": has_more})
+        return
+    from pocketllm.cli.views import jobs_table
+
+    console = make_console()
+    console.print(jobs_table(found, has_more=has_more, width=console.width, now=datetime.now(UTC)))
+
+
+def show_ledger(options: Common, days: int) -> None:
+    """Print when workers ran."""
+    with connected(options) as client:
+        found = client.ledger(days=days)
+    if options.json:
+        emit(found)
+        return
+    from pocketllm.cli.jobs.ledger_view import ledger_tables
+
+    make_console().print(ledger_tables(found, days=days))

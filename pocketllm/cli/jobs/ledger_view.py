@@ -1,0 +1,56 @@
+"""What the command line shows of the ledger: when workers ran, why, and what it took."""
+
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pocketllm.cli.errors import Document
+from pocketllm.cli.views import UNKNOWN, duration_text, printable
+
+
+def ledger_tables(ledger: Document, *, days: int) -> RenderableType:
+    """Return the runs, newest first, and under them the days."""
+    if not ledger["data"]:
+        return Text(f"Nothing has run in the last {days} days. `pocketllm status` says what it waits for.")
+    runs = Table(title="Runs", title_justify="left")
+    for heading in ("Began", "Took", "CPU", "Battery", "Hottest", "Why it began", "Why it ended"):
+        runs.add_column(heading, overflow="fold")
+    for window in reversed(ledger["data"]):
+        ended = window["ended_because"]
+        runs.add_row(
+            _time(window["began_at"]),
+            duration_text(window["seconds"]),
+            duration_text(window["cpu_seconds"]),
+            _battery(window),
+            _celsius(window["hottest_battery_celsius"]),
+            Text(printable(window["began_because"])),
+            Text("it still runs", style="cyan") if ended is None else Text(printable(ended)),
+        )
+    by_day = Table(title="Days", title_justify="left")
+    for heading in ("Day", "Runs", "Took", "CPU", "Battery lost", "Hottest"):
+        by_day.add_column(heading)
+    for day in reversed(ledger["days"]):
+        by_day.add_row(
+            day["day"],
+            str(day["runs"]),
+            duration_text(day["seconds"]),
+            duration_text(day["cpu_seconds"]),
+            f"{day['battery_lost_percent']:.0f} %",
+            _celsius(day["hottest_battery_celsius"]),
+        )
+    return Group(runs, by_day)
+
+
+def _time(text: str) -> str:
+    return f"{datetime.fromisoformat(text).astimezone():%a %d %b %H:%M}"
+
+
+def _battery(window: Document) -> str:
+    began, ended = window["battery_began_percent"], window["battery_ended_percent"]
+    return UNKNOWN if began is None or ended is None else f"{began:.0f} to {ended:.0f} %"
+
+
+def _celsius(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.0f} °C"

@@ -1,0 +1,149 @@
+"""`pocketllm plan`: what a job would take, before it is asked for. Works with and without a daemon."""
+
+import os
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.errors import CommandError, Document, NoDaemon, UsageError
+from pocketllm.cli.home import configured_data_dir, recorded_url
+from pocketllm.cli.store import stored
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pocketllm.api.native.schemas.plan import EnoughTextOut
+
+EPILOG = examples(
+    "pocketllm plan",
+    "pocketllm plan --mode full --steps 1000",
+    "pocketllm plan --model NAME --batch 16",
+    "pocketllm plan --json",
+)
+
+
+class TrainingMode(StrEnum):
+    """What is trained."""
+
+    LORA = "lora"
+    FULL = "full"
+
+
+# What `train` and `plan` have in common; without them the daemon's settings stand.
+Steps = Annotated[int | None, typer.Option(min=1, help="How many steps to learn; else the daemon's setting.")]
+
+
+class TrainingMethod(StrEnum):
+    """How is learned."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    MEZO = "mezo"
+
+
+Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter, or all of the model's weights.")]
+Method = Annotated[
+    TrainingMethod | None,
+    typer.Option(help="Exact gradients, a layer at a time (exact), or forward passes only (mezo)."),
+]
+Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text a step.")]
+Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Directions that are looked along in a step.")]
+
+
+@shared_options
+def plan(
+    options: Common,
+    mode: Mode = None,
+    method: Method = None,
+    batch: Batch = None,
+    probes: Probes = None,
+    steps: Steps = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An installed model (see `pocketllm models`); else the daemon's.")
+    ] = None,
+) -> None:
+    """Show the memory and the time that a job would take, and what would be reduced to make it fit.
+
+    Nothing is started. The running daemon is asked; where none runs, its data folder and settings are read.
+    """
+    wish = wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
+    if model is not None and options.url is not None:
+        raise UsageError("--model reads the models on this device, --url asks a daemon. Give one of them.")
+    document = plan_of_daemon(options, wish) if model is None else None
+    if document is None:
+        document = plan_here(options.data_dir, wish, model=model)
+    if options.json:
+        emit(document)
+        return
+    from pocketllm.cli.jobs.plan_view import plan_view
+
+    make_console().print(plan_view(document))
+
+
+def wishes(
+    *,
+    steps: int | None,
+    mode: TrainingMode | None,
+    method: TrainingMethod | None,
+    batch: int | None,
+    probes: int | None,
+) -> Document:
+    """Return what was given, as the fields of a request: what was not is left to the settings."""
+    given = {"steps": steps, "mode": mode and mode.value, "method": method and method.value}
+    given |= {"batch": batch, "probes": probes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def plan_of_daemon(options: Common, wish: Document) -> Document | None:
+    """Return the running daemon's plan; None when no daemon was named and none runs on the data folder."""
+    named = options.url or os.environ.get("POCKETLLM_URL")
+    if not named and recorded_url(options.data_dir or configured_data_dir()) is None:
+        return None
+    try:
+        with connected(options) as client:
+            return client.plan_job(wish)
+    except NoDaemon:
+        if named:
+            raise
+        return None  # it has left its address behind
+
+
+def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> Document:
+    """Return the plan that a daemon on the data folder would give, from its settings and the model's files.
+
+    Raises CommandError when the job cannot fit, when there is no such model, or when a setting cannot be used.
+    """
+    from pocketllm.api.native.schemas.plan import PlanOut
+    from pocketllm.daemon.errors import DaemonError
+    from pocketllm.daemon.paths import DataFolder
+    from pocketllm.daemon.scheduling.planning import JobWish, plan_job, with_wish
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.engine.errors import MezoError
+    from pocketllm.engine.formats.model_folder import open_native
+
+    overrides = {"data_dir": data_dir, "model": model}
+    try:
+        settings = load_settings({name: value for name, value in overrides.items() if value is not None})
+        folder = DataFolder(settings.data_dir)
+        planned = plan_job(
+            open_native(folder.models / settings.model),
+            with_wish(settings.training, JobWish(**wish)),
+            steps=wish.get("steps", settings.training.steps),
+        )
+    except (DaemonError, MezoError) as error:
+        raise CommandError(str(error)) from error
+    enough_text = stored_text(folder.database)
+    return PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
+
+
+def stored_text(database: "Path") -> "EnoughTextOut":
+    """Return how much text there is to learn from: none where there is no database yet."""
+    from pocketllm.api.native.schemas.plan import EnoughTextOut
+
+    if not database.exists():
+        return EnoughTextOut.of(0, 0)
+    with stored(database) as store:
+        counts = store.texts.counts()
+    return EnoughTextOut.of(counts.texts, counts.new_words)

@@ -1,0 +1,121 @@
+"""`pocketllm replay`: make a job's adapter again from its journal, and compare. No daemon is needed or disturbed."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import DataDir, Json, common, emit, examples, make_console
+from pocketllm.cli.errors import EXIT_ERROR, CommandError, Document, NotReplayed
+from pocketllm.cli.home import configured_data_dir
+from pocketllm.cli.store import stored
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pocketllm.storage.step_log_export import JournalExport
+
+#: Told of the steps done and of all there are.
+Progress = Callable[[int, int], None]
+PLAIN_LINE_SECONDS = 5.0
+
+EPILOG = examples(
+    "pocketllm replay JOB",
+    "pocketllm replay JOB --journal job.journal",
+    "pocketllm replay JOB --output ./rebuilt",
+    "pocketllm replay JOB --json",
+)
+
+
+def replay(
+    ctx: typer.Context,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm journal JOB --export`)."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write what comes out to this new folder.")] = None,
+    data_dir: DataDir = None,
+    json_wanted: Json = False,
+) -> None:
+    """Do a job's learning again from its journal, and compare the adapter bit for bit with the stored one.
+
+    It needs neither your texts nor the daemon. Exit code 0: the same; 1: something differs; 2: it could not be done.
+    """
+    options = common(ctx, None, data_dir, json_wanted)
+    console = make_console(stderr=options.json)
+    with progress(console, quiet=options.json and not console.is_terminal) as on_row:
+        document = rebuilt(options.data_dir or configured_data_dir(), job_id, journal, output, on_row)
+    if options.json:
+        emit(document)
+    else:
+        from pocketllm.cli.jobs.plan_view import replay_view
+
+        console.print(replay_view(document))
+    if not document["identical"]:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def rebuilt(data_dir: Path, job_id: str, journal: Path | None, output: Path | None, on_row: Progress) -> Document:
+    """Return what a replay found. Raises NotReplayed for whatever kept it from being done."""
+    from pocketllm.daemon.errors import DaemonError
+    from pocketllm.daemon.paths import DataFolder
+    from pocketllm.engine.errors import MezoError
+
+    folder = DataFolder(data_dir)
+    try:
+        export = None if journal is None else read_journal(journal)
+        with stored(folder.database) as store:
+            store.jobs.get(job_id)  # an id that is mistyped shows before torch is imported, which takes a while
+            from pocketllm.daemon.tools.replay import rebuild
+
+            found = rebuild(folder, store, job_id, journal=export, output=output, on_row=on_row)
+    except (CommandError, DaemonError, MezoError) as error:
+        raise NotReplayed(str(error)) from error
+    except OSError as error:
+        raise NotReplayed(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
+    shown = None if output is None else str(output)
+    return asdict(found) | {"differing": list(found.differing), "identical": found.identical, "output": shown}
+
+
+def read_journal(path: Path) -> "JournalExport":
+    """Return what is in an exported journal. Raises NotReplayed when it is none."""
+    from pocketllm.storage.step_log_export import read_export
+
+    try:
+        return read_export(path.read_bytes())
+    except ValueError as error:
+        raise NotReplayed(f"{path}: {error}") from error
+
+
+@contextmanager
+def progress(console: "Console", *, quiet: bool) -> Iterator[Progress]:
+    """Yield a function that shows how far a replay is: a moving bar on a terminal, else a plain line now and then."""
+    if quiet:
+        yield lambda done, of: None
+    elif not console.is_terminal:
+        yield PlainLines(console.print, time.monotonic).show
+    else:
+        from rich.progress import Progress as Bars
+
+        with Bars(console=console, transient=True) as bars:
+            task = bars.add_task("Replaying", total=None)
+            yield lambda done, of: bars.update(task, completed=done, total=of)
+
+
+class PlainLines:
+    """Prints how far a replay is every few seconds; nothing for a short one."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._write, self._clock = write, clock
+        self._next_at = clock() + PLAIN_LINE_SECONDS
+
+    def show(self, done: int, of: int) -> None:
+        """Print the line if the last one is old."""
+        if (now := self._clock()) >= self._next_at:
+            self._write(f"Replayed {done} of {of} steps.")
+            self._next_at = now + PLAIN_LINE_SECONDS

@@ -1,0 +1,60 @@
+"""`pocketllm report`: what a job has learned, in numbers and in words."""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.errors import CommandError, DaemonRefused, Document
+
+if TYPE_CHECKING:
+    from pocketllm.client import Client
+
+#: Jobs that are looked through for one with a report.
+NEWEST_JOBS = 100
+
+EPILOG = examples("pocketllm report", "pocketllm report JOB", "pocketllm report --json")
+
+
+@shared_options
+def report(
+    options: Common,
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="The job's id; else the newest that has a report.")
+    ] = None,
+) -> None:
+    """Show what a job has learned: the judgement, the loss curve, words that rose, both models' words, what leaks.
+
+    It holds words of yours and of the model; deleting a text deletes them from the reports of its jobs.
+    """
+    with connected(options) as client:
+        document = newest_report(client) if job_id is None else client.report(job_id)
+    if options.json:
+        emit(document)
+        return
+    from pocketllm.cli.jobs.report_view import report_view
+
+    console = make_console()
+    console.print(report_view(document, width=console.width))
+
+
+def newest_report(client: "Client") -> Document:
+    """Return the report of the newest job that has one. Raises CommandError where there is none."""
+    for job in client.jobs(limit=NEWEST_JOBS)[0]:
+        if job["state"] != "succeeded":
+            continue
+        document = find_report(client, job["id"])
+        if document is not None:
+            return document
+    raise CommandError("No job has a report yet. One is made when a job has learned: `pocketllm train`.")
+
+
+def find_report(client: "Client", job_id: str) -> Document | None:
+    """Return a job's report; None when it has none."""
+    try:
+        return client.report(job_id)
+    except DaemonRefused as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return None

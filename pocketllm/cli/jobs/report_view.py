@@ -1,0 +1,147 @@
+"""How a job's report is shown: the judgement, the loss curve, the words that rose, both models' words, the leak."""
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pocketllm.cli.errors import Document
+from pocketllm.cli.views import NARROW_COLUMNS, answers_table, loss_text, printable
+
+#: The loss curve: rows, and the most columns; beside it stand its labels.
+PLOT_ROWS, PLOT_COLUMNS, LABEL_COLUMNS = 8, 64, 8
+HELD_OUT_MARK, TRAINING_MARK = "●", "·"
+#: Above this part of places, beyond what the base model does, repeating the owner's words is worth advice.
+NOTABLE_LEAK = 0.02
+
+MEANING = {
+    "learned": "so it is served.",
+    "no proof of learning": "which may be chance, so it is kept, not served.",
+    "worse": "so it is kept, not served.",
+}
+LEAK_ADVICE = (
+    "Any app that may ask the model could be told such words. Delete texts that no app should see, and take the model "
+    "of a job that learned for fewer steps, or from more text."
+)
+NO_CONTENT = (
+    "The words and completions are not there: a text of this job was deleted, or they could not be made "
+    "(`pocketllm jobs {job}` says so)."
+)
+
+
+def report_view(report: Document, *, width: int) -> RenderableType:
+    """Return a whole report for a console of so many columns."""
+    parts: list[RenderableType] = [judgement_text(report), Text()]
+    plot = curve_plot(report["curve"], width)
+    if plot:
+        parts += [Text("Loss in nats per token", style="bold"), Text("\n".join(plot), no_wrap=True), Text()]
+    if report["words"] is None or report["completions"] is None:
+        parts += [Text(NO_CONTENT.format(job=report["job"]), style="yellow"), Text()]
+    if report["words"]:
+        parts += [words_table(report["words"]), Text()]
+    if report["completions"]:
+        parts += [completions_view(report["completions"], width), Text()]
+    return Group(*parts, leak_text(report["leak"]))
+
+
+def judgement_text(report: Document) -> Text:
+    """Return what the held-out text says of a job, with the numbers."""
+    judgement = report["judgement"]
+    outcome = str(judgement["outcome"])
+    text = Text.assemble(f"Job {report['job']}: ", (outcome, "bold green" if outcome == "learned" else "bold yellow"))
+    text.append(f"\nHeld-out loss {comparison_text(judgement['overall'])}, {MEANING.get(outcome, '')}".rstrip(" ,"))
+    if judgement["old"] is not None:
+        text.append(f"\nOn text of earlier jobs {comparison_text(judgement['old'])}.")
+    if judgement["base"] is not None:
+        text.append(f"\nBeside the base model {comparison_text(judgement['base'])}.")
+    return text
+
+
+def comparison_text(comparison: Document) -> str:
+    """Return how a loss changed and how sure that is."""
+    change = f"{loss_text(comparison['before'])} -> {loss_text(comparison['now'])} nats per token"
+    if comparison["standard_error"] is None:
+        return f"{change} (of one block, which says nothing about chance)"
+    return f"{change} ({-comparison['reduction']:+.4f}, standard error {comparison['standard_error']:.4f})"
+
+
+def curve_plot(curve: Document, width: int) -> list[str]:
+    """Return a loss curve as lines of at most `width` columns (from 40 on); none where nothing was measured."""
+    held_out = [(point["step"], point["held_out_loss"]) for point in curve["held_out"]]
+    training = [(point["step"], point["loss"]) for point in curve["training"]]
+    if not held_out and not training:
+        return []
+    columns = max(10, min(PLOT_COLUMNS, width - LABEL_COLUMNS - 1))
+    last = max(step for step, _ in held_out + training)
+    marks = [(TRAINING_MARK, *point) for point in column_means(training, last, columns)]
+    marks += [(HELD_OUT_MARK, *point) for point in column_means(held_out, last, columns)]  # over the others
+    low, high = min(loss for *_, loss in marks), max(loss for *_, loss in marks)
+    rows = [[" "] * columns for _ in range(PLOT_ROWS)]
+    for mark, column, loss in marks:
+        rows[round((high - loss) / (high - low or 1) * (PLOT_ROWS - 1))][column] = mark
+    labels = {0: f"{high:.2f}", PLOT_ROWS - 1: f"{low:.2f}"}
+    lines = [f"{labels.get(n, ''):>{LABEL_COLUMNS - 1}} │{''.join(row)}".rstrip() for n, row in enumerate(rows)]
+    steps = f"step {last}"
+    return [
+        *lines,
+        " " * LABEL_COLUMNS + "└" + "─" * columns,
+        " " * LABEL_COLUMNS + "0".ljust(columns + 1 - len(steps)) + steps,
+        " " * LABEL_COLUMNS + f"{HELD_OUT_MARK} held out  {TRAINING_MARK} training",
+    ]
+
+
+def column_means(points: Sequence[tuple[int, float]], last: int, columns: int) -> Iterator[tuple[int, float]]:
+    """Yield the columns in which there are points, each with their mean."""
+    found: dict[int, list[float]] = {}
+    for step, loss in points:
+        found.setdefault(round(step / (last or 1) * (columns - 1)), []).append(loss)
+    return ((column, fmean(losses)) for column, losses in found.items())
+
+
+def words_table(words: Sequence[Document]) -> RenderableType:
+    """Return the words that the personal model expects more, with their mean probabilities in per mille."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("Word", overflow="fold")
+    for heading in ("Base", "Personal"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for word in words:
+        table.add_row(Text(printable(word["word"])), per_mille(word["base"]), per_mille(word["personal"]))
+    # Not the table's own title, which would be broken at the table's width.
+    return Group(Text("Words it expects more (probability in ‰)", style="bold"), table)
+
+
+def per_mille(probability: float) -> str:
+    """Return a probability in thousandths, with two digits after the point."""
+    return f"{1000 * probability:.2f}"
+
+
+def completions_view(completions: Sequence[Document], width: int) -> RenderableType:
+    """Return how both models go on with held-out text: side by side, or on a narrow screen one below the other."""
+    title = "How held-out text goes on, always with the likeliest word"
+    if width >= NARROW_COLUMNS:
+        return answers_table(completions, title=title)
+    text = Text(title, style="bold")
+    for one in completions:
+        text.append(f"\n{printable(one['prompt']).strip()}", style="not bold")
+        for name, key in (("base", "base"), ("personal", "personal")):
+            text.append(f"\n  {name:>8}: ", style="not bold dim")
+            text.append(" ".join(printable(one[key]).split()) or "(nothing)", style="not bold")
+    return text
+
+
+def leak_text(leak: Document | None) -> Text:
+    """Return how much of the text that was learned the model says word for word, with advice if that is notable."""
+    if leak is None:
+        return Text("There was no running text that it could repeat word for word.", style="dim")
+    places = f"of {leak['places']} places in the text that was learned"
+    if leak["personal"] == 0:
+        return Text(f"It repeats nothing word for word: from none {places} it goes on with the next 8 tokens.")
+    sentence = (
+        f"From {100 * leak['personal']:.1f} % {places} it goes on word for word with the next 8 tokens; "
+        f"the base model from {100 * leak['base']:.1f} %."
+    )
+    if leak["personal"] - leak["base"] < NOTABLE_LEAK:
+        return Text(sentence)
+    return Text(f"{sentence} {LEAK_ADVICE}", style="yellow")

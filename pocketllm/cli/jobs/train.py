@@ -1,0 +1,166 @@
+"""`pocketllm train`: ask for a job now and watch it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
+from pocketllm.cli.jobs.plan import Batch, Method, Mode, Probes, Steps, wishes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pocketllm.client import Client
+
+POLL_SECONDS = 0.5
+PLAIN_LINE_SECONDS = 5.0
+# A daemon that is being restarted is away for a few seconds, and the job goes on after it.
+FAILED_POLLS_ALLOWED = 20
+
+EPILOG = examples(
+    "pocketllm train",
+    "pocketllm train --steps 200 --seed 7",
+    "pocketllm train --mode full --batch 8",
+    "pocketllm train --no-follow",
+    "pocketllm train --json > job.json",
+)
+
+
+@shared_options
+def train(
+    options: Common,
+    steps: Steps = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed and texts give the same adapter.")] = None,
+    mode: Mode = None,
+    method: Method = None,
+    batch: Batch = None,
+    probes: Probes = None,
+    follow_job: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Watch the job until it ends, or only start it.")
+    ] = True,
+) -> None:
+    """Learn from the stored texts now, and watch it happen.
+
+    It does not wait for the charger or for more words, only while battery or memory is short. `pocketllm plan` says
+    beforehand what it takes.
+
+    Ctrl-C stops the watching, not the job.
+    """
+    with connected(options) as client:
+        job = client.start_job(seed=seed, **wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes))
+        if not follow_job:
+            finish_early(job, json_wanted=options.json)
+            return
+        console = make_console(stderr=options.json)
+        try:
+            job = watch(client, job, console, quiet=options.json and not console.is_terminal)
+        except KeyboardInterrupt:
+            raise Interrupted(stopped_watching(job)) from None
+        folder = adapter_folder(client, job)
+    if options.json:
+        emit(job)
+    else:
+        from pocketllm.cli.views import outcome
+
+        console.print(outcome(job, folder))
+    if job["state"] != "succeeded":
+        raise typer.Exit(EXIT_ERROR)
+
+
+def finish_early(job: Document, *, json_wanted: bool) -> None:
+    """Say that the job was asked for, and how to see it."""
+    if json_wanted:
+        emit(job)
+        return
+    console = make_console()
+    console.print(f"Job {job['id']} is {job['state']}. Watch it with `pocketllm jobs {job['id']}`.", soft_wrap=True)
+
+
+def stopped_watching(job: Document) -> str:
+    """Return what Ctrl-C did and what it did not do."""
+    return (
+        f"Stopped watching. Job {job['id']} goes on in the daemon. See it with `pocketllm jobs {job['id']}`, "
+        f"cancel it with `pocketllm jobs cancel {job['id']}`."
+    )
+
+
+def adapter_folder(client: "Client", job: Document) -> str | None:
+    """Return the folder of the adapter that a job made; None when it made none."""
+    if not job.get("adapter"):
+        return None
+    return next((entry["folder"] for entry in client.adapters() if entry["id"] == job["adapter"]), None)
+
+
+def watch(client: "Client", job: Document, console: "Console", *, quiet: bool = False) -> Document:
+    """Show a job until it has finished and return it as it then is."""
+    with job_display(console, quiet=quiet) as show:
+        return follow(client, job, show, pause=lambda: time.sleep(POLL_SECONDS))
+
+
+def follow(client: "Client", job: Document, show: Callable[[Document], None], *, pause: Callable[[], None]) -> Document:
+    """Ask for the job again and again, showing each answer, until it has finished; returns it with its events.
+
+    A daemon that is away for a moment is waited for; one that stays away is a CommandError. `pause` is
+    called between two questions.
+    """
+    from pocketllm.cli.views import FINISHED_STATES
+
+    failed = 0
+    while True:
+        show(job)
+        pause()
+        try:
+            job = client.job(job["id"])
+        except (NoDaemon, DaemonLost, DaemonSlow) as error:
+            failed += 1
+            if failed > FAILED_POLLS_ALLOWED:
+                raise CommandError(
+                    f"{error} Job {job['id']} goes on when the daemon runs again; "
+                    f"see it with `pocketllm jobs {job['id']}`."
+                ) from error
+            continue
+        failed = 0
+        if job["state"] in FINISHED_STATES:
+            return job
+
+
+@contextmanager
+def job_display(console: "Console", *, quiet: bool) -> Iterator[Callable[[Document], None]]:
+    """Yield a function that shows a job: a moving bar on a terminal, else a plain line now and then."""
+    if quiet:
+        yield lambda job: None
+    elif not console.is_terminal:
+        yield PlainLines(console.print, time.monotonic).show
+    else:
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        from pocketllm.cli.views import live_job
+
+        spinner = Spinner("dots")
+        with Live(console=console, transient=True) as live:
+            yield lambda job: live.update(live_job(job, spinner))
+
+
+class PlainLines:
+    """Prints a job's progress at each change of state, and every few seconds in between."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._write = write
+        self._clock = clock
+        self._state = ""
+        self._line = ""
+        self._next_at = 0.0
+
+    def show(self, job: Document) -> None:
+        """Print the job if its state is new, or if the last line is old and there is news."""
+        from pocketllm.cli.views import progress_line
+
+        now, line = self._clock(), progress_line(job)
+        if job["state"] != self._state or (now >= self._next_at and line != self._line):
+            self._write(line)
+            self._state, self._line, self._next_at = job["state"], line, now + PLAIN_LINE_SECONDS

@@ -1,0 +1,145 @@
+"""The `pocketllm` command. This file says which commands there are; what each does is in a module of its name.
+
+Nothing heavy is imported here: a command imports what it needs when it runs, so that `--help` comes at once and the
+daemon's process never holds torch or an HTTP client.
+"""
+
+import io
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from pocketllm import __version__
+from pocketllm.cli.common import Common, DataDir, Program, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.daemon import dashboard as cli_dashboard
+from pocketllm.cli.daemon import demo as cli_demo
+from pocketllm.cli.daemon import doctor as cli_doctor
+from pocketllm.cli.daemon import snooze as cli_snooze
+from pocketllm.cli.daemon.service import service_app
+from pocketllm.cli.daemon.token import token_app
+from pocketllm.cli.errors import CommandError
+from pocketllm.cli.jobs import journal as cli_journal
+from pocketllm.cli.jobs import plan as cli_plan
+from pocketllm.cli.jobs import replay as cli_replay
+from pocketllm.cli.jobs import report as cli_report
+from pocketllm.cli.jobs import train as cli_train
+from pocketllm.cli.jobs import watch as cli_watch
+from pocketllm.cli.jobs.jobs import jobs_app
+from pocketllm.cli.models import adapters as cli_adapters
+from pocketllm.cli.models import chat as cli_chat
+from pocketllm.cli.models import generate as cli_generate
+from pocketllm.cli.models.adapters import adapters_app
+from pocketllm.cli.models.models import models_app
+from pocketllm.cli.texts import add as cli_add
+from pocketllm.cli.texts import export as cli_export
+from pocketllm.cli.texts import import_texts as cli_import
+from pocketllm.cli.texts.texts import texts_app
+
+app = typer.Typer(
+    cls=Program,
+    no_args_is_help=True,
+    # A traceback with the values of variables would print the owner's words.
+    pretty_exceptions_enable=False,
+    epilog=examples(
+        "pocketllm demo                      see it learn, in about three minutes",
+        "pocketllm models add                get the default model",
+        "pocketllm serve                     run the daemon",
+        "pocketllm import ~/notes",
+        "pocketllm train",
+        'pocketllm generate "Dear Anna,"',
+    ),
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if that was asked for."""
+    if wanted:
+        typer.echo(f"pocketllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Teach a small language model to write like you, on this device alone."""
+
+
+@app.command(
+    epilog=examples("pocketllm serve", "pocketllm serve --port 0 --data-dir ./try", "pocketllm serve --model NAME")
+)
+def serve(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port on this device; 0 takes any free one. Default 2407.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which installed model to teach (see `pocketllm models`).")
+    ] = None,
+    data_dir: DataDir = None,
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
+) -> None:
+    """Run the daemon until Ctrl-C. It listens on this device only.
+
+    What is not given here comes from the environment (POCKETLLM_...) and from config.toml.
+    """
+    from pocketllm.daemon.errors import DaemonError
+    from pocketllm.server import serve as run
+    from pocketllm.storage.errors import StorageError
+
+    given = {"port": port, "model": model, "data_dir": data_dir, "log_level": log_level}
+    try:
+        code = run({name: value for name, value in given.items() if value is not None})
+    except (DaemonError, StorageError) as error:
+        raise CommandError(str(error)) from error
+    raise typer.Exit(code)
+
+
+@app.command(epilog=examples("pocketllm status", "pocketllm status --json"))
+@shared_options
+def status(options: Common) -> None:
+    """Show what the daemon is doing, whether it may train now, and if not why not."""
+    with connected(options) as client:
+        document = client.status()
+    if options.json:
+        emit(document)
+        return
+    from pocketllm.cli.views import status_panel
+
+    make_console().print(status_panel(document, datetime.now(UTC)))
+
+
+app.command("watch", epilog=cli_watch.EPILOG)(cli_watch.watch)
+app.command("dashboard", epilog=cli_dashboard.EPILOG)(cli_dashboard.dashboard)
+app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
+app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
+app.add_typer(service_app, name="service")
+app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
+app.command("import", epilog=cli_import.EPILOG)(cli_import.import_texts)
+app.add_typer(texts_app, name="texts")
+app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
+app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
+app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
+app.add_typer(jobs_app, name="jobs")
+app.command("report", epilog=cli_report.EPILOG)(cli_report.report)
+app.add_typer(adapters_app, name="adapters")
+app.command("rollback", epilog=cli_adapters.EPILOG)(cli_adapters.rollback)
+app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)
+app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
+app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
+app.command("chat", epilog=cli_chat.EPILOG)(cli_chat.chat)
+app.add_typer(models_app, name="models")
+app.add_typer(token_app, name="token")
+app.command("demo", epilog=cli_demo.EPILOG)(cli_demo.demo)
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that is not UTF-8 shows a question mark for what it cannot show; that is no reason to fail.
+            stream.reconfigure(errors="replace")
+    app()

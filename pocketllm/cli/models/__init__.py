@@ -1,0 +1,1 @@
+"""Commands about models, adapters and what they write."""

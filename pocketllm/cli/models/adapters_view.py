@@ -1,0 +1,53 @@
+"""How adapters are shown: the table with the chain that is served, and what a change of it came to."""
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pocketllm.cli.errors import Document
+from pocketllm.cli.views import loss_text
+
+BASE = "the base model"
+
+
+def adapters_table(adapters: Sequence[Document]) -> RenderableType:
+    """Return the adapters, newest first: a star is served, a dot is what that goes back to."""
+    if not adapters:
+        return Text("Nothing was learned yet. `pocketllm train` starts a job.")
+    chain = served_chains(adapters)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "Adapter", "Started from", "Outcome", "Held-out loss", "Model"):
+        table.add_column(title, no_wrap=title in ("Adapter", "Started from"))
+    for adapter in adapters:
+        mark = "*" if adapter["serving"] else "." if adapter["id"] in chain else ""
+        losses = f"{loss_text(adapter['held_out_loss_before'])} -> {loss_text(adapter['held_out_loss_now'])}"
+        parent = adapter["parent"] or BASE
+        table.add_row(mark, adapter["id"], parent, adapter["outcome"], losses, adapter["model"])
+    return table
+
+
+def served_chains(adapters: Sequence[Document]) -> set[str]:
+    """Return the ids of all adapters that one that is served goes back to, itself included."""
+    parents = {adapter["id"]: adapter["parent"] for adapter in adapters}
+    chain: set[str] = set()
+    for adapter in adapters:
+        link = adapter["id"] if adapter["serving"] else None
+        while link is not None and link in parents and link not in chain:
+            chain.add(link)
+            link = parents[link]
+    return chain
+
+
+def served_text(change: Document) -> str:
+    """Return what was served, what is now, and how to take that back."""
+    was, serving = change["was"] or BASE, change["serving"] or BASE
+    if was == serving:
+        return f"For {change['model']} {serving} is served already."
+    sentences = [f"For {change['model']} {was} was served; from the next request on it is {serving}."]
+    if change["skipped"]:
+        sentences.append(f"The files of {', '.join(change['skipped'])} are gone.")
+    if change["was"]:
+        sentences.append(f"`pocketllm adapters serve {was}` takes that back.")
+    return " ".join(sentences)

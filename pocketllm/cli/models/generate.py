@@ -1,0 +1,111 @@
+"""`pocketllm generate`: ask the model for text."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.errors import CommandError, Document, UsageError
+from pocketllm.cli.texts.add import from_argument, read_stdin
+
+if TYPE_CHECKING:
+    from pocketllm.client import Client
+
+EPILOG = examples(
+    'pocketllm generate "Dear Anna, the weather here"',
+    'pocketllm generate "Dear Anna, the weather here" --base --seed 1',
+    'pocketllm generate --chat "Write a short note to my neighbour"',
+    "cat letter.txt | pocketllm generate - --max-tokens 60 --stop $'\\n'",
+)
+
+
+@shared_options
+def generate(
+    options: Common,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What the text begins with; "-" reads stdin.')],
+    base: Annotated[bool, typer.Option("--base", help="Ask the model as it was before it learned.")] = False,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="ID", help="Ask a certain adapter; by default the one being served.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a message to be answered.")] = False,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is the likeliest text; more is freer.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Share of likely words to choose from.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Show words as they come, or the whole at the end.")
+    ] = True,
+) -> None:
+    """Let the personal model go on from a prompt.
+
+    The first question loads the model, which takes a few seconds.
+    """
+    if base and adapter is not None:
+        raise UsageError("--base and --adapter exclude each other. Give one of them.")
+    words = read_stdin().removesuffix("\n") if prompt == "-" else from_argument(prompt)
+    request: Document = {"messages": [{"role": "user", "content": words}]} if chat else {"prompt": words}
+    chosen = {
+        "adapter": "base" if base else adapter,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "stop": stop or None,
+        "seed": seed,
+    }
+    # What was not given is not sent, so that the daemon's defaults stand in one place.
+    request |= {name: value for name, value in chosen.items() if value is not None}
+    with connected(options) as client:
+        if options.json:
+            emit(client.generate(request))
+            return
+        answer = write_stream(client, request) if stream else write_whole(client, request)
+    console = make_console(stderr=True)
+    if console.is_terminal:
+        console.print(facts(answer), style="dim")
+
+
+def write_stream(client: "Client", request: Document) -> Document:
+    """Write each token to stdout as it comes; returns the final document."""
+    answer: Document = {}
+    begun = False
+    try:
+        for event in client.stream(request):
+            if event.name == "token":
+                begun = True
+                write(event.data["text"])
+            elif event.name == "done":
+                answer = event.data
+    except (CommandError, KeyboardInterrupt):
+        if begun:  # the message that follows begins on a line of its own
+            write("\n")
+        raise
+    write("\n")
+    return answer
+
+
+def write_whole(client: "Client", request: Document) -> Document:
+    """Write the finished text to stdout; returns the final document."""
+    answer = client.generate(request)
+    write(answer["text"] + "\n")
+    return answer
+
+
+def write(text: str) -> None:
+    """Write a model's words to stdout at once; a terminal gets none of their control characters."""
+    from pocketllm.cli.views import printable
+
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def facts(answer: Document) -> str:
+    """Return what to know of an answer, in a line."""
+    model = (
+        f"{answer['model']} with adapter {answer['adapter']}" if answer["adapter"] else f"{answer['model']}, no adapter"
+    )
+    speed = answer.get("tokens_per_second")
+    parts = [model, f"{answer['completion_tokens']} tokens"]
+    parts += [f"{speed:.1f} tokens/s"] if speed is not None else []
+    return ", ".join([*parts, f"seed {answer['seed']}", f"ended by {answer['finish_reason']}"])

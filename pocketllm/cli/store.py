@@ -1,0 +1,41 @@
+"""The data folder read by a command itself, with or without a daemon on it. Nothing is migrated and no row changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketllm.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from pocketllm.storage.store import Store
+
+
+@contextmanager
+def stored(path: Path) -> "Iterator[Store]":
+    """Yield the store in a database file, to read from.
+
+    Raises CommandError when there is none, or none that this version can read as it is.
+    """
+    if not path.is_file():
+        raise CommandError(f"There is no database {path}. Say where the daemon's data folder is with --data-dir.")
+    from pocketllm.storage.database import Database, explained
+    from pocketllm.storage.errors import StorageError
+    from pocketllm.storage.migrate import current_revision
+    from pocketllm.storage.migrations import HEAD
+    from pocketllm.storage.store import Store
+
+    database = Database(path, durable=False)
+    try:
+        with explained(path), database.read() as session:
+            revision = current_revision(session.connection())
+        if revision != HEAD:
+            raise CommandError(
+                f"The database {path} is of another version of PocketLLM. "
+                "Start this version's daemon on it once with `pocketllm serve`, which brings an older one up to date."
+            )
+        yield Store(database)
+    except StorageError as error:
+        raise CommandError(str(error)) from error
+    finally:
+        database.close()

@@ -1,0 +1,1 @@
+"""Every query, a module for each kind of thing that is stored."""

@@ -1,0 +1,341 @@
+"""The queue of jobs: every change of state is one guarded statement, so no job is lost or run twice."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, tuple_
+from sqlalchemy.dialects import sqlite
+from sqlmodel import Session, col, select, update
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
+from pocketllm.storage.repositories.adapters import serving_adapter
+from pocketllm.storage.repositories.reports import NewReport, add_report
+from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Requester
+
+#: The event of a job's first start that names the adapter that was served then, which its own is to beat.
+COMPARED_WITH = "compared with"
+BASE_MODEL = "the base model"
+#: Why a succeeded job's adapter is not served, whatever was proved.
+_OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
+_ASIDE = ": it was not to start from what is served"
+#: Made once: the scheduler asks at every tick.
+_OPEN_IN_ORDER = (
+    select(Job)
+    .where(col(Job.state).in_(OPEN_STATES))
+    .order_by((col(Job.state) == JobState.RUNNING).desc(), col(Job.immediate).desc(), col(Job.created_at), col(Job.id))
+)
+_OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is special about a job that is asked for as a fine-tuning job."""
+
+    document: dict[str, Any]  #: what was said, to be said back
+    texts: Sequence[NewText] | None = None  #: that it is to learn; None is what is new when it first starts
+    start_from: str | None = None  #: an adapter, or BASE; None is what is served when it first starts
+
+
+class JobStore:
+    """Every query about jobs and their events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: The open jobs' rows as they were last read, and what was made of them.
+        self._known: tuple[Sequence[Any], list[Job]] = ((), [])
+
+    def create(
+        self,
+        *,
+        model: str,
+        seed: int,
+        total_steps: int,
+        settings: dict[str, Any],
+        requested_by: Requester,
+        immediate: bool,
+        now: datetime,
+        mode: str = "lora",
+        predicted_bytes: int | None = None,
+        tuning: Tuning | None = None,
+        request_key: str | None = None,
+    ) -> Job:
+        """Queue a job, and store the texts that it is given: both or neither.
+
+        request_key: of a request that may be sent again: the job that has it already is returned in place of another.
+        """
+        job = Job(
+            id=f"job-{secrets.token_hex(6)}",
+            state=JobState.QUEUED,
+            requested_by=requested_by,
+            immediate=immediate,
+            model=model,
+            mode=mode,
+            seed=seed,
+            settings=settings,
+            total_steps=total_steps,
+            predicted_bytes=predicted_bytes,
+            start_from=tuning.start_from if tuning else None,
+            tuning=tuning.document if tuning else None,
+            request_key=request_key,
+            created_at=now,
+        )
+        with self._database.write() as session:
+            if request_key is not None:
+                there = session.exec(select(Job).where(col(Job.request_key) == request_key)).first()
+                if there is not None:
+                    return there
+            session.add(job)
+            session.flush()  # the event's foreign key wants the row
+            if tuning and tuning.texts is not None:
+                job.texts, job.words = give_to_job(session, job.id, tuning.texts, now)
+            session.add(Event(job_id=job.id, at=now, kind="queued", message=f"queued by {requested_by}"))
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """The job with this id. Raises NotFound."""
+        with self._database.read() as session:
+            return found_job(session, job_id)
+
+    def page(self, *, after: str | None, limit: int) -> list[Job]:
+        """Up to `limit` jobs, newest first, from behind the job `after`. Raises NotFound for an unknown `after`."""
+        newest_first = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
+        with self._database.read() as session:
+            if after is not None:
+                last = found_job(session, after)
+                newest_first = newest_first.where(
+                    tuple_(col(Job.created_at), col(Job.id)) < tuple_(last.created_at, last.id)
+                )
+            return list(session.exec(newest_first))
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs there are in each state."""
+        with self._database.read() as session:
+            found = {JobState(k): n for k, n in session.exec(select(Job.state, func.count()).group_by(Job.state))}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def open(self) -> list[Job]:
+        """Jobs that may still run, in the order in which they should: the running one, the owner's 'now', by age.
+
+        They are for reading: the scheduler asks every two seconds, and making objects of rows that are as they were
+        would be most of a tick.
+        """
+        with self._database.read() as session:
+            rows = session.connection().exec_driver_sql(_OPEN_SQL).all()
+            if rows != self._known[0]:
+                self._known = (rows, list(session.exec(_OPEN_IN_ORDER)))
+        return list(self._known[1])
+
+    def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
+        """Mark a waiting job as running. Its first start fixes its texts, the adapter it starts from, and the one that
+        is served, which its own is to beat.
+
+        Raises WrongState when it is not waiting.
+        """
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.RUNNING, of=(JobState.QUEUED, JobState.PAUSED))
+            first = job.started_at is None
+            if first:
+                job.started_at, job.parent = now, parent
+                given, replay = job.texts is not None, job.start_from is None
+                job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay)
+            job.reasons = []
+            _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
+            if first:
+                _event(session, job_id, now, COMPARED_WITH, _start_of(job) or _served(session, job.model))
+        return job
+
+    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, moved: bool = False) -> None:
+        """Mark a running job as paused for these reasons. Raises WrongState when it is not running.
+
+        moved: it has made a step since it was started, so that earlier crashes no longer count.
+        """
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
+            job.reasons = list(reasons)
+            job.attempts = 0 if moved else job.attempts
+            _event(session, job_id, now, "paused", "; ".join(reasons))
+
+    def hold(self, job_id: str, *, reason: str, now: datetime) -> Job:
+        """Let a waiting job wait until it is released. Raises WrongState when it is not waiting, or held already."""
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
+            if job.held:
+                raise WrongState(f"Job {job_id} is paused already; POST /jobs/{job_id}/resume lets it go on.")
+            job.held, job.reasons = True, [reason]
+            _event(session, job_id, now, "held", reason)
+        return job
+
+    def release(self, job_id: str, *, now: datetime) -> Job:
+        """Let a held job run again. Raises WrongState when it is not held."""
+        with self._database.write() as session:
+            job = found_job(session, job_id)
+            if not job.held or job.state not in OPEN_STATES:
+                raise WrongState(f"Job {job_id} is {job.state} and was not paused by its owner.")
+            job.held, job.reasons = False, []
+            _event(session, job_id, now, "released", "it may go on")
+        return job
+
+    def explain(self, job_id: str, reasons: Sequence[str]) -> None:
+        """Write down why a waiting job waits; no event, since nothing happened to it."""
+        with self._database.write() as session:
+            session.exec(
+                update(Job)
+                .where(col(Job.id) == job_id, col(Job.state).in_((JobState.QUEUED, JobState.PAUSED)))
+                .values(reasons=list(reasons))
+            )
+
+    def crashed(self, job_id: str, *, error: str, attempts: int, retry_at: datetime, now: datetime) -> None:
+        """Put a running job back to wait until `retry_at`, this having been crash number `attempts` in a row."""
+        with self._database.write() as session:
+            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
+            job.attempts, job.not_before = attempts, retry_at
+            job.reasons = [f"{error}; next try at {retry_at:%H:%M:%S} UTC"]
+            _event(session, job_id, now, "crashed", error)
+
+    def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
+        """Withdraw an open job. Raises WrongState when it has ended already."""
+        with self._database.write() as session:
+            return _ended(session, job_id, JobState.CANCELLED, message, now)
+
+    def fail(self, job_id: str, *, error: str, now: datetime) -> None:
+        """Give an open job up. Raises WrongState when it has ended already."""
+        with self._database.write() as session:
+            _ended(session, job_id, JobState.FAILED, error, now).error = error
+
+    def succeed(
+        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: NewReport | None = None
+    ) -> None:
+        """End a running job in one transaction: job, adapter, what is served, report, texts learned.
+
+        publish: the adapter has proved better than what was served when the job started. Where something else is
+        served by now (the owner has rolled back, or another job came first) that says nothing: the adapter is kept,
+        not served, and the job's texts stay new for the next one, which starts from what is served. Those of a job
+        that was asked to start from something else do not: they were for that one alone.
+        """
+        with self._database.write() as session:
+            job = found_job(session, job_id)
+            outdated = _compared_with(session, job_id) not in (None, _served(session, job.model))
+            aside = outdated and job.start_from is not None
+            fate = "served" if publish and not outdated else "kept, not served"
+            why = ""
+            if outdated:
+                why = _ASIDE if aside else _OUTDATED
+            message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
+            _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
+            job.adapter, job.outcome = adapter.id, adapter.outcome
+            adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
+            session.add(adapter)
+            if report is not None:
+                add_report(session, job, report)
+            if publish and not outdated:
+                serve_from_now_on(session, adapter.model, adapter)
+            if aside or not outdated:
+                mark_learned(session, job_id)
+
+    def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
+        """Note what a worker settled on, and the peak memory that this is expected to take."""
+        self._set(job_id, plan=plan, predicted_bytes=predicted_bytes)
+
+    def set_method(self, job_id: str, method: str) -> None:
+        """Note how the job learns, once that is settled."""
+        self._set(job_id, method=method)
+
+    def set_parent(self, job_id: str, parent: str | None) -> Job:
+        """Note that the job starts from another adapter after all; None is the base. Returns the job."""
+        self._set(job_id, parent=parent)
+        return self.get(job_id)
+
+    def set_watch(self, job_id: str, watch: dict[str, Any]) -> None:
+        """Note early stopping: what the checks of the validation loss have seen."""
+        self._set(job_id, watch=watch)
+
+    def _set(self, job_id: str, **values: object) -> None:
+        with self._database.write() as session:
+            session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
+
+    def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
+        """Note the most memory a worker of this job has held."""
+        highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
+        with self._database.write() as session:
+            session.exec(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
+
+    def add_event(self, job_id: str, *, kind: str, message: str, now: datetime) -> None:
+        """Note something that happened to a job. Never user text."""
+        with self._database.write() as session:
+            _event(session, job_id, now, kind, message)
+
+    def events(self, job_id: str) -> list[Event]:
+        """What happened to a job, oldest first."""
+        with self._database.read() as session:
+            return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
+
+    def events_after(self, after: int, *, limit: int, job_id: str | None = None) -> list[Event]:
+        """What happened behind an event, to any job or to one, oldest first."""
+        newer = select(Event).where(col(Event.id) > after).order_by(col(Event.id)).limit(limit)
+        if job_id is not None:
+            newer = newer.where(Event.job_id == job_id)
+        with self._database.read() as session:
+            return list(session.exec(newer))
+
+    def last_event(self) -> int:
+        """The number of the newest event; 0 before the first."""
+        with self._database.read() as session:
+            return session.exec(select(func.max(Event.id))).one() or 0
+
+
+def found_job(session: Session, job_id: str) -> Job:
+    """The job with this id. Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists those that are here.")
+    return job
+
+
+def _served(session: Session, model: str) -> str:
+    """What is served for a model, in a word."""
+    serving = serving_adapter(session, model)
+    return serving.id if serving else BASE_MODEL
+
+
+def _start_of(job: Job) -> str | None:
+    """What a job was asked to start from, in a word; None where that is what is served."""
+    return BASE_MODEL if job.start_from == BASE else job.start_from
+
+
+def _compared_with(session: Session, job_id: str) -> str | None:
+    """What was served when the job first started; None for a job that an earlier version has started."""
+    event = select(Event.message).where(Event.job_id == job_id, Event.kind == COMPARED_WITH)
+    return session.exec(event).first()
+
+
+def _moved(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
+    """The job, moved to a state; the write lock is held, so nobody moves it in between."""
+    job = found_job(session, job_id)
+    if job.state not in of:
+        raise WrongState(f"Job {job_id} is {job.state}; that can only be done while it is {' or '.join(of)}.")
+    job.state = to
+    return job
+
+
+def _ended(
+    session: Session,
+    job_id: str,
+    to: JobState,
+    message: str,
+    now: datetime,
+    of: Sequence[JobState] = OPEN_STATES,
+) -> Job:
+    job = _moved(session, job_id, to, of=of)
+    job.finished_at, job.reasons, job.not_before = now, [], None
+    _event(session, job_id, now, to, message)
+    return job
+
+
+def _event(session: Session, job_id: str, at: datetime, kind: str, message: str) -> None:
+    session.add(Event(job_id=job_id, at=at, kind=kind, message=message))

@@ -1,0 +1,261 @@
+"""The journal: one committed row a step, the held-out measurements beside it, and progress read off them.
+
+An ended job's rows can be made compact: all of them in one value of a tenth of their size. Nobody who asks here
+sees a difference but in the last digits of loss, tokens and seconds (see journal_codec).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from math import isfinite
+from typing import Any
+
+from sqlalchemy import func
+from sqlmodel import Session, col, delete, select
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import WrongState
+from pocketllm.storage.repositories.jobs import found_job
+from pocketllm.storage.step_log_codec import decode, encode, losses_in, steps_in
+from pocketllm.storage.tables import OPEN_STATES, CompactJournal, Evaluation, Event, Step
+
+#: Where the base model's held-out measurement stands, among those of steps.
+BASE_STEP = -1
+#: Loss and speed are shown as means over this many steps: one batch says little.
+RECENT_STEPS = 20
+#: Points of a curve, at most, and steps that each is the mean of: a long job's rows are not all read for it.
+CURVE_POINTS, POINT_STEPS = 200, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job is. None where nothing is known yet."""
+
+    step: int
+    loss: float | None  # nats per token, mean of the recent steps
+    tokens_per_second: float | None
+    seconds_per_step: float | None
+    held_out_loss_before: float | None  # nats per token
+    held_out_loss_now: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """The loss at a step, or over the steps up to it."""
+
+    step: int
+    loss: float  #: nats per token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A job's losses from its beginning on, thinned."""
+
+    held_out: list[CurvePoint]
+    training: list[CurvePoint]
+
+
+class Journal:
+    """Every query about steps and evaluations."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def append(self, step: Step) -> None:
+        """Commit one step. A second row for the same step is refused by the primary key.
+
+        Raises ValueError for scalars that are no numbers, which JSON would take.
+        """
+        if not step.scalars or not all(map(isfinite, step.scalars)):
+            raise ValueError(f"Step {step.step} of job {step.job_id} has the scalars {step.scalars}.")
+        with self._database.write() as session:
+            session.add(step)
+
+    def steps(self, job_id: str) -> list[Step]:
+        """All rows of a job, in order: what a replay needs."""
+        with self._database.read() as session:
+            compact = session.get(CompactJournal, job_id)
+            if compact is not None:
+                return _decoded(compact, first=1)
+            return list(_rows(session, job_id))
+
+    def last_step(self, job_id: str) -> int:
+        """The number of the last finished step; 0 before the first."""
+        with self._database.read() as session:
+            compact = session.exec(select(CompactJournal.steps).where(CompactJournal.job_id == job_id)).first()
+            if compact is not None:
+                return compact
+            return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
+
+    def encoded(self, job_id: str) -> bytes:
+        """All rows of a job in journal_codec's encoding.
+
+        Raises NotFound, and WrongState when there is no step yet, or when the rows are from a version whose scalars
+        were no 32-bit floats.
+        """
+        with self._database.read() as session:
+            return _encoded(session, job_id)
+
+    def compact(self, job_id: str) -> bool:
+        """Put an ended job's rows into one value, in one transaction. Doing so again changes nothing.
+
+        Returns False when the rows stay as they are: there are none, or they are from a version whose scalars were
+        no 32-bit floats. Raises NotFound, and WrongState while the job is open.
+        """
+        with self._database.write() as session:
+            job = found_job(session, job_id)
+            if job.state in OPEN_STATES:
+                raise WrongState(f"Job {job_id} is {job.state}; its journal is made compact only when it has ended.")
+            if session.get(CompactJournal, job_id) is not None:
+                return True
+            try:
+                data = _encoded(session, job_id)
+            except WrongState:
+                return False
+            session.add(CompactJournal(job_id=job_id, steps=steps_in(data), data=data))
+            session.exec(delete(Step).where(col(Step.job_id) == job_id))
+            return True
+
+    def go_back(
+        self, job_id: str, *, step: int, watch: dict[str, Any], ended: bool, message: str | None, now: datetime
+    ) -> None:
+        """Forget all steps and measurements behind a step, and note the watch with that: all of it or nothing.
+
+        ended: the job ends with that step. message: for an event that says so; None: there is nothing to say.
+        """
+        with self._database.write() as session:
+            _forget_behind(session, job_id, step)
+            job = found_job(session, job_id)
+            job.watch = watch
+            if ended:
+                job.total_steps = step
+            if message is not None:
+                kind = "ended early" if ended else "went back"
+                session.add(Event(job_id=job_id, at=now, kind=kind, message=message))
+
+    def forget_run(self, job_id: str) -> None:
+        """Forget all steps, measurements and decisions of an open job's run: it begins anew."""
+        with self._database.write() as session:
+            _forget_behind(session, job_id, BASE_STEP - 1)
+            job = found_job(session, job_id)
+            job.watch = job.plan = None
+
+    def evaluate(
+        self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
+    ) -> None:
+        """Keep a held-out measurement: each block's loss by its key; weights are the blocks' tokens, for the mean."""
+        losses = block_losses.values()
+        mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+        row = Evaluation(job_id=job_id, step=step, loss=mean, block_losses=dict(block_losses), at=now)
+        with self._database.write() as session:
+            session.merge(row)
+
+    def evaluation(self, job_id: str, step: int) -> Evaluation | None:
+        """The held-out measurement at a step, if it was made."""
+        with self._database.read() as session:
+            return session.get(Evaluation, (job_id, step))
+
+    def evaluations(self, job_id: str) -> list[Evaluation]:
+        """What was measured of a job at its steps, in order."""
+        of_job = select(Evaluation).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
+        with self._database.read() as session:
+            return list(session.exec(of_job.order_by(col(Evaluation.step))))
+
+    def progress(self, job_id: str) -> Progress:
+        """How far a job is, from its recent rows."""
+        of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
+        measured = of_job.order_by(col(Evaluation.step))
+        with self._database.read() as session:
+            recent = _recent(session, job_id)
+            losses = list(session.exec(measured))
+        seconds = sum(row.seconds for row in recent)
+        return Progress(
+            step=recent[0].step if recent else 0,
+            loss=sum(row.loss for row in recent) / len(recent) if recent else None,
+            tokens_per_second=sum(row.tokens for row in recent) / seconds if seconds else None,
+            seconds_per_step=seconds / len(recent) if recent else None,
+            held_out_loss_before=losses[0] if losses else None,
+            held_out_loss_now=losses[-1] if losses else None,
+        )
+
+    def curve(self, job_id: str) -> Curve:
+        """The job's losses at no more than CURVE_POINTS places each, the last among them. Empty before the first."""
+        measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
+        last = self.last_step(job_id)
+        spans = [_end_of_part(last, min(last, CURVE_POINTS), part) for part in range(min(last, CURVE_POINTS))]
+        with self._database.read() as session:
+            held_out = [
+                CurvePoint(step=step, loss=loss) for step, loss in session.exec(measured.order_by(col(Evaluation.step)))
+            ]
+            losses = _losses(session, job_id, [step for span in spans for step in span])
+        means = [sum(losses[step] for step in span) / len(span) for span in spans]
+        return Curve(
+            held_out=_thinned(held_out),
+            training=[CurvePoint(step=span[-1], loss=mean) for span, mean in zip(spans, means, strict=True)],
+        )
+
+
+def _forget_behind(session: Session, job_id: str, step: int) -> None:
+    """Delete all steps and measurements behind a step."""
+    for table in (Step, Evaluation):
+        session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
+
+
+def _end_of_part(last: int, parts: int, part: int) -> range:
+    """The last few steps of one of so many equal parts of a journal."""
+    stop = (part + 1) * last // parts
+    return range(max(part * last // parts, stop - POINT_STEPS) + 1, stop + 1)
+
+
+def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
+    """At most CURVE_POINTS of them, evenly spread, the first and the last among them."""
+    if len(points) <= CURVE_POINTS:
+        return points
+    return [points[place * (len(points) - 1) // (CURVE_POINTS - 1)] for place in range(CURVE_POINTS)]
+
+
+def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, float]:
+    """The training losses of some steps."""
+    compact = session.get(CompactJournal, job_id)
+    if compact is not None:
+        return dict(zip(steps, losses_in(compact.data, steps), strict=True))
+    found: dict[int, float] = {}
+    # SQLite takes a limited number of bound values a statement.
+    for start in range(0, len(steps), 500):
+        some = select(Step.step, Step.loss).where(Step.job_id == job_id, col(Step.step).in_(steps[start : start + 500]))
+        found |= dict(session.exec(some).all())
+    return found
+
+
+def _recent(session: Session, job_id: str) -> list[Step]:
+    """The last rows, newest first."""
+    compact = session.get(CompactJournal, job_id)
+    if compact is not None:
+        return _decoded(compact, first=max(1, compact.steps - RECENT_STEPS + 1))[::-1]
+    newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
+    return list(session.exec(newest_first.limit(RECENT_STEPS)))
+
+
+def _decoded(compact: CompactJournal, *, first: int) -> list[Step]:
+    return [Step(job_id=compact.job_id, **asdict(row)) for row in decode(compact.data, first=first)]
+
+
+def _rows(session: Session, job_id: str) -> Iterator[Step]:
+    """A job's rows from the table, in order, a thousand at a time: a long job's need not be in memory together."""
+    rows = select(Step).where(Step.job_id == job_id).order_by(col(Step.step))
+    yield from session.exec(rows.execution_options(yield_per=1000))
+
+
+def _encoded(session: Session, job_id: str) -> bytes:
+    job = found_job(session, job_id)
+    compact = session.get(CompactJournal, job_id)
+    if compact is not None:
+        return compact.data
+    if session.get(Step, (job_id, 1)) is None:
+        if job.state not in OPEN_STATES:
+            raise WrongState(f"Job {job_id} has ended without a step, so there is no journal. Choose another job.")
+        raise WrongState(f"Job {job_id} has made no step yet, so there is no journal. Ask again when it has.")
+    try:
+        return encode(_rows(session, job_id))
+    except ValueError as error:
+        raise WrongState(f"The journal of job {job_id} cannot be encoded: {error}") from error

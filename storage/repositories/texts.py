@@ -1,0 +1,260 @@
+"""The owner's texts: stored once, found, counted, deleted for good."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, LargeBinary, cast, func, tuple_
+from sqlmodel import Session, col, delete, select, update
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.adapters import withdrawn_jobs
+from pocketllm.storage.repositories.reports import forget_content
+from pocketllm.storage.tables import JobText, Text
+
+#: One text in this many is kept out of training.
+HELD_OUT_ONE_IN = 10
+#: Words of old text that a job sees again, at least, as far as there are so many.
+LEAST_REPLAY_WORDS = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewText:
+    """A text as it comes in."""
+
+    text: str  #: the prompt when there is a completion; of a chat what `chat_text` makes of it
+    source: str
+    completion: str | None = None
+    label: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    held_out: bool | None = None  #: None: by its id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What adding texts came to: an id for each text given, in order, and how many were new."""
+
+    ids: tuple[str, ...]
+    created: int
+
+    @property
+    def duplicates(self) -> int:
+        """How many of the texts were already there, or twice in the same request."""
+        return len(self.ids) - self.created
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCounts:
+    """How much text there is, and how many words of it no job has learned yet."""
+
+    texts: int
+    new_words: int
+
+
+def text_id(new: NewText) -> str:
+    """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
+    # 0xff stands in no UTF-8, so the first zero byte is the one between the two, whatever they hold; and the first
+    # 0xff after it is where the words end and a completion or a label begins.
+    content = new.source.encode().replace(b"\0", b"\xff") + b"\0" + new.text.encode()
+    chat = None if new.messages is None else json.dumps(new.messages, ensure_ascii=False, sort_keys=True)
+    for name, more in ((b"completion", new.completion), (b"label", new.label), (b"messages", chat)):
+        if more is not None:
+            content += b"\xff" + name + b"\0" + more.encode()
+    return f"text-{hashlib.sha256(content).hexdigest()[:24]}"
+
+
+def is_held_out(identity: str) -> bool:
+    """Whether the text with this id is kept for measuring. A function of the id: stable for ever."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
+
+
+def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A chat as it is read."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def count_words(text: str) -> int:
+    """How many words a text has; where a script sets no spaces between them, about as many as its bytes suggest."""
+    return max(len(text.split()), len(text.encode()) // 8)
+
+
+class TextStore:
+    """Every query about texts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
+        """Store all of the texts or none. They are on disk when this returns."""
+        with self._database.write() as session:
+            return _add(session, texts, now)
+
+    def get(self, identity: str) -> Text:
+        """The text with this id. Raises NotFound."""
+        with self._database.read() as session:
+            return _found(session.get(Text, identity), identity)
+
+    def page(self, *, after: str | None, limit: int) -> list[Text]:
+        """Up to `limit` texts, newest first, from behind the text `after`. Raises NotFound for an unknown `after`."""
+        newest_first = select(Text).order_by(col(Text.created_at).desc(), col(Text.id).desc()).limit(limit)
+        with self._database.read() as session:
+            if after is not None:
+                last = _found(session.get(Text, after), after)
+                newest_first = newest_first.where(_behind(last))
+            return list(session.exec(newest_first))
+
+    def delete(self, identity: str) -> None:
+        """Delete the text, and what reports may say of it, and overwrite the bytes in the file. Raises NotFound."""
+        with self._database.write() as session:
+            if delete_texts(session, col(Text.id) == identity) == 0:
+                raise NotFound(_no_text(identity))
+        # The bytes also stand in the write-ahead log until it is folded into the file and cut off.
+        self._database.truncate_log()
+
+    def counts(self) -> TextCounts:
+        """How many texts there are and how many words are new."""
+        new_words = func.coalesce(func.sum(Text.words).filter(col(Text.learned_in).is_(None)), 0)
+        with self._database.read() as session:
+            texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
+        return TextCounts(texts=texts, new_words=words)
+
+    def size(self) -> int:
+        """The bytes of all texts together."""
+        parts = [func.length(cast(func.coalesce(part, ""), LargeBinary)) for part in (Text.text, Text.completion)]
+        with self._database.read() as session:
+            return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
+
+    def new_words_since(self, moment: datetime) -> int:
+        """How many of the new words came in after a moment."""
+        words = select(func.coalesce(func.sum(Text.words), 0))
+        with self._database.read() as session:
+            return session.exec(words.where(col(Text.learned_in).is_(None), col(Text.created_at) > moment)).one()
+
+    def of_job(self, job_id: str) -> list[Text]:
+        """The texts that a job learns from, oldest first: an order that does not change."""
+        with self._database.read() as session:
+            return list(
+                session.exec(
+                    select(Text)
+                    .join(JobText, col(JobText.text_id) == col(Text.id))
+                    .where(JobText.job_id == job_id)
+                    .order_by(col(Text.created_at), col(Text.id))
+                )
+            )
+
+
+def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
+    """Store those of the texts that are not there yet."""
+    ids = tuple(map(text_id, texts))
+    rows = dict(zip(ids, texts, strict=True))
+    for known in _known(session, list(rows)):
+        del rows[known]
+    session.add_all(_row(identity, new, now) for identity, new in rows.items())
+    return Added(ids=ids, created=len(rows))
+
+
+def delete_texts(session: Session, which: ColumnElement[bool]) -> int:
+    """Delete texts, and what reports may say of them. Returns how many there were."""
+    forget_content(session, which)  # before the texts' rows in job_text go with them
+    return session.exec(delete(Text).where(which)).rowcount
+
+
+def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
+    """Store texts for a job that is to learn these. Returns how many texts and words these are."""
+    ids = dict.fromkeys(_add(session, texts, now).ids)
+    session.flush()
+    session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
+    session.flush()
+    of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))
+    return len(ids), session.exec(of_job.where(JobText.job_id == job_id)).one() or 0
+
+
+def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -> tuple[int, int]:
+    """Fix the job's texts: what is new, with as many words again of what is not, so that it is not forgotten.
+
+    Which old texts these are follows from the job's id; a tenth of them is held-out text, as far as there is so much,
+    so that forgetting is seen. What only jobs have learned that the owner has taken back is neither. Where nothing is
+    new it is all the rest. given: the job has its own texts already, which are what is new. replay: without it there
+    is nothing old. Returns how many texts and words these are.
+    """
+    texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
+    own = set(session.exec(select(JobText.text_id).where(JobText.job_id == job_id)))
+    new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
+    # Of a job whose own texts were deleted nothing is left to learn.
+    old = _old(session, texts, own, job_id) if replay and (new or not given) else []
+    if new:
+        words = max(LEAST_REPLAY_WORDS, sum(text.words for text in new))
+        kept = _first([text for text in old if text.held_out], words // HELD_OUT_ONE_IN)
+        old = kept + _first([text for text in old if not text.held_out], words - sum(text.words for text in kept))
+    session.add_all(JobText(job_id=job_id, text_id=text.id) for text in new + old if text.id not in own)
+    return len(new + old), sum(text.words for text in new + old)
+
+
+class _Weighed(NamedTuple):
+    id: str
+    words: int
+    learned_in: str | None
+    held_out: bool
+
+
+def _old(session: Session, texts: Sequence[_Weighed], own: Collection[str], job_id: str) -> list[_Weighed]:
+    """What was learned and not set aside, but for the job's own texts, in an order that follows from the job's id."""
+    set_aside = withdrawn_jobs(session) | {None}
+    old = [text for text in texts if text.learned_in not in set_aside and text.id not in own]
+    return sorted(old, key=lambda text: hashlib.sha256(f"{job_id} {text.id}".encode()).digest())
+
+
+def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
+    """The first texts that come to so many words."""
+    chosen: list[_Weighed] = []
+    for text in texts:
+        if words > 0:
+            chosen.append(text)
+            words -= text.words
+    return chosen
+
+
+def mark_learned(session: Session, job_id: str) -> None:
+    """Note that a succeeded job has seen its texts: they are new no more."""
+    of_job = select(JobText.text_id).where(JobText.job_id == job_id)
+    session.exec(update(Text).where(col(Text.id).in_(of_job), col(Text.learned_in).is_(None)).values(learned_in=job_id))
+
+
+def _known(session: Session, ids: list[str]) -> set[str]:
+    known: set[str] = set()
+    # SQLite takes a limited number of bound values a statement.
+    for start in range(0, len(ids), 500):
+        known |= set(session.exec(select(Text.id).where(col(Text.id).in_(ids[start : start + 500]))))
+    return known
+
+
+def _row(identity: str, new: NewText, now: datetime) -> Text:
+    return Text(
+        id=identity,
+        source=new.source,
+        text=new.text,
+        completion=new.completion,
+        label=new.label,
+        messages=new.messages,
+        words=count_words(new.text) + count_words(new.completion or ""),
+        held_out=is_held_out(identity) if new.held_out is None else new.held_out,
+        created_at=now,
+    )
+
+
+def _behind(last: Text) -> ColumnElement[bool]:
+    return tuple_(col(Text.created_at), col(Text.id)) < tuple_(last.created_at, last.id)
+
+
+def _found(text: Text | None, identity: str) -> Text:
+    if text is None:
+        raise NotFound(_no_text(identity))
+    return text
+
+
+def _no_text(identity: str) -> str:
+    return f"There is no text {identity!r}. GET /texts lists those that are here."

@@ -1,0 +1,101 @@
+"""A job's journal as a file of its own: what a replay needs besides the base model, checked by a sum.
+
+Layout: the magic line; one line of JSON, the header; CRC-32 of header line and rows, 4 bytes, little endian; the
+rows in journal_codec's encoding. It holds no text of the owner's.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from pocketllm.storage.step_log_codec import ENCODING, JournalRow, decode, probes_in
+
+if TYPE_CHECKING:  # the command line reads exports, and does without the database's library
+    from pocketllm.storage.tables import Job
+
+MAGIC = b"pocketllm journal 1\n"
+#: Settings that shape the run. The rest says when to learn, what is measured, and how much memory there was.
+SETTINGS = (
+    "batch",
+    "block_tokens",
+    "epsilon",
+    "step_size",
+    "rank",
+    "targets",
+    "template",
+    "label_words",
+)
+_CHECKSUM_BYTES = 4
+_FIELDS = frozenset(
+    ("job", "model", "mode", "seed", "probes", "noise", "total_steps", "settings", "parent", "base_sha256", "encoding")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalExport:
+    """What an export file holds.
+
+    header: job, model, mode, seed, probes, noise, total_steps, settings, parent, base_sha256 (of the base's weights;
+    None where it was not known) and encoding.
+    """
+
+    header: Mapping[str, Any]
+    rows: list[JournalRow]
+
+
+def export_journal(job: "Job", encoded: bytes, *, base_sha256: str | None = None) -> bytes:
+    """The file of a job's journal. encoded: its rows, from `Journal.encoded` or `journal_codec.encode`."""
+    # The plan, where there is one, has what was asked for as far as memory allowed it.
+    run = {**job.settings, **(job.plan or {})}
+    header = {
+        "job": job.id,
+        "model": job.model,
+        "mode": job.mode,
+        "seed": job.seed,
+        "probes": probes_in(encoded),
+        "noise": job.settings.get("noise", "rademacher"),
+        "total_steps": job.total_steps,
+        "settings": {name: run[name] for name in SETTINGS if name in run},
+        "parent": job.parent,
+        "base_sha256": base_sha256,
+        "encoding": ENCODING,
+    }
+    line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
+    return MAGIC + line + _checksum(line, encoded) + encoded
+
+
+def read_export(data: bytes) -> JournalExport:
+    """What is in a file that `export_journal` made. Raises ValueError with a sentence for any other."""
+    if not data.startswith(MAGIC):
+        raise ValueError(
+            "This is no journal of PocketLLM's, or it is damaged. `pocketllm journal JOB --export` makes one."
+        )
+    line, newline, rest = data[len(MAGIC) :].partition(b"\n")
+    checksum, encoded = rest[:_CHECKSUM_BYTES], rest[_CHECKSUM_BYTES:]
+    if not newline or checksum != _checksum(line + newline, encoded):
+        raise ValueError("This journal is cut short or damaged: its checksum does not fit. Export it again.")
+    header = _header(line)
+    rows = list(decode(encoded))
+    if header["probes"] != probes_in(encoded) or any(row.seed != header["seed"] for row in rows[:1]):
+        raise ValueError("This journal's header does not fit its rows. Export it again.")
+    if not all(isfinite(number) for row in rows for number in (*row.scalars, row.learning_rate)):
+        raise ValueError("This journal holds a number that is none. Export it again.")
+    return JournalExport(header=header, rows=rows)
+
+
+def _header(line: bytes) -> dict[str, Any]:
+    """The header, whose sum fits: it is as somebody has made it, which need not have been us."""
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"This journal's header is not JSON: {error}. Export it again.") from error
+    if not isinstance(header, dict) or not header.keys() >= _FIELDS:
+        raise ValueError(f"This journal's header lacks some of: {', '.join(sorted(_FIELDS))}. Export it again.")
+    return header
+
+
+def _checksum(line: bytes, encoded: bytes) -> bytes:
+    return zlib.crc32(encoded, zlib.crc32(line)).to_bytes(_CHECKSUM_BYTES, "little")

@@ -1,0 +1,141 @@
+"""Adapters leave as a file for llama.cpp: over HTTP, and by the command line on a real daemon."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.params.lora import WEIGHTS_NAME, Adapter, load_adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter as AdapterRow
+from pocketllm.storage.tables import Outcome
+from tests.support.commands import commands
+from tests.support.learning import equal, fresh_process, some_adapter
+from tests.support.running import Rehearsal, assert_problem, rehearsal, running
+from tests.support.tiny_models import tiny_native
+from tests.support.working import NOW, queue_job
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        yield made
+
+
+def learn(folder: Path, store: Store, *, head: bool = False) -> Adapter:
+    """An adapter of the model tiny in a data folder, by the id of adapter-1."""
+    model = LanguageModel(open_native(tiny_native(folder / "models")))
+    adapter = some_adapter(model)
+    if head:
+        vocabulary, width = model.head.weights.weight.shape
+        adapter.a[model.head_path], adapter.b[model.head_path] = torch.ones(4, width), torch.ones(vocabulary, 4)
+    adapter.save(folder / "adapters" / "adapter-1")
+    store.texts.add([], now=NOW)
+    job = queue_job(store)
+    row = AdapterRow(id="adapter-1", job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
+    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+    return adapter
+
+
+def test_an_adapter_leaves_as_a_file_for_llama_cpp(api: Rehearsal, tmp_path: Path) -> None:
+    adapter = learn(api.services.folder.root, api.services.store)
+    response = api.get("/adapters/adapter-1/export?format=gguf")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["content-disposition"] == 'attachment; filename="adapter-1.gguf"'
+    assert int(response.headers["content-length"]) == len(response.content)
+    (tmp_path / "it.gguf").write_bytes(response.content)
+    reader = gguf.GGUFReader(tmp_path / "it.gguf")
+    assert reader.fields["general.name"].contents() == "adapter-1"
+    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert len(found) == 2 * len(adapter.a)
+    expected = adapter.b["model.layers.1.mlp.down_proj"].numpy()
+    assert np.array_equal(found["blk.1.ffn_down.weight.lora_b"], expected)
+    assert not list(api.services.folder.exports.iterdir())
+
+
+def test_what_a_killed_daemon_was_writing_goes_at_the_next_start(api: Rehearsal) -> None:
+    half = api.services.folder.exports / "tmp1" / "whole.gguf"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"GGUF")
+    api.services.scheduler.recover(api.clock.now)
+    assert not half.parent.exists()
+
+
+def test_peft_is_the_default(api: Rehearsal) -> None:
+    learn(api.services.folder.root, api.services.store)
+    default, named = api.get("/adapters/adapter-1/export"), api.get("/adapters/adapter-1/export?format=peft")
+    assert default.headers["content-type"] == named.headers["content-type"] == "application/x-tar"
+    assert default.content == named.content
+
+
+def test_another_format(api: Rehearsal) -> None:
+    learn(api.services.folder.root, api.services.store)
+    document = assert_problem(api.get("/adapters/adapter-1/export?format=onnx"), 422, "invalid_value")
+    assert document["error"]["param"] == "format"
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [("models/tiny/pocketllm.json", "models add"), (f"adapters/adapter-1/{WEIGHTS_NAME}", "adapter-1 cannot be read")],
+)
+def test_what_cannot_be_exported(api: Rehearsal, gone: str, says: str) -> None:
+    root = api.services.folder.root
+    learn(root, api.services.store)
+    (root / gone).unlink()
+    document = assert_problem(api.get("/adapters/adapter-1/export?format=gguf"), 409, "cannot_export")
+    assert says in document["detail"]
+    assert not list(api.services.folder.exports.iterdir())
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import pocketllm.api.app, pocketllm.server
+from pocketllm.daemon.tools.export import export_gguf
+export_gguf(*map(Path, sys.argv[1:]))
+print(json.dumps([name for name in ("torch", "numpy", "gguf") if name in sys.modules]))
+"""
+
+
+def test_the_daemons_process_stays_small(api: Rehearsal, tmp_path: Path) -> None:
+    root = api.services.folder.root
+    learn(root, api.services.store)
+    assert fresh_process(PROGRAM, root / "adapters/adapter-1", root / "models/tiny", tmp_path / "it.gguf") == []
+    assert (tmp_path / "it.gguf").exists()
+
+
+def test_by_the_command_line_with_a_base_file_for_its_head(tiny_gguf: Path, tmp_path: Path) -> None:
+    """The real daemon; a tied base file is untied on the way."""
+    folder, out = tmp_path / "data", tmp_path / "out"
+    with running(folder, MODEL="tiny"):
+        store = Store.open(folder / "pocketllm.db")
+        adapter = learn(folder, store, head=True)
+        store.close()
+        run = commands(folder)
+        export = ("adapters", "export", "adapter-1", "--format", "gguf", "--to", str(out))
+        said = run(*export).stdout
+        assert f"-m BASE.gguf --lora {out / 'adapter-1.gguf'}" in said and "--base BASE.gguf" in said
+        again = run(*export)
+        assert again.exit_code == 2 and "is there already" in again.stderr
+        (out / "adapter-1.gguf").unlink()
+        assert run("adapters", "export", "adapter-1", "--to", str(tmp_path / "peft")).exit_code == 0
+        assert equal(load_adapter(tmp_path / "peft" / "adapter-1"), adapter)
+        told = json.loads(run(*export, "--base", str(tiny_gguf), "--json").stdout)
+    base, file = out / "Tiny-Llama.Q8_0-untied.gguf", out / "adapter-1.gguf"
+    assert told == {"id": "adapter-1", "file": str(file), "base": str(base), "needs_untied_head": True}
+    assert sorted(out.iterdir()) == [base, file]
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    assert np.array_equal(found["output.weight.lora_b"], adapter.b["lm_head"].numpy())
+    assert "output.weight" in [tensor.name for tensor in gguf.GGUFReader(base).tensors]
+
+
+def test_a_base_file_is_no_business_of_peft(tiny_gguf: Path, tmp_path: Path) -> None:
+    result = commands(tmp_path)("adapters", "export", "adapter-1", "--base", str(tiny_gguf))
+    assert result.exit_code == 2 and "--format gguf" in result.stderr

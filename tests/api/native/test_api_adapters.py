@@ -1,0 +1,207 @@
+"""Adapters over HTTP: the list with its chains, going back, and what the next request for text is answered with."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Outcome
+from tests.support.learning import some_adapter
+from tests.support.running import Document, Rehearsal, assert_problem, rehearsal, running
+from tests.support.tiny_models import tiny_native
+from tests.support.working import NOW, queue_job
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        yield made
+
+
+def learn(api: Rehearsal, name: str, outcome: Outcome = Outcome.LEARNED) -> str:
+    """Let a job make an adapter; the job's id."""
+    tiny_native(api.services.folder.models) if not (api.services.folder.models / "tiny").exists() else None
+    api.add(f"words for {name}")
+    job: str = api.post("/jobs").json()["id"]
+    api.tick(60)
+    row = Adapter(
+        id=name,
+        job_id=job,
+        model="tiny",
+        parent=api.services.store.jobs.get(job).parent,
+        outcome=outcome,
+        held_out_loss_before=3.5,
+        held_out_loss_now=3.25,
+        created_at=api.clock.now,
+    )
+    api.services.folder.adapter(name).mkdir(parents=True)
+    api.services.store.jobs.succeed(job, adapter=row, publish=outcome is Outcome.LEARNED, now=api.clock.now)
+    api.runner.ends(0)
+    api.tick()
+    return job
+
+
+def roll_back(api: Rehearsal, **body: str) -> Document:
+    response = api.post("/adapters/rollback", json=body)
+    assert response.status_code == 200, response.text
+    document: Document = response.json()
+    return document
+
+
+def test_the_adapters_newest_first_each_with_its_parent(api: Rehearsal) -> None:
+    first = learn(api, "adapter-0")
+    learn(api, "adapter-1", Outcome.NO_PROOF)
+    newest, oldest = api.get("/adapters").json()["data"]
+    assert (newest["id"], newest["outcome"], newest["serving"]) == ("adapter-1", "no proof of learning", False)
+    assert newest["parent"] == "adapter-0"
+    assert oldest == {
+        "id": "adapter-0",
+        "job": first,
+        "model": "tiny",
+        "mode": "lora",
+        "parent": None,
+        "serving": True,
+        "outcome": "learned",
+        "held_out_loss_before": 3.5,
+        "held_out_loss_now": 3.25,
+        "folder": str(api.services.folder.root / "adapters" / "adapter-0"),
+        "created_at": "2026-03-01T12:01:00Z",
+    }
+
+
+def test_back_to_the_base_and_forth_again(api: Rehearsal) -> None:
+    learn(api, "adapter-0")
+    learn(api, "adapter-1")
+    assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": "adapter-0", "skipped": []}
+    assert roll_back(api, model="tiny")["serving"] is None
+    assert api.get("/status").json()["model"]["adapter"] is None
+    refused = assert_problem(api.post("/adapters/rollback"), 409, "wrong_state")
+    assert "the base model is served already" in refused["detail"]
+    again = api.post("/adapters/adapter-1/serve").json()
+    assert (again["was"], again["serving"]) == (None, "adapter-1")
+
+
+def test_a_parent_whose_folder_is_gone_is_passed_over(api: Rehearsal) -> None:
+    learn(api, "adapter-0")
+    learn(api, "adapter-1")
+    api.services.folder.adapter("adapter-0").rmdir()
+    assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": None, "skipped": ["adapter-0"]}
+    assert_problem(api.post("/adapters/adapter-0/serve"), 409, "wrong_state")
+
+
+def test_a_job_under_way_does_not_bring_back_what_was_rolled_back(api: Rehearsal) -> None:
+    learn(api, "adapter-0")
+    api.add("more words")
+    job = api.post("/jobs").json()["id"]
+    api.tick(60)
+    roll_back(api)
+    row = Adapter(
+        id="adapter-1", job_id=job, model="tiny", parent="adapter-0", outcome=Outcome.LEARNED, created_at=api.clock.now
+    )
+    api.services.store.jobs.succeed(job, adapter=row, publish=True, now=api.clock.now)
+    assert api.get("/status").json()["model"]["adapter"] is None
+    assert "kept, not served" in api.get(f"/jobs/{job}").json()["events"][-1]["message"]
+
+
+@pytest.mark.parametrize("path", ["/adapters/rollback", "/adapters/adapter-0/serve"])
+def test_the_token_is_wanted(api: Rehearsal, path: str) -> None:
+    learn(api, "adapter-0")
+    assert_problem(api.post(path, token=None), 401, "missing_token")
+    assert api.get("/status").json()["model"]["adapter"] == "adapter-0"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({"model": ""}, "model"), ({"model": 5}, "model"), ({"models": "a"}, "models")]
+)
+def test_a_faulty_wish(api: Rehearsal, body: Document, param: str) -> None:
+    document = assert_problem(api.post("/adapters/rollback", json=body), 422, "invalid_value")
+    assert document["error"]["param"] == param
+
+
+def test_a_form_of_a_web_page_rolls_nothing_back(api: Rehearsal) -> None:
+    learn(api, "adapter-0")
+    response = api.post("/adapters/rollback", content=b"model=tiny", headers={"content-type": "text/plain"})
+    assert_problem(response, 415, "unsupported_media_type")
+
+
+def test_an_adapter_that_is_not_there(api: Rehearsal) -> None:
+    assert_problem(api.post("/adapters/none/serve"), 404, "not_found")
+
+
+def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path: Path) -> None:
+    """The real daemon, with its generator running all the while."""
+    folder = tmp_path / "data"
+    with running(folder, MODEL="tiny") as daemon:
+        native = open_native(tiny_native(folder / "models"))
+        adapter = some_adapter(LanguageModel(native), size=0.5)
+        store = Store.open(folder / "pocketllm.db")
+        store.texts.add([], now=NOW)
+        job = queue_job(store)
+        adapter.save(folder / "adapters" / "adapter-1")
+        row = Adapter(id="adapter-1", job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
+        store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+        store.close()
+
+        def generated() -> tuple[str | None, str]:
+            wish = {"prompt": "The wind", "max_tokens": 24, "temperature": 0}
+            answer = daemon.client.post("/generate", json=wish).json()
+            return answer["adapter"], answer["text"]
+
+        personal = generated()
+        generator = daemon.status()["generator"]["pid"]
+        assert daemon.client.post("/adapters/rollback").json()["serving"] is None
+        base = generated()
+        assert (personal[0], base[0]) == ("adapter-1", None)
+        assert personal[1] != base[1]
+        assert daemon.client.post("/adapters/adapter-1/serve").json()["serving"] == "adapter-1"
+        assert generated() == personal
+        assert daemon.status()["generator"]["pid"] == generator
+
+
+def test_an_adapter_is_deleted_with_its_files(api: Rehearsal) -> None:
+    learn(api, "a1")
+    learn(api, "a2")
+    folder = api.services.folder.adapter("a2")
+    refused = api.delete("/adapters/a2")
+    assert "pocketllm rollback" in assert_problem(refused, 409, "wrong_state")["detail"]
+    assert "a2 was made from a1" in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
+    roll_back(api)
+    assert api.delete("/adapters/a2").json() == {"id": "a2", "deleted": True}
+    assert not folder.exists()
+    assert [one["id"] for one in api.get("/adapters").json()["data"]] == ["a1"]
+    assert_problem(api.delete("/adapters/a2"), 404, "not_found")
+
+
+def test_the_start_of_a_job_that_is_open_stays(api: Rehearsal) -> None:
+    learn(api, "a1")
+    api.add("words for another")
+    job = api.post("/jobs").json()["id"]
+    api.tick(60)
+    roll_back(api)
+    assert job in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
+    api.post(f"/jobs/{job}/cancel")
+    assert api.delete("/adapters/a1").status_code == 200
+
+
+def test_an_adapter_leaves_as_a_tar_file(api: Rehearsal, tmp_path: Path) -> None:
+    learn(api, "a1")
+    folder = api.services.folder.adapter("a1")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 5000)
+    (folder / "empty").touch()
+    response = api.get("/adapters/a1/export")
+    assert response.headers["content-disposition"] == 'attachment; filename="a1.tar"'
+    with tarfile.open(fileobj=io.BytesIO(response.content)) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out" / "a1").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    assert_problem(api.get("/adapters/a1/export"), 409, "wrong_state")
+    assert_problem(api.get("/adapters/none/export"), 404, "not_found")

@@ -1,0 +1,206 @@
+"""The conditions over HTTP: what if, the screen that an app tells of, snooze, the ledger."""
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from pocketllm.api.native.status import ReadingsIn
+from pocketllm.daemon.settings import Quantity
+from tests.support.executables import executable
+from tests.support.running import Rehearsal, assert_problem, eventually, rehearsal
+from tests.support.tiny_models import tiny_native
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        tiny_native(made.services.folder.models)
+        yield made
+
+
+def what_if(api: Rehearsal, **readings: Any) -> list[str]:
+    """The names of what would speak against a job."""
+    response = api.post("/status/what-if", json={"readings": readings})
+    assert response.status_code == 200, response.text
+    document = response.json()
+    assert document["allowed"] is (not document["blockers"])
+    return [blocker["name"] for blocker in document["blockers"]]
+
+
+def test_what_if(api: Rehearsal) -> None:
+    api.tick()
+    assert what_if(api) == []
+    assert what_if(api, power=False) == ["power"]
+    assert what_if(api, power=None) == ["power"]
+    assert what_if(api, screen=True, battery=12, temperature=55.5) == ["screen", "battery", "temperature"]
+    assert what_if(api, health="dead", plug="wireless") == ["health"]
+    api.power.value = False
+    api.tick()
+    assert what_if(api, power=True) == []
+    assert api.get("/status").json()["training"]["allowed"] is False, "nothing was changed"
+
+
+def test_what_if_says_value_and_threshold(api: Rehearsal) -> None:
+    api.tick()
+    [blocker] = api.post("/status/what-if", json={"readings": {"battery": 12}}).json()["blockers"]
+    assert (blocker["value"], blocker["threshold"], blocker["unit"]) == (12, 40, "%")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"readings": {"battery": "full"}}, "readings.battery"),
+        ({"readings": {"power": 1}}, "readings.power"),
+        ({"readings": {"battery": True}}, "readings.battery"),
+        ({"readings": {"plug": 3}}, "readings.plug"),
+        ({"readings": {"mood": 3}}, None),
+        ({"readings": []}, None),
+        ({}, None),
+    ],
+)
+def test_what_if_of_nonsense(api: Rehearsal, body: dict[str, Any], param: str | None) -> None:
+    document = assert_problem(api.post("/status/what-if", json=body), 422, "invalid_value")
+    if param:
+        assert document["error"]["param"] == param and param in document["detail"]
+
+
+def test_an_app_can_tell_of_the_screen(api: Rehearsal) -> None:
+    assert api.post("/status/screen", json={"on": True}).json() == {"on": True}
+    assert_problem(api.post("/status/screen", json={"on": "perhaps"}), 422, "invalid_value")
+    assert_problem(api.post("/status/screen", json={"on": True}, token=None), 401, "missing_token")
+
+
+def running_job(api: Rehearsal) -> str:
+    """A job that a worker is at."""
+    api.add("words " * 50)
+    job = str(api.post("/jobs", json={"now": False}).json()["id"])
+    api.tick()
+    assert api.runner.job_id == job
+    return job
+
+
+def test_a_snooze_pauses_what_runs_and_ends(api: Rehearsal) -> None:
+    job = running_job(api)
+    response = api.post("/status/snooze", json={"minutes": 30})
+    until = (api.clock.now + timedelta(minutes=30)).isoformat().replace("+00:00", "Z")
+    assert response.json() == {"snoozed_until": until}
+    api.tick()
+    assert api.runner.job_id is None
+    [reason] = api.get(f"/jobs/{job}").json()["reasons"]
+    assert reason.startswith("snoozed until")
+    assert api.get("/status").json()["training"]["snoozed_until"] == until
+    api.tick(29 * 60)
+    assert api.runner.job_id is None
+    api.tick(60)
+    assert api.runner.job_id == job
+
+
+def test_a_snooze_can_be_ended(api: Rehearsal) -> None:
+    job = running_job(api)
+    api.post("/status/snooze", json={"minutes": 30})
+    api.tick(61)
+    assert api.post("/status/snooze", json={}).json() == {"snoozed_until": None}
+    api.tick(61)
+    assert api.runner.job_id == job
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"minutes": 0},
+        {"minutes": -5},
+        {"minutes": 1e9},
+        {"minutes": 5, "until": "2030-01-01T00:00:00Z"},
+        {"until": "2001-01-01T00:00:00Z"},
+        {"until": "2030-01-01T00:00:00"},
+        {"until": "tomorrow"},
+        {"hours": 5},
+    ],
+)
+def test_a_snooze_that_makes_no_sense(api: Rehearsal, body: dict[str, Any]) -> None:
+    assert_problem(api.post("/status/snooze", json=body), 422, "invalid_value")
+    assert api.get("/status").json()["training"]["snoozed_until"] is None
+
+
+def test_the_ledger_of_a_job_and_of_the_days(api: Rehearsal) -> None:
+    job = running_job(api)
+    api.battery.value = 78.0
+    api.tick(40)
+    api.power.value = False
+    api.tick(20)
+    [window] = api.get(f"/jobs/{job}", token=None).json()["ledger"]
+    assert window == {
+        "job": job,
+        "began_at": "2026-03-01T12:00:02Z",
+        "ended_at": "2026-03-01T12:01:02Z",
+        "seconds": 60.0,
+        "began_because": "power, battery 80 %, memory 4000 MB",
+        "ended_because": "not on external power",
+        "cpu_seconds": 1.5,
+        "battery_began_percent": 80.0,
+        "battery_ended_percent": 78.0,
+        "hottest_battery_celsius": None,
+        "hottest_zone_celsius": None,
+    }
+    document = api.get("/ledger", token=None).json()
+    assert document["data"] == [window]
+    [day] = document["days"]
+    assert (day["runs"], day["seconds"], day["battery_lost_percent"]) == (1, 60.0, 2.0)
+    assert_problem(api.get("/ledger?days=0"), 422, "invalid_value")
+
+
+def test_an_empty_ledger(api: Rehearsal) -> None:
+    assert api.get("/ledger").json() == {"data": [], "days": []}
+
+
+def test_when_it_would_run_if_tonight_is_like_last_night(api: Rehearsal) -> None:
+    def expected() -> Any:
+        return api.get("/status").json()["training"]["expected_at"]
+
+    api.power.value = False
+    api.tick()
+    assert expected() is None
+    opened = api.clock.now
+    api.power.value = True
+    api.tick()
+    assert expected() is not None
+    api.tick(3600)
+    api.power.value = False
+    api.tick(2)
+    at = (opened + timedelta(days=1, seconds=2)).isoformat().replace("+00:00", "Z")
+    assert expected() == at
+
+
+def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "calls"
+    for name in ("termux-wake-lock", "termux-wake-unlock"):
+        executable(tmp_path / "bin", name, f'echo "$(basename "$0")" >> "{note}"')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with rehearsal(tmp_path / "data") as api:
+        tiny_native(api.services.folder.models)
+        job = running_job(api)
+        api.power.value = False
+        api.tick()  # it waits
+        api.power.value = True
+        api.tick(90)
+        api.runner.ends(1, "no memory")
+        api.tick()  # it ended by itself
+        api.tick(90)
+        api.post(f"/jobs/{job}/cancel")
+        wanted = ["termux-wake-lock", "termux-wake-unlock"] * 3
+        eventually(lambda: note.exists() and note.read_text().split() == wanted, "all calls", seconds=20)
+
+
+def test_each_quantity_of_the_gate_can_be_supposed() -> None:
+    assert {field.alias or name for name, field in ReadingsIn.model_fields.items()} == set(get_args(Quantity))
+
+
+def test_what_is_supposed_of_memory_pressure(api: Rehearsal) -> None:
+    api.tick()
+    assert what_if(api, **{"memory pressure": 99}) == ["memory pressure"]

@@ -1,0 +1,199 @@
+"""POST /jobs?dry_run=true: what a job would take; and how a job is asked for with settings of its own."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.api.native.jobs import JobIn
+from pocketllm.daemon.scheduling.planning import plan_job
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.planning.memory_model import MB
+from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
+from tests.support.tiny_models import tiny_native
+
+#: Enough for an adapter of the tiny model, too little for all of its weights.
+ENOUGH, LITTLE = 200 * MB, 50 * MB
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with `tiny`, and `packed`, whose weights are in 8 bits."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_native(folder)
+    tiny_native(folder, "packed", hidden=64, dtype="int8")
+    return folder
+
+
+@pytest.fixture
+def api(tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> Iterator[Rehearsal]:
+    """Two texts of four words, and no job that asks for itself. Other settings: parametrize it indirectly."""
+    others = dict(getattr(request, "param", {}))
+    training = {"steps": 30, "memory_bytes": ENOUGH, "batch": 3, "new_words": 1000} | others.pop("training", {})
+    with rehearsal(tmp_path / "data", training=training, **others) as made:
+        made.services.folder.models.symlink_to(models)
+        made.add("Wind west, glass rising.", "Two mugs of tea.")
+        yield made
+
+
+def plan(api: Rehearsal, **wish: Any) -> Document:
+    response = api.post("/jobs?dry_run=true", json=wish)
+    assert response.status_code == 200, response.text
+    assert response.text.endswith("\n}\n")
+    document: Document = response.json()
+    return document
+
+
+def test_the_document(api: Rehearsal) -> None:
+    document = plan(api)
+    planned = plan_job(open_native(api.services.folder.models / "tiny"), api.services.settings.training, steps=30)
+    found = planned.prediction
+    assert document == {
+        "model": "tiny",
+        "mode": "lora",
+        "method": "exact",
+        "steps": 30,
+        "batch": 3,
+        "block_tokens": 64,
+        "probes": 1,
+        "rows_at_once": 3,
+        "reductions": [],
+        "predicted": {
+            "library_bytes": found.library_bytes,
+            "working_bytes": found.working_bytes,
+            "anonymous_bytes": found.anonymous_bytes,
+            "file_bytes": found.file_bytes,
+            "peak_bytes": found.peak_bytes,
+            "seconds_per_step": found.seconds_per_step,
+            "seconds": found.seconds,
+        },
+        "alternatives": [
+            {"method": one.method, "prediction": asdict(one.prediction) if one.prediction else None, "reason": None}
+            for one in planned.alternatives
+        ],
+        "memory_limit_bytes": ENOUGH,
+        "enough_text": {"enough": True, "texts": 2, "new_words": 8},
+    }
+
+
+@pytest.mark.parametrize("wish", [{}, {"method": "mezo"}])
+def test_each_method_is_there_to_compare_with(api: Rehearsal, wish: dict[str, str]) -> None:
+    document = plan(api, **wish)
+    by_method = {one["method"]: one["prediction"] for one in document["alternatives"]}
+    assert by_method.keys() == {"exact", "mezo"}
+    assert by_method[document["method"]] == document["predicted"]
+
+
+def test_why_a_method_cannot_be_is_told(api: Rehearsal) -> None:
+    document = plan(api, mode="full")
+    assert document["method"] == "mezo"
+    [reason] = [one["reason"] for one in document["alternatives"] if one["method"] == "exact"]
+    assert reason.startswith("Exact gradients are of an adapter's factors (mode lora).")
+
+
+def test_nothing_is_queued(api: Rehearsal) -> None:
+    response = api.post("/jobs?dry_run=true")
+    assert response.status_code == 200
+    assert "location" not in response.headers
+    api.tick()
+    assert api.get("/jobs").json()["data"] == []
+
+
+def test_the_token_is_needed(api: Rehearsal) -> None:
+    assert_problem(api.post("/jobs?dry_run=true", token=None), 401, "missing_token")
+
+
+def test_wishes_stand_in_place_of_the_settings(api: Rehearsal) -> None:
+    document = plan(api, steps=5, batch=2, probes=4, method="mezo", seed=1, now=False)
+    assert (document["steps"], document["batch"], document["probes"], document["rows_at_once"]) == (5, 2, 4, 10)
+    assert document["predicted"]["seconds"] == pytest.approx(5 * document["predicted"]["seconds_per_step"])
+
+
+def test_a_job_is_what_was_planned(api: Rehearsal) -> None:
+    wish = {"steps": 5, "batch": 2, "probes": 4, "mode": "lora", "method": "mezo"}
+    foretold = plan(api, **wish)
+    response = api.post("/jobs?dry_run=false", json=wish)
+    assert response.status_code == 202
+    job = api.get(response.headers["location"]).json()
+    assert job["predicted_bytes"] == foretold["predicted"]["peak_bytes"]
+    assert (job["mode"], job["total_steps"]) == ("lora", 5)
+    expected = {**api.services.settings.training.model_dump(mode="json"), "batch": 2, "probes": 4, "method": "mezo"}
+    assert job["settings"] == expected
+
+
+@pytest.mark.parametrize("api", [{"training": {"memory_bytes": LITTLE}}], indirect=True)
+@pytest.mark.parametrize("query", ["", "?dry_run=true"])
+def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: Rehearsal, query: str) -> None:
+    document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 409, "does_not_fit")
+    assert "training.memory_bytes allows 50 MB. Set it to 6" in document["detail"]
+    assert "or train an adapter (mode lora)." in document["detail"]
+    assert api.get("/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("api", [{"model": "packed"}], indirect=True)
+@pytest.mark.parametrize("query", ["", "?dry_run=true"])
+def test_what_cannot_be_trained_is_refused(api: Rehearsal, query: str) -> None:
+    document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 422, "bad_request")
+    assert "packed is stored as int8" in document["detail"]
+    assert plan(api)["model"] == "packed"
+
+
+@pytest.mark.parametrize("api", [{"model": "absent"}], indirect=True)
+def test_without_the_model_there_is_no_plan(api: Rehearsal) -> None:
+    document = assert_problem(api.post("/jobs?dry_run=true"), 503, "model_not_ready")
+    assert "'absent'" in document["detail"]
+
+
+def test_a_model_whose_weights_are_broken_is_not_ready(api: Rehearsal, tmp_path: Path) -> None:
+    api.services.folder.models.unlink()
+    folder = tiny_native(api.services.folder.models)
+    (folder / "config.json").write_text("{}")
+    document = assert_problem(api.post("/jobs?dry_run=true"), 503, "model_not_ready")
+    assert "Import it again." in document["detail"]
+
+
+def test_without_text_there_is_a_plan_that_says_so(tmp_path: Path, models: Path) -> None:
+    with rehearsal(tmp_path / "data") as bare:
+        bare.services.folder.models.symlink_to(models)
+        assert plan(bare)["enough_text"] == {"enough": False, "texts": 0, "new_words": 0}
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"mode": "all"}, "mode"),
+        ({"batch": 0}, "batch"),
+        ({"batch": 1025}, "batch"),
+        ({"batch": 1.5}, "batch"),
+        ({"probes": 0}, "probes"),
+        ({"probes": 65}, "probes"),
+        ({"rank": 8}, "rank"),
+    ],
+)
+@pytest.mark.parametrize("query", ["", "?dry_run=true"])
+def test_faulty_wishes(api: Rehearsal, wish: Document, param: str, query: str) -> None:
+    document = assert_problem(api.post(f"/jobs{query}", json=wish), 422, "invalid_value")
+    assert document["error"]["param"] == param
+
+
+def test_a_faulty_query(api: Rehearsal) -> None:
+    assert assert_problem(api.post("/jobs?dry_run=perhaps"), 422, "invalid_value")["error"]["param"] == "dry_run"
+
+
+@pytest.mark.parametrize("name", ["batch", "probes", "steps"])
+def test_wishes_have_the_limits_of_the_settings(name: str) -> None:
+    limits = {str(limit) for limit in TrainingSettings.model_fields[name].metadata}
+    wished = JobIn.model_json_schema()["properties"][name]["anyOf"][0]
+    assert limits == {f"Ge(ge={wished['minimum']})", f"Le(le={wished['maximum']})"}
+
+
+def test_both_answers_are_described(api: Rehearsal) -> None:
+    responses = api.get("/openapi.json").json()["paths"]["/jobs"]["post"]["responses"]
+    schemas = {code: responses[code]["content"]["application/json"]["schema"] for code in ("200", "202")}
+    assert schemas == {
+        "200": {"$ref": "#/components/schemas/PlanOut"},
+        "202": {"$ref": "#/components/schemas/JobOut"},
+    }

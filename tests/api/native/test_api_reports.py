@@ -1,0 +1,161 @@
+"""Reports over HTTP: numbers for anybody, words for the owner alone, and neither before a job has ended."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.daemon.evaluation.promotion import judge
+from pocketllm.storage.repositories.reports import NewReport
+from pocketllm.storage.tables import Adapter, Outcome, Step
+from tests.support.running import Document, Rehearsal, assert_problem, rehearsal, running
+from tests.support.tiny_models import tiny_native
+
+JUDGEMENT = judge([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
+LEAK = {"places": 200, "base": 0.0, "personal": 0.125}
+CONTENT: Document = {
+    "words": [{"word": "xyzzy", "base": 0.001, "personal": 0.02}],
+    "completions": [{"prompt": "plugh", "base": " the", "personal": " xyzzy"}],
+}
+SECRETS = ("xyzzy", "plugh")
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    tiny_native(tmp_path / "data" / "models")
+    with rehearsal(tmp_path / "data") as made:
+        yield made
+
+
+def ask(api: Rehearsal) -> str:
+    return str(api.post("/jobs", json={"steps": 2, "seed": 7}).json()["id"])
+
+
+def learn(api: Rehearsal, content: Document | None = CONTENT, **numbers: Any) -> str:
+    """A job that has succeeded, with a report."""
+    identity = ask(api)
+    api.tick()
+    store = api.services.store
+    for step in (1, 2):
+        store.journal.append(
+            Step(job_id=identity, step=step, loss=3.0, seed=7, scalars=[0.5], learning_rate=0.5, tokens=9, seconds=1)
+        )
+        store.journal.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
+    end(api, identity, NewReport(numbers={"judgement": JUDGEMENT, "leak": LEAK} | numbers, content=content))
+    return identity
+
+
+def end(api: Rehearsal, identity: str, report: NewReport | None) -> None:
+    adapter = Adapter(
+        id=f"of-{identity}", job_id=identity, model="tiny", outcome=Outcome.LEARNED, created_at=api.clock.now
+    )
+    api.services.store.jobs.succeed(identity, adapter=adapter, publish=True, now=api.clock.now, report=report)
+    api.runner.ends(0)
+    api.tick()
+
+
+CURVE = {
+    "held_out": [{"step": 0, "held_out_loss": 4.0}, {"step": 2, "held_out_loss": 4.0}],
+    "training": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0}],
+}
+
+
+def test_the_owner_sees_everything(api: Rehearsal) -> None:
+    api.add("Wind west.")
+    identity = learn(api)
+    response = api.get(f"/jobs/{identity}/report")
+    assert response.status_code == 200
+    assert response.json() == {"job": identity, "judgement": JUDGEMENT, "leak": LEAK, "curve": CURVE, **CONTENT}
+
+
+def test_anybody_sees_the_numbers_alone(api: Rehearsal) -> None:
+    api.add("Wind west.")
+    identity = learn(api)
+    response = api.get(f"/jobs/{identity}", token=None)
+    assert response.json()["report"] == {"judgement": JUDGEMENT, "leak": LEAK}
+    assert response.json()["curve"] == CURVE
+    assert not any(secret in response.text for secret in SECRETS)
+    assert_problem(api.get(f"/jobs/{identity}/report", token=None), 401, "missing_token")
+
+
+def test_numbers_without_a_leak_and_a_report_without_content(api: Rehearsal) -> None:
+    api.add("Wind west.")
+    identity = learn(api, None, leak=None)
+    document = api.get(f"/jobs/{identity}/report").json()
+    assert (document["leak"], document["words"], document["completions"]) == (None, None, None)
+    assert document["judgement"] == JUDGEMENT
+
+
+def test_deleting_a_text_takes_the_words_from_the_report(api: Rehearsal) -> None:
+    [text] = api.add("Wind west.")
+    identity = learn(api)
+    assert api.delete(f"/texts/{text}").status_code == 200
+    document = api.get(f"/jobs/{identity}/report").json()
+    assert (document["words"], document["completions"]) == (None, None)
+    assert (document["judgement"], document["curve"]) == (JUDGEMENT, CURVE)
+    for file in api.services.folder.root.iterdir():
+        if file.is_file():
+            assert not any(secret.encode() in file.read_bytes() for secret in SECRETS)
+
+
+def test_before_its_end_a_job_has_none(api: Rehearsal) -> None:
+    api.add("Wind west.")
+    identity = ask(api)
+    detail = api.get(f"/jobs/{identity}").json()
+    assert detail["report"] is None and detail["curve"] == {"held_out": [], "training": []}
+    document = assert_problem(api.get(f"/jobs/{identity}/report"), 409, "wrong_state")
+    assert "is queued" in document["detail"] and "Ask again" in document["detail"]
+
+
+def test_jobs_that_will_never_have_one(api: Rehearsal) -> None:
+    assert "GET /jobs" in assert_problem(api.get("/jobs/job-0/report"), 404, "not_found")["detail"]
+    api.add("Wind west.")
+    cancelled = ask(api)
+    api.post(f"/jobs/{cancelled}/cancel")
+    document = assert_problem(api.get(f"/jobs/{cancelled}/report"), 404, "not_found")
+    assert "was cancelled" in document["detail"] and f"GET /jobs/{cancelled}" in document["detail"]
+    old = ask(api)
+    api.tick()
+    end(api, old, None)
+    assert "before there were reports" in assert_problem(api.get(f"/jobs/{old}/report"), 404, "not_found")["detail"]
+
+
+def test_the_documents_are_described(api: Rehearsal) -> None:
+    document = api.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    got = document["paths"]["/jobs/{job_id}/report"]["get"]["responses"]["200"]["content"]["application/json"]
+    assert got["schema"]["$ref"].endswith("/ReportOut")
+    assert set(schemas["ReportOut"]["required"]) == {"job", "judgement", "leak", "curve", "words", "completions"}
+    assert {"curve", "report"} <= set(schemas["JobDetailOut"]["required"])
+
+
+def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
+    """The daemon, its worker, and texts that each hold a marker: only the closed route may repeat it."""
+    tiny_native(tmp_path / "models", dtype="float32")
+    settings = {
+        "MODEL": "tiny",
+        "TRAINING__STEPS": "24",
+        "TRAINING__METHOD": "exact",
+        "TRAINING__BLOCK_TOKENS": "64",
+        "TRAINING__MEASURE_EVERY": "8",
+    }
+    with running(tmp_path, **settings) as daemon:
+        # Of the byte tokenizer a character is a token, so that each prompt has the marker.
+        texts = [{"text": f"xyzzy {number}: wind west, glass rising.", "source": "notes"} for number in range(80)]
+        daemon.client.post("/texts", json=texts)
+        identity = daemon.start_job()
+        daemon.wait_for_job(identity, "succeeded")
+        for path in ("/jobs", f"/jobs/{identity}", "/status"):
+            response = daemon.stranger.get(path)
+            assert response.status_code == 200 and "xyzzy" not in response.text
+        assert "xyzzy" not in daemon.log + (tmp_path / "worker.log").read_text()
+        assert daemon.stranger.get(f"/jobs/{identity}/report").status_code == 401
+        report = daemon.client.get(f"/jobs/{identity}/report").json()
+        assert report["judgement"] == daemon.job(identity)["report"]["judgement"]
+        assert report["words"] and report["completions"]
+        assert all(one["prompt"].startswith("xyzzy ") for one in report["completions"])
+
+        known = daemon.client.get("/texts").json()["data"]
+        daemon.client.delete(f"/texts/{known[0]['id']}")
+        assert daemon.client.get(f"/jobs/{identity}/report").json()["completions"] is None

@@ -1,0 +1,200 @@
+"""What the daemon says of itself: health, status and models."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm import __version__
+from tests.support.running import Document, Rehearsal, rehearsal
+from tests.support.tiny_models import edit_json, tiny_native
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        yield made
+
+
+@pytest.fixture
+def with_model(api: Rehearsal) -> Path:
+    """The folder of an imported model."""
+    return tiny_native(api.services.folder.models)
+
+
+def status(api: Rehearsal) -> Document:
+    """What anybody sees."""
+    response = api.get("/status", token=None)
+    assert response.status_code == 200
+    assert response.text.endswith("\n}\n")
+    document: Document = response.json()
+    return document
+
+
+def test_health(api: Rehearsal) -> None:
+    response = api.get("/health", token=None)
+    assert response.json() == {"status": "ok", "version": __version__, "pid": os.getpid()}
+    assert response.text.endswith("\n}\n")
+
+
+def test_the_status_of_a_daemon_at_rest(api: Rehearsal, with_model: Path) -> None:
+    api.tick(90)
+    assert status(api) == {
+        "version": __version__,
+        "uptime_seconds": 90.0,
+        "model": {"name": "tiny", "ready": True, "message": None, "adapter": None},
+        "training": {
+            "allowed": True,
+            "blockers": [],
+            "run_mode": "auto",
+            "snoozed_until": None,
+            "expected_at": "2026-03-01T12:01:30Z",
+        },
+        "readings": [
+            {
+                "name": name,
+                "value": value,
+                "unit": unit,
+                "source": "test",
+                "at": "2026-03-01T12:01:30Z",
+                "reason": None,
+                "absent": False,
+            }
+            for name, value, unit in (("power", True, None), ("battery", 80.0, "%"), ("memory", 4e9, "bytes"))
+        ],
+        "worker": {"running": False, "pid": None, "job": None},
+        "generator": {
+            "running": False,
+            "pid": None,
+            "unloads_in_seconds": None,
+            "backend": "transformers",
+            "backend_reason": "tiny was not imported from a GGUF file",
+        },
+        "texts": {"count": 0, "new_words": 0, "threshold_words": 400},
+        "jobs": dict.fromkeys(("queued", "running", "paused", "succeeded", "failed", "cancelled"), 0),
+    }
+
+
+def test_every_blocker_comes_with_its_figures(api: Rehearsal, with_model: Path) -> None:
+    api.power.value, api.battery.value, api.memory.value = False, 20.0, 5e8
+    api.tick(10)
+    api.tick(10)
+    since = "2026-03-01T12:00:10Z"  # the first look, not the last
+    document = status(api)
+    assert document["training"] == {
+        "run_mode": "auto",
+        "snoozed_until": None,
+        "expected_at": None,
+        "allowed": False,
+        "blockers": [
+            {
+                "name": "power",
+                "message": "not on external power",
+                "value": False,
+                "threshold": None,
+                "unit": None,
+                "since": since,
+            },
+            {
+                "name": "battery",
+                "message": "battery 20 % is under 40 %",
+                "value": 20.0,
+                "threshold": 40.0,
+                "unit": "%",
+                "since": since,
+            },
+            {
+                "name": "memory",
+                "message": "500 MB of memory available, under 700 MB",
+                "value": 5e8,
+                "threshold": 7e8,
+                "unit": "bytes",
+                "since": since,
+            },
+        ],
+    }
+
+    api.power.value, api.memory.value = True, 4e9
+    api.tick(10)
+    assert [blocker["name"] for blocker in status(api)["training"]["blockers"]] == ["battery"]
+
+    api.power.value = False
+    api.tick(10)
+    blockers = {blocker["name"]: blocker["since"] for blocker in status(api)["training"]["blockers"]}
+    assert blockers == {"battery": since, "power": "2026-03-01T12:00:40Z"}
+
+
+@pytest.mark.parametrize("name", ["power", "battery", "memory"])
+def test_an_unknown_sensor_is_named_with_its_reason(api: Rehearsal, with_model: Path, name: str) -> None:
+    sensor = {"power": api.power, "battery": api.battery, "memory": api.memory}[name]
+    sensor.value, sensor.reason = None, "PermissionError: not for you"
+    api.tick()
+    document = status(api)
+    [reading] = [reading for reading in document["readings"] if reading["name"] == name]
+    assert (reading["value"], reading["reason"]) == (None, "PermissionError: not for you")
+    [blocker] = document["training"]["blockers"]
+    assert blocker["name"] == name
+    assert blocker["message"] == f"{name} is unknown (PermissionError: not for you)"
+    assert (blocker["value"], blocker["threshold"]) == (None, None)
+
+
+def test_a_machine_without_a_battery_is_not_kept_from_training(api: Rehearsal, with_model: Path) -> None:
+    api.battery.value, api.battery.absent, api.battery.reason = None, True, "no battery"
+    api.tick()
+    document = status(api)
+    assert (document["training"]["allowed"], document["training"]["blockers"]) == (True, [])
+    assert (document["readings"][1]["reason"], document["readings"][1]["absent"]) == ("no battery", True)
+
+
+def test_a_missing_model_keeps_everything_waiting(api: Rehearsal) -> None:
+    api.tick()
+    document = status(api)
+    assert document["model"]["ready"] is False
+    assert "`pocketllm models add`" in document["model"]["message"]
+    assert document["training"]["allowed"] is False
+    assert document["training"]["blockers"][0]["name"] == "model"
+
+
+def test_a_broken_model_is_explained(api: Rehearsal, with_model: Path) -> None:
+    with (with_model / "model.safetensors").open("ab") as file:
+        file.write(b"!")
+    api.tick()
+    model = status(api)["model"]
+    assert model["ready"] is False
+    assert "model.safetensors" in model["message"] and "Import the model again" in model["message"]
+    assert api.get("/models").json() == {"data": []}
+
+
+def test_counts_and_the_worker(api: Rehearsal, with_model: Path) -> None:
+    api.add("one two three", "four five")
+    first, second = (api.post("/jobs").json()["id"] for _ in range(2))
+    api.post(f"/jobs/{second}/cancel")
+    api.tick()
+    document = status(api)
+    assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 400}
+    assert document["worker"] == {"running": True, "pid": api.runner.pid, "job": first}
+    assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
+
+
+def test_the_models(api: Rehearsal, with_model: Path) -> None:
+    tiny_native(api.services.folder.models, name="other", hidden=64)
+    (api.services.folder.models / "unfinished").mkdir()
+    edit_json(with_model / "pocketllm.json", license="apache-2.0", source="somewhere/tiny")
+    other, mine = api.get("/models").json()["data"]
+    assert mine == {
+        "name": "tiny",
+        "architecture": "LlamaForCausalLM",
+        "parameters": mine["parameters"],
+        "weights_bytes": (with_model / "model.safetensors").stat().st_size,
+        "license": "apache-2.0",
+        "source": "somewhere/tiny",
+        "default": True,
+    }
+    assert (other["name"], other["default"]) == ("other", False)
+    assert other["parameters"] > mine["parameters"] > 0
+
+
+def test_without_models_and_adapters_the_lists_are_empty(api: Rehearsal) -> None:
+    for path in ("/models", "/adapters"):
+        assert api.get(path).json() == {"data": []}

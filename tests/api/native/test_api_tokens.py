@@ -1,0 +1,161 @@
+"""Apps' own tokens: what each scope lets in, how they come and go, and what too many requests get."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pocketllm.api.security.guard import scopes_for
+from pocketllm.api.security.rates import Rate
+from pocketllm.api.security.tokens import Scope
+from tests.support.routes import OPEN, REDEEM, routes
+from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
+
+#: What the scopes below admin let in: all else takes admin.
+LETS_IN = {
+    ("POST", "/texts"): {"ingest"},
+    ("POST", "/status/screen"): {"ingest"},
+    ("POST", "/status/what-if"): {"ingest", "generate"},
+    ("POST", "/generate"): {"generate"},
+    ("POST", "/compare"): {"generate"},
+    ("GET", "/models"): {"generate"},
+    ("GET", "/v1/models"): {"generate"},
+    ("GET", "/v1/models/{model_id}"): {"generate"},
+    ("POST", "/v1/chat/completions"): {"generate"},
+    ("POST", "/v1/completions"): {"generate"},
+    ("GET", "/adapters"): {"generate"},
+}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        yield made
+
+
+def token_for(api: Rehearsal, *scopes: str, name: str = "notes") -> str:
+    response = api.post("/tokens", json={"name": name, "scopes": list(scopes)})
+    assert response.status_code == 201, response.text
+    return str(response.json()["token"])
+
+
+@pytest.mark.parametrize("scope", ["ingest", "generate", "admin"])
+def test_a_scope_lets_in_what_it_says_and_nothing_else(api: Rehearsal, scope: str) -> None:
+    token = token_for(api, scope)
+    for method, path in sorted(set(routes(api.app.routes)) - {*OPEN, REDEEM}):
+        allowed = scope == "admin" or scope in LETS_IN.get((method, path), set())
+        if allowed:
+            assert api.request(method, path, token=token).status_code not in (401, 403), (method, path)
+        elif method != "HEAD":
+            document = assert_problem(api.request(method, path, token=token), 403, "out_of_scope")
+            assert f"has the scope {scope}" in document["detail"]
+            assert "pocketllm token create NAME --scope" in document["detail"]
+    for method, path in OPEN:
+        assert api.request(method, path, token=token).status_code in (200, 404)
+
+
+@pytest.mark.parametrize("path", ["/Texts", "/texts/", "/texts/text-1", "//texts", "/generatex"])
+def test_near_a_route_that_is_allowed_nothing_is(api: Rehearsal, path: str) -> None:
+    assert scopes_for("POST", path) == {Scope.ADMIN}
+    assert_problem(api.post(path, token=token_for(api, "ingest", "generate")), 403, "out_of_scope")
+
+
+def test_a_token_is_told_once_and_kept_nowhere(api: Rehearsal) -> None:
+    token = token_for(api, "ingest", "generate")
+    [listed] = api.get("/tokens").json()["data"]
+    assert listed == {"name": "notes", "scopes": ["generate", "ingest"], "created_at": "2026-03-01T12:00:00Z"}
+    api.services.store.close()
+    kept = b"".join(file.read_bytes() for file in api.services.folder.root.iterdir() if file.is_file())
+    assert b"notes" in kept and token.encode() not in kept
+
+
+def test_a_withdrawn_token_is_good_for_nothing(api: Rehearsal) -> None:
+    token, other = token_for(api, "admin"), token_for(api, "admin", name="other")
+    assert api.get("/texts", token=token).status_code == 200
+    assert api.delete("/tokens/notes").status_code == 204
+    assert_problem(api.get("/texts", token=token), 401, "bad_token")
+    assert api.get("/texts", token=other).status_code == 200
+    assert "pocketllm token list" in assert_problem(api.delete("/tokens/notes"), 404, "not_found")["detail"]
+
+
+def test_tokens_outlive_the_daemon(tmp_path: Path) -> None:
+    with rehearsal(tmp_path / "data") as api:
+        token = token_for(api, "admin")
+    with rehearsal(tmp_path / "data") as api:
+        assert api.get("/texts", token=token).status_code == 200
+
+
+def test_a_name_is_taken_once(api: Rehearsal) -> None:
+    token_for(api, "ingest")
+    for name in ("notes", "owner"):
+        response = api.post("/tokens", json={"name": name, "scopes": ["ingest"]})
+        assert "pocketllm token" in assert_problem(response, 409, "already_there")["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "", "scopes": ["ingest"]},
+        {"name": "two words", "scopes": ["ingest"]},
+        {"name": "x" * 65, "scopes": ["ingest"]},
+        {"name": "../x", "scopes": ["ingest"]},
+        {"name": "notes", "scopes": []},
+        {"name": "notes", "scopes": ["everything"]},
+        {"name": "notes"},
+        {"name": "notes", "scopes": ["ingest"], "days": 3},
+        [],
+    ],
+)
+def test_a_wish_that_makes_no_sense(api: Rehearsal, body: Any) -> None:
+    assert_problem(api.post("/tokens", json=body), 422, "invalid_value")
+    assert api.get("/tokens").json() == {"data": []}
+
+
+def test_an_app_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
+    with rehearsal(tmp_path / "data", app_requests_per_second=0.2) as api:
+        token, other = token_for(api, "admin"), token_for(api, "admin", name="other")
+        assert [api.get("/texts", token=token).status_code for _ in range(3)] == [200, 200, 429]
+        refused = api.get("/texts", token=token)
+        assert "'notes' asks too often" in assert_problem(refused, 429, "too_often")["detail"]
+        assert refused.headers["retry-after"] == "5"
+        assert api.get("/texts", token=other).status_code == 200, "others are not held up by it"
+        assert {api.get("/texts", token=TOKEN).status_code for _ in range(9)} == {200}, "nor is the owner"
+        api.clock.advance(5)
+        assert [api.get("/texts", token=token).status_code for _ in range(2)] == [200, 429]
+
+
+def test_the_rate_over_a_clock_that_is_set_back() -> None:
+    now = 100.0
+    rate = Rate(1, lambda: now)
+    assert [rate.wait_seconds("app") for _ in range(11)] == [0.0] * 10 + [1.0]
+    now = 50.0
+    assert rate.wait_seconds("app") == 1.0
+    now = 52.0
+    assert rate.wait_seconds("app") == 0.0
+
+
+def test_more_at_once_than_may_be_are_told_to_come_back(tmp_path: Path) -> None:
+    with rehearsal(tmp_path / "data", max_requests=1) as api:
+
+        async def two() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(api.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:2407") as client:
+                return list(await asyncio.gather(client.get("/status"), client.get("/status")))
+
+        answered, refused = asyncio.run(two())
+        assert answered.status_code == 200
+        assert "max_requests" in assert_problem(refused, 503, "busy")["detail"]
+        assert refused.headers["retry-after"] == "1"
+        assert api.get("/status").status_code == 200, "when it is over the next one may"
+
+
+def test_open_routes_can_be_closed(tmp_path: Path) -> None:
+    with rehearsal(tmp_path / "data", open_routes=False) as api:
+        for path in ("/health", "/", "/dashboard/app.js"):
+            assert api.get(path, token=None).status_code == 200, "there is nothing in them"
+        for path in ("/status", "/metrics", "/ledger", "/events", "/history", "/jobs", "/jobs/job-0"):
+            assert_problem(api.get(path, token=None), 401, "missing_token")
+            assert api.get(path).status_code in (200, 404)

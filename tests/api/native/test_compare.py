@@ -1,0 +1,61 @@
+"""/compare: two answers, and what learning has made likelier, against transformers' own forward."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.support.learned import LearnedHouse, learned_house, theirs
+from tests.support.running import Daemon, assert_problem, running
+from tests.support.tiny_models import byte_tokenizer, tiny_native
+
+ASKED = {"prompt": "Wind west", "max_tokens": 8, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LearnedHouse]:
+    with learned_house(tmp_path_factory.mktemp("compare")) as made:
+        yield made
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_both_answers_and_what_has_become_likelier(house: LearnedHouse) -> None:
+    answer = house.daemon.client.post("/compare", json=ASKED | {"adapter": house.adapter.name}).json()
+    assert answer["adapter"] == house.adapter.name
+    assert answer["personal"]["completion_tokens"] == len(answer["tokens"]) == 8
+    assert answer["base"]["text"] and answer["base"]["completion_tokens"] == 8
+    prompt = [0, *byte_tokenizer()("Wind west")["input_ids"]]
+    assert answer["prompt_tokens"] == len(prompt)
+    given = [token["id"] for token in answer["tokens"]]
+    assert byte_tokenizer().decode(given) == answer["personal"]["text"]
+    for name, personal in (("personal", True), ("base", False)):
+        wanted = theirs(house, [*prompt, *given], personal=personal)[-8:]
+        found = torch.tensor([token[name] for token in answer["tokens"]])
+        assert float((found - wanted).abs().max()) < 1e-3
+    gains = [token["personal"] - token["base"] for token in answer["tokens"]]
+    assert answer["gained_nats_per_token"] == pytest.approx(sum(gains) / 8)
+
+
+def test_the_same_seed_gives_the_same(house: LearnedHouse) -> None:
+    wish = ASKED | {"adapter": house.adapter.name}
+    first, again = (house.daemon.client.post("/compare", json=wish).json() for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": ""}, {"prompt": "x", "messages": []}, {"prompt": "x", "stream": True}])
+def test_what_makes_no_sense(house: LearnedHouse, body: object) -> None:
+    assert_problem(house.daemon.client.post("/compare", json=body), 422, "invalid_value")
+
+
+def test_before_anything_was_learned_there_is_nothing_to_compare(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("nothing") / "data"
+    folder.mkdir()
+    tiny_native(folder / "models")
+    with running(folder, MODEL="tiny") as daemon:
+        assert_nothing(daemon)
+
+
+def assert_nothing(daemon: Daemon) -> None:
+    for adapter in ("serving", "base"):
+        refused = daemon.client.post("/compare", json=ASKED | {"adapter": adapter})
+        assert "pocketllm train" in assert_problem(refused, 409, "conflict")["detail"]

@@ -1,0 +1,67 @@
+"""What is sent again: a job is made once for each Idempotency-Key, and a text is stored once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
+from tests.support.tiny_models import tiny_native
+
+KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        tiny_native(made.services.folder.models)
+        made.add("word " * 50)
+        yield made
+
+
+def jobs(api: Rehearsal) -> int:
+    return len(api.get("/jobs").json()["data"])
+
+
+def test_a_job_that_is_asked_for_twice_is_one(api: Rehearsal) -> None:
+    first = api.post("/jobs", json={"steps": 3}, headers=KEY)
+    api.clock.advance(3600 * 48)
+    again = api.post("/jobs", json={"steps": 3}, headers=KEY)
+    assert (first.status_code, again.status_code, jobs(api)) == (202, 202, 1)
+    assert again.json()["id"] == first.json()["id"] and again.headers["location"] == first.headers["location"]
+    assert api.post("/jobs", json={"steps": 3}).status_code == 202 and jobs(api) == 2, "without a key it is another"
+    assert api.post("/jobs", json={"steps": 3}, headers={"idempotency-key": "next"}).status_code == 202
+    assert jobs(api) == 3
+
+
+def test_a_job_that_has_ended_is_not_made_again(api: Rehearsal) -> None:
+    job = api.post("/jobs", json={}, headers=KEY).json()["id"]
+    api.post(f"/jobs/{job}/cancel")
+    again = api.post("/jobs", json={}, headers=KEY).json()
+    assert (again["id"], again["state"], jobs(api)) == (job, "cancelled", 1)
+
+
+def test_each_callers_keys_are_its_own(api: Rehearsal) -> None:
+    token = api.post("/tokens", json={"name": "app", "scopes": ["admin"]}).json()["token"]
+    for sent in (TOKEN, token):
+        assert api.post("/jobs", json={}, headers=KEY, token=sent).status_code == 202
+    assert jobs(api) == 2
+
+
+def test_nothing_is_queued_for_a_plan(api: Rehearsal) -> None:
+    assert api.post("/jobs?dry_run=true", json={}, headers=KEY).status_code == 200
+    assert api.post("/jobs", json={}, headers=KEY).status_code == 202 and jobs(api) == 1
+
+
+@pytest.mark.parametrize("key", ["", "two words", "x" * 256, "é"])
+def test_what_is_no_key(api: Rehearsal, key: str) -> None:
+    response = api.post("/jobs", json={}, headers={"idempotency-key": key.encode("latin-1")})
+    assert_problem(response, 422, "invalid_value")
+    assert jobs(api) == 0
+
+
+def test_a_text_that_is_sent_twice_is_stored_once(api: Rehearsal) -> None:
+    text = {"text": "Wind west, glass rising.", "source": "test"}
+    first, again = (api.post("/texts", json=text).json() for _ in range(2))
+    assert (first["ids"], first["created"]) == (again["ids"], 1)
+    assert (again["created"], again["duplicates"]) == (0, 1)

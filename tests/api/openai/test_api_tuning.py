@@ -1,0 +1,291 @@
+"""/v1/files and /v1/fine_tuning/jobs: what is refused and why, what a job is made of, what goes with a file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pocketllm.daemon.scheduling.planning import JobWish
+from pocketllm.storage.tables import Adapter, JobState, Outcome
+from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
+from tests.support.tiny_models import tiny_native
+
+CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
+PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}
+TEXT = {"text": "The shed to myself."}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data", MODEL="tiny") as made:
+        tiny_native(made.services.folder.models)
+        yield made
+
+
+def upload(api: Rehearsal, data: bytes, *, purpose: str = "fine-tune", name: str = "a.jsonl") -> httpx.Response:
+    return api.request("POST", "/v1/files", files={"file": (name, data)}, data={"purpose": purpose})
+
+
+def uploaded(api: Rehearsal, *documents: Any, name: str = "a.jsonl") -> str:
+    response = upload(api, "".join(json.dumps(one) + "\n" for one in documents).encode(), name=name)
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"])
+
+
+def job(api: Rehearsal, **fields: Any) -> Document:
+    response = api.request("POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", **fields})
+    assert response.status_code == 200, response.text
+    document: Document = response.json()
+    return document
+
+
+def learned(api: Rehearsal) -> str:
+    """The adapter of a job that has learned what there was, and is served."""
+    store, now = api.services.store, api.services.now()
+    made = api.services.scheduler.request(JobWish(steps=1), seed=1, immediate=True, now=now)
+    store.jobs.start(made.id, parent=None, now=now)
+    row = Adapter(id="adapter-old", job_id=made.id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
+    api.services.folder.adapter(row.id).mkdir(parents=True)
+    store.jobs.succeed(made.id, adapter=row, publish=True, now=now)
+    return "adapter-old"
+
+
+BAD = {
+    "nothing": (b"", "There is no text in the body"),
+    "blank lines": (b"\n \n", "There is no text in the body"),
+    "no JSON": (b'{"text": "a"}\n{"text": \n', "line 2: This is not valid JSON"),
+    "no object": (b'{"text": "a"}\n\n[1]\n', "line 3: This is no JSON object"),
+    "unknown fields": (b'{"input": "a"}', "line 1: There is nothing to learn in it"),
+    "two kinds": (b'{"text": "a", "messages": []}', "line 1: messages: it does not go together with text"),
+    "no messages": (b'{"messages": []}', "line 1: messages: "),
+    "nothing to learn": (
+        b'{"messages": [{"role": "user", "content": "a"}]}',
+        "line 1: messages: none of the messages is an assistant's with words to learn",
+    ),
+    "weight zero": (
+        b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}',
+        "line 1: messages: none of the messages is an assistant's with words to learn",
+    ),
+    "an unknown role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "line 1: role: "),
+    "messages of text": (b'{"messages": "a"}', "line 1: messages: Input should be a valid list"),
+    "an empty text": (b'{"text": " "}', "line 1: The text is empty"),
+    "no completion": (b'{"prompt": "a"}', "line 1: completion: Field required"),
+    "not UTF-8": (b'{"text": "\xff"}', "The body is not UTF-8"),
+    "half a surrogate pair": (b'{"text": "\\ud800"}', "line 1: This is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), BAD.values(), ids=BAD)
+def test_a_bad_line_is_refused_with_its_number(api: Rehearsal, data: bytes, said: str) -> None:
+    assert said in assert_problem(upload(api, data), 422, "invalid_value")["detail"]
+    assert [one["id"] for one in api.get("/v1/files").json()["data"]] == ["file-inbox"]
+
+
+def test_what_openai_writes_is_taken(api: Rehearsal) -> None:
+    rich = {
+        "messages": [
+            {"role": "developer", "content": "Short."},
+            {"role": "user", "content": [{"type": "text", "text": "Tea"}, {"type": "text", "text": "?"}], "name": "A"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "kettle on"},
+            {"role": "assistant", "content": "No.", "weight": 0},
+            {"role": "assistant", "content": "Yes.", "weight": 1},
+        ],
+        "tools": [],
+        "parallel_tool_calls": False,
+    }
+    document = job(api, training_file=uploaded(api, rich, PAIR, TEXT))
+    texts = api.get("/texts").json()["data"]
+    [chat] = [text for text in texts if text["kind"] == "chat"]
+    assert chat["messages"] == [
+        {"role": "system", "content": "Short."},
+        {"role": "user", "content": "Tea?"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "kettle on"},
+        {"role": "assistant", "content": "No.", "weight": 0},
+        {"role": "assistant", "content": "Yes.", "weight": 1},
+    ]
+    assert chat["text"].startswith("system: Short.\nuser: Tea?\n")
+    assert {text["source"] for text in texts} == {document["training_file"]}
+
+
+def test_a_file_begins_with_a_byte_order_mark(api: Rehearsal) -> None:
+    assert upload(api, b"\xef\xbb\xbf" + json.dumps(TEXT).encode()).status_code == 200
+
+
+def test_the_same_file_twice_is_one(api: Rehearsal) -> None:
+    first, again, other = uploaded(api, TEXT), uploaded(api, TEXT), uploaded(api, TEXT, name="b.jsonl")
+    assert first == again != other
+    listed = api.get("/v1/files", params={"purpose": "fine-tune", "order": "asc"}).json()["data"]
+    assert {one["id"] for one in listed} == {first, other, "file-inbox"}
+
+
+def test_lists_go_on_behind_an_id_and_end(api: Rehearsal) -> None:
+    ids = {uploaded(api, TEXT, name=f"{i}.jsonl") for i in range(4)} | {"file-inbox"}
+    found, after = [], None
+    while True:
+        page = api.get("/v1/files", params={"limit": 2} | ({"after": after} if after else {})).json()
+        found += [one["id"] for one in page["data"]]
+        after = page["last_id"]
+        if not page["has_more"]:
+            break
+    assert set(found) == ids and len(found) == len(ids)
+    assert_problem(api.get("/v1/files", params={"after": "file-none"}), 404, "not_found")
+
+
+def test_another_purpose_is_kept_and_not_learned(api: Rehearsal) -> None:
+    file = upload(api, b"\x00\x01", purpose="user_data").json()
+    assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
+    body = {"model": "pocketllm:latest", "training_file": file["id"]}
+    refused = api.request("POST", "/v1/fine_tuning/jobs", json=body)
+    assert "uploaded for user_data" in assert_problem(refused, 422, "invalid_value")["detail"]
+    assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
+
+
+def test_a_file_expires_with_what_jobs_took_from_it(api: Rehearsal) -> None:
+    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
+    assert file["expires_at"] == file["created_at"] + 3600
+    job(api, training_file=file["id"])
+    assert len(api.get("/texts").json()["data"]) == 1
+    api.clock.advance(3601)
+    assert_problem(api.get(f"/v1/files/{file['id']}"), 404, "not_found")
+    assert api.get("/texts").json()["data"] == []
+
+
+def test_a_deleted_file_takes_its_texts_along(api: Rehearsal) -> None:
+    file = uploaded(api, CHAT, PAIR)
+    api.add("Wind west, glass rising.")
+    job(api, training_file=file)
+    assert len(api.get("/texts").json()["data"]) == 3
+    assert api.request("DELETE", f"/v1/files/{file}").json() == {"id": file, "object": "file", "deleted": True}
+    assert [text["source"] for text in api.get("/texts").json()["data"]] == ["test"]
+    assert_problem(api.request("DELETE", f"/v1/files/{file}"), 404, "not_found")
+    assert_problem(api.request("DELETE", "/v1/files/file-inbox"), 409, "conflict")
+
+
+REFUSED: dict[str, tuple[Document, int, str, str | None]] = {
+    "no file": ({"training_file": "file-none"}, 404, "not_found", "training_file"),
+    "no model": ({"model": "gpt-4"}, 404, "model_not_found", "model"),
+    "another method": ({"method": {"type": "dpo"}}, 422, "invalid_value", "method.type"),
+    "no epochs": ({"hyperparameters": {"n_epochs": 0}}, 422, "invalid_value", None),
+    "a long suffix": ({"suffix": "s" * 65}, 422, "invalid_value", "suffix"),
+    "a suffix that parts names": ({"suffix": "a:b"}, 422, "invalid_value", "suffix"),
+    "much metadata": ({"metadata": {str(i): "" for i in range(17)}}, 422, "invalid_value", "metadata"),
+    "a negative seed": ({"seed": -1}, 422, "invalid_value", "seed"),
+    "an inbox to measure with": (
+        {"training_file": "file-inbox", "validation_file": "file-x"},
+        422,
+        "invalid_value",
+        "validation_file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "status", "code", "param"), REFUSED.values(), ids=REFUSED)
+def test_a_job_that_cannot_be_is_refused(
+    api: Rehearsal, fields: Document, status: int, code: str, param: str | None
+) -> None:
+    api.add("Wind west, glass rising.")
+    body = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT), **fields}
+    problem = assert_problem(api.request("POST", "/v1/fine_tuning/jobs", json=body), status, code)
+    assert param is None or problem["error"]["param"] == param
+    assert api.get("/jobs").json()["data"] == []
+
+
+def test_the_inbox_is_what_is_new(api: Rehearsal) -> None:
+    refused = api.request(
+        "POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", "training_file": "file-inbox"}
+    )
+    assert_problem(refused, 409, "nothing_to_learn")
+    assert refused.headers["x-should-retry"] == "false"
+    api.add("Wind west, glass rising.")
+    assert job(api, training_file="file-inbox")["training_file"] == "file-inbox"
+
+
+def test_rounds_through_the_file_become_steps(api: Rehearsal) -> None:
+    file = uploaded(api, *[{"prompt": str(i), "completion": " yes"} for i in range(40)])
+    made = job(api, training_file=file, hyperparameters={"n_epochs": 3, "batch_size": 4})
+    native = api.get(f"/jobs/{made['id'].replace('ftjob-', 'job-')}").json()
+    assert (native["total_steps"], native["plan"]) == (30, None)
+    assert native["settings"]["batch"] == 4
+    alone = job(api, training_file=file)
+    assert api.get(f"/jobs/{alone['id'].replace('ftjob-', 'job-')}").json()["total_steps"] == 300
+
+
+def test_what_does_not_apply_is_named(api: Rehearsal) -> None:
+    said = job(
+        api,
+        training_file=uploaded(api, TEXT),
+        integrations=[{"type": "wandb", "wandb": {"project": "x"}}],
+        hyperparameters={"learning_rate_multiplier": 2},
+        service_tier="flex",
+    )["warnings"]
+    assert said == [
+        "service_tier is not known here",
+        "learning_rate_multiplier is ignored: the step length is measured, not set",
+        "integrations are ignored: nobody else is told",
+    ]
+
+
+def test_a_request_that_is_sent_again_is_one_job(api: Rehearsal) -> None:
+    body = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT), "seed": 3}
+
+    def sent(again: str) -> str:
+        headers = {"x-stainless-retry-count": again}
+        return str(api.request("POST", "/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"])
+
+    first = sent("0")
+    assert sent("1") == sent("2") == first
+    api.clock.advance(1)
+    second = sent("0")
+    assert second != first, "a new request is a new job"
+    assert sent("1") == second
+    api.clock.advance(3600)
+    assert sent("1") not in (first, second)
+
+
+def test_a_file_to_measure_with_is_held_out(api: Rehearsal) -> None:
+    learned = uploaded(api, *[{"text": f"Tide {i}."} for i in range(30)])
+    measured = uploaded(api, *[{"text": f"Tide {i}."} for i in range(5)], name="b.jsonl")
+    job(api, training_file=learned, validation_file=measured)
+    texts = api.get("/texts", params={"limit": 100}).json()["data"]
+    assert {(text["source"], text["held_out"]) for text in texts} == {(learned, False), (measured, True)}
+
+
+def test_it_learns_its_file_and_nothing_else(api: Rehearsal) -> None:
+    """From the base: the file alone. From what is served: old texts, too, so that these are not forgotten."""
+    store, now = api.services.store, api.services.now()
+    api.add("An old text of the owner's.", "And another one.")
+    old = learned(api)
+    api.add("New, and not of the file.")
+    file = uploaded(api, TEXT, PAIR)
+    alone = job(api, model="pocketllm:base", training_file=file)["id"].replace("ftjob-", "job-")
+    mixed = job(api, training_file=file)["id"].replace("ftjob-", "job-")
+    named = job(api, model=old, training_file=file)["id"].replace("ftjob-", "job-")
+    for job_id in (alone, mixed, named):
+        start = store.adapters.start_of(store.jobs.get(job_id))
+        assert (start and start.id) == (None if job_id == alone else old)
+        store.jobs.start(job_id, parent=start.id if start else None, now=now)
+    ours = {TEXT["text"], PAIR["prompt"]}
+    assert {text.text for text in store.texts.of_job(alone)} == ours
+    assert {text.text for text in store.texts.of_job(named)} == ours
+    assert {text.text for text in store.texts.of_job(mixed)} == ours | {
+        "An old text of the owner's.",
+        "And another one.",
+    }
+    assert_problem(api.request("DELETE", f"/adapters/{old}"), 409, "wrong_state")
+
+
+def test_a_job_whose_file_is_gone_learns_nothing_else(api: Rehearsal) -> None:
+    api.add("An old text of the owner's.")
+    learned(api)
+    file = uploaded(api, TEXT)
+    job_id = job(api, training_file=file)["id"].replace("ftjob-", "job-")
+    api.request("DELETE", f"/v1/files/{file}")
+    started = api.services.store.jobs.start(job_id, parent=None, now=api.services.now())
+    assert (started.state, started.texts) == (JobState.RUNNING, 0)
+    assert api.services.store.texts.of_job(job_id) == []

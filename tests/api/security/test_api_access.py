@@ -1,0 +1,270 @@
+"""Who gets in: local names, no foreign web pages, and a token for everything that holds content."""
+
+import asyncio
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.types import Message
+
+from pocketllm.api.security.tokens import load_or_create_token
+from pocketllm.daemon.errors import DaemonError
+from tests.support.routes import OPEN, REDEEM, routes
+from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    """Nothing here changes anything, so all tests may share it."""
+    with rehearsal(tmp_path_factory.mktemp("access") / "data") as made:
+        yield made
+
+
+def closed_routes(api: Rehearsal) -> list[tuple[str, str]]:
+    found = set(routes(api.app.routes))
+    documented = {(method.upper(), path) for path, methods in api.app.openapi()["paths"].items() for method in methods}
+    # Neither may know of a route that the other doesn't.
+    assert {route for route in found if route[1] != "/openapi.json"} == documented
+    assert set(OPEN) < found
+    return sorted(found - {*OPEN, REDEEM})
+
+
+def test_every_route_but_the_open_ones_wants_the_token(api: Rehearsal) -> None:
+    closed = closed_routes(api)
+    assert ("POST", "/jobs") in closed and ("GET", "/openapi.json") in closed
+    for method, path in closed:
+        response = api.request(method, path, token=None)
+        assert response.headers["www-authenticate"] == "Bearer"
+        if method != "HEAD":
+            document = assert_problem(response, 401, "missing_token")
+            assert "Authorization: Bearer TOKEN" in document["detail"] and "`pocketllm token`" in document["detail"]
+        response = api.request(method, path, token="wrong")
+        assert response.headers["www-authenticate"] == "Bearer"
+        if method != "HEAD":
+            assert_problem(response, 401, "bad_token")
+        assert api.request(method, path, token=TOKEN).status_code not in (401, 403)
+
+
+def test_the_open_routes_answer_without_one(api: Rehearsal) -> None:
+    for method, path in OPEN:
+        response = api.request(method, path.format(job_id="job-0", name="none"), token=None)
+        assert response.status_code == (404 if "{" in path else 200)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/jobs"),
+        ("POST", "/health"),
+        ("DELETE", "/jobs/job-0"),
+        ("GET", "/jobs/"),
+        ("GET", "/jobs/job-0/cancel"),
+        ("GET", "/jobs/../texts"),
+        ("GET", "/jobs/..%2ftexts"),
+        ("GET", "/jobs//job-0"),
+        ("GET", "/Jobs"),
+        ("GET", "/nothing"),
+        ("OPTIONS", "/jobs"),
+    ],
+)
+def test_nothing_near_the_open_routes_is_open(api: Rehearsal, method: str, path: str) -> None:
+    assert_problem(api.request(method, path, token=None), 401, "missing_token")
+
+
+@pytest.mark.parametrize(
+    ("authorization", "code"),
+    [
+        ("", "missing_token"),
+        ("Bearer", "missing_token"),
+        ("Bearer ", "missing_token"),
+        (TOKEN, "missing_token"),
+        (f"Basic {TOKEN}", "missing_token"),
+        (f"Bearer {TOKEN[:-1]}", "bad_token"),
+        (f"Bearer {TOKEN}x", "bad_token"),
+        (f"Bearer {TOKEN.upper()}", "bad_token"),
+        ("Bearer None", "bad_token"),
+        ("Bearer \xe9", "bad_token"),
+    ],
+)
+def test_what_is_no_token(api: Rehearsal, authorization: str, code: str) -> None:
+    response = api.get("/texts", token=None, headers={"authorization": authorization.encode("latin-1")})
+    assert_problem(response, 401, code)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
+def test_the_scheme_may_be_written_in_any_case(api: Rehearsal, scheme: str) -> None:
+    assert api.get("/texts", token=None, headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:2407",
+        "LOCALHOST:1",
+        "LocalHost",
+        "localhost.",
+        "localhost.:2407",
+        "127.0.0.1",
+        "127.0.0.2",
+        "127.255.255.254:2407",
+        "127.0.0.1:80",
+        "[::1]",
+        "[::1]:2407",
+    ],
+)
+def test_local_names_are_let_in(api: Rehearsal, host: str) -> None:
+    for path in ("/health", "/texts"):
+        assert api.get(path, headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:2407",
+        "localhost.evil.example",
+        "127.0.0.1.nip.io",
+        "localhost@evil.example",
+        "evil.example@localhost",
+        "localhost.evil.com",
+        "localhost..",
+        "localhost:port",
+        "127.1",
+        "127.0.0.1.",
+        "10.0.0.7",
+        "[fe80::1]",
+        "192.168.1.5:2407",
+        "0.0.0.0",
+        "[::1",
+        "[::ffff:7f00:1]",
+        "",
+        "x" * 5000,
+    ],
+)
+def test_other_names_are_not(api: Rehearsal, host: str) -> None:
+    """A web page could have its own name lead to this device, and so read what we answer."""
+    for path, token in (("/health", None), ("/texts", TOKEN)):
+        response = api.get(path, token=token, headers={"host": host})
+        document = assert_problem(response, 403, "foreign_host")
+        assert "http://127.0.0.1" in document["detail"] and len(document["detail"]) < 200
+
+
+def test_a_request_without_a_host_is_refused(api: Rehearsal) -> None:
+    """httpx always sends one, so this is made by hand."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.0",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/health",
+        "raw_path": b"/health",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2407),
+    }
+    asyncio.run(api.app(scope, receive, send))
+    assert sent[0]["status"] == 403
+    assert json.loads(sent[1]["body"])["error"]["code"] == "foreign_host"
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost", "http://localhost:3000", "http://127.0.0.1:2407", "http://[::1]:8080"]
+)
+def test_local_pages_are_let_in_with_the_token(api: Rehearsal, origin: str) -> None:
+    headers = {"origin": origin, "sec-fetch-site": "same-site"}
+    assert api.get("/texts", headers=headers).status_code == 200
+    assert_problem(api.get("/texts", token=None, headers=headers), 401, "missing_token")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost@evil.example", "", "["],
+)
+def test_foreign_pages_are_refused_even_with_the_token(api: Rehearsal, origin: str) -> None:
+    for method, path in (("GET", "/health"), ("GET", "/texts"), ("POST", "/texts"), ("OPTIONS", "/texts")):
+        response = api.request(method, path, headers={"origin": origin})
+        assert_problem(response, 403, "foreign_origin")
+        assert "access-control-allow-origin" not in response.headers
+
+
+def test_what_a_browser_calls_cross_site_is_refused(api: Rehearsal) -> None:
+    for path in ("/health", "/jobs", "/texts"):
+        assert_problem(api.get(path, headers={"sec-fetch-site": "cross-site"}), 403, "cross_site")
+    for site in ("none", "same-origin", "same-site"):
+        assert api.get("/health", headers={"sec-fetch-site": site}).status_code == 200
+
+
+def test_nobody_without_a_token_gets_a_body_read(api: Rehearsal) -> None:
+    response = api.post("/texts", token=None, content=b"secret", headers={"content-type": "text/plain"})
+    assert_problem(response, 401, "missing_token")
+    assert api.services.store.texts.counts().texts == 0
+
+
+def test_the_token_is_made_once_and_is_the_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    token = load_or_create_token(file)
+    assert len(token) >= 40
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert json.loads(file.read_text()) == {"owner": token}
+    assert load_or_create_token(file) == token
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens.json"]
+
+
+def test_every_folder_has_a_token_of_its_own(tmp_path: Path) -> None:
+    assert load_or_create_token(tmp_path / "a.json") != load_or_create_token(tmp_path / "b.json")
+
+
+def test_a_token_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    file.write_text('{"owner": "abc"}')
+    file.chmod(0o644)
+    assert load_or_create_token(file) == "abc"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_start_that_was_cut_off_before_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "tokens.new").write_text('{"own')
+    assert load_or_create_token(tmp_path / "tokens.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"abc"',
+        b"{}",
+        b'{"owner": null}',
+        b'{"owner": ""}',
+        b'{"owner": 5}',
+        b'["owner"]',
+        b"\xff\xfe",
+    ],
+)
+def test_a_broken_file_is_neither_replaced_nor_made_a_token(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "tokens.json"
+    file.write_bytes(content)
+    with pytest.raises(DaemonError) as caught:
+        load_or_create_token(file)
+    assert str(file) in str(caught.value) and "Delete it" in str(caught.value)
+    assert file.read_bytes() == content
+
+
+def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").mkdir()
+    with pytest.raises(DaemonError, match="IsADirectoryError"):
+        load_or_create_token(tmp_path / "tokens.json")

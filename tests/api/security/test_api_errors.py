@@ -1,0 +1,98 @@
+"""Errors have one shape, whatever went wrong, and say what to do next."""
+
+import json
+import logging
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+from fastapi.exceptions import RequestValidationError
+
+from pocketllm.api.errors import STATUSES, code_of, explain, problem_response, status_of
+from pocketllm.daemon import errors as daemon
+from pocketllm.storage import errors as storage
+from tests.support.running import Rehearsal, assert_problem, rehearsal
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Rehearsal]:
+    with rehearsal(tmp_path / "data") as made:
+        yield made
+
+
+def subclasses(of: type[Exception]) -> set[type[Exception]]:
+    found = set(of.__subclasses__())
+    return found.union(*map(subclasses, found))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/texts/a/b", 404, "not_found"),
+        ("PUT", "/texts", 405, "method_not_allowed"),
+        ("GET", "/generate", 405, "method_not_allowed"),
+        ("PATCH", "/jobs/job-0", 405, "method_not_allowed"),
+        ("POST", "/status", 405, "method_not_allowed"),
+    ],
+)
+def test_requests_that_lead_nowhere(api: Rehearsal, method: str, path: str, status: int, code: str) -> None:
+    response = api.request(method, path)
+    assert_problem(response, status, code)
+    assert ("allow" in response.headers) is (status == 405)
+
+
+def test_every_exception_of_ours_has_a_status() -> None:
+    for error in subclasses(daemon.DaemonError) | subclasses(storage.StorageError):
+        status = status_of(error())
+        assert status in HTTPStatus
+        response = problem_response(status, str(error()), code=code_of(error()))
+        document = json.loads(bytes(response.body))
+        assert document["status"] == status
+        assert document["detail"] == error.__doc__
+
+
+def test_special_cases_stand_before_general_ones() -> None:
+    kinds = [kind for kind, _ in STATUSES]
+    for number, kind in enumerate(kinds):
+        assert not any(issubclass(later, kind) for later in kinds[number + 1 :])
+
+
+def test_codes_are_words() -> None:
+    assert code_of(daemon.NothingToLearn()) == "nothing_to_learn"
+    assert code_of(storage.NotFound()) == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "value"),
+    [(HTTPStatus.SERVICE_UNAVAILABLE, "retry-after", "5"), (HTTPStatus.UNAUTHORIZED, "www-authenticate", "Bearer")],
+)
+def test_statuses_that_need_a_header_have_it(status: HTTPStatus, header: str, value: str) -> None:
+    assert problem_response(status, "No.", code="no").headers[header] == value
+    assert header not in problem_response(HTTPStatus.CONFLICT, "No.", code="no").headers
+
+
+def test_many_findings_are_counted_and_long_values_cut() -> None:
+    findings = [
+        {"type": "missing", "loc": (f"field {n}",), "msg": "Field required", "input": "v" * 500} for n in range(9)
+    ]
+    sentences, field = explain(RequestValidationError(findings).errors())
+    assert field == "field 0"
+    assert "field 4: Field required" in sentences and "field 5" not in sentences
+    assert sentences.endswith("And 4 more.")
+    assert "v" * 100 not in sentences
+
+
+def test_what_nobody_expected_is_an_answer_too(api: Rehearsal, caplog: pytest.LogCaptureFixture) -> None:
+    """A database that is taken away stands for everything that is not foreseen."""
+    api.services.store.close()
+    for file in api.services.folder.root.glob("pocketllm.db*"):
+        file.unlink()
+    with caplog.at_level(logging.CRITICAL):
+        response = api.post("/texts", json={"text": "Wind west."})
+    document = assert_problem(response, 500, "internal_error")
+    assert response.headers["connection"] == "close"
+    assert "its log says what" in document["detail"]
+    assert "sqlite" not in json.dumps(document).lower() and "Wind west" not in json.dumps(document)
+    assert api.get("/health").status_code == 200

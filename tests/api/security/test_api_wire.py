@@ -1,0 +1,62 @@
+"""What the daemon does with bytes on its socket, where no client library stands between."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.running import Daemon, assert_problem, running
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with running(tmp_path_factory.mktemp("wire") / "data") as started:
+        yield started
+
+
+def test_it_listens_on_loopback_alone(daemon: Daemon) -> None:
+    port = daemon.client.base_url.port
+    wanted = f":{port:04X}"
+    listening = [
+        columns[1]
+        for table in ("tcp", "tcp6")
+        for columns in map(str.split, Path(f"/proc/{daemon.process.pid}/net/{table}").read_text().splitlines()[1:])
+        if columns[3] == "0A" and columns[1].endswith(wanted)
+    ]
+    assert listening == [f"0100007F{wanted}"]
+
+
+def test_answers_do_not_wait_for_the_network(daemon: Daemon) -> None:
+    """Between two programs on one device, Nagle's algorithm costs 40 ms an answer."""
+    seconds = sorted(daemon.client.get("/health").elapsed.total_seconds() for _ in range(40))
+    assert seconds[len(seconds) // 4] < 0.03
+
+
+def test_a_body_that_is_too_large_is_answered_while_it_is_being_sent(daemon: Daemon) -> None:
+    before = daemon.status()["texts"]["count"]
+    headers = {"content-type": "text/plain"}
+    for content in (b"a" * 10**7, iter([b"a" * 10**6] * 10)):
+        response = daemon.client.post("/texts", content=content, headers=headers)
+        assert_problem(response, 413, "too_large")
+    assert daemon.status()["texts"]["count"] == before
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /health HTTP/1.0\r\n\r\n", b"403"),  # no Host
+        (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", b"403"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200"),
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /texts HTTP/1.1\r\nHost: localhost\r\n\r\n", b"401"),
+        (b"no HTTP at all\r\n\r\n", b"400"),
+    ],
+)
+def test_what_comes_over_the_wire(daemon: Daemon, request_bytes: bytes, status: bytes) -> None:
+    port = daemon.client.base_url.port
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        first_line = connection.makefile("rb").readline()
+    assert first_line.split()[1] == status
+    assert daemon.stranger.get("/health").status_code == 200

@@ -1,0 +1,215 @@
+"""Gradients a layer at a time against transformers' own autograd through the whole model."""
+
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import AutoTokenizer
+
+from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.backprop.method import fresh_adapter
+from pocketllm.engine.data.batches import pack
+from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
+from pocketllm.engine.formats.importer import default_source, import_model
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.streamed.layers import LayerStack
+from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.model import LanguageModel
+from tests.support.backpropagation import (
+    EXAMPLES,
+    Parts,
+    buckets_of,
+    family,
+    layers_adapter,
+    layerwise,
+    transformers_model,
+    whole_gradients,
+    with_weights,
+    worst_error,
+)
+from tests.support.learning import imported, random_blocks, some_adapter
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
+
+#: Sums in another order, in float64.
+TOLERANCE = 1e-9
+WHOLE = PassSize(blocks=100, rows_at_once=100)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "architectures"
+
+
+def model_of(root: Path, name: str, *, dtype: str = "float32") -> LanguageModel:
+    return LanguageModel(imported(root, name, dtype), dtype=torch.float64, release_pages=True)
+
+
+def check(root: Path, name: str, model: LanguageModel, size: PassSize, parts: Parts) -> None:
+    adapter = layers_adapter(model)
+    losses, gradients = layerwise(model, adapter, size, parts)
+    expected_losses, expected = whole_gradients(family(root, name), adapter, parts)
+    assert losses == pytest.approx(expected_losses, rel=TOLERANCE)
+    assert worst_error(gradients, expected) <= TOLERANCE
+
+
+def padded(name: str) -> list[int] | None:
+    """A model that fills in masks is told where padding begins."""
+    return [20, 13, 20, 9, 20] if name in MASKED else None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: str) -> None:
+    if name in MASKED and kind in ("completion", "chat"):
+        return  # refused when they are encoded
+    buckets = buckets_of(kind, masked=name in MASKED)
+    assert kind != "label" or all(blocks.choices for blocks in buckets)
+    assert kind == "plain" or any((blocks.targets == NO_TARGET).any() for blocks in buckets)
+    check(root, name, model_of(root, name), WHOLE, [(blocks, 1.0) for blocks in buckets])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("blocks", "rows_at_once"), [(100, 100), (100, 2), (3, 2), (1, 1)], ids=["whole", "parts", "passes", "single"]
+)
+def test_of_a_batch_of_two_weighted_parts_in_passes_of_any_size(
+    root: Path, name: str, blocks: int, rows_at_once: int
+) -> None:
+    size = PassSize(blocks=blocks, rows_at_once=rows_at_once)
+    parts = [(random_blocks(5, 20, lengths=padded(name)), 0.9), (random_blocks(2, 12), 0.1)]
+    check(root, name, model_of(root, name), size, parts)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_of_packed_weights(root: Path, dtype: str) -> None:
+    """As of a float model of the same numbers."""
+    parts = [(random_blocks(3, 20), 1.0)]
+    model = model_of(root, "llama", dtype=dtype)
+    adapter = layers_adapter(model)
+    _, gradients = layerwise(model, adapter, WHOLE, parts)
+    dense = with_weights(family(root, "llama"), dense_tensors(imported(root, "llama", dtype).folder))
+    dense.tie_weights()
+    _, expected = whole_gradients(dense, adapter, parts)
+    assert worst_error(gradients, expected) <= TOLERANCE
+
+
+def test_of_an_adapter_of_some_maps_of_the_upper_layer(root: Path) -> None:
+    """Nothing goes back below the lowest adapted layer, and a layer may have nothing to learn."""
+    model, parts = model_of(root, "llama"), [(random_blocks(3, 20), 1.0)]
+    whole = layers_adapter(model)
+    for paths in (["model.layers.1.mlp.down_proj"], ["model.layers.0.self_attn.q_proj"]):
+        adapter = replace(whole, a={p: whole.a[p] for p in paths}, b={p: whole.b[p] for p in paths})
+        _, gradients = layerwise(model, adapter, WHOLE, parts)
+        assert worst_error(gradients, whole_gradients(family(root, "llama"), adapter, parts)[1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("blocks", [100, 1], ids=["one pass", "many passes"])
+def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: Path, blocks: int) -> None:
+    """A layer's update on the way back is no part of the gradients of those below."""
+    model = model_of(root, "llama")
+    adapter, parts = layers_adapter(model), [(random_blocks(3, 20), 1.0)]
+    expected = whole_gradients(family(root, "llama"), adapter, parts)[1]
+    told: list[Gradients] = []
+
+    def on_layer(gradients: Gradients) -> None:
+        told.append({path: (a.clone(), b.clone()) for path, (a, b) in gradients.items()})
+        for path in gradients:
+            adapter.a[path].add_(1)
+            adapter.b[path].add_(1)
+
+    model.use(adapter)
+    LayerwiseGradients(model, adapter, replace(WHOLE, blocks=blocks))(parts, on_layer)
+    assert [{model.stack.number_of(path) for path in some} for some in told] == [{1}, {0}]
+    assert worst_error({**told[0], **told[1]}, expected) <= TOLERANCE
+
+
+def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
+    """Other passes, and other adapters, are as they were; gradients are taken under no_grad as a job runs them."""
+    model, blocks = model_of(root, "llama"), random_blocks(4, 20)
+    adapter = layers_adapter(model)
+    model.use(adapter)
+    before = model.block_losses(blocks)
+    taken = LayerwiseGradients(model, adapter, WHOLE)
+    with torch.no_grad():
+        first: Gradients = {}
+        taken([(blocks, 1.0)], first.update)
+        assert model.block_losses(blocks) == before
+        again: Gradients = {}
+        taken([(blocks, 1.0)], again.update)
+    assert all(torch.equal(x, y) for path in first for x, y in zip(first[path], again[path], strict=True))
+
+
+def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
+    model, blocks = model_of(root, "llama"), random_blocks(3, 20)
+    adapter = layers_adapter(model)
+    _, expected = layerwise(model, adapter, WHOLE, [(blocks[slice(0, 2)], 1.0)])
+    blocks.targets[2] = NO_TARGET
+    _, gradients = layerwise(model, adapter, replace(WHOLE, rows_at_once=1), [(blocks, 1.0)])
+    assert worst_error(gradients, expected) <= TOLERANCE
+
+
+def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """On ordinary text, of which transformers' own gradients in bf16 are 0.99 like those in fp32 at the worst map."""
+    native = real_model(tmp_path_factory.mktemp("models"))
+    model = LanguageModel(native, dtype=torch.bfloat16, release_pages=True)
+    tokenizer = AutoTokenizer.from_pretrained(native.folder)
+    text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
+    blocks = pack([tokenizer(text)["input_ids"]], length=64, separator=0)[slice(0, 8)]
+    adapter = fresh_adapter(model, rank=4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for b in adapter.b.values():
+        b.normal_(0, 0.002, generator=generator)
+    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, rows_at_once=4), [(blocks, 1.0)])
+    dense = transformers_model(native.folder, masked=False, dtype=torch.float32)
+    expected_losses, expected = whole_gradients(dense, adapter, [(blocks, 1.0)])
+    assert losses == pytest.approx(expected_losses, rel=5e-3)
+    alike = {
+        path: min(
+            float(cosine_similarity(ours.flatten(), theirs.flatten(), dim=0))
+            for ours, theirs in zip(gradients[path], expected[path], strict=True)
+        )
+        for path in expected
+    }
+    assert min(alike.values()) >= 0.98, sorted(alike.items(), key=lambda item: item[1])[:5]
+
+
+def real_model(folder: Path) -> NativeModel:
+    import_model(default_source(), folder, name="smollm2", dtype="bfloat16")
+    return open_native(folder / "smollm2")
+
+
+@pytest.mark.parametrize("blocks", [100, 1], ids=["one pass", "in its first pass"])
+def test_a_loss_that_is_no_number_changes_nothing(root: Path, blocks: int) -> None:
+    model = model_of(root, "llama")
+    adapter = layers_adapter(model)
+    adapter.b["model.layers.1.mlp.down_proj"][0, 0] = float("nan")
+    gradients = LayerwiseGradients(model, adapter, replace(WHOLE, blocks=blocks))
+    model.use(adapter)
+    told: list[Gradients] = []
+    with pytest.raises(TrainingDiverged, match=r"smaller training\.rate"):
+        gradients([(random_blocks(3, 20), 1.0)], told.append)
+    assert not told
+
+
+def test_an_adapter_of_the_head_is_refused(root: Path) -> None:
+    model = model_of(root, "qwen2")
+    adapter = some_adapter(model)
+    adapter.a["lm_head"], adapter.b["lm_head"] = torch.zeros(4, 64), torch.zeros(263, 4)
+    model.use(adapter)
+    with pytest.raises(UnsupportedModel, match=r"lm_head is in none of the model's layers.*method = mezo"):
+        LayerwiseGradients(model, adapter, WHOLE)
+
+
+def test_a_model_without_a_list_of_layers_is_refused(root: Path) -> None:
+    model = model_of(root, "llama")
+    network: Any = torch.nn.Module()
+    network.config = model.network.config
+    network.layers = torch.nn.ModuleList([torch.nn.Identity()])  # the config says that there are two
+    unlisted: Any = SimpleNamespace(stack=LayerStack(network, {}, {}, None))
+    with pytest.raises(UnsupportedModel, match="in none of the model's layers"):
+        LayerwiseGradients(unlisted, layers_adapter(model), WHOLE)

@@ -1,0 +1,216 @@
+"""AdamW on exact gradients, against torch's AdamW on transformers' own autograd through the whole model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketllm.backprop.adamw import BETA1, BETA2
+from pocketllm.backprop.gradients import PassSize
+from pocketllm.backprop.method import (
+    B_RATE,
+    LEAST_SHARE,
+    SCALING,
+    SERVED,
+    WARM_UP_STEPS,
+    Exact,
+    ExactPlan,
+    adapted_paths,
+    fresh_adapter,
+    schedule,
+)
+from pocketllm.engine.data.batches import Blocks, shuffled
+from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.method import StepRecord
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from tests.support.backpropagation import adapted, family, layers_adapter, whole_loss
+from tests.support.learning import equal, imported, mean_loss, random_blocks, some_blocks
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED
+
+PLAN = ExactPlan(seed=3, rate=1e-2)
+SIZE = PassSize(blocks=4, rows_at_once=2)
+STEPS = 6
+TEXT = shuffled((some_blocks(), some_blocks(5, 8)), size=4, seed=3)
+
+
+def left(step: int) -> float:
+    return 1 - (step - 1) / STEPS
+
+
+class Training:
+    """A run on a tiny model, from a fresh adapter."""
+
+    def __init__(
+        self,
+        native: NativeModel,
+        *,
+        dtype: torch.dtype = torch.float32,
+        plan: ExactPlan = PLAN,
+        lanes: int = 1,
+        samples: Callable[[int], Blocks] | None = None,
+    ) -> None:
+        self.model = LanguageModel(native, dtype=dtype, lanes=lanes)
+        self.adapter = fresh_adapter(self.model, rank=4, seed=plan.seed)
+        self.model.use(self.adapter)
+        self.exact = Exact(self.model, self.adapter, plan, SIZE, to_start=self.to_start, samples=samples)
+
+    def to_start(self) -> None:
+        fresh = fresh_adapter(self.model, rank=4, seed=PLAN.seed)
+        for path in fresh.a:
+            self.adapter.a[path].copy_(fresh.a[path])
+            self.adapter.b[path].copy_(fresh.b[path])
+
+    @torch.no_grad()
+    def run(self, first: int = 1, last: int = STEPS) -> list[StepRecord]:
+        return [self.exact.step(step, TEXT(step), remaining=left(step), share=1.0) for step in range(first, last + 1)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "architectures"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("samples_weight", [0.0, 0.25])
+def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) -> None:
+    """In float64, with samples of the base model: the objective is the weighted sum."""
+    model = LanguageModel(imported(root, name, "float32"), dtype=torch.float64)
+    adapter = layers_adapter(model)
+    network, factors = adapted(family(root, name), replace(adapter, alpha=adapter.alpha / SERVED))
+    model.use(adapter)
+
+    def batch(step: int) -> Blocks:
+        return random_blocks(3 + step, 20, lengths=[20] * 3 + [9] * step if name in MASKED else None)
+
+    def samples(step: int) -> Blocks:
+        return random_blocks(2, 10 + step)
+
+    plan = replace(PLAN, samples_weight=samples_weight)
+    exact = Exact(model, adapter, plan, SIZE, to_start=lambda: None, samples=samples if samples_weight else None)
+    leaves = [leaf for pair in factors.values() for leaf in pair]
+    of_a, of_b = ([pair[i] for pair in factors.values()] for i in (0, 1))
+    optimizer = torch.optim.AdamW([{"params": of_a}, {"params": of_b}], betas=(BETA1, BETA2), weight_decay=0.0)
+    for step in range(1, 4):
+        record = exact.step(step, batch(step), remaining=left(step), share=0.5)
+        for group, times in zip(optimizer.param_groups, (1, B_RATE), strict=True):
+            group["lr"] = times * 0.5 * PLAN.rate * schedule(step, left(step))
+        loss = whole_loss(network, batch(step))
+        objective = (1 - samples_weight) * loss
+        if samples_weight:
+            objective = objective + samples_weight * whole_loss(network, samples(step))
+        optimizer.zero_grad()
+        unit = batch(step).tokens / (1 - samples_weight)  # see whole_gradients
+        (objective * unit).backward()  # type: ignore[no-untyped-call]
+        for leaf in leaves:
+            assert leaf.grad is not None
+            leaf.grad.div_(unit)
+        norm = sqrt(sum(float(leaf.grad.square().sum()) for leaf in leaves if leaf.grad is not None))
+        optimizer.step()
+        assert record.loss == pytest.approx(float(loss.detach()), rel=1e-8)
+        assert record.scalars == pytest.approx((norm,), rel=1e-6)
+        assert record.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert record.tokens == batch(step).tokens
+    for path, pair in factors.items():
+        for found, expected in zip((adapter.a[path], adapter.b[path]), pair, strict=True):
+            # A step is of the size of the rate wherever the gradient's sign is known, so it is what tells.
+            assert torch.allclose(found, expected.detach(), rtol=0, atol=1e-5 * PLAN.rate), path
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_the_same_seed_gives_the_same_bits(tiny_bf16: NativeModel, seed: int, lanes: int) -> None:
+    plan = replace(PLAN, seed=seed)
+    one, two, other = (
+        Training(tiny_bf16, dtype=torch.bfloat16, plan=made, lanes=lanes)
+        for made in (plan, plan, replace(PLAN, seed=seed + 1))
+    )
+    assert one.run() == two.run()
+    assert equal(one.adapter, two.adapter)
+    other.run()
+    assert not equal(one.adapter, other.adapter)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_restored_from_any_step_it_ends_alike_bit_for_bit(tiny_bf16: NativeModel, dtype: torch.dtype) -> None:
+    undisturbed = Training(tiny_bf16, dtype=dtype)
+    records = undisturbed.run()
+    for step in range(STEPS + 1):
+        before = Training(tiny_bf16, dtype=dtype)
+        before.run(last=step)
+        state = {name: tensor.clone() for name, tensor in before.exact.state().items()}
+        before.run(step + 1)  # what is lost
+        for training in (before, Training(tiny_bf16, dtype=dtype)):
+            training.exact.restore({name: tensor.clone() for name, tensor in state.items()}, ())
+            assert training.run(step + 1) == records[step:]
+            assert equal(training.adapter, undisturbed.adapter), step
+
+
+def test_without_a_state_it_begins_anew(tiny: NativeModel) -> None:
+    training = Training(tiny)
+    records = training.run()
+    training.exact.restore({}, records)
+    assert equal(training.adapter, fresh_adapter(training.model, rank=4, seed=PLAN.seed))
+    assert training.run() == records
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_falls(tiny_bf16: NativeModel, dtype: torch.dtype) -> None:
+    training = Training(tiny_bf16, dtype=dtype)
+    with torch.no_grad():
+        before = mean_loss(training.model, some_blocks())
+        for step in range(1, 41):
+            training.exact.step(step, some_blocks(), remaining=1 - (step - 1) / 40, share=1.0)
+        after = mean_loss(training.model, some_blocks())
+    assert after < before / 2
+
+
+def test_a_loss_that_is_no_number_changes_nothing(tiny: NativeModel) -> None:
+    training = Training(tiny)
+    training.run(last=2)
+    next(iter(training.adapter.a.values()))[0, 0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in training.exact.state().items()}
+    with pytest.raises(TrainingDiverged):
+        training.run(first=3)
+    after = training.exact.state()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) or before[name].isnan().any() for name in before)
+
+
+class TestFreshAdapter:
+    def test_it_is_of_every_linear_map_of_the_layers_and_adds_nothing_yet(self, root: Path) -> None:
+        for name in ARCHITECTURES:
+            model = LanguageModel(imported(root, name, "float32"))
+            adapter = fresh_adapter(model, rank=4, seed=1)
+            assert list(adapter.a) == list(adapter.b) == adapted_paths(model)
+            assert {model.stack.number_of(path) for path in adapter.a} == {0, 1}
+            assert adapter.scaling == SCALING
+            for path, a in adapter.a.items():
+                assert a.shape == (4, model.linears[path].in_features)
+                assert 0 < float(a.abs().max()) <= 1 / sqrt(a.shape[1])
+                assert not adapter.b[path].count_nonzero()
+            blocks = random_blocks()
+            model.use(None)
+            before = model.block_losses(blocks)
+            model.use(adapter)
+            assert model.block_losses(blocks) == before
+
+    def test_the_seed_decides(self, tiny: NativeModel) -> None:
+        model = LanguageModel(tiny)
+        made: list[Adapter] = [fresh_adapter(model, rank=2, seed=seed) for seed in (0, 0, 1)]
+        assert equal(made[0], made[1]) and not equal(made[0], made[2])
+
+
+class TestSchedule:
+    def test_it_warms_up_by_steps(self) -> None:
+        assert [schedule(step, 1.0) for step in range(1, WARM_UP_STEPS + 1)] == pytest.approx(
+            [step / WARM_UP_STEPS for step in range(1, WARM_UP_STEPS + 1)]
+        )
+
+    @pytest.mark.parametrize(("remaining", "share"), [(1.0, 1.0), (0.5, (1 + LEAST_SHARE) / 2), (0.0, LEAST_SHARE)])
+    def test_then_it_falls_as_a_cosine(self, remaining: float, share: float) -> None:
+        assert schedule(1000, remaining) == pytest.approx(share)

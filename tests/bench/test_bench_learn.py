@@ -1,0 +1,131 @@
+"""What bench.learn and bench.sst2 make of their runs."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import learn, sst2
+from bench.learn_curve import seconds_to
+from bench.learn_peers import ChunkedLoss
+from bench.learn_text import Division, with_prompt
+from bench.rates import search
+from bench.turns import in_turns
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.streamed.loss import NO_TARGET
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_contenders_take_turns_and_one_that_fails_is_left_out() -> None:
+    works = python("from bench.turns import serve; serve(lambda: None)")
+    seconds = in_turns({"works": (works, None), "fails": (python("1 / 0"), None)}, rounds=2)
+    assert seconds.keys() == {"works"} and len(seconds["works"]) == 2
+
+
+def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient() -> None:
+    states, head = torch.randn(300, 16, requires_grad=True), torch.randn(50, 16)
+    targets = torch.randint(50, (300,))
+    targets[::7] = NO_TARGET
+    chunked: torch.Tensor = ChunkedLoss.apply(states, head, targets)  # type: ignore[no-untyped-call]
+    whole = torch.nn.functional.cross_entropy(states @ head.t(), targets, ignore_index=NO_TARGET)
+    assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
+    (one,), (other,) = torch.autograd.grad(chunked * 3, states), torch.autograd.grad(whole * 3, states)
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("best_at", "tried"),
+    [
+        pytest.param(4e-3, {2e-3, 4e-3, 8e-3}, id="inside the grid"),
+        pytest.param(16e-3, {2e-3, 4e-3, 8e-3, 16e-3, 32e-3}, id="above it"),
+        pytest.param(1e-3, {2e-3, 4e-3, 8e-3, 1e-3, 0.5e-3}, id="below it"),
+    ],
+)
+def test_the_search_for_a_rate_goes_on_while_the_best_is_at_an_edge(best_at: float, tried: set[float]) -> None:
+    seen = []
+
+    def score(rate: float) -> float:
+        seen.append(rate)
+        return -abs(math.log(rate / best_at))
+
+    assert search((2e-3, 4e-3, 8e-3), score) == best_at
+    assert set(seen) == tried and len(seen) == len(tried)
+
+
+def test_a_search_that_finds_no_end_ends() -> None:
+    assert search((1.0, 2.0), lambda rate: rate, max_rates=4) == 8.0
+
+
+def test_the_time_to_a_loss_is_read_between_a_curves_points() -> None:
+    curve = [[0.0, 0, 5.0], [10.0, 3, 4.0], [20.0, 6, 4.5], [30.0, 9, 3.5]]
+    assert seconds_to(curve, 4.5) == pytest.approx(5)
+    assert seconds_to(curve, 4.0) == pytest.approx(10)
+    assert seconds_to(curve, 3.75) == pytest.approx(27.5)
+    assert seconds_to(curve, 3.0) == math.inf
+
+
+def a_run(contender: str, *, writer: str = "diary", rate: float | None = None, **report: Any) -> dict[str, Any]:
+    return {"writer": writer, "contender": contender, "rate": rate, "seed": 0, "peak_rss_bytes": 100, **report}
+
+
+def test_the_values_of_learn_are_those_of_the_worst_writer_and_the_best_peer() -> None:
+    def runs_of(writer: str, nats: float) -> list[dict[str, Any]]:
+        curve = [[0.0, 0, 5.0], [100.0, 50, 5.0 - nats]]
+        peer = [[0.0, 0, 5.0], [100.0, 50, 4.5]]
+        return [
+            a_run("inference", writer=writer),
+            a_run("exact", writer=writer, reduction=nats, curve=curve, prompted_reduction=nats + 0.1),
+            a_run("autograd", writer=writer, rate=4e-3, reduction=0.4, curve=peer, peak_rss_bytes=150),
+            a_run("autograd, chunks", writer=writer, rate=8e-3, reduction=0.5, curve=peer, peak_rss_bytes=200),
+        ]
+
+    values = learn.values_of([*runs_of("diary", 1.0), *runs_of("letters", 0.4)])
+    assert values["exact_over_peer"] == pytest.approx(0.8) and values["exact_over_peer/diary"] == pytest.approx(2)
+    assert values["seconds_to_equal_loss_ratio"] == 0  # it never gets there on one of them
+    assert values["seconds_to_equal_loss_ratio/diary"] == pytest.approx(2)
+    assert values["exact_peak_over_peer"] == 0.5 and values["exact_peak_over_our_inference"] == 1
+    assert values["adapter_and_prompt_over_adapter"] == pytest.approx((1.1 + 1.25) / 2)  # no limit: the mean
+    assert values["mezo_over_textbook"] is None and values["exact_over_prompt960"] is None
+
+
+def test_a_prompt_stands_in_front_of_each_held_out_block_and_predicts_nothing() -> None:
+    blocks = [
+        Blocks(inputs=ids, targets=ids + 1) for ids in (torch.arange(40).view(5, 8), torch.arange(80, 96).view(2, 8))
+    ]
+    prompted = with_prompt(Division(training=blocks[0], held_out=blocks[1]), 12, seed=0)
+    assert prompted.inputs[:, 12:].equal(blocks[1].inputs) and prompted.tokens == blocks[1].tokens
+    assert (prompted.inputs[:, 1:12] - prompted.inputs[:, :11]).eq(1).all()  # a piece of the text in one go
+    assert prompted.inputs[:, :12].max() < 32  # the last block is filled up, and no text
+    with pytest.raises(SystemExit, match="too few"):
+        with_prompt(Division(training=blocks[0], held_out=blocks[1]), 33, seed=0)
+
+
+def test_exact_has_to_come_within_a_standard_error_of_autograd() -> None:
+    def reports(*accuracies: float) -> list[dict[str, Any]]:
+        return [{"accuracy": accuracy, "dev_rows": 900} for accuracy in accuracies]
+
+    runs: sst2.Runs = {
+        ("autograd", 1e-3): reports(0.9, 0.9),
+        ("autograd", 2e-3): reports(0.8),
+        ("exact", None): reports(0.88, 0.9),
+    }
+    assert sst2.values_of(runs)["exact_minus_autograd_errors"] == pytest.approx(-1)
+    assert sst2.values_of({})["exact_minus_autograd_errors"] is None
+
+
+def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    options = ["--quick", "--results", str(tmp_path)]
+    learn.main([*options, "--only", "inference"])
+    learn.main([*options, "--resume", "--only", "inference", "prompt"])
+    raw = json.loads((tmp_path / "learn-quick.json").read_text())["raw"]
+    assert [(run["contender"], run["arguments"]["resume"]) for run in raw["runs"]] == [
+        ("inference", False),
+        *[("prompt", True)] * 3,
+    ]

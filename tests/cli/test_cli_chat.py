@@ -1,0 +1,63 @@
+"""`pocketllm chat` against the double, and at a terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tests.support.commands import WAIT_SECONDS, Run, child_environment
+from tests.support.daemon_double import DaemonDouble
+
+
+def test_a_conversation_is_sent_as_a_whole(run: Run, double: DaemonDouble) -> None:
+    result = run(
+        "chat", "--system", "Be brief.", "--max-tokens", "9", stdin="Hello\n\nAnd then?\n/new\nAnew\n/bye\nno\n"
+    )
+    assert result.exit_code == 0
+    sent = double.bodies("POST", "/generate")
+    answer = "".join(double.tokens)
+    system = {"role": "system", "content": "Be brief."}
+    hello = [system, {"role": "user", "content": "Hello"}]
+    assert [body["messages"] for body in sent] == [
+        hello,
+        [*hello, {"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}],
+        [system, {"role": "user", "content": "Anew"}],
+    ]
+    assert {body["max_tokens"] for body in sent} == {9}
+    assert result.stdout == f"{answer}\n" * 3
+
+
+def test_base_and_adapter_exclude_each_other(run: Run) -> None:
+    assert run("chat", "--base", "--adapter", "adapter-1").exit_code == 2
+
+
+def test_what_was_not_answered_ends_a_script(run: Run, double: DaemonDouble) -> None:
+    double.breaks_off = True
+    result = run("chat", stdin="Hello\n")
+    assert result.exit_code == 1 and "stopped in the middle" in result.stderr
+
+
+def test_at_a_terminal_it_asks_and_ends_with_ctrl_d(home: Path, double: DaemonDouble) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pocketllm", "chat"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=child_environment(home),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said = b""
+    for wanted, answer in ((b"> ", b"Hello\n"), (b"of tea\r\n> ", b"\x04")):
+        while not said.endswith(wanted):
+            said += os.read(ours, 4096)
+        os.write(ours, answer)
+    with suppress(OSError):  # at its end
+        while os.read(ours, 4096):
+            pass
+    assert process.wait(WAIT_SECONDS) == 0
+    os.close(ours)
+    assert len(double.bodies("POST", "/generate")) == 1

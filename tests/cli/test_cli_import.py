@@ -1,0 +1,270 @@
+"""`pocketllm import`, from the shell to the daemon's disk."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pocketllm.cli.common import Common
+from pocketllm.cli.errors import Interrupted
+from pocketllm.cli.home import configured_text_bytes
+from pocketllm.cli.texts.import_texts import MOST_REFUSED, batches, send
+from pocketllm.readers.gathering import Tally, Text
+from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
+from tests.support.daemon_double import DaemonDouble
+from tests.support.imported import write
+from tests.support.running import Daemon, eventually, running
+
+CHAT = "31.12.20, 23:58 - Anna: Tea?\n31.12.20, 23:59 - Me: Yes.\n"
+MBOX = "From x\nFrom: me@example.org\n\nThe boat is dry.\n\nFrom y\nFrom: bert@example.org\n\nGood.\n"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with running(tmp_path_factory.mktemp("import") / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def real(daemon: Daemon) -> Run:
+    """Runs a command against the real daemon."""
+    return commands(daemon.folder)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder with one of each."""
+    folder = tmp_path / "mine"
+    write(folder / "may.md", "---\ntitle: May\n---\nWind west, two mugs of tea.")
+    write(folder / "chats" / "anna.txt", CHAT)
+    write(folder / "Sent.mbox", MBOX)
+    write(folder / "photo.jpg", b"\xff\xd8\xff\xe0\0")
+    write(folder / ".obsidian" / "x.json", "{}")
+    return folder
+
+
+def stored(daemon: Daemon, source: str) -> list[tuple[str, str | None]]:
+    page = daemon.client.get("/texts", params={"limit": 500}).json()["data"]
+    return sorted((text["text"], text["completion"]) for text in page if text["source"] == source)
+
+
+def test_a_folder_with_one_of_each(real: Run, daemon: Daemon, notes: Path) -> None:
+    me = ["--me", "me", "--me", "me@example.org"]
+    result = real("import", str(notes), *me)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.endswith("Added 3 texts.\n")
+    assert "mails that somebody else wrote (Sent.mbox mail 2)" in result.stdout
+    assert "no text: it holds zero bytes; export it as plain text first (photo.jpg)" in result.stdout
+    assert stored(daemon, "notes: may.md") == [("Wind west, two mugs of tea.", None)]
+    assert stored(daemon, "whatsapp: chats/anna.txt") == [("Tea?\n", "Yes.")]
+    assert stored(daemon, "mbox: Sent.mbox") == [("The boat is dry.", None)]
+    again = json.loads(real("import", str(notes), *me, "--json").stdout)
+    assert (again["created"], again["duplicates"], again["texts"]) == (0, 3, 3)
+
+
+def test_a_dry_run_counts_and_needs_no_daemon(tmp_path: Path, notes: Path) -> None:
+    alone = commands(tmp_path / "nothing")
+    result = alone("import", str(notes), "--dry-run", "--me", "Me", "--me", "me@example.org")
+    assert result.exit_code == 0
+    assert [line.split() for line in result.stdout.splitlines()][:5] == [
+        ["Kind", "Files", "Texts", "Words"],
+        ["mbox", "1", "1", "4"],
+        ["notes", "1", "1", "6"],
+        ["whatsapp", "1", "1", "2"],
+        ["all", "3", "3", "12"],
+    ]
+    assert result.stdout.endswith("A dry run: 3 texts with 12 words were found, none was sent.\n")
+    document = json.loads(alone("import", str(notes), "--dry-run", "--me", "Me", "--json").stdout)
+    assert document["dry_run"] is True
+    assert document["kinds"]["notes"] == {"files": 1, "texts": 1, "words": 6}
+    assert {"reason": "hidden, or of a program", "count": 1, "places": [".obsidian"]} in document["skipped"]
+
+
+def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path, notes: Path) -> None:
+    result = commands(tmp_path / "nothing")("import", str(notes))
+    assert result.exit_code == 1
+    assert "No daemon answers" in result.stderr
+
+
+class TestOwners:
+    def test_a_chat_without_an_owner_says_who_takes_part(self, real: Run, daemon: Daemon, tmp_path: Path) -> None:
+        path = write(tmp_path / "lonely.txt", CHAT + "31.12.20, 23:59 - Anna: Good.\n")
+        for more in ([], ["--dry-run"]):
+            result = real("import", str(path), *more)
+            assert result.exit_code == 1
+            assert "In lonely.txt these wrote (with how many messages): 'Anna' (2), 'Me' (1)." in result.stderr
+            assert "--me NAME" in result.stderr
+        assert stored(daemon, "whatsapp: lonely.txt") == []
+
+    def test_the_rest_is_taken_all_the_same(self, real: Run, tmp_path: Path) -> None:
+        write(tmp_path / "f" / "a.txt", CHAT)
+        write(tmp_path / "f" / "b.txt", CHAT)
+        write(tmp_path / "f" / "c.md", "A note beside chats.")
+        result = real("import", str(tmp_path / "f"), "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["created"] == 1
+        assert json.loads(result.stdout)["writers"] == {"Anna": 2, "Me": 2}
+        assert "In a.txt and 1 more these wrote" in json.loads(result.stderr)["detail"]
+
+    def test_many_take_part(self, real: Run, tmp_path: Path) -> None:
+        path = write(tmp_path / "group.json", [{"from": f"N{number}", "text": "x"} for number in range(50)])
+        assert "and 38 more. Run it again" in real("import", str(path)).stderr
+
+    def test_nobody_of_that_name(self, real: Run, tmp_path: Path) -> None:
+        result = real("import", str(write(tmp_path / "a.txt", CHAT)), "--me", "Zoe")
+        assert result.exit_code == 1
+        assert "Nothing to import" in result.stderr
+        assert "conversations without a message of yours" in result.stdout
+
+
+class TestUsage:
+    def test_a_path_that_is_not_there(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+        write(tmp_path / "a.md", "words")
+        result = run("import", str(tmp_path / "a.md"), str(tmp_path / "b.md"))
+        assert result.exit_code == 1
+        assert f"There is no file or folder {tmp_path / 'b.md'}." in result.stderr
+        assert double.requests == []
+
+    @pytest.mark.parametrize("more", [[], ["PATH", "--format", "pdf"], ["PATH", "--source", ""]])
+    def test_wrong_usage(self, run: Run, tmp_path: Path, more: list[str]) -> None:
+        arguments = [str(tmp_path) if argument == "PATH" else argument for argument in more]
+        assert run("import", *arguments).exit_code == 2
+
+    def test_a_source_too_long(self, run: Run, tmp_path: Path) -> None:
+        assert "201 characters" in run("import", str(tmp_path), "--source", "x" * 201).stderr
+
+    def test_an_empty_folder(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        result = run("import", str(tmp_path / "empty"))
+        assert result.exit_code == 1
+        assert "Nothing to import" in result.stderr
+
+    def test_format_and_source_may_be_said(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+        path = write(tmp_path / "script.py", "words = 1")
+        assert run("import", str(path), "--format", "notes", "--source", "mine").exit_code == 0
+        assert double.bodies("POST", "/texts") == [[{"text": "words = 1", "source": "mine"}]]
+
+    def test_words_that_steer_the_terminal_are_not_shown(self, run: Run, tmp_path: Path) -> None:
+        write(tmp_path / "f" / "\x1b[2J.bin", b"\0")
+        assert "\x1b" not in run("import", str(tmp_path / "f")).stdout
+
+
+class TestSending:
+    def test_batches_are_bounded_and_keep_the_order(self) -> None:
+        texts = [
+            Text(item={"text": "x" * size}, place=str(size)) for size in (10, 500_000, 500_000, 8_000_000, 2_000_000)
+        ]
+        texts += [Text(item={"text": "y"}, place="y")] * 2500
+        tally = Tally()
+        made = list(batches(iter(texts), tally))
+        assert [len(batch) for batch in made] == [2, 1, 1, 1000, 1000, 500]
+        assert [text for batch in made for text in batch] == [text for text in texts if text.place != "8000000"]
+        assert tally.skipped["longer than any request may be"].places == ["8000000"]
+
+    def test_a_text_that_the_daemon_refuses_is_left_out(self, real: Run, tmp_path: Path) -> None:
+        lines = ['{"text": "refused before"}', '{"text": "a", "label": "nope"}', '{"text": "refused after"}']
+        result = real("import", str(write(tmp_path / "refused.jsonl", "\n".join(lines))))
+        assert result.exit_code == 0
+        assert "Added 2 texts." in result.stdout
+        assert "refused by the daemon: label: 'nope' is none of the labels" in result.stdout
+        assert "(refused.jsonl line 2)" in result.stdout
+
+    def test_too_many_refused(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+        double.refused_words = "odd"
+        path = write(tmp_path / "a.jsonl", '{"text": "a", "label": "odd"}\n' * 100)
+        result = run("import", str(path))
+        assert result.exit_code == 1
+        assert f"a.jsonl line {MOST_REFUSED + 1}: label: it is not known." in result.stderr
+
+    def test_a_failure_in_the_middle_says_what_is_stored(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+        double.fail_after_batches = 1
+        path = write(tmp_path / "a.jsonl", "".join(f'{{"text": "text {number}"}}\n' for number in range(2500)))
+        result = run("import", str(path))
+        assert result.exit_code == 1
+        assert "The disk is full; free some space. 1,000 texts are stored; run the same command again" in result.stderr
+        double.fail_after_batches = None
+        assert "Added 1,500 texts. 1,000 were known already." in run("import", str(path)).stdout
+
+    def test_ctrl_c_says_what_is_stored(self, home: Path, double: DaemonDouble) -> None:
+        def texts() -> Iterator[Text]:
+            yield from (Text(item={"text": f"text {number}"}, place="") for number in range(1500))
+            raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted, match="1,000 texts are stored; run the same command again"):
+            send(Common(data_dir=home), texts(), Tally())
+        assert len(double.bodies("POST", "/texts")) == 1
+
+    def test_ctrl_c_at_the_keyboard(self, home: Path, double: DaemonDouble, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "a.jsonl", "".join(f'{{"text": "{number} {"x" * 5000}"}}\n' for number in range(20_000))
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pocketllm", "import", str(path)],
+            env=child_environment(home),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell that runs the tests in the background has them ignore it, and so this process.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        eventually(lambda: double.bodies("POST", "/texts"), "the first batch")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 130
+        assert "Stopped by Ctrl-C. " in said and "run the same command again for the rest" in said
+
+    def test_a_text_longer_than_the_daemon_takes_is_split(self, real: Run, daemon: Daemon, tmp_path: Path) -> None:
+        path = write(tmp_path / "long.md", "\n\n".join(f"{number} " + "wörter " * 100 for number in range(3000)))
+        assert "Added 3 texts." in real("import", str(path)).stdout
+        parts = stored(daemon, "notes: long.md")
+        assert all(900_000 < len(text.encode()) <= 1_000_000 for text, _ in parts[:2])
+
+
+def test_the_daemons_longest_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POCKETLLM_MAX_TEXT_BYTES", raising=False)
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "config.toml"))
+    assert configured_text_bytes() is None
+    (tmp_path / "config.toml").write_text("max_text_bytes = 5000\n")
+    assert configured_text_bytes() == 5000
+    monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "700")
+    assert configured_text_bytes() == 700
+    monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "many")
+    assert configured_text_bytes() is None
+
+
+def test_progress_is_for_terminals(home: Path, double: DaemonDouble, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "words"}\n' * 50)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pocketllm", "import", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**child_environment(home), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # at its end
+        while data := os.read(ours, 4096):
+            seen += data
+    os.close(ours)
+    out, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 0
+    assert b"50 texts" in seen and b"a.jsonl" in seen
+    assert out.endswith(b"Added 1 text. 49 were known already.\n")
+
+
+def test_the_api_and_the_import_agree_on_ids(real: Run, daemon: Daemon, tmp_path: Path) -> None:
+    given = {"text": " kept as\r\nit is \u2028", "source": "api"}
+    made: httpx.Response = daemon.client.post("/texts", json=given)
+    assert made.json()["created"] == 1
+    path = write(tmp_path / "a.jsonl", json.dumps(given))
+    assert "Added 0 texts. 1 was known already." in real("import", str(path)).stdout

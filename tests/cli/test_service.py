@@ -1,0 +1,123 @@
+"""`pocketllm service` and `pocketllm doctor`, with a systemctl that notes its calls, and with a phone's folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from tests.support.commands import commands
+from tests.support.executables import executable
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home, and a PATH with a systemctl and a loginctl."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("PREFIX", "TERMUX_VERSION", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(folder / "config.toml"))
+    for name in ("systemctl", "loginctl"):
+        executable(
+            tmp_path / "bin",
+            name,
+            f'echo "{name} $*" >> "{tmp_path}/calls"\ncase "$*" in *is-active*) echo active;; esac',
+        )
+    return folder
+
+
+def alone(*arguments: str, data_dir: Path = Path("/nowhere")) -> Result:
+    """Run a command in this process, where there is no daemon."""
+    return commands(data_dir)(*arguments)
+
+
+def calls(home: Path) -> list[str]:
+    note = home.parent / "calls"
+    return note.read_text().splitlines() if note.exists() else []
+
+
+def test_a_unit_is_installed_and_started_twice_in_a_row_and_taken_away(home: Path) -> None:
+    unit = home / ".config/systemd/user/pocketllm.service"
+    for _ in range(2):
+        result = alone("service", "install")
+        assert result.exit_code == 0, result.stderr
+        [start] = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
+        command = Path(start.removeprefix("ExecStart=").removesuffix(" serve"))
+        assert command.is_absolute() and command.is_file() and command.name == "pocketllm"
+    expected = [f"systemctl --user {verb}" for verb in ("daemon-reload", "enable pocketllm.service")]
+    expected += ["systemctl --user restart pocketllm.service", "loginctl enable-linger"]
+    assert calls(home) == expected * 2
+    status = alone("service", "status", "--json")
+    assert status.exit_code == 0
+    document = json.loads(status.stdout)
+    assert (document["installed"], document["running"], document["files"]) == (True, True, [str(unit)])
+    gone = alone("service", "uninstall")
+    assert gone.exit_code == 0 and not unit.exists()
+    assert "systemctl --user disable --now pocketllm.service" in calls(home)
+    assert "nothing to do" in alone("service", "uninstall").stdout
+
+
+def test_what_systemctl_refuses_is_said(home: Path) -> None:
+    executable(home.parent / "bin", "systemctl", "echo >&2 'Failed to connect to bus'; exit 1")
+    result = alone("service", "install")
+    assert result.exit_code == 1
+    assert "Failed to connect to bus" in result.stderr and "Traceback" not in result.stderr
+    assert alone("service", "status").exit_code == 1
+
+
+def test_where_nothing_starts_services_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(home))  # an empty folder
+    result = alone("service", "install")
+    assert result.exit_code == 1 and "Neither Termux nor systemd" in result.stderr
+
+
+@pytest.fixture
+def phone(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same under Termux; the prefix."""
+    prefix = home.parent / "com.termux" / "usr"
+    prefix.mkdir(parents=True)
+    monkeypatch.setenv("PREFIX", str(prefix))
+    monkeypatch.setenv("TERMUX_VERSION", "0.119")
+    return prefix
+
+
+def test_under_termux_it_is_runit_and_a_boot_entry(home: Path, phone: Path) -> None:
+    assert alone("service", "install").exit_code == 0
+    run = phone / "var/service/pocketllm/run"
+    boot = home / ".termux/boot/00-pocketllm"
+    assert "@VENV@" not in run.read_text() and run.stat().st_mode & 0o111 and boot.is_file()
+    document = json.loads(alone("service", "status", "--json").stdout)
+    assert document["installed"] and document["manager"].startswith("runit")
+    assert alone("service", "uninstall").exit_code == 0
+    assert not run.exists() and not boot.exists()
+
+
+def findings(*arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+    result = alone("doctor", "--json", *arguments)
+    document = json.loads(result.stdout)
+    assert document["ok"] is (result.exit_code == 0)
+    return result.exit_code, {finding["name"]: finding for finding in document["findings"]}
+
+
+def test_the_doctor_of_a_phone_names_what_is_missing(home: Path, phone: Path) -> None:
+    code, found = findings("--data-dir", str(home / "data"))
+    assert code == 1
+    for name in ("power", "battery", "screen", "model", "service", "boot"):
+        assert found[name]["state"] == "bad" and found[name]["advice"], name
+    assert "Termux:API" in found["power"]["message"]
+    assert found["Android's limits"]["state"] == "unknown"
+    (home / ".termux/boot/old").mkdir(parents=True)
+    assert findings("--data-dir", str(home / "data"))[1]["boot folder"]["state"] == "bad"
+
+
+def test_the_doctor_warns_of_shared_storage(home: Path, phone: Path) -> None:
+    assert findings("--data-dir", "/sdcard/pocketllm")[1]["data folder"]["state"] == "bad"
+
+
+def test_the_doctor_is_read_by_people_too(home: Path) -> None:
+    result = alone("doctor", "--data-dir", str(home / "data"))
+    assert result.exit_code == 1
+    assert "pocketllm models add" in result.stdout and "keep jobs from running" in result.stdout

@@ -1,0 +1,329 @@
+"""The gate: a table of what opens and closes it, and what holds for any readings whatever."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pocketllm.daemon.conditions.gate import Charge, Verdict
+from pocketllm.daemon.settings import GateSettings
+from tests.support.gate_world import MB, SETTINGS, World, later, reading
+from tests.support.working import NOW
+
+NO_BATTERY = reading("battery", None, absent=True)
+
+
+def settings(**changed: Any) -> GateSettings:
+    return SETTINGS.model_copy(update=changed)
+
+
+ON_BATTERY = "not on external power"
+
+ROWS: dict[str, tuple[World, list[str]]] = {
+    "all is well": (World(), []),
+    "a desktop": (World(battery=NO_BATTERY), []),
+    # Power.
+    "charger out": (World(power=False), [ON_BATTERY]),
+    "charger out while running": (World(power=False, running=True), [ON_BATTERY]),
+    "charger out, and 'now'": (World(power=False, immediate=True), []),
+    "charger out, where the owner does not mind": (World(power=False, settings=settings(require_power=False)), []),
+    "power unknown": (World(power=None), ["power is unknown (PermissionError)"]),
+    "power unknown while running": (World(power=None, running=True), ["power is unknown (PermissionError)"]),
+    "power unknown, and 'now'": (World(power=None, immediate=True), []),
+    "power unknown, which is allowed": (World(power=None, settings=settings(train_when_unknown=("power",))), []),
+    "power unknown, where another may be": (
+        World(power=None, settings=settings(train_when_unknown=("battery", "memory"))),
+        ["power is unknown (PermissionError)"],
+    ),
+    # Battery: 40 to start, 30 to go on.
+    "battery at the level to start": (World(battery=40.0), []),
+    "battery under the level to start": (World(battery=39.0), ["battery 39 % is under 40 %"]),
+    "battery under the level to start while running": (World(battery=39.0, running=True), []),
+    "battery at the level to go on": (World(battery=30.0, running=True), []),
+    "battery under the level to go on": (World(battery=29.0, running=True), ["battery 29 % is under 30 %"]),
+    "low battery, 'now', charging": (World(battery=5.0, immediate=True), []),
+    "low battery, 'now', not charging": (
+        World(battery=29.0, immediate=True, power=False),
+        ["battery 29 % is under 30 %"],
+    ),
+    "low battery, 'now', perhaps charging": (
+        World(battery=29.0, immediate=True, power=None),
+        ["battery 29 % is under 30 %"],
+    ),
+    "middling battery, 'now', not charging": (World(battery=31.0, immediate=True, power=False), []),
+    "battery unknown": (World(battery=None), ["battery is unknown (PermissionError)"]),
+    "battery unknown, 'now', charging": (World(battery=None, immediate=True), []),
+    "battery unknown, 'now', not charging": (
+        World(battery=None, immediate=True, power=False),
+        ["battery is unknown (PermissionError)"],
+    ),
+    "battery unknown, which is allowed": (World(battery=None, settings=settings(train_when_unknown=("battery",))), []),
+    # Memory: 700 MB to start, 150 MB to go on.
+    "memory at the level to start": (World(memory=700.0 * MB), []),
+    "memory under the level to start": (
+        World(memory=699.0 * MB),
+        ["699 MB of memory available, under 700 MB"],
+    ),
+    "memory under the level to start while running": (World(memory=699.0 * MB, running=True), []),
+    "memory under the level to go on": (
+        World(memory=149.0 * MB, running=True),
+        ["149 MB of memory available, under 150 MB"],
+    ),
+    "little memory, and 'now'": (
+        World(memory=699.0 * MB, immediate=True),
+        ["699 MB of memory available, under 700 MB"],
+    ),
+    "memory unknown": (World(memory=None), ["memory is unknown (PermissionError)"]),
+    "memory unknown, and 'now'": (World(memory=None, immediate=True), ["memory is unknown (PermissionError)"]),
+    "memory unknown, which is allowed": (World(memory=None, settings=settings(train_when_unknown=("memory",))), []),
+    # The minimum pause.
+    "paused just now": (World(paused_seconds_ago=0), ["paused 0 s ago; 60 s to wait"]),
+    "paused a while ago": (World(paused_seconds_ago=45), ["paused 45 s ago; 15 s to wait"]),
+    "paused long enough ago": (World(paused_seconds_ago=60), []),
+    "paused later than now: the clock was set back": (World(paused_seconds_ago=-5), []),
+    "paused just now, and running again": (World(paused_seconds_ago=1, running=True), []),
+    "no minimum pause": (World(paused_seconds_ago=0, settings=settings(minimum_pause_seconds=0)), []),
+    # What the power comes from.
+    "a plug that counts": (World(others=(reading("plug", "usb"),)), []),
+    "a plug that does not count": (
+        World(others=(reading("plug", "wireless"),), settings=settings(power_sources=("ac", "usb"))),
+        ["the power comes from wireless, and only ac, usb counts"],
+    ),
+    "a plug that nobody knows": (World(others=(reading("plug", None),)), []),
+    # A charger that is too weak.
+    "charge lost on the charger": (
+        World(charge=Charge(weak_at=60), battery=61.0),
+        ["the battery loses charge on the charger; waiting for 63 %"],
+    ),
+    "charge lost on the charger, and 'now'": (World(charge=Charge(weak_at=60), immediate=True), []),
+    # Heat: 38 to start, 42 to go on; the machine's 70 and 90.
+    "battery warm to start": (
+        World(others=(reading("temperature", 39.0),)),
+        ["the battery has 39 °C, over 38 °C"],
+    ),
+    "battery warm while running": (World(others=(reading("temperature", 39.0),), running=True), []),
+    "battery hot while running": (
+        World(others=(reading("temperature", 43.0),), running=True),
+        ["the battery has 43 °C, over 42 °C"],
+    ),
+    "battery hot, and 'now'": (
+        World(others=(reading("temperature", 43.0),), running=True, immediate=True),
+        ["the battery has 43 °C, over 42 °C"],
+    ),
+    "battery's temperature unknown": (
+        World(others=(reading("temperature", None),)),
+        ["temperature is unknown (PermissionError)"],
+    ),
+    "battery's temperature unknown, which is allowed": (
+        World(others=(reading("temperature", None),), settings=settings(train_when_unknown=("temperature",))),
+        [],
+    ),
+    "no thermometer": (World(others=(reading("temperature", None, absent=True),)), []),
+    "a temperature that is no number": (
+        World(others=(reading("temperature", float("nan")),)),
+        ["the battery has nan °C, over 38 °C"],
+    ),
+    "a hot processor": (
+        World(others=(reading("heat", 71.0),)),
+        ["the hottest thermal zone has 71 °C, over 70 °C"],
+    ),
+    "a battery that is ill": (World(others=(reading("health", "over_voltage"),)), ["the battery reports over voltage"]),
+    "a battery that is well": (World(others=(reading("health", "good"),)), []),
+    "a battery that does not say": (World(others=(reading("health", None),)), []),
+    # Whether somebody uses it.
+    "screen on": (World(others=(reading("screen", True),)), ["the screen is on"]),
+    "screen on, and 'now'": (World(others=(reading("screen", True),), immediate=True), []),
+    "screen on, where the owner does not mind": (
+        World(others=(reading("screen", True),), settings=settings(require_screen_off=False)),
+        [],
+    ),
+    "screen unknown": (World(others=(reading("screen", None),)), ["screen is unknown (PermissionError)"]),
+    "in use a while ago": (World(others=(reading("idle", 300.0),)), ["in use 5 minutes ago, under 10"]),
+    "in use long ago": (World(others=(reading("idle", 600.0),)), []),
+    "nobody there to use it": (World(others=(reading("idle", None, absent=True),)), []),
+    # When.
+    "outside the hours": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=12, minute=30)),
+        ["it is 12:30, outside 22:00-07:00"],
+    ),
+    "within the hours, past midnight": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=6, minute=59)),
+        [],
+    ),
+    "at the end of the hours": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=7, minute=0)),
+        ["it is 07:00, outside 22:00-07:00"],
+    ),
+    "outside the hours, and 'now'": (
+        World(settings=settings(hours=("22:00-07:00",)), local=NOW.replace(hour=12, minute=30), immediate=True),
+        [],
+    ),
+    "snoozed": (
+        World(snoozed_until=NOW + timedelta(hours=1), local=NOW),
+        [f"snoozed until {NOW + timedelta(hours=1):%Y-%m-%d %H:%M}"],
+    ),
+    "snoozed once": (World(snoozed_until=NOW - timedelta(hours=1)), []),
+    "enough for today": (
+        World(used_today_minutes=60, settings=settings(minutes_per_day=60)),
+        ["trained 60 minutes today, of 60"],
+    ),
+    "not yet enough for today": (World(used_today_minutes=59, settings=settings(minutes_per_day=60)), []),
+    # Room.
+    "a full disk": (World(others=(reading("disk", 1e6),)), ["1 MB of room on the disk, under 1000 MB"]),
+    "memory is short though there is some": (
+        World(others=(reading("memory pressure", 50.0),), running=True),
+        ["work waits for memory 50 % of the time, over 40 %"],
+    ),
+    # How the owner wants it.
+    "never": (World(settings=settings(run_mode="never"), immediate=True), ["the run mode is 'never'"]),
+    "always": (World(settings=settings(run_mode="always"), power=False, others=(reading("screen", True),)), []),
+    "always, but not below the floor": (
+        World(settings=settings(run_mode="always"), power=False, battery=29.0),
+        ["battery 29 % is under 30 %"],
+    ),
+    # Old readings.
+    "a stale reading": (
+        World(others=(reading("temperature", 20.0, age=181),)),
+        ["temperature is unknown (the last answer is 181 s old)"],
+    ),
+    "a reading that is not stale yet": (World(others=(reading("temperature", 20.0, age=179),)), []),
+    # All at once.
+    "all is ill": (
+        World(power=False, battery=5.0, memory=1.0 * MB, paused_seconds_ago=1),
+        [
+            ON_BATTERY,
+            "battery 5 % is under 40 %",
+            "1 MB of memory available, under 700 MB",
+            "paused 1 s ago; 59 s to wait",
+        ],
+    ),
+    "all is unknown": (
+        World(power=None, battery=None, memory=None),
+        [f"{name} is unknown (PermissionError)" for name in ("power", "battery", "memory")],
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_verdict(row: str) -> None:
+    world, reasons = ROWS[row]
+    verdict = world.decide()
+    assert verdict.reasons == reasons
+    assert verdict.allowed is (not reasons)
+
+
+def test_a_blocker_says_what_it_is_and_where_the_level_is() -> None:
+    [blocker] = World(battery=31.0).decide().blockers
+    assert (blocker.name, blocker.value, blocker.threshold, blocker.unit) == ("battery", 31.0, 40, "%")
+    [blocker] = World(memory=5.0 * MB).decide().blockers
+    assert (blocker.name, blocker.value, blocker.threshold, blocker.unit) == ("memory", 5 * MB, 700 * MB, "bytes")
+    [blocker] = World(power=False).decide().blockers
+    assert (blocker.name, blocker.value, blocker.threshold) == ("power", False, None)
+
+
+def since(verdict: Verdict) -> dict[str, datetime]:
+    return {blocker.name: blocker.since for blocker in verdict.blockers}
+
+
+def test_since_stays_while_a_blocker_stands_and_is_new_after_it_went() -> None:
+    verdict = World(power=False).decide()
+    assert since(verdict) == {"power": NOW}
+    verdict = World(power=False, battery=5.0, now=later(10), before=verdict).decide()
+    assert since(verdict) == {"power": NOW, "battery": later(10)}
+    verdict = World(battery=4.0, now=later(20), before=verdict).decide()
+    assert since(verdict) == {"battery": later(10)}
+    verdict = World(power=False, battery=4.0, now=later(30), before=verdict).decide()
+    assert since(verdict) == {"power": later(30), "battery": later(10)}
+
+
+def test_a_minimum_pause_stands_since_the_pause_began() -> None:
+    verdict = World(paused_seconds_ago=2, now=later(2)).decide()
+    assert since(verdict) == {"minimum pause": NOW}
+    assert since(World(paused_seconds_ago=4, now=later(4), before=verdict).decide()) == {"minimum pause": NOW}
+
+
+PERCENT = st.floats(0, 100)
+BYTES = st.floats(0, 4e9)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Any world that settings and sensors allow."""
+    battery_stop, battery_start = sorted((draw(PERCENT), draw(PERCENT)))
+    memory_stop, memory_start = sorted((draw(st.integers(0, 4 * 10**9)), draw(st.integers(0, 4 * 10**9))))
+    return World(
+        power=draw(st.sampled_from([True, False, None])),
+        battery=draw(st.none() | st.just(NO_BATTERY) | PERCENT),
+        memory=draw(st.none() | BYTES),
+        running=draw(st.booleans()),
+        immediate=draw(st.booleans()),
+        paused_seconds_ago=draw(st.none() | st.floats(-1000, 1000)),
+        settings=GateSettings(
+            require_power=draw(st.booleans()),
+            battery_start_percent=battery_start,
+            battery_stop_percent=battery_stop,
+            memory_start_bytes=memory_start,
+            memory_stop_bytes=memory_stop,
+            minimum_pause_seconds=draw(st.floats(0, 1000)),
+            train_when_unknown=tuple(draw(st.sets(st.sampled_from(["power", "battery", "memory"])))),
+        ),
+    )
+
+
+# A machine that is busy with other things is no reason to fail.
+any_world = hypothesis_settings(deadline=None)
+
+
+@any_world
+@given(worlds())
+def test_it_is_open_exactly_when_nothing_speaks_against_it(world: World) -> None:
+    verdict = world.decide()
+    assert verdict.allowed is (len(verdict.blockers) == 0)
+    names = [blocker.name for blocker in verdict.blockers]
+    assert len(set(names)) == len(names)
+    assert all(blocker.message and blocker.since <= world.now for blocker in verdict.blockers)
+    assert world.decide() == verdict
+
+
+@any_world
+@given(worlds(), st.floats(0, 1), st.floats(0, 1))
+def test_a_running_job_is_not_blocked_by_a_level_between_stop_and_start(world: World, b: float, m: float) -> None:
+    limits = world.settings
+    battery = between(limits.battery_stop_percent, limits.battery_start_percent, b)
+    memory = between(limits.memory_stop_bytes, limits.memory_start_bytes, m)
+    verdict = replace(world, running=True, battery=battery, memory=memory).decide()
+    assert {blocker.name for blocker in verdict.blockers} <= {"power"}
+
+
+def between(low: float, high: float, share: float) -> float:
+    return min(high, low + (high - low) * share)
+
+
+@any_world
+@given(worlds())
+def test_a_value_under_stop_blocks_whether_running_or_not(world: World) -> None:
+    names = {blocker.name for blocker in world.decide().blockers}
+    if world.memory is not None and world.memory < world.settings.memory_stop_bytes:
+        assert "memory" in names
+    charging_now = world.immediate and world.power
+    if isinstance(world.battery, float) and world.battery < world.settings.battery_stop_percent and not charging_now:
+        assert "battery" in names
+
+
+@any_world
+@given(worlds())
+def test_what_may_start_may_go_on(world: World) -> None:
+    if replace(world, running=False).decide().allowed:
+        assert replace(world, running=True).decide().allowed
+
+
+@any_world
+@given(worlds())
+def test_what_is_unknown_blocks_unless_it_is_allowed(world: World) -> None:
+    unknown = replace(world, memory=None)
+    blocked = any(blocker.name == "memory" for blocker in unknown.decide().blockers)
+    assert blocked is ("memory" not in world.settings.train_when_unknown)

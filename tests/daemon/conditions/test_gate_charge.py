@@ -1,0 +1,44 @@
+"""The gate over time: a charger that is too weak, and a level that swings."""
+
+from pocketllm.daemon.conditions.gate import Charge, Verdict
+from tests.support.gate_world import SETTINGS, World, later, reading
+
+
+def charge_after(*levels: float, running: bool = True, power: bool = True) -> Charge:
+    charge = Charge()
+    for level in levels:
+        seen = {"power": reading("power", power), "battery": reading("battery", level)}
+        charge = charge.after(seen, SETTINGS, running=running)
+    return charge
+
+
+def test_a_charger_is_too_weak_when_the_battery_loses_charge_on_it() -> None:
+    assert charge_after(80, 79, 78).weak_at is None
+    assert charge_after(80, 79, 78, 77).weak_at == 77
+    assert charge_after(80, 82, 80, 79).weak_at == 79  # from the highest level since the start
+    assert charge_after(80, 77, running=False).weak_at is None  # not by our doing
+    assert charge_after(80, 70, power=False).weak_at is None  # it is known to be off the charger
+
+
+def test_a_weak_charger_stays_weak_until_what_was_lost_is_won_back() -> None:
+    weak = charge_after(80, 77)
+    seen = {"power": reading("power", True), "battery": reading("battery", 79.0)}
+    assert weak.after(seen, SETTINGS, running=False).weak_at == 77
+    seen["battery"] = reading("battery", 80.0)
+    assert weak.after(seen, SETTINGS, running=False).weak_at is None
+    seen = {"power": reading("power", False), "battery": reading("battery", 77.0)}
+    assert weak.after(seen, SETTINGS, running=False).weak_at is None  # taken out: another may come
+
+
+def test_a_sawtooth_around_a_level_makes_one_change_a_minimum_pause() -> None:
+    verdict, running, paused_at, changes = Verdict(), False, None, 0
+    for second in range(3600):
+        level = 35.0 + 8.0 * (second % 7 - 3) / 3  # 27 to 43: over both levels within seconds
+        ago = None if paused_at is None else float(second - paused_at)
+        verdict = World(
+            battery=level, running=running, paused_seconds_ago=ago, now=later(second), before=verdict
+        ).decide()
+        if verdict.allowed is not running:
+            changes, running = changes + 1, verdict.allowed
+            paused_at = paused_at if running else second
+    assert 2 <= changes <= 2 * (1 + 3600 / SETTINGS.minimum_pause_seconds)

@@ -1,0 +1,82 @@
+"""What the kernel says of the machine: memory, pressure, heat, disk."""
+
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.conditions.linux_machine import DiskSensor, MemorySensor, PressureSensor, ThermalSensor
+from tests.support.working import NOW
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "value"),
+    [
+        pytest.param("MemTotal: 8000 kB\nMemAvailable:    2048 kB\nSwapFree: 5 kB\n", 2048 * 1024, id="usual"),
+        pytest.param("MemAvailable: 0 kB\n", 0, id="none left"),
+        pytest.param("MemTotal: 8000 kB\nMemFree: 100 kB\n", None, id="not given"),
+        pytest.param("", None, id="empty"),
+        pytest.param("MemAvailable: much kB\n", None, id="no number"),
+        pytest.param("MemAvailable: nan kB\n", None, id="NaN"),
+        pytest.param("MemAvailable: kB\n", None, id="unit alone"),
+        pytest.param("MemAvailable: 2048 MB\n", None, id="another unit"),
+        pytest.param("\ufffd\0\n:::\n", None, id="garbage"),
+    ],
+)
+def test_memory(tmp_path: Path, meminfo: str, value: float | None) -> None:
+    (tmp_path / "meminfo").write_text(meminfo)
+    reading = MemorySensor(tmp_path / "meminfo").read(NOW)
+    assert (reading.name, reading.value, reading.unit, reading.at) == ("memory", value, "bytes", NOW)
+    assert reading.unknown is (value is None)
+    assert bool(reading.reason) is (value is None)
+
+
+def test_memory_that_is_told_nowhere_is_unknown(tmp_path: Path) -> None:
+    assert MemorySensor(tmp_path / "none").read(NOW).unknown
+    assert MemorySensor(tmp_path).read(NOW).unknown
+
+
+PRESSURE = "some avg10=12.50 avg60=3.00 avg300=0.10 total=123\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=9\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [(PRESSURE, 12.5), ("", None), ("some avg10=lots", None), ("full avg10=1.0", None), ("some avg10=120.0", None)],
+)
+def test_pressure(tmp_path: Path, content: str, value: float | None) -> None:
+    (tmp_path / "memory").write_text(content)
+    reading = PressureSensor(tmp_path / "memory").read(NOW)
+    assert (reading.value, reading.unit, reading.unknown) == (value, "%", value is None)
+
+
+def test_a_kernel_that_does_not_tell_of_pressure_has_none(tmp_path: Path) -> None:
+    assert PressureSensor(tmp_path / "memory").read(NOW).absent
+
+
+def zones(folder: Path, *contents: str) -> Path:
+    """A folder like /sys/class/thermal."""
+    for number, content in enumerate(contents):
+        (folder / f"thermal_zone{number}").mkdir(parents=True)
+        (folder / f"thermal_zone{number}" / "temp").write_text(content)
+    return folder
+
+
+def test_of_all_zones_the_hottest_counts(tmp_path: Path) -> None:
+    folder = zones(tmp_path / "thermal", "41000\n", "66500\n", "-273000\n", "soon\n", "999000\n")
+    reading = ThermalSensor(folder).read(NOW)
+    assert (reading.name, reading.value, reading.unit) == ("heat", 66.5, "°C")
+
+
+def test_a_zone_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    folder = zones(tmp_path / "thermal", "41000\n")
+    (folder / "thermal_zone1" / "temp").mkdir(parents=True)
+    assert ThermalSensor(folder).read(NOW).value == 41.0
+
+
+def test_where_no_zone_can_be_read_there_is_none(tmp_path: Path) -> None:
+    assert ThermalSensor(tmp_path / "thermal").read(NOW).absent
+
+
+def test_disk(tmp_path: Path) -> None:
+    reading = DiskSensor(tmp_path).read(NOW)
+    assert isinstance(reading.value, float) and reading.value > 0 and reading.unit == "bytes"
+    assert DiskSensor(tmp_path / "none").read(NOW).unknown

@@ -1,0 +1,167 @@
+"""Screen and idleness of a phone: by getprop, dumpsys, an app that tells us, and the job scheduler's stamp."""
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.conditions.android_screen import (
+    STAMP_IDLE_SECONDS,
+    ScreenIdleness,
+    ToldScreen,
+    by_dumpsys,
+    by_property,
+    screen_property,
+    wakefulness,
+)
+from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
+from pocketllm.daemon.conditions.readings import FirstKnown, Reading, Sensor
+from tests.support.executables import answering, executable
+from tests.support.running import Clock, FixedSensor, eventually
+from tests.support.working import NOW
+
+
+@pytest.mark.parametrize(
+    ("said", "on"), [("1", False), ("2", True), ("3", False), ("4", False), ("5", True), ("6", True)]
+)
+def test_the_property(said: str, on: bool) -> None:
+    assert screen_property(f"{said}\n") is on
+
+
+@pytest.mark.parametrize("said", ["", "0", "7", "on", "22"])
+def test_a_property_that_does_not_say(said: str) -> None:
+    with pytest.raises(ProbeFailed):
+        screen_property(said)
+
+
+@pytest.mark.parametrize(("said", "on"), [("Awake", True), ("Asleep", False), ("Dozing", False), ("Dreaming", False)])
+def test_dumpsys(said: str, on: bool) -> None:
+    assert wakefulness(f"POWER MANAGER\n  mWakefulness={said}\n  mWakefulnessChanging=false\n") is on
+
+
+def test_dumpsys_without_the_permission() -> None:
+    with pytest.raises(ProbeFailed, match=r"android\.permission\.DUMP"):
+        wakefulness("Permission Denial: can't dump PowerManager from pid=1, uid=2\n")
+
+
+def answer(sensor: Sensor) -> Reading:
+    """Its first real answer."""
+    first = sensor.read(NOW)
+    assert first.reason == "it has not answered yet"
+
+    def look() -> Reading | None:
+        found = sensor.read(NOW)
+        return None if found == first else found
+
+    return eventually(look, "an answer", seconds=20)
+
+
+def test_a_real_getprop_is_asked_for_the_property(tmp_path: Path) -> None:
+    getprop = executable(tmp_path, "getprop", '[ "$1" = debug.tracing.screen_state ] && echo 2')
+    reading = answer(by_property(Pace(), getprop))
+    assert (reading.name, reading.value, reading.source) == ("screen", True, f"{getprop} debug.tracing.screen_state")
+
+
+def test_a_real_dumpsys(tmp_path: Path) -> None:
+    dumpsys = answering(tmp_path, "dumpsys", "  mWakefulness=Asleep\n")
+    assert answer(by_dumpsys(Pace(), dumpsys)).value is False
+
+
+def test_the_first_that_knows_is_believed(tmp_path: Path) -> None:
+    told = ToldScreen()
+    silent = by_property(Pace(), answering(tmp_path, "getprop", "\n"))
+    screen = FirstKnown([silent, told])
+    answer(silent)
+    reading = screen.read(NOW)
+    assert reading.unknown and reading.reason and "does not set" in reading.reason
+    told.tell(True, NOW)
+    assert screen.read(NOW).value is True
+    told.tell(False, NOW)
+    assert (screen.read(NOW).value, screen.read(NOW).source) == (False, "POST /status/screen")
+
+
+def test_what_was_told_long_ago_counts_no_more() -> None:
+    told = ToldScreen()
+    assert told.read(NOW).unknown
+    told.tell(False, NOW)
+    assert told.read(NOW + timedelta(hours=11)).value is False
+    assert told.read(NOW + timedelta(hours=12)).unknown
+    assert told.read(NOW - timedelta(hours=1)).unknown, "a clock that was set back"
+
+
+@dataclass
+class Phone:
+    """Idleness with a screen that does what it is told, and a clock."""
+
+    folder: Path
+    screen: FixedSensor = field(default_factory=lambda: FixedSensor("screen", False))
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock.now
+        self.sensor = ScreenIdleness(
+            self.screen, self.folder / "stamp", lambda: (self.clock.now - self.started).total_seconds()
+        )
+
+    def after(self, seconds: float, on: bool | None) -> float | None:
+        """How long it is idle, so much later, with the screen like this from then on."""
+        self.clock.advance(seconds)
+        self.screen.value, self.screen.reason = on, None if on is not None else "no answer"
+        value = self.sensor.read(self.clock.now).value
+        assert value is None or isinstance(value, float)
+        return value
+
+    def stamp(self) -> None:
+        """The phone's job scheduler takes it for idle."""
+        (self.folder / "stamp").touch()
+        at = self.clock.now.timestamp()
+        os.utime(self.folder / "stamp", (at, at))
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Phone:
+    return Phone(tmp_path)
+
+
+def test_idleness_is_what_was_watched(phone: Phone) -> None:
+    assert phone.after(0, False) == 0
+    assert phone.after(100, False) == 100
+    assert phone.after(10, True) == 0
+    assert phone.after(50, True) == 0
+    assert phone.after(5, False) == 0
+    assert phone.after(700, False) == 700
+
+
+def test_what_was_not_seen_does_not_count(phone: Phone) -> None:
+    phone.after(0, False)
+    assert phone.after(100, None) is None
+    assert phone.after(1, False) == 0
+    assert phone.after(9, False) == 9
+
+
+def test_the_stamp_says_what_was_before_the_daemon(phone: Phone) -> None:
+    phone.stamp()
+    assert phone.after(60, False) == STAMP_IDLE_SECONDS + 60
+    assert phone.after(60, True) == 0
+    assert phone.after(1, False) == 0, "it was used since"
+
+
+def test_an_old_stamp_says_nothing(phone: Phone) -> None:
+    phone.stamp()
+    assert phone.after(20 * 60, False) == 0
+
+
+def test_a_stamp_of_the_future_says_nothing(phone: Phone) -> None:
+    phone.clock.advance(3600)
+    phone.stamp()
+    phone.clock.advance(-1800)
+    assert phone.after(0, False) == 0
+
+
+def test_the_stamp_never_shortens_what_was_watched(phone: Phone) -> None:
+    phone.after(0, False)
+    assert phone.after(7200, False) == 7200
+    phone.stamp()
+    assert phone.after(10, False) == 7210

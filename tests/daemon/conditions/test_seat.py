@@ -1,0 +1,91 @@
+"""Idleness of a Linux seat: logind's hint as busctl prints it, and the terminals."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.conditions.logind_idle import Hint, SeatIdleness, parse
+from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
+from pocketllm.daemon.conditions.readings import Reading
+from tests.support.executables import answering, executable
+from tests.support.running import eventually
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HOUR = 3600
+
+
+def hint(idle: bool, since: datetime) -> str:
+    return f"b {str(idle).lower()}\nt {int(since.timestamp() * 1e6)}\n"
+
+
+def ago(seconds: float) -> datetime:
+    return datetime.fromtimestamp(NOW.timestamp() - seconds, UTC)
+
+
+def test_busctls_answer() -> None:
+    assert parse("b true\nt 1772362800000000\n") == Hint(idle=True, since=1772362800.0)
+    assert parse("b false\nt 0\n") == Hint(idle=False, since=0.0)
+
+
+@pytest.mark.parametrize(
+    "output", ["", "b true\n", "b maybe\nt 1\n", "t 1\nb true\n", "b true\nt x\n", "b true\nt 1\nb true\n", "\0"]
+)
+def test_what_is_no_answer(output: str) -> None:
+    with pytest.raises(ProbeFailed):
+        parse(output)
+
+
+def reading(command: str, devices: Path) -> Reading:
+    """Its first real answer."""
+    sensor = SeatIdleness.by_command(Pace(), command, devices)
+    first = sensor.read(NOW)
+    assert first.unknown
+
+    def look() -> Reading | None:
+        found = sensor.read(NOW)
+        return None if found == first else found
+
+    return eventually(look, "an answer", seconds=20)
+
+
+def terminal(devices: Path, name: str, used: datetime) -> None:
+    """A terminal that somebody typed at then."""
+    (devices / name).parent.mkdir(parents=True, exist_ok=True)
+    (devices / name).touch()
+    os.utime(devices / name, (used.timestamp(), used.timestamp()))
+
+
+@pytest.mark.parametrize(
+    ("idle", "since", "typed", "seconds", "source"),
+    [
+        (True, ago(2 * HOUR), None, 2 * HOUR, "logind"),
+        (False, ago(2 * HOUR), None, 0, "logind"),
+        (True, ago(2 * HOUR), ago(HOUR), HOUR, "terminals"),
+        (True, ago(HOUR), ago(2 * HOUR), HOUR, "logind"),
+        (False, ago(HOUR), ago(2 * HOUR), 0, "logind"),
+        (True, ago(-HOUR), None, 0, "logind"),
+    ],
+)
+def test_somebody_at_either_is_somebody(
+    tmp_path: Path, idle: bool, since: datetime, typed: datetime | None, seconds: float, source: str
+) -> None:
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    if typed:
+        terminal(devices, "pts/0", typed)
+        terminal(devices, "pts/1", ago(9 * HOUR))
+    found = reading(answering(tmp_path, "busctl", hint(idle, since)), devices)
+    assert (found.name, found.value, found.unit) == ("idle", seconds, "s")
+    assert found.source.startswith(source)
+
+
+def test_where_logind_does_not_answer_terminals_do(tmp_path: Path) -> None:
+    terminal(tmp_path / "dev", "pts/0", ago(HOUR))
+    assert reading(executable(tmp_path, "busctl", "exit 1"), tmp_path / "dev").value == HOUR
+
+
+def test_where_neither_answers_it_is_unknown(tmp_path: Path) -> None:
+    found = reading(executable(tmp_path, "busctl", "exit 1"), tmp_path / "dev")
+    assert found.unknown and found.reason and "ended with code 1" in found.reason

@@ -1,0 +1,47 @@
+"""The wake lock, with commands that note when they are called."""
+
+from pathlib import Path
+
+from pocketllm.daemon.conditions.wake_lock import WakeLock
+from tests.support.executables import executable
+
+
+def lock_in(folder: Path) -> WakeLock:
+    note = folder / "calls"
+    return WakeLock(
+        executable(folder, "take", f"echo take >> {note}"), executable(folder, "give", f"echo give >> {note}")
+    )
+
+
+def calls(folder: Path) -> list[str]:
+    note = folder / "calls"
+    return note.read_text().split() if note.exists() else []
+
+
+def test_the_first_takes_it_and_the_last_gives_it_back(tmp_path: Path) -> None:
+    lock = lock_in(tmp_path)
+    for action in (lock.take, lock.take, lock.give_back, lock.give_back, lock.take, lock.give_back):
+        action()
+    lock.settle(20)
+    assert calls(tmp_path) == ["take", "give", "take", "give"]
+    assert not lock.held
+
+
+def test_what_was_not_taken_is_not_given_back_twice(tmp_path: Path) -> None:
+    lock = lock_in(tmp_path)
+    lock.take()
+    lock.give_back()
+    lock.give_back()
+    lock.settle(20)
+    assert calls(tmp_path)[:2] == ["take", "give"]
+    lock.take()
+    lock.settle(20)
+    assert lock.held and calls(tmp_path)[-1] == "take"
+
+
+def test_commands_that_fail_or_are_not_there_disturb_nobody(tmp_path: Path) -> None:
+    for lock in (WakeLock(), WakeLock(executable(tmp_path, "broken", "exit 1"), str(tmp_path / "none"))):
+        lock.take()
+        lock.give_back()
+        lock.settle(20)
+        assert not lock.held

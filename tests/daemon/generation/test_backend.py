@@ -1,0 +1,116 @@
+"""Which backend there is: what speaks against llama.cpp, and whether a model's GGUF file is still the same."""
+
+import os
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.conditions.discovery import Places, find_sensors
+from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp, expected_backend, find_llamacpp
+from pocketllm.daemon.settings import load_settings
+from pocketllm.daemon.tools.doctor import examine
+from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from tests.support.llama_double import llama_double
+from tests.support.tiny_models import edit_json
+
+NOWHERE = "/nowhere"
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_gguf: Path) -> Path:
+    return Path(shutil.copy(tiny_gguf, tmp_path))
+
+
+@pytest.fixture
+def native(tmp_path: Path, base: Path) -> NativeModel:
+    import_model(str(base), tmp_path / "models", name="mine")
+    return open_native(tmp_path / "models" / "mine")
+
+
+@pytest.fixture(autouse=True)
+def _no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", NOWHERE)
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+
+
+def reason(found: LlamaCpp | Backend) -> str:
+    assert isinstance(found, Backend) and found.name == "transformers"
+    return str(found.reason)
+
+
+def test_the_file_that_a_model_came_from_is_found_again(native: NativeModel, base: Path) -> None:
+    assert find_origin(native.manifest) == base
+    os.utime(base, (1, 1))  # as after the package that holds it was installed anew
+    assert find_origin(native.manifest) == base
+
+
+def test_another_file_in_its_place_is_not_taken_for_it(native: NativeModel, base: Path) -> None:
+    content = bytearray(base.read_bytes())
+    content[-1] ^= 1
+    base.write_bytes(content)
+    with pytest.raises(OriginChanged, match="not the file any more that mine was imported from"):
+        find_origin(native.manifest)
+    base.write_bytes(content[:-1])
+    with pytest.raises(OriginChanged, match="not the file any more"):
+        find_origin(native.manifest)
+    base.unlink()
+    with pytest.raises(OriginChanged, match="cannot be read: No such file"):
+        find_origin(native.manifest)
+
+
+def test_a_model_of_another_format_or_of_an_older_version_has_none(tiny: NativeModel, native: NativeModel) -> None:
+    with pytest.raises(OriginChanged, match="tiny was not imported from a GGUF file"):
+        find_origin(tiny.manifest)
+    edit_json(native.folder / "pocketllm.json", gguf=None)
+    with pytest.raises(OriginChanged, match="`pocketllm models add --replace`"):
+        find_origin(open_native(native.folder).manifest)
+
+
+def test_without_llama_cpp_it_is_told_how_to_get_it(native: NativeModel) -> None:
+    assert "pip install 'pocketllm[llamacpp]'" in reason(find_llamacpp(native, "auto"))
+    assert "pkg install llama-cpp" in reason(find_llamacpp(native, "llamacpp"))
+
+
+def test_a_program_on_the_path_goes_before_the_package(
+    native: NativeModel, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, PACKAGE)
+    assert find_llamacpp(native, "auto") == LlamaCpp(program=PACKAGE, base=base)
+    double = llama_double(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert find_llamacpp(native, "auto") == LlamaCpp(program=str(double.path), base=base)
+    assert expected_backend(native, "auto") == Backend(name="llamacpp")
+    assert reason(find_llamacpp(native, "transformers")) == "the setting backend says so"
+
+
+@pytest.mark.parametrize(
+    ("wish", "there", "state", "message"),
+    [
+        ("auto", True, "good", "by llama.cpp"),
+        ("auto", False, "unknown", "by transformers, not llama.cpp: there is no llama.cpp here"),
+        ("llamacpp", False, "bad", "by transformers, not llama.cpp: there is no llama.cpp here"),
+        ("transformers", True, "good", "by transformers: the setting backend says so"),
+    ],
+)
+def test_the_doctor_says_what_answers(
+    native: NativeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wish: str,
+    there: bool,
+    state: str,
+    message: str,
+) -> None:
+    if there:
+        llama_double(tmp_path / "bin")
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": wish})
+    places = Places(supplies=tmp_path)
+    findings = examine(settings, find_sensors(tmp_path, tmp_path / "idle", places), places, lambda: datetime.now(UTC))
+    [found] = [finding for finding in findings if finding.name == "answers"]
+    assert (found.state, found.message.startswith(message)) == (state, True)

@@ -1,0 +1,85 @@
+"""What llama.cpp makes of an exported adapter: the probabilities that we have with it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from pocketllm.engine.formats.gguf_lora import needs_untied_head, write_gguf_lora
+from pocketllm.engine.formats.gguf_untied import write_untied
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from tests.support.learning import imported, some_adapter
+from tests.support.llama_cpp import next_log_probabilities, write_base
+
+#: No longer than a tiny model's window.
+IDS = [5, 60, 70, 80, 100, 200, 1, 30]
+#: Both compute in float32, in another order.
+TOLERANCE = 2e-3
+#: Far more than that; all the adapters here change more.
+SEEN = 0.3
+
+Numbers = NDArray[np.float64]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+def ours(model: LanguageModel, adapter: Adapter | None) -> Numbers:
+    model.use(adapter)
+    with torch.inference_mode():
+        logits = model.next_logits(torch.tensor([IDS]), DynamicCache())
+    found: Numbers = logits.double().log_softmax(-1).numpy()
+    return found
+
+
+def apart(one: Numbers, other: Numbers) -> float:
+    return float(np.abs(one - other).max())
+
+
+@pytest.fixture(params=[("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")], ids=str)
+def family(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> tuple[NativeModel, Path]:
+    """A tiny model, and the same as llama.cpp's base file."""
+    name, architecture = request.param
+    native = imported(root, name, "float32")
+    return native, write_base(tmp_path / "base.gguf", native, architecture)
+
+
+def test_the_layers(family: tuple[NativeModel, Path], tmp_path: Path) -> None:
+    native, base = family
+    model = LanguageModel(native)
+    before, adapter = ours(model, None), some_adapter(model, targets=None, size=0.4)
+    assert apart(before, next_log_probabilities(base, IDS)) < TOLERANCE
+    adapter.save(tmp_path / "it")
+    write_gguf_lora(tmp_path / "it", native, tmp_path / "it.gguf")
+    expected = ours(model, adapter)
+    assert apart(before, expected) > SEEN
+    assert apart(expected, next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")) < TOLERANCE
+
+
+def test_the_head_too_where_it_is_a_tensor_of_its_own(family: tuple[NativeModel, Path], tmp_path: Path) -> None:
+    native, base = family
+    model = LanguageModel(native)
+    adapter, head = some_adapter(model, size=0.4), model.head_path
+    without = ours(model, adapter)
+    vocabulary, width = model.head.weights.weight.shape
+    generator = torch.Generator().manual_seed(0)
+    adapter.a[head] = torch.randn(6, width, generator=generator) * 0.3  # of another rank than the others
+    adapter.b[head] = torch.randn(vocabulary, 6, generator=generator)
+    adapter.save(tmp_path / "it")
+    write_gguf_lora(tmp_path / "it", native, tmp_path / "it.gguf")
+    if needs_untied_head(tmp_path / "it", native):
+        with pytest.raises(RuntimeError):
+            next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")
+        tied, base = base, tmp_path / "untied.gguf"
+        write_untied(tied, base)
+        assert apart(ours(model, None), next_log_probabilities(base, IDS)) < TOLERANCE
+    expected = ours(model, adapter)
+    assert apart(without, expected) > SEEN
+    assert apart(expected, next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")) < TOLERANCE

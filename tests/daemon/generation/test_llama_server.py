@@ -1,0 +1,148 @@
+"""The client of llama.cpp's server, with a small real server that is started as its own would be."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.generation.llama import child as llama_child
+from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, Patience, ServerPlan
+from pocketllm.engine.generate.streaming_text import Sampling
+from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
+from tests.support.running import eventually, is_running
+
+PROMPT = [50, 60]
+QUICK = Patience(start_seconds=30, token_seconds=0.3)
+
+
+def plan(double: LlamaDouble, lora: Path | None = None) -> ServerPlan:
+    return ServerPlan(program=str(double.path), base=Path("/base.gguf"), lora=lora, context=512, threads=3)
+
+
+def no_text(text: str) -> list[int]:
+    raise AssertionError(text)
+
+
+@contextmanager
+def started(double: LlamaDouble, folder: Path, lora: Path | None = None) -> Iterator[LlamaServer]:
+    with LlamaServer(plan(double, lora), folder / "llama.sock", no_text, QUICK) as server:
+        yield server
+
+
+def answer(server: LlamaServer, sampling: Sampling, *, personal: bool = False) -> list[int]:
+    return [scored.token for scored in server.tokens(PROMPT, sampling, personal=personal)]
+
+
+def test_it_is_asked_for_tokens_by_their_ids(tmp_path: Path) -> None:
+    double = llama_double(tmp_path / "bin")
+    with started(double, tmp_path) as server:
+        assert answer(server, Sampling(max_tokens=7, temperature=0.5, top_p=0.9, seed=3)) == counted(60, 7)
+    [wish] = double.notes("wish")
+    assert (wish["prompt"], wish["n_predict"], wish["seed"], wish["lora"]) == (PROMPT, 7, 3, [])
+    assert (wish["samplers"], wish["temperature"], wish["top_p"]) == (["temperature", "top_p"], 0.5, 0.9)
+
+
+def test_no_temperature_is_the_likeliest_token(tmp_path: Path) -> None:
+    double = llama_double(tmp_path / "bin")
+    with started(double, tmp_path) as server:
+        answer(server, Sampling(max_tokens=1, temperature=0))
+    [wish] = double.notes("wish")
+    assert (wish["samplers"], wish["top_k"]) == (["top_k"], 1)
+
+
+def test_its_arguments(tmp_path: Path) -> None:
+    double = llama_double(tmp_path / "bin")
+    with started(double, tmp_path, lora=tmp_path / "a.gguf"):
+        pass
+    [arguments] = double.notes("arguments")
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    assert options["--model"] == "/base.gguf" and options["--lora"] == str(tmp_path / "a.gguf")
+    assert (options["--ctx-size"], options["--threads"], options["--parallel"]) == ("512", "3", "1")
+    assert arguments[-1] == "--no-warmup"
+
+
+def test_the_adapter_is_in_what_asks_for_it(tmp_path: Path) -> None:
+    double = llama_double(tmp_path / "bin")
+    with started(double, tmp_path, lora=tmp_path / "a.gguf") as server:
+        assert answer(server, Sampling(max_tokens=4)) == counted(60, 4)
+        assert answer(server, Sampling(max_tokens=4), personal=True) == counted(60, 4, step=-1)
+
+
+def test_whoever_has_enough_stops_it(tmp_path: Path) -> None:
+    double = llama_double(tmp_path / "bin")
+    with started(double, tmp_path) as server:
+        with closing(server.tokens(PROMPT, Sampling(max_tokens=10**6))) as tokens:
+            assert next(tokens).token == counted(60, 1)[0]
+        eventually(lambda: double.notes("stopped_at"), "the end of the answer")
+        assert server.alive
+
+
+def test_it_is_reached_by_nobody_else_and_leaves_nothing(tmp_path: Path) -> None:
+    """Where sockets have long paths, too: the kernel takes 107 bytes."""
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir(mode=0o700)
+    with started(llama_double(tmp_path / "bin"), folder) as server:
+        assert [path.name for path in folder.iterdir()] == ["llama.sock"]
+        assert (folder / "llama.sock").is_socket()
+        pid = server.pid
+    assert not is_running(pid) and not list(folder.iterdir())
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "complaint"),
+    [
+        ("exits", "ended at its start with code 1: it is no model of mine"),
+        ("hangs", "was not ready within 0.5 s"),
+        ("loads", "was not ready within 0.5 s"),
+    ],
+)
+def test_one_that_does_not_start(tmp_path: Path, trouble: Trouble, complaint: str) -> None:
+    double = llama_double(tmp_path / "bin", trouble)
+    patience = Patience(start_seconds=30 if trouble == "exits" else 0.5)
+    with pytest.raises(LlamaFailed, match=complaint):
+        LlamaServer(plan(double), tmp_path / "llama.sock", no_text, patience)
+    assert not any(map(is_running, double.pids))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "complaint"),
+    [
+        ("rubbish", "did not answer: Expecting"),
+        ("refuses", "status 400"),
+        ("foreign", "something else than tokens"),
+        ("silent", "did not answer: timed out"),
+        ("pings", "gives no more tokens"),
+    ],
+)
+def test_one_that_gives_no_tokens(tmp_path: Path, trouble: Trouble, complaint: str) -> None:
+    with (
+        started(llama_double(tmp_path / "bin", trouble), tmp_path) as server,
+        pytest.raises(LlamaFailed, match=complaint),
+    ):
+        answer(server, Sampling(max_tokens=5))
+
+
+def test_one_that_dies_has_given_what_it_gave(tmp_path: Path) -> None:
+    given: list[int] = []
+    with started(llama_double(tmp_path / "bin", "crashes"), tmp_path) as server:
+        with pytest.raises(LlamaFailed):
+            for scored in server.tokens(PROMPT, Sampling(max_tokens=9)):
+                given.append(scored.token)
+        eventually(lambda: not server.alive, "its end")
+        with pytest.raises(LlamaFailed, match="did not answer"):
+            answer(server, Sampling(max_tokens=9))
+    assert given == counted(60, BEFORE_THE_CRASH)
+
+
+def test_it_does_not_begin_without_its_parent(tmp_path: Path) -> None:
+    double = llama_double(tmp_path / "bin")
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    command = [sys.executable, "-P", llama_child.__file__, str(nobody.pid), str(double.path)]
+    assert subprocess.run(command).returncode == os.EX_UNAVAILABLE
+    assert double.pids == []

@@ -1,0 +1,171 @@
+"""The chain of adapters in a real database file: back along it, forth again, and what becomes of texts and jobs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.repositories.adapters import Change
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Requester
+from tests.support.working import NOW
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "pocketllm.db")
+    yield store
+    store.close()
+
+
+def start(store: Store, text: str | None = None, *, model: str = "tiny") -> Job:
+    """A job for a new text, from what is served, as the scheduler starts it."""
+    if text is not None:
+        store.texts.add([NewText(text=text, source="test")], now=NOW)
+    job = store.jobs.create(
+        model=model,
+        seed=0,
+        total_steps=8,
+        settings={},
+        requested_by=Requester.OWNER,
+        immediate=True,
+        now=NOW,
+    )
+    serving = store.adapters.serving(model)
+    return store.jobs.start(job.id, parent=serving.id if serving else None, now=NOW)
+
+
+def succeed(store: Store, job: Job, name: str) -> None:
+    row = Adapter(id=name, job_id=job.id, model=job.model, parent=job.parent, outcome=Outcome.LEARNED, created_at=NOW)
+    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+
+
+def chain(store: Store, *names: str, model: str = "tiny") -> None:
+    """Let jobs make adapters in a row, each from a text of its own that has the adapter's name."""
+    for name in names:
+        succeed(store, start(store, name, model=model), name)
+
+
+def roll_back(store: Store, *, gone: tuple[str, ...] = (), model: str = "tiny") -> Change:
+    return store.adapters.roll_back(model, usable=lambda name: name not in gone, now=NOW)
+
+
+def serve(store: Store, name: str, *, gone: tuple[str, ...] = ()) -> Change:
+    return store.adapters.serve(name, usable=lambda name: name not in gone, now=NOW)
+
+
+def served(store: Store, model: str = "tiny") -> str | None:
+    serving = store.adapters.serving(model)
+    return serving.id if serving else None
+
+
+def seen(store: Store, job: Job) -> set[str]:
+    return {text.text for text in store.texts.of_job(job.id)}
+
+
+def test_rolling_back_again_and_again_walks_down_to_the_base(store: Store) -> None:
+    chain(store, "a", "b", "c")
+    steps = [roll_back(store) for _ in range(3)]
+    assert [(step.was, step.serving) for step in steps] == [("c", "b"), ("b", "a"), ("a", None)]
+    assert served(store) is None
+    assert {row.id for row in store.adapters.all()} == {"a", "b", "c"}
+
+
+def test_where_the_base_is_served_there_is_nothing_to_roll_back(store: Store) -> None:
+    chain(store, "of another model", model="other")
+    with pytest.raises(WrongState, match=r"the base model is served already \(tiny\)"):
+        roll_back(store)
+    assert served(store, "other") == "of another model"
+
+
+def test_only_the_named_models_chain_is_rolled_back(store: Store) -> None:
+    chain(store, "a", "b")
+    chain(store, "x", "y", model="other")
+    assert roll_back(store, model="other") == Change(model="other", was="y", serving="x")
+    assert served(store) == "b"
+
+
+def test_an_ancestor_whose_files_are_gone_is_passed_over_and_named(store: Store) -> None:
+    chain(store, "a", "b", "c", "d")
+    assert roll_back(store, gone=("b", "c")) == Change(model="tiny", was="d", serving="a", skipped=("c", "b"))
+    chain(store, "e")
+    assert roll_back(store, gone=("a",)) == Change(model="tiny", was="e", serving=None, skipped=("a",))
+
+
+def test_the_next_job_starts_from_what_is_served_after_the_rollback(store: Store) -> None:
+    chain(store, "a", "b")
+    roll_back(store)
+    job = start(store, "new")
+    assert job.parent == "a"
+    succeed(store, job, "c")
+    assert served(store) == "c"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_job_that_started_from_what_was_rolled_back_does_not_bring_it_back(store: Store, paused: bool) -> None:
+    chain(store, "a", "b")
+    job = start(store, "new")
+    if paused:
+        store.jobs.pause(job.id, reasons=["dark"], now=NOW)
+    roll_back(store)
+    if paused:
+        store.jobs.start(job.id, parent="a", now=NOW)
+    succeed(store, job, "c")
+    assert served(store) == "a"
+    assert store.jobs.get(job.id).state is JobState.SUCCEEDED
+    assert "adapter c is kept, not served" in store.jobs.events(job.id)[-1].message
+    # Its text has not been tried on what is served now: the next job does.
+    assert store.texts.counts().new_words == 1
+    again = start(store)
+    assert again.parent == "a" and "new" in seen(store, again)
+
+
+def test_a_job_that_is_queued_starts_from_what_is_served_then(store: Store) -> None:
+    chain(store, "a", "b")
+    queued = store.jobs.create(
+        model="tiny", seed=0, total_steps=8, settings={}, requested_by=Requester.OWNER, immediate=True, now=NOW
+    )
+    roll_back(store)
+    job = store.jobs.start(queued.id, parent=served(store), now=NOW)
+    succeed(store, job, "c")
+    assert (job.parent, served(store)) == ("a", "c")
+
+
+def test_texts_of_what_was_rolled_back_are_neither_new_nor_old_until_it_is_served_again(store: Store) -> None:
+    chain(store, "a", "b", "c")
+    roll_back(store)
+    roll_back(store)
+    assert store.texts.counts().new_words == 0  # or a job would begin by itself to learn them once more
+    assert seen(store, start(store, "new")) == {"a", "new"}
+
+    assert serve(store, "c") == Change(model="tiny", was="a", serving="c")
+    assert seen(store, start(store, "newer")) == {"a", "b", "c", "new", "newer"}
+
+
+def test_events_of_the_jobs_say_what_the_owner_did(store: Store) -> None:
+    chain(store, "a", "b")
+    jobs = {row.id: row.job_id for row in store.adapters.all()}
+    roll_back(store)
+    serve(store, "b")
+    (*_, withdrawn, brought_back) = store.jobs.events(jobs["b"])
+    assert (withdrawn.kind, brought_back.kind) == ("withdrawn", "brought back")
+    assert "adapter b was taken back by the owner: a is served" in withdrawn.message
+    assert store.jobs.events(jobs["a"])[-1].kind == "succeeded"
+
+
+def test_an_adapter_that_is_served_already_changes_nothing(store: Store) -> None:
+    chain(store, "a")
+    events = len(store.jobs.events(store.adapters.get("a").job_id))
+    assert serve(store, "a") == Change(model="tiny", was="a", serving="a")
+    assert len(store.jobs.events(store.adapters.get("a").job_id)) == events
+
+
+def test_what_is_not_there_cannot_be_served(store: Store) -> None:
+    chain(store, "a", "b")
+    with pytest.raises(NotFound, match="'none'"):
+        serve(store, "none")
+    with pytest.raises(WrongState, match="files of adapter a are gone"):
+        serve(store, "a", gone=("a",))
+    assert served(store) == "b"

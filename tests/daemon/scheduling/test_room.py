@@ -1,0 +1,105 @@
+"""Learning and generating at once: both where there is room for both, else learning waits."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.process_memory import anonymous_bytes
+from pocketllm.daemon.scheduling.admission import Room
+from pocketllm.storage.tables import Job, JobState, Requester
+from tests.support.house import house_in
+from tests.support.running import NOON, Daemon, eventually, running
+from tests.support.tiny_models import tiny_native
+
+MB = 10**6
+
+
+def job(predicted_bytes: int | None) -> Job:
+    return Job(
+        id="job-1",
+        state=JobState.QUEUED,
+        requested_by=Requester.OWNER,
+        model="tiny",
+        seed=0,
+        total_steps=1,
+        predicted_bytes=predicted_bytes,
+        created_at=NOON,
+    )
+
+
+ROWS: dict[str, tuple[int, int | None, bool]] = {
+    "no generator": (0, 2000 * MB, True),
+    "both fit": (300 * MB, 700 * MB, True),
+    "a byte too much": (300 * MB, 700 * MB + 1, False),
+    "a job that nobody could plan": (300 * MB, None, True),
+}
+
+
+@pytest.mark.parametrize(("generator", "predicted", "fits"), ROWS.values(), ids=ROWS)
+def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
+    found = Room(1000 * MB, lambda: generator).blocker(job(predicted), NOON)
+    assert (found is None) == fits
+    if found:
+        assert found.name == "generator" and found.threshold == 1000 * MB
+        assert "that holds 300 MB, the job would take 700 MB more" in found.message
+
+
+def test_without_a_job_there_is_nothing_to_say() -> None:
+    assert Room(1, lambda: 5).blocker(None, NOON) is None
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """One that may hold a worker or a generator, of a tiny model, but not both."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    tiny_native(folder / "models")
+    with running(
+        folder,
+        MODEL="tiny",
+        TOTAL_MEMORY_BYTES=str(300 * MB),
+        KEEP_ALIVE_SECONDS="0.5",
+        GATE__MINIMUM_PAUSE_SECONDS="0",
+        TRAINING__NEW_WORDS="100000",
+        TRAINING__METHOD="mezo",
+        TRAINING__BATCH="2",
+        TRAINING__BLOCK_TOKENS="16",
+    ) as made:
+        yield made
+
+
+def test_learning_makes_room_for_an_answer_and_goes_on(daemon: Daemon) -> None:
+    """The worker is gone before the generator is there, says why, and comes back when that is unloaded."""
+    notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
+    daemon.client.post("/texts", json=notes)
+    job_id = daemon.start_job(steps=3000)
+    eventually(lambda: daemon.job(job_id)["step"] > 0, "the job is under way")
+    assert daemon.client.post("/generate", json={"prompt": "Wind", "max_tokens": 2}).status_code == 200
+    waiting = daemon.job(job_id)
+    assert waiting["state"] == "paused" and "text is being generated" in waiting["reasons"][0]
+    assert daemon.status()["worker"]["running"] is False
+    blockers = {blocker["name"]: blocker for blocker in daemon.status()["training"]["blockers"]}
+    assert blockers["generator"]["threshold"] == 300 * MB
+    held = anonymous_bytes(daemon.status()["generator"]["pid"] or os.getpid())
+    assert held and blockers["generator"]["value"] > 300 * MB
+    eventually(lambda: daemon.job(job_id)["state"] == "running", "the job goes on")
+    assert daemon.status()["generator"]["running"] is False
+    daemon.client.post(f"/jobs/{job_id}/cancel")
+
+
+def test_the_gate_says_since_when_there_is_no_room(tmp_path: Path) -> None:
+    with house_in(tmp_path) as house:
+        house.add(30)
+        house.tick()
+        job_id = house.only_job().id
+        house.generator_bytes = 10**12
+        began = house.tick()
+        assert house.runner.killed == [job_id] and house.job(job_id).state is JobState.PAUSED
+        house.tick(70)
+        [blocker] = house.scheduler.verdict.blockers
+        assert (blocker.name, blocker.since) == ("generator", began)
+        house.generator_bytes = 0
+        house.tick()
+        assert house.runner.started == [job_id, job_id]

@@ -1,0 +1,130 @@
+"""The runner with real worker processes."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
+from pocketllm.storage.store import Store
+from tests.support.running import is_running
+
+#: There is no such job: its worker fails as soon as it has looked.
+NO_JOB = "job-none"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    Store.open(folder.database).close()
+    return folder
+
+
+@pytest.fixture
+def runner(folder: DataFolder) -> Iterator[WorkerProcess]:
+    runner = WorkerProcess(folder)
+    yield runner
+    runner.kill()
+
+
+def start(runner: WorkerProcess, job_id: str = NO_JOB) -> int:
+    """Start a worker; its process id."""
+    runner.start(job_id)
+    assert runner.pid is not None
+    return runner.pid
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait for a child to end, and leave it for its runner to reap."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def idle(runner: WorkerProcess) -> bool:
+    return (runner.pid, runner.job_id, runner.reap()) == (None, None, None)
+
+
+def test_at_first_nothing_runs_and_there_is_nothing_to_kill(runner: WorkerProcess) -> None:
+    assert idle(runner)
+    runner.kill()
+    assert idle(runner)
+
+
+def test_a_started_worker_is_a_process_in_a_session_of_its_own(runner: WorkerProcess) -> None:
+    pid = start(runner)
+    assert (runner.job_id, runner.reap()) == (NO_JOB, None)
+    assert is_running(pid)
+    assert os.getsid(pid) == pid
+
+
+def test_a_killed_worker_is_gone_at_once_and_can_be_killed_again(runner: WorkerProcess) -> None:
+    pid = start(runner)
+    runner.kill()
+    assert idle(runner)
+    assert not Path(f"/proc/{pid}").exists()
+    runner.kill()
+    assert idle(runner)
+
+
+def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerProcess, folder: DataFolder) -> None:
+    job_id = "job-" + "x" * 500
+    wait_for_end(start(runner, job_id))
+    ended = runner.reap()
+    assert ended is not None and ended.job_id == job_id
+    assert ended.code > 0
+    assert "There is no job 'job-xxx" in ended.last_words
+    assert len(ended.last_words) == 300  # a job's error is a line, not a log
+    assert idle(runner)
+    assert folder.worker_log.read_text().rstrip().splitlines()[-1].startswith(ended.last_words)
+
+
+def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(runner: WorkerProcess) -> None:
+    pid = start(runner)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    ended = runner.reap()
+    assert ended is not None and ended.cpu_seconds is not None and 0 <= ended.cpu_seconds < 60
+    assert replace(ended, cpu_seconds=None) == Exit(job_id=NO_JOB, code=-signal.SIGKILL, last_words="")
+    assert idle(runner)
+
+
+def test_a_worker_that_has_ended_can_be_killed_all_the_same(runner: WorkerProcess) -> None:
+    pid = start(runner)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    runner.kill()
+    assert idle(runner)
+
+
+def test_the_log_is_of_the_last_worker_alone(runner: WorkerProcess, folder: DataFolder) -> None:
+    folder.worker_log.write_text("of the one before\n" * 1000)
+    pid = start(runner)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    ended = runner.reap()
+    assert ended is not None and "of the one before" not in ended.last_words
+    assert "of the one before" not in folder.worker_log.read_text()
+
+
+def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) -> None:
+    runner = WorkerProcess(DataFolder(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError):
+        runner.start(NO_JOB)
+    assert idle(runner)
+
+
+@pytest.mark.parametrize(
+    ("code", "last_words", "description"),
+    [
+        (-9, "Segmentation fault", "the worker was ended by signal 9"),
+        (1, "MemoryError", "the worker ended with code 1: MemoryError"),
+        (75, "", "the worker ended with code 75: it said nothing"),
+        (0, "", "the worker ended with code 0: it said nothing"),
+    ],
+)
+def test_an_exit_is_described_in_a_sentence(code: int, last_words: str, description: str) -> None:
+    assert Exit(job_id=NO_JOB, code=code, last_words=last_words).description == description

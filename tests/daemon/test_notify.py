@@ -1,0 +1,51 @@
+"""systemd's notify protocol, with a real socket in the manager's place."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.systemd_notify import ServiceManager
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(20)
+        yield listening
+
+
+def test_what_it_is_told(listener: socket.socket) -> None:
+    ServiceManager({"NOTIFY_SOCKET": listener.getsockname()}).tell("READY=1", "STATUS=serving")
+    assert listener.recv(4096) == b"READY=1\nSTATUS=serving"
+
+
+def test_an_abstract_socket() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(f"\0pocketllm-test-{os.getpid()}")
+        listening.settimeout(20)
+        ServiceManager({"NOTIFY_SOCKET": f"@pocketllm-test-{os.getpid()}"}).tell("WATCHDOG=1")
+        assert listening.recv(4096) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/at/all"}])
+def test_where_nobody_listens_nothing_happens(environment: dict[str, str]) -> None:
+    ServiceManager(environment).tell("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "120000000"}, 120.0),
+        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": str(os.getpid())}, 120.0),
+        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+    ],
+)
+def test_how_often_the_watchdog_wants_to_hear(environment: dict[str, str], seconds: float | None) -> None:
+    assert ServiceManager(environment).watchdog_seconds == seconds

@@ -1,0 +1,339 @@
+"""A job's learning done again from its journal: the same adapter bit for bit, and what is told when it is not."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from pocketllm.cli.jobs.replay import PLAIN_LINE_SECONDS, PlainLines, progress
+from pocketllm.daemon.errors import CannotReplay
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.tools.replay import rebuild
+from pocketllm.engine.errors import AdapterError, ModelNotFound
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, open_native
+from pocketllm.engine.params.lora import load_adapter
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.step_log_export import export_journal, read_export
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job
+from tests.support.commands import Run, commands, output, terminal
+from tests.support.replayable import STEPS, learn, training
+from tests.support.tiny_models import tiny_native
+from tests.support.working import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
+
+LORA, FULL = training(), training(mode="full", step_size=1e-3)
+B_OF_THE_FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return data_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def store(folder: DataFolder) -> Iterator[Store]:
+    opened = Store.open(folder.database)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def job(folder: DataFolder, store: Store) -> Job:
+    return learn(folder, store, LORA)
+
+
+def made(folder: DataFolder, job: Job) -> Path:
+    """The folder of what a job has made."""
+    assert job.adapter
+    return folder.adapter(job.adapter)
+
+
+def change(path: Path, name: str, value: float) -> None:
+    """Set the first number of a stored tensor."""
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def contents_of(path: Path) -> dict[str, Any]:
+    """What is in the files of a folder, but for a manifest, which holds the folder's name."""
+    found: dict[str, Any] = {file.name: file.read_bytes() for file in path.iterdir() if file.name != MANIFEST_NAME}
+    for name in [name for name in found if name.endswith(".safetensors")]:
+        with safe_open(path / name, "pt") as file:  # whose header is in no certain order
+            found[name] = file.metadata(), {key: file.get_tensor(key).tolist() for key in file.keys()}  # noqa: SIM118
+    return found
+
+
+def export(folder: DataFolder, store: Store, job: Job, **header: Any) -> Path:
+    """The job's journal as a file in the data folder, with some of its header changed."""
+    changed = Job(**{**job.model_dump(), **{k: v for k, v in header.items() if k != "base_sha256"}})
+    data = export_journal(changed, store.journal.encoded(job.id), base_sha256=header.get("base_sha256"))
+    path = folder.root / "a.journal"
+    path.write_bytes(data)
+    return path
+
+
+class TestRebuild:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            LORA,
+            training(probes=3),
+            training(noise="gaussian", probes=2),
+            FULL,
+            training(mode="full", noise="gaussian", probes=2, step_size=1e-3),
+        ],
+        ids=["lora", "lora, 3 probes", "lora, gaussian", "full", "full, gaussian"],
+    )
+    @pytest.mark.parametrize("compact", [True, False], ids=["compact", "rows"])
+    def test_what_comes_out_is_what_was_stored(
+        self, folder: DataFolder, store: Store, settings: Any, compact: bool
+    ) -> None:
+        job = learn(folder, store, settings, compact=compact)
+        steps: list[tuple[int, int]] = []
+        found = rebuild(folder, store, job.id, on_row=lambda done, of: steps.append((done, of)))
+        assert found.identical and found.differing == () and found.max_difference == 0
+        assert (found.job, found.adapter, found.mode, found.rows) == (job.id, job.adapter, settings.mode, STEPS)
+        assert steps == [(done, STEPS) for done in range(1, STEPS + 1)]
+        assert found.seconds > 0
+        assert found.tensors == len(load_file(next(made(folder, job).glob("*model.safetensors"))))
+
+    def test_something_was_learned_at_all(self, folder: DataFolder, job: Job) -> None:
+        assert all(b.abs().max() > 0 for b in load_adapter(made(folder, job)).b.values())
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_all_weights_in_other_dtypes(self, tmp_path: Path, dtype: str) -> None:
+        folder = data_folder(tmp_path, dtype=dtype)
+        store = Store.open(folder.database)
+        assert rebuild(folder, store, learn(folder, store, FULL).id).identical
+        store.close()
+
+    @pytest.mark.parametrize("settings", [LORA, FULL], ids=["lora", "full"])
+    def test_a_job_that_went_on_from_another(self, folder: DataFolder, store: Store, settings: Any) -> None:
+        first = learn(folder, store, settings)
+        second = learn(folder, store, settings, seed=9, parent=first.adapter)
+        assert rebuild(folder, store, second.id).identical
+        shutil.rmtree(made(folder, first))
+        with pytest.raises((AdapterError, ModelNotFound), match=str(first.adapter)):
+            rebuild(folder, store, second.id)
+
+    @pytest.mark.parametrize(("value", "difference"), [(5.0, 5.0), (float("nan"), None)])
+    def test_a_single_number_that_differs_is_found(
+        self, folder: DataFolder, store: Store, job: Job, value: float, difference: float | None
+    ) -> None:
+        change(made(folder, job) / "adapter_model.safetensors", B_OF_THE_FIRST, value)
+        found = rebuild(folder, store, job.id)
+        assert not found.identical
+        assert found.differing == ("model.layers.0.self_attn.q_proj.B",)
+        assert found.max_difference == (difference and pytest.approx(difference, abs=0.2))
+
+    def test_a_weight_that_differs_in_its_last_bit_is_found(self, folder: DataFolder, store: Store) -> None:
+        job = learn(folder, store, FULL)
+        path = made(folder, job) / WEIGHTS_NAME
+        tensors = load_file(path)
+        tensors["model.norm.weight"].view(torch.int16)[3] += 1
+        save_file(tensors, path, metadata={"format": "pt"})
+        manifest = made(folder, job) / "pocketllm.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights_bytes": path.stat().st_size}))
+        found = rebuild(folder, store, job.id)
+        assert found.differing == ("model.norm.weight",)
+        assert found.max_difference is not None and 0 < found.max_difference < 0.05
+
+    def test_the_sign_of_zero_is_a_bit_too(self, folder: DataFolder, store: Store) -> None:
+        job = learn(folder, store, training(step_size=1e-300))  # zero in the journal's float32
+        assert rebuild(folder, store, job.id).identical
+        change(made(folder, job) / "adapter_model.safetensors", B_OF_THE_FIRST, -0.0)
+        found = rebuild(folder, store, job.id)
+        assert (len(found.differing), found.max_difference) == (1, 0.0)
+
+    @pytest.mark.parametrize("settings", [LORA, FULL], ids=["lora", "full"])
+    def test_what_is_written_is_what_was_stored(
+        self, folder: DataFolder, store: Store, tmp_path: Path, settings: Any
+    ) -> None:
+        job = learn(folder, store, settings)
+        again = tmp_path / "again"
+        rebuild(folder, store, job.id, output=again)
+        assert contents_of(again) == contents_of(made(folder, job))
+        if settings.mode == "full":
+            assert open_native(again, verify=True).manifest.name == "again"
+
+    @pytest.mark.parametrize(
+        ("name", "settings", "reason"),
+        [
+            ("there", LORA, "there already"),
+            ("nowhere/x", LORA, "There is no folder"),
+            ("Weights", FULL, "cannot be the name of a model"),
+        ],
+    )
+    def test_where_nothing_can_be_written(
+        self, folder: DataFolder, store: Store, tmp_path: Path, name: str, settings: Any, reason: str
+    ) -> None:
+        job = learn(folder, store, settings)
+        (tmp_path / "there").mkdir()
+        with pytest.raises(CannotReplay, match=reason):
+            rebuild(folder, store, job.id, output=tmp_path / name)
+
+    def test_jobs_that_have_made_nothing(self, folder: DataFolder, store: Store) -> None:
+        job = queue_job(store)
+        with pytest.raises(CannotReplay, match=f"{job.id} is running; it can be replayed when it has ended"):
+            rebuild(folder, store, job.id)
+        store.jobs.fail(job.id, error="no", now=NOW)
+        with pytest.raises(CannotReplay, match=f"{job.id} failed and made no adapter"):
+            rebuild(folder, store, job.id)
+        with pytest.raises(NotFound, match="job-none"):
+            rebuild(folder, store, "job-none")
+
+    def test_an_adapter_that_is_gone_or_of_another_model(self, folder: DataFolder, store: Store, job: Job) -> None:
+        path = made(folder, job) / "adapter_model.safetensors"
+        tensors = load_file(path)
+        parent = learn(folder, store, LORA, parent=job.adapter)
+        tensors[B_OF_THE_FIRST] = tensors[B_OF_THE_FIRST][1:].clone()
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(CannotReplay, match="other tensors than what the job started from"):
+            rebuild(folder, store, parent.id)
+        shutil.rmtree(path.parent)
+        with pytest.raises(CannotReplay, match=r"is not in .* any more"):
+            rebuild(folder, store, job.id)
+
+    def test_a_model_that_was_exchanged_is_told(self, folder: DataFolder, store: Store) -> None:
+        job = learn(folder, store, FULL)
+        path = folder.models / "tiny" / MANIFEST_NAME
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": "2026-01-01T00:00:00Z"}))
+        assert not rebuild(folder, store, job.id).base_is_newer
+        shutil.rmtree(folder.models / "tiny")
+        tiny_native(folder.models, seed=5)
+        found = rebuild(folder, store, job.id)
+        assert found.base_is_newer and not found.identical
+        result = commands(folder.root)("replay", job.id)
+        assert result.exit_code == 1
+        assert "imported after the job had started" in " ".join(result.stdout.split())
+
+
+class TestJournalFile:
+    def test_an_exported_journal_is_as_good_as_the_database(self, folder: DataFolder, store: Store, job: Job) -> None:
+        sha256 = open_native(folder.models / "tiny").manifest.weights_sha256
+        for known in (sha256, None):
+            journal = read_export(export(folder, store, job, base_sha256=known).read_bytes())
+            assert rebuild(folder, store, job.id, journal=journal).identical
+
+    @pytest.mark.parametrize(
+        ("header", "reason"),
+        [
+            ({"id": "job-other"}, "its job is job-other, not job-"),
+            ({"model": "huge"}, "its model is huge, not tiny"),
+            ({"mode": "full"}, "its mode is full, not lora"),
+            ({"base_sha256": "0" * 64}, "made on other weights than those that tiny has here"),
+        ],
+    )
+    def test_a_journal_of_something_else(
+        self, folder: DataFolder, store: Store, job: Job, header: dict[str, Any], reason: str
+    ) -> None:
+        journal = read_export(export(folder, store, job, **header).read_bytes())
+        with pytest.raises(CannotReplay, match=reason):
+            rebuild(folder, store, job.id, journal=journal)
+
+    def test_a_journal_that_was_exported_too_early(self, folder: DataFolder, store: Store, job: Job) -> None:
+        journal = read_export(export(folder, store, job).read_bytes())
+        del journal.rows[-1]
+        with pytest.raises(CannotReplay, match="holds 5 of the 6 steps"):
+            rebuild(folder, store, job.id, journal=journal)
+
+
+class TestCommand:
+    """`pocketllm replay`, without a daemon."""
+
+    @pytest.fixture
+    def run(self, folder: DataFolder) -> Run:
+        return commands(folder.root)
+
+    def test_the_same(self, run: Run, job: Job) -> None:
+        result = run("replay", job.id)
+        assert result.exit_code == 0, result.stderr
+        assert "6 steps in " in result.stdout and "all 16 tensors are the same, bit for bit" in result.stdout
+
+    def test_json_and_a_file_of_steps_and_a_folder(
+        self, run: Run, store: Store, job: Job, folder: DataFolder, tmp_path: Path
+    ) -> None:
+        file, target = export(folder, store, job), tmp_path / "again"
+        result = run("replay", job.id, "--journal", str(file), "--output", str(target), "--json")
+        assert result.exit_code == 0, result.stderr
+        document = json.loads(result.stdout)
+        assert document["seconds"] > 0
+        assert document | {"seconds": 0} == {
+            "job": job.id,
+            "adapter": job.adapter,
+            "mode": "lora",
+            "rows": STEPS,
+            "seconds": 0,
+            "tensors": 16,
+            "differing": [],
+            "max_difference": 0.0,
+            "base_is_newer": False,
+            "identical": True,
+            "output": str(target),
+        }
+        assert contents_of(target) == contents_of(made(folder, job))
+
+    def test_a_difference(self, run: Run, job: Job, folder: DataFolder) -> None:
+        change(made(folder, job) / "adapter_model.safetensors", B_OF_THE_FIRST, 5.0)
+        result = run("replay", job.id)
+        assert result.exit_code == 1
+        assert "1 of 16 tensors differ, by " in result.stdout
+        assert "the first is model.layers.0.self_attn.q_proj.B" in result.stdout
+        result = run("replay", job.id, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["identical"] is False
+
+    def test_what_cannot_be_done_is_no_difference(self, run: Run, job: Job, tmp_path: Path) -> None:
+        (tmp_path / "x.journal").write_text("nonsense")
+        for arguments, words in (
+            (("job-none",), "There is no job 'job-none'"),
+            ((job.id, "--journal", str(tmp_path / "x.journal")), "This is no journal of PocketLLM's"),
+            ((job.id, "--journal", str(tmp_path / "none")), "No such file"),
+            ((job.id, "--output", str(tmp_path)), "there already"),
+            ((job.id, "--data-dir", str(tmp_path / "empty")), "There is no database"),
+            ((), "Missing argument"),
+        ):
+            result = run("replay", *arguments)
+            assert result.exit_code == 2, result.stderr
+            assert words in result.stderr and result.stdout == ""
+
+    def test_an_older_database_is_left_as_it_is(self, run: Run, job: Job, store: Store, folder: DataFolder) -> None:
+        store.close()
+        with sqlite3.connect(folder.database) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.close()
+        before = folder.database.read_bytes()
+        result = run("replay", job.id)
+        assert result.exit_code == 2
+        assert "is of another version of PocketLLM" in result.stderr
+        assert folder.database.read_bytes() == before
+
+    def test_a_long_replay_says_how_far_it_is(self) -> None:
+        written: list[str] = []
+        now = 100.0
+        lines = PlainLines(written.append, lambda: now)
+        for done in range(1, 7):
+            lines.show(done, 6)
+            now += PLAIN_LINE_SECONDS / 2
+        assert written == ["Replayed 3 of 6 steps.", "Replayed 5 of 6 steps."]
+        console = terminal()
+        with progress(console, quiet=False) as on_row:
+            on_row(3, 6)
+        assert "Replaying" in output(console)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
+    store.texts.add(notes(), now=NOW)
+    settings = TRAINING.model_copy(update={"mode": mode, "probes": 2, "epsilon": 1e-3, "step_size": 1e-3})
+    job = queue_job(store, training=settings)
+    finish(start_worker(folder, job))
+    assert rebuild(folder, store, job.id).identical

@@ -1,0 +1,177 @@
+"""Text that would make the model worse is not published, and old text is not forgotten: on a base model that has
+really been taught something, through the real worker.
+"""
+
+import random
+import shutil
+import string
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketllm.daemon.evaluation.promotion import Comparison, compare
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.engine.data.batches import pack
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.params.lora import load_adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Outcome
+from tests.support.paths import ROOT
+from tests.support.taught import sample_notes, taught_folder
+from tests.support.tiny_models import byte_tokenizer
+from tests.support.working import NOW, data_folder, finish, queue_job, start_worker
+
+TRAINING = TrainingSettings(method="exact", steps=60, batch=8, block_tokens=64, measure_every=60)
+
+
+def owners_notes() -> list[str]:
+    """What the base model has not been taught, in the manner of what it has."""
+    notes = sample_notes()
+    return notes[len(notes) // 2 :]
+
+
+def noise() -> list[str]:
+    """Letters without any order."""
+    letters = random.Random(0)
+    return ["".join(letters.choices(string.ascii_letters + string.punctuation, k=120)) for _ in range(150)]
+
+
+def another_language() -> list[str]:
+    """Sentences with words and an order, in letters that mean something else."""
+    other = str.maketrans(string.ascii_lowercase, "qzxjkvbpygfwmucldrhsnioate")
+    return [note.lower().translate(other) for note in sample_notes()[:50]]
+
+
+def one_sentence_again_and_again() -> list[str]:
+    """Different texts, each held out or not by itself, and all the same."""
+    pill = "Buy the golden pills of Doctor Kwak today, they cure everything! "
+    return [f"Number {number}. {pill * 3}" for number in range(400)]
+
+
+BAD: list[Callable[[], list[str]]] = [noise, another_language, one_sentence_again_and_again]
+
+
+class Chain:
+    """A data folder with the taught model, and jobs on it in a row, each from what is served."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = DataFolder(root)
+        self.store = Store.open(self.folder.database)
+
+    def job(self, texts: Sequence[str], *, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING) -> Job:
+        """One more job, for this new text."""
+        self.store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
+        job = queue_job(self.store, training=training, steps=steps)
+        self.store.jobs.set_parent(job.id, self.served)
+        finish(start_worker(self.folder, job))
+        done = self.store.jobs.get(job.id)
+        assert done.state is JobState.SUCCEEDED, done.error
+        return done
+
+    @property
+    def served(self) -> str | None:
+        serving = self.store.adapters.serving("tiny")
+        return serving.id if serving else None
+
+    def said(self, job: Job) -> str:
+        """What the gate has said."""
+        return " ".join(event.message for event in self.store.jobs.events(job.id) if event.kind == "judged")
+
+    @torch.inference_mode()
+    def change(self, texts: Sequence[str], before: str | None, now: str | None) -> Comparison:
+        """What these texts' loss was with an adapter, and is with another; None is the base."""
+        model = LanguageModel(open_native(self.folder.models / "tiny"), dtype=torch.float32)
+        tokenizer = byte_tokenizer()
+        blocks = pack([tokenizer(text)["input_ids"] for text in texts], length=64, separator=2)
+        losses = []
+        for adapter in (before, now):
+            model.use(None if adapter is None else load_adapter(self.folder.adapter(adapter)))
+            losses.append(model.block_losses(blocks))
+        return compare(losses[0], losses[1], blocks.target_counts.tolist())
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data folder in which nothing was learned, and one in which a job has learned the owner's notes."""
+    root = tmp_path_factory.mktemp("taught")
+    data_folder(root / "fresh", source=taught_folder(root), dtype="float32")
+    shutil.copytree(root / "fresh", root / "learned")
+    chain = Chain(root / "learned")
+    first = chain.job(owners_notes())
+    assert (first.outcome, chain.served) == (Outcome.LEARNED, first.adapter)
+    chain.store.close()
+    return root / "fresh", root / "learned"
+
+
+def opened(base: Path, root: Path) -> Iterator[Chain]:
+    shutil.copytree(base, root)
+    chain = Chain(root)
+    yield chain
+    chain.store.close()
+
+
+@pytest.fixture
+def fresh(bases: tuple[Path, Path], tmp_path: Path) -> Iterator[Chain]:
+    yield from opened(bases[0], tmp_path / "fresh")
+
+
+@pytest.fixture
+def learned(bases: tuple[Path, Path], tmp_path: Path) -> Iterator[Chain]:
+    yield from opened(bases[1], tmp_path / "learned")
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: Callable[[], list[str]]) -> None:
+    good = learned.served
+    job = learned.job(bad())
+    # The job did learn what it was given, and the owner's text was the price.
+    assert learned.change(bad(), good, job.adapter).better
+    assert learned.change(owners_notes(), good, job.adapter).worse
+    assert job.outcome is Outcome.WORSE and "which is forgetting" in learned.said(job)
+    assert learned.served == good
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Callable[[], list[str]]) -> None:
+    """There is no old text to be forgotten yet; what is ordinary must not be spoiled, as it is without rehearsal."""
+    job = fresh.job(bad(), steps=150, training=TRAINING.model_copy(update={"rehearsal": 0.0}))
+    assert fresh.change(bad(), None, job.adapter).better
+    assert fresh.change(owners_notes(), None, job.adapter).reduction < -1
+    assert job.outcome is Outcome.WORSE and "more than" in fresh.said(job)
+    assert fresh.served is None
+
+
+def test_with_rehearsal_even_noise_costs_the_model_little(fresh: Chain) -> None:
+    job = fresh.job(noise(), steps=150)
+    assert fresh.change(noise(), None, job.adapter).reduction > 1
+    assert fresh.change(owners_notes(), None, job.adapter).reduction > -0.5
+
+
+def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_replay_it_is(
+    learned: Chain, bases: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first = learned.served
+    held_out = [note for note in owners_notes() if is_held_out(text_id(NewText(text=note, source="test")))]
+    for new in formal_text():
+        learned.job(new)
+    # The gate lets two standard errors pass for noise, in each of two jobs.
+    assert learned.change(held_out, first, learned.served).rise_errors < 3
+
+    for forgetful in opened(bases[1], tmp_path / "forgetful"):
+        for text in forgetful.store.texts.page(after=None, limit=1000):
+            forgetful.store.texts.delete(text.id)  # what is not there is not seen again
+        for new in formal_text():
+            assert forgetful.job(new).outcome is Outcome.LEARNED
+        change = forgetful.change(held_out, first, forgetful.served)
+        assert change.rise_errors > 5 and change.reduction < -0.1
+
+
+def formal_text() -> list[list[str]]:
+    """Two times new text that is no diary: the halves of the licence."""
+    paragraphs = [" ".join(part.split()) for part in (ROOT / "LICENSE").read_text().split("\n\n") if part.strip()]
+    return [paragraphs[: len(paragraphs) // 2], paragraphs[len(paragraphs) // 2 :]]

@@ -1,0 +1,82 @@
+"""What the checks of a run's validation loss lead to, check by check."""
+
+import json
+from math import inf, nan
+
+import pytest
+
+from pocketllm.daemon.training.early_stopping import DIVERGENCE, MAX_HALVINGS, PATIENCE, EarlyStopping, Verdict
+from pocketllm.engine.errors import TrainingDiverged
+
+NEW_BEST, GO_ON, GO_BACK, END = Verdict.NEW_BEST, Verdict.GO_ON, Verdict.GO_BACK, Verdict.END
+
+
+def verdicts(stopping: EarlyStopping, losses: list[float]) -> list[Verdict]:
+    return [stopping.check(step, loss) for step, loss in enumerate(losses)]
+
+
+def test_goes_back_after_so_many_checks_without_a_new_best() -> None:
+    stopping = EarlyStopping()
+    found = verdicts(stopping, [4.0, 3.0, 3.1, 2.0, *[2.0] * PATIENCE])
+    assert found == [NEW_BEST, NEW_BEST, GO_ON, NEW_BEST, *[GO_ON] * (PATIENCE - 1), GO_BACK]
+    assert (stopping.best_loss, stopping.best_step, stopping.looked_at) == (2.0, 3, 3)
+    assert (stopping.halvings, stopping.share, stopping.ended) == (1, 0.5, False)
+
+
+def test_ends_after_too_many_halvings() -> None:
+    stopping = EarlyStopping()
+    found = verdicts(stopping, [1.0, *[1.01] * PATIENCE * (MAX_HALVINGS + 1)])
+    assert found[0] is NEW_BEST
+    assert found[PATIENCE::PATIENCE] == [*[GO_BACK] * MAX_HALVINGS, END]
+    assert (stopping.best_step, stopping.ended) == (0, True)
+
+
+def test_a_new_best_does_not_undo_a_halving() -> None:
+    stopping = EarlyStopping()
+    verdicts(stopping, [1.0, *[1.01] * PATIENCE, 0.9])
+    assert stopping.share == 0.5
+    assert stopping.checks_since_best == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"),
+    [(nan, GO_BACK), (inf, GO_BACK), (1 + 4 * DIVERGENCE + 0.01, GO_BACK), (1 + 4 * DIVERGENCE - 0.01, GO_ON)],
+)
+def test_a_loss_that_is_no_number_or_far_above_the_best_leads_back_at_once(loss: float, verdict: Verdict) -> None:
+    """The best is 1, and the first is 4, of which DIVERGENCE is too far."""
+    assert verdicts(EarlyStopping(), [4.0, 1.0, loss])[-1] is verdict
+
+
+@pytest.mark.parametrize("loss", [nan, inf])
+def test_without_a_best_there_is_nothing_to_go_back_to(loss: float) -> None:
+    with pytest.raises(TrainingDiverged, match=f"The loss is {loss} to begin with"):
+        EarlyStopping().check(0, loss)
+
+
+def test_the_end_of_a_run_keeps_the_best_without_a_halving() -> None:
+    stopping = EarlyStopping()
+    verdicts(stopping, [1.0, 0.5, 0.6])
+    assert stopping.end() is END
+    assert (stopping.ended, stopping.halvings, stopping.best_step, stopping.looked_at) == (True, 0, 1, 1)
+
+
+def test_comes_back_from_json() -> None:
+    stopping = EarlyStopping()
+    verdicts(stopping, [0.1 + 0.2, 0.1, 5.0])
+    document = json.loads(json.dumps(stopping.to_json(), allow_nan=False))
+    assert EarlyStopping.from_json(document) == stopping
+
+
+def test_what_the_version_before_noted_can_be_read() -> None:
+    """A job may be paused while the daemon is replaced."""
+    noted = {
+        "first_loss": 4.0,
+        "best_loss": 3.0,
+        "best_step": 20,
+        "checks_since_best": 1,
+        "halvings": 1,
+        "looked_at": 30,
+        "ended": False,
+    }
+    stopping = EarlyStopping.from_json(noted)
+    assert (stopping.best_step, stopping.checks_since_best, stopping.share) == (20, 1, 0.5)

@@ -1,0 +1,221 @@
+"""Jobs by exact gradients through the real worker: what they make, how they survive, what they continue."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketllm.daemon.errors import CannotReplay
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.tools.replay import rebuild
+from pocketllm.engine.params.lora import Adapter, load_adapter
+from pocketllm.storage.repositories.step_log import BASE_STEP
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Outcome, Step
+from tests.support.learning import equal
+from tests.support.taught import sample_notes
+from tests.support.tiny_architectures import roberta_folder
+from tests.support.tiny_models import tiny_llama_folder
+from tests.support.working import NOW, data_folder, finish, kill_at, kill_when, notes, queue_job, start_worker
+
+#: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
+EXACT = TrainingSettings(
+    method="exact",
+    steps=24,
+    batch=8,
+    block_tokens=16,
+    measure_every=8,
+    memory_bytes=200_000_000,
+    rehearsal=0.0,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return data_folder(tmp_path / "data", dtype="float32")
+
+
+@pytest.fixture
+def store(folder: DataFolder) -> Store:
+    return Store.open(folder.database)
+
+
+def other_notes(count: int = 60) -> list[NewText]:
+    return [NewText(text=f"Paid the grocer {i} shillings; he counts slowly.", source="ledger") for i in range(count)]
+
+
+def run(folder: DataFolder, store: Store, training: TrainingSettings = EXACT, *, parent: str | None = None) -> Job:
+    """A job for what is stored, to its end."""
+    job = queue_job(store, training=training, steps=training.steps)
+    store.jobs.set_parent(job.id, parent)
+    finish(start_worker(folder, job))
+    done = store.jobs.get(job.id)
+    assert done.state is JobState.SUCCEEDED, done.error
+    return done
+
+
+def learned(folder: DataFolder, job: Job) -> Adapter:
+    assert job.adapter is not None
+    return load_adapter(folder.adapter(job.adapter))
+
+
+def said(store: Store, job: Job, kind: str) -> str:
+    return " ".join(event.message for event in store.jobs.events(job.id) if event.kind == kind)
+
+
+def with_method(method: str, **changes: object) -> TrainingSettings:
+    return TrainingSettings.model_validate({**EXACT.model_dump(), "method": method, **changes})
+
+
+def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take(
+    folder: DataFolder, store: Store
+) -> None:
+    store.texts.add([NewText(text=note, source="test") for note in sample_notes()[:40]], now=NOW)
+    job = run(folder, store, with_method("auto", rehearsal=0.125))
+    assert (job.method, job.outcome) == ("exact", Outcome.LEARNED)
+    [chosen] = [event.message for event in store.jobs.events(job.id) if event.kind == "chosen"]
+    exact, mezo = chosen.split("; ")
+    assert exact.startswith("exact (") and mezo.startswith("mezo: ")
+    assert all("MB, " in text and "s a step" in text for text in (exact, mezo))
+    adapter = learned(folder, job)
+    assert all(float(b.abs().max()) > 0 for b in adapter.b.values())
+    assert {path.rpartition(".")[2] for path in adapter.a} >= {"q_proj", "gate_proj", "down_proj"}
+    assert [row.step for row in store.journal.steps(job.id)] == list(range(1, job.total_steps + 1))
+    assert not folder.run(job.id).exists()
+    assert not folder.start(job.id).exists()
+    assert (folder.models / "tiny" / "samples.safetensors").is_file()
+
+
+def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
+    folder: DataFolder, store: Store, tmp_path: Path
+) -> None:
+    store.texts.add(notes(80), now=NOW)
+    undisturbed = run(folder, store)
+    again = data_folder(tmp_path / "again", dtype="float32")
+    other = Store.open(again.database)
+    other.texts.add(notes(80), now=NOW)
+    job = queue_job(other, training=EXACT, steps=EXACT.steps)
+    for step in (1, 7, 13, 22):  # two of them behind a checkpoint
+        kill_at(other, start_worker(again, job), job, step)
+        assert step < 13 or any(again.run(job.id).glob("best-*"))
+    finish(start_worker(again, job))
+    done = other.jobs.get(job.id)
+    assert equal(learned(folder, undisturbed), learned(again, done))
+    rows = [
+        [(row.step, row.scalars, row.loss, row.learning_rate) for row in one.journal.steps(identity)]
+        for one, identity in ((store, undisturbed.id), (other, job.id))
+    ]
+    assert rows[0] == rows[1]
+    assert done.watch == undisturbed.watch
+
+
+def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(80), now=NOW)
+    first = run(folder, store)
+    store.texts.add(other_notes(), now=NOW)
+    done = run(folder, store, parent=first.adapter)
+    assert done.parent == first.adapter
+    assert not said(store, done, "began anew")
+    before, start = store.journal.evaluation(first.id, first.total_steps), store.journal.evaluation(done.id, 0)
+    base = store.journal.evaluation(done.id, BASE_STEP)
+    assert before is not None and start is not None and base is not None
+    assert start.loss != base.loss
+    assert not equal(learned(folder, first), learned(folder, done))
+    assert "against the base model" in said(store, done, "judged")
+    assert "on old text" in said(store, done, "judged")
+
+
+def test_it_cannot_be_replayed_and_says_why(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(40), now=NOW)
+    job = run(folder, store, with_method("exact", steps=2))
+    with pytest.raises(CannotReplay, match=r"exact gradients, which follow from the texts.*method = mezo can be"):
+        rebuild(folder, store, job.id)
+
+
+def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(80), now=NOW)
+    mezo = run(folder, store, with_method("mezo", steps=2, probes=1))
+    done = run(folder, store, with_method("exact", steps=2), parent=mezo.adapter)
+    assert done.parent is None
+    assert f"{mezo.adapter} adapts other maps than exact does" in said(store, done, "began anew")
+
+
+def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path / "data", source=roberta_folder(tmp_path / "roberta"), dtype="float32")
+    store = Store.open(folder.database)
+    store.texts.add(notes(40), now=NOW)
+    job = run(folder, store, with_method("auto", steps=12))
+    assert job.method == "exact"
+    before, after = (store.journal.evaluation(job.id, step) for step in (0, job.total_steps))
+    assert before is not None and after is not None and after.loss < before.loss
+
+
+def test_a_job_that_was_paused_while_it_learned_by_the_guide_begins_anew(folder: DataFolder, store: Store) -> None:
+    """As the version before left it: its plan, a step, a measurement by place, and files."""
+    store.texts.add(notes(40), now=NOW)
+    job = queue_job(store, training=EXACT, steps=12)
+    old = {**with_method("exact", steps=12).model_dump(mode="json"), "method": "guided", "trunk_bytes": 10**8}
+    with store._database.write() as session:
+        found = session.get_one(Job, job.id)
+        found.settings, found.plan = old, {"method": "guided", "steps": 12, "trunk_dtype": "float32"}
+        found.watch = {"best_step": 1, "looked_at": 1}
+    store.journal.append(
+        Step(job_id=job.id, step=1, seed=0, scalars=[0.5], loss=9.0, learning_rate=0.1, tokens=9, seconds=1.0)
+    )
+    store.journal.evaluate(job.id, step=0, block_losses={"0": 9.0}, weights=[1], now=NOW)
+    folder.start(job.id).mkdir(parents=True)
+    folder.run(job.id).mkdir(parents=True)
+    (folder.run(job.id) / "trunk").write_bytes(b"states")
+    finish(start_worker(folder, job))
+    done = store.jobs.get(job.id)
+    assert (done.state, done.method) == (JobState.SUCCEEDED, "exact"), done.error
+    assert "the method guided is gone" in said(store, done, "began anew")
+    rows = store.journal.steps(job.id)
+    assert [row.step for row in rows] == list(range(1, done.total_steps + 1))
+    assert all(row.loss < 9 for row in rows)
+
+
+@pytest.mark.parametrize("step", [0, 12], ids=["measured at the start", "measured at the end"])
+def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
+    folder: DataFolder, store: Store, step: int
+) -> None:
+    """Losses of other blocks are never compared: what was measured with it is measured again."""
+    store.texts.add(notes(60), now=NOW)
+    job = queue_job(store, training=EXACT, steps=12)
+    kill_when(start_worker(folder, job), lambda: store.journal.evaluation(job.id, step) is not None)
+    before = store.journal.evaluation(job.id, step)
+    assert before is not None
+    store.texts.delete(next(text.id for text in store.texts.of_job(job.id) if text.held_out))
+    finish(start_worker(folder, job))
+    done = store.jobs.get(job.id)
+    assert done.state is JobState.SUCCEEDED, done.error
+    start, end = (store.journal.evaluation(job.id, at) for at in (0, done.total_steps))
+    assert start is not None and end is not None
+    assert start.block_losses.keys() == end.block_losses.keys()
+    assert start.block_losses.keys() != before.block_losses.keys()
+
+
+def test_where_it_does_not_fit_auto_falls_back_and_exact_is_refused(tmp_path: Path) -> None:
+    source = tiny_llama_folder(tmp_path / "source", layers=6, hidden=64)
+    folder = data_folder(tmp_path / "data", source=source, dtype="float32")
+    store = Store.open(folder.database)
+    store.texts.add(notes(40), now=NOW)
+    tight = {"rank": 256, "targets": ("v_proj",), "memory_bytes": 50_000_000, "steps": 2}
+    job = run(folder, store, with_method("auto", **tight))
+    assert job.method == "mezo"
+    assert "exact: The job needs at least" in said(store, job, "chosen")
+    refused = queue_job(store, training=with_method("exact", **tight), steps=2)
+    finish(start_worker(folder, refused))
+    failed = store.jobs.get(refused.id)
+    assert failed.state is JobState.FAILED
+    assert failed.error is not None and "training.memory_bytes allows 50 MB. Set it to" in failed.error
+
+
+def test_the_adapter_is_one_that_peft_reads(folder: DataFolder, store: Store) -> None:
+    """Its factors have one rank and are finite; test_api_adapter_export.py has PEFT read such a folder."""
+    store.texts.add(notes(40), now=NOW)
+    adapter = learned(folder, run(folder, store, with_method("exact", steps=10, rank=3)))
+    assert {len(a) for a in adapter.a.values()} == {adapter.rank} == {3}
+    assert all(bool(torch.isfinite(x).all()) for x in (*adapter.a.values(), *adapter.b.values()))

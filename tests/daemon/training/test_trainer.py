@@ -1,0 +1,291 @@
+"""The training loop on plain functions of B, in place of a language model, with methods of both kinds."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from itertools import count
+from math import isfinite, nan
+
+import pytest
+import torch
+
+from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping
+from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS, Run, train
+from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.method import Method, StepRecord
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.mezo.estimator import replay
+from pocketllm.mezo.method import MeZOPlan
+from tests.support.trained import BLOCK, GOAL, Function, Memory, Momentum, distance, mezo_on
+
+STEPS, EVERY = 30, 3
+PLAN = MeZOPlan(seed=1, epsilon=1e-2, step_size=0.1)
+
+Make = Callable[[torch.Tensor, Function], Method]
+
+
+def mezo(b: torch.Tensor, loss: Function = distance) -> Method:
+    return mezo_on(Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": b}), loss, plan=PLAN)
+
+
+def momentum(b: torch.Tensor, loss: Function = distance) -> Method:
+    return Momentum(b, loss=loss)
+
+
+every_method = pytest.mark.parametrize("make", [mezo, momentum])
+
+
+def rising(b: torch.Tensor) -> float:
+    """A check that everything but the start makes worse."""
+    return 1 + 0.01 * float(b.double().abs().sum())
+
+
+def run(
+    memory: Memory,
+    make: Make = mezo,
+    *,
+    loss: Function = distance,
+    check: Function = distance,
+    steps: int = STEPS,
+    every: int = EVERY,
+    clock: Callable[[], float] = lambda: 0.0,
+    remaining: Callable[[int], float] | None = None,
+    validated_on: str = "",
+) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
+    """B at the end, early stopping, and after which steps was measured."""
+    b, measured = torch.zeros(4, 2), list[int]()
+    stopping = train(
+        make(b, loss),
+        memory,
+        Run(
+            steps=steps,
+            batch=lambda _step: BLOCK,
+            remaining=remaining or (lambda step: 1 - (step - 1) / steps),
+            validation_loss=lambda: check(b),
+            validated_on=validated_on,
+            check_every=every,
+            measure=measured.append,
+            measure_every=10,
+            clock=clock,
+        ),
+    )
+    assert stopping.ended and stopping == memory.kept_stopping
+    assert stopping.best_step == len(memory.kept) == measured[-1]
+    if make is mezo:
+        again = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": torch.zeros(4, 2)})
+        replay(again, memory.records())
+        assert torch.equal(b, again.b["one"]), "B is what the start and the records make"
+    return b, stopping, measured
+
+
+@every_method
+def test_a_run_that_goes_well_is_left_alone(make: Make) -> None:
+    memory = Memory()
+    b, stopping, measured = run(memory, make)
+    assert distance(b) < 0.3 * GOAL**2
+    assert (len(memory.kept), stopping.halvings, stopping.best_step) == (STEPS, 0, STEPS)
+    assert sorted(set(measured)) == [0, 10, 20, 30]
+    assert memory.went_back == [(STEPS, STEPS)]
+
+
+@every_method
+def test_what_brings_nothing_ends_with_the_best_and_no_record(make: Make) -> None:
+    memory = Memory()
+    b, stopping, _ = run(memory, make, check=rising)
+    assert not b.count_nonzero()
+    assert (stopping.halvings, stopping.best_step, memory.kept) == (MAX_HALVINGS + 1, 0, [])
+    assert memory.went_back == [(EVERY * PATIENCE, 0)] * (MAX_HALVINGS + 1)
+
+
+@every_method
+def test_goes_back_along_the_same_way_with_half_the_rate(make: Make) -> None:
+    memory = Memory()
+    run(memory, make, check=rising)
+    firsts = [records[0] for records in memory.forgotten]
+    assert {record.step for record in firsts} == {1}
+    assert {record.scalars for record in firsts} == {firsts[0].scalars}
+    rate = firsts[0].learning_rate
+    assert [record.learning_rate for record in firsts] == pytest.approx([rate, rate / 2, rate / 4, rate / 8])
+
+
+@every_method
+def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make) -> None:
+    """Beyond a distance from the start the loss is torn."""
+
+    def torn(b: torch.Tensor) -> float:
+        return nan if float(b.abs().max()) > 0.25 else distance(b)
+
+    memory = Memory()
+    b, stopping, _ = run(memory, make, loss=torn, check=torn)
+    assert stopping.halvings > 0
+    assert distance(b) < GOAL**2
+    assert all(isfinite(record.loss) for record in memory.kept)
+
+
+def test_where_only_some_points_have_no_loss_it_goes_back_too() -> None:
+    """At theta itself there is one, and the check finds nothing wrong."""
+    edge = 0.25
+
+    def torn(b: torch.Tensor) -> float:
+        return nan if float(b.abs().max()) > edge else distance(b)
+
+    def many(b: torch.Tensor, loss: Function) -> Method:
+        adapter = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": b})
+        return mezo_on(adapter, loss, plan=MeZOPlan(seed=1, probes=15, epsilon=0.02, step_size=0.01))
+
+    memory = Memory()
+    b, stopping, _ = run(memory, many, loss=torn)
+    assert stopping.halvings > 0 and stopping.best_step > 0
+    assert float(b.abs().max()) <= edge
+    assert all(isfinite(scalar) for record in memory.kept for scalar in record.scalars)
+
+
+@every_method
+def test_a_check_far_above_the_best_leads_back_at_once(make: Make) -> None:
+    memory = Memory()
+    run(memory, make, check=lambda b: 1 + 1e6 * float(b.abs().sum()))
+    assert memory.went_back == [(EVERY, 0)] * (MAX_HALVINGS + 1)  # not after a second check
+
+
+@every_method
+def test_without_a_best_it_has_diverged(make: Make) -> None:
+    memory = Memory()
+    with pytest.raises(TrainingDiverged, match="nan to begin with"):
+        run(memory, make, check=lambda _: nan)
+    assert (memory.kept, memory.kept_stopping) == ([], None)
+
+
+@every_method
+def test_the_best_is_left_where_the_last_step_is_not(make: Make) -> None:
+    """The check is best when B has come 0.2 far."""
+    memory = Memory()
+    b, stopping, _ = run(memory, make, check=lambda b: 9 + abs(float(b.mean()) - 0.2), every=2)
+    assert stopping.best_step > 0
+    assert abs(float(b.mean()) - 0.2) == pytest.approx(stopping.best_loss - 9, abs=1e-6)
+    assert memory.went_back[-1][1] == stopping.best_step
+    assert any(start > stopping.best_step for start, _ in memory.went_back)
+
+
+@every_method
+def test_where_nothing_of_the_run_lies_ahead_it_is_checked_once_more(make: Make) -> None:
+    memory = Memory()
+    _, stopping, _ = run(memory, make, remaining=lambda step: 1 - (step - 1) / 7)
+    assert stopping.best_step == 7
+
+
+@every_method
+def test_a_run_that_has_ended_is_only_made_again(make: Make) -> None:
+    memory = Memory()
+    expected, stopping, _ = run(memory, make)
+    records = memory.records()
+    b, again, measured = run(memory, make)
+    assert torch.equal(b, expected)
+    assert (again, memory.records(), measured) == (stopping, records, [stopping.best_step])
+
+
+def test_records_of_a_version_without_early_stopping_are_gone_on_from() -> None:
+    memory, old = Memory(), Memory()
+    run(old, steps=7)
+    memory.kept = old.records()
+    _, stopping, _ = run(memory)
+    assert len(memory.kept) == stopping.best_step
+    assert memory.kept[:7] == old.kept
+
+
+class Cut(Exception):
+    """In place of a kill."""
+
+
+def ticks(seconds: float) -> Callable[[], float]:
+    """A clock that goes on by so much each time it is read."""
+    times = count()
+    return lambda: next(times) * seconds
+
+
+@every_method
+@pytest.mark.parametrize("tick", [0.0, CHECKPOINT_SECONDS / 4], ids=["best checkpoints alone", "with others"])
+def test_a_run_that_is_cut_anywhere_ends_like_an_undisturbed_one(make: Make, tick: float) -> None:
+    """Here between steps; at every write in test_run_store.py."""
+
+    def checked(b: torch.Tensor) -> float:
+        return 9 + abs(float(b.mean()) - 0.2)
+
+    whole = Memory()
+    expected, stopping, _ = run(whole, make, check=checked, clock=ticks(tick))
+    for last in range(1, 4 * STEPS, 3):
+        left = iter(range(last))
+
+        def cut(b: torch.Tensor, left: Iterator[int] = left) -> float:
+            if next(left, None) is None:
+                raise Cut
+            return distance(b)
+
+        memory = Memory()
+        try:
+            run(memory, make, loss=cut, check=checked, clock=ticks(tick))
+        except Cut:
+            memory = deepcopy(memory)
+        b, again, _ = run(memory, make, check=checked, clock=ticks(tick))
+        assert torch.equal(b, expected), last
+        assert (again, memory.kept) == (stopping, whole.kept), last
+
+
+@every_method
+def test_where_the_validation_text_has_changed_its_losses_are_not_compared(make: Make) -> None:
+    """What was best on a text that is gone may be impossible on what is left."""
+    memory, seen = Memory(), count()
+
+    def cut(b: torch.Tensor) -> float:
+        if next(seen) == 4:
+            raise Cut
+        return distance(b) - 100
+
+    with pytest.raises(Cut):
+        run(memory, make, check=cut, validated_on="all")
+    assert memory.kept_stopping is not None and memory.kept_stopping.best_loss < 0
+    at = len(memory.kept)
+    _, stopping, _ = run(memory, make, validated_on="some")
+    assert stopping.validated_on == "some"
+    assert 0 <= stopping.best_loss < 1 and stopping.best_step > at
+
+
+def test_a_checkpoint_bounds_what_is_done_again() -> None:
+    """Checks are rare, so that only time makes checkpoints; records that are there are not written twice."""
+    for tick, most in ((0.0, STEPS - 1), (CHECKPOINT_SECONDS / 4, 4)):
+        memory, made = Memory(), list[Momentum]()
+
+        def cutting(b: torch.Tensor, memory: Memory = memory) -> float:
+            if len(memory.kept) == STEPS - 1:
+                raise Cut
+            return distance(b)
+
+        with pytest.raises(Cut):
+            run(memory, momentum, loss=cutting, every=STEPS, clock=ticks(tick))
+        records = memory.records()
+
+        def keeping(b: torch.Tensor, loss: Function, made: list[Momentum] = made) -> Method:
+            made.append(Momentum(b, loss=loss))
+            return made[-1]
+
+        run(memory, keeping, every=STEPS, clock=ticks(tick))
+        taken = made[0].taken
+        assert taken == list(range(taken[0], STEPS + 1))
+        assert len(taken) - 1 <= most
+        assert memory.records()[: STEPS - 1] == records
+
+
+def test_seconds_are_those_of_the_step_by_the_clock_that_is_handed_in() -> None:
+    memory = Memory()
+    run(memory, steps=4, clock=ticks(0.5))
+    assert set(memory.seconds) == {0.5}
+
+
+def test_a_record_is_kept_before_the_next_step() -> None:
+    memory, lengths = Memory(), list[int]()
+
+    def loss(b: torch.Tensor) -> float:
+        lengths.append(len(memory.kept))
+        return distance(b)
+
+    run(memory, momentum, loss=loss, steps=4)
+    assert lengths == [0, 1, 2, 3]
+    assert all(isinstance(record, StepRecord) for record in memory.kept)

@@ -1,0 +1,207 @@
+"""Jobs of every mode and kind of example, through the real worker; and what a job does about too little memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.scheduling.planning import plan_job
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.training.data_split import PART_WORDS, divide, first_blocks, last_blocks, with_replay
+from pocketllm.engine.data.batches import Buckets, pack
+from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.streamed.weights import open_weights
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Outcome, Text
+from tests.support.tiny_architectures import ARCHITECTURES
+from tests.support.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+
+LABELLED = [
+    NewText(text=f"Tea {i}: {word}.", source="t", label=label)
+    for i in range(20)
+    for word, label in (("good", "positive"), ("cold", "negative"))
+]
+#: Of the byte tokenizer one character is a token, and a label word is one token.
+LETTERS = {"template": "{text} It was {label}", "label_words": {"positive": "g", "negative": "t"}, "block_tokens": 64}
+COMPLETIONS = [NewText(text=f"Q: {i} + 1 = ", completion=str(i + 1), source="t") for i in range(40)]
+
+
+def changed(**settings: object) -> TrainingSettings:
+    return TrainingSettings.model_validate(TRAINING.model_dump() | settings)
+
+
+def run_job(folder: DataFolder, store: Store, training: TrainingSettings = TRAINING, *, seed: int = 0) -> Job:
+    job = queue_job(store, training=training, seed=seed, steps=training.steps)
+    finish(start_worker(folder, job))
+    return store.jobs.get(job.id)
+
+
+def opened(folder: DataFolder, texts: Sequence[NewText]) -> Store:
+    store = Store.open(folder.database)
+    store.texts.add(texts, now=NOW)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "texts", "settings"),
+    [
+        ("llama", "bfloat16", notes(), {"probes": 3}),
+        ("llama", "bfloat16", notes(), {"noise": "gaussian"}),
+        ("llama", "int4", [*notes(), *COMPLETIONS], {}),
+        ("gemma3_text", "int8", [*notes(), *LABELLED], LETTERS),
+        ("opt", "bfloat16", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 3e-3}),
+        ("roberta", "int8", [*notes(), *LABELLED], LETTERS),
+    ],
+)
+def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_journal(
+    tmp_path: Path, architecture: str, dtype: str, texts: list[NewText], settings: dict[str, object]
+) -> None:
+    source = ARCHITECTURES[architecture](tmp_path / "source")
+    folder = data_folder(tmp_path / "data", source=source, dtype=dtype)
+    store = opened(folder, texts)
+    job = run_job(folder, store, changed(**settings))
+    assert (job.state, job.error) == (JobState.SUCCEEDED, None)
+    assert job.plan is not None and job.predicted_bytes
+    rows = store.journal.steps(job.id)
+    assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
+    assert job.plan is not None
+    assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
+    assert any(any(row.scalars) for row in rows) or job.outcome is Outcome.NO_PROOF
+    store.close()
+
+
+def test_a_full_job_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path)
+    store = opened(folder, notes())
+    training = changed(mode="full", epsilon=1e-3, step_size=1e-3, steps=16)
+    undisturbed = run_job(folder, store, training, seed=3)
+    disturbed = queue_job(store, training=training, seed=3, steps=16)
+    for step in (2, 9):
+        assert 0 < kill_at(store, start_worker(folder, disturbed), disturbed, step) < 16
+    finish(start_worker(folder, disturbed))
+    disturbed = store.jobs.get(disturbed.id)
+    assert undisturbed.adapter and disturbed.adapter
+    made = [open_native(folder.adapter(job.adapter), verify=True) for job in (undisturbed, disturbed) if job.adapter]
+    assert made[0].manifest.weights_sha256 == made[1].manifest.weights_sha256
+    base = open_weights(folder.models / "tiny" / "model.safetensors")
+    assert any(not torch.equal(w.floats, base[name].floats) for name, w in open_weights(made[0].weights).items())
+    store.close()
+
+
+def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path)
+    store = opened(folder, [NewText(text="word " * 3_000, source="test")])
+    job = run_job(
+        folder,
+        store,
+        changed(probes=1, batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1),
+    )
+    assert job.state is JobState.SUCCEEDED
+    events = [event.message for event in store.jobs.events(job.id) if event.kind == "reduced"]
+    assert any("rows that pass through the layers together went from 512 to" in event for event in events)
+    assert job.plan and job.plan["rows_at_once"] < 512 and job.plan["block_tokens"] == 256
+    store.close()
+
+
+def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_path: Path) -> None:
+    """The plan is made to promise too much: what the kernel refuses then must not end the job."""
+    folder = data_folder(tmp_path)
+    store = opened(folder, [NewText(text="word " * 30_000, source="test")])
+    job = queue_job(store, training=changed(batch=512, block_tokens=256, memory_bytes=100_000_000, steps=1))
+    planned = plan_job(open_native(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1)
+    plan = planned.plan.to_json() | {"rows_at_once": 1024}
+    store.jobs.set_plan(job.id, plan, predicted_bytes=0)
+    finish(start_worker(folder, job))
+    job = store.jobs.get(job.id)
+    events = [event.message for event in store.jobs.events(job.id) if "memory ran out" in event.message]
+    assert job.state is JobState.SUCCEEDED, (job.error, [e.message for e in store.jobs.events(job.id)])
+    assert events and "going on with 512" in events[0]
+    store.close()
+
+
+def test_a_budget_that_is_too_small_for_anything_names_the_one_that_would_do(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path, source=ARCHITECTURES["llama"](tmp_path / "source"))
+    store = opened(folder, notes())
+    job = run_job(folder, store, changed(memory_bytes=50_000_000, rank=256, batch=1024, block_tokens=4096, mode="full"))
+    if job.state is JobState.SUCCEEDED:  # a tiny model fits into the least that may be set
+        assert any("went from" in event.message for event in store.jobs.events(job.id))
+    store.close()
+
+
+def texts(*held_out: bool) -> list[Text]:
+    return [
+        Text(id=str(i), source="s", text="x" * 9, words=1, held_out=h, created_at=NOW) for i, h in enumerate(held_out)
+    ]
+
+
+def packed(rows: Sequence[Text]) -> Buckets:
+    blocks = pack([[3] * len(row.text) for row in rows], length=4, separator=0)
+    return blocks[slice(0, 3)], blocks[slice(3, None)]
+
+
+def count(buckets: Buckets) -> int:
+    return sum(len(bucket) for bucket in buckets)
+
+
+def test_divide_follows_the_ids_where_it_can() -> None:
+    training, held_out = divide(texts(False, True, False), packed)
+    assert [sum(bucket.tokens for bucket in buckets) for buckets in (training, held_out)] == [19, 9]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_divide_keeps_the_last_tenth_where_the_ids_picked_none_or_all(held_out: bool) -> None:
+    rows = texts(*[held_out] * 9)
+    training, measured = divide(rows, packed)
+    assert count(training) + count(measured) == count(packed(rows))
+    assert count(measured) == max(1, count(packed(rows)) // 10)
+
+
+def test_divide_refuses_what_is_too_little_for_both() -> None:
+    with pytest.raises(BadRequest, match="Add some text"):
+        divide(texts(False), lambda rows: (pack([[3, 3]], length=4, separator=0),))
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 4, 23])
+def test_first_and_last_blocks_together_are_all(wanted: int) -> None:
+    buckets = packed(texts(*[False] * 9))
+    first, last = first_blocks(buckets, wanted), last_blocks(buckets, count(buckets) - wanted)
+    rows = torch.cat([bucket.inputs for bucket in (*first, *last)])
+    assert torch.equal(rows, torch.cat([bucket.inputs for bucket in buckets]))
+    assert count(first) == wanted
+
+
+def learned_in(job: str | None, rows: Sequence[Text], *, words: int = PART_WORDS) -> list[Text]:
+    for row in rows:
+        row.id, row.learned_in, row.words = f"{job} {row.id}", job, words
+    return list(rows)
+
+
+def test_old_text_is_measured_job_by_job_and_that_of_small_jobs_together() -> None:
+    rows = [
+        *learned_in("a", texts(False, True, True)),
+        *learned_in("b", texts(True)),
+        *learned_in("c", texts(True), words=9),
+        *learned_in("d", texts(True, False), words=9),
+        *learned_in(None, texts(False, True)),
+    ]
+    training, held_out, parts = with_replay(rows, packed)
+    assert parts == tuple(count(packed(texts(*[True] * number))) for number in (2, 1, 2))
+    assert count(held_out) == count(packed(texts(True))) + sum(parts)
+    assert count(training) == count(packed(texts(False))) + count(packed(texts(False, False)))
+
+
+def test_old_text_of_which_the_ids_have_picked_none_is_measured_with_its_last_tenth() -> None:
+    rows = [*learned_in("a", texts(*[False] * 9)), *learned_in(None, texts(False, True))]
+    _, held_out, (old,) = with_replay(rows, packed)
+    assert old == max(1, count(packed(texts(*[False] * 9))) // 10)
+    assert count(held_out) == count(packed(texts(True))) + old
+
+
+def test_held_out_text_is_never_learned_from_even_when_it_is_all_the_old_text_there_is() -> None:
+    rows = [*learned_in("a", texts(True, True)), *learned_in(None, texts(False, True))]
+    training, _, (old,) = with_replay(rows, packed)
+    assert (count(training), old) == (count(packed(texts(False))), count(packed(texts(True, True))))

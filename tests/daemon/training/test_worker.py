@@ -1,0 +1,149 @@
+"""Real worker processes on a real database: killed, resumed, ended."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.scheduling.planning import plan_job
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.params.lora import load_adapter
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Outcome
+from tests.support.learning import equal
+from tests.support.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return data_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def store(folder: DataFolder) -> Iterator[Store]:
+    store = Store.open(folder.database)
+    yield store
+    store.close()
+
+
+def ended(store: Store, job: Job) -> Job:
+    return store.jobs.get(job.id)
+
+
+def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
+    folder: DataFolder, store: Store
+) -> None:
+    store.texts.add(notes(), now=NOW)
+    steps = 24
+    undisturbed = queue_job(store, seed=7, steps=steps)
+    finish(start_worker(folder, undisturbed))
+    store.jobs.get(undisturbed.id)
+
+    disturbed = queue_job(store, seed=7, steps=steps)
+    reached = [kill_at(store, start_worker(folder, disturbed), disturbed, step) for step in (1, 8, 17)]
+    assert all(0 < step < steps for step in reached), reached
+    finish(start_worker(folder, disturbed))
+
+    one, two = ended(store, undisturbed), ended(store, disturbed)
+    assert one.state is two.state is JobState.SUCCEEDED
+    assert one.adapter and two.adapter
+    assert equal(load_adapter(folder.adapter(one.adapter)), load_adapter(folder.adapter(two.adapter)))
+    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.journal.steps(j.id)] for j in (one, two)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == steps
+    for step in (4, 24):  # what a job measures first is what is served, which the first job may have changed
+        losses = [store.journal.evaluation(job.id, step) for job in (one, two)]
+        assert losses[0] is not None and losses[1] is not None
+        assert losses[0].block_losses == losses[1].block_losses
+
+
+def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    job = queue_job(store)
+    finish(start_worker(folder, job))
+    job = ended(store, job)
+    assert (job.state, job.texts) == (JobState.SUCCEEDED, 30)
+    assert job.peak_memory_bytes and job.peak_memory_bytes > 50e6
+    assert store.texts.counts().new_words == 0
+    progress = store.journal.progress(job.id)
+    assert progress.step == TRAINING.steps
+    assert progress.held_out_loss_before and progress.held_out_loss_now
+    adapter = store.adapters.all()[0]
+    assert adapter.id == job.adapter
+    assert adapter.serving is (adapter.outcome is Outcome.LEARNED)
+    assert not folder.start(job.id).exists()
+
+
+def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    first = queue_job(store)
+    finish(start_worker(folder, first))
+    parent = ended(store, first).adapter
+    second = queue_job(store, seed=1)
+    store.jobs.pause(second.id, reasons=["test"], now=NOW)
+    with store._database.write() as session:
+        session.merge(Job(**{**store.jobs.get(second.id).model_dump(), "parent": parent}))
+    finish(start_worker(folder, store.jobs.start(second.id, parent=None, now=NOW)))
+    before = store.journal.evaluation(second.id, 0)
+    after_first = store.journal.evaluation(first.id, TRAINING.steps)
+    assert before and after_first
+    assert before.block_losses == after_first.block_losses
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("tiny", "too few to learn from and to measure with"), (None, "no text to learn from")]
+)
+def test_too_little_text_fails_the_job_with_a_sentence(
+    folder: DataFolder, store: Store, text: str | None, message: str
+) -> None:
+    if text:
+        store.texts.add([NewText(text=text, source="test")], now=NOW)
+    job = queue_job(store)
+    finish(start_worker(folder, job))
+    job = ended(store, job)
+    assert job.state is JobState.FAILED
+    assert job.error and message in job.error
+
+
+def test_a_missing_model_fails_the_job_with_a_sentence(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    (folder.models / "tiny" / "pocketllm.json").unlink()
+    job = queue_job(store)
+    finish(start_worker(folder, job))
+    assert "pocketllm models add" in (ended(store, job).error or "")
+
+
+def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(folder: DataFolder, store: Store) -> None:
+    """Its plan is made to promise far too much: a row so long that what comes before its attention does not fit."""
+    store.texts.add([NewText(text="word " * 2_000_000, source="test")], now=NOW)
+    job = queue_job(store, training=TRAINING.model_copy(update={"memory_bytes": 50_000_000}))
+    planned = plan_job(open_native(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1)
+    plan = planned.plan.to_json() | {"block_tokens": 4_000_000, "rows_at_once": 2}
+    store.jobs.set_plan(job.id, plan, predicted_bytes=0)
+    finish(start_worker(folder, job))
+    job = ended(store, job)
+    assert job.state is JobState.FAILED
+    assert "training.memory_bytes" in (job.error or "")
+
+
+def test_ends_by_itself_when_the_daemon_is_gone(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    job = queue_job(store, steps=100_000)
+    worker = start_worker(folder, job)
+    assert worker.stdin is not None and worker.stderr is not None
+    worker.stdin.close()
+    assert worker.wait(30) != 0
+    worker.stderr.close()
+    assert ended(store, job).state is JobState.RUNNING  # which the next daemon turns into paused
+
+
+def test_one_worker_at_a_time(folder: DataFolder, store: Store) -> None:
+    from pocketllm.daemon.locks import locked
+
+    with locked(folder.worker_lock) as first, locked(folder.worker_lock) as second:
+        assert (first, second) == (True, False)
+    with locked(folder.worker_lock) as again:
+        assert again

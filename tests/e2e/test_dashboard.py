@@ -1,0 +1,201 @@
+"""The dashboard in a real headless Chromium against a real daemon: narrow and wide, by day and in the dark."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support.commands import commands
+from tests.support.running import Daemon, running
+from tests.support.tiny_models import tiny_native
+
+JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
+#: Where to put pictures of it, for the README.
+PICTURES = os.environ.get("DASHBOARD_PICTURES")
+SECONDS = 60_000
+SIZES = {"narrow": {"width": 360, "height": 740}, "wide": {"width": 1280, "height": 900}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that has learned once."""
+    folder = tmp_path_factory.mktemp("dashboard") / "data"
+    folder.mkdir()
+    tiny_native(folder / "models")
+    with running(
+        folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", TRAINING__STEPS="100000", **JOB
+    ) as made:
+        notes = [{"text": f"Wind west, glass rising. Mug {i}.", "source": f"app {i % 2}"} for i in range(30)]
+        notes.append({"text": "<img src=x onerror=alert(1)> [not] markup", "source": "<b>hostile</b>"})
+        assert made.client.post("/texts", json=notes).status_code == 201
+        done = made.wait_for_job(made.start_job(steps=3, seed=1), "succeeded")
+        assert made.client.post(f"/adapters/{done['adapter']}/serve").status_code == 200
+        yield made
+
+
+class Visit:
+    """A browser's tab on the page; notes what must not be."""
+
+    def __init__(self, browser: Browser, daemon: Daemon, size: str, scheme: str = "light") -> None:
+        self.daemon = daemon
+        self.context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.wrong: list[str] = []
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", lambda request: self._elsewhere(request.url))
+
+    def _elsewhere(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "data" and parts.netloc != urlsplit(self.daemon.url).netloc:
+            self.wrong.append(f"asked {url}")
+
+    def sign_in(self) -> None:
+        """As `pocketllm dashboard` does."""
+        said = commands(self.daemon.folder)("dashboard", "--no-browser").stdout
+        self.page.goto(said.strip())
+        expect(self.page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
+
+    def end(self) -> None:
+        assert self.wrong == []
+        self.context.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
+    visit = Visit(browser, daemon, size)
+    page = visit.page
+    visit.sign_in()
+    assert page.url == f"{daemon.url}/", "nothing of the code is left"
+    daemon.client.post("/texts", json=[{"text": f"Rain again, day {i}.", "source": "app 0"} for i in range(20)])
+    page.get_by_role("button", name="Learn now").click()
+    expect(page.locator("#now")).to_contain_text("Learning", timeout=SECONDS)
+    expect(page.locator("#curve-text")).to_contain_text("at step", timeout=SECONDS)
+    line = page.locator("#curve polyline.training")
+    before = line.get_attribute("points")
+    expect(line).not_to_have_attribute("points", before or "", timeout=SECONDS)
+    if PICTURES:  # with something to see
+        expect(page.locator("#curve-text")).to_have_text(re.compile(r"at step [1-9]\d\d"), timeout=SECONDS)
+    wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1], "nothing has to be scrolled to the side"
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES) / f"dashboard-{size}.png")
+    page.get_by_role("button", name="Pause").first.click()
+    expect(page.locator("#jobs li").first).to_contain_text("paused by the owner", timeout=SECONDS)
+    page.get_by_role("button", name="Cancel").first.click()
+    expect(page.locator("#jobs li").first).to_contain_text("cancelled", timeout=SECONDS)
+    visit.end()
+
+
+def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "narrow")
+    page = visit.page
+    visit.sign_in()
+    group = page.locator("details", has_text="<b>hostile</b>")
+    group.locator("summary").click()
+    expect(group.locator("pre")).to_have_text("<img src=x onerror=alert(1)> [not] markup")
+    group.get_by_role("button", name="Delete").click()
+    expect(group).to_have_count(0)
+    kept = daemon.client.get("/texts?limit=500").json()["data"]
+    assert "<b>hostile</b>" not in {text["source"] for text in kept}
+    visit.end()
+
+
+def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "wide")
+    page = visit.page
+    visit.sign_in()
+    expect(page.locator("#model")).to_have_text("tiny, personal")
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.locator("#model")).to_have_text("tiny, as it came", timeout=SECONDS)
+    assert daemon.status()["model"]["adapter"] is None
+    page.get_by_role("button", name="Serve").first.click()
+    expect(page.locator("#model")).to_have_text("tiny, personal", timeout=SECONDS)
+    visit.end()
+
+
+def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "wide")
+    page = visit.page
+    visit.sign_in()
+    page.get_by_label("A text to go on from").fill("Wind west")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answers h3")).to_have_text(["Base", "Personal"], timeout=SECONDS)
+    expect(page.locator("#answers")).to_contain_text("times as likely")
+    visit.end()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_it_is_accessible(browser: Browser, daemon: Daemon, size: str, scheme: str) -> None:
+    visit = Visit(browser, daemon, size, scheme)
+    axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+
+    def check(where: str) -> None:
+        visit.page.evaluate(axe)
+        found: dict[str, Any] = visit.page.evaluate("axe.run()")
+        serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious]
+        assert not serious, f"{where}: {json.dumps(told, indent=1)}"
+
+    visit.page.goto(daemon.url)
+    expect(visit.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    check("signing in")
+    visit.sign_in()
+    visit.page.locator("summary").first.click()
+    check("home")
+    visit.end()
+
+
+def test_a_token_typed_in_signs_in_and_a_wrong_one_does_not(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "wide")
+    page = visit.page
+    page.goto(daemon.url)
+    page.get_by_label("Token").fill("wrong")
+    with page.expect_console_message():  # Chromium itself notes the 401, before the page shows it or after
+        page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("pocketllm token", timeout=SECONDS)
+    page.get_by_label("Token").fill(daemon.token)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
+    page.reload()
+    expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=SECONDS)
+    assert page.evaluate("sessionStorage.length") == 0
+    assert visit.wrong and all("401" in noted for noted in visit.wrong)
+    visit.wrong.clear()
+    visit.end()
+
+
+def test_older_jobs_are_a_button_away(browser: Browser, daemon: Daemon) -> None:
+    for _ in range(22):  # one after the other: an open one is cancelled before the next
+        daemon.client.post(f"/jobs/{daemon.start_job(steps=1)}/cancel")
+    visit = Visit(browser, daemon, "narrow")
+    visit.sign_in()
+    jobs, more = visit.page.locator("#jobs > li"), visit.page.get_by_role("button", name="Older jobs")
+    expect(jobs).to_have_count(20, timeout=SECONDS)
+    more.click()
+    expect(jobs).to_have_count(len(daemon.client.get("/jobs?limit=60").json()["data"]), timeout=SECONDS)
+    expect(more).to_be_hidden()
+    visit.end()

@@ -1,0 +1,52 @@
+"""What stands behind the dashboard: its files, the codes that sign a browser in, and what the sensors have seen."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.running import Rehearsal, assert_problem, rehearsal
+
+
+def test_a_code_is_good_once_and_not_for_long(tmp_path: Path) -> None:
+    with rehearsal(tmp_path / "data") as api:
+        code = api.post("/sessions").json()["code"]
+        token = redeemed(api, code)
+        assert api.get("/texts", token=token).status_code == 200
+        assert_problem(api.post("/sessions/redeem", token=None, json={"code": code}), 403, "forbidden")
+        late = api.post("/sessions").json()["code"]
+        api.clock.advance(121)
+        assert_problem(api.post("/sessions/redeem", token=None, json={"code": late}), 403, "forbidden")
+        assert_problem(api.post("/sessions", token=None), 401, "missing_token")
+        assert api.get("/tokens").json()["data"] == [], "a browser is no app"
+
+
+def redeemed(api: Rehearsal, code: str) -> str:
+    return str(api.post("/sessions/redeem", token=None, json={"code": code}).json()["token"])
+
+
+@pytest.mark.parametrize("path", ["/", "/dashboard/app.js", "/dashboard/plot.js", "/dashboard/style.css"])
+def test_the_files_let_nothing_in(tmp_path: Path, path: str) -> None:
+    with rehearsal(tmp_path / "data") as api:
+        response = api.get(path, token=None)
+        assert response.status_code == 200
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        for other in ("/dashboard/../app.py", "/dashboard/none", "/dashboard/page.html/x", "/dashboard/"):
+            assert api.get(other, token=None).status_code in (401, 404)
+
+
+def test_what_the_sensors_have_seen_is_kept_for_two_days(tmp_path: Path) -> None:
+    with rehearsal(tmp_path / "data") as api:
+        for level in (80.0, 79.0, None, 78.0):
+            api.battery.value = level
+            api.tick(299)
+            api.tick(1)
+        seen = api.get("/history", token=None).json()["data"]
+        assert [one["battery"] for one in seen] == [80.0, 79.0, None, 78.0]
+        assert {one["memory"] for one in seen} == {4e9} and {one["temperature"] for one in seen} == {None}
+        api.tick(3600 * 47)
+        assert len(api.get("/history?hours=48").json()["data"]) == 5
+        api.tick(3600 * 2)
+        assert [one["battery"] for one in api.get("/history?hours=48").json()["data"]] == [78.0, 78.0]
+        assert_problem(api.get("/history?hours=0"), 422, "invalid_value")

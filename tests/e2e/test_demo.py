@@ -1,0 +1,279 @@
+"""The demo: its folder, its daemon, its honesty. The daemon is a small double, started as a real process."""
+
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pocketllm.cli.child import child_environment, running_daemon
+from pocketllm.cli.errors import CommandError
+from pocketllm.cli.main import app
+from pocketllm.demo import MARKER, PROMPTS, STALL_SECONDS, StallGuard, prepare_folder, run_demo
+from tests.support.daemon_double import JOB, RUNNING, SUCCEEDED, DaemonDouble
+from tests.support.paths import ROOT
+
+WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
+DOUBLE = [sys.executable, str(ROOT / "tests" / "support" / "daemon_double.py")]
+UNPROVEN = SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
+
+
+def following(*changes: dict[str, Any]) -> list[str]:
+    """Return the command of a daemon whose job changes like this each time it is looked at."""
+    return [*DOUBLE, "--script", json.dumps(changes)]
+
+
+class Demo:
+    """Runs the demo in a folder and keeps what it printed."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.console = Console(file=io.StringIO(), width=120, markup=False, emoji=False, highlight=False)
+
+    def run(self, command: list[str], *, keep: bool = False) -> dict[str, Any]:
+        return run_demo(
+            self.console,
+            data_dir=self.data_dir,
+            install=lambda models_dir, console: "tiny",
+            steps=40,
+            keep=keep,
+            serve_command=command,
+        )
+
+    @property
+    def text(self) -> str:
+        assert isinstance(self.console.file, io.StringIO)
+        return self.console.file.getvalue()
+
+    @property
+    def daemon_is_gone(self) -> bool:
+        # The double removes the file in its last line, when it was stopped in order.
+        return (self.data_dir / MARKER).exists() and not (self.data_dir / "daemon.json").exists()
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Demo:
+    return Demo(tmp_path / "demo data")
+
+
+def test_the_whole_way(demo: Demo) -> None:
+    result = demo.run(following(RUNNING, SUCCEEDED))
+    assert result["learned"] is True
+    assert [answer["prompt"] for answer in result["answers"]] == list(PROMPTS)
+    assert result["folder"] == "/data/adapters/adapter-1"
+    for part in (
+        "sample notes",
+        "3.5000 -> 3.2500",
+        "40 steps in 2:00",
+        "412.0 MB",
+        "210 tok/s",
+        "two",
+        "Wren",
+        "3.70",
+    ):
+        assert part in demo.text
+    assert demo.daemon_is_gone
+
+
+def test_the_next_steps_can_be_copied(demo: Demo) -> None:
+    demo.run(following(RUNNING, SUCCEEDED))
+    lines = [line.strip() for line in demo.text.splitlines()]
+    [serve] = [shlex.split(line) for line in lines if " serve --data-dir " in line]
+    assert shutil.which(serve[0])  # also where the environment is not active
+    assert serve[1:] == ["serve", "--data-dir", str(demo.data_dir)]
+    curls = [line for line in lines if line.startswith("curl ")]
+    assert len(curls) == 3
+    for line in curls:
+        subprocess.run(["sh", "-n", "-c", line], check=True)
+
+
+def test_it_says_plainly_when_nothing_was_learned(demo: Demo) -> None:
+    result = demo.run(following(RUNNING, UNPROVEN))
+    assert result["learned"] is False
+    assert "did not fall by more than the noise" in demo.text
+    assert demo.daemon_is_gone
+
+
+def test_a_failed_job_ends_the_demo_and_the_daemon(demo: Demo) -> None:
+    with pytest.raises(CommandError, match=r"The job failed: Out of memory\."):
+        demo.run(following({"state": "failed", "error": "Out of memory."}))
+    assert demo.daemon_is_gone
+
+
+def test_a_daemon_that_dies_at_the_start_shows_its_log(demo: Demo) -> None:
+    with pytest.raises(CommandError, match=r"(?s)exit code 3\..*boom"):
+        demo.run([sys.executable, "-c", "print('boom'); raise SystemExit(3)"])
+
+
+def test_a_daemon_that_never_answers_is_stopped(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with (
+        pytest.raises(CommandError, match="did not answer within 0 seconds"),
+        running_daemon(tmp_path, sleeper, start_seconds=0.2),
+    ):
+        pass
+
+
+def test_what_a_dead_daemon_leaves_running_is_killed(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Ends at the last writer's end; the writer would live for ten minutes.
+    reader = Thread(target=pipe.read_bytes, daemon=True)
+    reader.start()
+    code = f"import subprocess; subprocess.Popen(['sleep', '600'], stdout=open({str(pipe)!r}, 'w'))"
+    with pytest.raises(CommandError, match="exit code 0"), running_daemon(tmp_path, [sys.executable, "-c", code]):
+        pass
+    reader.join(WAIT_SECONDS)
+    assert not reader.is_alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_daemon_too(tmp_path: Path, number: signal.Signals) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; from pocketllm.demo import run_demo\n"
+        f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), install=lambda *_: 'tiny', "
+        f"serve_command={following()!r})"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # A shell may have started the tests with Ctrl-C ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert child.stdout is not None
+        assert any(line.startswith("queued") for line in child.stdout)
+        daemon = json.loads((tmp_path / "demo" / "daemon.json").read_text())["pid"]
+        child.send_signal(number)
+        child.communicate(timeout=WAIT_SECONDS)
+    finally:
+        child.kill()
+    assert child.returncode not in (0, -signal.SIGKILL)
+    with pytest.raises(ProcessLookupError):
+        os.kill(daemon, 0)
+
+
+def test_the_daemon_gets_none_of_the_users_settings(tmp_path: Path) -> None:
+    environ = {"PATH": "/bin", "POCKETLLM_DATA_DIR": "/mine", "POCKETLLM_MODEL": "other", "POCKETLLM_CONFIG": "/mine"}
+    given = child_environment(environ, tmp_path)
+    assert given["PATH"] == "/bin"
+    assert given["POCKETLLM_CONFIG"] == str(tmp_path / "config.toml")
+    assert not {"POCKETLLM_DATA_DIR", "POCKETLLM_MODEL"} & set(given)
+
+
+def test_a_foreign_folder_is_not_touched(demo: Demo) -> None:
+    (demo.data_dir / "adapters").mkdir(parents=True)
+    (demo.data_dir / "pocketllm.db").write_text("mine")
+    with pytest.raises(CommandError, match="nothing in it was touched"):
+        demo.run(following())
+    assert sorted(path.name for path in demo.data_dir.iterdir()) == ["adapters", "pocketllm.db"]
+    assert (demo.data_dir / "pocketllm.db").read_text() == "mine"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CommandError, match="is a file"):
+        prepare_folder(tmp_path / "file", keep=False)
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    prepare_folder(tmp_path, keep=False)
+    assert (tmp_path / MARKER).exists()
+
+
+def earlier_demo(folder: Path) -> Path:
+    """Fill a folder as an earlier demo left it; returns a folder that a link in it points to."""
+    prepare_folder(folder, keep=False)
+    for name in ("pocketllm.db", "pocketllm.db-wal", "tokens.json", "daemon.log", "notes of the user"):
+        (folder / name).write_text("{}")
+    for path in (folder / "models" / "smol", folder / "adapters" / "a-1", folder.parent / "elsewhere"):
+        path.mkdir(parents=True)
+    (folder.parent / "elsewhere" / "precious").write_text("x")
+    return folder.parent / "elsewhere"
+
+
+def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
+    earlier_demo(demo.data_dir)
+    prepare_folder(demo.data_dir, keep=False)
+    left = sorted(path.name for path in demo.data_dir.iterdir())
+    assert left == [MARKER, "daemon.log", "models", "notes of the user"]
+    assert (demo.data_dir / "models" / "smol").is_dir()
+
+
+def test_a_link_is_removed_and_not_followed(demo: Demo) -> None:
+    elsewhere = earlier_demo(demo.data_dir)
+    (demo.data_dir / "adapters" / "a-1").rmdir()
+    (demo.data_dir / "adapters").rmdir()
+    (demo.data_dir / "adapters").symlink_to(elsewhere)
+    prepare_folder(demo.data_dir, keep=False)
+    assert (elsewhere / "precious").exists()
+    assert not (demo.data_dir / "adapters").exists()
+
+
+def test_keep_goes_on_from_what_was_learned(demo: Demo) -> None:
+    earlier_demo(demo.data_dir)
+    demo.run(following(RUNNING, SUCCEEDED), keep=True)
+    assert (demo.data_dir / "adapters" / "a-1").is_dir()
+    assert (demo.data_dir / "pocketllm.db").exists()
+
+
+def test_keep_goes_on_with_a_job_that_was_interrupted(demo: Demo) -> None:
+    earlier_demo(demo.data_dir)
+    paused = JOB | {"id": "job-0", "state": "paused", "reasons": ["the daemon was restarted"]}
+    result = demo.run([*following(RUNNING, SUCCEEDED), "--jobs", json.dumps([paused])], keep=True)
+    assert result["job"]["id"] == "job-0"
+    assert "the daemon was restarted" in demo.text
+
+
+def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:
+    earlier_demo(demo.data_dir)
+    with DaemonDouble() as running:
+        running.write_home(demo.data_dir)
+        with pytest.raises(CommandError, match=f"Stop it first with `kill {os.getpid()}`"):
+            prepare_folder(demo.data_dir, keep=False)
+    assert (demo.data_dir / "pocketllm.db").exists()
+
+
+def test_what_a_crashed_daemon_left_does_not_matter(demo: Demo) -> None:
+    earlier_demo(demo.data_dir)
+    with DaemonDouble() as other:
+        # Its port now belongs to another daemon, which must be neither waited for nor asked.
+        (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 1, "url": other.url}))
+        demo.run(following(RUNNING, SUCCEEDED), keep=True)
+        assert {path for _, path, _ in other.requests} <= {"/health"}
+
+
+def test_a_job_that_only_waits_ends_the_demo_with_its_reasons() -> None:
+    now = 0.0
+    shown: list[str] = []
+    guard = StallGuard(lambda job: shown.append(job["state"]), lambda: now)
+    paused = JOB | {"state": "paused", "reasons": ["The device is hot (44 °C)."]}
+    now += STALL_SECONDS
+    guard.show(paused)
+    guard.show(JOB | RUNNING)
+    now += STALL_SECONDS
+    guard.show(paused)
+    now += 1
+    with pytest.raises(CommandError, match=r"paused for 90 seconds: The device is hot"):
+        guard.show(paused)
+    assert shown == ["paused", "running", "paused", "paused"]
+
+
+def test_the_command_refuses_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    result = CliRunner().invoke(app, ["demo", "--data-dir", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "nothing in it was touched" in json.loads(result.stderr)["detail"]

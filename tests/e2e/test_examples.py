@@ -1,0 +1,121 @@
+"""The recipes in examples/, run as their readers would against a real daemon with a tiny model."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.running import Daemon, running
+from tests.support.tiny_models import tiny_native
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("examples") / "data"
+    folder.mkdir()
+    tiny_native(folder / "models")
+    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TRAINING__STEPS="4") as made:
+        yield made
+
+
+def token(daemon: Daemon, name: str, *scopes: str) -> str:
+    made = daemon.client.post("/tokens", json={"name": name, "scopes": list(scopes)})
+    return str(made.json()["token"])
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def texts(daemon: Daemon, source: str) -> list[str]:
+    return sorted(item["text"] for item in daemon.client.get("/texts").json()["data"] if item["source"] == source)
+
+
+def test_curl(daemon: Daemon) -> None:
+    sentence = 'Said: "glass\\rising", and ate.'
+    ended = run(
+        "dash",
+        str(EXAMPLES / "curl.sh"),
+        sentence,
+        URL=daemon.url,
+        TOKEN=token(daemon, "curl", "ingest", "generate"),
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert texts(daemon, "curl") == [sentence]
+    assert "No jobs yet" in ended.stdout and '"finish_reason"' in ended.stdout
+
+
+def test_notes_are_fed_once(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "deep er").mkdir()
+    (tmp_path / "deep er" / "a 'quoted' name.md").write_text("One note.")
+    (tmp_path / "two.txt").write_text("Another\nnote.")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    given = {"URL": daemon.url, "TOKEN": token(daemon, "feed", "ingest")}
+    for _ in range(2):
+        ended = run("dash", str(EXAMPLES / "feed_notes.sh"), str(tmp_path), **given)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert texts(daemon, "notes") == ["Another\nnote.", "One note."]
+    refused = run("dash", str(EXAMPLES / "feed_notes.sh"), str(tmp_path), URL=daemon.url, TOKEN="wrong")
+    assert refused.stderr.count("not taken: ") == 2
+
+
+def test_openais_client(daemon: Daemon) -> None:
+    given = {"URL": daemon.url, "TOKEN": token(daemon, "chat", "generate")}
+    said = []
+    for _ in range(3):  # now and then the tiny model draws the end of its text at once
+        ended = run(sys.executable, str(EXAMPLES / "openai_client.py"), "How was the wind?", **given)
+        assert ended.returncode == 0, ended.stderr
+        said.append(ended.stdout)
+    assert max(map(len, said)) > 5
+
+
+def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    answer = {"role": "assistant", "content": "Wind west, glass rising."}
+    chats = [{"messages": [{"role": "user", "content": f"How was day {day}?"}, answer]} for day in range(20)]
+    file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    given = {"URL": daemon.url, "TOKEN": token(daemon, "tune", "admin")}
+    ended = run(sys.executable, str(EXAMPLES / "fine_tune.py"), str(file), "How was it?", **given)
+    assert ended.returncode == 0, ended.stderr
+    told = ended.stdout.splitlines()
+    assert told[0] == "queued: queued by owner" and any("held-out loss" in line for line in told)
+    assert re.search(r"^ft:tiny:pocketllm:example:adapter-\w+: ", ended.stdout, re.MULTILINE)
+
+
+def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
+    headers = {"authorization": f"Bearer {token(daemon, 'tasker', 'ingest')}"}
+    page = (EXAMPLES / "tasker.md").read_text()
+    share, screen = re.findall(r"`POST`, `http://127\.0\.0\.1:2407(\S+)`", page)
+    kind = re.findall(r"type `(\S+)`", page)[0]
+    sent = daemon.stranger.post(share, content="Shared.", headers={**headers, "content-type": kind})
+    assert sent.status_code == 201
+    assert texts(daemon, "share") == ["Shared."]
+    bodies = re.findall(r'`(\{"on": \w+\})`', page)
+    assert len(bodies) == 2
+    for body in bodies:
+        told = daemon.stranger.post(screen, content=body, headers={**headers, "content-type": "application/json"})
+        assert told.status_code == 200, told.text
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    ended = run("shellcheck", *map(str, sorted(EXAMPLES.glob("*.sh"))))
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_each_is_in_the_index() -> None:
+    index = (EXAMPLES / "README.md").read_text()
+    for file in EXAMPLES.iterdir():
+        assert file.name == "README.md" or f"]({file.name})" in index

@@ -1,0 +1,120 @@
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketllm.engine.data.batches import Blocks, Buckets, batch_at, pack
+from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.streamed.loss import NO_TARGET
+from tests.support.numbered import numbered
+
+texts = st.lists(st.lists(st.integers(1, 100), max_size=30), min_size=1, max_size=10)
+
+
+def epoch_of(buckets: Buckets, number: int, *, size: int, seed: int = 0) -> list[Blocks]:
+    """The batches of epoch `number` (from 0)."""
+    batches = sum(-(-len(bucket) // size) for bucket in buckets)
+    first = number * batches + 1
+    return [batch_at(buckets, step=step, size=size, seed=seed) for step in range(first, first + batches)]
+
+
+def tokens(batches: list[Blocks]) -> list[int]:
+    return torch.cat([batch.inputs[:, 0] for batch in batches]).tolist()
+
+
+class TestPack:
+    @given(texts=texts, length=st.integers(1, 40))
+    def test_every_token_but_the_first_is_predicted_exactly_once(self, texts: list[list[int]], length: int) -> None:
+        stream = [token for text in texts for token in [*text, 0]]
+        if len(stream) < 2:
+            return
+        blocks = pack(texts, length=length, separator=0)
+        predicted = blocks.targets.flatten()
+        assert predicted[predicted != NO_TARGET].tolist() == stream[1:]
+        assert blocks.inputs.flatten()[: len(stream) - 1].tolist() == stream[:-1]
+        assert blocks.tokens == len(stream) - 1
+        # No more padding than the last block needs.
+        assert len(blocks) == -(-(len(stream) - 1) // length)
+
+    @pytest.mark.parametrize("texts", [[], [[]]])
+    def test_no_text_is_refused(self, texts: list[list[int]]) -> None:
+        with pytest.raises(BadRequest, match="no text to learn from"):
+            pack(texts, length=8, separator=0)
+
+    def test_one_token_is_enough(self) -> None:
+        blocks = pack([[7]], length=8, separator=0)
+        assert blocks.inputs.tolist() == [[7, 0, 0, 0, 0, 0, 0, 0]]
+        assert blocks.tokens == 1
+
+
+class TestBlocks:
+    blocks = Blocks(
+        inputs=torch.arange(6).view(3, 2),
+        targets=torch.tensor([[1, 2], [3, NO_TARGET], [5, NO_TARGET]]),
+        choices=(4, 5),
+        lengths=torch.tensor([2, 1, 1]),
+    )
+
+    def test_a_part_keeps_its_choices_and_lengths(self) -> None:
+        part = self.blocks[torch.tensor([2, 0])]
+        assert part.choices == (4, 5)
+        assert part.lengths is not None
+        assert part.lengths.tolist() == [1, 2]
+        assert part.target_counts.tolist() == [1, 2]
+
+    def test_split_loses_nothing(self) -> None:
+        first, last = self.blocks.split(2)
+        assert torch.equal(torch.cat([first.inputs, last.inputs]), self.blocks.inputs)
+        assert first.lengths is not None and last.lengths is not None
+        assert [*first.lengths, *last.lengths] == [2, 1, 1]
+
+
+class TestBatchAt:
+    @given(
+        counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), size=st.integers(1, 9), number=st.integers(0, 3)
+    )
+    def test_an_epoch_shows_every_block_once(self, counts: list[int], size: int, number: int) -> None:
+        batches = epoch_of(numbered(*counts), number, size=size)
+        assert sorted(tokens(batches)) == list(range(sum(counts)))
+
+    @given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), size=st.integers(1, 9))
+    def test_only_the_last_batch_of_a_bucket_is_short(self, counts: list[int], size: int) -> None:
+        batches = epoch_of(numbered(*counts), 0, size=size)
+        for bucket, count in enumerate(counts):
+            sizes = Counter(len(batch) for batch in batches if batch.inputs.shape[1] == bucket + 1)
+            assert sizes == Counter([size] * (count // size) + [count % size] * (count % size > 0))
+
+    def test_each_epoch_has_an_order_of_its_own(self) -> None:
+        buckets = numbered(40, 40)
+        first, second = (epoch_of(buckets, number, size=4) for number in range(2))
+        assert tokens(first) != tokens(second)
+        # The buckets take turns, and their blocks meet others.
+        kinds = [batch.inputs.shape[1] for batch in first]
+        assert kinds not in (sorted(kinds), [batch.inputs.shape[1] for batch in second])
+        company = [{frozenset(batch.inputs[:, 0].tolist()) for batch in epoch} for epoch in (first, second)]
+        assert company[0] != company[1]
+
+    def test_buckets_of_a_size_have_orders_of_their_own(self) -> None:
+        batches = epoch_of(numbered(20, 20), 0, size=20)
+        orders = {batch.inputs.shape[1]: batch.inputs[:, 0] for batch in batches}
+        assert not torch.equal(orders[1] + 20, orders[2])
+
+    def test_depends_on_step_and_seed_alone(self) -> None:
+        buckets = numbered(26)
+        again = [batch_at(buckets, step=3, size=4, seed=1).inputs for _ in range(2)]
+        assert torch.equal(again[0], again[1])
+        assert not torch.equal(again[0], batch_at(buckets, step=3, size=4, seed=2).inputs)
+        assert not torch.equal(again[0], batch_at(buckets, step=4, size=4, seed=1).inputs)
+
+    def test_order_is_the_same_on_every_machine(self) -> None:
+        assert tokens(epoch_of(numbered(8), 0, size=2)) == [4, 1, 0, 3, 7, 2, 6, 5]
+
+    def test_is_never_larger_than_the_text(self) -> None:
+        assert len(batch_at(numbered(2), step=5, size=64, seed=0)) == 2
+
+    def test_there_may_be_many_blocks(self) -> None:
+        buckets = numbered(50_000, 50_000)
+        seen = [tokens([batch_at(buckets, step=step, size=1, seed=0)])[0] for step in range(1, 200)]
+        assert len(set(seen)) == len(seen)

@@ -1,0 +1,117 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pocketllm.engine.errors import (
+    MezoError,
+    ModelFileError,
+    UnsupportedModel,
+)
+from pocketllm.engine.formats.importer import (
+    import_model,
+)
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_native
+from tests.support.tiny_models import byte_tokenizer, edit_json, logits, tiny_llama_folder, write_tiny_gguf
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Iterator[Path]:
+    """Where to import to. Whatever a test does, no unfinished model may be left there."""
+    yield tmp_path / "models"
+    assert not list((tmp_path / "models").glob(".*"))
+
+
+def test_gguf_is_unpacked_as_transformers_does(tiny_gguf: Path, models: Path) -> None:
+    manifest = import_model(str(tiny_gguf), models)
+    assert manifest.name == "tiny-llama"
+    assert manifest.license == "apache-2.0"
+    assert manifest.source == "Tiny-Llama.Q8_0.gguf"
+    expected = logits(tiny_gguf.parent, gguf_file=tiny_gguf.name, dtype=torch.bfloat16)
+    assert torch.equal(logits(models / "tiny-llama", dtype="auto"), expected)
+
+
+def test_gguf_in_float32_is_the_packed_numbers(tiny_gguf: Path, llama: Path, models: Path) -> None:
+    import_model(str(tiny_gguf), models, dtype="float32")
+    got, source = load_file(models / "tiny-llama" / WEIGHTS_NAME), load_file(llama / WEIGHTS_NAME)
+    assert got.keys() == source.keys()
+    for name, tensor in source.items():
+        packed = name == "model.embed_tokens.weight"
+        assert torch.allclose(got[name], tensor, atol=0.01 if packed else 0.001)
+
+
+def test_gguf_tokenizer_is_the_same(tiny_gguf: Path, models: Path) -> None:
+    import_model(str(tiny_gguf), models)
+    tokenizer, original = open_native(models / "tiny-llama").tokenizer(), byte_tokenizer()
+    text = "Grüße <|im_start|>x<|im_end|> 42\n"
+    assert tokenizer(text).input_ids == original(text).input_ids
+    assert tokenizer.eos_token == "<|im_end|>"
+    chat = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == original.apply_chat_template(chat, tokenize=False)
+
+
+def test_every_truncation_of_a_gguf_is_noticed(tmp_path: Path, tiny_gguf: Path, models: Path) -> None:
+    data = tiny_gguf.read_bytes()
+    path = tmp_path / "cut.gguf"
+    for size in [*range(4, len(data), 997), len(data) - 1]:
+        path.write_bytes(data[:size])
+        with pytest.raises(ModelFileError, match="not a whole GGUF file"):
+            import_model(str(path), models)
+
+
+def test_a_gguf_of_an_unknown_architecture(tmp_path: Path, models: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mystery")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    finish(writer)
+    with pytest.raises(UnsupportedModel, match="architecture 'mystery'"):
+        import_model(str(tmp_path / "x.gguf"), models)
+
+
+def test_a_part_of_a_split_gguf(tmp_path: Path, models: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    finish(writer)
+    with pytest.raises(UnsupportedModel, match="one of 3 parts"):
+        import_model(str(tmp_path / "x.gguf"), models)
+
+
+def test_a_gguf_without_its_settings(tmp_path: Path, models: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    finish(writer)
+    with pytest.raises(MezoError, match=re.escape(str(tmp_path / "x.gguf"))):
+        import_model(str(tmp_path / "x.gguf"), models)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_that_lacks_a_tensor(tmp_path: Path, llama: Path, models: Path) -> None:
+    source = tiny_llama_folder(tmp_path / "source", layers=3)
+    edit_json(source / "config.json", num_hidden_layers=4)
+    path = write_tiny_gguf(tmp_path / "short.gguf", source)
+    with pytest.raises(ModelFileError, match=r"9 missing \(model\.layers\.3\."):
+        import_model(str(path), models)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_corrupt_gguf_header_never_surprises(tmp_path: Path, tiny_gguf: Path, models: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    data = bytearray(tiny_gguf.read_bytes())
+    for position in random.integers(4, 12_000, size=20):
+        data[position] = random.integers(256)
+    path = tmp_path / "corrupt.gguf"
+    path.write_bytes(data)
+    try:
+        import_model(str(path), models)
+    except MezoError as error:
+        assert str(path) in str(error)

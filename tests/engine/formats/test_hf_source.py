@@ -1,0 +1,291 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, PreTrainedConfig
+
+from pocketllm.engine.errors import (
+    MezoError,
+    ModelFileError,
+    UnsupportedModel,
+)
+from pocketllm.engine.formats.importer import (
+    import_model,
+)
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_native, open_native
+from tests.support.hub_double import serve_hub
+from tests.support.tiny_models import VOCABULARY, byte_tokenizer, edit_json, logits, mapped, tiny_llama_folder
+
+
+@pytest.fixture
+def changed(tmp_path: Path, llama: Path) -> Path:
+    """A copy of the tiny folder, to be damaged."""
+    return Path(shutil.copytree(llama, tmp_path / "changed"))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Iterator[Path]:
+    """Where to import to. Whatever a test does, no unfinished model may be left there."""
+    yield tmp_path / "models"
+    assert not list((tmp_path / "models").glob(".*"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_folder_keeps_its_logits(llama: Path, models: Path, dtype: str) -> None:
+    manifest = import_model(str(llama), models, dtype=dtype)
+    assert manifest.name == "tiny-llama"
+    folder = models / manifest.name
+    got, expected = logits(folder, dtype="auto"), logits(llama, dtype=getattr(torch, dtype))
+    assert got.dtype == expected.dtype == getattr(torch, dtype)
+    assert torch.equal(got, expected)
+    assert manifest == open_native(folder, verify=True).manifest
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_shards_are_joined(tmp_path: Path, models: Path, with_index: bool) -> None:
+    source = tiny_llama_folder(tmp_path / "sharded", shard_size="30KB")
+    assert len(list(source.glob("*.safetensors"))) > 1
+    expected = logits(source, dtype=torch.bfloat16)
+    if not with_index:
+        (source / "model.safetensors.index.json").unlink()
+    import_model(str(source), models)
+    assert torch.equal(logits(models / "sharded"), expected)
+
+
+def test_an_untied_head_is_kept(tmp_path: Path, models: Path) -> None:
+    source = tiny_llama_folder(tmp_path / "untied", tied=False)
+    import_model(str(source), models)
+    assert "lm_head.weight" in mapped(open_native(models / "untied"))
+    assert torch.equal(logits(models / "untied"), logits(source, dtype=torch.bfloat16))
+
+
+def test_a_tied_head_is_stored_once(changed: Path, models: Path, llama: Path) -> None:
+    tensors = load_file(changed / WEIGHTS_NAME)
+    embeddings = tensors.pop("model.embed_tokens.weight")
+    # Under the name of either, or of both.
+    save_file(tensors | {"lm_head.weight": embeddings}, changed / WEIGHTS_NAME)
+    import_model(str(changed), models, name="head")
+    save_file(
+        tensors | {"lm_head.weight": embeddings, "model.embed_tokens.weight": embeddings.clone()},
+        changed / WEIGHTS_NAME,
+    )
+    import_model(str(changed), models, name="both")
+    for name in ("head", "both"):
+        assert "lm_head.weight" not in mapped(open_native(models / name))
+        assert torch.equal(logits(models / name), logits(llama, dtype=torch.bfloat16))
+
+
+def test_a_tied_head_that_differs_is_refused(changed: Path, models: Path) -> None:
+    tensors = load_file(changed / WEIGHTS_NAME)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, changed / WEIGHTS_NAME)
+    with pytest.raises(ModelFileError, match="tie_word_embeddings"):
+        import_model(str(changed), models)
+
+
+def test_another_family_saved_without_its_prefix(tmp_path: Path, models: Path) -> None:
+    source = tmp_path / "gpt2"
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    model.save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    expected = logits(source, dtype=torch.bfloat16)
+    tensors = load_file(source / WEIGHTS_NAME)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare, source / WEIGHTS_NAME)
+    manifest = import_model(str(source), models)
+    assert manifest.architecture == "GPT2LMHeadModel"
+    assert torch.equal(logits(models / "gpt2", dtype="auto"), expected)
+
+
+def test_licence_from_the_readme(changed: Path, models: Path) -> None:
+    (changed / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# Tiny\nlicense: other\n")
+    assert import_model(str(changed), models, name="a").license == "apache-2.0"
+    (changed / "README.md").write_text("# Tiny\nlicense: mit\n")
+    assert import_model(str(changed), models, name="b").license == "unknown"
+
+
+def test_a_folder_of_the_hubs_cache(tmp_path: Path, llama: Path, models: Path) -> None:
+    cache = tmp_path / "models--some-org--Tiny-Llama-2"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(llama, cache / "snapshots" / commit)
+    (cache / "snapshots" / "older").mkdir()
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    for source in (cache, cache / "snapshots" / commit):
+        manifest = import_model(str(source), models, replace=True)
+        assert manifest.name == "tiny-llama-2"
+        assert manifest.source == f"some-org/Tiny-Llama-2@{commit}"
+
+
+def test_a_model_of_the_hub(tmp_path: Path, changed: Path, models: Path) -> None:
+    (changed / "pytorch_model.bin").write_bytes(b"\x80")
+    (changed / "onnx").mkdir()
+    (changed / "onnx" / "model.safetensors").write_bytes(b"?")
+    (changed / "README.md").write_text("---\nlicense: mit\n---\n")
+    with serve_hub("some-org/Tiny", changed) as hub:
+        done = run_import("some-org/Tiny", models, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    (model,) = list_native(models)
+    assert model.manifest.name == "tiny"
+    assert model.manifest.source == f"some-org/Tiny@{hub.commit}"
+    assert model.manifest.license == "mit"
+    assert "model.safetensors" in hub.fetched
+    assert not {"pytorch_model.bin", "onnx/model.safetensors"} & set(hub.fetched)
+
+
+def test_no_network(tmp_path: Path, models: Path) -> None:
+    done = run_import("some-org/tiny", models, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
+    assert "ModelNotFound: There is no file or folder some-org/tiny" in done.stderr
+    assert "give a GGUF file or a Hugging Face folder on this device" in done.stderr
+
+
+def test_an_unknown_model_of_the_hub(tmp_path: Path, llama: Path, models: Path) -> None:
+    with serve_hub("some-org/tiny", llama) as hub:
+        done = run_import("some-org/other", models, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
+    assert "ModelNotFound" in done.stderr
+    assert "shows no public model of that name" in done.stderr
+
+
+def run_import(source: str, models: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; from pathlib import Path; from pocketllm.engine.formats.importer import import_model;"
+        "import_model(sys.argv[1], Path(sys.argv[2]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, source, str(models)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+Damage = Callable[[Path], object]
+
+
+def rewrite_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_NAME)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS_NAME)
+
+    return damage
+
+
+def cut_weights(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).write_bytes((folder / WEIGHTS_NAME).read_bytes()[:-1])
+
+
+def pickled_only(name: str) -> Damage:
+    return lambda folder: (folder / WEIGHTS_NAME).rename(folder / name)
+
+
+def sharded(weight_map: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / WEIGHTS_NAME).unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return damage
+
+
+def one_shard_of_two(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).rename(folder / "model-00001-of-00002.safetensors")
+
+
+def settings(**values: Any) -> Damage:
+    return lambda folder: edit_json(folder / "config.json", **values)
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def poison(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"][3] = float("nan")
+
+
+def pack(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "complaint"),
+    [
+        (lambda f: (f / "config.json").unlink(), ModelFileError, r"has no config\.json"),
+        (lambda f: (f / "config.json").write_text("{"), ModelFileError, "not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), ModelFileError, "not a JSON object"),
+        (lambda f: (f / "config.json").write_text("[" * 10**6), ModelFileError, "not valid JSON"),
+        (settings(hidden_size="wide"), MezoError, "hidden_size|size"),
+        (settings(num_attention_heads=0), MezoError, "ZeroDivisionError"),
+        (settings(num_hidden_layers=10**9), ModelFileError, "1000000000 layers but holds"),
+        (settings(num_hidden_layers=3), ModelFileError, r"9 missing \(model\.layers\.2\..*, \.\.\."),
+        (settings(hidden_size=64), ModelFileError, r"another shape \(model\..* \(32,\), not \(64,\)"),
+        (settings(model_type="mystery"), UnsupportedModel, "type 'mystery'"),
+        (settings(model_type=None), UnsupportedModel, "type None"),
+        (settings(model_type=["llama"]), UnsupportedModel, r"type \['llama'\]"),
+        (
+            settings(model_type="mystery", auto_map={"AutoConfig": "evil.Config"}),
+            UnsupportedModel,
+            "code that comes with a model is never run",
+        ),
+        (settings(architectures=5), UnsupportedModel, "TypeError"),
+        (settings(architectures=["LlamaModel"]), UnsupportedModel, "of a LlamaModel, which is neither"),
+        (settings(model_type="vit", architectures=None), UnsupportedModel, "of a vit, which is neither"),
+        (settings(quantization_config={"quant_method": "gptq"}), UnsupportedModel, "quantized"),
+        (no_tokenizer, ModelFileError, "has no tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), ModelFileError, "tokenizer of .* cannot be used"),
+        (lambda f: (f / WEIGHTS_NAME).unlink(), ModelFileError, "no weights"),
+        (pickled_only("pytorch_model.bin"), ModelFileError, "opening a pickle runs whatever code"),
+        (pickled_only("model.pth"), ModelFileError, "safetensors or GGUF"),
+        (cut_weights, ModelFileError, "not fully covered"),
+        (lambda f: (f / WEIGHTS_NAME).write_bytes(b"GGUF" * 9), ModelFileError, "not a whole safetensors"),
+        (rewrite_weights(lambda t: t.pop("model.norm.weight")), ModelFileError, r"1 missing \(model\.norm"),
+        (rewrite_weights(poison), ModelFileError, r"model\.norm\.weight with numbers that are not finite"),
+        (rewrite_weights(pack), UnsupportedModel, r"model\.norm\.weight as int8"),
+        (one_shard_of_two, ModelFileError, "holds 1 of 2 shards"),
+        (sharded({"a": "gone.safetensors"}), ModelFileError, r"lacks 1 of 1 shards .* gone\.safetensors"),
+        (sharded({"a": "../x.safetensors"}), ModelFileError, "not a safetensors file beside it"),
+        (sharded({"a": "pytorch_model.bin"}), ModelFileError, "not a safetensors file beside it"),
+        (sharded([]), ModelFileError, "no usable weight_map"),
+        (sharded({"a": 1}), ModelFileError, "no usable weight_map"),
+    ],
+)
+def test_a_damaged_folder_is_refused(
+    changed: Path, models: Path, damage: Damage, error: type[MezoError], complaint: str
+) -> None:
+    damage(changed)
+    with pytest.raises(error, match=complaint) as caught:
+        import_model(str(changed), models)
+    assert str(changed) in str(caught.value)
+    assert list(models.iterdir()) == []
+
+
+def test_a_tokenizer_of_another_model(changed: Path, models: Path) -> None:
+    edit_json(changed / "config.json", vocab_size=200)
+    rewrite_weights(lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:200]}))(changed)
+    with pytest.raises(ModelFileError, match=f"knows {VOCABULARY} tokens, the model 200"):
+        import_model(str(changed), models)
+
+
+def test_numbers_too_large_for_float16(changed: Path, models: Path) -> None:
+    rewrite_weights(lambda t: t["model.norm.weight"].mul_(1e5))(changed)
+    with pytest.raises(ModelFileError, match=r"not finite as torch\.float16"):
+        import_model(str(changed), models, dtype="float16")
+    import_model(str(changed), models)
+
+
+def test_a_model_for_another_task(changed: Path, models: Path) -> None:
+    config: PreTrainedConfig = BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, architectures=["BertForMaskedLM"]
+    )
+    config.save_pretrained(changed)
+    with pytest.raises(UnsupportedModel, match="of a BertForMaskedLM, which is neither a causal language model"):
+        import_model(str(changed), models)

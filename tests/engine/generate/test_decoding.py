@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.generate.sampling import ModelTokens, choose
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, generate, separator
+from pocketllm.engine.generate.tokenizer import open_lexicon
+from pocketllm.engine.streamed.model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def model(tiny: NativeModel) -> LanguageModel:
+    return LanguageModel(tiny)
+
+
+def answer(model: LanguageModel, sampling: Sampling, prompt: str = "ab") -> tuple[Generation, list[str]]:
+    tokenizer, lexicon = open_lexicon(model.native, lean=False)
+    generation = generate(ModelTokens(model), lexicon, tokenizer(prompt)["input_ids"], sampling)
+    return generation, list(generation.pieces)
+
+
+def test_same_seed_same_text(model: LanguageModel) -> None:
+    texts = [answer(model, Sampling(seed=seed, temperature=1.5, max_tokens=20))[0].text for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_pieces_make_up_the_text(model: LanguageModel) -> None:
+    for seed in range(5):  # random bytes: many unfinished characters
+        generation, pieces = answer(model, Sampling(seed=seed, temperature=2.0, max_tokens=40))
+        assert "".join(pieces) == generation.text
+        assert generation.completion_tokens <= 40
+
+
+def test_stop_string_ends_the_text_before_it(model: LanguageModel) -> None:
+    whole = answer(model, Sampling(seed=3, temperature=1.0, max_tokens=30))[0].text
+    stop = whole[5:7]
+    generation, pieces = answer(model, Sampling(seed=3, temperature=1.0, max_tokens=30, stop=(stop,)))
+    assert generation.text == whole[: whole.index(stop)] == "".join(pieces)
+    assert generation.finish_reason == "stop"
+
+
+def test_length_ends_the_text(model: LanguageModel) -> None:
+    generation, _ = answer(model, Sampling(temperature=0, max_tokens=1))
+    assert generation.completion_tokens <= 1
+    assert generation.prompt_tokens == 2
+
+
+def test_cancelling_ends_it(model: LanguageModel) -> None:
+    lexicon = open_lexicon(model.native, lean=False)[1]
+    generation = generate(ModelTokens(model), lexicon, [5, 6], Sampling(max_tokens=100), cancelled=lambda: True)
+    assert list(generation.pieces) == []
+
+
+def test_empty_prompt_is_refused(model: LanguageModel) -> None:
+    with pytest.raises(BadRequest, match="empty"):
+        generate(ModelTokens(model), open_lexicon(model.native, lean=False)[1], [], Sampling())
+
+
+def test_too_long_a_prompt_is_refused_with_the_limit(model: LanguageModel) -> None:
+    limit = model.network.config.max_position_embeddings
+    with pytest.raises(BadRequest, match=f"context of {limit}"):
+        generate(ModelTokens(model), open_lexicon(model.native, lean=False)[1], [5] * limit, Sampling(max_tokens=1))
+
+
+def test_separator_is_the_end_of_text_token(model: LanguageModel) -> None:
+    tokenizer = model.native.tokenizer()
+    assert tokenizer.convert_ids_to_tokens(separator(tokenizer)) == "<|endoftext|>"
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    logits = torch.tensor([0.0, 3.0, 1.0])
+    assert choose(logits, Sampling(temperature=0), torch.Generator()) == 1
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in ((0.01, {0}), (0.5, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
+        seen = {choose(logits, Sampling(temperature=1, top_p=top_p), generator) for _ in range(300)}
+        assert seen == kept, top_p

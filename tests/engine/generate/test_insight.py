@@ -1,0 +1,241 @@
+"""What a model has learned: what is looked at, and that what is found is what the model says."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pocketllm.engine.data.batches import Blocks, Buckets, pack
+from pocketllm.engine.data.examples import Completion, Labelled, Plain, encode
+from pocketllm.engine.data.label_templates import Template
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.generate.model_report import (
+    ANSWER_TOKENS,
+    MOST_BLOCKS,
+    MOST_TOKENS,
+    PROMPT_TOKENS,
+    PROMPTS,
+    VERBATIM_TOKENS,
+    Sample,
+    compare,
+    observe,
+    sample,
+)
+from pocketllm.engine.generate.sampling import greedily
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.model import LanguageModel
+from tests.support.tiny_architectures import roberta_folder
+from tests.support.tiny_models import VOCABULARY, byte_tokenizer
+
+SEPARATOR = 0
+NOTES = [f"Wind west, glass rising. Mug of tea number {number}." for number in range(20)]
+
+
+def chosen(learned: Buckets = (), held_out: Buckets = (), *, masked: bool = False) -> Sample:
+    return sample(learned, held_out, separator=SEPARATOR, ends=frozenset({SEPARATOR}), masked=masked)
+
+
+def encoded(*examples: Plain | Completion | Labelled, length: int = 32) -> Buckets:
+    template = Template(pattern="{text} It was {label}", words={"positive": "g", "negative": "t"})
+    return encode(examples, byte_tokenizer(), length=length, separator=SEPARATOR, template=template)
+
+
+def notes(*, length: int = 32) -> Buckets:
+    return encoded(*(Plain(text=note) for note in NOTES), length=length)
+
+
+def loud_adapter(model: LanguageModel) -> Adapter:
+    """An adapter that changes what the model says."""
+    torch.manual_seed(0)
+    a, b = {}, {}
+    for path, linear in list(model.linears.items())[:4]:
+        a[path], b[path] = torch.randn(2, linear.in_features), torch.randn(linear.out_features, 2)
+    return Adapter(base="tiny", alpha=2, a=a, b=b)
+
+
+def numbers(*counts: int) -> list[list[int]]:
+    """Texts of so many tokens, each token another one."""
+    texts, first = [], 3
+    for count in counts:
+        texts.append(list(range(first, first + count)))
+        first += count
+    return texts
+
+
+class TestSample:
+    def test_beginnings_of_plain_texts_are_gone_on_with(self) -> None:
+        texts = numbers(30, 40, 50)
+        found = chosen(held_out=(pack(texts, length=128, separator=SEPARATOR),)).prompts
+        assert found == [text[:PROMPT_TOKENS] for text in texts]
+
+    def test_of_short_texts_half_and_of_shorter_ones_nothing(self) -> None:
+        texts = numbers(10, 4, 7)
+        found = chosen(held_out=(pack(texts, length=64, separator=SEPARATOR),)).prompts
+        assert found == [texts[0][:5], texts[2][:3]]
+
+    def test_long_beginnings_come_first_and_from_all_over_the_text(self) -> None:
+        texts = numbers(8, *[26] * 9)
+        found = chosen(held_out=(pack(texts, length=256, separator=SEPARATOR),)).prompts
+        assert found == [texts[number][:PROMPT_TOKENS] for number in (1, 4, 7)]
+
+    def test_a_row_that_begins_within_a_text_is_no_beginning(self) -> None:
+        [text] = numbers(100)
+        assert chosen(held_out=(pack([text], length=25, separator=SEPARATOR),)).prompts == [text[:PROMPT_TOKENS]]
+
+    def test_the_filling_of_the_last_row_is_no_text(self) -> None:
+        assert len(chosen(held_out=(pack(numbers(30), length=200, separator=SEPARATOR),)).prompts) == 1
+
+    def test_of_a_completion_its_prompt_is_gone_on_with(self) -> None:
+        found = chosen(held_out=encoded(Completion(prompt="Q: two?", completion="2")))
+        assert byte_tokenizer().decode(found.prompts[0]) == "Q: two?"
+
+    def test_few_blocks_from_all_over_the_text(self) -> None:
+        blocks = pack(numbers(*[10] * 1000), length=16, separator=SEPARATOR)
+        [taken] = chosen(learned=(blocks,)).learned
+        assert len(taken) == MOST_BLOCKS
+        rows = [(blocks.inputs == row).all(1).nonzero()[0, 0].item() for row in taken.inputs]
+        assert rows == [number * len(blocks) // MOST_BLOCKS for number in range(MOST_BLOCKS)]
+
+    @pytest.mark.parametrize("length", [200, 1500, 4096])
+    def test_of_long_blocks_fewer_and_of_very_long_ones_the_beginnings(self, length: int) -> None:
+        blocks = pack([[5] * 40_000], length=length, separator=SEPARATOR)
+        [taken] = chosen(learned=(blocks,)).learned
+        assert 0.5 * MOST_TOKENS < taken.inputs.numel() <= MOST_TOKENS
+
+    def test_blocks_of_all_buckets(self) -> None:
+        buckets = encoded(*(Plain(text=text) for text in NOTES), Completion(prompt="Q", completion="A"))
+        assert [taken.inputs.shape[1] for taken in chosen(learned=buckets).learned] == [32, 8]
+
+    def test_places_have_text_before_and_behind(self) -> None:
+        size = VERBATIM_TOKENS
+        for count, places in ((2 * size - 1, 0), (2 * size, 1), (2 * size + 3, 4)):
+            assert chosen(learned=(pack(numbers(count), length=128, separator=SEPARATOR),)).places == places
+        two = pack(numbers(size, size + 2), length=128, separator=SEPARATOR)  # what follows must be of one text
+        assert chosen(learned=(two,)).places == 3
+        assert chosen(learned=(pack(numbers(100), length=size, separator=SEPARATOR),)).places == 0
+
+    def test_of_labels_there_is_nothing_to_tell(self) -> None:
+        labelled = encoded(Labelled(text="Tea.", label="positive"), Labelled(text="No tea.", label="negative"))
+        found = chosen(labelled, labelled)
+        assert (found.held_out, found.learned, found.prompts, found.places) == ((), (), [], 0)
+
+    def test_no_text_at_all(self) -> None:
+        assert chosen().prompts == []
+
+
+@pytest.fixture(scope="module")
+def model(tiny: NativeModel) -> LanguageModel:
+    return LanguageModel(tiny)
+
+
+def transformers_logits(native: NativeModel, inputs: torch.Tensor) -> torch.Tensor:
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    with torch.no_grad():
+        found: torch.Tensor = load(native.folder).eval()(inputs).logits
+    return found
+
+
+class TestObserve:
+    @pytest.mark.parametrize("logit_bytes", [1, 50_000, 2**24])
+    def test_mean_probabilities_are_those_of_transformers(self, tiny: NativeModel, logit_bytes: int) -> None:
+        found = chosen(held_out=notes())
+        observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
+        [blocks] = found.held_out
+        wanted = transformers_logits(tiny, blocks.inputs)[blocks.targets != NO_TARGET].softmax(1).mean(0)
+        assert observed.probabilities is not None
+        torch.testing.assert_close(observed.probabilities, wanted, atol=1e-6, rtol=1e-4)
+
+    def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(self, tiny: NativeModel) -> None:
+        model = LanguageModel(tiny)
+        begun = [5, 60, 70, 80, 100, 200, 7, 9, 11]
+        own = begun + greedily(model, begun, ends=(), most_tokens=20)
+        separator = next(token for token in range(VOCABULARY) if token not in own)
+        spoiled = [*own[:-1], own[-1] - 1]
+        for text, repeated in ((own, 20 - VERBATIM_TOKENS + 1), (spoiled, 20 - VERBATIM_TOKENS)):
+            found = sample((as_block(text),), (), separator=separator, ends=frozenset(), masked=False)
+            assert (found.places, observe(model, found, 4).repeated) == (14, repeated)
+
+    def test_answers_are_greedy_and_end_with_the_text(self, model: LanguageModel) -> None:
+        found = chosen(held_out=notes(length=64))
+        assert len(found.prompts) == PROMPTS
+        observed = observe(model, found, 4)
+        for prompt, answer in zip(found.prompts, observed.answers, strict=True):
+            assert answer == greedily(model, [SEPARATOR, *prompt], ends={SEPARATOR}, most_tokens=ANSWER_TOKENS)
+
+    def test_a_head_with_an_adapter(self, model: LanguageModel) -> None:
+        """Mean probabilities add up to one at any setting."""
+        torch.manual_seed(1)
+        a, b = torch.randn(2, 32), torch.randn(model.head.at(None).vocabulary, 2)
+        model.use(Adapter(base="tiny", alpha=2, a={model.head_path: a}, b={model.head_path: b}))
+        found = chosen(notes(), notes())
+        head = observe(model, found, 4).probabilities
+        model.use(None)
+        base = observe(model, found, 4).probabilities
+        assert head is not None and base is not None and not torch.allclose(head, base, atol=1e-3)
+        assert float(head.sum()) == pytest.approx(1, abs=1e-4)
+
+
+class TestGreedily:
+    def test_it_stops_before_an_end(self, model: LanguageModel) -> None:
+        whole = greedily(model, [5, 60], ends=(), most_tokens=10)
+        assert len(whole) == 10
+        assert greedily(model, [5, 60], ends={whole[3]}, most_tokens=10) == whole[: whole.index(whole[3])]
+
+    def test_a_prompt_beyond_the_context_loses_its_beginning(self, model: LanguageModel) -> None:
+        limit = 256 - 10
+        long = [number % 200 + 5 for number in range(400)]
+        assert greedily(model, long, ends=(), most_tokens=10) == greedily(model, long[-limit:], ends=(), most_tokens=10)
+
+
+def as_block(tokens: Sequence[int]) -> Blocks:
+    return Blocks(inputs=torch.tensor([tokens[:-1]]), targets=torch.tensor([tokens[1:]]))
+
+
+class TestCompare:
+    def test_what_rose_and_what_is_said_now(self, model: LanguageModel) -> None:
+        found = chosen(notes(length=64), notes(length=64))
+        observed = []
+        for theta in (None, loud_adapter(model)):
+            model.use(theta)
+            observed.append(observe(model, found, 4))
+        model.use(None)
+        insight = compare(found, *observed)
+        base, personal = (one.probabilities for one in observed)
+        assert base is not None and personal is not None
+        assert insight.rises and all(rise.personal > rise.base > 0 for rise in insight.rises)
+        first = insight.rises[0]
+        assert (first.base, first.personal) == (float(base[first.token]), float(personal[first.token]))
+        assert first.token == int((personal * (personal / base).log()).argmax())
+        assert [one.prompt for one in insight.continuations] == found.prompts
+        assert any(one.base != one.personal for one in insight.continuations)
+        assert insight.leak is not None and insight.leak.places == found.places
+        assert (insight.leak.base, insight.leak.personal) == tuple(one.repeated / found.places for one in observed)
+
+    def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
+        found = chosen(notes(), notes())
+        observed = observe(model, found, 4)
+        insight = compare(found, observed, observed)
+        assert insight.rises == []
+        assert insight.leak is not None and insight.leak.base == insight.leak.personal
+
+    def test_nothing_to_tell(self, model: LanguageModel) -> None:
+        found = chosen()
+        observed = observe(model, found, 4)
+        insight = compare(found, observed, observed)
+        assert (insight.rises, insight.continuations, insight.leak) == ([], [], None)
+
+    def test_a_masked_model_goes_on_with_nothing_but_its_words_can_be_told(self, tmp_path: Path) -> None:
+        import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="masked", dtype="float32")
+        native = open_native(tmp_path / "masked")
+        tokenizer = native.tokenizer()
+        texts = [Plain(text=text) for text in NOTES]
+        buckets = encode(texts, tokenizer, length=32, separator=SEPARATOR, masked=True)
+        found = chosen(buckets, buckets, masked=True)
+        observed = observe(LanguageModel(native), found, 4)
+        assert (found.learned, found.prompts, observed.repeated, observed.answers) == ((), [], 0, [])
+        assert observed.probabilities is not None and float(observed.probabilities.sum()) == pytest.approx(1, abs=1e-4)

@@ -1,0 +1,102 @@
+"""The tokenizer without transformers: in everything that answers need, the same as transformers' own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from pocketllm.engine.formats.model_folder import NativeModel, load_tokenizer, open_native
+from pocketllm.engine.generate.lean_tokenizer import LeanTokenizer
+from pocketllm.engine.generate.streaming_text import end_tokens
+from pocketllm.engine.generate.tokenizer import open_lexicon
+from tests.support.learning import fresh_process
+from tests.support.tiny_models import edit_json, tiny_native
+
+TEXTS = ("", "Wind west, rain.", " two  spaces\n\n", "Ærø 😀 漢字 e\u0301", "<|im_start|>user\nHi<|im_end|>")
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Say <b>'ä'</b>."},
+    {"role": "assistant", "content": "ä"},
+]
+
+
+def lean(folder: Path) -> LeanTokenizer:
+    found = LeanTokenizer.open(folder)
+    assert found is not None
+    return found
+
+
+def both(native: NativeModel) -> tuple[LeanTokenizer, Any]:
+    return lean(native.folder), native.tokenizer()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: NativeModel, text: str) -> None:
+    ours, theirs = both(tiny)
+    tokens = ours(text, add_special_tokens=False)["input_ids"]
+    assert tokens == theirs(text, add_special_tokens=False)["input_ids"]
+    for skip in (True, False):
+        assert ours.decode(tokens, skip_special_tokens=skip) == theirs.decode(tokens, skip_special_tokens=skip)
+    for cut in range(len(tokens)):  # within characters, too
+        assert ours.decode(tokens[:cut]) == theirs.decode(tokens[:cut])
+
+
+def test_the_vocabulary_is_the_same(tiny: NativeModel) -> None:
+    ours, theirs = both(tiny)
+    assert (len(ours), ours.eos_token_id) == (len(theirs), theirs.eos_token_id)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert end_tokens(2, ours) == end_tokens(2, theirs)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ bos_token }}{% for m in messages %}\n  {%- if loop.last %}{% continue %}{% endif %}{{ m | tojson }}\n"
+        "{% endfor %}",
+        "{% if tools is none and not documents %}{{ messages[0].content | upper }}{{ eos_token }}{% endif %}\n",
+    ],
+)
+def test_a_chat_reads_the_same(tmp_path: Path, template: str | None) -> None:
+    folder = tiny_native(tmp_path)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    for answering in (True, False):
+        theirs = load_tokenizer(folder).apply_chat_template(CHAT, add_generation_prompt=answering, tokenize=False)
+        assert lean(folder).apply_chat_template(CHAT, add_generation_prompt=answering) == theirs
+
+
+def test_a_template_may_refuse_a_chat(tmp_path: Path) -> None:
+    folder = tiny_native(tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system messages') }}")
+    with pytest.raises(TemplateError, match="no system messages"):
+        lean(folder).apply_chat_template(CHAT, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("template", ["{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"])
+def test_what_only_transformers_renders_is_left_to_it(tmp_path: Path, template: str) -> None:
+    folder = tiny_native(tmp_path)
+    (folder / "chat_template.jinja").write_text(template)
+    assert LeanTokenizer.open(folder) is None
+
+
+def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tmp_path: Path) -> None:
+    folder = tiny_native(tmp_path)
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    assert LeanTokenizer.open(folder) is None
+    assert not isinstance(open_lexicon(open_native(folder), lean=True)[0], LeanTokenizer)
+
+
+def test_a_lexicon_is_the_same_either_way_and_needs_no_torch(tiny: NativeModel) -> None:
+    ours, theirs = (open_lexicon(tiny, lean=wish)[1] for wish in (True, False))
+    assert (ours.ends, ours.context) == (theirs.ends, theirs.context) == (frozenset({0, 2}), 256)
+    code = f"""
+import sys
+from pathlib import Path
+from pocketllm.engine.generate.tokenizer import open_lexicon
+from pocketllm.engine.formats.model_folder import open_native
+open_lexicon(open_native(Path({str(tiny.folder)!r})), lean=True)[0]("Wind")
+print(sum(name in sys.modules for name in ("torch", "transformers")))
+"""
+    assert fresh_process(code) == 0

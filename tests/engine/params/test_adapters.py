@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pocketllm.engine.errors import AdapterError
+from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter
+from pocketllm.mezo.noise import Direction
+from tests.support.learning import equal
+
+
+def adapter() -> Adapter:
+    # Ten layers: 'layers.10' sorts before 'layers.2', but not in the model.
+    paths = [f"model.layers.{i}.self_attn.q_proj" for i in range(11)]
+    a = {path: torch.randn(2, 4) for path in paths}
+    b = {path: torch.randn(6, 2) for path in paths}
+    return Adapter(base="tiny", alpha=4.0, a=a, b=b)
+
+
+def test_round_trip_is_exact_and_keeps_the_order(tmp_path: Path) -> None:
+    saved = adapter()
+    saved.save(tmp_path / "it")
+    loaded = load_adapter(tmp_path / "it")
+    assert equal(saved, loaded)
+    assert list(loaded.a) == list(saved.a)
+    assert (loaded.rank, loaded.alpha, loaded.scaling, loaded.base) == (2, 4.0, 2.0, "tiny")
+
+
+def test_moves_b_alone_and_by_its_place_in_the_model() -> None:
+    moved, before = adapter(), adapter()
+    for path in before.a:
+        moved.a[path].copy_(before.a[path])
+        moved.b[path].copy_(before.b[path])
+    direction = Direction(seed=2**64 - 1, step=3, probe=1, kind="gaussian")
+    moved.move(direction, 0.25)
+    for number, path in enumerate(before.a):
+        assert torch.equal(moved.a[path], before.a[path])
+        expected = torch.add(before.b[path], direction.of(number, (6, 2)), alpha=0.25)
+        assert torch.equal(moved.b[path], expected)
+
+
+def test_metadata_goes_along(tmp_path: Path) -> None:
+    saved = adapter()
+    saved.metadata = {"job": "7"}
+    saved.save(tmp_path / "it")
+    with safe_open(tmp_path / "it" / WEIGHTS_NAME, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "job": "7"}
+
+
+def test_saving_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    adapter().save(tmp_path / "it")
+    second = adapter()
+    second.save(tmp_path / "it")
+    assert equal(second, load_adapter(tmp_path / "it"))
+    assert [p.name for p in tmp_path.iterdir()] == ["it"]
+
+
+def test_leftovers_of_a_killed_writer_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / ".it.writing").mkdir()
+    (tmp_path / ".it.writing" / WEIGHTS_NAME).write_bytes(b"half")
+    saved = adapter()
+    saved.save(tmp_path / "it")
+    assert equal(saved, load_adapter(tmp_path / "it"))
+
+
+def broken(folder: Path, how: str) -> None:
+    if how == "missing":
+        return
+    adapter().save(folder)
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    if how == "truncated":
+        data = (folder / WEIGHTS_NAME).read_bytes()
+        (folder / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
+    elif how == "no JSON":
+        (folder / CONFIG_NAME).write_text("{")
+    elif how == "other kind":
+        (folder / CONFIG_NAME).write_text(json.dumps({**config, "peft_type": "IA3"}))
+    elif how == "no modules":
+        (folder / CONFIG_NAME).write_text(json.dumps({**config, "target_modules": []}))
+    elif how == "foreign tensors":
+        save_file({"x": torch.zeros(1)}, folder / WEIGHTS_NAME)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "no JSON", "other kind", "no modules", "foreign tensors"])
+def test_broken_folders_are_refused_by_name(tmp_path: Path, how: str) -> None:
+    broken(tmp_path / "it", how)
+    with pytest.raises(AdapterError, match="it"):
+        load_adapter(tmp_path / "it")

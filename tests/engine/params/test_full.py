@@ -1,0 +1,236 @@
+"""All weights as parameters: they change by exactly what the rows say, on average even in half precision."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from pocketllm.engine.data.batches import shuffled
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_native
+from pocketllm.engine.params.full import FullWeights, save_full
+from pocketllm.engine.philox import ROUNDING_POOL
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.weights import open_weights
+from pocketllm.mezo.estimator import replay, update
+from pocketllm.mezo.method import MeZO, MeZOPlan
+from pocketllm.mezo.noise import Direction, Kind
+from tests.support.learning import (
+    ALL_ROWS,
+    FP32_TOLERANCE,
+    imported,
+    mean_loss,
+    random_blocks,
+    reference_losses,
+    some_blocks,
+)
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED
+from tests.support.tiny_models import tiny_native
+
+NOW = datetime(2026, 7, 1, tzinfo=UTC)
+#: Standard errors that a mean may be off: one run in 15 000 with other bits would be.
+SIGMAS = 4.0
+KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "architectures"
+
+
+@dataclass(frozen=True)
+class Update:
+    step: int
+    scalars: tuple[float, ...]
+    learning_rate: float
+    seed: int = 3
+
+
+def some_rows(steps: int = 20, learning_rate: float = 1e-3) -> list[Update]:
+    return [Update(step, (0.3 + step / 7, -1.1), learning_rate) for step in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_wide_floats_move_by_plain_addition(dtype: torch.dtype, kind: Kind) -> None:
+    """By the z that a probe draws for the same tensor row by row, whatever the parts that it is moved in."""
+    shapes = [(7, 5), (3,), (), (1031, 1021)]
+    assert ROUNDING_POOL < 1031 * 1021
+    theta = FullWeights({str(i): torch.randn(shape, dtype=dtype) for i, shape in enumerate(shapes)})
+    before = [tensor.clone() for tensor in theta.tensors.values()]
+    direction = Direction(seed=1, step=2, probe=1, kind=kind)
+    theta.move(direction, 0.25)
+    for number, (old, tensor) in enumerate(zip(before, theta.tensors.values(), strict=True)):
+        assert torch.equal(tensor, torch.add(old, direction.of(number, old.shape, dtype), alpha=0.25))
+    assert theta.numbers == {"0": 0, "1": 1, "2": 2, "3": 3}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "start"),
+    [
+        (torch.bfloat16, 0.05),
+        (torch.bfloat16, -1.0),  # where neighbours lie closer on one side
+        (torch.bfloat16, 3e-39),
+        (torch.float16, 0.05),
+        (torch.float16, -1.0),
+        (torch.float16, 6.1e-5),  # its least normal number
+        (torch.float16, -2e-5),  # subnormal: evenly spaced
+        (torch.float16, 0.0),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_below_the_resolution_are_right_on_average(dtype: torch.dtype, start: float, kind: Kind) -> None:
+    """The sum of many tiny updates arrives within its standard error; by plain rounding none of them would."""
+    count, steps = 60_000, 40
+    theta = FullWeights({"x": torch.full((count,), start, dtype=dtype)})
+    weights = theta.tensors["x"]
+    begun, exact = weights.double(), torch.zeros(count, dtype=torch.float64)
+    spacing = float(torch.nextafter(weights[:1], torch.ones(1, dtype=dtype)) - weights[0])
+    distance = spacing / 20
+    for step in range(1, steps + 1):
+        direction = Direction(seed=5, step=step, kind=kind)
+        z = direction.of(0, (count,), torch.float64)
+        assert torch.equal((begun + distance * z.clamp(-3, 3)).to(dtype).double(), begun)
+        theta.move(direction, distance)
+        exact += distance * z
+    moved = weights.double() - begun
+    error = moved - exact
+    assert abs(float(error.mean())) < SIGMAS * float(error.std()) / count**0.5
+    # How much of each weight's own sum arrived.
+    slope = float((moved * exact).mean() / exact.square().mean())
+    uncertainty = float(error.std() / (count * exact.square().mean()) ** 0.5)
+    assert uncertainty < 0.03
+    assert abs(slope - 1) < SIGMAS * uncertainty
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_the_dtype_can_hold_is_never_rounded(dtype: torch.dtype) -> None:
+    numbers = torch.tensor([0.0, -0.0, 1.0, -1.5, 2.0**-14, 3 * 2.0**-24, -(2.0**-24), 0.15625, 1000.0])
+    theta = FullWeights({"x": numbers.to(dtype)})
+    for step in range(1, 30):
+        theta.move(Direction(seed=1, step=step), 0.0)
+    assert torch.equal(theta.tensors["x"].float(), numbers.to(dtype).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_goes_to_a_neighbour(dtype: torch.dtype) -> None:
+    theta = FullWeights({"x": torch.randn(5000).mul_(1e-4).to(dtype)})
+    before = theta.tensors["x"].clone()
+    direction = Direction(seed=1, step=1)
+    theta.move(direction, 3e-7)
+    exact = before.double() + 3e-7 * direction.of(0, (5000,), torch.float64)
+    near = exact.to(dtype)
+    low = torch.nextafter(near, torch.full_like(near, -torch.inf))
+    high = torch.nextafter(near, torch.full_like(near, torch.inf))
+    found = theta.tensors["x"]
+    assert ((found == near) | (found == low) | (found == high)).all()
+    assert ((found.double() - exact).abs() < (high.double() - low.double())).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_replay_gives_bitwise_the_same_weights(root: Path, dtype: str, kind: Kind) -> None:
+    native = imported(root, "qwen3", dtype)
+    one, two, three = (LanguageModel(native).full() for _ in range(3))
+    rows = some_rows()
+    for row in rows:
+        update(one, row, kind)
+    replay(two, rows, kind)
+    replay(three, [replace(row, seed=4) for row in rows], kind)
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+    stored = load_file(native.weights)
+    for name, tensor in one.tensors.items():
+        assert not torch.equal(tensor, stored[name]), name
+        assert not torch.equal(tensor, three.tensors[name]), name
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.inference_mode()
+def test_saved_weights_are_a_model_of_their_own(root: Path, tmp_path: Path, name: str) -> None:
+    """Ours reads it, and transformers too: with the losses that the weights in memory had."""
+    native, blocks = imported(root, name, "float32"), random_blocks()
+    model = LanguageModel(native)
+    before = model.block_losses(blocks)
+    theta = model.full()
+    model.use(theta)
+    replay(theta, some_rows(), "rademacher")
+    losses = model.block_losses(blocks)
+    assert losses != pytest.approx(before, abs=1e-3)
+
+    save_full(native, theta, tmp_path / "trained", created_at=NOW)
+    trained = open_native(tmp_path / "trained", verify=True)
+    assert LanguageModel(trained).block_losses(blocks) == losses
+    assert trained.tokenizer().get_vocab() == native.tokenizer().get_vocab()
+    expected = replace(
+        native.manifest,
+        name="trained",
+        source=native.manifest.name,
+        created_at=NOW,
+        weights_sha256=trained.manifest.weights_sha256,
+        weights_bytes=trained.manifest.weights_bytes,
+    )
+    assert trained.manifest == expected
+    theirs = reference_of(trained.folder, masked=name in MASKED)
+    assert reference_losses(theirs, blocks) == pytest.approx(losses, abs=2 * FP32_TOLERANCE)
+
+
+def reference_of(folder: Path, *, masked: bool) -> Any:
+    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    return auto.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_saved_weights_keep_their_dtype_and_every_bit(root: Path, tmp_path: Path, dtype: str) -> None:
+    native = imported(root, "gemma3_text", dtype)
+    theta = LanguageModel(native).full()
+    replay(theta, some_rows(3))
+    save_full(native, theta, tmp_path / "trained", created_at=NOW)
+    stored = load_file(tmp_path / "trained" / "model.safetensors")
+    assert stored.keys() == theta.tensors.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in theta.tensors.items())
+    assert {tensor.dtype for tensor in stored.values()} == {getattr(torch, dtype)}
+
+
+def test_saving_replaces_and_clears_what_a_killed_writer_left(root: Path, tmp_path: Path) -> None:
+    native = imported(root, "llama", "bfloat16")
+    theta = LanguageModel(native).full()
+    (tmp_path / ".trained.writing").mkdir()
+    (tmp_path / ".trained.writing" / MANIFEST_NAME).write_text("half")
+    save_full(native, theta, tmp_path / "trained", created_at=NOW)
+    first = open_native(tmp_path / "trained", verify=True)
+    update(theta, some_rows(1)[0])
+    save_full(native, theta, tmp_path / "trained", created_at=NOW)
+    second = open_native(tmp_path / "trained", verify=True)
+    assert first.manifest.weights_sha256 != second.manifest.weights_sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+@pytest.mark.parametrize(("dtype", "kind", "probes"), [("float32", "rademacher", 1), ("bfloat16", "gaussian", 2)])
+def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: Kind, probes: int) -> None:
+    model = LanguageModel(open_native(tiny_native(tmp_path, dtype=dtype)), dtype=torch.float32, release_pages=True)
+    theta, buckets = model.full(), (some_blocks(),)
+    model.use(theta)
+    plan = MeZOPlan(seed=1, epsilon=1e-3, step_size=1e-3, probes=probes, noise=kind)
+    mezo = MeZO(lambda points, batch: model.losses_at(points, batch, ALL_ROWS), theta, plan, to_start=lambda: None)
+    batch = shuffled(buckets, size=12, seed=1)
+    with torch.inference_mode():
+        before = mean_loss(model, some_blocks())
+        records = [mezo.step(n, batch(n), remaining=1 - (n - 1) / 100, share=1.0) for n in range(1, 101)]
+        after = mean_loss(model, some_blocks())
+        again = LanguageModel(model.native).full()
+        replay(again, records, kind)
+    assert after < before - 0.1
+    assert all(torch.equal(theta.tensors[name], again.tensors[name]) for name in theta.tensors)
+
+
+def test_reloaded_weights_are_those_that_were_loaded(root: Path) -> None:
+    native = imported(root, "llama", "bfloat16")
+    theta, untouched = LanguageModel(native).full(), LanguageModel(native).full()
+    theta.move(Direction(seed=1, step=1), 0.1)
+    assert not any(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())
+    theta.reload(open_weights(native.weights))
+    assert all(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())

@@ -1,0 +1,343 @@
+"""What a job is predicted to take, and how a plan is made to fit."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pocketllm.engine.errors import BadRequest, DoesNotFit, ModelFileError
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import DTYPES, open_native
+from pocketllm.engine.params import activation_pca as directions
+from pocketllm.engine.planning.memory_model import (
+    _SPARE_COLUMNS,
+    FEWEST_ROWS,
+    FEWEST_TOKENS,
+    MB,
+    UNPACK_SECONDS,
+    JobPlan,
+    fit,
+    predict,
+)
+from pocketllm.engine.planning.shapes import Shapes, adapted, distinct_inputs, read_shapes
+from pocketllm.engine.streamed.model import LanguageModel
+from tests.support.learning import imported, some_blocks
+from tests.support.model_shapes import LLAMA_7B, SMOLLM2
+from tests.support.tiny_architectures import ARCHITECTURES
+from tests.support.tiny_models import edit_json, tiny_native
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+PLAN = JobPlan(
+    mode="lora",
+    steps=100,
+    batch=8,
+    block_tokens=128,
+    probes=1,
+    rank=8,
+    targets=TARGETS,
+    rows_at_once=16,
+    lanes=1,
+    compute_dtype="bfloat16",
+)
+
+
+def working(shapes: Shapes, plan: JobPlan) -> int:
+    return predict(shapes, plan).working_bytes
+
+
+def smallest(shapes: Shapes, plan: JobPlan) -> int:
+    """The memory_bytes that the refusal names."""
+    with pytest.raises(DoesNotFit) as caught:
+        fit(shapes, plan, 1)
+    sentence = str(caught.value)
+    named = int(sentence.partition("Set it to ")[2].split()[0])
+    assert f"at least {named // MB} MB beyond the libraries" in sentence
+    assert "allows 0 MB" in sentence
+    return named
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> JobPlan:
+    probes, batch = draw(st.integers(1, 64)), draw(st.integers(1, 64))
+    rows = 2 * probes * draw(st.integers(1, batch))
+    return JobPlan(
+        mode=draw(st.sampled_from(["lora", "full"])),
+        steps=draw(st.integers(1, 1000)),
+        batch=batch,
+        block_tokens=draw(st.integers(2, 4096)),
+        probes=probes,
+        rank=draw(st.integers(1, 256)),
+        targets=TARGETS,
+        rows_at_once=rows,
+        lanes=draw(st.integers(1, min(8, rows // 2))),
+        compute_dtype="bfloat16",
+    )
+
+
+class TestReadShapes:
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+    def test_the_maps_are_those_that_the_model_really_has(self, tmp_path: Path, architecture: str, dtype: str) -> None:
+        import_model(str(ARCHITECTURES[architecture](tmp_path / "source")), tmp_path, name="x", dtype=dtype)
+        native = open_native(tmp_path / "x")
+        shapes, model = read_shapes(native), LanguageModel(native)
+        there = {path: (linear.out_features, linear.in_features) for path, linear in model.linears.items()}
+        assert shapes.linears == there
+        assert shapes.head == model.head.weights.weight.shape
+        assert shapes.packed == (dtype != native.manifest.compute_dtype)
+        assert shapes.weights_bytes == native.weights.stat().st_size
+        assert 0 < shapes.layer_bytes < shapes.weights_bytes / 2
+
+    def test_a_map_as_wide_as_the_vocabulary_is_no_head(self, tmp_path: Path) -> None:
+        native = open_native(tiny_native(tmp_path, hidden=160, vocab=320))  # intermediate size 320
+        shapes = read_shapes(native)
+        assert shapes.head == (320, 160)
+        assert shapes.linears["model.layers.0.mlp.up_proj"] == (320, 160)
+        assert (shapes.hidden, shapes.widest, shapes.widest_at_once, shapes.largest) == (160, 320, 3, 320 * 160)
+
+    @pytest.mark.parametrize(
+        ("architecture", "at_once"),
+        [("llama", 3), ("gemma3_text", 3), ("opt", 2), ("opt_projected", 2), ("roberta", 2)],
+    )
+    def test_a_gate_is_one_wide_tensor_more(self, tmp_path: Path, architecture: str, at_once: int) -> None:
+        import_model(str(ARCHITECTURES[architecture](tmp_path / "source")), tmp_path, name="x", dtype="bfloat16")
+        assert read_shapes(open_native(tmp_path / "x")).widest_at_once == at_once
+
+    @pytest.mark.parametrize("broken", ["no config", "no JSON", "no vocabulary", "no weights"])
+    def test_a_broken_folder_is_named(self, tmp_path: Path, broken: str) -> None:
+        native = open_native(tiny_native(tmp_path))
+        config = native.folder / "config.json"
+        if broken == "no config":
+            config.unlink()
+        elif broken == "no JSON":
+            config.write_text("{")
+        elif broken == "no vocabulary":
+            edit_json(config, vocab_size=None)
+        else:
+            native.weights.unlink()
+        with pytest.raises(ModelFileError, match=r"The model in .*tiny cannot be read .* Import it again\."):
+            read_shapes(native)
+
+
+class TestPredict:
+    @given(plans(), st.sampled_from([SMOLLM2, LLAMA_7B]))
+    def test_the_parts_add_up(self, plan: JobPlan, shapes: Shapes) -> None:
+        found = predict(shapes, plan)
+        assert found.peak_bytes == found.anonymous_bytes + found.file_bytes
+        assert found.anonymous_bytes - found.working_bytes < found.library_bytes
+        assert found.seconds == pytest.approx(found.seconds_per_step * plan.steps)
+        assert min(dataclasses.astuple(found)) > 0
+
+    @given(plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
+    def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
+        now = predict(shapes, plan)
+        for name in ("block_tokens", "rank", "rows_at_once"):
+            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            assert working(shapes, changed) >= now.working_bytes, name
+        for name in ("block_tokens", "batch", "probes"):
+            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            assert predict(shapes, changed).seconds_per_step >= now.seconds_per_step, name
+
+    @given(plans(), st.integers(1, 1024), st.integers(1, 64))
+    def test_memory_depends_on_what_passes_at_once_and_not_on_the_batch(
+        self, plan: JobPlan, batch: int, probes: int
+    ) -> None:
+        # Where all weights are trained, each point of a walk has its own.
+        probes = plan.probes if plan.mode == "full" else probes
+        changed = dataclasses.replace(plan, batch=batch, probes=probes)
+        assert working(SMOLLM2, changed) == working(SMOLLM2, plan)
+
+    def test_only_adapted_maps_cost(self) -> None:
+        fewer = dataclasses.replace(PLAN, targets=("q_proj", "v_proj"))
+        assert set(adapted(SMOLLM2, fewer.targets).values()) == {(576, 576)}
+        assert working(SMOLLM2, fewer) < working(SMOLLM2, PLAN)
+
+    def test_all_weights_cost_themselves_and_some_rows_of_both_sides_with_their_noise(self) -> None:
+        full = dataclasses.replace(PLAN, mode="full")
+        taken = SMOLLM2.weights_bytes + 3 * 2 * SMOLLM2.largest
+        assert taken < working(SMOLLM2, full) < taken + 100 * MB
+        assert predict(SMOLLM2, full).file_bytes < predict(SMOLLM2, PLAN).file_bytes
+
+    def test_what_is_packed_costs_some_dense_rows_and_the_same_in_float32(self) -> None:
+        stored = {dtype: dataclasses.replace(SMOLLM2, dtype=dtype) for dtype in DTYPES}
+        plain, int8, int4 = (working(stored[dtype], PLAN) for dtype in ("bfloat16", "int8", "int4"))
+        assert int8 - plain == pytest.approx(2 * 2 * SMOLLM2.largest, abs=1)
+        assert int4 == int8
+        packed = dataclasses.replace(LLAMA_7B, dtype="int4")
+        kept = dataclasses.replace(LLAMA_7B, dtype="bfloat16")
+        assert working(packed, PLAN) - working(kept, PLAN) < 2 * LLAMA_7B.largest / 3
+        assert working(stored["float32"], PLAN) == int8
+
+    def test_seven_billion_weights_fit_into_a_gigabyte(self) -> None:
+        plan = dataclasses.replace(PLAN, batch=2, block_tokens=64, rows_at_once=4)
+        assert predict(LLAMA_7B, plan).peak_bytes < 2**30
+
+    def test_what_was_measured_at_import_is_used(self) -> None:
+        measured = {"gemm_flops": 40e9, "library_anonymous_bytes": 100 * MB, "library_file_bytes": 50 * MB}
+        here = dataclasses.replace(SMOLLM2, calibration=measured)
+        assert predict(here, PLAN).library_bytes == 150 * MB
+        assert predict(here, PLAN).seconds == pytest.approx(predict(SMOLLM2, PLAN).seconds / 2)
+
+    def test_a_measured_forward_tells_the_time_of_a_step(self) -> None:
+        measured = {"gemm_flops": 1e15, "forward_seconds": 3.0, "forward_tokens": 1000}
+        for shapes in (SMOLLM2, LLAMA_7B):
+            unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0
+            here = dataclasses.replace(shapes, calibration=measured)
+            expected = 2 * PLAN.batch * PLAN.block_tokens * (3.0 - unpacking) / 1000 + unpacking
+            assert predict(here, PLAN).seconds_per_step == pytest.approx(expected)
+        # Never less than its products take.
+        quick = dataclasses.replace(SMOLLM2, calibration=measured | {"gemm_flops": 1e9})
+        assert predict(quick, PLAN).seconds_per_step > 100
+
+    def test_the_search_for_a_carries_along_what_is_counted(self) -> None:
+        assert _SPARE_COLUMNS == directions._SPARE
+
+    @pytest.mark.parametrize("name", ARCHITECTURES)
+    def test_the_search_for_a_keeps_as_many_inputs_as_are_counted(
+        self, name: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        native = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
+        model, shapes = LanguageModel(native), read_shapes(native)
+        of_layers = {path.rpartition(".")[2] for path in shapes.linears if ".layer" in path}
+        for targets in (of_layers, of_layers - {"q_proj", "k_proj", "query", "key"}, {"k_proj", "key", "up_proj"}):
+            search = directions._Search(model, list(adapted(shapes, list(targets))), 4, seed=0)
+            model.use(None)
+            with search.watching():
+                model.hidden(some_blocks(2))
+            kept = [len(sketch.q) for sketch in search._sketches()]
+            assert sorted(kept) == sorted(distinct_inputs(shapes, list(targets))), targets
+
+
+def exact_plan(**changes: Any) -> JobPlan:
+    """Exact gradients of 8 blocks, all of which go through together."""
+    made = dataclasses.replace(PLAN, method="exact", targets=(), rows_at_once=4, pass_blocks=8)
+    return dataclasses.replace(made, **changes)
+
+
+@st.composite
+def exact_plans(draw: st.DrawFn) -> JobPlan:
+    batch = draw(st.integers(1, 64))
+    rows = draw(st.integers(1, batch))
+    return exact_plan(
+        batch=batch,
+        pass_blocks=batch,
+        rows_at_once=rows,
+        block_tokens=draw(st.integers(2, 4096)),
+        rank=draw(st.integers(1, 256)),
+        lanes=draw(st.integers(1, min(8, rows))),
+    )
+
+
+class TestExact:
+    @given(exact_plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
+    def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
+        now = predict(shapes, plan)
+        for name in ("block_tokens", "rank", "rows_at_once", "pass_blocks", "lanes"):
+            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            assert working(shapes, changed) >= now.working_bytes, name
+        for name in ("block_tokens", "batch"):
+            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            assert predict(shapes, changed).seconds_per_step >= now.seconds_per_step, name
+
+    @given(exact_plans(), st.integers(0, 2000))
+    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, wish: JobPlan, more: int) -> None:
+        limit = smallest(SMOLLM2, wish) + more * MB
+        plan, said = fit(SMOLLM2, wish, limit)
+        assert working(SMOLLM2, plan) <= limit
+        assert 1 <= plan.rows_at_once <= wish.rows_at_once
+        assert 1 <= plan.pass_blocks <= wish.pass_blocks and 1 <= plan.lanes <= wish.lanes
+        assert plan.pass_blocks >= min(plan.rows_at_once, wish.pass_blocks)
+        assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
+        names = ("rows_at_once", "pass_blocks", "lanes", "block_tokens")
+        assert len(said) == sum(getattr(plan, name) < getattr(wish, name) for name in names)
+        as_wished = {name: getattr(wish, name) for name in names}
+        assert dataclasses.replace(plan, **as_wished) == wish
+
+    def test_speed_is_given_up_before_length(self) -> None:
+        wish = exact_plan(lanes=2)
+        limit = working(SMOLLM2, exact_plan(rows_at_once=1, pass_blocks=1))
+        plan, said = fit(SMOLLM2, wish, limit)
+        assert plan.block_tokens == wish.block_tokens
+        assert all(sentence.endswith("slower, with the same result.") for sentence in said)
+        shorter, said = fit(SMOLLM2, wish, limit - MB)
+        assert (shorter.rows_at_once, shorter.pass_blocks, shorter.lanes) == (1, 1, 1)
+        assert shorter.block_tokens < wish.block_tokens and "shorter pieces" in said[-1]
+
+    def test_it_is_of_adapters_of_layers_alone(self) -> None:
+        with pytest.raises(BadRequest, match="adapter's factors"):
+            fit(SMOLLM2, exact_plan(mode="full"), 10**12)
+        flat = dataclasses.replace(SMOLLM2, linears={"map": (9, 9)})
+        with pytest.raises(BadRequest, match="no list of layers to take one at a time"):
+            fit(flat, exact_plan(), 10**12)
+
+
+class TestFit:
+    def test_what_fits_is_left_as_it_is(self) -> None:
+        limit = working(SMOLLM2, PLAN)
+        assert fit(SMOLLM2, PLAN, limit) == (PLAN, [])
+        assert fit(SMOLLM2, PLAN, limit - 1) != (PLAN, [])
+
+    def test_first_fewer_rows_then_shorter_ones(self) -> None:
+        few = dataclasses.replace(PLAN, rows_at_once=FEWEST_ROWS[PLAN.method])
+        plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, rows_at_once=8)))
+        assert (plan.rows_at_once, plan.block_tokens) == (8, 128)
+        [sentence] = said
+        assert "went from 16 to 8" in sentence and "training.memory_bytes (" in sentence
+
+        assert fit(SMOLLM2, PLAN, working(SMOLLM2, few))[0] == few
+        limit = working(SMOLLM2, dataclasses.replace(few, block_tokens=32))
+        plan, said = fit(SMOLLM2, PLAN, limit)
+        assert plan == dataclasses.replace(few, block_tokens=32)
+        assert "rows that pass through the layers together went from 16 to 2:" in said[0]
+        assert "training.block_tokens went from 128 to 32:" in said[1]
+
+    @given(plans(), st.sampled_from([SMOLLM2, LLAMA_7B]))
+    def test_the_smallest_limit_that_is_named_is_the_smallest(self, wish: JobPlan, shapes: Shapes) -> None:
+        assume(wish.mode == "lora" or shapes is SMOLLM2)
+        limit = smallest(shapes, wish)
+        plan, _ = fit(shapes, wish, limit)
+        assert working(shapes, plan) <= limit
+        with pytest.raises(DoesNotFit, match=f"Set it to {limit} or more"):
+            fit(shapes, wish, limit - MB)
+
+    @given(plans(), st.integers(0, 2000))
+    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, wish: JobPlan, more: int) -> None:
+        limit = smallest(SMOLLM2, wish) + more * MB
+        plan, said = fit(SMOLLM2, wish, limit)
+        assert working(SMOLLM2, plan) <= limit
+        fewest = FEWEST_ROWS[wish.method]
+        assert fewest <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
+        assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
+        assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == fewest
+        reduced = (plan.rows_at_once < wish.rows_at_once) + (plan.block_tokens < wish.block_tokens)
+        reduced += plan.lanes < wish.lanes
+        assert len(said) == reduced
+        assert 1 <= plan.lanes <= wish.lanes
+        assert plan.lanes == 1 or plan.rows_at_once == wish.rows_at_once
+        rest = dataclasses.replace(
+            plan, rows_at_once=wish.rows_at_once, block_tokens=wish.block_tokens, lanes=wish.lanes
+        )
+        assert rest == wish
+        assert json.loads(json.dumps(plan.to_json())) == plan.to_json()
+
+    def test_a_refusal_says_what_else_would_do(self) -> None:
+        with pytest.raises(DoesNotFit, match=r"or choose a smaller model\.$"):
+            fit(SMOLLM2, PLAN, MB)
+        with pytest.raises(DoesNotFit, match=r"or train an adapter \(mode lora\)\.$"):
+            fit(SMOLLM2, dataclasses.replace(PLAN, mode="full"), MB)
+
+    def test_packed_weights_cannot_all_be_trained(self) -> None:
+        with pytest.raises(BadRequest, match=r"some is stored as int4\. Import it as bfloat16, or train an adapter"):
+            fit(LLAMA_7B, dataclasses.replace(PLAN, mode="full"), 10**12)
+
+    def test_an_adapter_needs_maps_to_adapt(self) -> None:
+        with pytest.raises(
+            BadRequest, match=r"targets \(fc1\) is a linear map of some, which has down_proj, gate_proj"
+        ):
+            fit(SMOLLM2, dataclasses.replace(PLAN, targets=("fc1",)), 10**12)

@@ -1,0 +1,191 @@
+"""Choosing the dtype to compute in, on real tiny models; and what an import makes of it."""
+
+import json
+import math
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.importer import ImportProgress, calibrate_again, import_model
+from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, NativeModel, open_native
+from pocketllm.engine.planning.calibration import (
+    ROWS,
+    TIMED_ROWS,
+    TOLERANCE,
+    calibrate,
+    choose_dtype,
+    mean_loss,
+    passage,
+)
+from tests.support.tiny_architectures import roberta_folder
+from tests.support.tiny_models import loud_llama_folder, tiny_llama_folder, tiny_native
+
+EXACT = 3.5
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float16", "stored", "chosen"),
+    [
+        (1.0, 1.0, "bfloat16", "float32"),
+        (1.14, 1.0, "bfloat16", "float32"),  # not worth it
+        (1.15, 1.0, "bfloat16", "bfloat16"),
+        (1.16, 1.14, "float16", "bfloat16"),  # they tie, but one of them is not worth it
+        (2.0, 3.0, "bfloat16", "float16"),  # clearly faster
+        (3.0, 2.0, "float16", "bfloat16"),
+        (2.0, 2.1, "int4", "bfloat16"),  # a tie
+        (2.0, 2.1, "float32", "bfloat16"),
+        (2.1, 2.0, "float16", "float16"),
+        (None, 2.0, "bfloat16", "float16"),  # torch cannot multiply it here
+        (None, None, "bfloat16", "float32"),
+    ],
+)
+def test_the_fastest_is_chosen(bfloat16: float | None, float16: float | None, stored: str, chosen: str) -> None:
+    speeds = {"float32": 1.0, "bfloat16": bfloat16, "float16": float16}
+    flops = {dtype: speed for dtype, speed in speeds.items() if speed is not None}
+    assert choose_dtype(flops, stored=stored, exact=EXACT, loss_in=lambda _: EXACT) == (chosen, 0.0)
+
+
+@pytest.mark.parametrize("loss", [EXACT + 1.5 * TOLERANCE, EXACT - 1.5 * TOLERANCE, math.nan, math.inf, None])
+def test_a_fast_one_that_is_wrong_is_passed_over(loss: float | None) -> None:
+    asked: list[str] = []
+
+    def loss_in(dtype: str) -> float:
+        asked.append(dtype)
+        if dtype == "bfloat16":
+            return EXACT - 0.25 * TOLERANCE
+        if loss is None:
+            raise RuntimeError("no such operation in Half")
+        return loss
+
+    flops = {"float32": 1.0, "bfloat16": 2.0, "float16": 4.0}
+    dtype, deviation = choose_dtype(flops, stored="float16", exact=EXACT, loss_in=loss_in)
+    assert (dtype, asked) == ("bfloat16", ["float16", "bfloat16"])
+    assert deviation == pytest.approx(0.25 * TOLERANCE)
+    # Where it is the only fast one, fp32 is left.
+    assert choose_dtype({"float32": 1.0, "float16": 4.0}, stored="float16", exact=EXACT, loss_in=loss_in) == (
+        "float32",
+        0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+    """A model that is stored in fp16, where every weight fits, and overflows when it computes in it."""
+    folder = tmp_path_factory.mktemp("loud")
+    import_model(str(loud_llama_folder(folder / "source", factor=2000)), folder, name="loud", dtype="float16")
+    return open_native(folder / "loud")
+
+
+def test_a_model_that_overflows_in_fp16_computes_in_something_else(loud: NativeModel) -> None:
+    blocks = passage(loud)
+    losses = {dtype: mean_loss(loud, blocks, dtype) for dtype in FLOAT_DTYPES}
+    assert not math.isfinite(losses["float16"])
+    assert math.isfinite(losses["float32"])
+    flops = {"float32": 1.0, "bfloat16": 2.0, "float16": 4.0}
+    dtype, deviation = choose_dtype(flops, stored="float16", exact=losses["float32"], loss_in=losses.__getitem__)
+    assert dtype != "float16"
+    assert deviation <= TOLERANCE
+    assert calibrate(loud, time.perf_counter).compute_dtype != "float16"
+
+
+def test_a_model_without_a_finite_loss_is_refused(tmp_path: Path) -> None:
+    import_model(str(loud_llama_folder(tmp_path / "x", factor=1e30)), tmp_path, name="broken", dtype="float32")
+    with pytest.raises(ModelFileError, match=r"no finite loss, not even in float32.*Get the model again"):
+        calibrate(open_native(tmp_path / "broken"), time.perf_counter)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_what_is_measured(tmp_path: Path, dtype: str) -> None:
+    native = open_native(tiny_native(tmp_path, dtype=dtype, hidden=64))
+    found = calibrate(native, time.perf_counter)
+    assert found.gemm_flops == found.gemm_flops_by_dtype[found.compute_dtype] > 0
+    assert found.gemm_flops_by_dtype.keys() >= {"float32", "bfloat16"}
+    assert 0 <= found.loss_deviation <= TOLERANCE
+    assert found.threads > 0
+    assert 0 < found.forward_seconds < 5
+    assert json.loads(json.dumps(found.to_json())) == found.to_json()
+
+
+def test_a_masked_model_guesses_what_is_behind_masks(tmp_path: Path) -> None:
+    import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="roberta")
+    native = open_native(tmp_path / "roberta")
+    blocks = passage(native)
+    hidden = int((blocks.inputs == native.tokenizer().mask_token_id).sum())
+    assert hidden == blocks.tokens > 5
+    assert math.isfinite(mean_loss(native, blocks, "float32"))
+    assert calibrate(native, time.perf_counter).compute_dtype in FLOAT_DTYPES
+
+
+def test_a_product_that_takes_too_long_is_estimated(tiny: NativeModel) -> None:
+    readings = count(0, 10)  # each product takes ten seconds, though it has few rows
+    found = calibrate(tiny, lambda: float(next(readings)))
+    assert next(readings) == (3 + 1) * 2 * 10  # three dtypes, one product each, and a forward
+    assert (found.forward_seconds, found.forward_tokens) == (10.0, TIMED_ROWS * passage(tiny).inputs.numel())
+    # Most of this model's products are from 32 to 64: two maps of each layer.
+    assert found.gemm_flops == pytest.approx(2 * ROWS * 32 * 64 / (10 * ROWS / 32))
+    assert (found.compute_dtype, found.loss_deviation) == ("float32", 0.0)
+
+
+FOUND: dict[str, Any] = {"compute_dtype": "float16", "gemm_flops": 1e9, "library_file_bytes": 5}
+
+
+class TestImport:
+    def test_what_was_measured_is_in_the_manifest(self, llama: Path, tmp_path: Path) -> None:
+        stages: list[str] = []
+
+        def look(folder: Path) -> dict[str, Any]:
+            assert folder.name.startswith(".tiny.importing-")
+            assert open_native(folder, verify=True).manifest.calibration is None
+            return FOUND
+
+        def progress(now: ImportProgress) -> None:
+            stages.append(now.stage)
+
+        manifest = import_model(str(llama), tmp_path, name="tiny", progress=progress, calibrate=look)
+        assert list(dict.fromkeys(stages)) == ["config", "tokenizer", "weights", "calibrate", "finish"]
+        assert open_native(tmp_path / "tiny").manifest == manifest
+        assert (manifest.dtype, manifest.compute_dtype) == ("bfloat16", "float16")
+        assert manifest.calibration == {"gemm_flops": 1e9, "library_file_bytes": 5}
+        assert not list((tmp_path / "tiny").glob("*.new"))
+
+    @pytest.mark.parametrize(
+        ("dtype", "computes"), [("float32", "float32"), ("float16", "float16"), ("int4", "bfloat16")]
+    )
+    def test_without_a_measurement(self, tmp_path: Path, dtype: str, computes: str) -> None:
+        source = str(tiny_llama_folder(tmp_path / "source", hidden=64))
+        manifest = import_model(source, tmp_path, name="tiny", dtype=dtype, calibrate=lambda _: None)
+        assert (manifest.compute_dtype, manifest.calibration) == (computes, None)
+
+    def test_ctrl_c_while_measuring_leaves_nothing(self, llama: Path, tmp_path: Path) -> None:
+        def interrupt(_: Path) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            import_model(str(llama), tmp_path / "models", calibrate=interrupt)
+        assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_calibrating_again_changes_nothing_but_what_was_measured(tmp_path: Path) -> None:
+    folder = tiny_native(tmp_path)
+    before, files = open_native(folder).manifest, {file.name for file in folder.iterdir()}
+    found = calibrate_again(folder, lambda _: FOUND)
+    assert open_native(folder, verify=True).manifest == found
+    assert (found.compute_dtype, found.weights_sha256) == ("float16", before.weights_sha256)
+    assert {file.name for file in folder.iterdir()} == files
+
+
+def test_a_failed_second_measurement_leaves_the_first(tmp_path: Path) -> None:
+    folder = tiny_native(tmp_path)
+    calibrate_again(folder, lambda _: FOUND)
+    before = (folder / MANIFEST_NAME).read_bytes()
+
+    def fail(_: Path) -> None:
+        raise ModelFileError
+
+    with pytest.raises(ModelFileError):
+        calibrate_again(folder, fail)
+    assert (folder / MANIFEST_NAME).read_bytes() == before

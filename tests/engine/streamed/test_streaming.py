@@ -1,0 +1,347 @@
+"""Modules without weights: what they compute at several points at once, what they leave alone, and what they hold."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.modules import (
+    FEWEST_ROWS,
+    LowRank,
+    StreamedEmbedding,
+    StreamedLinear,
+    Trained,
+    Walk,
+    sided,
+)
+from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
+from pocketllm.engine.streamed.weights import Weight
+from pocketllm.mezo.noise import Kind
+from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
+from tests.support.tiny_models import tiny_native
+
+#: Sums of some dozen products of numbers of size 1, in another order.
+TOLERANCE = 1e-5
+KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
+MB = 10**6
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "architectures"
+
+
+def walk_at(points: list[Point]) -> Walk:
+    return Walk(dtype=torch.float32, points=points)
+
+
+def floats(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight_of(tensor: torch.Tensor) -> Weight:
+    return Weight(tensor.shape, {"": tensor})
+
+
+def at(tensor: torch.Tensor, point: Point, number: int) -> torch.Tensor:
+    return torch.add(tensor, point.direction.of(number, tensor.shape), alpha=point.distance)
+
+
+def numbered(trained: Trained | None, number: int) -> None:
+    assert trained is not None
+    trained.number = number
+
+
+def assembled(trained: Trained) -> list[torch.Tensor]:
+    """What a weight's chunks make up, for each part."""
+    whole = [torch.empty(trained.weight.shape) for _ in range(trained.parts)]
+    done = 0
+    for rows, values in trained.chunks():
+        assert rows.start == done
+        for into, value in zip(whole, values, strict=True):
+            into[rows] = value
+        done = rows.stop
+    assert done == trained.weight.shape[0]
+    return whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", [0, 1, 2])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1),
+        (3, 5),
+        (FEWEST_ROWS, 2100),
+        (2 * FEWEST_ROWS + 1, 2100),  # the last row is a chunk of its own
+        (300, 1001),
+    ],
+)
+def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape: tuple[int, int]) -> None:
+    """Whatever the chunks that it is made in; several directions follow each other through the same scratches."""
+    dense, points = floats(*shape), sides(0.1, probes=probes, kind=kind)
+    before = dense.clone()
+    trained = Trained(weight_of(dense), walk_at(points))
+    trained.number = 9
+    for value, expected in zip(assembled(trained), [at(dense, p, 9) for p in points] or [dense], strict=True):
+        assert torch.equal(value, expected)
+    assert torch.equal(dense, before)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("rows", [5, FEWEST_ROWS, 2 * FEWEST_ROWS + 1])
+def test_a_packed_matrix_is_made_dense_in_chunks(packing: str, rows: int) -> None:
+    parts = pack(floats(rows, 2048), packing)
+    trained = Trained(Weight((rows, 2048), parts), walk_at(sides()))
+    assert [torch.equal(value, unpack(parts, torch.empty(rows, 2048))) for value in assembled(trained)] == [True]
+    assert len(list(trained.chunks())) == -(-rows // FEWEST_ROWS)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+@pytest.mark.parametrize("shape", [(1,), (77,), (9, 3)])
+def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[int, ...]) -> None:
+    dense, points = floats(*shape), sides(0.1, probes=2)[:count]
+    trained = Trained(weight_of(dense), walk_at(points))
+    trained.number = 9
+    assert trained.parts == max(1, count)
+    for value, expected in zip(trained.whole(), [at(dense, p, 9) for p in points] or [dense], strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
+    dense = floats(4, 5)
+    trained = Trained(weight_of(dense), walk_at(sides()))
+    assert trained.parts == 1
+    assert [(rows, [v.data_ptr() for v in values]) for rows, values in trained.chunks()] == [
+        (slice(0, 4), [dense.data_ptr()])
+    ]
+    assert [value is dense for value in trained.whole()] == [True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", [1, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int, bias: bool) -> None:
+    points = sides(0.1, probes=probes, kind=kind)
+    walk = walk_at(points)
+    w, b, x = floats(7, 5), floats(7, seed=1), floats(2 * len(points), 3, 5, seed=2)
+    linear = StreamedLinear(walk, weight_of(w), weight_of(b) if bias else None)
+    numbered(linear.weights, 4)
+    if bias:
+        numbered(linear.biases, 6)
+    expected = [
+        nn.functional.linear(part, at(w, point, 4), at(b, point, 6) if bias else None)
+        for part, point in zip(x.chunk(len(points)), points, strict=True)
+    ]
+    assert torch.allclose(linear(x), torch.cat(expected), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", [0, 1, 3])
+def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int) -> None:
+    points = sides(0.1, probes=probes, kind=kind)
+    walk = walk_at(points)
+    w, a, b = floats(7, 5), floats(3, 5, seed=1), floats(7, 3, seed=2)
+    linear = StreamedLinear(walk, weight_of(w), None)
+    linear.low_rank = LowRank(walk, number=2, a=a, b=b, scaling=0.5)
+    x = floats(2 * max(1, len(points)), 4, 5, seed=3)
+    moved = [at(b, point, 2) for point in points] or [b]
+    expected = [part @ (w + 0.5 * there @ a).t() for part, there in zip(x.chunk(len(moved)), moved, strict=True)]
+    assert torch.allclose(linear(x), torch.cat(expected), atol=TOLERANCE)
+
+
+def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
+    walk = walk_at([])
+    b = torch.zeros(4, 2)
+    branch = LowRank(walk, number=0, a=floats(2, 3), b=b, scaling=1.0)
+    x, y = floats(5, 3, seed=1), torch.zeros(5, 4)
+    branch.add_to(y, x)
+    assert y.count_nonzero() == 0
+    b.fill_(1.0)
+    branch.add_to(y, x)
+    assert y.count_nonzero() == 20
+
+
+@pytest.mark.parametrize("padding", [None, 0, 90])
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_embedding_makes_the_words_at_hand_dense(padding: int | None, trained: bool) -> None:
+    """Also when all of them come before the padding word, which the small table then does not reach."""
+    table, points = floats(99, 8), sides(0.1, probes=2)
+    embedding = StreamedEmbedding(walk_at(points), weight_of(table), nn.Embedding(99, 8, padding_idx=padding))
+    if trained:
+        numbered(embedding.weights, 3)
+    ids = torch.tensor([[5, 0, 5], [7, 7, 7], [0, 1, 2], [6, 5, 4], [98, 90, 0], [1, 1, 1], [3, 2, 1], [0, 0, 0]])
+    for words in (ids, ids % 8):
+        tables = [at(table, point, 3) if trained else table for point in points]
+        expected = [there[part] for there, part in zip(tables, words.chunk(4), strict=True)]
+        assert torch.equal(embedding(words), torch.cat(expected))
+    assert all(parameter is None for parameter in embedding._inner._parameters.values())
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_embedding_of_packed_rows(packing: str) -> None:
+    parts = pack(floats(40, 64), packing)
+    dense = unpack(parts, torch.empty(40, 64))
+    embedding = StreamedEmbedding(walk_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
+    ids = torch.tensor([[39, 0, 7, 39]])
+    assert torch.equal(embedding(ids), dense[ids])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point(kind: Kind) -> None:
+    w, b = floats(50, 8), floats(50, seed=1)
+    head = StreamedHead(walk_at([]), weight_of(w), weight_of(b))
+    hidden = floats(2, 3, 8, seed=2)
+    assert head(hidden).eq(HEAD_MARK).all()
+    assert head.seen is hidden
+    numbered(head.weights, 5)
+    numbered(head.biases, 6)
+    point, words = sides(0.1, kind=kind)[0], torch.tensor([49, 3, 3, 0])
+    for place, expected, bias in ((None, w, b), (point, at(w, point, 5), at(b, point, 6))):
+        here = head.at(place)
+        assert here.vocabulary == 50
+        assert here.bias is not None
+        assert torch.equal(here.bias, bias)
+        assert torch.equal(here.rows(10, 50).clone(), expected[10:])
+        assert torch.equal(here.gather(words), expected[words])
+
+
+def test_small_modules_take_each_part_through_its_point() -> None:
+    points = sides(0.1, probes=2)
+    walk = walk_at(points)
+    walk.rows = 8
+    norm, places = nn.LayerNorm(6), nn.Embedding(9, 6)
+    w, b, table = floats(6), floats(6, seed=1), floats(9, 6, seed=2)
+    trained = {"weight": Trained(weight_of(w), walk), "bias": Trained(weight_of(b), walk)}
+    numbered(trained["weight"], 1)
+    numbered(trained["bias"], 2)
+    x = floats(8, 3, 6, seed=3)
+    expected = [
+        nn.functional.layer_norm(part, (6,), at(w, point, 1), at(b, point, 2))
+        for part, point in zip(x.chunk(4), points, strict=True)
+    ]
+    assert torch.allclose(sided(norm, trained, walk)(x), torch.cat(expected), atol=TOLERANCE)
+
+    # A position table is often asked once for all rows of the batch.
+    position = Trained(weight_of(table), walk)
+    position.number = 3
+    found = sided(places, {"weight": position}, walk)(torch.tensor([[4, 0, 8]]))
+    assert torch.equal(found, torch.cat([at(table, point, 3)[[4, 0, 8]].expand(2, 3, 6) for point in points]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, nn.LayerNorm])
+def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
+    norm: Callable[[int], nn.Module], dtype: torch.dtype
+) -> None:
+    """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
+    (plus, minus), width = sides(1e-3), 64
+    walk, made = Walk(dtype=dtype, points=(plus, minus)), norm(width)
+    trained = {name: Trained(weight_of(value.detach().to(dtype)), walk) for name, value in made.named_parameters()}
+    numbered(trained["weight"], 0)
+    x = floats(4, 500, width).to(dtype)
+    slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
+    above, below = sided(norm(width), trained, walk)(torch.cat((x, x))).detach().chunk(2)
+    assert above.dtype == dtype
+    found = (above.double() - below.double()) / (2 * plus.distance)
+    assert float((found * slope).mean()) == pytest.approx(float(slope.square().mean()), rel=0.03)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("name", ["gemma3_text", "opt_projected", "roberta"])
+@torch.inference_mode()
+def test_a_probe_changes_nothing(root: Path, name: str, mode: str) -> None:
+    native = imported(root, name, "bfloat16")
+    model = LanguageModel(native, release_pages=True)
+    theta: Any = some_adapter(model, targets=None) if mode == "lora" else model.full()
+    model.use(theta)
+    tensors = {**theta.a, **theta.b} if mode == "lora" else theta.tensors
+    tensors = {**tensors, **{path: part for path, w in model.weights.items() for part in w.parts.values()}}
+    copies, digest = {key: value.clone() for key, value in tensors.items()}, sha256(native.weights)
+    first = model.block_losses(random_blocks())
+    model.losses_at(sides(0.5, probes=2), random_blocks(), 4)
+    assert all(torch.equal(value, copies[key]) for key, value in tensors.items())
+    assert sha256(native.weights) == digest
+    assert model.walk.points == ()
+    assert model.block_losses(random_blocks()) == first
+
+
+@torch.inference_mode()
+def test_an_error_on_the_way_leaves_no_points_behind(root: Path) -> None:
+    model = LanguageModel(imported(root, "llama", "bfloat16"))
+    first, wrong = model.block_losses(random_blocks()), random_blocks()
+    wrong.inputs[0, 0] = 10**6  # no such word
+    model.use(some_adapter(model))
+    with pytest.raises(IndexError):
+        model.losses_at(sides(), wrong, ALL_ROWS)
+    model.use(None)
+    assert model.block_losses(random_blocks()) == first
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_packed_weights_cannot_be_trained_as_a_whole(root: Path, packing: str) -> None:
+    model = LanguageModel(imported(root, "llama", packing))
+    with pytest.raises(BadRequest, match=r"is packed\. Import the model as bfloat16, or train an adapter"):
+        model.full()
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+#: Walks through a model, looking after each linear map at the pages of files that are in this process's memory.
+_WALK = """
+import json, sys
+from pathlib import Path
+import torch
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.formats.model_folder import open_native
+from tests.support.learning import random_blocks, sides, some_adapter
+
+def file_bytes():
+    words = next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()
+    return 1024 * int(words[1])
+
+@torch.inference_mode()
+def growth(folder, release, lanes=1):
+    model = LanguageModel(open_native(Path(folder)), release_pages=release, lanes=lanes)
+    model.use(some_adapter(model))
+    most = before = file_bytes()
+    def look(*_):
+        nonlocal most
+        most = max(most, file_bytes())
+    for linear in model.linears.values():
+        linear.register_forward_hook(look)
+    for _ in range(2):
+        model.losses_at(sides(), random_blocks(2 * lanes), 4 * lanes)
+        look()
+    return most - before
+
+small, large = sys.argv[1:]
+growth(small, True), growth(small, False), growth(small, True, 2)  # brings in the code that a walk runs
+print(json.dumps({"lanes": growth(large, True, 2), "released": growth(large, True), "kept": growth(large, False)}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
+    layers = 64
+    large = tiny_native(tmp_path, "large", dtype="float32", layers=layers, hidden=128)
+    size = open_native(large).manifest.weights_bytes
+    assert size > 30 * MB
+    seen = fresh_process(_WALK, tiny_native(tmp_path, "small", dtype="float32"), large)
+    assert seen["kept"] > 0.9 * size
+    # The layer that runs, what the kernel maps around a page that is touched, and a little code.
+    assert seen["released"] < 6 * size / layers
+    assert seen["lanes"] < 12 * size / layers

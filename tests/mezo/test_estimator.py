@@ -1,0 +1,239 @@
+"""The four proofs of the optimiser, and what it does at the edges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf, nan
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.planning.memory_model import points_of
+from pocketllm.mezo.estimator import directions, probe, replay, update
+from pocketllm.mezo.noise import Direction, Kind
+
+KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
+PROBES = (1, 2)
+#: A central difference of sums of float64, over eps = 1e-3, and then rounded to float32 (2^-24).
+SCALAR_TOLERANCE = 1e-7
+#: theta is float64 here, so what the reference differs in is the rounding of the journaled scalars.
+THETA_TOLERANCE = 1e-6
+EPSILON = 1e-3
+
+
+@dataclass(frozen=True)
+class Row:
+    seed: int
+    step: int
+    scalars: tuple[float, ...]
+    learning_rate: float
+
+
+@dataclass
+class Bowl:
+    """theta of two tensors under the loss sum (theta - 1)^2, whose minimum is at 1."""
+
+    dtype: torch.dtype = torch.float32
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tensors = [torch.full((3, 4), 2.0, dtype=self.dtype), torch.zeros(5, dtype=self.dtype)]
+
+    def move(self, direction: Direction, distance: float) -> None:
+        for number, tensor in enumerate(self.tensors):
+            tensor.add_(direction.of(number, tensor.shape, tensor.dtype), alpha=distance)
+
+    def z(self, direction: Direction) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """z written out, in the order of `vector`."""
+        parts = [direction.of(i, t.shape, torch.float64).flatten() for i, t in enumerate(self.tensors)]
+        return torch.cat(parts).numpy()
+
+    @property
+    def vector(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return torch.cat([tensor.double().flatten() for tensor in self.tensors]).numpy()
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        return [
+            float(loss(self.vector + point.distance * self.z(cast(Direction, point.direction)))) for point in points
+        ]
+
+
+def loss(vector: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    return float(np.square(vector - 1).sum())
+
+
+def same(one: Bowl, other: Bowl) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.tensors, other.tensors, strict=True))
+
+
+def descend(theta: Bowl, *, seed: int, steps: int, learning_rate: float, probes: int, kind: Kind) -> list[Row]:
+    rows = []
+    for step in range(1, steps + 1):
+        seen = probe(theta.losses, directions(seed, step, probes, kind), epsilon=EPSILON)
+        rows.append(Row(seed=seed, step=step, scalars=seen.scalars, learning_rate=learning_rate))
+        update(theta, rows[-1], kind)
+    return rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", PROBES)
+def test_equals_a_dense_reference_built_from_the_same_z(probes: int, kind: Kind) -> None:
+    """Algorithm 1 (n-SPSA) in float64, with z written out, walking in place as the paper does."""
+    lr, steps = 0.01, 30
+    theta = Bowl(torch.float64)
+    dense = theta.vector.copy()
+    rows = descend(theta, seed=3, steps=steps, learning_rate=lr, probes=probes, kind=kind)
+
+    for step in range(1, steps + 1):
+        gradients = []
+        for number in range(probes):
+            z = theta.z(Direction(seed=3, step=step, probe=number, kind=kind))
+            dense += EPSILON * z
+            plus = loss(dense)
+            dense -= 2 * EPSILON * z
+            minus = loss(dense)
+            dense += EPSILON * z
+            gradients.append((plus - minus) / (2 * EPSILON))
+            assert rows[step - 1].scalars[number] == pytest.approx(gradients[-1], rel=1e-4, abs=1e-4)
+        for number, g in enumerate(gradients):
+            dense -= lr / probes * g * theta.z(Direction(seed=3, step=step, probe=number, kind=kind))
+    assert theta.vector == pytest.approx(dense, rel=THETA_TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**63 + 5, 2**64 - 1])
+@pytest.mark.parametrize("probes", PROBES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_gives_bitwise_the_same_parameters(seed: int, probes: int, kind: Kind) -> None:
+    one, two = Bowl(), Bowl()
+    rows = [descend(t, seed=seed, steps=20, learning_rate=0.01, probes=probes, kind=kind) for t in (one, two)]
+    assert same(one, two)
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("seed", "other"), [(0, 1), (2**63 + 5, 2**63 + 6)])
+def test_every_seed_is_a_seed(seed: int, other: int) -> None:
+    one, two = Bowl(), Bowl()
+    descend(one, seed=seed, steps=5, learning_rate=0.01, probes=1, kind="rademacher")
+    descend(two, seed=other, steps=5, learning_rate=0.01, probes=1, kind="rademacher")
+    assert not same(one, two)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", PROBES)
+def test_parameters_are_exactly_as_before_after_a_probe(probes: int, kind: Kind) -> None:
+    theta = Bowl()
+    theta.tensors = [torch.randn(50, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    before = [tensor.clone() for tensor in theta.tensors]
+    probe(theta.losses, directions(1, 1, probes, kind), epsilon=1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(theta.tensors, before, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "learning_rate"), [("rademacher", 0.02), ("gaussian", 0.01)])
+@pytest.mark.parametrize("probes", PROBES)
+def test_converges_on_a_quadratic(probes: int, kind: Kind, learning_rate: float) -> None:
+    theta = Bowl()
+    descend(theta, seed=0, steps=400, learning_rate=learning_rate, probes=probes, kind=kind)
+    assert loss(theta.vector) < 1e-3 * loss(Bowl().vector)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probes", PROBES)
+def test_replay_of_the_rows_is_the_run(probes: int, kind: Kind) -> None:
+    run, again = Bowl(), Bowl()
+    rows = descend(run, seed=4, steps=25, learning_rate=0.01, probes=probes, kind=kind)
+    replay(again, rows, kind)
+    assert same(run, again)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scalars_are_the_slopes_along_each_z(kind: Kind) -> None:
+    """The central difference of a quadratic is exact."""
+    theta = Bowl()
+    along = directions(8, 1, 2, kind)
+    seen = probe(theta.losses, along, epsilon=1e-2)
+    slopes = [float(2 * (theta.vector - 1) @ theta.z(z)) for z in along]
+    assert seen.scalars == pytest.approx(slopes, rel=SCALAR_TOLERANCE)
+    assert seen.loss == pytest.approx(loss(theta.vector), rel=1e-3)
+
+
+def test_several_directions_share_the_loss_at_theta() -> None:
+    """Along signs the curvature of a bowl adds the same to each difference, and is gone with the mean."""
+    theta = Bowl()
+    along = directions(8, 1, 7, "rademacher")
+    points: list[Point] = []
+
+    def losses(asked: Sequence[Point]) -> Sequence[float]:
+        points.extend(asked)
+        return theta.losses(asked)
+
+    seen = probe(losses, along, epsilon=1e-2)
+    slopes = [float(2 * (theta.vector - 1) @ theta.z(z)) for z in along]
+    mean = sum(slopes) / len(slopes)
+    assert seen.scalars == pytest.approx([slope - mean for slope in slopes], rel=SCALAR_TOLERANCE, abs=1e-4)
+    assert seen.loss == pytest.approx(loss(theta.vector), rel=1e-6)
+    assert [point.distance for point in points] == [0.0] + [1e-2] * 7
+    assert len(points) == points_of(7)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 3, 4, 16])
+def test_the_budget_knows_how_many_points_a_step_has(probes: int) -> None:
+    theta, asked = Bowl(), list[int]()
+
+    def losses(points: Sequence[Point]) -> Sequence[float]:
+        asked.append(len(points))
+        return theta.losses(points)
+
+    probe(losses, directions(1, 1, probes, "rademacher"), epsilon=1e-2)
+    assert asked == [points_of(probes)]
+
+
+@pytest.mark.parametrize("broken", [nan, inf, -inf])
+@pytest.mark.parametrize("probes", [1, 2, 3, 15])
+def test_a_loss_that_is_no_number_at_any_point_is_a_divergence(probes: int, broken: float) -> None:
+    points = points_of(probes)
+    for place in range(points):
+        losses = [2.0] * points
+        losses[place] = broken
+        with pytest.raises(TrainingDiverged, match=f"At step 7 the loss is {broken} at 1 of {points} points"):
+            probe(partial(_given, losses), directions(1, 7, probes, "rademacher"), epsilon=1e-3)
+
+
+def _given(losses: Sequence[float], _: Sequence[Point]) -> Sequence[float]:
+    return losses
+
+
+@pytest.mark.parametrize("losses", [(1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)])
+def test_scalars_are_float32_exactly(losses: tuple[float, float]) -> None:
+    """The journal keeps them so: a replayed update must see the very number that the run saw."""
+    (scalar,) = probe(lambda _: losses, directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
+    assert type(scalar) is float
+    assert scalar == float(np.float32(scalar))
+    assert scalar == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2**-24)
+
+
+def test_several_probes_are_averaged() -> None:
+    """One row of three scalars moves theta as far as three rows with a third of the learning rate would."""
+    together, apart = Bowl(torch.float64), Bowl(torch.float64)
+    scalars = (0.5, -2.0, 1.25)
+    update(together, Row(seed=1, step=1, scalars=scalars, learning_rate=0.3))
+    for number, scalar in enumerate(scalars):
+        apart.move(Direction(seed=1, step=1, probe=number), -0.1 * scalar)
+    assert together.vector == pytest.approx(apart.vector, rel=1e-12)
+
+
+def test_points_are_both_sides_of_each_direction() -> None:
+    asked: list[Point] = []
+
+    def losses(points: Sequence[Point]) -> list[float]:
+        asked.extend(points)
+        return [float(i) for i in range(len(points))]
+
+    along = directions(1, 1, 2, "rademacher")
+    seen = probe(losses, along, epsilon=0.5)
+    assert [(point.direction, point.distance) for point in asked] == [(z, side) for z in along for side in (0.5, -0.5)]
+    assert seen.scalars == (-1.0, -1.0)
+    assert seen.loss == 1.5

@@ -1,0 +1,184 @@
+"""MeZO as the trainer runs it: its records, its step size, and that it learns."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketllm.engine.data.batches import Blocks, shuffled
+from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.method import StepRecord
+from pocketllm.engine.params.activation_pca import adapter_along_activations
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.method import MeZO, MeZOPlan, StepSize
+from tests.support.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
+from tests.support.tiny_models import tiny_native
+
+PLAN = MeZOPlan(seed=0, epsilon=1e-2, step_size=1e-2)
+STEPS, SIZE = 12, 4
+BUCKETS = (some_blocks(), some_blocks(5, 8))
+
+
+def fresh(model: LanguageModel) -> Adapter:
+    return adapter_along_activations(model, (some_blocks(8),), targets=TARGETS, rank=4, seed=0, rows_at_once=ALL_ROWS)
+
+
+def left(step: int, steps: int = STEPS) -> float:
+    """The part of the run that lies ahead of a step."""
+    return 1 - (step - 1) / steps
+
+
+def method(model: LanguageModel, adapter: Adapter, plan: MeZOPlan) -> MeZO:
+    start = {path: b.clone() for path, b in adapter.b.items()}
+
+    def to_start() -> None:
+        for path, b in adapter.b.items():
+            b.copy_(start[path])
+
+    return MeZO(lambda points, batch: model.losses_at(points, batch, ALL_ROWS), adapter, plan, to_start)
+
+
+def run(
+    model: LanguageModel, plan: MeZOPlan, *, steps: int = STEPS, size: int = SIZE, done: Sequence[StepRecord] = ()
+) -> tuple[Adapter, list[StepRecord]]:
+    """Train, from behind these records on."""
+    adapter = fresh(model)
+    model.use(adapter)
+    mezo, batch = method(model, adapter, plan), shuffled(BUCKETS, size=size, seed=plan.seed)
+    with torch.inference_mode():
+        mezo.restore({}, done)
+        made = [
+            mezo.step(number, batch(number), remaining=left(number, steps), share=1.0)
+            for number in range(len(done) + 1, steps + 1)
+        ]
+    return adapter, [*done, *made]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [PLAN, replace(PLAN, probes=3), replace(PLAN, probes=2, noise="gaussian", seed=2**64 - 1)],
+    ids=["signs", "probes", "gaussian"],
+)
+def test_a_run_that_is_restored_from_its_records_ends_alike_bit_for_bit(tiny_bf16: NativeModel, plan: MeZOPlan) -> None:
+    model = LanguageModel(tiny_bf16)
+    undisturbed, records = run(model, plan)
+    assert {len(record.scalars) for record in records} == {plan.probes}
+    for step in range(STEPS):
+        resumed, again = run(model, plan, done=records[:step])
+        assert equal(resumed, undisturbed), step
+        assert again == records, step
+
+
+def test_the_number_of_probes_and_the_noise_make_other_runs(tiny_bf16: NativeModel) -> None:
+    model = LanguageModel(tiny_bf16)
+    plans = [PLAN, replace(PLAN, probes=2), replace(PLAN, noise="gaussian"), replace(PLAN, seed=1)]
+    ends = [run(model, plan)[0] for plan in plans]
+    assert not any(equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
+
+
+@pytest.mark.parametrize(("probes", "noise", "steps"), [(1, "rademacher", 150), (2, "gaussian", 100)])
+def test_loss_falls(tmp_path: Path, probes: int, noise: str, steps: int) -> None:
+    model = LanguageModel(open_native(tiny_native(tmp_path, dtype="float32")))
+    plan = replace(PLAN, seed=1, probes=probes, noise=noise)  # type: ignore[arg-type]
+    adapter, _ = run(model, plan, steps=steps, size=8)
+    with torch.inference_mode():
+        model.use(None)
+        before = mean_loss(model, some_blocks())
+        model.use(adapter)
+        after = mean_loss(model, some_blocks())
+    assert after < before - 0.04
+
+
+@pytest.mark.parametrize(("probes", "place"), [(1, 0), (1, 1), (15, 0), (15, 9)])
+def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: NativeModel, probes: int, place: int) -> None:
+    model, plan = LanguageModel(tiny), replace(PLAN, probes=probes)
+    whole, records = run(model, plan, steps=STEPS)
+    adapter = fresh(model)
+    model.use(adapter)
+    torn = [False]
+
+    def losses(points: Sequence[Point], batch: Blocks) -> list[float]:
+        found = model.losses_at(points, batch, ALL_ROWS)
+        if torn[0]:
+            found[place] = float("nan")
+        return found
+
+    mezo, batch = MeZO(losses, adapter, plan, to_start=lambda: None), shuffled(BUCKETS, size=SIZE, seed=plan.seed)
+    with torch.inference_mode():
+        made = []
+        for number in range(1, STEPS + 1):
+            torn[0] = True
+            with pytest.raises(TrainingDiverged, match=f"step {number} "):
+                mezo.step(number, batch(number), remaining=left(number), share=1.0)
+            torn[0] = False
+            made.append(mezo.step(number, batch(number), remaining=left(number), share=1.0))
+    assert made == records
+    assert equal(adapter, whole)
+
+
+def test_a_record_says_what_its_step_saw(tiny: NativeModel) -> None:
+    """Tokens are counted once, however many points saw them; early stopping's share is one of the rate."""
+    theta, batch = fresh(LanguageModel(tiny)), some_blocks()
+
+    def losses(points: Sequence[Point], _: Blocks) -> list[float]:
+        return [2.0 + point.distance for point in points]
+
+    whole, half = (
+        MeZO(losses, theta, replace(PLAN, probes=2), to_start=lambda: None).step(7, batch, remaining=1.0, share=share)
+        for share in (1.0, 0.5)
+    )
+    assert (whole.step, whole.seed, whole.loss, whole.tokens) == (7, 0, 2.0, batch.tokens)
+    assert whole.scalars == pytest.approx((1.0, 1.0), rel=1e-6)
+    assert half == replace(whole, learning_rate=whole.learning_rate / 2)
+    assert any(b.count_nonzero() for b in theta.b.values())
+
+
+def test_its_records_are_all_its_state(tiny: NativeModel) -> None:
+    model = LanguageModel(tiny)
+    assert method(model, fresh(model), PLAN).state() == {}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_step_size_does_not_depend_on_how_steep_the_loss_is(scale: float) -> None:
+    size = StepSize()
+    moves = [
+        size.learning_rate(PLAN.step_size, left(step), [scalar * scale]) * scalar * scale
+        for step, scalar in enumerate((1, -2, 1.5), 1)
+    ]
+    assert moves == pytest.approx([0.01, -0.0196, 0.0146], abs=1e-3)
+
+
+def test_an_outlier_moves_no_further_than_three_typical_probes() -> None:
+    size = StepSize()
+    for step in range(1, 5):
+        size.learning_rate(PLAN.step_size, left(step), [1.0])
+    assert abs(size.learning_rate(PLAN.step_size, left(5), [1e9]) * 1e9) <= 3 * PLAN.step_size
+
+
+def test_several_scalars_count_by_their_root_mean_square_and_move_as_far_each() -> None:
+    """Two probes of 3 and 4 are as steep as one of sqrt(12.5), and an update takes their mean."""
+    one, two = StepSize(), StepSize()
+    for step in range(1, 5):
+        assert two.learning_rate(PLAN.step_size, left(step), [3.0, 4.0]) / 2 == pytest.approx(
+            one.learning_rate(PLAN.step_size, left(step), [12.5**0.5]), rel=1e-6
+        )
+
+
+def test_a_flat_loss_moves_nothing() -> None:
+    size = StepSize()
+    assert size.learning_rate(PLAN.step_size, left(1), [0.0]) == 0.0
+    assert size.learning_rate(PLAN.step_size, left(2), [1.0]) > 0
+
+
+def test_steps_stay_as_long_as_they_are_until_near_the_end() -> None:
+    size = StepSize()
+    rates = [size.learning_rate(PLAN.step_size, left(step), [1.0]) for step in range(1, STEPS + 1)]
+    falling = round(STEPS * StepSize.FALLING)
+    assert rates[:-falling] == pytest.approx([PLAN.step_size] * (STEPS - falling))
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(PLAN.step_size / STEPS / StepSize.FALLING)

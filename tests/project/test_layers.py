@@ -1,0 +1,139 @@
+"""Imports point one way, and the rooms keep what the design says of them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+#: What each room may import of ours.
+MAY_IMPORT = {
+    "storage": set[str](),
+    "engine": set[str](),
+    "mezo": {"engine"},
+    "backprop": {"engine"},
+    "daemon": {"storage", "engine", "mezo", "backprop"},
+    "api": {"daemon", "storage", "engine"},
+}
+#: Modules that run in processes of their own, where torch is wanted.
+WITH_TORCH = {
+    *("daemon/training/checkpoints.py", "daemon/training/rehearsal.py", "daemon/training/run.py"),
+    *("daemon/training/trainer.py", "daemon/training/validation_split.py", "daemon/training/worker.py"),
+    *("daemon/evaluation/held_out.py", "daemon/evaluation/report.py"),
+    *("daemon/generation/torch_models.py", "daemon/tools/replay.py"),
+}
+#: Modules of the engine that the daemon's process uses; they must do without torch.
+TORCH_FREE = {
+    *("engine/__init__.py", "engine/errors.py", "engine/params/lora_folder.py"),
+    *("engine/planning/memory_model.py", "engine/planning/shapes.py"),
+    *("engine/generate/lean_tokenizer.py", "engine/generate/streaming_text.py", "engine/generate/tokenizer.py"),
+    *("engine/formats/gguf_header.py", "engine/formats/gguf_lora.py", "engine/formats/gguf_origin.py"),
+    *("engine/formats/gguf_untied.py", "engine/formats/model_folder.py", "engine/formats/safetensors_io.py"),
+}
+SOURCE = ("api", "backprop", "daemon", "engine", "mezo", "pocketllm", "storage")
+#: The most modules that a folder of source may hold.
+MAX_MODULES = 16
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports when it runs; what stands under TYPE_CHECKING does not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module or ""
+
+
+def top_level_imports(path: Path) -> Iterator[str]:
+    """What a file imports as soon as it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_point_one_way(room: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / room).rglob("*.py")
+        for name in imports(path)
+        if name.startswith("pocketllm")
+        and name.split(".")[1:2] != [room]
+        and name.split(".")[1] not in MAY_IMPORT[room]
+    ]
+    assert not wrong
+
+
+def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("if True:\n    from pocketllm.daemon import gate\n")
+    assert list(imports(tmp_path / "x.py")) == ["pocketllm.daemon"]
+
+
+def test_the_daemons_process_imports_no_torch() -> None:
+    rooms = [path for room in ("storage", "daemon", "api") for path in (ROOT / room).rglob("*.py")]
+    files = [path for path in rooms if str(path.relative_to(ROOT)) not in WITH_TORCH]
+    files += [ROOT / name for name in TORCH_FREE] + [ROOT / "pocketllm" / "server.py"]
+    heavy = (
+        "torch",
+        "transformers",
+        "safetensors.torch",
+        "pocketllm.backprop",
+        "pocketllm.engine.streamed.model",
+        "pocketllm.engine.params.lora",
+    )
+    wrong = [
+        f"{path.name} imports {name}" for path in files for name in top_level_imports(path) if name.startswith(heavy)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", ["engine", "mezo", "backprop"])
+def test_the_learner_is_pure(room: str) -> None:
+    """No database, no HTTP, no clock of its own."""
+    banned = ("sqlite3", "sqlmodel", "sqlalchemy", "fastapi", "httpx", "time")
+    wrong = [
+        f"{path.name} imports {name}"
+        for path in (ROOT / room).rglob("*.py")
+        for name in imports(path)
+        if name.split(".")[0] in banned
+    ]
+    assert not wrong
+
+
+def test_no_file_is_longer_than_one_sitting() -> None:
+    folders = (*SOURCE, "bench", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    long = {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_no_folder_holds_more_than_one_can_survey() -> None:
+    folders = [folder for room in SOURCE for folder in (ROOT / room, *(ROOT / room).rglob("*/"))]
+    full = {
+        str(folder.relative_to(ROOT)): n for folder in folders if (n := len(list(folder.glob("*.py")))) > MAX_MODULES
+    }
+    assert not full
+
+
+def test_no_test_imports_another() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in imports(path)
+        if name.startswith("tests.") and not name.startswith("tests.support.")
+    ]
+    assert not wrong

@@ -1,0 +1,96 @@
+"""The systemd units: what systemd itself says of them, and the daemon under the notify protocol."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.running import running
+from tests.support.tiny_models import tiny_native
+
+SYSTEMD = ROOT / "systemd"
+UNITS = ("pocketllm.service", "pocketllm-system.service")
+#: systemd-analyze's rating of how exposed a service is: 0 not at all, 10 to everything.
+MOST_EXPOSED = 2.5
+MOST_UNDER_A_COMMENT = 12
+
+with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+
+
+def analyze(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *arguments],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(folder)},  # which the user's manager wants, even to verify
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def runnable(unit: str, folder: Path) -> Path:
+    """The unit with a command that is there, which `verify` looks for."""
+    text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", (SYSTEMD / unit).read_text(), flags=re.MULTILINE)
+    copy = folder / "pocketllm.service"
+    copy.write_text(text)
+    return copy
+
+
+@with_systemd
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_finds_nothing_wrong(tmp_path: Path, unit: str) -> None:
+    user = ["--user"] if unit == "pocketllm.service" else []
+    ended = analyze(tmp_path, "verify", "--man=no", *user, str(runnable(unit, tmp_path)))
+    assert (ended.returncode, ended.stderr.strip()) == (0, ""), ended.stderr
+
+
+@with_systemd
+def test_the_system_unit_is_walled_in(tmp_path: Path) -> None:
+    ended = analyze(
+        tmp_path, "security", "--offline=true", "--no-pager", str(runnable("pocketllm-system.service", tmp_path))
+    )
+    rating = re.search(r"Overall exposure level for .*: ([\d.]+)", ended.stdout)
+    assert rating is not None, ended.stdout + ended.stderr
+    assert float(rating[1]) <= MOST_EXPOSED, ended.stdout
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_is_not_default_is_explained_above_it(unit: str) -> None:
+    """A comment, and then the settings that it speaks of: never many."""
+    lines = (SYSTEMD / unit).read_text().splitlines()
+    service = lines[lines.index("[Service]") + 1 : lines.index("[Install]")]
+    assert service[0].startswith("#")
+    groups = re.split(r"(?:^#.*\n)+", "\n".join(service), flags=re.MULTILINE)
+    assert max(len(group.split()) for group in groups) <= MOST_UNDER_A_COMMENT
+
+
+def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """READY when it answers, WATCHDOG from the tick, STOPPING before it ends, well within the unit's timeout."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    tiny_native(folder / "models")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "120000000")
+        with running(folder, MODEL="tiny", IDLE_TICK_SECONDS="0.2") as daemon:
+            heard: list[str] = []
+
+            def hear(wanted: str) -> None:
+                while wanted not in (heard or [""])[-1]:
+                    heard.append(manager.recv(4096).decode())  # times out
+
+            hear("READY=1")
+            assert "STATUS=serving tiny" in heard[-1]
+            for _ in range(2):
+                hear("WATCHDOG=1")
+                assert "STATUS=nothing to learn" in heard.pop()
+            assert daemon.end(signal.SIGTERM) == 0
+            hear("STOPPING=1")

@@ -1,0 +1,239 @@
+"""The scripts for Termux, run by dash in folders that stand for a phone's, with commands that note their calls."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.executables import executable
+from tests.support.paths import ROOT
+from tests.support.running import eventually
+
+TERMUX = ROOT / "termux"
+SCRIPTS = sorted(path for path in TERMUX.rglob("*") if path.is_file())
+SHEBANG = "#!/data/data/com.termux/files/usr/bin/sh"
+
+
+def test_each_is_for_termux_own_shell() -> None:
+    assert len(SCRIPTS) >= 7
+    for script in SCRIPTS:
+        assert script.read_text().splitlines()[0] == SHEBANG, script
+        assert script.stat().st_mode & 0o111, f"{script} cannot be run"
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    ended = subprocess.run(
+        ["shellcheck", "--shell=dash", *map(str, SCRIPTS)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
+@dataclass
+class Phone:
+    """A home, a prefix, and commands on the PATH."""
+
+    root: Path
+    calls_of: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.home, self.prefix, self.bin = self.root / "home", self.root / "usr", self.root / "bin"
+        self.home.mkdir(parents=True)
+        self.bin.mkdir()
+        (self.prefix / "libexec").mkdir(parents=True)
+        self.note = self.root / "calls"
+        for name in ("pkg", "sv", "getprop"):
+            self.command(name)
+        self.command("termux-api", folder=self.prefix / "libexec")
+        # A virtual environment is made, with a python and a pocketllm that note their calls, too.
+        self.command(
+            "python",
+            'for folder; do :; done; mkdir -p "$folder/bin"; '
+            f'cp {self.bin}/made "$folder/bin/python"; cp {self.bin}/made "$folder/bin/pocketllm"',
+        )
+        self.command("made")
+
+    def command(self, name: str, script: str = "", folder: Path | None = None) -> None:
+        """A command that notes how it is called, and then does this."""
+        executable(folder or self.bin, name, f'echo "$(basename "$0") $*" >> "{self.note}"\n{script}')
+
+    def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts."""
+        return subprocess.run(
+            ["dash", str(TERMUX / script), *arguments],
+            env={
+                "HOME": str(self.home),
+                "PREFIX": str(self.prefix),
+                "PATH": f"{self.bin}:/usr/bin:/bin",
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def calls(self) -> list[str]:
+        """What was called, and how."""
+        return self.note.read_text().splitlines() if self.note.exists() else []
+
+    def files(self) -> dict[str, str]:
+        """All files of home and prefix, but for the commands."""
+        return {
+            str(path.relative_to(self.root)): path.read_text()
+            for top in (self.home, self.prefix)
+            for path in sorted(top.rglob("*"))
+            if path.is_file() and path.name not in ("termux-api", "python")
+        }
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Phone:
+    return Phone(tmp_path / "phone")
+
+
+SERVICE = "usr/var/service/pocketllm"
+INSTALLED = {
+    f"{SERVICE}/run",
+    f"{SERVICE}/finish",
+    f"{SERVICE}/log/run",
+    "home/.termux/boot/00-pocketllm",
+    "home/.local/bin/pocketllm-idle-hook",
+}
+
+
+def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None:
+    first = phone.run("install.sh")
+    assert first.returncode == 0, first.stderr
+    files = phone.files()
+    assert files.keys() >= INSTALLED
+    assert f'"{phone.home}/.local/share/pocketllm-venv/bin/pocketllm" serve' in files[f"{SERVICE}/run"]
+    assert "@VENV@" not in "".join(files.values())
+    calls = phone.calls()
+    assert any(call.startswith("pkg install -y python ") and "python-torch" in call for call in calls)
+    assert "pkg install -y llama-cpp" in calls
+    assert any("pip install --upgrade" in call for call in calls)
+    hook = phone.home / ".local/bin/pocketllm-idle-hook"
+    assert any(f"--es script {hook}" in call and "--ez idle true" in call for call in calls)
+    assert "made models add" in " ".join(calls).replace("pocketllm models add", "made models add")
+
+    again = phone.run("install.sh")
+    assert again.returncode == 0, again.stderr
+    assert phone.files() == files
+
+    gone = phone.run("uninstall.sh")
+    assert gone.returncode == 0, gone.stderr
+    assert phone.files() == {}
+    assert phone.run("uninstall.sh").returncode == 0, "nothing to do is no error"
+
+
+def test_the_owners_words_stay_unless_told_otherwise(phone: Phone) -> None:
+    phone.run("install.sh")
+    database = phone.home / ".local/share/pocketllm/pocketllm.db"
+    database.parent.mkdir(parents=True)
+    database.write_text("words")
+    assert phone.run("uninstall.sh").returncode == 0 and database.exists()
+    assert phone.run("uninstall.sh", "--data").returncode == 0 and not database.exists()
+
+
+def test_a_service_that_runs_is_restarted(phone: Phone) -> None:
+    supervise = phone.prefix / "var/service/pocketllm/supervise"
+    supervise.mkdir(parents=True)
+    (supervise / "ok").touch()
+    assert phone.run("install.sh").returncode == 0
+    assert f"sv restart {phone.prefix}/var/service/pocketllm" in phone.calls()
+    assert phone.run("uninstall.sh").returncode == 0
+    assert f"sv exit {phone.prefix}/var/service/pocketllm" in phone.calls()
+
+
+def test_an_installer_that_fails_says_so(phone: Phone) -> None:
+    phone.command("pkg", "exit 100")
+    ended = phone.run("install.sh")
+    assert ended.returncode != 0
+    assert not (phone.prefix / "var/service/pocketllm").exists()
+
+
+def test_what_only_makes_it_faster_may_be_missing(phone: Phone) -> None:
+    phone.command("pkg", 'case "$*" in *llama-cpp | *python-tokenizers) exit 100 ;; esac')
+    ended = phone.run("install.sh")
+    assert ended.returncode == 0, ended.stderr
+    assert "llama-cpp is not to be had; answers will take longer" in ended.stdout
+
+
+def test_it_is_refused_outside_of_termux(tmp_path: Path) -> None:
+    for script in ("install.sh", "uninstall.sh"):
+        ended = subprocess.run(
+            ["dash", str(TERMUX / script)],
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode != 0 and "This is for Termux" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_after_failures_the_service_waits_longer_and_longer(phone: Phone) -> None:
+    (phone.prefix / "var/run").mkdir(parents=True)
+
+    def waits(code: str) -> str:
+        ended = phone.run("service/finish", code, "0", POCKETLLM_FINISH_SECONDS="0")
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.strip()
+
+    said = [waits("1") for _ in range(9)]
+    assert [line.split()[-2] for line in said] == ["15", "30", "60", "120", "240", "480", "900", "900", "900"]
+    assert waits("0") == ""
+    assert waits("-1").split()[-2] == "15"
+    (phone.prefix / "var/run/pocketllm.failures").write_text("many")
+    assert waits("1").split()[-2] == "15"
+
+
+def test_at_boot_the_services_are_started(phone: Phone) -> None:
+    phone.command("runsvdir")
+    assert phone.run("boot.sh").returncode == 0
+    assert phone.calls() == [f"runsvdir {phone.prefix}/var/service"]
+    assert "boot " in (phone.home / ".pocketllm-boot.log").read_text()
+
+
+def test_at_boot_one_runsvdir_is_enough(phone: Phone) -> None:
+    phone.command("runsvdir")
+    sleeper = subprocess.Popen(["sleep", "600"])
+    try:
+        (phone.prefix / "var/run").mkdir(parents=True)
+        (phone.prefix / "var/run/service-daemon.pid").write_text(str(sleeper.pid))
+        assert phone.run("boot.sh").returncode == 0
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert phone.calls() == []
+    assert phone.run("boot.sh").returncode == 0
+    assert phone.calls() == [f"runsvdir {phone.prefix}/var/service"], "the one that was noted is dead"
+
+
+def test_the_idle_hook_touches_the_stamp(phone: Phone) -> None:
+    stamp = phone.home / ".local/share/pocketllm/idle.stamp"
+    stamp.parent.mkdir(parents=True)
+    assert phone.run("idle-hook.sh").returncode == 0
+    assert stamp.is_file()
+
+
+def test_the_service_asks_android_anew_and_becomes_the_daemon(phone: Phone) -> None:
+    phone.run("install.sh")
+    phone.note.unlink()
+    ended = subprocess.run(
+        ["dash", str(phone.root / SERVICE / "run")],
+        env={"HOME": str(phone.home), "PREFIX": str(phone.prefix), "PATH": f"{phone.bin}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stderr == ""
+    eventually(lambda: len(phone.calls()) == 2, "both were called")
+    asked, serving = sorted(phone.calls(), key=lambda call: call.endswith("serve"))
+    assert f"--es script {phone.home}/.local/bin/pocketllm-idle-hook --ei job_id 4242" in asked
+    assert serving.endswith("pocketllm serve")

@@ -1,0 +1,312 @@
+"""Chat exports: who wrote what, and what the owner answered to what."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.readers.base import Document, Example, Kind, Skipped, Wishes
+from pocketllm.readers.chats import ANSWER_CHARACTERS, PROMPT_CHARACTERS, Conversation, Message, examples
+from tests.support.imported import gathered, items, look, reasons, write, writers
+
+NNBSP = "\u202f"
+
+
+def learned(*messages: tuple[str, str], me: str = "me") -> list[Document]:
+    """What is learned from messages, each its sender and its text."""
+    conversation = Conversation(messages=[Message(sender=sender, text=text) for sender, text in messages])
+    found = examples([conversation], Wishes(me=frozenset({me})))
+    return [one.item for one in found if isinstance(one, Example)]
+
+
+class TestAnswers:
+    def test_what_stands_before_is_the_prompt(self) -> None:
+        assert learned(("Anna", "Tea?"), ("Me", "Yes."), ("Anna", "Two mugs?"), ("me", "Three."), ("Anna", "Oh.")) == [
+            {"prompt": "Tea?\n", "completion": "Yes."},
+            {"prompt": "Two mugs?\n", "completion": "Three."},
+        ]
+
+    def test_messages_in_a_row_are_one(self) -> None:
+        assert learned(("Anna", "Tea?"), ("Anna", "Or not?"), ("me", "Yes."), ("me", "Please.")) == [
+            {"prompt": "Tea?\nOr not?\n", "completion": "Yes.\nPlease."}
+        ]
+
+    def test_who_begins_answers_nothing(self) -> None:
+        assert learned(("me", "Tea?"), ("Anna", "Yes.")) == [{"text": "Tea?"}]
+
+    def test_several_others_are_named(self) -> None:
+        assert learned(("Anna", "Tea?"), ("Bert", "Or not?"), ("me", "Yes.")) == [
+            {"prompt": "Anna: Tea?\nBert: Or not?\n", "completion": "Yes."}
+        ]
+
+    def test_the_prompt_is_bounded(self) -> None:
+        many = learned(*(("Anna", f"message {number}") for number in range(100)), ("me", "Yes."))
+        assert many[0]["prompt"] == "".join(f"message {number}\n" for number in range(92, 100))
+        (long,) = learned(("Anna", "a"), ("Anna", "b" * 5000 + "c"), ("me", "Yes."))
+        assert long["prompt"] == "b" * (PROMPT_CHARACTERS - 1) + "c\n"
+
+    def test_a_long_row_is_an_answer_and_plain_text(self) -> None:
+        half = "x" * (ANSWER_CHARACTERS // 2)
+        assert learned(("Anna", "Well?"), *(("me", half) for _ in range(3))) == [
+            {"prompt": "Well?\n", "completion": f"{half}\n{half}"},
+            {"text": half},
+        ]
+
+    def test_what_cannot_be_stored_is_taken_out(self) -> None:
+        assert learned(("Anna", "\0"), ("Anna", "a\ud83d\0b\r\n"), ("me", " c\udc00 ")) == [
+            {"prompt": "a\ufffdb\n", "completion": "c\ufffd"}
+        ]
+
+    def test_an_answer_too_long_for_one_text_is_split(self) -> None:
+        conversation = Conversation(messages=[Message(sender="a", text="?"), Message(sender="me", text="x " * 500)])
+        found = list(examples([conversation], Wishes(me=frozenset({"me"}), max_bytes=600)))
+        assert [set(one.item) for one in found if isinstance(one, Example)] == [{"text"}, {"text"}]
+
+
+CHATS: dict[str, tuple[Kind, str, Any]] = {
+    "Telegram, one chat": (
+        Kind.TELEGRAM,
+        "result.json",
+        {
+            "name": "Anna",
+            "type": "personal_chat",
+            "id": 1,
+            "messages": [
+                {"type": "service", "actor": "Anna", "action": "phone_call", "text": ""},
+                {"type": "message", "from": "Anna", "from_id": "user1", "text": ["Tea", {"type": "bold", "text": "?"}]},
+                {"type": "message", "from": "Me", "from_id": "user2", "text": "Yes."},
+                {"type": "message", "from": "Me", "from_id": "user2", "text": "No.", "forwarded_from": "X"},
+                {"type": "message", "from": "Me", "from_id": "user2", "text": "", "photo": "a.jpg"},
+                {"type": "message", "from": None, "from_id": "user3", "text": "gone"},
+            ],
+        },
+    ),
+    "Slack": (
+        Kind.CHAT,
+        "2024-01-01.json",
+        [
+            {"type": "message", "subtype": "channel_join", "user": "U1", "text": "<@U1> has joined", "ts": "1.0"},
+            {"type": "message", "user": "U1", "user_profile": {"real_name": "Anna"}, "text": "Tea?", "ts": "2.0"},
+            {"type": "message", "user": "U2", "user_profile": {"name": "m", "real_name": "Me"}, "text": "Yes."},
+        ],
+    ),
+    "Discord": (
+        Kind.CHAT,
+        "channel.json",
+        {
+            "guild": {"id": "1", "name": "Harbour"},
+            "channel": {"id": "2", "name": "general"},
+            "messages": [
+                {"id": "3", "timestamp": "2024-01-01T10:00:00", "content": "Tea?", "author": {"id": "4", "name": "a"}},
+                {
+                    "id": "5",
+                    "timestamp": "2024-01-01T10:01:00",
+                    "content": "Yes.",
+                    "author": {"id": "6", "name": "x", "nickname": "Me"},
+                },
+            ],
+        },
+    ),
+    "Messenger, newest first": (
+        Kind.CHAT,
+        "message_1.json",
+        {
+            "participants": [{"name": "Anna"}, {"name": "Me"}],
+            "messages": [
+                {"sender_name": "Me", "timestamp_ms": 2000, "content": "Yes."},
+                {"sender_name": "Anna", "timestamp_ms": 1500, "photos": []},
+                {"sender_name": "Anna", "timestamp_ms": 1000, "content": "Tea?"},
+            ],
+        },
+    ),
+    "a list": (
+        Kind.CHAT,
+        "chat.json",
+        [{"from": "Anna", "text": "Tea?"}, {"from": "me", "text": "Yes.", "date": "2024"}, "what?"],
+    ),
+    "several lists": (
+        Kind.CHAT,
+        "chats.json",
+        [{"title": "a", "messages": [{"author": "Anna", "body": "Tea?"}, {"author": "Me", "body": "Yes."}]}],
+    ),
+    "roles": (
+        Kind.CHAT,
+        "log.json",
+        [{"role": "assistant", "content": "Tea?"}, {"role": "me", "content": [{"type": "text", "text": "Yes."}]}],
+    ),
+    "JSON lines": (
+        Kind.CHAT,
+        "chat.jsonl",
+        '{"sender": "Anna", "message": "Tea?"}\n\n{"sender": "Me", "message": "Yes."}',
+    ),
+    "CSV": (Kind.CSV, "chat.csv", "\ufeffDate,Sender,Text\n2024,Anna,Tea?\n2024,Me,Yes.\n"),
+    "CSV as Excel writes it": (Kind.CSV, "chat.csv", "sep\n" * 0 + 'author;content\r\nAnna;"Tea?"\r\nMe;Yes.\r\n'),
+    "TSV": (Kind.CSV, "chat.tsv", "from\tmessage\nAnna\tTea?\nMe\tYes.\n"),
+}
+for name, lines in {
+    "Android": ["31.12.20, 23:58 - Anna: Tea?", "31.12.20, 23:59 - Me: Yes."],
+    "Android, American": [f"12/31/20, 9:58{NNBSP}PM - Anna: Tea?", "12/31/20, 9:59 PM - Me: Yes."],
+    "Android, Spanish": ["31/12/20 9:58 p. m. - Anna: Tea?", "31/12/20 9:59 p. m. - Me: Yes."],
+    "Android, German": ["31.12.20 um 23:58 - Anna: Tea?", "31.12.20 um 23:59 - Me: Yes."],
+    "Android, Swedish": ["2020-12-31 23:58 - Anna: Tea?", "2020-12-31 23:59 - Me: Yes."],
+    "Android, Korean order": ["2020. 12. 31. 23:58 - Anna: Tea?", "2020. 12. 31. 23:59 - Me: Yes."],
+    "iOS": ["[31.12.20, 23:58:01] Anna: Tea?", "\u200e[31.12.20, 23:59:01] Me: Yes."],
+    "iOS, American": [f"[12/31/20, 9:58:01{NNBSP}PM] Anna: Tea?", "[12/31/20, 9:59:01 PM] Me: Yes."],
+    "iOS, unknown number": ["[31/12/2020, 23:58:01] ~\u202fAnna: Tea?", "[31/12/2020, 23:59:01] Me: Yes."],
+}.items():
+    CHATS[f"WhatsApp, {name}"] = (Kind.WHATSAPP, "chat.txt", "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_every_kind_of_chat(tmp_path: Path, name: str) -> None:
+    kind, file, content = CHATS[name]
+    path = write(tmp_path / file, content)
+    assert look(path, "Me") == (kind, [Example(item={"prompt": "Tea?\n", "completion": "Yes."})])
+    assert "Me" in writers(path) or "me" in writers(path) or "x" in writers(path) or "m" in writers(path)
+    assert reasons(path, "Nobody") == ["conversations without a message of yours"]
+
+
+def test_an_owner_may_be_named_by_an_id(tmp_path: Path) -> None:
+    for name, identity in (("Telegram, one chat", "user2"), ("Slack", "U2"), ("Discord", "6")):
+        _, file, content = CHATS[name]
+        assert items(write(tmp_path / file, content), identity) == [{"prompt": "Tea?\n", "completion": "Yes."}]
+
+
+def test_telegrams_whole_export_says_who_the_owner_is(tmp_path: Path) -> None:
+    _, _, chat = CHATS["Telegram, one chat"]
+    document = {"personal_information": {"user_id": 2, "first_name": "Me"}, "chats": {"list": [chat, chat]}}
+    answer = {"prompt": "Tea?\n", "completion": "Yes."}
+    assert items(write(tmp_path / "result.json", document)) == [answer, answer]
+
+
+def test_what_whatsapp_itself_writes_is_left_out(tmp_path: Path) -> None:
+    lines = [
+        "31.12.20, 23:50 - Messages and calls are end-to-end encrypted.",
+        "31.12.20, 23:51 - Anna: <Media omitted>",
+        "31.12.20, 23:52 - Anna: \u200eimage omitted",
+        "31.12.20, 23:53 - Anna: First line",
+        "  12: no date, and its second line",
+        "31.12.20, 23:54 - Me: This message was deleted",
+        "31.12.20, 23:55 - Me: Seen <This message was edited>",
+        "31.12.20, 23:56 - Anna changed the subject",
+        "31.12.20, 23:57 - Me: <3",
+    ]
+    assert items(write(tmp_path / "c.txt", "\n".join(lines)), "me") == [
+        {"prompt": "First line\n  12: no date, and its second line\n", "completion": "Seen\n<3"}
+    ]
+
+
+def node(identity: str, parent: str | None, role: str, *parts: Any, **more: Any) -> Document:
+    content = {"content_type": "text", "parts": list(parts)}
+    message = {"author": {"role": role}, "content": content, **more}
+    return {identity: {"id": identity, "parent": parent, "children": [], "message": message}}
+
+
+CHATGPT = {
+    "title": "Boats",
+    "mapping": {
+        "root": {"id": "root", "parent": None, "message": None},
+        **node("a", "root", "system", ""),
+        **node("b", "a", "user", "How dry is a boat?"),
+        **node("c", "b", "assistant", "Very."),
+        **node("d", "c", "user", "Then wht?"),
+        **node("e", "c", "user", "Then what?", {"content_type": "image_asset_pointer"}),
+        **node("f", "e", "user", "hidden", metadata={"is_visually_hidden_from_conversation": True}),
+        **node("g", "f", "assistant", "Tea."),
+    },
+    "current_node": "g",
+}
+
+
+class TestAssistants:
+    def test_chatgpt(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "conversations.json", [CHATGPT, CHATGPT | {"current_node": None}])
+        assert look(path)[0] is Kind.CHATGPT
+        asked = ["How dry is a boat?", "Then what?", "How dry is a boat?", "Then wht?", "Then what?"]
+        assert [item["text"] for item in items(path)] == asked
+        assert items(path, "Somebody") == items(path)
+
+    def test_a_tree_that_bites_its_tail(self, tmp_path: Path) -> None:
+        loop = {**node("a", "b", "user", "one"), **node("b", "a", "user", "two")}
+        path = write(tmp_path / "conversations.json", [{"mapping": loop, "current_node": "a"}])
+        assert [item["text"] for item in items(path)] == ["two", "one"]
+
+    def test_claude(self, tmp_path: Path) -> None:
+        chat = [{"sender": "human", "text": "How dry?"}, {"sender": "assistant", "text": "Very."}]
+        path = write(tmp_path / "conversations.json", [{"uuid": "1", "name": "", "chat_messages": chat}])
+        assert look(path) == (Kind.CLAUDE, [Example(item={"text": "How dry?"})])
+
+
+OWN: list[Document] = [
+    {"text": " kept as\r\nit is \u2028 \0", "source": "a"},
+    {"prompt": "Who?", "completion": " Anna.", "source": "chat"},
+    {"text": "good day", "label": "positive", "source": "diary"},
+    {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}], "source": "x"},
+]
+
+
+class TestOwnFormat:
+    @pytest.mark.parametrize("name", ["backup.jsonl", "backup.txt", "backup"])
+    def test_lines_are_read_back_exactly(self, tmp_path: Path, name: str) -> None:
+        path = write(tmp_path / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in OWN))
+        assert look(path)[0] is Kind.JSONL
+        assert items(path) == items(path, "Me") == OWN
+        assert gathered(path)[0] == OWN
+
+    def test_a_list_in_one_document(self, tmp_path: Path) -> None:
+        assert items(write(tmp_path / "backup.json", OWN)) == OWN
+
+    def test_one_line_alone(self, tmp_path: Path) -> None:
+        for name in ("one.jsonl", "one.json"):
+            assert items(write(tmp_path / name, OWN[0])) == OWN[:1]
+
+    def test_a_source_is_given_where_there_is_none_and_may_be_changed(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b", "source": "s"}\n')
+        assert [item["source"] for item in gathered(path)[0]] == ["jsonl: a.jsonl", "s"]
+        assert [item["source"] for item in gathered(path, source="mine")[0]] == ["mine", "mine"]
+
+    def test_lines_that_are_no_example_are_left_out(self, tmp_path: Path) -> None:
+        bad = [
+            "{",
+            "[1]",
+            '{"text": 1}',
+            '{"text": "\\ud800"}',
+            '{"text": "a", "x": 1}',
+            "[" * 100_000,
+            '{"label": "a"}',
+        ]
+        path = write(tmp_path / "a.jsonl", "\n".join(['{"text": "good"}', *bad, '{"text": "last"}']))
+        found = look(path)[1]
+        assert [one.place for one in found if isinstance(one, Skipped)] == [f"line {n}" for n in range(2, 9)]
+        assert [one.item["text"] for one in found if isinstance(one, Example)] == ["good", "last"]
+
+
+class TestTables:
+    def test_columns_of_examples(self, tmp_path: Path) -> None:
+        labels = "text,label,id\nTwo mugs,positive,1\nRain,,2\n"
+        found = look(write(tmp_path / "a.csv", labels))[1]
+        assert found == [
+            Example(item={"label": "positive", "text": "Two mugs"}, place="row 2"),
+            Skipped(reason="rows with an empty cell", place="row 3"),
+        ]
+        answers = 'Prompt;Completion\n"Who; you?";Anna\n'
+        assert items(write(tmp_path / "b.csv", answers)) == [{"prompt": "Who; you?", "completion": "Anna"}]
+        assert items(write(tmp_path / "c.csv", "id,text\n1,Rain\n")) == [{"text": "Rain"}]
+
+    def test_rows_with_too_few_and_too_many_cells(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "from,text\nAnna\nAnna,Tea?,x,y\n\nMe,Yes.\n")
+        assert items(path, "Me") == [{"prompt": "Tea?\n", "completion": "Yes."}]
+
+
+def test_the_owner_may_say_what_a_file_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "from,text\nAnna,Tea?\nMe,Yes.\n")
+    assert items(path, format=Kind.NOTES) == [{"text": "from,text\nAnna,Tea?\nMe,Yes."}]
+    assert reasons(path, format=Kind.WHATSAPP)[0].startswith("no chat as WhatsApp exports it")
+    assert reasons(path, format=Kind.TELEGRAM)[0].startswith("no valid JSON")
+    assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=Kind.TELEGRAM) == ["no export of telegram"]
+
+
+@pytest.mark.parametrize("document", [[], {}, [1, 2], {"a": {"b": []}}, [{"text": 1, "from": 2}], {"messages": []}])
+def test_json_that_is_no_chat(tmp_path: Path, document: Any) -> None:
+    assert reasons(write(tmp_path / "a.json", document))[0].startswith("JSON without messages")

@@ -1,0 +1,187 @@
+"""Mail: what its writer wrote in it, and nothing of what is quoted, signed or attached."""
+
+import subprocess
+import sys
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from pocketllm.readers.base import Example, Kind, Skipped
+from pocketllm.readers.mail import own_words
+from tests.support.imported import items, look, reasons, write
+
+MBOX = b"""From anna@example.org Mon Jan  1 10:00:00 2024
+From: Anna Alder <anna@example.org>
+To: bert@example.org
+Subject: The boat
+Message-ID: <1@example.org>
+
+The boat is dry.
+>From here on it stays so.
+
+From bert@example.org Mon Jan  1 11:00:00 2024
+From: bert@example.org
+In-Reply-To: <1@example.org>
+
+Good.
+
+From anna@example.org Mon Jan  1 12:00:00 2024
+From: =?utf-8?q?Anna_=C3=84lder?= <ANNA@example.org>
+Content-Type: text/plain; charset=iso-8859-1
+Content-Transfer-Encoding: quoted-printable
+
+Gr=FC=DFe,
+
+On Mon, 1 Jan 2024 at 11:00, Bert Birch wrote:
+> Good.
+>
+> Bert
+--\x20
+Anna Alder
+"""
+
+
+def test_a_mailbox(tmp_path: Path) -> None:
+    path = write(tmp_path / "Sent", MBOX)
+    assert look(path)[0] is Kind.MBOX
+    assert [item["text"] for item in items(path)] == [
+        "The boat is dry.\nFrom here on it stays so.",
+        "Good.",
+        "Grüße,",
+    ]
+
+
+@pytest.mark.parametrize("me", ["anna@example.org", "ANNA@EXAMPLE.ORG"])
+def test_only_the_owners_mails(tmp_path: Path, me: str) -> None:
+    _, found = look(write(tmp_path / "Sent.mbox", MBOX.replace(b"\n", b"\r\n")), me)
+    assert [one.item["text"] for one in found if isinstance(one, Example)] == [
+        "The boat is dry.\nFrom here on it stays so.",
+        "Grüße,",
+    ]
+    assert [one for one in found if isinstance(one, Skipped)] == [
+        Skipped(reason="mails that somebody else wrote", place="mail 2")
+    ]
+
+
+def test_several_addresses_of_one_owner(tmp_path: Path) -> None:
+    assert len(items(write(tmp_path / "Sent.mbox", MBOX), "anna@example.org", "bert@example.org")) == 3
+
+
+def mail(**headers: str) -> EmailMessage:
+    message = EmailMessage()
+    message["From"] = "anna@example.org"
+    message["Date"] = "Mon, 01 Jan 2024 10:00:00 +0000"
+    for name, value in headers.items():
+        message[name] = value
+    return message
+
+
+def test_a_mail_with_html_and_an_attachment(tmp_path: Path) -> None:
+    message = mail()
+    message.set_content("Plain words.")
+    message.add_alternative("<p>Rich words.</p>", subtype="html")
+    message.add_attachment(b"\0" * 5000, maintype="image", subtype="png", filename="a.png")
+    message.add_attachment("not this", filename="notes.txt")
+    path = write(tmp_path / "one.eml", message.as_bytes())
+    assert look(path)[0] is Kind.EML
+    assert items(path) == [{"text": "Plain words."}]
+
+
+def test_a_mail_in_html_alone(tmp_path: Path) -> None:
+    message = mail()
+    message.set_content(
+        "<style>p {}</style><div>One &amp; two.</div><div><br></div><div>Three.</div>"
+        "<div>On Mon, 1 Jan 2024 at 11:00, Bert &lt;bert@example.org&gt; wrote:<br></div>"
+        "<blockquote class=q>Not mine <blockquote>nor this</blockquote>.</blockquote>",
+        subtype="html",
+    )
+    assert items(write(tmp_path / "one.eml", message.as_bytes())) == [{"text": "One & two.\n\nThree."}]
+
+
+def test_soft_line_ends_are_taken_out(tmp_path: Path) -> None:
+    head = b"From: a@b.c\nDate: x\nContent-Type: text/plain; format=flowed\n\n"
+    text = head + b"One \ntwo.\n From three \n> no \n> no\n-- \nme"
+    assert items(write(tmp_path / "mail", text)) == [{"text": "One two.\nFrom three"}]
+
+
+def test_a_mail_is_known_without_its_suffix_but_a_note_stays_one(tmp_path: Path) -> None:
+    text = b"From: a@b.c\nDate: today\n\nWords."
+    assert look(write(tmp_path / "1700000000.M1P2.host:2,S", text))[0] is Kind.EML
+    assert look(write(tmp_path / "a.md", text))[0] is Kind.NOTES
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("Yes.\n\n> No?\n\nSee you.", "Yes.\n\nSee you."),
+        ("Yes.\n\nOn 1 Jan 2024, at 11:00, A very long name of somebody\n<bert@example.org> wrote:\n\n> No?", "Yes."),
+        ("Ja.\n\nAm 01.01.2024 um 11:00 schrieb Bert:\n> Nein?", "Ja."),
+        ("Oui.\n\nLe lun. 1 janv. 2024 à 11:00, Bert <b@example.org> a écrit :\n> Non", "Oui."),
+        ("Yes.\n\n-----Original Message-----\nFrom: Bert\nNo?", "Yes."),
+        ("Look.\n\n---------- Forwarded message ---------\nFrom: Bert", "Look."),
+        ("Yes.\n\nFrom: Bert <b@example.org>\nSent: Monday\nTo: Anna\n\nNo?", "Yes."),
+        ("Ja.\n\nVon: Bert\nGesendet: Montag\nAn: Anna\n\nNein?", "Ja."),
+        ("Yes.\n\nSent from my iPhone", "Yes."),
+        ("Yes.\n--\nAnna\nDirector of Boats", "Yes."),
+        ("We need:\n- rope\n- tea", "We need:\n- rope\n- tea"),
+        ("From: here to there.\nNo mail.", "From: here to there.\nNo mail."),
+        ("> only\n> quoted", ""),
+    ],
+)
+def test_own_words(text: str, own: str) -> None:
+    assert own_words(text) == own
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"From x\nFrom: a\n\n> quoted\n", "mails without words of their own"),
+        (b"From x\nFrom: a\nContent-Type: image/png\n\nAAAA\n", "mails without words of their own"),
+        (b"From x\nFrom: a\nContent-Type: multipart/mixed; boundary=b\n\n--b\n", "mails without words of their own"),
+        (b"From x\nTo: " + b"a@b.c, " * 50_000 + b"\n\nwords\n", "broken mails"),
+        (b"From x\nFrom: a\nContent-Type: " + b"<p" * 60_000 + b"\n\nwords\n", "broken mails"),
+        (b"From x\nFrom: a\nContent-Type: text/plain; charset=\xff\xfe\n\n\n", "mails without words of their own"),
+    ],
+    ids=["quotes", "a picture", "no end", "endless headers", "an endless type", "no charset"],
+)
+def test_mails_without_words(tmp_path: Path, data: bytes, reason: str) -> None:
+    assert reasons(write(tmp_path / "m", data), format=Kind.MBOX) == [reason]
+
+
+def test_a_charset_that_nobody_knows(tmp_path: Path) -> None:
+    data = b"From: a@b.c\nDate: x\nContent-Type: text/plain; charset=martian\n\nGr\xc3\xbc\xc3\x9fe\x00\n"
+    assert items(write(tmp_path / "m.eml", data)) == [{"text": "Grüße"}]
+
+
+def test_parts_nested_without_end(tmp_path: Path) -> None:
+    nested = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(3000))
+    found = look(write(tmp_path / "m.eml", b"From: a@b.c\n" + nested + b"\nwords\n"))[1]
+    assert len(found) == 1
+
+
+def test_no_mailbox(tmp_path: Path) -> None:
+    assert reasons(write(tmp_path / "m.txt", "words"), format=Kind.MBOX)[0].startswith("no mailbox")
+
+
+def test_a_large_mailbox_is_not_held_in_memory(tmp_path: Path) -> None:
+    """100 MB of mails with attachments are read by a process that may have half of that."""
+    attachment = b"QUJD" * 19 + b"\n"
+    one = (
+        b"From x\nFrom: a@b.c\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/plain\n\n"
+        b"Words.\n--b\nContent-Type: image/png\nContent-Transfer-Encoding: base64\n\n"
+        + attachment * 27_000
+        + b"--b--\n\n"
+    )
+    path = tmp_path / "large.mbox"
+    with path.open("wb") as file:
+        for _ in range(50):
+            file.write(one)
+    code = (
+        "import resource, sys; from pathlib import Path; from pocketllm.readers.base import Wishes;"
+        "from pocketllm.readers.mail import read_mbox;"
+        "resource.setrlimit(resource.RLIMIT_DATA, (50_000_000, 50_000_000));"
+        "print(sum(1 for _ in read_mbox(Path(sys.argv[1]), Wishes())))"
+    )
+    limited = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert limited.stdout == "50\n", limited.stderr

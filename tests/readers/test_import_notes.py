@@ -1,0 +1,181 @@
+"""Folders of notes: which files are read, and what of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pocketllm.readers.base import Kind
+from pocketllm.readers.notes import split_text, without_front_matter
+from pocketllm.readers.walk import walk
+from tests.support.imported import gathered, items, look, reasons, write
+
+
+def test_a_folder_is_read_with_the_folders_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "b.md", "Two.\r\n")
+    write(tmp_path / "a.txt", "One.")
+    write(tmp_path / "2024" / "may" / "é.org", "Three.")
+    texts, tally = gathered(tmp_path)
+    assert texts == [
+        {"text": "One.", "source": "notes: a.txt"},
+        {"text": "Two.", "source": "notes: b.md"},
+        {"text": "Three.", "source": "notes: 2024/may/é.org"},
+    ]
+    assert (tally.files, tally.texts, tally.words) == (3, 3, 3)
+    assert not tally.skipped
+
+
+def test_what_is_hidden_or_of_a_program_is_left_out(tmp_path: Path) -> None:
+    for name in (".obsidian/x.md", ".git/x.md", "node_modules/a/x.md", ".hidden.md", "deep/.trash/x.md"):
+        write(tmp_path / name, "no")
+    texts, tally = gathered(tmp_path)
+    assert texts == []
+    assert tally.skipped["hidden, or of a program"].count == 5
+
+
+def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path) -> None:
+    write(tmp_path / ".notes" / "x.md", "yes")
+    assert len(gathered(tmp_path / ".notes")[0]) == 1
+
+
+def test_loops_of_links_end_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    write(tmp_path / "a.md", "words")
+    (tmp_path / "b.md").symlink_to("a.md")
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "c").symlink_to("c")
+    (tmp_path / "gone.md").symlink_to("nowhere")
+    texts, tally = gathered(tmp_path, tmp_path / "a.md")
+    assert [text["text"] for text in texts] == ["words"]
+    assert {reason.partition(":")[0] for reason in tally.skipped} == {
+        "the same file or folder under another name (a link)",
+        "cannot be opened",
+    }
+
+
+def test_folders_nested_deeper_than_python_calls(tmp_path: Path) -> None:
+    folder = tmp_path
+    for _ in range(600):  # a path of a name each would be longer than the system allows
+        folder = folder / "a"
+    folder.mkdir(parents=True)
+    write(folder / "x.md", "deep")
+    assert gathered(tmp_path)[1].texts == 1
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"gr\xf6sse.md")).write_text("words")
+    ((text,), _) = gathered(tmp_path)
+    assert text["source"] == "notes: gr\ufffdsse.md"
+
+
+def test_a_long_name_keeps_its_end(tmp_path: Path) -> None:
+    write(tmp_path / ("a" * 200) / ("b" * 100 + ".md"), "words")
+    ((text,), _) = gathered(tmp_path)
+    assert len(text["source"]) == 200
+    assert text["source"].startswith("notes: aaa") and text["source"].endswith("bbb.md")
+
+
+def test_the_owner_may_say_what_the_source_is(tmp_path: Path) -> None:
+    write(tmp_path / "a.md", "words")
+    assert gathered(tmp_path, source="diary")[0] == [{"text": "words", "source": "diary"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("---\ntitle: A\ntags:\n  - b\n- c\n# note\n\n---\nWords\n", "Words\n"),
+        ("---\n---\nWords", "Words"),
+        ("---\ntitle: A\n...\nWords", "Words"),
+        ("---\ntitle: A\n---", ""),
+        ("---\nA rule above, no front matter.\n---\nWords", None),
+        ("---\ntitle: A\nnever ends", None),
+        ("Words\n---\ntitle: A\n---\n", None),
+        ("----\na: b\n---\n", None),
+    ],
+)
+def test_front_matter_is_taken_off(text: str, kept: str | None) -> None:
+    assert without_front_matter(text) == (text if kept is None else kept)
+
+
+def test_front_matter_is_markdowns(tmp_path: Path) -> None:
+    text = "---\ntitle: A\n---\nWords"
+    assert items(write(tmp_path / "a.md", text)) == [{"text": "Words"}]
+    assert items(write(tmp_path / "a.txt", text)) == [{"text": text}]
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["Größe".encode(), "\ufeffGröße".encode(), "Größe".encode("utf-16"), "\ufeffGröße".encode("utf-16-be")],
+    ids=["utf-8", "utf-8 with its mark", "utf-16", "utf-16 of the other order"],
+)
+def test_encodings(tmp_path: Path, data: bytes) -> None:
+    assert items(write(tmp_path / "a.txt", data)) == [{"text": "Größe"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.txt", "Größe".encode("latin1"), "not UTF-8"),
+        ("a.txt", b"ab\0c", "no text: it holds zero bytes"),
+        ("a.txt", b"x" * 70_000 + b"\xff", "not UTF-8"),
+        ("a.txt", b"x" * 70_000 + b"\0", "no text: it holds zero bytes"),
+        ("a.txt", b"\xff\xfea", "not UTF-8"),
+        ("a.txt", b" \n\n", "empty"),
+        ("a.md", b"", "empty"),
+        ("a.zip", b"PK\x03\x04", "an archive"),
+        ("a.docx", b"PK\x03\x04", "an archive or an office document"),
+        ("a.txt", b"%PDF-1.7", "a PDF"),
+        ("a.json", b"", "empty"),
+        ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?", "Telegram's export as a page"),
+        ("a.json", b"words", "no valid JSON"),
+        ("a.csv", b"1,2,3\n", "a table whose first row does not name its columns"),
+    ],
+)
+def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    (found,) = reasons(write(tmp_path / name, data))
+    assert found.startswith(reason)
+
+
+def test_a_character_may_be_cut_where_the_look_ends(tmp_path: Path) -> None:
+    text = "x" * 63_999 + "é" * 10
+    assert items(write(tmp_path / "a.txt", text)) == [{"text": text}]
+
+
+def test_text_of_an_unknown_name_is_read_only_if_it_is_named_itself(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", "words = 1")
+    assert items(tmp_path / "script.py") == [{"text": "words = 1"}]
+    assert gathered(tmp_path)[0] == []
+
+
+def test_html_notes(tmp_path: Path) -> None:
+    html = "<html><head><title>x</title></head><body><h1>Day</h1><p>Two&nbsp;mugs\nof <b>tea</b>.<br>Home.</p></body>"
+    assert items(write(tmp_path / "a.html", html)) == [{"text": "Day\n\nTwo mugs of tea.\nHome."}]
+
+
+def test_markdown_that_begins_like_json_is_markdown(tmp_path: Path) -> None:
+    assert items(write(tmp_path / "a.md", '["a"] is a list.')) == [{"text": '["a"] is a list.'}]
+
+
+def test_a_long_text_is_split_at_paragraphs(tmp_path: Path) -> None:
+    text = "\n\n".join(f"Paragraph {number} is here." for number in range(100))
+    kind, found = look(write(tmp_path / "a.txt", text), max_bytes=200)
+    assert kind is Kind.NOTES
+    parts = items(tmp_path / "a.txt", max_bytes=200)
+    assert "\n\n".join(part["text"] for part in parts) == text
+    assert all(150 < len(part["text"]) <= 200 for part in parts[:-1])
+    assert [getattr(one, "place", None) for one in found][:2] == ["part 1", "part 2"]
+
+
+@pytest.mark.parametrize(
+    "text", ["é" * 1000, "a\n" * 500, "a b " * 500, "€" * 333 + "\n\n" + "x" * 50 + "\n" + "y" * 90]
+)
+@pytest.mark.parametrize("limit", [7, 50, 64])
+def test_parts_fit_and_lose_no_letter(text: str, limit: int) -> None:
+    parts = split_text(text, limit)
+    assert all(0 < len(part.encode()) <= limit for part in parts)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+
+
+def test_the_walk_has_an_order(tmp_path: Path) -> None:
+    for name in ("z.md", "b/x.md", "a/x.md", "a/b/x.md", "c.md"):
+        write(tmp_path / name, "x")
+    assert [entry.name for entry in walk([tmp_path])] == ["c.md", "z.md", "a/x.md", "a/b/x.md", "b/x.md"]

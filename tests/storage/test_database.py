@@ -1,0 +1,212 @@
+"""The one file: how it is opened, what a transaction is, and what is left of it when a process is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from sqlite3 import connect
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import StatementError
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import DatabaseUnusable
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from tests.support.working import NOW
+
+#: Adds texts one by one.
+ADDS_TEXTS = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from pocketllm.storage.store import Store
+from pocketllm.storage.repositories.texts import NewText
+store = Store.open_for_worker(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(20):
+    store.texts.add([NewText(text=f"child {number}", source="test")], now=datetime.now(UTC))
+"""
+
+#: Writes a text and waits in the middle of the transaction, with the row in the file's log.
+STOPS_IN_THE_MIDDLE = """
+import sys
+from pathlib import Path
+from sqlalchemy import text
+from pocketllm.storage.database import Database
+with Database(Path(sys.argv[1])).write() as session:
+    session.connection().execute(text("PRAGMA cache_size = 1"))
+    for number in range(200):
+        values = {"id": f"half-{number}", "words": "half " * 1000}
+        session.connection().execute(text(
+            "INSERT INTO text (id, source, text, words, held_out, created_at)"
+            " VALUES (:id, 'child', :words, 1000, 0, '2026-01-01 00:00:00.000000')"
+        ), values)
+    print("in the middle", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pocketllm.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    store = Store.open(path)
+    yield store
+    store.close()
+
+
+@contextmanager
+def opened(path: Path, *, durable: bool = True) -> Iterator[Database]:
+    database = Database(path, durable=durable)
+    yield database
+    database.close()
+
+
+@contextmanager
+def child(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has said its first line; killed at the end if need be."""
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def add(store: Store, words: str, *, at: datetime = NOW) -> str:
+    return store.texts.add([NewText(text=words, source="test")], now=at).ids[0]
+
+
+@pytest.mark.parametrize(
+    ("pragma", "durable", "value"),
+    [
+        ("synchronous", True, 2),  # FULL: on disk when the commit returns
+        ("synchronous", False, 1),  # NORMAL
+        ("journal_mode", True, "wal"),
+        ("journal_mode", False, "wal"),
+        ("foreign_keys", True, 1),
+        ("foreign_keys", False, 1),
+        ("secure_delete", True, 1),
+        ("secure_delete", False, 1),
+    ],
+)
+def test_every_connection_is_set_up(path: Path, pragma: str, durable: bool, value: object) -> None:
+    with opened(path, durable=durable) as database, database.read() as one, database.read() as two:
+        for session in (one, two):
+            assert session.connection().execute(text(f"PRAGMA {pragma}")).scalar() == value
+
+
+@pytest.mark.parametrize("opened_by", [Store.open, Store.open_for_worker])
+def test_the_daemon_and_the_worker_write_durably(path: Path, opened_by: Callable[[Path], Store]) -> None:
+    """A checkpoint on disk must never be ahead of the step log, nor a learned text without its record."""
+    Store.open(path).close()
+    store = opened_by(path)
+    with store._database.read() as session:
+        assert session.connection().execute(text("PRAGMA synchronous")).scalar() == 2
+    store.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(store: Store, path: Path) -> None:
+    identity = add(store, "kept")
+    with opened(path) as database:
+        with pytest.raises(InterruptedError), database.write() as session:
+            session.connection().execute(text("DELETE FROM text"))
+            raise InterruptedError
+        add(store, "the lock is free again")
+    assert store.texts.get(identity).text == "kept"
+
+
+def test_a_reader_sees_the_same_to_its_end_while_others_write(store: Store, path: Path) -> None:
+    add(store, "before")
+    with opened(path) as database, database.read() as session:
+        count = text("SELECT count(*) FROM text")
+        assert session.connection().execute(count).scalar() == 1
+        add(store, "meanwhile")
+        assert session.connection().execute(count).scalar() == 1
+    assert store.texts.counts().texts == 2
+
+
+def test_a_time_without_a_zone_is_refused_and_nothing_is_stored(store: Store) -> None:
+    with pytest.raises(StatementError, match="a time without a zone"):
+        add(store, "a", at=datetime(2026, 1, 1))
+    assert store.texts.counts().texts == 0
+
+
+def test_a_time_in_another_zone_comes_back_as_the_same_moment_in_utc(store: Store) -> None:
+    moment = datetime(2026, 1, 1, 1, 30, 0, 5, tzinfo=timezone(timedelta(hours=2)))
+    kept = store.texts.get(add(store, "a", at=moment)).created_at
+    assert kept == moment
+    assert kept.tzinfo is UTC
+
+
+def test_two_processes_that_write_at_once_lose_nothing(store: Store, path: Path) -> None:
+    ours: list[str] = []
+    with child(ADDS_TEXTS, path) as process:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        while process.poll() is None:
+            ours.append(f"parent {len(ours)}")
+            add(store, ours[-1])
+            # Without a breath the lock would hardly ever be seen free by the other.
+            store.texts.page(after=None, limit=500)
+        assert process.returncode == 0
+    words = {row.text for row in store.texts.page(after=None, limit=10_000)}
+    assert words == {*ours, *(f"child {number}" for number in range(20))}
+
+
+def test_a_process_killed_in_a_transaction_leaves_the_file_as_before(store: Store, path: Path) -> None:
+    add(store, "before")
+    log = Path(f"{path}-wal")
+    size = log.stat().st_size
+    with child(STOPS_IN_THE_MIDDLE, path) as process:
+        assert log.stat().st_size > size, "the half transaction is not in the file yet: the test tests nothing"
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    add(store, "after")
+    assert {row.text for row in store.texts.page(after=None, limit=500)} == {"before", "after"}
+    with closing(connect(path)) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"this is no database, " * 500, id="text"),
+        pytest.param(bytes(range(256)) * 64, id="bytes"),
+        pytest.param(b"SQLite format 3\0" + b"\xff" * 9000, id="right beginning"),
+    ],
+)
+def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(DatabaseUnusable, match=rf"{path} cannot be used: .*[Mm]ove it away"):
+        Store.open(path)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_in_the_files_place_is_named(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(DatabaseUnusable, match=f"{path} cannot be used"):
+        Store.open(path)
+
+
+def test_a_closed_store_can_be_closed_again_and_opened_again(path: Path) -> None:
+    store = Store.open(path)
+    identity = add(store, "kept")
+    store.close()
+    store.close()
+    again = Store.open(path)
+    assert again.texts.get(identity).text == "kept"
+    again.close()

@@ -1,0 +1,128 @@
+"""The ledger: run windows as the scheduler keeps them, sums of a day, and when the gate might open next."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.scheduling.runs import Ledger, cpu_seconds, midnight_of
+from pocketllm.storage.repositories.runs import Observed, seconds_within
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Requester
+from tests.support.working import NOW
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path / "pocketllm.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def job(store: Store) -> str:
+    return store.jobs.create(
+        model="tiny",
+        seed=1,
+        total_steps=9,
+        settings={},
+        requested_by=Requester.OWNER,
+        immediate=False,
+        now=NOW,
+    ).id
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def seen(battery: float | None = None, celsius: float | None = None) -> list[Reading]:
+    return [
+        Reading(name=name, value=value, unit=None, source="test", at=NOW)
+        for name, value in (("battery", battery), ("temperature", celsius))
+    ]
+
+
+def test_a_window_from_its_beginning_to_its_end(store: Store, job: str) -> None:
+    ledger = Ledger(store.ledger)
+    ledger.begin(job, because="power, battery 80 %", readings=seen(80, 25), now=NOW)
+    ledger.observe(None, seen(79, 33), later(70))
+    ledger.observe(None, seen(78, 31), later(71))  # too soon to be written down
+    ledger.end(because="not on external power", cpu=55.5, readings=seen(77, 30), now=later(100))
+    [window] = store.ledger.of_job(job)
+    assert (window.began_at, window.ended_at) == (NOW, later(100))
+    assert (window.began_because, window.ended_because) == ("power, battery 80 %", "not on external power")
+    assert (window.battery_began_percent, window.battery_ended_percent) == (80, 77)
+    assert (window.hottest_battery_celsius, window.hottest_zone_celsius, window.cpu_seconds) == (33, None, 55.5)
+
+
+def test_what_a_killed_daemon_left_open_ends_where_it_was_last_seen(store: Store, job: str) -> None:
+    dead = Ledger(store.ledger)
+    dead.begin(job, because="asked for now", readings=[], now=NOW)
+    dead.observe(os.getpid(), [], later(60))
+    Ledger(store.ledger).recover(later(9000))
+    [window] = store.ledger.of_job(job)
+    assert (window.ended_at, window.ended_because) == (later(60), "the daemon was killed")
+    assert window.cpu_seconds > 0
+
+
+def test_the_seconds_of_a_day(store: Store, job: str) -> None:
+    ledger, midnight = Ledger(store.ledger), midnight_of(NOW)
+    for start, end in ((midnight - timedelta(hours=1), midnight + timedelta(hours=1)), (NOW, later(600))):
+        ledger.begin(job, because="", readings=[], now=start)
+        ledger.end(because="", cpu=None, readings=[], now=end)
+    assert ledger.seconds_since(midnight, later(900)) == 3600 + 600
+    ledger.begin(job, because="", readings=[], now=later(1000))
+    assert ledger.seconds_since(midnight, later(1300)) == 3600 + 600 + 300, "the one that lasts counts, too"
+
+
+def test_windows_within_a_time(store: Store, job: str) -> None:
+    window = store.ledger.begin(job, because="", seen=Observed(), now=NOW)
+    store.ledger.end(window, because="", seen=Observed(), now=later(100))
+    rows = store.ledger.of_job(job)
+    assert seconds_within(rows, later(50), later(500)) == 50
+    assert seconds_within(rows, later(-50), later(30)) == 30
+    assert seconds_within(rows, later(200), later(500)) == 0
+
+
+def test_when_the_gate_opens_if_tonight_is_like_last_night(store: Store) -> None:
+    ledger = Ledger(store.ledger)
+    assert ledger.expected_at(NOW) is None, "nothing is known yet"
+    ledger.gate(True, NOW)
+    assert ledger.expected_at(NOW) == NOW, "it is open"
+    ledger.gate(False, later(4 * 3600))
+    ledger.gate(True, later(5 * 3600))
+    ledger.gate(False, later(5 * 3600 + 60))  # a minute is no night
+    assert ledger.expected_at(later(12 * 3600)) == NOW + timedelta(days=1)
+    halfway = NOW + timedelta(days=1, hours=2)
+    assert ledger.expected_at(halfway) == halfway, "late, as last night was: it may be any moment"
+    assert ledger.expected_at(NOW + timedelta(days=2)) is None
+
+
+def test_an_opening_that_a_killed_daemon_left_is_closed(store: Store) -> None:
+    Ledger(store.ledger).gate(True, NOW)
+    again = Ledger(store.ledger)
+    again.recover(later(3600))
+    again.gate(True, later(3700))
+    assert [(one.began_at, one.ended_at) for one in store.ledger.openings(NOW)] == [
+        (NOW, later(3600)),
+        (later(3700), None),
+    ]
+
+
+def test_the_seconds_that_a_process_has_computed() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before = cpu_seconds(busy.pid)
+        assert before is not None
+        while (cpu_seconds(busy.pid) or 0) < before + 0.2:
+            pass
+    finally:
+        busy.kill()
+        busy.wait()
+    assert cpu_seconds(busy.pid) is None

@@ -1,0 +1,329 @@
+"""Jobs in a real database file: every move from state to state, what each writes down, and who wins a race."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
+from tests.support.working import NOW
+
+QUEUED, RUNNING, PAUSED = OPEN_STATES
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "pocketllm.db")
+    yield store
+    store.close()
+
+
+def create(store: Store, *, immediate: bool = False, at: datetime = NOW) -> Job:
+    return store.jobs.create(
+        model="tiny",
+        seed=3,
+        total_steps=8,
+        settings={"rank": 2},
+        requested_by=Requester.OWNER,
+        immediate=immediate,
+        now=at,
+    )
+
+
+def adapter(name: str, job_id: str, *, model: str = "tiny") -> Adapter:
+    return Adapter(id=name, job_id=job_id, model=model, outcome=Outcome.LEARNED, created_at=NOW)
+
+
+def in_state(store: Store, state: JobState) -> Job:
+    """A job that has come to a state on the usual way."""
+    job_id = create(store).id
+    if state not in (QUEUED, JobState.CANCELLED):
+        store.jobs.start(job_id, parent=None, now=NOW)
+    match state:
+        case JobState.PAUSED:
+            store.jobs.pause(job_id, reasons=["dark"], now=NOW)
+        case JobState.SUCCEEDED:
+            store.jobs.succeed(job_id, adapter=adapter("first", job_id), publish=True, now=NOW)
+        case JobState.FAILED:
+            store.jobs.fail(job_id, error="broken", now=NOW)
+        case JobState.CANCELLED:
+            store.jobs.cancel(job_id, message="withdrawn", now=NOW)
+    return store.jobs.get(job_id)
+
+
+def add(store: Store, *texts: str) -> None:
+    store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
+
+
+#: Every operation, the states in which it is allowed, and the state that it leads to.
+Operation = Callable[[Store, str], Any]
+OPERATIONS: dict[str, tuple[Operation, tuple[JobState, ...], JobState]] = {
+    "start": (lambda store, job: store.jobs.start(job, parent=None, now=LATER), (QUEUED, PAUSED), RUNNING),
+    "pause": (lambda store, job: store.jobs.pause(job, reasons=["rain"], now=LATER), (RUNNING,), PAUSED),
+    "crashed": (
+        lambda store, job: store.jobs.crashed(job, error="bang", attempts=1, retry_at=LATER, now=LATER),
+        (RUNNING,),
+        PAUSED,
+    ),
+    "cancel": (lambda store, job: store.jobs.cancel(job, message="no", now=LATER), OPEN_STATES, JobState.CANCELLED),
+    "fail": (lambda store, job: store.jobs.fail(job, error="bang", now=LATER), OPEN_STATES, JobState.FAILED),
+    "succeed": (
+        lambda store, job: store.jobs.succeed(job, adapter=adapter("second", job), publish=True, now=LATER),
+        (RUNNING,),
+        JobState.SUCCEEDED,
+    ),
+}
+
+
+@pytest.mark.parametrize("state", JobState)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_move_is_made_where_it_is_allowed_and_else_changes_nothing(store: Store, name: str, state: JobState) -> None:
+    operation, allowed, to = OPERATIONS[name]
+    add(store, "one two")
+    job = in_state(store, state)
+    before = everything(store, job.id)
+    if state in allowed:
+        operation(store, job.id)
+        assert store.jobs.get(job.id).state is to
+    else:
+        with pytest.raises(WrongState, match=f"{job.id} is {state}; .* {' or '.join(allowed)}"):
+            operation(store, job.id)
+        assert everything(store, job.id) == before
+
+
+def everything(store: Store, job_id: str) -> list[dict[str, Any]]:
+    """All that an operation may change."""
+    rows = [store.jobs.get(job_id), *store.jobs.events(job_id), *store.adapters.all()]
+    return [row.model_dump() for row in [*rows, *store.texts.page(after=None, limit=9), *store.texts.of_job(job_id)]]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_job_that_is_not_there_cannot_be_moved(store: Store, name: str) -> None:
+    with pytest.raises(NotFound, match=r"'job-none'.*GET /jobs"):
+        OPERATIONS[name][0](store, "job-none")
+
+
+def test_a_job_is_queued_as_it_was_asked_for(store: Store) -> None:
+    job = store.jobs.get(create(store, immediate=True).id)
+    assert job.id.startswith("job-")
+    assert (job.state, job.model, job.seed, job.total_steps) == (QUEUED, "tiny", 3, 8)
+    assert (job.settings, job.requested_by, job.immediate) == ({"rank": 2}, Requester.OWNER, True)
+    assert (job.created_at, job.started_at, job.finished_at, job.texts) == (NOW, None, None, None)
+    [event] = store.jobs.events(job.id)
+    assert (event.kind, event.at, event.message) == ("queued", NOW, "queued by owner")
+
+
+def test_the_first_start_fixes_the_texts_and_the_parent(store: Store) -> None:
+    add(store, "one two", "three")
+    job = create(store)
+    started = store.jobs.start(job.id, parent="adapter-1", now=NOW)
+    assert (started.texts, started.words, started.parent, started.started_at) == (2, 3, "adapter-1", NOW)
+
+    add(store, "too late")
+    store.jobs.pause(job.id, reasons=["dark"], now=NOW)
+    resumed = store.jobs.start(job.id, parent="adapter-2", now=LATER)
+    assert (resumed.texts, resumed.words, resumed.parent, resumed.started_at) == (2, 3, "adapter-1", NOW)
+    assert {text.text for text in store.texts.of_job(job.id)} == {"one two", "three"}
+    assert [event.kind for event in store.jobs.events(job.id)] == [
+        *("queued", "started", "compared with", "paused", "resumed"),
+    ]
+
+
+def test_open_jobs_come_running_first_then_the_owners_now_then_by_age(store: Store) -> None:
+    def queue(minute: int, *, immediate: bool = False) -> str:
+        return create(store, immediate=immediate, at=NOW + timedelta(minutes=minute)).id
+
+    running, old, paused, young = queue(9), queue(1), queue(2), queue(3)
+    now, later_now = queue(7, immediate=True), queue(8, immediate=True)
+    store.jobs.start(paused, parent=None, now=NOW)
+    store.jobs.pause(paused, reasons=["dark"], now=NOW)
+    store.jobs.start(running, parent=None, now=NOW)
+    store.jobs.cancel(queue(0), message="no", now=NOW)
+    assert [job.id for job in store.jobs.open()] == [running, now, later_now, old, paused, young]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_pages_have_no_gaps_and_no_repeats_where_times_tie(store: Store, limit: int) -> None:
+    for minute in (0, 1, 1, 1, 2):
+        create(store, at=NOW + timedelta(minutes=minute))
+    seen = store.jobs.page(after=None, limit=limit)
+    while page := store.jobs.page(after=seen[-1].id, limit=limit):
+        seen += page
+    assert len({job.id for job in seen}) == len(seen) == 5
+    assert seen == sorted(seen, key=lambda job: (job.created_at, job.id), reverse=True)
+
+
+def test_a_page_after_a_job_that_is_not_there_is_refused(store: Store) -> None:
+    with pytest.raises(NotFound, match="'job-none'"):
+        store.jobs.page(after="job-none", limit=1)
+
+
+def test_jobs_are_counted_by_state(store: Store) -> None:
+    assert store.jobs.counts() == dict.fromkeys(JobState, 0)
+    for state in (QUEUED, PAUSED, PAUSED, JobState.FAILED):
+        in_state(store, state)
+    assert store.jobs.counts() == dict.fromkeys(JobState, 0) | {QUEUED: 1, PAUSED: 2, JobState.FAILED: 1}
+
+
+def test_a_pause_has_reasons_and_the_next_start_takes_them_off(store: Store) -> None:
+    job = in_state(store, RUNNING)
+    store.jobs.pause(job.id, reasons=["dark", "cold"], now=LATER)
+    assert store.jobs.get(job.id).reasons == ["dark", "cold"]
+    assert store.jobs.events(job.id)[-1].message == "dark; cold"
+    assert store.jobs.start(job.id, parent=None, now=LATER).reasons == []
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_only_a_waiting_job_is_explained_and_that_is_no_event(store: Store, state: JobState) -> None:
+    before = in_state(store, state)
+    events = len(store.jobs.events(before.id))
+    store.jobs.explain(before.id, ["rain"])
+    after = store.jobs.get(before.id)
+    assert after.reasons == (["rain"] if state in (QUEUED, PAUSED) else before.reasons)
+    assert (after.state, len(store.jobs.events(before.id))) == (state, events)
+
+
+def test_a_crash_is_kept_with_its_number_and_the_time_of_the_next_try(store: Store) -> None:
+    job = in_state(store, RUNNING)
+    store.jobs.crashed(job.id, error="signal 9", attempts=2, retry_at=LATER, now=NOW)
+    crashed = store.jobs.get(job.id)
+    assert (crashed.state, crashed.attempts, crashed.not_before) == (PAUSED, 2, LATER)
+    assert crashed.reasons == ["signal 9; next try at 04:04:05 UTC"]
+    assert (store.jobs.events(job.id)[-1].kind, store.jobs.events(job.id)[-1].message) == ("crashed", "signal 9")
+
+
+@pytest.mark.parametrize(("moved", "attempts"), [(False, 2), (True, 0)])
+def test_a_pause_takes_earlier_crashes_off_only_after_a_step(store: Store, moved: bool, attempts: int) -> None:
+    job = in_state(store, RUNNING)
+    store.jobs.crashed(job.id, error="bang", attempts=2, retry_at=NOW, now=NOW)
+    assert store.jobs.start(job.id, parent=None, now=NOW).attempts == 2
+    store.jobs.pause(job.id, reasons=["dark"], now=NOW, moved=moved)
+    assert store.jobs.get(job.id).attempts == attempts
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cancel", "cancelled"), ("fail", "failed"), ("succeed", "succeeded")])
+def test_a_job_that_has_ended_waits_for_nothing(store: Store, name: str, kind: str) -> None:
+    job = in_state(store, RUNNING)
+    store.jobs.crashed(job.id, error="bang", attempts=1, retry_at=LATER, now=NOW)
+    if name == "succeed":
+        store.jobs.start(job.id, parent=None, now=NOW)
+    OPERATIONS[name][0](store, job.id)
+    ended = store.jobs.get(job.id)
+    assert (ended.reasons, ended.not_before, ended.finished_at) == ([], None, LATER)
+    assert ended.error == ("bang" if name == "fail" else None)
+    assert store.jobs.events(job.id)[-1].kind == kind
+    assert store.jobs.open() == []
+
+
+def test_success_is_the_adapter_its_outcome_and_the_texts_learned(store: Store) -> None:
+    add(store, "one two")
+    job = in_state(store, RUNNING)
+    store.jobs.succeed(job.id, adapter=adapter("a", job.id), publish=True, now=LATER)
+    ended = store.jobs.get(job.id)
+    assert (ended.state, ended.adapter, ended.outcome) == (JobState.SUCCEEDED, "a", Outcome.LEARNED)
+    assert store.texts.counts().new_words == 0
+    assert store.jobs.events(job.id)[-1].message == "learned; adapter a is served"
+
+
+def test_one_adapter_a_model_is_served(store: Store) -> None:
+    def succeed(name: str, *, model: str = "tiny", publish: bool = True) -> None:
+        job = in_state(store, RUNNING)
+        store.jobs.succeed(job.id, adapter=adapter(name, job.id, model=model), publish=publish, now=NOW)
+
+    def served() -> list[str]:
+        return sorted(row.id for row in store.adapters.all() if row.serving)
+
+    succeed("first")
+    succeed("of another", model="other")
+    assert served() == ["first", "of another"]
+    succeed("second")
+    assert served() == ["of another", "second"]
+    succeed("worse", publish=False)
+    assert served() == ["of another", "second"]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.LEARNED, Outcome.NO_PROOF])
+def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(store: Store, outcome: Outcome) -> None:
+    add(store, "one two")
+    slow = in_state(store, RUNNING)
+    store.jobs.pause(slow.id, reasons=["the owner's 'now' comes first"], now=NOW)
+    fast = in_state(store, RUNNING)
+    store.jobs.succeed(fast.id, adapter=adapter("fast", fast.id), publish=True, now=NOW)
+    add(store, "three")
+    store.jobs.start(slow.id, parent="fast", now=NOW)
+    row = adapter("slow", slow.id)
+    row.outcome = outcome
+    store.jobs.succeed(slow.id, adapter=row, publish=outcome is Outcome.LEARNED, now=LATER)
+    serving = store.adapters.serving("tiny")
+    assert serving is not None and serving.id == "fast"
+    assert "adapter slow is kept, not served: what is served is no longer" in store.jobs.events(slow.id)[-1].message
+    assert (store.jobs.get(slow.id).adapter, store.texts.counts().new_words) == ("slow", 1)
+
+
+def test_the_database_itself_refuses_a_second_served_adapter(store: Store, tmp_path: Path) -> None:
+    job = in_state(store, JobState.SUCCEEDED)
+    database = Database(tmp_path / "pocketllm.db")
+    values = f"VALUES ('raw', '{job.id}', 'tiny', :serving, 'learned', '2026-01-01')"
+    insert = text(f"INSERT INTO adapter (id, job_id, model, serving, outcome, created_at) {values}")
+    with pytest.raises(IntegrityError, match="UNIQUE"), database.write() as session:
+        session.connection().execute(insert, {"serving": True})
+    with database.write() as session:
+        session.connection().execute(insert, {"serving": False})
+    database.close()
+    serving = store.adapters.serving("tiny")
+    assert serving is not None and serving.id == "first"
+
+
+def test_success_that_cannot_be_kept_whole_changes_nothing(store: Store) -> None:
+    taken = in_state(store, JobState.SUCCEEDED)
+    job = in_state(store, RUNNING)
+    with pytest.raises(IntegrityError):
+        store.jobs.succeed(job.id, adapter=adapter("first", job.id), publish=True, now=LATER)
+    assert store.jobs.get(job.id).state is RUNNING
+    serving = store.adapters.serving("tiny")
+    assert serving is not None and serving.job_id == taken.id
+
+
+def test_peak_memory_is_the_highest_of_all_workers(store: Store) -> None:
+    job = create(store)
+    for peak, highest in ((5, 5), (9, 9), (7, 9)):
+        store.jobs.set_peak_memory(job.id, peak)
+        assert store.jobs.get(job.id).peak_memory_bytes == highest
+
+
+def test_events_are_a_jobs_own_and_oldest_first(store: Store) -> None:
+    job, other = create(store), create(store)
+    for number in range(3):
+        store.jobs.add_event(job.id, kind="preparing", message=f"pass {number}", now=LATER)
+    store.jobs.add_event(other.id, kind="preparing", message="not mine", now=NOW)
+    assert [event.message for event in store.jobs.events(job.id)] == ["queued by owner", "pass 0", "pass 1", "pass 2"]
+
+
+def test_of_eight_threads_that_start_a_job_exactly_one_does(store: Store) -> None:
+    add(store, "one two")
+    job, barrier = create(store), threading.Barrier(8)
+
+    def start(number: int) -> bool:
+        barrier.wait()
+        try:
+            store.jobs.start(job.id, parent=f"of thread {number}", now=NOW)
+        except WrongState:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(start, range(8)))
+    assert won.count(True) == 1
+    assert store.jobs.get(job.id).parent == f"of thread {won.index(True)}"
+    assert [event.kind for event in store.jobs.events(job.id)] == ["queued", "started", "compared with"]

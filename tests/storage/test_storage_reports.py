@@ -1,0 +1,141 @@
+"""Reports in a real database file: stored with their job's end, and forgotten with the texts that they speak of."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from sqlite3 import connect
+from typing import Any
+
+import pytest
+
+from pocketllm.storage.errors import WrongState
+from pocketllm.storage.repositories.reports import NewReport
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Job, Outcome
+from tests.support.working import NOW, queue_job
+
+NUMBERS = {"judgement": {"outcome": "learned"}, "leak": {"base": 0.0, "personal": 0.5, "places": 8}}
+#: Longer than a page of the database.
+CONTENT = {"words": [{"word": "xyzzy", "base": 0.01, "personal": 0.02}], "completions": ["xyzzy " * 2000]}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "pocketllm.db")
+    yield store
+    store.close()
+
+
+def add(store: Store, *texts: str) -> tuple[str, ...]:
+    return store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW).ids
+
+
+def report(content: dict[str, Any] = CONTENT) -> NewReport:
+    return NewReport(numbers=NUMBERS, content=content)
+
+
+def end(store: Store, job: Job, new: NewReport | None) -> str:
+    """End a running job well; the adapter's id."""
+    name = job.id.replace("job-", "adapter-")
+    row = Adapter(id=name, job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
+    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW, report=new)
+    return name
+
+
+def content_of(store: Store, job: Job) -> dict[str, Any] | None:
+    found = store.reports.find(job.id)
+    assert found is not None and found.numbers == NUMBERS
+    return found.content
+
+
+def on_disk(folder: Path) -> bytes:
+    """The database file and its log as they lie there."""
+    return b"".join(path.read_bytes() for path in folder.glob("pocketllm.db*"))
+
+
+def test_a_report_is_stored_with_the_jobs_end(store: Store) -> None:
+    add(store, "one", "two")
+    job = queue_job(store)
+    assert store.reports.find(job.id) is None
+    end(store, job, report())
+    assert content_of(store, job) == CONTENT
+
+
+def test_a_job_may_end_without_one(store: Store) -> None:
+    job = queue_job(store)
+    end(store, job, None)
+    assert store.reports.find(job.id) is None
+
+
+def test_a_job_that_has_ended_takes_no_report(store: Store) -> None:
+    job = queue_job(store)
+    store.jobs.cancel(job.id, message="withdrawn", now=NOW)
+    with pytest.raises(WrongState):
+        end(store, job, report())
+    assert store.reports.find(job.id) is None
+
+
+def test_a_deleted_text_takes_the_content_with_it_and_leaves_the_numbers(store: Store, tmp_path: Path) -> None:
+    gone, kept = add(store, "gone", "kept")
+    with_it = queue_job(store)
+    end(store, with_it, report())
+    store.texts.delete(gone)
+    assert content_of(store, with_it) is None
+    with closing(connect(tmp_path / "pocketllm.db")) as raw:
+        assert raw.execute("SELECT content FROM report").fetchall() == [(None,)]
+    store.texts.delete(kept)
+    assert content_of(store, with_it) is None
+
+
+@pytest.mark.parametrize("reopened", [False, True], ids=["still in the log", "folded into the file"])
+@pytest.mark.parametrize("repeats", [1, 3000])
+def test_the_contents_bytes_are_gone_from_every_file(tmp_path: Path, reopened: bool, repeats: int) -> None:
+    store = Store.open(tmp_path / "pocketllm.db")
+    gone, _ = add(store, "gone", "kept")
+    for _ in range(3):
+        job = queue_job(store)
+        end(store, job, report({"words": [], "completions": ["xyzzy " * repeats]}))
+    if reopened:
+        store.close()
+        store = Store.open(tmp_path / "pocketllm.db")
+    assert b"xyzzy" in on_disk(tmp_path)
+    store.texts.delete(gone)
+    assert b"xyzzy" not in on_disk(tmp_path)
+    assert content_of(store, job) is None
+    store.close()
+
+
+def test_reports_of_jobs_that_never_saw_the_text_keep_their_content(store: Store) -> None:
+    add(store, "early")
+    early = queue_job(store)
+    end(store, early, report())
+    [late] = add(store, "late")
+    store.texts.delete(late)
+    assert content_of(store, early) == CONTENT
+
+
+def test_a_job_that_went_on_from_the_texts_adapter_loses_its_content_too(store: Store) -> None:
+    """Its model knows the text, though the job has not read it."""
+    [gone] = add(store, "gone")
+    first = queue_job(store)
+    start = end(store, first, report())
+    jobs = []
+    for _ in range(2):
+        job = queue_job(store)
+        store.jobs.set_parent(job.id, start)
+        jobs.append(job)
+        start = end(store, job, report())
+    store.texts.delete(gone)
+    beside = queue_job(store)  # from the base, after the text has gone
+    end(store, beside, report())
+    assert [content_of(store, job) for job in (first, *jobs)] == [None] * 3
+    assert content_of(store, beside) == CONTENT
+
+
+def test_a_text_that_was_deleted_while_the_job_ran_leaves_no_content(store: Store) -> None:
+    gone, _ = add(store, "gone", "kept")
+    job = queue_job(store)
+    store.texts.delete(gone)
+    end(store, job, report())
+    assert content_of(store, job) is None

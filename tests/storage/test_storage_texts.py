@@ -1,0 +1,320 @@
+"""The owner's texts in a real database file: stored once, paged, counted, deleted for good."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.texts import LEAST_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Kind, Outcome
+from tests.support.working import NOW, queue_job
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "pocketllm.db")
+    yield store
+    store.close()
+
+
+def new(*texts: str, source: str = "test") -> list[NewText]:
+    return [NewText(text=text, source=source) for text in texts]
+
+
+def add(store: Store, *texts: str, after_seconds: float = 0) -> tuple[str, ...]:
+    """Store texts; their ids."""
+    return store.texts.add(new(*texts), now=NOW + timedelta(seconds=after_seconds)).ids
+
+
+def learn(store: Store, job_id: str) -> None:
+    """End a running job well."""
+    row = Adapter(id=f"of-{job_id}", job_id=job_id, model="tiny", outcome=Outcome.NO_PROOF, created_at=NOW)
+    store.jobs.succeed(job_id, adapter=row, publish=False, now=NOW)
+
+
+def test_the_same_text_twice_in_a_request_is_one(store: Store) -> None:
+    added = store.texts.add(new("a", "b", "a"), now=NOW)
+    assert (added.created, added.duplicates) == (2, 1)
+    assert added.ids[0] == added.ids[2] != added.ids[1]
+    assert store.texts.counts().texts == 2
+
+
+def test_the_same_text_in_a_later_request_is_one_and_keeps_its_time(store: Store) -> None:
+    [first] = add(store, "a")
+    again = store.texts.add(new("b", "a"), now=NOW + timedelta(hours=1))
+    assert (again.created, again.duplicates, again.ids[1]) == (1, 1, first)
+    assert store.texts.get(first).created_at == NOW
+
+
+def test_the_same_words_from_another_source_are_another_text(store: Store) -> None:
+    store.texts.add(new("a", source="notes"), now=NOW)
+    assert store.texts.add(new("a", source="chat"), now=NOW).created == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (NewText(source="a", text="\0b"), NewText(source="a\0", text="b")),
+        (NewText(source="a", text="b\0c"), NewText(source="a\0b", text="c")),
+        (NewText(source="", text="a"), NewText(source="a", text="")),
+        (NewText(source="s", text="a", completion="b"), NewText(source="s", text="a", label="b")),
+        (NewText(source="s", text="a", completion="b"), NewText(source="s", text="ab")),
+        (NewText(source="s", text="a", completion=""), NewText(source="s", text="a")),
+        (NewText(source="s", text="a", completion="b\0c"), NewText(source="s", text="a\0b", completion="c")),
+        (
+            NewText(source="s", text="a", completion="b\0label\0c"),
+            NewText(source="s", text="acompletion\0b", label="c"),
+        ),
+    ],
+)
+def test_no_text_passes_for_another(store: Store, one: NewText, other: NewText) -> None:
+    assert store.texts.add([one, other], now=NOW).created == 2
+
+
+def test_ids_come_in_the_order_of_the_texts(store: Store) -> None:
+    add(store, "d", "b")
+    texts = new(*"dcbadb")
+    assert store.texts.add(texts, now=NOW).ids == tuple(text_id(text) for text in texts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(" tabs\tand\r\nlines \u2028", id="white space"),
+        pytest.param("naïve 日本語 مرحبا 👩‍👩‍👧", id="other scripts"),
+        pytest.param("a\0b", id="zero byte"),
+        pytest.param("'); DROP TABLE text; --", id="SQL"),
+        pytest.param("long " * 200_000, id="a megabyte"),
+    ],
+)
+def test_a_text_comes_back_as_it_was_given(store: Store, text: str) -> None:
+    [identity] = store.texts.add(new(text, source=text[:20]), now=NOW).ids
+    row = store.texts.get(identity)
+    assert (row.text, row.source, row.created_at, row.learned_in) == (text, text[:20], NOW, None)
+
+
+def test_more_texts_than_a_statement_takes_values(store: Store) -> None:
+    texts = new(*map(str, range(2500)))
+    assert store.texts.add(texts, now=NOW).created == 2500
+    assert store.texts.add([*texts, *new("one more")], now=NOW).created == 1
+
+
+def test_no_texts_at_all_are_no_trouble(store: Store) -> None:
+    assert store.texts.add([], now=NOW).ids == ()
+
+
+def test_when_one_text_cannot_be_stored_none_is(store: Store, tmp_path: Path) -> None:
+    add(store, "before")
+    with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw:
+        raw.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON text WHEN NEW.text = '700' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with pytest.raises(IntegrityError, match="no"):
+        add(store, *map(str, range(1000)))
+    assert [text.text for text in store.texts.page(after=None, limit=10)] == ["before"]
+
+
+def test_kinds_of_text_come_back_as_they_were_given(store: Store) -> None:
+    examples = [
+        NewText(text="one two", source="s"),
+        NewText(text="one two", source="s", completion=" three\0"),
+        NewText(text="one two", source="s", label="positive"),
+    ]
+    rows = [store.texts.get(identity) for identity in store.texts.add(examples, now=NOW).ids]
+    assert [(row.kind, row.text, row.completion, row.label, row.words) for row in rows] == [
+        (Kind.PLAIN, "one two", None, None, 2),
+        (Kind.COMPLETION, "one two", " three\0", None, 3),
+        (Kind.LABELLED, "one two", None, "positive", 2),
+    ]
+    assert store.texts.counts().new_words == 7
+
+
+def test_about_one_text_in_ten_is_held_out(store: Store) -> None:
+    held_out = [is_held_out(text_id(text)) for text in new(*(f"text {number}" for number in range(5000)))]
+    assert 0.085 < sum(held_out) / len(held_out) < 0.115
+
+
+def test_which_texts_are_held_out_never_changes(store: Store) -> None:
+    ids = add(store, *(f"text {number}" for number in range(60)))
+    held_out = [number for number, identity in enumerate(ids) if store.texts.get(identity).held_out]
+    assert ids[0] == "text-d416183788fe3aad9871ff4f"
+    assert held_out == [8, 10, 22, 23, 34]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10, 11])
+def test_pages_have_no_gaps_and_no_repeats_where_times_tie(store: Store, limit: int) -> None:
+    for second in (0, 1, 1, 2):
+        add(store, *(f"{second} {number} {store.texts.counts().texts}" for number in range(3)), after_seconds=second)
+    seen = store.texts.page(after=None, limit=limit)
+    while page := store.texts.page(after=seen[-1].id, limit=limit):
+        seen += page
+    assert len({text.id for text in seen}) == len(seen) == 12
+    assert seen == sorted(seen, key=lambda text: (text.created_at, text.id), reverse=True)
+
+
+def test_a_text_that_comes_in_between_does_not_shift_the_pages(store: Store) -> None:
+    for second in range(4):
+        add(store, f"text {second}", after_seconds=second)
+    first = store.texts.page(after=None, limit=2)
+    add(store, "newest", after_seconds=9)
+    second_page = store.texts.page(after=first[-1].id, limit=2)
+    assert [text.text for text in first + second_page] == ["text 3", "text 2", "text 1", "text 0"]
+
+
+def test_what_is_not_there_is_named(store: Store) -> None:
+    with pytest.raises(NotFound, match=r"'text-none'.*GET /texts"):
+        store.texts.get("text-none")
+    with pytest.raises(NotFound, match="'text-none'"):
+        store.texts.page(after="text-none", limit=1)
+    with pytest.raises(NotFound, match="'text-none'"):
+        store.texts.delete("text-none")
+
+
+def test_a_deleted_text_is_gone_and_only_that_one(store: Store) -> None:
+    kept, gone = add(store, "kept", "gone")
+    store.texts.delete(gone)
+    assert [text.id for text in store.texts.page(after=None, limit=10)] == [kept]
+    with pytest.raises(NotFound):
+        store.texts.delete(gone)
+
+
+@pytest.mark.parametrize("repeats", [1, 20, 3000])
+@pytest.mark.parametrize("reopened", [False, True], ids=["still in the log", "folded into the file"])
+def test_a_deleted_texts_bytes_are_gone_from_every_file(tmp_path: Path, repeats: int, reopened: bool) -> None:
+    store = Store.open(tmp_path / "pocketllm.db")
+    add(store, *(f"filler {number} " * number for number in range(60)))
+    [secret] = store.texts.add(new("xyzzy " * repeats, source="plugh"), now=NOW).ids
+    # More text and a change of the row: pages are split, and rows move.
+    add(store, *(f"more {number} " * number for number in range(60)))
+    learn(store, queue_job(store).id)
+    if reopened:
+        store.close()
+        store = Store.open(tmp_path / "pocketllm.db")
+    assert b"xyzzy" in on_disk(tmp_path) and b"plugh" in on_disk(tmp_path)
+    store.texts.delete(secret)
+    assert b"xyzzy" not in on_disk(tmp_path) and b"plugh" not in on_disk(tmp_path)
+    assert b"filler 59" in on_disk(tmp_path)
+    store.close()
+
+
+def on_disk(folder: Path) -> bytes:
+    """The database file and its log as they lie there."""
+    return b"".join(path.read_bytes() for path in folder.glob("pocketllm.db*"))
+
+
+def test_a_deleted_text_leaves_the_running_job(store: Store) -> None:
+    kept, gone = add(store, "kept", "gone")
+    job = queue_job(store)
+    store.texts.delete(gone)
+    assert [text.id for text in store.texts.of_job(job.id)] == [kept]
+
+
+def test_a_text_that_comes_back_after_deletion_is_new(store: Store) -> None:
+    [identity] = add(store, "one two")
+    learn(store, queue_job(store).id)
+    running = queue_job(store)
+    store.texts.delete(identity)
+    assert add(store, "one two") == (identity,)
+    assert store.texts.counts().new_words == 2
+    assert store.texts.of_job(running.id) == []
+
+
+def test_words_are_new_until_a_job_has_learned_them(store: Store) -> None:
+    assert (store.texts.counts().texts, store.texts.counts().new_words) == (0, 0)
+    [first] = add(store, "one two three")
+    job = queue_job(store)
+    [second] = add(store, "four five")
+    assert store.texts.counts().new_words == 5
+    learn(store, job.id)
+    assert (store.texts.counts().texts, store.texts.counts().new_words) == (2, 2)
+    assert (store.texts.get(first).learned_in, store.texts.get(second).learned_in) == (job.id, None)
+    store.texts.delete(second)
+    assert (store.texts.counts().texts, store.texts.counts().new_words) == (1, 0)
+
+
+def test_a_text_stays_learned_in_the_job_that_was_first(store: Store) -> None:
+    [identity] = add(store, "one")
+    first, second = queue_job(store), queue_job(store)
+    learn(store, first.id)
+    learn(store, second.id)
+    assert store.texts.get(identity).learned_in == first.id
+
+
+def test_words_since_a_moment_are_those_that_came_in_later_and_are_new(store: Store) -> None:
+    assert store.texts.new_words_since(NOW) == 0
+    add(store, "learned by now", after_seconds=1)
+    learn(store, queue_job(store).id)
+    for second in (2, 3, 4):
+        add(store, f"two {second}", after_seconds=second)
+    assert store.texts.new_words_since(NOW + timedelta(seconds=2)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 0),
+        ("one", 1),
+        (" one\n\ttwo  three ", 3),
+        ("吾輩は猫である。名前はまだ無い。", 6),  # 48 bytes, and no spaces
+        ("x" * 80, 10),
+    ],
+)
+def test_words_are_counted_in_any_script(text: str, words: int) -> None:
+    assert count_words(text) == words
+
+
+def test_a_jobs_texts_come_oldest_first(store: Store) -> None:
+    for second in (3, 1, 2):
+        add(store, f"at {second}", after_seconds=second)
+    assert [text.text for text in store.texts.of_job(queue_job(store).id)] == ["at 1", "at 2", "at 3"]
+
+
+class TestReplay:
+    """What a job learns from when there is old text, too."""
+
+    def old_and_new(self, store: Store, *, old: int, new_words: int) -> tuple[set[str], set[str]]:
+        """Ids of learned texts of 100 words each, and of one new text; a job has learned the former."""
+        known = set(add(store, *(f"{number} " + "old " * 99 for number in range(old))))
+        learn(store, queue_job(store).id)
+        return known, set(add(store, "new " * new_words))
+
+    def test_as_many_old_words_as_new_ones_but_at_least_so_many(self, store: Store) -> None:
+        known, fresh = self.old_and_new(store, old=200, new_words=10)
+        job = queue_job(store)
+        chosen = {text.id for text in store.texts.of_job(job.id)}
+        assert fresh <= chosen
+        assert len(chosen & known) == LEAST_REPLAY_WORDS // 100
+        assert job.texts == len(chosen)
+
+    def test_more_new_text_brings_more_of_the_old_back(self, store: Store) -> None:
+        known, fresh = self.old_and_new(store, old=200, new_words=8000)
+        chosen = {text.id for text in store.texts.of_job(queue_job(store).id)}
+        assert fresh <= chosen
+        assert len(chosen & known) == 80
+
+    def test_little_old_text_comes_back_whole(self, store: Store) -> None:
+        known, fresh = self.old_and_new(store, old=3, new_words=10)
+        assert {text.id for text in store.texts.of_job(queue_job(store).id)} == known | fresh
+
+    def test_a_tenth_of_what_comes_back_is_held_out_so_that_forgetting_is_seen(self, store: Store) -> None:
+        known, _ = self.old_and_new(store, old=800, new_words=10)
+        for _ in range(5):
+            held_out = [name for name in known if is_held_out(name)]
+            chosen = {text.id for text in store.texts.of_job(queue_job(store).id)}
+            assert len(chosen.intersection(held_out)) == LEAST_REPLAY_WORDS // 100 // 10
+
+    def test_each_job_draws_others(self, store: Store) -> None:
+        known, _ = self.old_and_new(store, old=200, new_words=10)
+        one, other = ({text.id for text in store.texts.of_job(queue_job(store).id)} & known for _ in range(2))
+        assert one != other
+
+    def test_where_nothing_is_new_everything_is_learned_again(self, store: Store) -> None:
+        known = set(add(store, *(f"{number} " + "old " * 99 for number in range(80))))
+        learn(store, queue_job(store).id)
+        assert {text.id for text in store.texts.of_job(queue_job(store).id)} == known

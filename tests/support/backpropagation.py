@@ -1,0 +1,145 @@
+"""Gradients by transformers' own autograd through a whole model: what those of pocketllm.backprop are compared with."""
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.backprop.method import adapted_paths
+from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain, encode
+from pocketllm.engine.data.label_templates import Template
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.model import LanguageModel
+from tests.support.learning import some_adapter, source_folder
+from tests.support.tiny_architectures import MASKED, masking_tokenizer
+from tests.support.tiny_models import byte_tokenizer
+
+#: Blocks with their weight in the objective.
+Parts = Sequence[tuple[Blocks, float]]
+
+TEMPLATE = Template(pattern="{text} It was {label}", words={"bad": "x", "good": "y"})
+EXAMPLES: dict[str, list[Example]] = {
+    "plain": [Plain(text=f"Wind west, glass {number} rising.") for number in range(4)],
+    "completion": [
+        Completion(prompt=f"Tea number {number}:", completion=" hot" * (number % 2 + 1)) for number in range(4)
+    ],
+    "chat": [
+        Chat(messages=[{"role": "user", "content": f"Hm {number}"}, {"role": "assistant", "content": "Aye."}])
+        for number in range(3)
+    ],
+    "label": [Labelled(text="grim" * (number + 1), label=("bad", "good")[number % 2]) for number in range(3)],
+}
+
+
+def buckets_of(kind: str, *, masked: bool) -> list[Blocks]:
+    """Small examples of one kind, encoded as a job does."""
+    made = encode(
+        EXAMPLES[kind],
+        masking_tokenizer() if masked else byte_tokenizer(),
+        length=24 if kind == "plain" else 48,
+        separator=2,
+        template=TEMPLATE,
+        masked=masked,
+    )
+    return list(made)
+
+
+def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64, rank: int = 3) -> Adapter:
+    """An adapter of every linear map of the layers whose factors change something."""
+    whole = some_adapter(model, targets=None, rank=rank, alpha=2.0 * rank)
+    whole.a = {path: whole.a[path].to(dtype) for path in adapted_paths(model)}
+    whole.b = {path: whole.b[path].to(dtype) for path in whole.a}
+    return whole
+
+
+@cache
+def transformers_model(folder: Path, *, masked: bool, dtype: torch.dtype = torch.float64) -> Any:
+    """The model in a Hugging Face folder, with torch's attention: transformers' plainest one rounds to float32."""
+    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    return auto.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype).eval().requires_grad_(False)
+
+
+def family(root: Path, name: str) -> Any:
+    """transformers' model of a tiny architecture; tests do not change it."""
+    return transformers_model(source_folder(root, name), masked=name in MASKED)
+
+
+def with_weights(network: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """A copy of a model with other weights."""
+    changed = copy.deepcopy(network)
+    changed.load_state_dict(tensors, strict=False)
+    return changed
+
+
+def adapted(network: Any, adapter: Adapter) -> tuple[Any, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """A copy of a model with an adapter, and the factors as leaves in the model's dtype."""
+    network = copy.deepcopy(network)
+    factors = {}
+    for path in adapter.a:
+        linear = network.get_submodule(path)
+        a, b = (factor[path].to(linear.weight.dtype).clone().requires_grad_() for factor in (adapter.a, adapter.b))
+        factors[path] = (a, b)
+
+        def forward(x: torch.Tensor, inner: Any = linear.forward, a: Any = a, b: Any = b) -> torch.Tensor:
+            total: torch.Tensor = inner(x) + x @ a.t() @ b.t() * adapter.scaling
+            return total
+
+        linear.forward = forward
+    return network, factors
+
+
+def whole_loss(network: Any, blocks: Blocks) -> torch.Tensor:
+    """Mean loss in nats per target, by transformers and torch."""
+    mask = {}
+    if blocks.lengths is not None:
+        mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
+    logits = network(input_ids=blocks.inputs, **mask).logits
+    if blocks.choices is not None:
+        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(blocks.choices), False)
+        logits = logits.masked_fill(others, float("-inf"))
+    summed = F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=NO_TARGET, reduction="sum")
+    return summed / blocks.tokens
+
+
+def whole_gradients(network: Any, adapter: Adapter, parts: Parts) -> tuple[list[float], Gradients]:
+    """Each part's loss, and the gradients of their weighted sum by one backward pass through everything.
+
+    transformers' norms round to float32 whatever the model computes in, also on the way back. So errors have to be of
+    the size that they have in pocketllm.backprop: a target of the first part counts as one.
+    """
+    network, factors = adapted(network, adapter)
+    unit = parts[0][0].tokens / parts[0][1]
+    with torch.enable_grad():
+        losses = [whole_loss(network, blocks) for blocks, _ in parts]
+        total = sum(loss * weight for loss, (_, weight) in zip(losses, parts, strict=True))
+        leaves = [leaf for pair in factors.values() for leaf in pair]
+        found = torch.autograd.grad(total * unit, leaves)  # type: ignore[arg-type]
+    return [float(loss.detach()) for loss in losses], {
+        path: (found[2 * i] / unit, found[2 * i + 1] / unit) for i, path in enumerate(factors)
+    }
+
+
+def layerwise(model: LanguageModel, adapter: Adapter, size: PassSize, parts: Parts) -> tuple[list[float], Gradients]:
+    """The same by LayerwiseGradients."""
+    model.use(adapter)
+    gradients: Gradients = {}
+    losses = LayerwiseGradients(model, adapter, size)(parts, gradients.update)
+    return losses, gradients
+
+
+def worst_error(found: Gradients, expected: Gradients) -> float:
+    """The largest relative error of a factor's gradient."""
+    assert found.keys() == expected.keys()
+    return max(
+        float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+        for path in expected
+        for ours, theirs in zip(found[path], expected[path], strict=True)
+    )

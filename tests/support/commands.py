@@ -1,0 +1,47 @@
+"""Running commands in tests, in an environment in which one folder alone says where the daemon is."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from pocketllm.cli.main import app
+
+#: For a child process on a slow machine; nothing waits this long when all is well.
+WAIT_SECONDS = 60
+
+Run = Callable[..., Result]
+
+
+def commands(data_dir: Path) -> Run:
+    """Return a function that runs a command on this data folder: `run("add", "-", stdin="words")`."""
+    runner = CliRunner(env=environment(data_dir))
+
+    def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
+        return runner.invoke(app, list(arguments), input=stdin)
+
+    return run
+
+
+def environment(data_dir: Path) -> dict[str, str | None]:
+    """Return an environment in which nothing but this folder says where the daemon is."""
+    return {"POCKETLLM_DATA_DIR": str(data_dir), "POCKETLLM_URL": None, "POCKETLLM_TOKEN": None}
+
+
+def child_environment(data_dir: Path) -> dict[str, str]:
+    changed = {**os.environ, **environment(data_dir)}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def terminal() -> Console:
+    """Return a console that takes itself for a terminal; `output` gives what it showed."""
+    return Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False)
+
+
+def output(console: Console) -> str:
+    """Return what was printed to a console that writes into memory."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()

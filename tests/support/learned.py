@@ -1,0 +1,60 @@
+"""A daemon that has learned, and the same weights in the hands of transformers and PEFT."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from pocketllm.engine.formats.importer import import_model
+from tests.support.running import Daemon, running
+from tests.support.tiny_models import tiny_llama_folder
+
+JOB = {
+    "TRAINING__METHOD": "mezo",
+    "TRAINING__BATCH": "2",
+    "TRAINING__BLOCK_TOKENS": "16",
+    "TRAINING__RANK": "2",
+    "TRAINING__STEP_SIZE": "0.05",
+}
+
+
+@dataclass
+class LearnedHouse:
+    """A daemon that has learned once, and the same weights in transformers' hands."""
+
+    daemon: Daemon
+    source: Path
+    adapter: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        """OpenAI's own, with the owner's token."""
+        return openai.OpenAI(base_url=f"{self.daemon.url}/v1", api_key=self.daemon.token)
+
+
+@contextmanager
+def learned_house(root: Path) -> Iterator[LearnedHouse]:
+    """One on data of its own, in fp32."""
+    source = tiny_llama_folder(root / "source")
+    (root / "data").mkdir()
+    import_model(str(source), root / "data" / "models", name="tiny", dtype="float32")
+    with running(root / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as daemon:
+        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
+        assert daemon.client.post("/texts", json=notes).status_code == 201
+        job = daemon.wait_for_job(daemon.start_job(steps=4, seed=1), "succeeded")
+        yield LearnedHouse(daemon, source, root / "data" / "adapters" / job["adapter"])
+
+
+@torch.inference_mode()
+def theirs(house: LearnedHouse, ids: list[int], *, personal: bool) -> torch.Tensor:
+    """(tokens - 1,) log-probabilities of each token after the first."""
+    model = AutoModelForCausalLM.from_pretrained(house.source, dtype=torch.float32).eval()
+    if personal:
+        model = PeftModel.from_pretrained(model, house.adapter).eval()
+    logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+    return logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

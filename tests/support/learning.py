@@ -1,0 +1,193 @@
+"""Small real pieces of learning that several tests share."""
+
+import copy
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from pocketllm.engine.data.batches import Blocks, pack
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, NativeModel, open_native
+from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
+from pocketllm.engine.params.full import FullWeights
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.estimator import directions
+from pocketllm.mezo.noise import Direction, Kind
+from tests.support.paths import ROOT
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
+
+TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+#: More rows than any test has: all pass through the layers together.
+ALL_ROWS = 1000
+#: A loss in float32 is a sum of some hundred numbers of size 1 to 10, in another order than the other's.
+FP32_TOLERANCE = 2e-6
+
+
+def some_adapter(
+    model: LanguageModel,
+    *,
+    rank: int = 4,
+    alpha: float = 4.0,
+    size: float = 0.1,
+    targets: Sequence[str] | None = TARGETS,
+) -> Adapter:
+    """An adapter that changes something: A and B of random signs; without targets for every linear map."""
+    a, b = {}, {}
+    for number, (path, linear) in enumerate(model.linears.items()):
+        if targets is None or path.rpartition(".")[2] in targets:
+            a[path] = Direction(seed=1, step=1).of(number, (rank, linear.in_features)) * 0.2
+            b[path] = Direction(seed=1, step=2).of(number, (linear.out_features, rank)) * size
+    return Adapter(base=model.native.manifest.name, alpha=alpha, a=a, b=b)
+
+
+def some_blocks(count: int = 12, length: int = 16) -> Blocks:
+    """Blocks of a text with a pattern to learn."""
+    pattern = [3 + (7 * i) % 40 for i in range(count * length // 2)]
+    return pack([pattern, pattern], length=length, separator=0)[slice(0, count)]
+
+
+def random_blocks(count: int = 4, length: int = 20, *, lengths: Sequence[int] | None = None) -> Blocks:
+    """Blocks of random tokens, in which every third position, and what is behind a row's length, predicts nothing."""
+    generator = torch.Generator().manual_seed(count + length)
+    inputs, targets = torch.randint(3, 250, (2, count, length), generator=generator)
+    targets[:, 1::3] = NO_TARGET
+    if lengths is None:
+        return Blocks(inputs=inputs, targets=targets)
+    real = torch.tensor(lengths)
+    targets[torch.arange(length) >= real[:, None]] = NO_TARGET
+    return Blocks(inputs=inputs, targets=targets, lengths=real)
+
+
+def equal(a: Adapter, b: Adapter) -> bool:
+    """Whether two adapters' tensors are the same, bit for bit."""
+    ours, theirs = {**a.a, **b_named(a)}, {**b.a, **b_named(b)}
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def b_named(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The trained factors under names that do not collide with the frozen ones."""
+    return {f"{path}.b": tensor for path, tensor in adapter.b.items()}
+
+
+def sides(distance: float = 0.01, *, probes: int = 1, kind: Kind = "rademacher", seed: int = 1) -> list[Point]:
+    """Both points of each of a step's probes."""
+    along = directions(seed, 2, probes, kind)
+    return [Point(direction=z, distance=side * distance) for z in along for side in (1, -1)]
+
+
+def mean_loss(model: LanguageModel, blocks: Blocks) -> float:
+    """The loss in nats per target at the parameters in use, by `block_losses`."""
+    counts = blocks.target_counts.tolist()
+    total: float = sum(loss * count for loss, count in zip(model.block_losses(blocks), counts, strict=True))
+    return total / blocks.tokens
+
+
+def losses_moved(
+    model: LanguageModel, theta: Adapter | FullWeights, points: Sequence[Point], blocks: Blocks
+) -> list[float]:
+    """The loss at each point by really moving theta there; it is put back exactly."""
+    trained = theta.b if isinstance(theta, Adapter) else theta.tensors
+    losses = []
+    for point in points:
+        before = copy.deepcopy(trained)
+        theta.move(cast(Direction, point.direction), point.distance)
+        model.use(theta)
+        losses.append(mean_loss(model, blocks))
+        for name, tensor in trained.items():
+            tensor.copy_(before[name])
+    model.use(theta)
+    return losses
+
+
+@cache
+def source_folder(root: Path, architecture: str) -> Path:
+    """The Hugging Face folder of a tiny architecture, written once for each `root`; tests do not change it."""
+    return ARCHITECTURES[architecture](root / "sources" / architecture)
+
+
+@cache
+def imported(root: Path, architecture: str, dtype: str) -> NativeModel:
+    """The same, imported; also once."""
+    models = root / "models" / architecture
+    import_model(str(source_folder(root, architecture)), models, name=dtype, dtype=dtype)
+    return open_native(models / dtype)
+
+
+@cache
+def unpacked(root: Path, architecture: str, dtype: str) -> NativeModel:
+    """A float32 model that holds exactly the numbers that a packed one stands for."""
+    folder = imported(root, architecture, dtype).folder
+    return with_tensors(folder, folder.with_name(f"{dtype}-unpacked"), dense_tensors(folder))
+
+
+def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> NativeModel:
+    """A copy of a native folder that holds these tensors, all of them as float32."""
+    shutil.copytree(folder, target)
+    (target / WEIGHTS_NAME).unlink()
+    with SafetensorsWriter(target / WEIGHTS_NAME, [(n, t.shape, torch.float32) for n, t in tensors.items()]) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor.float())
+    return resealed(target, dtype="float32", compute_dtype="float32")
+
+
+def resealed(folder: Path, **changes: Any) -> NativeModel:
+    """Let the manifest say of the weights file what is now in it."""
+    data = (folder / WEIGHTS_NAME).read_bytes()
+    manifest = replace(
+        open_manifest(folder),
+        weights_bytes=len(data),
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        **{"name": folder.name, **changes},
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_json())
+    return open_native(folder, verify=True)
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """A folder's manifest, whatever its weights file has become."""
+    return Manifest.from_json((folder / MANIFEST_NAME).read_text())
+
+
+@cache
+def reference(root: Path, architecture: str) -> Any:
+    """transformers' own model of a tiny architecture, in float32, with its plainest attention."""
+    auto: Any = AutoModelForMaskedLM if architecture in MASKED else AutoModelForCausalLM
+    return auto.from_pretrained(source_folder(root, architecture), attn_implementation="eager").eval()
+
+
+def reference_losses(
+    network: Callable[..., Any], blocks: Blocks, logits_of: Sequence[int] | None = None
+) -> list[float]:
+    """Each block's loss as transformers and torch give it; with `logits_of` those of these tokens alone count."""
+    mask = {}
+    if blocks.lengths is not None:
+        mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
+    logits = network(input_ids=blocks.inputs, **mask).logits
+    if logits_of is not None:
+        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(logits_of), False)
+        logits = logits.masked_fill(others, float("-inf"))
+    return F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=NO_TARGET, reduction="none").sum(
+        1
+    ).div(blocks.target_counts.clamp(min=1)).tolist()  # fmt: skip
+
+
+def fresh_process(program: str, *arguments: object) -> Any:
+    """Run a program in a Python of its own, and give what the last line that it prints says in JSON."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,87 @@
+"""llama.cpp itself, in this process (the package xllamacpp), and base files of tiny models for it."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketllm.engine.formats.model_folder import NativeModel
+from tests.support.tiny_architectures import dense_tensors
+from tests.support.tiny_models import add_tokenizer, byte_tokens, gguf_name, permute
+
+#: What a file says of its model as llama.cpp's converter writes it; in transformers' config it is called otherwise.
+_SETTINGS = {
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "head_count",
+    "num_key_value_heads": "head_count_kv",
+    "rms_norm_eps": "layer_norm_rms_eps",
+    "head_dim": "key_length",
+    "vocab_size": "vocab_size",
+}
+
+
+def write_base(path: Path, native: NativeModel, architecture: str) -> Path:
+    """Write an imported model in float32 as the GGUF file that llama.cpp's converter would make; returns `path`."""
+    config = json.loads((native.folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, architecture)
+    for setting, name in _SETTINGS.items():
+        if config.get(setting) is not None:
+            getattr(writer, f"add_{name}")(config[setting])
+    if config.get("head_dim"):
+        writer.add_value_length(config["head_dim"])
+    writer.add_rope_freq_base(10_000.0)
+    add_tokenizer(writer, config["vocab_size"])
+    writer.add_token_merges(["a b"])  # llama.cpp wants some
+    for name, tensor in dense_tensors(native.folder).items():
+        writer.add_tensor(_name(name, architecture), _rearranged(name, tensor.float().numpy(), architecture, config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _name(name: str, architecture: str) -> str:
+    """By gguf's own table: families have norms in other places."""
+    number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
+    path, _, kind = name.rpartition(".")
+    found: str | None = gguf.get_tensor_name_map(number, 9).get_name(path)
+    return f"{found}.{kind}" if found else gguf_name(name)
+
+
+def _rearranged(
+    name: str, numbers: NDArray[np.float32], architecture: str, config: dict[str, Any]
+) -> NDArray[np.float32]:
+    if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+        return permute(numbers, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
+    return numbers
+
+
+def next_log_probabilities(base: Path, ids: Sequence[int], *, lora: Path | None = None) -> NDArray[np.float64]:
+    """llama.cpp's own for each token behind the prompt; raises RuntimeError when it cannot load the files."""
+    xl: Any = importlib.import_module("xllamacpp")
+    params = xl.CommonParams()
+    params.model.path = str(base)
+    params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.n_gpu_layers = 64, 1, 1, 0
+    params.warmup, params.verbosity = False, 0
+    # As exactly as it can.
+    params.cache_type_k = params.cache_type_v = xl.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xl.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if lora is not None:
+        info = xl.CommonAdapterLoraInfo()
+        info.path, info.scale = str(lora), 1.0
+        params.lora_adapters = [info]
+    # Only with text that is whole does it tell the probabilities. They are those from before the bias.
+    letter = byte_tokens().index("W")
+    wish = {"prompt": list(ids), "n_predict": 1, "n_probs": 1 << 16, "temperature": 0, "logit_bias": [[letter, 1e3]]}
+    answer = xl.Server(params).handle_completions(wish)
+    found = {one["id"]: one["logprob"] for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+    return np.array([found[token] for token in range(len(found))])

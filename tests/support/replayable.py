@@ -1,0 +1,96 @@
+"""Jobs that are made by MeZO's own steps on the tiny model, without a worker: what there is to replay."""
+
+from dataclasses import asdict
+
+import torch
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.engine.data.batches import shuffled
+from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.params.full import FullWeights, save_full
+from pocketllm.engine.params.lora import Adapter, load_adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.method import MeZO, MeZOPlan
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter as AdapterRow
+from pocketllm.storage.tables import Job, Outcome, Requester, Step
+from tests.support.learning import some_adapter, some_blocks
+from tests.support.working import NOW
+
+STEPS = 6
+
+
+def training(**changes: object) -> TrainingSettings:
+    """Small, and with steps that show."""
+    small = {"steps": STEPS, "batch": 2, "probes": 1, "step_size": 1e-2, "epsilon": 1e-3}
+    return TrainingSettings.model_validate(small | changes)
+
+
+def learn(
+    folder: DataFolder,
+    store: Store,
+    settings: TrainingSettings,
+    *,
+    seed: int = 3,
+    parent: str | None = None,
+    compact: bool = True,
+) -> Job:
+    """A job that has succeeded: its rows are in the store, and its adapter is in the data folder."""
+    job = store.jobs.create(
+        model="tiny",
+        mode=settings.mode,
+        seed=seed,
+        total_steps=STEPS,
+        settings=settings.model_dump(mode="json"),
+        requested_by=Requester.OWNER,
+        immediate=True,
+        now=NOW,
+    )
+    job = store.jobs.start(job.id, parent=parent, now=NOW)
+    full = settings.mode == "full"
+    native = open_native(folder.adapter(parent) if parent and full else folder.models / "tiny")
+    model = LanguageModel(native)
+    theta: Adapter | FullWeights
+    if full:
+        theta = model.full()
+    elif parent:
+        theta = load_adapter(folder.adapter(parent))
+    else:
+        theta = some_adapter(model)
+        for b in theta.b.values():
+            b.zero_()
+    model.use(theta)
+
+    plan = MeZOPlan(
+        seed=seed,
+        epsilon=settings.epsilon,
+        step_size=settings.step_size,
+        probes=settings.probes or 1,
+        noise=settings.noise,
+    )
+    mezo = MeZO(lambda points, batch: model.losses_at(points, batch, 4), theta, plan, to_start=lambda: None)
+    batch = shuffled((some_blocks(),), size=settings.batch or 2, seed=seed)
+    with torch.inference_mode():
+        for step in range(1, STEPS + 1):
+            record = mezo.step(step, batch(step), remaining=1 - (step - 1) / STEPS, share=1.0)
+            store.journal.append(Step(job_id=job.id, seconds=1.0, **asdict(record)))
+    identity = job.id.replace("job-", "adapter-")
+    if isinstance(theta, FullWeights):
+        save_full(native, theta, folder.adapter(identity), created_at=NOW)
+    else:
+        theta.metadata = {"job": job.id, "base_weights_sha256": native.manifest.weights_sha256}
+        theta.save(folder.adapter(identity))
+    row = AdapterRow(
+        id=identity,
+        job_id=job.id,
+        model="tiny",
+        mode=settings.mode,
+        parent=parent,
+        outcome=Outcome.LEARNED,
+        created_at=NOW,
+    )
+    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+    if compact:
+        store.journal.compact(job.id)
+    return store.jobs.get(job.id)

@@ -1,0 +1,27 @@
+"""The routes of the app, and which of them need no token."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.routing import BaseRoute, Route
+
+OPEN = [
+    *(("GET", "/health"), ("GET", "/status"), ("GET", "/metrics"), ("GET", "/ledger"), ("GET", "/events")),
+    *(("GET", "/history"), ("GET", "/"), ("GET", "/dashboard/{name}")),
+    *(("GET", "/jobs"), ("GET", "/jobs/{job_id}")),
+]
+
+
+#: Takes a code in place of a token.
+REDEEM = ("POST", "/sessions/redeem")
+
+
+def routes(of: list[BaseRoute]) -> Iterator[tuple[str, str]]:
+    """Every method and path, included routers' too."""
+    for route in of:
+        if isinstance(route, Route):
+            for method in route.methods or ():
+                yield method, route.path_format
+        else:
+            included: Any = route
+            yield from routes(included.original_router.routes)

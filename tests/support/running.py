@@ -1,0 +1,400 @@
+"""Daemons for tests: the real process on a folder, and the same app in this process with small doubles around it."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+from pocketllm.api.app import create_app
+from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.scheduling.worker_process import Exit
+from pocketllm.daemon.services import Services, build_services
+from pocketllm.daemon.settings import load_settings
+
+T = TypeVar("T")
+Document = dict[str, Any]
+
+#: Generous: a busy machine takes ten times as long as an idle one to import torch.
+DEADLINE_SECONDS = 90.0
+LOOK_SECONDS = 0.02
+TOKEN = "token-of-the-test"
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def eventually(look: Callable[[], T | None], what: str, *, seconds: float = DEADLINE_SECONDS) -> T:
+    """The first truthy thing that `look` gives; fails the test when there is none before the deadline."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds:.0f} s")
+        time.sleep(LOOK_SECONDS)
+    return found
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> Document:
+    """Check that the answer is an error in the one shape that all errors have, and give its document."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.text.endswith("}\n")
+    document: Document = response.json()
+    assert set(document) == {"type", "title", "status", "detail", "error"}
+    assert set(document["error"]) == {"message", "type", "code", "param"}
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"] == document["error"]["message"] and document["detail"].endswith((".", ")"))
+    assert document["error"]["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    assert document["error"]["code"] == code
+    return document
+
+
+# The real process.
+
+
+def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without any PocketLLM settings but the given ones (`TRAINING__STEPS` and so on)."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("POCKETLLM_")}
+    # A machine that runs tests may be a laptop on its battery.
+    given = {
+        "CONFIG": str(folder / "config.toml"),
+        "GATE__REQUIRE_POWER": "false",
+        "GATE__REQUIRE_IDLE": "false",
+        "IDLE_TICK_SECONDS": "0.5",
+        **settings,
+    }
+    return clean | {f"POCKETLLM_{name}": value for name, value in given.items()} | {"HF_HUB_OFFLINE": "1"}
+
+
+ANY_PORT = ("--port", "0")
+
+
+def command(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """What starts a daemon."""
+    return [sys.executable, "-m", "pocketllm", "serve", "--data-dir", str(folder), *arguments]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Daemon:
+    """A running daemon. `client` sends the token, `stranger` doesn't."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    client: httpx.Client
+    stranger: httpx.Client
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return str(self.client.base_url).rstrip("/")
+
+    @property
+    def token(self) -> str:
+        """The owner's."""
+        return str(json.loads((self.folder / "tokens.json").read_text())["owner"])
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return log_file(self.folder).read_text(errors="replace")
+
+    def status(self) -> Document:
+        """GET /status."""
+        document: Document = self.client.get("/status").json()
+        return document
+
+    def job(self, job_id: str) -> Document:
+        """GET /jobs/ID."""
+        document: Document = self.client.get(f"/jobs/{job_id}").json()
+        return document
+
+    def start_job(self, **wish: Any) -> str:
+        """Ask for a job; its id."""
+        response = self.client.post("/jobs", json=wish)
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    def wait_for_job(self, job_id: str, state: str) -> Document:
+        """The job, once it is in this state; fails when it ends in another."""
+
+        def look() -> Document | None:
+            job = self.job(job_id)
+            assert job["state"] in (state, "queued", "running", "paused"), job
+            return job if job["state"] == state else None
+
+        return eventually(look, f"job {job_id} {state}")
+
+    def wait_for_step(self, job_id: str, step: int = 1) -> int:
+        """The worker's process id, once it has made so many steps of the job."""
+        eventually(lambda: self.job(job_id)["step"] >= step, f"step {step} of {job_id}")
+        return int(self.status()["worker"]["pid"])
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE_SECONDS)
+
+
+def log_file(folder: Path) -> Path:
+    """Where a running daemon's output goes."""
+    return folder / "test-daemon.log"
+
+
+@contextmanager
+def running(folder: Path, *, arguments: Sequence[str] = ANY_PORT, **settings: str) -> Iterator[Daemon]:
+    """Start the real daemon on a folder and stop it, and whatever it started, at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with log_file(folder).open("ab") as log:
+        process = subprocess.Popen(
+            command(folder, arguments),
+            env=environment(folder, settings),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        url, token = eventually(lambda: _address(process, folder), "the daemon's start")
+        with (
+            httpx.Client(
+                base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=DEADLINE_SECONDS
+            ) as client,
+            httpx.Client(base_url=url, timeout=DEADLINE_SECONDS) as stranger,
+        ):
+            yield Daemon(process=process, folder=folder, client=client, stranger=stranger)
+    finally:
+        _stop(process)
+
+
+def _address(process: subprocess.Popen[bytes], folder: Path) -> tuple[str, str] | None:
+    """The address and token, once the daemon answers there."""
+    assert process.poll() is None, f"ended with {process.returncode}:\n{log_file(folder).read_text()}"
+    try:
+        url = json.loads((folder / "daemon.json").read_text())["url"]
+        # A file that a killed daemon left behind leads nowhere, or to somebody else.
+        if httpx.get(f"{url}/health").json()["pid"] != process.pid:
+            return None
+        return url, json.loads((folder / "tokens.json").read_text())["owner"]
+    except (FileNotFoundError, httpx.HTTPError):
+        return None
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the daemon: ask, wait, kill. Its children's pids are taken before, so that none can get away."""
+    started = children(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    process.kill()
+    process.wait()
+    for pid in started:
+        if is_running(pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def refused_start(folder: Path, *, arguments: Sequence[str] = ANY_PORT, **settings: str) -> str:
+    """Start a daemon that must refuse to: exit code 1 and one clear sentence, which is returned."""
+    ended = subprocess.run(
+        command(folder, arguments),
+        env=environment(folder, settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=DEADLINE_SECONDS,
+        text=True,
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1, said
+    assert "Traceback" not in said and said.startswith("Error: ") and said.count("\n") == 1, said
+    return said
+
+
+def children(pid: int) -> list[int]:
+    """The running children of a process."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += [int(child) for child in listing.read_text().split()]
+    return [child for child in found if is_running(child)]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and not just waiting to be buried by its parent."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+# The same app in this process.
+
+
+@dataclass
+class Clock:
+    """A clock that moves when it is told to."""
+
+    now: datetime = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> datetime:
+        """Let time pass; the new time."""
+        self.now += timedelta(seconds=seconds)
+        return self.now
+
+
+@dataclass
+class FixedSensor:
+    """A sensor that sees what it is told to."""
+
+    name: str
+    value: bool | float | str | None
+    unit: str | None = None
+    reason: str | None = None
+    absent: bool = False
+
+    def read(self, now: datetime) -> Reading:
+        """See Sensor."""
+        return Reading(
+            name=self.name,
+            value=self.value,
+            unit=self.unit,
+            source="test",
+            at=now,
+            reason=self.reason,
+            absent=self.absent,
+        )
+
+
+@dataclass
+class FakeRunner:
+    """A runner without a process: a worker runs from `start` until `ends` or `kill`."""
+
+    job_id: str | None = None
+    ended: Exit | None = None
+    started: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int | None:
+        """See Runner."""
+        return 4711 if self.job_id else None
+
+    def start(self, job_id: str) -> None:
+        """See Runner."""
+        assert self.job_id is None
+        self.job_id = job_id
+        self.started.append(job_id)
+
+    def ends(self, code: int, last_words: str = "") -> None:
+        """Let the worker end by itself."""
+        assert self.job_id is not None
+        self.ended = Exit(job_id=self.job_id, code=code, last_words=last_words)
+
+    def reap(self) -> Exit | None:
+        """See Runner."""
+        ended, self.ended = self.ended, None
+        if ended:
+            self.job_id = None
+        return ended
+
+    def kill(self) -> Exit | None:
+        """See Runner."""
+        job_id, self.job_id = self.job_id, None
+        if job_id is None:
+            return None
+        self.killed.append(job_id)
+        return Exit(job_id=job_id, code=-9, last_words="", cpu_seconds=1.5)
+
+
+@dataclass(kw_only=True)
+class Rehearsal:
+    """The app with doubles for sensors, worker and clock; requests are answered in this process."""
+
+    services: Services
+    clock: Clock
+    runner: FakeRunner
+    power: FixedSensor
+    battery: FixedSensor
+    memory: FixedSensor
+
+    def __post_init__(self) -> None:
+        self.app = create_app(self.services, token=TOKEN)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = TOKEN,
+        headers: Mapping[str, str] | None = None,
+        base_url: str = "http://127.0.0.1:2407",
+        **body: Any,
+    ) -> httpx.Response:
+        """Send one request; `token=None` sends none."""
+        sent = ({} if token is None else {"authorization": f"Bearer {token}"}) | dict(headers or {})
+
+        async def ask() -> httpx.Response:
+            # As behind a real server, an unexpected exception is an answer.
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
+                return await client.request(method, path, headers=sent, **body)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """GET."""
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """POST."""
+        return self.request("POST", path, **options)
+
+    def delete(self, path: str, **options: Any) -> httpx.Response:
+        """DELETE."""
+        return self.request("DELETE", path, **options)
+
+    def add(self, *texts: str, source: str = "test") -> list[str]:
+        """Store texts; their ids."""
+        response = self.post("/texts", json=[{"text": text, "source": source} for text in texts])
+        assert response.status_code == 201, response.text
+        ids: list[str] = response.json()["ids"]
+        return ids
+
+    def tick(self, seconds: float = 2) -> None:
+        """Let the scheduler look at everything, some seconds later."""
+        self.services.scheduler.tick(self.clock.advance(seconds))
+
+
+@contextmanager
+def rehearsal(folder: Path, **settings: Any) -> Iterator[Rehearsal]:
+    """The app on a folder, on external power, with plenty of everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("POCKETLLM_")]:
+            patch.delenv(name)
+        patch.setenv("POCKETLLM_CONFIG", str(folder / "no-config.toml"))
+        loaded = load_settings({"data_dir": folder, "model": "tiny", **settings})
+    runner, clock = FakeRunner(), Clock()
+    power = FixedSensor("power", True)
+    battery = FixedSensor("battery", 80.0, "%")
+    memory = FixedSensor("memory", 4e9, "bytes")
+    senses = Senses(sensors=[power, battery, memory])
+    built = build_services(loaded, senses=senses, runner=runner, uptime=lambda: clock.now.timestamp())
+    services = replace(built, now=clock, started_at=clock.now)
+    try:
+        yield Rehearsal(services=services, clock=clock, runner=runner, power=power, battery=battery, memory=memory)
+    finally:
+        services.store.close()

@@ -1,0 +1,228 @@
+"""Real models of a few thousand parameters, in each of the formats that can be imported."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.streamed.weights import open_weights
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+#: A prompt for `logits`.
+IDS = torch.tensor([[5, 60, 70, 80, 100, 200, 1, 2]])
+#: Three special tokens and a token a byte.
+VOCABULARY = len(SPECIAL_TOKENS) + 256
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def byte_tokens() -> list[str]:
+    """The vocabulary by token id."""
+    return [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, SmolLM2's special tokens and its chat template."""
+    vocabulary = {token: number for number, token in enumerate(byte_tokens())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_llama_folder(
+    path: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 32,
+    vocab: int = VOCABULARY,
+    tied: bool = True,
+    shard_size: str = "5GB",
+) -> Path:
+    """Write a random Llama in float32 with its tokenizer as a Hugging Face folder, and return `path`.
+
+    `hidden` is a multiple of 32, `vocab` at least VOCABULARY; a small `shard_size` splits the weights.
+    """
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        # Large enough that a wrong weight shows in the logits.
+        initializer_range=0.2,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(path, max_shard_size=shard_size)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def loud_llama_folder(path: Path, *, factor: float) -> Path:
+    """Write a `tiny_llama_folder` whose feed-forward layers compute with numbers `factor` squared as large."""
+    weights = tiny_llama_folder(path) / "model.safetensors"
+    tensors = load_file(weights)
+    for name, tensor in tensors.items():
+        if ".gate_proj." in name or ".up_proj." in name:
+            tensor *= factor
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return path
+
+
+def tiny_native(
+    models_dir: Path,
+    name: str = "tiny",
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 32,
+    vocab: int = VOCABULARY,
+    tied: bool = True,
+) -> Path:
+    """Import a `tiny_llama_folder` into `models_dir` and return the native folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = tiny_llama_folder(
+            Path(scratch) / "source", seed=seed, layers=layers, hidden=hidden, vocab=vocab, tied=tied
+        )
+        import_model(str(source), models_dir, name=name, dtype=dtype)
+    return models_dir / name
+
+
+def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
+    """Write the tied model of a `tiny_llama_folder` as GGUF, as llama.cpp's converter would, and return `path`.
+
+    Vectors are F32, matrices F16, and the embeddings Q8_0.
+    """
+    config = json.loads((hf_folder / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_license("apache-2.0")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    add_tokenizer(writer, config["vocab_size"])
+    for name, tensor in load_file(hf_folder / "model.safetensors").items():
+        numbers: NDArray[np.float32] = tensor.float().numpy()
+        if ".q_proj." in name or ".k_proj." in name:
+            numbers = permute(numbers, heads if ".q_proj." in name else kv_heads)
+        _add_tensor(writer, gguf_name(name), numbers)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+    """Put the byte tokenizer into a GGUF file, with `vocab` tokens."""
+    tokens = byte_tokens()
+    tokens += [f"[PAD{number}]" for number in range(len(tokens), vocab)]
+    special = [token in SPECIAL_TOKENS for token in tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if s else gguf.TokenType.NORMAL for s in special])
+    # GGUF cannot say "no merges", and with scores and no merges transformers finds that there are none.
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, numbers: NDArray[np.float32]) -> None:
+    kind = gguf.GGMLQuantizationType
+    if name == "token_embd.weight":
+        writer.add_tensor(name, gguf.quantize(numbers, kind.Q8_0), raw_dtype=kind.Q8_0)
+    else:
+        writer.add_tensor(name, numbers if numbers.ndim == 1 else numbers.astype(np.float16))
+
+
+def permute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Pair the rows of each head as llama.cpp's rotary embedding wants them (convert_hf_to_gguf.py)."""
+    halves = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weights.shape)
+
+
+def gguf_name(name: str) -> str:
+    """What llama.cpp calls a tensor of a Llama or one of its kin."""
+    parts = {
+        "model.embed_tokens": "token_embd",
+        "lm_head": "output",
+        "model.norm": "output_norm",
+        "model.layers": "blk",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "post_attention_layernorm": "ffn_norm",
+        "input_layernorm": "attn_norm",
+    }
+    for part, short in parts.items():
+        name = name.replace(part, short)
+    return name
+
+
+def logits(folder: Path, **settings: Any) -> torch.Tensor:
+    """What transformers makes of the model in `folder`, given one fixed prompt."""
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    with torch.no_grad():
+        result: torch.Tensor = load(folder, **settings)(IDS).logits
+    return result
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    """Change settings of a JSON file; None removes one."""
+    settings = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+def mapped(native: NativeModel) -> dict[str, torch.Tensor]:
+    """Every tensor of a model's weights file, scales too, mapped as the model maps it."""
+    weights = open_weights(native.weights)
+    return {name + suffix: part for name, weight in weights.items() for suffix, part in weight.parts.items()}

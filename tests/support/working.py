@@ -1,0 +1,98 @@
+"""A data folder with a tiny model and texts, and real workers on it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, Requester
+from tests.support.tiny_models import tiny_native
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TRAINING = TrainingSettings(method="mezo", steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
+
+
+def data_folder(root: Path, *, source: Path | None = None, dtype: str = "bfloat16") -> DataFolder:
+    """A data folder that holds the tiny model, or the one in a Hugging Face folder, under the name "tiny"."""
+    folder = DataFolder(root)
+    folder.make()
+    if source is None:
+        tiny_native(folder.models, dtype=dtype)
+    else:
+        import_model(str(source), folder.models, name="tiny", dtype=dtype)
+    return folder
+
+
+def notes(count: int = 30) -> list[NewText]:
+    """Texts with something in common."""
+    return [NewText(text=f"Wind west, glass rising. Mug of tea number {i}.", source="test") for i in range(count)]
+
+
+def queue_job(
+    store: Store, *, seed: int = 0, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING
+) -> Job:
+    """A job for the tiny model, marked as running."""
+    job = store.jobs.create(
+        model="tiny",
+        seed=seed,
+        total_steps=steps,
+        settings=training.model_dump(mode="json"),
+        mode=training.mode,
+        requested_by=Requester.OWNER,
+        immediate=True,
+        now=NOW,
+    )
+    return store.jobs.start(job.id, parent=None, now=NOW)
+
+
+def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
+    """A real worker process; its standard input stays open, as the daemon would keep it."""
+    command = [
+        sys.executable,
+        "-m",
+        "pocketllm.daemon.training.worker",
+        "--data-dir",
+        str(folder.root),
+        "--job",
+        job.id,
+    ]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
+
+
+def finish(worker: subprocess.Popen[bytes], *, seconds: float = 120) -> str:
+    """Wait for a worker to end by itself; returns what it said. Raises AssertionError when it failed."""
+    assert worker.stdin is not None and worker.stderr is not None
+    with worker.stderr, worker.stdin:
+        said = worker.stderr.read().decode()
+        assert worker.wait(seconds) == 0, said
+    return said
+
+
+def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = 120) -> int:
+    """Kill -9 a worker as soon as its journal has reached a step; returns the step it had really reached."""
+    kill_when(worker, lambda: store.journal.last_step(job.id) >= step, seconds=seconds)
+    return store.journal.last_step(job.id)
+
+
+def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, seconds: float = 120) -> None:
+    """Kill -9 a worker as soon as it has got somewhere."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        with suppress(subprocess.TimeoutExpired):  # leaves the processor to the worker, whose priority is the lowest
+            worker.wait(0.005)
+        assert worker.poll() is None, "the worker ended before it was killed"
+        assert time.monotonic() < deadline, "the worker did not get there"
+    worker.kill()
+    worker.wait()
+    assert worker.stdin is not None and worker.stderr is not None
+    worker.stdin.close()
+    worker.stderr.close()
