@@ -23,7 +23,7 @@ from pocketllm.api.native import (
     texts,
     tokens,
 )
-from pocketllm.api.native.ingest import Ingest, LookersFirst
+from pocketllm.api.native.ingest import Ingest, ReadPriorityMiddleware
 from pocketllm.api.openai import completions as openai_completions
 from pocketllm.api.openai import files as openai_files
 from pocketllm.api.openai import fine_tuning
@@ -38,7 +38,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(services: Services, *, token: str, lifespan: Lifespan | None = None) -> FastAPI:
-    """The daemon's HTTP interface. token: the owner's. What needs none, and what apps' own are good for: security/guard.py."""
+    """The daemon's HTTP interface. token: the owner's; security/guard.py says what needs none."""
     app = FastAPI(
         title="PocketLLM",
         version=version("pocketllm"),
@@ -78,7 +78,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     settings = services.settings
     # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(LookersFirst, ingest=ingest)
+    app.add_middleware(ReadPriorityMiddleware, ingest=ingest)
     app.add_middleware(
         Guard,
         credentials=credentials,

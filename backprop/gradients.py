@@ -9,12 +9,12 @@ from math import isfinite, prod
 import torch
 
 from pocketllm.backprop.output_error import label_error, output_error
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES
 from pocketllm.engine.streamed.layers import LayerCall
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import StreamedLinear
 from pocketllm.engine.streamed.weights import DenseWeights
@@ -39,7 +39,7 @@ class PassSize:
 class _MicroBatch:
     """Some blocks on their way up and back."""
 
-    blocks: Blocks
+    blocks: Batch
     of: int  #: which part of the batch they belong to
     weight: float  #: of each target
     calls: list[LayerCall] = field(default_factory=list)
@@ -60,12 +60,12 @@ class LayerwiseGradients:
             if number is None:
                 raise UnsupportedModel(f"{path} is in none of the model's layers. Use training.method = mezo.")
             self._paths[number].append(path)
-        self._network, self._stack, self._walk = model.first_lane, model.stack, model.walk
+        self._network, self._stack, self._walk = model.first_replica, model.stack, model.walk
         self._dense = DenseWeights()
         self._lowest = min(self._paths)
         self._check()
 
-    def __call__(self, batch: Sequence[tuple[Blocks, float]], on_layer: OnLayer) -> list[float]:
+    def __call__(self, batch: Sequence[tuple[Batch, float]], on_layer: OnLayer) -> list[float]:
         """Each part's mean loss in nats per target; on_layer gets the gradients of their weighted sum.
 
         batch: parts with their weights. on_layer is called from the top layer down, and may change the factors that it
@@ -85,7 +85,7 @@ class LayerwiseGradients:
             self._backward(micro_batches, unit, sums, on_layer if number == len(passes) else None)
         return losses
 
-    def _passes(self, batch: Sequence[tuple[Blocks, float]], unit: float) -> Iterator[list[_MicroBatch]]:
+    def _passes(self, batch: Sequence[tuple[Batch, float]], unit: float) -> Iterator[list[_MicroBatch]]:
         """The batch in runs of blocks whose states may be kept at the same time."""
         waiting: list[_MicroBatch] = []
         room = self._size.blocks
@@ -124,7 +124,7 @@ class LayerwiseGradients:
     def _output(self, some: _MicroBatch) -> None:
         """The loss, and its gradient behind the last layer: in closed form at the head, by autograd up to it."""
         blocks = some.blocks
-        places = (blocks.targets != NO_TARGET).nonzero(as_tuple=True)
+        places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
         with torch.enable_grad():
             leaving = some.states.pop().detach().requires_grad_()
             hidden = self._network.behind_layers(blocks, leaving)
@@ -216,7 +216,7 @@ class LayerwiseGradients:
     def _check(self) -> None:
         """Find what can be left out. Raise UnsupportedModel where layers hand more to each other than hidden states."""
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
-        blocks = Blocks(inputs=words, targets=words)
+        blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
         some = _MicroBatch(blocks=blocks, of=0, weight=1.0)
         self._enter(some)

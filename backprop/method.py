@@ -9,7 +9,7 @@ import torch
 
 from pocketllm.backprop.adamw import AdamW
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.method import StepRecord, Update
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -22,7 +22,7 @@ SERVED = 0.9
 #: B's learning rate over A's (LoRA+, arXiv 2402.12354).
 B_RATE = 4.0
 #: Steps in which the rate grows to its full size, and its part at the end of the cosine (arXiv 1608.03983).
-WARM_UP_STEPS, LEAST_SHARE = 10, 0.05
+WARM_UP_STEPS, MIN_SHARE = 10, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Exact:
         size: PassSize,
         *,
         to_start: Callable[[], None],
-        samples: Callable[[int], Blocks] | None = None,
+        samples: Callable[[int], Batch] | None = None,
     ) -> None:
         """Train `adapter`, which the model must be using, in place. Raises UnsupportedModel.
 
@@ -76,7 +76,7 @@ class Exact:
         self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
         self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
 
-    def step(self, number: int, batch: Blocks, *, remaining: float, share: float) -> StepRecord:
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
         """See Method."""
         rate = self._plan.rate * share * schedule(number, remaining)
         square = 0.0  # of the gradient's norm
@@ -128,5 +128,5 @@ class Exact:
 
 def schedule(step: int, remaining: float) -> float:
     """The part of the full rate that a step gets: a warm-up by steps, and a cosine by what remains, from 1 to 0."""
-    falling = LEAST_SHARE + (1 - LEAST_SHARE) * (1 + cos(pi * (1 - remaining))) / 2
+    falling = MIN_SHARE + (1 - MIN_SHARE) * (1 + cos(pi * (1 - remaining))) / 2
     return min(1.0, step / WARM_UP_STEPS) * falling

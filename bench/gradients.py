@@ -12,7 +12,7 @@ from bench import peers
 from bench.ours import load_model
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import fresh_adapter
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.params.lora import Adapter
 
 _RANK, _SEED = 8, 0
@@ -25,7 +25,7 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> f
 
     inputs, targets: (blocks, tokens) int64.
     """
-    blocks = Blocks(inputs=inputs, targets=targets)
+    blocks = Batch(inputs=inputs, targets=targets)
     model, found = load_model(folder), Gradients()
     adapter = fresh_adapter(model, rank=_RANK, seed=_SEED)
     generator = torch.Generator().manual_seed(_SEED)
@@ -39,7 +39,7 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> f
     return min(float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0)) for one, other in pairs)
 
 
-def _autograd(folder: Path, adapter: Adapter, blocks: Blocks) -> Gradients:
+def _autograd(folder: Path, adapter: Adapter, blocks: Batch) -> Gradients:
     model = peers.build(folder).float().eval()
     model.requires_grad_(False)
     factors = []

@@ -30,7 +30,7 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.run import DIRECTION_BLOCKS
 from pocketllm.daemon.training.trainer import Checkpoint, Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
-from pocketllm.engine.data.batches import Blocks, Buckets, shuffled
+from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.activation_pca import adapter_along_activations
@@ -93,7 +93,7 @@ class Scratch:
 
 
 def teach(
-    model: LanguageModel, method: Method, buckets: Buckets, curve: Curve, *, seed: int, batch: int, points: float
+    model: LanguageModel, method: Method, buckets: Batches, curve: Curve, *, seed: int, batch: int, points: float
 ) -> dict[str, Any]:
     """Train as the worker does until the curve's time is over; what there is to say of it.
 
@@ -124,7 +124,7 @@ def teach(
 
 @torch.no_grad()
 def teach_mezo(
-    model: LanguageModel, buckets: Buckets, looked_at: Blocks, curve: Curve, *, seed: int, batch: int
+    model: LanguageModel, buckets: Batches, looked_at: Batch, curve: Curve, *, seed: int, batch: int
 ) -> dict[str, Any]:
     """Learn along random directions; looked_at: blocks that A is taken from."""
     settings, rows_at_once = TrainingSettings(), ENOUGH_POSITIONS // looked_at.inputs.shape[1]
@@ -145,7 +145,7 @@ def teach_mezo(
 
 @torch.no_grad()
 def teach_exact(
-    model: LanguageModel, plan: JobPlan, buckets: Buckets, curve: Curve, *, seed: int, samples: Blocks | None = None
+    model: LanguageModel, plan: JobPlan, buckets: Batches, curve: Curve, *, seed: int, samples: Batch | None = None
 ) -> dict[str, Any]:
     """Learn by exact gradients, with samples of the base model as the worker has them; the model keeps the adapter."""
     method = exact_method(model, plan, seed=seed, samples=samples)

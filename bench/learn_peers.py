@@ -23,8 +23,8 @@ from bench import learn_text, peers
 from bench.child import write_line
 from bench.learn_curve import Curve, Schedule
 from bench.turns import serve
-from pocketllm.engine.data.batches import Blocks, batch_at
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.data.batches import Batch, batch_at
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 RANK = 8
 #: MeZO's for low-rank factors (arXiv 2305.17333, table 15).
@@ -34,10 +34,10 @@ _WARM_UP_STEPS = 10
 _AT_ONCE, _CHUNK = 8, 128
 
 #: One step on a batch: its number (from 1), and the part of the full learning rate.
-Step = Callable[[Blocks, int, float], float]
+Step = Callable[[Batch, int, float], float]
 
 
-class LowRank(torch.nn.Module):
+class LoRABranch(torch.nn.Module):
     """A linear map with factors beside it: kept in fp32, multiplied in the map's dtype."""
 
     def __init__(self, inner: torch.nn.Linear, generator: torch.Generator) -> None:
@@ -63,17 +63,17 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(positions,) targets, NO_TARGET where nothing is predicted."""
-        count = int((targets != NO_TARGET).sum())
+        """(positions,) targets, IGNORE_INDEX where nothing is predicted."""
+        count = int((targets != IGNORE_INDEX).sum())
         total = torch.zeros((), dtype=torch.float64)
         ctx.gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(states), _CHUNK):
             rows = slice(start, start + _CHUNK)
             wanted = targets[rows]
             logits = (states[rows] @ head.t()).float()
-            total += F.cross_entropy(logits, wanted, ignore_index=NO_TARGET, reduction="sum")
+            total += F.cross_entropy(logits, wanted, ignore_index=IGNORE_INDEX, reduction="sum")
             if ctx.gradient is not None:
-                predicted = wanted != NO_TARGET
+                predicted = wanted != IGNORE_INDEX
                 error = logits.softmax(1).mul_(predicted[:, None])
                 error[predicted.nonzero()[:, 0], wanted[predicted]] -= 1
                 torch.mm((error / count).to(head.dtype), head, out=ctx.gradient[rows])
@@ -105,11 +105,11 @@ class Peer:
         for path, module in list(self.model.named_modules()):
             if isinstance(module, torch.nn.Linear) and module is not head:
                 parent, _, own = path.rpartition(".")
-                made = LowRank(module, generator)
+                made = LoRABranch(module, generator)
                 setattr(self.model.get_submodule(parent), own, made)
                 self.factors += [made.a, made.b]
 
-    def loss(self, blocks: Blocks) -> torch.Tensor:
+    def loss(self, blocks: Batch) -> torch.Tensor:
         """The mean loss of blocks."""
         if blocks.choices is not None:
             wanted = blocks.targets.max(1).values  # one target a row
@@ -120,21 +120,21 @@ class Peer:
         if self.chunks:
             loss: torch.Tensor = ChunkedLoss.apply(states, head.weight, targets)  # type: ignore[no-untyped-call]
             return loss
-        return F.cross_entropy(head(states).float(), targets, ignore_index=NO_TARGET)
+        return F.cross_entropy(head(states).float(), targets, ignore_index=IGNORE_INDEX)
 
-    def choice_logits(self, blocks: Blocks) -> torch.Tensor:
+    def choice_logits(self, blocks: Batch) -> torch.Tensor:
         """(rows, choices) fp32: the label words' logits where the label is to come."""
         rows = self.model.get_output_embeddings().weight[list(blocks.choices or ())]
         logits: torch.Tensor = self._states(blocks)[blocks.targets >= 0].float() @ rows.float().t()
         return logits
 
     @torch.no_grad()
-    def held_out(self, blocks: Blocks) -> float:
+    def held_out(self, blocks: Batch) -> float:
         """The mean loss in nats per token."""
         parts = list(blocks.split(_AT_ONCE))
         return sum(float(self.loss(part)) * part.tokens for part in parts) / blocks.tokens
 
-    def _states(self, blocks: Blocks) -> torch.Tensor:
+    def _states(self, blocks: Batch) -> torch.Tensor:
         states: torch.Tensor = self.model.base_model(input_ids=blocks.inputs, use_cache=False).last_hidden_state
         return states
 
@@ -149,7 +149,7 @@ def textbook(peer: Peer, rate: float, seed: int) -> Step:
             factor.data.add_(torch.randn(factor.shape, generator=generator), alpha=scale)
 
     @torch.no_grad()
-    def step(batch: Blocks, number: int, _share: float) -> float:
+    def step(batch: Batch, number: int, _share: float) -> float:
         perturb(number, _EPSILON)
         plus = float(peer.loss(batch))
         perturb(number, -2 * _EPSILON)
@@ -168,7 +168,7 @@ def autograd(peer: Peer, rate: float, seed: int) -> Step:
         factor.requires_grad_(True)
     optimizer = torch.optim.AdamW(peer.factors, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
-    def step(batch: Blocks, _number: int, share: float) -> float:
+    def step(batch: Batch, _number: int, share: float) -> float:
         optimizer.param_groups[0]["lr"] = rate * share
         loss = peer.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -183,7 +183,7 @@ METHODS: dict[str, Callable[[Peer, float, int], Step]] = {"textbook": textbook, 
 
 
 def teach(
-    prepare: Callable[[], Step], batch: Callable[[int], Blocks], seconds: float, measure: Callable[[], float]
+    prepare: Callable[[], Step], batch: Callable[[int], Batch], seconds: float, measure: Callable[[], float]
 ) -> Curve:
     """Train for so many seconds, of which preparing is a part; the curve of what `measure` says."""
     curve = Curve(seconds, measure)
@@ -201,7 +201,7 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
     peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks, dtype=options.dtype)
     training = (division.training[slice(0, -1)],)  # the last is short
 
-    def batch(number: int) -> Blocks:
+    def batch(number: int) -> Batch:
         return batch_at(training, step=number, size=options.batch, seed=options.seed)
 
     def prepare() -> Step:
@@ -215,7 +215,7 @@ def take_turns(options: argparse.Namespace) -> None:
     peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks, dtype=options.dtype)
     step = METHODS[options.method](peer, options.rate, options.seed)
     ids = torch.randint(peer.model.config.vocab_size, (options.batch, options.turns + 1))
-    blocks = Blocks(inputs=ids[:, :-1], targets=ids[:, 1:])
+    blocks = Batch(inputs=ids[:, :-1], targets=ids[:, 1:])
     serve(lambda: step(blocks, 1, 1.0))
 
 

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench.child import write_line
-from pocketllm.engine.data.batches import Blocks, pack
+from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.engine.generate.streaming_text import separator
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 #: The last tenth of the text is held out; at most this number of its blocks, evenly spread, is measured with.
 HELD_OUT_ONE_IN, HELD_OUT_BLOCKS = 10, 64
@@ -31,8 +31,8 @@ HELD_OUT_ONE_IN, HELD_OUT_BLOCKS = 10, 64
 class Division:
     """Blocks of equal length."""
 
-    training: Blocks
-    held_out: Blocks
+    training: Batch
+    held_out: Batch
 
 
 def load(file: Path) -> Division:
@@ -61,7 +61,7 @@ def divide(text: str, encoded: Callable[[str], Sequence[int]], end: int, *, toke
     return Division(training=training, held_out=held_out[torch.from_numpy(places)])
 
 
-def with_prompt(division: Division, tokens: int, seed: int) -> Blocks:
+def with_prompt(division: Division, tokens: int, seed: int) -> Batch:
     """The held-out blocks, each behind `tokens` tokens of the training text from a random place; these predict nothing.
 
     Raises SystemExit when the training text is shorter.
@@ -72,12 +72,12 @@ def with_prompt(division: Division, tokens: int, seed: int) -> Blocks:
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(0, len(stream) - tokens + 1, (len(held_out), 1), generator=generator)
     inputs = torch.cat((stream[starts + torch.arange(tokens)], held_out.inputs), 1)
-    targets = torch.cat((torch.full((len(held_out), tokens), NO_TARGET), held_out.targets), 1)
-    return Blocks(inputs=inputs, targets=targets)
+    targets = torch.cat((torch.full((len(held_out), tokens), IGNORE_INDEX), held_out.targets), 1)
+    return Batch(inputs=inputs, targets=targets)
 
 
-def _blocks(inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Blocks:
-    return Blocks(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
+def _blocks(inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
+    return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

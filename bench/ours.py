@@ -28,15 +28,15 @@ from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
-from pocketllm.engine.data.batches import Blocks, shuffled
+from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.planning.memory_model import JobPlan
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.estimator import directions, probe
 from pocketllm.mezo.method import MeZO, MeZOPlan
@@ -81,13 +81,13 @@ def rehearsed(plan: JobPlan) -> int:
     return rehearsal.blocks_of_step(TrainingSettings().rehearsal, plan.batch)
 
 
-def rehearsal_of(model: LanguageModel, wanted: int = TrainingSettings().steps) -> Blocks:
+def rehearsal_of(model: LanguageModel, wanted: int = TrainingSettings().steps) -> Batch:
     """The base model's samples, which the worker draws once a model: as many as for a default job."""
     openings = rehearsal.openings(model.native.tokenizer())
     return rehearsal.rehearsal_blocks(model, openings, wanted=wanted, on_part=lambda *_: None)
 
 
-def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Blocks | None = None) -> Exact:
+def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Batch | None = None) -> Exact:
     """The worker's method, of a fresh adapter, which the model uses from now on.
 
     samples: to be rehearsed, as the worker does by default, in `rehearsed` of a step's blocks.
@@ -142,15 +142,15 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     return step
 
 
-def random_blocks(model: LanguageModel, batch: int, tokens: int) -> Blocks:
+def random_blocks(model: LanguageModel, batch: int, tokens: int) -> Batch:
     """So many random texts of so many tokens, of the kind that the model learns from (see `prepare_step`)."""
     numbers = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(10, model.head.at(None).vocabulary, (batch, tokens + 1), generator=numbers)
     if not model.native.manifest.masked:
-        return Blocks(inputs=ids[:, :-1], targets=ids[:, 1:])
-    targets = torch.full((batch, tokens), NO_TARGET)
+        return Batch(inputs=ids[:, :-1], targets=ids[:, 1:])
+    targets = torch.full((batch, tokens), IGNORE_INDEX)
     targets[:, -2] = 10 + torch.arange(batch) % 2
-    return Blocks(inputs=ids[:, :-1], targets=targets, choices=(10, 11))
+    return Batch(inputs=ids[:, :-1], targets=targets, choices=(10, 11))
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def trajectory(
     the engine can, so that what is compared is the algorithm.
     """
     model = LanguageModel(open_native(folder), dtype=torch.float64)
-    blocks = Blocks(inputs=inputs, targets=targets)
+    blocks = Batch(inputs=inputs, targets=targets)
     theta = model.full(torch.float64)
     model.use(theta)
     losses = []
@@ -210,7 +210,7 @@ def two_sided_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
     """L+ and L- of step 1 as a step computes them: both signs in one batch, from a fresh adapter or the weights."""
-    model, blocks = load_model(folder), Blocks(inputs=inputs, targets=targets)
+    model, blocks = load_model(folder), Batch(inputs=inputs, targets=targets)
     model.use(_theta(model, mode, _whole_plan(folder, mode, blocks)))
     plus, minus = model.losses_at(_both_sides(seed, epsilon), blocks, _ALL)
     return plus, minus
@@ -221,7 +221,7 @@ def separate_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
     """The same two losses by a forward for each sign, with theta really moved to theta + eps z and theta - eps z."""
-    model, blocks = load_model(folder), Blocks(inputs=inputs, targets=targets)
+    model, blocks = load_model(folder), Batch(inputs=inputs, targets=targets)
     plan = _whole_plan(folder, mode, blocks)
     found = []
     for point in _both_sides(seed, epsilon):
@@ -236,15 +236,15 @@ def separate_losses(
 @torch.no_grad()
 def mean_loss(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The base model's mean loss in nats per token, over (blocks, tokens) int64 ids."""
-    return load_model(folder).mean_loss([Blocks(inputs=inputs, targets=targets)])
+    return load_model(folder).mean_loss([Batch(inputs=inputs, targets=targets)])
 
 
-def _both_sides(seed: int, epsilon: float) -> list[Point]:
+def _both_sides(seed: int, epsilon: float) -> list[Perturbation]:
     (along,) = directions(seed, 1, 1, "rademacher")
-    return [Point(direction=along, distance=side * epsilon) for side in (1, -1)]
+    return [Perturbation(direction=along, distance=side * epsilon) for side in (1, -1)]
 
 
-def _moved_exactly(theta: Adapter | FullWeights, point: Point) -> None:
+def _moved_exactly(theta: Adapter | FullWeights, point: Perturbation) -> None:
     """theta + distance z rounded to nearest, as a point of a probe is; `move` rounds half precision at random."""
     if isinstance(theta, Adapter):
         theta.move(point.direction, point.distance)
@@ -253,7 +253,7 @@ def _moved_exactly(theta: Adapter | FullWeights, point: Point) -> None:
         tensor.add_(point.direction.of(number, tensor.shape, tensor.dtype), alpha=point.distance)
 
 
-def _whole_plan(folder: Path, mode: str, blocks: Blocks) -> JobPlan:
+def _whole_plan(folder: Path, mode: str, blocks: Batch) -> JobPlan:
     return planned(folder, mode=mode, batch=len(blocks), tokens=blocks.inputs.shape[1]).plan
 
 

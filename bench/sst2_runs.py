@@ -26,7 +26,7 @@ from bench.learn_peers import Peer, Step, teach
 from bench.ours import load_model, planned, rehearsal_of
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.run import DIRECTION_BLOCKS
-from pocketllm.engine.data.batches import Blocks, Buckets, batch_at
+from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.data.examples import Labelled, encode
 from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.model_folder import open_native
@@ -66,7 +66,7 @@ def sampled(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
     return chosen
 
 
-def blocks_of(folder: Path, rows: Sequence[Labelled]) -> Buckets:
+def blocks_of(folder: Path, rows: Sequence[Labelled]) -> Batches:
     """As the worker makes them."""
     tokenizer = open_native(folder).tokenizer()
     settings = TrainingSettings()
@@ -74,7 +74,7 @@ def blocks_of(folder: Path, rows: Sequence[Labelled]) -> Buckets:
     return encode(rows, tokenizer, length=_LENGTH, separator=separator(tokenizer), template=template)
 
 
-def accuracy(logits: Callable[[Blocks], torch.Tensor], buckets: Buckets) -> float:
+def accuracy(logits: Callable[[Batch], torch.Tensor], buckets: Batches) -> float:
     """The part of the rows whose label has the highest of the logits, (rows, choices)."""
     right, count = 0, 0
     for bucket in buckets:
@@ -86,15 +86,15 @@ def accuracy(logits: Callable[[Blocks], torch.Tensor], buckets: Buckets) -> floa
     return right / count
 
 
-def features(model: LanguageModel, blocks: Blocks) -> torch.Tensor:
+def features(model: LanguageModel, blocks: Batch) -> torch.Tensor:
     """(rows, width) fp32: what the output head takes in where the label is to come."""
     return model.hidden(blocks)[blocks.targets >= 0].float()
 
 
-def our_logits(model: LanguageModel) -> Callable[[Blocks], torch.Tensor]:
+def our_logits(model: LanguageModel) -> Callable[[Batch], torch.Tensor]:
     """The label words' logits with the adapter in use."""
 
-    def logits(blocks: Blocks) -> torch.Tensor:
+    def logits(blocks: Batch) -> torch.Tensor:
         head = model.head.at(None)
         rows = head.gather(torch.tensor(blocks.choices)).float()
         return head.extended(model.hidden(blocks)[blocks.targets >= 0]).float() @ rows.t()
@@ -103,14 +103,14 @@ def our_logits(model: LanguageModel) -> Callable[[Blocks], torch.Tensor]:
 
 
 @torch.inference_mode()
-def zero_shot(options: argparse.Namespace, _training: Buckets, dev: Buckets) -> dict[str, Any]:
+def zero_shot(options: argparse.Namespace, _training: Batches, dev: Batches) -> dict[str, Any]:
     """The base model."""
     model = open_model(options.folder)
     model.use(None)
     return {"accuracy": accuracy(our_logits(model), dev)}
 
 
-def probe(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+def probe(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
     """Logistic regression on the base model's features."""
     model = open_model(options.folder)
     with torch.inference_mode():
@@ -153,7 +153,7 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
 
 
 @torch.no_grad()
-def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+def mezo(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
     """Our MeZO."""
     model = open_model(options.folder)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
@@ -163,7 +163,7 @@ def mezo(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[s
 
 
 @torch.no_grad()
-def exact(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+def exact(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
     """Our exact gradients."""
     tokens = max(bucket.inputs.shape[1] for bucket in training)
     plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
@@ -174,14 +174,14 @@ def exact(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[
     return _report(curve) | found
 
 
-def peer(options: argparse.Namespace, training: Buckets, dev: Buckets) -> dict[str, Any]:
+def peer(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
     """Textbook MeZO or autograd, over rank 8 factors of every linear map."""
     taught = Peer(options.folder, checkpointing=False, chunks=False)
 
     def prepare() -> Step:
         return PEERS[options.method](taught, options.rate, options.seed)
 
-    def batch(number: int) -> Blocks:
+    def batch(number: int) -> Batch:
         return batch_at(training, step=number, size=_BATCH, seed=options.seed)
 
     @torch.no_grad()

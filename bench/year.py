@@ -25,7 +25,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.year_world import DAY, HOUR, World
 from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
 from pocketllm.daemon.conditions.android_screen import AskedScreen, ScreenIdleness, screen_property
-from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.poller import Asked, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading, Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
@@ -252,7 +252,7 @@ class Life:
         return Scheduler(
             self.store,
             self.folder,
-            Senses(sensors=sensors),
+            SensorSet(sensors=sensors),
             self.worker,
             self.settings,
             model_problem=lambda: None,

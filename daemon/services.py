@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pocketllm.daemon.conditions.discovery import Places, Senses, find_sensors
+from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
@@ -54,7 +54,7 @@ class Services:
 def build_services(
     settings: Settings,
     *,
-    senses: Senses | None = None,
+    senses: SensorSet | None = None,
     runner: Runner | None = None,
     uptime: Callable[[], float] = uptime,
 ) -> Services:
@@ -76,7 +76,7 @@ def build_services(
     scheduler = Scheduler(
         store,
         folder,
-        senses or find_sensors(folder.root, folder.idle_stamp, Places(supplies=settings.power_supplies)),
+        senses or discover_sensors(folder.root, folder.idle_stamp, Places(supplies=settings.power_supplies)),
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),

@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.generation.backend import Wish
+from pocketllm.daemon.generation.backend import BackendPreference
 from pocketllm.daemon.paths import config_file, default_data_dir
 
 MB = 10**6
@@ -272,7 +272,7 @@ class Settings(BaseSettings):
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
     model: str = Field("smollm2-135m-instruct", description="The imported model that learns and answers.")
-    backend: Wish = Field(
+    backend: BackendPreference = Field(
         "auto",
         description="What decodes answers: transformers; llamacpp, of which the model's GGUF file is wanted; or auto, "
         "llama.cpp where it can be had, which is several times faster.",

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 
 
 class Update(Protocol):
@@ -44,7 +44,7 @@ class StepRecord:
 class Method(Protocol):
     """A way to learn: how a step changes what is trained, and what a later start needs to go on."""
 
-    def step(self, number: int, batch: Blocks, *, remaining: float, share: float) -> StepRecord:
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
         """Take step `number` (from 1) on a batch.
 
         remaining: the part of the run that lies ahead, from 1 to 0. share: what early stopping has left of the rate.

@@ -21,15 +21,15 @@ import numpy as np
 
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Update
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.noise import Direction, Kind
 
 #: Gives the loss (nats per token) at each of several points in parameter space, all on the same batch.
-Losses = Callable[[Sequence[Point]], Sequence[float]]
+Losses = Callable[[Sequence[Perturbation]], Sequence[float]]
 
 
 #: From so many directions on they share one loss at theta.
-FEWEST_SHARED = 3
+MIN_SHARED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Probes:
     loss: float  #: at theta itself, with one or two directions to second order in eps
 
 
-class Theta(Protocol):
+class Trainable(Protocol):
     """What is trained: low-rank factors, or all of a model's weights."""
 
     def move(self, direction: Direction, distance: float) -> None:
@@ -59,7 +59,7 @@ def probe(losses: Losses, along: Sequence[Direction], *, epsilon: float) -> Prob
     Raises TrainingDiverged when the loss at any point is NaN or infinite: with a shared loss or offset it would make
     all of the step's scalars so.
     """
-    seen = (_shared if len(along) >= FEWEST_SHARED else _both_sides)(losses, along, epsilon)
+    seen = (_shared if len(along) >= MIN_SHARED else _both_sides)(losses, along, epsilon)
     broken = [loss for loss in seen.losses if not isfinite(loss)]
     if broken:
         raise TrainingDiverged(
@@ -71,7 +71,7 @@ def probe(losses: Losses, along: Sequence[Direction], *, epsilon: float) -> Prob
 
 def _both_sides(losses: Losses, along: Sequence[Direction], epsilon: float) -> Probes:
     """By central differences: two losses a direction."""
-    seen = losses([Point(direction=z, distance=side * epsilon) for z in along for side in (1, -1)])
+    seen = losses([Perturbation(direction=z, distance=side * epsilon) for z in along for side in (1, -1)])
     slopes = [(plus - minus) / (2 * epsilon) for plus, minus in zip(seen[::2], seen[1::2], strict=True)]
     return Probes(losses=seen, scalars=_journaled(slopes), loss=sum(seen) / len(seen))
 
@@ -83,8 +83,8 @@ def _shared(losses: Losses, along: Sequence[Direction], epsilon: float) -> Probe
     coordinates, hence nearly the same for every z (its mean is eps/2 tr H), and goes with the mean over the directions;
     of the slopes' own spread that takes one degree of freedom.
     """
-    theta = Point(direction=along[0], distance=0.0)
-    seen = losses([theta, *(Point(direction=z, distance=epsilon) for z in along)])
+    theta = Perturbation(direction=along[0], distance=0.0)
+    seen = losses([theta, *(Perturbation(direction=z, distance=epsilon) for z in along)])
     slopes = [(loss - seen[0]) / epsilon for loss in seen[1:]]
     offset = sum(slopes) / len(slopes)
     return Probes(losses=seen, scalars=_journaled([slope - offset for slope in slopes]), loss=seen[0])
@@ -94,13 +94,13 @@ def _journaled(slopes: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(np.float32(slope)) for slope in slopes)
 
 
-def update(theta: Theta, row: Update, kind: Kind = "rademacher") -> None:
+def update(theta: Trainable, row: Update, kind: Kind = "rademacher") -> None:
     """theta <- theta - lr mean(g z), in place."""
     for z, g in zip(directions(row.seed, row.step, len(row.scalars), kind), row.scalars, strict=True):
         theta.move(z, -row.learning_rate * g / len(row.scalars))
 
 
-def replay(theta: Theta, rows: Iterable[Update], kind: Kind = "rademacher") -> None:
+def replay(theta: Trainable, rows: Iterable[Update], kind: Kind = "rademacher") -> None:
     """Do again, in place, what the rows say: the start becomes the end, bit for bit."""
     for row in rows:
         update(theta, row, kind)

@@ -7,14 +7,14 @@ from math import sqrt
 import numpy as np
 import torch
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.method import StepRecord, Update
-from pocketllm.engine.params.perturbation import Point
-from pocketllm.mezo.estimator import Theta, directions, probe, replay, update
+from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.mezo.estimator import Trainable, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
 
 #: The batch's loss at each of several points.
-BatchLosses = Callable[[Sequence[Point], Blocks], Sequence[float]]
+BatchLosses = Callable[[Sequence[Perturbation], Batch], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,12 @@ class StepSize:
 class MeZO:
     """pocketllm.engine.method.Method: zeroth-order steps (arXiv 2305.17333, Algorithm 1)."""
 
-    def __init__(self, losses: BatchLosses, theta: Theta, plan: MeZOPlan, to_start: Callable[[], None]) -> None:
+    def __init__(self, losses: BatchLosses, theta: Trainable, plan: MeZOPlan, to_start: Callable[[], None]) -> None:
         """to_start: makes of theta, in place, what the run starts from."""
         self._losses, self._theta, self._plan, self._to_start = losses, theta, plan, to_start
         self._size = StepSize()
 
-    def step(self, number: int, batch: Blocks, *, remaining: float, share: float) -> StepRecord:
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
         """See Method."""
         plan = self._plan
         along = directions(plan.seed, number, plan.probes, plan.noise)

@@ -65,7 +65,7 @@ class Ingest:
             return await run_in_threadpool(self._texts.add, texts, now=self._now())
 
 
-class LookersFirst:
+class ReadPriorityMiddleware:
     """ASGI middleware that tells Ingest of those who look. Who waits for events does not count."""
 
     def __init__(self, app: ASGIApp, *, ingest: Ingest) -> None:

@@ -13,7 +13,7 @@ from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, Pa
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
-from pocketllm.daemon.scheduling.planning import JobWish, MethodWish
+from pocketllm.daemon.scheduling.planning import JobRequest, MethodWish
 from pocketllm.daemon.services import Services
 from pocketllm.engine.planning.memory_model import Mode
 from pocketllm.storage.tables import Job
@@ -38,9 +38,9 @@ class JobIn(BaseModel):
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
-    def wish(self) -> JobWish:
+    def wish(self) -> JobRequest:
         """As plans take it."""
-        return JobWish(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
+        return JobRequest(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
 
 
 @router.post(
@@ -137,7 +137,7 @@ def resume_job(job_id: str, services: Context) -> JobOut:
     return _out(services, job)
 
 
-def _plan(services: Services, wish: JobWish) -> PlanOut:
+def _plan(services: Services, wish: JobRequest) -> PlanOut:
     planned = services.scheduler.plans.plan(wish)
     counts = services.store.texts.counts()
     enough_text = EnoughTextOut.of(counts.texts, counts.new_words)

@@ -14,7 +14,15 @@ from pocketllm.api.dependencies import Context
 from pocketllm.api.errors import code_of, problem_body, status_of
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
 from pocketllm.api.openai.models import resolve
-from pocketllm.api.openai.schemas import ChatFrame, ChatWish, Frame, TextFrame, TextWish, Wish, usage
+from pocketllm.api.openai.schemas import (
+    ChatFrame,
+    ChatRequest,
+    CompletionRequest,
+    Frame,
+    SharedRequest,
+    TextFrame,
+    usage,
+)
 from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.errors import DaemonError
@@ -27,7 +35,7 @@ _DEFAULTS = GenerationRequest()
 
 
 @router.post("/chat/completions", dependencies=[Depends(json_only)], responses=documented(ChatAnswer))
-async def chat(request: Request, body: ChatWish, services: Context) -> Response:
+async def chat(request: Request, body: ChatRequest, services: Context) -> Response:
     """Answer a chat. With `stream`: chunks as server-sent events, then `[DONE]`."""
     messages = [message.plain() for message in body.messages]
     requests, about = await _requests(services, body, [{"messages": messages}])
@@ -35,7 +43,7 @@ async def chat(request: Request, body: ChatWish, services: Context) -> Response:
 
 
 @router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))
-async def complete(request: Request, body: TextWish, services: Context) -> Response:
+async def complete(request: Request, body: CompletionRequest, services: Context) -> Response:
     """Continue one text or several. With `stream`: chunks as server-sent events, then `[DONE]`."""
     requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])
     return await _answered(request, services.generator, requests, TextFrame(id=f"cmpl-{_id()}", **about), body)
@@ -46,7 +54,7 @@ def _id() -> str:
 
 
 async def _requests(
-    services: Services, body: ChatWish | TextWish, inputs: Sequence[dict[str, Any]]
+    services: Services, body: ChatRequest | CompletionRequest, inputs: Sequence[dict[str, Any]]
 ) -> tuple[list[GenerationRequest], dict[str, Any]]:
     """What to generate, one request a choice, and what the documents of the answer share."""
     adapter, folder = await run_in_threadpool(resolve, services, body.model)
@@ -76,7 +84,7 @@ async def _requests(
 
 
 async def _answered(
-    request: Request, generator: Generator, requests: list[GenerationRequest], frame: Frame, body: Wish
+    request: Request, generator: Generator, requests: list[GenerationRequest], frame: Frame, body: SharedRequest
 ) -> Response:
     if body.stream:
         events = _chunks(generator, requests, frame, usage_wanted=body.usage_wanted)

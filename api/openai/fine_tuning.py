@@ -18,7 +18,7 @@ from pocketllm.api.openai.lists import Listing, page_of
 from pocketllm.api.openai.models import LATEST, resolve
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
 from pocketllm.api.requests import json_only
-from pocketllm.daemon.scheduling.planning import BATCH, JobWish
+from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.jobs import Tuning
@@ -28,7 +28,7 @@ from pocketllm.storage.tables import BASE, Job
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"])
 
 #: The most steps of a job.
-_MOST_STEPS = 1_000_000
+_MAX_STEPS = 1_000_000
 #: OpenAI's client says with this that it sends a request once more. It sends no key that would tell them apart.
 _SENT_AGAIN = "x-stainless-retry-count"
 _AGAIN_WITHIN = timedelta(minutes=15)
@@ -48,7 +48,7 @@ def create(request: Request, services: Context, body: TuningWish) -> TuningJob:
     wished, texts = body.wished, _texts(services, body)
     epochs, batch = chosen(wished.n_epochs), chosen(wished.batch_size)
     job = services.scheduler.request(
-        JobWish(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
+        JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
         immediate=body.now,
         tuning=Tuning(document=document, texts=texts, start_from=start),
@@ -174,4 +174,4 @@ def _steps(services: Services, texts: list[NewText], epochs: int, batch: int | N
         1 if text.completion is not None or text.messages else count_words(text.text) / block_words for text in texts
     )
     steps = math.ceil(epochs * max(1.0, rows) / (batch or training.batch or BATCH))
-    return min(_MOST_STEPS, steps)
+    return min(_MAX_STEPS, steps)

@@ -26,7 +26,7 @@ LEVELS: dict[str, Literal["warn", "error"]] = {
     "no report": "warn",
     "failed": "error",
 }
-_MOST_SEED = 2**63 - 1
+_MAX_SEED = 2**63 - 1
 
 
 class Hyperparameters(BaseModel):
@@ -68,7 +68,7 @@ class TuningWish(BaseModel):
     validation_file: str | None = Field(None, description="What to measure with; else one example in ten is kept out.")
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
-    seed: Annotated[int, Field(ge=0, le=_MOST_SEED)] | None = None
+    seed: Annotated[int, Field(ge=0, le=_MAX_SEED)] | None = None
     suffix: Annotated[str, StringConstraints(max_length=64, pattern="^[^:/]*$")] | None = None
     metadata: (
         Annotated[

@@ -15,7 +15,7 @@ from pocketllm.daemon.generation.service import Done
 
 #: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".
 _TEXT_TOKENS, _CHAT_TOKENS = 16, 512
-_MOST_TOKENS, _MOST_CHOICES, _MOST_PROMPTS, _MOST_ALTERNATIVES = 8192, 16, 64, 20
+_MAX_TOKENS, _MAX_CHOICES, _MAX_PROMPTS, _MAX_ALTERNATIVES = 8192, 16, 64, 20
 #: No tokenizer has more.
 Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 #: Seeds are any integer there.
@@ -56,7 +56,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Wish(BaseModel):
+class SharedRequest(BaseModel):
     """What both kinds of request have in common."""
 
     model_config = ConfigDict(extra="allow")
@@ -66,7 +66,7 @@ class Wish(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     stop: str | list[str] | None = Field(None, max_length=1000)
     seed: int | None = None
-    n: int | None = Field(None, ge=1, le=_MOST_CHOICES)
+    n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -100,19 +100,19 @@ class Wish(BaseModel):
         return [f"{name} is ignored" for name in ignored]
 
 
-class ChatWish(Wish):
+class ChatRequest(SharedRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     logprobs: bool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
-    top_logprobs: int | None = Field(None, ge=0, le=_MOST_ALTERNATIVES)
+    top_logprobs: int | None = Field(None, ge=0, le=_MAX_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
 
     @property
     def most_tokens(self) -> int:
         """The longest answer."""
-        return min(self.max_completion_tokens or self.max_tokens or _CHAT_TOKENS, _MOST_TOKENS)
+        return min(self.max_completion_tokens or self.max_tokens or _CHAT_TOKENS, _MAX_TOKENS)
 
     @property
     def alternatives(self) -> int | None:
@@ -120,7 +120,7 @@ class ChatWish(Wish):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class TextWish(Wish):
+class CompletionRequest(SharedRequest):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[Token] | list[list[Token]] = Field(
@@ -131,7 +131,7 @@ class TextWish(Wish):
     logprobs: int | None = Field(
         None,
         ge=0,
-        le=_MOST_ALTERNATIVES,
+        le=_MAX_ALTERNATIVES,
         description="Score each token, and as many of the likeliest. Not in a stream.",
     )
 
@@ -139,8 +139,8 @@ class TextWish(Wish):
     @classmethod
     def _some_prompts(cls, prompt: Any) -> Any:
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
-        if several and not 1 <= len(prompt) <= _MOST_PROMPTS:
-            raise ValueError(f"send 1 to {_MOST_PROMPTS} prompts")
+        if several and not 1 <= len(prompt) <= _MAX_PROMPTS:
+            raise ValueError(f"send 1 to {_MAX_PROMPTS} prompts")
         return prompt
 
     @property
@@ -155,7 +155,7 @@ class TextWish(Wish):
     @property
     def most_tokens(self) -> int:
         """The longest answer; none at all is for who wants the prompt scored."""
-        return min(_TEXT_TOKENS if self.max_tokens is None else self.max_tokens, _MOST_TOKENS)
+        return min(_TEXT_TOKENS if self.max_tokens is None else self.max_tokens, _MAX_TOKENS)
 
     @property
     def alternatives(self) -> int | None:

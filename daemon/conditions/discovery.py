@@ -32,7 +32,7 @@ _NO_TERMUX_API = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Senses:
+class SensorSet:
     """The machine's sensors, how eagerly they look, and the one that is told."""
 
     sensors: Sequence[Sensor]
@@ -71,11 +71,11 @@ def _system_command(file: str) -> str:
     return file if Path(file).is_file() else Path(file).name
 
 
-def find_sensors(data_folder: Path, stamp: Path, places: Places = Places()) -> Senses:
+def discover_sensors(data_folder: Path, stamp: Path, places: Places = Places()) -> SensorSet:
     """The sensors of this machine. data_folder: whose disk counts; stamp: see ScreenIdleness."""
     pace, told = Pace(), ToldScreen()
     special = _of_android if places.is_android else _of_linux
-    return Senses(
+    return SensorSet(
         sensors=[
             *special(pace, told, stamp, places),
             linux_machine.MemorySensor(),
@@ -115,7 +115,7 @@ def _of_linux(pace: Pace, told: ToldScreen, _stamp: Path, places: Places) -> lis
 def _idleness(pace: Pace, places: Places) -> Sensor:
     """By logind, where it runs; where it does not and there is no display either, nobody is there to be disturbed."""
     if places.seats.is_dir() and (command := places.command(logind_idle.COMMAND)):
-        return logind_idle.SeatIdleness.by_command(pace, command)
+        return logind_idle.LogindIdleness.by_command(pace, command)
     if any(places.graphics.glob("card*-*/status")):
         return Unknown(
             "idle",

@@ -89,7 +89,7 @@ class Charge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
+class GateContext:
     """All that the gate looks at besides readings and settings."""
 
     now: datetime  #: aware
@@ -108,7 +108,7 @@ class Situation:
 
 
 def decide(
-    readings: Sequence[Reading], settings: GateSettings, situation: Situation, before: Verdict = _NOTHING
+    readings: Sequence[Reading], settings: GateSettings, situation: GateContext, before: Verdict = _NOTHING
 ) -> Verdict:
     """Decide. before: the last verdict, from which a blocker that still stands takes its `since`."""
     by_name = {reading.name: _fresh(reading, settings, situation.now) for reading in readings}
@@ -130,7 +130,7 @@ def _fresh(reading: Reading, settings: GateSettings, now: datetime) -> Reading:
     return replace(reading, value=None, reason=f"the last answer is {age:.0f} s old")
 
 
-def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     """What the owner can override."""
     yield from _power(readings, settings, at)
     yield from _screen(readings, settings, at)
@@ -150,14 +150,14 @@ def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: Situat
         )
 
 
-def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     """What nobody overrides."""
     yield from _battery(readings, settings, at)
     yield from _health(readings, settings, at)
     yield from _limits(readings, settings, at)
 
 
-def _power(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _power(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     if not settings.require_power:
         return
     power, plug = readings["power"], readings.get("plug")
@@ -182,7 +182,7 @@ def _power(readings: Mapping[str, Reading], settings: GateSettings, at: Situatio
         )
 
 
-def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     screen, idle = readings.get("screen"), readings.get("idle")
     if settings.require_screen_off and screen is not None and not screen.absent:
         if screen.value is None:
@@ -203,7 +203,7 @@ def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
             )
 
 
-def _hours(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _hours(settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     local = at.by_the_clock
     if settings.weekdays and _WEEKDAYS[local.weekday()] not in settings.weekdays:
         message = f"today is {_WEEKDAYS[local.weekday()]}, and only {', '.join(settings.weekdays)} are allowed"
@@ -213,7 +213,7 @@ def _hours(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
         yield Blocker(name="hours", message=message, since=at.now)
 
 
-def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     battery, power = readings["battery"], readings["power"]
     forced = at.immediate or settings.run_mode == "always"
     if battery.absent or (forced and power.value is True):
@@ -227,7 +227,7 @@ def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: Situat
         yield Blocker(name="battery", message=message, value=battery.value, threshold=level, unit="%", since=at.now)
 
 
-def _health(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _health(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     """A battery that says nothing of its health is taken for a healthy one: many never do."""
     health = readings.get("health")
     if health is not None and isinstance(health.value, str) and health.value != _HEALTHY:
@@ -235,7 +235,7 @@ def _health(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
         yield Blocker(name="health", message=message, value=health.value, since=at.now)
 
 
-def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     """A reading beyond its level."""
     for name, setting, said in _LIMITS:
         reading = readings.get(name)
@@ -258,7 +258,7 @@ def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: Situati
             )
 
 
-def _pause(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _pause(settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     if at.running or at.paused_seconds is None or not 0 <= at.paused_seconds < settings.minimum_pause_seconds:
         return
     left = settings.minimum_pause_seconds - at.paused_seconds
@@ -272,6 +272,6 @@ def _pause(settings: GateSettings, at: Situation) -> Iterator[Blocker]:
     )
 
 
-def _blocked_by_unknown(reading: Reading, settings: GateSettings, at: Situation) -> Iterator[Blocker]:
+def _blocked_by_unknown(reading: Reading, settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     if reading.name not in settings.train_when_unknown:
         yield Blocker(name=reading.name, message=f"{reading.name} is unknown ({reading.reason})", since=at.now)

@@ -43,7 +43,7 @@ def parse(output: str) -> Hint:
         raise ProbeFailed(f"logind's answer is not understood: {output[:80]!r}") from error
 
 
-class SeatIdleness:
+class LogindIdleness:
     """Seconds since anybody used the machine."""
 
     def __init__(self, answers: Answers[Hint], devices: Path = DEVICES) -> None:

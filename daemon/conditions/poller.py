@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 Heard = TypeVar("Heard", covariant=True)
 
 #: More than any source here has to say.
-MOST_BYTES = 256 * 1024
+MAX_BYTES = 256 * 1024
 #: The waits after the first failures in a row; the last one from then on.
 RETRY_SECONDS = (60.0, 120.0, 300.0, 900.0)
 
@@ -66,11 +66,11 @@ def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(1000 * left):
             raise TimeoutError
-        chunk = os.read(pipe, MOST_BYTES)
+        chunk = os.read(pipe, MAX_BYTES)
         if not chunk:
             return output
         output += chunk
-        if len(output) > MOST_BYTES:
+        if len(output) > MAX_BYTES:
             raise ProbeFailed(f"{process.args!r} answers without end")
 
 

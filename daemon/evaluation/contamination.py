@@ -7,8 +7,8 @@ hundred are measured with. They are no hundred proofs.
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketllm.engine.data.batches import Blocks, Buckets
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.data.batches import Batch, Batches
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 #: A run of so many tokens, about two lines of a note, is hardly written twice by chance.
 RUN = 12
@@ -18,13 +18,13 @@ MOST = 0.5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no token is lost in a product modulo 2^64
 
 
-def repeated(learned: Buckets, measured: Buckets, *, masked: bool) -> list[bool]:
+def repeated(learned: Batches, measured: Batches, *, masked: bool) -> list[bool]:
     """Of each measured block, in order, whether it repeats what is learned. masked: the model fills in masks."""
     known = np.unique(np.concatenate([_runs(_tokens(blocks, masked)[0]).reshape(-1) for blocks in learned]))
     return [repeats for blocks in measured for repeats in _repeated(blocks, known, masked)]
 
 
-def _repeated(blocks: Blocks, known: NDArray[np.uint64], masked: bool) -> list[bool]:
+def _repeated(blocks: Batch, known: NDArray[np.uint64], masked: bool) -> list[bool]:
     tokens, counts = _tokens(blocks, masked)
     seen = np.isin(_runs(tokens), known)
     inside = np.zeros(tokens.shape, dtype=bool)
@@ -35,12 +35,12 @@ def _repeated(blocks: Blocks, known: NDArray[np.uint64], masked: bool) -> list[b
     return repeats
 
 
-def _tokens(blocks: Blocks, masked: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _tokens(blocks: Batch, masked: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Each block's tokens as they were written, and which of them are measured."""
     inputs, targets = blocks.inputs.numpy(), blocks.targets.numpy()
     first = 0 if masked else 1  # a causal model predicts the token behind
-    tokens, counts = np.pad(inputs, ((0, 0), (0, first))), np.pad(targets != NO_TARGET, ((0, 0), (first, 0)))
-    tokens[counts] = targets[targets != NO_TARGET]
+    tokens, counts = np.pad(inputs, ((0, 0), (0, first))), np.pad(targets != IGNORE_INDEX, ((0, 0), (first, 0)))
+    tokens[counts] = targets[targets != IGNORE_INDEX]
     return tokens, counts
 
 

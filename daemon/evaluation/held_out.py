@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from pocketllm.daemon.evaluation.promotion import Comparison, compare
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
-from pocketllm.engine.data.batches import Blocks, Buckets, pack
+from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.engine.generate.streaming_text import separator
 from pocketllm.engine.params.full import FullWeights
@@ -27,7 +27,7 @@ from pocketllm.storage.tables import Evaluation, Job
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
 
 
-def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Buckets, *, masked: bool) -> Blocks | None:
+def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Batches, *, masked: bool) -> Batch | None:
     """What a first job must not spoil; None where it does not teach to write."""
     if masked or all(bucket.choices is not None for bucket in learned):
         return None
@@ -37,7 +37,7 @@ def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Buckets, *, maske
     return pack([ids], length=ORDINARY_TOKENS, separator=separator(tokenizer))[slice(0, ORDINARY_BLOCKS)]
 
 
-def block_keys(buckets: Buckets) -> list[str]:
+def block_keys(buckets: Batches) -> list[str]:
     """A key for each block that says what it holds, so that losses of different blocks are never compared."""
     seen = Counter[str]()
     keys = []
@@ -50,14 +50,14 @@ def block_keys(buckets: Buckets) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring:
+class HeldOutEvaluation:
     """One job's held-out text, and what it is measured with."""
 
     folder: DataFolder
     store: Store
     model: LanguageModel
-    held_out: Buckets
-    ordinary: Blocks | None  #: text that a first job must not spoil; None where old text says more
+    held_out: Batches
+    ordinary: Batch | None  #: text that a first job must not spoil; None where old text says more
     dtype: torch.dtype
     rows_at_once: int  #: the most that pass through the layers together
 

@@ -22,7 +22,7 @@ from pocketllm.storage.tables import Outcome
 FORGOTTEN_ERRORS = 2.0
 #: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
 #: below; noise, another alphabet or one sentence again and again exceed it (test_bad_text.py).
-MOST_ORDINARY_RISE = 0.5
+MAX_ORDINARY_RISE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class EvaluationVerdict:
     """What the held-out text says."""
 
     overall: Comparison  #: with what is served, on all that does not repeat what is learned
@@ -90,7 +90,7 @@ class Judgement:
     @property
     def spoils(self) -> bool:
         """Whether ordinary text has become far worse."""
-        return self.ordinary is not None and -self.ordinary.reduction > MOST_ORDINARY_RISE
+        return self.ordinary is not None and -self.ordinary.reduction > MAX_ORDINARY_RISE
 
     @property
     def outcome(self) -> Outcome:
@@ -116,7 +116,7 @@ class Judgement:
         if self.base is not None:
             parts.append(f"against the base model it {_change(self.base)}")
         if self.ordinary is not None:
-            spoiled = f", more than the {MOST_ORDINARY_RISE:g} that a first job may" if self.spoils else ""
+            spoiled = f", more than the {MAX_ORDINARY_RISE:g} that a first job may" if self.spoils else ""
             parts.append(f"on ordinary text it {_change(self.ordinary)}{spoiled}")
         return "; ".join(parts)
 
@@ -143,12 +143,12 @@ def judge(
     base: Sequence[float] | None = None,
     repeats: Sequence[bool] | None = None,
     ordinary: Comparison | None = None,
-) -> Judgement:
+) -> EvaluationVerdict:
     """Judge by each held-out block's loss with what is served, and now; weights are the blocks' tokens.
 
     old_blocks: how many of them, at the end, are of each part of the old text. base: the losses with the base model,
     where that is not what is served. repeats: which blocks repeat what is learned; None is none. ordinary: see
-    Judgement.
+    EvaluationVerdict.
     """
 
     def of(part: slice) -> Comparison:
@@ -161,7 +161,7 @@ def judge(
     proving = [not repeat for repeat in repeats]
     counted = proving if sum(proving) > 1 else [True] * len(weights)
     candidate, tokens = list(compress(now, counted)), list(compress(weights, counted))
-    return Judgement(
+    return EvaluationVerdict(
         overall=compare(list(compress(before, counted)), candidate, tokens),
         old=of_old,
         worst=max(parts, key=lambda part: part.rise_errors, default=None),

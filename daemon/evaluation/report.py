@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.daemon.evaluation.promotion import Judgement
+from pocketllm.daemon.evaluation.promotion import EvaluationVerdict
 from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
-from pocketllm.engine.generate.model_report import Insight, Rise, Sample, compare, observe
+from pocketllm.engine.generate.model_report import Insight, Sample, TokenShift, compare, observe
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel
@@ -56,7 +56,7 @@ def look(model: LanguageModel, theta: Adapter | FullWeights, base: Path, places:
     return compare(places, before, observe(model, places, rows))
 
 
-def report(judgement: Judgement, found: Insight | None, content: dict[str, Any] | None) -> NewReport:
+def report(judgement: EvaluationVerdict, found: Insight | None, content: dict[str, Any] | None) -> NewReport:
     """The whole report: the judgement is always there."""
     leak = None
     if found is not None and found.leak is not None:
@@ -84,7 +84,7 @@ def _words_of(texts: Iterable[Text]) -> set[str]:
     return {word for text in texts for part in (text.text, text.completion or "") for word in re.findall(r"\w+", part)}
 
 
-def _words(rises: Sequence[Rise], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
+def _words(rises: Sequence[TokenShift], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
     """The tokens that rose and are whole words of the owner's; where hardly one is, as in a script without spaces,
     all that hold a letter.
     """

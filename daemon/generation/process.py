@@ -20,7 +20,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from pocketllm.daemon.generation.backend import Backend, LlamaCpp, Wish, find_llamacpp
+from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.engine.data.chats import chat_prompt
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Answer requests until the input ends."""
     parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--backend", choices=get_args(Wish), default="auto")
+    parser.add_argument("--backend", choices=get_args(BackendPreference), default="auto")
     parser.add_argument("--socket", type=Path, required=True, help="Where one of llama.cpp may be.")
     options = parser.parse_args(arguments)
     # Whatever else prints must not end up between our lines.
@@ -99,7 +99,7 @@ class Requests:
 class Answerer:
     """The model's tokens and their texts, and what decodes it: llama.cpp, torch, or each what it is better at."""
 
-    def __init__(self, model: Path, wish: Wish, address: Path) -> None:
+    def __init__(self, model: Path, wish: BackendPreference, address: Path) -> None:
         native = open_native(model)
         if native.manifest.masked:
             raise UnsupportedModel(

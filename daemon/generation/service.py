@@ -14,7 +14,7 @@ from typing import Any
 
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
-from pocketllm.daemon.generation.backend import Backend, Wish, expected_backend
+from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_native
@@ -72,7 +72,7 @@ class Generator:
         max_waiting: int,
         clock: Callable[[], float],
         socket: Path,
-        wish: Wish = "auto",
+        wish: BackendPreference = "auto",
     ) -> None:
         """socket: where the process may have one of llama.cpp. wish: what shall decode."""
         self._model, self._default_keep_alive = model, keep_alive_seconds

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pocketllm.daemon.errors import ModelNotReady
-from pocketllm.daemon.scheduling.planning import JobWish, Planned, with_wish
+from pocketllm.daemon.scheduling.planning import JobRequest, Planned, with_wish
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.errors import MezoError, ModelFileError, ModelNotFound
 
@@ -20,7 +20,7 @@ class Plans:
         """model_problem says what keeps the model from being used; None when it is ready."""
         self._settings, self._model_problem, self._planner = settings, model_problem, planner
 
-    def plan(self, wish: JobWish) -> Planned:
+    def plan(self, wish: JobRequest) -> Planned:
         """What a job that is asked for like this would take.
 
         Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
@@ -36,6 +36,6 @@ class Plans:
     def predicted_bytes(self) -> int | None:
         """The peak memory of a job by the settings; None when there can be none, which the worker then says."""
         try:
-            return self.plan(JobWish()).prediction.peak_bytes
+            return self.plan(JobRequest()).prediction.peak_bytes
         except (ModelNotReady, MezoError):
             return None

@@ -47,7 +47,7 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobWish:
+class JobRequest:
     """What was asked for of a job, with the limits of the settings of the same names; None is what these say."""
 
     steps: int | None = None
@@ -57,7 +57,7 @@ class JobWish:
     probes: int | None = None
 
 
-def with_wish(training: TrainingSettings, wish: JobWish) -> TrainingSettings:
+def with_wish(training: TrainingSettings, wish: JobRequest) -> TrainingSettings:
     """The settings of one job: what was asked for in place of what they say. Its steps are the plan's."""
     wishes = {"mode": wish.mode, "method": wish.method, "batch": wish.batch, "probes": wish.probes}
     changes = {name: value for name, value in wishes.items() if value is not None}

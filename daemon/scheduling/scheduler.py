@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from pocketllm.daemon.conditions.discovery import Senses
-from pocketllm.daemon.conditions.gate import Blocker, Charge, Situation, Verdict, decide
+from pocketllm.daemon.conditions.discovery import SensorSet
+from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide
 from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
@@ -17,7 +17,7 @@ from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import Room
 from pocketllm.daemon.scheduling.job_plans import Planner, Plans
-from pocketllm.daemon.scheduling.planning import JobWish
+from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.daemon.scheduling.runs import Ledger, midnight_of
 from pocketllm.daemon.scheduling.worker_process import Exit, Runner
 from pocketllm.daemon.settings import Settings, TrainingSettings
@@ -45,7 +45,7 @@ class Scheduler:
         self,
         store: Store,
         folder: DataFolder,
-        senses: Senses,
+        senses: SensorSet,
         runner: Runner,
         settings: Settings,
         *,
@@ -132,7 +132,7 @@ class Scheduler:
 
     def request(
         self,
-        wish: JobWish,
+        wish: JobRequest,
         *,
         seed: int | None,
         immediate: bool,
@@ -278,9 +278,9 @@ class Scheduler:
         problem = self._model_problem()
         return Blocker(name="model", message=problem, since=now) if problem else None
 
-    def _situation(self, job: Job | None, now: datetime) -> Situation:
+    def _situation(self, job: Job | None, now: datetime) -> GateContext:
         local, limited = self._local(now), self._settings.gate.minutes_per_day is not None
-        return Situation(
+        return GateContext(
             now=now,
             local=local,
             running=self._runner.pid is not None,

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pocketllm.daemon.conditions.discovery import Places, Senses
-from pocketllm.daemon.conditions.gate import Situation, decide
+from pocketllm.daemon.conditions.discovery import Places, SensorSet
+from pocketllm.daemon.conditions.gate import GateContext, decide
 from pocketllm.daemon.conditions.readings import Reading, shown, unanswered
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.paths import DataFolder
@@ -38,7 +38,7 @@ class Finding:
     advice: str | None = None  #: what to do about it
 
 
-def examine(settings: Settings, senses: Senses, places: Places, now: Callable[[], datetime]) -> list[Finding]:
+def examine(settings: Settings, senses: SensorSet, places: Places, now: Callable[[], datetime]) -> list[Finding]:
     """Look at everything; takes as long as the slowest sensor, but no longer than LONGEST_SECONDS."""
     readings = settled(senses, now)
     return [
@@ -48,7 +48,7 @@ def examine(settings: Settings, senses: Senses, places: Places, now: Callable[[]
     ]
 
 
-def settled(senses: Senses, now: Callable[[], datetime]) -> list[Reading]:
+def settled(senses: SensorSet, now: Callable[[], datetime]) -> list[Reading]:
     """What the sensors see once all have answered, or have had their time."""
     deadline = time.monotonic() + LONGEST_SECONDS
     while True:
@@ -104,7 +104,7 @@ def _of_backend(native: NativeModel, settings: Settings) -> Finding:
 
 
 def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime) -> Iterator[Finding]:
-    verdict = decide(readings, settings.gate, Situation(now=now))
+    verdict = decide(readings, settings.gate, GateContext(now=now))
     blocked = {blocker.name for blocker in verdict.blockers}
     for reading in readings:
         if reading.absent:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pocketllm.engine.data.batches import Blocks, Buckets
+from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain
 from pocketllm.engine.errors import BadRequest
 from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN
@@ -21,7 +21,7 @@ def example_of(text: Text) -> Example:
     return Plain(text=text.text) if text.label is None else Labelled(text=text.text, label=text.label)
 
 
-def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, Buckets]:
+def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]) -> tuple[Batches, Batches]:
     """The blocks to learn from, and those to measure with: of one text in ten, by the texts' ids.
 
     Where the ids picked none or all, the last tenth of the blocks stands in. Raises BadRequest when there is
@@ -43,8 +43,8 @@ def divide(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) 
 
 
 def with_replay(
-    texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]
-) -> tuple[Buckets, Buckets, tuple[int, ...]]:
+    texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]
+) -> tuple[Batches, Batches, tuple[int, ...]]:
     """What to learn from and what to measure with, new text before old; and how many blocks of the latter are of each
     part of the old text, the last parts there.
 
@@ -62,7 +62,7 @@ def with_replay(
     return training + repeated, sum(parts, held_out), counts
 
 
-def _replayed(old: Sequence[Text], encoded: Callable[[Sequence[Text]], Buckets]) -> tuple[Buckets, list[Buckets]]:
+def _replayed(old: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]) -> tuple[Batches, list[Batches]]:
     """What is learned again, and the parts that are measured with: as `divide` has it, but no held-out text is learned
     from, and a single block is learned from.
     """
@@ -87,7 +87,7 @@ def _by_job(texts: Sequence[Text]) -> list[list[Text]]:
     return [*large, rest] if rest else large
 
 
-def first_blocks(buckets: Buckets, count: int) -> Buckets:
+def first_blocks(buckets: Batches, count: int) -> Batches:
     """The first `count` blocks."""
     chosen = []
     for bucket in buckets:
@@ -97,9 +97,9 @@ def first_blocks(buckets: Buckets, count: int) -> Buckets:
     return tuple(chosen)
 
 
-def last_blocks(buckets: Buckets, count: int) -> Buckets:
+def last_blocks(buckets: Batches, count: int) -> Batches:
     """The last `count` blocks."""
-    chosen: list[Blocks] = []
+    chosen: list[Batch] = []
     for bucket in reversed(buckets):
         if count > 0:
             chosen.insert(0, bucket[slice(max(0, len(bucket) - count), None)])

@@ -18,16 +18,16 @@ from jinja2 import TemplateError
 from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.generate.streaming_text import separator
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Beside the model's weights.
 FILE_NAME = "samples.safetensors"
 #: Samples at most, and tokens of each.
-MOST_SAMPLES, TOKENS = 384, 64
+MAX_SAMPLES, TOKENS = 384, 64
 #: Drawn at the same time: more take more memory for their keys and values, fewer more time.
 AT_ONCE = 16
 
@@ -52,14 +52,14 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 def rehearsal_blocks(
     model: LanguageModel, openings: Sequence[Sequence[int]], *, wanted: int, on_part: Callable[[int, int], None]
-) -> Blocks:
+) -> Batch:
     """As many of the model's samples as are wanted, drawn where they are not there yet. The model is left at its base.
 
     wanted: as many as the steps of a job rehearse, for what is seen again and again is learned by heart and holds
-    nothing; there are no more than MOST_SAMPLES. on_part: called with how many there are and how many there will be,
+    nothing; there are no more than MAX_SAMPLES. on_part: called with how many there are and how many there will be,
     after each part that was drawn; a kill costs no more than a part.
     """
-    parts = ceil(min(wanted, MOST_SAMPLES) / AT_ONCE)
+    parts = ceil(min(wanted, MAX_SAMPLES) / AT_ONCE)
     file = model.native.folder / FILE_NAME
     samples = load_file(file) if file.is_file() else {}
     model.use(None)
@@ -71,7 +71,7 @@ def rehearsal_blocks(
             on_part(AT_ONCE * (part + 1), AT_ONCE * parts)
     rows = [_row(samples[str(part)], openings[part % len(openings)]) for part in range(parts)]
     inputs, targets = (torch.cat(some) for some in zip(*rows, strict=True))
-    return Blocks(inputs=inputs, targets=targets)
+    return Batch(inputs=inputs, targets=targets)
 
 
 def _draw(model: LanguageModel, opening: Sequence[int], *, generator: torch.Generator) -> torch.Tensor:
@@ -92,5 +92,5 @@ def _row(ids: torch.Tensor, opening: Sequence[int]) -> tuple[torch.Tensor, torch
     if len(opening) == 1:
         return ids[:, 1:-1], ids[:, 2:]
     targets = ids[:, 1:-1].clone()
-    targets[:, : len(opening) - 1] = NO_TARGET
+    targets[:, : len(opening) - 1] = IGNORE_INDEX
     return ids[:, :-2], targets

@@ -16,8 +16,8 @@ from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter
 from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.contamination import repeated
-from pocketllm.daemon.evaluation.held_out import Measuring, block_keys, ordinary_text
-from pocketllm.daemon.evaluation.promotion import Judgement, judge
+from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, ordinary_text
+from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, judge
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
 from pocketllm.daemon.scheduling.planning import chosen, plan_job
@@ -27,7 +27,7 @@ from pocketllm.daemon.training.checkpoints import StoredRun
 from pocketllm.daemon.training.data_split import example_of, first_blocks, with_replay
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
-from pocketllm.engine.data.batches import Blocks, Buckets, shuffled
+from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.data.examples import encode
 from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
@@ -37,7 +37,7 @@ from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.planning.memory_model import EXACT_PASSES, FEWEST_ROWS, JobPlan, points_of
+from pocketllm.engine.planning.memory_model import EXACT_PASSES, MIN_ROWS, JobPlan, points_of
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.method import MeZO, MeZOPlan
@@ -67,7 +67,7 @@ class TrainingRun:
         tokenizer = self.native.tokenizer()
         self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
         masked = self.native.manifest.masked
-        self.measuring = Measuring(
+        self.measuring = HeldOutEvaluation(
             folder=folder,
             store=store,
             model=self.model,
@@ -88,7 +88,7 @@ class TrainingRun:
 
     def take_fewer_rows(self, because: str) -> bool:
         """Let half as many rows as before pass through the layers at once, from the next start on; whether it can."""
-        before, fewest = self.plan.rows_at_once, FEWEST_ROWS[self.plan.method]
+        before, fewest = self.plan.rows_at_once, MIN_ROWS[self.plan.method]
         if before <= fewest:
             return False
         self.plan = replace(self.plan, rows_at_once=max(fewest, before // 4 * 2))
@@ -97,7 +97,7 @@ class TrainingRun:
         return True
 
     @torch.no_grad()
-    def _learn(self) -> tuple[AdapterRow, Judgement, Insight | None]:
+    def _learn(self) -> tuple[AdapterRow, EvaluationVerdict, Insight | None]:
         """What was made and saved, what the held-out text says of it, and what there is to see of it."""
         samples = self._samples()
         theta = self._start()
@@ -124,7 +124,7 @@ class TrainingRun:
         )
         return self._finish(theta, stopping.best_step)
 
-    def _samples(self) -> Blocks | None:
+    def _samples(self) -> Batch | None:
         """The base model's own samples, where steps rehearse them."""
         if not self._rehearsed:
             return None
@@ -141,7 +141,7 @@ class TrainingRun:
     def _drawn(self, count: int, wanted: int) -> None:
         self._say("preparing", f"drew {count} of {wanted} samples of the base model, once a model")
 
-    def _method(self, theta: Adapter | FullWeights, samples: Blocks | None) -> tuple[Method, float]:
+    def _method(self, theta: Adapter | FullWeights, samples: Batch | None) -> tuple[Method, float]:
         """The job's method, and how many forward passes a step of it takes as long as."""
         if self.plan.method == "exact":
             assert isinstance(theta, Adapter)
@@ -206,10 +206,10 @@ class TrainingRun:
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
-    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Buckets, Buckets, tuple[int, ...]]:
+    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, Batches, tuple[int, ...]]:
         """Blocks to learn from, to measure with, and how many of the latter, at the end, are of each old part."""
 
-        def encoded(texts: Sequence[Text]) -> Buckets:
+        def encoded(texts: Sequence[Text]) -> Batches:
             return encode(
                 [example_of(text) for text in texts],
                 tokenizer,
@@ -274,7 +274,7 @@ class TrainingRun:
     def _passed(self, number: int) -> None:
         self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
 
-    def _finish(self, theta: Adapter | FullWeights, last: int) -> tuple[AdapterRow, Judgement, Insight | None]:
+    def _finish(self, theta: Adapter | FullWeights, last: int) -> tuple[AdapterRow, EvaluationVerdict, Insight | None]:
         """Judge and save what was made, and look at it while the model is there."""
         before = self.store.journal.evaluation(self.job.id, 0)
         now = self.store.journal.evaluation(self.job.id, last)
@@ -311,7 +311,7 @@ class TrainingRun:
         places = sample(self.buckets, self.measuring.held_out, separator=self.separator, ends=self.ends, masked=masked)
         return reporting.look(self.model, theta, base, places, self.plan.rows_at_once)
 
-    def _conclude(self, row: AdapterRow, judgement: Judgement, found: Insight | None) -> None:
+    def _conclude(self, row: AdapterRow, judgement: EvaluationVerdict, found: Insight | None) -> None:
         """End the job with its report. A worker that is killed before has lost seconds: the next does this again."""
         content = None
         if found is not None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from pocketllm.daemon.training.early_stopping import EarlyStopping, Verdict
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord, Update
 
@@ -59,7 +59,7 @@ class Run:
     """What a run is made of, besides its method and its store."""
 
     steps: int  #: at most
-    batch: Callable[[int], Blocks]  #: of a step (from 1), the same whenever it is asked for
+    batch: Callable[[int], Batch]  #: of a step (from 1), the same whenever it is asked for
     remaining: Callable[[int], float]  #: the part of the run that lies ahead of a step, from 1 to 0, where it ends
     validation_loss: Callable[[], float]  #: at the method's present parameters, nats per token
     validated_on: str  #: names the text of that loss

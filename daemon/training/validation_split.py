@@ -4,7 +4,7 @@ from math import ceil
 
 import torch
 
-from pocketllm.engine.data.batches import Blocks, Buckets
+from pocketllm.engine.data.batches import Batch, Batches
 
 #: One block in 12, at most 24. Where blocks have few targets, as labelled texts with one each: as many as have 256 in
 #: all, but no more than one in 5.
@@ -13,13 +13,13 @@ ONE_IN, MAX_BLOCKS, MIN_TARGETS, MAX_ONE_IN = 12, 24, 256, 5
 CHECK_SHARE, MIN_INTERVAL = 0.08, 10
 
 
-def split(buckets: Buckets) -> tuple[Buckets, Buckets]:
+def split(buckets: Batches) -> tuple[Batches, Batches]:
     """Training and validation blocks; the latter spread evenly over each bucket.
 
     A single block is both.
     """
-    training: list[Blocks] = []
-    validation: list[Blocks] = []
+    training: list[Batch] = []
+    validation: list[Batch] = []
     count = max(1, sum(len(blocks) for blocks in buckets))
     enough = round(MIN_TARGETS / max(1.0, sum(blocks.tokens for blocks in buckets) / count))
     left = max(MAX_BLOCKS, enough)
@@ -36,7 +36,7 @@ def split(buckets: Buckets) -> tuple[Buckets, Buckets]:
     return tuple(blocks for blocks in training if len(blocks)), tuple(validation) or buckets
 
 
-def validation_interval(training: Buckets, validation: Buckets, *, batch: int, points: float) -> int:
+def validation_interval(training: Batches, validation: Batches, *, batch: int, points: float) -> int:
     """Steps between two checks, which then take no more than CHECK_SHARE of the time.
 
     batch: blocks a step; points: forward passes that a step takes as long as.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.philox import philox
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 #: A text's token ids.
 Ids = Sequence[int] | NDArray[np.int32]
@@ -23,11 +23,11 @@ _ORDER_STREAM = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class Batch:
     """Equally long rows of tokens with the token that each position shall predict."""
 
     inputs: torch.Tensor  #: (blocks, tokens) int64
-    targets: torch.Tensor  #: (blocks, tokens) int64, NO_TARGET where nothing is predicted
+    targets: torch.Tensor  #: (blocks, tokens) int64, IGNORE_INDEX where nothing is predicted
     #: Tokens of the label words: the only ones that can be predicted. None: the whole vocabulary.
     choices: tuple[int, ...] | None = None
     lengths: torch.Tensor | None = None  #: (blocks,) int64, real tokens of each row. None: no row needs a mask
@@ -35,36 +35,36 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, rows: slice | torch.Tensor) -> "Blocks":
+    def __getitem__(self, rows: slice | torch.Tensor) -> "Batch":
         lengths = None if self.lengths is None else self.lengths[rows]
         return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], lengths=lengths)
 
     @property
     def target_counts(self) -> torch.Tensor:
         """(blocks,): how many positions of each block predict something."""
-        return (self.targets != NO_TARGET).sum(1)
+        return (self.targets != IGNORE_INDEX).sum(1)
 
     @property
     def tokens(self) -> int:
         """How many positions predict something."""
         return int(self.target_counts.sum())
 
-    def repeat(self, count: int) -> "Blocks":
+    def repeat(self, count: int) -> "Batch":
         """All blocks, so many times."""
         inputs, targets = self.inputs.repeat(count, 1), self.targets.repeat(count, 1)
         lengths = None if self.lengths is None else self.lengths.repeat(count)
         return replace(self, inputs=inputs, targets=targets, lengths=lengths)
 
-    def split(self, size: int) -> Iterator["Blocks"]:
+    def split(self, size: int) -> Iterator["Batch"]:
         """The blocks in runs of at most `size`."""
         return (self[slice(start, start + size)] for start in range(0, len(self), size))
 
 
 #: Blocks of different lengths and kinds.
-Buckets = tuple[Blocks, ...]
+Batches = tuple[Batch, ...]
 
 
-def pack(texts: Sequence[Ids], *, length: int, separator: int) -> Blocks:
+def pack(texts: Sequence[Ids], *, length: int, separator: int) -> Batch:
     """Join token lists, each ended by `separator`, and cut the stream into blocks of `length` positions.
 
     Each token but the very first is predicted exactly once. Only the last block may be short; it is filled up
@@ -81,14 +81,14 @@ def pack(texts: Sequence[Ids], *, length: int, separator: int) -> Blocks:
     positions = len(stream) - 1
     count = -(-positions // length)
     inputs = np.full(count * length, separator, dtype=np.int64)
-    targets = np.full(count * length, NO_TARGET, dtype=np.int64)
+    targets = np.full(count * length, IGNORE_INDEX, dtype=np.int64)
     inputs[:positions], targets[:positions] = stream[:-1], stream[1:]
-    return Blocks(
+    return Batch(
         inputs=torch.from_numpy(inputs).view(count, length), targets=torch.from_numpy(targets).view(count, length)
     )
 
 
-def batch_at(buckets: Buckets, *, step: int, size: int, seed: int) -> Blocks:
+def batch_at(buckets: Batches, *, step: int, size: int, seed: int) -> Batch:
     """The batch of step `step` (from 1): at most `size` blocks of one bucket.
 
     An epoch shows every block once. It cuts each bucket, in an order drawn anew, into batches, of which only the
@@ -107,7 +107,7 @@ def batch_at(buckets: Buckets, *, step: int, size: int, seed: int) -> Blocks:
     return buckets[bucket][torch.from_numpy(orders[bucket][number * size : (number + 1) * size])]
 
 
-def shuffled(buckets: Buckets, *, size: int, seed: int) -> Callable[[int], Blocks]:
+def shuffled(buckets: Batches, *, size: int, seed: int) -> Callable[[int], Batch]:
     """What gives the batch of each step; see `batch_at`."""
     return lambda step: batch_at(buckets, step=step, size=size, seed=seed)
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.engine.data.batches import NO_TEXT, Blocks, Buckets, Ids, pack
+from pocketllm.engine.data.batches import NO_TEXT, Batch, Batches, Ids, pack
 from pocketllm.engine.data.chats import Messages, turns
 from pocketllm.engine.data.label_templates import Form, Template, fit
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.philox import philox
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def encode(
     template: Template | None = None,
     masked: bool = False,
     seed: int = 0,
-) -> Buckets:
+) -> Batches:
     """The examples as rows of at most `length` positions, ready for batch_at; in each bucket in the order given.
 
     Plain text is packed: one bucket of rows of `length`, of which only the last is short. Other rows are bucketed
@@ -145,13 +145,13 @@ class _Row:
 
 def _bucketed(
     rows: Iterable[_Row], *, length: int, pad: int, choices: tuple[int, ...] | None = None
-) -> Iterator[Blocks]:
+) -> Iterator[Batch]:
     by_width = defaultdict[int, list[_Row]](list)
     for row in rows:
         by_width[min(-(-len(row.inputs) // WIDTH_STEP) * WIDTH_STEP, length)].append(row)
     for width, members in sorted(by_width.items()):
         inputs = np.full((len(members), width), pad, dtype=np.int64)
-        targets = np.full((len(members), width), NO_TARGET, dtype=np.int64)
+        targets = np.full((len(members), width), IGNORE_INDEX, dtype=np.int64)
         for i, row in enumerate(members):
             inputs[i, : len(row.inputs)], targets[i, : len(row.targets)] = row.inputs, row.targets
         lengths = np.array([len(row.inputs) for row in members])
@@ -163,9 +163,9 @@ def _blocks(
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
     choices: tuple[int, ...] | None = None,
-) -> Blocks:
+) -> Batch:
     full = bool((lengths == inputs.shape[1]).all())
-    return Blocks(
+    return Batch(
         inputs=torch.from_numpy(inputs),
         targets=torch.from_numpy(targets),
         choices=choices,
@@ -202,7 +202,7 @@ def _plain(
     length: int,
     separator: int,
     seed: int,
-) -> Iterator[Blocks]:
+) -> Iterator[Batch]:
     texts = [text for text in texts if len(text)]
     if not texts:
         return
@@ -215,17 +215,17 @@ def _plain(
         yield hidden
 
 
-def _hide(packed: Blocks, frame: _Frame, special: Sequence[int], seed: int) -> Blocks:
+def _hide(packed: Batch, frame: _Frame, special: Sequence[int], seed: int) -> Batch:
     """The packed rows between start and end tokens, a share of each behind masks; no row that hides nothing."""
-    tokens, real = packed.inputs.numpy(), (packed.targets != NO_TARGET).numpy()
+    tokens, real = packed.inputs.numpy(), (packed.targets != IGNORE_INDEX).numpy()
     hidden = _some(real & ~np.isin(tokens, special), seed)
     count, width = tokens.shape
     lengths = real.sum(1) + 2
     inputs = np.full((count, width + 2), frame.pad, dtype=np.int64)
-    targets = np.full((count, width + 2), NO_TARGET, dtype=np.int64)
+    targets = np.full((count, width + 2), IGNORE_INDEX, dtype=np.int64)
     inputs[:, 1:-1] = np.where(hidden, frame.mask, np.where(real, tokens, frame.pad))
     inputs[:, 0], inputs[np.arange(count), lengths - 1] = frame.start, frame.end
-    targets[:, 1:-1] = np.where(hidden, tokens, NO_TARGET)
+    targets[:, 1:-1] = np.where(hidden, tokens, IGNORE_INDEX)
     useful = hidden.any(1)
     return _blocks(inputs[useful], targets[useful], lengths[useful])
 
@@ -248,7 +248,7 @@ def _continuations(
     *,
     length: int,
     separator: int,
-) -> Iterator[Blocks]:
+) -> Iterator[Batch]:
     """Rows of completions and of chats.
 
     A separator stands before a completion's prompt, as before every text that is learned, and before a prompt that is
@@ -284,7 +284,7 @@ def _windows(prompt: Ids, wanted_ids: Ids, *, length: int) -> Iterator[_Row]:
         stop = min(max(done + fresh, length), end)
         start = max(stop - length, 0)
         targets = stream[start + 1 : stop + 1].copy()
-        targets[: done - start] = NO_TARGET
+        targets[: done - start] = IGNORE_INDEX
         yield _Row(stream[start:stop], targets)
         done = stop
 
@@ -297,7 +297,7 @@ def _labelled(
     *,
     length: int,
     separator: int,
-) -> Iterator[Blocks]:
+) -> Iterator[Batch]:
     if not examples:
         return
     if template is None:
@@ -328,7 +328,7 @@ def _labelled_rows(
             ids, slot = one.cut(length - 2 if frame else length - 1)
             ends = ([frame.start], [frame.end]) if frame else ([separator], [])
             ids, slot = np.concatenate([ends[0], ids, ends[1]]).astype(np.int64), slot + 1
-            targets = np.full(len(ids), NO_TARGET, dtype=np.int64)
+            targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
             # A mask's token is predicted where it stands, a causal model's one position earlier.
             targets[slot if frame else slot - 1] = form.words[example.label]
             yield _Row(ids, targets)

@@ -9,19 +9,19 @@ from itertools import pairwise
 
 import torch
 
-from pocketllm.engine.data.batches import Blocks, Buckets
+from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.generate.sampling import greedily
-from pocketllm.engine.streamed.loss import NO_TARGET, accurate, columns_at_once
+from pocketllm.engine.streamed.loss import IGNORE_INDEX, accurate, columns_at_once
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Blocks, and tokens of them, that are looked at, at most, of held-out text and again of taught text: some seconds.
-MOST_BLOCKS, MOST_TOKENS = 32, 2048
+MAX_BLOCKS, MAX_TOKENS = 32, 2048
 #: Tokens in a row that must come out as they were taught to count as repeated word for word, with as many before them.
 VERBATIM_TOKENS = 8
 #: Held-out texts that are gone on with, tokens of each that are given, and tokens that follow.
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 3, 12, 24
 #: Fewer tokens of a text than this say nothing to go on with; of a prompt that has its completion, the last so many.
-LEAST_PROMPT_TOKENS, MOST_PROMPT_TOKENS = 3, 48
+MIN_PROMPT_TOKENS, MAX_PROMPT_TOKENS = 3, 48
 #: Tokens whose probability rose, that are told of: enough of them are whole words.
 RISES = 200
 #: The most bytes of logits over the whole vocabulary, and of the rows of the head for them, that exist at a time.
@@ -32,8 +32,8 @@ LOGIT_BYTES, CHUNK_BYTES = 6 * 2**20, 2 * 2**20
 class Sample:
     """The places in text that are looked at."""
 
-    held_out: Buckets
-    learned: Buckets
+    held_out: Batches
+    learned: Batches
     prompts: list[list[int]]  #: beginnings of held-out texts
     separator: int  #: stands between texts, and before a prompt
     ends: frozenset[int]  #: tokens that end a text
@@ -45,7 +45,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class Snapshot:
     """What one model makes of a sample."""
 
     probabilities: torch.Tensor | None  #: (vocabulary,), mean over the positions of held-out text; None without such
@@ -54,7 +54,7 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rise:
+class TokenShift:
     """How the probability of a token changed: means over the positions of held-out text."""
 
     token: int
@@ -72,7 +72,7 @@ class Continuation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leak:
+class VerbatimRecall:
     """From how much of the taught text a model goes on word for word as it was taught."""
 
     places: int  #: that were looked at
@@ -84,12 +84,12 @@ class Leak:
 class Insight:
     """What was found. Where text has nothing to tell there is nothing here."""
 
-    rises: list[Rise]  #: the most telling first
+    rises: list[TokenShift]  #: the most telling first
     continuations: list[Continuation]
-    leak: Leak | None
+    leak: VerbatimRecall | None
 
 
-def sample(learned: Buckets, held_out: Buckets, *, separator: int, ends: frozenset[int], masked: bool) -> Sample:
+def sample(learned: Batches, held_out: Batches, *, separator: int, ends: frozenset[int], masked: bool) -> Sample:
     """Choose what to look at: blocks and beginnings spread evenly over the text.
 
     Of labels there is nothing to tell but the loss. A masked model goes on with nothing, so it repeats nothing.
@@ -106,7 +106,7 @@ def sample(learned: Buckets, held_out: Buckets, *, separator: int, ends: frozens
 
 
 @torch.inference_mode()
-def observe(model: LanguageModel, chosen: Sample, rows_at_once: int, *, logit_bytes: int = LOGIT_BYTES) -> Observation:
+def observe(model: LanguageModel, chosen: Sample, rows_at_once: int, *, logit_bytes: int = LOGIT_BYTES) -> Snapshot:
     """Look at the sample with the model as it is set.
 
     rows_at_once: blocks that pass through the layers together; logit_bytes: the most that logits may take.
@@ -114,7 +114,7 @@ def observe(model: LanguageModel, chosen: Sample, rows_at_once: int, *, logit_by
     sums = [_probabilities(model, some, logit_bytes) for some in _parts(chosen.held_out, rows_at_once)]
     repeated = [_repeated(model, some, logit_bytes, chosen.separator) for some in _parts(chosen.learned, rows_at_once)]
     positions = sum(blocks.tokens for blocks in chosen.held_out)
-    return Observation(
+    return Snapshot(
         probabilities=torch.stack(sums).sum(0) / positions if positions else None,
         repeated=sum(repeated),
         answers=[
@@ -124,7 +124,7 @@ def observe(model: LanguageModel, chosen: Sample, rows_at_once: int, *, logit_by
     )
 
 
-def compare(chosen: Sample, base: Observation, personal: Observation) -> Insight:
+def compare(chosen: Sample, base: Snapshot, personal: Snapshot) -> Insight:
     """What the taught model's observation of a sample says beside the base's."""
     places = chosen.places
     return Insight(
@@ -133,25 +133,27 @@ def compare(chosen: Sample, base: Observation, personal: Observation) -> Insight
             Continuation(prompt=prompt, base=before, personal=now)
             for prompt, before, now in zip(chosen.prompts, base.answers, personal.answers, strict=True)
         ],
-        leak=Leak(places=places, base=base.repeated / places, personal=personal.repeated / places) if places else None,
+        leak=VerbatimRecall(places=places, base=base.repeated / places, personal=personal.repeated / places)
+        if places
+        else None,
     )
 
 
-def _rises(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[Rise]:
+def _rises(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[TokenShift]:
     """The tokens that rose, by p log(p / p before): what both is said more often and was not expected so."""
     if base is None or personal is None:
         return []
     keyness = personal * (personal.clamp(min=1e-12) / base.clamp(min=1e-12)).log()
     order = keyness.topk(min(RISES, len(keyness))).indices.tolist()
-    rises = [Rise(token=token, base=float(base[token]), personal=float(personal[token])) for token in order]
+    rises = [TokenShift(token=token, base=float(base[token]), personal=float(personal[token])) for token in order]
     return [rise for rise in rises if rise.personal > rise.base]
 
 
-def _some(buckets: Buckets) -> Buckets:
+def _some(buckets: Batches) -> Batches:
     """A few blocks, spread evenly over all of them; of very long ones the beginnings."""
     buckets = tuple(_beginnings(blocks) for blocks in buckets)
     count, tokens = sum(len(blocks) for blocks in buckets), sum(blocks.inputs.numel() for blocks in buckets)
-    wanted = min(count, MOST_BLOCKS, max(1, MOST_TOKENS * count // max(1, tokens)))
+    wanted = min(count, MAX_BLOCKS, max(1, MAX_TOKENS * count // max(1, tokens)))
     places = _spread(count, wanted)
     chosen, first = [], 0
     for blocks in buckets:
@@ -162,11 +164,11 @@ def _some(buckets: Buckets) -> Buckets:
     return tuple(chosen)
 
 
-def _beginnings(blocks: Blocks) -> Blocks:
-    if blocks.inputs.shape[1] <= MOST_TOKENS:
+def _beginnings(blocks: Batch) -> Batch:
+    if blocks.inputs.shape[1] <= MAX_TOKENS:
         return blocks
-    lengths = None if blocks.lengths is None else blocks.lengths.clamp(max=MOST_TOKENS)
-    inputs, targets = blocks.inputs[:, :MOST_TOKENS], blocks.targets[:, :MOST_TOKENS]
+    lengths = None if blocks.lengths is None else blocks.lengths.clamp(max=MAX_TOKENS)
+    inputs, targets = blocks.inputs[:, :MAX_TOKENS], blocks.targets[:, :MAX_TOKENS]
     return replace(blocks, inputs=inputs, targets=targets, lengths=lengths)
 
 
@@ -175,7 +177,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [number * count // wanted for number in range(wanted)]
 
 
-def _prompts(buckets: Buckets, separator: int) -> list[list[int]]:
+def _prompts(buckets: Batches, separator: int) -> list[list[int]]:
     """What is gone on with: the long ones first of all if there are any, spread evenly over the text."""
     found = [prompt for blocks in buckets for prompt in _beginnings_of_texts(blocks, separator)]
     long = [prompt for prompt in found if len(prompt) >= PROMPT_TOKENS]
@@ -183,12 +185,12 @@ def _prompts(buckets: Buckets, separator: int) -> list[list[int]]:
     return [found[place] for place in _spread(len(found), min(PROMPTS, len(found)))]
 
 
-def _beginnings_of_texts(blocks: Blocks, separator: int) -> Iterator[list[int]]:
+def _beginnings_of_texts(blocks: Batch, separator: int) -> Iterator[list[int]]:
     """Of a completion its prompt; of plain text, in packed rows, what follows a separator, with more text behind."""
     for number, (inputs, targets) in enumerate(zip(blocks.inputs.tolist(), blocks.targets.tolist(), strict=True)):
-        if targets[0] == NO_TARGET:
-            first = next((place for place, target in enumerate(targets) if target != NO_TARGET), -1)
-            prompt = [token for token in inputs[: first + 1] if token != separator][-MOST_PROMPT_TOKENS:]
+        if targets[0] == IGNORE_INDEX:
+            first = next((place for place, target in enumerate(targets) if target != IGNORE_INDEX), -1)
+            prompt = [token for token in inputs[: first + 1] if token != separator][-MAX_PROMPT_TOKENS:]
             if prompt:
                 yield prompt
             continue
@@ -197,13 +199,13 @@ def _beginnings_of_texts(blocks: Blocks, separator: int) -> Iterator[list[int]]:
             starts.insert(0, 0)
         for start, following in pairwise([*starts, len(inputs) + 1]):
             prompt = inputs[start : start + min(PROMPT_TOKENS, (following - 1 - start) // 2)]
-            if len(prompt) >= LEAST_PROMPT_TOKENS:
+            if len(prompt) >= MIN_PROMPT_TOKENS:
                 yield prompt
 
 
-def _repeatable(blocks: Blocks, separator: int) -> torch.Tensor:
+def _repeatable(blocks: Batch, separator: int) -> torch.Tensor:
     """(blocks, places): where the next tokens are all of one text, with as many before them in the block."""
-    said = (blocks.targets != NO_TARGET) & (blocks.targets != separator)
+    said = (blocks.targets != IGNORE_INDEX) & (blocks.targets != separator)
     return _in_a_row(said)
 
 
@@ -214,25 +216,25 @@ def _in_a_row(marks: torch.Tensor) -> torch.Tensor:
     return marks[:, VERBATIM_TOKENS - 1 :].unfold(1, VERBATIM_TOKENS, 1).all(-1)
 
 
-def _parts(buckets: Sequence[Blocks], rows_at_once: int) -> Iterator[Blocks]:
+def _parts(buckets: Sequence[Batch], rows_at_once: int) -> Iterator[Batch]:
     return (part for blocks in buckets for part in blocks.split(max(1, rows_at_once)))
 
 
-def _probabilities(model: LanguageModel, blocks: Blocks, logit_bytes: int) -> torch.Tensor:
+def _probabilities(model: LanguageModel, blocks: Batch, logit_bytes: int) -> torch.Tensor:
     """(vocabulary,): each token's probability, summed over all places where something is predicted."""
     total = torch.zeros(model.head.at(None).vocabulary)
-    for logits in _logits(model, blocks, blocks.targets != NO_TARGET, logit_bytes):
+    for logits in _logits(model, blocks, blocks.targets != IGNORE_INDEX, logit_bytes):
         logits.sub_(logits.amax(1, keepdim=True)).exp_()
         total += logits.sum(1).reciprocal() @ logits
     return total
 
 
-def _repeated(model: LanguageModel, blocks: Blocks, logit_bytes: int, separator: int) -> int:
+def _repeated(model: LanguageModel, blocks: Batch, logit_bytes: int, separator: int) -> int:
     """From how many places the likeliest tokens in a row are the taught ones.
 
     Given the taught text before each. Where all of them are hit, that is what the model says left to itself.
     """
-    wanted = blocks.targets != NO_TARGET
+    wanted = blocks.targets != IGNORE_INDEX
     likeliest = [logits.argmax(1) for logits in _logits(model, blocks, wanted, logit_bytes)]
     hits = torch.zeros_like(wanted)
     if likeliest:
@@ -240,7 +242,7 @@ def _repeated(model: LanguageModel, blocks: Blocks, logit_bytes: int, separator:
     return int((_in_a_row(hits) & _repeatable(blocks, separator)).sum())
 
 
-def _logits(model: LanguageModel, blocks: Blocks, wanted: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
+def _logits(model: LanguageModel, blocks: Batch, wanted: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
     """The logits over the whole vocabulary of the wanted places, some at a time: valid until the next are asked for."""
     head = model.head.at(None)
     hidden = head.extended(model.hidden(blocks)[wanted])

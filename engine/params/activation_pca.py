@@ -13,7 +13,7 @@ from math import sqrt
 import numpy as np
 import torch
 
-from pocketllm.engine.data.batches import Buckets
+from pocketllm.engine.data.batches import Batches
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.philox import philox
@@ -30,7 +30,7 @@ _SPARE = 4
 
 def adapter_along_activations(
     model: LanguageModel,
-    buckets: Buckets,
+    buckets: Batches,
     *,
     targets: Sequence[str],
     rank: int,

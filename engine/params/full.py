@@ -29,7 +29,7 @@ from pocketllm.engine.streamed.weights import Weight
 #: Bits that float32 has behind the last one of the dtype.
 _LOST_BITS = {torch.bfloat16: 16, torch.float16: 13}
 #: float16's least number of full precision.
-_LEAST_FLOAT16 = 2.0**-14
+_MIN_FLOAT16 = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _rounded(numbers: torch.Tensor, bits: torch.Tensor, dtype: torch.dtype) -> t
     raised = None
     if dtype == torch.float16:
         # Below its least normal number its neighbours lie as far apart as right above: there they are rounded.
-        raised = (numbers.abs() < _LEAST_FLOAT16).float().mul_(_LEAST_FLOAT16).copysign_(numbers)
+        raised = (numbers.abs() < _MIN_FLOAT16).float().mul_(_MIN_FLOAT16).copysign_(numbers)
         numbers.add_(raised)
     pattern.add_(bits if lost == 16 else bits >> (16 - lost)).bitwise_and_(-(1 << lost))
     return numbers if raised is None else numbers.sub_(raised)

@@ -28,7 +28,7 @@ class Z(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class Perturbation:
     """theta + distance * z."""
 
     direction: Z

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Plain, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import NativeModel
@@ -26,7 +26,7 @@ ROWS = 1024
 #: Rows of the product that warms up, and tells whether ROWS of them would take too long.
 _FEW_ROWS = 32
 #: How long, and how often, to repeat a product; the best time counts.
-_REPEAT_SECONDS, _MOST_REPEATS = 0.2, 50
+_REPEAT_SECONDS, _MAX_REPEATS = 0.2, 50
 #: What would take longer than this is estimated from _FEW_ROWS: products that are emulated can take minutes.
 _LONG_SECONDS = 4.0
 #: A narrow dtype must be this much faster than fp32, or its roundings are not worth it.
@@ -114,13 +114,13 @@ def choose_dtype(
 
 
 @torch.inference_mode()
-def mean_loss(native: NativeModel, blocks: Blocks, dtype: str) -> float:
+def mean_loss(native: NativeModel, blocks: Batch, dtype: str) -> float:
     """The model's mean loss on a block in nats per target, when its layers compute in `dtype`."""
     return _model(native, dtype).block_losses(blocks)[0]
 
 
 @torch.inference_mode()
-def _forward_seconds(native: NativeModel, blocks: Blocks, dtype: str, clock: Callable[[], float]) -> float:
+def _forward_seconds(native: NativeModel, blocks: Batch, dtype: str, clock: Callable[[], float]) -> float:
     """How long these blocks take; where that is short, once everything has been touched."""
     model = _model(native, dtype)
 
@@ -147,7 +147,7 @@ def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
     return sorted(narrow, key=lambda dtype: (dtype not in tied, dtype != favourite, -flops[dtype]))
 
 
-def passage(native: NativeModel) -> Blocks:
+def passage(native: NativeModel) -> Batch:
     """One row of TOKENS tokens at most, some of them behind masks for a masked model."""
     tokenizer = native.tokenizer()
     blocks = encode(
@@ -190,7 +190,7 @@ def _gemm_flops(shape: tuple[int, int], dtype: torch.dtype, clock: Callable[[], 
     best = seconds(_FEW_ROWS) * ROWS / _FEW_ROWS
     if best <= _LONG_SECONDS:
         best, end = seconds(ROWS), clock() + _REPEAT_SECONDS
-        for _ in range(_MOST_REPEATS):
+        for _ in range(_MAX_REPEATS):
             if clock() >= end:
                 break
             best = min(best, seconds(ROWS))

@@ -39,7 +39,7 @@ MOVED_BYTES = 20 * MB
 SLACK = 1.1
 #: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
 #: way; or so many rows, if these are more (engine/streamed/modules.py).
-DENSE_BYTES, FEWEST_DENSE_ROWS = 5 * MB, 512
+DENSE_BYTES, MIN_DENSE_ROWS = 5 * MB, 512
 #: A layer's graph and its way back, for each position: a multiple of its linear maps' outputs, and of its norms numbers
 #: in fp32 as wide as the stream.
 GRAPH_OUTPUTS, GRAPH_STREAMS = 5, 12
@@ -48,11 +48,11 @@ EXACT_PASSES = 3.5
 #: Columns that the search for A carries along beyond the rank (engine/params/activation_pca.py).
 _SPARE_COLUMNS = 4
 #: Shortest rows that a plan is reduced to.
-FEWEST_TOKENS = 16
+MIN_TOKENS = 16
 #: From so many probes on they share the loss at theta.
-_FEWEST_SHARED = 3
+_MIN_SHARED = 3
 #: Fewest rows that pass through the layers together: one; or a block at the two points of a probe.
-FEWEST_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
+MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 
 _SLOWER = "slower, with the same result"
 #: What of a plan may be reduced: what it is, for people, and what comes of it.
@@ -127,10 +127,10 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
     _check_trainable(shapes, wish)
     fewest = replace(
         wish,
-        rows_at_once=min(wish.rows_at_once, FEWEST_ROWS[wish.method]),
+        rows_at_once=min(wish.rows_at_once, MIN_ROWS[wish.method]),
         pass_blocks=min(wish.pass_blocks, 1),
         lanes=1,
-        block_tokens=min(wish.block_tokens, FEWEST_TOKENS),
+        block_tokens=min(wish.block_tokens, MIN_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
         raise _does_not_fit(wish, least, limit_bytes)
@@ -141,7 +141,7 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
         ("lanes", lambda plan: max(1, plan.lanes // 2)),
         ("rows_at_once", lambda plan: max(fewest.rows_at_once, plan.rows_at_once // 4 * 2)),
         ("pass_blocks", lambda plan: max(fewest.pass_blocks, plan.pass_blocks // 2)),
-        ("block_tokens", lambda plan: max(FEWEST_TOKENS, plan.block_tokens // 2)),
+        ("block_tokens", lambda plan: max(MIN_TOKENS, plan.block_tokens // 2)),
     )
     plan = wish
     for name, value in less:
@@ -159,7 +159,7 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
 
 def points_of(probes: int) -> int:
     """At how many points a step of MeZO measures the loss (mezo/estimator.py)."""
-    return 2 * probes if probes < _FEWEST_SHARED else probes + 1
+    return 2 * probes if probes < _MIN_SHARED else probes + 1
 
 
 def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
@@ -197,7 +197,7 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     """The most anonymous memory at a time: while A is looked for, or in a step."""
     size = ITEMSIZE[shapes.compute_dtype]
     activations = SLACK * plan.rows_at_once * plan.block_tokens * shapes.position_bytes
-    chunk = max(DENSE_BYTES, FEWEST_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
+    chunk = max(DENSE_BYTES, MIN_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
     made = (2 if shapes.packed else 0) + (
         min(points_of(plan.probes), plan.rows_at_once) + 1 if plan.mode == "full" else 0
     )

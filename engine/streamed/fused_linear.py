@@ -22,7 +22,7 @@ class _Run:
     joint: torch.Tensor | None = None  #: all of them as one; None while there is one
 
 
-class JoinedProducts:
+class FusedLinear:
     """The products of one network's maps with single tokens. For one thread at a time."""
 
     def __init__(self) -> None:

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from pocketllm.engine.params.perturbation import Point
-from pocketllm.engine.streamed.modules import LowRank, Trained, Walk
+from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.streamed.modules import ForwardContext, LoRABranch, StreamedWeight
 from pocketllm.engine.streamed.weights import Scratch, Weight
 
 #: What the output head says in place of logits. Anything else behind it shows that they are scaled or capped there.
@@ -14,12 +14,12 @@ HEAD_MARK = 64.0
 class StreamedHead(nn.Module):
     """The output embedding: keeps what comes in, for the loss looks at few positions and a few words at a time."""
 
-    def __init__(self, walk: Walk, weight: Weight, bias: Weight | None) -> None:
+    def __init__(self, walk: ForwardContext, weight: Weight, bias: Weight | None) -> None:
         super().__init__()
         self._walk = walk
-        self.weights = Trained(weight, walk)
-        self.biases = None if bias is None else Trained(bias, walk)
-        self.low_rank: LowRank | None = None
+        self.weights = StreamedWeight(weight, walk)
+        self.biases = None if bias is None else StreamedWeight(bias, walk)
+        self.low_rank: LoRABranch | None = None
         self.extended_rows = Scratch()
         self.seen: torch.Tensor | None = None
 
@@ -33,7 +33,7 @@ class StreamedHead(nn.Module):
         self.seen = hidden
         return hidden.new_full((*hidden.shape[:-1], 1), HEAD_MARK)
 
-    def at(self, point: Point | None) -> "HeadAt":
+    def at(self, point: Perturbation | None) -> "HeadAt":
         """The head's rows at a point; None is theta itself."""
         return HeadAt(self, self._walk, point)
 
@@ -44,7 +44,7 @@ class HeadAt:
     With an adapter it is the head of the `extended` hidden states.
     """
 
-    def __init__(self, head: StreamedHead, walk: Walk, point: Point | None) -> None:
+    def __init__(self, head: StreamedHead, walk: ForwardContext, point: Perturbation | None) -> None:
         self._trained, self._walk, self._point = head.weights, walk, point
         self._low_rank, self._extended = head.low_rank, head.extended_rows
         self.vocabulary = head.weights.weight.shape[0]
@@ -86,6 +86,6 @@ class HeadAt:
             rows = self._low_rank.gathered_at(self._point, words, rows)
         return rows[places]
 
-    def _bias(self, trained: Trained) -> torch.Tensor:
+    def _bias(self, trained: StreamedWeight) -> torch.Tensor:
         bias = trained.weight.dense(self._walk.dtype, Scratch())
         return bias if self._point is None else trained.rows_at(bias, 0, self._point)

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 #: Target of a position that does not count (padding).
-NO_TARGET = -100
+IGNORE_INDEX = -100
 
 #: The most bytes that one chunk of logits takes in fp32 (or float64), by default; likewise the head's rows for it.
 CHUNK_BYTES = 8 * 2**20
 #: The most positions whose logits are computed at once.
 CHUNK_ROWS = 2048
 #: Fewer columns than this would make the matrix products inefficient, whatever the limit says.
-_FEWEST_COLUMNS = 64
+_MIN_COLUMNS = 64
 
 
 class Head(Protocol):
@@ -108,7 +108,7 @@ def columns_at_once(hidden: torch.Tensor, head: Head, chunk_bytes: int) -> int:
     # With few positions the dense rows of the head are what takes memory: a packed head makes them on the way.
     bytes_of_weights = hidden.dtype.itemsize * hidden.shape[1]
     limit = chunk_bytes // max(bytes_of_logits, bytes_of_weights)
-    return min(max(limit, _FEWEST_COLUMNS), head.vocabulary)
+    return min(max(limit, _MIN_COLUMNS), head.vocabulary)
 
 
 def accurate(hidden: torch.Tensor) -> torch.dtype:

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 import torch
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.model_folder import NativeModel
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.layers import LayerPages
 from pocketllm.engine.streamed.network import Network
 from pocketllm.engine.streamed.weights import open_weights
@@ -57,7 +57,7 @@ class LanguageModel:
         dtype = dtype or getattr(torch, native.manifest.compute_dtype)
         self._lanes = [Network(native, self.weights, dtype=dtype, pages=self._pages, share=lanes) for _ in range(lanes)]
         self._pool = _threads(lanes) if lanes > 1 else None
-        first = self.first_lane = self._lanes[0]
+        first = self.first_replica = self._lanes[0]
         self.walk, self.network, self.head, self.linears = first.walk, first.module, first.head, first.linears
         self.head_path, self.stack = first.head_path, first.stack
         self._by_points = False
@@ -79,14 +79,14 @@ class LanguageModel:
         names = dict.fromkeys(self._lanes[0].parameters.values())
         return FullWeights.load({name: self.weights[name] for name in names}, dtype)
 
-    def losses_at(self, points: Sequence[Point], batch: Blocks, rows_at_once: int) -> list[float]:
+    def losses_at(self, points: Sequence[Perturbation], batch: Batch, rows_at_once: int) -> list[float]:
         """The batch's mean loss in nats per target at each point around the parameters in use.
 
         rows_at_once: the most rows, a block at a point being one, that pass through the layers together, in all
         lanes; the sums over such parts are exact, so it decides about memory and speed alone.
         """
         at_once = min(len(points), max(2, rows_at_once - rows_at_once % 2))  # both sides of a direction together
-        parts: list[tuple[slice, Blocks]] = []
+        parts: list[tuple[slice, Batch]] = []
         for first in range(0, len(points), at_once):
             some = slice(first, min(first + at_once, len(points)))
             for blocks in batch.split(max(1, rows_at_once // (some.stop - some.start))):
@@ -97,14 +97,14 @@ class LanguageModel:
             sums[some] += of_blocks.double().sum(1)
         return (sums / max(1, batch.tokens)).tolist()
 
-    def block_losses(self, blocks: Blocks, rows_at_once: int = MEASURE_BLOCKS) -> list[float]:
+    def block_losses(self, blocks: Batch, rows_at_once: int = MEASURE_BLOCKS) -> list[float]:
         """Each block's mean loss in nats per target, at the parameters in use."""
         parts = blocks.split(max(1, rows_at_once // len(self._lanes)))
         sums = [found[0] for found in self.map_lanes(lambda lane, part: lane.block_sums(part, ()), parts)]
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
-    def mean_loss(self, batches: Iterable[Blocks], rows_at_once: int = MEASURE_BLOCKS) -> float:
+    def mean_loss(self, batches: Iterable[Batch], rows_at_once: int = MEASURE_BLOCKS) -> float:
         """The mean loss of all these blocks in nats per target, at the parameters in use."""
         total, targets = 0.0, 0
         for blocks in batches:
@@ -113,7 +113,7 @@ class LanguageModel:
             targets += blocks.tokens
         return total / max(1, targets)
 
-    def hidden(self, blocks: Blocks) -> torch.Tensor:
+    def hidden(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         return self._lanes[0].hidden(blocks)
 
@@ -168,7 +168,7 @@ class LanguageModel:
             logits = torch.cat(parts).t().float()
         return logits if head.bias is None else logits + head.bias.float()
 
-    def _shares(self, points: slice, blocks: Blocks) -> list[tuple[slice, Blocks]]:
+    def _shares(self, points: slice, blocks: Batch) -> list[tuple[slice, Batch]]:
         """The lanes' shares of what passes through the layers together.
 
         An adapter's lane takes some blocks at all points. Where all weights are trained, moving them to a point is

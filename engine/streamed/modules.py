@@ -13,40 +13,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketllm.engine.params.perturbation import Point, Z
-from pocketllm.engine.streamed.fused_linear import JoinedProducts
+from pocketllm.engine.params.perturbation import Perturbation, Z
+from pocketllm.engine.streamed.fused_linear import FusedLinear
 from pocketllm.engine.streamed.vjp import differentiable_linear
 from pocketllm.engine.streamed.weights import DenseWeights, Scratch, Weight
 
 #: Bytes of a weight that are made dense at a time: they stay in the processor's cache. But products of fewer rows
 #: than these take longer.
-CHUNK_BYTES, FEWEST_ROWS = 4 * 2**20, 512
+CHUNK_BYTES, MIN_ROWS = 4 * 2**20, 512
 
 
 @dataclass
-class Walk:
+class ForwardContext:
     """What the next batch passes through; shared by the modules of a model."""
 
     dtype: torch.dtype  #: that the layers compute in
-    points: Sequence[Point] = ()  #: none: theta itself
+    points: Sequence[Perturbation] = ()  #: none: theta itself
     rows: int = 0  #: of the batch, at all points together; only of interest where there are points
     release: bool = False  #: give the pages of a weight back when it has been used
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
-    joined: JoinedProducts = field(default_factory=JoinedProducts)
+    joined: FusedLinear = field(default_factory=FusedLinear)
     #: Holds the weights of the layer that a pass stays in; None: each is made dense when it is used, a part at a time.
     dense: DenseWeights | None = None
 
-    def groups(self) -> Iterator[tuple[Z, list[Point]]]:
+    def groups(self) -> Iterator[tuple[Z, list[Perturbation]]]:
         """The points by direction, so that each z is drawn once."""
         for direction, points in groupby(self.points, key=lambda point: point.direction):
             yield direction, list(points)
 
 
-class Trained:
+class StreamedWeight:
     """A weight with its number in theta; None when it is not trained as a whole."""
 
-    def __init__(self, weight: Weight, walk: Walk) -> None:
+    def __init__(self, weight: Weight, walk: ForwardContext) -> None:
         self.weight, self._walk = weight, walk
         self.number: int | None = None
 
@@ -88,20 +88,20 @@ class Trained:
         if not self.moved:
             return [dense]
         values = [torch.empty_like(dense) for _ in self._walk.points]
-        for start in range(0, len(dense), FEWEST_ROWS):  # a table of positions is not that small
-            rows = slice(start, start + FEWEST_ROWS)
+        for start in range(0, len(dense), MIN_ROWS):  # a table of positions is not that small
+            rows = slice(start, start + MIN_ROWS)
             for value, point in zip(values, self._walk.points, strict=True):
                 value[rows] = self.rows_at(dense[rows], start, point)
         return values
 
-    def rows_at(self, rows: torch.Tensor, start: int, point: Point) -> torch.Tensor:
+    def rows_at(self, rows: torch.Tensor, start: int, point: Perturbation) -> torch.Tensor:
         """These dense rows of the weight, from row `start` on, moved to a point, as a new tensor."""
         if self.number is None:
             return rows
         z = point.direction.rows(self.number, self.weight.shape, start, start + len(rows), rows.dtype)
         return torch.add(rows, z, alpha=point.distance)
 
-    def gathered_at(self, rows: torch.Tensor, ids: torch.Tensor, point: Point) -> torch.Tensor:
+    def gathered_at(self, rows: torch.Tensor, ids: torch.Tensor, point: Perturbation) -> torch.Tensor:
         """The dense rows with these numbers, moved to a point, as a new tensor."""
         if self.number is None:
             return rows
@@ -112,7 +112,7 @@ class Trained:
         """All where the weight is used as it is kept; else so many that what is made stays in the cache."""
         if self.as_kept is not None:
             return self.weight.shape[0]
-        return max(FEWEST_ROWS, CHUNK_BYTES // (self._walk.dtype.itemsize * self.weight.shape[1]))
+        return max(MIN_ROWS, CHUNK_BYTES // (self._walk.dtype.itemsize * self.weight.shape[1]))
 
     def _at_points(self, dense: torch.Tensor, start: int) -> list[torch.Tensor]:
         if self.number is None or not self._walk.points:
@@ -128,10 +128,10 @@ class Trained:
         return values
 
 
-class LowRank:
+class LoRABranch:
     """What an adapter adds to a linear map: scaling * B A x, with B at each point."""
 
-    def __init__(self, walk: Walk, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
+    def __init__(self, walk: ForwardContext, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
         """a (rank, in) and b (out, rank), fp32; b is read anew each time, since training changes it in place."""
         self._walk, self._number, self.scaling = walk, number, scaling
         self.a, self.b = a, b
@@ -169,19 +169,19 @@ class LowRank:
         """(n, in) -> (n, in + rank): [x, A x]. The adapted map is one map of it, whose rows `rows_at` extends."""
         return torch.cat((x, x @ self.a.t().to(x.dtype)), 1)
 
-    def rows_at(self, point: Point | None, start: int, rows: torch.Tensor, into: Scratch) -> torch.Tensor:
+    def rows_at(self, point: Perturbation | None, start: int, rows: torch.Tensor, into: Scratch) -> torch.Tensor:
         """(n, in) dense rows of the map from `start` on -> (n, in + rank): [rows, scaling * B], B at the point."""
         stop = start + len(rows)
         return self._beside(rows, self._moved(point, self.b[start:stop], start, stop), into)
 
-    def gathered_at(self, point: Point | None, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def gathered_at(self, point: Perturbation | None, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The same for the rows with these numbers."""
         b = self.b[ids]
         if point is not None:
             b = b.add(point.direction.gather(self._number, self.b.shape, ids, b.dtype), alpha=point.distance)
         return self._beside(rows, b, Scratch())
 
-    def _moved(self, point: Point | None, b: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _moved(self, point: Perturbation | None, b: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         if point is None:
             return b
         z = point.direction.rows(self._number, self.b.shape, start, stop, b.dtype)
@@ -198,13 +198,13 @@ class LowRank:
 class StreamedLinear(nn.Module):
     """nn.Linear on a streamed weight, with an adapter's branch beside it."""
 
-    def __init__(self, walk: Walk, weight: Weight, bias: Weight | None) -> None:
+    def __init__(self, walk: ForwardContext, weight: Weight, bias: Weight | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.walk = walk
-        self.weights = Trained(weight, walk)
-        self.biases = None if bias is None else Trained(bias, walk)
-        self.low_rank: LowRank | None = None
+        self.weights = StreamedWeight(weight, walk)
+        self.biases = None if bias is None else StreamedWeight(bias, walk)
+        self.low_rank: LoRABranch | None = None
         #: False where no gradient depends on the output, so that a pass with a graph leaves it out (vjp.py).
         self.output_needed = True
 
@@ -254,7 +254,7 @@ class StreamedLinear(nn.Module):
         return y
 
 
-def _each(trained: Trained, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+def _each(trained: StreamedWeight, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
     """A small weight's value for each of so many parts, in `dtype` or that of the layers."""
     values = trained.whole(dtype)
     return values if len(values) == parts else values * parts
@@ -266,11 +266,11 @@ class StreamedEmbedding(nn.Module):
     The module that it replaces keeps its own arithmetic (Gemma scales its output): it is handed a small table.
     """
 
-    def __init__(self, walk: Walk, weight: Weight, inner: nn.Embedding) -> None:
+    def __init__(self, walk: ForwardContext, weight: Weight, inner: nn.Embedding) -> None:
         super().__init__()
         self._walk, self._inner = walk, inner
         self._inner.padding_idx = None  # matters to gradients alone, and the small table may end before it
-        self.weights = Trained(weight, walk)
+        self.weights = StreamedWeight(weight, walk)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, tokens) -> (batch, tokens, width)."""
@@ -288,7 +288,7 @@ class StreamedEmbedding(nn.Module):
         return output
 
 
-def sided(module: nn.Module, trained: dict[str, Trained], walk: Walk) -> Callable[..., torch.Tensor]:
+def sided(module: nn.Module, trained: dict[str, StreamedWeight], walk: ForwardContext) -> Callable[..., torch.Tensor]:
     """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights.
 
     At points a norm computes in fp32 at least, and is rounded at the end: in bf16 a gain of 1 plus or minus 1e-3 is 1,

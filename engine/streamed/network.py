@@ -13,17 +13,24 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import NativeModel
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.layers import LayerCall, LayerPages, LayerStack
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, NO_TARGET, choice_losses, token_losses
-from pocketllm.engine.streamed.modules import LowRank, StreamedEmbedding, StreamedLinear, Trained, Walk, sided
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, choice_losses, token_losses
+from pocketllm.engine.streamed.modules import (
+    ForwardContext,
+    LoRABranch,
+    StreamedEmbedding,
+    StreamedLinear,
+    StreamedWeight,
+    sided,
+)
 from pocketllm.engine.streamed.weights import Scratch, Weight
 
 with lean_transformers():
@@ -56,11 +63,11 @@ class Network:
         """
         self._native, self._weights = native, weights
         self._logits_bytes = CHUNK_BYTES // share
-        self.walk = Walk(dtype=dtype, release=pages is not None)
+        self.walk = ForwardContext(dtype=dtype, release=pages is not None)
         self.module = _build(native, dtype)
         self.parameters = _names(self.module)
         _check(native, self.module, self.parameters, weights)
-        self._trained: dict[str, list[Trained]] = {}
+        self._trained: dict[str, list[StreamedWeight]] = {}
         self.linears: dict[str, StreamedLinear] = {}
         self.head_path = ""
         self.head = self._replace()
@@ -81,24 +88,24 @@ class Network:
             adapted = self.head if path == self.head_path else self.linears.get(path)
             if adapted is None:
                 raise AdapterError(f"The adapter belongs to another model: {self._native.folder.name} has no {path}.")
-            adapted.low_rank = LowRank(self.walk, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
+            adapted.low_rank = LoRABranch(self.walk, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
 
-    def hidden(self, blocks: Blocks) -> torch.Tensor:
+    def hidden(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
         self.walk.points = ()
         return self._run(blocks)
 
-    def layer_calls(self, blocks: Blocks) -> tuple[torch.Tensor, list[LayerCall]]:
+    def layer_calls(self, blocks: Batch) -> tuple[torch.Tensor, list[LayerCall]]:
         """(blocks, tokens, width): what enters the first layer; and what each layer is called with besides."""
         return self.stack.calls(lambda: self._run(blocks))
 
-    def behind_layers(self, blocks: Blocks, hidden: torch.Tensor) -> torch.Tensor:
+    def behind_layers(self, blocks: Batch, hidden: torch.Tensor) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, when this is what leaves the last layer."""
         seen: list[torch.Tensor] = []
         self.stack.leave_with(hidden, lambda: seen.append(self._run(blocks)))
         return seen[0]
 
-    def block_sums(self, blocks: Blocks, points: Sequence[Point]) -> torch.Tensor:
+    def block_sums(self, blocks: Batch, points: Sequence[Perturbation]) -> torch.Tensor:
         """(points, blocks): the summed loss of each block at each point; without points at theta itself, as one."""
         copies = max(1, len(points))
         self.walk.points, self.walk.rows = points, copies * len(blocks)
@@ -106,7 +113,7 @@ class Network:
             hidden = self._run(blocks.repeat(copies))
         finally:
             self.walk.points = ()
-        places = (blocks.targets != NO_TARGET).nonzero(as_tuple=True)
+        places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
         wanted = blocks.targets[places]
         rows = hidden.view(copies, *blocks.inputs.shape, -1)[:, places[0], places[1]]  # (copies, targets, width)
         del hidden
@@ -115,11 +122,11 @@ class Network:
         return sums.index_add_(1, places[0], losses)
 
     def _target_losses(
-        self, rows: torch.Tensor, wanted: torch.Tensor, choices: tuple[int, ...] | None, points: Sequence[Point]
+        self, rows: torch.Tensor, wanted: torch.Tensor, choices: tuple[int, ...] | None, points: Sequence[Perturbation]
     ) -> torch.Tensor:
         """(points, targets, width) -> (points, targets) losses in nats."""
 
-        def losses(hidden: torch.Tensor, targets: torch.Tensor, point: Point | None) -> torch.Tensor:
+        def losses(hidden: torch.Tensor, targets: torch.Tensor, point: Perturbation | None) -> torch.Tensor:
             head = self.head.at(point)
             hidden = head.extended(hidden)
             return (
@@ -136,7 +143,7 @@ class Network:
             self.head.weights.weight.release()
         return found
 
-    def _run(self, blocks: Blocks) -> torch.Tensor:
+    def _run(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees when the model's own code runs."""
         mask: dict[str, Any] = {}
         if blocks.lengths is not None and self._native.manifest.masked:
@@ -194,7 +201,7 @@ class Network:
 
     def _keep_small(self, module: nn.Module, own: dict[str, str]) -> None:
         """A norm or a position table: its weights are dense all the time."""
-        trained = {name: Trained(self._weight(path), self.walk) for name, path in own.items()}
+        trained = {name: StreamedWeight(self._weight(path), self.walk) for name, path in own.items()}
         for name, small in trained.items():
             # With a scratch of its own: it stays.
             module._parameters[name] = small.weight.dense(self.walk.dtype, Scratch())  # type: ignore[assignment]
@@ -207,7 +214,7 @@ class Network:
     def _weight(self, path: str) -> Weight:
         return self._weights[self.parameters[path]]
 
-    def _note(self, own: dict[str, str], **trained: Trained | None) -> None:
+    def _note(self, own: dict[str, str], **trained: StreamedWeight | None) -> None:
         for name, place in trained.items():
             if place is not None:
                 self._trained.setdefault(self.parameters[own[name]], []).append(place)

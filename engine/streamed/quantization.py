@@ -16,7 +16,7 @@ SCALES, MINIMA = ".scales", ".minima"
 #: Weights that are unpacked at a time.
 _CHUNK = 2**20
 #: The least scale of a group, as float16 has none smaller; a group of zeros needs one.
-_LEAST_SCALE = 2.0**-24
+_MIN_SCALE = 2.0**-24
 
 
 def packable(shape: Sequence[int], packing: str) -> bool:
@@ -73,7 +73,7 @@ def _dense(parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
 
 
 def _pack_int8(groups: torch.Tensor) -> dict[str, torch.Tensor]:
-    scales = (groups.abs().amax(2) / 127).clamp(min=_LEAST_SCALE).half()
+    scales = (groups.abs().amax(2) / 127).clamp(min=_MIN_SCALE).half()
     codes = (groups / scales.float().unsqueeze(2)).round().clamp(-127, 127).to(torch.int8)
     return {"": codes.flatten(1), SCALES: scales}
 
@@ -81,7 +81,7 @@ def _pack_int8(groups: torch.Tensor) -> dict[str, torch.Tensor]:
 def _pack_int4(groups: torch.Tensor) -> dict[str, torch.Tensor]:
     minima, maxima = groups.aminmax(dim=2)
     minima = minima.half()
-    scales = ((maxima - minima.float()) / 15).clamp(min=_LEAST_SCALE).half()
+    scales = ((maxima - minima.float()) / 15).clamp(min=_MIN_SCALE).half()
     codes = ((groups - minima.float().unsqueeze(2)) / scales.float().unsqueeze(2)).round().clamp(0, 15)
     low, high = codes.to(torch.uint8).flatten(1).chunk(2, dim=1)
     return {"": low | (high << 4), SCALES: scales, MINIMA: minima}

@@ -62,7 +62,7 @@ Found = Example | Skipped | Ownerless
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class ReadOptions:
     """What the owner said of how to read."""
 
     me: frozenset[str] = field(default_factory=frozenset)  #: names and addresses, as `name_key` gives them

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from pocketllm.readers.base import Document, Example, Found, Ownerless, Skipped, Wishes, cleaned, name_key
+from pocketllm.readers.base import Document, Example, Found, Ownerless, ReadOptions, Skipped, cleaned, name_key
 from pocketllm.readers.notes import split_text
 
 #: How much of what the others wrote last stands before an answer.
@@ -34,7 +34,7 @@ class Conversation:
     plain: bool = False  #: learn what the owner wrote as plain text, not as answers
 
 
-def examples(conversations: Iterable[Conversation], wishes: Wishes) -> Iterator[Found]:
+def examples(conversations: Iterable[Conversation], wishes: ReadOptions) -> Iterator[Found]:
     """Yield what the owner wrote, and at the end why nothing was taken from conversations in which nobody is that."""
     unowned: Counter[str] = Counter()
     for conversation in conversations:

@@ -11,9 +11,9 @@ from pocketllm.readers.base import (
     Example,
     Found,
     Kind,
+    ReadOptions,
     Skipped,
     Unreadable,
-    Wishes,
     lines_of,
     open_regular,
     read_text,
@@ -27,7 +27,7 @@ NO_CHAT = "JSON without messages that say who wrote them (sender and text) and w
 JSON_LINES = {".jsonl", ".ndjson"}
 
 
-def read_document(path: Path, wishes: Wishes) -> tuple[Kind, Iterator[Found]]:
+def read_document(path: Path, wishes: ReadOptions) -> tuple[Kind, Iterator[Found]]:
     """Return what kind of export a JSON document is, and what is in it. Raises Unreadable."""
     document = loaded(path)
     items = document if isinstance(document, list) else [document]
@@ -63,7 +63,7 @@ def conversations(kind: Kind, document: Any) -> Iterator[Conversation]:
     return readers.get(kind, conversations_of)(document)
 
 
-def checked(found: Iterator[Conversation], wishes: Wishes) -> Iterator[Found]:
+def checked(found: Iterator[Conversation], wishes: ReadOptions) -> Iterator[Found]:
     """Yield the examples of conversations. Raises Unreadable when no message is in any."""
     filled = [conversation for conversation in found if conversation.messages]
     if not filled:
@@ -71,7 +71,7 @@ def checked(found: Iterator[Conversation], wishes: Wishes) -> Iterator[Found]:
     yield from examples(filled, wishes)
 
 
-def read_lines(path: Path, wishes: Wishes) -> Iterator[Found]:
+def read_lines(path: Path, wishes: ReadOptions) -> Iterator[Found]:
     """Yield what is in a file with a message, or a conversation, a line. Raises Unreadable."""
     items: list[Any] = []
     size = 0

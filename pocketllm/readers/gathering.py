@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, Skipped, Wishes, item_words
+from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, ReadOptions, Skipped, item_words
 from pocketllm.readers.reading import read, source_name
 from pocketllm.readers.walk import Entry, walk
 
@@ -82,7 +82,7 @@ class Text:
 
 
 def gather(
-    paths: list[Path], wishes: Wishes, tally: Tally, *, source: str | None, on_file: Callable[[Entry], None]
+    paths: list[Path], wishes: ReadOptions, tally: Tally, *, source: str | None, on_file: Callable[[Entry], None]
 ) -> Iterator[Text]:
     """Yield the texts below some paths and count them.
 

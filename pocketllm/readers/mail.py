@@ -13,9 +13,9 @@ from pocketllm.readers.base import (
     MAX_TEXT_BYTES,
     Example,
     Found,
+    ReadOptions,
     Skipped,
     Unreadable,
-    Wishes,
     cleaned,
     html_to_text,
     lines_of,
@@ -37,7 +37,7 @@ BROKEN = (LookupError, ValueError, TypeError, AttributeError, AssertionError, Re
 QUOTES = frozenset({"blockquote"})
 
 
-def read_mbox(path: Path, wishes: Wishes) -> Iterator[Found]:
+def read_mbox(path: Path, wishes: ReadOptions) -> Iterator[Found]:
     """Yield the text of each mail in a mailbox. Raises Unreadable."""
     number = 0
     for number, data in enumerate(split_mbox(path), 1):
@@ -47,7 +47,7 @@ def read_mbox(path: Path, wishes: Wishes) -> Iterator[Found]:
         raise Unreadable("no mailbox: no line in it begins with 'From '")
 
 
-def read_eml(path: Path, wishes: Wishes) -> Iterator[Found]:
+def read_eml(path: Path, wishes: ReadOptions) -> Iterator[Found]:
     """Yield the text of the mail in a file. Raises Unreadable."""
     with open_regular(path) as file:
         data = file.read(MAIL_BYTES)
@@ -72,7 +72,7 @@ def split_mbox(path: Path) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def read_mail(data: bytes, place: str, wishes: Wishes) -> Iterator[Found]:
+def read_mail(data: bytes, place: str, wishes: ReadOptions) -> Iterator[Found]:
     """Yield a mail's text, or why it was left out."""
     if HUGE_HEADER.search(data):
         yield Skipped(reason="broken mails", place=place)

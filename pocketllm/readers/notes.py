@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import Example, Found, Skipped, Wishes, html_to_text, read_text
+from pocketllm.readers.base import Example, Found, ReadOptions, Skipped, html_to_text, read_text
 
 MARKDOWN = {".md", ".markdown", ".mdown", ".qmd", ".rmd"}
 HTML = {".html", ".htm", ".xhtml"}
@@ -16,7 +16,7 @@ FRONT_MATTER_LINE = re.compile(r"\s*\Z|\s*#|\s*-(?:\s|\Z)|\s+\S|[\w\"'][^:]*:(?:
 BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
-def read_notes(path: Path, wishes: Wishes) -> Iterator[Found]:
+def read_notes(path: Path, wishes: ReadOptions) -> Iterator[Found]:
     """Yield a file's text, in parts when it is longer than one text may be. Raises Unreadable."""
     text = read_text(path)
     if path.suffix.lower() in MARKDOWN:

@@ -7,7 +7,7 @@ for entry in walk([Path("notes")]):
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import Found, Kind, Skipped, Unreadable, Wishes
+from pocketllm.readers.base import Found, Kind, ReadOptions, Skipped, Unreadable
 from pocketllm.readers.chats import examples
 from pocketllm.readers.documents import first_objects, read_document, read_lines
 from pocketllm.readers.mail import read_eml, read_mbox
@@ -22,7 +22,7 @@ DOCUMENTS = {Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM, Kind.CHAT}
 SOURCE_CHARACTERS = 200
 
 
-def read(entry: Entry, wishes: Wishes) -> tuple[Kind | None, Iterator[Found]]:
+def read(entry: Entry, wishes: ReadOptions) -> tuple[Kind | None, Iterator[Found]]:
     """Return what a file is and what is in it; no kind, and the reason, for one that is not read.
 
     The iterator raises nothing that the file is to blame for: a file that breaks off yields why at its end.
@@ -36,7 +36,7 @@ def read(entry: Entry, wishes: Wishes) -> tuple[Kind | None, Iterator[Found]]:
     return kind, kept_going(found)
 
 
-def opened(path: Path, wishes: Wishes, *, named: bool) -> tuple[Kind, Iterator[Found]]:
+def opened(path: Path, wishes: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
     """Return a file's kind, which is the wished one if there is a wish, and its examples. Raises Unreadable."""
     kind = wishes.format or recognise(path, named=named)
     if kind is Kind.CHAT and first_objects(path):

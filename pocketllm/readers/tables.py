@@ -10,9 +10,9 @@ from pocketllm.readers.base import (
     Document,
     Example,
     Found,
+    ReadOptions,
     Skipped,
     Unreadable,
-    Wishes,
     cleaned,
     read_text,
 )
@@ -53,7 +53,7 @@ def looks_like_table(head: str) -> bool:
     return len(headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
 
 
-def read_table(path: Path, wishes: Wishes) -> Iterator[Found]:
+def read_table(path: Path, wishes: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a table. Raises Unreadable."""
     text = read_text(path)
     delimiter, names = headings(text.partition("\n")[0][:2000])

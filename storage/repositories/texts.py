@@ -19,7 +19,7 @@ from pocketllm.storage.tables import JobText, Text
 #: One text in this many is kept out of training.
 HELD_OUT_ONE_IN = 10
 #: Words of old text that a job sees again, at least, as far as there are so many.
-LEAST_REPLAY_WORDS = 5000
+MIN_REPLAY_WORDS = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -
     # Of a job whose own texts were deleted nothing is left to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
     if new:
-        words = max(LEAST_REPLAY_WORDS, sum(text.words for text in new))
+        words = max(MIN_REPLAY_WORDS, sum(text.words for text in new))
         kept = _first([text for text in old if text.held_out], words // HELD_OUT_ONE_IN)
         old = kept + _first([text for text in old if not text.held_out], words - sum(text.words for text in kept))
     session.add_all(JobText(job_id=job_id, text_id=text.id) for text in new + old if text.id not in own)

@@ -18,7 +18,7 @@ from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
 from pocketllm.engine.streamed.layers import LayerStack
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.backpropagation import (
     EXAMPLES,
@@ -69,7 +69,7 @@ def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: 
         return  # refused when they are encoded
     buckets = buckets_of(kind, masked=name in MASKED)
     assert kind != "label" or all(blocks.choices for blocks in buckets)
-    assert kind == "plain" or any((blocks.targets == NO_TARGET).any() for blocks in buckets)
+    assert kind == "plain" or any((blocks.targets == IGNORE_INDEX).any() for blocks in buckets)
     check(root, name, model_of(root, name), WHOLE, [(blocks, 1.0) for blocks in buckets])
 
 
@@ -148,7 +148,7 @@ def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
     model, blocks = model_of(root, "llama"), random_blocks(3, 20)
     adapter = layers_adapter(model)
     _, expected = layerwise(model, adapter, WHOLE, [(blocks[slice(0, 2)], 1.0)])
-    blocks.targets[2] = NO_TARGET
+    blocks.targets[2] = IGNORE_INDEX
     _, gradients = layerwise(model, adapter, replace(WHOLE, rows_at_once=1), [(blocks, 1.0)])
     assert worst_error(gradients, expected) <= TOLERANCE
 

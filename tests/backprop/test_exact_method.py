@@ -12,7 +12,7 @@ from pocketllm.backprop.adamw import BETA1, BETA2
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import (
     B_RATE,
-    LEAST_SHARE,
+    MIN_SHARE,
     SCALING,
     SERVED,
     WARM_UP_STEPS,
@@ -22,7 +22,7 @@ from pocketllm.backprop.method import (
     fresh_adapter,
     schedule,
 )
-from pocketllm.engine.data.batches import Blocks, shuffled
+from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import NativeModel
 from pocketllm.engine.method import StepRecord
@@ -52,7 +52,7 @@ class Training:
         dtype: torch.dtype = torch.float32,
         plan: ExactPlan = PLAN,
         lanes: int = 1,
-        samples: Callable[[int], Blocks] | None = None,
+        samples: Callable[[int], Batch] | None = None,
     ) -> None:
         self.model = LanguageModel(native, dtype=dtype, lanes=lanes)
         self.adapter = fresh_adapter(self.model, rank=4, seed=plan.seed)
@@ -84,10 +84,10 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     network, factors = adapted(family(root, name), replace(adapter, alpha=adapter.alpha / SERVED))
     model.use(adapter)
 
-    def batch(step: int) -> Blocks:
+    def batch(step: int) -> Batch:
         return random_blocks(3 + step, 20, lengths=[20] * 3 + [9] * step if name in MASKED else None)
 
-    def samples(step: int) -> Blocks:
+    def samples(step: int) -> Batch:
         return random_blocks(2, 10 + step)
 
     plan = replace(PLAN, samples_weight=samples_weight)
@@ -211,6 +211,6 @@ class TestSchedule:
             [step / WARM_UP_STEPS for step in range(1, WARM_UP_STEPS + 1)]
         )
 
-    @pytest.mark.parametrize(("remaining", "share"), [(1.0, 1.0), (0.5, (1 + LEAST_SHARE) / 2), (0.0, LEAST_SHARE)])
+    @pytest.mark.parametrize(("remaining", "share"), [(1.0, 1.0), (0.5, (1 + MIN_SHARE) / 2), (0.0, MIN_SHARE)])
     def test_then_it_falls_as_a_cosine(self, remaining: float, share: float) -> None:
         assert schedule(1000, remaining) == pytest.approx(share)

@@ -15,8 +15,8 @@ from bench.learn_peers import ChunkedLoss
 from bench.learn_text import Division, with_prompt
 from bench.rates import search
 from bench.turns import in_turns
-from pocketllm.engine.data.batches import Blocks
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 
 def python(code: str) -> list[str]:
@@ -32,9 +32,9 @@ def test_contenders_take_turns_and_one_that_fails_is_left_out() -> None:
 def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient() -> None:
     states, head = torch.randn(300, 16, requires_grad=True), torch.randn(50, 16)
     targets = torch.randint(50, (300,))
-    targets[::7] = NO_TARGET
+    targets[::7] = IGNORE_INDEX
     chunked: torch.Tensor = ChunkedLoss.apply(states, head, targets)  # type: ignore[no-untyped-call]
-    whole = torch.nn.functional.cross_entropy(states @ head.t(), targets, ignore_index=NO_TARGET)
+    whole = torch.nn.functional.cross_entropy(states @ head.t(), targets, ignore_index=IGNORE_INDEX)
     assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
     (one,), (other,) = torch.autograd.grad(chunked * 3, states), torch.autograd.grad(whole * 3, states)
     assert torch.allclose(one, other, atol=1e-6)
@@ -97,7 +97,7 @@ def test_the_values_of_learn_are_those_of_the_worst_writer_and_the_best_peer() -
 
 def test_a_prompt_stands_in_front_of_each_held_out_block_and_predicts_nothing() -> None:
     blocks = [
-        Blocks(inputs=ids, targets=ids + 1) for ids in (torch.arange(40).view(5, 8), torch.arange(80, 96).view(2, 8))
+        Batch(inputs=ids, targets=ids + 1) for ids in (torch.arange(40).view(5, 8), torch.arange(80, 96).view(2, 8))
     ]
     prompted = with_prompt(Division(training=blocks[0], held_out=blocks[1]), 12, seed=0)
     assert prompted.inputs[:, 12:].equal(blocks[1].inputs) and prompted.tokens == blocks[1].tokens

@@ -16,7 +16,7 @@ import pytest
 from pocketllm.cli.common import Common
 from pocketllm.cli.errors import Interrupted
 from pocketllm.cli.home import configured_text_bytes
-from pocketllm.cli.texts.import_texts import MOST_REFUSED, batches, send
+from pocketllm.cli.texts.import_texts import MAX_REFUSED, batches, send
 from pocketllm.readers.gathering import Tally, Text
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.daemon_double import DaemonDouble
@@ -182,7 +182,7 @@ class TestSending:
         path = write(tmp_path / "a.jsonl", '{"text": "a", "label": "odd"}\n' * 100)
         result = run("import", str(path))
         assert result.exit_code == 1
-        assert f"a.jsonl line {MOST_REFUSED + 1}: label: it is not known." in result.stderr
+        assert f"a.jsonl line {MAX_REFUSED + 1}: label: it is not known." in result.stderr
 
     def test_a_failure_in_the_middle_says_what_is_stored(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
         double.fail_after_batches = 1

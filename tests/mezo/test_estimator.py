@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.planning.memory_model import points_of
 from pocketllm.mezo.estimator import directions, probe, replay, update
 from pocketllm.mezo.noise import Direction, Kind
@@ -56,7 +56,7 @@ class Bowl:
     def vector(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return torch.cat([tensor.double().flatten() for tensor in self.tensors]).numpy()
 
-    def losses(self, points: Sequence[Point]) -> list[float]:
+    def losses(self, points: Sequence[Perturbation]) -> list[float]:
         return [
             float(loss(self.vector + point.distance * self.z(cast(Direction, point.direction)))) for point in points
         ]
@@ -164,9 +164,9 @@ def test_several_directions_share_the_loss_at_theta() -> None:
     """Along signs the curvature of a bowl adds the same to each difference, and is gone with the mean."""
     theta = Bowl()
     along = directions(8, 1, 7, "rademacher")
-    points: list[Point] = []
+    points: list[Perturbation] = []
 
-    def losses(asked: Sequence[Point]) -> Sequence[float]:
+    def losses(asked: Sequence[Perturbation]) -> Sequence[float]:
         points.extend(asked)
         return theta.losses(asked)
 
@@ -183,7 +183,7 @@ def test_several_directions_share_the_loss_at_theta() -> None:
 def test_the_budget_knows_how_many_points_a_step_has(probes: int) -> None:
     theta, asked = Bowl(), list[int]()
 
-    def losses(points: Sequence[Point]) -> Sequence[float]:
+    def losses(points: Sequence[Perturbation]) -> Sequence[float]:
         asked.append(len(points))
         return theta.losses(points)
 
@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_at_any_point_is_a_divergence(probes: int, brok
             probe(partial(_given, losses), directions(1, 7, probes, "rademacher"), epsilon=1e-3)
 
 
-def _given(losses: Sequence[float], _: Sequence[Point]) -> Sequence[float]:
+def _given(losses: Sequence[float], _: Sequence[Perturbation]) -> Sequence[float]:
     return losses
 
 
@@ -226,9 +226,9 @@ def test_several_probes_are_averaged() -> None:
 
 
 def test_points_are_both_sides_of_each_direction() -> None:
-    asked: list[Point] = []
+    asked: list[Perturbation] = []
 
-    def losses(points: Sequence[Point]) -> list[float]:
+    def losses(points: Sequence[Perturbation]) -> list[float]:
         asked.extend(points)
         return [float(i) for i in range(len(points))]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.engine.data.batches import Blocks, shuffled
+from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan, StepSize
 from tests.support.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: NativeModel
     model.use(adapter)
     torn = [False]
 
-    def losses(points: Sequence[Point], batch: Blocks) -> list[float]:
+    def losses(points: Sequence[Perturbation], batch: Batch) -> list[float]:
         found = model.losses_at(points, batch, ALL_ROWS)
         if torn[0]:
             found[place] = float("nan")
@@ -125,7 +125,7 @@ def test_a_record_says_what_its_step_saw(tiny: NativeModel) -> None:
     """Tokens are counted once, however many points saw them; early stopping's share is one of the rate."""
     theta, batch = fresh(LanguageModel(tiny)), some_blocks()
 
-    def losses(points: Sequence[Point], _: Blocks) -> list[float]:
+    def losses(points: Sequence[Perturbation], _: Batch) -> list[float]:
         return [2.0 + point.distance for point in points]
 
     whole, half = (

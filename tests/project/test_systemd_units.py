@@ -17,8 +17,8 @@ from tests.support.tiny_models import tiny_native
 SYSTEMD = ROOT / "systemd"
 UNITS = ("pocketllm.service", "pocketllm-system.service")
 #: systemd-analyze's rating of how exposed a service is: 0 not at all, 10 to everything.
-MOST_EXPOSED = 2.5
-MOST_UNDER_A_COMMENT = 12
+MAX_EXPOSED = 2.5
+MAX_UNDER_A_COMMENT = 12
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
@@ -57,7 +57,7 @@ def test_the_system_unit_is_walled_in(tmp_path: Path) -> None:
     )
     rating = re.search(r"Overall exposure level for .*: ([\d.]+)", ended.stdout)
     assert rating is not None, ended.stdout + ended.stderr
-    assert float(rating[1]) <= MOST_EXPOSED, ended.stdout
+    assert float(rating[1]) <= MAX_EXPOSED, ended.stdout
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -67,7 +67,7 @@ def test_what_is_not_default_is_explained_above_it(unit: str) -> None:
     service = lines[lines.index("[Service]") + 1 : lines.index("[Install]")]
     assert service[0].startswith("#")
     groups = re.split(r"(?:^#.*\n)+", "\n".join(service), flags=re.MULTILINE)
-    assert max(len(group.split()) for group in groups) <= MOST_UNDER_A_COMMENT
+    assert max(len(group.split()) for group in groups) <= MAX_UNDER_A_COMMENT
 
 
 def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

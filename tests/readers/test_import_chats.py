@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.readers.base import Document, Example, Kind, Skipped, Wishes
+from pocketllm.readers.base import Document, Example, Kind, ReadOptions, Skipped
 from pocketllm.readers.chats import ANSWER_CHARACTERS, PROMPT_CHARACTERS, Conversation, Message, examples
 from tests.support.imported import gathered, items, look, reasons, write, writers
 
@@ -16,7 +16,7 @@ NNBSP = "\u202f"
 def learned(*messages: tuple[str, str], me: str = "me") -> list[Document]:
     """What is learned from messages, each its sender and its text."""
     conversation = Conversation(messages=[Message(sender=sender, text=text) for sender, text in messages])
-    found = examples([conversation], Wishes(me=frozenset({me})))
+    found = examples([conversation], ReadOptions(me=frozenset({me})))
     return [one.item for one in found if isinstance(one, Example)]
 
 
@@ -60,7 +60,7 @@ class TestAnswers:
 
     def test_an_answer_too_long_for_one_text_is_split(self) -> None:
         conversation = Conversation(messages=[Message(sender="a", text="?"), Message(sender="me", text="x " * 500)])
-        found = list(examples([conversation], Wishes(me=frozenset({"me"}), max_bytes=600)))
+        found = list(examples([conversation], ReadOptions(me=frozenset({"me"}), max_bytes=600)))
         assert [set(one.item) for one in found if isinstance(one, Example)] == [{"text"}, {"text"}]
 
 

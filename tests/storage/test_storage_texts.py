@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.repositories.texts import LEAST_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
+from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Kind, Outcome
 from tests.support.working import NOW, queue_job
@@ -289,7 +289,7 @@ class TestReplay:
         job = queue_job(store)
         chosen = {text.id for text in store.texts.of_job(job.id)}
         assert fresh <= chosen
-        assert len(chosen & known) == LEAST_REPLAY_WORDS // 100
+        assert len(chosen & known) == MIN_REPLAY_WORDS // 100
         assert job.texts == len(chosen)
 
     def test_more_new_text_brings_more_of_the_old_back(self, store: Store) -> None:
@@ -307,7 +307,7 @@ class TestReplay:
         for _ in range(5):
             held_out = [name for name in known if is_held_out(name)]
             chosen = {text.id for text in store.texts.of_job(queue_job(store).id)}
-            assert len(chosen.intersection(held_out)) == LEAST_REPLAY_WORDS // 100 // 10
+            assert len(chosen.intersection(held_out)) == MIN_REPLAY_WORDS // 100 // 10
 
     def test_each_job_draws_others(self, store: Store) -> None:
         known, _ = self.old_and_new(store, old=200, new_words=10)

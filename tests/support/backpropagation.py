@@ -12,18 +12,18 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import adapted_paths
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain, encode
 from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter, source_folder
 from tests.support.tiny_architectures import MASKED, masking_tokenizer
 from tests.support.tiny_models import byte_tokenizer
 
 #: Blocks with their weight in the objective.
-Parts = Sequence[tuple[Blocks, float]]
+Parts = Sequence[tuple[Batch, float]]
 
 TEMPLATE = Template(pattern="{text} It was {label}", words={"bad": "x", "good": "y"})
 EXAMPLES: dict[str, list[Example]] = {
@@ -39,7 +39,7 @@ EXAMPLES: dict[str, list[Example]] = {
 }
 
 
-def buckets_of(kind: str, *, masked: bool) -> list[Blocks]:
+def buckets_of(kind: str, *, masked: bool) -> list[Batch]:
     """Small examples of one kind, encoded as a job does."""
     made = encode(
         EXAMPLES[kind],
@@ -96,7 +96,7 @@ def adapted(network: Any, adapter: Adapter) -> tuple[Any, dict[str, tuple[torch.
     return network, factors
 
 
-def whole_loss(network: Any, blocks: Blocks) -> torch.Tensor:
+def whole_loss(network: Any, blocks: Batch) -> torch.Tensor:
     """Mean loss in nats per target, by transformers and torch."""
     mask = {}
     if blocks.lengths is not None:
@@ -105,7 +105,7 @@ def whole_loss(network: Any, blocks: Blocks) -> torch.Tensor:
     if blocks.choices is not None:
         others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(blocks.choices), False)
         logits = logits.masked_fill(others, float("-inf"))
-    summed = F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=NO_TARGET, reduction="sum")
+    summed = F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=IGNORE_INDEX, reduction="sum")
     return summed / blocks.tokens
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from pocketllm.daemon.conditions.gate import Charge, Situation, Verdict, decide
+from pocketllm.daemon.conditions.gate import Charge, GateContext, Verdict, decide
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.settings import GateSettings
 from tests.support.working import NOW
@@ -50,7 +50,7 @@ class World:
         return decide(
             [reading("power", self.power), battery, reading("memory", self.memory), *self.others],
             self.settings,
-            Situation(
+            GateContext(
                 now=self.now,
                 local=self.local or self.now,
                 running=self.running,

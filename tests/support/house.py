@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.planning import JobWish
+from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.repositories.texts import NewText
@@ -54,7 +54,7 @@ class House:
         parts = (
             self.store,
             self.folder,
-            Senses(sensors=[self.power, self.battery, self.memory]),
+            SensorSet(sensors=[self.power, self.battery, self.memory]),
             runner,
             self.settings,
         )
@@ -70,7 +70,7 @@ class House:
         self.store.texts.add([NewText(text=f"{about} " * words, source="test")], now=self.clock.now)
 
     def request(self, *, immediate: bool = False) -> str:
-        return self.scheduler.request(JobWish(), seed=None, immediate=immediate, now=self.clock.now).id
+        return self.scheduler.request(JobRequest(), seed=None, immediate=immediate, now=self.clock.now).id
 
     def job(self, job_id: str) -> Job:
         return self.store.jobs.get(job_id)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, Skipped, Wishes, name_key
+from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, ReadOptions, Skipped, name_key
 from pocketllm.readers.gathering import Tally, gather
 from pocketllm.readers.reading import read
 from pocketllm.readers.walk import Entry
@@ -12,7 +12,9 @@ from pocketllm.readers.walk import Entry
 
 def look(path: Path, *me: str, **wishes: Any) -> tuple[Kind | None, list[Found]]:
     """What a file is that its owner named, and what is in it."""
-    kind, found = read(Entry(path=path, name=path.name, named=True), Wishes(me=frozenset(map(name_key, me)), **wishes))
+    kind, found = read(
+        Entry(path=path, name=path.name, named=True), ReadOptions(me=frozenset(map(name_key, me)), **wishes)
+    )
     return kind, list(found)
 
 
@@ -40,7 +42,7 @@ def writers(path: Path) -> dict[str, int]:
 def gathered(*paths: Path, source: str | None = None) -> tuple[list[Document], Tally]:
     """Everything below some paths, as it would be sent, and the count of it."""
     tally = Tally()
-    texts = list(gather(list(paths), Wishes(), tally, source=source, on_file=lambda _: None))
+    texts = list(gather(list(paths), ReadOptions(), tally, source=source, on_file=lambda _: None))
     return [text.item for text in texts], tally
 
 

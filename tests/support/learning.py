@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from pocketllm.engine.data.batches import Blocks, pack
+from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, NativeModel, open_native
 from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Point
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.estimator import directions
 from pocketllm.mezo.noise import Direction, Kind
@@ -54,22 +54,22 @@ def some_adapter(
     return Adapter(base=model.native.manifest.name, alpha=alpha, a=a, b=b)
 
 
-def some_blocks(count: int = 12, length: int = 16) -> Blocks:
+def some_blocks(count: int = 12, length: int = 16) -> Batch:
     """Blocks of a text with a pattern to learn."""
     pattern = [3 + (7 * i) % 40 for i in range(count * length // 2)]
     return pack([pattern, pattern], length=length, separator=0)[slice(0, count)]
 
 
-def random_blocks(count: int = 4, length: int = 20, *, lengths: Sequence[int] | None = None) -> Blocks:
+def random_blocks(count: int = 4, length: int = 20, *, lengths: Sequence[int] | None = None) -> Batch:
     """Blocks of random tokens, in which every third position, and what is behind a row's length, predicts nothing."""
     generator = torch.Generator().manual_seed(count + length)
     inputs, targets = torch.randint(3, 250, (2, count, length), generator=generator)
-    targets[:, 1::3] = NO_TARGET
+    targets[:, 1::3] = IGNORE_INDEX
     if lengths is None:
-        return Blocks(inputs=inputs, targets=targets)
+        return Batch(inputs=inputs, targets=targets)
     real = torch.tensor(lengths)
-    targets[torch.arange(length) >= real[:, None]] = NO_TARGET
-    return Blocks(inputs=inputs, targets=targets, lengths=real)
+    targets[torch.arange(length) >= real[:, None]] = IGNORE_INDEX
+    return Batch(inputs=inputs, targets=targets, lengths=real)
 
 
 def equal(a: Adapter, b: Adapter) -> bool:
@@ -83,13 +83,13 @@ def b_named(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {f"{path}.b": tensor for path, tensor in adapter.b.items()}
 
 
-def sides(distance: float = 0.01, *, probes: int = 1, kind: Kind = "rademacher", seed: int = 1) -> list[Point]:
+def sides(distance: float = 0.01, *, probes: int = 1, kind: Kind = "rademacher", seed: int = 1) -> list[Perturbation]:
     """Both points of each of a step's probes."""
     along = directions(seed, 2, probes, kind)
-    return [Point(direction=z, distance=side * distance) for z in along for side in (1, -1)]
+    return [Perturbation(direction=z, distance=side * distance) for z in along for side in (1, -1)]
 
 
-def mean_loss(model: LanguageModel, blocks: Blocks) -> float:
+def mean_loss(model: LanguageModel, blocks: Batch) -> float:
     """The loss in nats per target at the parameters in use, by `block_losses`."""
     counts = blocks.target_counts.tolist()
     total: float = sum(loss * count for loss, count in zip(model.block_losses(blocks), counts, strict=True))
@@ -97,7 +97,7 @@ def mean_loss(model: LanguageModel, blocks: Blocks) -> float:
 
 
 def losses_moved(
-    model: LanguageModel, theta: Adapter | FullWeights, points: Sequence[Point], blocks: Blocks
+    model: LanguageModel, theta: Adapter | FullWeights, points: Sequence[Perturbation], blocks: Batch
 ) -> list[float]:
     """The loss at each point by really moving theta there; it is put back exactly."""
     trained = theta.b if isinstance(theta, Adapter) else theta.tensors
@@ -169,9 +169,7 @@ def reference(root: Path, architecture: str) -> Any:
     return auto.from_pretrained(source_folder(root, architecture), attn_implementation="eager").eval()
 
 
-def reference_losses(
-    network: Callable[..., Any], blocks: Blocks, logits_of: Sequence[int] | None = None
-) -> list[float]:
+def reference_losses(network: Callable[..., Any], blocks: Batch, logits_of: Sequence[int] | None = None) -> list[float]:
     """Each block's loss as transformers and torch give it; with `logits_of` those of these tokens alone count."""
     mask = {}
     if blocks.lengths is not None:
@@ -180,7 +178,7 @@ def reference_losses(
     if logits_of is not None:
         others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(logits_of), False)
         logits = logits.masked_fill(others, float("-inf"))
-    return F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=NO_TARGET, reduction="none").sum(
+    return F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=IGNORE_INDEX, reduction="none").sum(
         1
     ).div(blocks.target_counts.clamp(min=1)).tolist()  # fmt: skip
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from pocketllm.api.app import create_app
-from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.worker_process import Exit
 from pocketllm.daemon.services import Services, build_services
@@ -391,7 +391,7 @@ def rehearsal(folder: Path, **settings: Any) -> Iterator[Rehearsal]:
     power = FixedSensor("power", True)
     battery = FixedSensor("battery", 80.0, "%")
     memory = FixedSensor("memory", 4e9, "bytes")
-    senses = Senses(sensors=[power, battery, memory])
+    senses = SensorSet(sensors=[power, battery, memory])
     built = build_services(loaded, senses=senses, runner=runner, uptime=lambda: clock.now.timestamp())
     services = replace(built, now=clock, started_at=clock.now)
     try:

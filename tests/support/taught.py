@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.data.batches import pack
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from tests.support.tiny_models import byte_tokenizer, tiny_llama_folder
 
 #: Enough that its loss halves, in some ten seconds.
@@ -39,7 +39,7 @@ def taught_folder(root: Path) -> Path:
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
         logits = model(input_ids=blocks.inputs[rows]).logits
-        loss: Any = F.cross_entropy(logits.transpose(1, 2), blocks.targets[rows], ignore_index=NO_TARGET)
+        loss: Any = F.cross_entropy(logits.transpose(1, 2), blocks.targets[rows], ignore_index=IGNORE_INDEX)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -9,14 +9,14 @@ import torch
 
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Checkpoint
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord, Update
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.method import MeZO, MeZOPlan
 
-BLOCK = Blocks(inputs=torch.zeros(1, 1, dtype=torch.int64), targets=torch.zeros(1, 1, dtype=torch.int64))
+BLOCK = Batch(inputs=torch.zeros(1, 1, dtype=torch.int64), targets=torch.zeros(1, 1, dtype=torch.int64))
 #: Where the loss is least.
 GOAL = 0.5
 
@@ -93,7 +93,7 @@ class Momentum:
         self._rate, self._loss = rate, loss
         self.taken: list[int] = []  #: steps, also those taken again
 
-    def step(self, number: int, batch: Blocks, *, remaining: float, share: float) -> StepRecord:
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
         """See Method."""
         loss = self._loss(self.b)
         if not isfinite(loss):
@@ -119,7 +119,7 @@ def mezo_on(theta: Adapter, loss: Function = distance, *, plan: MeZOPlan) -> Met
     """MeZO on a function of an adapter's only B, from zero."""
     (b,) = theta.b.values()
 
-    def losses(points: Sequence[Point], _: Blocks) -> list[float]:
+    def losses(points: Sequence[Perturbation], _: Batch) -> list[float]:
         return [loss(b + point.distance * point.direction.of(0, b.shape)) for point in points]
 
     def to_start() -> None:

@@ -17,7 +17,7 @@ from pocketllm.engine.generate.streaming_text import Sampling, Scored, TokenSour
 log = logging.getLogger(__name__)
 
 #: A server takes memory for its whole context at once (SmolLM2-135M: 47 MB for this), so it is no wider than needed.
-_LEAST_CONTEXT = 2048
+_MIN_CONTEXT = 2048
 #: After a failure this long nothing is tried, after each further one twice as long.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 600.0
 
@@ -100,7 +100,7 @@ class LlamaDecoder:
             program=self._found.program,
             base=base,
             lora=lora,
-            context=max(_LEAST_CONTEXT, 1 << (tokens - 1).bit_length()),
+            context=max(_MIN_CONTEXT, 1 << (tokens - 1).bit_length()),
             threads=self._threads,
         )
         self._server = LlamaServer(plan, self._address, self._encode, self._patience)

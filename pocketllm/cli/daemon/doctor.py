@@ -17,7 +17,7 @@ def doctor(data_dir: DataDir = None, json_wanted: Json = False) -> None:
 
     The exit code is 0 when nothing keeps jobs from running, else 1.
     """
-    from pocketllm.daemon.conditions.discovery import Places, find_sensors
+    from pocketllm.daemon.conditions.discovery import Places, discover_sensors
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
     from pocketllm.daemon.settings import load_settings
@@ -28,7 +28,7 @@ def doctor(data_dir: DataDir = None, json_wanted: Json = False) -> None:
     except DaemonError as error:
         raise CommandError(str(error)) from error
     places = Places(supplies=settings.power_supplies)
-    senses = find_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
+    senses = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
     findings = examine(settings, senses, places, lambda: datetime.now(UTC))
     bad = [finding for finding in findings if finding.state == "bad"]
     if json_wanted:

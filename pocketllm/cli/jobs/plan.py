@@ -118,7 +118,7 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
     from pocketllm.api.native.schemas.plan import PlanOut
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
-    from pocketllm.daemon.scheduling.planning import JobWish, plan_job, with_wish
+    from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_wish
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.model_folder import open_native
@@ -129,7 +129,7 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
         folder = DataFolder(settings.data_dir)
         planned = plan_job(
             open_native(folder.models / settings.model),
-            with_wish(settings.training, JobWish(**wish)),
+            with_wish(settings.training, JobRequest(**wish)),
             steps=wish.get("steps", settings.training.steps),
         )
     except (DaemonError, MezoError) as error:

@@ -12,7 +12,7 @@ import typer
 from pocketllm.cli.common import Common, connected, emit, examples, grouped, make_console, shared_options
 from pocketllm.cli.errors import CommandError, DaemonRefused, Document, Interrupted, UsageError
 from pocketllm.cli.home import configured_text_bytes
-from pocketllm.readers.base import MAX_TEXT_BYTES, Kind, Wishes, name_key
+from pocketllm.readers.base import MAX_TEXT_BYTES, Kind, ReadOptions, name_key
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ BATCH_TEXTS = 1000
 #: The daemon's `max_body_bytes`, less what stands around a text.
 REQUEST_BYTES = 7_900_000
 #: So many texts may be refused, such as labels that are not in the settings, before something larger must be wrong.
-MOST_REFUSED = 50
+MAX_REFUSED = 50
 WRITERS_NAMED = 12
 MAX_SOURCE = 200  # characters
 LONGEST_NAME = 50  # characters of a file's name that a terminal's line has room for
@@ -81,7 +81,7 @@ def import_texts(
 
     check(paths, source)
     names = frozenset(map(name_key, me or []))
-    wishes = Wishes(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES)
+    wishes = ReadOptions(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES)
     tally = Tally()
     with progress(quiet=options.json) as watcher:
         if dry_run:
@@ -112,7 +112,9 @@ class Watcher:
         """A text was read."""
 
 
-def found(paths: list[Path], wishes: Wishes, tally: "Tally", source: str | None, watcher: Watcher) -> "Iterator[Text]":
+def found(
+    paths: list[Path], wishes: ReadOptions, tally: "Tally", source: str | None, watcher: Watcher
+) -> "Iterator[Text]":
     """Yield the texts below some paths, told to the watcher one by one."""
     from pocketllm.readers.gathering import gather
 
@@ -175,8 +177,8 @@ def store(client: "Client", batch: "list[Text]", sent: Document, tally: "Tally")
                 raise
             place = batch[number - 1].place
             sent["refused"] += 1
-            if sent["refused"] > MOST_REFUSED:
-                raise CommandError(f"{place}: {reason} More than {MOST_REFUSED} texts were refused.") from error
+            if sent["refused"] > MAX_REFUSED:
+                raise CommandError(f"{place}: {reason} More than {MAX_REFUSED} texts were refused.") from error
             tally.skip(f"refused by the daemon: {reason}", place)
             batch = batch[: number - 1] + batch[number:]
         else:

@@ -9,10 +9,10 @@ from pocketllm.cli.common import Common, ShowByDefault, connected, emit, example
 from pocketllm.cli.errors import CommandError
 
 DEFAULT_LIMIT = 20
-MOST_LISTED = 500  # the most that the daemon gives in a page
+MAX_LISTED = 500  # the most that the daemon gives in a page
 
 TextId = Annotated[str, typer.Argument(metavar="ID", help="The text's id, as `pocketllm texts` shows it.")]
-Limit = Annotated[int, typer.Option(min=1, max=MOST_LISTED, help="How many texts to show.")]
+Limit = Annotated[int, typer.Option(min=1, max=MAX_LISTED, help="How many texts to show.")]
 After = Annotated[
     str | None, typer.Option(metavar="ID", help="Begin behind this text, which was the last of the page before.")
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pocketllm.daemon.scheduling.planning import JobWish
+from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.tables import Adapter, JobState, Outcome
 from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
 from tests.support.tiny_models import tiny_native
@@ -45,7 +45,7 @@ def job(api: Rehearsal, **fields: Any) -> Document:
 def learned(api: Rehearsal) -> str:
     """The adapter of a job that has learned what there was, and is served."""
     store, now = api.services.store, api.services.now()
-    made = api.services.scheduler.request(JobWish(steps=1), seed=1, immediate=True, now=now)
+    made = api.services.scheduler.request(JobRequest(steps=1), seed=1, immediate=True, now=now)
     store.jobs.start(made.id, parent=None, now=now)
     row = Adapter(id="adapter-old", job_id=made.id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
     api.services.folder.adapter(row.id).mkdir(parents=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.discovery import Places, find_sensors
+from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.executables import answering, executable
 from tests.support.running import eventually
@@ -18,7 +18,7 @@ ALL = [
 
 def read(places: Places, folder: Path) -> dict[str, Reading]:
     """What is seen once everything that is asked has answered."""
-    senses = find_sensors(folder, folder / "stamp", places)
+    senses = discover_sensors(folder, folder / "stamp", places)
 
     def look() -> dict[str, Reading] | None:
         found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in senses.sensors)}

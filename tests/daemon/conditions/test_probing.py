@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.poller import MOST_BYTES, RETRY_SECONDS, Background, Pace, ProbeFailed, run
+from pocketllm.daemon.conditions.poller import MAX_BYTES, RETRY_SECONDS, Background, Pace, ProbeFailed, run
 from tests.support.executables import executable
 from tests.support.running import eventually, is_running
 from tests.support.working import NOW
@@ -58,7 +58,7 @@ def test_nothing_of_a_hung_command_is_left(tmp_path: Path) -> None:
 
 def test_more_than_a_pipe_holds_is_read(tmp_path: Path) -> None:
     said = run([executable(tmp_path, "long", "head -c 200000 /dev/zero | tr '\\0' x")], timeout_seconds=20)
-    assert len(said) == 200_000 < MOST_BYTES
+    assert len(said) == 200_000 < MAX_BYTES
 
 
 class Source:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.logind_idle import Hint, SeatIdleness, parse
+from pocketllm.daemon.conditions.logind_idle import Hint, LogindIdleness, parse
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.executables import answering, executable
@@ -39,7 +39,7 @@ def test_what_is_no_answer(output: str) -> None:
 
 def reading(command: str, devices: Path) -> Reading:
     """Its first real answer."""
-    sensor = SeatIdleness.by_command(Pace(), command, devices)
+    sensor = LogindIdleness.by_command(Pace(), command, devices)
     first = sensor.read(NOW)
     assert first.unknown
 

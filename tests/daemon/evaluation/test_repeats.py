@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.evaluation.contamination import RUN, repeated
-from pocketllm.engine.data.batches import Blocks, Buckets, pack
+from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Completion, Plain, encode
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import open_native
@@ -21,7 +21,7 @@ def words(seed: int, count: int = 200) -> list[int]:
     return [drawn.randrange(3, 250) for _ in range(count)]
 
 
-def packed(*texts: list[int]) -> Blocks:
+def packed(*texts: list[int]) -> Batch:
     return pack(texts, length=LENGTH, separator=0)
 
 
@@ -54,7 +54,7 @@ def test_blocks_keep_their_order_over_buckets_of_different_widths() -> None:
     assert not any(found[:first]) and any(found[first:second]) and not any(found[second:])
 
 
-def pairs(*of: tuple[str, str]) -> Buckets:
+def pairs(*of: tuple[str, str]) -> Batches:
     examples = [Completion(prompt=prompt, completion=completion) for prompt, completion in of]
     return encode(examples, byte_tokenizer(), length=64, separator=2)
 
@@ -71,7 +71,7 @@ def test_what_is_hidden_behind_masks_is_put_back(tmp_path: Path) -> None:
     tokenizer = open_native(tmp_path / "models" / "masked").tokenizer()
     text = "Walked down to see whether the yard was still there, and it was; two mugs of tea, then home again at dusk."
 
-    def masked(seed: int) -> Buckets:
+    def masked(seed: int) -> Batches:
         return encode([Plain(text=text)], tokenizer, length=LENGTH, separator=0, masked=True, seed=seed)
 
     assert all(repeated(masked(1), masked(2), masked=True))

@@ -12,7 +12,7 @@ from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.promotion import judge
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.model_folder import NativeModel
-from pocketllm.engine.generate.model_report import Continuation, Insight, Rise
+from pocketllm.engine.generate.model_report import Continuation, Insight, TokenShift
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Report, Text
@@ -195,13 +195,13 @@ def token(letter: str) -> int:
     return byte_tokens().index(letter)
 
 
-def told(tiny: NativeModel, rises: list[Rise], words: str) -> list[str]:
+def told(tiny: NativeModel, rises: list[TokenShift], words: str) -> list[str]:
     insight = Insight(rises=rises, continuations=[], leak=None)
     return [entry["word"] for entry in reporting.in_words(insight, tiny, [text(words)])["words"]]
 
 
-def rise(letter: str, *, base: float = 0.01, personal: float = 0.02) -> Rise:
-    return Rise(token=token(letter), base=base, personal=personal)
+def rise(letter: str, *, base: float = 0.01, personal: float = 0.02) -> TokenShift:
+    return TokenShift(token=token(letter), base=base, personal=personal)
 
 
 class TestWords:
@@ -213,7 +213,7 @@ class TestWords:
         assert told(tiny, [rise(letter) for letter in "cba"], "a long story") == list("cba")
 
     def test_no_marks_no_special_tokens_and_no_word_twice(self, tiny: NativeModel) -> None:
-        rises = [Rise(token=0, base=0, personal=1), *(rise(letter) for letter in "a.A,ĠĊb")]
+        rises = [TokenShift(token=0, base=0, personal=1), *(rise(letter) for letter in "a.A,ĠĊb")]
         assert told(tiny, rises, "") == ["a", "b"]
 
     def test_words_that_at_least_doubled_come_before_frequent_ones(self, tiny: NativeModel) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.discovery import Places, find_sensors
+from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp, expected_backend, find_llamacpp
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.doctor import examine
@@ -111,6 +111,8 @@ def test_the_doctor_says_what_answers(
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": wish})
     places = Places(supplies=tmp_path)
-    findings = examine(settings, find_sensors(tmp_path, tmp_path / "idle", places), places, lambda: datetime.now(UTC))
+    findings = examine(
+        settings, discover_sensors(tmp_path, tmp_path / "idle", places), places, lambda: datetime.now(UTC)
+    )
     [found] = [finding for finding in findings if finding.name == "answers"]
     assert (found.state, found.message.startswith(message)) == (state, True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady
-from pocketllm.daemon.generation.backend import Backend, Wish
+from pocketllm.daemon.generation.backend import Backend, BackendPreference
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
 from pocketllm.engine.formats.importer import import_model
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, counted, llama_double
@@ -34,7 +34,9 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlamaDouble:
 
 
 @contextmanager
-def generator(models: Path, wish: Wish = "auto") -> Iterator[tuple[Generator, Callable[[Awaitable[Any]], Any]]]:
+def generator(
+    models: Path, wish: BackendPreference = "auto"
+) -> Iterator[tuple[Generator, Callable[[Awaitable[Any]], Any]]]:
     with asyncio.Runner() as runner:
 
         def run(awaitable: Awaitable[Any]) -> Any:

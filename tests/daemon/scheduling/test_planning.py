@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pocketllm.daemon.conditions.discovery import Senses
+from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.paths import DataFolder
@@ -18,7 +18,7 @@ from pocketllm.daemon.scheduling.planning import (
     ENOUGH_POSITIONS,
     LONGEST_STEP_SECONDS,
     SHARED_BATCH,
-    JobWish,
+    JobRequest,
     Planned,
     chosen,
     enough_rows,
@@ -50,19 +50,19 @@ def settings(**changes: Any) -> TrainingSettings:
 class TestWithWishes:
     def test_what_is_not_wished_for_is_as_the_settings_say(self) -> None:
         base = settings(batch=3, probes=2, mode="full", rank=5)
-        assert with_wish(base, JobWish()) == base
-        assert with_wish(base, JobWish(batch=7, mode="lora")) == settings(batch=7, probes=2, mode="lora", rank=5)
-        assert with_wish(base, JobWish(probes=9)).probes == 9
+        assert with_wish(base, JobRequest()) == base
+        assert with_wish(base, JobRequest(batch=7, mode="lora")) == settings(batch=7, probes=2, mode="lora", rank=5)
+        assert with_wish(base, JobRequest(probes=9)).probes == 9
 
     def test_another_mode_has_other_lengths_unless_they_were_set(self) -> None:
-        full = with_wish(settings(), JobWish(mode="full"))
+        full = with_wish(settings(), JobRequest(mode="full"))
         assert (full.step_size, full.epsilon) == (settings(mode="full").step_size, settings(mode="full").epsilon)
         assert full.step_size != settings().step_size
-        assert with_wish(settings(step_size=0.25), JobWish(mode="full")).step_size == 0.25
+        assert with_wish(settings(step_size=0.25), JobRequest(mode="full")).step_size == 0.25
 
     @pytest.mark.parametrize(("batch", "micro_batch"), [(2, 2), (4, 4), (16, 4), (None, 4)])
     def test_the_most_at_once_follows_a_smaller_batch(self, batch: int | None, micro_batch: int) -> None:
-        assert with_wish(settings(batch=8, micro_batch=4), JobWish(batch=batch)).micro_batch == micro_batch
+        assert with_wish(settings(batch=8, micro_batch=4), JobRequest(batch=batch)).micro_batch == micro_batch
 
 
 class TestPlanJob:
@@ -260,7 +260,7 @@ def scheduler(tmp_path: Path, planner: Planner, store: Store) -> Scheduler:
     return Scheduler(
         store,
         DataFolder(tmp_path),
-        Senses(sensors=sensors),
+        SensorSet(sensors=sensors),
         FakeRunner(),
         loaded,
         model_problem=lambda: None,
@@ -274,7 +274,7 @@ class TestScheduler:
         self, scheduler: Scheduler, planner: Planner, store: Store
     ) -> None:
         asked = scheduler.request(
-            JobWish(steps=7, mode="full", batch=5, probes=3), seed=1, immediate=True, now=Clock().now
+            JobRequest(steps=7, mode="full", batch=5, probes=3), seed=1, immediate=True, now=Clock().now
         )
         job = store.jobs.get(asked.id)
         assert (job.mode, job.total_steps, job.predicted_bytes) == ("full", 7, PREDICTION.peak_bytes)
@@ -283,7 +283,7 @@ class TestScheduler:
         assert planner.asked == [(stored, 7)]
 
     def test_a_plan_queues_nothing(self, scheduler: Scheduler, planner: Planner, store: Store) -> None:
-        found = scheduler.plans.plan(JobWish(batch=9))
+        found = scheduler.plans.plan(JobRequest(batch=9))
         assert (found.plan.steps, found.plan.batch) == (30, 9)
         assert store.jobs.open() == []
 
@@ -301,9 +301,9 @@ class TestScheduler:
     ) -> None:
         planner.error = error
         with pytest.raises(kind, match=str(error)):
-            scheduler.request(JobWish(), seed=None, immediate=True, now=Clock().now)
+            scheduler.request(JobRequest(), seed=None, immediate=True, now=Clock().now)
         with pytest.raises(kind, match=str(error)):
-            scheduler.plans.plan(JobWish())
+            scheduler.plans.plan(JobRequest())
         assert store.jobs.page(after=None, limit=9) == []
 
     def test_enough_text_queues_a_job_with_what_is_foretold(self, scheduler: Scheduler, store: Store) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
-from pocketllm.daemon.scheduling.planning import JobWish
+from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.daemon.scheduling.scheduler import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState, Requester
@@ -35,7 +35,7 @@ def running(house: House) -> str:
 
 def test_a_request_queues_a_job_with_the_settings_of_its_time(house: House) -> None:
     house.add(5)
-    job = house.scheduler.request(JobWish(steps=7), seed=0, immediate=True, now=house.clock.now)
+    job = house.scheduler.request(JobRequest(steps=7), seed=0, immediate=True, now=house.clock.now)
     assert (job.state, job.total_steps, job.seed, job.immediate) == (JobState.QUEUED, 7, 0, True)
     assert (job.model, job.requested_by) == ("tiny", Requester.OWNER)
     assert job.settings == house.settings.training.model_dump(mode="json")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MOST_SAMPLES, TOKENS, openings, rehearsal_blocks
+from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MAX_SAMPLES, TOKENS, openings, rehearsal_blocks
 from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
 from tests.support.tiny_models import byte_tokenizer, tiny_native
@@ -37,14 +37,14 @@ def test_samples_are_drawn_once_of_the_base_and_predict_what_was_sampled(model: 
     assert torch.equal(blocks.targets[:AT_ONCE, :-1], blocks.inputs[:AT_ONCE, 1:])
     chat = blocks[slice(AT_ONCE, 2 * AT_ONCE)]
     assert (chat.inputs[:, :3] == torch.tensor(OPENINGS[1])).all()
-    assert (chat.targets[:, :2] == NO_TARGET).all()
+    assert (chat.targets[:, :2] == IGNORE_INDEX).all()
     assert torch.equal(chat.targets[:, 2:-1], chat.inputs[:, 3:])
     again = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=say)
     fewer = rehearsal_blocks(model, OPENINGS, wanted=1, on_part=say)
     assert torch.equal(again.inputs, blocks.inputs) and torch.equal(fewer.inputs, blocks.inputs[:AT_ONCE])
     assert len(said) == DRAWN // AT_ONCE
     more = rehearsal_blocks(model, OPENINGS, wanted=10**6, on_part=say)
-    assert len(more) == MOST_SAMPLES and torch.equal(more.inputs[:DRAWN], blocks.inputs)
+    assert len(more) == MAX_SAMPLES and torch.equal(more.inputs[:DRAWN], blocks.inputs)
 
 
 @torch.no_grad()

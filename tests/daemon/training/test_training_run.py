@@ -10,7 +10,7 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.data_split import PART_WORDS, divide, first_blocks, last_blocks, with_replay
-from pocketllm.engine.data.batches import Buckets, pack
+from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.engine.streamed.weights import open_weights
@@ -138,12 +138,12 @@ def texts(*held_out: bool) -> list[Text]:
     ]
 
 
-def packed(rows: Sequence[Text]) -> Buckets:
+def packed(rows: Sequence[Text]) -> Batches:
     blocks = pack([[3] * len(row.text) for row in rows], length=4, separator=0)
     return blocks[slice(0, 3)], blocks[slice(3, None)]
 
 
-def count(buckets: Buckets) -> int:
+def count(buckets: Batches) -> int:
     return sum(len(bucket) for bucket in buckets)
 
 

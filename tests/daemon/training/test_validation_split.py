@@ -12,8 +12,8 @@ from pocketllm.daemon.training.validation_split import (
     split,
     validation_interval,
 )
-from pocketllm.engine.data.batches import Blocks
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from tests.support.numbered import numbered
 
 
@@ -61,8 +61,8 @@ class TestSplit:
     def test_blocks_without_targets_decide_nothing(self) -> None:
         (blocks,) = numbered(2)
         targets = blocks.targets.clone()
-        targets[1] = NO_TARGET
-        _, validation = split((Blocks(inputs=blocks.inputs, targets=targets),))
+        targets[1] = IGNORE_INDEX
+        _, validation = split((Batch(inputs=blocks.inputs, targets=targets),))
         assert sum(some.tokens for some in validation) == 1
 
 

@@ -5,22 +5,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketllm.engine.data.batches import Blocks, Buckets, batch_at, pack
+from pocketllm.engine.data.batches import Batch, Batches, batch_at, pack
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from tests.support.numbered import numbered
 
 texts = st.lists(st.lists(st.integers(1, 100), max_size=30), min_size=1, max_size=10)
 
 
-def epoch_of(buckets: Buckets, number: int, *, size: int, seed: int = 0) -> list[Blocks]:
+def epoch_of(buckets: Batches, number: int, *, size: int, seed: int = 0) -> list[Batch]:
     """The batches of epoch `number` (from 0)."""
     batches = sum(-(-len(bucket) // size) for bucket in buckets)
     first = number * batches + 1
     return [batch_at(buckets, step=step, size=size, seed=seed) for step in range(first, first + batches)]
 
 
-def tokens(batches: list[Blocks]) -> list[int]:
+def tokens(batches: list[Batch]) -> list[int]:
     return torch.cat([batch.inputs[:, 0] for batch in batches]).tolist()
 
 
@@ -32,7 +32,7 @@ class TestPack:
             return
         blocks = pack(texts, length=length, separator=0)
         predicted = blocks.targets.flatten()
-        assert predicted[predicted != NO_TARGET].tolist() == stream[1:]
+        assert predicted[predicted != IGNORE_INDEX].tolist() == stream[1:]
         assert blocks.inputs.flatten()[: len(stream) - 1].tolist() == stream[:-1]
         assert blocks.tokens == len(stream) - 1
         # No more padding than the last block needs.
@@ -50,9 +50,9 @@ class TestPack:
 
 
 class TestBlocks:
-    blocks = Blocks(
+    blocks = Batch(
         inputs=torch.arange(6).view(3, 2),
-        targets=torch.tensor([[1, 2], [3, NO_TARGET], [5, NO_TARGET]]),
+        targets=torch.tensor([[1, 2], [3, IGNORE_INDEX], [5, IGNORE_INDEX]]),
         choices=(4, 5),
         lengths=torch.tensor([2, 1, 1]),
     )

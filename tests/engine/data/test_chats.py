@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.engine.data.batches import Buckets
+from pocketllm.engine.data.batches import Batches
 from pocketllm.engine.data.chats import chat_prompt, turns
 from pocketllm.engine.data.examples import Chat, encode
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.engine.generate.streaming_text import separator
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": "Tea?"},
@@ -32,16 +32,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     return open_native(models / import_model(default_source(), models).name).tokenizer()
 
 
-def rows(tokenizer: PreTrainedTokenizerBase, chat: Chat, length: int = 128) -> Buckets:
+def rows(tokenizer: PreTrainedTokenizerBase, chat: Chat, length: int = 128) -> Batches:
     return encode([chat], tokenizer, length=length, separator=separator(tokenizer))
 
 
-def wanted(tokenizer: PreTrainedTokenizerBase, buckets: Buckets) -> list[str]:
+def wanted(tokenizer: PreTrainedTokenizerBase, buckets: Batches) -> list[str]:
     """What is learned of each row, as text."""
     found = []
     for bucket in buckets:
         for targets in bucket.targets:
-            text = tokenizer.decode(targets[targets != NO_TARGET].tolist())
+            text = tokenizer.decode(targets[targets != IGNORE_INDEX].tolist())
             assert isinstance(text, str)
             found.append(text)
     return found
@@ -60,7 +60,7 @@ def test_the_prompt_is_the_one_that_is_answered(tokenizer: PreTrainedTokenizerBa
     """To the token: what a chat is asked with when it is served is what stood before the answer."""
     [bucket] = rows(tokenizer, Chat(messages=CHAT[:2]))
     served = tokenizer(chat_prompt(tokenizer, CHAT[:1]), add_special_tokens=False)["input_ids"]
-    first = int((bucket.targets[0] != NO_TARGET).nonzero()[0])
+    first = int((bucket.targets[0] != IGNORE_INDEX).nonzero()[0])
     assert bucket.inputs[0, : first + 1].tolist() == served
     assert served[0] == tokenizer.convert_tokens_to_ids("<|im_start|>"), "no separator before it"
 

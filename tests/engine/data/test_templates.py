@@ -5,7 +5,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from pocketllm.engine.data.examples import Labelled, encode
 from pocketllm.engine.data.label_templates import Template, fit
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from tests.support.tiny_models import byte_tokenizer
 
 MOOD = Template(pattern="{text} It was {label}.", words={"good": "great", "bad": "terrible"})
@@ -56,7 +56,7 @@ def test_what_the_model_reads_with_the_word_in_place_is_the_sentence() -> None:
         (blocks,) = encode(
             [Labelled(text=text, label="good")], WORDS, length=16, separator=2, template=MOOD, masked=masked
         )
-        position = int((blocks.targets[0] != NO_TARGET).nonzero())
+        position = int((blocks.targets[0] != IGNORE_INDEX).nonzero())
         row = blocks.inputs[0].tolist()
         if masked:
             row[position] = int(blocks.targets[0, position])

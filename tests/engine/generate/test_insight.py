@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pocketllm.engine.data.batches import Blocks, Buckets, pack
+from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Completion, Labelled, Plain, encode
 from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
 from pocketllm.engine.generate.model_report import (
     ANSWER_TOKENS,
-    MOST_BLOCKS,
-    MOST_TOKENS,
+    MAX_BLOCKS,
+    MAX_TOKENS,
     PROMPT_TOKENS,
     PROMPTS,
     VERBATIM_TOKENS,
@@ -27,7 +27,7 @@ from pocketllm.engine.generate.model_report import (
 )
 from pocketllm.engine.generate.sampling import greedily
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.tiny_architectures import roberta_folder
 from tests.support.tiny_models import VOCABULARY, byte_tokenizer
@@ -36,16 +36,16 @@ SEPARATOR = 0
 NOTES = [f"Wind west, glass rising. Mug of tea number {number}." for number in range(20)]
 
 
-def chosen(learned: Buckets = (), held_out: Buckets = (), *, masked: bool = False) -> Sample:
+def chosen(learned: Batches = (), held_out: Batches = (), *, masked: bool = False) -> Sample:
     return sample(learned, held_out, separator=SEPARATOR, ends=frozenset({SEPARATOR}), masked=masked)
 
 
-def encoded(*examples: Plain | Completion | Labelled, length: int = 32) -> Buckets:
+def encoded(*examples: Plain | Completion | Labelled, length: int = 32) -> Batches:
     template = Template(pattern="{text} It was {label}", words={"positive": "g", "negative": "t"})
     return encode(examples, byte_tokenizer(), length=length, separator=SEPARATOR, template=template)
 
 
-def notes(*, length: int = 32) -> Buckets:
+def notes(*, length: int = 32) -> Batches:
     return encoded(*(Plain(text=note) for note in NOTES), length=length)
 
 
@@ -97,15 +97,15 @@ class TestSample:
     def test_few_blocks_from_all_over_the_text(self) -> None:
         blocks = pack(numbers(*[10] * 1000), length=16, separator=SEPARATOR)
         [taken] = chosen(learned=(blocks,)).learned
-        assert len(taken) == MOST_BLOCKS
+        assert len(taken) == MAX_BLOCKS
         rows = [(blocks.inputs == row).all(1).nonzero()[0, 0].item() for row in taken.inputs]
-        assert rows == [number * len(blocks) // MOST_BLOCKS for number in range(MOST_BLOCKS)]
+        assert rows == [number * len(blocks) // MAX_BLOCKS for number in range(MAX_BLOCKS)]
 
     @pytest.mark.parametrize("length", [200, 1500, 4096])
     def test_of_long_blocks_fewer_and_of_very_long_ones_the_beginnings(self, length: int) -> None:
         blocks = pack([[5] * 40_000], length=length, separator=SEPARATOR)
         [taken] = chosen(learned=(blocks,)).learned
-        assert 0.5 * MOST_TOKENS < taken.inputs.numel() <= MOST_TOKENS
+        assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS
 
     def test_blocks_of_all_buckets(self) -> None:
         buckets = encoded(*(Plain(text=text) for text in NOTES), Completion(prompt="Q", completion="A"))
@@ -146,7 +146,7 @@ class TestObserve:
         found = chosen(held_out=notes())
         observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
         [blocks] = found.held_out
-        wanted = transformers_logits(tiny, blocks.inputs)[blocks.targets != NO_TARGET].softmax(1).mean(0)
+        wanted = transformers_logits(tiny, blocks.inputs)[blocks.targets != IGNORE_INDEX].softmax(1).mean(0)
         assert observed.probabilities is not None
         torch.testing.assert_close(observed.probabilities, wanted, atol=1e-6, rtol=1e-4)
 
@@ -192,8 +192,8 @@ class TestGreedily:
         assert greedily(model, long, ends=(), most_tokens=10) == greedily(model, long[-limit:], ends=(), most_tokens=10)
 
 
-def as_block(tokens: Sequence[int]) -> Blocks:
-    return Blocks(inputs=torch.tensor([tokens[:-1]]), targets=torch.tensor([tokens[1:]]))
+def as_block(tokens: Sequence[int]) -> Batch:
+    return Batch(inputs=torch.tensor([tokens[:-1]]), targets=torch.tensor([tokens[1:]]))
 
 
 class TestCompare:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import NativeModel
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
@@ -16,7 +16,7 @@ SUM_TOLERANCE = 1e-3
 CAPTURED = 0.97
 
 
-def adapter_on(model: LanguageModel, *buckets: Blocks, rank: int = 4, rows_at_once: int = ALL_ROWS) -> Adapter:
+def adapter_on(model: LanguageModel, *buckets: Batch, rank: int = 4, rows_at_once: int = ALL_ROWS) -> Adapter:
     return adapter_along_activations(model, buckets, targets=TARGETS, rank=rank, seed=0, rows_at_once=rows_at_once)
 
 

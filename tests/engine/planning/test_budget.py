@@ -15,9 +15,9 @@ from pocketllm.engine.formats.model_folder import DTYPES, open_native
 from pocketllm.engine.params import activation_pca as directions
 from pocketllm.engine.planning.memory_model import (
     _SPARE_COLUMNS,
-    FEWEST_ROWS,
-    FEWEST_TOKENS,
     MB,
+    MIN_ROWS,
+    MIN_TOKENS,
     UNPACK_SECONDS,
     JobPlan,
     fit,
@@ -253,7 +253,7 @@ class TestExact:
         assert 1 <= plan.rows_at_once <= wish.rows_at_once
         assert 1 <= plan.pass_blocks <= wish.pass_blocks and 1 <= plan.lanes <= wish.lanes
         assert plan.pass_blocks >= min(plan.rows_at_once, wish.pass_blocks)
-        assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
+        assert min(MIN_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
         names = ("rows_at_once", "pass_blocks", "lanes", "block_tokens")
         assert len(said) == sum(getattr(plan, name) < getattr(wish, name) for name in names)
         as_wished = {name: getattr(wish, name) for name in names}
@@ -284,7 +284,7 @@ class TestFit:
         assert fit(SMOLLM2, PLAN, limit - 1) != (PLAN, [])
 
     def test_first_fewer_rows_then_shorter_ones(self) -> None:
-        few = dataclasses.replace(PLAN, rows_at_once=FEWEST_ROWS[PLAN.method])
+        few = dataclasses.replace(PLAN, rows_at_once=MIN_ROWS[PLAN.method])
         plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, rows_at_once=8)))
         assert (plan.rows_at_once, plan.block_tokens) == (8, 128)
         [sentence] = said
@@ -311,9 +311,9 @@ class TestFit:
         limit = smallest(SMOLLM2, wish) + more * MB
         plan, said = fit(SMOLLM2, wish, limit)
         assert working(SMOLLM2, plan) <= limit
-        fewest = FEWEST_ROWS[wish.method]
+        fewest = MIN_ROWS[wish.method]
         assert fewest <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
-        assert min(FEWEST_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
+        assert min(MIN_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
         assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == fewest
         reduced = (plan.rows_at_once < wish.rows_at_once) + (plan.block_tokens < wish.block_tokens)
         reduced += plan.lanes < wish.lanes

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pocketllm.engine.data.batches import Blocks
-from pocketllm.engine.streamed.loss import NO_TARGET
+from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.quantization import PACKINGS
 from pocketllm.mezo.noise import Kind
@@ -74,9 +74,9 @@ def test_losses_equal_transformers(root: Path, name: str, release: bool) -> None
 def test_a_window_hides_what_is_far_away(root: Path, name: str) -> None:
     """The last token's loss must not depend on what is further away than the windows of two layers reach."""
     model, length = base(root, name), 2 * WINDOW + 4
-    inputs, targets = torch.full((2, length), 7), torch.full((2, length), NO_TARGET)
+    inputs, targets = torch.full((2, length), 7), torch.full((2, length), IGNORE_INDEX)
     inputs[1, 0], targets[:, -1] = 99, 30
-    one, two = model.block_losses(Blocks(inputs=inputs, targets=targets))
+    one, two = model.block_losses(Batch(inputs=inputs, targets=targets))
     if name == "mistral":
         assert one == two
     else:  # one of whose two layers sees everything
@@ -90,7 +90,7 @@ def test_a_masked_model_does_not_see_the_padding(root: Path) -> None:
     losses = model.block_losses(blocks)
     assert losses == pytest.approx(reference_losses(reference(root, "roberta"), blocks), abs=FP32_TOLERANCE)
     for row, length in enumerate(lengths):
-        alone = Blocks(inputs=blocks.inputs[row : row + 1, :length], targets=blocks.targets[row : row + 1, :length])
+        alone = Batch(inputs=blocks.inputs[row : row + 1, :length], targets=blocks.targets[row : row + 1, :length])
         assert model.block_losses(alone) == pytest.approx([losses[row]], abs=FP32_TOLERANCE)
     model.use(some_adapter(model, targets=None))
     points = sides(probes=2)
@@ -104,7 +104,7 @@ def test_a_masked_model_does_not_see_the_padding(root: Path) -> None:
 def test_a_causal_model_needs_no_mask_for_padding_on_the_right(root: Path, name: str) -> None:
     model, blocks = base(root, name), random_blocks(lengths=[20, 13, 2, 7])
     assert model.block_losses(blocks) == model.block_losses(replace(blocks, lengths=None))
-    short = Blocks(inputs=blocks.inputs[1:2, :13], targets=blocks.targets[1:2, :13])
+    short = Batch(inputs=blocks.inputs[1:2, :13], targets=blocks.targets[1:2, :13])
     assert model.block_losses(short) == pytest.approx(model.block_losses(blocks)[1:2], abs=FP32_TOLERANCE)
 
 
@@ -113,7 +113,7 @@ def test_a_causal_model_needs_no_mask_for_padding_on_the_right(root: Path, name:
 def test_choices_are_the_only_words_that_count(root: Path, name: str) -> None:
     model, choices = base(root, name), (5, 60, 61)
     blocks = random_blocks()
-    targets = torch.full_like(blocks.targets, NO_TARGET)
+    targets = torch.full_like(blocks.targets, IGNORE_INDEX)
     targets[torch.arange(4), torch.tensor([0, 7, 11, 19])] = torch.tensor([60, 5, 61, 60])
     blocks = replace(blocks, targets=targets, choices=choices)
     expected = reference_losses(reference(root, name), blocks, choices)
@@ -216,9 +216,9 @@ def test_odd_sizes(root: Path, name: str, count: int, length: int) -> None:
 @torch.inference_mode()
 def test_a_block_without_targets_has_no_loss(root: Path, name: str) -> None:
     model, blocks = base(root, name), random_blocks(3)
-    blocks.targets[1] = NO_TARGET
+    blocks.targets[1] = IGNORE_INDEX
     assert model.block_losses(blocks)[1] == 0.0
-    nothing = replace(blocks, targets=torch.full_like(blocks.targets, NO_TARGET))
+    nothing = replace(blocks, targets=torch.full_like(blocks.targets, IGNORE_INDEX))
     model.use(some_adapter(model, targets=None))
     assert model.losses_at(sides(), nothing, ALL_ROWS) == [0.0, 0.0]
 

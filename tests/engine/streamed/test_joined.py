@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
-from pocketllm.engine.streamed.fused_linear import JoinedProducts
+from pocketllm.engine.streamed.fused_linear import FusedLinear
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import Weight, behind_each_other, open_weights
 from tests.support.tiny_models import tiny_native
@@ -19,7 +19,7 @@ def weights(tiny: NativeModel) -> dict[str, Weight]:
     return open_weights(tiny.weights)
 
 
-def products(joined: JoinedProducts, some: list[Weight], x: torch.Tensor) -> list[torch.Tensor]:
+def products(joined: FusedLinear, some: list[Weight], x: torch.Tensor) -> list[torch.Tensor]:
     return [joined.product(x, weight, weight.floats) for weight in some]
 
 
@@ -34,7 +34,7 @@ def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
 
 @torch.inference_mode()
 def test_neighbours_that_take_in_the_same_are_one_product_from_the_second_token_on(weights: dict[str, Weight]) -> None:
-    joined, some = JoinedProducts(), [weights[name] for name in ATTENTION]
+    joined, some = FusedLinear(), [weights[name] for name in ATTENTION]
     for number in range(3):
         x = torch.randn(1, 1, some[0].shape[1], generator=torch.Generator().manual_seed(number))
         found = products(joined, some, x)
@@ -45,7 +45,7 @@ def test_neighbours_that_take_in_the_same_are_one_product_from_the_second_token_
 
 @torch.inference_mode()
 def test_each_gets_its_own_product_whatever_is_asked(weights: dict[str, Weight]) -> None:
-    joined, (q, k, v) = JoinedProducts(), [weights[name] for name in ATTENTION]
+    joined, (q, k, v) = FusedLinear(), [weights[name] for name in ATTENTION]
     x, y = torch.randn(2, 1, 1, q.shape[1], generator=torch.Generator().manual_seed(0)).unbind()
     for some, token in [([q, k, v], x), ([q, v], y), ([k], x), ([q], x), ([k, v], y), ([q, q], x), ([q, k, v], y)]:
         assert_equal(products(joined, some, token), separate(some, token))
@@ -53,7 +53,7 @@ def test_each_gets_its_own_product_whatever_is_asked(weights: dict[str, Weight])
 
 @torch.inference_mode()
 def test_weights_that_were_taken_into_memory_are_not_what_the_file_holds(weights: dict[str, Weight]) -> None:
-    joined, some = JoinedProducts(), [weights[name] for name in ATTENTION]
+    joined, some = FusedLinear(), [weights[name] for name in ATTENTION]
     x = torch.randn(1, 1, some[0].shape[1], generator=torch.Generator().manual_seed(0))
     products(joined, some, x)
     for weight in some:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.layers import LayerPages, LayerStack
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.network import Network
@@ -29,12 +29,12 @@ def fresh(root: Path, name: str, *, release: bool = False, lanes: int = 1) -> La
     return LanguageModel(imported(root, name, "float32"), dtype=torch.float32, release_pages=release, lanes=lanes)
 
 
-def blocks_for(name: str) -> Blocks:
+def blocks_for(name: str) -> Batch:
     """For a model that fills in masks, with padding."""
     return random_blocks(lengths=[20, 13, 20, 9] if name in MASKED else None)
 
 
-def layer_by_layer(lane: Network, blocks: Blocks) -> torch.Tensor:
+def layer_by_layer(lane: Network, blocks: Batch) -> torch.Tensor:
     """What the output head sees at the end of such a pass."""
     hidden, calls = lane.layer_calls(blocks)
     for number, call in enumerate(calls):

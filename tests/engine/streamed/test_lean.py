@@ -94,16 +94,16 @@ _WALKS = """
 import json, sys
 from pathlib import Path
 import torch
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.mezo.noise import Direction
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 model = LanguageModel(open_native(Path(sys.argv[1])), release_pages=True)
 ids = torch.arange(3, 23)[None]
-point = Point(direction=Direction(seed=1, step=1), distance=0.1)
+point = Perturbation(direction=Direction(seed=1, step=1), distance=0.1)
 with torch.inference_mode():
-    losses = model.losses_at([point], Blocks(inputs=ids, targets=ids), 4)
+    losses = model.losses_at([point], Batch(inputs=ids, targets=ids), 4)
 print(json.dumps({
     "losses": losses,
     "heavy": sorted({"sympy", "torch._dynamo.eval_frame", "torch.distributed.tensor"} & sys.modules.keys()),

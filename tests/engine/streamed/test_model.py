@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from pocketllm.engine.data.batches import Blocks
+from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import NativeModel, open_native
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.model import HEAD_ROWS, LanguageModel
 from pocketllm.mezo.noise import Direction
 from tests.support.learning import (
@@ -50,7 +50,7 @@ BF16_TOLERANCE = 6e-2
 def our_logits(model: LanguageModel) -> torch.Tensor:
     with torch.inference_mode():
         head = model.head.at(None)
-        logits: torch.Tensor = model.hidden(Blocks(inputs=IDS, targets=IDS)) @ head.rows(0, head.vocabulary).t()
+        logits: torch.Tensor = model.hidden(Batch(inputs=IDS, targets=IDS)) @ head.rows(0, head.vocabulary).t()
         return logits.float()
 
 
@@ -165,7 +165,7 @@ def test_an_error_in_a_lane_is_raised_when_all_lanes_stand(tiny_bf16: NativeMode
 def test_block_losses_and_batch_loss_agree(tiny: NativeModel) -> None:
     model, blocks = LanguageModel(tiny), some_blocks(11)
     model.use(some_adapter(model))
-    here = Point(direction=Direction(seed=0, step=1), distance=0.0)
+    here = Perturbation(direction=Direction(seed=0, step=1), distance=0.0)
     batch_loss = model.losses_at([here], blocks, ALL_ROWS)[0]
     assert mean_loss(model, blocks) == pytest.approx(batch_loss, rel=1e-6)
     assert model.block_losses(blocks, 1) == pytest.approx(model.block_losses(blocks, ALL_ROWS), rel=1e-6)

@@ -13,16 +13,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.params.perturbation import Point
+from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import (
-    FEWEST_ROWS,
-    LowRank,
+    MIN_ROWS,
+    ForwardContext,
+    LoRABranch,
     StreamedEmbedding,
     StreamedLinear,
-    Trained,
-    Walk,
+    StreamedWeight,
     sided,
 )
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
@@ -42,8 +42,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "architectures"
 
 
-def walk_at(points: list[Point]) -> Walk:
-    return Walk(dtype=torch.float32, points=points)
+def walk_at(points: list[Perturbation]) -> ForwardContext:
+    return ForwardContext(dtype=torch.float32, points=points)
 
 
 def floats(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,16 +54,16 @@ def weight_of(tensor: torch.Tensor) -> Weight:
     return Weight(tensor.shape, {"": tensor})
 
 
-def at(tensor: torch.Tensor, point: Point, number: int) -> torch.Tensor:
+def at(tensor: torch.Tensor, point: Perturbation, number: int) -> torch.Tensor:
     return torch.add(tensor, point.direction.of(number, tensor.shape), alpha=point.distance)
 
 
-def numbered(trained: Trained | None, number: int) -> None:
+def numbered(trained: StreamedWeight | None, number: int) -> None:
     assert trained is not None
     trained.number = number
 
 
-def assembled(trained: Trained) -> list[torch.Tensor]:
+def assembled(trained: StreamedWeight) -> list[torch.Tensor]:
     """What a weight's chunks make up, for each part."""
     whole = [torch.empty(trained.weight.shape) for _ in range(trained.parts)]
     done = 0
@@ -83,8 +83,8 @@ def assembled(trained: Trained) -> list[torch.Tensor]:
     [
         (1, 1),
         (3, 5),
-        (FEWEST_ROWS, 2100),
-        (2 * FEWEST_ROWS + 1, 2100),  # the last row is a chunk of its own
+        (MIN_ROWS, 2100),
+        (2 * MIN_ROWS + 1, 2100),  # the last row is a chunk of its own
         (300, 1001),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape:
     """Whatever the chunks that it is made in; several directions follow each other through the same scratches."""
     dense, points = floats(*shape), sides(0.1, probes=probes, kind=kind)
     before = dense.clone()
-    trained = Trained(weight_of(dense), walk_at(points))
+    trained = StreamedWeight(weight_of(dense), walk_at(points))
     trained.number = 9
     for value, expected in zip(assembled(trained), [at(dense, p, 9) for p in points] or [dense], strict=True):
         assert torch.equal(value, expected)
@@ -100,19 +100,19 @@ def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("rows", [5, FEWEST_ROWS, 2 * FEWEST_ROWS + 1])
+@pytest.mark.parametrize("rows", [5, MIN_ROWS, 2 * MIN_ROWS + 1])
 def test_a_packed_matrix_is_made_dense_in_chunks(packing: str, rows: int) -> None:
     parts = pack(floats(rows, 2048), packing)
-    trained = Trained(Weight((rows, 2048), parts), walk_at(sides()))
+    trained = StreamedWeight(Weight((rows, 2048), parts), walk_at(sides()))
     assert [torch.equal(value, unpack(parts, torch.empty(rows, 2048))) for value in assembled(trained)] == [True]
-    assert len(list(trained.chunks())) == -(-rows // FEWEST_ROWS)
+    assert len(list(trained.chunks())) == -(-rows // MIN_ROWS)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 @pytest.mark.parametrize("shape", [(1,), (77,), (9, 3)])
 def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[int, ...]) -> None:
     dense, points = floats(*shape), sides(0.1, probes=2)[:count]
-    trained = Trained(weight_of(dense), walk_at(points))
+    trained = StreamedWeight(weight_of(dense), walk_at(points))
     trained.number = 9
     assert trained.parts == max(1, count)
     for value, expected in zip(trained.whole(), [at(dense, p, 9) for p in points] or [dense], strict=True):
@@ -121,7 +121,7 @@ def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[
 
 def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
     dense = floats(4, 5)
-    trained = Trained(weight_of(dense), walk_at(sides()))
+    trained = StreamedWeight(weight_of(dense), walk_at(sides()))
     assert trained.parts == 1
     assert [(rows, [v.data_ptr() for v in values]) for rows, values in trained.chunks()] == [
         (slice(0, 4), [dense.data_ptr()])
@@ -154,7 +154,7 @@ def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int
     walk = walk_at(points)
     w, a, b = floats(7, 5), floats(3, 5, seed=1), floats(7, 3, seed=2)
     linear = StreamedLinear(walk, weight_of(w), None)
-    linear.low_rank = LowRank(walk, number=2, a=a, b=b, scaling=0.5)
+    linear.low_rank = LoRABranch(walk, number=2, a=a, b=b, scaling=0.5)
     x = floats(2 * max(1, len(points)), 4, 5, seed=3)
     moved = [at(b, point, 2) for point in points] or [b]
     expected = [part @ (w + 0.5 * there @ a).t() for part, there in zip(x.chunk(len(moved)), moved, strict=True)]
@@ -164,7 +164,7 @@ def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int
 def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
     walk = walk_at([])
     b = torch.zeros(4, 2)
-    branch = LowRank(walk, number=0, a=floats(2, 3), b=b, scaling=1.0)
+    branch = LoRABranch(walk, number=0, a=floats(2, 3), b=b, scaling=1.0)
     x, y = floats(5, 3, seed=1), torch.zeros(5, 4)
     branch.add_to(y, x)
     assert y.count_nonzero() == 0
@@ -223,7 +223,7 @@ def test_small_modules_take_each_part_through_its_point() -> None:
     walk.rows = 8
     norm, places = nn.LayerNorm(6), nn.Embedding(9, 6)
     w, b, table = floats(6), floats(6, seed=1), floats(9, 6, seed=2)
-    trained = {"weight": Trained(weight_of(w), walk), "bias": Trained(weight_of(b), walk)}
+    trained = {"weight": StreamedWeight(weight_of(w), walk), "bias": StreamedWeight(weight_of(b), walk)}
     numbered(trained["weight"], 1)
     numbered(trained["bias"], 2)
     x = floats(8, 3, 6, seed=3)
@@ -234,7 +234,7 @@ def test_small_modules_take_each_part_through_its_point() -> None:
     assert torch.allclose(sided(norm, trained, walk)(x), torch.cat(expected), atol=TOLERANCE)
 
     # A position table is often asked once for all rows of the batch.
-    position = Trained(weight_of(table), walk)
+    position = StreamedWeight(weight_of(table), walk)
     position.number = 3
     found = sided(places, {"weight": position}, walk)(torch.tensor([[4, 0, 8]]))
     assert torch.equal(found, torch.cat([at(table, point, 3)[[4, 0, 8]].expand(2, 3, 6) for point in points]))
@@ -247,8 +247,10 @@ def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
 ) -> None:
     """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
     (plus, minus), width = sides(1e-3), 64
-    walk, made = Walk(dtype=dtype, points=(plus, minus)), norm(width)
-    trained = {name: Trained(weight_of(value.detach().to(dtype)), walk) for name, value in made.named_parameters()}
+    walk, made = ForwardContext(dtype=dtype, points=(plus, minus)), norm(width)
+    trained = {
+        name: StreamedWeight(weight_of(value.detach().to(dtype)), walk) for name, value in made.named_parameters()
+    }
     numbered(trained["weight"], 0)
     x = floats(4, 500, width).to(dtype)
     slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
