@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from pocketllm.api import errors as problems
-from pocketllm.api.dashboard.page import page as dashboard
+from pocketllm.api.dashboard import page as dashboard
 from pocketllm.api.native import (
     adapters,
     events,

@@ -40,12 +40,10 @@ class _MicroBatch:
     """Some blocks on their way up and back."""
 
     blocks: Batch
-    of: int  #: which part of the batch they belong to
-    weight: float  #: of each target
+    parts: torch.Tensor  #: (blocks,) int64: which part of the batch each belongs to
     calls: list[LayerCall] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)  #: what enters each layer from the lowest adapted one on
     error: torch.Tensor | None = None  #: dLoss/dh behind the layer that comes next on the way back
-    loss: float = 0.0  #: sum over its targets, nats
 
 
 class LayerwiseGradients:
@@ -73,43 +71,52 @@ class LayerwiseGradients:
         """
         targets = [max(1, blocks.tokens) for blocks, _ in batch]
         unit = targets[0] / batch[0][1]  # the first part's targets count as one, so that fp16 holds the errors
-        losses = [0.0] * len(batch)
+        of_target = torch.tensor(
+            [weight * unit / count for (_, weight), count in zip(batch, targets, strict=True)], dtype=torch.float64
+        )
+        losses = torch.zeros(len(batch), dtype=torch.float64)
         sums: Gradients = {}
-        passes = list(self._passes(batch, unit))
+        passes = list(self._passes([blocks for blocks, _ in batch]))
         for number, micro_batches in enumerate(passes, 1):
-            self._forward(micro_batches)
-            for some in micro_batches:
-                losses[some.of] += some.loss / targets[some.of]
-            if not all(map(isfinite, losses)):
-                raise TrainingDiverged(f"The loss is {sum(losses)}. Start again with a smaller training.rate.")
+            for some, found in zip(micro_batches, self._forward(micro_batches, of_target), strict=True):
+                losses.index_add_(0, some.parts, found)
+            if not isfinite(total := float(losses.sum())):
+                raise TrainingDiverged(f"The loss is {total}. Start again with a smaller training.rate.")
             self._backward(micro_batches, unit, sums, on_layer if number == len(passes) else None)
-        return losses
+        return [float(loss) / count for loss, count in zip(losses, targets, strict=True)]
 
-    def _passes(self, batch: Sequence[tuple[Batch, float]], unit: float) -> Iterator[list[_MicroBatch]]:
-        """The batch in runs of blocks whose states may be kept at the same time."""
+    def _passes(self, batch: Sequence[Batch]) -> Iterator[list[_MicroBatch]]:
+        """The batch in runs of blocks whose states may be kept at the same time; parts of a kind go together."""
+        runs: list[tuple[Batch, list[int]]] = []
+        for part, blocks in enumerate(batch):
+            joined = runs[-1][0].joined(blocks) if runs else None
+            before = runs.pop()[1] if joined else []
+            runs.append((joined or blocks, before + [part] * len(blocks)))
         waiting: list[_MicroBatch] = []
         room = self._size.blocks
-        for of, (blocks, weight) in enumerate(batch):
-            of_target = weight * unit / max(1, blocks.tokens)
-            for some in blocks.split(self._size.rows_at_once):
+        for blocks, parts in runs:
+            at_once = self._size.rows_at_once
+            for some, of in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
                 if waiting and len(some) > room:
                     yield waiting
                     waiting, room = [], self._size.blocks
-                waiting.append(_MicroBatch(blocks=some, of=of, weight=of_target))
+                waiting.append(_MicroBatch(blocks=some, parts=of))
                 room -= len(some)
         yield waiting
 
     @torch.no_grad()
-    def _forward(self, micro_batches: Sequence[_MicroBatch]) -> None:
-        """From the words to the loss and its gradient behind the last layer."""
+    def _forward(self, micro_batches: Sequence[_MicroBatch], of_target: torch.Tensor) -> list[torch.Tensor]:
+        """From the words to the loss and its gradient behind the last layer. Returns each block's loss.
+
+        of_target: the weight of a target of each part.
+        """
         for some in micro_batches:
             self._enter(some)
         for number in range(self._stack.count):
             with self._layer(number, number + 1):
                 for some in micro_batches:
                     self._run(some, number)
-        for some in micro_batches:
-            self._output(some)
+        return [self._output(some, of_target) for some in micro_batches]
 
     def _enter(self, some: _MicroBatch) -> None:
         hidden, some.calls = self._network.layer_calls(some.blocks)
@@ -121,8 +128,11 @@ class LayerwiseGradients:
             some.states.clear()  # nothing below learns
         some.states.append(hidden)
 
-    def _output(self, some: _MicroBatch) -> None:
-        """The loss, and its gradient behind the last layer: in closed form at the head, by autograd up to it."""
+    def _output(self, some: _MicroBatch, of_target: torch.Tensor) -> torch.Tensor:
+        """Each block's loss, (blocks,) float64, nats; and the error behind the last layer.
+
+        The error has a closed form at the head, and comes by autograd from there to the last layer.
+        """
         blocks = some.blocks
         places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
         with torch.enable_grad():
@@ -133,12 +143,12 @@ class LayerwiseGradients:
             losses, error = output_error(rows, head, targets)
         else:
             losses, error = label_error(rows, head, targets, blocks.choices)
-        some.loss = float(losses.double().sum())
         at_hidden = torch.zeros_like(hidden)
-        at_hidden[places] = (error * some.weight).to(hidden.dtype)
+        at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
         (some.error,) = _vjp(hidden, [leaving], at_hidden)
         if self._walk.release:
             self._network.head.weights.weight.release()
+        return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
 
     def _backward(
         self, micro_batches: Sequence[_MicroBatch], unit: float, sums: Gradients, on_layer: OnLayer | None
@@ -218,14 +228,14 @@ class LayerwiseGradients:
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
-        some = _MicroBatch(blocks=blocks, of=0, weight=1.0)
+        some = _MicroBatch(blocks=blocks, parts=torch.tensor([0]))
         self._enter(some)
         for number in range(self._stack.count):
             with self._layer(number):
                 self._leave_out_last(number, some.states[-1], some.calls[number])
                 self._run(some, number)
-        self._output(some)
-        if not abs(some.loss - expected) <= _TOLERANCE * abs(expected):
+        loss = float(self._output(some, torch.ones(1, dtype=torch.float64)).sum())
+        if not abs(loss - expected) <= _TOLERANCE * abs(expected):
             raise UnsupportedModel(
                 "The model's layers hand more to each other than hidden states. Use training.method = mezo."
             )

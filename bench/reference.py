@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pocketllm.api.app import create_app
 from pocketllm.daemon.services import build_services
 from pocketllm.daemon.settings import GateSettings, Settings, TrainingSettings
 
-SECTIONS = {"daemon": Settings, "training": TrainingSettings, "gate": GateSettings}
+SECTIONS: dict[str, type[BaseModel]] = {"daemon": Settings, "training": TrainingSettings, "gate": GateSettings}
 _BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
 
 

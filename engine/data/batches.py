@@ -55,6 +55,18 @@ class Batch:
         lengths = None if self.lengths is None else self.lengths.repeat(count)
         return replace(self, inputs=inputs, targets=targets, lengths=lengths)
 
+    def joined(self, other: "Batch") -> "Batch | None":
+        """These blocks and the other ones; None where they are of another length or kind."""
+        kind, others = ((some.inputs.shape[1], some.choices, some.lengths is None) for some in (self, other))
+        if kind != others:
+            return None
+        return replace(
+            self,
+            inputs=torch.cat((self.inputs, other.inputs)),
+            targets=torch.cat((self.targets, other.targets)),
+            lengths=None if self.lengths is None or other.lengths is None else torch.cat((self.lengths, other.lengths)),
+        )
+
     def split(self, size: int) -> Iterator["Batch"]:
         """The blocks in runs of at most `size`."""
         return (self[slice(start, start + size)] for start in range(0, len(self), size))
