@@ -178,11 +178,18 @@ def finish(
     raw: Any,
     options: argparse.Namespace,
 ) -> int:
-    """Print the tables and the last line, keep the raw results as NAME.json, and return the exit code.
+    """Print the tables and the last line, and keep the results. Returns the exit code: 0 when no limit is missed."""
+    summary = keep(name, values=values, limits=limits, raw=raw, options=options)
+    console = _console()
+    for made in tables:
+        console.print(made, markup=False)
+    console.print(_verdicts(values, limits, quick=options.quick))
+    write_line(summary)
+    return 0 if summary["ok"] else 1
 
-    The exit code is 0 when no limit is missed, else 1. A quick run's results go to NAME-quick.json.
-    """
-    ok = is_ok(values, limits, quick=options.quick)
+
+def keep(name: str, *, values: Values, limits: Limits, raw: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Write the results to NAME.json, a quick run's to NAME-quick.json; returns them without `raw`."""
     summary: dict[str, Any] = {
         "bench": name,
         **provenance(options),
@@ -192,7 +199,7 @@ def finish(
             key: None if value is None or not isfinite(value) else _rounded(value) for key, value in values.items()
         },
         "limits": {key: limit.bound for key, limit in limits.items()},
-        "ok": ok,
+        "ok": is_ok(values, limits, quick=options.quick),
     }
     if floors := [key for key, limit in limits.items() if limit.at_most is None]:
         summary["at_least"] = floors  # the other limits are upper ones
@@ -201,13 +208,7 @@ def finish(
     options.results.mkdir(parents=True, exist_ok=True)
     file = options.results / f"{name}{'-quick' if options.quick else ''}.json"
     file.write_text(json.dumps(summary | {"raw": raw}, indent=1) + "\n", encoding="utf-8")
-
-    console = _console()
-    for made in tables:
-        console.print(made, markup=False)
-    console.print(_verdicts(values, limits, quick=options.quick))
-    write_line(summary)
-    return 0 if ok else 1
+    return summary
 
 
 def _verdicts(values: Values, limits: Limits, *, quick: bool) -> Table:

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured, plot_learn
-from bench.harness import Limit, as_by_itself, finish, parser, progress, provenance, start, table
+from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, table
 from bench.learn_curve import Run, best_runs, seconds_to
 from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
@@ -70,12 +70,18 @@ _CAPTION = (
 )
 
 
+Save = Callable[[], None]
+
+
 class Writer:
     """The runs on one writer's text."""
 
-    def __init__(self, name: str, folder: Path, blocks: Path, options: argparse.Namespace, runs: list[Run]) -> None:
-        """runs: of all writers; those that are there already are not made again."""
+    def __init__(
+        self, name: str, folder: Path, blocks: Path, options: argparse.Namespace, runs: list[Run], save: Save
+    ) -> None:
+        """runs: of all writers; those that are there already are not made again. save: called after each run."""
         self._name, self._folder, self._blocks, self._options, self._runs = name, folder, blocks, options, runs
+        self._save = save
         self._rates: dict[str, float] = {}  #: of a method, the best one found
 
     def run(self, contender: str, seed: int, rate: float | None = None) -> Run | None:
@@ -102,6 +108,7 @@ class Writer:
         if "reduction" in found.report:
             progress(f"  {found.report['reduction']:.4f} nats")
         self._runs.append(key | provenance(options) | found.report)
+        self._save()
         return self._runs[-1]
 
     def first_runs(self, contender: str) -> None:
@@ -191,7 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len({text.stem for text in options.text or ()}) < len(options.text or ()):
         raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
     runs, sizes = _stored(options) if options.only or options.resume else ([], {})
-    # Hours of runs: what there is when somebody has enough is kept, for --resume.
+    raw = {"seconds": options.seconds, "sizes": sizes, "runs": runs}
+
+    def save() -> None:
+        keep("learn", values=values_of(runs), limits=LIMITS, raw=raw, options=options)
+
+    # Hours of runs: they are kept one by one, for --resume.
     with (
         suppress(KeyboardInterrupt),
         models_folder(options.models) as models,
@@ -206,13 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.resume:  # what is run anew goes; the rest stays
                 again = {(text.stem, contender) for contender in chosen}
                 runs[:] = [run for run in runs if (run["writer"], run["contender"]) not in again]
-            writer = Writer(text.stem, folder, blocks, options, runs)
+            writer = Writer(text.stem, folder, blocks, options, runs, save)
             for contender in chosen:
                 writer.first_runs(contender)
             for method in dict.fromkeys(CONTENDERS[contender][1] for contender in chosen):
                 if method != "inference":
                     writer.further_seeds(method)
-    raw = {"seconds": options.seconds, "sizes": sizes, "runs": runs}
     tables = [_table([run for run in runs if run["writer"] == writer]) for writer in sizes]
     exit_code = finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
     file = _file(options)
