@@ -39,3 +39,11 @@ def chosen(services: Services, wanted: str) -> tuple[str | None, Path | None]:
         detail = f"Adapter {row.id} belongs to the model {row.model}, but {services.settings.model} is in use."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
     return row.id, services.folder.adapter(row.id)
+
+
+async def json_only(request: Request) -> None:
+    """Refuse a body that does not say that it is JSON: a form on a web page cannot say so."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and (kind or await request.body()):
+        detail = f"Content-Type is {kind or 'missing'}; send application/json."
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)

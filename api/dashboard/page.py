@@ -12,8 +12,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from pocketllm.api.dependencies import json_only
 from pocketllm.api.errors import Problem
-from pocketllm.api.requests import json_only
 from pocketllm.api.security.tokens import Credentials
 
 router = APIRouter(tags=["dashboard"])

@@ -13,9 +13,8 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import Context, json_only
 from pocketllm.api.native.schemas.jobs import AdapterOut, DeletedOut
-from pocketllm.api.requests import json_only
 from pocketllm.daemon.generation.llama.files import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf

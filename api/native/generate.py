@@ -14,10 +14,9 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import SERVING, Context, chosen
+from pocketllm.api.dependencies import SERVING, Context, chosen, json_only
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
 from pocketllm.api.native.jobs import MAX_SEED
-from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece

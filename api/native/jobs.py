@@ -8,14 +8,17 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import Context, json_only
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, Page, job_detail
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
-from pocketllm.api.requests import json_only
+from pocketllm.api.native.schemas.reports import ReportOut, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, MethodWish
 from pocketllm.daemon.services import Services
+from pocketllm.engine.errors import MezoError
+from pocketllm.engine.formats.model_folder import open_native
 from pocketllm.engine.planning.memory_model import Mode
+from pocketllm.storage.step_log_export import export_journal
 from pocketllm.storage.tables import Job
 
 router = APIRouter(tags=["jobs"])
@@ -182,3 +185,43 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@router.get("/jobs/{job_id}/report")
+def get_report(job_id: str, services: Context) -> ReportOut:
+    """What a job has learned: the judgement, the loss curve, the words whose probability rose most, both models'
+    completions of held-out text, and how much of the taught text comes out word for word.
+
+    409 while the job is open; 404 when it has no report.
+    """
+    store = services.store
+    report = store.reports.of(store.jobs.get(job_id))
+    return whole_report(report, store.journal.curve(job_id))
+
+
+OCTETS = "application/octet-stream"
+
+
+@router.get(
+    "/jobs/{job_id}/journal",
+    response_class=Response,
+    responses={200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def get_journal(job_id: str, services: Context) -> Response:
+    """The steps of a job, made so far, in a few bytes each: scalars, learning rates, losses. It holds no text."""
+    job = services.store.jobs.get(job_id)
+    data = export_journal(job, services.store.journal.encoded(job_id), base_sha256=_base_sha256(services, job))
+    name = f"{job.id}.journal"
+    return Response(data, media_type=OCTETS, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+def _base_sha256(services: Services, job: Job) -> str | None:
+    """The sum of the weights that the job started from; None when they are gone, or were imported again since."""
+    folder = services.folder
+    full_parent = job.parent if job.mode == "full" else None
+    try:
+        manifest = open_native(folder.adapter(full_parent) if full_parent else folder.models / job.model).manifest
+    except MezoError:
+        return None
+    newer = job.started_at is not None and manifest.created_at > job.started_at
+    return None if newer else manifest.weights_sha256

@@ -6,13 +6,12 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import Context, json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import ModelOut
-from pocketllm.api.requests import json_only
 from pocketllm.daemon.conditions.gate import Verdict
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_native
@@ -285,3 +284,26 @@ def _model(services: Services) -> ModelStatus:
         message=problem,
         adapter=serving.id if serving else None,
     )
+
+
+class SampleOut(BaseModel):
+    """What was seen at a time. null is unknown, or absent."""
+
+    at: datetime
+    battery: float | None
+    temperature: float | None
+    heat: float | None
+    memory: float | None
+
+
+class HistoryOut(BaseModel):
+    """Oldest first, in the units of /status: percent, degrees Celsius, bytes."""
+
+    data: list[SampleOut]
+
+
+@router.get("/history")
+def history(services: Context, hours: Annotated[float, Query(gt=0, le=48)] = 24) -> HistoryOut:
+    """What was seen, every five minutes. Open without a token."""
+    rows = services.store.samples.since(services.now() - timedelta(hours=hours))
+    return HistoryOut(data=[SampleOut.model_validate(row, from_attributes=True) for row in rows])

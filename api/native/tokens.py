@@ -7,8 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.dependencies import Context
-from pocketllm.api.requests import json_only
+from pocketllm.api.dependencies import Context, json_only
 from pocketllm.api.security.tokens import Credentials, Scope
 
 router = APIRouter(tags=["tokens"])

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import Context, json_only
 from pocketllm.api.errors import code_of, problem_body, status_of
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
 from pocketllm.api.openai.models import resolve
@@ -23,7 +23,6 @@ from pocketllm.api.openai.schemas import (
     TextFrame,
     usage,
 )
-from pocketllm.api.requests import json_only
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece

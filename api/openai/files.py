@@ -17,7 +17,7 @@ from pocketllm.api.dependencies import Context
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.native.schemas.jobs import Identified
-from pocketllm.api.openai.lists import Listing, page_of
+from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound

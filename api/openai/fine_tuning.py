@@ -8,16 +8,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import Context, json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.openai import fine_tuning_documents as documents
 from pocketllm.api.openai.files import INBOX, jobs_behind, stored
 from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, TuningEvent, TuningJob, TuningWish, chosen
-from pocketllm.api.openai.lists import Listing, page_of
 from pocketllm.api.openai.models import LATEST, resolve
+from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
-from pocketllm.api.requests import json_only
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound

@@ -4,14 +4,16 @@ Whatever is legal there is accepted; what does not apply here is ignored, and na
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
 
+from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.daemon.generation.service import Done
+from pocketllm.storage.errors import NotFound
 
 #: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".
 _TEXT_TOKENS, _CHAT_TOKENS = 16, 512
@@ -301,3 +303,31 @@ def usage(answers: list[Done]) -> dict[str, int]:
     prompt = sum(answer.summary["prompt_tokens"] for answer in answers)
     completion = sum(answer.summary["completion_tokens"] for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+Item = TypeVar("Item", bound=Identified)
+
+
+class Listing(BaseModel, Generic[Item]):
+    """A part of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, items: Sequence[Item], *, has_more: bool) -> "Listing[Item]":
+        """From what is in it."""
+        first, last = (items[0].id, items[-1].id) if items else (None, None)
+        return cls(data=list(items), first_id=first, last_id=last, has_more=has_more)
+
+
+def page_of(items: Sequence[Item], *, after: str | None, limit: int) -> Listing[Item]:
+    """A part of a whole list, from behind the item `after`. Raises NotFound where there is none with that id."""
+    ids = [item.id for item in items]
+    if after is not None and after not in ids:
+        raise NotFound(f"There is no {after!r} in this list. Ask again without `after`.")
+    start = 0 if after is None else ids.index(after) + 1
+    return Listing.of(items[start : start + limit], has_more=start + limit < len(items))

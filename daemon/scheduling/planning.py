@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import BadRequest, DoesNotFit
+from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import NativeModel
 from pocketllm.engine.planning.memory_model import JobPlan, Method, Mode, Prediction, fit, points_of, predict
 from pocketllm.engine.planning.shapes import Shapes, read_shapes
@@ -182,3 +183,37 @@ def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
 def _cores(shapes: Shapes) -> int:
     """Threads that torch computed with at import; else all that there are."""
     return int(shapes.calibration.get("threads") or os.cpu_count() or 1)
+
+
+#: Plans a job of so many steps on the configured model; raises MezoError when there can be none.
+Planner = Callable[[TrainingSettings, int], Planned]
+
+
+class Plans:
+    """Plans of jobs that are not there yet."""
+
+    def __init__(
+        self, settings: TrainingSettings, *, model_problem: Callable[[], str | None], planner: Planner
+    ) -> None:
+        """model_problem says what keeps the model from being used; None when it is ready."""
+        self._settings, self._model_problem, self._planner = settings, model_problem, planner
+
+    def plan(self, wish: JobRequest) -> Planned:
+        """What a job that is asked for like this would take.
+
+        Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
+        """
+        if problem := self._model_problem():
+            raise ModelNotReady(problem)
+        training = with_wish(self._settings, wish)
+        try:
+            return self._planner(training, training.steps if wish.steps is None else wish.steps)
+        except (ModelFileError, ModelNotFound) as error:
+            raise ModelNotReady(str(error)) from error
+
+    def predicted_bytes(self) -> int | None:
+        """The peak memory of a job by the settings; None when there can be none, which the worker then says."""
+        try:
+            return self.plan(JobRequest()).prediction.peak_bytes
+        except (ModelNotReady, MezoError):
+            return None

@@ -16,8 +16,7 @@ from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import Room
-from pocketllm.daemon.scheduling.job_plans import Planner, Plans
-from pocketllm.daemon.scheduling.planning import JobRequest
+from pocketllm.daemon.scheduling.planning import JobRequest, Planner, Plans
 from pocketllm.daemon.scheduling.runs import Ledger, midnight_of
 from pocketllm.daemon.scheduling.worker_process import Exit, Runner
 from pocketllm.daemon.settings import Settings, TrainingSettings

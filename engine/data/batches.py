@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +61,9 @@ class Batch:
         kind, others = ((some.inputs.shape[1], some.choices, some.lengths is None) for some in (self, other))
         if kind != others:
             return None
-        return replace(
-            self,
-            inputs=torch.cat((self.inputs, other.inputs)),
-            targets=torch.cat((self.targets, other.targets)),
-            lengths=None if self.lengths is None or other.lengths is None else torch.cat((self.lengths, other.lengths)),
-        )
+        names = ("inputs", "targets") if self.lengths is None else ("inputs", "targets", "lengths")
+        both: dict[str, Any] = {name: torch.cat((getattr(self, name), getattr(other, name))) for name in names}
+        return replace(self, **both)
 
     def split(self, size: int) -> Iterator["Batch"]:
         """The blocks in runs of at most `size`."""

@@ -3,11 +3,97 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pocketllm.engine.formats.model_folder import NativeModel
-from pocketllm.engine.generate.lean_tokenizer import LeanTokenizer
 from pocketllm.engine.generate.streaming_text import Lexicon, end_tokens
+
+#: Classes of transformers that add nothing to the file.
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+#: What only transformers' own rendering knows: marks around what the model says, and the clock.
+_BEYOND = re.compile(r"{%-?\s*generation|strftime_now")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class LeanTokenizer:
+    """As much of transformers' tokenizers as it takes to answer, with the same results."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special: dict[str, str], chat_template: str | None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer, self._special, self.chat_template = tokenizer, special, chat_template
+
+    @classmethod
+    def open(cls, folder: Path) -> LeanTokenizer | None:
+        """The tokenizer in an imported model's folder; None where only transformers can read it rightly."""
+        try:
+            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            if settings.get("tokenizer_class") not in _PLAIN_CLASSES or settings.get("clean_up_tokenization_spaces"):
+                return None
+            template = folder / "chat_template.jinja"
+            text = template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template")
+            if text is not None and (not isinstance(text, str) or _BEYOND.search(text)):
+                return None
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception:  # the parser is native code; transformers says better what is wrong
+            return None
+        special = {name: _content(settings[name]) for name in _SPECIAL if settings.get(name)}
+        return cls(tokenizer, special, text)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """The text as tokens, under "input_ids"."""
+        return {"input_ids": list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)}
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end token's id, if there is an end token."""
+        end = self._special.get("eos_token")
+        return None if end is None else self._tokenizer.token_to_id(end)
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens with their ids."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The tokens as text."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: Literal[False] = False
+    ) -> str:
+        """The chat as text. Raises TemplateError where the template refuses it."""
+        assert self.chat_template is not None
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        return environment.from_string(self.chat_template).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._special
+        )
+
+
+def _content(token: Any) -> str:
+    """A special token's text, which may stand in an object with settings of it."""
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _to_json(value: Any, indent: int | None = None, **settings: Any) -> str:
+    return json.dumps(value, indent=indent, **{"ensure_ascii": False, **settings})
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

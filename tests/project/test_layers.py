@@ -28,7 +28,7 @@ WITH_TORCH = {
 TORCH_FREE = {
     *("engine/__init__.py", "engine/errors.py", "engine/params/lora_folder.py"),
     *("engine/planning/memory_model.py", "engine/planning/shapes.py"),
-    *("engine/generate/lean_tokenizer.py", "engine/generate/streaming_text.py", "engine/generate/tokenizer.py"),
+    *("engine/generate/streaming_text.py", "engine/generate/tokenizer.py"),
     *("engine/formats/gguf_header.py", "engine/formats/gguf_lora.py", "engine/formats/gguf_origin.py"),
     *("engine/formats/gguf_untied.py", "engine/formats/model_folder.py", "engine/formats/safetensors_io.py"),
 }

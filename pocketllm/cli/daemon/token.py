@@ -1,12 +1,19 @@
 """`pocketllm token`: the owner's token, and those of the apps that are let in."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.errors import Document
 from pocketllm.cli.home import owner_token
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 token_app = typer.Typer(invoke_without_command=True)
 
@@ -75,9 +82,22 @@ def list_tokens(options: Common) -> None:
     if options.json:
         emit({"data": found})
         return
-    from pocketllm.cli.daemon.tokens_view import tokens_table
+    make_console().print(_tokens_table(found))
 
-    make_console().print(tokens_table(found))
+
+def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
+    from rich.table import Table
+    from rich.text import Text
+
+    from pocketllm.cli.views import printable
+
+    if not tokens:
+        return Text("No app has a token. `pocketllm token create NAME --scope ingest` lets one in to hand over text.")
+    table = Table("App", "May", "Since", box=None, pad_edge=False, header_style="bold")
+    for token in tokens:
+        since = datetime.fromisoformat(token["created_at"]).astimezone()
+        table.add_row(Text(printable(token["name"])), ", ".join(token["scopes"]), f"{since:%d %b %Y %H:%M}")
+    return table
 
 
 @token_app.command("revoke", epilog=examples("pocketllm token revoke notes"))

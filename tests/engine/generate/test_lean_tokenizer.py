@@ -7,9 +7,8 @@ import pytest
 from jinja2 import TemplateError
 
 from pocketllm.engine.formats.model_folder import NativeModel, load_tokenizer, open_native
-from pocketllm.engine.generate.lean_tokenizer import LeanTokenizer
 from pocketllm.engine.generate.streaming_text import end_tokens
-from pocketllm.engine.generate.tokenizer import open_lexicon
+from pocketllm.engine.generate.tokenizer import LeanTokenizer, open_lexicon
 from tests.support.learning import fresh_process
 from tests.support.tiny_models import edit_json, tiny_native
 
