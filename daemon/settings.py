@@ -1,4 +1,4 @@
-"""Settings: defaults, help and environment names in one table; read once, from config.toml and the environment."""
+"""Settings: defaults, help and environment names in one table. Read once, from config.toml and the environment."""
 
 from dataclasses import dataclass
 from datetime import time
@@ -59,17 +59,17 @@ _STEP_SIZE = {"lora": 3e-3, "full": 1e-4}
 class TrainingSettings(_Section):
     """How a job learns. A change applies to jobs queued from then on."""
 
-    new_words: int = Field(400, ge=1, description="Queue a job by itself when this many words are new.")
+    new_words: int = Field(400, ge=1, description="New words after which a job queues itself.")
     steps: int = Field(300, ge=1, le=1_000_000, description="Steps of a job.")
     method: Literal["auto", "exact", "mezo"] = Field(
         "auto",
-        description="How a job learns: exact takes gradients by backpropagation, a layer at a time; mezo estimates "
-        "them by forward passes along random directions; auto is exact where it fits memory_bytes, else mezo.",
+        description="exact takes gradients by backpropagation, a layer at a time; mezo estimates them by forward "
+        "passes along random directions; auto is exact where it fits memory_bytes, else mezo.",
     )
     batch: int | None = Field(
-        None, ge=1, le=1024, description="Blocks of text a step; by default what suits the method: 8, or 4."
+        None, ge=1, le=1024, description="Blocks of text per step; by default 8, or 4 where mezo takes many directions."
     )
-    block_tokens: int = Field(64, ge=2, le=4096, description="Tokens a block.")
+    block_tokens: int = Field(64, ge=2, le=4096, description="Tokens per block.")
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
     mode: Literal["lora", "full"] = Field(
         "lora", description="What is trained: lora is a low-rank adapter, full all parameters."
@@ -78,55 +78,53 @@ class TrainingSettings(_Section):
         default_factory=lambda read: _EPSILON[read.get("mode", "lora")],
         gt=0,
         lt=1,
-        description="How far a probe looks to either side; by default what suits the mode.",
+        description="MeZO's perturbation scale; by default 0.01 for lora, 0.001 for full.",
     )
     step_size: float = Field(
         default_factory=lambda read: _STEP_SIZE[read.get("mode", "lora")],
         gt=0,
         lt=1,
-        description="How far a step moves a coordinate along each direction; by default what suits the mode.",
+        description="MeZO's step per coordinate and direction; by default 0.003 for lora, 0.0001 for full.",
     )
-    rate: float = Field(2e-3, gt=0, lt=1, description="Learning rate of exact: AdamW's for A; four times it for B.")
+    rate: float = Field(2e-3, gt=0, lt=1, description="Learning rate of exact for A; for B it is four times that.")
     rehearsal: float = Field(
         0.125,
         ge=0,
         le=0.5,
-        description="Part of an exact step that goes to samples of the base model itself, so that what it could do "
-        "before is not forgotten; 0 is none.",
+        description="Share of an exact step's blocks that are samples of the base model, against forgetting.",
     )
     measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
     probes: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Directions that mezo looks along in a step; by default as many as take no longer than seconds.",
+        description="Directions per step of mezo; by default 15 or 7 where a step takes at most 5 seconds, else 1.",
     )
     noise: Literal["rademacher", "gaussian"] = Field(
-        "rademacher", description="What directions are made of: random signs, or normal numbers as in MeZO's paper."
+        "rademacher", description="The distribution of directions: random signs, or normal numbers as in MeZO's paper."
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="Most blocks that pass through the layers together; by default what memory allows."
+        None, ge=1, description="Blocks per pass through the layers, at most; by default what memory allows."
     )
     targets: tuple[str, ...] = Field(
         # Not queries and keys: with them, mezo learns less in the same time (bench/README.md).
         ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "value", "dense"),
         min_length=1,
-        description="Names of the linear maps that mezo adapts; those that the model doesn't have are ignored. exact "
-        "adapts all of the layers.",
+        description="Linear maps that mezo adapts, by name; unknown names are ignored. exact adapts all maps.",
     )
     template: Annotated[str, AfterValidator(_with_two_places)] = Field(
         "{text} It was{label}",
         max_length=1000,
-        description="How a labelled text is read: {text} stands for it, {label} for the label's words.",
+        description="The sentence for a labelled text: {text} is the text, {label} the label's words.",
     )
     label_words: Annotated[dict[str, str], AfterValidator(_telling_apart)] = Field(
         {"positive": " great", "negative": " terrible"},
-        description="The labels that texts may have, each with the words that stand for it in the template.",
+        description="The labels, each with its words in the template.",
     )
     memory_bytes: int = Field(
         360 * MB,
         ge=50 * MB,
-        description="Most anonymous memory of the worker beyond its libraries; the kernel caps it.",
+        description="Anonymous memory of the worker beyond its libraries, at most; the kernel enforces it.",
     )
 
     @model_validator(mode="before")
@@ -219,24 +217,24 @@ class GateSettings(_Section):
     heat_stop_celsius: float = Field(90, description="Pause with the hottest thermal zone hotter than this.")
     require_screen_off: bool = Field(True, description="Train with the screen off only.")
     require_idle: bool = Field(True, description="Train only when nobody has used the machine for a while.")
-    idle_minutes: float = Field(10, ge=0, le=24 * 60, description="How long that is.")
+    idle_minutes: float = Field(10, ge=0, le=24 * 60, description="Minutes without use that count as idle.")
     hours: Annotated[tuple[str, ...], AfterValidator(_as_hours)] = Field(
         (), description="Parts of the day, by the local clock, such as 22:00-07:00; by default all of it."
     )
     weekdays: tuple[Weekday, ...] = Field((), description="Days of the week; by default all.")
-    minutes_per_day: float | None = Field(None, gt=0, description="Train so long a day at most, from midnight on.")
+    minutes_per_day: float | None = Field(None, gt=0, description="Minutes of training per day, at most.")
     memory_start_bytes: int = Field(700 * MB, ge=0, description="Start with this much memory available or more.")
     memory_stop_bytes: int = Field(150 * MB, ge=0, description="Pause with less memory available.")
     pressure_start_percent: float = Field(
         10, ge=0, le=100, description="Start while work waits for memory no more than this part of the time."
     )
     pressure_stop_percent: float = Field(40, ge=0, le=100, description="Pause while it waits more than this.")
-    disk_start_bytes: int = Field(1000 * MB, ge=0, description="Start with this much room on the disk or more.")
-    disk_stop_bytes: int = Field(200 * MB, ge=0, description="Pause with less room on the disk.")
-    minimum_pause_seconds: float = Field(60, ge=0, description="After a pause, wait at least this long.")
-    stale_seconds: float = Field(180, ge=90, description="A reading that is older is unknown.")
+    disk_start_bytes: int = Field(1000 * MB, ge=0, description="Start with this much free disk space or more.")
+    disk_stop_bytes: int = Field(200 * MB, ge=0, description="Pause with less free disk space.")
+    minimum_pause_seconds: float = Field(60, ge=0, description="Seconds to wait after a pause, at least.")
+    stale_seconds: float = Field(180, ge=90, description="Age in seconds beyond which a reading is unknown.")
     train_when_unknown: tuple[Quantity, ...] = Field(
-        (), description="Readings that may be unknown without keeping jobs from running."
+        (), description="Readings that do not block while they are unknown."
     )
 
     @model_validator(mode="after")
@@ -268,39 +266,39 @@ class Settings(BaseSettings):
     )
 
     data_dir: Annotated[Path, AfterValidator(_expanded)] = Field(
-        default_factory=default_data_dir, description="Texts, models and adapters lie here."
+        default_factory=default_data_dir, description="The folder of texts, models and adapters."
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
-    model: str = Field("smollm2-135m-instruct", description="The imported model that learns and answers.")
+    model: str = Field("smollm2-135m-instruct", description="The imported model that is trained and answers.")
     backend: BackendPreference = Field(
         "auto",
-        description="What decodes answers: transformers; llamacpp, of which the model's GGUF file is wanted; or auto, "
-        "llama.cpp where it can be had, which is several times faster.",
+        description="The decoder: transformers; llamacpp, which needs the model's GGUF file and is much faster; "
+        "auto is llamacpp where it is available, else transformers.",
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="How much is logged.")
-    tick_seconds: float = Field(2.0, gt=0, le=5, description="How often sensors are looked at while a job runs.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+    tick_seconds: float = Field(2.0, gt=0, le=5, description="Seconds between sensor readings while a job runs.")
     idle_tick_seconds: float = Field(
-        15.0, gt=0, le=60, description="How often sensors and queue are looked at while none does."
+        15.0, gt=0, le=60, description="Seconds between sensor readings while no job runs."
     )
     total_memory_bytes: int = Field(
         1000 * MB,
         ge=1,
-        description="Most memory of worker and generator together, weights counted once; beyond it, learning waits.",
+        description="Memory of worker and generator together, at most; weights count once. Beyond it training waits.",
     )
-    keep_alive_seconds: float = Field(300, ge=0, description="How long the idle generator keeps its memory.")
-    max_text_bytes: int = Field(1 * MB, ge=1, description="Longest single text.")
-    max_body_bytes: int = Field(8 * MB, ge=1, description="Longest request.")
-    max_requests: int = Field(64, ge=1, description="Requests that are answered at the same time.")
+    keep_alive_seconds: float = Field(300, ge=0, description="Seconds after which an idle generator is unloaded.")
+    max_text_bytes: int = Field(1 * MB, ge=1, description="Size of a text, at most.")
+    max_body_bytes: int = Field(8 * MB, ge=1, description="Size of a request, at most.")
+    max_requests: int = Field(64, ge=1, description="Simultaneous requests, at most.")
     app_requests_per_second: float = Field(
-        20, gt=0, description="Of each app with a token of its own, in the long run; ten seconds' worth at once."
+        20, gt=0, description="Requests per second and app over time; ten seconds' worth at once."
     )
     open_routes: bool = Field(
         True,
-        description="GET /status, /metrics, /jobs, /jobs/ID, /events and /ledger, without content, need no token.",
+        description="GET /status, /metrics, /jobs, /jobs/ID, /events and /ledger hold no text and need no token.",
     )
-    max_waiting: int = Field(8, ge=0, description="Requests for text that may wait while one is answered.")
+    max_waiting: int = Field(8, ge=0, description="Requests to generate that wait while one is answered, at most.")
     power_supplies: Path = Field(
-        Path("/sys/class/power_supply"), description="Where Linux shows power supplies; another folder to try things."
+        Path("/sys/class/power_supply"), description="Linux's folder of power supplies; another one for tests."
     )
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()

@@ -129,13 +129,13 @@ class Client:
 
         What is None is not sent, so that the daemon's settings stand.
         """
-        wish = {"steps": steps, "seed": seed, "mode": mode, "method": method, "batch": batch, "probes": probes}
-        given = {name: value for name, value in wish.items() if value is not None}
+        requested = {"steps": steps, "seed": seed, "mode": mode, "method": method, "batch": batch, "probes": probes}
+        given = {name: value for name, value in requested.items() if value is not None}
         return self._call("POST", "/jobs", body={"now": now, **given})
 
-    def plan_job(self, wish: Document) -> Document:
+    def plan_job(self, requested: Document) -> Document:
         """Return what a job that is asked for like this would take. None is started."""
-        return self._call("POST", "/jobs", body=wish, params={"dry_run": "true"})
+        return self._call("POST", "/jobs", body=requested, params={"dry_run": "true"})
 
     def pause_job(self, job_id: str) -> Document:
         """Let a job wait until it is resumed. Returns it."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MARKER = ".pocketllm-demo"
 FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
 SERVE = (sys.executable, "-m", "pocketllm", "serve")
-DEFAULT_STEPS = 240
+DEFAULT_STEPS = 60
 STALL_SECONDS = 90.0  # nobody should look at a bar that waits for longer than this
 
 # Openings in the voice of the sample notes; none of them stands there.

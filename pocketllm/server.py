@@ -165,7 +165,8 @@ class _Ticker:
         seconds = settings.tick_seconds if soon else settings.idle_tick_seconds
         if seconds != self._seconds:
             self._seconds = seconds
-            self._jobs.reschedule_job(_TICK, trigger="interval", seconds=seconds)
+            with suppress(JobLookupError):  # ending
+                self._jobs.reschedule_job(_TICK, trigger="interval", seconds=seconds)
 
 
 def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:

@@ -69,9 +69,9 @@ class AskIn(BaseModel):
 
     @field_validator("keep_alive")
     @classmethod
-    def _a_duration(cls, wished: float | str | None) -> float | str | None:
-        seconds_of(wished)
-        return wished
+    def _a_duration(cls, given: float | str | None) -> float | str | None:
+        seconds_of(given)
+        return given
 
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
@@ -83,7 +83,7 @@ class AskIn(BaseModel):
 
 
 def seconds_of(keep_alive: float | str | None) -> float | None:
-    """A wish in seconds; infinite for ever. Raises ValueError for what is no duration."""
+    """A duration in seconds; infinite for ever. Raises ValueError for what is no duration."""
     if keep_alive is None:
         return None
     if isinstance(keep_alive, str):

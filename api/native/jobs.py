@@ -13,7 +13,7 @@ from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, Pa
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
-from pocketllm.daemon.scheduling.planning import JobRequest, MethodWish
+from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import open_native
@@ -37,11 +37,11 @@ class JobIn(BaseModel):
     now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
     # In place of the settings of the same names, with the limits of these.
     mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
-    method: MethodWish | None = Field(None, description="How to learn; default: the setting training.method.")
+    method: RequestedMethod | None = Field(None, description="How to learn; default: the setting training.method.")
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
-    def wish(self) -> JobRequest:
+    def requested(self) -> JobRequest:
         """As plans take it."""
         return JobRequest(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
 
@@ -70,9 +70,9 @@ def request_job(
     """
     asked = body or JobIn()
     if dry_run:
-        return PrettyJSONResponse(_plan(services, asked.wish()).model_dump(mode="json"))
+        return PrettyJSONResponse(_plan(services, asked.requested()).model_dump(mode="json"))
     job = services.scheduler.request(
-        asked.wish(),
+        asked.requested(),
         seed=asked.seed,
         immediate=asked.now,
         now=services.now(),
@@ -140,8 +140,8 @@ def resume_job(job_id: str, services: Context) -> JobOut:
     return _out(services, job)
 
 
-def _plan(services: Services, wish: JobRequest) -> PlanOut:
-    planned = services.scheduler.plans.plan(wish)
+def _plan(services: Services, requested: JobRequest) -> PlanOut:
+    planned = services.scheduler.plans.plan(requested)
     counts = services.store.texts.counts()
     enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
     return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)

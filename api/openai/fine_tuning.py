@@ -13,7 +13,7 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.openai import fine_tuning_documents as documents
 from pocketllm.api.openai.files import INBOX, jobs_behind, stored
-from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, TuningEvent, TuningJob, TuningWish, chosen
+from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, FineTuningRequest, TuningEvent, TuningJob, chosen
 from pocketllm.api.openai.models import LATEST, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
@@ -34,7 +34,7 @@ _AGAIN_WITHIN = timedelta(minutes=15)
 
 
 @router.post("", dependencies=[Depends(json_only)])
-def create(request: Request, services: Context, body: TuningWish) -> TuningJob:
+def create(request: Request, services: Context, body: FineTuningRequest) -> TuningJob:
     """Ask for a job that learns an uploaded file. It starts from what is served, or from what `model` names.
 
     Where it starts from what is served, old texts are mixed in, and it is served if it proves better, as with any job.
@@ -44,8 +44,8 @@ def create(request: Request, services: Context, body: TuningWish) -> TuningJob:
         return documents.of_job(services, job)
     adapter, _ = resolve(services, body.model)
     start = None if body.model == LATEST else adapter or BASE
-    wished, texts = body.wished, _texts(services, body)
-    epochs, batch = chosen(wished.n_epochs), chosen(wished.batch_size)
+    asked, texts = body.chosen_hyperparameters, _texts(services, body)
+    epochs, batch = chosen(asked.n_epochs), chosen(asked.batch_size)
     job = services.scheduler.request(
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
@@ -139,7 +139,7 @@ def _same(services: Services, document: dict[str, Any]) -> Job | None:
     return max(same, key=lambda job: job.created_at, default=None)
 
 
-def _texts(services: Services, body: TuningWish) -> list[NewText] | None:
+def _texts(services: Services, body: FineTuningRequest) -> list[NewText] | None:
     """What the job is given to learn and to measure with; None: all texts that are new."""
     if body.training_file == INBOX:
         if body.validation_file is not None:

@@ -6,11 +6,11 @@ from pocketllm.api.openai.fine_tuning_schemas import (
     LEVELS,
     STATUSES,
     Checkpoint,
+    FineTuningRequest,
     Hyperparameters,
     TuningError,
     TuningEvent,
     TuningJob,
-    TuningWish,
     seconds,
 )
 from pocketllm.api.openai.models import LATEST, name_of
@@ -28,8 +28,8 @@ def of_job(services: Services, job: Job) -> TuningJob:
     said = job.tuning or {"model": LATEST, "training_file": INBOX}
     adapter = _adapter(services, job)
     left = seconds_left(job, services.store.journal.progress(job.id))
-    wished = TuningWish.model_validate(said).wished
-    hyperparameters = _AUTO.model_copy(update=wished.model_dump(exclude_none=True))
+    asked = FineTuningRequest.model_validate(said).chosen_hyperparameters
+    hyperparameters = _AUTO.model_copy(update=asked.model_dump(exclude_none=True))
     method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters.model_dump()}}
     return TuningJob(
         id=_id(job),

@@ -56,7 +56,7 @@ class Method(BaseModel):
     supervised: Supervised | None = None
 
 
-class TuningWish(BaseModel):
+class FineTuningRequest(BaseModel):
     """A fine-tuning job to be."""
 
     model_config = ConfigDict(extra="allow")
@@ -81,7 +81,7 @@ class TuningWish(BaseModel):
     now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
 
     @property
-    def wished(self) -> Hyperparameters:
+    def chosen_hyperparameters(self) -> Hyperparameters:
         """The hyperparameters, wherever they stand."""
         supervised = self.method.supervised if self.method else None
         return (supervised and supervised.hyperparameters) or self.hyperparameters or Hyperparameters()
@@ -90,7 +90,7 @@ class TuningWish(BaseModel):
     def warnings(self) -> list[str]:
         """What was asked for and does not apply here."""
         said = [f"{name} is not known here" for name in sorted(self.model_extra or {})]
-        if self.wished.learning_rate_multiplier not in (None, "auto", 1):
+        if self.chosen_hyperparameters.learning_rate_multiplier not in (None, "auto", 1):
             said.append("learning_rate_multiplier is ignored: the step length is measured, not set")
         return said + ["integrations are ignored: nobody else is told"] * bool(self.integrations)
 

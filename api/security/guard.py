@@ -1,6 +1,6 @@
-"""Who gets in: loopback names only, no foreign web pages, and a token whose scope allows it.
+"""Access: loopback host names only, no foreign origins, and a token with the right scope.
 
-On a phone every app reaches 127.0.0.1, so the token is the boundary. Everything is refused that is not named here.
+On a phone every app reaches 127.0.0.1, so the token is the boundary. A route that is not listed here needs admin.
 """
 
 import math
@@ -19,12 +19,12 @@ from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.tokens import Caller, Credentials, Scope
 
-#: What holds nothing at all: the dashboard asks for a token itself, and a code stands for one.
+#: Routes without content, which never need a token; the dashboard asks for one itself.
 _EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
-#: GET routes that hold no content: `curl localhost:2407/jobs` just works, unless the setting open_routes is false.
+#: GET routes without text, open unless the setting open_routes is false: `curl localhost:2407/jobs` just works.
 OPEN_ROUTES = re.compile(r"/(status|metrics|ledger|history|events|jobs|jobs/[^/]+)")
 
-#: What the scopes below admin allow. What is not here takes admin.
+#: What the scopes below admin allow.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
@@ -35,14 +35,14 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
-    """The scopes of which one is needed; admin always does."""
+    """The scopes that allow a route; admin always does."""
     allowed = (scopes for verb, route, scopes in _ALLOWED if verb == method and route.fullmatch(path))
     return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not answered."""
+    """An error response in place of the route's."""
 
     status: HTTPStatus
     detail: str
@@ -51,7 +51,7 @@ class Refusal:
 
 
 class Guard:
-    """ASGI middleware that lets in or answers with an error."""
+    """ASGI middleware that passes a request on, or answers with an error."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Guard:
         max_requests: int,
         open_routes: bool,
     ) -> None:
-        """rate: of each app. max_requests: at the same time. open_routes: whether those want no token."""
+        """rate: per app. max_requests: at the same time. open_routes: whether OPEN_ROUTES need no token."""
         self._app, self._credentials, self._rate = app, credentials, rate
         self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
         self._running = 0
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        """Check one request, and see it through."""
+        """Handle one request."""
         if connection["type"] != "http":
             await self._app(connection, receive, send)
             return
@@ -84,7 +84,7 @@ class Guard:
             self._running -= 1
 
     def _refusal(self, connection: Connection, headers: Headers) -> Refusal | None:
-        """Why this request is refused; None lets it in."""
+        """The first reason to refuse this request; None passes it on."""
         checks: tuple[Callable[[], Refusal | None], ...] = (
             lambda: _foreign(headers),
             lambda: self._too_much(headers),

@@ -1,9 +1,8 @@
-"""The gate: may a job run now? A pure function of readings, settings and what has been; it returns every blocker.
+"""The gate: can a job run now? A pure function of readings, settings and context, which returns every blocker.
 
-Unknown blocks, unless the settings say otherwise for that reading, and so does a reading that is too old. Two levels
-each, one to start and a laxer one to go on, so that nothing flaps around a threshold. Conditions are of two kinds:
-waiting (charger, idleness, hours) can be overridden by the owner's 'now', safety (heat, memory, disk, a battery below
-its floor that is not being charged) never.
+An unknown reading blocks unless the settings allow it, and a reading that is too old is unknown. Thresholds come in
+pairs, a strict one to start and a lax one to pause, so that a job does not flap. The owner's 'now' overrides waiting
+(charger, idleness, hours), never safety (heat, memory, disk, a discharging battery below its minimum).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ _LIMITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Blocker:
-    """One thing that keeps jobs from running."""
+    """A condition that does not hold."""
 
     name: str
     message: str
@@ -42,13 +41,13 @@ class Blocker:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether a job may run now, and everything that speaks against it."""
+    """Whether a job can run now, and every blocker."""
 
     blockers: tuple[Blocker, ...] = ()
 
     @property
     def allowed(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether there is no blocker."""
         return not self.blockers
 
     @property
@@ -62,14 +61,14 @@ _NOTHING = Verdict()
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """What the battery has done since a job was started, which tells a charger that is too weak."""
+    """The battery's level since a job started: a loss on the charger means that the charger is too weak."""
 
     at_start: float | None = None  #: percent when the job was started
     weak_at: float | None = None  #: percent when the charger was found too weak; None: it is not
 
     def after(self, readings: Mapping[str, Reading], settings: GateSettings, *, running: bool) -> "Charge":
-        """With these readings as well. Once a charger is found too weak it stays so until the battery has won back
-        what it lost, or the charger is taken out.
+        """The state after these readings. A weak charger counts as weak until the battery has regained what it lost, or
+        the charger is unplugged.
         """
         power, battery = readings.get("power"), readings.get("battery")
         level = battery.value if battery is not None and isinstance(battery.value, int | float) else None
@@ -90,13 +89,13 @@ class Charge:
 
 @dataclass(frozen=True, kw_only=True)
 class GateContext:
-    """All that the gate looks at besides readings and settings."""
+    """What the gate uses besides readings and settings."""
 
     now: datetime  #: aware
-    local: datetime | None = None  #: the same by the owner's clock; by default that of the machine
-    running: bool = False  #: a job runs already, so the levels for going on apply
-    immediate: bool = False  #: the owner said 'now'
-    paused_seconds: float | None = None  #: since the last pause began, by a clock that nobody sets
+    local: datetime | None = None  #: the owner's local time; by default the machine's
+    running: bool = False  #: a job runs, so the thresholds to pause apply
+    immediate: bool = False  #: the owner asked for 'now'
+    paused_seconds: float | None = None  #: since the last pause, by the monotonic clock
     charge: Charge = Charge()
     used_today_seconds: float = 0.0  #: that jobs have run since the owner's midnight
     snoozed_until: datetime | None = None
@@ -110,7 +109,7 @@ class GateContext:
 def decide(
     readings: Sequence[Reading], settings: GateSettings, situation: GateContext, before: Verdict = _NOTHING
 ) -> Verdict:
-    """Decide. before: the last verdict, from which a blocker that still stands takes its `since`."""
+    """Evaluate every condition. before: the previous verdict, whose blockers keep their `since`."""
     by_name = {reading.name: _fresh(reading, settings, situation.now) for reading in readings}
     found = list(_safety(by_name, settings, situation))
     if settings.run_mode == "never":
@@ -123,7 +122,7 @@ def decide(
 
 
 def _fresh(reading: Reading, settings: GateSettings, now: datetime) -> Reading:
-    """The reading, or none where it is too old."""
+    """The reading; unknown where it is too old."""
     age = (now - reading.at).total_seconds()
     if reading.value is None or age <= settings.stale_seconds:
         return reading

@@ -1,13 +1,12 @@
-"""The publish gate: a new adapter is served only if held-out text proves it better, by more than the noise.
+"""Promotion: a new adapter is served only if its held-out loss is lower, by more than the noise.
 
-Compared are the candidate and what is served, block by block, on text that nobody has learned from: the new text's
-part of it, and the old text's, which must not be forgotten; and for the record the base model. Three rules keep text
-that spoils a model from proving anything for itself:
+The candidate and the serving adapter are compared block by block on held-out text, new and old; the base model is
+measured too, for the record. Three rules keep harmful text from promoting itself:
 
-- Old text that became worse is forgetting, however much was learned of the new; and so is that of any one job.
-- A held-out block that repeats what is learned (contamination.py) proves nothing. It can still show harm.
-- Before there is old text, ordinary text that comes with the program stands in for it: a first job on noise, or on
-  what the base model cannot read, makes that text far worse, and nothing else would show it.
+- If old text, or that of any one job, became worse, the candidate forgets, however much it learned of the new text.
+- A held-out block that repeats training text (contamination.py) proves nothing. It can still show harm.
+- Before there is old text, ordinary text that comes with the program takes its place: a first job on noise, or on text
+  that the base model cannot read, makes it far worse, and nothing else would show that.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from pocketllm.storage.tables import Outcome
 
-#: Old text may become worse by as many standard errors before it counts as forgotten.
+#: Old text counts as forgotten beyond this many standard errors.
 FORGOTTEN_ERRORS = 2.0
 #: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
 #: below; noise, another alphabet or one sentence again and again exceed it (test_bad_text.py).
@@ -27,30 +26,30 @@ MAX_ORDINARY_RISE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How much a loss fell, block by block, and how sure that is."""
+    """The paired difference of two losses, with its standard error."""
 
     before: float  #: nats per token
     now: float
-    standard_error: float | None  #: of the fall; None where one block alone says nothing about the spread
+    standard_error: float | None  #: of the reduction; None with a single block
 
     @property
     def reduction(self) -> float:
-        """Nats per token, positive is better."""
+        """Nats per token; positive is better."""
         return self.before - self.now
 
     @property
     def better(self) -> bool:
-        """Whether the fall is more than noise."""
+        """Whether the loss fell by more than its standard error."""
         return self.standard_error is not None and self.reduction > self.standard_error
 
     @property
     def worse(self) -> bool:
-        """Whether there is a rise that is more than noise."""
+        """Whether the loss rose by more than its standard error."""
         return self.rise_errors > 1
 
     @property
     def rise_errors(self) -> float:
-        """By how many standard errors it rose; 0 where it did not, or where nothing is known of the spread."""
+        """The rise in standard errors; 0 where the loss did not rise, or the error is unknown."""
         if self.standard_error is None or self.reduction >= 0:
             return 0.0
         return -self.reduction / self.standard_error if self.standard_error else inf
@@ -67,34 +66,34 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationVerdict:
-    """What the held-out text says."""
+    """The comparisons on held-out text, and what follows from them."""
 
-    overall: Comparison  #: with what is served, on all that does not repeat what is learned
-    old: Comparison | None  #: the same on old text alone, repeated or not; None where there is none
-    worst: Comparison | None = None  #: of the parts of the old text the one that is most surely worse
-    base: Comparison | None  #: with the base model; None where that is what is served
-    ordinary: Comparison | None = None  #: with the base model on ordinary text; None where old text says more
-    blocks: int  #: that were measured
-    repeats: int = 0  #: blocks of them that repeat what is learned
+    overall: Comparison  #: with the serving adapter, on blocks that do not repeat training text
+    old: Comparison | None  #: the same on old text alone; None where there is none
+    worst: Comparison | None = None  #: the part of the old text that became worse most surely
+    base: Comparison | None  #: with the base model; None where the base model is serving
+    ordinary: Comparison | None = None  #: with the base model on ordinary text; None where there is old text
+    blocks: int  #: the number of held-out blocks
+    repeats: int = 0  #: the number of these that repeat training text
 
     @property
     def repetitive(self) -> bool:
-        """Whether so much repeats what is learned that nothing is left to prove anything; then `overall` is of all."""
+        """Whether fewer than two blocks are left without repeats; then `overall` is of all blocks."""
         return self.repeats > 0 and self.blocks - self.repeats < 2
 
     @property
     def forgets(self) -> bool:
-        """Whether old text has become worse by more than noise explains."""
+        """Whether old text became worse by more than FORGOTTEN_ERRORS."""
         return any(part.rise_errors > FORGOTTEN_ERRORS for part in (self.old, self.worst) if part)
 
     @property
     def spoils(self) -> bool:
-        """Whether ordinary text has become far worse."""
+        """Whether ordinary text became worse by more than MAX_ORDINARY_RISE."""
         return self.ordinary is not None and -self.ordinary.reduction > MAX_ORDINARY_RISE
 
     @property
     def outcome(self) -> Outcome:
-        """Learned only if the loss fell by more than its standard error, and nothing is forgotten or spoiled."""
+        """LEARNED only if the loss fell by more than its standard error, and nothing is forgotten or spoiled."""
         if self.overall.worse or self.forgets or self.spoils:
             return Outcome.WORSE
         return Outcome.LEARNED if self.overall.better and not self.repetitive else Outcome.NO_PROOF

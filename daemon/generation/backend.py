@@ -9,7 +9,7 @@ from typing import Literal
 from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
 from pocketllm.engine.formats.model_folder import NativeModel
 
-#: What a setting may wish for; auto is llama.cpp where that can be.
+#: The setting `backend`; auto is llama.cpp where that is available.
 BackendPreference = Literal["auto", "transformers", "llamacpp"]
 #: llama.cpp's own server, as Termux and Debian have it, and the Python package that holds the same one.
 EXECUTABLE, PACKAGE = "llama-server", "xllamacpp"
@@ -31,9 +31,9 @@ class Backend:
     reason: str | None = None
 
 
-def find_llamacpp(native: NativeModel, wish: BackendPreference) -> LlamaCpp | Backend:
+def find_llamacpp(native: NativeModel, preference: BackendPreference) -> LlamaCpp | Backend:
     """What to decode this model with through llama.cpp; else the other backend, with the reason."""
-    if wish == "transformers":
+    if preference == "transformers":
         return Backend(name="transformers", reason="the setting backend says so")
     try:
         base = find_origin(native.manifest)
@@ -49,7 +49,7 @@ def find_llamacpp(native: NativeModel, wish: BackendPreference) -> LlamaCpp | Ba
     return LlamaCpp(program=program, base=base)
 
 
-def expected_backend(native: NativeModel, wish: BackendPreference) -> Backend:
+def expected_backend(native: NativeModel, preference: BackendPreference) -> Backend:
     """What is going to decode this model, as far as can be told without trying."""
-    found = find_llamacpp(native, wish)
+    found = find_llamacpp(native, preference)
     return Backend(name="llamacpp") if isinstance(found, LlamaCpp) else found

@@ -99,7 +99,7 @@ class Requests:
 class Answerer:
     """The model's tokens and their texts, and what decodes it: llama.cpp, torch, or each what it is better at."""
 
-    def __init__(self, model: Path, wish: BackendPreference, address: Path) -> None:
+    def __init__(self, model: Path, preference: BackendPreference, address: Path) -> None:
         native = open_native(model)
         if native.manifest.masked:
             raise UnsupportedModel(
@@ -107,7 +107,7 @@ class Answerer:
             )
         self._native = native
         self._torch: TorchModels | None = None
-        found = find_llamacpp(native, wish)
+        found = find_llamacpp(native, preference)
         self._tokenizer, self._lexicon = open_lexicon(native, lean=isinstance(found, LlamaCpp))
         self._separator = separator(self._tokenizer)  # which looks through all words
         self._llama: LlamaDecoder | None = None
@@ -119,7 +119,7 @@ class Answerer:
                 threads=len(os.sched_getaffinity(0)),
                 encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
             )
-        elif wish == "llamacpp":
+        elif preference == "llamacpp":
             raise UnsupportedModel(f"The setting backend is llamacpp, and {found.reason}.")
         else:
             self._without = found

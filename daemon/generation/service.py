@@ -72,11 +72,11 @@ class Generator:
         max_waiting: int,
         clock: Callable[[], float],
         socket: Path,
-        wish: BackendPreference = "auto",
+        preference: BackendPreference = "auto",
     ) -> None:
-        """socket: where the process may have one of llama.cpp. wish: what shall decode."""
+        """socket: llama.cpp's, where the process uses it. preference: the decoder."""
         self._model, self._default_keep_alive = model, keep_alive_seconds
-        self._socket, self._wish = socket, wish
+        self._socket, self._preference = socket, preference
         self._backend: Backend | None = None
         self._max_waiting, self._clock = max_waiting, clock
         self._keep_alive = keep_alive_seconds  # of the last request
@@ -110,7 +110,7 @@ class Generator:
         if self._alive and self._backend:
             return self._backend
         try:
-            return expected_backend(open_native(self._model), self._wish)
+            return expected_backend(open_native(self._model), self._preference)
         except (ModelNotFound, ModelFileError):
             return None
 
@@ -140,8 +140,8 @@ class Generator:
         finally:
             self._waiting -= 1
             self._last_used = self._clock()
-            wished = request.keep_alive_seconds
-            self._keep_alive = self._default_keep_alive if wished is None else wished
+            seconds = request.keep_alive_seconds
+            self._keep_alive = self._default_keep_alive if seconds is None else seconds
 
     async def unload_if_idle(self) -> None:
         """End the process when it has not been used for the keep-alive time."""
@@ -180,7 +180,7 @@ class Generator:
 
     async def _started(self) -> Process:
         command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
-        command += ["--backend", self._wish, "--socket", str(self._socket)]
+        command += ["--backend", self._preference, "--socket", str(self._socket)]
         self._process = process = await asyncio.create_subprocess_exec(
             *command,
             stdin=PIPE,

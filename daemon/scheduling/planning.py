@@ -1,4 +1,4 @@
-"""From settings to a plan: how a job will run on a model, what it will take, and what had to be reduced."""
+"""Plans: how a job will run on a model, what it will take, and what was reduced to fit into memory."""
 
 import os
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from pocketllm.engine.formats.model_folder import NativeModel
 from pocketllm.engine.planning.memory_model import JobPlan, Method, Mode, Prediction, fit, points_of, predict
 from pocketllm.engine.planning.shapes import Shapes, read_shapes
 
-#: What may be asked for as a job's method.
-MethodWish = Literal["auto", "exact", "mezo"]
-#: Positions, of all rows together, beyond which matrix products get no faster: more would cost memory for nothing.
+#: The methods that a request can name.
+RequestedMethod = Literal["auto", "exact", "mezo"]
+#: Positions in a pass beyond which matrix products get no faster: more would only cost memory.
 ENOUGH_POSITIONS = 2048
-#: And bytes of activations that a job of an adapter stays below: wide models reach that speed with fewer positions. Not
-#: in full mode, where each walk moves all weights.
+#: Activations of a pass, at most: wide models reach full speed with fewer positions. Not in full mode, where each pass
+#: perturbs all weights.
 ENOUGH_ACTIVATION_BYTES = 64 * 2**20
-#: Positions that the graph of a layer is made of at a time: as fast, and a graph takes many times a walk's memory.
+#: Positions in a layer's graph, which takes many times the memory of a pass without one.
 GRAPH_POSITIONS = 512
 #: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
 CHEAP_PROBES, LONGEST_STEP_SECONDS = (15, 7), 5.0
@@ -29,16 +29,16 @@ BATCH, SHARED_BATCH = 8, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """What a method would take."""
+    """A method and its prediction."""
 
     method: Method
-    prediction: Prediction | None  #: None where it cannot be
-    reason: str | None = None  #: why not
+    prediction: Prediction | None  #: None where the method is not possible
+    reason: str | None = None  #: why it is not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A plan that fits, with what it is predicted to take."""
+    """A plan that fits, with its prediction."""
 
     training: TrainingSettings  #: that it was made from
     plan: JobPlan
@@ -49,21 +49,21 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What was asked for of a job, with the limits of the settings of the same names; None is what these say."""
+    """A job's requested settings, within the limits of the settings of the same names; None: the setting's value."""
 
     steps: int | None = None
     mode: Mode | None = None
-    method: MethodWish | None = None
+    method: RequestedMethod | None = None
     batch: int | None = None
     probes: int | None = None
 
 
-def with_wish(training: TrainingSettings, wish: JobRequest) -> TrainingSettings:
+def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingSettings:
     """The settings of one job: what was asked for in place of what they say. Its steps are the plan's."""
-    wishes = {"mode": wish.mode, "method": wish.method, "batch": wish.batch, "probes": wish.probes}
-    changes = {name: value for name, value in wishes.items() if value is not None}
-    if wish.batch is not None and training.micro_batch is not None:
-        changes["micro_batch"] = min(training.micro_batch, wish.batch)  # the most at once: it follows a smaller batch
+    named = {"mode": requested.mode, "method": requested.method, "batch": requested.batch, "probes": requested.probes}
+    changes = {name: value for name, value in named.items() if value is not None}
+    if requested.batch is not None and training.micro_batch is not None:
+        changes["micro_batch"] = min(training.micro_batch, requested.batch)  # at most the batch
     said = training.model_dump(exclude_unset=True)  # another mode has other defaults
     return TrainingSettings.model_validate({**said, **changes})
 
@@ -167,8 +167,8 @@ def _with_probes(
     return _fitted(shapes, plan, training)
 
 
-def _fitted(shapes: Shapes, wish: JobPlan, training: TrainingSettings) -> Planned:
-    plan, reductions = fit(shapes, wish, training.memory_bytes)
+def _fitted(shapes: Shapes, requested: JobPlan, training: TrainingSettings) -> Planned:
+    plan, reductions = fit(shapes, requested, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)
 
 
@@ -198,16 +198,16 @@ class Plans:
         """model_problem says what keeps the model from being used; None when it is ready."""
         self._settings, self._model_problem, self._planner = settings, model_problem, planner
 
-    def plan(self, wish: JobRequest) -> Planned:
+    def plan(self, requested: JobRequest) -> Planned:
         """What a job that is asked for like this would take.
 
         Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
         """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
-        training = with_wish(self._settings, wish)
+        training = with_request(self._settings, requested)
         try:
-            return self._planner(training, training.steps if wish.steps is None else wish.steps)
+            return self._planner(training, training.steps if requested.steps is None else requested.steps)
         except (ModelFileError, ModelNotFound) as error:
             raise ModelNotReady(str(error)) from error
 

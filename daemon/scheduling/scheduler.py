@@ -1,4 +1,4 @@
-"""The scheduler: `tick(now)` looks at everything once and moves the queue. Something else calls it, every so often."""
+"""The scheduler: `tick(now)` reads the sensors once and starts, pauses or queues jobs. A timer calls it."""
 
 import logging
 import secrets
@@ -28,9 +28,9 @@ from pocketllm.storage.tables import Job, JobState, Requester
 
 log = logging.getLogger(__name__)
 
-#: Crashes in a row, with no step made in between, after which a job is given up.
+#: Crashes in a row, without a step between them, after which a job fails.
 MAX_ATTEMPTS = 4
-#: Why a held job waits.
+#: The reason of a job that its owner paused.
 HELD = "paused by the owner"
 #: The wait after the first crash in a row; it doubles with each.
 RETRY_SECONDS = 30
@@ -38,7 +38,7 @@ _LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
 
 
 class Scheduler:
-    """Decides what runs. All its lasting state is in the store; safe to call from several threads."""
+    """Decides which job runs. Its lasting state is in the store. Thread-safe."""
 
     def __init__(
         self,
@@ -79,18 +79,18 @@ class Scheduler:
 
     @property
     def running_job(self) -> str | None:
-        """The id of the job that a worker is at."""
+        """The id of the job that the worker trains."""
         return self._runner.job_id
 
     @property
     def in_short(self) -> str:
-        """What it does, or waits for, in a line."""
+        """Its activity, or what it waits for, on one line."""
         if self._runner.job_id:
             return f"learning: {self._runner.job_id}"
         return "; ".join(self.verdict.reasons) or "nothing to learn"
 
     def recover(self, now: datetime) -> None:
-        """At start: jobs that a dead daemon left running wait again, and what nobody needs any more goes."""
+        """At start: pause the jobs that a dead daemon left running, and delete the files of closed jobs."""
         with self._lock:
             self._ledger.recover(now)
             for job in self._store.jobs.open():
@@ -103,7 +103,7 @@ class Scheduler:
                         shutil.rmtree(left, ignore_errors=True)
 
     def tick(self, now: datetime) -> None:
-        """One look at everything: worker ended? enough new text? may a job run? Then start or pause one."""
+        """Reap the worker, queue a job if there is enough new text, read the sensors, start or pause a job."""
         with self._lock:
             if ended := self._runner.reap():
                 self._ended(ended, now)
@@ -131,7 +131,7 @@ class Scheduler:
 
     def request(
         self,
-        wish: JobRequest,
+        requested: JobRequest,
         *,
         seed: int | None,
         immediate: bool,
@@ -139,10 +139,10 @@ class Scheduler:
         tuning: Tuning | None = None,
         request_key: str | None = None,
     ) -> Job:
-        """Queue a job for the owner, once for each key. Raises NothingToLearn, or what `Plans.plan` raises."""
+        """Queue a job for the owner, once for each key. Raises NothingToLearn, and what `Plans.plan` raises."""
         if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        planned = self.plans.plan(wish)
+        planned = self.plans.plan(requested)
         return self._create(
             Requester.OWNER,
             training=planned.training,
@@ -156,12 +156,12 @@ class Scheduler:
         )
 
     def expected_at(self, now: datetime) -> datetime | None:
-        """When a job might run next if the day to come is like the last one; None when nothing is known of that."""
+        """When a job can probably run next, judging by yesterday; None where nothing is known of yesterday."""
         with self._lock:
             return self._ledger.expected_at(now)
 
     def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
-        """What the gate would say of these readings, in place of those that there are; None is unknown."""
+        """The gate's verdict on these readings in place of the sensors'; None is unknown."""
         with self._lock:
             if not self.readings:  # asked before the first tick
                 self._look(now)
@@ -174,27 +174,27 @@ class Scheduler:
             return decide([*kept, *given.values()], self._settings.gate, situation)
 
     def screen(self, on: bool, now: datetime) -> None:
-        """An app of the owner's tells that the screen has gone on, or off."""
+        """Record that the screen went on or off, as an app reports it."""
         self._senses.told.tell(on, now)
 
     def snooze(self, until: datetime | None) -> None:
-        """Let nothing run until then; None takes it back."""
+        """Run no job until then; None ends that."""
         self._store.words.snooze(until)
 
     def hold(self, job_id: str, now: datetime) -> Job:
-        """Pause an open job, ending its worker, until it is released. Raises NotFound or WrongState."""
+        """Pause an open job until `release`; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
             if self._runner.job_id == job_id:
                 self._pause([HELD], now)
             return self._store.jobs.hold(job_id, reason=HELD, now=now)
 
     def release(self, job_id: str, now: datetime) -> Job:
-        """Let a job that was held run when its turn comes. Raises NotFound or WrongState."""
+        """Put a held job back into the queue. Raises NotFound or WrongState."""
         with self._lock:
             return self._store.jobs.release(job_id, now=now)
 
     def cancel(self, job_id: str, now: datetime) -> Job:
-        """Withdraw an open job, ending its worker. Raises NotFound or WrongState."""
+        """Cancel an open job; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
             job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
             if self._runner.job_id == job_id:
@@ -209,7 +209,7 @@ class Scheduler:
             self._pause(["the daemon has stopped"], now)
 
     def _ended(self, ended: Exit, now: datetime) -> None:
-        """The worker has ended by itself: its job has too, or it crashed."""
+        """The worker exited: its job is closed, or it crashed."""
         job = self._store.jobs.get(ended.job_id)
         if job.state is not JobState.RUNNING:
             log.info("job %s ended: %s", job.id, job.state)
@@ -219,7 +219,7 @@ class Scheduler:
         self._crashed(job, ended.description, now)
 
     def _note_end(self, because: str, ended: Exit | None, now: datetime) -> None:
-        """A worker is gone: the ledger's window closes, and the phone may sleep."""
+        """The worker is gone: close its run's row, and let the phone sleep."""
         self._ledger.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
         self._wake_lock.give_back()
 
@@ -227,7 +227,7 @@ class Scheduler:
         self._note_end(because, self._runner.kill(), now)
 
     def _crashed(self, job: Job, what: str, now: datetime) -> None:
-        """Let a running job wait before the next try, or give it up."""
+        """Schedule the next attempt, or fail the job."""
         attempts = 1 if self._moved(job.id) else job.attempts + 1
         log.warning("job %s: %s (in a row: %d)", job.id, what, attempts)
         if attempts >= MAX_ATTEMPTS:
@@ -238,11 +238,11 @@ class Scheduler:
         self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
 
     def _moved(self, job_id: str) -> bool:
-        """Whether the job has made a step, or has gone back some, since its worker was started."""
+        """Whether the job's last step changed since its worker started."""
         return self._store.journal.last_step(job_id) != self._step_at_start
 
     def _queue_if_enough(self, now: datetime) -> Job | None:
-        """Queue a job, if there is enough new text. None must be open."""
+        """Queue a job if there is enough new text and no job is open."""
         training = self._settings.training
         if self._new_words() < training.new_words or self._model_problem() is not None:
             return None
@@ -259,8 +259,9 @@ class Scheduler:
         return job
 
     def _new_words(self) -> int:
-        """How many words ask for a job. After one that failed or was withdrawn, only those that came in since:
-        the same text would fail again, and the owner's word would last until the next tick."""
+        """Words not yet trained on. After a failed or cancelled job only newer ones count: the same text would fail
+        again, and a cancelled job would come back at the next tick.
+        """
         last = self._store.jobs.page(after=None, limit=1)
         if last and last[0].finished_at is not None and last[0].state is not JobState.SUCCEEDED:
             return self._store.texts.new_words_since(last[0].finished_at)
@@ -304,7 +305,7 @@ class Scheduler:
             self._explain(job, self.verdict.reasons)
 
     def _explain(self, job: Job, reasons: list[str]) -> None:
-        """Write down why a job waits, if that is news."""
+        """Store why a job waits, where that changed."""
         if job.reasons != reasons:
             self._store.jobs.explain(job.id, reasons)
 
@@ -337,7 +338,7 @@ class Scheduler:
             log.info("job %s had just ended", job_id)
 
     def _why(self, job: Job) -> str:
-        """What let a worker start, for the ledger: what the readings are, in short."""
+        """Why the worker could start: the readings, in short."""
         asked = ["asked for now"] if job.immediate else []
         return ", ".join(asked + [shown(reading) for reading in self.readings if reading.value is not None])
 

@@ -1,7 +1,7 @@
-"""Early stopping (Prechelt 1998), by the loss on text of the job that is not learned from.
+"""Early stopping (Prechelt 1998) on the validation split.
 
-A run that finds no better for some checks in a row goes back to the best that was seen, and on from there with half the
-rate. After too many halvings it ends, with the best.
+After PATIENCE checks without a new best, a run rolls back to its best step and continues with half the learning rate.
+After MAX_HALVINGS it ends with its best step.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,50 +11,50 @@ from typing import Any, Self
 
 from pocketllm.engine.errors import TrainingDiverged
 
-#: Checks without a new best until a run goes back: random directions make their way by luck, and a batch is no text.
+#: Checks without a new best before a roll-back: single batches and random directions are noisy.
 PATIENCE = 3
-#: Halvings of the rate until a run ends.
+#: Halvings of the learning rate before a run ends.
 MAX_HALVINGS = 3
-#: All checks are on the same text, so a loss this far above the best, as a part of the first, is no accident.
+#: A loss this far above the best, as a share of the first loss, rolls back at once: all checks are on the same text.
 DIVERGENCE = 0.1
 
 
 class Verdict(Enum):
-    """What a check says of the step that it was made after."""
+    """What to do after a check."""
 
     NEW_BEST = auto()
     GO_ON = auto()
-    GO_BACK = auto()  #: to the best, and on from there with half the rate
-    END = auto()  #: with the best
+    GO_BACK = auto()  #: roll back to the best step, and continue with half the learning rate
+    END = auto()  #: roll back to the best step, and end
 
 
 @dataclass(kw_only=True)
 class EarlyStopping:
-    """What the checks of a run have seen so far."""
+    """The state of a run's checks."""
 
     first_loss: float | None = None  #: nats per token, at the first check; None before
     best_loss: float = inf
     best_step: int = 0
     checks_since_best: int = 0
     halvings: int = 0
-    looked_at: int = -1  #: the step that was checked last, or gone back to
+    looked_at: int = -1  #: the step that was checked last, or rolled back to
     ended: bool = False
-    validated_on: str = ""  #: names the text that the checks are on
+    validated_on: str = ""  #: a digest of the validation split
 
     @property
     def share(self) -> float:
-        """The part of the rate that is left."""
+        """The current learning rate over the initial one."""
         return float(0.5**self.halvings)
 
     def begin(self, validated_on: str) -> None:
-        """Check on this text from now on: losses on another, of which some was deleted meanwhile, say nothing of it."""
+        """Start again on another validation split, for example after texts were deleted: its losses do not compare."""
         self.first_loss, self.best_loss, self.checks_since_best, self.looked_at = None, inf, 0, -1
         self.validated_on = validated_on
 
     def check(self, step: int, loss: float) -> Verdict:
-        """Take in the validation loss (nats per token) after a step.
+        """Record the validation loss (nats per token) after a step.
 
-        Raises TrainingDiverged when the very first one is no number: there is no best to go back to.
+        Raises TrainingDiverged where the first loss is not finite: there is no step to roll back to.
         """
         if self.first_loss is None:
             if not isfinite(loss):
@@ -71,7 +71,7 @@ class EarlyStopping:
         return self.go_back()
 
     def go_back(self) -> Verdict:
-        """Halve the rate: the caller goes back to the best, or ends with it, as this says."""
+        """Halve the learning rate. Returns GO_BACK, or END after too many halvings."""
         self.halvings += 1
         self.checks_since_best = 0
         self.looked_at = self.best_step
@@ -79,7 +79,7 @@ class EarlyStopping:
         return Verdict.END if self.ended else Verdict.GO_BACK
 
     def end(self) -> Verdict:
-        """The run has come to its end by itself; its best is what is kept."""
+        """All steps are done: the run ends with its best step."""
         self.looked_at, self.ended = self.best_step, True
         return Verdict.END
 

@@ -1,9 +1,8 @@
-"""The training loop, for every method: batches in, records out, and back to the best when nothing more is learned.
+"""The training loop of both methods: batches, steps, validation, roll-back, checkpoints.
 
-Now and then the loss on the validation split is checked, and early_stopping.py says what follows. Going back means
-forgetting: the records beyond the best step are deleted, and the method is restored to that step, as after a kill. So
-the step log, the checkpoints and early stopping are all the state there is, and a run that is killed, however often,
-ends bit for bit as an undisturbed one.
+The validation loss is checked at intervals, and early_stopping.py decides what follows. A roll-back deletes the records
+beyond the best step and restores the method to it, as after a kill. The step log, the checkpoints and early stopping
+are a run's whole state; so a run that is killed, however often, ends with the same bits as an undisturbed one.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord, Update
 
-#: How much a kill may cost a run whose state is more than its records.
+#: Between checkpoints: what a kill may cost.
 CHECKPOINT_SECONDS = 8.0
 
 
@@ -30,39 +29,39 @@ class Checkpoint:
 
 
 class RunStore(Protocol):
-    """Where a run's records, checkpoints and early stopping are kept, so that a killed run goes on from there."""
+    """Durable storage of a run: records, checkpoints, early stopping."""
 
     def records(self) -> Sequence[Update]:
         """All records, from the first step."""
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
-        """Keep a new record, on disk."""
+        """Write a new record to disk."""
 
     def early_stopping(self) -> EarlyStopping | None:
-        """What was kept last; None before."""
+        """The last state that was kept; None before the first."""
 
     def keep(self, stopping: EarlyStopping) -> None:
         """Keep early stopping."""
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """Delete the records beyond the best step and keep early stopping: both or neither. step: where the run is."""
+        """Delete the records beyond the best step and keep early stopping, atomically. step: the current one."""
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """Write a checkpoint, whole or not at all; also the best one when it is of the best step."""
+        """Write a checkpoint atomically; where it is of the best step, also as the best one."""
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """The latest checkpoint that the run may go on from; None before the first. Raises MezoError if it is lost."""
+        """The checkpoint to resume from; None before the first. Raises MezoError where it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run is made of, besides its method and its store."""
+    """A run's parts besides its method and its store."""
 
     steps: int  #: at most
-    batch: Callable[[int], Batch]  #: of a step (from 1), the same whenever it is asked for
-    remaining: Callable[[int], float]  #: the part of the run that lies ahead of a step, from 1 to 0, where it ends
-    validation_loss: Callable[[], float]  #: at the method's present parameters, nats per token
-    validated_on: str  #: names the text of that loss
+    batch: Callable[[int], Batch]  #: of a step (from 1); a pure function
+    remaining: Callable[[int], float]  #: the share of the run ahead of a step, from 1 to 0; 0 ends it
+    validation_loss: Callable[[], float]  #: at the current parameters, nats per token
+    validated_on: str  #: a digest of the validation split
     check_every: int  #: steps
     measure: Callable[[int], None]  #: called every `measure_every` steps, at the start and at the end
     measure_every: int
@@ -70,9 +69,9 @@ class Run:
 
 
 def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
-    """Train until the run's end, or until early stopping ends it, and leave the best parameters that were seen.
+    """Train to the end of the run or until early stopping ends it. Leaves the method at its best step.
 
-    Raises TrainingDiverged when the loss is no number to begin with.
+    Raises TrainingDiverged where the first validation loss is not finite.
     """
     stopping = store.early_stopping() or EarlyStopping()
     recorded = len(store.records())

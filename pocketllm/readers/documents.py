@@ -27,14 +27,14 @@ NO_CHAT = "JSON without messages that say who wrote them (sender and text) and w
 JSON_LINES = {".jsonl", ".ndjson"}
 
 
-def read_document(path: Path, wishes: ReadOptions) -> tuple[Kind, Iterator[Found]]:
+def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator[Found]]:
     """Return what kind of export a JSON document is, and what is in it. Raises Unreadable."""
     document = loaded(path)
     items = document if isinstance(document, list) else [document]
     if items and all(is_own(item) for item in items):
         return Kind.JSONL, (Example(item=item, place=f"item {number}") for number, item in enumerate(items, 1))
-    kind = form_of(document) if wishes.format in (None, Kind.CHAT) else wishes.format
-    return kind, checked(conversations(kind, document), wishes)
+    kind = form_of(document) if read_options.format in (None, Kind.CHAT) else read_options.format
+    return kind, checked(conversations(kind, document), read_options)
 
 
 def loaded(path: Path) -> Any:
@@ -63,15 +63,15 @@ def conversations(kind: Kind, document: Any) -> Iterator[Conversation]:
     return readers.get(kind, conversations_of)(document)
 
 
-def checked(found: Iterator[Conversation], wishes: ReadOptions) -> Iterator[Found]:
+def checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of conversations. Raises Unreadable when no message is in any."""
     filled = [conversation for conversation in found if conversation.messages]
     if not filled:
         raise Unreadable(NO_CHAT)
-    yield from examples(filled, wishes)
+    yield from examples(filled, read_options)
 
 
-def read_lines(path: Path, wishes: ReadOptions) -> Iterator[Found]:
+def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield what is in a file with a message, or a conversation, a line. Raises Unreadable."""
     items: list[Any] = []
     size = 0
@@ -87,7 +87,7 @@ def read_lines(path: Path, wishes: ReadOptions) -> Iterator[Found]:
                 items.append(item)
             elif line is None or line.strip():
                 yield Skipped(reason="lines that are no JSON object", place=f"line {number}")
-    yield from checked(conversations_of(items), wishes)
+    yield from checked(conversations_of(items), read_options)
 
 
 def parsed(line: bytes | None) -> Any:

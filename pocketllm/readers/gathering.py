@@ -82,7 +82,7 @@ class Text:
 
 
 def gather(
-    paths: list[Path], wishes: ReadOptions, tally: Tally, *, source: str | None, on_file: Callable[[Entry], None]
+    paths: list[Path], read_options: ReadOptions, tally: Tally, *, source: str | None, on_file: Callable[[Entry], None]
 ) -> Iterator[Text]:
     """Yield the texts below some paths and count them.
 
@@ -91,7 +91,7 @@ def gather(
     """
     for entry in walk(paths):
         on_file(entry)
-        kind, found = read(entry, wishes)
+        kind, found = read(entry, read_options)
         if kind is not None:
             tally.kinds.setdefault(kind, KindCount()).files += 1
         for one in found:

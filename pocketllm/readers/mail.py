@@ -37,21 +37,21 @@ BROKEN = (LookupError, ValueError, TypeError, AttributeError, AssertionError, Re
 QUOTES = frozenset({"blockquote"})
 
 
-def read_mbox(path: Path, wishes: ReadOptions) -> Iterator[Found]:
+def read_mbox(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the text of each mail in a mailbox. Raises Unreadable."""
     number = 0
     for number, data in enumerate(split_mbox(path), 1):
         # Where a body's line begins with "From ", mailboxes put a mark before it.
-        yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", wishes)
+        yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", read_options)
     if not number:
         raise Unreadable("no mailbox: no line in it begins with 'From '")
 
 
-def read_eml(path: Path, wishes: ReadOptions) -> Iterator[Found]:
+def read_eml(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the text of the mail in a file. Raises Unreadable."""
     with open_regular(path) as file:
         data = file.read(MAIL_BYTES)
-    yield from read_mail(data, "", wishes)
+    yield from read_mail(data, "", read_options)
 
 
 def split_mbox(path: Path) -> Iterator[bytes]:
@@ -72,7 +72,7 @@ def split_mbox(path: Path) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def read_mail(data: bytes, place: str, wishes: ReadOptions) -> Iterator[Found]:
+def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Found]:
     """Yield a mail's text, or why it was left out."""
     if HUGE_HEADER.search(data):
         yield Skipped(reason="broken mails", place=place)
@@ -82,14 +82,14 @@ def read_mail(data: bytes, place: str, wishes: ReadOptions) -> Iterator[Found]:
         if not 0 < sum(len(name) + len(value) for name, value in message.raw_items()) <= HEADER_BYTES:
             yield Skipped(reason="broken mails", place=place)
             return
-        if wishes.me and not wishes.me & senders(message):
+        if read_options.me and not read_options.me & senders(message):
             yield Skipped(reason="mails that somebody else wrote", place=place)
             return
         text = mail_text(message)
     except BROKEN:
         yield Skipped(reason="broken mails", place=place)
         return
-    parts = split_text(text, wishes.max_bytes)
+    parts = split_text(text, read_options.max_bytes)
     if not parts:
         yield Skipped(reason="mails without words of their own", place=place)
     for part in parts:

@@ -16,14 +16,14 @@ FRONT_MATTER_LINE = re.compile(r"\s*\Z|\s*#|\s*-(?:\s|\Z)|\s+\S|[\w\"'][^:]*:(?:
 BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
-def read_notes(path: Path, wishes: ReadOptions) -> Iterator[Found]:
+def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield a file's text, in parts when it is longer than one text may be. Raises Unreadable."""
     text = read_text(path)
     if path.suffix.lower() in MARKDOWN:
         text = without_front_matter(text)
     elif path.suffix.lower() in HTML:
         text = html_to_text(text)
-    parts = split_text(text, wishes.max_bytes)
+    parts = split_text(text, read_options.max_bytes)
     if not parts:
         yield EMPTY
     for number, part in enumerate(parts, 1):

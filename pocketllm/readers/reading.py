@@ -1,7 +1,7 @@
 """One file after the other becomes examples: the one way from a path to what is sent.
 
 for entry in walk([Path("notes")]):
-    kind, found = read(entry, Wishes())
+    kind, found = read(entry, ReadOptions())
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ DOCUMENTS = {Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM, Kind.CHAT}
 SOURCE_CHARACTERS = 200
 
 
-def read(entry: Entry, wishes: ReadOptions) -> tuple[Kind | None, Iterator[Found]]:
+def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator[Found]]:
     """Return what a file is and what is in it; no kind, and the reason, for one that is not read.
 
     The iterator raises nothing that the file is to blame for: a file that breaks off yields why at its end.
@@ -30,25 +30,25 @@ def read(entry: Entry, wishes: ReadOptions) -> tuple[Kind | None, Iterator[Found
     if entry.reason:
         return None, iter([Skipped(reason=entry.reason)])
     try:
-        kind, found = opened(entry.path, wishes, named=entry.named)
+        kind, found = opened(entry.path, read_options, named=entry.named)
     except Unreadable as error:
         return None, iter([Skipped(reason=str(error))])
     return kind, kept_going(found)
 
 
-def opened(path: Path, wishes: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
-    """Return a file's kind, which is the wished one if there is a wish, and its examples. Raises Unreadable."""
-    kind = wishes.format or recognise(path, named=named)
+def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
+    """Return a file's kind, the requested one if there is one, and its examples. Raises Unreadable."""
+    kind = read_options.format or recognise(path, named=named)
     if kind is Kind.CHAT and first_objects(path):
-        return kind, read_lines(path, wishes)
+        return kind, read_lines(path, read_options)
     if kind in DOCUMENTS:
-        return read_document(path, wishes)
+        return read_document(path, read_options)
     if kind is Kind.WHATSAPP:
-        return kind, examples(read_whatsapp(path), wishes)
+        return kind, examples(read_whatsapp(path), read_options)
     if kind is Kind.JSONL:
         return kind, read_own(path)
     readers = {Kind.NOTES: read_notes, Kind.MBOX: read_mbox, Kind.EML: read_eml, Kind.CSV: read_table}
-    return kind, readers[kind](path, wishes)
+    return kind, readers[kind](path, read_options)
 
 
 def kept_going(found: Iterator[Found]) -> Iterator[Found]:

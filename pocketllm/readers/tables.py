@@ -53,7 +53,7 @@ def looks_like_table(head: str) -> bool:
     return len(headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
 
 
-def read_table(path: Path, wishes: ReadOptions) -> Iterator[Found]:
+def read_table(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a table. Raises Unreadable."""
     text = read_text(path)
     delimiter, names = headings(text.partition("\n")[0][:2000])
@@ -67,7 +67,7 @@ def read_table(path: Path, wishes: ReadOptions) -> Iterator[Found]:
             place = f"row {number}"
             yield Example(item=item, place=place) if whole else Skipped(reason="rows with an empty cell", place=place)
         return
-    yield from examples([conversation([row for _, row in rows(text, delimiter, names)])], wishes)
+    yield from examples([conversation([row for _, row in rows(text, delimiter, names)])], read_options)
 
 
 def rows(text: str, delimiter: str, names: list[str]) -> Iterator[tuple[int, Document]]:

@@ -274,8 +274,8 @@ def test_being_asked_to_end_ends_everything_it_started(folder: Path) -> None:
 
 def test_a_second_ctrl_c_does_not_wait_for_open_requests(folder: Path) -> None:
     with running(folder, MODEL="tiny") as daemon:
-        wish = {"prompt": "The wind", "temperature": 0, "max_tokens": 8000, "stream": True}
-        with daemon.client.stream("POST", "/generate", json=wish) as response:
+        requested = {"prompt": "The wind", "temperature": 0, "max_tokens": 8000, "stream": True}
+        with daemon.client.stream("POST", "/generate", json=requested) as response:
             lines = response.iter_lines()
             assert next(lines) == "event: token"
             [generator] = children(daemon.process.pid)

@@ -178,10 +178,10 @@ def test_a_large_mailbox_is_not_held_in_memory(tmp_path: Path) -> None:
         for _ in range(50):
             file.write(one)
     code = (
-        "import resource, sys; from pathlib import Path; from pocketllm.readers.base import Wishes;"
+        "import resource, sys; from pathlib import Path; from pocketllm.readers.base import ReadOptions;"
         "from pocketllm.readers.mail import read_mbox;"
         "resource.setrlimit(resource.RLIMIT_DATA, (50_000_000, 50_000_000));"
-        "print(sum(1 for _ in read_mbox(Path(sys.argv[1]), Wishes())))"
+        "print(sum(1 for _ in read_mbox(Path(sys.argv[1]), ReadOptions())))"
     )
     limited = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert limited.stdout == "50\n", limited.stderr

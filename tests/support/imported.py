@@ -10,24 +10,24 @@ from pocketllm.readers.reading import read
 from pocketllm.readers.walk import Entry
 
 
-def look(path: Path, *me: str, **wishes: Any) -> tuple[Kind | None, list[Found]]:
+def look(path: Path, *me: str, **read_options: Any) -> tuple[Kind | None, list[Found]]:
     """What a file is that its owner named, and what is in it."""
     kind, found = read(
-        Entry(path=path, name=path.name, named=True), ReadOptions(me=frozenset(map(name_key, me)), **wishes)
+        Entry(path=path, name=path.name, named=True), ReadOptions(me=frozenset(map(name_key, me)), **read_options)
     )
     return kind, list(found)
 
 
-def items(path: Path, *me: str, **wishes: Any) -> list[Document]:
+def items(path: Path, *me: str, **read_options: Any) -> list[Document]:
     """The examples in a file; fails when something else is in it."""
-    found = look(path, *me, **wishes)[1]
+    found = look(path, *me, **read_options)[1]
     assert all(isinstance(one, Example) for one in found), found
     return [one.item for one in found if isinstance(one, Example)]
 
 
-def reasons(path: Path, *me: str, **wishes: Any) -> list[str]:
+def reasons(path: Path, *me: str, **read_options: Any) -> list[str]:
     """Why things in a file were left out; fails when there is anything else in it."""
-    found = look(path, *me, **wishes)[1]
+    found = look(path, *me, **read_options)[1]
     assert all(isinstance(one, Skipped) for one in found), found
     return [one.reason for one in found if isinstance(one, Skipped)]
 

@@ -81,7 +81,13 @@ def next_log_probabilities(base: Path, ids: Sequence[int], *, lora: Path | None 
         params.lora_adapters = [info]
     # Only with text that is whole does it tell the probabilities. They are those from before the bias.
     letter = byte_tokens().index("W")
-    wish = {"prompt": list(ids), "n_predict": 1, "n_probs": 1 << 16, "temperature": 0, "logit_bias": [[letter, 1e3]]}
-    answer = xl.Server(params).handle_completions(wish)
+    requested = {
+        "prompt": list(ids),
+        "n_predict": 1,
+        "n_probs": 1 << 16,
+        "temperature": 0,
+        "logit_bias": [[letter, 1e3]],
+    }
+    answer = xl.Server(params).handle_completions(requested)
     found = {one["id"]: one["logprob"] for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
     return np.array([found[token] for token in range(len(found))])

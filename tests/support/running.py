@@ -119,9 +119,9 @@ class Daemon:
         document: Document = self.client.get(f"/jobs/{job_id}").json()
         return document
 
-    def start_job(self, **wish: Any) -> str:
+    def start_job(self, **requested: Any) -> str:
         """Ask for a job; its id."""
-        response = self.client.post("/jobs", json=wish)
+        response = self.client.post("/jobs", json=requested)
         assert response.status_code == 202, response.text
         return str(response.json()["id"])
 

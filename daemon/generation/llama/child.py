@@ -32,16 +32,16 @@ def _serve(arguments: Sequence[str]) -> None:
     """What llama-server does with these arguments, by the package."""
     import xllamacpp
 
-    wish = _parsed(arguments)
+    parsed = _parsed(arguments)
     params: Any = xllamacpp.CommonParams()
-    params.model.path = wish.model
-    params.hostnames = [wish.host]
-    params.n_ctx, params.n_parallel = wish.ctx_size, wish.parallel
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wish.threads
+    params.model.path = parsed.model
+    params.hostnames = [parsed.host]
+    params.n_ctx, params.n_parallel = parsed.ctx_size, parsed.parallel
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = parsed.threads
     params.warmup, params.verbosity = False, 1
     params.cache_ram_mib, params.ui = 0, False
-    if wish.lora is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(wish.lora, 1.0)]
+    if parsed.lora is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(parsed.lora, 1.0)]
     server = xllamacpp.Server(params)
     while server:
         signal.pause()

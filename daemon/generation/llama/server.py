@@ -108,9 +108,9 @@ class LlamaServer:
         personal: with the adapter that the server was started with.
         """
         given: list[int] = []
-        wish = _wish(sampling) | {"lora": [{"id": 0, "scale": float(personal)}] if self.plan.lora else []}
+        body = _body(sampling) | {"lora": [{"id": 0, "scale": float(personal)}] if self.plan.lora else []}
         try:
-            with closing(self._events(wish | {"prompt": list(prompt)})) as events:
+            with closing(self._events(body | {"prompt": list(prompt)})) as events:
                 for event in events:
                     for token in self._new(event, len(given)):
                         given.append(token)
@@ -122,7 +122,7 @@ class LlamaServer:
             lost = _number(event, "tokens_predicted") - len(given)
             if event.get("stop_type") == "limit" and lost > 0:
                 # They begin a character that has no end: such tokens are not sent. Asked for alone they are.
-                yield from map(Scored, self._whole(wish | {"prompt": [*prompt, *given], "n_predict": lost}))
+                yield from map(Scored, self._whole(body | {"prompt": [*prompt, *given], "n_predict": lost}))
         except (OSError, HTTPException, ValueError) as error:
             raise LlamaFailed(f"llama.cpp did not answer: {error or type(error).__name__}{self._said()}") from error
 
@@ -152,9 +152,9 @@ class LlamaServer:
     def _connect(self, seconds: float) -> "_Connection":
         return _Connection(self._address, seconds)
 
-    def _events(self, wish: dict[str, Any]) -> Generator[dict[str, Any]]:
+    def _events(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """What the server says, piece by piece. Raises LlamaFailed where that is an error, or nothing for long."""
-        with self._asked(wish | {"stream": True}) as response:
+        with self._asked(body | {"stream": True}) as response:
             heard = time.monotonic()
             while line := response.readline():
                 if time.monotonic() - heard > self._patience.token_seconds:
@@ -163,15 +163,15 @@ class LlamaServer:
                     heard = time.monotonic()
                     yield _event(line.removeprefix(b"data:"))
 
-    def _whole(self, wish: dict[str, Any]) -> list[int]:
-        with self._asked(wish) as response:
+    def _whole(self, body: dict[str, Any]) -> list[int]:
+        with self._asked(body) as response:
             return self._ids(_event(response.read()))
 
     @contextmanager
-    def _asked(self, wish: dict[str, Any]) -> Iterator[HTTPResponse]:
-        """The answer to a wish for tokens. Left early, it ends the server's work."""
+    def _asked(self, body: dict[str, Any]) -> Iterator[HTTPResponse]:
+        """The response to a request for tokens. Leaving early ends the server's work."""
         with closing(self._connect(self._patience.token_seconds)) as connection:
-            connection.request("POST", "/completion", json.dumps(wish), {"Content-Type": "application/json"})
+            connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             with connection.getresponse() as response:
                 if response.status != HTTPStatus.OK:
                     raise LlamaFailed(f"llama.cpp answered with status {response.status}")
@@ -230,7 +230,7 @@ def _command(plan: ServerPlan, host: str) -> list[str]:
     return [*child, *(str(part) for option in options.items() for part in option), "--no-warmup"]
 
 
-def _wish(sampling: Sampling) -> dict[str, Any]:
+def _body(sampling: Sampling) -> dict[str, Any]:
     """What to ask for: temperature, then top_p, as engine/generate/sampling.py has it, and nothing besides."""
     greedy = sampling.temperature == 0
     return _NEUTRAL | {

@@ -68,12 +68,12 @@ def plan(
 
     Nothing is started. The running daemon is asked; where none runs, its data folder and settings are read.
     """
-    wish = wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
+    requested = requested_fields(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
     if model is not None and options.url is not None:
         raise UsageError("--model reads the models on this device, --url asks a daemon. Give one of them.")
-    document = plan_of_daemon(options, wish) if model is None else None
+    document = plan_of_daemon(options, requested) if model is None else None
     if document is None:
-        document = plan_here(options.data_dir, wish, model=model)
+        document = plan_here(options.data_dir, requested, model=model)
     if options.json:
         emit(document)
         return
@@ -82,7 +82,7 @@ def plan(
     make_console().print(plan_view(document))
 
 
-def wishes(
+def requested_fields(
     *,
     steps: int | None,
     mode: TrainingMode | None,
@@ -96,21 +96,21 @@ def wishes(
     return {name: value for name, value in given.items() if value is not None}
 
 
-def plan_of_daemon(options: Common, wish: Document) -> Document | None:
+def plan_of_daemon(options: Common, requested: Document) -> Document | None:
     """Return the running daemon's plan; None when no daemon was named and none runs on the data folder."""
     named = options.url or os.environ.get("POCKETLLM_URL")
     if not named and recorded_url(options.data_dir or configured_data_dir()) is None:
         return None
     try:
         with connected(options) as client:
-            return client.plan_job(wish)
+            return client.plan_job(requested)
     except NoDaemon:
         if named:
             raise
         return None  # it has left its address behind
 
 
-def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> Document:
+def plan_here(data_dir: "Path | None", requested: Document, *, model: str | None) -> Document:
     """Return the plan that a daemon on the data folder would give, from its settings and the model's files.
 
     Raises CommandError when the job cannot fit, when there is no such model, or when a setting cannot be used.
@@ -118,7 +118,7 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
     from pocketllm.api.native.schemas.plan import PlanOut
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
-    from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_wish
+    from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.model_folder import open_native
@@ -129,8 +129,8 @@ def plan_here(data_dir: "Path | None", wish: Document, *, model: str | None) -> 
         folder = DataFolder(settings.data_dir)
         planned = plan_job(
             open_native(folder.models / settings.model),
-            with_wish(settings.training, JobRequest(**wish)),
-            steps=wish.get("steps", settings.training.steps),
+            with_request(settings.training, JobRequest(**requested)),
+            steps=requested.get("steps", settings.training.steps),
         )
     except (DaemonError, MezoError) as error:
         raise CommandError(str(error)) from error

@@ -9,7 +9,7 @@ import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli.errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
-from pocketllm.cli.jobs.plan import Batch, Method, Mode, Probes, Steps, wishes
+from pocketllm.cli.jobs.plan import Batch, Method, Mode, Probes, Steps, requested_fields
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,9 @@ def train(
     Ctrl-C stops the watching, not the job.
     """
     with connected(options) as client:
-        job = client.start_job(seed=seed, **wishes(steps=steps, mode=mode, method=method, batch=batch, probes=probes))
+        job = client.start_job(
+            seed=seed, **requested_fields(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
+        )
         if not follow_job:
             finish_early(job, json_wanted=options.json)
             return

@@ -81,15 +81,15 @@ def import_texts(
 
     check(paths, source)
     names = frozenset(map(name_key, me or []))
-    wishes = ReadOptions(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES)
+    read_options = ReadOptions(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES)
     tally = Tally()
     with progress(quiet=options.json) as watcher:
         if dry_run:
             sent: Document = {"dry_run": True}
-            for _ in found(paths, wishes, tally, source, watcher):
+            for _ in found(paths, read_options, tally, source, watcher):
                 pass
         else:
-            sent = send(options, found(paths, wishes, tally, source, watcher), tally)
+            sent = send(options, found(paths, read_options, tally, source, watcher), tally)
     tell(options, tally, sent)
 
 
@@ -113,12 +113,12 @@ class Watcher:
 
 
 def found(
-    paths: list[Path], wishes: ReadOptions, tally: "Tally", source: str | None, watcher: Watcher
+    paths: list[Path], read_options: ReadOptions, tally: "Tally", source: str | None, watcher: Watcher
 ) -> "Iterator[Text]":
     """Yield the texts below some paths, told to the watcher one by one."""
     from pocketllm.readers.gathering import gather
 
-    for text in gather(paths, wishes, tally, source=source, on_file=watcher.file):
+    for text in gather(paths, read_options, tally, source=source, on_file=watcher.file):
         watcher.text()
         yield text
 

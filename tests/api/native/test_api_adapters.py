@@ -149,8 +149,8 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
         store.close()
 
         def generated() -> tuple[str | None, str]:
-            wish = {"prompt": "The wind", "max_tokens": 24, "temperature": 0}
-            answer = daemon.client.post("/generate", json=wish).json()
+            requested = {"prompt": "The wind", "max_tokens": 24, "temperature": 0}
+            answer = daemon.client.post("/generate", json=requested).json()
             return answer["adapter"], answer["text"]
 
         personal = generated()

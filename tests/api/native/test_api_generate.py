@@ -29,7 +29,7 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
 
 
 @pytest.mark.parametrize(
-    ("wish", "param", "says"),
+    ("requested", "param", "says"),
     [
         ({}, None, "send either prompt or messages"),
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, None, "send either prompt or messages"),
@@ -58,8 +58,8 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
         ({"prompt": "a", "model": "/etc/passwd"}, "model", "Extra inputs"),
     ],
 )
-def test_a_faulty_wish(api: Rehearsal, wish: Document, param: str | None, says: str) -> None:
-    document = assert_problem(api.post("/generate", json=wish), 422, "invalid_value")
+def test_a_faulty_wish(api: Rehearsal, requested: Document, param: str | None, says: str) -> None:
+    document = assert_problem(api.post("/generate", json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
     assert says in document["detail"]
 
@@ -113,8 +113,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield started
 
 
-def generate(daemon: Daemon, **wish: Any) -> Document:
-    response = daemon.client.post("/generate", json={"max_tokens": 12, **wish})
+def generate(daemon: Daemon, **requested: Any) -> Document:
+    response = daemon.client.post("/generate", json={"max_tokens": 12, **requested})
     assert response.status_code == 200, response.text
     assert response.text.endswith("\n}\n")
     document: Document = response.json()
@@ -131,8 +131,8 @@ def events(response: httpx.Response) -> Iterator[tuple[str, Document]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def stream(daemon: Daemon, **wish: Any) -> list[tuple[str, Document]]:
-    with daemon.client.stream("POST", "/generate", json={"max_tokens": 12, "stream": True, **wish}) as response:
+def stream(daemon: Daemon, **requested: Any) -> list[tuple[str, Document]]:
+    with daemon.client.stream("POST", "/generate", json={"max_tokens": 12, "stream": True, **requested}) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         return list(events(response))
@@ -203,21 +203,21 @@ def test_a_stop_string_ends_the_text_before_it(daemon: Daemon, as_list: bool) ->
     assert document["text"] == free[: free.index(stop)]
 
 
-@pytest.mark.parametrize("wish", [{"temperature": 0}, {"temperature": 1.2, "seed": 4}, {"max_tokens": 1}])
-def test_a_stream_ends_with_the_whole(daemon: Daemon, wish: Document) -> None:
-    wish = {"prompt": PROMPT, "max_tokens": 60, "seed": 1, **wish}
-    *tokens, (last, done) = stream(daemon, **wish)
+@pytest.mark.parametrize("requested", [{"temperature": 0}, {"temperature": 1.2, "seed": 4}, {"max_tokens": 1}])
+def test_a_stream_ends_with_the_whole(daemon: Daemon, requested: Document) -> None:
+    requested = {"prompt": PROMPT, "max_tokens": 60, "seed": 1, **requested}
+    *tokens, (last, done) = stream(daemon, **requested)
     assert last == "done"
     assert all(name == "token" and set(data) == {"text"} and data["text"] for name, data in tokens)
     assert "".join(data["text"] for _, data in tokens) == done["text"]
-    whole = generate(daemon, **wish)
+    whole = generate(daemon, **requested)
     untimed = [{key: value for key, value in answer.items() if key != "tokens_per_second"} for answer in (done, whole)]
     assert untimed[0] == untimed[1]
 
 
 @pytest.mark.parametrize("as_stream", [True, False])
 @pytest.mark.parametrize(
-    "wish",
+    "requested",
     [
         {"prompt": "a" * (CONTEXT + 10), "max_tokens": 1},
         {"messages": [{"role": "user", "content": "a" * CONTEXT}]},
@@ -225,8 +225,8 @@ def test_a_stream_ends_with_the_whole(daemon: Daemon, wish: Document) -> None:
     ],
     ids=["prompt", "chat", "with its answer"],
 )
-def test_more_than_the_context_is_refused(daemon: Daemon, wish: Document, as_stream: bool) -> None:
-    response = daemon.client.post("/generate", json={**wish, "stream": as_stream})
+def test_more_than_the_context_is_refused(daemon: Daemon, requested: Document, as_stream: bool) -> None:
+    response = daemon.client.post("/generate", json={**requested, "stream": as_stream})
     document = assert_problem(response, 422, "bad_generation")
     assert f"context of {CONTEXT} tokens" in document["detail"] and "Shorten the prompt" in document["detail"]
 
@@ -261,13 +261,15 @@ def test_a_client_without_patience_lets_the_next_one_in(daemon: Daemon) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(daemon: Daemon) -> None:
-    wish = {"prompt": PROMPT, "temperature": 0, "max_tokens": 4}
+    requested = {"prompt": PROMPT, "temperature": 0, "max_tokens": 4}
     with ThreadPoolExecutor() as threads:
-        with daemon.client.stream("POST", "/generate", json={**wish, "max_tokens": ENDLESS, "stream": True}) as first:
+        with daemon.client.stream(
+            "POST", "/generate", json={**requested, "max_tokens": ENDLESS, "stream": True}
+        ) as first:
             arriving = events(first)  # kept, since the connection ends with it
             assert next(arriving)[0] == "token"
             # One may wait, so of two more the one that comes last is refused, at once.
-            more = [threads.submit(daemon.client.post, "/generate", json=wish) for _ in range(2)]
+            more = [threads.submit(daemon.client.post, "/generate", json=requested) for _ in range(2)]
             refused = next(as_completed(more))
             document = assert_problem(refused.result(), 503, "generator_busy")
             assert "Try again" in document["detail"]
@@ -283,8 +285,8 @@ def test_the_process_is_shown_and_is_started_again_when_it_dies(daemon: Daemon) 
     assert before["running"] and is_running(before["pid"])
     assert 0 < before["unloads_in_seconds"] <= 300
 
-    wish = {"prompt": PROMPT, "temperature": 0, "max_tokens": ENDLESS, "stream": True}
-    with daemon.client.stream("POST", "/generate", json=wish) as response:
+    requested = {"prompt": PROMPT, "temperature": 0, "max_tokens": ENDLESS, "stream": True}
+    with daemon.client.stream("POST", "/generate", json=requested) as response:
         arriving = events(response)
         assert next(arriving)[0] == "token"
         os.kill(before["pid"], signal.SIGKILL)

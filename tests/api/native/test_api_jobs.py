@@ -37,8 +37,8 @@ def api(bare: Rehearsal, models: Path) -> Rehearsal:
     return bare
 
 
-def ask(api: Rehearsal, **wish: Any) -> Document:
-    response = api.post("/jobs", json=wish)
+def ask(api: Rehearsal, **requested: Any) -> Document:
+    response = api.post("/jobs", json=requested)
     assert response.status_code == 202, response.text
     job: Document = response.json()
     return job
@@ -121,7 +121,7 @@ def test_the_limits_themselves_are_allowed(api: Rehearsal, steps: int, seed: int
 
 
 @pytest.mark.parametrize(
-    ("wish", "param"),
+    ("requested", "param"),
     [
         ({"steps": 0}, "steps"),
         ({"steps": -1}, "steps"),
@@ -141,8 +141,8 @@ def test_the_limits_themselves_are_allowed(api: Rehearsal, steps: int, seed: int
         (5, None),
     ],
 )
-def test_a_faulty_wish(api: Rehearsal, wish: Any, param: str | None) -> None:
-    document = assert_problem(api.post("/jobs", json=wish), 422, "invalid_value")
+def test_a_faulty_wish(api: Rehearsal, requested: Any, param: str | None) -> None:
+    document = assert_problem(api.post("/jobs", json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
     assert document["detail"].startswith(f"{param or 'body'}: ")
     assert api.get("/jobs").json()["data"] == []

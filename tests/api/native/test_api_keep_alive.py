@@ -10,7 +10,7 @@ from tests.support.running import assert_problem, rehearsal
 
 
 @pytest.mark.parametrize(
-    ("wish", "seconds"),
+    ("requested", "seconds"),
     [
         (None, None),
         (0, 0),
@@ -26,15 +26,15 @@ from tests.support.running import assert_problem, rehearsal
         ("-1m", inf),
     ],
 )
-def test_wishes(wish: float | str | None, seconds: float | None) -> None:
-    assert seconds_of(wish) == seconds
+def test_wishes(requested: float | str | None, seconds: float | None) -> None:
+    assert seconds_of(requested) == seconds
 
 
-@pytest.mark.parametrize("wish", ["", "long", "5 minutes", "1h30m", "s", float("nan")])
-def test_what_is_no_duration(wish: float | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("requested", ["", "long", "5 minutes", "1h30m", "s", float("nan")])
+def test_what_is_no_duration(requested: float | str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is"):
-        seconds_of(wish)
-    if isinstance(wish, str):
+        seconds_of(requested)
+    if isinstance(requested, str):
         with rehearsal(tmp_path / "data") as api:
-            refused = api.post("/generate", json={"prompt": "x", "keep_alive": wish})
+            refused = api.post("/generate", json={"prompt": "x", "keep_alive": requested})
             assert "keep_alive" in assert_problem(refused, 422, "invalid_value")["detail"]

@@ -39,8 +39,8 @@ def api(tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> Iterato
         yield made
 
 
-def plan(api: Rehearsal, **wish: Any) -> Document:
-    response = api.post("/jobs?dry_run=true", json=wish)
+def plan(api: Rehearsal, **requested: Any) -> Document:
+    response = api.post("/jobs?dry_run=true", json=requested)
     assert response.status_code == 200, response.text
     assert response.text.endswith("\n}\n")
     document: Document = response.json()
@@ -79,9 +79,9 @@ def test_the_document(api: Rehearsal) -> None:
     }
 
 
-@pytest.mark.parametrize("wish", [{}, {"method": "mezo"}])
-def test_each_method_is_there_to_compare_with(api: Rehearsal, wish: dict[str, str]) -> None:
-    document = plan(api, **wish)
+@pytest.mark.parametrize("requested", [{}, {"method": "mezo"}])
+def test_each_method_is_there_to_compare_with(api: Rehearsal, requested: dict[str, str]) -> None:
+    document = plan(api, **requested)
     by_method = {one["method"]: one["prediction"] for one in document["alternatives"]}
     assert by_method.keys() == {"exact", "mezo"}
     assert by_method[document["method"]] == document["predicted"]
@@ -113,9 +113,9 @@ def test_wishes_stand_in_place_of_the_settings(api: Rehearsal) -> None:
 
 
 def test_a_job_is_what_was_planned(api: Rehearsal) -> None:
-    wish = {"steps": 5, "batch": 2, "probes": 4, "mode": "lora", "method": "mezo"}
-    foretold = plan(api, **wish)
-    response = api.post("/jobs?dry_run=false", json=wish)
+    requested = {"steps": 5, "batch": 2, "probes": 4, "mode": "lora", "method": "mezo"}
+    foretold = plan(api, **requested)
+    response = api.post("/jobs?dry_run=false", json=requested)
     assert response.status_code == 202
     job = api.get(response.headers["location"]).json()
     assert job["predicted_bytes"] == foretold["predicted"]["peak_bytes"]
@@ -162,7 +162,7 @@ def test_without_text_there_is_a_plan_that_says_so(tmp_path: Path, models: Path)
 
 
 @pytest.mark.parametrize(
-    ("wish", "param"),
+    ("requested", "param"),
     [
         ({"mode": "all"}, "mode"),
         ({"batch": 0}, "batch"),
@@ -174,8 +174,8 @@ def test_without_text_there_is_a_plan_that_says_so(tmp_path: Path, models: Path)
     ],
 )
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_faulty_wishes(api: Rehearsal, wish: Document, param: str, query: str) -> None:
-    document = assert_problem(api.post(f"/jobs{query}", json=wish), 422, "invalid_value")
+def test_faulty_wishes(api: Rehearsal, requested: Document, param: str, query: str) -> None:
+    document = assert_problem(api.post(f"/jobs{query}", json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
 
 

@@ -37,8 +37,8 @@ def test_both_answers_and_what_has_become_likelier(house: LearnedHouse) -> None:
 
 
 def test_the_same_seed_gives_the_same(house: LearnedHouse) -> None:
-    wish = ASKED | {"adapter": house.adapter.name}
-    first, again = (house.daemon.client.post("/compare", json=wish).json() for _ in range(2))
+    requested = ASKED | {"adapter": house.adapter.name}
+    first, again = (house.daemon.client.post("/compare", json=requested).json() for _ in range(2))
     assert first == again
 
 

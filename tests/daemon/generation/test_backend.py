@@ -89,7 +89,7 @@ def test_a_program_on_the_path_goes_before_the_package(
 
 
 @pytest.mark.parametrize(
-    ("wish", "there", "state", "message"),
+    ("preference", "there", "state", "message"),
     [
         ("auto", True, "good", "by llama.cpp"),
         ("auto", False, "unknown", "by transformers, not llama.cpp: there is no llama.cpp here"),
@@ -101,7 +101,7 @@ def test_the_doctor_says_what_answers(
     native: NativeModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    wish: str,
+    preference: str,
     there: bool,
     state: str,
     message: str,
@@ -109,7 +109,7 @@ def test_the_doctor_says_what_answers(
     if there:
         llama_double(tmp_path / "bin")
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": wish})
+    settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": preference})
     places = Places(supplies=tmp_path)
     findings = examine(
         settings, discover_sensors(tmp_path, tmp_path / "idle", places), places, lambda: datetime.now(UTC)

@@ -35,7 +35,7 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlamaDouble:
 
 @contextmanager
 def generator(
-    models: Path, wish: BackendPreference = "auto"
+    models: Path, preference: BackendPreference = "auto"
 ) -> Iterator[tuple[Generator, Callable[[Awaitable[Any]], Any]]]:
     with asyncio.Runner() as runner:
 
@@ -51,7 +51,7 @@ def generator(
             max_waiting=1,
             clock=lambda: 0.0,
             socket=models / "llama.sock",
-            wish=wish,
+            preference=preference,
         )
         try:
             yield made, run

@@ -41,17 +41,17 @@ def test_it_is_asked_for_tokens_by_their_ids(tmp_path: Path) -> None:
     double = llama_double(tmp_path / "bin")
     with started(double, tmp_path) as server:
         assert answer(server, Sampling(max_tokens=7, temperature=0.5, top_p=0.9, seed=3)) == counted(60, 7)
-    [wish] = double.notes("wish")
-    assert (wish["prompt"], wish["n_predict"], wish["seed"], wish["lora"]) == (PROMPT, 7, 3, [])
-    assert (wish["samplers"], wish["temperature"], wish["top_p"]) == (["temperature", "top_p"], 0.5, 0.9)
+    [body] = double.notes("wish")
+    assert (body["prompt"], body["n_predict"], body["seed"], body["lora"]) == (PROMPT, 7, 3, [])
+    assert (body["samplers"], body["temperature"], body["top_p"]) == (["temperature", "top_p"], 0.5, 0.9)
 
 
 def test_no_temperature_is_the_likeliest_token(tmp_path: Path) -> None:
     double = llama_double(tmp_path / "bin")
     with started(double, tmp_path) as server:
         answer(server, Sampling(max_tokens=1, temperature=0))
-    [wish] = double.notes("wish")
-    assert (wish["samplers"], wish["top_k"]) == (["top_k"], 1)
+    [body] = double.notes("wish")
+    assert (body["samplers"], body["top_k"]) == (["top_k"], 1)
 
 
 def test_its_arguments(tmp_path: Path) -> None:

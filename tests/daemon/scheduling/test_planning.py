@@ -23,7 +23,7 @@ from pocketllm.daemon.scheduling.planning import (
     chosen,
     enough_rows,
     plan_job,
-    with_wish,
+    with_request,
 )
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
@@ -50,19 +50,19 @@ def settings(**changes: Any) -> TrainingSettings:
 class TestWithWishes:
     def test_what_is_not_wished_for_is_as_the_settings_say(self) -> None:
         base = settings(batch=3, probes=2, mode="full", rank=5)
-        assert with_wish(base, JobRequest()) == base
-        assert with_wish(base, JobRequest(batch=7, mode="lora")) == settings(batch=7, probes=2, mode="lora", rank=5)
-        assert with_wish(base, JobRequest(probes=9)).probes == 9
+        assert with_request(base, JobRequest()) == base
+        assert with_request(base, JobRequest(batch=7, mode="lora")) == settings(batch=7, probes=2, mode="lora", rank=5)
+        assert with_request(base, JobRequest(probes=9)).probes == 9
 
     def test_another_mode_has_other_lengths_unless_they_were_set(self) -> None:
-        full = with_wish(settings(), JobRequest(mode="full"))
+        full = with_request(settings(), JobRequest(mode="full"))
         assert (full.step_size, full.epsilon) == (settings(mode="full").step_size, settings(mode="full").epsilon)
         assert full.step_size != settings().step_size
-        assert with_wish(settings(step_size=0.25), JobRequest(mode="full")).step_size == 0.25
+        assert with_request(settings(step_size=0.25), JobRequest(mode="full")).step_size == 0.25
 
     @pytest.mark.parametrize(("batch", "micro_batch"), [(2, 2), (4, 4), (16, 4), (None, 4)])
     def test_the_most_at_once_follows_a_smaller_batch(self, batch: int | None, micro_batch: int) -> None:
-        assert with_wish(settings(batch=8, micro_batch=4), JobRequest(batch=batch)).micro_batch == micro_batch
+        assert with_request(settings(batch=8, micro_batch=4), JobRequest(batch=batch)).micro_batch == micro_batch
 
 
 class TestPlanJob:

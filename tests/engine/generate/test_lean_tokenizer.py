@@ -88,7 +88,7 @@ def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tm
 
 
 def test_a_lexicon_is_the_same_either_way_and_needs_no_torch(tiny: NativeModel) -> None:
-    ours, theirs = (open_lexicon(tiny, lean=wish)[1] for wish in (True, False))
+    ours, theirs = (open_lexicon(tiny, lean=requested)[1] for requested in (True, False))
     assert (ours.ends, ours.context) == (theirs.ends, theirs.context) == (frozenset({0, 2}), 256)
     code = f"""
 import sys

@@ -246,28 +246,28 @@ class TestExact:
             assert predict(shapes, changed).seconds_per_step >= now.seconds_per_step, name
 
     @given(exact_plans(), st.integers(0, 2000))
-    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, wish: JobPlan, more: int) -> None:
-        limit = smallest(SMOLLM2, wish) + more * MB
-        plan, said = fit(SMOLLM2, wish, limit)
+    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, requested: JobPlan, more: int) -> None:
+        limit = smallest(SMOLLM2, requested) + more * MB
+        plan, said = fit(SMOLLM2, requested, limit)
         assert working(SMOLLM2, plan) <= limit
-        assert 1 <= plan.rows_at_once <= wish.rows_at_once
-        assert 1 <= plan.pass_blocks <= wish.pass_blocks and 1 <= plan.lanes <= wish.lanes
-        assert plan.pass_blocks >= min(plan.rows_at_once, wish.pass_blocks)
-        assert min(MIN_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
+        assert 1 <= plan.rows_at_once <= requested.rows_at_once
+        assert 1 <= plan.pass_blocks <= requested.pass_blocks and 1 <= plan.lanes <= requested.lanes
+        assert plan.pass_blocks >= min(plan.rows_at_once, requested.pass_blocks)
+        assert min(MIN_TOKENS, requested.block_tokens) <= plan.block_tokens <= requested.block_tokens
         names = ("rows_at_once", "pass_blocks", "lanes", "block_tokens")
-        assert len(said) == sum(getattr(plan, name) < getattr(wish, name) for name in names)
-        as_wished = {name: getattr(wish, name) for name in names}
-        assert dataclasses.replace(plan, **as_wished) == wish
+        assert len(said) == sum(getattr(plan, name) < getattr(requested, name) for name in names)
+        as_wished = {name: getattr(requested, name) for name in names}
+        assert dataclasses.replace(plan, **as_wished) == requested
 
     def test_speed_is_given_up_before_length(self) -> None:
-        wish = exact_plan(lanes=2)
+        requested = exact_plan(lanes=2)
         limit = working(SMOLLM2, exact_plan(rows_at_once=1, pass_blocks=1))
-        plan, said = fit(SMOLLM2, wish, limit)
-        assert plan.block_tokens == wish.block_tokens
+        plan, said = fit(SMOLLM2, requested, limit)
+        assert plan.block_tokens == requested.block_tokens
         assert all(sentence.endswith("slower, with the same result.") for sentence in said)
-        shorter, said = fit(SMOLLM2, wish, limit - MB)
+        shorter, said = fit(SMOLLM2, requested, limit - MB)
         assert (shorter.rows_at_once, shorter.pass_blocks, shorter.lanes) == (1, 1, 1)
-        assert shorter.block_tokens < wish.block_tokens and "shorter pieces" in said[-1]
+        assert shorter.block_tokens < requested.block_tokens and "shorter pieces" in said[-1]
 
     def test_it_is_of_adapters_of_layers_alone(self) -> None:
         with pytest.raises(BadRequest, match="adapter's factors"):
@@ -298,32 +298,32 @@ class TestFit:
         assert "training.block_tokens went from 128 to 32:" in said[1]
 
     @given(plans(), st.sampled_from([SMOLLM2, LLAMA_7B]))
-    def test_the_smallest_limit_that_is_named_is_the_smallest(self, wish: JobPlan, shapes: Shapes) -> None:
-        assume(wish.mode == "lora" or shapes is SMOLLM2)
-        limit = smallest(shapes, wish)
-        plan, _ = fit(shapes, wish, limit)
+    def test_the_smallest_limit_that_is_named_is_the_smallest(self, requested: JobPlan, shapes: Shapes) -> None:
+        assume(requested.mode == "lora" or shapes is SMOLLM2)
+        limit = smallest(shapes, requested)
+        plan, _ = fit(shapes, requested, limit)
         assert working(shapes, plan) <= limit
         with pytest.raises(DoesNotFit, match=f"Set it to {limit} or more"):
-            fit(shapes, wish, limit - MB)
+            fit(shapes, requested, limit - MB)
 
     @given(plans(), st.integers(0, 2000))
-    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, wish: JobPlan, more: int) -> None:
-        limit = smallest(SMOLLM2, wish) + more * MB
-        plan, said = fit(SMOLLM2, wish, limit)
+    def test_a_plan_fits_and_never_asks_for_more_than_was_wished(self, requested: JobPlan, more: int) -> None:
+        limit = smallest(SMOLLM2, requested) + more * MB
+        plan, said = fit(SMOLLM2, requested, limit)
         assert working(SMOLLM2, plan) <= limit
-        fewest = MIN_ROWS[wish.method]
-        assert fewest <= plan.rows_at_once <= wish.rows_at_once and plan.rows_at_once % 2 == 0
-        assert min(MIN_TOKENS, wish.block_tokens) <= plan.block_tokens <= wish.block_tokens
-        assert plan.block_tokens == wish.block_tokens or plan.rows_at_once == fewest
-        reduced = (plan.rows_at_once < wish.rows_at_once) + (plan.block_tokens < wish.block_tokens)
-        reduced += plan.lanes < wish.lanes
+        fewest = MIN_ROWS[requested.method]
+        assert fewest <= plan.rows_at_once <= requested.rows_at_once and plan.rows_at_once % 2 == 0
+        assert min(MIN_TOKENS, requested.block_tokens) <= plan.block_tokens <= requested.block_tokens
+        assert plan.block_tokens == requested.block_tokens or plan.rows_at_once == fewest
+        reduced = (plan.rows_at_once < requested.rows_at_once) + (plan.block_tokens < requested.block_tokens)
+        reduced += plan.lanes < requested.lanes
         assert len(said) == reduced
-        assert 1 <= plan.lanes <= wish.lanes
-        assert plan.lanes == 1 or plan.rows_at_once == wish.rows_at_once
+        assert 1 <= plan.lanes <= requested.lanes
+        assert plan.lanes == 1 or plan.rows_at_once == requested.rows_at_once
         rest = dataclasses.replace(
-            plan, rows_at_once=wish.rows_at_once, block_tokens=wish.block_tokens, lanes=wish.lanes
+            plan, rows_at_once=requested.rows_at_once, block_tokens=requested.block_tokens, lanes=requested.lanes
         )
-        assert rest == wish
+        assert rest == requested
         assert json.loads(json.dumps(plan.to_json())) == plan.to_json()
 
     def test_a_refusal_says_what_else_would_do(self) -> None:
