@@ -1,4 +1,4 @@
-"""What routes are handed: the daemon's parts."""
+"""What routes share: the daemon's services, the adapter that answers, and the check for a JSON body."""
 
 from http import HTTPStatus
 from pathlib import Path
@@ -20,7 +20,6 @@ async def services_of(request: Request) -> Services:
 
 
 Context = Annotated[Services, Depends(services_of)]
-
 
 SERVING, BASE = "serving", "base"
 

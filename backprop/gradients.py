@@ -89,18 +89,20 @@ class LayerwiseGradients:
         """The batch in runs of blocks whose states may be kept at the same time; parts of a kind go together."""
         runs: list[tuple[Batch, list[int]]] = []
         for part, blocks in enumerate(batch):
-            joined = runs[-1][0].joined(blocks) if runs else None
-            before = runs.pop()[1] if joined else []
-            runs.append((joined or blocks, before + [part] * len(blocks)))
+            of = [part] * len(blocks)
+            if runs and (joined := runs[-1][0].joined(blocks)) is not None:
+                runs[-1] = (joined, runs[-1][1] + of)
+            else:
+                runs.append((blocks, of))
         waiting: list[_MicroBatch] = []
         room = self._size.blocks
         for blocks, parts in runs:
             at_once = self._size.rows_at_once
-            for some, of in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
+            for some, its in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
                 if waiting and len(some) > room:
                     yield waiting
                     waiting, room = [], self._size.blocks
-                waiting.append(_MicroBatch(blocks=some, parts=of))
+                waiting.append(_MicroBatch(blocks=some, parts=its))
                 room -= len(some)
         yield waiting
 

@@ -16,8 +16,8 @@ from pocketllm.engine.streamed.model import LanguageModel
 
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0
-#: The part of what is learned that is served: the weights lie between the base model's and those that the text alone
-#: would have (WiSE-FT, arXiv 2109.01903). The last tenth wins little on the text, and costs half of the harm elsewhere.
+#: The served B over the trained one: weights between the base model's and the fine-tuned ones (WiSE-FT, arXiv
+#: 2109.01903). The last tenth wins little on the text, and does half of the harm elsewhere.
 SERVED = 0.9
 #: B's learning rate over A's (LoRA+, arXiv 2402.12354).
 B_RATE = 4.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def routes_table(tag: str) -> str:
     return _table(("route", "takes", "does"), rows)
 
 
+@cache
 def _document() -> dict[str, Any]:
-    """The OpenAPI document of a daemon with default settings."""
+    """The OpenAPI document of a daemon with default settings; built once, for all tables."""
     with tempfile.TemporaryDirectory() as folder:
         services = build_services(Settings(data_dir=Path(folder)))
         try:

@@ -6,7 +6,7 @@ import os
 #: of a step's elementwise work (silu of 2048 x 1536 bf16: 1.8 against 0.6 ms). So it shall keep what a step uses
 #: again and again: take blocks below 32 MB from the heap, grow that by 16 MB, and let 256 MB of it lie free. One heap
 #: for all threads: those of their own never shrink, so that after memory ran out once a smaller try found none
-#: either. It costs a lane (engine/streamed/model.py) a few per cent. Other C libraries ignore these.
+#: either. It costs a replica (engine/streamed/model.py) a few per cent. Other C libraries ignore these.
 _KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),

@@ -1,4 +1,4 @@
-"""/jobs: what is being learned, what waits and why; ask for a job, or what one would take; withdraw one."""
+"""/jobs: the queue, plans, cancelling and pausing; a job's report and its journal as a file."""
 
 from collections.abc import Sequence
 from http import HTTPStatus

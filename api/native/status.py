@@ -1,4 +1,4 @@
-"""/health, /status, /models: what the daemon is, sees and has."""
+"""/health, /status, /models, /history: what the daemon is, sees, has, and saw over the last days."""
 
 import os
 from datetime import datetime, timedelta

@@ -185,7 +185,7 @@ def _cores(shapes: Shapes) -> int:
     return int(shapes.calibration.get("threads") or os.cpu_count() or 1)
 
 
-#: Plans a job of so many steps on the configured model; raises MezoError when there can be none.
+#: Plans a job with a number of steps on the configured model. Raises MezoError where that is not possible.
 Planner = Callable[[TrainingSettings, int], Planned]
 
 

@@ -1,4 +1,4 @@
-"""A model's tokenizer and where its texts end, read with transformers or, where that gives the same, without."""
+"""A model's tokenizer, without transformers where that gives the same: its import takes seconds and 300 MB."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pocketllm.backprop.output_error import label_error, output_error
 from tests.support.dense_head import DenseHead, example
 
-#: A logit of some ten is rounded by 1e-6, each of the two times it is made, and the error is multiplied by weights.
+#: A logit of some ten is rounded by 1e-6, and the error is multiplied by weights.
 TOLERANCES = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 
