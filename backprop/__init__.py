@@ -3,7 +3,7 @@
     forward     h[0] = embed(x);  h[l+1] = layer[l](h[l])      without a graph; each h[l] is kept
     output      g[L] = dLoss/dh[L]                              in closed form           (output_error.py)
     backward    g[l], dA[l], dB[l] = vjp(layer[l], h[l], g[l+1])   from the top down     (gradients.py)
-    update      A, B of layer l by AdamW, as soon as their gradients are there           (method.py)
+    update      A, B of layer l by NAdam, as soon as their gradients are there           (method.py)
 
 A layer's graph exists only while its own vector-Jacobian product is taken, so memory is one layer's activations and one
 state (blocks, tokens, width) a layer, whatever a transformers graph of the whole model would take (gradient

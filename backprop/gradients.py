@@ -32,7 +32,7 @@ class PassSize:
     """What decides about memory and speed, and not about the result beyond rounding."""
 
     blocks: int  #: whose states are kept on the way up; further blocks take another pass
-    rows_at_once: int  #: blocks that go through a layer together
+    micro_batch: int  #: blocks that go through a layer together
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class LayerwiseGradients:
             if number is None:
                 raise UnsupportedModel(f"{path} is in none of the model's layers. Use training.method = mezo.")
             self._paths[number].append(path)
-        self._network, self._stack, self._walk = model.first_replica, model.stack, model.walk
+        self._network, self._stack, self._context = model.first_replica, model.stack, model.context
         self._dense = DenseWeights()
         self._lowest = min(self._paths)
         self._check()
@@ -97,7 +97,7 @@ class LayerwiseGradients:
         waiting: list[_MicroBatch] = []
         room = self._size.blocks
         for blocks, parts in runs:
-            at_once = self._size.rows_at_once
+            at_once = self._size.micro_batch
             for some, its in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
                 if waiting and len(some) > room:
                     yield waiting
@@ -141,14 +141,14 @@ class LayerwiseGradients:
             leaving = some.states.pop().detach().requires_grad_()
             hidden = self._network.behind_layers(blocks, leaving)
         rows, targets, head = hidden.detach()[places], blocks.targets[places], self._network.head.at(None)
-        if blocks.choices is None:
+        if blocks.label_ids is None:
             losses, error = output_error(rows, head, targets)
         else:
-            losses, error = label_error(rows, head, targets, blocks.choices)
+            losses, error = label_error(rows, head, targets, blocks.label_ids)
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
         (some.error,) = _vjp(hidden, [leaving], at_hidden)
-        if self._walk.release:
+        if self._context.release:
             self._network.head.weights.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
 
@@ -159,7 +159,7 @@ class LayerwiseGradients:
         for number in reversed(range(self._lowest, self._stack.count)):
             paths = self._paths[number]
             leaves = [
-                leaf.to(self._walk.dtype).detach().requires_grad_()
+                leaf.to(self._context.dtype).detach().requires_grad_()
                 for path in paths
                 for leaf in (self._adapter.a[path], self._adapter.b[path] * self._adapter.scaling)
             ]
@@ -173,7 +173,7 @@ class LayerwiseGradients:
     def _vjp(self, some: _MicroBatch, number: int, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The gradients with respect to a layer's leaves; that with respect to what enters it becomes the error."""
         for path, a, b in zip(self._paths[number], leaves[::2], leaves[1::2], strict=True):
-            branch = self._network.linears[path].low_rank
+            branch = self._network.linears[path].lora
             assert branch is not None, "the model uses the adapter"
             branch.leaves = (a, b)
         assert some.error is not None
@@ -208,17 +208,17 @@ class LayerwiseGradients:
     @contextmanager
     def _layer(self, number: int, following: int | None = None) -> Iterator[None]:
         """Stay in a layer: its pages are in memory, and dense where that takes little. Read the next one's ahead."""
-        release = self._walk.release
+        release = self._context.release
         if release and following is not None and 0 <= following < self._stack.count:
             for weight in self._stack.weights_of(following):
                 weight.prefetch()
         weights = self._stack.weights_of(number)
-        dense = sum(prod(weight.shape) for weight in weights) * self._walk.dtype.itemsize
-        self._walk.dense = self._dense if dense <= DENSE_LAYER_BYTES else None
+        dense = sum(prod(weight.shape) for weight in weights) * self._context.dtype.itemsize
+        self._context.dense = self._dense if dense <= DENSE_LAYER_BYTES else None
         try:
             yield
         finally:
-            self._walk.dense = None
+            self._context.dense = None
             self._dense.clear()
             if release:
                 for weight in weights:

@@ -1,4 +1,4 @@
-"""Exact gradients as the trainer runs them: LoRA's A and B (arXiv 2106.09685), AdamW (arXiv 1711.05101)."""
+"""Exact gradients as the trainer runs them: LoRA's A and B (arXiv 2106.09685), NAdam (nadam.py)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,10 @@ from math import cos, pi, sqrt
 import numpy as np
 import torch
 
-from pocketllm.backprop.adamw import AdamW
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.backprop.nadam import NAdam
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.method import StepRecord, Update
+from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -30,7 +30,7 @@ class ExactPlan:
     """What determines a run, besides the model, what it starts from, and the batches."""
 
     seed: int
-    rate: float  #: AdamW's learning rate for A at its height
+    rate: float  #: NAdam's learning rate for A at its height
     samples_weight: float = 0.0  #: of the base model's own samples in the objective; the text has the rest
 
 
@@ -43,7 +43,7 @@ def fresh_adapter(model: LanguageModel, *, rank: int, seed: int) -> Adapter:
         bound = 1 / sqrt(linear.in_features)
         a[path] = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
         b[path] = torch.zeros(linear.out_features, rank)
-    return Adapter(base=model.native.manifest.name, alpha=SCALING * rank, a=a, b=b)
+    return Adapter(base=model.folder.manifest.name, alpha=SCALING * rank, a=a, b=b)
 
 
 def adapted_paths(model: LanguageModel) -> list[str]:
@@ -52,7 +52,7 @@ def adapted_paths(model: LanguageModel) -> list[str]:
 
 
 class Exact:
-    """pocketllm.engine.method.Method: AdamW on exact gradients, each layer updated on the way back."""
+    """pocketllm.engine.method.Method: NAdam on exact gradients, each layer updated on the way back."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Exact:
         self._model, self._adapter, self._plan, self._to_start, self._samples = model, adapter, plan, to_start, samples
         self._learning = replace(adapter, alpha=adapter.alpha / SERVED)  # the same A and B
         self._gradients = LayerwiseGradients(model, self._learning, size)
-        self._optimizer = AdamW()
+        self._optimizer = NAdam()
         self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
         self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
 
@@ -108,14 +108,14 @@ class Exact:
         )
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A, B and AdamW's moments of each."""
+        """A, B and NAdam's moments of each."""
         found = dict(self._parameters)
         found |= {f"mean.{name}": mean for name, mean in self._optimizer.means.items()}
         return found | {f"square.{name}": square for name, square in self._optimizer.squares.items()}
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
+    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method: the records are not needed."""
-        self._optimizer = AdamW()
+        self._optimizer = NAdam()
         if not state:
             self._to_start()
             return

@@ -32,7 +32,7 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> f
     for b in adapter.b.values():
         b.normal_(0, _DEVIATION, generator=generator)
     model.use(adapter)
-    size = PassSize(blocks=len(blocks), rows_at_once=len(blocks))
+    size = PassSize(blocks=len(blocks), micro_batch=len(blocks))
     LayerwiseGradients(model, adapter, size)([(blocks, 1.0)], found.update)
     expected = _autograd(folder, adapter, blocks)
     pairs = [pair for path in expected for pair in zip(found[path], expected[path], strict=True)]

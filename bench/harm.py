@@ -83,7 +83,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--text", type=Path, help="a writer's text (UTF-8); by default the sample notes")
     made.add_argument("--steps", type=int, default=TrainingSettings().steps)
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
+    made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     return made.parse_args(arguments)
 

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Learn, and measure before and after."""
     division = learn_text.load(options.blocks)
     plan = planned(options.folder, mode="exact", batch=options.batch, tokens=division.training.inputs.shape[1]).plan
-    model = load_model(options.folder, plan.lanes)
+    model = load_model(options.folder, plan.replicas)
     samples = None if options.unguarded else rehearsal_of(model, options.steps * rehearsed(plan))
     model.use(None)
     before = _measured(model, division)
@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, float]:
     """Nats per token on both texts, and the instructions answered, per cent; with what the model uses."""
-    tokenizer = model.native.tokenizer()
-    ordinary = ordinary_text(tokenizer, (division.training,), masked=False)
+    tokenizer = model.folder.tokenizer()
+    ordinary = ordinary_text(tokenizer, (division.training,), is_mlm=False)
     assert ordinary is not None
     found = {"held_out": model.mean_loss([division.held_out]), "ordinary": model.mean_loss([ordinary])}
     ends = end_tokens(model.network.config.eos_token_id, tokenizer)
@@ -90,7 +90,7 @@ def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run once."""
     parser = argparse.ArgumentParser(prog="python -m bench.harm_run", description="One run of bench.harm.")
-    parser.add_argument("--folder", type=Path, required=True, help="a native model")
+    parser.add_argument("--folder", type=Path, required=True, help="a model folder")
     parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, required=True)

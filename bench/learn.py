@@ -310,7 +310,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
     made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
-    made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
+    made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     made.set_defaults(prompts=PROMPTS)
     options = made.parse_args(arguments)

@@ -127,9 +127,9 @@ def teach_mezo(
     model: LanguageModel, buckets: Batches, looked_at: Batch, curve: Curve, *, seed: int, batch: int
 ) -> dict[str, Any]:
     """Learn along random directions; looked_at: blocks that A is taken from."""
-    settings, rows_at_once = TrainingSettings(), ENOUGH_POSITIONS // looked_at.inputs.shape[1]
+    settings, micro_batch = TrainingSettings(), ENOUGH_POSITIONS // looked_at.inputs.shape[1]
     adapter = adapter_along_activations(
-        model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, rows_at_once=rows_at_once
+        model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, micro_batch=micro_batch
     )
     model.use(adapter)
 
@@ -139,7 +139,7 @@ def teach_mezo(
 
     probes = CHEAP_PROBES[0]
     plan = MeZOPlan(seed=seed, epsilon=settings.epsilon, step_size=settings.step_size, probes=probes)
-    method = MeZO(lambda points, blocks: model.losses_at(points, blocks, rows_at_once), adapter, plan, to_start)
+    method = MeZO(lambda points, blocks: model.losses_at(points, blocks, micro_batch), adapter, plan, to_start)
     return teach(model, method, buckets, curve, seed=seed, batch=batch, points=points_of(probes))
 
 
@@ -189,7 +189,7 @@ def exact(options: argparse.Namespace) -> dict[str, Any]:
     division = learn_text.load(options.blocks)
     tokens = division.training.inputs.shape[1]
     plan = planned(options.folder, mode="exact", batch=options.batch, tokens=tokens).plan
-    model = load_model(options.folder, plan.lanes)
+    model = load_model(options.folder, plan.replicas)
     samples = rehearsal_of(model)  # once a model, so not on the clock
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     found = teach_exact(model, plan, (division.training,), curve, seed=options.seed, samples=samples)
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn_ours", description="Let our engine learn a text.")
     parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--folder", type=Path, required=True, help="a native model")
+    parser.add_argument("--folder", type=Path, required=True, help="a model folder")
     parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)

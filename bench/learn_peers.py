@@ -111,9 +111,9 @@ class Peer:
 
     def loss(self, blocks: Batch) -> torch.Tensor:
         """The mean loss of blocks."""
-        if blocks.choices is not None:
+        if blocks.label_ids is not None:
             wanted = blocks.targets.max(1).values  # one target a row
-            places = (wanted[:, None] == torch.tensor(blocks.choices)).int().argmax(1)
+            places = (wanted[:, None] == torch.tensor(blocks.label_ids)).int().argmax(1)
             return F.cross_entropy(self.choice_logits(blocks), places)
         states, targets = self._states(blocks).flatten(0, 1), blocks.targets.flatten()
         head = self.model.get_output_embeddings()
@@ -124,7 +124,7 @@ class Peer:
 
     def choice_logits(self, blocks: Batch) -> torch.Tensor:
         """(rows, choices) fp32: the label words' logits where the label is to come."""
-        rows = self.model.get_output_embeddings().weight[list(blocks.choices or ())]
+        rows = self.model.get_output_embeddings().weight[list(blocks.label_ids or ())]
         logits: torch.Tensor = self._states(blocks)[blocks.targets >= 0].float() @ rows.float().t()
         return logits
 
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one peer."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn_peers", description="Let one peer learn a text.")
     parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--folder", type=Path, required=True, help="a native model of Llama's kind, stored as floats")
+    parser.add_argument("--folder", type=Path, required=True, help="a model folder of Llama's kind, stored as floats")
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--blocks", type=Path, help="from bench.learn_text")
     work.add_argument("--turns", type=int, metavar="TOKENS", help="a step for each line of stdin, on texts this long")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from bench.child import write_line
 from pocketllm.engine.data.batches import Batch, pack
-from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 #: The last tenth of the text is held out; at most this number of its blocks, evenly spread, is measured with.
@@ -53,7 +53,7 @@ def divide(text: str, encoded: Callable[[str], Sequence[int]], end: int, *, toke
         paragraphs, kept = [text[:cut], text[cut:]], 1
     packed = []
     for some in (paragraphs[:-kept], paragraphs[-kept:]):
-        packed.append(pack([encoded("\n\n".join(some))], length=tokens, separator=end))
+        packed.append(pack([encoded("\n\n".join(some))], length=tokens, eos=end))
     training, held_out = packed
     if len(training) < 2 or len(held_out) < 2:
         raise SystemExit(f"The text makes {len(training)} blocks to learn from and {len(held_out)} to measure with.")
@@ -84,18 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the blocks of a text."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn_text", description="Divide a text into blocks.")
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="a native model, for its tokenizer")
+    parser.add_argument("--model", type=Path, required=True, help="a model folder, for its tokenizer")
     parser.add_argument("--tokens", type=int, required=True, help="tokens a block")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     text = options.text.read_text(encoding="utf-8", errors="replace")
-    tokenizer = open_native(options.model).tokenizer()
+    tokenizer = open_model_folder(options.model).tokenizer()
 
     def encoded(part: str) -> Sequence[int]:
         ids: list[int] = tokenizer(part, add_special_tokens=False)["input_ids"]
         return ids
 
-    division = divide(text, encoded, separator(tokenizer), tokens=options.tokens)
+    division = divide(text, encoded, eos_id(tokenizer), tokens=options.tokens)
     np.savez(
         options.output,
         training_inputs=division.training.inputs.numpy(),

@@ -187,7 +187,7 @@ def _cold(client: Client, *, chats: bool) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be the peer."""
     parser = argparse.ArgumentParser(prog="python -m bench.load_decode", description="transformers' own generate.")
-    parser.add_argument("folder", type=Path, help="a native folder stored as floats")
+    parser.add_argument("folder", type=Path, help="a model folder stored as floats")
     parser.add_argument("dtype", choices=DTYPES)
     parser.add_argument("--tokens", type=int, required=True)
     options = parser.parse_args(arguments)

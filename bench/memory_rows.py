@@ -43,7 +43,7 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        """Whether it is our engine's, of which a native folder is needed."""
+        """Whether it is our engine's, of which a model folder is needed."""
         return self.method in (OURS, EXACT)
 
     @property
@@ -55,7 +55,7 @@ class Row:
         return ", ".join([f"{self.shape} {self.method}{mode} {self.dtype}", *extras])
 
     def command(self, folder: Path | None, cap_gb: float) -> list[str]:
-        """The command line that runs it; `folder` is the native model of one of ours, `cap_gb` stops a peer."""
+        """The command line that runs it; `folder` is the model folder of one of ours, `cap_gb` stops a peer."""
         work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
         if self.ours:
             return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]

@@ -29,7 +29,7 @@ from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.engine.data.batches import Batch, shuffled
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.full import FullWeights
@@ -56,12 +56,12 @@ _ENOUGH_BYTES = 2**40
 _ALL = 2**20
 
 
-def load_model(folder: Path, lanes: int = 1) -> LanguageModel:
-    """Open the native model, ready to run a step.
+def load_model(folder: Path, replicas: int = 1) -> LanguageModel:
+    """Open the model folder, ready to run a step.
 
     Everything that is slow to import is imported when this module is, so that timing this times the loading.
     """
-    return LanguageModel(open_native(folder), release_pages=True, lanes=lanes)
+    return LanguageModel(open_model_folder(folder), release_pages=True, replicas=replicas)
 
 
 def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
@@ -73,7 +73,7 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
     limit = {"memory_bytes": _ENOUGH_BYTES} if mode == "full" else {}
     step = {"batch": batch, "probes": CHEAP_PROBES[0] if mode == "directions" else 1, "block_tokens": tokens}
     settings = TrainingSettings.model_validate({**requested, **step, **limit})
-    return plan_job(open_native(folder), settings, steps=1)
+    return plan_job(open_model_folder(folder), settings, steps=1)
 
 
 def rehearsed(plan: JobPlan) -> int:
@@ -83,7 +83,7 @@ def rehearsed(plan: JobPlan) -> int:
 
 def rehearsal_of(model: LanguageModel, wanted: int = TrainingSettings().steps) -> Batch:
     """The base model's samples, which the worker draws once a model: as many as for a default job."""
-    openings = rehearsal.openings(model.native.tokenizer())
+    openings = rehearsal.openings(model.folder.tokenizer())
     return rehearsal.rehearsal_blocks(model, openings, wanted=wanted, on_part=lambda *_: None)
 
 
@@ -105,7 +105,7 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Bat
         model,
         adapter,
         ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=count / plan.batch),
-        PassSize(blocks=plan.pass_blocks, rows_at_once=plan.rows_at_once),
+        PassSize(blocks=plan.pass_blocks, micro_batch=plan.micro_batch),
         to_start=to_start,
         samples=None if samples is None else shuffled((samples,), size=count, seed=seed),
     )
@@ -120,7 +120,7 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     mode: see MODES.
     """
     plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
-    model = load_model(folder, plan.lanes)
+    model = load_model(folder, plan.replicas)
     blocks = random_blocks(model, batch, tokens)
     method: Method
     if mode == "exact":
@@ -129,9 +129,7 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
         theta = _theta(model, mode, plan)
         model.use(theta)
         mezo = MeZOPlan(seed=_SEED, epsilon=_EPSILON, step_size=_STEP_SIZE, probes=plan.probes)
-        method = MeZO(
-            lambda points, batch: model.losses_at(points, batch, plan.rows_at_once), theta, mezo, lambda: None
-        )
+        method = MeZO(lambda points, batch: model.losses_at(points, batch, plan.micro_batch), theta, mezo, lambda: None)
     give_back_free_memory()
     numbers = itertools.count(1)
 
@@ -146,11 +144,11 @@ def random_blocks(model: LanguageModel, batch: int, tokens: int) -> Batch:
     """So many random texts of so many tokens, of the kind that the model learns from (see `prepare_step`)."""
     numbers = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(10, model.head.at(None).vocabulary, (batch, tokens + 1), generator=numbers)
-    if not model.native.manifest.masked:
+    if not model.folder.manifest.is_mlm:
         return Batch(inputs=ids[:, :-1], targets=ids[:, 1:])
     targets = torch.full((batch, tokens), IGNORE_INDEX)
     targets[:, -2] = 10 + torch.arange(batch) % 2
-    return Batch(inputs=ids[:, :-1], targets=targets, choices=(10, 11))
+    return Batch(inputs=ids[:, :-1], targets=targets, label_ids=(10, 11))
 
 
 @torch.no_grad()
@@ -164,7 +162,7 @@ def _theta(model: LanguageModel, mode: str, plan: JobPlan) -> Adapter | FullWeig
         targets=plan.targets,
         rank=plan.rank,
         seed=_SEED,
-        rows_at_once=plan.rows_at_once,
+        micro_batch=plan.micro_batch,
     )
 
 
@@ -190,7 +188,7 @@ def trajectory(
     inputs, targets: (batch, tokens) int64, each position with the token that it shall predict. In float64 as far as
     the engine can, so that what is compared is the algorithm.
     """
-    model = LanguageModel(open_native(folder), dtype=torch.float64)
+    model = LanguageModel(open_model_folder(folder), dtype=torch.float64)
     blocks = Batch(inputs=inputs, targets=targets)
     theta = model.full(torch.float64)
     model.use(theta)
@@ -269,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step.add_argument("--turns", action="store_true", help="a step for each line of stdin")
     load = commands.add_parser("load", help="load a model, ready to run")
     for command in (step, load):
-        command.add_argument("--folder", type=Path, required=True, help="a native model")
+        command.add_argument("--folder", type=Path, required=True, help="a model folder")
     options = parser.parse_args(arguments)
     if options.command == "load":
         write_line(_load(options))

@@ -26,7 +26,7 @@ from bench import ours, textbook
 from bench.gradients import worst_cosine
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 
 #: How far two-sided and separate losses may be apart, relative, by the dtype of the weights: other sizes of a matrix
 #: product add in another order, and packed weights are computed in bfloat16.
@@ -115,7 +115,7 @@ def sample_blocks(folder: Path) -> Ids:
     """
     text = (Path(pocketllm.__file__).parent / "sample_notes.txt").read_text(encoding="utf-8")
     if (folder / "tokenizer.json").exists():
-        tokens = torch.tensor(open_native(folder).tokenizer()(text, add_special_tokens=False).input_ids)
+        tokens = torch.tensor(open_model_folder(folder).tokenizer()(text, add_special_tokens=False).input_ids)
     else:
         tokens = torch.tensor(list(text.encode()))
     blocks = (len(tokens) - 1) // _BLOCK

@@ -27,7 +27,7 @@ from bench.child import memory_of, write_line
 from bench.shapes import SHAPES, config_of
 from bench.turns import serve
 from pocketllm.engine.formats.architectures import MASKED_FAMILIES
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 
 EPSILON = 1e-3
 LEARNING_RATE = 1e-6
@@ -46,13 +46,13 @@ Step = Callable[[], float]
 
 
 def build(source: str | Path, dtype: str | None = None) -> Any:
-    """transformers' model: of a shape's name with random weights in bf16, or of a native folder stored as floats.
+    """transformers' model: of a shape's name with random weights in bf16, or of a model folder stored as floats.
 
     dtype: of a folder's weights in memory, by default what our layers compute in.
     """
     if isinstance(source, Path):
         disable_progress_bar()
-        chosen = getattr(torch, dtype or open_native(source).manifest.compute_dtype)
+        chosen = getattr(torch, dtype or open_model_folder(source).manifest.compute_dtype)
         return AutoModelForCausalLM.from_pretrained(source, dtype=chosen, local_files_only=True)
     config = config_of(source)
     if config.model_type in MASKED_FAMILIES:
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("peer", choices=list(PEERS))
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--shape", choices=list(SHAPES), help="random weights")
-    source.add_argument("--folder", type=Path, help="a native folder stored as floats")
+    source.add_argument("--folder", type=Path, help="a model folder stored as floats")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--steps", type=int, default=1)

@@ -33,13 +33,13 @@ def settings_table(section: str) -> str:
 
 
 def routes_table(tag: str) -> str:
-    """The routes with a tag of the OpenAPI document. Raises LookupError where there is none."""
+    """The routes with a tag, without deprecated ones. Raises LookupError where there is none."""
     document = _document()
     rows = [
         (f"`{method.upper()} {path}`", _inputs(about, document), " ".join(about["description"].split()))
         for path, methods in document["paths"].items()
         for method, about in methods.items()
-        if tag in about["tags"]
+        if tag in about["tags"] and not about.get("deprecated")
     ]
     if not rows:
         raise LookupError(f"no route has the tag {tag}")

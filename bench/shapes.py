@@ -1,4 +1,4 @@
-"""Models of the named shapes as native folders with random weights: memory and time do not depend on the values.
+"""Models of the named shapes as model folders with random weights: memory and time do not depend on the values.
 
 python -m bench.shapes SHAPE DTYPE --models DIR [--calibrate]
 
@@ -30,7 +30,7 @@ from pocketllm.engine.formats.model_folder import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
     Manifest,
-    open_native,
+    open_model_folder,
 )
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _name(shape: str, dtype: str, calibrated: bool) -> str:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        open_native(folder)
+        open_model_folder(folder)
     except (ModelNotFound, ModelFileError):
         return False
     return True

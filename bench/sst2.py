@@ -159,7 +159,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--data", type=Path, help="a folder with GLUE's train.tsv and dev.tsv")
     made.add_argument("--minutes", type=float, default=5, help="for each run")
     made.add_argument("--seeds", type=int, default=3, help="runs of a method; its rate is chosen with the first")
-    made.add_argument("--model", type=Path, help="a native model stored as floats, in place of SmolLM2-135M")
+    made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     return made.parse_args(arguments)
 

@@ -29,8 +29,8 @@ from pocketllm.daemon.training.run import DIRECTION_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.data.examples import Labelled, encode
 from pocketllm.engine.data.label_templates import Template
-from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Examples of each label that are learned from.
@@ -68,10 +68,10 @@ def sampled(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
 
 def blocks_of(folder: Path, rows: Sequence[Labelled]) -> Batches:
     """As the worker makes them."""
-    tokenizer = open_native(folder).tokenizer()
+    tokenizer = open_model_folder(folder).tokenizer()
     settings = TrainingSettings()
     template = Template(pattern=settings.template, words=settings.label_words)
-    return encode(rows, tokenizer, length=_LENGTH, separator=separator(tokenizer), template=template)
+    return encode(rows, tokenizer, length=_LENGTH, eos=eos_id(tokenizer), template=template)
 
 
 def accuracy(logits: Callable[[Batch], torch.Tensor], buckets: Batches) -> float:
@@ -79,9 +79,9 @@ def accuracy(logits: Callable[[Batch], torch.Tensor], buckets: Batches) -> float
     right, count = 0, 0
     for bucket in buckets:
         for part in bucket.split(_MEASURED_AT_ONCE):
-            assert part.choices is not None
+            assert part.label_ids is not None
             wanted = part.targets.max(1).values  # one target a row
-            guessed = torch.tensor(part.choices)[logits(part).argmax(1)]
+            guessed = torch.tensor(part.label_ids)[logits(part).argmax(1)]
             right, count = right + int((guessed == wanted).sum()), count + len(part)
     return right / count
 
@@ -96,7 +96,7 @@ def our_logits(model: LanguageModel) -> Callable[[Batch], torch.Tensor]:
 
     def logits(blocks: Batch) -> torch.Tensor:
         head = model.head.at(None)
-        rows = head.gather(torch.tensor(blocks.choices)).float()
+        rows = head.gather(torch.tensor(blocks.label_ids)).float()
         return head.extended(model.hidden(blocks)[blocks.targets >= 0]).float() @ rows.t()
 
     return logits
@@ -116,10 +116,10 @@ def probe(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[
     with torch.inference_mode():
         model.use(None)
         parts = [(features(model, part), part) for bucket in training for part in bucket.split(_MEASURED_AT_ONCE)]
-        choices = torch.tensor(training[0].choices)
+        label_ids = torch.tensor(training[0].label_ids)
         x = torch.cat([found for found, _ in parts])
         wanted = torch.cat([part.targets.max(1).values for _, part in parts])
-        y = (wanted[:, None] == choices).int().argmax(1)
+        y = (wanted[:, None] == label_ids).int().argmax(1)
     x, y = x.clone(), y.clone()  # tensors of inference mode cannot be learned from
     centre, spread = x.mean(0), x.std(0) + 1e-6
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
@@ -167,7 +167,7 @@ def exact(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[
     """Our exact gradients."""
     tokens = max(bucket.inputs.shape[1] for bucket in training)
     plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
-    model = load_model(options.folder, plan.lanes)
+    model = load_model(options.folder, plan.replicas)
     samples = rehearsal_of(model)  # once a model, so not on the clock
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
     found = teach_exact(model, plan, training, curve, seed=options.seed, samples=samples)
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
     parser = argparse.ArgumentParser(prog="python -m bench.sst2_runs", description="Run one method on SST-2.")
     parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--folder", type=Path, required=True, help="a native model stored as floats")
+    parser.add_argument("--folder", type=Path, required=True, help="a model folder stored as floats")
     parser.add_argument("--data", type=Path, required=True, help="a folder with train.tsv and dev.tsv")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)

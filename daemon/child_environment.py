@@ -16,7 +16,7 @@ _KEEP_MEMORY = {
 
 #: How long threads of GNU's OpenMP look for work before they sleep: some 80 microseconds. A token, and a step of exact
 #: gradients, is thousands of products of some microseconds; waking the threads for each would take longer than the
-#: products. Tokens a second by torch, alone and beside a job that computes in lanes (SmolLM2-135M, two cores): without
+#: products. Tokens a second by torch, alone and beside a job with two replicas (SmolLM2-135M, two cores): without
 #: 31 and 33, with 1,000 turns 44 and 23, 4,000 50 and 12, 10,000 51 and 6. A step of exact gradients: without 1.9 s,
 #: with 4,000 turns 1.3, 20,000 1.2. A generator is mostly alone: a job waits while the owner is there.
 _SPIN_TURNS = "4000"

@@ -27,7 +27,7 @@ class DataFolder:
 
     @property
     def database(self) -> Path:
-        """Texts, jobs, journal."""
+        """The SQLite database."""
         return self.root / "pocketllm.db"
 
     @property
@@ -72,7 +72,7 @@ class DataFolder:
 
     @property
     def models(self) -> Path:
-        """One native folder a model."""
+        """One folder a model."""
         return self.root / "models"
 
     @property

@@ -16,7 +16,7 @@ from pocketllm.daemon.scheduling.worker_process import Runner, WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import uptime
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.store import Store
 
 
@@ -80,7 +80,9 @@ def build_services(
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),
-        planner=lambda training, steps: plan_job(open_native(folder.models / settings.model), training, steps=steps),
+        planner=lambda training, steps: plan_job(
+            open_model_folder(folder.models / settings.model), training, steps=steps
+        ),
         wake_lock=WakeLock.of_this_machine(),
         generator_bytes=lambda: generator.held_bytes,
         uptime=uptime,
@@ -104,7 +106,7 @@ def now() -> datetime:
 def model_problem(folder: DataFolder, settings: Settings) -> str | None:
     """What keeps the configured model from being used; None when it is ready. Looks at the folder, not the weights."""
     try:
-        open_native(folder.models / settings.model)
+        open_model_folder(folder.models / settings.model)
     except ModelNotFound:
         return f"The model {settings.model!r} is not imported. Run `pocketllm models add`."
     except ModelFileError as error:

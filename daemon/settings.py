@@ -294,7 +294,7 @@ class Settings(BaseSettings):
     )
     open_routes: bool = Field(
         True,
-        description="GET /status, /metrics, /jobs, /jobs/ID, /events and /ledger hold no text and need no token.",
+        description="GET /status, /metrics, /jobs, /jobs/ID, /events and /runs hold no text and need no token.",
     )
     max_waiting: int = Field(8, ge=0, description="Requests to generate that wait while one is answered, at most.")
     power_supplies: Path = Field(

@@ -9,29 +9,9 @@ import torch
 from pocketllm.engine.data.batches import Batch
 
 
-class Update(Protocol):
-    """All that MeZO has to keep of a step to do it again: a row of the step log."""
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-
-    @property
-    def step(self) -> int:
-        """The step's number, from 1."""
-
-    @property
-    def scalars(self) -> Sequence[float]:
-        """The projected gradient along each of the step's directions."""
-
-    @property
-    def learning_rate(self) -> float:
-        """The step's learning rate."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One finished step, as the step log keeps it."""
+    """One finished step, as the step log keeps it. MeZO needs no more than these to repeat a run."""
 
     step: int  #: from 1
     seed: int
@@ -54,5 +34,5 @@ class Method(Protocol):
     def state(self) -> dict[str, torch.Tensor]:
         """All that `restore` needs besides the records; empty where these are enough."""
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
+    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """Go to where the run was after these records, from step 1; without any, to its start."""

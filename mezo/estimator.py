@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.method import Update
+from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.noise import Direction, Kind
 
@@ -37,7 +37,7 @@ class Probes:
     """What one look in each of a step's directions saw."""
 
     losses: Sequence[float]  #: at each point: L+, L- of each direction; or at theta, and then L+ of each
-    scalars: tuple[float, ...]  #: the projected gradient g of each direction; float32, as it is journaled
+    scalars: tuple[float, ...]  #: the projected gradient g of each direction; float32, as the step log keeps it
     loss: float  #: at theta itself, with one or two directions to second order in eps
 
 
@@ -73,7 +73,7 @@ def _both_sides(losses: Losses, along: Sequence[Direction], epsilon: float) -> P
     """By central differences: two losses a direction."""
     seen = losses([Perturbation(direction=z, distance=side * epsilon) for z in along for side in (1, -1)])
     slopes = [(plus - minus) / (2 * epsilon) for plus, minus in zip(seen[::2], seen[1::2], strict=True)]
-    return Probes(losses=seen, scalars=_journaled(slopes), loss=sum(seen) / len(seen))
+    return Probes(losses=seen, scalars=_as_float32(slopes), loss=sum(seen) / len(seen))
 
 
 def _shared(losses: Losses, along: Sequence[Direction], epsilon: float) -> Probes:
@@ -87,20 +87,20 @@ def _shared(losses: Losses, along: Sequence[Direction], epsilon: float) -> Probe
     seen = losses([theta, *(Perturbation(direction=z, distance=epsilon) for z in along)])
     slopes = [(loss - seen[0]) / epsilon for loss in seen[1:]]
     offset = sum(slopes) / len(slopes)
-    return Probes(losses=seen, scalars=_journaled([slope - offset for slope in slopes]), loss=seen[0])
+    return Probes(losses=seen, scalars=_as_float32([slope - offset for slope in slopes]), loss=seen[0])
 
 
-def _journaled(slopes: Sequence[float]) -> tuple[float, ...]:
+def _as_float32(slopes: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(np.float32(slope)) for slope in slopes)
 
 
-def update(theta: Trainable, row: Update, kind: Kind = "rademacher") -> None:
+def update(theta: Trainable, record: StepRecord, kind: Kind = "rademacher") -> None:
     """theta <- theta - lr mean(g z), in place."""
-    for z, g in zip(directions(row.seed, row.step, len(row.scalars), kind), row.scalars, strict=True):
-        theta.move(z, -row.learning_rate * g / len(row.scalars))
+    for z, g in zip(directions(record.seed, record.step, len(record.scalars), kind), record.scalars, strict=True):
+        theta.move(z, -record.learning_rate * g / len(record.scalars))
 
 
-def replay(theta: Trainable, rows: Iterable[Update], kind: Kind = "rademacher") -> None:
-    """Do again, in place, what the rows say: the start becomes the end, bit for bit."""
-    for row in rows:
-        update(theta, row, kind)
+def replay(theta: Trainable, records: Iterable[StepRecord], kind: Kind = "rademacher") -> None:
+    """Repeat the recorded updates in place: the start becomes the end, bit for bit."""
+    for record in records:
+        update(theta, record, kind)

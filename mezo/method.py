@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.method import StepRecord, Update
+from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.estimator import Trainable, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
@@ -89,7 +89,7 @@ class MeZO:
         """Nothing: a run is its records."""
         return {}
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
+    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method: the records are replayed."""
         self._to_start()
         self._size = StepSize()

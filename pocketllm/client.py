@@ -74,9 +74,9 @@ class Client:
         """Let nothing run for so many minutes; None ends it. Returns until when."""
         return self._call("POST", "/status/snooze", body={} if minutes is None else {"minutes": minutes})
 
-    def ledger(self, *, days: int) -> Document:
+    def runs(self, *, days: int) -> Document:
         """Return when workers ran in the last days, by run and by day."""
-        return self._call("GET", "/ledger", params={"days": str(days)})
+        return self._call("GET", "/runs", params={"days": str(days)})
 
     def add_texts(self, texts: list[Document]) -> Document:
         """Store `[{"text", "source"}, ...]`, all or none. Returns ids, created and duplicates.
@@ -149,9 +149,9 @@ class Client:
         """Cancel a job that has not finished. Returns the job."""
         return self._call("POST", f"/jobs/{path_part(job_id)}/cancel")
 
-    def journal(self, job_id: str) -> bytes:
+    def steps(self, job_id: str) -> bytes:
         """Return the steps of a job as a file that `pocketllm.storage.step_log_export.read_export` reads."""
-        response = self._answer("GET", f"/jobs/{path_part(job_id)}/journal")
+        response = self._answer("GET", f"/jobs/{path_part(job_id)}/steps")
         if response.headers.get("content-type") != "application/octet-stream":
             raise self._not_a_daemon(response)
         return response.content

@@ -1,4 +1,4 @@
-"""The journal's rows as bytes: a short header, then a few numbers a step, all little endian.
+"""The step log's rows as bytes: a short header, then a few numbers a step, all little endian.
 
 Header: encoding version, probes a step, steps, seed, tokens of all steps. A step: each probe's scalar, learning
 rate and loss as float32, and seconds as float16: 14 bytes with one probe. Scalars and learning rates are float32
@@ -10,10 +10,13 @@ No torch and no database: who was handed a file can read it with this module alo
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pocketllm.storage.tables import Step
 
 ENCODING = 1
 MAX_PROBES = 2**16 - 1
@@ -23,40 +26,8 @@ _LOSS = struct.Struct("<f")
 _MAX_FLOAT16 = 65504.0
 
 
-class JournalStep(Protocol):
-    """What is encoded of a step, whatever its class."""
-
-    @property
-    def step(self) -> int:
-        """Its number, from 1."""
-
-    @property
-    def seed(self) -> int:
-        """The job's seed."""
-
-    @property
-    def scalars(self) -> Sequence[float]:
-        """The projected gradient along each probe's direction."""
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-
-    @property
-    def learning_rate(self) -> float:
-        """What the update is multiplied with."""
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens."""
-
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JournalRow:
+class StepRow:
     """One decoded step."""
 
     step: int  #: from 1
@@ -68,7 +39,7 @@ class JournalRow:
     seconds: float  #: as float16
 
 
-def encode(rows: Iterable[JournalStep]) -> bytes:
+def encode(rows: "Iterable[Step | StepRow]") -> bytes:
     """The rows as bytes; they are taken one by one, so they need not be in memory together.
 
     Raises ValueError when they don't run from step 1 without a gap, differ in seed or number of probes, or hold a
@@ -80,21 +51,21 @@ def encode(rows: Iterable[JournalStep]) -> bytes:
         if steps == 1:
             seed, probes = row.seed, len(row.scalars)
         if row.step != steps:
-            raise ValueError(f"Step {steps} of the journal is missing: step {row.step} stands in its place.")
+            raise ValueError(f"Step {steps} of the step log is missing: step {row.step} stands in its place.")
         if row.seed != seed or len(row.scalars) != probes:
-            raise ValueError(f"Step {steps} of the journal has another seed or number of probes than step 1.")
+            raise ValueError(f"Step {steps} of the step log has another seed or number of probes than step 1.")
         data += _packed(row)
         tokens += row.tokens
     if not 1 <= probes <= MAX_PROBES:
-        raise ValueError(f"A journal with {steps} steps and {probes} probes a step cannot be encoded.")
+        raise ValueError(f"A step log with {steps} steps and {probes} probes a step cannot be encoded.")
     try:
         _HEADER.pack_into(data, 0, ENCODING, probes, steps, seed, tokens)
     except struct.error as error:
-        raise ValueError(f"A journal with seed {seed} and {tokens} tokens cannot be encoded: {error}.") from error
+        raise ValueError(f"A step log with seed {seed} and {tokens} tokens cannot be encoded: {error}.") from error
     return bytes(data)
 
 
-def decode(data: bytes, *, first: int = 1) -> Iterator[JournalRow]:
+def decode(data: bytes, *, first: int = 1) -> Iterator[StepRow]:
     """The rows from step `first` on, made one by one.
 
     Raises ValueError at once, not at the first row, for what `encode` has not made.
@@ -104,10 +75,10 @@ def decode(data: bytes, *, first: int = 1) -> Iterator[JournalRow]:
     if len(data) != _HEADER.size + steps * numbers.size:
         raise ValueError(_damaged(steps, len(data)))
 
-    def rows() -> Iterator[JournalRow]:
+    def rows() -> Iterator[StepRow]:
         body = memoryview(data)[_HEADER.size + (first - 1) * numbers.size :]
         for step, (*scalars, learning_rate, loss, seconds) in enumerate(numbers.iter_unpack(body), first):
-            yield JournalRow(
+            yield StepRow(
                 step=step,
                 seed=seed,
                 scalars=tuple(scalars),
@@ -143,32 +114,32 @@ def probes_in(data: bytes) -> int:
 def _header(data: bytes) -> tuple[int, int, int, int]:
     """Probes, steps, seed and tokens."""
     if len(data) < _HEADER.size:
-        raise ValueError(f"{len(data)} bytes are too few for a journal: it is cut short or damaged.")
+        raise ValueError(f"{len(data)} bytes are too few for a step log: it is cut short or damaged.")
     version, probes, steps, seed, tokens = _HEADER.unpack_from(data)
     if version != ENCODING:
-        raise ValueError(f"The journal is in encoding {version}; this PocketLLM reads encoding {ENCODING}.")
+        raise ValueError(f"The step log is in encoding {version}; this PocketLLM reads encoding {ENCODING}.")
     if not probes or not steps:
-        raise ValueError("The journal holds no step: it is damaged.")
+        raise ValueError("The step log holds no step: it is damaged.")
     return probes, steps, seed, tokens
 
 
 def _damaged(steps: int, size: int) -> str:
-    return f"A journal of {steps} steps cannot be {size} bytes long: it is cut short or damaged."
+    return f"A step log of {steps} steps cannot be {size} bytes long: it is cut short or damaged."
 
 
 def _numbers(probes: int) -> struct.Struct:
     return struct.Struct(f"<{probes}fffe")
 
 
-def _packed(row: JournalStep) -> bytes:
+def _packed(row: "Step | StepRow") -> bytes:
     numbers = _numbers(len(row.scalars))
     exact = (*row.scalars, row.learning_rate)
     if not all(map(isfinite, (*exact, row.loss, row.seconds))):
-        raise ValueError(f"Step {row.step} of the journal holds a number that is none.")
+        raise ValueError(f"Step {row.step} of the step log holds a number that is none.")
     try:
         packed = numbers.pack(*exact, row.loss, min(max(row.seconds, 0.0), _MAX_FLOAT16))
     except OverflowError as error:
-        raise ValueError(f"Step {row.step} of the journal holds a number too large for a 32-bit float.") from error
+        raise ValueError(f"Step {row.step} of the step log holds a number too large for a 32-bit float.") from error
     if numbers.unpack(packed)[: len(exact)] != exact:
-        raise ValueError(f"Step {row.step} of the journal holds a scalar or learning rate that is no 32-bit float.")
+        raise ValueError(f"Step {row.step} of the step log holds a scalar or learning rate that is no 32-bit float.")
     return packed

@@ -1,7 +1,7 @@
-"""A job's journal as a file of its own: what a replay needs besides the base model, checked by a sum.
+"""A job's steps as a file of its own: what a replay needs besides the base model, checked by a sum.
 
 Layout: the magic line; one line of JSON, the header; CRC-32 of header line and rows, 4 bytes, little endian; the
-rows in journal_codec's encoding. It holds no text of the owner's.
+rows in step_log_codec's encoding. It holds no text of the owner's.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from pocketllm.storage.step_log_codec import ENCODING, JournalRow, decode, probes_in
+from pocketllm.storage.step_log_codec import ENCODING, StepRow, decode, probes_in
 
 if TYPE_CHECKING:  # the command line reads exports, and does without the database's library
     from pocketllm.storage.tables import Job
@@ -35,7 +35,7 @@ _FIELDS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class JournalExport:
+class StepLogExport:
     """What an export file holds.
 
     header: job, model, mode, seed, probes, noise, total_steps, settings, parent, base_sha256 (of the base's weights;
@@ -43,11 +43,11 @@ class JournalExport:
     """
 
     header: Mapping[str, Any]
-    rows: list[JournalRow]
+    rows: list[StepRow]
 
 
-def export_journal(job: "Job", encoded: bytes, *, base_sha256: str | None = None) -> bytes:
-    """The file of a job's journal. encoded: its rows, from `Journal.encoded` or `journal_codec.encode`."""
+def export_step_log(job: "Job", encoded: bytes, *, base_sha256: str | None = None) -> bytes:
+    """The file of a job's steps. encoded: its rows, from `StepLog.encoded` or `step_log_codec.encode`."""
     # The plan, where there is one, has what was asked for as far as memory allowed it.
     run = {**job.settings, **(job.plan or {})}
     header = {
@@ -67,23 +67,23 @@ def export_journal(job: "Job", encoded: bytes, *, base_sha256: str | None = None
     return MAGIC + line + _checksum(line, encoded) + encoded
 
 
-def read_export(data: bytes) -> JournalExport:
-    """What is in a file that `export_journal` made. Raises ValueError with a sentence for any other."""
+def read_export(data: bytes) -> StepLogExport:
+    """What is in a file that `export_step_log` made. Raises ValueError with a sentence for any other."""
     if not data.startswith(MAGIC):
         raise ValueError(
-            "This is no journal of PocketLLM's, or it is damaged. `pocketllm journal JOB --export` makes one."
+            "This is no file of PocketLLM's steps, or it is damaged. `pocketllm steps JOB --export` writes one."
         )
     line, newline, rest = data[len(MAGIC) :].partition(b"\n")
     checksum, encoded = rest[:_CHECKSUM_BYTES], rest[_CHECKSUM_BYTES:]
     if not newline or checksum != _checksum(line + newline, encoded):
-        raise ValueError("This journal is cut short or damaged: its checksum does not fit. Export it again.")
+        raise ValueError("This file of steps is cut short or damaged: its checksum does not fit. Export it again.")
     header = _header(line)
     rows = list(decode(encoded))
     if header["probes"] != probes_in(encoded) or any(row.seed != header["seed"] for row in rows[:1]):
-        raise ValueError("This journal's header does not fit its rows. Export it again.")
+        raise ValueError("This file's header does not fit its rows. Export it again.")
     if not all(isfinite(number) for row in rows for number in (*row.scalars, row.learning_rate)):
-        raise ValueError("This journal holds a number that is none. Export it again.")
-    return JournalExport(header=header, rows=rows)
+        raise ValueError("This file holds a number that is none. Export it again.")
+    return StepLogExport(header=header, rows=rows)
 
 
 def _header(line: bytes) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def _header(line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"This journal's header is not JSON: {error}. Export it again.") from error
+        raise ValueError(f"This file's header is not JSON: {error}. Export it again.") from error
     if not isinstance(header, dict) or not header.keys() >= _FIELDS:
-        raise ValueError(f"This journal's header lacks some of: {', '.join(sorted(_FIELDS))}. Export it again.")
+        raise ValueError(f"This file's header lacks some of: {', '.join(sorted(_FIELDS))}. Export it again.")
     return header
 
 

@@ -7,11 +7,11 @@ from pocketllm.storage.migrate import migrate
 from pocketllm.storage.repositories.adapters import AdapterStore
 from pocketllm.storage.repositories.files import FileStore
 from pocketllm.storage.repositories.jobs import JobStore
-from pocketllm.storage.repositories.preferences import OwnersWords
+from pocketllm.storage.repositories.preferences import PreferenceStore
 from pocketllm.storage.repositories.reports import ReportStore
-from pocketllm.storage.repositories.runs import LedgerStore
-from pocketllm.storage.repositories.sensor_history import SampleStore
-from pocketllm.storage.repositories.step_log import Journal
+from pocketllm.storage.repositories.runs import RunWindowStore
+from pocketllm.storage.repositories.sensor_history import SensorHistoryStore
+from pocketllm.storage.repositories.step_log import StepLog
 from pocketllm.storage.repositories.texts import TextStore
 from pocketllm.storage.repositories.tokens import TokenStore
 
@@ -23,13 +23,13 @@ class Store:
         self._database = database
         self.texts = TextStore(database)
         self.jobs = JobStore(database)
-        self.journal = Journal(database)
+        self.step_log = StepLog(database)
         self.adapters = AdapterStore(database)
         self.reports = ReportStore(database)
-        self.ledger = LedgerStore(database)
-        self.words = OwnersWords(database)
+        self.runs = RunWindowStore(database)
+        self.preferences = PreferenceStore(database)
         self.tokens = TokenStore(database)
-        self.samples = SampleStore(database)
+        self.sensor_history = SensorHistoryStore(database)
         self.files = FileStore(database)
 
     @classmethod

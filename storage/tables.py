@@ -118,8 +118,8 @@ class Job(SQLModel, table=True):
     requested_by: Requester = Field(sa_column=Column(_enum(Requester), nullable=False))
     #: The owner said 'now': waiting is overridden, safety is not.
     immediate: bool = False
-    #: The owner said 'not now': it waits until they say otherwise.
-    held: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    #: It waits until the owner resumes it.
+    paused_by_owner: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     model: str
     method: str = "mezo"
     #: What is trained: "lora" is an adapter, "full" all parameters.
@@ -132,8 +132,10 @@ class Job(SQLModel, table=True):
     predicted_bytes: int | None = None
     #: What the worker settled on so as to fit into memory; None until it has.
     plan: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
-    #: What its looks at text kept aside have seen: with its steps, all that its future depends on; None before.
-    watch: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    #: The state of early stopping after the last check; None before the first.
+    early_stopping: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
     #: Texts and words it learns from; known when it first starts, or from the beginning where it was given them.
     texts: int | None = None
     words: int | None = None
@@ -141,6 +143,10 @@ class Job(SQLModel, table=True):
     parent: str | None = None
     #: What it was asked to start from: an adapter, or BASE; None is what is served when it first starts.
     start_from: str | None = None
+    #: What its adapter must beat to be served: what was served at its first start, an adapter or BASE.
+    compared_with: str | None = None
+    #: The owner has rolled its adapter back: later jobs neither learn nor replay its texts.
+    withdrawn: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     #: The caller's name and the Idempotency-Key that it sent: asked again with these, the job is not made again.
     request_key: str | None = Field(default=None, index=True, unique=True)
     #: Where it was asked for as a fine-tuning job: what was said then, to be said back.
@@ -169,7 +175,7 @@ class JobText(SQLModel, table=True):
 
 
 class Step(SQLModel, table=True):
-    """One row of the journal. Adapter(t) = adapter(0) + replay of the rows up to t, bit for bit."""
+    """One row of the step log. With MeZO, adapter(t) = adapter(0) + replay of the rows up to t, bit for bit."""
 
     __tablename__ = "step"
 
@@ -184,10 +190,10 @@ class Step(SQLModel, table=True):
     seconds: float
 
 
-class CompactJournal(SQLModel, table=True):
-    """All steps of a job that has ended, in journal_codec's encoding, in place of its rows in `step`."""
+class CompactStepLog(SQLModel, table=True):
+    """All steps of a job that has ended, encoded by step_log_codec, in place of its rows in `step`."""
 
-    __tablename__ = "compact_journal"
+    __tablename__ = "compact_step_log"
 
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     steps: int
@@ -215,7 +221,7 @@ class Report(SQLModel, table=True):
     __tablename__ = "report"
 
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
-    #: The publish gate's judgement, and how much of the text the model repeats. Never user text.
+    #: The promotion's verdict, and how much of the text the model repeats. Never user text.
     numbers: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     #: Words and completions: user text. None when there is none, or when one of the texts was deleted.
     content: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
@@ -234,7 +240,7 @@ class Event(SQLModel, table=True):
 
 
 class RunWindow(SQLModel, table=True):
-    """A time in which a worker ran: the ledger's row. It is written down while it lasts, so a kill loses its last part.
+    """One run of a worker. Updated while it lasts, so a kill loses only its last seconds.
 
     Readings are None where they were unknown.
     """
@@ -257,10 +263,10 @@ class RunWindow(SQLModel, table=True):
     hottest_zone_celsius: float | None = None
 
 
-class Opening(SQLModel, table=True):
-    """A time in which nothing kept jobs from running, whether there was one or not: what the forecast is made of."""
+class IdleWindow(SQLModel, table=True):
+    """A time in which the gate was open, whether a job ran or not: the forecast is made from these."""
 
-    __tablename__ = "opening"
+    __tablename__ = "idle_window"
 
     id: int | None = Field(default=None, primary_key=True)
     began_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
@@ -268,12 +274,12 @@ class Opening(SQLModel, table=True):
     ended_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True, index=True))
 
 
-class OwnersWord(SQLModel, table=True):
-    """Something that the owner has said and that outlives the daemon, by its name."""
+class Preference(SQLModel, table=True):
+    """A persistent preference: key and JSON value."""
 
-    __tablename__ = "owners_word"
+    __tablename__ = "preference"
 
-    name: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
     value: Any = Field(sa_column=Column(JSON, nullable=False))
 
 
@@ -288,10 +294,10 @@ class AppToken(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
 
 
-class Sample(SQLModel, table=True):
-    """What the sensors saw at a time; None is unknown, or absent."""
+class SensorSample(SQLModel, table=True):
+    """The readings at a time; None is unknown or absent."""
 
-    __tablename__ = "sample"
+    __tablename__ = "sensor_sample"
 
     at: datetime = Field(sa_column=Column(UtcDateTime, primary_key=True))
     battery: float | None = None  #: percent

@@ -11,22 +11,22 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.commands import Run, commands
 from tests.support.daemon_double import DaemonDouble
-from tests.support.tiny_models import tiny_llama_folder, tiny_native, write_tiny_gguf
+from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """A tiny imported model, in fp32 so that arithmetic can be compared closely."""
-    return open_native(tiny_native(tmp_path_factory.mktemp("models"), dtype="float32"))
+    return open_model_folder(tiny_model_folder(tmp_path_factory.mktemp("models"), dtype="float32"))
 
 
 @pytest.fixture(scope="session")
-def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """The same in bf16, as models are imported by default."""
-    return open_native(tiny_native(tmp_path_factory.mktemp("models")))
+    return open_model_folder(tiny_model_folder(tmp_path_factory.mktemp("models")))
 
 
 @pytest.fixture(autouse=True)

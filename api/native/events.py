@@ -106,4 +106,4 @@ def _running(services: Services, job: str | None) -> JobOut | None:
     running = services.scheduler.running_job
     if running is None or job not in (None, running):
         return None
-    return JobOut.of(services.store.jobs.get(running), services.store.journal.progress(running))
+    return JobOut.of(services.store.jobs.get(running), services.store.step_log.progress(running))

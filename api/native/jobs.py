@@ -1,4 +1,4 @@
-"""/jobs: the queue, plans, cancelling and pausing; a job's report and its journal as a file."""
+"""/jobs: the queue, plans, cancelling and pausing; a job's report and its steps as a file."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -16,9 +16,9 @@ from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
 from pocketllm.engine.errors import MezoError
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import Mode
-from pocketllm.storage.step_log_export import export_journal
+from pocketllm.storage.step_log_export import export_step_log
 from pocketllm.storage.tables import Job
 
 router = APIRouter(tags=["jobs"])
@@ -107,16 +107,16 @@ def get_job(job_id: str, services: Context) -> JobDetailOut:
     token.
     """
     store = services.store
-    job, journal = store.jobs.get(job_id), store.journal
+    job, step_log = store.jobs.get(job_id), store.step_log
     events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
     report = store.reports.find(job_id)
     return job_detail(
         job,
-        journal.progress(job_id),
+        step_log.progress(job_id),
         events,
-        curve=journal.curve(job_id),
+        curve=step_log.curve(job_id),
         report=report,
-        windows=store.ledger.of_job(job_id),
+        windows=store.runs.of_job(job_id),
     )
 
 
@@ -129,13 +129,13 @@ def cancel_job(job_id: str, services: Context) -> JobOut:
 @router.post("/jobs/{job_id}/pause")
 def pause_job(job_id: str, services: Context) -> JobOut:
     """Let a job wait until it is resumed; its worker ends at once, and nothing that it has learned is lost."""
-    return _out(services, services.scheduler.hold(job_id, services.now()))
+    return _out(services, services.scheduler.pause(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/resume")
 def resume_job(job_id: str, services: Context) -> JobOut:
     """Let a job that was paused go on, when nothing speaks against it."""
-    job = services.scheduler.release(job_id, services.now())
+    job = services.scheduler.resume(job_id, services.now())
     services.wake()
     return _out(services, job)
 
@@ -148,7 +148,7 @@ def _plan(services: Services, requested: JobRequest) -> PlanOut:
 
 
 def _out(services: Services, job: Job) -> JobOut:
-    return JobOut.of(job, services.store.journal.progress(job.id))
+    return JobOut.of(job, services.store.step_log.progress(job.id))
 
 
 _HEADINGS = ("JOB", "STATE", "STEP", "HELD-OUT LOSS", "LEFT", "WAITS FOR")
@@ -189,29 +189,30 @@ def _duration(seconds: float) -> str:
 
 @router.get("/jobs/{job_id}/report")
 def get_report(job_id: str, services: Context) -> ReportOut:
-    """What a job has learned: the judgement, the loss curve, the words whose probability rose most, both models'
+    """What a job has learned: the verdict, the loss curve, the words whose probability rose most, both models'
     completions of held-out text, and how much of the taught text comes out word for word.
 
     409 while the job is open; 404 when it has no report.
     """
     store = services.store
     report = store.reports.of(store.jobs.get(job_id))
-    return whole_report(report, store.journal.curve(job_id))
+    return whole_report(report, store.step_log.curve(job_id))
 
 
 OCTETS = "application/octet-stream"
 
 
+@router.get("/jobs/{job_id}/journal", response_class=Response, deprecated=True)
 @router.get(
-    "/jobs/{job_id}/journal",
+    "/jobs/{job_id}/steps",
     response_class=Response,
     responses={200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
 )
-def get_journal(job_id: str, services: Context) -> Response:
+def get_step_log(job_id: str, services: Context) -> Response:
     """The steps of a job, made so far, in a few bytes each: scalars, learning rates, losses. It holds no text."""
     job = services.store.jobs.get(job_id)
-    data = export_journal(job, services.store.journal.encoded(job_id), base_sha256=_base_sha256(services, job))
-    name = f"{job.id}.journal"
+    data = export_step_log(job, services.store.step_log.encoded(job_id), base_sha256=_base_sha256(services, job))
+    name = f"{job.id}.steps"
     return Response(data, media_type=OCTETS, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
@@ -220,7 +221,7 @@ def _base_sha256(services: Services, job: Job) -> str | None:
     folder = services.folder
     full_parent = job.parent if job.mode == "full" else None
     try:
-        manifest = open_native(folder.adapter(full_parent) if full_parent else folder.models / job.model).manifest
+        manifest = open_model_folder(folder.adapter(full_parent) if full_parent else folder.models / job.model).manifest
     except MezoError:
         return None
     newer = job.started_at is not None and manifest.created_at > job.started_at

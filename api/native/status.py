@@ -14,7 +14,7 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import ModelOut
 from pocketllm.daemon.conditions.gate import Verdict
 from pocketllm.daemon.services import Services
-from pocketllm.engine.formats.model_folder import list_native
+from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
 
 router = APIRouter(tags=["status"])
@@ -152,7 +152,7 @@ def status(services: Context) -> StatusOut:
         training=TrainingStatus(
             **VerdictOut.of(verdict).model_dump(),
             run_mode=services.settings.gate.run_mode,
-            snoozed_until=services.store.words.snoozed_until(),
+            snoozed_until=services.store.preferences.snoozed_until(),
             expected_at=scheduler.expected_at(services.now()),
         ),
         readings=[ReadingOut.model_validate(r, from_attributes=True) for r in scheduler.readings],
@@ -270,7 +270,7 @@ def models(services: Context) -> ListOut:
                 source=model.manifest.source,
                 default=model.manifest.name == services.settings.model,
             )
-            for model in list_native(services.folder.models)
+            for model in list_model_folders(services.folder.models)
         ]
     )
 
@@ -305,5 +305,5 @@ class HistoryOut(BaseModel):
 @router.get("/history")
 def history(services: Context, hours: Annotated[float, Query(gt=0, le=48)] = 24) -> HistoryOut:
     """What was seen, every five minutes. Open without a token."""
-    rows = services.store.samples.since(services.now() - timedelta(hours=hours))
+    rows = services.store.sensor_history.since(services.now() - timedelta(hours=hours))
     return HistoryOut(data=[SampleOut.model_validate(row, from_attributes=True) for row in rows])

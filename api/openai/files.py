@@ -188,7 +188,7 @@ def _result(services: Services, job: Job) -> FileOut:
 
 def _table(services: Services, job: Job) -> bytes:
     """The losses at each step, as OpenAI has them; of no token is known whether it was the likeliest."""
-    curve = services.store.journal.curve(job.id)
+    curve = services.store.step_log.curve(job.id)
     training = {point.step: point.loss for point in curve.training}
     held_out = {point.step: point.loss for point in curve.held_out if point.step >= 0}
     table = io.StringIO()

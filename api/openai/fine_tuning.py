@@ -93,13 +93,13 @@ def cancel(services: Context, job_id: str) -> TuningJob:
 @router.post("/{job_id}/pause")
 def pause(services: Context, job_id: str) -> TuningJob:
     """Let a job wait until it is resumed; nothing that it has learned is lost. Its status is then `queued`."""
-    return _changed(services, job_id, services.scheduler.hold)
+    return _changed(services, job_id, services.scheduler.pause)
 
 
 @router.post("/{job_id}/resume")
 def resume(services: Context, job_id: str) -> TuningJob:
     """Let a job that was paused so go on when its turn comes."""
-    return _changed(services, job_id, services.scheduler.release)
+    return _changed(services, job_id, services.scheduler.resume)
 
 
 @router.get("/{job_id}/events")

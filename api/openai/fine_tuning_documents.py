@@ -27,7 +27,7 @@ def of_job(services: Services, job: Job) -> TuningJob:
     """A job; also one that was asked for otherwise, or began by itself."""
     said = job.tuning or {"model": LATEST, "training_file": INBOX}
     adapter = _adapter(services, job)
-    left = seconds_left(job, services.store.journal.progress(job.id))
+    left = seconds_left(job, services.store.step_log.progress(job.id))
     asked = FineTuningRequest.model_validate(said).chosen_hyperparameters
     hyperparameters = _AUTO.model_copy(update=asked.model_dump(exclude_none=True))
     method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters.model_dump()}}
@@ -57,7 +57,7 @@ def of_job(services: Services, job: Job) -> TuningJob:
 def events_of(services: Services, job: Job) -> list[TuningEvent]:
     """What happened to a job and what was measured, newest first."""
     happened = [(row.at, _happened(row)) for row in services.store.jobs.events(job.id)]
-    measured = [(row.at, _measured(row, job)) for row in services.store.journal.evaluations(job.id)]
+    measured = [(row.at, _measured(row, job)) for row in services.store.step_log.evaluations(job.id)]
     in_order = sorted(happened + measured, key=lambda dated: dated[0])
     return [event for _, event in reversed(in_order)]
 
@@ -67,7 +67,7 @@ def checkpoints_of(services: Services, job: Job) -> list[Checkpoint]:
     adapter = _adapter(services, job)
     if adapter is None:
         return []
-    progress = services.store.journal.progress(job.id)
+    progress = services.store.step_log.progress(job.id)
     return [
         Checkpoint(
             id=adapter.id.replace("adapter-", "ftckpt-", 1),
@@ -120,4 +120,4 @@ def _adapter(services: Services, job: Job) -> Adapter | None:
 
 
 def _tokens(services: Services, job: Job) -> int:
-    return sum(step.tokens for step in services.store.journal.steps(job.id))
+    return sum(step.tokens for step in services.store.step_log.steps(job.id))

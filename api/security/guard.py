@@ -22,7 +22,7 @@ from pocketllm.api.security.tokens import Caller, Credentials, Scope
 #: Routes without content, which never need a token; the dashboard asks for one itself.
 _EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
 #: GET routes without text, open unless the setting open_routes is false: `curl localhost:2407/jobs` just works.
-OPEN_ROUTES = re.compile(r"/(status|metrics|ledger|history|events|jobs|jobs/[^/]+)")
+OPEN_ROUTES = re.compile(r"/(status|metrics|runs|ledger|history|events|jobs|jobs/[^/]+)")
 
 #: What the scopes below admin allow.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.storage.repositories.sensor_history import SampleStore
-from pocketllm.storage.tables import Sample
+from pocketllm.storage.repositories.sensor_history import SensorHistoryStore
+from pocketllm.storage.tables import SensorSample
 
 EVERY = timedelta(minutes=5)
 _NAMES = ("battery", "temperature", "heat", "memory")
@@ -14,7 +14,7 @@ _NAMES = ("battery", "temperature", "heat", "memory")
 class History:
     """Called at every look at the sensors; writes at some."""
 
-    def __init__(self, store: SampleStore) -> None:
+    def __init__(self, store: SensorHistoryStore) -> None:
         self._store = store
         self._noted_at: datetime | None = None
 
@@ -28,5 +28,5 @@ class History:
             if reading.name in _NAMES and isinstance(reading.value, int | float)
         }
         if values:
-            self._store.add(Sample(at=now, **values))
+            self._store.add(SensorSample(at=now, **values))
             self._noted_at = now

@@ -18,14 +18,14 @@ MOST = 0.5
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no token is lost in a product modulo 2^64
 
 
-def repeated(learned: Batches, measured: Batches, *, masked: bool) -> list[bool]:
+def repeated(learned: Batches, measured: Batches, *, is_mlm: bool) -> list[bool]:
     """Of each measured block, in order, whether it repeats what is learned. masked: the model fills in masks."""
-    known = np.unique(np.concatenate([_runs(_tokens(blocks, masked)[0]).reshape(-1) for blocks in learned]))
-    return [repeats for blocks in measured for repeats in _repeated(blocks, known, masked)]
+    known = np.unique(np.concatenate([_runs(_tokens(blocks, is_mlm)[0]).reshape(-1) for blocks in learned]))
+    return [repeats for blocks in measured for repeats in _repeated(blocks, known, is_mlm)]
 
 
-def _repeated(blocks: Batch, known: NDArray[np.uint64], masked: bool) -> list[bool]:
-    tokens, counts = _tokens(blocks, masked)
+def _repeated(blocks: Batch, known: NDArray[np.uint64], is_mlm: bool) -> list[bool]:
+    tokens, counts = _tokens(blocks, is_mlm)
     seen = np.isin(_runs(tokens), known)
     inside = np.zeros(tokens.shape, dtype=bool)
     for place in range(RUN):
@@ -35,10 +35,10 @@ def _repeated(blocks: Batch, known: NDArray[np.uint64], masked: bool) -> list[bo
     return repeats
 
 
-def _tokens(blocks: Batch, masked: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _tokens(blocks: Batch, is_mlm: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Each block's tokens as they were written, and which of them are measured."""
     inputs, targets = blocks.inputs.numpy(), blocks.targets.numpy()
-    first = 0 if masked else 1  # a causal model predicts the token behind
+    first = 0 if is_mlm else 1  # a causal model predicts the token behind
     tokens, counts = np.pad(inputs, ((0, 0), (0, first))), np.pad(targets != IGNORE_INDEX, ((0, 0), (first, 0)))
     tokens[counts] = targets[targets != IGNORE_INDEX]
     return tokens, counts

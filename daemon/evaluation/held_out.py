@@ -14,8 +14,8 @@ from pocketllm.daemon.evaluation.promotion import Comparison, compare
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.engine.data.batches import Batch, Batches, pack
-from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -27,14 +27,14 @@ from pocketllm.storage.tables import Evaluation, Job
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
 
 
-def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Batches, *, masked: bool) -> Batch | None:
+def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Batches, *, is_mlm: bool) -> Batch | None:
     """What a first job must not spoil; None where it does not teach to write."""
-    if masked or all(bucket.choices is not None for bucket in learned):
+    if is_mlm or all(bucket.label_ids is not None for bucket in learned):
         return None
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert isinstance(ids, list)
-    return pack([ids], length=ORDINARY_TOKENS, separator=separator(tokenizer))[slice(0, ORDINARY_BLOCKS)]
+    return pack([ids], length=ORDINARY_TOKENS, eos=eos_id(tokenizer))[slice(0, ORDINARY_BLOCKS)]
 
 
 def block_keys(buckets: Batches) -> list[str]:
@@ -59,7 +59,7 @@ class HeldOutEvaluation:
     held_out: Batches
     ordinary: Batch | None  #: text that a first job must not spoil; None where old text says more
     dtype: torch.dtype
-    rows_at_once: int  #: the most that pass through the layers together
+    micro_batch: int  #: the most that pass through the layers together
 
     @property
     def weights(self) -> list[int]:
@@ -71,7 +71,7 @@ class HeldOutEvaluation:
 
         theta: what the job started from.
         """
-        before = self.store.journal.evaluation(job.id, 0)
+        before = self.store.step_log.evaluation(job.id, 0)
         if before is not None and not self.covers(before):
             self.evaluate(job, 0, theta)
 
@@ -101,19 +101,19 @@ class HeldOutEvaluation:
         if blocks is None:
             return None
         self.model.use(None)
-        before = self.model.block_losses(blocks, self.rows_at_once)
+        before = self.model.block_losses(blocks, self.micro_batch)
         self.model.use(theta)
-        now = self.model.block_losses(blocks, self.rows_at_once)
+        now = self.model.block_losses(blocks, self.micro_batch)
         return compare(before, now, blocks.target_counts.tolist())
 
     def _record(self, job: Job, step: int, losses: Sequence[float]) -> None:
         by_key = dict(zip(block_keys(self.held_out), losses, strict=True))
         now = datetime.now(UTC)
-        self.store.journal.evaluate(job.id, step=step, block_losses=by_key, weights=self.weights, now=now)
+        self.store.step_log.evaluate(job.id, step=step, block_losses=by_key, weights=self.weights, now=now)
         self.store.jobs.set_peak_memory(job.id, peak_bytes())
 
     def _losses(self, model: LanguageModel) -> list[float]:
-        return [x for bucket in self.held_out for x in model.block_losses(bucket, self.rows_at_once)]
+        return [x for bucket in self.held_out for x in model.block_losses(bucket, self.micro_batch)]
 
     def _served_otherwise(self, job: Job) -> list[float] | None:
         """The losses of what is served, where the job does not start from it: then that is to be beaten."""
@@ -121,7 +121,7 @@ class HeldOutEvaluation:
         if serving is None or serving.id == job.parent:
             return None
         if serving.mode == "full":
-            return self._losses(LanguageModel(open_native(self.folder.adapter(serving.id)), dtype=self.dtype))
+            return self._losses(LanguageModel(open_model_folder(self.folder.adapter(serving.id)), dtype=self.dtype))
         # A full job whose weights are still the base's.
         self.model.use(load_adapter(self.folder.adapter(serving.id)))
         return self._losses(self.model)

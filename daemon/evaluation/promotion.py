@@ -133,7 +133,7 @@ class EvaluationVerdict:
         }
 
 
-def judge(
+def evaluate(
     before: Sequence[float],
     now: Sequence[float],
     weights: Sequence[int],

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict
 from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
-from pocketllm.engine.generate.model_report import Insight, Sample, TokenShift, compare, observe
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.generate.model_report import ModelReport, Sample, TokenShift, compare, observe
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel
@@ -42,12 +42,16 @@ def attempted(work: Callable[[], Result], say: Callable[[str, str], None]) -> Re
         return None
 
 
-def look(model: LanguageModel, theta: Adapter | FullWeights, base: Path, places: Sample, rows_at_once: int) -> Insight:
+def look(
+    model: LanguageModel, theta: Adapter | FullWeights, base: Path, places: Sample, micro_batch: int
+) -> ModelReport:
     """What the taught model makes of the sample beside the base model, whose folder is given."""
-    rows = min(rows_at_once, MEASURE_BLOCKS)
+    rows = min(micro_batch, MEASURE_BLOCKS)
     if isinstance(theta, FullWeights):
         # The model's own weights are the taught ones; the base's are in their file.
-        before = observe(LanguageModel(open_native(base), dtype=model.walk.dtype, release_pages=True), places, rows)
+        before = observe(
+            LanguageModel(open_model_folder(base), dtype=model.context.dtype, release_pages=True), places, rows
+        )
     else:
         model.use(None)
         before = observe(model, places, rows)
@@ -56,19 +60,23 @@ def look(model: LanguageModel, theta: Adapter | FullWeights, base: Path, places:
     return compare(places, before, observe(model, places, rows))
 
 
-def report(judgement: EvaluationVerdict, found: Insight | None, content: dict[str, Any] | None) -> NewReport:
-    """The whole report: the judgement is always there."""
-    leak = None
-    if found is not None and found.leak is not None:
-        leak = {"base": found.leak.base, "personal": found.leak.personal, "places": found.leak.places}
-    return NewReport(numbers={"judgement": judgement.to_json(), "leak": leak}, content=content)
+def report(verdict: EvaluationVerdict, found: ModelReport | None, content: dict[str, Any] | None) -> NewReport:
+    """The whole report: the verdict is always there."""
+    verbatim_recall = None
+    if found is not None and found.verbatim_recall is not None:
+        verbatim_recall = {
+            "base": found.verbatim_recall.base,
+            "personal": found.verbatim_recall.personal,
+            "places": found.verbatim_recall.places,
+        }
+    return NewReport(numbers={"verdict": verdict.to_json(), "verbatim_recall": verbatim_recall}, content=content)
 
 
-def in_words(found: Insight, native: NativeModel, texts: Sequence[Text]) -> dict[str, Any]:
+def in_words(found: ModelReport, model_folder: ModelFolder, texts: Sequence[Text]) -> dict[str, Any]:
     """What was found as text. The tokenizer, which takes much memory, is there only meanwhile."""
-    tokenizer = native.tokenizer()
+    tokenizer = model_folder.tokenizer()
     return {
-        "words": _words(found.rises, tokenizer, _words_of(texts)),
+        "words": _words(found.shifts, tokenizer, _words_of(texts)),
         "completions": [
             {
                 "prompt": _text(tokenizer, one.prompt),
@@ -84,13 +92,13 @@ def _words_of(texts: Iterable[Text]) -> set[str]:
     return {word for text in texts for part in (text.text, text.completion or "") for word in re.findall(r"\w+", part)}
 
 
-def _words(rises: Sequence[TokenShift], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
+def _words(shifts: Sequence[TokenShift], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
     """The tokens that rose and are whole words of the owner's; where hardly one is, as in a script without spaces,
     all that hold a letter.
     """
     special = set(tokenizer.all_special_ids)
     told: dict[str, dict[str, Any]] = {}  # one entry whatever the case
-    for rise in rises:
+    for rise in shifts:
         word = "" if rise.token in special else _text(tokenizer, [rise.token]).strip()
         if any(map(str.isalpha, word)):
             told.setdefault(word.casefold(), {"word": word, "base": rise.base, "personal": rise.personal})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 
 #: The setting `backend`; auto is llama.cpp where that is available.
 BackendPreference = Literal["auto", "transformers", "llamacpp"]
@@ -31,12 +31,12 @@ class Backend:
     reason: str | None = None
 
 
-def find_llamacpp(native: NativeModel, preference: BackendPreference) -> LlamaCpp | Backend:
+def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> LlamaCpp | Backend:
     """What to decode this model with through llama.cpp; else the other backend, with the reason."""
     if preference == "transformers":
         return Backend(name="transformers", reason="the setting backend says so")
     try:
-        base = find_origin(native.manifest)
+        base = find_origin(model_folder.manifest)
     except OriginChanged as changed:
         return Backend(name="transformers", reason=str(changed))
     program = shutil.which(EXECUTABLE) or (PACKAGE if find_spec(PACKAGE) else None)
@@ -49,7 +49,7 @@ def find_llamacpp(native: NativeModel, preference: BackendPreference) -> LlamaCp
     return LlamaCpp(program=program, base=base)
 
 
-def expected_backend(native: NativeModel, preference: BackendPreference) -> Backend:
+def expected_backend(model_folder: ModelFolder, preference: BackendPreference) -> Backend:
     """What is going to decode this model, as far as can be told without trying."""
-    found = find_llamacpp(native, preference)
+    found = find_llamacpp(model_folder, preference)
     return Backend(name="llamacpp") if isinstance(found, LlamaCpp) else found

@@ -25,8 +25,8 @@ from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
-from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.generate.streaming_text import Generation, Sampling, Scored, TokenSource, generate, separator
+from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, Scored, TokenSource, eos_id, generate
 from pocketllm.engine.generate.tokenizer import Tokenizer, open_lexicon
 
 if TYPE_CHECKING:
@@ -100,20 +100,20 @@ class Answerer:
     """The model's tokens and their texts, and what decodes it: llama.cpp, torch, or each what it is better at."""
 
     def __init__(self, model: Path, preference: BackendPreference, address: Path) -> None:
-        native = open_native(model)
-        if native.manifest.masked:
+        model_folder = open_model_folder(model)
+        if model_folder.manifest.is_mlm:
             raise UnsupportedModel(
-                f"{native.manifest.name} fills in masks; it cannot continue a text. Use another model."
+                f"{model_folder.manifest.name} fills in masks; it cannot continue a text. Use another model."
             )
-        self._native = native
+        self._model_folder = model_folder
         self._torch: TorchModels | None = None
-        found = find_llamacpp(native, preference)
-        self._tokenizer, self._lexicon = open_lexicon(native, lean=isinstance(found, LlamaCpp))
-        self._separator = separator(self._tokenizer)  # which looks through all words
+        found = find_llamacpp(model_folder, preference)
+        self._tokenizer, self._lexicon = open_lexicon(model_folder, lean=isinstance(found, LlamaCpp))
+        self._eos = eos_id(self._tokenizer)  # which looks through all words
         self._llama: LlamaDecoder | None = None
         if isinstance(found, LlamaCpp):
             self._llama = LlamaDecoder(
-                native,
+                model_folder,
                 found,
                 address=address,
                 threads=len(os.sched_getaffinity(0)),
@@ -137,7 +137,7 @@ class Answerer:
             return
         request_id = request["id"]
         sampling = _sampling(request)
-        prompt = prompt_tokens(self._tokenizer, request, self._separator)
+        prompt = prompt_tokens(self._tokenizer, request, self._eos)
         started = time.monotonic()
         source = self._source(_folder(request), sampling)
         generation = generate(source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request_id))
@@ -176,13 +176,13 @@ class Answerer:
         from pocketllm.daemon.generation.torch_models import TorchModels
 
         if self._torch is None:
-            self._torch = TorchModels(self._native)
+            self._torch = TorchModels(self._model_folder)
         return self._torch
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Both answers, and by how much likelier the personal model's is to it than to the base model."""
         sampling = replace(_sampling(request), alternatives=0)
-        prompt = prompt_tokens(self._tokenizer, request, self._separator)
+        prompt = prompt_tokens(self._tokenizer, request, self._eos)
         models = {"personal": _folder(request), "base": None}
         answers: dict[str, Generation] = {}
         for name, folder in models.items():
@@ -250,7 +250,7 @@ def _folder(request: dict[str, Any]) -> Path | None:
     return Path(request["adapter"]) if request["adapter"] else None
 
 
-def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], separator: int) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> list[int]:
     """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
 
     A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that
@@ -262,7 +262,7 @@ def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], separator: int)
             raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
         return list(given)
     if request["messages"] is None:
-        return [separator, *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
+        return [eos, *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
     text = chat_prompt(tokenizer, request["messages"])
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens

@@ -17,7 +17,7 @@ from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFaile
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Generator:
         if self._alive and self._backend:
             return self._backend
         try:
-            return expected_backend(open_native(self._model), self._preference)
+            return expected_backend(open_model_folder(self._model), self._preference)
         except (ModelNotFound, ModelFileError):
             return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, NativeModel, open_native
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder, open_model_folder
 from pocketllm.engine.generate.sampling import ModelTokens, score
 from pocketllm.engine.generate.streaming_text import Scored
 from pocketllm.engine.params.lora import Adapter, load_adapter
@@ -16,11 +16,11 @@ from pocketllm.engine.streamed.model import LanguageModel
 class TorchModels:
     """The base model, the adapter or the weights that were used last, and the base in fp32 where that was wanted."""
 
-    def __init__(self, native: NativeModel) -> None:
+    def __init__(self, model_folder: ModelFolder) -> None:
         """Build the base model. Raises UnsupportedModel or ModelFileError."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._native = native
-        self._base = LanguageModel(native)
+        self._model_folder = model_folder
+        self._base = LanguageModel(model_folder)
         self._in_fp32: LanguageModel | None = None
         self._used: tuple[tuple[Path, bool], Adapter | LanguageModel] | None = None  #: besides the base, by how
 
@@ -50,10 +50,10 @@ class TorchModels:
     def _exact(self) -> LanguageModel:
         """The base model in fp32; the weights are mapped from the same file."""
         if self._in_fp32 is None:
-            self._in_fp32 = LanguageModel(self._native, dtype=torch.float32)
+            self._in_fp32 = LanguageModel(self._model_folder, dtype=torch.float32)
         return self._in_fp32
 
 
 def _load(folder: Path, dtype: torch.dtype | None) -> Adapter | LanguageModel:
     full = (folder / MANIFEST_NAME).exists()
-    return LanguageModel(open_native(folder), dtype=dtype) if full else load_adapter(folder)
+    return LanguageModel(open_model_folder(folder), dtype=dtype) if full else load_adapter(folder)

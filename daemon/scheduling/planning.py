@@ -8,7 +8,7 @@ from typing import Literal
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.planning.memory_model import JobPlan, Method, Mode, Prediction, fit, points_of, predict
 from pocketllm.engine.planning.shapes import Shapes, read_shapes
 
@@ -68,18 +68,18 @@ def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingS
     return TrainingSettings.model_validate({**said, **changes})
 
 
-def plan_job(native: NativeModel, training: TrainingSettings, *, steps: int) -> Planned:
+def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: int) -> Planned:
     """Plan a job of this many steps.
 
     Where the method is left open, it is exact gradients if they fit the memory, else MeZO. Raises DoesNotFit, naming
     the smallest memory_bytes that would do; BadRequest for what cannot be trained on this model; or ModelFileError.
     """
-    shapes = read_shapes(native)
+    shapes = read_shapes(model_folder)
     found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
     planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
     for method, planner in planners.items():
         try:
-            found[method] = planner(native, shapes, training, steps)
+            found[method] = planner(model_folder, shapes, training, steps)
         except (DoesNotFit, BadRequest) as error:
             found[method] = error
     chosen = found["exact"] if training.method == "exact" else found["mezo"]
@@ -108,9 +108,9 @@ def chosen(planned: Planned) -> str:
     return f"{planned.plan.method} ({said[planned.plan.method]}); " + "; ".join(others)
 
 
-def _exact(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     batch = training.batch or BATCH
-    rows_at_once = min(batch, training.micro_batch or max(1, GRAPH_POSITIONS // training.block_tokens))
+    micro_batch = min(batch, training.micro_batch or max(1, GRAPH_POSITIONS // training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
         steps=steps,
@@ -119,16 +119,16 @@ def _exact(native: NativeModel, shapes: Shapes, training: TrainingSettings, step
         probes=1,
         rank=training.rank,
         targets=(),
-        rows_at_once=rows_at_once,
-        lanes=1,  # a graph is made of so many small operations that lanes would wait for Python's lock
-        compute_dtype=native.manifest.compute_dtype,
+        micro_batch=micro_batch,
+        replicas=1,  # a graph is made of so many small operations that replicas would wait for Python's lock
+        compute_dtype=model_folder.manifest.compute_dtype,
         method="exact",
         pass_blocks=batch,
     )
     return _fitted(shapes, plan, training)
 
 
-def _mezo(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+def _mezo(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     """With as many probes a step as are cheap, unless the settings say how many.
 
     Directions that share a batch share the loss at theta, too, and teach more in the same time (bench/README.md). But a
@@ -136,22 +136,22 @@ def _mezo(native: NativeModel, shapes: Shapes, training: TrainingSettings, steps
     """
     if training.probes is None and training.mode == "lora":
         for probes in CHEAP_PROBES:
-            planned = _with_probes(native, shapes, training, steps, probes=probes)
+            planned = _with_probes(model_folder, shapes, training, steps, probes=probes)
             if planned.prediction.seconds_per_step <= LONGEST_STEP_SECONDS:
                 return planned
-    return _with_probes(native, shapes, training, steps, probes=training.probes or 1)
+    return _with_probes(model_folder, shapes, training, steps, probes=training.probes or 1)
 
 
 def _with_probes(
-    native: NativeModel, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int
+    model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int
 ) -> Planned:
     points = points_of(probes)
-    share = probes >= CHEAP_PROBES[-1] and not shapes.masked
+    share = probes >= CHEAP_PROBES[-1] and not shapes.is_mlm
     batch = training.batch or (SHARED_BATCH if share else BATCH)
     if training.micro_batch is not None:
-        rows_at_once = max(2, points * min(batch, training.micro_batch))
+        micro_batch = max(2, points * min(batch, training.micro_batch))
     else:
-        rows_at_once = min(max(2, points * batch), enough_rows(shapes, training.mode, training.block_tokens))
+        micro_batch = min(max(2, points * batch), enough_rows(shapes, training.mode, training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
         steps=steps,
@@ -160,9 +160,9 @@ def _with_probes(
         probes=probes,
         rank=training.rank,
         targets=training.targets,
-        rows_at_once=rows_at_once,
-        lanes=min(1 if shapes.packed else _cores(shapes), max(1, rows_at_once // 2)),
-        compute_dtype=native.manifest.compute_dtype,
+        micro_batch=micro_batch,
+        replicas=min(1 if shapes.packed else _cores(shapes), max(1, micro_batch // 2)),
+        compute_dtype=model_folder.manifest.compute_dtype,
     )
     return _fitted(shapes, plan, training)
 

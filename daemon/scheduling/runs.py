@@ -1,4 +1,4 @@
-"""Keeps the ledger's open window: what is seen of the worker while it runs."""
+"""Records the runs of workers, and when the gate was open."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.storage.repositories.runs import LedgerStore, Observed, seconds_within
+from pocketllm.storage.repositories.runs import Observed, RunWindowStore, seconds_within
 
 PROCESSES = Path("/proc")
 #: How often an open window is written down: a kill of the daemon loses no more of it.
@@ -19,10 +19,10 @@ _DAY = timedelta(days=1)
 _WORTHWHILE = timedelta(minutes=10)
 
 
-class Ledger:
+class RunRecorder:
     """At most one window is open: there is one worker."""
 
-    def __init__(self, store: LedgerStore) -> None:
+    def __init__(self, store: RunWindowStore) -> None:
         self._store = store
         self._open: int | None = None
         self._allowed = False
@@ -36,7 +36,7 @@ class Ledger:
     def gate(self, allowed: bool, now: datetime) -> None:
         """Whether a job may run now; written down where it is news."""
         if allowed is not self._allowed:
-            (self._store.opened if allowed else self._store.closed)(now)
+            (self._store.idle_began if allowed else self._store.idle_ended)(now)
         self._allowed = allowed
 
     def expected_at(self, now: datetime) -> datetime | None:
@@ -46,10 +46,10 @@ class Ledger:
         """
         if self._allowed:
             return now
-        for opening in self._store.openings(now - _DAY):
-            end = opening.ended_at or now
-            if end - opening.began_at >= _WORTHWHILE:
-                return max(now, opening.began_at + _DAY)
+        for window in self._store.idle_windows(now - _DAY):
+            end = window.ended_at or now
+            if end - window.began_at >= _WORTHWHILE:
+                return max(now, window.began_at + _DAY)
         return None
 
     def begin(self, job_id: str, *, because: str, readings: Sequence[Reading], now: datetime) -> None:

@@ -17,7 +17,7 @@ from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import Room
 from pocketllm.daemon.scheduling.planning import JobRequest, Planner, Plans
-from pocketllm.daemon.scheduling.runs import Ledger, midnight_of
+from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import Exit, Runner
 from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.daemon.uptime import uptime
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 #: Crashes in a row, without a step between them, after which a job fails.
 MAX_ATTEMPTS = 4
 #: The reason of a job that its owner paused.
-HELD = "paused by the owner"
+PAUSED_BY_OWNER = "paused by the owner"
 #: The wait after the first crash in a row; it doubles with each.
 RETRY_SECONDS = 30
 _LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
@@ -63,8 +63,8 @@ class Scheduler:
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
         self._room = Room(settings.total_memory_bytes, generator_bytes)
         self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
-        self._ledger = Ledger(store.ledger)
-        self._history = History(store.samples)
+        self._runs = RunRecorder(store.runs)
+        self._history = History(store.sensor_history)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
         self._charge = Charge()
@@ -92,7 +92,7 @@ class Scheduler:
     def recover(self, now: datetime) -> None:
         """At start: pause the jobs that a dead daemon left running, and delete the files of closed jobs."""
         with self._lock:
-            self._ledger.recover(now)
+            self._runs.recover(now)
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
@@ -110,16 +110,16 @@ class Scheduler:
             waiting = self._store.jobs.open()
             if not waiting and (job := self._queue_if_enough(now)):
                 waiting = [job]
-            queue = [job for job in waiting if not job.held]
+            queue = [job for job in waiting if not job.paused_by_owner]
             self._look(now)
             self.verdict = self._decide(queue[0] if queue else None, now)
             if not (queue and queue[0].immediate):  # which opens the gate by itself, and says nothing of nights
-                self._ledger.gate(self.verdict.allowed, now)
+                self._runs.gate(self.verdict.allowed, now)
             if queue:
                 self._move(queue[0], now)
             for behind in queue[1:]:
                 self._explain(behind, [f"waits for {queue[0].id}"])
-            self._ledger.observe(self._runner.pid, self.readings, now)
+            self._runs.observe(self._runner.pid, self.readings, now)
             self._history.note(self.readings, now)
 
     def _look(self, now: datetime) -> None:
@@ -158,7 +158,7 @@ class Scheduler:
     def expected_at(self, now: datetime) -> datetime | None:
         """When a job can probably run next, judging by yesterday; None where nothing is known of yesterday."""
         with self._lock:
-            return self._ledger.expected_at(now)
+            return self._runs.expected_at(now)
 
     def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
         """The gate's verdict on these readings in place of the sensors'; None is unknown."""
@@ -179,19 +179,19 @@ class Scheduler:
 
     def snooze(self, until: datetime | None) -> None:
         """Run no job until then; None ends that."""
-        self._store.words.snooze(until)
+        self._store.preferences.snooze(until)
 
-    def hold(self, job_id: str, now: datetime) -> Job:
+    def pause(self, job_id: str, now: datetime) -> Job:
         """Pause an open job until `release`; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
             if self._runner.job_id == job_id:
-                self._pause([HELD], now)
-            return self._store.jobs.hold(job_id, reason=HELD, now=now)
+                self._pause([PAUSED_BY_OWNER], now)
+            return self._store.jobs.pause_by_owner(job_id, reason=PAUSED_BY_OWNER, now=now)
 
-    def release(self, job_id: str, now: datetime) -> Job:
-        """Put a held job back into the queue. Raises NotFound or WrongState."""
+    def resume(self, job_id: str, now: datetime) -> Job:
+        """Put a job that the owner has paused back into the queue. Raises NotFound or WrongState."""
         with self._lock:
-            return self._store.jobs.release(job_id, now=now)
+            return self._store.jobs.resume_by_owner(job_id, now=now)
 
     def cancel(self, job_id: str, now: datetime) -> Job:
         """Cancel an open job; its worker is killed. Raises NotFound or WrongState."""
@@ -220,7 +220,7 @@ class Scheduler:
 
     def _note_end(self, because: str, ended: Exit | None, now: datetime) -> None:
         """The worker is gone: close its run's row, and let the phone sleep."""
-        self._ledger.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
+        self._runs.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
         self._wake_lock.give_back()
 
     def _end_worker(self, because: str, now: datetime) -> None:
@@ -239,7 +239,7 @@ class Scheduler:
 
     def _moved(self, job_id: str) -> bool:
         """Whether the job's last step changed since its worker started."""
-        return self._store.journal.last_step(job_id) != self._step_at_start
+        return self._store.step_log.last_step(job_id) != self._step_at_start
 
     def _queue_if_enough(self, now: datetime) -> Job | None:
         """Queue a job if there is enough new text and no job is open."""
@@ -287,8 +287,8 @@ class Scheduler:
             immediate=job is not None and job.immediate,
             paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
             charge=self._charge,
-            used_today_seconds=self._ledger.seconds_since(midnight_of(local), now) if limited else 0.0,
-            snoozed_until=self._store.words.snoozed_until(),
+            used_today_seconds=self._runs.seconds_since(midnight_of(local), now) if limited else 0.0,
+            snoozed_until=self._store.preferences.snoozed_until(),
         )
 
     def _move(self, job: Job, now: datetime) -> None:
@@ -316,14 +316,14 @@ class Scheduler:
         start = self._store.adapters.start_of(job)
         # All weights and an adapter for them are no start for each other.
         self._store.jobs.start(job.id, parent=start.id if start and start.mode == job.mode else None, now=now)
-        self._step_at_start = self._store.journal.last_step(job.id)
+        self._step_at_start = self._store.step_log.last_step(job.id)
         try:
             self._runner.start(job.id)
         except OSError as error:  # no process, no memory, no disk left
             self._crashed(job, f"the worker could not be started: {error}", now)
             return
         self._wake_lock.take()
-        self._ledger.begin(job.id, because=self._why(job), readings=self.readings, now=now)
+        self._runs.begin(job.id, because=self._why(job), readings=self.readings, now=now)
         log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
 
     def _pause(self, reasons: list[str], now: datetime) -> None:

@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from pocketllm.engine.errors import MezoError
-    from pocketllm.engine.formats.model_folder import open_native
+    from pocketllm.engine.formats.model_folder import open_model_folder
     from pocketllm.engine.planning.calibration import calibrate
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a worker does
     try:
-        answer = libraries | calibrate(open_native(options.folder), time.perf_counter).to_json()
+        answer = libraries | calibrate(open_model_folder(options.folder), time.perf_counter).to_json()
     except MezoError as error:
         answer = {"error": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

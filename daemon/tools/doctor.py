@@ -16,7 +16,7 @@ from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import Settings
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 
 #: good: works. unknown: cannot be told, and it may not matter. bad: keeps jobs from running, or loses something.
 State = Literal["good", "unknown", "bad"]
@@ -73,9 +73,9 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding(name="data folder", state="good", message=str(folder.root))
     try:
-        native = open_native(folder.models / settings.model)
+        model_folder = open_model_folder(folder.models / settings.model)
         yield Finding(name="model", state="good", message=settings.model)
-        yield _of_backend(native, settings)
+        yield _of_backend(model_folder, settings)
     except (ModelNotFound, ModelFileError) as error:
         yield Finding(name="model", state="bad", message=str(error), advice="run `pocketllm models add`")
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
@@ -88,9 +88,9 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _of_backend(native: NativeModel, settings: Settings) -> Finding:
+def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
     """Answers need no llama.cpp: its absence is only slow."""
-    found = find_llamacpp(native, settings.backend)
+    found = find_llamacpp(model_folder, settings.backend)
     if isinstance(found, LlamaCpp):
         return Finding(name="answers", state="good", message=f"by llama.cpp ({found.program}) from {found.base.name}")
     if settings.backend == "transformers":

@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Imported here: who calls `export_gguf` needs none of it.
     from pocketllm.engine.formats.gguf_lora import write_gguf_lora
-    from pocketllm.engine.formats.model_folder import open_native
+    from pocketllm.engine.formats.model_folder import open_model_folder
 
     try:
-        write_gguf_lora(options.adapter, open_native(options.model), options.destination)
+        write_gguf_lora(options.adapter, open_model_folder(options.model), options.destination)
     except MezoError as error:
         sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         return os.EX_DATAERR

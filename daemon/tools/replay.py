@@ -1,4 +1,4 @@
-"""Doing a job's learning again from its journal, and proving that what was stored is what comes out.
+"""Doing a job's learning again from its step log, and proving that what was stored is what comes out.
 
 A row holds the scalars along directions that follow from the seed, so start + rows give the adapter: no text, no
 forward pass. It has to come out bit for bit, on any machine.
@@ -16,18 +16,20 @@ from safetensors import safe_open
 
 from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.training.checkpoints import record_of
 from pocketllm.engine.errors import ModelNotFound
-from pocketllm.engine.formats.model_folder import NAME_PATTERN, NativeModel, open_native
-from pocketllm.engine.method import Update
+from pocketllm.engine.formats.model_folder import NAME_PATTERN, ModelFolder, open_model_folder
+from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.engine.params.lora_folder import read_config
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.estimator import replay
-from pocketllm.storage.step_log_export import JournalExport
+from pocketllm.storage.step_log_codec import StepRow
+from pocketllm.storage.step_log_export import StepLogExport
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import OPEN_STATES, Job
+from pocketllm.storage.tables import OPEN_STATES, Job, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +58,13 @@ def rebuild(
     store: Store,
     job_id: str,
     *,
-    journal: JournalExport | None = None,
+    exported: StepLogExport | None = None,
     output: Path | None = None,
     on_row: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Rebuilt:
     """Do a job's learning again, and compare what comes out with the adapter that the job made.
 
-    journal: an exported one, in place of the rows in the store. output: a folder, not there yet, for what comes out.
+    exported: steps from a file, in place of those in the store. output: a folder, not there yet, for what comes out.
     on_row: called after each row with how many are done, and how many there are.
     Raises CannotReplay, saying why; NotFound for an unknown job; or MezoError when files are broken or gone.
     """
@@ -70,12 +72,12 @@ def rebuild(
     made = _folder_of_what_was_made(folder, job)
     if output is not None:
         _check_output(output, job)
-    if journal is not None:
-        _check_journal(journal, folder, job)
-    rows = store.journal.steps(job_id) if journal is None else journal.rows
+    if exported is not None:
+        _check_export(exported, folder, job)
+    rows = store.step_log.steps(job_id) if exported is None else exported.rows
     if [row.step for row in rows] != list(range(1, job.total_steps + 1)):
         raise CannotReplay(
-            f"The journal holds {len(rows)} of the {job.total_steps} steps of job {job_id}. "
+            f"The step log holds {len(rows)} of the {job.total_steps} steps of job {job_id}. "
             "Take one that was exported after the job had ended."
         )
     with torch.inference_mode():
@@ -110,7 +112,7 @@ def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
         )
     if job.method != "mezo":
         raise CannotReplay(
-            f"Job {job.id} learned by exact gradients, which follow from the texts: its journal tells how it went, not "
+            f"Job {job.id} learned by exact gradients, which follow from the texts: its step log says how it went, not "
             "what was learned. Jobs with training.method = mezo can be replayed."
         )
     made = folder.adapter(job.adapter)
@@ -130,17 +132,17 @@ def _check_output(output: Path, job: Job) -> None:
         )
 
 
-def _check_journal(journal: JournalExport, folder: DataFolder, job: Job) -> None:
-    header = journal.header
+def _check_export(exported: StepLogExport, folder: DataFolder, job: Job) -> None:
+    header = exported.header
     for name, ours in (("job", job.id), ("model", job.model), ("mode", job.mode), ("seed", job.seed)):
         if header[name] != ours:
             raise CannotReplay(
-                f"This is the journal of another job: its {name} is {header[name]}, not {ours}. Export it again."
+                f"These are the steps of another job: its {name} is {header[name]}, not {ours}. Export it again."
             )
     known = _sums_of_the_start(folder, job)
     if header["base_sha256"] is not None and known and header["base_sha256"] not in known:
         raise CannotReplay(
-            f"The journal was made on other weights than those that {job.model} has here. "
+            f"The steps were made on other weights than those that {job.model} has here. "
             "Import the model that it was made on."
         )
 
@@ -150,7 +152,7 @@ def _sums_of_the_start(folder: DataFolder, job: Job) -> set[str]:
     known = set()
     for start in (folder.models / job.model, *([folder.adapter(job.parent)] if job.parent else ())):
         with suppress(ModelNotFound):
-            known.add(open_native(start).manifest.weights_sha256)
+            known.add(open_model_folder(start).manifest.weights_sha256)
     return known
 
 
@@ -166,13 +168,13 @@ def _start(folder: DataFolder, job: Job, made: Path) -> Adapter | FullWeights:
     return adapter
 
 
-def _start_model(folder: DataFolder, job: Job) -> NativeModel:
+def _start_model(folder: DataFolder, job: Job) -> ModelFolder:
     """The weights that a full job started from: the base's, or those that its parent made."""
-    return open_native(folder.adapter(job.parent) if job.parent else folder.models / job.model)
+    return open_model_folder(folder.adapter(job.parent) if job.parent else folder.models / job.model)
 
 
-def _is_newer(native: NativeModel, job: Job) -> bool:
-    return job.started_at is not None and native.manifest.created_at > job.started_at
+def _is_newer(model_folder: ModelFolder, job: Job) -> bool:
+    return job.started_at is not None and model_folder.manifest.created_at > job.started_at
 
 
 def _tensors(theta: Adapter | FullWeights) -> dict[str, torch.Tensor]:
@@ -185,7 +187,7 @@ def _tensors(theta: Adapter | FullWeights) -> dict[str, torch.Tensor]:
 def _stored(made: Path, job: Job) -> dict[str, torch.Tensor]:
     """What the job stored, under the names of `_tensors`."""
     if job.mode == "full":
-        return {name: weight.floats for name, weight in open_weights(open_native(made).weights).items()}
+        return {name: weight.floats for name, weight in open_weights(open_model_folder(made).weights).items()}
     return _tensors(load_adapter(made))
 
 
@@ -211,15 +213,15 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _save(theta: Adapter | FullWeights, folder: DataFolder, job: Job, made: Path, output: Path) -> None:
     """Write theta as the job has written it."""
     if isinstance(theta, FullWeights):
-        save_full(_start_model(folder, job), theta, output, created_at=open_native(made).manifest.created_at)
+        save_full(_start_model(folder, job), theta, output, created_at=open_model_folder(made).manifest.created_at)
         return
     with safe_open(made / WEIGHTS_NAME, "pt") as file:
         theta.metadata = dict(file.metadata() or {})
-    theta.save(output, masked=read_config(made).masked)
+    theta.save(output, is_mlm=read_config(made).is_mlm)
 
 
-def _counted(rows: Iterable[Update], on_row: Callable[[int], None]) -> Iterator[Update]:
-    """The rows, telling of each that it is done when the next one is asked for."""
+def _counted(rows: Iterable[Step | StepRow], on_row: Callable[[int], None]) -> Iterator[StepRecord]:
+    """The rows as records; reports each one as done when the next one is asked for."""
     for done, row in enumerate(rows, 1):
-        yield row
+        yield record_of(row)
         on_row(done)

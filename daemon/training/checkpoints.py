@@ -13,6 +13,7 @@ from pocketllm.daemon.training.trainer import Checkpoint
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.method import StepRecord
+from pocketllm.storage.step_log_codec import StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 
@@ -27,29 +28,29 @@ class StoredRun:
         """folder: for checkpoints; made with the first."""
         self._store, self._job_id, self._folder = store, job_id, folder
 
-    def records(self) -> Sequence[Step]:
+    def records(self) -> Sequence[StepRecord]:
         """See RunStore."""
-        return self._store.journal.steps(self._job_id)
+        return [record_of(row) for row in self._store.step_log.steps(self._job_id)]
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
         """See RunStore."""
-        self._store.journal.append(Step(job_id=self._job_id, seconds=seconds, **asdict(record)))
+        self._store.step_log.append(Step(job_id=self._job_id, seconds=seconds, **asdict(record)))
 
     def early_stopping(self) -> EarlyStopping | None:
         """See RunStore."""
-        document = self._store.jobs.get(self._job_id).watch
+        document = self._store.jobs.get(self._job_id).early_stopping
         return None if document is None else EarlyStopping.from_json(document)
 
     def keep(self, stopping: EarlyStopping) -> None:
         """See RunStore."""
-        self._store.jobs.set_watch(self._job_id, stopping.to_json())
+        self._store.jobs.set_early_stopping(self._job_id, stopping.to_json())
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
         """See RunStore. An event says so, where there is something to forget."""
-        self._store.journal.go_back(
+        self._store.step_log.go_back(
             self._job_id,
             step=stopping.best_step,
-            watch=stopping.to_json(),
+            early_stopping=stopping.to_json(),
             ended=stopping.ended,
             message=_message(stopping, step) if step > stopping.best_step or not stopping.ended else None,
             now=datetime.now(UTC),
@@ -69,7 +70,7 @@ class StoredRun:
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
         """See RunStore."""
-        last = self._store.journal.last_step(self._job_id)
+        last = self._store.step_log.last_step(self._job_id)
         found = {stopping.best_step: self._folder / _BEST.format(stopping.best_step)} if stopping.best_step else {}
         for file in self._folder.glob(_LATEST.format("*", stopping.halvings)):
             step = int(file.name.split("-")[1])
@@ -84,6 +85,18 @@ class StoredRun:
             raise ModelFileError(
                 f"The job's checkpoint {found[step].name} is lost ({error}). Start the job again."
             ) from error
+
+
+def record_of(row: Step | StepRow) -> StepRecord:
+    """What a method needs of a row of the step log."""
+    return StepRecord(
+        step=row.step,
+        seed=row.seed,
+        scalars=tuple(row.scalars),
+        loss=row.loss,
+        learning_rate=row.learning_rate,
+        tokens=row.tokens,
+    )
 
 
 def ended_early(stopping: EarlyStopping, step: int) -> str:

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.safetensors_io import write_tensors
-from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -39,7 +39,7 @@ def blocks_of_step(share: float, batch: int) -> int:
 
 def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """What samples begin with: the token between texts; and what stands before a user's message, if the model chats."""
-    found = [[separator(tokenizer)]]
+    found = [[eos_id(tokenizer)]]
     if tokenizer.chat_template:
         mark = "pocketllm"
         with suppress(TemplateError):  # some take no single message
@@ -60,7 +60,7 @@ def rehearsal_blocks(
     after each part that was drawn; a kill costs no more than a part.
     """
     parts = ceil(min(wanted, MAX_SAMPLES) / AT_ONCE)
-    file = model.native.folder / FILE_NAME
+    file = model.folder.path / FILE_NAME
     samples = load_file(file) if file.is_file() else {}
     model.use(None)
     for part in range(parts):

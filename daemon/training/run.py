@@ -17,7 +17,7 @@ from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_ada
 from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.contamination import repeated
 from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, ordinary_text
-from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, judge
+from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
 from pocketllm.daemon.scheduling.planning import chosen, plan_job
@@ -30,9 +30,9 @@ from pocketllm.daemon.training.validation_split import split, validation_interva
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.data.examples import encode
 from pocketllm.engine.data.label_templates import Template
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
-from pocketllm.engine.generate.model_report import Insight, sample
-from pocketllm.engine.generate.streaming_text import end_tokens, separator
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.generate.model_report import ModelReport, sample
+from pocketllm.engine.generate.streaming_text import end_tokens, eos_id
 from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
@@ -58,26 +58,26 @@ class TrainingRun:
     def __init__(self, folder: DataFolder, store: Store, job: Job) -> None:
         self.folder, self.store, self.job = folder, store, job
         self.settings = TrainingSettings.model_validate(job.settings)
-        self.native = self._start_model()
+        self.model_folder = self._start_model()
         self.plan = self._plan()
         self.dtype: torch.dtype = getattr(torch, self.plan.compute_dtype)
-        self.model = LanguageModel(self.native, dtype=self.dtype, release_pages=True, lanes=self.plan.lanes)
+        self.model = LanguageModel(self.model_folder, dtype=self.dtype, release_pages=True, replicas=self.plan.replicas)
         # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
         # aborts the process where it cannot allocate; what it is given at a time is bounded.
-        tokenizer = self.native.tokenizer()
+        tokenizer = self.model_folder.tokenizer()
         self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
-        masked = self.native.manifest.masked
+        is_mlm = self.model_folder.manifest.is_mlm
         self.measuring = HeldOutEvaluation(
             folder=folder,
             store=store,
             model=self.model,
             held_out=held_out,
-            ordinary=None if self.old_blocks else ordinary_text(tokenizer, self.buckets, masked=masked),
+            ordinary=None if self.old_blocks else ordinary_text(tokenizer, self.buckets, is_mlm=is_mlm),
             dtype=self.dtype,
-            rows_at_once=self.plan.rows_at_once,
+            micro_batch=self.plan.micro_batch,
         )
         self.openings = rehearsal.openings(tokenizer)
-        self.separator = separator(tokenizer)
+        self.eos = eos_id(tokenizer)
         self.ends = end_tokens(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
@@ -88,16 +88,16 @@ class TrainingRun:
 
     def take_fewer_rows(self, because: str) -> bool:
         """Let half as many rows as before pass through the layers at once, from the next start on; whether it can."""
-        before, fewest = self.plan.rows_at_once, MIN_ROWS[self.plan.method]
+        before, fewest = self.plan.micro_batch, MIN_ROWS[self.plan.method]
         if before <= fewest:
             return False
-        self.plan = replace(self.plan, rows_at_once=max(fewest, before // 4 * 2))
-        self._say("reduced", f"{because} with {before} rows at once; going on with {self.plan.rows_at_once}")
+        self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
+        self._say("reduced", f"{because} with {before} rows at once; going on with {self.plan.micro_batch}")
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
         return True
 
     @torch.no_grad()
-    def _learn(self) -> tuple[AdapterRow, EvaluationVerdict, Insight | None]:
+    def _learn(self) -> tuple[AdapterRow, EvaluationVerdict, ModelReport | None]:
         """What was made and saved, what the held-out text says of it, and what there is to see of it."""
         samples = self._samples()
         theta = self._start()
@@ -114,7 +114,7 @@ class TrainingRun:
                 steps=self.job.total_steps,
                 batch=shuffled(training, size=new, seed=self.job.seed),
                 remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
-                validation_loss=lambda: self.model.mean_loss(validation, self.plan.rows_at_once),
+                validation_loss=lambda: self.model.mean_loss(validation, self.plan.micro_batch),
                 validated_on=hashlib.sha256(" ".join(block_keys(validation)).encode()).hexdigest()[:16],
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
                 measure=lambda step: self._measure(step, theta),
@@ -134,7 +134,7 @@ class TrainingRun:
     @property
     def _rehearsed(self) -> int:
         """Blocks of a step that are samples: of exact steps on a model that writes."""
-        if self.plan.method != "exact" or self.native.manifest.masked:
+        if self.plan.method != "exact" or self.model_folder.manifest.is_mlm:
             return 0
         return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
 
@@ -145,7 +145,7 @@ class TrainingRun:
         """The job's method, and how many forward passes a step of it takes as long as."""
         if self.plan.method == "exact":
             assert isinstance(theta, Adapter)
-            size = PassSize(blocks=self.plan.pass_blocks, rows_at_once=self.plan.rows_at_once)
+            size = PassSize(blocks=self.plan.pass_blocks, micro_batch=self.plan.micro_batch)
             count = self._rehearsed
             exact = Exact(
                 self.model,
@@ -157,7 +157,7 @@ class TrainingRun:
             )
             return exact, EXACT_PASSES
         mezo = MeZO(
-            lambda points, batch: self.model.losses_at(points, batch, self.plan.rows_at_once),
+            lambda points, batch: self.model.losses_at(points, batch, self.plan.micro_batch),
             theta,
             MeZOPlan(
                 seed=self.job.seed,
@@ -171,15 +171,15 @@ class TrainingRun:
         return mezo, points_of(self.plan.probes)
 
     def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
-        found = self.store.journal.evaluation(self.job.id, step)
+        found = self.store.step_log.evaluation(self.job.id, step)
         if found is None or not self.measuring.covers(found):
             self.measuring.evaluate(self.job, step, theta)
 
-    def _start_model(self) -> NativeModel:
+    def _start_model(self) -> ModelFolder:
         """The weights that the job starts from: the base's, or all of those that an earlier full job made."""
         if self.settings.mode == "full" and self.job.parent:
-            return open_native(self.folder.adapter(self.job.parent))
-        return open_native(self.folder.models / self.job.model)
+            return open_model_folder(self.folder.adapter(self.job.parent))
+        return open_model_folder(self.folder.models / self.job.model)
 
     def _plan(self) -> JobPlan:
         """How the job runs: settled at its first start, so that a resumed run makes the same sums."""
@@ -189,7 +189,7 @@ class TrainingRun:
             known = {field.name for field in fields(JobPlan)}  # an older version's plan may say more
             plan = {name: value for name, value in self.job.plan.items() if name in known}
             return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
-        planned = plan_job(self.native, self.settings, steps=self.job.total_steps)
+        planned = plan_job(self.model_folder, self.settings, steps=self.job.total_steps)
         self._say("chosen", chosen(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
@@ -201,7 +201,7 @@ class TrainingRun:
     def _begin_anew(self) -> None:
         """Forget the run of a job that was paused while it learned by a method that is gone."""
         self._say("began anew", "the method guided is gone: the job starts again with exact gradients")
-        self.store.journal.forget_run(self.job.id)
+        self.store.step_log.forget_run(self.job.id)
         self.job = self.store.jobs.get(self.job.id)
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
@@ -214,9 +214,9 @@ class TrainingRun:
                 [example_of(text) for text in texts],
                 tokenizer,
                 length=self.plan.block_tokens,
-                separator=separator(tokenizer),
+                eos=eos_id(tokenizer),
                 template=Template(pattern=self.settings.template, words=self.settings.label_words),
-                masked=self.native.manifest.masked,
+                is_mlm=self.model_folder.manifest.is_mlm,
                 seed=self.job.seed,
             )
 
@@ -236,7 +236,7 @@ class TrainingRun:
     def _to_start(self, theta: Adapter | FullWeights) -> None:
         """Make of theta, in place, what `_start` gave."""
         if isinstance(theta, FullWeights):
-            theta.reload(open_weights(self.native.weights))
+            theta.reload(open_weights(self.model_folder.weights))
             return
         start = load_adapter(self.folder.start(self.job.id))
         for path in theta.a:
@@ -267,26 +267,28 @@ class TrainingRun:
             targets=self.settings.targets,
             rank=self.plan.rank,
             seed=self.job.seed,
-            rows_at_once=self.plan.rows_at_once,
+            micro_batch=self.plan.micro_batch,
             on_pass=self._passed,
         )
 
     def _passed(self, number: int) -> None:
         self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
 
-    def _finish(self, theta: Adapter | FullWeights, last: int) -> tuple[AdapterRow, EvaluationVerdict, Insight | None]:
+    def _finish(
+        self, theta: Adapter | FullWeights, last: int
+    ) -> tuple[AdapterRow, EvaluationVerdict, ModelReport | None]:
         """Judge and save what was made, and look at it while the model is there."""
-        before = self.store.journal.evaluation(self.job.id, 0)
-        now = self.store.journal.evaluation(self.job.id, last)
+        before = self.store.step_log.evaluation(self.job.id, 0)
+        now = self.store.step_log.evaluation(self.job.id, last)
         assert before is not None and now is not None, "train() measures at both ends"
-        base = self.store.journal.evaluation(self.job.id, BASE_STEP)
-        judgement = judge(
+        base = self.store.step_log.evaluation(self.job.id, BASE_STEP)
+        verdict = evaluate(
             self.measuring.paired(before),
             self.measuring.paired(now),
             self.measuring.weights,
             old_blocks=self.old_blocks,
             base=None if base is None else self.measuring.paired(base),
-            repeats=repeated(self.buckets, self.measuring.held_out, masked=self.native.manifest.masked),
+            repeats=repeated(self.buckets, self.measuring.held_out, is_mlm=self.model_folder.manifest.is_mlm),
             ordinary=self.measuring.compare_ordinary(theta),
         )
         identity = self.job.id.replace("job-", "adapter-")
@@ -297,21 +299,21 @@ class TrainingRun:
             model=self.job.model,
             mode=self.settings.mode,
             parent=self.job.parent,
-            outcome=judgement.outcome,
+            outcome=verdict.outcome,
             held_out_loss_before=before.loss,
             held_out_loss_now=now.loss,
             created_at=_now(),
         )
-        return row, judgement, reporting.attempted(lambda: self._look(theta), self._say)
+        return row, verdict, reporting.attempted(lambda: self._look(theta), self._say)
 
-    def _look(self, theta: Adapter | FullWeights) -> Insight:
+    def _look(self, theta: Adapter | FullWeights) -> ModelReport:
         self._say("reporting", "looking at what was learned")
         give_back_free_memory()  # of the steps
-        masked, base = self.native.manifest.masked, self.folder.models / self.job.model
-        places = sample(self.buckets, self.measuring.held_out, separator=self.separator, ends=self.ends, masked=masked)
-        return reporting.look(self.model, theta, base, places, self.plan.rows_at_once)
+        is_mlm, base = self.model_folder.manifest.is_mlm, self.folder.models / self.job.model
+        places = sample(self.buckets, self.measuring.held_out, eos=self.eos, ends=self.ends, is_mlm=is_mlm)
+        return reporting.look(self.model, theta, base, places, self.plan.micro_batch)
 
-    def _conclude(self, row: AdapterRow, judgement: EvaluationVerdict, found: Insight | None) -> None:
+    def _conclude(self, row: AdapterRow, verdict: EvaluationVerdict, found: ModelReport | None) -> None:
         """End the job with its report. A worker that is killed before has lost seconds: the next does this again."""
         content = None
         if found is not None:
@@ -320,26 +322,26 @@ class TrainingRun:
             give_back_free_memory()
             lift_cap()  # for the tokenizer, which has the memory again that it had before the cap
             texts = self.store.texts.of_job(self.job.id)
-            content = reporting.attempted(lambda: reporting.in_words(found, self.native, texts), self._say)
-        self._say("judged", judgement.sentence)
+            content = reporting.attempted(lambda: reporting.in_words(found, self.model_folder, texts), self._say)
+        self._say("evaluated", verdict.sentence)
         self.store.jobs.succeed(
             self.job.id,
             adapter=row,
-            publish=judgement.outcome is Outcome.LEARNED,
-            report=reporting.report(judgement, found, content),
+            publish=verdict.outcome is Outcome.LEARNED,
+            report=reporting.report(verdict, found, content),
             now=_now(),
         )
-        self.store.journal.compact(self.job.id)
+        self.store.step_log.compact(self.job.id)
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
     def _save(self, theta: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)
         if isinstance(theta, FullWeights):
-            save_full(self.native, theta, folder, created_at=_now())
+            save_full(self.model_folder, theta, folder, created_at=_now())
             return
-        theta.metadata = {"job": self.job.id, "base_weights_sha256": self.native.manifest.weights_sha256}
-        theta.save(folder, masked=self.native.manifest.masked)
+        theta.metadata = {"job": self.job.id, "base_weights_sha256": self.model_folder.manifest.weights_sha256}
+        theta.save(folder, is_mlm=self.model_folder.manifest.is_mlm)
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())

@@ -14,7 +14,7 @@ import torch
 from pocketllm.daemon.training.early_stopping import EarlyStopping, Verdict
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.method import Method, StepRecord, Update
+from pocketllm.engine.method import Method, StepRecord
 
 #: Between checkpoints: what a kill may cost.
 CHECKPOINT_SECONDS = 8.0
@@ -31,7 +31,7 @@ class Checkpoint:
 class RunStore(Protocol):
     """Durable storage of a run: records, checkpoints, early stopping."""
 
-    def records(self) -> Sequence[Update]:
+    def records(self) -> Sequence[StepRecord]:
         """All records, from the first step."""
 
     def append(self, record: StepRecord, *, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The worker: one job, from where its journal ends to its adapter. `python -m pocketllm.daemon.training.worker`.
+"""The worker: one job, from where its step log ends to its adapter. `python -m pocketllm.daemon.training.worker`.
 
 Crash-only: there is no shutdown path. Each step is a committed row before it counts; to pause it, kill it; to
 resume, start it again. It ends by itself when the daemon at the other end of its standard input is gone.
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             store.close()
     if again:
         # In a process that memory has run out in, what it still holds lies between what it gave back, and smaller
-        # tries fail, too: one that has held nothing goes on with what the journal says. The lock is let go before.
+        # tries fail, too: one that has held nothing goes on with what the step log says. The lock is let go before.
         module = ["-m", "pocketllm.daemon.training.worker"]
         os.execv(sys.executable, [sys.executable, *module, "--data-dir", str(folder.root), "--job", options.job])
     return os.EX_OK

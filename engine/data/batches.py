@@ -30,7 +30,7 @@ class Batch:
     inputs: torch.Tensor  #: (blocks, tokens) int64
     targets: torch.Tensor  #: (blocks, tokens) int64, IGNORE_INDEX where nothing is predicted
     #: Tokens of the label words: the only ones that can be predicted. None: the whole vocabulary.
-    choices: tuple[int, ...] | None = None
+    label_ids: tuple[int, ...] | None = None
     lengths: torch.Tensor | None = None  #: (blocks,) int64, real tokens of each row. None: no row needs a mask
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Batch:
 
     def joined(self, other: "Batch") -> "Batch | None":
         """These blocks and the other ones; None where they are of another length or kind."""
-        kind, others = ((some.inputs.shape[1], some.choices, some.lengths is None) for some in (self, other))
+        kind, others = ((some.inputs.shape[1], some.label_ids, some.lengths is None) for some in (self, other))
         if kind != others:
             return None
         names = ("inputs", "targets") if self.lengths is None else ("inputs", "targets", "lengths")
@@ -74,14 +74,14 @@ class Batch:
 Batches = tuple[Batch, ...]
 
 
-def pack(texts: Sequence[Ids], *, length: int, separator: int) -> Batch:
+def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
     """Join token lists, each ended by `separator`, and cut the stream into blocks of `length` positions.
 
     Each token but the very first is predicted exactly once. Only the last block may be short; it is filled up
     with separators that are not predicted, and which no earlier position of a causal model sees. Raises
     BadRequest when there is no text.
     """
-    stream = np.full(sum(len(text) + 1 for text in texts), separator, dtype=np.int64)
+    stream = np.full(sum(len(text) + 1 for text in texts), eos, dtype=np.int64)
     place = 0
     for text in texts:
         stream[place : place + len(text)] = text
@@ -90,7 +90,7 @@ def pack(texts: Sequence[Ids], *, length: int, separator: int) -> Batch:
         raise BadRequest(NO_TEXT)
     positions = len(stream) - 1
     count = -(-positions // length)
-    inputs = np.full(count * length, separator, dtype=np.int64)
+    inputs = np.full(count * length, eos, dtype=np.int64)
     targets = np.full(count * length, IGNORE_INDEX, dtype=np.int64)
     inputs[:positions], targets[:positions] = stream[:-1], stream[1:]
     return Batch(

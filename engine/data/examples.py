@@ -69,9 +69,9 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
-    separator: int,
+    eos: int,
     template: Template | None = None,
-    masked: bool = False,
+    is_mlm: bool = False,
     seed: int = 0,
 ) -> Batches:
     """The examples as rows of at most `length` positions, ready for batch_at; in each bucket in the order given.
@@ -86,7 +86,7 @@ def encode(
 
     Raises BadRequest when there is nothing to learn from, or the model or the template does not fit the examples.
     """
-    if masked and any(isinstance(example, Completion | Chat) for example in examples):
+    if is_mlm and any(isinstance(example, Completion | Chat) for example in examples):
         raise BadRequest(
             "This is a masked model, which cannot learn completions or chats; use plain or labelled text, or a causal "
             "model."
@@ -95,11 +95,11 @@ def encode(
     pairs = [example for example in examples if isinstance(example, Completion)]
     chats = [example for example in examples if isinstance(example, Chat)]
     labelled = [example for example in examples if isinstance(example, Labelled)]
-    frame = _Frame.of(tokenizer, length) if masked else None
+    frame = _Frame.of(tokenizer, length) if is_mlm else None
     buckets = [
-        *_plain(_tokenize(tokenizer, plain), tokenizer, frame, length=length, separator=separator, seed=seed),
-        *_continuations(pairs, chats, tokenizer, length=length, separator=separator),
-        *_labelled(labelled, tokenizer, template, frame, length=length, separator=separator),
+        *_plain(_tokenize(tokenizer, plain), tokenizer, frame, length=length, eos=eos, seed=seed),
+        *_continuations(pairs, chats, tokenizer, length=length, eos=eos),
+        *_labelled(labelled, tokenizer, template, frame, length=length, eos=eos),
     ]
     if not buckets:
         raise BadRequest(NO_TEXT)
@@ -144,7 +144,7 @@ class _Row:
 
 
 def _bucketed(
-    rows: Iterable[_Row], *, length: int, pad: int, choices: tuple[int, ...] | None = None
+    rows: Iterable[_Row], *, length: int, pad: int, label_ids: tuple[int, ...] | None = None
 ) -> Iterator[Batch]:
     by_width = defaultdict[int, list[_Row]](list)
     for row in rows:
@@ -155,20 +155,20 @@ def _bucketed(
         for i, row in enumerate(members):
             inputs[i, : len(row.inputs)], targets[i, : len(row.targets)] = row.inputs, row.targets
         lengths = np.array([len(row.inputs) for row in members])
-        yield _blocks(inputs, targets, lengths, choices)
+        yield _blocks(inputs, targets, lengths, label_ids)
 
 
 def _blocks(
     inputs: NDArray[np.int64],
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
-    choices: tuple[int, ...] | None = None,
+    label_ids: tuple[int, ...] | None = None,
 ) -> Batch:
     full = bool((lengths == inputs.shape[1]).all())
     return Batch(
         inputs=torch.from_numpy(inputs),
         targets=torch.from_numpy(targets),
-        choices=choices,
+        label_ids=label_ids,
         lengths=None if full else torch.from_numpy(lengths),
     )
 
@@ -200,16 +200,16 @@ def _plain(
     frame: _Frame | None,
     *,
     length: int,
-    separator: int,
+    eos: int,
     seed: int,
 ) -> Iterator[Batch]:
     texts = [text for text in texts if len(text)]
     if not texts:
         return
     if frame is None:
-        yield pack(texts, length=length, separator=separator)
+        yield pack(texts, length=length, eos=eos)
         return
-    packed = pack(texts, length=length - 2, separator=separator)
+    packed = pack(texts, length=length - 2, eos=eos)
     hidden = _hide(packed, frame, tokenizer.all_special_ids, seed)
     if len(hidden):
         yield hidden
@@ -247,14 +247,14 @@ def _continuations(
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
-    separator: int,
+    eos: int,
 ) -> Iterator[Batch]:
     """Rows of completions and of chats.
 
     A separator stands before a completion's prompt, as before every text that is learned, and before a prompt that is
     to be continued; and one ends the completion. A chat's template says itself how it begins and how a turn ends.
     """
-    between = np.array([separator])
+    between = np.array([eos])
     prompts = _tokenize(tokenizer, [pair.prompt for pair in pairs])
     completions = _tokenize(tokenizer, [pair.completion for pair in pairs])
     streams = [
@@ -267,7 +267,7 @@ def _continuations(
     answers = _tokenize(tokenizer, [answer for _, answer in said])
     streams += [pair for pair in zip(before, answers, strict=True) if all(map(len, pair))]
     rows = (row for prompt, wanted in streams for row in _windows(prompt, wanted, length=length))
-    return _bucketed(rows, length=length, pad=separator)
+    return _bucketed(rows, length=length, pad=eos)
 
 
 def _windows(prompt: Ids, wanted_ids: Ids, *, length: int) -> Iterator[_Row]:
@@ -296,7 +296,7 @@ def _labelled(
     frame: _Frame | None,
     *,
     length: int,
-    separator: int,
+    eos: int,
 ) -> Iterator[Batch]:
     if not examples:
         return
@@ -308,9 +308,9 @@ def _labelled(
             "Add it to the template, or correct the text."
         )
     form = fit(template, tokenizer, frame.mask_text if frame else None)
-    rows = _labelled_rows(examples, tokenizer, form, frame, length=length, separator=separator)
-    choices = tuple(form.words[label] for label in sorted(form.words))
-    yield from _bucketed(rows, length=length, pad=frame.pad if frame else separator, choices=choices)
+    rows = _labelled_rows(examples, tokenizer, form, frame, length=length, eos=eos)
+    label_ids = tuple(form.words[label] for label in sorted(form.words))
+    yield from _bucketed(rows, length=length, pad=frame.pad if frame else eos, label_ids=label_ids)
 
 
 def _labelled_rows(
@@ -320,13 +320,13 @@ def _labelled_rows(
     frame: _Frame | None,
     *,
     length: int,
-    separator: int,
+    eos: int,
 ) -> Iterator[_Row]:
     for part in _parts(examples, lambda example: len(example.text)):
         filled = form.fill(tokenizer, [example.text for example in part])
         for example, one in zip(part, filled, strict=True):
             ids, slot = one.cut(length - 2 if frame else length - 1)
-            ends = ([frame.start], [frame.end]) if frame else ([separator], [])
+            ends = ([frame.start], [frame.end]) if frame else ([eos], [])
             ids, slot = np.concatenate([ends[0], ids, ends[1]]).astype(np.int64), slot + 1
             targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
             # A mask's token is predicted where it stands, a causal model's one position earlier.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, NativeModel
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
 from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header, sync
 from pocketllm.engine.params.lora_folder import (
     CONFIG_NAME,
@@ -54,14 +54,14 @@ _FAMILIES = {
 }
 
 
-def write_gguf_lora(folder: Path, native: NativeModel, destination: Path) -> None:
-    """Write the adapter in `folder`, which was trained on `native`, as a GGUF LoRA file, whole or not at all.
+def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) -> None:
+    """Write the adapter in `folder`, which was trained on `model_folder`, as a GGUF LoRA file, whole or not at all.
 
     It goes with any GGUF file of the base model, however packed; if `needs_untied_head`, with one that has a head of
     its own (write_untied). Replaces what is at `destination`. Raises CannotExport when such a file cannot hold it,
     AdapterError when the adapter is broken or another model's, and ModelFileError when the model is broken.
     """
-    source = _Source.open(folder, native)
+    source = _Source.open(folder, model_folder)
     scratch = destination.with_name(f".{destination.name}.writing")
     writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture])
     try:
@@ -82,13 +82,13 @@ def write_gguf_lora(folder: Path, native: NativeModel, destination: Path) -> Non
     sync(destination.parent)
 
 
-def needs_untied_head(folder: Path, native: NativeModel) -> bool:
+def needs_untied_head(folder: Path, model_folder: ModelFolder) -> bool:
     """Whether the exported adapter goes only with a base file that write_untied made, or one like it.
 
     That is so where it adapts an output head that the model has in common with its embeddings. Raises as
     write_gguf_lora.
     """
-    return _Source.open(folder, native).adapts_tied_head
+    return _Source.open(folder, model_folder).adapts_tied_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +104,20 @@ class _Source:
     names: dict[str, str]  #: path of a map -> its name in GGUF, without a suffix
 
     @classmethod
-    def open(cls, folder: Path, native: NativeModel) -> "_Source":
+    def open(cls, folder: Path, model_folder: ModelFolder) -> "_Source":
         """Look at both, and raise if the one does not go with the other, or not with llama.cpp."""
-        family = _family_of(folder, native)
+        family = _family_of(folder, model_folder)
         config = read_config(folder)
         try:
-            of_model = read_header(native.weights)
-            settings = json.loads((native.folder / "config.json").read_bytes())
+            of_model = read_header(model_folder.weights)
+            settings = json.loads((model_folder.path / "config.json").read_bytes())
             heads = int(settings["num_attention_heads"])
             kv_heads = int(settings.get("num_key_value_heads") or heads)
             layers = int(settings["num_hidden_layers"])
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ModelFileError(f"The model in {native.folder} cannot be read ({error}). Import it again.") from error
+            raise ModelFileError(
+                f"The model in {model_folder.path} cannot be read ({error}). Import it again."
+            ) from error
         try:
             tensors = read_header(folder / WEIGHTS_NAME)
         except (OSError, ModelFileError) as error:
@@ -174,17 +176,17 @@ def paired(b: Numbers, heads: int) -> Numbers:
     return np.ascontiguousarray(b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2)).reshape(b.shape)
 
 
-def _family_of(folder: Path, native: NativeModel) -> _Family:
+def _family_of(folder: Path, model_folder: ModelFolder) -> _Family:
     if not (folder / CONFIG_NAME).exists() and (folder / MANIFEST_NAME).exists():
         raise CannotExport(
             f"{folder.name} is all weights of a model, and a GGUF LoRA file holds low-rank ones. Export it as PEFT, "
             "and have llama.cpp's convert_hf_to_gguf.py make a model file of the folder."
         )
-    family = _FAMILIES.get(native.manifest.model_type)
-    if family is None or native.manifest.masked:
+    family = _FAMILIES.get(model_folder.manifest.model_type)
+    if family is None or model_folder.manifest.is_mlm:
         raise CannotExport(
-            f"{native.manifest.name} is a {native.manifest.architecture}, of which no GGUF LoRA file can be made here: "
-            f"only of {', '.join(_FAMILIES)}. Export {folder.name} as PEFT."
+            f"{model_folder.manifest.name} is a {model_folder.manifest.architecture}, of which no GGUF LoRA file can "
+            f"be made here: only of {', '.join(_FAMILIES)}. Export {folder.name} as PEFT."
         )
     return family
 

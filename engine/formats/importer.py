@@ -31,7 +31,7 @@ from pocketllm.engine.formats.model_folder import (
     WEIGHTS_NAME,
     Manifest,
     load_tokenizer,
-    open_native,
+    open_model_folder,
 )
 from pocketllm.engine.formats.safetensors_io import sync
 
@@ -147,10 +147,10 @@ def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
     Whatever happens, the folder holds either the old manifest or the new one. Raises ModelNotFound, ModelFileError,
     MezoError (an import is running, or the disk failed), or what `calibrate` raises.
     """
-    native = open_native(folder)
+    model_folder = open_model_folder(folder)
     try:
         with _only_importer(folder.parent):
-            return _calibrate(folder, native.manifest, calibrate)
+            return _calibrate(folder, model_folder.manifest, calibrate)
     except OSError as error:
         raise MezoError(f"What was measured could not be written to {folder}: {error}.") from error
 
@@ -243,7 +243,7 @@ def _clean_up(models_dir: Path) -> None:
 def _build(
     source: WeightSource, folder: Path, name: str, dtype: str, report: Report, now: Callable[[], datetime]
 ) -> Manifest:
-    """Write the whole native folder, the manifest last, and return the manifest."""
+    """Write the whole model folder, the manifest last, and return the manifest."""
     import torch
 
     from pocketllm.engine.formats.gguf_source import GgufSource

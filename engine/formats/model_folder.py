@@ -1,4 +1,4 @@
-"""The native model folder: a Hugging Face folder whose weights are mapped into memory, never read into it.
+"""The model folder: a Hugging Face folder whose weights are mapped into memory, never read into it.
 
 Nothing here imports torch or transformers before `config` or `tokenizer` is called, so that a
 process that only lists models stays small.
@@ -28,11 +28,11 @@ __all__ = [
     "NAME_PATTERN",
     "WEIGHTS_NAME",
     "Manifest",
-    "NativeModel",
+    "ModelFolder",
     "SafetensorsWriter",
-    "list_native",
+    "list_model_folders",
     "load_tokenizer",
-    "open_native",
+    "open_model_folder",
 ]
 
 MANIFEST_NAME = "pocketllm.json"
@@ -90,7 +90,7 @@ class Manifest:
             raise ValueError(f"created_at is {self.created_at}; it must say its time zone")
 
     @property
-    def masked(self) -> bool:
+    def is_mlm(self) -> bool:
         """Whether the model fills in masks, seeing both sides of them, instead of continuing a text."""
         return self.architecture.endswith("ForMaskedLM")
 
@@ -130,16 +130,16 @@ def _is_of_type(value: object, annotation: str) -> bool:
 
 
 @dataclass(frozen=True)
-class NativeModel:
+class ModelFolder:
     """An imported model on disk, of which opening read the manifest alone; weights.open_weights maps the weights."""
 
-    folder: Path
+    path: Path
     manifest: Manifest
 
     @property
     def weights(self) -> Path:
         """The path of the weights file."""
-        return self.folder / WEIGHTS_NAME
+        return self.path / WEIGHTS_NAME
 
     def config(self) -> PreTrainedConfig:
         """The model's transformers config, read anew each time. Raises ModelFileError when it is broken."""
@@ -147,20 +147,20 @@ class NativeModel:
 
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False
+                self.path, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # a setting of the wrong type may fail anywhere in transformers
             raise ModelFileError(
-                f"{self.folder / 'config.json'} cannot be used: {error}. Import the model again."
+                f"{self.path / 'config.json'} cannot be used: {error}. Import the model again."
             ) from error
         return config
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, read anew each time. Raises ModelFileError when it is broken."""
-        return load_tokenizer(self.folder)
+        return load_tokenizer(self.path)
 
 
-def open_native(folder: Path, *, verify: bool = False) -> NativeModel:
+def open_model_folder(folder: Path, *, verify: bool = False) -> ModelFolder:
     """Return the imported model in `folder`; with `verify`, read all its weights and compare their hash.
 
     Raises ModelNotFound when there is none, and ModelFileError when its manifest is broken, its weights file
@@ -174,7 +174,7 @@ def open_native(folder: Path, *, verify: bool = False) -> NativeModel:
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     try:
-        model = NativeModel(folder, Manifest.from_json(text))
+        model = ModelFolder(folder, Manifest.from_json(text))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is broken: {error}. Import the model again.") from error
     _check_weights(model, verify)
@@ -194,10 +194,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def list_native(models_dir: Path) -> list[NativeModel]:
+def list_model_folders(models_dir: Path) -> list[ModelFolder]:
     """Return the imported models in `models_dir`, sorted by name; none when it does not exist.
 
-    Unfinished imports, other folders and broken models are left out; `open_native` says what is wrong.
+    Unfinished imports, other folders and broken models are left out; `open_model_folder` says what is wrong.
     """
     if not models_dir.is_dir():
         return []
@@ -206,13 +206,13 @@ def list_native(models_dir: Path) -> list[NativeModel]:
         if not NAME_PATTERN.fullmatch(folder.name):
             continue
         try:
-            models.append(open_native(folder))
+            models.append(open_model_folder(folder))
         except (ModelNotFound, ModelFileError):
             continue
     return models
 
 
-def _check_weights(model: NativeModel, verify: bool) -> None:
+def _check_weights(model: ModelFolder, verify: bool) -> None:
     path, manifest = model.weights, model.manifest
     try:
         size = path.stat().st_size

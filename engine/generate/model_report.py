@@ -35,13 +35,13 @@ class Sample:
     held_out: Batches
     learned: Batches
     prompts: list[list[int]]  #: beginnings of held-out texts
-    separator: int  #: stands between texts, and before a prompt
+    eos: int  #: stands between texts, and before a prompt
     ends: frozenset[int]  #: tokens that end a text
 
     @property
     def places(self) -> int:
         """How many places in the taught text can be repeated from."""
-        return sum(int(_repeatable(blocks, self.separator).sum()) for blocks in self.learned)
+        return sum(int(_repeatable(blocks, self.eos).sum()) for blocks in self.learned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,59 +81,59 @@ class VerbatimRecall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Insight:
+class ModelReport:
     """What was found. Where text has nothing to tell there is nothing here."""
 
-    rises: list[TokenShift]  #: the most telling first
+    shifts: list[TokenShift]  #: the most telling first
     continuations: list[Continuation]
-    leak: VerbatimRecall | None
+    verbatim_recall: VerbatimRecall | None
 
 
-def sample(learned: Batches, held_out: Batches, *, separator: int, ends: frozenset[int], masked: bool) -> Sample:
+def sample(learned: Batches, held_out: Batches, *, eos: int, ends: frozenset[int], is_mlm: bool) -> Sample:
     """Choose what to look at: blocks and beginnings spread evenly over the text.
 
     Of labels there is nothing to tell but the loss. A masked model goes on with nothing, so it repeats nothing.
     """
-    told = tuple(blocks for blocks in held_out if blocks.choices is None)
-    taught = () if masked else tuple(blocks for blocks in learned if blocks.choices is None)
+    told = tuple(blocks for blocks in held_out if blocks.label_ids is None)
+    taught = () if is_mlm else tuple(blocks for blocks in learned if blocks.label_ids is None)
     return Sample(
         held_out=_some(told),
         learned=_some(taught),
-        prompts=[] if masked else _prompts(told, separator),
-        separator=separator,
+        prompts=[] if is_mlm else _prompts(told, eos),
+        eos=eos,
         ends=ends,
     )
 
 
 @torch.inference_mode()
-def observe(model: LanguageModel, chosen: Sample, rows_at_once: int, *, logit_bytes: int = LOGIT_BYTES) -> Snapshot:
+def observe(model: LanguageModel, chosen: Sample, micro_batch: int, *, logit_bytes: int = LOGIT_BYTES) -> Snapshot:
     """Look at the sample with the model as it is set.
 
-    rows_at_once: blocks that pass through the layers together; logit_bytes: the most that logits may take.
+    micro_batch: blocks that pass through the layers together; logit_bytes: the most that logits may take.
     """
-    sums = [_probabilities(model, some, logit_bytes) for some in _parts(chosen.held_out, rows_at_once)]
-    repeated = [_repeated(model, some, logit_bytes, chosen.separator) for some in _parts(chosen.learned, rows_at_once)]
+    sums = [_probabilities(model, some, logit_bytes) for some in _parts(chosen.held_out, micro_batch)]
+    repeated = [_repeated(model, some, logit_bytes, chosen.eos) for some in _parts(chosen.learned, micro_batch)]
     positions = sum(blocks.tokens for blocks in chosen.held_out)
     return Snapshot(
         probabilities=torch.stack(sums).sum(0) / positions if positions else None,
         repeated=sum(repeated),
         answers=[
-            greedily(model, [chosen.separator, *prompt], ends=chosen.ends, most_tokens=ANSWER_TOKENS)
+            greedily(model, [chosen.eos, *prompt], ends=chosen.ends, most_tokens=ANSWER_TOKENS)
             for prompt in chosen.prompts
         ],
     )
 
 
-def compare(chosen: Sample, base: Snapshot, personal: Snapshot) -> Insight:
+def compare(chosen: Sample, base: Snapshot, personal: Snapshot) -> ModelReport:
     """What the taught model's observation of a sample says beside the base's."""
     places = chosen.places
-    return Insight(
-        rises=_rises(base.probabilities, personal.probabilities),
+    return ModelReport(
+        shifts=_rises(base.probabilities, personal.probabilities),
         continuations=[
             Continuation(prompt=prompt, base=before, personal=now)
             for prompt, before, now in zip(chosen.prompts, base.answers, personal.answers, strict=True)
         ],
-        leak=VerbatimRecall(places=places, base=base.repeated / places, personal=personal.repeated / places)
+        verbatim_recall=VerbatimRecall(places=places, base=base.repeated / places, personal=personal.repeated / places)
         if places
         else None,
     )
@@ -145,8 +145,8 @@ def _rises(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[Tok
         return []
     keyness = personal * (personal.clamp(min=1e-12) / base.clamp(min=1e-12)).log()
     order = keyness.topk(min(RISES, len(keyness))).indices.tolist()
-    rises = [TokenShift(token=token, base=float(base[token]), personal=float(personal[token])) for token in order]
-    return [rise for rise in rises if rise.personal > rise.base]
+    shifts = [TokenShift(token=token, base=float(base[token]), personal=float(personal[token])) for token in order]
+    return [rise for rise in shifts if rise.personal > rise.base]
 
 
 def _some(buckets: Batches) -> Batches:
@@ -177,25 +177,25 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [number * count // wanted for number in range(wanted)]
 
 
-def _prompts(buckets: Batches, separator: int) -> list[list[int]]:
+def _prompts(buckets: Batches, eos: int) -> list[list[int]]:
     """What is gone on with: the long ones first of all if there are any, spread evenly over the text."""
-    found = [prompt for blocks in buckets for prompt in _beginnings_of_texts(blocks, separator)]
+    found = [prompt for blocks in buckets for prompt in _beginnings_of_texts(blocks, eos)]
     long = [prompt for prompt in found if len(prompt) >= PROMPT_TOKENS]
     found = long if len(long) >= PROMPTS else found
     return [found[place] for place in _spread(len(found), min(PROMPTS, len(found)))]
 
 
-def _beginnings_of_texts(blocks: Batch, separator: int) -> Iterator[list[int]]:
+def _beginnings_of_texts(blocks: Batch, eos: int) -> Iterator[list[int]]:
     """Of a completion its prompt; of plain text, in packed rows, what follows a separator, with more text behind."""
     for number, (inputs, targets) in enumerate(zip(blocks.inputs.tolist(), blocks.targets.tolist(), strict=True)):
         if targets[0] == IGNORE_INDEX:
             first = next((place for place, target in enumerate(targets) if target != IGNORE_INDEX), -1)
-            prompt = [token for token in inputs[: first + 1] if token != separator][-MAX_PROMPT_TOKENS:]
+            prompt = [token for token in inputs[: first + 1] if token != eos][-MAX_PROMPT_TOKENS:]
             if prompt:
                 yield prompt
             continue
-        starts = [place + 1 for place, token in enumerate(inputs) if token == separator]
-        if number == 0 and inputs[0] != separator:
+        starts = [place + 1 for place, token in enumerate(inputs) if token == eos]
+        if number == 0 and inputs[0] != eos:
             starts.insert(0, 0)
         for start, following in pairwise([*starts, len(inputs) + 1]):
             prompt = inputs[start : start + min(PROMPT_TOKENS, (following - 1 - start) // 2)]
@@ -203,9 +203,9 @@ def _beginnings_of_texts(blocks: Batch, separator: int) -> Iterator[list[int]]:
                 yield prompt
 
 
-def _repeatable(blocks: Batch, separator: int) -> torch.Tensor:
+def _repeatable(blocks: Batch, eos: int) -> torch.Tensor:
     """(blocks, places): where the next tokens are all of one text, with as many before them in the block."""
-    said = (blocks.targets != IGNORE_INDEX) & (blocks.targets != separator)
+    said = (blocks.targets != IGNORE_INDEX) & (blocks.targets != eos)
     return _in_a_row(said)
 
 
@@ -216,8 +216,8 @@ def _in_a_row(marks: torch.Tensor) -> torch.Tensor:
     return marks[:, VERBATIM_TOKENS - 1 :].unfold(1, VERBATIM_TOKENS, 1).all(-1)
 
 
-def _parts(buckets: Sequence[Batch], rows_at_once: int) -> Iterator[Batch]:
-    return (part for blocks in buckets for part in blocks.split(max(1, rows_at_once)))
+def _parts(buckets: Sequence[Batch], micro_batch: int) -> Iterator[Batch]:
+    return (part for blocks in buckets for part in blocks.split(max(1, micro_batch)))
 
 
 def _probabilities(model: LanguageModel, blocks: Batch, logit_bytes: int) -> torch.Tensor:
@@ -229,7 +229,7 @@ def _probabilities(model: LanguageModel, blocks: Batch, logit_bytes: int) -> tor
     return total
 
 
-def _repeated(model: LanguageModel, blocks: Batch, logit_bytes: int, separator: int) -> int:
+def _repeated(model: LanguageModel, blocks: Batch, logit_bytes: int, eos: int) -> int:
     """From how many places the likeliest tokens in a row are the taught ones.
 
     Given the taught text before each. Where all of them are hit, that is what the model says left to itself.
@@ -239,7 +239,7 @@ def _repeated(model: LanguageModel, blocks: Batch, logit_bytes: int, separator: 
     hits = torch.zeros_like(wanted)
     if likeliest:
         hits[wanted] = torch.cat(likeliest) == blocks.targets[wanted]
-    return int((_in_a_row(hits) & _repeatable(blocks, separator)).sum())
+    return int((_in_a_row(hits) & _repeatable(blocks, eos)).sum())
 
 
 def _logits(model: LanguageModel, blocks: Batch, wanted: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
@@ -259,5 +259,5 @@ def _logits(model: LanguageModel, blocks: Batch, wanted: torch.Tensor, logit_byt
         if head.bias is not None:
             logits += head.bias
         yield logits
-    if model.walk.release:
+    if model.context.release:
         model.head.weights.weight.release()

@@ -160,11 +160,11 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
 def end_tokens(configured: int | Sequence[int] | None, tokenizer: TextTokenizer) -> frozenset[int]:
     """The tokens that end a text: the config's and the tokenizer's end tokens, and the separator of training."""
     own = [configured] if configured is None or isinstance(configured, int) else configured
-    ends = {*own, tokenizer.eos_token_id, separator(tokenizer)}
+    ends = {*own, tokenizer.eos_token_id, eos_id(tokenizer)}
     return frozenset(token for token in ends if token is not None)
 
 
-def separator(tokenizer: TextTokenizer) -> int:
+def eos_id(tokenizer: TextTokenizer) -> int:
     """The token that stands between texts: <|endoftext|> where there is one, else the end token."""
     token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     if token is None:

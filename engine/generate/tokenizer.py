@@ -11,7 +11,7 @@ import tokenizers
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import Lexicon, end_tokens
 
 #: Classes of transformers that add nothing to the file.
@@ -103,15 +103,15 @@ else:
     Tokenizer = Any
 
 
-def open_lexicon(native: NativeModel, *, lean: bool) -> tuple[Tokenizer, Lexicon]:
+def open_lexicon(model_folder: ModelFolder, *, lean: bool) -> tuple[Tokenizer, Lexicon]:
     """The tokenizer, and what it takes to make text of tokens. Raises ModelFileError or BadRequest.
 
     lean: without transformers, if that can be.
     """
-    tokenizer = LeanTokenizer.open(native.folder) if lean else None
-    values = _settings(native) if tokenizer else None
+    tokenizer = LeanTokenizer.open(model_folder.path) if lean else None
+    values = _settings(model_folder) if tokenizer else None
     if tokenizer is None or values is None:
-        with_transformers, config = native.tokenizer(), native.config()
+        with_transformers, config = model_folder.tokenizer(), model_folder.config()
         context = getattr(config, "max_position_embeddings", None)
         ends = end_tokens(config.eos_token_id, with_transformers)
         return with_transformers, Lexicon(tokenizer=with_transformers, ends=ends, context=context)
@@ -119,10 +119,10 @@ def open_lexicon(native: NativeModel, *, lean: bool) -> tuple[Tokenizer, Lexicon
     return tokenizer, Lexicon(tokenizer=tokenizer, ends=end_tokens(end, tokenizer), context=context)
 
 
-def _settings(native: NativeModel) -> tuple[int, Any] | None:
+def _settings(model_folder: ModelFolder) -> tuple[int, Any] | None:
     """The context and the end token as config.json names them; None where it has other names for them."""
     try:
-        values = json.loads((native.folder / "config.json").read_bytes())
+        values = json.loads((model_folder.path / "config.json").read_bytes())
         return int(values["max_position_embeddings"]), values["eos_token_id"]
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -35,20 +35,20 @@ def adapter_along_activations(
     targets: Sequence[str],
     rank: int,
     seed: int,
-    rows_at_once: int,
+    micro_batch: int,
     on_pass: Callable[[int], None] = lambda _: None,
 ) -> Adapter:
     """A fresh adapter (B zero, so it changes nothing yet) whose A follows the activations on `buckets`.
 
     Scaled so that, for a typical input, a B of size s changes each output by about s of the outputs' root mean
     square: one step size then fits all layers. Deterministic in its arguments.
-    rows_at_once: blocks that pass through the layers together. Raises BadRequest when no map has such a name.
+    micro_batch: blocks that pass through the layers together. Raises BadRequest when no map has such a name.
     """
     paths = [path for path in model.linears if path.rpartition(".")[2] in targets]
     if not paths:
         there = sorted({path.rpartition(".")[2] for path in model.linears})
         raise BadRequest(
-            f"None of training.targets ({', '.join(targets)}) is a linear map of {model.native.manifest.name}, which "
+            f"None of training.targets ({', '.join(targets)}) is a linear map of {model.folder.manifest.name}, which "
             f"has {', '.join(there)}. Name some of these."
         )
     search = _Search(model, paths, rank + _SPARE, seed)
@@ -56,13 +56,13 @@ def adapter_along_activations(
     for number in range(PASSES):
         with search.watching():
             for bucket in buckets:
-                for part in bucket.split(rows_at_once):
+                for part in bucket.split(micro_batch):
                     model.hidden(part)
         search.turn()
         on_pass(number + 1)
     a = {path: search.rows(path, rank) for path in paths}
     b = {path: torch.zeros(model.linears[path].out_features, rank) for path in paths}
-    return Adapter(base=model.native.manifest.name, alpha=float(rank), a=a, b=b)
+    return Adapter(base=model.folder.manifest.name, alpha=float(rank), a=a, b=b)
 
 
 class _Search:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, NativeModel
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, ModelFolder
 from pocketllm.engine.formats.safetensors_io import SafetensorsWriter, sync
 from pocketllm.engine.params.perturbation import Z
 from pocketllm.engine.philox import ROUNDING_POOL
@@ -99,22 +99,22 @@ def _rounded(numbers: torch.Tensor, bits: torch.Tensor, dtype: torch.dtype) -> t
     return numbers if raised is None else numbers.sub_(raised)
 
 
-def save_full(native: NativeModel, theta: FullWeights, folder: Path, *, created_at: datetime) -> None:
-    """Write the trained weights as a native folder of their own, whole or not at all; replaces what is there.
+def save_full(model_folder: ModelFolder, theta: FullWeights, folder: Path, *, created_at: datetime) -> None:
+    """Write the trained weights as a model folder of their own, whole or not at all; replaces what is there.
 
-    native: the model that they were loaded from, whose config and tokenizer go along.
+    model_folder: the model that they were loaded from, whose config and tokenizer go along.
     """
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(native.folder, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
+    shutil.copytree(model_folder.path, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
     tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in theta.tensors.items()]
     with SafetensorsWriter(scratch / WEIGHTS_NAME, tensors) as writer:
         for name, tensor in theta.tensors.items():
             writer.write(name, tensor)
     manifest = replace(
-        native.manifest,
+        model_folder.manifest,
         name=folder.name,
-        source=native.manifest.name,
+        source=model_folder.manifest.name,
         weights_bytes=writer.nbytes,
         weights_sha256=writer.sha256,
         created_at=created_at,

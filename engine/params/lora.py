@@ -47,7 +47,7 @@ class Adapter:
         for number, b in enumerate(self.b.values()):
             b.add_(direction.of(number, b.shape), alpha=distance)
 
-    def save(self, folder: Path, *, masked: bool = False) -> None:
+    def save(self, folder: Path, *, is_mlm: bool = False) -> None:
         """Write the adapter as a PEFT folder, whole or not at all; replaces what is there.
 
         masked: the base fills in masks. PEFT has no task type for such a model, and wraps it only without one.
@@ -56,7 +56,7 @@ class Adapter:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, mode=0o700)
         _write(scratch / WEIGHTS_NAME, save(self._tensors(), metadata={"format": "pt", **self.metadata}))
-        _write(scratch / CONFIG_NAME, json.dumps(self._config(masked), indent=2).encode())
+        _write(scratch / CONFIG_NAME, json.dumps(self._config(is_mlm), indent=2).encode())
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
         sync(folder.parent)
@@ -66,11 +66,11 @@ class Adapter:
         pairs += [(name_of_b(path), b) for path, b in self.b.items()]
         return {name: tensor.contiguous() for name, tensor in pairs}
 
-    def _config(self, masked: bool) -> dict[str, object]:
+    def _config(self, is_mlm: bool) -> dict[str, object]:
         others = {path: a.shape[0] for path, a in self.a.items() if a.shape[0] != self.rank}
         return {
             "peft_type": "LORA",
-            "task_type": None if masked else "CAUSAL_LM",
+            "task_type": None if is_mlm else "CAUSAL_LM",
             "base_model_name_or_path": self.base,
             "r": self.rank,
             "lora_alpha": self.alpha,

@@ -22,7 +22,7 @@ class AdapterConfig:
     alpha: float
     rank: int  #: that makes the scaling of all maps: alpha / rank
     paths: tuple[str, ...]  #: of the linear modules that are adapted, in model order
-    masked: bool  #: the base fills in masks; False also where an older version wrote the folder
+    is_mlm: bool  #: the base fills in masks; False also where an older version wrote the folder
 
 
 def name_of_a(path: str) -> str:
@@ -45,7 +45,7 @@ def read_config(folder: Path) -> AdapterConfig:
             alpha=float(config["lora_alpha"]),
             rank=int(config["r"]),
             paths=tuple(config["target_modules"]),
-            masked=config.get("task_type") is None,
+            is_mlm=config.get("task_type") is None,
         )
         if any(alphas.get(path, found.alpha) * found.rank != found.alpha * rank for path, rank in ranks.items()):
             raise AdapterError(f"The adapter in {folder} scales its maps differently. Train a new one.")

@@ -16,8 +16,8 @@ import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Plain, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
-from pocketllm.engine.formats.model_folder import NativeModel
-from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -53,11 +53,11 @@ _PASSAGE = (
 class Calibration:
     """What was measured of a model on a device."""
 
-    compute_dtype: str  #: that its layers should compute in, one of native.FLOAT_DTYPES
+    compute_dtype: str  #: that its layers should compute in, one of FLOAT_DTYPES
     loss_deviation: float  #: of that dtype's mean loss from fp32's, in nats per token
     gemm_flops: float  #: matrix products a second in that dtype, a multiplication and an addition counted as two
     gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device can multiply
-    forward_seconds: float  #: of a forward, loss and all, in one lane
+    forward_seconds: float  #: of a forward, loss and all, in one replica
     forward_tokens: int  #: that it was of
     machine: str  #: the kind of processor, such as "aarch64"
     threads: int  #: that computed
@@ -67,22 +67,25 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(native: NativeModel, clock: Callable[[], float]) -> Calibration:
+def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibration:
     """Measure the model on this device, with torch's present number of threads. `clock` tells seconds.
 
     Raises ModelFileError when the model's loss is not a number even in fp32, or its files are broken, and
     UnsupportedModel.
     """
-    flops = _gemm_flops_by_dtype(native, clock)
-    blocks = passage(native)
-    exact = mean_loss(native, blocks, "float32")
+    flops = _gemm_flops_by_dtype(model_folder, clock)
+    blocks = passage(model_folder)
+    exact = mean_loss(model_folder, blocks, "float32")
     if not math.isfinite(exact):
         raise ModelFileError(
-            f"The model in {native.folder} has no finite loss, not even in float32: its weights are damaged. Get the "
-            "model again."
+            f"The model in {model_folder.path} has no finite loss, not even in float32: its weights are damaged. "
+            "Get the model again."
         )
     dtype, deviation = choose_dtype(
-        flops, stored=native.manifest.dtype, exact=exact, loss_in=lambda dtype: mean_loss(native, blocks, dtype)
+        flops,
+        stored=model_folder.manifest.dtype,
+        exact=exact,
+        loss_in=lambda dtype: mean_loss(model_folder, blocks, dtype),
     )
     several = blocks.repeat(TIMED_ROWS)
     return Calibration(
@@ -90,7 +93,7 @@ def calibrate(native: NativeModel, clock: Callable[[], float]) -> Calibration:
         loss_deviation=deviation,
         gemm_flops=flops[dtype],
         gemm_flops_by_dtype=flops,
-        forward_seconds=_forward_seconds(native, several, dtype, clock),
+        forward_seconds=_forward_seconds(model_folder, several, dtype, clock),
         forward_tokens=several.inputs.numel(),
         machine=platform.machine(),
         threads=torch.get_num_threads(),
@@ -114,15 +117,15 @@ def choose_dtype(
 
 
 @torch.inference_mode()
-def mean_loss(native: NativeModel, blocks: Batch, dtype: str) -> float:
+def mean_loss(model_folder: ModelFolder, blocks: Batch, dtype: str) -> float:
     """The model's mean loss on a block in nats per target, when its layers compute in `dtype`."""
-    return _model(native, dtype).block_losses(blocks)[0]
+    return _model(model_folder, dtype).block_losses(blocks)[0]
 
 
 @torch.inference_mode()
-def _forward_seconds(native: NativeModel, blocks: Batch, dtype: str, clock: Callable[[], float]) -> float:
+def _forward_seconds(model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float]) -> float:
     """How long these blocks take; where that is short, once everything has been touched."""
-    model = _model(native, dtype)
+    model = _model(model_folder, dtype)
 
     def seconds() -> float:
         begun = clock()
@@ -133,8 +136,8 @@ def _forward_seconds(native: NativeModel, blocks: Batch, dtype: str, clock: Call
     return first if first > _LONG_SECONDS else min(first, seconds())
 
 
-def _model(native: NativeModel, dtype: str) -> LanguageModel:
-    return LanguageModel(native, dtype=getattr(torch, dtype), release_pages=True)
+def _model(model_folder: ModelFolder, dtype: str) -> LanguageModel:
+    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True)
 
 
 def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
@@ -147,24 +150,24 @@ def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
     return sorted(narrow, key=lambda dtype: (dtype not in tied, dtype != favourite, -flops[dtype]))
 
 
-def passage(native: NativeModel) -> Batch:
+def passage(model_folder: ModelFolder) -> Batch:
     """One row of TOKENS tokens at most, some of them behind masks for a masked model."""
-    tokenizer = native.tokenizer()
+    tokenizer = model_folder.tokenizer()
     blocks = encode(
         [Plain(text=_PASSAGE)],
         tokenizer,
         length=TOKENS,
-        separator=separator(tokenizer),
-        masked=native.manifest.masked,
+        eos=eos_id(tokenizer),
+        is_mlm=model_folder.manifest.is_mlm,
     )[0]
     return blocks[slice(0, 1)]
 
 
-def _gemm_flops_by_dtype(native: NativeModel, clock: Callable[[], float]) -> dict[str, float]:
+def _gemm_flops_by_dtype(model_folder: ModelFolder, clock: Callable[[], float]) -> dict[str, float]:
     """Speed of the product that most of a step consists of, in each dtype that this device can multiply."""
-    linears = list(read_shapes(native).linears.values())
+    linears = list(read_shapes(model_folder).linears.values())
     if not linears:
-        raise UnsupportedModel(f"{native.folder} holds a model without linear maps. Choose another model.")
+        raise UnsupportedModel(f"{model_folder.path} holds a model without linear maps. Choose another model.")
     shape = max(linears, key=lambda shape: linears.count(shape) * math.prod(shape))
     flops = {"float32": _gemm_flops(shape, torch.float32, clock)}
     for dtype in ("bfloat16", "float16"):

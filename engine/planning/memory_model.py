@@ -31,8 +31,8 @@ UNPACK_SECONDS = 0.4e-9
 MOVE_SECONDS = 1.5e-9
 #: A chunk of logits and what its sum takes, three times over (engine/streamed/loss.py), and scores of attention twice.
 CHUNK_BYTES = 40 * MB
-#: What a lane beyond the first takes: modules without weights, and an allocator's arena of its own.
-LANE_BYTES = 13 * MB
+#: What a replica beyond the first takes: modules without weights, and an allocator's arena of its own.
+REPLICA_BYTES = 13 * MB
 #: When all weights are trained: rows of the head at a point with their z, and the random bits of an update.
 MOVED_BYTES = 20 * MB
 #: Activations come and go in many sizes; the allocator keeps this part of them in pieces that fit nothing.
@@ -57,8 +57,8 @@ MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 _SLOWER = "slower, with the same result"
 #: What of a plan may be reduced: what it is, for people, and what comes of it.
 _REDUCED = {
-    "lanes": ("the threads that each take rows of their own through the layers", _SLOWER),
-    "rows_at_once": ("the rows that pass through the layers together", _SLOWER),
+    "replicas": ("the threads that each take rows of their own through the layers", _SLOWER),
+    "micro_batch": ("the rows that pass through the layers together", _SLOWER),
     "pass_blocks": ("the blocks of a step that go through all layers together", _SLOWER),
     "block_tokens": ("training.block_tokens", "the model learns from shorter pieces"),
 }
@@ -75,8 +75,8 @@ class JobPlan:
     probes: int
     rank: int
     targets: tuple[str, ...]
-    rows_at_once: int  #: blocks times points that pass through the layers together
-    lanes: int  #: threads that each take a share of them through the layers alone (engine/streamed/model.py)
+    micro_batch: int  #: blocks times points that pass through the layers together
+    replicas: int  #: threads that each take a share of them through the layers alone (engine/streamed/model.py)
     compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
     method: Method = "mezo"  #: the oldest plans say nothing
     pass_blocks: int = 0  #: exact: blocks whose states are kept for one way back
@@ -120,16 +120,16 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
 def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
     """The plan that keeps its working memory within the limit, and a sentence for each thing that was reduced.
 
-    First fewer rows pass through together, in fewer lanes, which costs nothing but speed; then rows become shorter.
+    First fewer rows pass through together, in fewer replicas, which costs nothing but speed; then rows become shorter.
     Raises DoesNotFit, naming the smallest limit that would do, when even that is too much; and BadRequest for what
     cannot be trained, whatever the limit.
     """
     _check_trainable(shapes, requested)
     fewest = replace(
         requested,
-        rows_at_once=min(requested.rows_at_once, MIN_ROWS[requested.method]),
+        micro_batch=min(requested.micro_batch, MIN_ROWS[requested.method]),
         pass_blocks=min(requested.pass_blocks, 1),
-        lanes=1,
+        replicas=1,
         block_tokens=min(requested.block_tokens, MIN_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
@@ -137,9 +137,9 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
 
     # In this order, each as far as it must.
     less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
-        ("pass_blocks", lambda plan: max(plan.rows_at_once, plan.pass_blocks // 2)),
-        ("lanes", lambda plan: max(1, plan.lanes // 2)),
-        ("rows_at_once", lambda plan: max(fewest.rows_at_once, plan.rows_at_once // 4 * 2)),
+        ("pass_blocks", lambda plan: max(plan.micro_batch, plan.pass_blocks // 2)),
+        ("replicas", lambda plan: max(1, plan.replicas // 2)),
+        ("micro_batch", lambda plan: max(fewest.micro_batch, plan.micro_batch // 4 * 2)),
         ("pass_blocks", lambda plan: max(fewest.pass_blocks, plan.pass_blocks // 2)),
         ("block_tokens", lambda plan: max(MIN_TOKENS, plan.block_tokens // 2)),
     )
@@ -196,29 +196,29 @@ def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
 def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     """The most anonymous memory at a time: while A is looked for, or in a step."""
     size = ITEMSIZE[shapes.compute_dtype]
-    activations = SLACK * plan.rows_at_once * plan.block_tokens * shapes.position_bytes
+    activations = SLACK * plan.micro_batch * plan.block_tokens * shapes.position_bytes
     chunk = max(DENSE_BYTES, MIN_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
     made = (2 if shapes.packed else 0) + (
-        min(points_of(plan.probes), plan.rows_at_once) + 1 if plan.mode == "full" else 0
+        min(points_of(plan.probes), plan.micro_batch) + 1 if plan.mode == "full" else 0
     )
     dense = made * min(chunk, size * shapes.largest)
-    lanes = (plan.lanes - 1) * LANE_BYTES
+    replicas = (plan.replicas - 1) * REPLICA_BYTES
     if plan.method == "exact":
         layer = size * shapes.multiplied // max(1, shapes.layers) if shapes.packed else 0
-        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + lanes + _exact_bytes(shapes, plan)
-    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + lanes
+        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + replicas + _exact_bytes(shapes, plan)
+    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + replicas
     return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 
 def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
-    """A, B and AdamW's two moments of each; states; and a layer's graph, or what is made at the output."""
+    """A, B and NAdam's two moments of each; states; and a layer's graph, or what is made at the output."""
     size = ITEMSIZE[shapes.compute_dtype]
     factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if layer_of(path))
     copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
     positions = plan.pass_blocks * plan.block_tokens
     states = positions * size * shapes.hidden * (shapes.layers + 1)
     graph = GRAPH_OUTPUTS * size * shapes.layer_outputs + GRAPH_STREAMS * 4 * shapes.hidden
-    at_once = plan.rows_at_once * plan.block_tokens
+    at_once = plan.micro_batch * plan.block_tokens
     return copies * factors + states + SLACK * max(at_once * graph, CHUNK_BYTES + at_once * 12 * shapes.hidden)
 
 
@@ -242,11 +242,11 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     if plan.method == "exact":
         return _exact_seconds(shapes, plan)
     rows = plan.batch * points_of(plan.probes)
-    walks = math.ceil(rows / plan.rows_at_once)
+    walks = math.ceil(rows / plan.micro_batch)
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a walk
     passing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
     # Each walk draws the directions that it goes along anew, and the update all of a step's once more.
-    drawn = walks * min(plan.probes, plan.rows_at_once) + plan.probes
+    drawn = walks * min(plan.probes, plan.micro_batch) + plan.probes
     moving = drawn * (shapes.multiplied + math.prod(shapes.head)) * MOVE_SECONDS if plan.mode == "full" else 0.0
     return passing + walks * unpacking + moving
 
@@ -254,7 +254,7 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
 def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
     """Of a step: up, up again, and back."""
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a micro-batch, through all layers
-    micro_batches = math.ceil(plan.batch / plan.rows_at_once)
+    micro_batches = math.ceil(plan.batch / plan.micro_batch)
     passing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
     return EXACT_PASSES * passing + 3 * micro_batches * unpacking
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.formats.safetensors_io import TensorEntry, trusted_header
 
 #: Bytes of a number.
@@ -25,7 +25,7 @@ class Shapes:
     """A model as the plan sees it. Sizes in elements unless named otherwise."""
 
     name: str  #: of the model
-    masked: bool
+    is_mlm: bool
     dtype: str  #: of the weights on disk
     compute_dtype: str
     linears: dict[str, tuple[int, int]]  #: path -> (out, in) of each linear map but the output head
@@ -92,9 +92,9 @@ class Shapes:
         return sum(out * inputs for out, inputs in self.linears.values())
 
 
-def read_shapes(native: NativeModel) -> Shapes:
+def read_shapes(model_folder: ModelFolder) -> Shapes:
     """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
-    entries, vocabulary = _read(native)
+    entries, vocabulary = _read(model_folder)
     linears, head = {}, (vocabulary, 1)
     layers = Counter[str]()
     for name, entry in entries.items():
@@ -107,10 +107,10 @@ def read_shapes(native: NativeModel) -> Shapes:
             head = (vocabulary, shape[1])
         elif not any(table in name for table in _TABLES):
             linears[name.removesuffix(".weight")] = (shape[0], shape[1])
-    manifest = native.manifest
+    manifest = model_folder.manifest
     return Shapes(
         name=manifest.name,
-        masked=manifest.masked,
+        is_mlm=manifest.is_mlm,
         dtype=manifest.dtype,
         compute_dtype=manifest.compute_dtype,
         linears=linears,
@@ -142,13 +142,13 @@ def layer_of(name: str) -> str | None:
     return ".".join(parts[: numbers[0] + 1]) if numbers else None
 
 
-def _read(native: NativeModel) -> tuple[dict[str, TensorEntry], int]:
+def _read(model_folder: ModelFolder) -> tuple[dict[str, TensorEntry], int]:
     """What the weights file holds, and how many words the model knows."""
     try:
-        vocabulary = json.loads((native.folder / "config.json").read_bytes())["vocab_size"]
-        return trusted_header(native.weights), int(vocabulary)
+        vocabulary = json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"]
+        return trusted_header(model_folder.weights), int(vocabulary)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        message = f"The model in {native.folder} cannot be read ({type(error).__name__}: {error}). Import it again."
+        message = f"The model in {model_folder.path} cannot be read ({type(error).__name__}: {error}). Import it again."
         raise ModelFileError(message) from error
 
 

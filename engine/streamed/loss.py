@@ -71,13 +71,13 @@ def token_losses(
     return total - exact
 
 
-def choice_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, choices: Sequence[int]) -> torch.Tensor:
+def label_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, label_ids: Sequence[int]) -> torch.Tensor:
     """Each position's loss in nats when only these tokens can come: a softmax over their rows of the head alone.
 
     hidden: (n, width); wanted: (n,) int64, each of them one of `choices`. Returns (n,) fp32, or float64 for a
     float64 `hidden`.
     """
-    dtype, tokens = accurate(hidden), torch.tensor(choices)
+    dtype, tokens = accurate(hidden), torch.tensor(label_ids)
     logits = hidden.to(dtype) @ head.gather(tokens).to(dtype).t()
     if head.bias is not None:
         logits += head.bias[tokens]

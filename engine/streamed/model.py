@@ -1,7 +1,7 @@
 """The language model: measured at several points in parameter space at once, and run at one.
 
 On weights that are multiplied as they are kept, each core takes its own share of a batch through the layers (a
-lane). Sharing each operation between the cores instead makes them wait for each other thousands of times a step,
+replica). Sharing each operation between the cores instead makes them wait for each other thousands of times a step,
 and one that something else slows down holds up all.
 """
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
@@ -31,7 +31,7 @@ with lean_transformers():
 HEAD_ROWS = 8192
 #: Blocks that pass through the layers together when measuring, unless the caller says otherwise.
 MEASURE_BLOCKS = 8
-#: How long a lane may keep Python's lock while another waits for it.
+#: How long a replica may keep Python's lock while another waits for it.
 SWITCH_SECONDS = 50e-6
 
 Part = TypeVar("Part")
@@ -42,23 +42,30 @@ class LanguageModel:
     """A language model that can be measured at several points in parameter space at once, and run at one."""
 
     def __init__(
-        self, native: NativeModel, *, dtype: torch.dtype | None = None, release_pages: bool = False, lanes: int = 1
+        self,
+        model_folder: ModelFolder,
+        *,
+        dtype: torch.dtype | None = None,
+        release_pages: bool = False,
+        replicas: int = 1,
     ) -> None:
         """Build the model on the folder's weights. Raises UnsupportedModel or ModelFileError.
 
         dtype: that the layers compute in; by default what was measured best at import. release_pages: give each
         layer's pages of the weights file back when it has run, and read the next layer's ahead; for training.
-        lanes: shares of a batch that are measured at the same time, each by a thread of its own; with one, torch's
+        replicas: shares of a batch that are measured at the same time, each by a thread of its own; with one, torch's
         threads share each operation.
         """
-        self.native = native
-        self.weights = open_weights(native.weights)
+        self.folder = model_folder
+        self.weights = open_weights(model_folder.weights)
         self._pages = LayerPages() if release_pages else None
-        dtype = dtype or getattr(torch, native.manifest.compute_dtype)
-        self._lanes = [Network(native, self.weights, dtype=dtype, pages=self._pages, share=lanes) for _ in range(lanes)]
-        self._pool = _threads(lanes) if lanes > 1 else None
-        first = self.first_replica = self._lanes[0]
-        self.walk, self.network, self.head, self.linears = first.walk, first.module, first.head, first.linears
+        dtype = dtype or getattr(torch, model_folder.manifest.compute_dtype)
+        self._replicas = [
+            Network(model_folder, self.weights, dtype=dtype, pages=self._pages, share=replicas) for _ in range(replicas)
+        ]
+        self._pool = _threads(replicas) if replicas > 1 else None
+        first = self.first_replica = self._replicas[0]
+        self.context, self.network, self.head, self.linears = first.context, first.module, first.head, first.linears
         self.head_path, self.stack = first.head_path, first.stack
         self._by_points = False
 
@@ -67,8 +74,8 @@ class LanguageModel:
 
         Raises AdapterError when the adapter names a module that this model doesn't have.
         """
-        for lane in self._lanes:
-            lane.use(theta)
+        for replica in self._replicas:
+            replica.use(theta)
         self._by_points = isinstance(theta, FullWeights)
 
     def full(self, dtype: torch.dtype | None = None) -> FullWeights:
@@ -76,70 +83,70 @@ class LanguageModel:
 
         dtype: in which they are kept; by default as they are stored.
         """
-        names = dict.fromkeys(self._lanes[0].parameters.values())
+        names = dict.fromkeys(self._replicas[0].parameters.values())
         return FullWeights.load({name: self.weights[name] for name in names}, dtype)
 
-    def losses_at(self, points: Sequence[Perturbation], batch: Batch, rows_at_once: int) -> list[float]:
+    def losses_at(self, points: Sequence[Perturbation], batch: Batch, micro_batch: int) -> list[float]:
         """The batch's mean loss in nats per target at each point around the parameters in use.
 
-        rows_at_once: the most rows, a block at a point being one, that pass through the layers together, in all
-        lanes; the sums over such parts are exact, so it decides about memory and speed alone.
+        micro_batch: the most rows, a block at a point being one, that pass through the layers together, in all
+        replicas; the sums over such parts are exact, so it decides about memory and speed alone.
         """
-        at_once = min(len(points), max(2, rows_at_once - rows_at_once % 2))  # both sides of a direction together
+        at_once = min(len(points), max(2, micro_batch - micro_batch % 2))  # both sides of a direction together
         parts: list[tuple[slice, Batch]] = []
         for first in range(0, len(points), at_once):
             some = slice(first, min(first + at_once, len(points)))
-            for blocks in batch.split(max(1, rows_at_once // (some.stop - some.start))):
+            for blocks in batch.split(max(1, micro_batch // (some.stop - some.start))):
                 parts += self._shares(some, blocks)
         sums = torch.zeros(len(points), dtype=torch.float64)
-        measured = self.map_lanes(lambda lane, part: lane.block_sums(part[1], points[part[0]]), parts)
+        measured = self.map_replicas(lambda replica, part: replica.block_sums(part[1], points[part[0]]), parts)
         for (some, _), of_blocks in zip(parts, measured, strict=True):
             sums[some] += of_blocks.double().sum(1)
         return (sums / max(1, batch.tokens)).tolist()
 
-    def block_losses(self, blocks: Batch, rows_at_once: int = MEASURE_BLOCKS) -> list[float]:
+    def block_losses(self, blocks: Batch, micro_batch: int = MEASURE_BLOCKS) -> list[float]:
         """Each block's mean loss in nats per target, at the parameters in use."""
-        parts = blocks.split(max(1, rows_at_once // len(self._lanes)))
-        sums = [found[0] for found in self.map_lanes(lambda lane, part: lane.block_sums(part, ()), parts)]
+        parts = blocks.split(max(1, micro_batch // len(self._replicas)))
+        sums = [found[0] for found in self.map_replicas(lambda replica, part: replica.block_sums(part, ()), parts)]
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
-    def mean_loss(self, batches: Iterable[Batch], rows_at_once: int = MEASURE_BLOCKS) -> float:
+    def mean_loss(self, batches: Iterable[Batch], micro_batch: int = MEASURE_BLOCKS) -> float:
         """The mean loss of all these blocks in nats per target, at the parameters in use."""
         total, targets = 0.0, 0
         for blocks in batches:
-            losses = torch.tensor(self.block_losses(blocks, rows_at_once), dtype=torch.float64)
+            losses = torch.tensor(self.block_losses(blocks, micro_batch), dtype=torch.float64)
             total += float((losses * blocks.target_counts).sum())
             targets += blocks.tokens
         return total / max(1, targets)
 
     def hidden(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
-        return self._lanes[0].hidden(blocks)
+        return self._replicas[0].hidden(blocks)
 
-    def map_lanes(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
-        """What `work` makes of each part, in order, whichever lane took it.
+    def map_replicas(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
+        """What `work` makes of each part, in order, whichever replica took it.
 
         Waits for all of them, also where one raises; then raises the first error.
         """
         if self._pages is not None:
             self._pages.reset()
         if self._pool is None:
-            return [work(self._lanes[0], part) for part in parts]
+            return [work(self._replicas[0], part) for part in parts]
         free: SimpleQueue[Network] = SimpleQueue()
-        for lane in self._lanes:
-            free.put(lane)
+        for replica in self._replicas:
+            free.put(replica)
         inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # both are a thread's own affair
 
-        def in_some_lane(part: Part) -> Result:
-            lane = free.get()
+        def in_some_replica(part: Part) -> Result:
+            replica = free.get()
             try:
                 with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-                    return work(lane, part)
+                    return work(replica, part)
             finally:
-                free.put(lane)
+                free.put(replica)
 
-        futures = [self._pool.submit(in_some_lane, part) for part in parts]
+        futures = [self._pool.submit(in_some_replica, part) for part in parts]
         wait(futures)
         return [future.result() for future in futures]
 
@@ -153,9 +160,9 @@ class LanguageModel:
 
     def _seen(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int) -> torch.Tensor:
         """(rows * last, width): what the output head takes in where the last tokens stand."""
-        self.walk.points = ()
+        self.context.points = ()
         output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last)
-        return self._lanes[0].seen(output)[:, -last:].flatten(0, 1)
+        return self._replicas[0].seen(output)[:, -last:].flatten(0, 1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, width) -> (tokens, vocabulary), fp32."""
@@ -169,23 +176,23 @@ class LanguageModel:
         return logits if head.bias is None else logits + head.bias.float()
 
     def _shares(self, points: slice, blocks: Batch) -> list[tuple[slice, Batch]]:
-        """The lanes' shares of what passes through the layers together.
+        """The replicas' shares of what passes through the layers together.
 
-        An adapter's lane takes some blocks at all points. Where all weights are trained, moving them to a point is
+        An adapter's replica takes some blocks at all points. Where all weights are trained, moving them to a point is
         most of the work besides, and where blocks are few there is nothing else to share: then by points first.
         """
-        lanes, count = len(self._lanes), points.stop - points.start
-        by_points = min(lanes, count) if self._by_points or len(blocks) < lanes else 1
+        replicas, count = len(self._replicas), points.stop - points.start
+        by_points = min(replicas, count) if self._by_points or len(blocks) < replicas else 1
         size = -(-count // by_points)
         some = [slice(first, min(first + size, points.stop)) for first in range(points.start, points.stop, size)]
-        return [(chosen, part) for chosen in some for part in blocks.split(-(-len(blocks) * len(some) // lanes))]
+        return [(chosen, part) for chosen in some for part in blocks.split(-(-len(blocks) * len(some) // replicas))]
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
     """So many threads, started: later a cap on memory may be in the way of it. Each computes alone."""
-    # Lanes need Python's lock for microseconds at a time; with its usual 5 ms of patience a step takes 2 % longer.
+    # Replicas need Python's lock for microseconds at a time; with its usual 5 ms of patience a step takes 2 % longer.
     sys.setswitchinterval(SWITCH_SECONDS)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,))
     ready = Barrier(count)
     wait([pool.submit(ready.wait) for _ in range(count)])
     return pool

@@ -46,51 +46,51 @@ class ForwardContext:
 class StreamedWeight:
     """A weight, and its number among the trained tensors; None where it is frozen."""
 
-    def __init__(self, weight: Weight, walk: ForwardContext) -> None:
-        self.weight, self._walk = weight, walk
+    def __init__(self, weight: Weight, context: ForwardContext) -> None:
+        self.weight, self._context = weight, context
         self.number: int | None = None
 
     @property
     def parts(self) -> int:
         """The number of values: one for the whole batch, or one for each perturbation."""
-        return len(self._walk.points) if self.moved else 1
+        return len(self._context.points) if self.moved else 1
 
     @property
     def moved(self) -> bool:
         """Whether perturbations change it."""
-        return self.number is not None and len(self._walk.points) > 0
+        return self.number is not None and len(self._context.points) > 0
 
     @property
     def as_kept(self) -> torch.Tensor | None:
         """The stored tensor, where it can be multiplied without a copy; else None."""
         # Asked for each map and token: without a detour.
         parts = self.weight.parts
-        kept = len(parts) == 1 and parts[""].dtype == self._walk.dtype
-        return parts[""] if kept and (self.number is None or not self._walk.points) else None
+        kept = len(parts) == 1 and parts[""].dtype == self._context.dtype
+        return parts[""] if kept and (self.number is None or not self._context.points) else None
 
     def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Dense rows in chunks: the slice, and its value for each part of the batch. Valid until the next chunk."""
         count = self.weight.shape[0]
-        if self._walk.dense is not None and not self.moved and self.as_kept is None:
-            yield slice(0, count), [self._walk.dense.of(self.weight, self._walk.dtype)]
+        if self._context.dense is not None and not self.moved and self.as_kept is None:
+            yield slice(0, count), [self._context.dense.of(self.weight, self._context.dtype)]
             return
         at_once = self._rows_at_once()
         for start in range(0, count, at_once):
             rows = slice(start, min(start + at_once, count))
-            dense = self.weight.rows(rows.start, rows.stop, self._walk.dtype, self._walk.scratch)
+            dense = self.weight.rows(rows.start, rows.stop, self._context.dtype, self._context.scratch)
             yield rows, self._at_points(dense, start)
-        if self._walk.release and self.weight.packed:  # of which a copy was used
+        if self._context.release and self.weight.packed:  # of which a copy was used
             self.weight.release()
 
     def whole(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
         """The whole of a small weight for each part of the batch, in `dtype` or the layers' dtype."""
-        dense = self.weight.dense(dtype or self._walk.dtype, Scratch())
+        dense = self.weight.dense(dtype or self._context.dtype, Scratch())
         if not self.moved:
             return [dense]
-        values = [torch.empty_like(dense) for _ in self._walk.points]
+        values = [torch.empty_like(dense) for _ in self._context.points]
         for start in range(0, len(dense), MIN_ROWS):  # a table of positions is not that small
             rows = slice(start, start + MIN_ROWS)
-            for value, point in zip(values, self._walk.points, strict=True):
+            for value, point in zip(values, self._context.points, strict=True):
                 value[rows] = self.rows_at(dense[rows], start, point)
         return values
 
@@ -112,16 +112,16 @@ class StreamedWeight:
         """All where the weight is used as it is kept; else so many that what is made stays in the cache."""
         if self.as_kept is not None:
             return self.weight.shape[0]
-        return max(MIN_ROWS, CHUNK_BYTES // (self._walk.dtype.itemsize * self.weight.shape[1]))
+        return max(MIN_ROWS, CHUNK_BYTES // (self._context.dtype.itemsize * self.weight.shape[1]))
 
     def _at_points(self, dense: torch.Tensor, start: int) -> list[torch.Tensor]:
-        if self.number is None or not self._walk.points:
+        if self.number is None or not self._context.points:
             return [dense]
-        scratches = self._walk.moved
-        scratches.extend(Scratch() for _ in range(len(self._walk.points) - len(scratches)))
+        scratches = self._context.moved
+        scratches.extend(Scratch() for _ in range(len(self._context.points) - len(scratches)))
         free = iter(scratches)
         values = []
-        for direction, points in self._walk.groups():
+        for direction, points in self._context.groups():
             z = direction.rows(self.number, self.weight.shape, start, start + len(dense), dense.dtype)
             for point in points:
                 values.append(torch.add(dense, z, alpha=point.distance, out=next(free).take(dense.shape, dense.dtype)))
@@ -131,9 +131,11 @@ class StreamedWeight:
 class LoRABranch:
     """LoRA's branch of a linear map: scaling * B A x, with B at each perturbation (arXiv 2106.09685)."""
 
-    def __init__(self, walk: ForwardContext, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float) -> None:
+    def __init__(
+        self, context: ForwardContext, *, number: int, a: torch.Tensor, b: torch.Tensor, scaling: float
+    ) -> None:
         """a (rank, in) and b (out, rank), fp32; b is read anew each time, since training changes it in place."""
-        self._walk, self._number, self.scaling = walk, number, scaling
+        self._context, self._number, self.scaling = context, number, scaling
         self.a, self.b = a, b
         #: A and scaling * B in the dtype that the layers compute in, while gradients are taken with respect to them.
         self.leaves: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -144,19 +146,19 @@ class LoRABranch:
         At theta + distance z this is [A x, distance A x] [B, z]^T: one product for both sides of a probe, in which
         z keeps its exact signs. B + distance z would lose them to the rounding of a large B.
         """
-        if len(x) == 1 and not self._walk.points:
+        if len(x) == 1 and not self._context.points:
             # A new token. In half precision products this small spend eight times as long on starting threads.
             dtype = torch.promote_types(x.dtype, self.a.dtype)
             y.add_(x.to(dtype) @ self.a.t().to(dtype) @ self.b.t().to(dtype), alpha=self.scaling)
             return
         low = x @ self.a.t().to(x.dtype)
         b = self.b.to(y.dtype)
-        if not self._walk.points:
+        if not self._context.points:
             y.addmm_(low, b.t(), alpha=self.scaling)
             return
-        rows = len(x) // len(self._walk.points)  # of a part
+        rows = len(x) // len(self._context.points)  # of a part
         first = 0
-        for direction, points in self._walk.groups():
+        for direction, points in self._context.groups():
             group = slice(first, first + rows * len(points))
             distances = low.new_tensor([point.distance for point in points]).view(-1, 1, 1)
             moved = low[group].view(len(points), rows, -1) * distances
@@ -198,13 +200,13 @@ class LoRABranch:
 class StreamedLinear(nn.Module):
     """nn.Linear on a streamed weight, with an adapter's branch beside it."""
 
-    def __init__(self, walk: ForwardContext, weight: Weight, bias: Weight | None) -> None:
+    def __init__(self, context: ForwardContext, weight: Weight, bias: Weight | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.walk = walk
-        self.weights = StreamedWeight(weight, walk)
-        self.biases = None if bias is None else StreamedWeight(bias, walk)
-        self.low_rank: LoRABranch | None = None
+        self.context = context
+        self.weights = StreamedWeight(weight, context)
+        self.biases = None if bias is None else StreamedWeight(bias, context)
+        self.lora: LoRABranch | None = None
         #: False where no gradient depends on the output, so that a pass with a graph leaves it out (vjp.py).
         self.output_needed = True
 
@@ -213,11 +215,11 @@ class StreamedLinear(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             return differentiable_linear(self, x)
         if x.numel() == self.in_features and (weight := self.weights.as_kept) is not None:
-            return self._of_token(x.to(self.walk.dtype), weight)
-        rows = x.reshape(-1, self.in_features).to(self.walk.dtype)
+            return self._of_token(x.to(self.context.dtype), weight)
+        rows = x.reshape(-1, self.in_features).to(self.context.dtype)
         y = self.product(rows)
-        if self.low_rank is not None:
-            self.low_rank.add_to(y, rows)
+        if self.lora is not None:
+            self.lora.add_to(y, rows)
         return y.view(*x.shape[:-1], self.out_features)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -246,11 +248,11 @@ class StreamedLinear(nn.Module):
     def _of_token(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Of one token the whole costs little more than its product: all else that `forward` does would show."""
         if self.biases is None:
-            y = self.walk.joined.product(x, self.weights.weight, weight)
+            y = self.context.joined.product(x, self.weights.weight, weight)
         else:
             y = nn.functional.linear(x, weight, self.biases.whole()[0])
-        if self.low_rank is not None:
-            self.low_rank.add_to(y.view(1, -1), x.reshape(1, -1))
+        if self.lora is not None:
+            self.lora.add_to(y.view(1, -1), x.reshape(1, -1))
         return y
 
 
@@ -266,19 +268,19 @@ class StreamedEmbedding(nn.Module):
     The module that it replaces keeps its own arithmetic (Gemma scales its output): it is handed a small table.
     """
 
-    def __init__(self, walk: ForwardContext, weight: Weight, inner: nn.Embedding) -> None:
+    def __init__(self, context: ForwardContext, weight: Weight, inner: nn.Embedding) -> None:
         super().__init__()
-        self._walk, self._inner = walk, inner
+        self._context, self._inner = context, inner
         self._inner.padding_idx = None  # matters to gradients alone, and the small table may end before it
-        self.weights = StreamedWeight(weight, walk)
+        self.weights = StreamedWeight(weight, context)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, tokens) -> (batch, tokens, width)."""
         words, places = torch.unique(ids, return_inverse=True)
-        table = self.weights.weight.gather(words, self._walk.dtype, release=self._walk.release)
-        if self.weights.number is not None and self._walk.points:
-            table = torch.cat([self.weights.gathered_at(table, words, point) for point in self._walk.points])
-            parts = places.chunk(len(self._walk.points))
+        table = self.weights.weight.gather(words, self._context.dtype, release=self._context.release)
+        if self.weights.number is not None and self._context.points:
+            table = torch.cat([self.weights.gathered_at(table, words, point) for point in self._context.points])
+            parts = places.chunk(len(self._context.points))
             places = torch.cat([part + i * len(words) for i, part in enumerate(parts)])
         self._inner._parameters["weight"] = table  # type: ignore[assignment]
         try:
@@ -288,7 +290,9 @@ class StreamedEmbedding(nn.Module):
         return output
 
 
-def sided(module: nn.Module, trained: dict[str, StreamedWeight], walk: ForwardContext) -> Callable[..., torch.Tensor]:
+def perturbed_forward(
+    module: nn.Module, trained: dict[str, StreamedWeight], context: ForwardContext
+) -> Callable[..., torch.Tensor]:
     """A `forward` for a small module (a norm, a position table): each part of the batch through its own weights.
 
     At points a norm computes in fp32 at least, and is rounded at the end: in bf16 a gain of 1 plus or minus 1e-3 is 1,
@@ -296,7 +300,7 @@ def sided(module: nn.Module, trained: dict[str, StreamedWeight], walk: ForwardCo
     """
     inner = module.forward
     is_norm = all(len(weight.weight.shape) == 1 for weight in trained.values())
-    dtype = torch.promote_types(walk.dtype, torch.float32) if is_norm else None
+    dtype = torch.promote_types(context.dtype, torch.float32) if is_norm else None
 
     def forward(*arguments: Any, **options: Any) -> torch.Tensor:
         if not any(weight.moved for weight in trained.values()):
@@ -305,16 +309,16 @@ def sided(module: nn.Module, trained: dict[str, StreamedWeight], walk: ForwardCo
                 module._parameters[name] = weight.whole()[0] if kept is None else kept  # type: ignore[assignment]
             result: torch.Tensor = inner(*arguments, **options)
             return result
-        parts = len(walk.points)
+        parts = len(context.points)
         values = {name: iter(_each(weight, parts, dtype)) for name, weight in trained.items()}
         outputs: list[torch.Tensor] = []
         for i in range(parts):
             module._parameters.update({name: next(value) for name, value in values.items()})  # type: ignore[misc]
             chosen = [_part(value, i, parts, dtype) for value in arguments]
             output = inner(*chosen, **{name: _part(value, i, parts, dtype) for name, value in options.items()})
-            outputs.append(output.to(walk.dtype))
+            outputs.append(output.to(context.dtype))
         if len(outputs[0]) == 1:  # one row for the whole batch, as positions are in some models
-            outputs = [output.expand(walk.rows // parts, *output.shape[1:]) for output in outputs]
+            outputs = [output.expand(context.rows // parts, *output.shape[1:]) for output in outputs]
         return torch.cat(outputs)
 
     return forward

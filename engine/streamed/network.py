@@ -15,21 +15,21 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.layers import LayerCall, LayerPages, LayerStack
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, choice_losses, token_losses
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, label_losses, token_losses
 from pocketllm.engine.streamed.modules import (
     ForwardContext,
     LoRABranch,
     StreamedEmbedding,
     StreamedLinear,
     StreamedWeight,
-    sided,
+    perturbed_forward,
 )
 from pocketllm.engine.streamed.weights import Scratch, Weight
 
@@ -49,7 +49,7 @@ class Network:
 
     def __init__(
         self,
-        native: NativeModel,
+        model_folder: ModelFolder,
         weights: Mapping[str, Weight],
         *,
         dtype: torch.dtype,
@@ -61,12 +61,12 @@ class Network:
         pages: shared by all who walk through the same weights; None keeps in memory what was touched. share: how many
         of them share the memory for logits.
         """
-        self._native, self._weights = native, weights
+        self._folder, self._weights = model_folder, weights
         self._logits_bytes = CHUNK_BYTES // share
-        self.walk = ForwardContext(dtype=dtype, release=pages is not None)
-        self.module = _build(native, dtype)
+        self.context = ForwardContext(dtype=dtype, release=pages is not None)
+        self.module = _build(model_folder, dtype)
         self.parameters = _names(self.module)
-        _check(native, self.module, self.parameters, weights)
+        _check(model_folder, self.module, self.parameters, weights)
         self._trained: dict[str, list[StreamedWeight]] = {}
         self.linears: dict[str, StreamedLinear] = {}
         self.head_path = ""
@@ -75,10 +75,10 @@ class Network:
 
     def use(self, theta: Adapter | FullWeights | None) -> None:
         """See LanguageModel.use."""
-        self.walk.points = ()
-        self.head.low_rank = None
+        self.context.points = ()
+        self.head.lora = None
         for linear in self.linears.values():
-            linear.low_rank = None
+            linear.lora = None
         for name, places in self._trained.items():
             for trained in places:
                 trained.number = theta.numbers[name] if isinstance(theta, FullWeights) else None
@@ -87,12 +87,12 @@ class Network:
         for number, (path, a) in enumerate(theta.a.items()):
             adapted = self.head if path == self.head_path else self.linears.get(path)
             if adapted is None:
-                raise AdapterError(f"The adapter belongs to another model: {self._native.folder.name} has no {path}.")
-            adapted.low_rank = LoRABranch(self.walk, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
+                raise AdapterError(f"The adapter belongs to another model: {self._folder.path.name} has no {path}.")
+            adapted.lora = LoRABranch(self.context, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
 
     def hidden(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees, at the parameters in use."""
-        self.walk.points = ()
+        self.context.points = ()
         return self._run(blocks)
 
     def layer_calls(self, blocks: Batch) -> tuple[torch.Tensor, list[LayerCall]]:
@@ -108,21 +108,25 @@ class Network:
     def block_sums(self, blocks: Batch, points: Sequence[Perturbation]) -> torch.Tensor:
         """(points, blocks): the summed loss of each block at each point; without points at theta itself, as one."""
         copies = max(1, len(points))
-        self.walk.points, self.walk.rows = points, copies * len(blocks)
+        self.context.points, self.context.rows = points, copies * len(blocks)
         try:
             hidden = self._run(blocks.repeat(copies))
         finally:
-            self.walk.points = ()
+            self.context.points = ()
         places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
         wanted = blocks.targets[places]
         rows = hidden.view(copies, *blocks.inputs.shape, -1)[:, places[0], places[1]]  # (copies, targets, width)
         del hidden
-        losses = self._target_losses(rows, wanted, blocks.choices, points)
+        losses = self._target_losses(rows, wanted, blocks.label_ids, points)
         sums = losses.new_zeros(copies, len(blocks))
         return sums.index_add_(1, places[0], losses)
 
     def _target_losses(
-        self, rows: torch.Tensor, wanted: torch.Tensor, choices: tuple[int, ...] | None, points: Sequence[Perturbation]
+        self,
+        rows: torch.Tensor,
+        wanted: torch.Tensor,
+        label_ids: tuple[int, ...] | None,
+        points: Sequence[Perturbation],
     ) -> torch.Tensor:
         """(points, targets, width) -> (points, targets) losses in nats."""
 
@@ -131,25 +135,25 @@ class Network:
             hidden = head.extended(hidden)
             return (
                 token_losses(hidden, head, targets, chunk_bytes=self._logits_bytes)
-                if choices is None
-                else choice_losses(hidden, head, targets, choices)
+                if label_ids is None
+                else label_losses(hidden, head, targets, label_ids)
             )
 
         if not self.head.moves or not points:  # one head for all points
             found = losses(rows.flatten(0, 1), wanted.repeat(len(rows)), None).view(rows.shape[:2])
         else:
             found = torch.stack([losses(part, wanted, point) for part, point in zip(rows, points, strict=True)])
-        if self.walk.release:
+        if self.context.release:
             self.head.weights.weight.release()
         return found
 
     def _run(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): what the output head sees when the model's own code runs."""
         mask: dict[str, Any] = {}
-        if blocks.lengths is not None and self._native.manifest.masked:
+        if blocks.lengths is not None and self._folder.manifest.is_mlm:
             # A causal model looks to the left alone, where there is no padding.
             mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
-        if not self._native.manifest.masked:
+        if not self._folder.manifest.is_mlm:
             mask["use_cache"] = False
         return self.seen(self.module(input_ids=blocks.inputs, **mask))
 
@@ -159,7 +163,7 @@ class Network:
         assert seen is not None
         if not (output.logits == HEAD_MARK).all():
             raise UnsupportedModel(
-                f"{self._native.folder} holds a model that scales or caps its logits behind the output head, which the "
+                f"{self._folder.path} holds a model that scales or caps its logits behind the output head, which the "
                 "loss here would not see. Choose another model."
             )
         return seen
@@ -174,14 +178,14 @@ class Network:
                 continue
             made: nn.Module | None = None
             if module is head:
-                made = streamed_head = StreamedHead(self.walk, *self._matrix(own))
+                made = streamed_head = StreamedHead(self.context, *self._matrix(own))
                 self.head_path = path
                 self._note(own, weight=made.weights, bias=made.biases)
             elif type(module) is nn.Linear:
-                made = self.linears[path] = StreamedLinear(self.walk, *self._matrix(own))
+                made = self.linears[path] = StreamedLinear(self.context, *self._matrix(own))
                 self._note(own, weight=made.weights, bias=made.biases)
             elif module is words and isinstance(module, nn.Embedding):
-                made = StreamedEmbedding(self.walk, self._weight(own["weight"]), module)
+                made = StreamedEmbedding(self.context, self._weight(own["weight"]), module)
                 self._note(own, weight=made.weights)
             elif next(module.children(), None) is None:
                 self._keep_small(module, own)
@@ -190,23 +194,23 @@ class Network:
                 setattr(self.module.get_submodule(parent), name, made)
         if streamed_head is None or not self.linears:
             lacking = "linear maps of torch's kind" if streamed_head else "an output head"
-            raise UnsupportedModel(f"{self._native.folder} holds a model without {lacking}. Choose another model.")
+            raise UnsupportedModel(f"{self._folder.path} holds a model without {lacking}. Choose another model.")
         # What stands beside sub-modules, and is not tied to one of theirs, would never be given its weights.
         if unplaced := set(self.parameters.values()) - self._trained.keys():
             raise UnsupportedModel(
-                f"{self._native.folder} holds a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
+                f"{self._folder.path} holds a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
                 "model."
             )
         return streamed_head
 
     def _keep_small(self, module: nn.Module, own: dict[str, str]) -> None:
         """A norm or a position table: its weights are dense all the time."""
-        trained = {name: StreamedWeight(self._weight(path), self.walk) for name, path in own.items()}
+        trained = {name: StreamedWeight(self._weight(path), self.context) for name, path in own.items()}
         for name, small in trained.items():
             # With a scratch of its own: it stays.
-            module._parameters[name] = small.weight.dense(self.walk.dtype, Scratch())  # type: ignore[assignment]
+            module._parameters[name] = small.weight.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
             self._note(own, **{name: small})
-        module.forward = sided(module, trained, self.walk)
+        module.forward = perturbed_forward(module, trained, self.context)
 
     def _matrix(self, own: dict[str, str]) -> tuple[Weight, Weight | None]:
         return self._weight(own["weight"]), self._weight(own["bias"]) if "bias" in own else None
@@ -220,9 +224,9 @@ class Network:
                 self._trained.setdefault(self.parameters[own[name]], []).append(place)
 
 
-def _build(native: NativeModel, dtype: torch.dtype) -> PreTrainedModel:
+def _build(model_folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture, with parameters that have a shape and no memory."""
-    config = native.config()
+    config = model_folder.config()
     build: Callable[..., PreTrainedModel] = auto_class(config).from_config
     try:
         with lean_transformers(), no_init_weights(), _without_memory():
@@ -230,7 +234,7 @@ def _build(native: NativeModel, dtype: torch.dtype) -> PreTrainedModel:
             if network._supports_attention_backend:  # others take no notice, or misread the masks that ours goes with
                 network.set_attn_implementation(attention.NAME)
     except (ValueError, KeyError, ImportError) as error:
-        raise UnsupportedModel(f"transformers cannot build the model in {native.folder}: {error}") from error
+        raise UnsupportedModel(f"transformers cannot build the model in {model_folder.path}: {error}") from error
     network.requires_grad_(False)
     network.eval()
     return network
@@ -262,13 +266,15 @@ def _names(network: PreTrainedModel) -> dict[str, str]:
     return {path: tied.get(path, path) for path in paths}
 
 
-def _check(native: NativeModel, network: PreTrainedModel, names: dict[str, str], weights: Mapping[str, Weight]) -> None:
+def _check(
+    model_folder: ModelFolder, network: PreTrainedModel, names: dict[str, str], weights: Mapping[str, Weight]
+) -> None:
     """Raise ModelFileError when the weights are not those of the architecture that the config describes."""
     if missing := set(names.values()) - weights.keys():
-        raise ModelFileError(f"{native.weights} lacks {', '.join(sorted(missing)[:3])}. Import the model again.")
+        raise ModelFileError(f"{model_folder.weights} lacks {', '.join(sorted(missing)[:3])}. Import the model again.")
     for path, parameter in network.named_parameters(remove_duplicate=False):
         if (found := weights[names[path]].shape) != parameter.shape:
             raise ModelFileError(
-                f"{native.weights} holds {names[path]} of shape {found}, but config.json asks for "
+                f"{model_folder.weights} holds {names[path]} of shape {found}, but config.json asks for "
                 f"{tuple(parameter.shape)}. Import the model again."
             )

@@ -23,8 +23,8 @@ def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tens
 
     The output is zero where no gradient depends on it.
     """
-    a, b = (None, None) if linear.low_rank is None else linear.low_rank.leaves or (None, None)
-    y: torch.Tensor = _Linear.apply(x.to(linear.walk.dtype), a, b, linear)  # type: ignore[no-untyped-call]
+    a, b = (None, None) if linear.lora is None else linear.lora.leaves or (None, None)
+    y: torch.Tensor = _Linear.apply(x.to(linear.context.dtype), a, b, linear)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -160,7 +160,7 @@ class DenseWeights:
 
 
 def open_weights(path: Path) -> dict[str, Weight]:
-    """Every weight of a native weights file by its name. Raises ModelFileError when the file is broken.
+    """Every weight of a weights file by its name. Raises ModelFileError when the file is broken.
 
     Never write to these tensors: the mapping is read-only and a write ends the process (SIGSEGV).
     """

@@ -39,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 COMMAND_ORDER = [
     *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze"),
     *("add", "import", "texts", "export", "plan", "train"),
-    *("jobs", "report", "adapters", "rollback", "journal", "replay", "generate", "chat", "token"),
+    *("jobs", "report", "adapters", "rollback", "steps", "replay", "generate", "chat", "token"),
 ]
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # a file or a pipe has no width, and cutting at 80 would lose columns

@@ -20,10 +20,10 @@ from pocketllm.cli.daemon import snooze as cli_snooze
 from pocketllm.cli.daemon.service import service_app
 from pocketllm.cli.daemon.token import token_app
 from pocketllm.cli.errors import CommandError
-from pocketllm.cli.jobs import journal as cli_journal
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
+from pocketllm.cli.jobs import steps as cli_steps
 from pocketllm.cli.jobs import train as cli_train
 from pocketllm.cli.jobs import watch as cli_watch
 from pocketllm.cli.jobs.jobs import jobs_app
@@ -127,7 +127,7 @@ app.add_typer(jobs_app, name="jobs")
 app.command("report", epilog=cli_report.EPILOG)(cli_report.report)
 app.add_typer(adapters_app, name="adapters")
 app.command("rollback", epilog=cli_adapters.EPILOG)(cli_adapters.rollback)
-app.command("journal", epilog=cli_journal.EPILOG)(cli_journal.journal)
+app.command("steps", epilog=cli_steps.EPILOG)(cli_steps.steps)
 app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
 app.command("chat", epilog=cli_chat.EPILOG)(cli_chat.chat)

@@ -8,15 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, or_
+from sqlalchemy import or_
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job
-
-#: Kinds of events of the jobs whose adapters leave the chain that is served, and come back into it.
-WITHDRAWN, BROUGHT_BACK = "withdrawn", "brought back"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +126,8 @@ def publish(session: Session, model: str, adapter: Adapter | None) -> None:
 
 
 def withdrawn_jobs(session: Session) -> set[str]:
-    """The jobs whose adapters the owner has taken out of the chain that is served, and not brought back."""
-    last = select(func.max(Event.id)).where(col(Event.kind).in_((WITHDRAWN, BROUGHT_BACK))).group_by(col(Event.job_id))
-    return set(session.exec(select(Event.job_id).where(col(Event.id).in_(last), Event.kind == WITHDRAWN)))
+    """The jobs whose adapters the owner has rolled back, and not served again since."""
+    return set(session.exec(select(Job.id).where(col(Job.withdrawn))))
 
 
 def _chain(session: Session, adapter: Adapter | None) -> list[Adapter]:
@@ -156,9 +152,16 @@ def _serve(
     for one in before:
         if one not in after:
             message = f"adapter {one.id} was taken back by the owner: {serving} is served, and its texts are set aside"
-            session.add(Event(job_id=one.job_id, at=now, kind=WITHDRAWN, message=message))
+            _mark(session, one.job_id, withdrawn=True, message=message, now=now)
     for one in after:
         if one not in before and (one is adapter or one.job_id in withdrawn):
             message = f"the owner has {serving} served"
-            session.add(Event(job_id=one.job_id, at=now, kind=BROUGHT_BACK, message=message))
+            _mark(session, one.job_id, withdrawn=False, message=message, now=now)
     return change
+
+
+def _mark(session: Session, job_id: str, *, withdrawn: bool, message: str, now: datetime) -> None:
+    """Set a job's `withdrawn`, with an event that says why."""
+    session.exec(update(Job).where(col(Job.id) == job_id).values(withdrawn=withdrawn))
+    kind = "withdrawn" if withdrawn else "brought back"
+    session.add(Event(job_id=job_id, at=now, kind=kind, message=message))

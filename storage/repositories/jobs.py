@@ -18,9 +18,6 @@ from pocketllm.storage.repositories.reports import NewReport, add_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Requester
 
-#: The event of a job's first start that names the adapter that was served then, which its own is to beat.
-COMPARED_WITH = "compared with"
-BASE_MODEL = "the base model"
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
 _ASIDE = ": it was not to start from what is served"
@@ -147,7 +144,9 @@ class JobStore:
             job.reasons = []
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
             if first:
-                _event(session, job_id, now, COMPARED_WITH, _start_of(job) or _served(session, job.model))
+                job.compared_with = job.start_from or _served(session, job.model)
+                what = "the base model" if job.compared_with == BASE else job.compared_with
+                _event(session, job_id, now, "compared with", what)
         return job
 
     def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, moved: bool = False) -> None:
@@ -161,24 +160,24 @@ class JobStore:
             job.attempts = 0 if moved else job.attempts
             _event(session, job_id, now, "paused", "; ".join(reasons))
 
-    def hold(self, job_id: str, *, reason: str, now: datetime) -> Job:
-        """Let a waiting job wait until it is released. Raises WrongState when it is not waiting, or held already."""
+    def pause_by_owner(self, job_id: str, *, reason: str, now: datetime) -> Job:
+        """Pause a waiting job until `resume_by_owner`. Raises WrongState when it is not waiting."""
         with self._database.write() as session:
             job = _moved(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
-            if job.held:
+            if job.paused_by_owner:
                 raise WrongState(f"Job {job_id} is paused already; POST /jobs/{job_id}/resume lets it go on.")
-            job.held, job.reasons = True, [reason]
-            _event(session, job_id, now, "held", reason)
+            job.paused_by_owner, job.reasons = True, [reason]
+            _event(session, job_id, now, "paused by owner", reason)
         return job
 
-    def release(self, job_id: str, *, now: datetime) -> Job:
-        """Let a held job run again. Raises WrongState when it is not held."""
+    def resume_by_owner(self, job_id: str, *, now: datetime) -> Job:
+        """Let a job that the owner has paused run again. Raises WrongState when the owner has not."""
         with self._database.write() as session:
             job = found_job(session, job_id)
-            if not job.held or job.state not in OPEN_STATES:
+            if not job.paused_by_owner or job.state not in OPEN_STATES:
                 raise WrongState(f"Job {job_id} is {job.state} and was not paused by its owner.")
-            job.held, job.reasons = False, []
-            _event(session, job_id, now, "released", "it may go on")
+            job.paused_by_owner, job.reasons = False, []
+            _event(session, job_id, now, "resumed by owner", "it may go on")
         return job
 
     def explain(self, job_id: str, reasons: Sequence[str]) -> None:
@@ -220,7 +219,7 @@ class JobStore:
         """
         with self._database.write() as session:
             job = found_job(session, job_id)
-            outdated = _compared_with(session, job_id) not in (None, _served(session, job.model))
+            outdated = job.compared_with not in (None, _served(session, job.model))
             aside = outdated and job.start_from is not None
             fate = "served" if publish and not outdated else "kept, not served"
             why = ""
@@ -251,16 +250,16 @@ class JobStore:
         self._set(job_id, parent=parent)
         return self.get(job_id)
 
-    def set_watch(self, job_id: str, watch: dict[str, Any]) -> None:
-        """Note early stopping: what the checks of the validation loss have seen."""
-        self._set(job_id, watch=watch)
+    def set_early_stopping(self, job_id: str, early_stopping: dict[str, Any]) -> None:
+        """Store the state of early stopping."""
+        self._set(job_id, early_stopping=early_stopping)
 
     def _set(self, job_id: str, **values: object) -> None:
         with self._database.write() as session:
             session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
 
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
-        """Note the most memory a worker of this job has held."""
+        """Raise the job's peak memory to this, where it is more."""
         highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
         with self._database.write() as session:
             session.exec(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
@@ -298,20 +297,9 @@ def found_job(session: Session, job_id: str) -> Job:
 
 
 def _served(session: Session, model: str) -> str:
-    """What is served for a model, in a word."""
+    """The id of the adapter that is served for a model, or BASE."""
     serving = serving_adapter(session, model)
-    return serving.id if serving else BASE_MODEL
-
-
-def _start_of(job: Job) -> str | None:
-    """What a job was asked to start from, in a word; None where that is what is served."""
-    return BASE_MODEL if job.start_from == BASE else job.start_from
-
-
-def _compared_with(session: Session, job_id: str) -> str | None:
-    """What was served when the job first started; None for a job that an earlier version has started."""
-    event = select(Event.message).where(Event.job_id == job_id, Event.kind == COMPARED_WITH)
-    return session.exec(event).first()
+    return serving.id if serving else BASE
 
 
 def _moved(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:

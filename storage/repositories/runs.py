@@ -1,4 +1,4 @@
-"""The ledger: when workers ran, why they began and ended, and what it took; and when they might have run."""
+"""Runs of workers: when and why each began and ended, and what it used; and idle windows, when one might have run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from sqlmodel import Session, col, delete, or_, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.tables import Opening, RunWindow
+from pocketllm.storage.tables import IdleWindow, RunWindow
 
-#: For how long openings are kept.
-_OPENINGS_FOR = timedelta(days=30)
+#: For how long idle windows are kept.
+_IDLE_WINDOWS_FOR = timedelta(days=30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Observed:
     zone_celsius: float | None = None
 
 
-class LedgerStore:
+class RunWindowStore:
     """Every query about run windows."""
 
     def __init__(self, database: Database) -> None:
@@ -58,24 +58,24 @@ class LedgerStore:
         with self._database.write() as session:
             windows = update(RunWindow).where(col(RunWindow.ended_at).is_(None))
             session.exec(windows.values(ended_at=RunWindow.seen_at, ended_because=because))
-            session.exec(update(Opening).where(col(Opening.ended_at).is_(None)).values(ended_at=now))
+            session.exec(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
 
-    def opened(self, now: datetime) -> None:
-        """From now on nothing keeps jobs from running."""
+    def idle_began(self, now: datetime) -> None:
+        """The gate has opened."""
         with self._database.write() as session:
-            session.exec(delete(Opening).where(col(Opening.ended_at) < now - _OPENINGS_FOR))
-            session.add(Opening(began_at=now))
+            session.exec(delete(IdleWindow).where(col(IdleWindow.ended_at) < now - _IDLE_WINDOWS_FOR))
+            session.add(IdleWindow(began_at=now))
 
-    def closed(self, now: datetime) -> None:
-        """From now on something does."""
+    def idle_ended(self, now: datetime) -> None:
+        """The gate has closed."""
         with self._database.write() as session:
-            session.exec(update(Opening).where(col(Opening.ended_at).is_(None)).values(ended_at=now))
+            session.exec(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
 
-    def openings(self, since: datetime) -> list[Opening]:
+    def idle_windows(self, since: datetime) -> list[IdleWindow]:
         """Those that reach beyond this time, oldest first."""
-        lasting = or_(col(Opening.ended_at).is_(None), col(Opening.ended_at) > since)
+        lasting = or_(col(IdleWindow.ended_at).is_(None), col(IdleWindow.ended_at) > since)
         with self._database.read() as session:
-            return list(session.exec(select(Opening).where(lasting).order_by(col(Opening.id))))
+            return list(session.exec(select(IdleWindow).where(lasting).order_by(col(IdleWindow.id))))
 
     def of_job(self, job_id: str) -> list[RunWindow]:
         """A job's windows, oldest first."""

@@ -1,7 +1,7 @@
-"""The journal: one committed row a step, the held-out measurements beside it, and progress read off them.
+"""The step log: one committed row a step, the held-out measurements beside it, and progress read off them.
 
 An ended job's rows can be made compact: all of them in one value of a tenth of their size. Nobody who asks here
-sees a difference but in the last digits of loss, tokens and seconds (see journal_codec).
+sees a difference but in the last digits of loss, tokens and seconds (see step_log_codec).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.repositories.jobs import found_job
 from pocketllm.storage.step_log_codec import decode, encode, losses_in, steps_in
-from pocketllm.storage.tables import OPEN_STATES, CompactJournal, Evaluation, Event, Step
+from pocketllm.storage.tables import OPEN_STATES, CompactStepLog, Evaluation, Event, Step
 
 #: Where the base model's held-out measurement stands, among those of steps.
 BASE_STEP = -1
@@ -55,7 +55,7 @@ class Curve:
     training: list[CurvePoint]
 
 
-class Journal:
+class StepLog:
     """Every query about steps and evaluations."""
 
     def __init__(self, database: Database) -> None:
@@ -74,7 +74,7 @@ class Journal:
     def steps(self, job_id: str) -> list[Step]:
         """All rows of a job, in order: what a replay needs."""
         with self._database.read() as session:
-            compact = session.get(CompactJournal, job_id)
+            compact = session.get(CompactStepLog, job_id)
             if compact is not None:
                 return _decoded(compact, first=1)
             return list(_rows(session, job_id))
@@ -82,13 +82,13 @@ class Journal:
     def last_step(self, job_id: str) -> int:
         """The number of the last finished step; 0 before the first."""
         with self._database.read() as session:
-            compact = session.exec(select(CompactJournal.steps).where(CompactJournal.job_id == job_id)).first()
+            compact = session.exec(select(CompactStepLog.steps).where(CompactStepLog.job_id == job_id)).first()
             if compact is not None:
                 return compact
             return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
 
     def encoded(self, job_id: str) -> bytes:
-        """All rows of a job in journal_codec's encoding.
+        """All rows of a job in step_log_codec's encoding.
 
         Raises NotFound, and WrongState when there is no step yet, or when the rows are from a version whose scalars
         were no 32-bit floats.
@@ -105,28 +105,28 @@ class Journal:
         with self._database.write() as session:
             job = found_job(session, job_id)
             if job.state in OPEN_STATES:
-                raise WrongState(f"Job {job_id} is {job.state}; its journal is made compact only when it has ended.")
-            if session.get(CompactJournal, job_id) is not None:
+                raise WrongState(f"Job {job_id} is {job.state}; its step log is made compact only when it has ended.")
+            if session.get(CompactStepLog, job_id) is not None:
                 return True
             try:
                 data = _encoded(session, job_id)
             except WrongState:
                 return False
-            session.add(CompactJournal(job_id=job_id, steps=steps_in(data), data=data))
+            session.add(CompactStepLog(job_id=job_id, steps=steps_in(data), data=data))
             session.exec(delete(Step).where(col(Step.job_id) == job_id))
             return True
 
     def go_back(
-        self, job_id: str, *, step: int, watch: dict[str, Any], ended: bool, message: str | None, now: datetime
+        self, job_id: str, *, step: int, early_stopping: dict[str, Any], ended: bool, message: str | None, now: datetime
     ) -> None:
-        """Forget all steps and measurements behind a step, and note the watch with that: all of it or nothing.
+        """Forget all steps and measurements behind a step, and note early stopping with that: all of it or nothing.
 
         ended: the job ends with that step. message: for an event that says so; None: there is nothing to say.
         """
         with self._database.write() as session:
             _forget_behind(session, job_id, step)
             job = found_job(session, job_id)
-            job.watch = watch
+            job.early_stopping = early_stopping
             if ended:
                 job.total_steps = step
             if message is not None:
@@ -138,7 +138,7 @@ class Journal:
         with self._database.write() as session:
             _forget_behind(session, job_id, BASE_STEP - 1)
             job = found_job(session, job_id)
-            job.watch = job.plan = None
+            job.early_stopping = job.plan = None
 
     def evaluate(
         self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
@@ -202,7 +202,7 @@ def _forget_behind(session: Session, job_id: str, step: int) -> None:
 
 
 def _end_of_part(last: int, parts: int, part: int) -> range:
-    """The last few steps of one of so many equal parts of a journal."""
+    """The last few steps of one of so many equal parts of a step log."""
     stop = (part + 1) * last // parts
     return range(max(part * last // parts, stop - POINT_STEPS) + 1, stop + 1)
 
@@ -216,7 +216,7 @@ def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
 
 def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, float]:
     """The training losses of some steps."""
-    compact = session.get(CompactJournal, job_id)
+    compact = session.get(CompactStepLog, job_id)
     if compact is not None:
         return dict(zip(steps, losses_in(compact.data, steps), strict=True))
     found: dict[int, float] = {}
@@ -229,14 +229,14 @@ def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, fl
 
 def _recent(session: Session, job_id: str) -> list[Step]:
     """The last rows, newest first."""
-    compact = session.get(CompactJournal, job_id)
+    compact = session.get(CompactStepLog, job_id)
     if compact is not None:
         return _decoded(compact, first=max(1, compact.steps - RECENT_STEPS + 1))[::-1]
     newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
     return list(session.exec(newest_first.limit(RECENT_STEPS)))
 
 
-def _decoded(compact: CompactJournal, *, first: int) -> list[Step]:
+def _decoded(compact: CompactStepLog, *, first: int) -> list[Step]:
     return [Step(job_id=compact.job_id, **asdict(row)) for row in decode(compact.data, first=first)]
 
 
@@ -248,14 +248,14 @@ def _rows(session: Session, job_id: str) -> Iterator[Step]:
 
 def _encoded(session: Session, job_id: str) -> bytes:
     job = found_job(session, job_id)
-    compact = session.get(CompactJournal, job_id)
+    compact = session.get(CompactStepLog, job_id)
     if compact is not None:
         return compact.data
     if session.get(Step, (job_id, 1)) is None:
         if job.state not in OPEN_STATES:
-            raise WrongState(f"Job {job_id} has ended without a step, so there is no journal. Choose another job.")
-        raise WrongState(f"Job {job_id} has made no step yet, so there is no journal. Ask again when it has.")
+            raise WrongState(f"Job {job_id} has ended without a step, so there are no steps. Choose another job.")
+        raise WrongState(f"Job {job_id} has made no step yet, so there are no steps. Ask again when it has.")
     try:
         return encode(_rows(session, job_id))
     except ValueError as error:
-        raise WrongState(f"The journal of job {job_id} cannot be encoded: {error}") from error
+        raise WrongState(f"The step log of job {job_id} cannot be encoded: {error}") from error

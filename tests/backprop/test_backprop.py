@@ -16,7 +16,7 @@ from pocketllm.backprop.method import fresh_adapter
 from pocketllm.engine.data.batches import pack
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.streamed.layers import LayerStack
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
@@ -37,7 +37,7 @@ from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensor
 
 #: Sums in another order, in float64.
 TOLERANCE = 1e-9
-WHOLE = PassSize(blocks=100, rows_at_once=100)
+WHOLE = PassSize(blocks=100, micro_batch=100)
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +67,20 @@ def padded(name: str) -> list[int] | None:
 def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: str) -> None:
     if name in MASKED and kind in ("completion", "chat"):
         return  # refused when they are encoded
-    buckets = buckets_of(kind, masked=name in MASKED)
-    assert kind != "label" or all(blocks.choices for blocks in buckets)
+    buckets = buckets_of(kind, is_mlm=name in MASKED)
+    assert kind != "label" or all(blocks.label_ids for blocks in buckets)
     assert kind == "plain" or any((blocks.targets == IGNORE_INDEX).any() for blocks in buckets)
     check(root, name, model_of(root, name), WHOLE, [(blocks, 1.0) for blocks in buckets])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("blocks", "rows_at_once"), [(100, 100), (100, 2), (3, 2), (1, 1)], ids=["whole", "parts", "passes", "single"]
+    ("blocks", "micro_batch"), [(100, 100), (100, 2), (3, 2), (1, 1)], ids=["whole", "parts", "passes", "single"]
 )
 def test_of_a_batch_of_two_weighted_parts_in_passes_of_any_size(
-    root: Path, name: str, blocks: int, rows_at_once: int
+    root: Path, name: str, blocks: int, micro_batch: int
 ) -> None:
-    size = PassSize(blocks=blocks, rows_at_once=rows_at_once)
+    size = PassSize(blocks=blocks, micro_batch=micro_batch)
     parts = [(random_blocks(5, 20, lengths=padded(name)), 0.9), (random_blocks(2, 12), 0.1)]
     check(root, name, model_of(root, name), size, parts)
 
@@ -92,7 +92,7 @@ def test_of_packed_weights(root: Path, dtype: str) -> None:
     model = model_of(root, "llama", dtype=dtype)
     adapter = layers_adapter(model)
     _, gradients = layerwise(model, adapter, WHOLE, parts)
-    dense = with_weights(family(root, "llama"), dense_tensors(imported(root, "llama", dtype).folder))
+    dense = with_weights(family(root, "llama"), dense_tensors(imported(root, "llama", dtype).path))
     dense.tie_weights()
     _, expected = whole_gradients(dense, adapter, parts)
     assert worst_error(gradients, expected) <= TOLERANCE
@@ -149,23 +149,23 @@ def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
     adapter = layers_adapter(model)
     _, expected = layerwise(model, adapter, WHOLE, [(blocks[slice(0, 2)], 1.0)])
     blocks.targets[2] = IGNORE_INDEX
-    _, gradients = layerwise(model, adapter, replace(WHOLE, rows_at_once=1), [(blocks, 1.0)])
+    _, gradients = layerwise(model, adapter, replace(WHOLE, micro_batch=1), [(blocks, 1.0)])
     assert worst_error(gradients, expected) <= TOLERANCE
 
 
 def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> None:
     """On ordinary text, of which transformers' own gradients in bf16 are 0.99 like those in fp32 at the worst map."""
-    native = real_model(tmp_path_factory.mktemp("models"))
-    model = LanguageModel(native, dtype=torch.bfloat16, release_pages=True)
-    tokenizer = AutoTokenizer.from_pretrained(native.folder)
+    model_folder = real_model(tmp_path_factory.mktemp("models"))
+    model = LanguageModel(model_folder, dtype=torch.bfloat16, release_pages=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder.path)
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
-    blocks = pack([tokenizer(text)["input_ids"]], length=64, separator=0)[slice(0, 8)]
+    blocks = pack([tokenizer(text)["input_ids"]], length=64, eos=0)[slice(0, 8)]
     adapter = fresh_adapter(model, rank=4, seed=0)
     generator = torch.Generator().manual_seed(1)
     for b in adapter.b.values():
         b.normal_(0, 0.002, generator=generator)
-    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, rows_at_once=4), [(blocks, 1.0)])
-    dense = transformers_model(native.folder, masked=False, dtype=torch.float32)
+    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, micro_batch=4), [(blocks, 1.0)])
+    dense = transformers_model(model_folder.path, is_mlm=False, dtype=torch.float32)
     expected_losses, expected = whole_gradients(dense, adapter, [(blocks, 1.0)])
     assert losses == pytest.approx(expected_losses, rel=5e-3)
     alike = {
@@ -178,9 +178,9 @@ def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> N
     assert min(alike.values()) >= 0.98, sorted(alike.items(), key=lambda item: item[1])[:5]
 
 
-def real_model(folder: Path) -> NativeModel:
+def real_model(folder: Path) -> ModelFolder:
     import_model(default_source(), folder, name="smollm2", dtype="bfloat16")
-    return open_native(folder / "smollm2")
+    return open_model_folder(folder / "smollm2")
 
 
 @pytest.mark.parametrize("blocks", [100, 1], ids=["one pass", "in its first pass"])

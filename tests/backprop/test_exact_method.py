@@ -1,4 +1,4 @@
-"""AdamW on exact gradients, against torch's AdamW on transformers' own autograd through the whole model."""
+"""NAdam on exact gradients, against torch's NAdam on transformers' own autograd through the whole model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.backprop.adamw import BETA1, BETA2
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import (
     B_RATE,
@@ -22,9 +21,10 @@ from pocketllm.backprop.method import (
     fresh_adapter,
     schedule,
 )
+from pocketllm.backprop.nadam import BETA1, BETA2
 from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -33,7 +33,7 @@ from tests.support.learning import equal, imported, mean_loss, random_blocks, so
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 
 PLAN = ExactPlan(seed=3, rate=1e-2)
-SIZE = PassSize(blocks=4, rows_at_once=2)
+SIZE = PassSize(blocks=4, micro_batch=2)
 STEPS = 6
 TEXT = shuffled((some_blocks(), some_blocks(5, 8)), size=4, seed=3)
 
@@ -47,14 +47,14 @@ class Training:
 
     def __init__(
         self,
-        native: NativeModel,
+        model_folder: ModelFolder,
         *,
         dtype: torch.dtype = torch.float32,
         plan: ExactPlan = PLAN,
-        lanes: int = 1,
+        replicas: int = 1,
         samples: Callable[[int], Batch] | None = None,
     ) -> None:
-        self.model = LanguageModel(native, dtype=dtype, lanes=lanes)
+        self.model = LanguageModel(model_folder, dtype=dtype, replicas=replicas)
         self.adapter = fresh_adapter(self.model, rank=4, seed=plan.seed)
         self.model.use(self.adapter)
         self.exact = Exact(self.model, self.adapter, plan, SIZE, to_start=self.to_start, samples=samples)
@@ -94,7 +94,9 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     exact = Exact(model, adapter, plan, SIZE, to_start=lambda: None, samples=samples if samples_weight else None)
     leaves = [leaf for pair in factors.values() for leaf in pair]
     of_a, of_b = ([pair[i] for pair in factors.values()] for i in (0, 1))
-    optimizer = torch.optim.AdamW([{"params": of_a}, {"params": of_b}], betas=(BETA1, BETA2), weight_decay=0.0)
+    # torch's NAdam begins with half the momentum, and gets to all of it at the speed of momentum_decay: at once.
+    groups = [{"params": of_a}, {"params": of_b}]
+    optimizer = torch.optim.NAdam(groups, betas=(BETA1, BETA2), momentum_decay=1e9)
     for step in range(1, 4):
         record = exact.step(step, batch(step), remaining=left(step), share=0.5)
         for group, times in zip(optimizer.param_groups, (1, B_RATE), strict=True):
@@ -122,11 +124,11 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_the_same_seed_gives_the_same_bits(tiny_bf16: NativeModel, seed: int, lanes: int) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_same_seed_gives_the_same_bits(tiny_bf16: ModelFolder, seed: int, replicas: int) -> None:
     plan = replace(PLAN, seed=seed)
     one, two, other = (
-        Training(tiny_bf16, dtype=torch.bfloat16, plan=made, lanes=lanes)
+        Training(tiny_bf16, dtype=torch.bfloat16, plan=made, replicas=replicas)
         for made in (plan, plan, replace(PLAN, seed=seed + 1))
     )
     assert one.run() == two.run()
@@ -136,7 +138,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_bf16: NativeModel, seed: int, la
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_restored_from_any_step_it_ends_alike_bit_for_bit(tiny_bf16: NativeModel, dtype: torch.dtype) -> None:
+def test_restored_from_any_step_it_ends_alike_bit_for_bit(tiny_bf16: ModelFolder, dtype: torch.dtype) -> None:
     undisturbed = Training(tiny_bf16, dtype=dtype)
     records = undisturbed.run()
     for step in range(STEPS + 1):
@@ -150,7 +152,7 @@ def test_restored_from_any_step_it_ends_alike_bit_for_bit(tiny_bf16: NativeModel
             assert equal(training.adapter, undisturbed.adapter), step
 
 
-def test_without_a_state_it_begins_anew(tiny: NativeModel) -> None:
+def test_without_a_state_it_begins_anew(tiny: ModelFolder) -> None:
     training = Training(tiny)
     records = training.run()
     training.exact.restore({}, records)
@@ -159,7 +161,7 @@ def test_without_a_state_it_begins_anew(tiny: NativeModel) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_falls(tiny_bf16: NativeModel, dtype: torch.dtype) -> None:
+def test_the_loss_falls(tiny_bf16: ModelFolder, dtype: torch.dtype) -> None:
     training = Training(tiny_bf16, dtype=dtype)
     with torch.no_grad():
         before = mean_loss(training.model, some_blocks())
@@ -169,7 +171,7 @@ def test_the_loss_falls(tiny_bf16: NativeModel, dtype: torch.dtype) -> None:
     assert after < before / 2
 
 
-def test_a_loss_that_is_no_number_changes_nothing(tiny: NativeModel) -> None:
+def test_a_loss_that_is_no_number_changes_nothing(tiny: ModelFolder) -> None:
     training = Training(tiny)
     training.run(last=2)
     next(iter(training.adapter.a.values()))[0, 0] = float("nan")
@@ -199,7 +201,7 @@ class TestFreshAdapter:
             model.use(adapter)
             assert model.block_losses(blocks) == before
 
-    def test_the_seed_decides(self, tiny: NativeModel) -> None:
+    def test_the_seed_decides(self, tiny: ModelFolder) -> None:
         model = LanguageModel(tiny)
         made: list[Adapter] = [fresh_adapter(model, rank=2, seed=seed) for seed in (0, 0, 1)]
         assert equal(made[0], made[1]) and not equal(made[0], made[2])

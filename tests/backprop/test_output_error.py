@@ -12,16 +12,16 @@ TOLERANCES = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 
 def by_autograd(
-    hidden: torch.Tensor, head: DenseHead, wanted: torch.Tensor, choices: tuple[int, ...] | None = None
+    hidden: torch.Tensor, head: DenseHead, wanted: torch.Tensor, label_ids: tuple[int, ...] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses, and their gradient by `hidden`, in float64."""
     exact, weight = hidden.double().requires_grad_(), head.weight.double()
     logits = exact @ weight.t()
     if head.bias is not None:
         logits = logits + head.bias.double()
-    if choices is not None:
-        logits = logits[:, list(choices)]
-        wanted = torch.tensor([choices.index(token) for token in wanted.tolist()], dtype=torch.int64)
+    if label_ids is not None:
+        logits = logits[:, list(label_ids)]
+        wanted = torch.tensor([label_ids.index(token) for token in wanted.tolist()], dtype=torch.int64)
     losses = F.cross_entropy(logits, wanted, reduction="none")
     losses.sum().backward()  # type: ignore[no-untyped-call]
     assert exact.grad is not None

@@ -22,7 +22,7 @@ from bench.memory_rows import OUR_ROWS, PEER_ROWS, chosen
 from bench.ours import Trajectory
 from bench.shapes import ensure, write
 from pocketllm.daemon.child_environment import child_environment
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.quantization import unpack
 from pocketllm.mezo.noise import Direction
 from tests.support.tiny_models import mapped
@@ -145,9 +145,9 @@ def test_no_limit_is_found_when_the_highest_is_too_low() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("shape", ["opt-tiny", "roberta-tiny", "llama-tiny"])
 def test_a_shape_is_a_whole_native_model(models: Path, shape: str, dtype: str) -> None:
-    native = open_native(write(models, shape, dtype), verify=True)
-    assert native.manifest.dtype == dtype
-    tensors = mapped(native)
+    model_folder = open_model_folder(write(models, shape, dtype), verify=True)
+    assert model_folder.manifest.dtype == dtype
+    tensors = mapped(model_folder)
     name = next(
         name for name in tensors if name.endswith(("fc1.weight", "up_proj.weight", "intermediate.dense.weight"))
     )

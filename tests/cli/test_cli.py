@@ -16,7 +16,7 @@ from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
 from tests.support.daemon_double import JOB, TOKEN, DaemonDouble
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ COMMANDS = [
         ["jobs", "pause"],
         ["jobs", "resume"],
         ["report"],
-        ["journal"],
+        ["steps"],
         ["replay"],
         ["plan"],
     ),
@@ -88,7 +88,7 @@ def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
     first = "demo models serve service doctor status watch dashboard snooze add import texts export plan train"
-    assert lines == f"{first} jobs report adapters rollback journal replay generate chat token".split()
+    assert lines == f"{first} jobs report adapters rollback steps replay generate chat token".split()
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_terminal_that_is_not_utf_8(double: DaemonDouble, home: Path) -> None:
 
 def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
     """One way through everything: serve, add, train, ask, look, stop."""
-    tiny_native(tmp_path / "models", name="tiny")
+    tiny_model_folder(tmp_path / "models", name="tiny")
     runner = CliRunner(env=environment(tmp_path))
 
     def run(*arguments: str) -> Any:

@@ -15,7 +15,7 @@ from pocketllm.storage.store import Store
 from tests.support.commands import Run, child_environment, commands, output, terminal
 from tests.support.daemon_double import PLAN, DaemonDouble
 from tests.support.running import rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 GIVEN = ("--mode", "full", "--batch", "16", "--probes", "2", "--steps", "9")
 WISH = {"mode": "full", "batch": 16, "probes": 2, "steps": 9}
@@ -25,8 +25,8 @@ WISH = {"mode": "full", "batch": 16, "probes": 2, "steps": 9}
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with `tiny` and `other`."""
     folder = tmp_path_factory.mktemp("models")
-    tiny_native(folder)
-    tiny_native(folder, "other", hidden=64, dtype="int8")
+    tiny_model_folder(folder)
+    tiny_model_folder(folder, "other", hidden=64, dtype="int8")
     return folder
 
 

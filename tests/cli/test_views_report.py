@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from pocketllm.cli.jobs.report_view import curve_plot, leak_text, report_view, words_table
+from pocketllm.cli.jobs.report_view import curve_plot, recall_text, report_view, words_table
 from tests.support.daemon_double import REPORT
 
 WORSE = {"before": 3.25, "now": 3.5, "reduction": -0.25, "standard_error": 0.01}
@@ -23,8 +23,8 @@ def shown(width: int = 120, **changed: Any) -> str:
     return rendered(report_view(REPORT | changed, width=width), width)
 
 
-def judged(**changed: Any) -> str:
-    text = shown(judgement=REPORT["judgement"] | changed)
+def evaluated(**changed: Any) -> str:
+    text = shown(verdict=REPORT["verdict"] | changed)
     return text[: text.index("Loss in nats")]
 
 
@@ -55,17 +55,17 @@ def test_narrow_completions_stand_one_below_the_other() -> None:
     ("outcome", "said"), [("no proof of learning", "may be chance"), ("worse", "kept, not served"), ("odd", "0.0100)")]
 )
 def test_outcomes_that_are_not_served(outcome: str, said: str) -> None:
-    text = judged(outcome=outcome, overall=WORSE)
+    text = evaluated(outcome=outcome, overall=WORSE)
     assert f"job-1: {outcome}" in text and said in text and "(+0.2500" in text
 
 
 def test_old_text_and_the_base_model() -> None:
-    text = judged(old=WORSE, base=REPORT["judgement"]["overall"])
+    text = evaluated(old=WORSE, base=REPORT["verdict"]["overall"])
     assert "On text of earlier jobs 3.2500 -> 3.5000" in text and "Beside the base model 3.5000 -> 3.2500" in text
 
 
 def test_too_little_to_be_sure() -> None:
-    assert "one block" in judged(overall=WORSE | {"standard_error": None})
+    assert "one block" in evaluated(overall=WORSE | {"standard_error": None})
 
 
 def test_without_content_it_says_why() -> None:
@@ -74,14 +74,14 @@ def test_without_content_it_says_why() -> None:
 
 
 def test_with_nothing_to_tell_there_are_no_empty_tables() -> None:
-    text = shown(words=[], completions=[], leak=None, curve={"held_out": [], "training": []})
+    text = shown(words=[], completions=[], verbatim_recall=None, curve={"held_out": [], "training": []})
     assert "Word" not in text and "goes on" not in text and "Loss in nats" not in text
     assert "no running text" in text
 
 
-class TestLeak:
+class TestVerbatimRecall:
     def text(self, base: float, personal: float) -> str:
-        return leak_text({"places": 200, "base": base, "personal": personal}).plain
+        return recall_text({"places": 200, "base": base, "personal": personal}).plain
 
     def test_little_is_told_without_advice(self) -> None:
         assert self.text(0.005, 0.01).startswith("From 1.0 % of 200 places")

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.commands import commands
 from tests.support.running import Daemon, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 #: Where to put pictures of it, for the README.
@@ -40,7 +40,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that has learned once."""
     folder = tmp_path_factory.mktemp("dashboard") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(
         folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", TRAINING__STEPS="100000", **JOB
     ) as made:

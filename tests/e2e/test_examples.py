@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.running import Daemon, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 EXAMPLES = ROOT / "examples"
 
@@ -22,7 +22,7 @@ EXAMPLES = ROOT / "examples"
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("examples") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TRAINING__STEPS="4") as made:
         yield made
 

@@ -25,7 +25,7 @@ from tests.support.running import (
     rehearsal,
     running,
 )
-from tests.support.tiny_models import edit_json, tiny_native
+from tests.support.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
 #: So small a job that its steps take milliseconds.
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with one model, `tiny`."""
     folder = tmp_path_factory.mktemp("models")
     # Wide enough for an answer that is not done when it is broken off.
-    edit_json(tiny_native(folder) / "config.json", max_position_embeddings=16_384)
+    edit_json(tiny_model_folder(folder) / "config.json", max_position_embeddings=16_384)
     return folder
 
 
@@ -361,7 +361,7 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert finished["loss"] > 0 and finished["held_out_loss_before"] > 0 and finished["held_out_loss_now"] > 0
         assert finished["outcome"] in ("learned", "no proof of learning")
         assert finished["peak_memory_bytes"] > 10 * MB
-        assert [event["kind"] for event in finished["events"]][-2:] == ["judged", "succeeded"]
+        assert [event["kind"] for event in finished["events"]][-2:] == ["evaluated", "succeeded"]
 
         [adapter] = daemon.client.get("/adapters").json()["data"]
         assert (adapter["id"], adapter["job"], adapter["model"]) == (finished["adapter"], job, "tiny")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pocketllm.engine.errors import TrainingDiverged
+from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.planning.memory_model import points_of
 from pocketllm.mezo.estimator import directions, probe, replay, update
@@ -20,17 +21,13 @@ KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 PROBES = (1, 2)
 #: A central difference of sums of float64, over eps = 1e-3, and then rounded to float32 (2^-24).
 SCALAR_TOLERANCE = 1e-7
-#: theta is float64 here, so what the reference differs in is the rounding of the journaled scalars.
+#: theta is float64 here, so what the reference differs in is the rounding of the recorded scalars.
 THETA_TOLERANCE = 1e-6
 EPSILON = 1e-3
 
 
-@dataclass(frozen=True)
-class Row:
-    seed: int
-    step: int
-    scalars: tuple[float, ...]
-    learning_rate: float
+def record(seed: int, step: int, scalars: Sequence[float], learning_rate: float) -> StepRecord:
+    return StepRecord(seed=seed, step=step, scalars=tuple(scalars), loss=0.0, learning_rate=learning_rate, tokens=1)
 
 
 @dataclass
@@ -70,11 +67,11 @@ def same(one: Bowl, other: Bowl) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.tensors, other.tensors, strict=True))
 
 
-def descend(theta: Bowl, *, seed: int, steps: int, learning_rate: float, probes: int, kind: Kind) -> list[Row]:
+def descend(theta: Bowl, *, seed: int, steps: int, learning_rate: float, probes: int, kind: Kind) -> list[StepRecord]:
     rows = []
     for step in range(1, steps + 1):
         seen = probe(theta.losses, directions(seed, step, probes, kind), epsilon=EPSILON)
-        rows.append(Row(seed=seed, step=step, scalars=seen.scalars, learning_rate=learning_rate))
+        rows.append(record(seed, step, seen.scalars, learning_rate))
         update(theta, rows[-1], kind)
     return rows
 
@@ -208,7 +205,7 @@ def _given(losses: Sequence[float], _: Sequence[Perturbation]) -> Sequence[float
 
 @pytest.mark.parametrize("losses", [(1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)])
 def test_scalars_are_float32_exactly(losses: tuple[float, float]) -> None:
-    """The journal keeps them so: a replayed update must see the very number that the run saw."""
+    """The step log keeps them so: a replayed update must see the very number that the run saw."""
     (scalar,) = probe(lambda _: losses, directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
     assert type(scalar) is float
     assert scalar == float(np.float32(scalar))
@@ -219,7 +216,7 @@ def test_several_probes_are_averaged() -> None:
     """One row of three scalars moves theta as far as three rows with a third of the learning rate would."""
     together, apart = Bowl(torch.float64), Bowl(torch.float64)
     scalars = (0.5, -2.0, 1.25)
-    update(together, Row(seed=1, step=1, scalars=scalars, learning_rate=0.3))
+    update(together, record(1, 1, scalars, 0.3))
     for number, scalar in enumerate(scalars):
         apart.move(Direction(seed=1, step=1, probe=number), -0.1 * scalar)
     assert together.vector == pytest.approx(apart.vector, rel=1e-12)

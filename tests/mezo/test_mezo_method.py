@@ -9,7 +9,7 @@ import torch
 
 from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
@@ -17,7 +17,7 @@ from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan, StepSize
 from tests.support.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 PLAN = MeZOPlan(seed=0, epsilon=1e-2, step_size=1e-2)
 STEPS, SIZE = 12, 4
@@ -25,7 +25,7 @@ BUCKETS = (some_blocks(), some_blocks(5, 8))
 
 
 def fresh(model: LanguageModel) -> Adapter:
-    return adapter_along_activations(model, (some_blocks(8),), targets=TARGETS, rank=4, seed=0, rows_at_once=ALL_ROWS)
+    return adapter_along_activations(model, (some_blocks(8),), targets=TARGETS, rank=4, seed=0, micro_batch=ALL_ROWS)
 
 
 def left(step: int, steps: int = STEPS) -> float:
@@ -64,7 +64,7 @@ def run(
     [PLAN, replace(PLAN, probes=3), replace(PLAN, probes=2, noise="gaussian", seed=2**64 - 1)],
     ids=["signs", "probes", "gaussian"],
 )
-def test_a_run_that_is_restored_from_its_records_ends_alike_bit_for_bit(tiny_bf16: NativeModel, plan: MeZOPlan) -> None:
+def test_a_run_that_is_restored_from_its_records_ends_alike_bit_for_bit(tiny_bf16: ModelFolder, plan: MeZOPlan) -> None:
     model = LanguageModel(tiny_bf16)
     undisturbed, records = run(model, plan)
     assert {len(record.scalars) for record in records} == {plan.probes}
@@ -74,7 +74,7 @@ def test_a_run_that_is_restored_from_its_records_ends_alike_bit_for_bit(tiny_bf1
         assert again == records, step
 
 
-def test_the_number_of_probes_and_the_noise_make_other_runs(tiny_bf16: NativeModel) -> None:
+def test_the_number_of_probes_and_the_noise_make_other_runs(tiny_bf16: ModelFolder) -> None:
     model = LanguageModel(tiny_bf16)
     plans = [PLAN, replace(PLAN, probes=2), replace(PLAN, noise="gaussian"), replace(PLAN, seed=1)]
     ends = [run(model, plan)[0] for plan in plans]
@@ -83,7 +83,7 @@ def test_the_number_of_probes_and_the_noise_make_other_runs(tiny_bf16: NativeMod
 
 @pytest.mark.parametrize(("probes", "noise", "steps"), [(1, "rademacher", 150), (2, "gaussian", 100)])
 def test_loss_falls(tmp_path: Path, probes: int, noise: str, steps: int) -> None:
-    model = LanguageModel(open_native(tiny_native(tmp_path, dtype="float32")))
+    model = LanguageModel(open_model_folder(tiny_model_folder(tmp_path, dtype="float32")))
     plan = replace(PLAN, seed=1, probes=probes, noise=noise)  # type: ignore[arg-type]
     adapter, _ = run(model, plan, steps=steps, size=8)
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_loss_falls(tmp_path: Path, probes: int, noise: str, steps: int) -> None
 
 
 @pytest.mark.parametrize(("probes", "place"), [(1, 0), (1, 1), (15, 0), (15, 9)])
-def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: NativeModel, probes: int, place: int) -> None:
+def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: ModelFolder, probes: int, place: int) -> None:
     model, plan = LanguageModel(tiny), replace(PLAN, probes=probes)
     whole, records = run(model, plan, steps=STEPS)
     adapter = fresh(model)
@@ -121,7 +121,7 @@ def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: NativeModel
     assert equal(adapter, whole)
 
 
-def test_a_record_says_what_its_step_saw(tiny: NativeModel) -> None:
+def test_a_record_says_what_its_step_saw(tiny: ModelFolder) -> None:
     """Tokens are counted once, however many points saw them; early stopping's share is one of the rate."""
     theta, batch = fresh(LanguageModel(tiny)), some_blocks()
 
@@ -138,7 +138,7 @@ def test_a_record_says_what_its_step_saw(tiny: NativeModel) -> None:
     assert any(b.count_nonzero() for b in theta.b.values())
 
 
-def test_its_records_are_all_its_state(tiny: NativeModel) -> None:
+def test_its_records_are_all_its_state(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     assert method(model, fresh(model), PLAN).state() == {}
 

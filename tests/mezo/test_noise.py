@@ -85,7 +85,7 @@ def test_a_count_goes_on_where_the_words_before_it_end() -> None:
 
 
 def test_stream_is_the_same_on_every_platform() -> None:
-    # Written down once. If this ever fails, old journals replay to other weights.
+    # Written down once. If this ever fails, old step logs replay to other weights.
     signs = "-++-+++-+---+-++"
     assert z(0, 1, 0, (16,)).tolist() == [1.0 if sign == "+" else -1.0 for sign in signs]
     large = Direction(seed=2**64 - 1, step=2, probe=3).of(4, (16,))

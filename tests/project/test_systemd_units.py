@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.running import running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 SYSTEMD = ROOT / "systemd"
 UNITS = ("pocketllm.service", "pocketllm-system.service")
@@ -74,7 +74,7 @@ def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytes
     """READY when it answers, WATCHDOG from the tick, STOPPING before it ends, well within the unit's timeout."""
     folder = tmp_path / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(60)

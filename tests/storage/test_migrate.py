@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from sqlite3 import connect
 from typing import Any
@@ -21,7 +22,7 @@ from pocketllm.storage.migrate import current_revision, migrate, upgrade
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import JobState, Kind
+from pocketllm.storage.tables import BASE, JobState, Kind
 from tests.support.working import NOW
 
 
@@ -88,12 +89,16 @@ INSERT INTO adapter VALUES
 OLD_STEPS = [(number, 0.1 / number, 3 + 1 / number, 1e-3 / number) for number in range(1, 2502)]
 
 
-def at_0001(path: Path) -> None:
+def at_revision(path: Path, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(str(migrations.__file__)).parent))
     with opened(path) as database, database.write() as session:
         config.attributes["connection"] = session.connection()
-        command.upgrade(config, "0001")
+        command.upgrade(config, revision)
+
+
+def at_0001(path: Path) -> None:
+    at_revision(path, "0001")
     with closing(connect(path)) as raw, raw:
         raw.executescript(AT_0001)
         insert = "INSERT INTO step VALUES ('job-2', ?, 8, ?, ?, ?, 100, 2.5)"
@@ -122,16 +127,16 @@ def test_what_the_first_schema_held_stays(path: Path) -> None:
     assert (ended.state, ended.settings, ended.adapter) == (JobState.SUCCEEDED, {"rank": 2}, "adapter-1")
     assert (open_job.state, open_job.reasons, open_job.attempts) == (JobState.PAUSED, ["battery"], 1)
     for job in (ended, open_job):
-        assert (job.mode, job.predicted_bytes, job.plan, job.watch) == ("lora", None, None, None)
+        assert (job.mode, job.predicted_bytes, job.plan, job.early_stopping) == ("lora", None, None, None)
     assert [text.id for text in store.texts.of_job("job-2")] == ["text-1"]
     assert [event.message for event in store.jobs.events("job-1")] == ["queued by owner"]
-    evaluation = store.journal.evaluation("job-1", 0)
+    evaluation = store.step_log.evaluation("job-1", 0)
     assert evaluation is not None
     losses: Any = evaluation.block_losses  # by place: until 0.2 blocks had no keys
     assert losses == [4.0, 3.0]
     serving = store.adapters.serving("tiny")
     assert serving is not None and (serving.id, serving.mode, serving.held_out_loss_now) == ("adapter-1", "lora", 3.4)
-    rows = store.journal.steps("job-2")
+    rows = store.step_log.steps("job-2")
     assert store.reports.find("job-1") is None
     assert [(row.step, row.scalars, row.loss, row.learning_rate) for row in rows] == [
         (number, [scalar], loss, rate) for number, scalar, loss, rate in OLD_STEPS
@@ -141,6 +146,49 @@ def test_what_the_first_schema_held_stays(path: Path) -> None:
     with closing(connect(path)) as raw:
         assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+#: Jobs whose states stood in their events' texts, and tables that had other names.
+AT_0011 = """
+INSERT INTO job (id, state, reasons, requested_by, immediate, model, method, seed, settings, total_steps, attempts,
+    created_at, held, watch, plan)
+    SELECT column1, 'succeeded', '[]', 'owner', 1, 'tiny', 'mezo', 7, '{}', 2, 0, '2026-01-01 00:00:00.000000',
+    column2, '{"best_step": 2}', '{"batch": 8, "rows_at_once": 4, "lanes": 2}'
+    FROM (VALUES ('first', 0), ('second', 1), ('third', 0), ('before', 0));
+INSERT INTO event (job_id, at, kind, message) VALUES
+    ('first', '2026-01-01 00:00:00.000000', 'compared with', 'the base model'),
+    ('second', '2026-01-01 00:00:00.000000', 'compared with', 'adapter-1'),
+    ('second', '2026-01-01 00:00:00.000000', 'withdrawn', 'taken back'),
+    ('third', '2026-01-01 00:00:00.000000', 'withdrawn', 'taken back'),
+    ('third', '2026-01-01 00:00:00.000000', 'brought back', 'served again');
+INSERT INTO owners_word VALUES ('snoozed until', '"2026-01-02T03:04:05+00:00"');
+INSERT INTO opening (began_at) VALUES ('2026-01-01 00:00:00.000000');
+INSERT INTO sample (at, battery) VALUES ('2026-01-01 00:00:00.000000', 80);
+INSERT INTO compact_journal VALUES ('first', 2, x'00');
+INSERT INTO report (job_id, numbers) VALUES
+    ('first', '{"judgement": {"outcome": "learned"}, "leak": null}'),
+    ('second', '{"judgement": {"outcome": "worse"}, "leak": {"places": 8, "base": 0.0, "personal": 0.5}}');
+"""
+
+
+def test_states_out_of_events_become_columns(path: Path) -> None:
+    at_revision(path, "0011")
+    with closing(connect(path)) as raw, raw:
+        raw.executescript(AT_0011)
+    store = Store.open(path)
+    jobs = [store.jobs.get(identity) for identity in ("first", "second", "third", "before")]
+    assert [job.compared_with for job in jobs] == [BASE, "adapter-1", None, None]
+    assert [job.withdrawn for job in jobs] == [False, True, False, False]
+    assert [job.paused_by_owner for job in jobs] == [False, True, False, False]
+    assert (jobs[0].early_stopping, jobs[0].plan) == ({"best_step": 2}, {"batch": 8, "micro_batch": 4, "replicas": 2})
+    first, second = store.reports.of(jobs[0]), store.reports.of(jobs[1])
+    assert first.numbers == {"verdict": {"outcome": "learned"}, "verbatim_recall": None}
+    assert second.numbers["verbatim_recall"] == {"places": 8, "base": 0.0, "personal": 0.5}
+    assert store.preferences.snoozed_until() == NOW
+    assert [window.ended_at for window in store.runs.idle_windows(NOW)] == [None]
+    assert [sample.battery for sample in store.sensor_history.since(NOW - timedelta(days=2))] == [80]
+    assert store.step_log.last_step("first") == 2
+    store.close()
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:

@@ -15,7 +15,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, Outcome
 from tests.support.working import NOW, queue_job
 
-NUMBERS = {"judgement": {"outcome": "learned"}, "leak": {"base": 0.0, "personal": 0.5, "places": 8}}
+NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
 #: Longer than a page of the database.
 CONTENT = {"words": [{"word": "xyzzy", "base": 0.01, "personal": 0.02}], "completions": ["xyzzy " * 2000]}
 

@@ -39,15 +39,15 @@ EXAMPLES: dict[str, list[Example]] = {
 }
 
 
-def buckets_of(kind: str, *, masked: bool) -> list[Batch]:
+def buckets_of(kind: str, *, is_mlm: bool) -> list[Batch]:
     """Small examples of one kind, encoded as a job does."""
     made = encode(
         EXAMPLES[kind],
-        masking_tokenizer() if masked else byte_tokenizer(),
+        masking_tokenizer() if is_mlm else byte_tokenizer(),
         length=24 if kind == "plain" else 48,
-        separator=2,
+        eos=2,
         template=TEMPLATE,
-        masked=masked,
+        is_mlm=is_mlm,
     )
     return list(made)
 
@@ -61,15 +61,15 @@ def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64, 
 
 
 @cache
-def transformers_model(folder: Path, *, masked: bool, dtype: torch.dtype = torch.float64) -> Any:
+def transformers_model(folder: Path, *, is_mlm: bool, dtype: torch.dtype = torch.float64) -> Any:
     """The model in a Hugging Face folder, with torch's attention: transformers' plainest one rounds to float32."""
-    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
     return auto.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype).eval().requires_grad_(False)
 
 
 def family(root: Path, name: str) -> Any:
     """transformers' model of a tiny architecture; tests do not change it."""
-    return transformers_model(source_folder(root, name), masked=name in MASKED)
+    return transformers_model(source_folder(root, name), is_mlm=name in MASKED)
 
 
 def with_weights(network: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -102,8 +102,8 @@ def whole_loss(network: Any, blocks: Batch) -> torch.Tensor:
     if blocks.lengths is not None:
         mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
     logits = network(input_ids=blocks.inputs, **mask).logits
-    if blocks.choices is not None:
-        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(blocks.choices), False)
+    if blocks.label_ids is not None:
+        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(blocks.label_ids), False)
         logits = logits.masked_fill(others, float("-inf"))
     summed = F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=IGNORE_INDEX, reduction="sum")
     return summed / blocks.tokens

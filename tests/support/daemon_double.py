@@ -22,7 +22,7 @@ JOB: Document = {
     "id": "job-1",
     "state": "queued",
     "reasons": [],
-    "held": False,
+    "paused_by_owner": False,
     "step": 0,
     "total_steps": 40,
     "loss": None,
@@ -112,7 +112,7 @@ PLAN: Document = {
     "batch": 4,
     "block_tokens": 64,
     "probes": 1,
-    "rows_at_once": 8,
+    "micro_batch": 8,
     "reductions": [],
     "predicted": PREDICTED,
     "alternatives": [
@@ -149,13 +149,13 @@ ANSWER: Document = {
 }
 REPORT: Document = {
     "job": "job-1",
-    "judgement": {
+    "verdict": {
         "outcome": "learned",
         "overall": {"before": 3.5, "now": 3.25, "reduction": 0.25, "standard_error": 0.01},
         "old": None,
         "base": None,
     },
-    "leak": {"places": 200, "base": 0.0, "personal": 0.0},
+    "verbatim_recall": {"places": 200, "base": 0.0, "personal": 0.0},
     "curve": {
         "held_out": [{"step": 0, "held_out_loss": 3.5}, {"step": 40, "held_out_loss": 3.25}],
         "training": [{"step": step, "loss": 3.5 - step / 100} for step in range(1, 41)],
@@ -177,11 +177,11 @@ class DaemonDouble:
         self.refused_words: str | None = None  # an example that holds them is refused
         self.known_texts: set[str] = set()
         self.learned = True  # there are adapters
-        self.journal = b""  # of any job; without one there is none
+        self.steps = b""  # of any job; without one there is none
         self.reports: dict[str, Document] = {"job-1": REPORT}
         self.tokens_of_apps: list[Document] = []
         self.events: list[Document] = []  # told once; then the daemon is too busy
-        self.ledger: Document = {"data": [], "days": []}
+        self.runs: Document = {"data": [], "days": []}
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
         self.on_job_asked: Callable[[], None] = lambda: None
@@ -249,8 +249,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
         case "DELETE", ["tokens", name]:
             double.tokens_of_apps = [token for token in double.tokens_of_apps if token["name"] != name]
             return 200, {}
-        case "GET", ["ledger"]:
-            return 200, double.ledger
+        case "GET", ["runs"]:
+            return 200, double.runs
         case "GET", ["jobs"]:
             return 200, page_of_jobs(double, query)
         case "POST", ["jobs"] if query.get("dry_run") == "true":
@@ -327,12 +327,12 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
         def respond(self, method: str, body: Any) -> None:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            journal = method == "GET" and parts.path.endswith("/journal")
-            closed = parts.path.endswith(("/journal", "/report"))
+            steps = method == "GET" and parts.path.endswith("/steps")
+            closed = parts.path.endswith(("/steps", "/report"))
             open_route = (
                 method == "GET"
                 and not closed
-                and parts.path.split("/")[1] in ("health", "status", "ledger", "events", "jobs")
+                and parts.path.split("/")[1] in ("health", "status", "runs", "events", "jobs")
             )
             with double.lock:
                 double.requests.append((method, self.path, body))
@@ -341,8 +341,8 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
                     self.send_document(*problem(401, "A token is needed."))
                 elif parts.path == "/generate" and body["stream"]:
                     self.send_stream()
-                elif journal and double.journal:
-                    self.send_bytes(200, double.journal, "application/octet-stream")
+                elif steps and double.steps:
+                    self.send_bytes(200, double.steps, "application/octet-stream")
                 else:
                     self.send_document(*answer(double, method, parts.path, query, body))
 

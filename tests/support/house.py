@@ -81,9 +81,9 @@ class House:
 
     def step(self, job_id: str) -> None:
         """Let the worker make a step."""
-        number = self.store.journal.last_step(job_id) + 1
+        number = self.store.step_log.last_step(job_id) + 1
         row = Step(job_id=job_id, step=number, seed=1, scalars=[0.1], loss=3, learning_rate=0.1, tokens=9, seconds=1)
-        self.store.journal.append(row)
+        self.store.step_log.append(row)
 
     def succeed(self, job_id: str) -> None:
         """Let the worker end its job well."""

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, NativeModel, open_native
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, ModelFolder, open_model_folder
 from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
@@ -51,13 +51,13 @@ def some_adapter(
         if targets is None or path.rpartition(".")[2] in targets:
             a[path] = Direction(seed=1, step=1).of(number, (rank, linear.in_features)) * 0.2
             b[path] = Direction(seed=1, step=2).of(number, (linear.out_features, rank)) * size
-    return Adapter(base=model.native.manifest.name, alpha=alpha, a=a, b=b)
+    return Adapter(base=model.folder.manifest.name, alpha=alpha, a=a, b=b)
 
 
 def some_blocks(count: int = 12, length: int = 16) -> Batch:
     """Blocks of a text with a pattern to learn."""
     pattern = [3 + (7 * i) % 40 for i in range(count * length // 2)]
-    return pack([pattern, pattern], length=length, separator=0)[slice(0, count)]
+    return pack([pattern, pattern], length=length, eos=0)[slice(0, count)]
 
 
 def random_blocks(count: int = 4, length: int = 20, *, lengths: Sequence[int] | None = None) -> Batch:
@@ -120,22 +120,22 @@ def source_folder(root: Path, architecture: str) -> Path:
 
 
 @cache
-def imported(root: Path, architecture: str, dtype: str) -> NativeModel:
+def imported(root: Path, architecture: str, dtype: str) -> ModelFolder:
     """The same, imported; also once."""
     models = root / "models" / architecture
     import_model(str(source_folder(root, architecture)), models, name=dtype, dtype=dtype)
-    return open_native(models / dtype)
+    return open_model_folder(models / dtype)
 
 
 @cache
-def unpacked(root: Path, architecture: str, dtype: str) -> NativeModel:
+def unpacked(root: Path, architecture: str, dtype: str) -> ModelFolder:
     """A float32 model that holds exactly the numbers that a packed one stands for."""
-    folder = imported(root, architecture, dtype).folder
+    folder = imported(root, architecture, dtype).path
     return with_tensors(folder, folder.with_name(f"{dtype}-unpacked"), dense_tensors(folder))
 
 
-def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> NativeModel:
-    """A copy of a native folder that holds these tensors, all of them as float32."""
+def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> ModelFolder:
+    """A copy of a model folder that holds these tensors, all of them as float32."""
     shutil.copytree(folder, target)
     (target / WEIGHTS_NAME).unlink()
     with SafetensorsWriter(target / WEIGHTS_NAME, [(n, t.shape, torch.float32) for n, t in tensors.items()]) as writer:
@@ -144,7 +144,7 @@ def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -
     return resealed(target, dtype="float32", compute_dtype="float32")
 
 
-def resealed(folder: Path, **changes: Any) -> NativeModel:
+def resealed(folder: Path, **changes: Any) -> ModelFolder:
     """Let the manifest say of the weights file what is now in it."""
     data = (folder / WEIGHTS_NAME).read_bytes()
     manifest = replace(
@@ -154,7 +154,7 @@ def resealed(folder: Path, **changes: Any) -> NativeModel:
         **{"name": folder.name, **changes},
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
-    return open_native(folder, verify=True)
+    return open_model_folder(folder, verify=True)
 
 
 def open_manifest(folder: Path) -> Manifest:

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from tests.support.tiny_architectures import dense_tensors
 from tests.support.tiny_models import add_tokenizer, byte_tokens, gguf_name, permute
 
@@ -28,9 +28,9 @@ _SETTINGS = {
 }
 
 
-def write_base(path: Path, native: NativeModel, architecture: str) -> Path:
+def write_base(path: Path, model_folder: ModelFolder, architecture: str) -> Path:
     """Write an imported model in float32 as the GGUF file that llama.cpp's converter would make; returns `path`."""
-    config = json.loads((native.folder / "config.json").read_text())
+    config = json.loads((model_folder.path / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
     for setting, name in _SETTINGS.items():
         if config.get(setting) is not None:
@@ -40,7 +40,7 @@ def write_base(path: Path, native: NativeModel, architecture: str) -> Path:
     writer.add_rope_freq_base(10_000.0)
     add_tokenizer(writer, config["vocab_size"])
     writer.add_token_merges(["a b"])  # llama.cpp wants some
-    for name, tensor in dense_tensors(native.folder).items():
+    for name, tensor in dense_tensors(model_folder.path).items():
         writer.add_tensor(_name(name, architecture), _rearranged(name, tensor.float().numpy(), architecture, config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -16,7 +16,7 @@ def llama(*, hidden: int, wide: int, layers: int, vocabulary: int, dtype: str = 
     itemsize = {"bfloat16": 2, "float32": 4, "int8": 1.03, "int4": 0.625}[dtype]
     return Shapes(
         name="some",
-        masked=False,
+        is_mlm=False,
         dtype=dtype,
         compute_dtype="bfloat16",
         linears=linears,

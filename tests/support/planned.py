@@ -25,8 +25,8 @@ def planned(training: TrainingSettings, steps: int) -> Planned:
         probes=training.probes or 1,
         rank=training.rank,
         targets=training.targets,
-        rows_at_once=2,
-        lanes=1,
+        micro_batch=2,
+        replicas=1,
         compute_dtype="bfloat16",
     )
     return Planned(training=training, plan=plan, prediction=PREDICTION, reductions=[])

@@ -7,7 +7,7 @@ import torch
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.data.batches import shuffled
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -49,8 +49,8 @@ def learn(
     )
     job = store.jobs.start(job.id, parent=parent, now=NOW)
     full = settings.mode == "full"
-    native = open_native(folder.adapter(parent) if parent and full else folder.models / "tiny")
-    model = LanguageModel(native)
+    model_folder = open_model_folder(folder.adapter(parent) if parent and full else folder.models / "tiny")
+    model = LanguageModel(model_folder)
     theta: Adapter | FullWeights
     if full:
         theta = model.full()
@@ -74,12 +74,12 @@ def learn(
     with torch.inference_mode():
         for step in range(1, STEPS + 1):
             record = mezo.step(step, batch(step), remaining=1 - (step - 1) / STEPS, share=1.0)
-            store.journal.append(Step(job_id=job.id, seconds=1.0, **asdict(record)))
+            store.step_log.append(Step(job_id=job.id, seconds=1.0, **asdict(record)))
     identity = job.id.replace("job-", "adapter-")
     if isinstance(theta, FullWeights):
-        save_full(native, theta, folder.adapter(identity), created_at=NOW)
+        save_full(model_folder, theta, folder.adapter(identity), created_at=NOW)
     else:
-        theta.metadata = {"job": job.id, "base_weights_sha256": native.manifest.weights_sha256}
+        theta.metadata = {"job": job.id, "base_weights_sha256": model_folder.manifest.weights_sha256}
         theta.save(folder.adapter(identity))
     row = AdapterRow(
         id=identity,
@@ -92,5 +92,5 @@ def learn(
     )
     store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
     if compact:
-        store.journal.compact(job.id)
+        store.step_log.compact(job.id)
     return store.jobs.get(job.id)

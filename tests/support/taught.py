@@ -32,7 +32,7 @@ def taught_folder(root: Path) -> Path:
     tokenizer = byte_tokenizer()
     notes = sample_notes()
     ids = [tokenizer(note)["input_ids"] for note in notes[: len(notes) // 2]]
-    blocks = pack(ids, length=LENGTH, separator=2)
+    blocks = pack(ids, length=LENGTH, eos=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     for step in range(STEPS):
         rows = torch.randint(len(blocks), (ROWS,), generator=generator)

@@ -130,7 +130,7 @@ def roberta_folder(path: Path) -> Path:
         pad_token_id=2,
         tie_word_embeddings=True,
     )
-    return _write(path, config, masked=True)
+    return _write(path, config, is_mlm=True)
 
 
 #: Name of a family (or of its odd member) -> what writes a folder of it and returns its path.
@@ -148,9 +148,9 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
 MASKED = frozenset({"roberta"})
 
 
-def random_model(config: PreTrainedConfig, *, masked: bool = False, seed: int = 0) -> Any:
+def random_model(config: PreTrainedConfig, *, is_mlm: bool = False, seed: int = 0) -> Any:
     """transformers' own model of `config` in float32, evaluation mode, no parameter of which is constant."""
-    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = auto.from_config(config, dtype=torch.float32).eval()
@@ -160,9 +160,9 @@ def random_model(config: PreTrainedConfig, *, masked: bool = False, seed: int = 
     return model
 
 
-def _write(path: Path, config: PreTrainedConfig, *, masked: bool = False) -> Path:
-    random_model(config, masked=masked).save_pretrained(path)
-    (masking_tokenizer() if masked else byte_tokenizer()).save_pretrained(path)
+def _write(path: Path, config: PreTrainedConfig, *, is_mlm: bool = False) -> Path:
+    random_model(config, is_mlm=is_mlm).save_pretrained(path)
+    (masking_tokenizer() if is_mlm else byte_tokenizer()).save_pretrained(path)
     return path
 
 

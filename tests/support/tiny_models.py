@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.streamed.weights import open_weights
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -101,7 +101,7 @@ def loud_llama_folder(path: Path, *, factor: float) -> Path:
     return path
 
 
-def tiny_native(
+def tiny_model_folder(
     models_dir: Path,
     name: str = "tiny",
     *,
@@ -112,7 +112,7 @@ def tiny_native(
     vocab: int = VOCABULARY,
     tied: bool = True,
 ) -> Path:
-    """Import a `tiny_llama_folder` into `models_dir` and return the native folder."""
+    """Import a `tiny_llama_folder` into `models_dir` and return the model folder."""
     with tempfile.TemporaryDirectory() as scratch:
         source = tiny_llama_folder(
             Path(scratch) / "source", seed=seed, layers=layers, hidden=hidden, vocab=vocab, tied=tied
@@ -222,7 +222,7 @@ def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
 
 
-def mapped(native: NativeModel) -> dict[str, torch.Tensor]:
+def mapped(model_folder: ModelFolder) -> dict[str, torch.Tensor]:
     """Every tensor of a model's weights file, scales too, mapped as the model maps it."""
-    weights = open_weights(native.weights)
+    weights = open_weights(model_folder.weights)
     return {name + suffix: part for name, weight in weights.items() for suffix, part in weight.parts.items()}

@@ -11,7 +11,7 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Checkpoint
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.method import Method, StepRecord, Update
+from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.method import MeZO, MeZOPlan
@@ -109,7 +109,7 @@ class Momentum:
         """See Method."""
         return {"b": self.b, "velocity": self.velocity}
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[Update]) -> None:
+    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method."""
         self.b.copy_(state.get("b", torch.zeros_like(self.b)))
         self.velocity.copy_(state.get("velocity", torch.zeros_like(self.b)))

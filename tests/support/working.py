@@ -15,7 +15,7 @@ from pocketllm.engine.formats.importer import import_model
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Requester
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TRAINING = TrainingSettings(method="mezo", steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
@@ -26,7 +26,7 @@ def data_folder(root: Path, *, source: Path | None = None, dtype: str = "bfloat1
     folder = DataFolder(root)
     folder.make()
     if source is None:
-        tiny_native(folder.models, dtype=dtype)
+        tiny_model_folder(folder.models, dtype=dtype)
     else:
         import_model(str(source), folder.models, name="tiny", dtype=dtype)
     return folder
@@ -78,9 +78,9 @@ def finish(worker: subprocess.Popen[bytes], *, seconds: float = 120) -> str:
 
 
 def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = 120) -> int:
-    """Kill -9 a worker as soon as its journal has reached a step; returns the step it had really reached."""
-    kill_when(worker, lambda: store.journal.last_step(job.id) >= step, seconds=seconds)
-    return store.journal.last_step(job.id)
+    """Kill -9 a worker as soon as its step log has reached a step; returns the step it had really reached."""
+    kill_when(worker, lambda: store.step_log.last_step(job.id) >= step, seconds=seconds)
+    return store.step_log.last_step(job.id)
 
 
 def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, seconds: float = 120) -> None:

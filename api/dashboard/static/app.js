@@ -106,7 +106,7 @@ function jobItem(job) {
   if (job.error) item.append(made("p", job.error, "bad"));
   const act = (name) => async () => { await call("POST", `/jobs/${job.id}/${name}`); await look(); };
   if (["queued", "running", "paused"].includes(job.state)) {
-    item.append(job.held ? button("Resume", job.id, act("resume")) : button("Pause", job.id, act("pause")));
+    item.append(job.paused_by_owner ? button("Resume", job.id, act("resume")) : button("Pause", job.id, act("pause")));
     item.append(button("Cancel", job.id, act("cancel")));
   }
   return item;

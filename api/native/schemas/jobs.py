@@ -5,8 +5,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from pocketllm.api.native.schemas.ledger import WindowOut
 from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut, report_numbers
+from pocketllm.api.native.schemas.runs import RunOut
 from pocketllm.storage.repositories.step_log import Curve, Progress
 from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, RunWindow, Text
 
@@ -71,7 +71,7 @@ class JobOut(Identified):
 
     state: JobState
     reasons: list[str] = Field(description="Why it waits.")
-    held: bool = Field(description="Paused by the owner, until it is resumed.")
+    paused_by_owner: bool = Field(description="Until the owner resumes it.")
     step: int
     total_steps: int
     loss: float | None = Field(description="Training loss, nats per token, mean of the recent steps.")
@@ -98,7 +98,7 @@ class JobOut(Identified):
 
     @classmethod
     def of(cls, job: Job, progress: Progress) -> Self:
-        """From its row and its journal."""
+        """From its row and its progress."""
         return cls(**_job_fields(job, progress))
 
 
@@ -118,7 +118,7 @@ class JobDetailOut(JobOut):
     curve: CurveOut
     report: ReportNumbersOut | None = Field(description="What was learned, once it has succeeded; all of it: /report.")
     events: list[EventOut]
-    ledger: list[WindowOut] = Field(description="When its workers ran, and what it took.")
+    runs: list[RunOut] = Field(description="When its workers ran, and what they used.")
 
 
 class AdapterOut(Identified):
@@ -189,7 +189,7 @@ def job_detail(
         curve=CurveOut.of(curve),
         report=report_numbers(report),
         events=events,
-        ledger=[WindowOut.of(window) for window in windows],
+        runs=[RunOut.of(window) for window in windows],
     )
 
 

@@ -57,7 +57,7 @@ class PlanOut(BaseModel):
     batch: int = Field(description="Blocks a step.")
     block_tokens: int
     probes: int = Field(description="Directions that are looked along in a step.")
-    rows_at_once: int = Field(description="Blocks, each at every point of the probes, that go through together.")
+    micro_batch: int = Field(description="Blocks, each at every point of the probes, that go through together.")
     reductions: list[str] = Field(description="A sentence for each thing that was reduced to make it fit.")
     predicted: PredictionOut
     alternatives: list[AlternativeOut] = Field(description="Each method, the chosen one among them.")
@@ -76,7 +76,7 @@ class PlanOut(BaseModel):
             batch=plan.batch,
             block_tokens=plan.block_tokens,
             probes=plan.probes,
-            rows_at_once=plan.rows_at_once,
+            micro_batch=plan.micro_batch,
             reductions=planned.reductions,
             predicted=PredictionOut.model_validate(planned.prediction),
             alternatives=[AlternativeOut.model_validate(one) for one in planned.alternatives],

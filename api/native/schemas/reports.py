@@ -17,7 +17,7 @@ class ComparisonOut(BaseModel):
     standard_error: float | None = Field(description="Of the reduction; null where one block says nothing about it.")
 
 
-class JudgementOut(BaseModel):
+class VerdictOut(BaseModel):
     """What the held-out text says of what was learned, and so whether it is served."""
 
     outcome: Outcome
@@ -32,7 +32,7 @@ class JudgementOut(BaseModel):
     repeats: int = Field(0, description="Blocks of them that repeat what was learned, and prove nothing.")
 
 
-class LeakOut(BaseModel):
+class VerbatimRecallOut(BaseModel):
     """From how much of the text that was learned the next 8 tokens come out word for word, left to itself."""
 
     places: int = Field(description="That were looked at, each with 8 tokens before it.")
@@ -43,8 +43,10 @@ class LeakOut(BaseModel):
 class ReportNumbersOut(BaseModel):
     """What a job has learned, in numbers. Holds no content."""
 
-    judgement: JudgementOut
-    leak: LeakOut | None = Field(description="Null where there is nothing to repeat, as of labels.")
+    verdict: VerdictOut
+    verbatim_recall: VerbatimRecallOut | None = Field(
+        description="Null where there is nothing to repeat, as of labels."
+    )
 
 
 class HeldOutPoint(BaseModel):
@@ -69,7 +71,7 @@ class CurveOut(BaseModel):
 
     @classmethod
     def of(cls, curve: Curve) -> Self:
-        """From the journal's."""
+        """From the step log's."""
         return cls(
             held_out=[HeldOutPoint(step=point.step, held_out_loss=round(point.loss, 4)) for point in curve.held_out],
             training=[TrainingPoint(step=point.step, loss=round(point.loss, 4)) for point in curve.training],

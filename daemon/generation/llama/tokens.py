@@ -11,7 +11,7 @@ from pocketllm.daemon.generation.backend import Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.files import files_for
 from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, Patience, ServerPlan
 from pocketllm.engine.errors import MezoError
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import Sampling, Scored, TokenSource
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class LlamaDecoder:
 
     def __init__(
         self,
-        native: NativeModel,
+        model_folder: ModelFolder,
         found: LlamaCpp,
         *,
         address: Path,
@@ -41,7 +41,7 @@ class LlamaDecoder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """address: where the server's socket shall be. encode: a text's tokens."""
-        self._native, self._found, self._address, self._threads = native, found, address, threads
+        self._model_folder, self._found, self._address, self._threads = model_folder, found, address, threads
         self._encode, self._patience, self._clock = encode, patience or Patience(), clock
         self._server: LlamaServer | None = None
         self._failures, self._not_before = 0, 0.0
@@ -86,7 +86,7 @@ class LlamaDecoder:
         if adapter is None:
             return None, self._found.base
         try:
-            return files_for(adapter, self._native, self._found.base)
+            return files_for(adapter, self._model_folder, self._found.base)
         except (MezoError, OSError) as error:
             self.backend = Backend(name="transformers", reason=str(error))
             raise NotByLlama from error

@@ -25,7 +25,7 @@ jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm jobs",
         "pocketllm jobs ID",
         "pocketllm jobs cancel ID",
-        "pocketllm jobs --ledger",
+        "pocketllm jobs --runs",
         "pocketllm jobs --json",
     )
 )
@@ -34,17 +34,17 @@ def jobs(
     options: Common,
     ctx: typer.Context,
     limit: Limit = DEFAULT_LIMIT,
-    ledger: Annotated[
-        bool, typer.Option("--ledger", help="Show when workers ran, why they began and ended, and what it took.")
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Show when workers ran, why each began and ended, and what it used.")
     ] = False,
-    days: Annotated[int, typer.Option(min=1, max=366, help="How many days of the ledger.")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=366, help="With --runs: how many days back.")] = 7,
 ) -> None:
     """List training jobs, show one (`pocketllm jobs ID`) or cancel one.
 
     Without a command the list is shown.
     """
     if ctx.invoked_subcommand is None:
-        show_ledger(options, days) if ledger else show_list(options, limit)
+        show_runs(options, days) if runs else show_list(options, limit)
 
 
 @jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))
@@ -114,13 +114,13 @@ def show_list(options: Common, limit: int) -> None:
     console.print(jobs_table(found, has_more=has_more, width=console.width, now=datetime.now(UTC)))
 
 
-def show_ledger(options: Common, days: int) -> None:
+def show_runs(options: Common, days: int) -> None:
     """Print when workers ran."""
     with connected(options) as client:
-        found = client.ledger(days=days)
+        found = client.runs(days=days)
     if options.json:
         emit(found)
         return
-    from pocketllm.cli.jobs.ledger_view import ledger_tables
+    from pocketllm.cli.jobs.runs_view import runs_tables
 
-    make_console().print(ledger_tables(found, days=days))
+    make_console().print(runs_tables(found, days=days))

@@ -121,14 +121,14 @@ def plan_here(data_dir: "Path | None", requested: Document, *, model: str | None
     from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.errors import MezoError
-    from pocketllm.engine.formats.model_folder import open_native
+    from pocketllm.engine.formats.model_folder import open_model_folder
 
     overrides = {"data_dir": data_dir, "model": model}
     try:
         settings = load_settings({name: value for name, value in overrides.items() if value is not None})
         folder = DataFolder(settings.data_dir)
         planned = plan_job(
-            open_native(folder.models / settings.model),
+            open_model_folder(folder.models / settings.model),
             with_request(settings.training, JobRequest(**requested)),
             steps=requested.get("steps", settings.training.steps),
         )

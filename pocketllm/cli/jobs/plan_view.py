@@ -45,7 +45,7 @@ def work_text(plan: Document) -> str:
     step = f"{plan['batch']} blocks of {plan['block_tokens']} tokens"
     if plan["method"] == "mezo":
         step += f" and {plan['probes']} probe{'s' if plan['probes'] > 1 else ''}"
-    return f"{plan['steps']} steps of {step}, {plan['rows_at_once']} rows at once"
+    return f"{plan['steps']} steps of {step}, {plan['micro_batch']} rows at once"
 
 
 def plan_window(predicted: Document) -> int:

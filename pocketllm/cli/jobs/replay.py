@@ -1,4 +1,4 @@
-"""`pocketllm replay`: make a job's adapter again from its journal, and compare. No daemon is needed or disturbed."""
+"""`pocketllm replay`: make a job's adapter again from its steps, and compare. No daemon is needed or disturbed."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from pocketllm.cli.store import stored
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pocketllm.storage.step_log_export import JournalExport
+    from pocketllm.storage.step_log_export import StepLogExport
 
 #: Told of the steps done and of all there are.
 Progress = Callable[[int, int], None]
@@ -25,7 +25,7 @@ PLAIN_LINE_SECONDS = 5.0
 
 EPILOG = examples(
     "pocketllm replay JOB",
-    "pocketllm replay JOB --journal job.journal",
+    "pocketllm replay JOB --steps job.steps",
     "pocketllm replay JOB --output ./rebuilt",
     "pocketllm replay JOB --json",
 )
@@ -34,22 +34,22 @@ EPILOG = examples(
 def replay(
     ctx: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
-    journal: Annotated[
+    steps: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm journal JOB --export`)."),
+        typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm steps JOB --export`)."),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write what comes out to this new folder.")] = None,
     data_dir: DataDir = None,
     json_wanted: Json = False,
 ) -> None:
-    """Do a job's learning again from its journal, and compare the adapter bit for bit with the stored one.
+    """Do a job's learning again from its steps, and compare the adapter bit for bit with the stored one.
 
     It needs neither your texts nor the daemon. Exit code 0: the same; 1: something differs; 2: it could not be done.
     """
     options = common(ctx, None, data_dir, json_wanted)
     console = make_console(stderr=options.json)
     with progress(console, quiet=options.json and not console.is_terminal) as on_row:
-        document = rebuilt(options.data_dir or configured_data_dir(), job_id, journal, output, on_row)
+        document = rebuilt(options.data_dir or configured_data_dir(), job_id, steps, output, on_row)
     if options.json:
         emit(document)
     else:
@@ -60,7 +60,7 @@ def replay(
         raise typer.Exit(EXIT_ERROR)
 
 
-def rebuilt(data_dir: Path, job_id: str, journal: Path | None, output: Path | None, on_row: Progress) -> Document:
+def rebuilt(data_dir: Path, job_id: str, steps: Path | None, output: Path | None, on_row: Progress) -> Document:
     """Return what a replay found. Raises NotReplayed for whatever kept it from being done."""
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
@@ -68,12 +68,12 @@ def rebuilt(data_dir: Path, job_id: str, journal: Path | None, output: Path | No
 
     folder = DataFolder(data_dir)
     try:
-        export = None if journal is None else read_journal(journal)
+        export = None if steps is None else read_step_log(steps)
         with stored(folder.database) as store:
             store.jobs.get(job_id)  # an id that is mistyped shows before torch is imported, which takes a while
             from pocketllm.daemon.tools.replay import rebuild
 
-            found = rebuild(folder, store, job_id, journal=export, output=output, on_row=on_row)
+            found = rebuild(folder, store, job_id, exported=export, output=output, on_row=on_row)
     except (CommandError, DaemonError, MezoError) as error:
         raise NotReplayed(str(error)) from error
     except OSError as error:
@@ -82,8 +82,8 @@ def rebuilt(data_dir: Path, job_id: str, journal: Path | None, output: Path | No
     return asdict(found) | {"differing": list(found.differing), "identical": found.identical, "output": shown}
 
 
-def read_journal(path: Path) -> "JournalExport":
-    """Return what is in an exported journal. Raises NotReplayed when it is none."""
+def read_step_log(path: Path) -> "StepLogExport":
+    """Return what is in a file of steps. Raises NotReplayed when it is none."""
     from pocketllm.storage.step_log_export import read_export
 
     try:

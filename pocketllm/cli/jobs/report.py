@@ -24,7 +24,7 @@ def report(
         str | None, typer.Argument(metavar="[JOB]", help="The job's id; else the newest that has a report.")
     ] = None,
 ) -> None:
-    """Show what a job has learned: the judgement, the loss curve, words that rose, both models' words, what leaks.
+    """Show what a job has learned: verdict, loss curve, words that rose, both models' words, verbatim recall.
 
     It holds words of yours and of the model; deleting a text deletes them from the reports of its jobs.
     """

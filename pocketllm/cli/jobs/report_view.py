@@ -1,4 +1,4 @@
-"""How a job's report is shown: the judgement, the loss curve, the words that rose, both models' words, the leak."""
+"""How a job's report is shown: the verdict, the loss curve, words that rose, both models' words, verbatim recall."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -14,7 +14,7 @@ from pocketllm.cli.views import NARROW_COLUMNS, answers_table, loss_text, printa
 PLOT_ROWS, PLOT_COLUMNS, LABEL_COLUMNS = 8, 64, 8
 HELD_OUT_MARK, TRAINING_MARK = "●", "·"
 #: Above this part of places, beyond what the base model does, repeating the owner's words is worth advice.
-NOTABLE_LEAK = 0.02
+NOTABLE_RECALL = 0.02
 
 MEANING = {
     "learned": "so it is served.",
@@ -33,7 +33,7 @@ NO_CONTENT = (
 
 def report_view(report: Document, *, width: int) -> RenderableType:
     """Return a whole report for a console of so many columns."""
-    parts: list[RenderableType] = [judgement_text(report), Text()]
+    parts: list[RenderableType] = [verdict_text(report), Text()]
     plot = curve_plot(report["curve"], width)
     if plot:
         parts += [Text("Loss in nats per token", style="bold"), Text("\n".join(plot), no_wrap=True), Text()]
@@ -43,19 +43,19 @@ def report_view(report: Document, *, width: int) -> RenderableType:
         parts += [words_table(report["words"]), Text()]
     if report["completions"]:
         parts += [completions_view(report["completions"], width), Text()]
-    return Group(*parts, leak_text(report["leak"]))
+    return Group(*parts, recall_text(report["verbatim_recall"]))
 
 
-def judgement_text(report: Document) -> Text:
+def verdict_text(report: Document) -> Text:
     """Return what the held-out text says of a job, with the numbers."""
-    judgement = report["judgement"]
-    outcome = str(judgement["outcome"])
+    verdict = report["verdict"]
+    outcome = str(verdict["outcome"])
     text = Text.assemble(f"Job {report['job']}: ", (outcome, "bold green" if outcome == "learned" else "bold yellow"))
-    text.append(f"\nHeld-out loss {comparison_text(judgement['overall'])}, {MEANING.get(outcome, '')}".rstrip(" ,"))
-    if judgement["old"] is not None:
-        text.append(f"\nOn text of earlier jobs {comparison_text(judgement['old'])}.")
-    if judgement["base"] is not None:
-        text.append(f"\nBeside the base model {comparison_text(judgement['base'])}.")
+    text.append(f"\nHeld-out loss {comparison_text(verdict['overall'])}, {MEANING.get(outcome, '')}".rstrip(" ,"))
+    if verdict["old"] is not None:
+        text.append(f"\nOn text of earlier jobs {comparison_text(verdict['old'])}.")
+    if verdict["base"] is not None:
+        text.append(f"\nBeside the base model {comparison_text(verdict['base'])}.")
     return text
 
 
@@ -131,17 +131,17 @@ def completions_view(completions: Sequence[Document], width: int) -> RenderableT
     return text
 
 
-def leak_text(leak: Document | None) -> Text:
+def recall_text(verbatim_recall: Document | None) -> Text:
     """Return how much of the text that was learned the model says word for word, with advice if that is notable."""
-    if leak is None:
+    if verbatim_recall is None:
         return Text("There was no running text that it could repeat word for word.", style="dim")
-    places = f"of {leak['places']} places in the text that was learned"
-    if leak["personal"] == 0:
+    places = f"of {verbatim_recall['places']} places in the text that was learned"
+    if verbatim_recall["personal"] == 0:
         return Text(f"It repeats nothing word for word: from none {places} it goes on with the next 8 tokens.")
     sentence = (
-        f"From {100 * leak['personal']:.1f} % {places} it goes on word for word with the next 8 tokens; "
-        f"the base model from {100 * leak['base']:.1f} %."
+        f"From {100 * verbatim_recall['personal']:.1f} % {places} it goes on word for word with the next 8 tokens; "
+        f"the base model from {100 * verbatim_recall['base']:.1f} %."
     )
-    if leak["personal"] - leak["base"] < NOTABLE_LEAK:
+    if verbatim_recall["personal"] - verbatim_recall["base"] < NOTABLE_RECALL:
         return Text(sentence)
     return Text(f"{sentence} {LEAK_ADVICE}", style="yellow")

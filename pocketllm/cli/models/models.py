@@ -163,22 +163,22 @@ def installed(folder: Path) -> list[Document]:
     """Return the manifests of the models in a folder, each with whether it is the default one."""
     from pocketllm.daemon.errors import BadSettings
     from pocketllm.daemon.settings import load_settings
-    from pocketllm.engine.formats.model_folder import list_native
+    from pocketllm.engine.formats.model_folder import list_model_folders
 
     try:
         default = load_settings({}).model
     except BadSettings as error:
         raise CommandError(str(error)) from error
-    manifests = [json.loads(model.manifest.to_json()) for model in list_native(folder)]
+    manifests = [json.loads(model.manifest.to_json()) for model in list_model_folders(folder)]
     return [{**manifest, "default": manifest["name"] == default} for manifest in manifests]
 
 
 def install_default(folder: Path, console: "Console") -> str:
     """Import the default model into a models folder unless it is there, showing progress; returns its name."""
     from pocketllm.engine.formats.importer import DEFAULT_NAME
-    from pocketllm.engine.formats.model_folder import list_native
+    from pocketllm.engine.formats.model_folder import list_model_folders
 
-    for model in list_native(folder):
+    for model in list_model_folders(folder):
         if model.manifest.name == DEFAULT_NAME:
             console.print(f"{DEFAULT_NAME} is there already.")
             return DEFAULT_NAME

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
@@ -18,7 +18,7 @@ from pocketllm.storage.tables import Outcome
 from tests.support.commands import commands
 from tests.support.learning import equal, fresh_process, some_adapter
 from tests.support.running import Rehearsal, assert_problem, rehearsal, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 from tests.support.working import NOW, queue_job
 
 
@@ -30,7 +30,7 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
 
 def learn(folder: Path, store: Store, *, head: bool = False) -> Adapter:
     """An adapter of the model tiny in a data folder, by the id of adapter-1."""
-    model = LanguageModel(open_native(tiny_native(folder / "models")))
+    model = LanguageModel(open_model_folder(tiny_model_folder(folder / "models")))
     adapter = some_adapter(model)
     if head:
         vocabulary, width = model.head.weights.weight.shape

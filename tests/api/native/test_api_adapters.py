@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
 from tests.support.learning import some_adapter
 from tests.support.running import Document, Rehearsal, assert_problem, rehearsal, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 from tests.support.working import NOW, queue_job
 
 
@@ -26,7 +26,7 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
 
 def learn(api: Rehearsal, name: str, outcome: Outcome = Outcome.LEARNED) -> str:
     """Let a job make an adapter; the job's id."""
-    tiny_native(api.services.folder.models) if not (api.services.folder.models / "tiny").exists() else None
+    tiny_model_folder(api.services.folder.models) if not (api.services.folder.models / "tiny").exists() else None
     api.add(f"words for {name}")
     job: str = api.post("/jobs").json()["id"]
     api.tick(60)
@@ -138,8 +138,8 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
     """The real daemon, with its generator running all the while."""
     folder = tmp_path / "data"
     with running(folder, MODEL="tiny") as daemon:
-        native = open_native(tiny_native(folder / "models"))
-        adapter = some_adapter(LanguageModel(native), size=0.5)
+        model_folder = open_model_folder(tiny_model_folder(folder / "models"))
+        adapter = some_adapter(LanguageModel(model_folder), size=0.5)
         store = Store.open(folder / "pocketllm.db")
         store.texts.add([], now=NOW)
         job = queue_job(store)

@@ -1,4 +1,4 @@
-"""The conditions over HTTP: what if, the screen that an app tells of, snooze, the ledger."""
+"""The conditions over HTTP: what if, the screen that an app tells of, snooze, the runs."""
 
 import os
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from pocketllm.api.native.status import ReadingsIn
 from pocketllm.daemon.settings import Quantity
 from tests.support.executables import executable
 from tests.support.running import Rehearsal, assert_problem, eventually, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Rehearsal]:
     with rehearsal(tmp_path / "data") as made:
-        tiny_native(made.services.folder.models)
+        tiny_model_folder(made.services.folder.models)
         yield made
 
 
@@ -126,13 +126,13 @@ def test_a_snooze_that_makes_no_sense(api: Rehearsal, body: dict[str, Any]) -> N
     assert api.get("/status").json()["training"]["snoozed_until"] is None
 
 
-def test_the_ledger_of_a_job_and_of_the_days(api: Rehearsal) -> None:
+def test_the_runs_of_a_job_and_of_the_days(api: Rehearsal) -> None:
     job = running_job(api)
     api.battery.value = 78.0
     api.tick(40)
     api.power.value = False
     api.tick(20)
-    [window] = api.get(f"/jobs/{job}", token=None).json()["ledger"]
+    [window] = api.get(f"/jobs/{job}", token=None).json()["runs"]
     assert window == {
         "job": job,
         "began_at": "2026-03-01T12:00:02Z",
@@ -146,15 +146,15 @@ def test_the_ledger_of_a_job_and_of_the_days(api: Rehearsal) -> None:
         "hottest_battery_celsius": None,
         "hottest_zone_celsius": None,
     }
-    document = api.get("/ledger", token=None).json()
+    document = api.get("/runs", token=None).json()
     assert document["data"] == [window]
     [day] = document["days"]
     assert (day["runs"], day["seconds"], day["battery_lost_percent"]) == (1, 60.0, 2.0)
-    assert_problem(api.get("/ledger?days=0"), 422, "invalid_value")
+    assert_problem(api.get("/runs?days=0"), 422, "invalid_value")
 
 
-def test_an_empty_ledger(api: Rehearsal) -> None:
-    assert api.get("/ledger").json() == {"data": [], "days": []}
+def test_no_runs(api: Rehearsal) -> None:
+    assert api.get("/runs").json() == {"data": [], "days": []}
 
 
 def test_when_it_would_run_if_tonight_is_like_last_night(api: Rehearsal) -> None:
@@ -183,7 +183,7 @@ def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(
         executable(tmp_path / "bin", name, f'echo "$(basename "$0")" >> "{note}"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     with rehearsal(tmp_path / "data") as api:
-        tiny_native(api.services.folder.models)
+        tiny_model_folder(api.services.folder.models)
         job = running_job(api)
         api.power.value = False
         api.tick()  # it waits

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.running import Daemon, assert_problem, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "1", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 STREAM = {"accept": "text/event-stream"}
@@ -18,7 +18,7 @@ STREAM = {"accept": "text/event-stream"}
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("events") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", **JOB) as made:
         yield made
 
@@ -87,7 +87,7 @@ def test_what_makes_no_sense(daemon: Daemon) -> None:
 def test_a_daemon_that_ends_does_not_wait_for_who_listens(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("ending") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with (
         running(folder, MODEL="tiny") as daemon,
         daemon.stranger.stream("GET", "/events", headers=STREAM) as listening,

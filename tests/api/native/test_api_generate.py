@@ -13,7 +13,7 @@ import pytest
 
 from pocketllm.storage.tables import Adapter, Outcome
 from tests.support.running import Daemon, Document, Rehearsal, assert_problem, is_running, rehearsal, running
-from tests.support.tiny_models import edit_json, tiny_native
+from tests.support.tiny_models import edit_json, tiny_model_folder
 
 PROMPT = "The wind"
 #: More than a test waits for: a stream of so many tokens runs until it is broken off.
@@ -90,7 +90,7 @@ def test_without_a_model(api: Rehearsal, stream: bool) -> None:
 
 
 def test_an_adapter_of_another_model(api: Rehearsal) -> None:
-    tiny_native(api.services.folder.models)
+    tiny_model_folder(api.services.folder.models)
     api.add("Wind west.")
     job = api.post("/jobs").json()["id"]
     api.tick()
@@ -108,7 +108,7 @@ def test_an_adapter_of_another_model(api: Rehearsal) -> None:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("generate") / "data"
-    edit_json(tiny_native(folder / "models") / "config.json", max_position_embeddings=CONTEXT)
+    edit_json(tiny_model_folder(folder / "models") / "config.json", max_position_embeddings=CONTEXT)
     with running(folder, MODEL="tiny", MAX_WAITING="1") as started:
         yield started
 

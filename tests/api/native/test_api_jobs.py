@@ -9,7 +9,7 @@ import pytest
 
 from pocketllm.storage.tables import Adapter, Outcome, Step
 from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 WORDS_WANTED = 20
 
@@ -18,7 +18,7 @@ WORDS_WANTED = 20
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with one model, `tiny`."""
     folder = tmp_path_factory.mktemp("models")
-    tiny_native(folder)
+    tiny_model_folder(folder)
     return folder
 
 
@@ -64,7 +64,7 @@ def test_a_request_is_answered_with_the_queued_job(api: Rehearsal) -> None:
         "id": document["id"],
         "state": "queued",
         "reasons": [],
-        "held": False,
+        "paused_by_owner": False,
         "step": 0,
         "total_steps": 50,
         "loss": None,
@@ -254,16 +254,16 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: Rehearsal) -> Non
     assert detail["started_at"] == "2026-03-01T12:00:03Z"
 
 
-def test_progress_is_read_off_the_journal(api: Rehearsal) -> None:
+def test_progress_is_read_off_the_step_log(api: Rehearsal) -> None:
     identity = ask(api, steps=10)["id"]
     api.tick()
-    journal = api.services.store.journal
+    step_log = api.services.store.step_log
     for step, loss in ((1, 3.0), (2, 2.0)):
         row = Step(
             job_id=identity, step=step, loss=loss, seed=1, scalars=[0.5], learning_rate=1e-3, tokens=100, seconds=2.0
         )
-        journal.append(row)
-    journal.evaluate(identity, step=0, block_losses={"one": 4.0, "other": 2.0}, weights=[3, 1], now=api.clock.now)
+        step_log.append(row)
+    step_log.evaluate(identity, step=0, block_losses={"one": 4.0, "other": 2.0}, weights=[3, 1], now=api.clock.now)
     [listed] = api.get("/jobs").json()["data"]
     progress = {"step": 2, "loss": 2.5, "tokens_per_second": 50.0, "eta_seconds": 16.0, "held_out_loss_now": 3.5}
     assert {key: listed[key] for key in progress} == progress

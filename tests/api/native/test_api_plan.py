@@ -10,10 +10,10 @@ import pytest
 from pocketllm.api.native.jobs import JobIn
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import MB
 from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.
 ENOUGH, LITTLE = 200 * MB, 50 * MB
@@ -23,8 +23,8 @@ ENOUGH, LITTLE = 200 * MB, 50 * MB
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with `tiny`, and `packed`, whose weights are in 8 bits."""
     folder = tmp_path_factory.mktemp("models")
-    tiny_native(folder)
-    tiny_native(folder, "packed", hidden=64, dtype="int8")
+    tiny_model_folder(folder)
+    tiny_model_folder(folder, "packed", hidden=64, dtype="int8")
     return folder
 
 
@@ -49,7 +49,7 @@ def plan(api: Rehearsal, **requested: Any) -> Document:
 
 def test_the_document(api: Rehearsal) -> None:
     document = plan(api)
-    planned = plan_job(open_native(api.services.folder.models / "tiny"), api.services.settings.training, steps=30)
+    planned = plan_job(open_model_folder(api.services.folder.models / "tiny"), api.services.settings.training, steps=30)
     found = planned.prediction
     assert document == {
         "model": "tiny",
@@ -59,7 +59,7 @@ def test_the_document(api: Rehearsal) -> None:
         "batch": 3,
         "block_tokens": 64,
         "probes": 1,
-        "rows_at_once": 3,
+        "micro_batch": 3,
         "reductions": [],
         "predicted": {
             "library_bytes": found.library_bytes,
@@ -108,7 +108,7 @@ def test_the_token_is_needed(api: Rehearsal) -> None:
 
 def test_wishes_stand_in_place_of_the_settings(api: Rehearsal) -> None:
     document = plan(api, steps=5, batch=2, probes=4, method="mezo", seed=1, now=False)
-    assert (document["steps"], document["batch"], document["probes"], document["rows_at_once"]) == (5, 2, 4, 10)
+    assert (document["steps"], document["batch"], document["probes"], document["micro_batch"]) == (5, 2, 4, 10)
     assert document["predicted"]["seconds"] == pytest.approx(5 * document["predicted"]["seconds_per_step"])
 
 
@@ -149,7 +149,7 @@ def test_without_the_model_there_is_no_plan(api: Rehearsal) -> None:
 
 def test_a_model_whose_weights_are_broken_is_not_ready(api: Rehearsal, tmp_path: Path) -> None:
     api.services.folder.models.unlink()
-    folder = tiny_native(api.services.folder.models)
+    folder = tiny_model_folder(api.services.folder.models)
     (folder / "config.json").write_text("{}")
     document = assert_problem(api.post("/jobs?dry_run=true"), 503, "model_not_ready")
     assert "Import it again." in document["detail"]

@@ -7,13 +7,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.running import Rehearsal, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Rehearsal]:
     with rehearsal(tmp_path / "data") as made:
-        tiny_native(made.services.folder.models)
+        tiny_model_folder(made.services.folder.models)
         yield made
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from pocketllm.daemon.evaluation.promotion import judge
+from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.storage.repositories.reports import NewReport
 from pocketllm.storage.tables import Adapter, Outcome, Step
 from tests.support.running import Document, Rehearsal, assert_problem, rehearsal, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
-JUDGEMENT = judge([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
-LEAK = {"places": 200, "base": 0.0, "personal": 0.125}
+VERDICT = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
+RECALL = {"places": 200, "base": 0.0, "personal": 0.125}
 CONTENT: Document = {
     "words": [{"word": "xyzzy", "base": 0.001, "personal": 0.02}],
     "completions": [{"prompt": "plugh", "base": " the", "personal": " xyzzy"}],
@@ -23,7 +23,7 @@ SECRETS = ("xyzzy", "plugh")
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    tiny_native(tmp_path / "data" / "models")
+    tiny_model_folder(tmp_path / "data" / "models")
     with rehearsal(tmp_path / "data") as made:
         yield made
 
@@ -38,11 +38,11 @@ def learn(api: Rehearsal, content: Document | None = CONTENT, **numbers: Any) ->
     api.tick()
     store = api.services.store
     for step in (1, 2):
-        store.journal.append(
+        store.step_log.append(
             Step(job_id=identity, step=step, loss=3.0, seed=7, scalars=[0.5], learning_rate=0.5, tokens=9, seconds=1)
         )
-        store.journal.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
-    end(api, identity, NewReport(numbers={"judgement": JUDGEMENT, "leak": LEAK} | numbers, content=content))
+        store.step_log.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
+    end(api, identity, NewReport(numbers={"verdict": VERDICT, "verbatim_recall": RECALL} | numbers, content=content))
     return identity
 
 
@@ -66,14 +66,20 @@ def test_the_owner_sees_everything(api: Rehearsal) -> None:
     identity = learn(api)
     response = api.get(f"/jobs/{identity}/report")
     assert response.status_code == 200
-    assert response.json() == {"job": identity, "judgement": JUDGEMENT, "leak": LEAK, "curve": CURVE, **CONTENT}
+    assert response.json() == {
+        "job": identity,
+        "verdict": VERDICT,
+        "verbatim_recall": RECALL,
+        "curve": CURVE,
+        **CONTENT,
+    }
 
 
 def test_anybody_sees_the_numbers_alone(api: Rehearsal) -> None:
     api.add("Wind west.")
     identity = learn(api)
     response = api.get(f"/jobs/{identity}", token=None)
-    assert response.json()["report"] == {"judgement": JUDGEMENT, "leak": LEAK}
+    assert response.json()["report"] == {"verdict": VERDICT, "verbatim_recall": RECALL}
     assert response.json()["curve"] == CURVE
     assert not any(secret in response.text for secret in SECRETS)
     assert_problem(api.get(f"/jobs/{identity}/report", token=None), 401, "missing_token")
@@ -81,10 +87,10 @@ def test_anybody_sees_the_numbers_alone(api: Rehearsal) -> None:
 
 def test_numbers_without_a_leak_and_a_report_without_content(api: Rehearsal) -> None:
     api.add("Wind west.")
-    identity = learn(api, None, leak=None)
+    identity = learn(api, None, verbatim_recall=None)
     document = api.get(f"/jobs/{identity}/report").json()
-    assert (document["leak"], document["words"], document["completions"]) == (None, None, None)
-    assert document["judgement"] == JUDGEMENT
+    assert (document["verbatim_recall"], document["words"], document["completions"]) == (None, None, None)
+    assert document["verdict"] == VERDICT
 
 
 def test_deleting_a_text_takes_the_words_from_the_report(api: Rehearsal) -> None:
@@ -93,7 +99,7 @@ def test_deleting_a_text_takes_the_words_from_the_report(api: Rehearsal) -> None
     assert api.delete(f"/texts/{text}").status_code == 200
     document = api.get(f"/jobs/{identity}/report").json()
     assert (document["words"], document["completions"]) == (None, None)
-    assert (document["judgement"], document["curve"]) == (JUDGEMENT, CURVE)
+    assert (document["verdict"], document["curve"]) == (VERDICT, CURVE)
     for file in api.services.folder.root.iterdir():
         if file.is_file():
             assert not any(secret.encode() in file.read_bytes() for secret in SECRETS)
@@ -126,13 +132,20 @@ def test_the_documents_are_described(api: Rehearsal) -> None:
     schemas = document["components"]["schemas"]
     got = document["paths"]["/jobs/{job_id}/report"]["get"]["responses"]["200"]["content"]["application/json"]
     assert got["schema"]["$ref"].endswith("/ReportOut")
-    assert set(schemas["ReportOut"]["required"]) == {"job", "judgement", "leak", "curve", "words", "completions"}
+    assert set(schemas["ReportOut"]["required"]) == {
+        "job",
+        "verdict",
+        "verbatim_recall",
+        "curve",
+        "words",
+        "completions",
+    }
     assert {"curve", "report"} <= set(schemas["JobDetailOut"]["required"])
 
 
 def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
     """The daemon, its worker, and texts that each hold a marker: only the closed route may repeat it."""
-    tiny_native(tmp_path / "models", dtype="float32")
+    tiny_model_folder(tmp_path / "models", dtype="float32")
     settings = {
         "MODEL": "tiny",
         "TRAINING__STEPS": "24",
@@ -152,7 +165,7 @@ def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
         assert "xyzzy" not in daemon.log + (tmp_path / "worker.log").read_text()
         assert daemon.stranger.get(f"/jobs/{identity}/report").status_code == 401
         report = daemon.client.get(f"/jobs/{identity}/report").json()
-        assert report["judgement"] == daemon.job(identity)["report"]["judgement"]
+        assert report["verdict"] == daemon.job(identity)["report"]["verdict"]
         assert report["words"] and report["completions"]
         assert all(one["prompt"].startswith("xyzzy ") for one in report["completions"])
 

@@ -8,7 +8,7 @@ import pytest
 
 from pocketllm import __version__
 from tests.support.running import Document, Rehearsal, rehearsal
-from tests.support.tiny_models import edit_json, tiny_native
+from tests.support.tiny_models import edit_json, tiny_model_folder
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
 @pytest.fixture
 def with_model(api: Rehearsal) -> Path:
     """The folder of an imported model."""
-    return tiny_native(api.services.folder.models)
+    return tiny_model_folder(api.services.folder.models)
 
 
 def status(api: Rehearsal) -> Document:
@@ -178,7 +178,7 @@ def test_counts_and_the_worker(api: Rehearsal, with_model: Path) -> None:
 
 
 def test_the_models(api: Rehearsal, with_model: Path) -> None:
-    tiny_native(api.services.folder.models, name="other", hidden=64)
+    tiny_model_folder(api.services.folder.models, name="other", hidden=64)
     (api.services.folder.models / "unfinished").mkdir()
     edit_json(with_model / "pocketllm.json", license="apache-2.0", source="somewhere/tiny")
     other, mine = api.get("/models").json()["data"]

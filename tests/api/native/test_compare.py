@@ -7,7 +7,7 @@ import torch
 
 from tests.support.learned import LearnedHouse, learned_house, theirs
 from tests.support.running import Daemon, assert_problem, running
-from tests.support.tiny_models import byte_tokenizer, tiny_native
+from tests.support.tiny_models import byte_tokenizer, tiny_model_folder
 
 ASKED = {"prompt": "Wind west", "max_tokens": 8, "seed": 3}
 
@@ -50,7 +50,7 @@ def test_what_makes_no_sense(house: LearnedHouse, body: object) -> None:
 def test_before_anything_was_learned_there_is_nothing_to_compare(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("nothing") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(folder, MODEL="tiny") as daemon:
         assert_nothing(daemon)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 
@@ -14,7 +14,7 @@ KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Rehearsal]:
     with rehearsal(tmp_path / "data") as made:
-        tiny_native(made.services.folder.models)
+        tiny_model_folder(made.services.folder.models)
         made.add("word " * 50)
         yield made
 

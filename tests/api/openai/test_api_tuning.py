@@ -11,7 +11,7 @@ import pytest
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.tables import Adapter, JobState, Outcome
 from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
 PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}
@@ -21,7 +21,7 @@ TEXT = {"text": "The shed to myself."}
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Rehearsal]:
     with rehearsal(tmp_path / "data", MODEL="tiny") as made:
-        tiny_native(made.services.folder.models)
+        tiny_model_folder(made.services.folder.models)
         yield made
 
 
@@ -209,9 +209,9 @@ def test_the_inbox_is_what_is_new(api: Rehearsal) -> None:
 def test_rounds_through_the_file_become_steps(api: Rehearsal) -> None:
     file = uploaded(api, *[{"prompt": str(i), "completion": " yes"} for i in range(40)])
     made = job(api, training_file=file, hyperparameters={"n_epochs": 3, "batch_size": 4})
-    native = api.get(f"/jobs/{made['id'].replace('ftjob-', 'job-')}").json()
-    assert (native["total_steps"], native["plan"]) == (30, None)
-    assert native["settings"]["batch"] == 4
+    model_folder = api.get(f"/jobs/{made['id'].replace('ftjob-', 'job-')}").json()
+    assert (model_folder["total_steps"], model_folder["plan"]) == (30, None)
+    assert model_folder["settings"]["batch"] == 4
     alone = job(api, training_file=file)
     assert api.get(f"/jobs/{alone['id'].replace('ftjob-', 'job-')}").json()["total_steps"] == 300
 

@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer
 from tests.support.running import Daemon, assert_problem, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 CHAT: list[ChatCompletionMessageParam] = [
     {"role": "developer", "content": "You write a diary."},
@@ -29,7 +29,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that has learned once."""
     folder = tmp_path_factory.mktemp("openai") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as made:
         notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
         assert made.client.post("/texts", json=notes).status_code == 201

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.support.running import Daemon, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 LATEST, BASE = "pocketllm:latest", "pocketllm:base"
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
@@ -35,7 +35,7 @@ LINES = [*CHATS, {"prompt": "Who has the watch?", "completion": " Anna until fou
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("tuning") / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as made:
         yield made
 
@@ -96,7 +96,11 @@ async def the_whole_way(client: Any, name: str) -> None:
 
     events = await collected(client.fine_tuning.jobs.list_events(started.id, limit=3))
     kinds = [event.data["kind"] for event in events if event.type == "message"]
-    assert kinds[-1] == "queued" and kinds[0] == "succeeded" and {"paused", "held", "released"} <= set(kinds)
+    assert (
+        kinds[-1] == "queued"
+        and kinds[0] == "succeeded"
+        and {"paused", "paused by owner", "resumed by owner"} <= set(kinds)
+    )
     assert any(event.type == "metrics" and event.data["valid_loss"] > 0 for event in events)
     assert len({event.id for event in events}) == len(events)
 
@@ -141,10 +145,10 @@ def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type, strict:
 def test_it_is_the_same_job(daemon: Daemon) -> None:
     """What OpenAI's client started is in GET /jobs, and the other way round."""
     daemon.client.post("/texts", json=[{"text": f"Tide tables, page {page}.", "source": "t"} for page in range(20)])
-    native = daemon.wait_for_job(daemon.start_job(steps=2), "succeeded")
+    model_folder = daemon.wait_for_job(daemon.start_job(steps=2), "succeeded")
     with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key=daemon.token) as client:
         jobs = list(client.fine_tuning.jobs.list())
-        assert jobs[0].id == native["id"].replace("job-", "ftjob-")
+        assert jobs[0].id == model_folder["id"].replace("job-", "ftjob-")
         assert (jobs[0].model, jobs[0].training_file) == (LATEST, "file-inbox")
         ours = {job["id"].replace("job-", "ftjob-") for job in daemon.client.get("/jobs").json()["data"]}
         assert {job.id for job in jobs} == ours

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.evaluation import report as reporting
-from pocketllm.daemon.evaluation.promotion import judge
+from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.formats.model_folder import NativeModel
-from pocketllm.engine.generate.model_report import Continuation, Insight, TokenShift
+from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.generate.model_report import Continuation, ModelReport, TokenShift
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Report, Text
@@ -65,13 +65,13 @@ def wait_for(worker: Popen[bytes], look: Callable[[], bool]) -> None:
 
 def test_an_exact_job_tells_what_it_learned(tmp_path: Path) -> None:
     store, job, report = run(tmp_path, notes(80), **EXACT)
-    judgement = report.numbers["judgement"]
-    assert judgement["outcome"] == job.outcome
-    first, last = (store.journal.evaluation(job.id, step) for step in (0, job.total_steps))
+    verdict = report.numbers["verdict"]
+    assert verdict["outcome"] == job.outcome
+    first, last = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
     assert first and last
-    assert (judgement["overall"]["before"], judgement["overall"]["now"]) == pytest.approx((first.loss, last.loss))
-    leak = report.numbers["leak"]
-    assert leak["places"] > 0 and 0 <= leak["base"] <= leak["personal"] <= 1
+    assert (verdict["overall"]["before"], verdict["overall"]["now"]) == pytest.approx((first.loss, last.loss))
+    verbatim_recall = report.numbers["verbatim_recall"]
+    assert verbatim_recall["places"] > 0 and 0 <= verbatim_recall["base"] <= verbatim_recall["personal"] <= 1
 
     assert report.content is not None
     words, completions = report.content["words"], report.content["completions"]
@@ -99,13 +99,13 @@ def test_jobs_of_other_modes_and_models(
     )
     assert report.content is not None and report.content["completions"]
     assert report.content["words"], "the taught weights are not compared with themselves"
-    assert report.numbers["leak"]["places"] > 0
+    assert report.numbers["verbatim_recall"]["places"] > 0
     store.close()
 
 
 def test_of_labels_the_numbers_alone_are_told(tmp_path: Path) -> None:
     store, _, report = run(tmp_path, LABELLED, **LETTERS)
-    assert report.numbers["leak"] is None and report.numbers["judgement"]["overall"]["before"] > 0
+    assert report.numbers["verbatim_recall"] is None and report.numbers["verdict"]["overall"]["before"] > 0
     assert report.content == {"words": [], "completions": []}
     store.close()
 
@@ -114,7 +114,7 @@ def test_a_masked_model_repeats_nothing_and_goes_on_with_nothing(tmp_path: Path)
     store, _, report = run(
         tmp_path / "data", [*notes(), *LABELLED], source=roberta_folder(tmp_path / "source"), **LETTERS
     )
-    assert report.numbers["leak"] is None
+    assert report.numbers["verbatim_recall"] is None
     assert report.content is not None and report.content["completions"] == []
     store.close()
 
@@ -136,7 +136,7 @@ def test_killed_while_it_looks_the_report_is_made_by_the_next_worker(tmp_path: P
     assert store.jobs.get(job.id).state is JobState.SUCCEEDED
     report = store.reports.find(job.id)
     assert report is not None and report.content is not None
-    assert [event.kind for event in store.jobs.events(job.id)].count("judged") == 1
+    assert [event.kind for event in store.jobs.events(job.id)].count("evaluated") == 1
     store.close()
 
 
@@ -147,13 +147,13 @@ def test_a_job_whose_report_fails_succeeds_all_the_same(tmp_path: Path) -> None:
     store.texts.add(notes(), now=NOW)
     job = queue_job(store)
     worker = start_worker(folder, job)
-    wait_for(worker, lambda: store.journal.last_step(job.id) > 0)
+    wait_for(worker, lambda: store.step_log.last_step(job.id) > 0)
     (folder.models / "tiny" / "tokenizer.json").write_text("xyzzy")
     assert "xyzzy" not in finish(worker)
     assert store.jobs.get(job.id).state is JobState.SUCCEEDED
     report = store.reports.find(job.id)
     assert report is not None and report.content is None
-    assert report.numbers["judgement"]["outcome"] and report.numbers["leak"]
+    assert report.numbers["verdict"]["outcome"] and report.numbers["verbatim_recall"]
     [event] = [event for event in store.jobs.events(job.id) if event.kind == "no report"]
     assert "could not be shown" in event.message
     store.close()
@@ -182,9 +182,9 @@ def test_of_an_error_its_kind_is_told_and_nothing_that_might_be_text(
 
 
 def test_without_a_look_the_judgement_is_the_report() -> None:
-    judgement = judge([4.0, 5.0], [3.0, 4.1], [10, 10])
-    found = reporting.report(judgement, None, None)
-    assert (found.numbers, found.content) == ({"judgement": judgement.to_json(), "leak": None}, None)
+    verdict = evaluate([4.0, 5.0], [3.0, 4.1], [10, 10])
+    found = reporting.report(verdict, None, None)
+    assert (found.numbers, found.content) == ({"verdict": verdict.to_json(), "verbatim_recall": None}, None)
 
 
 def text(words: str) -> Text:
@@ -195,8 +195,8 @@ def token(letter: str) -> int:
     return byte_tokens().index(letter)
 
 
-def told(tiny: NativeModel, rises: list[TokenShift], words: str) -> list[str]:
-    insight = Insight(rises=rises, continuations=[], leak=None)
+def told(tiny: ModelFolder, shifts: list[TokenShift], words: str) -> list[str]:
+    insight = ModelReport(shifts=shifts, continuations=[], verbatim_recall=None)
     return [entry["word"] for entry in reporting.in_words(insight, tiny, [text(words)])["words"]]
 
 
@@ -205,30 +205,30 @@ def rise(letter: str, *, base: float = 0.01, personal: float = 0.02) -> TokenShi
 
 
 class TestWords:
-    def test_the_owners_words_in_the_order_given(self, tiny: NativeModel) -> None:
-        rises = [rise(letter) for letter in "qcbadefgh"]
-        assert told(tiny, rises, "a b c, d! e f") == list("cbadef")
+    def test_the_owners_words_in_the_order_given(self, tiny: ModelFolder) -> None:
+        shifts = [rise(letter) for letter in "qcbadefgh"]
+        assert told(tiny, shifts, "a b c, d! e f") == list("cbadef")
 
-    def test_where_hardly_a_token_is_a_word_all_are_told(self, tiny: NativeModel) -> None:
+    def test_where_hardly_a_token_is_a_word_all_are_told(self, tiny: ModelFolder) -> None:
         assert told(tiny, [rise(letter) for letter in "cba"], "a long story") == list("cba")
 
-    def test_no_marks_no_special_tokens_and_no_word_twice(self, tiny: NativeModel) -> None:
-        rises = [TokenShift(token=0, base=0, personal=1), *(rise(letter) for letter in "a.A,ĠĊb")]
-        assert told(tiny, rises, "") == ["a", "b"]
+    def test_no_marks_no_special_tokens_and_no_word_twice(self, tiny: ModelFolder) -> None:
+        shifts = [TokenShift(token=0, base=0, personal=1), *(rise(letter) for letter in "a.A,ĠĊb")]
+        assert told(tiny, shifts, "") == ["a", "b"]
 
-    def test_words_that_at_least_doubled_come_before_frequent_ones(self, tiny: NativeModel) -> None:
-        rises = [rise("a", base=0.1, personal=0.15), rise("b"), rise("c", base=0, personal=0.001)]
-        assert told(tiny, rises, "") == ["b", "c", "a"]
+    def test_words_that_at_least_doubled_come_before_frequent_ones(self, tiny: ModelFolder) -> None:
+        shifts = [rise("a", base=0.1, personal=0.15), rise("b"), rise("c", base=0, personal=0.001)]
+        assert told(tiny, shifts, "") == ["b", "c", "a"]
 
-    def test_not_too_many(self, tiny: NativeModel) -> None:
+    def test_not_too_many(self, tiny: ModelFolder) -> None:
         letters = "abcdefghijklmnopqrstuvwxyz"
         assert told(tiny, [rise(letter) for letter in letters], " ".join(letters)) == list(letters[: reporting.WORDS])
 
-    def test_answers_are_what_stands_behind_the_prompt(self, tiny: NativeModel) -> None:
+    def test_answers_are_what_stands_behind_the_prompt(self, tiny: ModelFolder) -> None:
         tokenizer = tiny.tokenizer()
         ids = [tokenizer(part)["input_ids"] for part in ("Wind", " west", " é")]
         one = Continuation(prompt=ids[0], base=ids[1], personal=[*ids[2][:-1]])
-        found = reporting.in_words(Insight(rises=[], continuations=[one], leak=None), tiny, [])
+        found = reporting.in_words(ModelReport(shifts=[], continuations=[one], verbatim_recall=None), tiny, [])
         [completion] = found["completions"]
         assert (completion["prompt"], completion["base"]) == ("Wind", " west")
         assert re.fullmatch(" \N{REPLACEMENT CHARACTER}", completion["personal"])

@@ -14,7 +14,7 @@ from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.doctor import examine
 from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.llama_double import llama_double
 from tests.support.tiny_models import edit_json
 
@@ -27,9 +27,9 @@ def base(tmp_path: Path, tiny_gguf: Path) -> Path:
 
 
 @pytest.fixture
-def native(tmp_path: Path, base: Path) -> NativeModel:
+def model_folder(tmp_path: Path, base: Path) -> ModelFolder:
     import_model(str(base), tmp_path / "models", name="mine")
-    return open_native(tmp_path / "models" / "mine")
+    return open_model_folder(tmp_path / "models" / "mine")
 
 
 @pytest.fixture(autouse=True)
@@ -43,49 +43,51 @@ def reason(found: LlamaCpp | Backend) -> str:
     return str(found.reason)
 
 
-def test_the_file_that_a_model_came_from_is_found_again(native: NativeModel, base: Path) -> None:
-    assert find_origin(native.manifest) == base
+def test_the_file_that_a_model_came_from_is_found_again(model_folder: ModelFolder, base: Path) -> None:
+    assert find_origin(model_folder.manifest) == base
     os.utime(base, (1, 1))  # as after the package that holds it was installed anew
-    assert find_origin(native.manifest) == base
+    assert find_origin(model_folder.manifest) == base
 
 
-def test_another_file_in_its_place_is_not_taken_for_it(native: NativeModel, base: Path) -> None:
+def test_another_file_in_its_place_is_not_taken_for_it(model_folder: ModelFolder, base: Path) -> None:
     content = bytearray(base.read_bytes())
     content[-1] ^= 1
     base.write_bytes(content)
     with pytest.raises(OriginChanged, match="not the file any more that mine was imported from"):
-        find_origin(native.manifest)
+        find_origin(model_folder.manifest)
     base.write_bytes(content[:-1])
     with pytest.raises(OriginChanged, match="not the file any more"):
-        find_origin(native.manifest)
+        find_origin(model_folder.manifest)
     base.unlink()
     with pytest.raises(OriginChanged, match="cannot be read: No such file"):
-        find_origin(native.manifest)
+        find_origin(model_folder.manifest)
 
 
-def test_a_model_of_another_format_or_of_an_older_version_has_none(tiny: NativeModel, native: NativeModel) -> None:
+def test_a_model_of_another_format_or_of_an_older_version_has_none(
+    tiny: ModelFolder, model_folder: ModelFolder
+) -> None:
     with pytest.raises(OriginChanged, match="tiny was not imported from a GGUF file"):
         find_origin(tiny.manifest)
-    edit_json(native.folder / "pocketllm.json", gguf=None)
+    edit_json(model_folder.path / "pocketllm.json", gguf=None)
     with pytest.raises(OriginChanged, match="`pocketllm models add --replace`"):
-        find_origin(open_native(native.folder).manifest)
+        find_origin(open_model_folder(model_folder.path).manifest)
 
 
-def test_without_llama_cpp_it_is_told_how_to_get_it(native: NativeModel) -> None:
-    assert "pip install 'pocketllm[llamacpp]'" in reason(find_llamacpp(native, "auto"))
-    assert "pkg install llama-cpp" in reason(find_llamacpp(native, "llamacpp"))
+def test_without_llama_cpp_it_is_told_how_to_get_it(model_folder: ModelFolder) -> None:
+    assert "pip install 'pocketllm[llamacpp]'" in reason(find_llamacpp(model_folder, "auto"))
+    assert "pkg install llama-cpp" in reason(find_llamacpp(model_folder, "llamacpp"))
 
 
 def test_a_program_on_the_path_goes_before_the_package(
-    native: NativeModel, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: ModelFolder, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, PACKAGE)
-    assert find_llamacpp(native, "auto") == LlamaCpp(program=PACKAGE, base=base)
+    assert find_llamacpp(model_folder, "auto") == LlamaCpp(program=PACKAGE, base=base)
     double = llama_double(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert find_llamacpp(native, "auto") == LlamaCpp(program=str(double.path), base=base)
-    assert expected_backend(native, "auto") == Backend(name="llamacpp")
-    assert reason(find_llamacpp(native, "transformers")) == "the setting backend says so"
+    assert find_llamacpp(model_folder, "auto") == LlamaCpp(program=str(double.path), base=base)
+    assert expected_backend(model_folder, "auto") == Backend(name="llamacpp")
+    assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend says so"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_program_on_the_path_goes_before_the_package(
     ],
 )
 def test_the_doctor_says_what_answers(
-    native: NativeModel,
+    model_folder: ModelFolder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     preference: str,

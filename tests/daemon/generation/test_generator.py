@@ -16,7 +16,7 @@ from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFaile
 from pocketllm.daemon.generation.process import PIECE_SECONDS, in_time
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
 from tests.support.running import is_running
-from tests.support.tiny_models import CHAT_TEMPLATE, edit_json, tiny_native
+from tests.support.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 300.0
@@ -77,7 +77,7 @@ async def first_piece(events: AsyncGenerator[Piece | Done]) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model `tiny`, whose context is wide enough for an endless answer."""
     folder = tmp_path_factory.mktemp("models")
-    edit_json(tiny_native(folder) / "config.json", max_position_embeddings=CONTEXT)
+    edit_json(tiny_model_folder(folder) / "config.json", max_position_embeddings=CONTEXT)
     return folder
 
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from pocketllm.engine.formats.gguf_lora import needs_untied_head, write_gguf_lora
 from pocketllm.engine.formats.gguf_untied import write_untied
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported, some_adapter
@@ -44,28 +44,28 @@ def apart(one: Numbers, other: Numbers) -> float:
 
 
 @pytest.fixture(params=[("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")], ids=str)
-def family(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> tuple[NativeModel, Path]:
+def family(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> tuple[ModelFolder, Path]:
     """A tiny model, and the same as llama.cpp's base file."""
     name, architecture = request.param
-    native = imported(root, name, "float32")
-    return native, write_base(tmp_path / "base.gguf", native, architecture)
+    model_folder = imported(root, name, "float32")
+    return model_folder, write_base(tmp_path / "base.gguf", model_folder, architecture)
 
 
-def test_the_layers(family: tuple[NativeModel, Path], tmp_path: Path) -> None:
-    native, base = family
-    model = LanguageModel(native)
+def test_the_layers(family: tuple[ModelFolder, Path], tmp_path: Path) -> None:
+    model_folder, base = family
+    model = LanguageModel(model_folder)
     before, adapter = ours(model, None), some_adapter(model, targets=None, size=0.4)
     assert apart(before, next_log_probabilities(base, IDS)) < TOLERANCE
     adapter.save(tmp_path / "it")
-    write_gguf_lora(tmp_path / "it", native, tmp_path / "it.gguf")
+    write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
     expected = ours(model, adapter)
     assert apart(before, expected) > SEEN
     assert apart(expected, next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")) < TOLERANCE
 
 
-def test_the_head_too_where_it_is_a_tensor_of_its_own(family: tuple[NativeModel, Path], tmp_path: Path) -> None:
-    native, base = family
-    model = LanguageModel(native)
+def test_the_head_too_where_it_is_a_tensor_of_its_own(family: tuple[ModelFolder, Path], tmp_path: Path) -> None:
+    model_folder, base = family
+    model = LanguageModel(model_folder)
     adapter, head = some_adapter(model, size=0.4), model.head_path
     without = ours(model, adapter)
     vocabulary, width = model.head.weights.weight.shape
@@ -73,8 +73,8 @@ def test_the_head_too_where_it_is_a_tensor_of_its_own(family: tuple[NativeModel,
     adapter.a[head] = torch.randn(6, width, generator=generator) * 0.3  # of another rank than the others
     adapter.b[head] = torch.randn(vocabulary, 6, generator=generator)
     adapter.save(tmp_path / "it")
-    write_gguf_lora(tmp_path / "it", native, tmp_path / "it.gguf")
-    if needs_untied_head(tmp_path / "it", native):
+    write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
+    if needs_untied_head(tmp_path / "it", model_folder):
         with pytest.raises(RuntimeError):
             next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")
         tied, base = base, tmp_path / "untied.gguf"

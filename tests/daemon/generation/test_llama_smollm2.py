@@ -10,7 +10,7 @@ import torch
 from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.sampling import ModelTokens
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
 from pocketllm.engine.generate.tokenizer import open_lexicon
@@ -24,12 +24,12 @@ GREEDY = Sampling(temperature=0, max_tokens=24)
 class Both:
     """SmolLM2 in llama.cpp and in torch."""
 
-    def __init__(self, native: NativeModel, base: Path, address: Path) -> None:
-        self.native = native
-        self.tokenizer, self.lexicon = open_lexicon(native, lean=True)
-        self.torch = LanguageModel(native)
+    def __init__(self, model_folder: ModelFolder, base: Path, address: Path) -> None:
+        self.model_folder = model_folder
+        self.tokenizer, self.lexicon = open_lexicon(model_folder, lean=True)
+        self.torch = LanguageModel(model_folder)
         found = LlamaCpp(program=PACKAGE, base=base)
-        self.llama = LlamaDecoder(native, found, address=address, threads=2, encode=self.tokens)
+        self.llama = LlamaDecoder(model_folder, found, address=address, threads=2, encode=self.tokens)
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens."""
@@ -58,7 +58,7 @@ class Both:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("models")
     import_model(default_source(), folder, name="smollm2")
-    made = Both(open_native(folder / "smollm2"), Path(default_source()), folder / "llama.sock")
+    made = Both(open_model_folder(folder / "smollm2"), Path(default_source()), folder / "llama.sock")
     with closing(made.llama):
         yield made
 

@@ -15,7 +15,7 @@ from pocketllm.daemon.generation.backend import Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.files import LORA_NAME, UNTIED_NAME
 from pocketllm.daemon.generation.llama.server import Patience
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling, Scored
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
@@ -50,7 +50,7 @@ class Otherwise:
 class Bench:
     decoder: LlamaDecoder
     double: LlamaDouble
-    native: NativeModel
+    model_folder: ModelFolder
     clock: Clock
     otherwise: Otherwise
 
@@ -67,9 +67,9 @@ class Bench:
 def bench(from_gguf: Path, tmp_path: Path) -> Iterator[Bench]:
     double, clock = llama_double(tmp_path / "bin"), Clock()
     shutil.copytree(from_gguf / "tiny", tmp_path / "tiny")
-    native = open_native(tmp_path / "tiny")
+    model_folder = open_model_folder(tmp_path / "tiny")
     decoder = LlamaDecoder(
-        native,
+        model_folder,
         LlamaCpp(program=str(double.path), base=from_gguf / "Tiny-Llama.Q8_0.gguf"),
         address=tmp_path / "llama.sock",
         threads=1,
@@ -78,18 +78,18 @@ def bench(from_gguf: Path, tmp_path: Path) -> Iterator[Bench]:
         clock=clock,
     )
     with closing(decoder):
-        yield Bench(decoder, double, native, clock, Otherwise())
+        yield Bench(decoder, double, model_folder, clock, Otherwise())
     assert not any(map(is_running, double.pids))
 
 
 def adapter(bench: Bench, name: str, *, head: bool = False) -> Path:
     """Save an adapter of the model; its folder."""
-    model = LanguageModel(bench.native)
+    model = LanguageModel(bench.model_folder)
     made = some_adapter(model, targets=None)
     if head:
         made.a[model.head_path] = torch.full((4, 32), 0.1)
         made.b[model.head_path] = torch.full((VOCABULARY, 4), 0.1)
-    folder = bench.native.folder.parent / name
+    folder = bench.model_folder.path.parent / name
     made.save(folder)
     return folder
 
@@ -121,18 +121,18 @@ def test_an_adapter_is_made_a_file_of_once_and_its_server_answers_for_the_base_t
     assert (one / LORA_NAME).stat().st_mtime_ns == made.st_mtime_ns
     loras = [options(arguments).get("--lora") for arguments in bench.double.notes("arguments")]
     assert loras == [str(folder / LORA_NAME) for folder in (one, other, one)]
-    assert not (bench.native.folder / UNTIED_NAME).exists()
+    assert not (bench.model_folder.path / UNTIED_NAME).exists()
 
 
 def test_an_adapter_of_a_tied_head_gets_a_base_with_a_head_of_its_own(bench: Bench) -> None:
     assert bench.tokens(adapter(bench, "headed", head=True)) == counted(60, 5, step=-1)
     [arguments] = bench.double.notes("arguments")
-    assert options(arguments)["--model"] == str(bench.native.folder / UNTIED_NAME)
-    assert (bench.native.folder / UNTIED_NAME).stat().st_size > 0
+    assert options(arguments)["--model"] == str(bench.model_folder.path / UNTIED_NAME)
+    assert (bench.model_folder.path / UNTIED_NAME).stat().st_size > 0
 
 
 def test_what_is_no_adapter_for_llama_cpp_is_answered_otherwise_and_not_held_against_it(bench: Bench) -> None:
-    assert bench.tokens(bench.native.folder) == [OTHER] * 5  # all its weights were trained
+    assert bench.tokens(bench.model_folder.path) == [OTHER] * 5  # all its weights were trained
     assert bench.decoder.backend.name == "transformers" and bench.decoder.backend.reason
     assert bench.tokens() == counted(60, 5)
     assert bench.decoder.backend == Backend(name="llamacpp")

@@ -29,7 +29,7 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import TrainingSettings, load_settings
 from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.planning.memory_model import MB, JobPlan, Mode, predict
 from pocketllm.engine.planning.shapes import Shapes, adapted, read_shapes
 from pocketllm.storage.repositories.texts import NewText
@@ -66,7 +66,7 @@ class TestWithWishes:
 
 
 class TestPlanJob:
-    def test_the_settings_come_through(self, tiny: NativeModel) -> None:
+    def test_the_settings_come_through(self, tiny: ModelFolder) -> None:
         training = settings(batch=3, block_tokens=32, probes=2, rank=4, targets=("q_proj",), mode="lora")
         found = plan_job(tiny, training, steps=17)
         plan = found.plan
@@ -101,8 +101,8 @@ class TestPlanJob:
             ({"batch": 64, "block_tokens": 128, "micro_batch": 64}, 128),
         ],
     )
-    def test_how_many_rows_pass_at_once(self, tiny: NativeModel, changes: dict[str, Any], rows: int) -> None:
-        assert plan_job(tiny, settings(**changes), steps=1).plan.rows_at_once == rows
+    def test_how_many_rows_pass_at_once(self, tiny: ModelFolder, changes: dict[str, Any], rows: int) -> None:
+        assert plan_job(tiny, settings(**changes), steps=1).plan.micro_batch == rows
 
     @pytest.mark.parametrize(
         ("shapes", "mode", "rows"),
@@ -117,60 +117,60 @@ class TestPlanJob:
         assert enough_rows(shapes, mode, block_tokens=128) == rows
 
     @pytest.mark.parametrize(
-        ("threads", "dtype", "changes", "lanes"),
+        ("threads", "dtype", "changes", "replicas"),
         [
             (4, "bfloat16", {"batch": 8}, 4),
-            # A lane takes a block at both points at least.
+            # A replica takes a block at both points at least.
             (4, "bfloat16", {"batch": 3}, 3),
             (4, "bfloat16", {"batch": 1}, 1),
-            # Each lane would make the weights dense anew.
+            # Each replica would make the weights dense anew.
             (4, "float32", {"batch": 8}, 1),
         ],
     )
     def test_cores_take_lanes_where_weights_are_used_as_they_are_kept(
-        self, tiny_bf16: NativeModel, threads: int, dtype: str, changes: dict[str, Any], lanes: int
+        self, tiny_bf16: ModelFolder, threads: int, dtype: str, changes: dict[str, Any], replicas: int
     ) -> None:
         manifest = dataclasses.replace(
             tiny_bf16.manifest,
             compute_dtype=dtype,
             calibration={**(tiny_bf16.manifest.calibration or {}), "threads": threads},
         )
-        native = dataclasses.replace(tiny_bf16, manifest=manifest)
-        assert plan_job(native, settings(**changes), steps=1).plan.lanes == lanes
+        model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
+        assert plan_job(model_folder, settings(**changes), steps=1).plan.replicas == replicas
 
-    def test_what_does_not_fit_is_reduced(self, tiny: NativeModel) -> None:
+    def test_what_does_not_fit_is_reduced(self, tiny: ModelFolder) -> None:
         training = settings(batch=64, micro_batch=64, block_tokens=1024, memory_bytes=50 * MB)
         found = plan_job(tiny, training, steps=1)
-        assert found.plan.rows_at_once < 128 and found.plan.batch == 64
+        assert found.plan.micro_batch < 128 and found.plan.batch == 64
         assert found.prediction.working_bytes <= 50 * MB
         assert len(found.reductions) >= 1
 
-    def test_as_many_probes_as_are_cheap(self, tiny_bf16: NativeModel) -> None:
+    def test_as_many_probes_as_are_cheap(self, tiny_bf16: ModelFolder) -> None:
         """On a machine so slow that a step would last, there is one, and a larger batch."""
         for flops, probes, batch in ((1e12, CHEAP_PROBES[0], SHARED_BATCH), (1e6, 1, BATCH)):
             calibration = {"gemm_flops": flops}
             manifest = dataclasses.replace(tiny_bf16.manifest, calibration=calibration)
-            native = dataclasses.replace(tiny_bf16, manifest=manifest)
-            found = plan_job(native, settings(probes=None), steps=1)
+            model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
+            found = plan_job(model_folder, settings(probes=None), steps=1)
             assert (found.plan.probes, found.plan.batch) == (probes, batch)
             if probes > 1:
                 assert found.prediction.seconds_per_step <= LONGEST_STEP_SECONDS
-            assert plan_job(native, settings(probes=3), steps=1).plan.probes == 3
-            assert plan_job(native, settings(probes=None, batch=5), steps=1).plan.batch == 5
-            assert plan_job(native, settings(probes=None, mode="full"), steps=1).plan.probes == 1
+            assert plan_job(model_folder, settings(probes=3), steps=1).plan.probes == 3
+            assert plan_job(model_folder, settings(probes=None, batch=5), steps=1).plan.batch == 5
+            assert plan_job(model_folder, settings(probes=None, mode="full"), steps=1).plan.probes == 1
 
-    def test_all_weights_take_more_than_an_adapter(self, tiny_bf16: NativeModel) -> None:
+    def test_all_weights_take_more_than_an_adapter(self, tiny_bf16: ModelFolder) -> None:
         assert plan_job(tiny_bf16, settings(mode="full"), steps=1).plan.mode == "full"
         with pytest.raises(DoesNotFit, match=r"training\.memory_bytes allows 50 MB"):
             plan_job(tiny_bf16, settings(mode="full", memory_bytes=50 * MB), steps=1)
 
 
 @pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+def deep(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """A model whose maps' factors of rank 256 are too much for 50 MB, as three copies of each."""
     root = tmp_path_factory.mktemp("deep")
     import_model(str(tiny_llama_folder(root / "source", layers=6, hidden=64)), root, name="deep", dtype="float32")
-    return open_native(root / "deep")
+    return open_model_folder(root / "deep")
 
 
 class TestMethods:
@@ -180,13 +180,13 @@ class TestMethods:
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_where_it_is_left_open_it_is_exact(self, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-        native = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
+        model_folder = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
         for method in ("auto", "exact"):
-            found = plan_job(native, settings(method=method, batch=8, block_tokens=16), steps=3)
+            found = plan_job(model_folder, settings(method=method, batch=8, block_tokens=16), steps=3)
             plan = found.plan
             assert (plan.method, plan.mode, plan.targets, plan.probes) == ("exact", "lora", (), 1)
             assert (plan.batch, plan.pass_blocks) == (8, 8)
-            assert 1 <= plan.lanes <= plan.rows_at_once <= 8
+            assert 1 <= plan.replicas <= plan.micro_batch <= 8
             assert {one.method: one.prediction for one in found.alternatives}["exact"] == found.prediction
             assert JobPlan(**{**plan.to_json(), "targets": tuple(plan.targets)}) == plan
 
@@ -195,11 +195,11 @@ class TestMethods:
         [({"batch": 8, "block_tokens": 64}, 8), ({"batch": 8, "block_tokens": 256}, 2), ({"micro_batch": 3}, 3)],
     )
     def test_graphs_are_made_of_few_positions_at_a_time(
-        self, tiny: NativeModel, changes: dict[str, Any], rows: int
+        self, tiny: ModelFolder, changes: dict[str, Any], rows: int
     ) -> None:
-        assert plan_job(tiny, settings(method="exact", **changes), steps=1).plan.rows_at_once == rows
+        assert plan_job(tiny, settings(method="exact", **changes), steps=1).plan.micro_batch == rows
 
-    def test_what_does_not_fit_by_exact_is_planned_by_mezo(self, deep: NativeModel) -> None:
+    def test_what_does_not_fit_by_exact_is_planned_by_mezo(self, deep: ModelFolder) -> None:
         found = plan_job(deep, settings(method="auto", **self.TIGHT), steps=3)
         assert found.plan.method == "mezo"
         [exact, mezo] = found.alternatives
@@ -207,19 +207,19 @@ class TestMethods:
         assert exact.reason is not None and "training.memory_bytes allows 50 MB" in exact.reason
         assert chosen(found) == f"mezo ({chosen(found).partition('(')[2].partition(')')[0]}); exact: {exact.reason}"
 
-    def test_where_exact_is_asked_for_it_is_that_or_nothing(self, deep: NativeModel) -> None:
+    def test_where_exact_is_asked_for_it_is_that_or_nothing(self, deep: ModelFolder) -> None:
         with pytest.raises(DoesNotFit, match="Set it to") as caught:
             plan_job(deep, settings(method="exact", **self.TIGHT), steps=3)
         enough = int(str(caught.value).partition("Set it to ")[2].split()[0])
         found = plan_job(deep, settings(method="exact", **{**self.TIGHT, "memory_bytes": enough}), steps=3)
         assert found.prediction.working_bytes <= enough
 
-    def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: NativeModel) -> None:
+    def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: ModelFolder) -> None:
         found = plan_job(tiny, settings(method="mezo"), steps=3)
         assert found.plan.method == "mezo"
         assert chosen(found).startswith("mezo (") and "; exact: " in chosen(found)
 
-    def test_all_weights_are_trained_by_mezo(self, tiny: NativeModel) -> None:
+    def test_all_weights_are_trained_by_mezo(self, tiny: ModelFolder) -> None:
         assert plan_job(tiny, settings(method="auto", mode="full"), steps=3).plan.method == "mezo"
         with pytest.raises(BadRequest, match="Exact gradients are of an adapter's factors"):
             plan_job(tiny, settings(method="exact", mode="full"), steps=3)

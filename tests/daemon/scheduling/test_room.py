@@ -11,7 +11,7 @@ from pocketllm.daemon.scheduling.admission import Room
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.house import house_in
 from tests.support.running import NOON, Daemon, eventually, running
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 MB = 10**6
 
@@ -55,7 +55,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """One that may hold a worker or a generator, of a tiny model, but not both."""
     folder = tmp_path / "data"
     folder.mkdir()
-    tiny_native(folder / "models")
+    tiny_model_folder(folder / "models")
     with running(
         folder,
         MODEL="tiny",

@@ -11,15 +11,15 @@ import pytest
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.errors import CalibrationFailed
 from pocketllm.daemon.tools.calibrate import measure, resident_bytes
-from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, NativeModel
+from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, ModelFolder
 from tests.support.commands import WAIT_SECONDS
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 MB = 10**6
 
 
-def test_a_process_of_its_own_measures(tiny: NativeModel) -> None:
-    found = measure(tiny.folder)
+def test_a_process_of_its_own_measures(tiny: ModelFolder) -> None:
+    found = measure(tiny.path)
     assert found["compute_dtype"] in FLOAT_DTYPES
     assert found["gemm_flops"] > 0
     # torch and transformers, and no model yet: neither nothing nor a gigabyte.
@@ -28,7 +28,7 @@ def test_a_process_of_its_own_measures(tiny: NativeModel) -> None:
 
 
 def test_truncated_weights(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     with (folder / WEIGHTS_NAME).open("r+b") as file:
         file.truncate(10_000)
     with pytest.raises(CalibrationFailed, match=r"model.safetensors is 10000 bytes, not .*Import the model again\.$"):
@@ -44,13 +44,13 @@ def test_truncated_weights(tmp_path: Path) -> None:
         ("RLIMIT_AS", 250 * MB, r"Measuring the model failed: \w*Error: .*\."),
     ],
 )
-def test_a_process_that_dies(tiny: NativeModel, limit: str, value: int, words: str) -> None:
+def test_a_process_that_dies(tiny: ModelFolder, limit: str, value: int, words: str) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from pocketllm.daemon.tools.calibrate import measure\n"
         f"resource.setrlimit(resource.{limit}, ({value}, {value}))\n"
         "measure(Path(sys.argv[1]))\n"
     )
-    command = [sys.executable, "-c", code, str(tiny.folder)]
+    command = [sys.executable, "-c", code, str(tiny.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert re.search(rf"CalibrationFailed: {words}$", done.stderr.strip())
 

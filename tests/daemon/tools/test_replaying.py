@@ -1,4 +1,4 @@
-"""A job's learning done again from its journal: the same adapter bit for bit, and what is told when it is not."""
+"""A job's learning done again from its steps: the same adapter bit for bit, and what is told when it is not."""
 
 import json
 import shutil
@@ -17,15 +17,15 @@ from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.tools.replay import rebuild
 from pocketllm.engine.errors import AdapterError, ModelNotFound
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, open_native
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, open_model_folder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.step_log_export import export_journal, read_export
+from pocketllm.storage.step_log_export import export_step_log, read_export
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job
 from tests.support.commands import Run, commands, output, terminal
 from tests.support.replayable import STEPS, learn, training
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 from tests.support.working import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
 
 LORA, FULL = training(), training(mode="full", step_size=1e-3)
@@ -72,10 +72,10 @@ def contents_of(path: Path) -> dict[str, Any]:
 
 
 def export(folder: DataFolder, store: Store, job: Job, **header: Any) -> Path:
-    """The job's journal as a file in the data folder, with some of its header changed."""
+    """The job's steps as a file in the data folder, with some of its header changed."""
     changed = Job(**{**job.model_dump(), **{k: v for k, v in header.items() if k != "base_sha256"}})
-    data = export_journal(changed, store.journal.encoded(job.id), base_sha256=header.get("base_sha256"))
-    path = folder.root / "a.journal"
+    data = export_step_log(changed, store.step_log.encoded(job.id), base_sha256=header.get("base_sha256"))
+    path = folder.root / "a.steps"
     path.write_bytes(data)
     return path
 
@@ -147,7 +147,7 @@ class TestRebuild:
         assert found.max_difference is not None and 0 < found.max_difference < 0.05
 
     def test_the_sign_of_zero_is_a_bit_too(self, folder: DataFolder, store: Store) -> None:
-        job = learn(folder, store, training(step_size=1e-300))  # zero in the journal's float32
+        job = learn(folder, store, training(step_size=1e-300))  # zero in the step log's float32
         assert rebuild(folder, store, job.id).identical
         change(made(folder, job) / "adapter_model.safetensors", B_OF_THE_FIRST, -0.0)
         found = rebuild(folder, store, job.id)
@@ -162,7 +162,7 @@ class TestRebuild:
         rebuild(folder, store, job.id, output=again)
         assert contents_of(again) == contents_of(made(folder, job))
         if settings.mode == "full":
-            assert open_native(again, verify=True).manifest.name == "again"
+            assert open_model_folder(again, verify=True).manifest.name == "again"
 
     @pytest.mark.parametrize(
         ("name", "settings", "reason"),
@@ -208,7 +208,7 @@ class TestRebuild:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": "2026-01-01T00:00:00Z"}))
         assert not rebuild(folder, store, job.id).base_is_newer
         shutil.rmtree(folder.models / "tiny")
-        tiny_native(folder.models, seed=5)
+        tiny_model_folder(folder.models, seed=5)
         found = rebuild(folder, store, job.id)
         assert found.base_is_newer and not found.identical
         result = commands(folder.root)("replay", job.id)
@@ -216,12 +216,12 @@ class TestRebuild:
         assert "imported after the job had started" in " ".join(result.stdout.split())
 
 
-class TestJournalFile:
-    def test_an_exported_journal_is_as_good_as_the_database(self, folder: DataFolder, store: Store, job: Job) -> None:
-        sha256 = open_native(folder.models / "tiny").manifest.weights_sha256
+class TestStepsFile:
+    def test_exported_steps_are_as_good_as_the_database(self, folder: DataFolder, store: Store, job: Job) -> None:
+        sha256 = open_model_folder(folder.models / "tiny").manifest.weights_sha256
         for known in (sha256, None):
-            journal = read_export(export(folder, store, job, base_sha256=known).read_bytes())
-            assert rebuild(folder, store, job.id, journal=journal).identical
+            exported = read_export(export(folder, store, job, base_sha256=known).read_bytes())
+            assert rebuild(folder, store, job.id, exported=exported).identical
 
     @pytest.mark.parametrize(
         ("header", "reason"),
@@ -232,18 +232,18 @@ class TestJournalFile:
             ({"base_sha256": "0" * 64}, "made on other weights than those that tiny has here"),
         ],
     )
-    def test_a_journal_of_something_else(
+    def test_steps_of_something_else(
         self, folder: DataFolder, store: Store, job: Job, header: dict[str, Any], reason: str
     ) -> None:
-        journal = read_export(export(folder, store, job, **header).read_bytes())
+        exported = read_export(export(folder, store, job, **header).read_bytes())
         with pytest.raises(CannotReplay, match=reason):
-            rebuild(folder, store, job.id, journal=journal)
+            rebuild(folder, store, job.id, exported=exported)
 
-    def test_a_journal_that_was_exported_too_early(self, folder: DataFolder, store: Store, job: Job) -> None:
-        journal = read_export(export(folder, store, job).read_bytes())
-        del journal.rows[-1]
+    def test_steps_that_were_exported_too_early(self, folder: DataFolder, store: Store, job: Job) -> None:
+        exported = read_export(export(folder, store, job).read_bytes())
+        del exported.rows[-1]
         with pytest.raises(CannotReplay, match="holds 5 of the 6 steps"):
-            rebuild(folder, store, job.id, journal=journal)
+            rebuild(folder, store, job.id, exported=exported)
 
 
 class TestCommand:
@@ -262,7 +262,7 @@ class TestCommand:
         self, run: Run, store: Store, job: Job, folder: DataFolder, tmp_path: Path
     ) -> None:
         file, target = export(folder, store, job), tmp_path / "again"
-        result = run("replay", job.id, "--journal", str(file), "--output", str(target), "--json")
+        result = run("replay", job.id, "--steps", str(file), "--output", str(target), "--json")
         assert result.exit_code == 0, result.stderr
         document = json.loads(result.stdout)
         assert document["seconds"] > 0
@@ -292,11 +292,11 @@ class TestCommand:
         assert json.loads(result.stdout)["identical"] is False
 
     def test_what_cannot_be_done_is_no_difference(self, run: Run, job: Job, tmp_path: Path) -> None:
-        (tmp_path / "x.journal").write_text("nonsense")
+        (tmp_path / "x.steps").write_text("nonsense")
         for arguments, words in (
             (("job-none",), "There is no job 'job-none'"),
-            ((job.id, "--journal", str(tmp_path / "x.journal")), "This is no journal of PocketLLM's"),
-            ((job.id, "--journal", str(tmp_path / "none")), "No such file"),
+            ((job.id, "--steps", str(tmp_path / "x.steps")), "This is no file of PocketLLM's steps"),
+            ((job.id, "--steps", str(tmp_path / "none")), "No such file"),
             ((job.id, "--output", str(tmp_path)), "there already"),
             ((job.id, "--data-dir", str(tmp_path / "empty")), "There is no database"),
             ((), "Missing argument"),

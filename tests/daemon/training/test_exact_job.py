@@ -82,7 +82,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     adapter = learned(folder, job)
     assert all(float(b.abs().max()) > 0 for b in adapter.b.values())
     assert {path.rpartition(".")[2] for path in adapter.a} >= {"q_proj", "gate_proj", "down_proj"}
-    assert [row.step for row in store.journal.steps(job.id)] == list(range(1, job.total_steps + 1))
+    assert [row.step for row in store.step_log.steps(job.id)] == list(range(1, job.total_steps + 1))
     assert not folder.run(job.id).exists()
     assert not folder.start(job.id).exists()
     assert (folder.models / "tiny" / "samples.safetensors").is_file()
@@ -104,11 +104,11 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     done = other.jobs.get(job.id)
     assert equal(learned(folder, undisturbed), learned(again, done))
     rows = [
-        [(row.step, row.scalars, row.loss, row.learning_rate) for row in one.journal.steps(identity)]
+        [(row.step, row.scalars, row.loss, row.learning_rate) for row in one.step_log.steps(identity)]
         for one, identity in ((store, undisturbed.id), (other, job.id))
     ]
     assert rows[0] == rows[1]
-    assert done.watch == undisturbed.watch
+    assert done.early_stopping == undisturbed.early_stopping
 
 
 def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder: DataFolder, store: Store) -> None:
@@ -118,13 +118,13 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     done = run(folder, store, parent=first.adapter)
     assert done.parent == first.adapter
     assert not said(store, done, "began anew")
-    before, start = store.journal.evaluation(first.id, first.total_steps), store.journal.evaluation(done.id, 0)
-    base = store.journal.evaluation(done.id, BASE_STEP)
+    before, start = store.step_log.evaluation(first.id, first.total_steps), store.step_log.evaluation(done.id, 0)
+    base = store.step_log.evaluation(done.id, BASE_STEP)
     assert before is not None and start is not None and base is not None
     assert start.loss != base.loss
     assert not equal(learned(folder, first), learned(folder, done))
-    assert "against the base model" in said(store, done, "judged")
-    assert "on old text" in said(store, done, "judged")
+    assert "against the base model" in said(store, done, "evaluated")
+    assert "on old text" in said(store, done, "evaluated")
 
 
 def test_it_cannot_be_replayed_and_says_why(folder: DataFolder, store: Store) -> None:
@@ -148,7 +148,7 @@ def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
     store.texts.add(notes(40), now=NOW)
     job = run(folder, store, with_method("auto", steps=12))
     assert job.method == "exact"
-    before, after = (store.journal.evaluation(job.id, step) for step in (0, job.total_steps))
+    before, after = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
     assert before is not None and after is not None and after.loss < before.loss
 
 
@@ -160,11 +160,11 @@ def test_a_job_that_was_paused_while_it_learned_by_the_guide_begins_anew(folder:
     with store._database.write() as session:
         found = session.get_one(Job, job.id)
         found.settings, found.plan = old, {"method": "guided", "steps": 12, "trunk_dtype": "float32"}
-        found.watch = {"best_step": 1, "looked_at": 1}
-    store.journal.append(
+        found.early_stopping = {"best_step": 1, "looked_at": 1}
+    store.step_log.append(
         Step(job_id=job.id, step=1, seed=0, scalars=[0.5], loss=9.0, learning_rate=0.1, tokens=9, seconds=1.0)
     )
-    store.journal.evaluate(job.id, step=0, block_losses={"0": 9.0}, weights=[1], now=NOW)
+    store.step_log.evaluate(job.id, step=0, block_losses={"0": 9.0}, weights=[1], now=NOW)
     folder.start(job.id).mkdir(parents=True)
     folder.run(job.id).mkdir(parents=True)
     (folder.run(job.id) / "trunk").write_bytes(b"states")
@@ -172,7 +172,7 @@ def test_a_job_that_was_paused_while_it_learned_by_the_guide_begins_anew(folder:
     done = store.jobs.get(job.id)
     assert (done.state, done.method) == (JobState.SUCCEEDED, "exact"), done.error
     assert "the method guided is gone" in said(store, done, "began anew")
-    rows = store.journal.steps(job.id)
+    rows = store.step_log.steps(job.id)
     assert [row.step for row in rows] == list(range(1, done.total_steps + 1))
     assert all(row.loss < 9 for row in rows)
 
@@ -184,14 +184,14 @@ def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
     """Losses of other blocks are never compared: what was measured with it is measured again."""
     store.texts.add(notes(60), now=NOW)
     job = queue_job(store, training=EXACT, steps=12)
-    kill_when(start_worker(folder, job), lambda: store.journal.evaluation(job.id, step) is not None)
-    before = store.journal.evaluation(job.id, step)
+    kill_when(start_worker(folder, job), lambda: store.step_log.evaluation(job.id, step) is not None)
+    before = store.step_log.evaluation(job.id, step)
     assert before is not None
     store.texts.delete(next(text.id for text in store.texts.of_job(job.id) if text.held_out))
     finish(start_worker(folder, job))
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED, done.error
-    start, end = (store.journal.evaluation(job.id, at) for at in (0, done.total_steps))
+    start, end = (store.step_log.evaluation(job.id, at) for at in (0, done.total_steps))
     assert start is not None and end is not None
     assert start.block_losses.keys() == end.block_losses.keys()
     assert start.block_losses.keys() != before.block_losses.keys()

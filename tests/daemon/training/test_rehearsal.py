@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MAX_SAMPLES, TOKENS, openings, rehearsal_blocks
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
-from tests.support.tiny_models import byte_tokenizer, tiny_native
+from tests.support.tiny_models import byte_tokenizer, tiny_model_folder
 
 OPENINGS = [[0], [1, 70, 71]]
 #: That are wanted: of the last part not all, and it is drawn whole.
@@ -19,7 +19,7 @@ WANTED, DRAWN = 3 * AT_ONCE + 1, 4 * AT_ONCE
 
 @pytest.fixture
 def model(tmp_path: Path) -> LanguageModel:
-    return LanguageModel(open_native(tiny_native(tmp_path, dtype="float32")))
+    return LanguageModel(open_model_folder(tiny_model_folder(tmp_path, dtype="float32")))
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def test_a_kill_costs_a_part_and_changes_nothing(model: LanguageModel) -> None:
     with pytest.raises(Killed):
         rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=die)
     resumed = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=lambda *_: None)
-    (model.native.folder / FILE_NAME).unlink()
+    (model.folder.path / FILE_NAME).unlink()
     anew = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=lambda *_: None)
     assert torch.equal(anew.inputs, resumed.inputs)
 

@@ -18,7 +18,7 @@ from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, EarlyStopping
 from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS, Checkpoint, Run, train
 from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
@@ -76,7 +76,7 @@ class CutRun(StoredRun):
 class Runs:
     """Jobs that learn alike on one model, in one database."""
 
-    native: NativeModel
+    model_folder: ModelFolder
     store: Store
     folder: Path
     what: What
@@ -90,13 +90,13 @@ class Runs:
     def start(self, job: Job, *, at: int = -1, behind: bool = False) -> tuple[Adapter | FullWeights, CutRun]:
         """What a worker does, with a model of its own; theta at the end, and what it was stored in."""
         job = self.store.jobs.get(job.id)
-        model = LanguageModel(self.native)
+        model = LanguageModel(self.model_folder)
         theta: Adapter | FullWeights = model.full() if self.what == "full" else self._adapter(model)
         model.use(theta)
 
         def to_start() -> None:
             if isinstance(theta, FullWeights):
-                theta.reload(open_weights(self.native.weights))
+                theta.reload(open_weights(self.model_folder.weights))
                 return
             start = self._adapter(model)
             for path in start.b:
@@ -128,17 +128,17 @@ class Runs:
 
     def _method(self, model: LanguageModel, theta: Adapter | FullWeights, to_start: Callable[[], None]) -> Method:
         if isinstance(theta, Adapter) and self.what == "exact":
-            size = PassSize(blocks=4, rows_at_once=4)
+            size = PassSize(blocks=4, micro_batch=4)
             return Exact(model, theta, ExactPlan(seed=4, rate=self.rate), size, to_start=to_start)
         plan = MeZOPlan(seed=4, epsilon=1e-3, step_size=self.rate, probes=2)
         return MeZO(lambda points, batch: model.losses_at(points, batch, 100), theta, plan, to_start)
 
     def told(self, job: Job) -> tuple[object, ...]:
         """All that is stored of a run."""
-        rows = [(row.step, row.scalars, row.loss, row.learning_rate) for row in self.store.journal.steps(job.id)]
+        rows = [(row.step, row.scalars, row.loss, row.learning_rate) for row in self.store.step_log.steps(job.id)]
         job = self.store.jobs.get(job.id)
         events = [event.message for event in self.store.jobs.events(job.id)]
-        return rows, job.watch, job.total_steps, events
+        return rows, job.early_stopping, job.total_steps, events
 
 
 def same(one: Adapter | FullWeights, other: Adapter | FullWeights) -> bool:
@@ -178,15 +178,15 @@ def store(tmp_path: Path) -> Store:
     ],
 )
 def test_killed_at_any_write_it_ends_like_an_undisturbed_run_bit_for_bit(
-    tiny_bf16: NativeModel, store: Store, tmp_path: Path, what: What, rate: float, back: int, tick: float
+    tiny_bf16: ModelFolder, store: Store, tmp_path: Path, what: What, rate: float, back: int, tick: float
 ) -> None:
     runs = Runs(tiny_bf16, store, tmp_path / "runs", what, rate, tick)
     undisturbed = runs.queue()
     expected, stored = runs.start(undisturbed)
-    watch = store.jobs.get(undisturbed.id).watch
-    assert watch is not None
-    assert watch["halvings"] >= back, watch
-    assert (stored.saved != []) == ((what == "exact" and watch["best_step"] > 0) or tick > 0), stored.saved
+    early_stopping = store.jobs.get(undisturbed.id).early_stopping
+    assert early_stopping is not None
+    assert early_stopping["halvings"] >= back, early_stopping
+    assert (stored.saved != []) == ((what == "exact" and early_stopping["best_step"] > 0) or tick > 0), stored.saved
     every = 1 if stored.writes <= MANY_WRITES else 3
     for at in range(1, stored.writes + 1, every):
         for behind in (False, True):
@@ -296,18 +296,18 @@ def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
     finish(start_worker(folder, disturbed))
     one, two = store.jobs.get(undisturbed.id), store.jobs.get(disturbed.id)
     assert one.state is two.state is JobState.SUCCEEDED
-    assert one.watch is not None
-    assert one.watch == two.watch
-    assert one.watch["halvings"] >= back
-    assert one.total_steps == two.total_steps == one.watch["best_step"]
-    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.journal.steps(j.id)] for j in (one, two)]
+    assert one.early_stopping is not None
+    assert one.early_stopping == two.early_stopping
+    assert one.early_stopping["halvings"] >= back
+    assert one.total_steps == two.total_steps == one.early_stopping["best_step"]
+    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.step_log.steps(j.id)] for j in (one, two)]
     assert rows[0] == rows[1]
     assert len(rows[0]) == one.total_steps
     for job in (one, two):
         assert rebuild(folder, store, job.id).identical
         kinds = [event.kind for event in store.jobs.events(job.id)]
         # A check after the very last step may halve, and the run ends all the same.
-        halvings = one.watch["halvings"]
+        halvings = one.early_stopping["halvings"]
         assert kinds.count("went back") in (min(halvings, MAX_HALVINGS), halvings - 1)
         assert kinds.count("ended early") == (one.total_steps < 60)
     store.close()

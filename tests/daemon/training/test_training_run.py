@@ -12,7 +12,7 @@ from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.data_split import PART_WORDS, divide, first_blocks, last_blocks, with_replay
 from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
@@ -57,7 +57,7 @@ def opened(folder: DataFolder, texts: Sequence[NewText]) -> Store:
         ("roberta", "int8", [*notes(), *LABELLED], LETTERS),
     ],
 )
-def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_journal(
+def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_step_log(
     tmp_path: Path, architecture: str, dtype: str, texts: list[NewText], settings: dict[str, object]
 ) -> None:
     source = ARCHITECTURES[architecture](tmp_path / "source")
@@ -66,7 +66,7 @@ def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_journal(
     job = run_job(folder, store, changed(**settings))
     assert (job.state, job.error) == (JobState.SUCCEEDED, None)
     assert job.plan is not None and job.predicted_bytes
-    rows = store.journal.steps(job.id)
+    rows = store.step_log.steps(job.id)
     assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
     assert job.plan is not None
     assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
@@ -85,7 +85,9 @@ def test_a_full_job_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tm
     finish(start_worker(folder, disturbed))
     disturbed = store.jobs.get(disturbed.id)
     assert undisturbed.adapter and disturbed.adapter
-    made = [open_native(folder.adapter(job.adapter), verify=True) for job in (undisturbed, disturbed) if job.adapter]
+    made = [
+        open_model_folder(folder.adapter(job.adapter), verify=True) for job in (undisturbed, disturbed) if job.adapter
+    ]
     assert made[0].manifest.weights_sha256 == made[1].manifest.weights_sha256
     base = open_weights(folder.models / "tiny" / "model.safetensors")
     assert any(not torch.equal(w.floats, base[name].floats) for name, w in open_weights(made[0].weights).items())
@@ -103,7 +105,7 @@ def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Pat
     assert job.state is JobState.SUCCEEDED
     events = [event.message for event in store.jobs.events(job.id) if event.kind == "reduced"]
     assert any("rows that pass through the layers together went from 512 to" in event for event in events)
-    assert job.plan and job.plan["rows_at_once"] < 512 and job.plan["block_tokens"] == 256
+    assert job.plan and job.plan["micro_batch"] < 512 and job.plan["block_tokens"] == 256
     store.close()
 
 
@@ -112,8 +114,10 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_p
     folder = data_folder(tmp_path)
     store = opened(folder, [NewText(text="word " * 30_000, source="test")])
     job = queue_job(store, training=changed(batch=512, block_tokens=256, memory_bytes=100_000_000, steps=1))
-    planned = plan_job(open_native(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1)
-    plan = planned.plan.to_json() | {"rows_at_once": 1024}
+    planned = plan_job(
+        open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
+    )
+    plan = planned.plan.to_json() | {"micro_batch": 1024}
     store.jobs.set_plan(job.id, plan, predicted_bytes=0)
     finish(start_worker(folder, job))
     job = store.jobs.get(job.id)
@@ -139,7 +143,7 @@ def texts(*held_out: bool) -> list[Text]:
 
 
 def packed(rows: Sequence[Text]) -> Batches:
-    blocks = pack([[3] * len(row.text) for row in rows], length=4, separator=0)
+    blocks = pack([[3] * len(row.text) for row in rows], length=4, eos=0)
     return blocks[slice(0, 3)], blocks[slice(3, None)]
 
 
@@ -162,7 +166,7 @@ def test_divide_keeps_the_last_tenth_where_the_ids_picked_none_or_all(held_out: 
 
 def test_divide_refuses_what_is_too_little_for_both() -> None:
     with pytest.raises(BadRequest, match="Add some text"):
-        divide(texts(False), lambda rows: (pack([[3, 3]], length=4, separator=0),))
+        divide(texts(False), lambda rows: (pack([[3, 3]], length=4, eos=0),))
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 4, 23])

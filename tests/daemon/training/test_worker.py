@@ -8,7 +8,7 @@ import pytest
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
@@ -51,11 +51,11 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
     assert one.state is two.state is JobState.SUCCEEDED
     assert one.adapter and two.adapter
     assert equal(load_adapter(folder.adapter(one.adapter)), load_adapter(folder.adapter(two.adapter)))
-    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.journal.steps(j.id)] for j in (one, two)]
+    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.step_log.steps(j.id)] for j in (one, two)]
     assert rows[0] == rows[1]
     assert len(rows[0]) == steps
     for step in (4, 24):  # what a job measures first is what is served, which the first job may have changed
-        losses = [store.journal.evaluation(job.id, step) for job in (one, two)]
+        losses = [store.step_log.evaluation(job.id, step) for job in (one, two)]
         assert losses[0] is not None and losses[1] is not None
         assert losses[0].block_losses == losses[1].block_losses
 
@@ -68,7 +68,7 @@ def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, 
     assert (job.state, job.texts) == (JobState.SUCCEEDED, 30)
     assert job.peak_memory_bytes and job.peak_memory_bytes > 50e6
     assert store.texts.counts().new_words == 0
-    progress = store.journal.progress(job.id)
+    progress = store.step_log.progress(job.id)
     assert progress.step == TRAINING.steps
     assert progress.held_out_loss_before and progress.held_out_loss_now
     adapter = store.adapters.all()[0]
@@ -87,8 +87,8 @@ def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFold
     with store._database.write() as session:
         session.merge(Job(**{**store.jobs.get(second.id).model_dump(), "parent": parent}))
     finish(start_worker(folder, store.jobs.start(second.id, parent=None, now=NOW)))
-    before = store.journal.evaluation(second.id, 0)
-    after_first = store.journal.evaluation(first.id, TRAINING.steps)
+    before = store.step_log.evaluation(second.id, 0)
+    after_first = store.step_log.evaluation(first.id, TRAINING.steps)
     assert before and after_first
     assert before.block_losses == after_first.block_losses
 
@@ -120,8 +120,10 @@ def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(fold
     """Its plan is made to promise far too much: a row so long that what comes before its attention does not fit."""
     store.texts.add([NewText(text="word " * 2_000_000, source="test")], now=NOW)
     job = queue_job(store, training=TRAINING.model_copy(update={"memory_bytes": 50_000_000}))
-    planned = plan_job(open_native(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1)
-    plan = planned.plan.to_json() | {"block_tokens": 4_000_000, "rows_at_once": 2}
+    planned = plan_job(
+        open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
+    )
+    plan = planned.plan.to_json() | {"block_tokens": 4_000_000, "micro_batch": 2}
     store.jobs.set_plan(job.id, plan, predicted_bytes=0)
     finish(start_worker(folder, job))
     job = ended(store, job)

@@ -30,7 +30,7 @@ class TestPack:
         stream = [token for text in texts for token in [*text, 0]]
         if len(stream) < 2:
             return
-        blocks = pack(texts, length=length, separator=0)
+        blocks = pack(texts, length=length, eos=0)
         predicted = blocks.targets.flatten()
         assert predicted[predicted != IGNORE_INDEX].tolist() == stream[1:]
         assert blocks.inputs.flatten()[: len(stream) - 1].tolist() == stream[:-1]
@@ -41,10 +41,10 @@ class TestPack:
     @pytest.mark.parametrize("texts", [[], [[]]])
     def test_no_text_is_refused(self, texts: list[list[int]]) -> None:
         with pytest.raises(BadRequest, match="no text to learn from"):
-            pack(texts, length=8, separator=0)
+            pack(texts, length=8, eos=0)
 
     def test_one_token_is_enough(self) -> None:
-        blocks = pack([[7]], length=8, separator=0)
+        blocks = pack([[7]], length=8, eos=0)
         assert blocks.inputs.tolist() == [[7, 0, 0, 0, 0, 0, 0, 0]]
         assert blocks.tokens == 1
 
@@ -53,13 +53,13 @@ class TestBlocks:
     blocks = Batch(
         inputs=torch.arange(6).view(3, 2),
         targets=torch.tensor([[1, 2], [3, IGNORE_INDEX], [5, IGNORE_INDEX]]),
-        choices=(4, 5),
+        label_ids=(4, 5),
         lengths=torch.tensor([2, 1, 1]),
     )
 
     def test_a_part_keeps_its_choices_and_lengths(self) -> None:
         part = self.blocks[torch.tensor([2, 0])]
-        assert part.choices == (4, 5)
+        assert part.label_ids == (4, 5)
         assert part.lengths is not None
         assert part.lengths.tolist() == [1, 2]
         assert part.target_counts.tolist() == [1, 2]

@@ -11,8 +11,8 @@ from pocketllm.engine.data.chats import chat_prompt, turns
 from pocketllm.engine.data.examples import Chat, encode
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import open_native
-from pocketllm.engine.generate.streaming_text import separator
+from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 CHAT: list[dict[str, Any]] = [
@@ -29,11 +29,11 @@ CHAT: list[dict[str, Any]] = [
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """SmolLM2's own."""
     models = tmp_path_factory.mktemp("models")
-    return open_native(models / import_model(default_source(), models).name).tokenizer()
+    return open_model_folder(models / import_model(default_source(), models).name).tokenizer()
 
 
 def rows(tokenizer: PreTrainedTokenizerBase, chat: Chat, length: int = 128) -> Batches:
-    return encode([chat], tokenizer, length=length, separator=separator(tokenizer))
+    return encode([chat], tokenizer, length=length, eos=eos_id(tokenizer))
 
 
 def wanted(tokenizer: PreTrainedTokenizerBase, buckets: Batches) -> list[str]:

@@ -52,13 +52,11 @@ def test_a_word_is_the_token_that_it_is_in_the_sentence(pattern: str, words: dic
 
 def test_what_the_model_reads_with_the_word_in_place_is_the_sentence() -> None:
     text = "A film."
-    for masked in (False, True):
-        (blocks,) = encode(
-            [Labelled(text=text, label="good")], WORDS, length=16, separator=2, template=MOOD, masked=masked
-        )
+    for is_mlm in (False, True):
+        (blocks,) = encode([Labelled(text=text, label="good")], WORDS, length=16, eos=2, template=MOOD, is_mlm=is_mlm)
         position = int((blocks.targets[0] != IGNORE_INDEX).nonzero())
         row = blocks.inputs[0].tolist()
-        if masked:
+        if is_mlm:
             row[position] = int(blocks.targets[0, position])
             assert blocks.lengths is not None
             tokens = row[1 : int(blocks.lengths[0]) - 1]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.errors import AdapterError, CannotExport, MezoError
 from pocketllm.engine.formats.gguf_lora import needs_untied_head, write_gguf_lora
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.full import save_full
 from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import fresh_process, imported, some_adapter
-from tests.support.tiny_models import edit_json, gguf_name, permute, tiny_native
+from tests.support.tiny_models import edit_json, gguf_name, permute, tiny_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +26,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-def of_all_maps(native: NativeModel) -> Adapter:
-    return some_adapter(LanguageModel(native), targets=None, alpha=6.0)
+def of_all_maps(model_folder: ModelFolder) -> Adapter:
+    return some_adapter(LanguageModel(model_folder), targets=None, alpha=6.0)
 
 
-def with_head(adapter: Adapter, native: NativeModel, *, rank: int) -> Adapter:
+def with_head(adapter: Adapter, model_folder: ModelFolder, *, rank: int) -> Adapter:
     """The same with the output head adapted too, as the guide does it."""
-    model = LanguageModel(native)
+    model = LanguageModel(model_folder)
     generator = torch.Generator().manual_seed(1)
     adapter.a[model.head_path] = torch.randn(rank, model.head.weights.weight.shape[1], generator=generator)
     adapter.b[model.head_path] = torch.randn(model.head.weights.weight.shape[0], rank, generator=generator)
     return adapter
 
 
-def exported(adapter: Adapter, native: NativeModel, folder: Path) -> gguf.GGUFReader:
+def exported(adapter: Adapter, model_folder: ModelFolder, folder: Path) -> gguf.GGUFReader:
     adapter.save(folder / "it")
-    write_gguf_lora(folder / "it", native, folder / "it.gguf")
+    write_gguf_lora(folder / "it", model_folder, folder / "it.gguf")
     assert sorted(path.name for path in folder.iterdir()) == ["it", "it.gguf"]
     return gguf.GGUFReader(folder / "it.gguf")
 
@@ -61,7 +61,7 @@ def paired(path: str, b: torch.Tensor) -> NDArray[np.float32]:
     return permute(numbers, heads) if heads else numbers
 
 
-def test_every_tensor_comes_back_under_llama_cpps_name(tiny: NativeModel, tmp_path: Path) -> None:
+def test_every_tensor_comes_back_under_llama_cpps_name(tiny: ModelFolder, tmp_path: Path) -> None:
     adapter = of_all_maps(tiny)
     found = tensors(exported(adapter, tiny, tmp_path))
     assert len(found) == 2 * len(adapter.a) == 2 * 2 * 7
@@ -73,7 +73,7 @@ def test_every_tensor_comes_back_under_llama_cpps_name(tiny: NativeModel, tmp_pa
         assert found[f"{name}.lora_a"].dtype == np.float32
 
 
-def test_undoing_the_order_of_the_rows_gives_b(tiny: NativeModel, tmp_path: Path) -> None:
+def test_undoing_the_order_of_the_rows_gives_b(tiny: ModelFolder, tmp_path: Path) -> None:
     adapter = of_all_maps(tiny)
     found = tensors(exported(adapter, tiny, tmp_path))
     path = "model.layers.1.self_attn.q_proj"
@@ -84,7 +84,7 @@ def test_undoing_the_order_of_the_rows_gives_b(tiny: NativeModel, tmp_path: Path
     assert np.array_equal(halves, adapter.b[path].numpy())
 
 
-def test_the_metadata(tiny: NativeModel, tmp_path: Path) -> None:
+def test_the_metadata(tiny: ModelFolder, tmp_path: Path) -> None:
     assert metadata(exported(of_all_maps(tiny), tiny, tmp_path)) == {
         "general.architecture": "llama",
         "general.type": "adapter",
@@ -96,7 +96,7 @@ def test_the_metadata(tiny: NativeModel, tmp_path: Path) -> None:
     }
 
 
-def test_an_adapter_of_a_tied_head_needs_a_base_with_a_head_of_its_own(tiny: NativeModel, tmp_path: Path) -> None:
+def test_an_adapter_of_a_tied_head_needs_a_base_with_a_head_of_its_own(tiny: ModelFolder, tmp_path: Path) -> None:
     adapter = with_head(of_all_maps(tiny), tiny, rank=4)
     reader = exported(adapter, tiny, tmp_path)
     assert np.array_equal(tensors(reader)["output.weight.lora_a"], adapter.a["lm_head"].numpy())
@@ -105,10 +105,10 @@ def test_an_adapter_of_a_tied_head_needs_a_base_with_a_head_of_its_own(tiny: Nat
     assert needs_untied_head(tmp_path / "it", tiny)
 
 
-def test_where_the_head_is_not_tied_or_not_adapted_any_base_does(tiny: NativeModel, tmp_path: Path) -> None:
+def test_where_the_head_is_not_tied_or_not_adapted_any_base_does(tiny: ModelFolder, tmp_path: Path) -> None:
     of_all_maps(tiny).save(tmp_path / "layers")
     assert not needs_untied_head(tmp_path / "layers", tiny)
-    untied = open_native(tiny_native(tmp_path / "models", tied=False))
+    untied = open_model_folder(tiny_model_folder(tmp_path / "models", tied=False))
     reader = exported(with_head(of_all_maps(untied), untied, rank=4), untied, made(tmp_path / "untied"))
     assert "output.weight.lora_b" in tensors(reader) and "general.description" not in metadata(reader)
     assert not needs_untied_head(tmp_path / "untied" / "it", untied)
@@ -119,7 +119,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def test_each_map_has_our_scaling_whatever_its_rank(tiny: NativeModel, tmp_path: Path) -> None:
+def test_each_map_has_our_scaling_whatever_its_rank(tiny: ModelFolder, tmp_path: Path) -> None:
     """llama.cpp multiplies with alpha / the map's own rank, we with alpha / the first one's for all."""
     adapter = with_head(of_all_maps(tiny), tiny, rank=12)
     reader = exported(adapter, tiny, tmp_path)
@@ -141,9 +141,9 @@ def test_each_map_has_our_scaling_whatever_its_rank(tiny: NativeModel, tmp_path:
     ],
 )
 def test_other_families(root: Path, tmp_path: Path, family: str, architecture: str, reorders: bool) -> None:
-    native = imported(root, family, "bfloat16")
-    adapter = with_head(of_all_maps(native), native, rank=4)
-    reader = exported(adapter, native, tmp_path)
+    model_folder = imported(root, family, "bfloat16")
+    adapter = with_head(of_all_maps(model_folder), model_folder, rank=4)
+    reader = exported(adapter, model_folder, tmp_path)
     assert metadata(reader)["general.architecture"] == architecture
     assert "output.weight.lora_a" in tensors(reader)
     for path, b in adapter.b.items():
@@ -153,13 +153,13 @@ def test_other_families(root: Path, tmp_path: Path, family: str, architecture: s
 
 @pytest.mark.parametrize("family", ["opt", "roberta"])
 def test_a_family_that_no_such_file_can_be_made_of(root: Path, tmp_path: Path, family: str) -> None:
-    native = imported(root, family, "bfloat16")
-    some_adapter(LanguageModel(native), targets=None).save(tmp_path / "it")
+    model_folder = imported(root, family, "bfloat16")
+    some_adapter(LanguageModel(model_folder), targets=None).save(tmp_path / "it")
     with pytest.raises(CannotExport, match=r"of which no GGUF LoRA file can be made.*as PEFT"):
-        write_gguf_lora(tmp_path / "it", native, tmp_path / "it.gguf")
+        write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
 
 
-def test_a_model_all_of_whose_weights_were_trained(tiny: NativeModel, tmp_path: Path) -> None:
+def test_a_model_all_of_whose_weights_were_trained(tiny: ModelFolder, tmp_path: Path) -> None:
     save_full(tiny, LanguageModel(tiny).full(), tmp_path / "it", created_at=datetime.now(UTC))
     with pytest.raises(CannotExport, match=r"convert_hf_to_gguf\.py"):
         write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
@@ -186,7 +186,7 @@ def truncate(folder: Path) -> None:
     ids=["no such map", "no such tensor", "another kind", "truncated", "gone"],
 )
 def test_what_is_refused_leaves_the_old_file(
-    tiny: NativeModel, tmp_path: Path, harm: Any, error: type[MezoError], says: str
+    tiny: ModelFolder, tmp_path: Path, harm: Any, error: type[MezoError], says: str
 ) -> None:
     of_all_maps(tiny).save(tmp_path / "it")
     (tmp_path / "it.gguf").write_bytes(b"old")
@@ -197,8 +197,8 @@ def test_what_is_refused_leaves_the_old_file(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_models_adapter(tiny: NativeModel, tmp_path: Path) -> None:
-    other = open_native(tiny_native(tmp_path / "models", hidden=64, layers=3))
+def test_another_models_adapter(tiny: ModelFolder, tmp_path: Path) -> None:
+    other = open_model_folder(tiny_model_folder(tmp_path / "models", hidden=64, layers=3))
     of_all_maps(other).save(tmp_path / "it")
     with pytest.raises(MezoError, match=r"does not fit|no tensor for model\.layers\.2"):
         write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
@@ -208,13 +208,13 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from pocketllm.engine.formats.gguf_lora import needs_untied_head, write_gguf_lora
-from pocketllm.engine.formats.model_folder import open_native
-folder, native, target = map(Path, sys.argv[1:])
-write_gguf_lora(folder, open_native(native), target)
-print(json.dumps([needs_untied_head(folder, open_native(native)), "torch" in sys.modules]))
+from pocketllm.engine.formats.model_folder import open_model_folder
+folder, model_folder, target = map(Path, sys.argv[1:])
+write_gguf_lora(folder, open_model_folder(model_folder), target)
+print(json.dumps([needs_untied_head(folder, open_model_folder(model_folder)), "torch" in sys.modules]))
 """
 
 
-def test_no_torch_is_needed(tiny: NativeModel, tmp_path: Path) -> None:
+def test_no_torch_is_needed(tiny: ModelFolder, tmp_path: Path) -> None:
     of_all_maps(tiny).save(tmp_path / "it")
-    assert fresh_process(PROGRAM, tmp_path / "it", tiny.folder, tmp_path / "it.gguf") == [False, False]
+    assert fresh_process(PROGRAM, tmp_path / "it", tiny.path, tmp_path / "it.gguf") == [False, False]

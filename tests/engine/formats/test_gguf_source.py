@@ -16,7 +16,7 @@ from pocketllm.engine.errors import (
 from pocketllm.engine.formats.importer import (
     import_model,
 )
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_native
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
 from tests.support.tiny_models import byte_tokenizer, edit_json, logits, tiny_llama_folder, write_tiny_gguf
 
 
@@ -47,7 +47,7 @@ def test_gguf_in_float32_is_the_packed_numbers(tiny_gguf: Path, llama: Path, mod
 
 def test_gguf_tokenizer_is_the_same(tiny_gguf: Path, models: Path) -> None:
     import_model(str(tiny_gguf), models)
-    tokenizer, original = open_native(models / "tiny-llama").tokenizer(), byte_tokenizer()
+    tokenizer, original = open_model_folder(models / "tiny-llama").tokenizer(), byte_tokenizer()
     text = "Grüße <|im_start|>x<|im_end|> 42\n"
     assert tokenizer(text).input_ids == original(text).input_ids
     assert tokenizer.eos_token == "<|im_end|>"

@@ -20,7 +20,7 @@ from pocketllm.engine.errors import (
 from pocketllm.engine.formats.importer import (
     import_model,
 )
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_native, open_native
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from tests.support.hub_double import serve_hub
 from tests.support.tiny_models import VOCABULARY, byte_tokenizer, edit_json, logits, mapped, tiny_llama_folder
 
@@ -46,7 +46,7 @@ def test_a_folder_keeps_its_logits(llama: Path, models: Path, dtype: str) -> Non
     got, expected = logits(folder, dtype="auto"), logits(llama, dtype=getattr(torch, dtype))
     assert got.dtype == expected.dtype == getattr(torch, dtype)
     assert torch.equal(got, expected)
-    assert manifest == open_native(folder, verify=True).manifest
+    assert manifest == open_model_folder(folder, verify=True).manifest
 
 
 @pytest.mark.parametrize("with_index", [True, False])
@@ -63,7 +63,7 @@ def test_shards_are_joined(tmp_path: Path, models: Path, with_index: bool) -> No
 def test_an_untied_head_is_kept(tmp_path: Path, models: Path) -> None:
     source = tiny_llama_folder(tmp_path / "untied", tied=False)
     import_model(str(source), models)
-    assert "lm_head.weight" in mapped(open_native(models / "untied"))
+    assert "lm_head.weight" in mapped(open_model_folder(models / "untied"))
     assert torch.equal(logits(models / "untied"), logits(source, dtype=torch.bfloat16))
 
 
@@ -79,7 +79,7 @@ def test_a_tied_head_is_stored_once(changed: Path, models: Path, llama: Path) ->
     )
     import_model(str(changed), models, name="both")
     for name in ("head", "both"):
-        assert "lm_head.weight" not in mapped(open_native(models / name))
+        assert "lm_head.weight" not in mapped(open_model_folder(models / name))
         assert torch.equal(logits(models / name), logits(llama, dtype=torch.bfloat16))
 
 
@@ -132,7 +132,7 @@ def test_a_model_of_the_hub(tmp_path: Path, changed: Path, models: Path) -> None
     with serve_hub("some-org/Tiny", changed) as hub:
         done = run_import("some-org/Tiny", models, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
-    (model,) = list_native(models)
+    (model,) = list_model_folders(models)
     assert model.manifest.name == "tiny"
     assert model.manifest.source == f"some-org/Tiny@{hub.commit}"
     assert model.manifest.license == "mit"

@@ -24,7 +24,7 @@ from transformers import (
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.architectures import auto_class
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_native
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
 from pocketllm.engine.streamed.quantization import GROUPS, MINIMA, PACKINGS, SCALES
 from tests.support.tiny_architectures import (
     ARCHITECTURES,
@@ -50,9 +50,9 @@ def roberta(tmp_path: Path) -> Path:
     return roberta_folder(tmp_path / "roberta")
 
 
-def reference(folder: Path, masked: bool) -> Any:
+def reference(folder: Path, is_mlm: bool) -> Any:
     """The model as transformers loads it."""
-    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
     return auto.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -63,17 +63,17 @@ def untied(model: Any) -> Tensors:
 
 def test_nothing_is_lost_in_float32(source: Path, tmp_path: Path) -> None:
     manifest = import_model(str(source), tmp_path, name="x", dtype="float32")
-    masked = source.name in MASKED
-    model = reference(source, masked)
+    is_mlm = source.name in MASKED
+    model = reference(source, is_mlm)
     expected = untied(model)
-    tensors = mapped(open_native(tmp_path / "x", verify=True))
+    tensors = mapped(open_model_folder(tmp_path / "x", verify=True))
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-    assert (manifest.masked, manifest.architecture) == (masked, type(model).__name__)
+    assert (manifest.is_mlm, manifest.architecture) == (is_mlm, type(model).__name__)
     assert manifest.parameters == sum(tensor.numel() for tensor in expected.values())
     assert (manifest.compute_dtype, manifest.quantization_error) == ("float32", None)
     with torch.no_grad():
-        assert torch.equal(reference(tmp_path / "x", masked)(IDS).logits, model(IDS).logits)
+        assert torch.equal(reference(tmp_path / "x", is_mlm)(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -103,7 +103,7 @@ def test_packed_weights_are_half_a_step_away_at_most(source: Path, tmp_path: Pat
     least, most = {"int8": (0.004, 0.008), "int4": (0.04, 0.09)}[packing]
     assert least < manifest.quantization_error < most
     assert (manifest.dtype, manifest.compute_dtype) == (packing, "bfloat16")
-    assert open_native(tmp_path / "x", verify=True).config().dtype == torch.bfloat16
+    assert open_model_folder(tmp_path / "x", verify=True).config().dtype == torch.bfloat16
 
 
 def expected_packings(model: Any, packing: str) -> dict[str, str]:
@@ -144,14 +144,14 @@ def test_what_cannot_be_learned_is_refused(unsupported: PreTrainedConfig, compla
 
 
 def test_the_class_that_builds_a_model(source: Path) -> None:
-    masked = source.name in MASKED
+    is_mlm = source.name in MASKED
     found = auto_class(AutoConfig.from_pretrained(source))
-    assert found is (AutoModelForMaskedLM if masked else AutoModelForCausalLM)
+    assert found is (AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM)
 
 
 def test_a_masked_model_is_known_by_its_family_alone(roberta: Path, tmp_path: Path) -> None:
     edit_json(roberta / "config.json", architectures=None)
-    assert import_model(str(roberta), tmp_path / "models").masked
+    assert import_model(str(roberta), tmp_path / "models").is_mlm
 
 
 def change_weights(folder: Path, change: Callable[[Tensors], object]) -> None:
@@ -161,7 +161,7 @@ def change_weights(folder: Path, change: Callable[[Tensors], object]) -> None:
 
 
 def test_a_roberta_checkpoint_with_more_than_the_model(roberta: Path, tmp_path: Path) -> None:
-    expected = untied(reference(roberta, masked=True))
+    expected = untied(reference(roberta, is_mlm=True))
 
     def add(tensors: Tensors) -> None:
         tensors["roberta.embeddings.position_ids"] = torch.arange(259).unsqueeze(0)
@@ -175,7 +175,7 @@ def test_a_roberta_checkpoint_with_more_than_the_model(roberta: Path, tmp_path: 
 
 
 def test_a_roberta_checkpoint_that_names_the_other_of_two_tied_biases(roberta: Path, tmp_path: Path) -> None:
-    expected = untied(reference(roberta, masked=True))
+    expected = untied(reference(roberta, is_mlm=True))
     change_weights(roberta, lambda t: t.update({"lm_head.decoder.bias": t.pop("lm_head.bias")}))
     import_model(str(roberta), tmp_path, name="x", dtype="float32")
     assert same(load_file(tmp_path / "x" / WEIGHTS_NAME), expected)

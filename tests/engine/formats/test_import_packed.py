@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import ImportProgress, import_model
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_native
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header
 from pocketllm.engine.streamed.quantization import MINIMA, PACKINGS, SCALES, pack
 from tests.support.tiny_architectures import ODD_VOCABULARY, dense_tensors, llama_folder
@@ -19,7 +19,7 @@ from tests.support.tiny_models import (
     byte_tokenizer,
     mapped,
     tiny_llama_folder,
-    tiny_native,
+    tiny_model_folder,
     write_tiny_gguf,
 )
 
@@ -68,12 +68,12 @@ def test_a_folder_is_as_much_smaller_as_it_should_be(source: Path, tmp_path: Pat
 
 def test_what_cannot_be_packed_stays_bfloat16(tmp_path: Path) -> None:
     # Rows of 32 are no whole groups of 64; only the map down from 64 has rows that are.
-    folder = tiny_native(tmp_path, dtype="int8")
+    folder = tiny_model_folder(tmp_path, dtype="int8")
     stored = load_file(folder / WEIGHTS_NAME)
     assert stored[EMBEDDINGS].dtype == torch.bfloat16
     assert stored[DOWN].dtype == torch.int8
     assert stored[DOWN + SCALES].shape == (32, 1)
-    assert dense_tensors(folder).keys() == load_file(tiny_native(tmp_path, "float") / WEIGHTS_NAME).keys()
+    assert dense_tensors(folder).keys() == load_file(tiny_model_folder(tmp_path, "float") / WEIGHTS_NAME).keys()
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_every_part_can_be_mapped(source: Path, tmp_path: Path, packing: str) ->
     assert list(entries)[-2:] == [EMBEDDINGS, EMBEDDINGS + SCALES]
     assert entries[EMBEDDINGS + SCALES].shape == (ODD_VOCABULARY, 1)
     assert all(entry.offset % ALIGNMENT_BYTES == 0 for entry in entries.values())
-    found, stored = mapped(open_native(tmp_path / "x")), load_file(tmp_path / "x" / WEIGHTS_NAME)
+    found, stored = mapped(open_model_folder(tmp_path / "x")), load_file(tmp_path / "x" / WEIGHTS_NAME)
     assert all(torch.equal(found[name], stored[name]) for name in stored)
 
 
@@ -127,9 +127,9 @@ def test_a_flipped_bit_is_found(source: Path, tmp_path: Path, dtype: str, place:
     path = tmp_path / "x" / WEIGHTS_NAME
     entries = list(read_header(path).values())
     flip(path, {"header": 20, "first": entries[0].offset, "last": entries[-1].offset}[place])
-    open_native(tmp_path / "x")
+    open_model_folder(tmp_path / "x")
     with pytest.raises(ModelFileError, match="not what was imported"):
-        open_native(tmp_path / "x", verify=True)
+        open_model_folder(tmp_path / "x", verify=True)
 
 
 @pytest.mark.parametrize("suffix", ["", SCALES, MINIMA])
@@ -139,7 +139,7 @@ def test_a_flipped_bit_in_any_part_is_found(source: Path, tmp_path: Path, suffix
     entry = read_header(path)[DOWN + suffix]
     flip(path, entry.offset + entry.nbytes // 2)
     with pytest.raises(ModelFileError, match="not what was imported"):
-        open_native(tmp_path / "x", verify=True)
+        open_model_folder(tmp_path / "x", verify=True)
 
 
 def flip(path: Path, offset: int) -> None:
@@ -155,4 +155,4 @@ def test_a_truncated_file_is_found(source: Path, tmp_path: Path, dtype: str, mis
     with (tmp_path / "x" / WEIGHTS_NAME).open("r+b") as file:
         file.truncate(size - missing if missing else 0)
     with pytest.raises(ModelFileError, match=f"bytes, not {size} as imported"):
-        open_native(tmp_path / "x")
+        open_model_folder(tmp_path / "x")

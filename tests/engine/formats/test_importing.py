@@ -32,7 +32,7 @@ from pocketllm.engine.formats.importer import (
     import_model,
     require_space,
 )
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_native, open_native
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from tests.support.paths import ROOT
 from tests.support.tiny_models import edit_json, mapped, tiny_llama_folder, write_tiny_gguf
 
@@ -128,14 +128,14 @@ def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
 
 def test_an_existing_model_stays_unless_replaced(llama: Path, tmp_path: Path, models: Path) -> None:
     import_model(str(llama), models, name="tiny")
-    old = mapped(open_native(models / "tiny"))["model.embed_tokens.weight"]
+    old = mapped(open_model_folder(models / "tiny"))["model.embed_tokens.weight"]
     before = old.clone()
     other = tiny_llama_folder(tmp_path / "other", seed=1)
     with pytest.raises(ModelExists, match="replace the model"):
         import_model(str(other), models, name="tiny")
-    assert torch.equal(mapped(open_native(models / "tiny", verify=True))["model.embed_tokens.weight"], before)
+    assert torch.equal(mapped(open_model_folder(models / "tiny", verify=True))["model.embed_tokens.weight"], before)
     import_model(str(other), models, name="tiny", replace=True)
-    after = mapped(open_native(models / "tiny", verify=True))["model.embed_tokens.weight"]
+    after = mapped(open_model_folder(models / "tiny", verify=True))["model.embed_tokens.weight"]
     assert not torch.equal(after, before)
     # Who has the old weights mapped keeps them.
     assert torch.equal(old, before)
@@ -147,7 +147,7 @@ def test_a_failed_replacement_leaves_the_old_model(llama: Path, changed: Path, m
         file.truncate(10_000)
     with pytest.raises(ModelFileError):
         import_model(str(changed), models, name="tiny", replace=True)
-    open_native(models / "tiny", verify=True)
+    open_model_folder(models / "tiny", verify=True)
 
 
 @pytest.mark.parametrize("stage", ["config", "tokenizer", "weights", "finish"])
@@ -176,7 +176,7 @@ def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path
     ) as importer:
         assert importer.stdout
         assert importer.stdout.readline() == "half\n"
-        assert list_native(models) == []
+        assert list_model_folders(models) == []
         with pytest.raises(MezoError, match=r"Another import .* is running"):
             import_model(str(llama), models, name="other")
         importer.kill()
@@ -189,7 +189,7 @@ def test_killed_between_the_two_renames(llama: Path, models: Path) -> None:
     import_model(str(llama), models, name="tiny")
     (models / "tiny").rename(models / ".tiny.replaced-1")
     import_model(str(llama), models, name="other")
-    open_native(models / "tiny", verify=True)
+    open_model_folder(models / "tiny", verify=True)
 
 
 def test_killed_after_the_second_rename(llama: Path, tmp_path: Path, models: Path) -> None:
@@ -309,13 +309,13 @@ def test_the_real_smollm2(models: Path) -> None:
     assert name == DEFAULT_NAME
     # Not getrusage's ru_maxrss: that begins with the peak of the process which started this one.
     assert int(peak_kilobytes) * 1024 < 700e6
-    model = open_native(models / name, verify=True)
+    model = open_model_folder(models / name, verify=True)
     assert model.manifest.license == "apache-2.0"
     assert model.manifest.parameters == 134_515_008
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     tokenizer = model.tokenizer()
     prompt = tokenizer("The capital of France is", return_tensors="pt")
-    answer = load(model.folder, dtype=torch.float32).generate(**prompt, max_new_tokens=8, do_sample=False)
+    answer = load(model.path, dtype=torch.float32).generate(**prompt, max_new_tokens=8, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
 
 

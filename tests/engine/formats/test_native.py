@@ -20,12 +20,12 @@ from pocketllm.engine.formats.model_folder import (
     WEIGHTS_NAME,
     Manifest,
     SafetensorsWriter,
-    list_native,
-    open_native,
+    list_model_folders,
+    open_model_folder,
 )
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES
 from pocketllm.engine.streamed.quantization import PACKINGS
-from tests.support.tiny_models import mapped, tiny_native
+from tests.support.tiny_models import mapped, tiny_model_folder
 
 MANIFEST = Manifest(
     name="tiny",
@@ -45,7 +45,7 @@ MANIFEST = Manifest(
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one model; tests do not change it."""
     folder = tmp_path_factory.mktemp("models")
-    tiny_native(folder)
+    tiny_model_folder(folder)
     return folder
 
 
@@ -114,8 +114,8 @@ def test_manifest_of_before_there_were_packed_models(dtype: str) -> None:
 
 
 def test_manifest_says_whether_the_model_fills_in_masks() -> None:
-    assert not MANIFEST.masked
-    assert replace(MANIFEST, architecture="RobertaForMaskedLM").masked
+    assert not MANIFEST.is_mlm
+    assert replace(MANIFEST, architecture="RobertaForMaskedLM").is_mlm
 
 
 def test_manifest_names_what_is_missing() -> None:
@@ -128,53 +128,53 @@ def test_manifest_names_what_is_missing() -> None:
 def test_open_finds_no_model(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ModelNotFound, match="pocketllm models add"):
-            open_native(folder)
+            open_model_folder(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, "\udcff"])
 def test_open_refuses_a_broken_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(text, errors="surrogateescape")
     with pytest.raises(ModelFileError, match=r"pocketllm\.json is broken"):
-        open_native(tmp_path)
+        open_model_folder(tmp_path)
 
 
 def test_open_notices_another_size(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     with (folder / WEIGHTS_NAME).open("ab") as file:
         file.truncate(1000)
     with pytest.raises(ModelFileError, match="is 1000 bytes, not"):
-        open_native(folder)
+        open_model_folder(folder)
     (folder / WEIGHTS_NAME).unlink()
     with pytest.raises(ModelFileError, match="cannot be read"):
-        open_native(folder)
+        open_model_folder(folder)
 
 
 def test_verify_finds_one_flipped_bit(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
-    open_native(folder, verify=True)
+    folder = tiny_model_folder(tmp_path)
+    open_model_folder(folder, verify=True)
     weights = bytearray((folder / WEIGHTS_NAME).read_bytes())
     weights[-1] ^= 1
     (folder / WEIGHTS_NAME).write_bytes(weights)
-    open_native(folder)
+    open_model_folder(folder)
     with pytest.raises(ModelFileError, match="not what was imported"):
-        open_native(folder, verify=True)
+        open_model_folder(folder, verify=True)
 
 
 def test_list_leaves_out_what_is_no_model(tmp_path: Path) -> None:
-    assert list_native(tmp_path / "absent") == []
-    tiny_native(tmp_path, "b")
-    tiny_native(tmp_path, "a")
-    tiny_native(tmp_path, "broken")
+    assert list_model_folders(tmp_path / "absent") == []
+    tiny_model_folder(tmp_path, "b")
+    tiny_model_folder(tmp_path, "a")
+    tiny_model_folder(tmp_path, "broken")
     (tmp_path / "broken" / WEIGHTS_NAME).unlink()
     (tmp_path / "a").rename(tmp_path / ".a.importing-1")
-    tiny_native(tmp_path, "c")
+    tiny_model_folder(tmp_path, "c")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    assert [model.manifest.name for model in list_native(tmp_path)] == ["b", "c"]
+    assert [model.manifest.name for model in list_model_folders(tmp_path)] == ["b", "c"]
 
 
 def test_config_and_tokenizer(models_dir: Path) -> None:
-    model = open_native(models_dir / "tiny")
+    model = open_model_folder(models_dir / "tiny")
     assert model.config().architectures == ["LlamaForCausalLM"]
     tokenizer = model.tokenizer()
     text = "Grüße, 12 <|im_end|>\n"
@@ -186,9 +186,9 @@ def test_config_and_tokenizer(models_dir: Path) -> None:
 
 
 def test_broken_config_and_tokenizer_are_named(tmp_path: Path) -> None:
-    model = open_native(tiny_native(tmp_path))
-    (model.folder / "config.json").write_text("{")
-    (model.folder / "tokenizer.json").write_text('{"version": 1}')
+    model = open_model_folder(tiny_model_folder(tmp_path))
+    (model.path / "config.json").write_text("{")
+    (model.path / "tokenizer.json").write_text('{"version": 1}')
     with pytest.raises(ModelFileError, match=r"config\.json cannot be used"):
         model.config()
     with pytest.raises(ModelFileError, match=r"tokenizer in .* cannot be used"):
@@ -196,7 +196,7 @@ def test_broken_config_and_tokenizer_are_named(tmp_path: Path) -> None:
 
 
 def test_tensors_are_what_the_file_holds(models_dir: Path) -> None:
-    model = open_native(models_dir / "tiny")
+    model = open_model_folder(models_dir / "tiny")
     tensors, reference = mapped(model), load_file(model.weights)
     assert tensors.keys() == reference.keys()
     assert "lm_head.weight" not in tensors
@@ -206,7 +206,7 @@ def test_tensors_are_what_the_file_holds(models_dir: Path) -> None:
 
 
 def test_tensors_outlive_their_model(models_dir: Path) -> None:
-    model = open_native(models_dir / "tiny")
+    model = open_model_folder(models_dir / "tiny")
     expected = load_file(model.weights)["model.norm.weight"]
     tensor = mapped(model)["model.norm.weight"]
     del model
@@ -221,14 +221,14 @@ def test_writing_to_a_tensor_ends_the_process(models_dir: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(models_dir / "tiny" / WEIGHTS_NAME)], check=False)
     assert done.returncode == -signal.SIGSEGV
-    open_native(models_dir / "tiny", verify=True)
+    open_model_folder(models_dir / "tiny", verify=True)
 
 
 def test_a_broken_header_behind_a_good_manifest(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_NAME).write_bytes(b"\0" * 100)
     (tmp_path / MANIFEST_NAME).write_text(replace(MANIFEST, weights_bytes=100).to_json())
     with pytest.raises(ModelFileError, match="not a whole safetensors file"):
-        mapped(open_native(tmp_path))
+        mapped(open_model_folder(tmp_path))
 
 
 def memory_bytes(kind: str) -> int:
@@ -246,7 +246,7 @@ def test_memory_of_tensors_is_file_backed(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, weights_bytes=writer.nbytes, weights_sha256=writer.sha256)
     (tmp_path / MANIFEST_NAME).write_text(manifest.to_json())
     before = {kind: memory_bytes(kind) for kind in ("RssAnon", "RssFile", "VmData")}
-    tensor = mapped(open_native(tmp_path))["w"]
+    tensor = mapped(open_model_folder(tmp_path))["w"]
     assert sum(float(row.sum()) for row in tensor) == size // 4
     grown = {kind: memory_bytes(kind) - before[kind] for kind in before}
     assert grown["RssFile"] > 0.9 * size

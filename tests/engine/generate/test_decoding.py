@@ -2,20 +2,20 @@ import pytest
 import torch
 
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.sampling import ModelTokens, choose
-from pocketllm.engine.generate.streaming_text import Generation, Sampling, generate, separator
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, eos_id, generate
 from pocketllm.engine.generate.tokenizer import open_lexicon
 from pocketllm.engine.streamed.model import LanguageModel
 
 
 @pytest.fixture(scope="module")
-def model(tiny: NativeModel) -> LanguageModel:
+def model(tiny: ModelFolder) -> LanguageModel:
     return LanguageModel(tiny)
 
 
 def answer(model: LanguageModel, sampling: Sampling, prompt: str = "ab") -> tuple[Generation, list[str]]:
-    tokenizer, lexicon = open_lexicon(model.native, lean=False)
+    tokenizer, lexicon = open_lexicon(model.folder, lean=False)
     generation = generate(ModelTokens(model), lexicon, tokenizer(prompt)["input_ids"], sampling)
     return generation, list(generation.pieces)
 
@@ -47,25 +47,25 @@ def test_length_ends_the_text(model: LanguageModel) -> None:
 
 
 def test_cancelling_ends_it(model: LanguageModel) -> None:
-    lexicon = open_lexicon(model.native, lean=False)[1]
+    lexicon = open_lexicon(model.folder, lean=False)[1]
     generation = generate(ModelTokens(model), lexicon, [5, 6], Sampling(max_tokens=100), cancelled=lambda: True)
     assert list(generation.pieces) == []
 
 
 def test_empty_prompt_is_refused(model: LanguageModel) -> None:
     with pytest.raises(BadRequest, match="empty"):
-        generate(ModelTokens(model), open_lexicon(model.native, lean=False)[1], [], Sampling())
+        generate(ModelTokens(model), open_lexicon(model.folder, lean=False)[1], [], Sampling())
 
 
 def test_too_long_a_prompt_is_refused_with_the_limit(model: LanguageModel) -> None:
     limit = model.network.config.max_position_embeddings
     with pytest.raises(BadRequest, match=f"context of {limit}"):
-        generate(ModelTokens(model), open_lexicon(model.native, lean=False)[1], [5] * limit, Sampling(max_tokens=1))
+        generate(ModelTokens(model), open_lexicon(model.folder, lean=False)[1], [5] * limit, Sampling(max_tokens=1))
 
 
 def test_separator_is_the_end_of_text_token(model: LanguageModel) -> None:
-    tokenizer = model.native.tokenizer()
-    assert tokenizer.convert_ids_to_tokens(separator(tokenizer)) == "<|endoftext|>"
+    tokenizer = model.folder.tokenizer()
+    assert tokenizer.convert_ids_to_tokens(eos_id(tokenizer)) == "<|endoftext|>"
 
 
 def test_greedy_takes_the_likeliest() -> None:

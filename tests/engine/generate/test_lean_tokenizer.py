@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from pocketllm.engine.formats.model_folder import NativeModel, load_tokenizer, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, load_tokenizer, open_model_folder
 from pocketllm.engine.generate.streaming_text import end_tokens
 from pocketllm.engine.generate.tokenizer import LeanTokenizer, open_lexicon
 from tests.support.learning import fresh_process
-from tests.support.tiny_models import edit_json, tiny_native
+from tests.support.tiny_models import edit_json, tiny_model_folder
 
 TEXTS = ("", "Wind west, rain.", " two  spaces\n\n", "Ærø 😀 漢字 e\u0301", "<|im_start|>user\nHi<|im_end|>")
 CHAT = [
@@ -26,12 +26,12 @@ def lean(folder: Path) -> LeanTokenizer:
     return found
 
 
-def both(native: NativeModel) -> tuple[LeanTokenizer, Any]:
-    return lean(native.folder), native.tokenizer()
+def both(model_folder: ModelFolder) -> tuple[LeanTokenizer, Any]:
+    return lean(model_folder.path), model_folder.tokenizer()
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: NativeModel, text: str) -> None:
+def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: ModelFolder, text: str) -> None:
     ours, theirs = both(tiny)
     tokens = ours(text, add_special_tokens=False)["input_ids"]
     assert tokens == theirs(text, add_special_tokens=False)["input_ids"]
@@ -41,7 +41,7 @@ def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: NativeModel, 
         assert ours.decode(tokens[:cut]) == theirs.decode(tokens[:cut])
 
 
-def test_the_vocabulary_is_the_same(tiny: NativeModel) -> None:
+def test_the_vocabulary_is_the_same(tiny: ModelFolder) -> None:
     ours, theirs = both(tiny)
     assert (len(ours), ours.eos_token_id) == (len(theirs), theirs.eos_token_id)
     assert ours.get_vocab() == theirs.get_vocab()
@@ -58,7 +58,7 @@ def test_the_vocabulary_is_the_same(tiny: NativeModel) -> None:
     ],
 )
 def test_a_chat_reads_the_same(tmp_path: Path, template: str | None) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     for answering in (True, False):
@@ -67,7 +67,7 @@ def test_a_chat_reads_the_same(tmp_path: Path, template: str | None) -> None:
 
 
 def test_a_template_may_refuse_a_chat(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no system messages') }}")
     with pytest.raises(TemplateError, match="no system messages"):
         lean(folder).apply_chat_template(CHAT, add_generation_prompt=True)
@@ -75,27 +75,27 @@ def test_a_template_may_refuse_a_chat(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ["{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"])
 def test_what_only_transformers_renders_is_left_to_it(tmp_path: Path, template: str) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     (folder / "chat_template.jinja").write_text(template)
     assert LeanTokenizer.open(folder) is None
 
 
 def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
     assert LeanTokenizer.open(folder) is None
-    assert not isinstance(open_lexicon(open_native(folder), lean=True)[0], LeanTokenizer)
+    assert not isinstance(open_lexicon(open_model_folder(folder), lean=True)[0], LeanTokenizer)
 
 
-def test_a_lexicon_is_the_same_either_way_and_needs_no_torch(tiny: NativeModel) -> None:
+def test_a_lexicon_is_the_same_either_way_and_needs_no_torch(tiny: ModelFolder) -> None:
     ours, theirs = (open_lexicon(tiny, lean=requested)[1] for requested in (True, False))
     assert (ours.ends, ours.context) == (theirs.ends, theirs.context) == (frozenset({0, 2}), 256)
     code = f"""
 import sys
 from pathlib import Path
 from pocketllm.engine.generate.tokenizer import open_lexicon
-from pocketllm.engine.formats.model_folder import open_native
-open_lexicon(open_native(Path({str(tiny.folder)!r})), lean=True)[0]("Wind")
+from pocketllm.engine.formats.model_folder import open_model_folder
+open_lexicon(open_model_folder(Path({str(tiny.path)!r})), lean=True)[0]("Wind")
 print(sum(name in sys.modules for name in ("torch", "transformers")))
 """
     assert fresh_process(code) == 0

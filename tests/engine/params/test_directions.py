@@ -3,7 +3,7 @@ import torch
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -16,15 +16,15 @@ SUM_TOLERANCE = 1e-3
 CAPTURED = 0.97
 
 
-def adapter_on(model: LanguageModel, *buckets: Batch, rank: int = 4, rows_at_once: int = ALL_ROWS) -> Adapter:
-    return adapter_along_activations(model, buckets, targets=TARGETS, rank=rank, seed=0, rows_at_once=rows_at_once)
+def adapter_on(model: LanguageModel, *buckets: Batch, rank: int = 4, micro_batch: int = ALL_ROWS) -> Adapter:
+    return adapter_along_activations(model, buckets, targets=TARGETS, rank=rank, seed=0, micro_batch=micro_batch)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("rows_at_once", [3, ALL_ROWS])
-def test_rows_span_the_strongest_directions_of_the_inputs(tiny: NativeModel, rows_at_once: int) -> None:
+@pytest.mark.parametrize("micro_batch", [3, ALL_ROWS])
+def test_rows_span_the_strongest_directions_of_the_inputs(tiny: ModelFolder, micro_batch: int) -> None:
     model, buckets = LanguageModel(tiny), (some_blocks(8), some_blocks(3, 8))
-    adapter = adapter_on(model, *buckets, rows_at_once=rows_at_once)
+    adapter = adapter_on(model, *buckets, micro_batch=micro_batch)
     path = "model.layers.1.mlp.down_proj"
     seen: list[torch.Tensor] = []
     hook = model.linears[path].register_forward_hook(lambda _m, x, _y: seen.append(x[0].flatten(0, -2)))
@@ -39,7 +39,7 @@ def test_rows_span_the_strongest_directions_of_the_inputs(tiny: NativeModel, row
 
 
 @torch.inference_mode()
-def test_a_fresh_adapter_changes_nothing_and_is_scaled_to_the_outputs(tiny: NativeModel) -> None:
+def test_a_fresh_adapter_changes_nothing_and_is_scaled_to_the_outputs(tiny: ModelFolder) -> None:
     model, blocks = LanguageModel(tiny), some_blocks(8)
     adapter = adapter_on(model, blocks)
     assert set(adapter.a) == {path for path in model.linears if path.rpartition(".")[2] in TARGETS}
@@ -58,7 +58,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_scaled_to_the_outputs(tiny: Nati
 
 
 @torch.inference_mode()
-def test_is_deterministic_and_does_not_look_through_an_adapter_in_use(tiny: NativeModel) -> None:
+def test_is_deterministic_and_does_not_look_through_an_adapter_in_use(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     one = adapter_on(model, some_blocks(8))
     for b in one.b.values():
@@ -70,9 +70,9 @@ def test_is_deterministic_and_does_not_look_through_an_adapter_in_use(tiny: Nati
 
 
 @torch.inference_mode()
-def test_how_many_rows_go_together_makes_no_difference(tiny: NativeModel) -> None:
+def test_how_many_rows_go_together_makes_no_difference(tiny: ModelFolder) -> None:
     model, buckets = LanguageModel(tiny), (random_blocks(5), random_blocks(3, 7))
-    one, two = (adapter_on(model, *buckets, rows_at_once=rows) for rows in (1, ALL_ROWS))
+    one, two = (adapter_on(model, *buckets, micro_batch=rows) for rows in (1, ALL_ROWS))
     for path, a in one.a.items():
         size = float(a.abs().max())
         # A direction's sign is free.
@@ -81,9 +81,9 @@ def test_how_many_rows_go_together_makes_no_difference(tiny: NativeModel) -> Non
 
 
 @torch.inference_mode()
-def test_rank_above_the_width_is_filled_up_with_nothing(tiny: NativeModel) -> None:
+def test_rank_above_the_width_is_filled_up_with_nothing(tiny: ModelFolder) -> None:
     adapter = adapter_along_activations(
-        LanguageModel(tiny), (some_blocks(8),), targets=["q_proj"], rank=40, seed=0, rows_at_once=ALL_ROWS
+        LanguageModel(tiny), (some_blocks(8),), targets=["q_proj"], rank=40, seed=0, micro_batch=ALL_ROWS
     )
     a = adapter.a["model.layers.0.self_attn.q_proj"]
     assert a.shape == (40, 32)
@@ -92,7 +92,7 @@ def test_rank_above_the_width_is_filled_up_with_nothing(tiny: NativeModel) -> No
 
 
 @torch.inference_mode()
-def test_tells_of_each_pass(tiny: NativeModel) -> None:
+def test_tells_of_each_pass(tiny: ModelFolder) -> None:
     told: list[int] = []
     adapter_along_activations(
         LanguageModel(tiny),
@@ -100,14 +100,14 @@ def test_tells_of_each_pass(tiny: NativeModel) -> None:
         targets=TARGETS,
         rank=2,
         seed=0,
-        rows_at_once=ALL_ROWS,
+        micro_batch=ALL_ROWS,
         on_pass=told.append,
     )
     assert told == list(range(1, PASSES + 1))
 
 
-def test_targets_that_the_model_has_not_are_answered_with_those_that_it_has(tiny: NativeModel) -> None:
+def test_targets_that_the_model_has_not_are_answered_with_those_that_it_has(tiny: ModelFolder) -> None:
     with pytest.raises(BadRequest, match=r"training\.targets \(query, c_attn\).*down_proj, .*q_proj.*Name some"):
         adapter_along_activations(
-            LanguageModel(tiny), (some_blocks(1),), targets=["query", "c_attn"], rank=2, seed=0, rows_at_once=2
+            LanguageModel(tiny), (some_blocks(1),), targets=["query", "c_attn"], rank=2, seed=0, micro_batch=2
         )

@@ -1,6 +1,6 @@
 """All weights as parameters: they change by exactly what the rows say, on average even in half precision."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pocketllm.engine.data.batches import shuffled
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_native
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_model_folder
+from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.philox import ROUNDING_POOL
 from pocketllm.engine.streamed.model import LanguageModel
@@ -29,7 +30,7 @@ from tests.support.learning import (
     some_blocks,
 )
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 #: Standard errors that a mean may be off: one run in 15 000 with other bits would be.
@@ -42,16 +43,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "architectures"
 
 
-@dataclass(frozen=True)
-class Update:
-    step: int
-    scalars: tuple[float, ...]
-    learning_rate: float
-    seed: int = 3
-
-
-def some_rows(steps: int = 20, learning_rate: float = 1e-3) -> list[Update]:
-    return [Update(step, (0.3 + step / 7, -1.1), learning_rate) for step in range(1, steps + 1)]
+def some_records(steps: int = 20, learning_rate: float = 1e-3) -> list[StepRecord]:
+    return [
+        StepRecord(step=step, seed=3, scalars=(0.3 + step / 7, -1.1), loss=0.0, learning_rate=learning_rate, tokens=1)
+        for step in range(1, steps + 1)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,15 +130,15 @@ def test_rounding_goes_to_a_neighbour(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_replay_gives_bitwise_the_same_weights(root: Path, dtype: str, kind: Kind) -> None:
-    native = imported(root, "qwen3", dtype)
-    one, two, three = (LanguageModel(native).full() for _ in range(3))
-    rows = some_rows()
+    model_folder = imported(root, "qwen3", dtype)
+    one, two, three = (LanguageModel(model_folder).full() for _ in range(3))
+    rows = some_records()
     for row in rows:
         update(one, row, kind)
     replay(two, rows, kind)
     replay(three, [replace(row, seed=4) for row in rows], kind)
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
-    stored = load_file(native.weights)
+    stored = load_file(model_folder.weights)
     for name, tensor in one.tensors.items():
         assert not torch.equal(tensor, stored[name]), name
         assert not torch.equal(tensor, three.tensors[name]), name
@@ -152,43 +148,43 @@ def test_replay_gives_bitwise_the_same_weights(root: Path, dtype: str, kind: Kin
 @torch.inference_mode()
 def test_saved_weights_are_a_model_of_their_own(root: Path, tmp_path: Path, name: str) -> None:
     """Ours reads it, and transformers too: with the losses that the weights in memory had."""
-    native, blocks = imported(root, name, "float32"), random_blocks()
-    model = LanguageModel(native)
+    model_folder, blocks = imported(root, name, "float32"), random_blocks()
+    model = LanguageModel(model_folder)
     before = model.block_losses(blocks)
     theta = model.full()
     model.use(theta)
-    replay(theta, some_rows(), "rademacher")
+    replay(theta, some_records(), "rademacher")
     losses = model.block_losses(blocks)
     assert losses != pytest.approx(before, abs=1e-3)
 
-    save_full(native, theta, tmp_path / "trained", created_at=NOW)
-    trained = open_native(tmp_path / "trained", verify=True)
+    save_full(model_folder, theta, tmp_path / "trained", created_at=NOW)
+    trained = open_model_folder(tmp_path / "trained", verify=True)
     assert LanguageModel(trained).block_losses(blocks) == losses
-    assert trained.tokenizer().get_vocab() == native.tokenizer().get_vocab()
+    assert trained.tokenizer().get_vocab() == model_folder.tokenizer().get_vocab()
     expected = replace(
-        native.manifest,
+        model_folder.manifest,
         name="trained",
-        source=native.manifest.name,
+        source=model_folder.manifest.name,
         created_at=NOW,
         weights_sha256=trained.manifest.weights_sha256,
         weights_bytes=trained.manifest.weights_bytes,
     )
     assert trained.manifest == expected
-    theirs = reference_of(trained.folder, masked=name in MASKED)
+    theirs = reference_of(trained.path, is_mlm=name in MASKED)
     assert reference_losses(theirs, blocks) == pytest.approx(losses, abs=2 * FP32_TOLERANCE)
 
 
-def reference_of(folder: Path, *, masked: bool) -> Any:
-    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+def reference_of(folder: Path, *, is_mlm: bool) -> Any:
+    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
     return auto.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_saved_weights_keep_their_dtype_and_every_bit(root: Path, tmp_path: Path, dtype: str) -> None:
-    native = imported(root, "gemma3_text", dtype)
-    theta = LanguageModel(native).full()
-    replay(theta, some_rows(3))
-    save_full(native, theta, tmp_path / "trained", created_at=NOW)
+    model_folder = imported(root, "gemma3_text", dtype)
+    theta = LanguageModel(model_folder).full()
+    replay(theta, some_records(3))
+    save_full(model_folder, theta, tmp_path / "trained", created_at=NOW)
     stored = load_file(tmp_path / "trained" / "model.safetensors")
     assert stored.keys() == theta.tensors.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in theta.tensors.items())
@@ -196,22 +192,24 @@ def test_saved_weights_keep_their_dtype_and_every_bit(root: Path, tmp_path: Path
 
 
 def test_saving_replaces_and_clears_what_a_killed_writer_left(root: Path, tmp_path: Path) -> None:
-    native = imported(root, "llama", "bfloat16")
-    theta = LanguageModel(native).full()
+    model_folder = imported(root, "llama", "bfloat16")
+    theta = LanguageModel(model_folder).full()
     (tmp_path / ".trained.writing").mkdir()
     (tmp_path / ".trained.writing" / MANIFEST_NAME).write_text("half")
-    save_full(native, theta, tmp_path / "trained", created_at=NOW)
-    first = open_native(tmp_path / "trained", verify=True)
-    update(theta, some_rows(1)[0])
-    save_full(native, theta, tmp_path / "trained", created_at=NOW)
-    second = open_native(tmp_path / "trained", verify=True)
+    save_full(model_folder, theta, tmp_path / "trained", created_at=NOW)
+    first = open_model_folder(tmp_path / "trained", verify=True)
+    update(theta, some_records(1)[0])
+    save_full(model_folder, theta, tmp_path / "trained", created_at=NOW)
+    second = open_model_folder(tmp_path / "trained", verify=True)
     assert first.manifest.weights_sha256 != second.manifest.weights_sha256
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 
 @pytest.mark.parametrize(("dtype", "kind", "probes"), [("float32", "rademacher", 1), ("bfloat16", "gaussian", 2)])
 def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: Kind, probes: int) -> None:
-    model = LanguageModel(open_native(tiny_native(tmp_path, dtype=dtype)), dtype=torch.float32, release_pages=True)
+    model = LanguageModel(
+        open_model_folder(tiny_model_folder(tmp_path, dtype=dtype)), dtype=torch.float32, release_pages=True
+    )
     theta, buckets = model.full(), (some_blocks(),)
     model.use(theta)
     plan = MeZOPlan(seed=1, epsilon=1e-3, step_size=1e-3, probes=probes, noise=kind)
@@ -221,16 +219,16 @@ def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: K
         before = mean_loss(model, some_blocks())
         records = [mezo.step(n, batch(n), remaining=1 - (n - 1) / 100, share=1.0) for n in range(1, 101)]
         after = mean_loss(model, some_blocks())
-        again = LanguageModel(model.native).full()
+        again = LanguageModel(model.folder).full()
         replay(again, records, kind)
     assert after < before - 0.1
     assert all(torch.equal(theta.tensors[name], again.tensors[name]) for name in theta.tensors)
 
 
 def test_reloaded_weights_are_those_that_were_loaded(root: Path) -> None:
-    native = imported(root, "llama", "bfloat16")
-    theta, untouched = LanguageModel(native).full(), LanguageModel(native).full()
+    model_folder = imported(root, "llama", "bfloat16")
+    theta, untouched = LanguageModel(model_folder).full(), LanguageModel(model_folder).full()
     theta.move(Direction(seed=1, step=1), 0.1)
     assert not any(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())
-    theta.reload(open_weights(native.weights))
+    theta.reload(open_weights(model_folder.weights))
     assert all(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pocketllm.engine.errors import BadRequest, DoesNotFit, ModelFileError
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import DTYPES, open_native
+from pocketllm.engine.formats.model_folder import DTYPES, open_model_folder
 from pocketllm.engine.params import activation_pca as directions
 from pocketllm.engine.planning.memory_model import (
     _SPARE_COLUMNS,
@@ -28,7 +28,7 @@ from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported, some_blocks
 from tests.support.model_shapes import LLAMA_7B, SMOLLM2
 from tests.support.tiny_architectures import ARCHITECTURES
-from tests.support.tiny_models import edit_json, tiny_native
+from tests.support.tiny_models import edit_json, tiny_model_folder
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -41,8 +41,8 @@ PLAN = JobPlan(
     probes=1,
     rank=8,
     targets=TARGETS,
-    rows_at_once=16,
-    lanes=1,
+    micro_batch=16,
+    replicas=1,
     compute_dtype="bfloat16",
 )
 
@@ -74,8 +74,8 @@ def plans(draw: st.DrawFn) -> JobPlan:
         probes=probes,
         rank=draw(st.integers(1, 256)),
         targets=TARGETS,
-        rows_at_once=rows,
-        lanes=draw(st.integers(1, min(8, rows // 2))),
+        micro_batch=rows,
+        replicas=draw(st.integers(1, min(8, rows // 2))),
         compute_dtype="bfloat16",
     )
 
@@ -85,18 +85,18 @@ class TestReadShapes:
     @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
     def test_the_maps_are_those_that_the_model_really_has(self, tmp_path: Path, architecture: str, dtype: str) -> None:
         import_model(str(ARCHITECTURES[architecture](tmp_path / "source")), tmp_path, name="x", dtype=dtype)
-        native = open_native(tmp_path / "x")
-        shapes, model = read_shapes(native), LanguageModel(native)
+        model_folder = open_model_folder(tmp_path / "x")
+        shapes, model = read_shapes(model_folder), LanguageModel(model_folder)
         there = {path: (linear.out_features, linear.in_features) for path, linear in model.linears.items()}
         assert shapes.linears == there
         assert shapes.head == model.head.weights.weight.shape
-        assert shapes.packed == (dtype != native.manifest.compute_dtype)
-        assert shapes.weights_bytes == native.weights.stat().st_size
+        assert shapes.packed == (dtype != model_folder.manifest.compute_dtype)
+        assert shapes.weights_bytes == model_folder.weights.stat().st_size
         assert 0 < shapes.layer_bytes < shapes.weights_bytes / 2
 
     def test_a_map_as_wide_as_the_vocabulary_is_no_head(self, tmp_path: Path) -> None:
-        native = open_native(tiny_native(tmp_path, hidden=160, vocab=320))  # intermediate size 320
-        shapes = read_shapes(native)
+        model_folder = open_model_folder(tiny_model_folder(tmp_path, hidden=160, vocab=320))  # intermediate size 320
+        shapes = read_shapes(model_folder)
         assert shapes.head == (320, 160)
         assert shapes.linears["model.layers.0.mlp.up_proj"] == (320, 160)
         assert (shapes.hidden, shapes.widest, shapes.widest_at_once, shapes.largest) == (160, 320, 3, 320 * 160)
@@ -107,12 +107,12 @@ class TestReadShapes:
     )
     def test_a_gate_is_one_wide_tensor_more(self, tmp_path: Path, architecture: str, at_once: int) -> None:
         import_model(str(ARCHITECTURES[architecture](tmp_path / "source")), tmp_path, name="x", dtype="bfloat16")
-        assert read_shapes(open_native(tmp_path / "x")).widest_at_once == at_once
+        assert read_shapes(open_model_folder(tmp_path / "x")).widest_at_once == at_once
 
     @pytest.mark.parametrize("broken", ["no config", "no JSON", "no vocabulary", "no weights"])
     def test_a_broken_folder_is_named(self, tmp_path: Path, broken: str) -> None:
-        native = open_native(tiny_native(tmp_path))
-        config = native.folder / "config.json"
+        model_folder = open_model_folder(tiny_model_folder(tmp_path))
+        config = model_folder.path / "config.json"
         if broken == "no config":
             config.unlink()
         elif broken == "no JSON":
@@ -120,9 +120,9 @@ class TestReadShapes:
         elif broken == "no vocabulary":
             edit_json(config, vocab_size=None)
         else:
-            native.weights.unlink()
+            model_folder.weights.unlink()
         with pytest.raises(ModelFileError, match=r"The model in .*tiny cannot be read .* Import it again\."):
-            read_shapes(native)
+            read_shapes(model_folder)
 
 
 class TestPredict:
@@ -137,7 +137,7 @@ class TestPredict:
     @given(plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
     def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
         now = predict(shapes, plan)
-        for name in ("block_tokens", "rank", "rows_at_once"):
+        for name in ("block_tokens", "rank", "micro_batch"):
             changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
             assert working(shapes, changed) >= now.working_bytes, name
         for name in ("block_tokens", "batch", "probes"):
@@ -175,7 +175,7 @@ class TestPredict:
         assert working(stored["float32"], PLAN) == int8
 
     def test_seven_billion_weights_fit_into_a_gigabyte(self) -> None:
-        plan = dataclasses.replace(PLAN, batch=2, block_tokens=64, rows_at_once=4)
+        plan = dataclasses.replace(PLAN, batch=2, block_tokens=64, micro_batch=4)
         assert predict(LLAMA_7B, plan).peak_bytes < 2**30
 
     def test_what_was_measured_at_import_is_used(self) -> None:
@@ -202,8 +202,8 @@ class TestPredict:
     def test_the_search_for_a_keeps_as_many_inputs_as_are_counted(
         self, name: str, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        native = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
-        model, shapes = LanguageModel(native), read_shapes(native)
+        model_folder = imported(tmp_path_factory.getbasetemp() / "architectures", name, "float32")
+        model, shapes = LanguageModel(model_folder), read_shapes(model_folder)
         of_layers = {path.rpartition(".")[2] for path in shapes.linears if ".layer" in path}
         for targets in (of_layers, of_layers - {"q_proj", "k_proj", "query", "key"}, {"k_proj", "key", "up_proj"}):
             search = directions._Search(model, list(adapted(shapes, list(targets))), 4, seed=0)
@@ -216,7 +216,7 @@ class TestPredict:
 
 def exact_plan(**changes: Any) -> JobPlan:
     """Exact gradients of 8 blocks, all of which go through together."""
-    made = dataclasses.replace(PLAN, method="exact", targets=(), rows_at_once=4, pass_blocks=8)
+    made = dataclasses.replace(PLAN, method="exact", targets=(), micro_batch=4, pass_blocks=8)
     return dataclasses.replace(made, **changes)
 
 
@@ -227,10 +227,10 @@ def exact_plans(draw: st.DrawFn) -> JobPlan:
     return exact_plan(
         batch=batch,
         pass_blocks=batch,
-        rows_at_once=rows,
+        micro_batch=rows,
         block_tokens=draw(st.integers(2, 4096)),
         rank=draw(st.integers(1, 256)),
-        lanes=draw(st.integers(1, min(8, rows))),
+        replicas=draw(st.integers(1, min(8, rows))),
     )
 
 
@@ -238,7 +238,7 @@ class TestExact:
     @given(exact_plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
     def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
         now = predict(shapes, plan)
-        for name in ("block_tokens", "rank", "rows_at_once", "pass_blocks", "lanes"):
+        for name in ("block_tokens", "rank", "micro_batch", "pass_blocks", "replicas"):
             changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
             assert working(shapes, changed) >= now.working_bytes, name
         for name in ("block_tokens", "batch"):
@@ -250,23 +250,23 @@ class TestExact:
         limit = smallest(SMOLLM2, requested) + more * MB
         plan, said = fit(SMOLLM2, requested, limit)
         assert working(SMOLLM2, plan) <= limit
-        assert 1 <= plan.rows_at_once <= requested.rows_at_once
-        assert 1 <= plan.pass_blocks <= requested.pass_blocks and 1 <= plan.lanes <= requested.lanes
-        assert plan.pass_blocks >= min(plan.rows_at_once, requested.pass_blocks)
+        assert 1 <= plan.micro_batch <= requested.micro_batch
+        assert 1 <= plan.pass_blocks <= requested.pass_blocks and 1 <= plan.replicas <= requested.replicas
+        assert plan.pass_blocks >= min(plan.micro_batch, requested.pass_blocks)
         assert min(MIN_TOKENS, requested.block_tokens) <= plan.block_tokens <= requested.block_tokens
-        names = ("rows_at_once", "pass_blocks", "lanes", "block_tokens")
+        names = ("micro_batch", "pass_blocks", "replicas", "block_tokens")
         assert len(said) == sum(getattr(plan, name) < getattr(requested, name) for name in names)
         as_wished = {name: getattr(requested, name) for name in names}
         assert dataclasses.replace(plan, **as_wished) == requested
 
     def test_speed_is_given_up_before_length(self) -> None:
-        requested = exact_plan(lanes=2)
-        limit = working(SMOLLM2, exact_plan(rows_at_once=1, pass_blocks=1))
+        requested = exact_plan(replicas=2)
+        limit = working(SMOLLM2, exact_plan(micro_batch=1, pass_blocks=1))
         plan, said = fit(SMOLLM2, requested, limit)
         assert plan.block_tokens == requested.block_tokens
         assert all(sentence.endswith("slower, with the same result.") for sentence in said)
         shorter, said = fit(SMOLLM2, requested, limit - MB)
-        assert (shorter.rows_at_once, shorter.pass_blocks, shorter.lanes) == (1, 1, 1)
+        assert (shorter.micro_batch, shorter.pass_blocks, shorter.replicas) == (1, 1, 1)
         assert shorter.block_tokens < requested.block_tokens and "shorter pieces" in said[-1]
 
     def test_it_is_of_adapters_of_layers_alone(self) -> None:
@@ -284,9 +284,9 @@ class TestFit:
         assert fit(SMOLLM2, PLAN, limit - 1) != (PLAN, [])
 
     def test_first_fewer_rows_then_shorter_ones(self) -> None:
-        few = dataclasses.replace(PLAN, rows_at_once=MIN_ROWS[PLAN.method])
-        plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, rows_at_once=8)))
-        assert (plan.rows_at_once, plan.block_tokens) == (8, 128)
+        few = dataclasses.replace(PLAN, micro_batch=MIN_ROWS[PLAN.method])
+        plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, micro_batch=8)))
+        assert (plan.micro_batch, plan.block_tokens) == (8, 128)
         [sentence] = said
         assert "went from 16 to 8" in sentence and "training.memory_bytes (" in sentence
 
@@ -312,16 +312,16 @@ class TestFit:
         plan, said = fit(SMOLLM2, requested, limit)
         assert working(SMOLLM2, plan) <= limit
         fewest = MIN_ROWS[requested.method]
-        assert fewest <= plan.rows_at_once <= requested.rows_at_once and plan.rows_at_once % 2 == 0
+        assert fewest <= plan.micro_batch <= requested.micro_batch and plan.micro_batch % 2 == 0
         assert min(MIN_TOKENS, requested.block_tokens) <= plan.block_tokens <= requested.block_tokens
-        assert plan.block_tokens == requested.block_tokens or plan.rows_at_once == fewest
-        reduced = (plan.rows_at_once < requested.rows_at_once) + (plan.block_tokens < requested.block_tokens)
-        reduced += plan.lanes < requested.lanes
+        assert plan.block_tokens == requested.block_tokens or plan.micro_batch == fewest
+        reduced = (plan.micro_batch < requested.micro_batch) + (plan.block_tokens < requested.block_tokens)
+        reduced += plan.replicas < requested.replicas
         assert len(said) == reduced
-        assert 1 <= plan.lanes <= requested.lanes
-        assert plan.lanes == 1 or plan.rows_at_once == requested.rows_at_once
+        assert 1 <= plan.replicas <= requested.replicas
+        assert plan.replicas == 1 or plan.micro_batch == requested.micro_batch
         rest = dataclasses.replace(
-            plan, rows_at_once=requested.rows_at_once, block_tokens=requested.block_tokens, lanes=requested.lanes
+            plan, micro_batch=requested.micro_batch, block_tokens=requested.block_tokens, replicas=requested.replicas
         )
         assert rest == requested
         assert json.loads(json.dumps(plan.to_json())) == plan.to_json()

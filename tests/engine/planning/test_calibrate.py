@@ -11,7 +11,7 @@ import pytest
 
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.importer import ImportProgress, calibrate_again, import_model
-from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, NativeModel, open_native
+from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, ModelFolder, open_model_folder
 from pocketllm.engine.planning.calibration import (
     ROWS,
     TIMED_ROWS,
@@ -22,7 +22,7 @@ from pocketllm.engine.planning.calibration import (
     passage,
 )
 from tests.support.tiny_architectures import roberta_folder
-from tests.support.tiny_models import loud_llama_folder, tiny_llama_folder, tiny_native
+from tests.support.tiny_models import loud_llama_folder, tiny_llama_folder, tiny_model_folder
 
 EXACT = 3.5
 
@@ -73,14 +73,14 @@ def test_a_fast_one_that_is_wrong_is_passed_over(loss: float | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def loud(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+def loud(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """A model that is stored in fp16, where every weight fits, and overflows when it computes in it."""
     folder = tmp_path_factory.mktemp("loud")
     import_model(str(loud_llama_folder(folder / "source", factor=2000)), folder, name="loud", dtype="float16")
-    return open_native(folder / "loud")
+    return open_model_folder(folder / "loud")
 
 
-def test_a_model_that_overflows_in_fp16_computes_in_something_else(loud: NativeModel) -> None:
+def test_a_model_that_overflows_in_fp16_computes_in_something_else(loud: ModelFolder) -> None:
     blocks = passage(loud)
     losses = {dtype: mean_loss(loud, blocks, dtype) for dtype in FLOAT_DTYPES}
     assert not math.isfinite(losses["float16"])
@@ -95,13 +95,13 @@ def test_a_model_that_overflows_in_fp16_computes_in_something_else(loud: NativeM
 def test_a_model_without_a_finite_loss_is_refused(tmp_path: Path) -> None:
     import_model(str(loud_llama_folder(tmp_path / "x", factor=1e30)), tmp_path, name="broken", dtype="float32")
     with pytest.raises(ModelFileError, match=r"no finite loss, not even in float32.*Get the model again"):
-        calibrate(open_native(tmp_path / "broken"), time.perf_counter)
+        calibrate(open_model_folder(tmp_path / "broken"), time.perf_counter)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int4"])
 def test_what_is_measured(tmp_path: Path, dtype: str) -> None:
-    native = open_native(tiny_native(tmp_path, dtype=dtype, hidden=64))
-    found = calibrate(native, time.perf_counter)
+    model_folder = open_model_folder(tiny_model_folder(tmp_path, dtype=dtype, hidden=64))
+    found = calibrate(model_folder, time.perf_counter)
     assert found.gemm_flops == found.gemm_flops_by_dtype[found.compute_dtype] > 0
     assert found.gemm_flops_by_dtype.keys() >= {"float32", "bfloat16"}
     assert 0 <= found.loss_deviation <= TOLERANCE
@@ -112,15 +112,15 @@ def test_what_is_measured(tmp_path: Path, dtype: str) -> None:
 
 def test_a_masked_model_guesses_what_is_behind_masks(tmp_path: Path) -> None:
     import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="roberta")
-    native = open_native(tmp_path / "roberta")
-    blocks = passage(native)
-    hidden = int((blocks.inputs == native.tokenizer().mask_token_id).sum())
+    model_folder = open_model_folder(tmp_path / "roberta")
+    blocks = passage(model_folder)
+    hidden = int((blocks.inputs == model_folder.tokenizer().mask_token_id).sum())
     assert hidden == blocks.tokens > 5
-    assert math.isfinite(mean_loss(native, blocks, "float32"))
-    assert calibrate(native, time.perf_counter).compute_dtype in FLOAT_DTYPES
+    assert math.isfinite(mean_loss(model_folder, blocks, "float32"))
+    assert calibrate(model_folder, time.perf_counter).compute_dtype in FLOAT_DTYPES
 
 
-def test_a_product_that_takes_too_long_is_estimated(tiny: NativeModel) -> None:
+def test_a_product_that_takes_too_long_is_estimated(tiny: ModelFolder) -> None:
     readings = count(0, 10)  # each product takes ten seconds, though it has few rows
     found = calibrate(tiny, lambda: float(next(readings)))
     assert next(readings) == (3 + 1) * 2 * 10  # three dtypes, one product each, and a forward
@@ -139,7 +139,7 @@ class TestImport:
 
         def look(folder: Path) -> dict[str, Any]:
             assert folder.name.startswith(".tiny.importing-")
-            assert open_native(folder, verify=True).manifest.calibration is None
+            assert open_model_folder(folder, verify=True).manifest.calibration is None
             return FOUND
 
         def progress(now: ImportProgress) -> None:
@@ -147,7 +147,7 @@ class TestImport:
 
         manifest = import_model(str(llama), tmp_path, name="tiny", progress=progress, calibrate=look)
         assert list(dict.fromkeys(stages)) == ["config", "tokenizer", "weights", "calibrate", "finish"]
-        assert open_native(tmp_path / "tiny").manifest == manifest
+        assert open_model_folder(tmp_path / "tiny").manifest == manifest
         assert (manifest.dtype, manifest.compute_dtype) == ("bfloat16", "float16")
         assert manifest.calibration == {"gemm_flops": 1e9, "library_file_bytes": 5}
         assert not list((tmp_path / "tiny").glob("*.new"))
@@ -170,16 +170,16 @@ class TestImport:
 
 
 def test_calibrating_again_changes_nothing_but_what_was_measured(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
-    before, files = open_native(folder).manifest, {file.name for file in folder.iterdir()}
+    folder = tiny_model_folder(tmp_path)
+    before, files = open_model_folder(folder).manifest, {file.name for file in folder.iterdir()}
     found = calibrate_again(folder, lambda _: FOUND)
-    assert open_native(folder, verify=True).manifest == found
+    assert open_model_folder(folder, verify=True).manifest == found
     assert (found.compute_dtype, found.weights_sha256) == ("float16", before.weights_sha256)
     assert {file.name for file in folder.iterdir()} == files
 
 
 def test_a_failed_second_measurement_leaves_the_first(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     calibrate_again(folder, lambda _: FOUND)
     before = (folder / MANIFEST_NAME).read_bytes()
 

@@ -111,12 +111,12 @@ def test_a_causal_model_needs_no_mask_for_padding_on_the_right(root: Path, name:
 @every_architecture
 @torch.inference_mode()
 def test_choices_are_the_only_words_that_count(root: Path, name: str) -> None:
-    model, choices = base(root, name), (5, 60, 61)
+    model, label_ids = base(root, name), (5, 60, 61)
     blocks = random_blocks()
     targets = torch.full_like(blocks.targets, IGNORE_INDEX)
     targets[torch.arange(4), torch.tensor([0, 7, 11, 19])] = torch.tensor([60, 5, 61, 60])
-    blocks = replace(blocks, targets=targets, choices=choices)
-    expected = reference_losses(reference(root, name), blocks, choices)
+    blocks = replace(blocks, targets=targets, label_ids=label_ids)
+    expected = reference_losses(reference(root, name), blocks, label_ids)
     assert model.block_losses(blocks) == pytest.approx(expected, abs=FP32_TOLERANCE)
 
 
@@ -132,9 +132,9 @@ def test_losses_at_points_equal_those_of_a_moved_theta(root: Path, name: str, mo
     points = sides(0.01, probes=3, kind=kind)
     together = model.losses_at(points, blocks, ALL_ROWS)
     assert together == pytest.approx(losses_moved(model, theta, points, blocks), abs=FP32_TOLERANCE)
-    for rows_at_once in (1, 2, 5, 8, 12):
-        parts = model.losses_at(points, blocks, rows_at_once)
-        assert parts == pytest.approx(together, abs=FP32_TOLERANCE), rows_at_once
+    for micro_batch in (1, 2, 5, 8, 12):
+        parts = model.losses_at(points, blocks, micro_batch)
+        assert parts == pytest.approx(together, abs=FP32_TOLERANCE), micro_batch
     for probe in range(3):
         two = points[2 * probe : 2 * probe + 2]
         assert model.losses_at(two, blocks, ALL_ROWS) == pytest.approx(

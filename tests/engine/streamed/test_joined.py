@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.streamed.fused_linear import FusedLinear
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import Weight, behind_each_other, open_weights
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 ATTENTION = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
 
 
 @pytest.fixture
-def weights(tiny: NativeModel) -> dict[str, Weight]:
+def weights(tiny: ModelFolder) -> dict[str, Weight]:
     return open_weights(tiny.weights)
 
 
@@ -68,15 +68,15 @@ def test_only_neighbours_of_a_kind_are_joined(tmp_path: Path, weights: dict[str,
     assert joint is not None and torch.equal(joint, torch.cat([q.floats, k.floats, v.floats]))
     assert behind_each_other([q, v]) is None and behind_each_other([k, q]) is None
     assert behind_each_other([weights["model.layers.0.input_layernorm.weight"]]) is None
-    again = open_weights(open_native(tiny_native(tmp_path / "other", dtype="float32")).weights)
+    again = open_weights(open_model_folder(tiny_model_folder(tmp_path / "other", dtype="float32")).weights)
     assert behind_each_other([q, again[ATTENTION[1]]]) is None, "another file"
-    packed = open_weights(open_native(tiny_native(tmp_path / "packed", dtype="int8", hidden=64)).weights)
+    packed = open_weights(open_model_folder(tiny_model_folder(tmp_path / "packed", dtype="int8", hidden=64)).weights)
     assert behind_each_other([packed[name] for name in ATTENTION]) is None
     k.load(torch.float32)
     assert behind_each_other([q, k, v]) is None
 
 
-def test_a_models_maps_are_joined(tiny: NativeModel) -> None:
+def test_a_models_maps_are_joined(tiny: ModelFolder) -> None:
     from transformers import DynamicCache
 
     model = LanguageModel(tiny)
@@ -84,6 +84,6 @@ def test_a_models_maps_are_joined(tiny: NativeModel) -> None:
     with torch.inference_mode():
         for token in (5, 6):
             model.next_logits(torch.tensor([[token]]), cache)
-    runs = [len(run.weights) for run in model.walk.joined._runs.values()]
+    runs = [len(run.weights) for run in model.context.joined._runs.values()]
     layers = model.stack.count
     assert sorted(runs) == [1] * 2 * layers + [2] * layers + [3] * layers

@@ -24,9 +24,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "architectures"
 
 
-def fresh(root: Path, name: str, *, release: bool = False, lanes: int = 1) -> LanguageModel:
+def fresh(root: Path, name: str, *, release: bool = False, replicas: int = 1) -> LanguageModel:
     """A model through which nothing has passed yet."""
-    return LanguageModel(imported(root, name, "float32"), dtype=torch.float32, release_pages=release, lanes=lanes)
+    return LanguageModel(imported(root, name, "float32"), dtype=torch.float32, release_pages=release, replicas=replicas)
 
 
 def blocks_for(name: str) -> Batch:
@@ -34,12 +34,12 @@ def blocks_for(name: str) -> Batch:
     return random_blocks(lengths=[20, 13, 20, 9] if name in MASKED else None)
 
 
-def layer_by_layer(lane: Network, blocks: Batch) -> torch.Tensor:
+def layer_by_layer(replica: Network, blocks: Batch) -> torch.Tensor:
     """What the output head sees at the end of such a pass."""
-    hidden, calls = lane.layer_calls(blocks)
+    hidden, calls = replica.layer_calls(blocks)
     for number, call in enumerate(calls):
-        hidden = lane.stack.run(number, hidden, call)
-    return lane.behind_layers(blocks, hidden)
+        hidden = replica.stack.run(number, hidden, call)
+    return replica.behind_layers(blocks, hidden)
 
 
 @contextmanager
@@ -84,22 +84,22 @@ def test_a_model_whose_layers_are_not_one_list_has_no_stack(root: Path) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("release", [False, True])
 @pytest.mark.parametrize("first", [False, True], ids=["later", "as the very first pass"])
 @torch.inference_mode()
 def test_layer_by_layer_it_is_the_models_own_pass(
-    root: Path, name: str, lanes: int, release: bool, first: bool
+    root: Path, name: str, replicas: int, release: bool, first: bool
 ) -> None:
     blocks, known = blocks_for(name), fresh(root, name)
     adapter = some_adapter(known, targets=None)
     known.use(adapter)
     expected = known.hidden(blocks)
-    model = fresh(root, name, release=release, lanes=lanes)
+    model = fresh(root, name, release=release, replicas=replicas)
     model.use(adapter)
     if not first:
         model.block_losses(blocks)
-    found = model.map_lanes(layer_by_layer, [blocks] * lanes)
+    found = model.map_replicas(layer_by_layer, [blocks] * replicas)
     assert all(torch.equal(hidden, expected) for hidden in found)
     # And the next pass is the model's own again.
     assert torch.equal(model.hidden(blocks), expected)
@@ -109,10 +109,10 @@ def test_layer_by_layer_it_is_the_models_own_pass(
 @torch.inference_mode()
 def test_calls_and_leaving_compute_no_layer(root: Path, name: str) -> None:
     model, blocks = fresh(root, name), blocks_for(name)
-    (lane,) = model.map_lanes(lambda lane, _: lane, [None])
+    (replica,) = model.map_replicas(lambda replica, _: replica, [None])
     with called_layers(model) as called:
-        hidden, calls = lane.layer_calls(blocks)
-        lane.behind_layers(blocks, hidden)
+        hidden, calls = replica.layer_calls(blocks)
+        replica.behind_layers(blocks, hidden)
     assert called[0] == called[1] == 0
     assert len(calls) == model.stack.count
     with called_layers(model) as called:
@@ -124,8 +124,8 @@ def test_calls_and_leaving_compute_no_layer(root: Path, name: str) -> None:
 def test_a_call_holds_the_mask_and_the_rotary_embedding_of_its_layer(root: Path) -> None:
     """Gemma's first layer sees a window and its second all, with other rotary bases."""
     model, blocks = fresh(root, "gemma3_text"), random_blocks()
-    (lane,) = model.map_lanes(lambda lane, _: lane, [None])
-    _, (sliding, full) = lane.layer_calls(blocks)
+    (replica,) = model.map_replicas(lambda replica, _: replica, [None])
+    _, (sliding, full) = replica.layer_calls(blocks)
     told = [{**dict(enumerate(call.arguments)), **call.options} for call in (sliding, full)]
     assert told[0].keys() == told[1].keys()
     tensors = [
@@ -144,10 +144,10 @@ class Stumbled(Exception):
 
 
 @every_family
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("replicas", [1, 2])
 @torch.inference_mode()
-def test_after_an_error_in_a_pass_the_stack_is_whole_again(root: Path, name: str, lanes: int) -> None:
-    model, blocks = fresh(root, name, release=True, lanes=lanes), blocks_for(name)
+def test_after_an_error_in_a_pass_the_stack_is_whole_again(root: Path, name: str, replicas: int) -> None:
+    model, blocks = fresh(root, name, release=True, replicas=replicas), blocks_for(name)
     before = model.block_losses(blocks)
 
     def stumble(*_: object) -> None:
@@ -157,12 +157,12 @@ def test_after_an_error_in_a_pass_the_stack_is_whole_again(root: Path, name: str
     for module in (model.linears[max(model.linears)], model.head):
         hook = module.register_forward_pre_hook(stumble)
         with pytest.raises(Stumbled):
-            model.map_lanes(layer_by_layer, [blocks])
+            model.map_replicas(layer_by_layer, [blocks])
         with pytest.raises(Stumbled):
             model.block_losses(blocks)
         hook.remove()
         assert model.block_losses(blocks) == before
-        assert torch.equal(model.map_lanes(layer_by_layer, [blocks])[0], model.hidden(blocks))
+        assert torch.equal(model.map_replicas(layer_by_layer, [blocks])[0], model.hidden(blocks))
 
 
 class Page:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pocketllm.engine.formats.model_folder import NativeModel
+from pocketllm.engine.formats.model_folder import ModelFolder
 from tests.support.learning import fresh_process
 
 MB = 10**6
@@ -96,10 +96,10 @@ from pathlib import Path
 import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.mezo.noise import Direction
 from pocketllm.engine.params.perturbation import Perturbation
-model = LanguageModel(open_native(Path(sys.argv[1])), release_pages=True)
+model = LanguageModel(open_model_folder(Path(sys.argv[1])), release_pages=True)
 ids = torch.arange(3, 23)[None]
 point = Perturbation(direction=Direction(seed=1, step=1), distance=0.1)
 with torch.inference_mode():
@@ -140,7 +140,7 @@ def test_distributed_torch_is_as_before() -> None:
     }
 
 
-def test_a_walk_needs_none_of_it_either(tiny: NativeModel) -> None:
-    seen = fresh_process(_WALKS, tiny.folder)
+def test_a_walk_needs_none_of_it_either(tiny: ModelFolder) -> None:
+    seen = fresh_process(_WALKS, tiny.path)
     assert seen["heavy"] == []
     assert len(seen["losses"]) == 1

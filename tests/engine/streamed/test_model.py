@@ -22,7 +22,7 @@ from transformers import (
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.model import HEAD_ROWS, LanguageModel
 from pocketllm.mezo.noise import Direction
@@ -39,7 +39,7 @@ from tests.support.learning import (
     some_blocks,
 )
 from tests.support.tiny_architectures import random_model
-from tests.support.tiny_models import IDS, byte_tokenizer, edit_json, tiny_native
+from tests.support.tiny_models import IDS, byte_tokenizer, edit_json, tiny_model_folder
 
 #: Logits in fp32, sums in another order.
 FP32_TOLERANCE = 1e-5
@@ -54,9 +54,9 @@ def our_logits(model: LanguageModel) -> torch.Tensor:
         return logits.float()
 
 
-def test_logits_equal_transformers(tiny: NativeModel) -> None:
+def test_logits_equal_transformers(tiny: ModelFolder) -> None:
     with torch.inference_mode():
-        theirs = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)(IDS).logits
+        theirs = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32)(IDS).logits
     assert torch.allclose(our_logits(LanguageModel(tiny)), theirs, atol=FP32_TOLERANCE)
 
 
@@ -66,12 +66,12 @@ def test_logits_equal_transformers(tiny: NativeModel) -> None:
 def test_peft_loads_our_adapter_and_gives_our_logits(
     fixture: str, tolerance: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    native: NativeModel = request.getfixturevalue(fixture)
-    model = LanguageModel(native)
+    model_folder: ModelFolder = request.getfixturevalue(fixture)
+    model = LanguageModel(model_folder)
     adapter = some_adapter(model, rank=4, alpha=6.0)
     adapter.save(tmp_path / "adapter")
 
-    base = AutoModelForCausalLM.from_pretrained(native.folder, dtype=model.walk.dtype)
+    base = AutoModelForCausalLM.from_pretrained(model_folder.path, dtype=model.context.dtype)
     with torch.inference_mode():
         unchanged = base(IDS).logits.float()
         theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits.float()
@@ -84,11 +84,11 @@ def test_peft_loads_our_adapter_and_gives_our_logits(
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_peft_loads_the_adapter_of_a_masked_model(tmp_path: Path) -> None:
-    native = imported(tmp_path, "roberta", "float32")
-    model = LanguageModel(native)
+    model_folder = imported(tmp_path, "roberta", "float32")
+    model = LanguageModel(model_folder)
     adapter = some_adapter(model, targets=("query", "value"))
-    adapter.save(tmp_path / "adapter", masked=native.manifest.masked)
-    base = AutoModelForMaskedLM.from_pretrained(native.folder, dtype=torch.float32).eval()
+    adapter.save(tmp_path / "adapter", is_mlm=model_folder.manifest.is_mlm)
+    base = AutoModelForMaskedLM.from_pretrained(model_folder.path, dtype=torch.float32).eval()
     with torch.inference_mode():
         unchanged = base(IDS).logits
         theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits
@@ -100,17 +100,17 @@ def test_peft_loads_the_adapter_of_a_masked_model(tmp_path: Path) -> None:
     assert float((theirs - unchanged).abs().max()) > 10 * FP32_TOLERANCE
 
 
-def test_weights_are_the_files_own_pages(tiny: NativeModel) -> None:
+def test_weights_are_the_files_own_pages(tiny: ModelFolder) -> None:
     """What is stored in the dtype that the layers compute in is used where it is mapped."""
     model = LanguageModel(tiny)
     mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tiny.weights) in line]
     spans = [tuple(int(end, 16) for end in words[0].split("-")) for words in mapped]
     for name, weight in model.weights.items():
-        dense = weight.dense(torch.float32, model.walk.scratch)
+        dense = weight.dense(torch.float32, model.context.scratch)
         assert any(start <= dense.data_ptr() < stop for start, stop in spans), name
 
 
-def test_no_matrix_is_in_memory_between_two_walks(tiny_bf16: NativeModel) -> None:
+def test_no_matrix_is_in_memory_between_two_walks(tiny_bf16: ModelFolder) -> None:
     model = LanguageModel(tiny_bf16, dtype=torch.float32)
     model.block_losses(some_blocks(2))
     kept = [*model.network.parameters(), *model.network.buffers()]
@@ -120,7 +120,7 @@ def test_no_matrix_is_in_memory_between_two_walks(tiny_bf16: NativeModel) -> Non
 
 
 @torch.inference_mode()
-def test_two_sided_losses_equal_two_separate_forwards(tiny: NativeModel) -> None:
+def test_two_sided_losses_equal_two_separate_forwards(tiny: ModelFolder) -> None:
     model, batch = LanguageModel(tiny), some_blocks(4)
     adapter = some_adapter(model)
     model.use(adapter)
@@ -134,25 +134,25 @@ def test_two_sided_losses_equal_two_separate_forwards(tiny: NativeModel) -> None
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("release", [False, True])
-@pytest.mark.parametrize(("lanes", "blocks"), [(2, 4), (3, 5), (4, 1), (2, 1)])
+@pytest.mark.parametrize(("replicas", "blocks"), [(2, 4), (3, 5), (4, 1), (2, 1)])
 @torch.inference_mode()
 def test_lanes_measure_what_one_thread_does(
-    tiny_bf16: NativeModel, mode: str, release: bool, lanes: int, blocks: int
+    tiny_bf16: ModelFolder, mode: str, release: bool, replicas: int, blocks: int
 ) -> None:
     points, batch = sides(0.05, probes=2), some_blocks(blocks)
     found = []
-    for count in (1, lanes, lanes):
-        model = LanguageModel(tiny_bf16, dtype=torch.float32, release_pages=release, lanes=count)
+    for count in (1, replicas, replicas):
+        model = LanguageModel(tiny_bf16, dtype=torch.float32, release_pages=release, replicas=count)
         model.use(some_adapter(model) if mode == "lora" else model.full(torch.float32))
         found.append((model.losses_at(points, batch, 6), model.block_losses(batch, 2)))
-    assert found[1] == found[2]  # whichever lane takes which share
+    assert found[1] == found[2]  # whichever replica takes which share
     for one, several in zip(found[0], found[1], strict=True):
         assert several == pytest.approx(one, rel=1e-6)
 
 
 @torch.inference_mode()
-def test_an_error_in_a_lane_is_raised_when_all_lanes_stand(tiny_bf16: NativeModel) -> None:
-    model = LanguageModel(tiny_bf16, release_pages=True, lanes=2)
+def test_an_error_in_a_lane_is_raised_when_all_lanes_stand(tiny_bf16: ModelFolder) -> None:
+    model = LanguageModel(tiny_bf16, release_pages=True, replicas=2)
     first, wrong = model.block_losses(some_blocks(4)), some_blocks(4)
     wrong.inputs[3, 0] = 10**6  # no such word
     for _ in range(3):
@@ -162,7 +162,7 @@ def test_an_error_in_a_lane_is_raised_when_all_lanes_stand(tiny_bf16: NativeMode
 
 
 @torch.inference_mode()
-def test_block_losses_and_batch_loss_agree(tiny: NativeModel) -> None:
+def test_block_losses_and_batch_loss_agree(tiny: ModelFolder) -> None:
     model, blocks = LanguageModel(tiny), some_blocks(11)
     model.use(some_adapter(model))
     here = Perturbation(direction=Direction(seed=0, step=1), distance=0.0)
@@ -173,7 +173,7 @@ def test_block_losses_and_batch_loss_agree(tiny: NativeModel) -> None:
 
 
 @torch.inference_mode()
-def test_next_logits_with_a_cache_equal_one_forward(tiny: NativeModel) -> None:
+def test_next_logits_with_a_cache_equal_one_forward(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     model.use(some_adapter(model))
     cache = DynamicCache(config=model.network.config)
@@ -184,13 +184,15 @@ def test_next_logits_with_a_cache_equal_one_forward(tiny: NativeModel) -> None:
 
 @torch.inference_mode()
 def test_next_logits_make_a_large_head_dense_in_parts(tmp_path: Path) -> None:
-    native = open_native(tiny_native(tmp_path, dtype="int8", hidden=64, layers=1, vocab=2 * HEAD_ROWS + 77))
-    model = LanguageModel(native, dtype=torch.float32)
+    model_folder = open_model_folder(
+        tiny_model_folder(tmp_path, dtype="int8", hidden=64, layers=1, vocab=2 * HEAD_ROWS + 77)
+    )
+    model = LanguageModel(model_folder, dtype=torch.float32)
     logits = model.next_logits(IDS, DynamicCache(config=model.network.config))
     assert torch.allclose(logits, our_logits(model)[0, -1], atol=FP32_TOLERANCE)
 
 
-def test_base_is_untouched_by_an_adapter_that_was_used(tiny: NativeModel) -> None:
+def test_base_is_untouched_by_an_adapter_that_was_used(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     before = our_logits(model)
     model.use(some_adapter(model))
@@ -199,7 +201,7 @@ def test_base_is_untouched_by_an_adapter_that_was_used(tiny: NativeModel) -> Non
     assert torch.equal(our_logits(model), before)
 
 
-def test_adapter_of_another_model_is_refused(tiny: NativeModel) -> None:
+def test_adapter_of_another_model_is_refused(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     adapter = some_adapter(model)
     adapter.a["model.layers.99.mlp.down_proj"] = torch.zeros(4, 8)
@@ -208,14 +210,14 @@ def test_adapter_of_another_model_is_refused(tiny: NativeModel) -> None:
 
 
 def test_weights_of_another_shape_than_the_configs_are_refused(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path)
+    folder = tiny_model_folder(tmp_path)
     edit_json(folder / "config.json", intermediate_size=48)
     with pytest.raises(ModelFileError, match=r"mlp\..*shape \(\d+, \d+\), but config.json asks for"):
-        LanguageModel(open_native(folder))
+        LanguageModel(open_model_folder(folder))
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    folder = tiny_native(tmp_path, layers=1)
+    folder = tiny_model_folder(tmp_path, layers=1)
     edit_json(folder / "config.json", num_hidden_layers=2)
     with pytest.raises(ModelFileError, match=r"lacks model\.layers\.1.*Import the model again"):
         LanguageModel(resealed(folder))
@@ -248,7 +250,7 @@ def test_what_would_compute_something_else_is_refused(config: PreTrainedConfig, 
     byte_tokenizer().save_pretrained(tmp_path / "source")
     import_model(str(tmp_path / "source"), tmp_path / "models", name="odd")
     with pytest.raises(UnsupportedModel, match=f"{reason}.*Choose another model"):
-        LanguageModel(open_native(tmp_path / "models" / "odd")).block_losses(some_blocks(1))
+        LanguageModel(open_model_folder(tmp_path / "models" / "odd")).block_losses(some_blocks(1))
 
 
 @torch.inference_mode()
@@ -269,7 +271,7 @@ def check_against_transformers(config: PreTrainedConfig, folder: Path) -> None:
     network.save_pretrained(folder / "source")
     byte_tokenizer().save_pretrained(folder / "source")
     import_model(str(folder / "source"), folder / "models", name="other", dtype="float32")
-    model, blocks = LanguageModel(open_native(folder / "models" / "other")), random_blocks()
+    model, blocks = LanguageModel(open_model_folder(folder / "models" / "other")), random_blocks()
     network.set_attn_implementation("eager")
     assert model.block_losses(blocks) == pytest.approx(reference_losses(network, blocks), abs=FP32_TOLERANCE)
     theta = model.full()

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
@@ -23,13 +23,13 @@ from pocketllm.engine.streamed.modules import (
     StreamedEmbedding,
     StreamedLinear,
     StreamedWeight,
-    sided,
+    perturbed_forward,
 )
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.streamed.weights import Weight
 from pocketllm.mezo.noise import Kind
 from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 
 #: Sums of some dozen products of numbers of size 1, in another order.
 TOLERANCE = 1e-5
@@ -134,9 +134,9 @@ def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int, bias: bool) -> None:
     points = sides(0.1, probes=probes, kind=kind)
-    walk = walk_at(points)
+    context = walk_at(points)
     w, b, x = floats(7, 5), floats(7, seed=1), floats(2 * len(points), 3, 5, seed=2)
-    linear = StreamedLinear(walk, weight_of(w), weight_of(b) if bias else None)
+    linear = StreamedLinear(context, weight_of(w), weight_of(b) if bias else None)
     numbered(linear.weights, 4)
     if bias:
         numbered(linear.biases, 6)
@@ -151,10 +151,10 @@ def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int,
 @pytest.mark.parametrize("probes", [0, 1, 3])
 def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int) -> None:
     points = sides(0.1, probes=probes, kind=kind)
-    walk = walk_at(points)
+    context = walk_at(points)
     w, a, b = floats(7, 5), floats(3, 5, seed=1), floats(7, 3, seed=2)
-    linear = StreamedLinear(walk, weight_of(w), None)
-    linear.low_rank = LoRABranch(walk, number=2, a=a, b=b, scaling=0.5)
+    linear = StreamedLinear(context, weight_of(w), None)
+    linear.lora = LoRABranch(context, number=2, a=a, b=b, scaling=0.5)
     x = floats(2 * max(1, len(points)), 4, 5, seed=3)
     moved = [at(b, point, 2) for point in points] or [b]
     expected = [part @ (w + 0.5 * there @ a).t() for part, there in zip(x.chunk(len(moved)), moved, strict=True)]
@@ -162,9 +162,9 @@ def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int
 
 
 def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
-    walk = walk_at([])
+    context = walk_at([])
     b = torch.zeros(4, 2)
-    branch = LoRABranch(walk, number=0, a=floats(2, 3), b=b, scaling=1.0)
+    branch = LoRABranch(context, number=0, a=floats(2, 3), b=b, scaling=1.0)
     x, y = floats(5, 3, seed=1), torch.zeros(5, 4)
     branch.add_to(y, x)
     assert y.count_nonzero() == 0
@@ -219,11 +219,11 @@ def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point(kind: Kind) -> No
 
 def test_small_modules_take_each_part_through_its_point() -> None:
     points = sides(0.1, probes=2)
-    walk = walk_at(points)
-    walk.rows = 8
+    context = walk_at(points)
+    context.rows = 8
     norm, places = nn.LayerNorm(6), nn.Embedding(9, 6)
     w, b, table = floats(6), floats(6, seed=1), floats(9, 6, seed=2)
-    trained = {"weight": StreamedWeight(weight_of(w), walk), "bias": StreamedWeight(weight_of(b), walk)}
+    trained = {"weight": StreamedWeight(weight_of(w), context), "bias": StreamedWeight(weight_of(b), context)}
     numbered(trained["weight"], 1)
     numbered(trained["bias"], 2)
     x = floats(8, 3, 6, seed=3)
@@ -231,12 +231,12 @@ def test_small_modules_take_each_part_through_its_point() -> None:
         nn.functional.layer_norm(part, (6,), at(w, point, 1), at(b, point, 2))
         for part, point in zip(x.chunk(4), points, strict=True)
     ]
-    assert torch.allclose(sided(norm, trained, walk)(x), torch.cat(expected), atol=TOLERANCE)
+    assert torch.allclose(perturbed_forward(norm, trained, context)(x), torch.cat(expected), atol=TOLERANCE)
 
     # A position table is often asked once for all rows of the batch.
-    position = StreamedWeight(weight_of(table), walk)
+    position = StreamedWeight(weight_of(table), context)
     position.number = 3
-    found = sided(places, {"weight": position}, walk)(torch.tensor([[4, 0, 8]]))
+    found = perturbed_forward(places, {"weight": position}, context)(torch.tensor([[4, 0, 8]]))
     assert torch.equal(found, torch.cat([at(table, point, 3)[[4, 0, 8]].expand(2, 3, 6) for point in points]))
 
 
@@ -247,14 +247,14 @@ def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
 ) -> None:
     """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
     (plus, minus), width = sides(1e-3), 64
-    walk, made = ForwardContext(dtype=dtype, points=(plus, minus)), norm(width)
+    context, made = ForwardContext(dtype=dtype, points=(plus, minus)), norm(width)
     trained = {
-        name: StreamedWeight(weight_of(value.detach().to(dtype)), walk) for name, value in made.named_parameters()
+        name: StreamedWeight(weight_of(value.detach().to(dtype)), context) for name, value in made.named_parameters()
     }
     numbered(trained["weight"], 0)
     x = floats(4, 500, width).to(dtype)
     slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
-    above, below = sided(norm(width), trained, walk)(torch.cat((x, x))).detach().chunk(2)
+    above, below = perturbed_forward(norm(width), trained, context)(torch.cat((x, x))).detach().chunk(2)
     assert above.dtype == dtype
     found = (above.double() - below.double()) / (2 * plus.distance)
     assert float((found * slope).mean()) == pytest.approx(float(slope.square().mean()), rel=0.03)
@@ -264,18 +264,18 @@ def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
 @pytest.mark.parametrize("name", ["gemma3_text", "opt_projected", "roberta"])
 @torch.inference_mode()
 def test_a_probe_changes_nothing(root: Path, name: str, mode: str) -> None:
-    native = imported(root, name, "bfloat16")
-    model = LanguageModel(native, release_pages=True)
+    model_folder = imported(root, name, "bfloat16")
+    model = LanguageModel(model_folder, release_pages=True)
     theta: Any = some_adapter(model, targets=None) if mode == "lora" else model.full()
     model.use(theta)
     tensors = {**theta.a, **theta.b} if mode == "lora" else theta.tensors
     tensors = {**tensors, **{path: part for path, w in model.weights.items() for part in w.parts.values()}}
-    copies, digest = {key: value.clone() for key, value in tensors.items()}, sha256(native.weights)
+    copies, digest = {key: value.clone() for key, value in tensors.items()}, sha256(model_folder.weights)
     first = model.block_losses(random_blocks())
     model.losses_at(sides(0.5, probes=2), random_blocks(), 4)
     assert all(torch.equal(value, copies[key]) for key, value in tensors.items())
-    assert sha256(native.weights) == digest
-    assert model.walk.points == ()
+    assert sha256(model_folder.weights) == digest
+    assert model.context.points == ()
     assert model.block_losses(random_blocks()) == first
 
 
@@ -308,7 +308,7 @@ import json, sys
 from pathlib import Path
 import torch
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from tests.support.learning import random_blocks, sides, some_adapter
 
 def file_bytes():
@@ -316,8 +316,8 @@ def file_bytes():
     return 1024 * int(words[1])
 
 @torch.inference_mode()
-def growth(folder, release, lanes=1):
-    model = LanguageModel(open_native(Path(folder)), release_pages=release, lanes=lanes)
+def growth(folder, release, replicas=1):
+    model = LanguageModel(open_model_folder(Path(folder)), release_pages=release, replicas=replicas)
     model.use(some_adapter(model))
     most = before = file_bytes()
     def look(*_):
@@ -326,24 +326,24 @@ def growth(folder, release, lanes=1):
     for linear in model.linears.values():
         linear.register_forward_hook(look)
     for _ in range(2):
-        model.losses_at(sides(), random_blocks(2 * lanes), 4 * lanes)
+        model.losses_at(sides(), random_blocks(2 * replicas), 4 * replicas)
         look()
     return most - before
 
 small, large = sys.argv[1:]
 growth(small, True), growth(small, False), growth(small, True, 2)  # brings in the code that a walk runs
-print(json.dumps({"lanes": growth(large, True, 2), "released": growth(large, True), "kept": growth(large, False)}))
+print(json.dumps({"replicas": growth(large, True, 2), "released": growth(large, True), "kept": growth(large, False)}))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     layers = 64
-    large = tiny_native(tmp_path, "large", dtype="float32", layers=layers, hidden=128)
-    size = open_native(large).manifest.weights_bytes
+    large = tiny_model_folder(tmp_path, "large", dtype="float32", layers=layers, hidden=128)
+    size = open_model_folder(large).manifest.weights_bytes
     assert size > 30 * MB
-    seen = fresh_process(_WALK, tiny_native(tmp_path, "small", dtype="float32"), large)
+    seen = fresh_process(_WALK, tiny_model_folder(tmp_path, "small", dtype="float32"), large)
     assert seen["kept"] > 0.9 * size
     # The layer that runs, what the kernel maps around a page that is touched, and a little code.
     assert seen["released"] < 6 * size / layers
-    assert seen["lanes"] < 12 * size / layers
+    assert seen["replicas"] < 12 * size / layers

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_native
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.quantization import MINIMA, SCALES
 from pocketllm.engine.streamed.weights import Scratch, Weight, open_weights
@@ -30,8 +30,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float64])
 def test_every_weight_is_what_is_stored(root: Path, dtype: str, wanted: torch.dtype) -> None:
-    native, scratch = imported(root, "llama", dtype), Scratch()
-    weights, expected = open_weights(native.weights), dense_tensors(native.folder)
+    model_folder, scratch = imported(root, "llama", dtype), Scratch()
+    weights, expected = open_weights(model_folder.weights), dense_tensors(model_folder.path)
     assert weights.keys() == expected.keys()
     tolerance = 1e-2 if wanted == torch.bfloat16 else 1e-6  # a bf16 scale times a code, then a minimum
     for name, weight in weights.items():
@@ -48,8 +48,8 @@ def test_every_weight_is_what_is_stored(root: Path, dtype: str, wanted: torch.dt
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_releasing_loses_nothing(root: Path, dtype: str) -> None:
-    native, scratch = imported(root, "llama", dtype), Scratch()
-    for name, weight in open_weights(native.weights).items():
+    model_folder, scratch = imported(root, "llama", dtype), Scratch()
+    for name, weight in open_weights(model_folder.weights).items():
         before = weight.dense(torch.float64, scratch).clone()
         weight.prefetch()
         weight.release()
@@ -62,10 +62,10 @@ def test_releasing_loses_nothing(root: Path, dtype: str) -> None:
 
 
 def test_a_loaded_weight_is_no_longer_the_files(root: Path) -> None:
-    native = imported(root, "llama", "bfloat16")
-    weight = open_weights(native.weights)[PACKED]
+    model_folder = imported(root, "llama", "bfloat16")
+    weight = open_weights(model_folder.weights)[PACKED]
     copy = weight.load(torch.bfloat16)
-    assert torch.equal(copy, load_file(native.weights)[PACKED])
+    assert torch.equal(copy, load_file(model_folder.weights)[PACKED])
     copy.zero_()  # would end the process if it were the mapping
     assert weight.dense(torch.float32, Scratch()).count_nonzero() == 0
     weight.prefetch()
@@ -92,9 +92,9 @@ def test_rows_of_a_weight_in_memory(columns: int) -> None:
     assert torch.equal(weight.rows(2, 5, torch.float64, Scratch()), floats[2:5].double())
 
 
-def rewrite(native_folder: Path, target: Path, change: Callable[[Tensors], None]) -> Path:
+def rewrite(model_folder_path: Path, target: Path, change: Callable[[Tensors], None]) -> Path:
     """The weights file of a folder with other tensors in it."""
-    tensors = load_file(native_folder / WEIGHTS_NAME)
+    tensors = load_file(model_folder_path / WEIGHTS_NAME)
     change(tensors)
     save_file(tensors, target / WEIGHTS_NAME)
     return target / WEIGHTS_NAME
@@ -151,7 +151,7 @@ BROKEN: dict[str, tuple[str, Callable[[Tensors], None], str]] = {
 @pytest.mark.parametrize("how", BROKEN)
 def test_packed_weights_that_do_not_fit_are_refused_by_name(root: Path, tmp_path: Path, how: str) -> None:
     dtype, change, reason = BROKEN[how]
-    path = rewrite(imported(root, "llama", dtype).folder, tmp_path, change)
+    path = rewrite(imported(root, "llama", dtype).path, tmp_path, change)
     with pytest.raises(ModelFileError, match=f"{reason}.*[Ii]mport") as raised:
         open_weights(path)
     assert str(path) in str(raised.value)
@@ -196,13 +196,13 @@ def test_no_flipped_bit_of_a_header_does_worse_than_be_refused(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 def test_a_flipped_bit_of_the_data_is_found_when_asked(root: Path, tmp_path: Path, dtype: str) -> None:
-    folder = imported(root, "llama", dtype).folder
+    folder = imported(root, "llama", dtype).path
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    open_native(tmp_path, verify=True)
+    open_model_folder(tmp_path, verify=True)
     data = bytearray((tmp_path / WEIGHTS_NAME).read_bytes())
     data[-777] ^= 4
     (tmp_path / WEIGHTS_NAME).write_bytes(data)
-    LanguageModel(open_native(tmp_path))  # without reading it all nothing can be seen
+    LanguageModel(open_model_folder(tmp_path))  # without reading it all nothing can be seen
     with pytest.raises(ModelFileError, match=r"hash differs.*Import it again"):
-        open_native(tmp_path, verify=True)
+        open_model_folder(tmp_path, verify=True)

@@ -1,4 +1,4 @@
-"""The journal as bytes and as a file: exact where a replay needs it, small, and refused when anything is wrong."""
+"""The step log as bytes and as a file: exact where a replay needs it, small, and refused when anything is wrong."""
 
 import json
 import struct
@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketllm.storage.step_log_codec import JournalRow, decode, encode, losses_in, probes_in, steps_in
-from pocketllm.storage.step_log_export import MAGIC, export_journal, read_export
+from pocketllm.storage.step_log_codec import StepRow, decode, encode, losses_in, probes_in, steps_in
+from pocketllm.storage.step_log_export import MAGIC, export_step_log, read_export
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.working import NOW, TRAINING
 
 
-def row(step: int, **changed: Any) -> JournalRow:
+def row(step: int, **changed: Any) -> StepRow:
     values: dict[str, Any] = {
         "step": step,
         "seed": 2**63 - 1,
@@ -25,10 +25,10 @@ def row(step: int, **changed: Any) -> JournalRow:
         "tokens": 100,
         "seconds": 2.5,
     }
-    return JournalRow(**values | changed)
+    return StepRow(**values | changed)
 
 
-def rows(count: int, **changed: Any) -> list[JournalRow]:
+def rows(count: int, **changed: Any) -> list[StepRow]:
     return [row(step, **changed) for step in range(1, count + 1)]
 
 
@@ -94,7 +94,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 )
 def test_whatever_is_in_the_rows_what_a_replay_needs_is_exact(seed: int, steps: list[Any]) -> None:
     given = [
-        JournalRow(step=n, seed=seed, scalars=s, learning_rate=rate, loss=loss, tokens=tokens, seconds=seconds)
+        StepRow(step=n, seed=seed, scalars=s, learning_rate=rate, loss=loss, tokens=tokens, seconds=seconds)
         for n, (s, rate, loss, tokens, seconds) in enumerate(steps, 1)
     ]
     data = encode(given)
@@ -117,9 +117,9 @@ def bits(*numbers: float) -> bytes:
     [
         ([], "0 steps and 0 probes"),
         ([row(1, scalars=())], "1 steps and 0 probes"),
-        ([row(2)], "Step 1 of the journal is missing: step 2"),
-        ([row(1), row(3)], "Step 2 of the journal is missing"),
-        ([row(1), row(1)], "Step 2 of the journal is missing: step 1"),
+        ([row(2)], "Step 1 of the step log is missing: step 2"),
+        ([row(1), row(3)], "Step 2 of the step log is missing"),
+        ([row(1), row(1)], "Step 2 of the step log is missing: step 1"),
         ([row(1), row(2, seed=1)], "another seed"),
         ([row(1), row(2, scalars=(1.0, 2.0))], "number of probes"),
         ([row(1, scalars=(0.1,))], "Step 1 .* no 32-bit float"),
@@ -135,7 +135,7 @@ def bits(*numbers: float) -> bytes:
         ([row(1, tokens=-1)], "cannot be encoded"),
     ],
 )
-def test_rows_that_would_not_come_back_are_refused(bad: list[JournalRow], says: str) -> None:
+def test_rows_that_would_not_come_back_are_refused(bad: list[StepRow], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         encode(bad)
 
@@ -157,7 +157,7 @@ def test_any_cut_and_any_other_encoding_is_refused() -> None:
 def test_an_export_holds_what_a_replay_needs_and_little_else() -> None:
     given = rows(300)
     job = a_job(mode="full", parent="adapter-0")
-    data = export_journal(job, encode(given), base_sha256="ab" * 32)
+    data = export_step_log(job, encode(given), base_sha256="ab" * 32)
     found = read_export(data)
     assert found.rows == given
     assert found.header == {
@@ -179,7 +179,7 @@ def test_an_export_holds_what_a_replay_needs_and_little_else() -> None:
 
 
 def test_an_export_of_an_old_job_has_what_its_settings_have() -> None:
-    found = read_export(export_journal(a_job(settings={"rank": 2, "new_words": 9}), encode(rows(1))))
+    found = read_export(export_step_log(a_job(settings={"rank": 2, "new_words": 9}), encode(rows(1))))
     assert (found.header["settings"], found.header["noise"], found.header["base_sha256"]) == (
         {"rank": 2},
         "rademacher",
@@ -189,24 +189,24 @@ def test_an_export_of_an_old_job_has_what_its_settings_have() -> None:
 
 def test_an_export_says_what_memory_allowed_not_what_was_asked_for() -> None:
     plan = {"block_tokens": 8, "targets": ["q_proj"], "rows_at_once": 2}
-    found = read_export(export_journal(a_job(plan=plan), encode(rows(1)))).header["settings"]
+    found = read_export(export_step_log(a_job(plan=plan), encode(rows(1)))).header["settings"]
     assert (found["block_tokens"], found["targets"], found["rank"]) == (8, ["q_proj"], TRAINING.rank)
     assert "rows_at_once" not in found
 
 
 def test_every_cut_of_an_export_is_refused() -> None:
-    data = export_journal(a_job(), encode(rows(3)))
+    data = export_step_log(a_job(), encode(rows(3)))
     for length in range(len(data)):
-        with pytest.raises(ValueError, match=r"no journal of PocketLLM's|cut short or damaged"):
+        with pytest.raises(ValueError, match=r"no file of PocketLLM's steps|cut short or damaged"):
             read_export(data[:length])
 
 
 def test_every_flipped_bit_of_an_export_is_found() -> None:
-    data = export_journal(a_job(), encode(rows(3)))
+    data = export_step_log(a_job(), encode(rows(3)))
     for place in range(len(data)):
         for bit in range(8):
             flipped = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-            with pytest.raises(ValueError, match=r"no journal of PocketLLM's|cut short or damaged"):
+            with pytest.raises(ValueError, match=r"no file of PocketLLM's steps|cut short or damaged"):
                 read_export(flipped)
 
 
@@ -214,7 +214,7 @@ def test_every_flipped_bit_of_an_export_is_found() -> None:
     "foreign", [b"", b"\0" * 100, b"PK\x03\x04", b"{}\n", MAGIC[:-2], MAGIC * 2, MAGIC + b"\n" * 9]
 )
 def test_foreign_files_are_refused(foreign: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no journal of PocketLLM's|cut short or damaged"):
+    with pytest.raises(ValueError, match=r"no file of PocketLLM's steps|cut short or damaged"):
         read_export(foreign)
 
 
@@ -223,7 +223,7 @@ def made_by_hand(header: bytes, encoded: bytes) -> bytes:
     return MAGIC + header + b"\n" + zlib.crc32(header + b"\n" + encoded).to_bytes(4, "little") + encoded
 
 
-HEADER = json.loads(export_journal(a_job(), encode(rows(3))).split(b"\n")[1])
+HEADER = json.loads(export_step_log(a_job(), encode(rows(3))).split(b"\n")[1])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ledger: run windows as the scheduler keeps them, sums of a day, and when the gate might open next."""
+"""Runs: run windows as the scheduler keeps them, sums of a day, and when the gate might open next."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.daemon.scheduling.runs import Ledger, cpu_seconds, midnight_of
+from pocketllm.daemon.scheduling.runs import RunRecorder, cpu_seconds, midnight_of
 from pocketllm.storage.repositories.runs import Observed, seconds_within
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Requester
@@ -49,12 +49,12 @@ def seen(battery: float | None = None, celsius: float | None = None) -> list[Rea
 
 
 def test_a_window_from_its_beginning_to_its_end(store: Store, job: str) -> None:
-    ledger = Ledger(store.ledger)
-    ledger.begin(job, because="power, battery 80 %", readings=seen(80, 25), now=NOW)
-    ledger.observe(None, seen(79, 33), later(70))
-    ledger.observe(None, seen(78, 31), later(71))  # too soon to be written down
-    ledger.end(because="not on external power", cpu=55.5, readings=seen(77, 30), now=later(100))
-    [window] = store.ledger.of_job(job)
+    runs = RunRecorder(store.runs)
+    runs.begin(job, because="power, battery 80 %", readings=seen(80, 25), now=NOW)
+    runs.observe(None, seen(79, 33), later(70))
+    runs.observe(None, seen(78, 31), later(71))  # too soon to be written down
+    runs.end(because="not on external power", cpu=55.5, readings=seen(77, 30), now=later(100))
+    [window] = store.runs.of_job(job)
     assert (window.began_at, window.ended_at) == (NOW, later(100))
     assert (window.began_because, window.ended_because) == ("power, battery 80 %", "not on external power")
     assert (window.battery_began_percent, window.battery_ended_percent) == (80, 77)
@@ -62,54 +62,54 @@ def test_a_window_from_its_beginning_to_its_end(store: Store, job: str) -> None:
 
 
 def test_what_a_killed_daemon_left_open_ends_where_it_was_last_seen(store: Store, job: str) -> None:
-    dead = Ledger(store.ledger)
+    dead = RunRecorder(store.runs)
     dead.begin(job, because="asked for now", readings=[], now=NOW)
     dead.observe(os.getpid(), [], later(60))
-    Ledger(store.ledger).recover(later(9000))
-    [window] = store.ledger.of_job(job)
+    RunRecorder(store.runs).recover(later(9000))
+    [window] = store.runs.of_job(job)
     assert (window.ended_at, window.ended_because) == (later(60), "the daemon was killed")
     assert window.cpu_seconds > 0
 
 
 def test_the_seconds_of_a_day(store: Store, job: str) -> None:
-    ledger, midnight = Ledger(store.ledger), midnight_of(NOW)
+    runs, midnight = RunRecorder(store.runs), midnight_of(NOW)
     for start, end in ((midnight - timedelta(hours=1), midnight + timedelta(hours=1)), (NOW, later(600))):
-        ledger.begin(job, because="", readings=[], now=start)
-        ledger.end(because="", cpu=None, readings=[], now=end)
-    assert ledger.seconds_since(midnight, later(900)) == 3600 + 600
-    ledger.begin(job, because="", readings=[], now=later(1000))
-    assert ledger.seconds_since(midnight, later(1300)) == 3600 + 600 + 300, "the one that lasts counts, too"
+        runs.begin(job, because="", readings=[], now=start)
+        runs.end(because="", cpu=None, readings=[], now=end)
+    assert runs.seconds_since(midnight, later(900)) == 3600 + 600
+    runs.begin(job, because="", readings=[], now=later(1000))
+    assert runs.seconds_since(midnight, later(1300)) == 3600 + 600 + 300, "the one that lasts counts, too"
 
 
 def test_windows_within_a_time(store: Store, job: str) -> None:
-    window = store.ledger.begin(job, because="", seen=Observed(), now=NOW)
-    store.ledger.end(window, because="", seen=Observed(), now=later(100))
-    rows = store.ledger.of_job(job)
+    window = store.runs.begin(job, because="", seen=Observed(), now=NOW)
+    store.runs.end(window, because="", seen=Observed(), now=later(100))
+    rows = store.runs.of_job(job)
     assert seconds_within(rows, later(50), later(500)) == 50
     assert seconds_within(rows, later(-50), later(30)) == 30
     assert seconds_within(rows, later(200), later(500)) == 0
 
 
 def test_when_the_gate_opens_if_tonight_is_like_last_night(store: Store) -> None:
-    ledger = Ledger(store.ledger)
-    assert ledger.expected_at(NOW) is None, "nothing is known yet"
-    ledger.gate(True, NOW)
-    assert ledger.expected_at(NOW) == NOW, "it is open"
-    ledger.gate(False, later(4 * 3600))
-    ledger.gate(True, later(5 * 3600))
-    ledger.gate(False, later(5 * 3600 + 60))  # a minute is no night
-    assert ledger.expected_at(later(12 * 3600)) == NOW + timedelta(days=1)
+    runs = RunRecorder(store.runs)
+    assert runs.expected_at(NOW) is None, "nothing is known yet"
+    runs.gate(True, NOW)
+    assert runs.expected_at(NOW) == NOW, "it is open"
+    runs.gate(False, later(4 * 3600))
+    runs.gate(True, later(5 * 3600))
+    runs.gate(False, later(5 * 3600 + 60))  # a minute is no night
+    assert runs.expected_at(later(12 * 3600)) == NOW + timedelta(days=1)
     halfway = NOW + timedelta(days=1, hours=2)
-    assert ledger.expected_at(halfway) == halfway, "late, as last night was: it may be any moment"
-    assert ledger.expected_at(NOW + timedelta(days=2)) is None
+    assert runs.expected_at(halfway) == halfway, "late, as last night was: it may be any moment"
+    assert runs.expected_at(NOW + timedelta(days=2)) is None
 
 
 def test_an_opening_that_a_killed_daemon_left_is_closed(store: Store) -> None:
-    Ledger(store.ledger).gate(True, NOW)
-    again = Ledger(store.ledger)
+    RunRecorder(store.runs).gate(True, NOW)
+    again = RunRecorder(store.runs)
     again.recover(later(3600))
     again.gate(True, later(3700))
-    assert [(one.began_at, one.ended_at) for one in store.ledger.openings(NOW)] == [
+    assert [(one.began_at, one.ended_at) for one in store.runs.idle_windows(NOW)] == [
         (NOW, later(3600)),
         (later(3700), None),
     ]

@@ -1,4 +1,4 @@
-"""What the command line shows of the ledger: when workers ran, why, and what it took."""
+"""`pocketllm jobs --runs`: when workers ran, why, and what they used."""
 
 from datetime import datetime
 
@@ -10,14 +10,14 @@ from pocketllm.cli.errors import Document
 from pocketllm.cli.views import UNKNOWN, duration_text, printable
 
 
-def ledger_tables(ledger: Document, *, days: int) -> RenderableType:
+def runs_tables(found: Document, *, days: int) -> RenderableType:
     """Return the runs, newest first, and under them the days."""
-    if not ledger["data"]:
+    if not found["data"]:
         return Text(f"Nothing has run in the last {days} days. `pocketllm status` says what it waits for.")
     runs = Table(title="Runs", title_justify="left")
     for heading in ("Began", "Took", "CPU", "Battery", "Hottest", "Why it began", "Why it ended"):
         runs.add_column(heading, overflow="fold")
-    for window in reversed(ledger["data"]):
+    for window in reversed(found["data"]):
         ended = window["ended_because"]
         runs.add_row(
             _time(window["began_at"]),
@@ -31,7 +31,7 @@ def ledger_tables(ledger: Document, *, days: int) -> RenderableType:
     by_day = Table(title="Days", title_justify="left")
     for heading in ("Day", "Runs", "Took", "CPU", "Battery lost", "Hottest"):
         by_day.add_column(heading)
-    for day in reversed(ledger["days"]):
+    for day in reversed(found["days"]):
         by_day.add_row(
             day["day"],
             str(day["runs"]),

@@ -1,4 +1,4 @@
-"""`pocketllm journal`, against a small real server and against the app, and the route it asks."""
+"""`pocketllm steps`, against a small real server and against the app, and the route it asks."""
 
 import json
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.storage.step_log_codec import JournalRow, encode
-from pocketllm.storage.step_log_export import export_journal, read_export
+from pocketllm.storage.step_log_codec import StepRow, encode
+from pocketllm.storage.step_log_export import export_step_log, read_export
 from pocketllm.storage.tables import Job, JobState, Requester, Step
 from tests.support.commands import Run
 from tests.support.daemon_double import DaemonDouble
 from tests.support.running import Rehearsal, assert_problem, rehearsal
-from tests.support.tiny_models import tiny_native
+from tests.support.tiny_models import tiny_model_folder
 from tests.support.working import NOW
 
 
-def a_journal(steps: int) -> bytes:
+def encoded_steps(steps: int) -> bytes:
     """An export whose losses fall from 4 by 1/64 a step."""
     job = Job(
         id="job-1",
@@ -30,81 +30,81 @@ def a_journal(steps: int) -> bytes:
         created_at=NOW,
     )
     rows = (
-        JournalRow(step=n, seed=7, scalars=(0.5,), loss=4 - n / 64, learning_rate=0.5, tokens=9, seconds=1.0)
+        StepRow(step=n, seed=7, scalars=(0.5,), loss=4 - n / 64, learning_rate=0.5, tokens=9, seconds=1.0)
         for n in range(1, steps + 1)
     )
-    return export_journal(job, encode(rows))
+    return export_step_log(job, encode(rows))
 
 
 class TestCommand:
     def test_it_shows_a_short_table(self, run: Run, double: DaemonDouble) -> None:
-        double.journal = a_journal(100)
-        result = run("journal", "job-1")
+        double.steps = encoded_steps(100)
+        result = run("steps", "job-1")
         assert result.exit_code == 0, result.stderr
         lines = [line.split() for line in result.stdout.splitlines()]
         assert ["Steps", "100", "of", "300"] in lines
         assert ["Loss,", "first", "20", "3.8359", "nats", "per", "token"] in lines
         assert ["Loss,", "last", "20", "2.5859", "nats", "per", "token"] in lines
-        assert f"Export {len(double.journal):,} bytes," in " ".join(lines[-1])
-        assert ("GET", "/jobs/job-1/journal", None) in double.requests
+        assert f"Export {len(double.steps):,} bytes," in " ".join(lines[-1])
+        assert ("GET", "/jobs/job-1/steps", None) in double.requests
 
-    def test_a_journal_of_one_step(self, run: Run, double: DaemonDouble) -> None:
-        double.journal = a_journal(1)
-        assert "Loss, first 1 " in run("journal", "job-1").stdout
+    def test_encoded_steps_of_one_step(self, run: Run, double: DaemonDouble) -> None:
+        double.steps = encoded_steps(1)
+        assert "Loss, first 1 " in run("steps", "job-1").stdout
 
     def test_json(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        double.journal = a_journal(3)
-        document = json.loads(run("journal", "job-1", "--json").stdout)
-        assert (document["job"], document["steps"], document["bytes"]) == ("job-1", 3, len(double.journal))
+        double.steps = encoded_steps(3)
+        document = json.loads(run("steps", "job-1", "--json").stdout)
+        assert (document["job"], document["steps"], document["bytes"]) == ("job-1", 3, len(double.steps))
         assert "file" not in document
-        target = str(tmp_path / "x.journal")
-        assert json.loads(run("journal", "job-1", "--json", "--export", target).stdout)["file"] == target
+        target = str(tmp_path / "x.steps")
+        assert json.loads(run("steps", "job-1", "--json", "--export", target).stdout)["file"] == target
 
     def test_it_writes_the_file(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        double.journal = a_journal(100)
-        target = tmp_path / "out" / "x.journal"
+        double.steps = encoded_steps(100)
+        target = tmp_path / "out" / "x.steps"
         target.parent.mkdir()
-        result = run("journal", "job-1", "--export", str(target))
-        size = len(double.journal)
+        result = run("steps", "job-1", "--export", str(target))
+        size = len(double.steps)
         assert result.stdout == f"Wrote {target}: 100 steps in {size:,} bytes, {size / 100:.1f} a step.\n"
-        assert target.read_bytes() == double.journal
+        assert target.read_bytes() == double.steps
         assert list(target.parent.iterdir()) == [target]
 
     def test_a_file_that_is_there_is_replaced_by_force_only(
         self, run: Run, double: DaemonDouble, tmp_path: Path
     ) -> None:
-        double.journal = a_journal(2)
-        target = tmp_path / "x.journal"
+        double.steps = encoded_steps(2)
+        target = tmp_path / "x.steps"
         target.write_text("mine")
-        result = run("journal", "job-1", "--export", str(target))
+        result = run("steps", "job-1", "--export", str(target))
         assert result.exit_code == 1 and "--force" in result.stderr
         assert target.read_text() == "mine" and double.requests == []
-        assert run("journal", "job-1", "--export", str(target), "--force").exit_code == 0
-        assert target.read_bytes() == double.journal
+        assert run("steps", "job-1", "--export", str(target), "--force").exit_code == 0
+        assert target.read_bytes() == double.steps
 
     def test_places_where_no_file_can_be(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        assert "is a folder" in run("journal", "job-1", "--export", str(tmp_path), "--force").stderr
-        assert "There is no folder" in run("journal", "job-1", "--export", str(tmp_path / "no" / "x")).stderr
+        assert "is a folder" in run("steps", "job-1", "--export", str(tmp_path), "--force").stderr
+        assert "There is no folder" in run("steps", "job-1", "--export", str(tmp_path / "no" / "x")).stderr
         assert double.requests == []
 
     def test_a_job_that_is_not_there(self, run: Run, tmp_path: Path) -> None:
-        result = run("journal", "a/b", "--export", str(tmp_path / "x"))
-        assert result.exit_code == 1 and "There is no /jobs/a%2Fb/journal" in result.stderr
+        result = run("steps", "a/b", "--export", str(tmp_path / "x"))
+        assert result.exit_code == 1 and "There is no /jobs/a%2Fb/steps" in result.stderr
         assert not (tmp_path / "x").exists()
 
-    @pytest.mark.parametrize("spoiled", [b"foreign", a_journal(3)[:-1]])
+    @pytest.mark.parametrize("spoiled", [b"foreign", encoded_steps(3)[:-1]])
     def test_what_cannot_be_read_is_not_written(
         self, run: Run, double: DaemonDouble, tmp_path: Path, spoiled: bytes
     ) -> None:
-        double.journal = spoiled
-        result = run("journal", "job-1", "--export", str(tmp_path / "x"))
-        assert result.exit_code == 1 and "The daemon's journal of job-1 cannot be read" in result.stderr
+        double.steps = spoiled
+        result = run("steps", "job-1", "--export", str(tmp_path / "x"))
+        assert result.exit_code == 1 and "The daemon's steps of job-1 cannot be read" in result.stderr
         assert not (tmp_path / "x").exists()
 
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    tiny_native(tmp_path / "data" / "models")
+    tiny_model_folder(tmp_path / "data" / "models")
     with rehearsal(tmp_path / "data") as made:
         yield made
 
@@ -113,12 +113,12 @@ class TestRoute:
     def test_the_steps_made_so_far(self, api: Rehearsal) -> None:
         api.add("Wind west, glass rising.")
         identity = api.post("/jobs", json={"steps": 5, "seed": 7}).json()["id"]
-        path = f"/jobs/{identity}/journal"
+        path = f"/jobs/{identity}/steps"
         assert "no step yet" in assert_problem(api.get(path), 409, "wrong_state")["detail"]
         api.tick()
-        journal = api.services.store.journal
+        step_log = api.services.store.step_log
         for number in (1, 2):
-            journal.append(
+            step_log.append(
                 Step(
                     job_id=identity,
                     step=number,
@@ -132,17 +132,17 @@ class TestRoute:
             )
         response = api.get(path)
         assert response.headers["content-type"] == "application/octet-stream"
-        assert response.headers["content-disposition"] == f'attachment; filename="{identity}.journal"'
+        assert response.headers["content-disposition"] == f'attachment; filename="{identity}.steps"'
         found = read_export(response.content)
         assert (found.header["job"], found.header["total_steps"], len(found.rows)) == (identity, 5, 2)
 
         api.post(f"/jobs/{identity}/cancel")
-        assert journal.compact(identity)
+        assert step_log.compact(identity)
         assert api.get(path).content == response.content
 
     def test_it_needs_the_token_and_a_job(self, api: Rehearsal) -> None:
-        assert_problem(api.get("/jobs/job-0/journal", token=None), 401, "missing_token")
-        assert "'job-0'" in assert_problem(api.get("/jobs/job-0/journal"), 404, "not_found")["detail"]
+        assert_problem(api.get("/jobs/job-0/steps", token=None), 401, "missing_token")
+        assert "'job-0'" in assert_problem(api.get("/jobs/job-0/steps"), 404, "not_found")["detail"]
 
     @pytest.mark.parametrize(
         ("model", "started", "known"),
@@ -161,8 +161,8 @@ class TestRoute:
         )
         store.jobs.start(job.id, parent=None, now=started)
         row = Step(job_id=job.id, step=1, seed=7, scalars=[1], loss=3.0, learning_rate=0.5, tokens=9, seconds=1)
-        store.journal.append(row)
-        found = read_export(api.get(f"/jobs/{job.id}/journal").content).header["base_sha256"]
+        store.step_log.append(row)
+        found = read_export(api.get(f"/jobs/{job.id}/steps").content).header["base_sha256"]
         assert (found is not None) is known
 
     def test_what_a_worker_settled_on_is_shown(self, api: Rehearsal) -> None:

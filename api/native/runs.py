@@ -1,4 +1,4 @@
-"""/ledger: when workers ran, why they began and ended, and what it took, by run and by day."""
+"""/runs: when workers ran, why each began and ended, and what it used, by run and by day."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -7,26 +7,27 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from pocketllm.api.dependencies import Context
-from pocketllm.api.native.schemas.ledger import DayOut, LedgerOut, WindowOut
+from pocketllm.api.native.schemas.runs import DayOut, RunOut, RunsOut
 from pocketllm.storage.tables import RunWindow
 
 router = APIRouter(tags=["jobs"])
 
 
-@router.get("/ledger")
-def ledger(services: Context, days: Annotated[int, Query(ge=1, le=366, description="So many back.")] = 7) -> LedgerOut:
-    """When workers ran, and what it took. Open without a token, as /jobs is."""
-    rows = services.store.ledger.since(services.now() - timedelta(days=days))
+@router.get("/ledger", deprecated=True)
+@router.get("/runs")
+def runs(services: Context, days: Annotated[int, Query(ge=1, le=366, description="How far back.")] = 7) -> RunsOut:
+    """When workers ran, and what they used. Open without a token, as /jobs is."""
+    rows = services.store.runs.since(services.now() - timedelta(days=days))
     by_day: dict[date, list[RunWindow]] = {}
     for row in rows:
         by_day.setdefault(row.began_at.astimezone().date(), []).append(row)
-    return LedgerOut(
-        data=[WindowOut.of(row) for row in rows], days=[_day(day, some) for day, some in sorted(by_day.items())]
+    return RunsOut(
+        data=[RunOut.of(row) for row in rows], days=[_day(day, some) for day, some in sorted(by_day.items())]
     )
 
 
 def _day(day: date, rows: Sequence[RunWindow]) -> DayOut:
-    windows = [WindowOut.of(row) for row in rows]
+    windows = [RunOut.of(row) for row in rows]
     lost = (
         window.battery_began_percent - window.battery_ended_percent
         for window in windows

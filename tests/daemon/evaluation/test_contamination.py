@@ -9,7 +9,7 @@ from pocketllm.daemon.evaluation.contamination import RUN, repeated
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Completion, Plain, encode
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import open_native
+from pocketllm.engine.formats.model_folder import open_model_folder
 from tests.support.tiny_architectures import roberta_folder
 from tests.support.tiny_models import byte_tokenizer
 
@@ -22,56 +22,56 @@ def words(seed: int, count: int = 200) -> list[int]:
 
 
 def packed(*texts: list[int]) -> Batch:
-    return pack(texts, length=LENGTH, separator=0)
+    return pack(texts, length=LENGTH, eos=0)
 
 
 def test_text_of_its_own_is_no_repeat() -> None:
-    assert not any(repeated((packed(words(1)),), (packed(words(2)),), masked=False))
+    assert not any(repeated((packed(words(1)),), (packed(words(2)),), is_mlm=False))
 
 
 def test_the_same_text_is_wherever_it_stands_in_the_blocks() -> None:
     learned = packed(words(1, 17), words(2), words(3))
-    *whole, _short = repeated((learned,), (packed(words(2)),), masked=False)
+    *whole, _short = repeated((learned,), (packed(words(2)),), is_mlm=False)
     assert all(whole)
 
 
 @pytest.mark.parametrize(("same", "repeats"), [(0, False), (RUN - 1, False), (LENGTH * 3 // 4, True)])
 def test_a_block_repeats_when_most_of_it_lies_in_runs_that_are_learned(same: int, repeats: bool) -> None:
     mixed = words(1, same) + words(2, LENGTH - same)
-    assert repeated((packed(words(1)),), (packed(mixed),), masked=False)[0] is repeats
+    assert repeated((packed(words(1)),), (packed(mixed),), is_mlm=False)[0] is repeats
 
 
 def test_one_sentence_with_a_number_before_it_is_a_repeat_each_time() -> None:
     sentence = words(1, 30)
     learned, measured = ([[number, *sentence] for number in numbers] for numbers in (range(3, 90), range(100, 120)))
-    assert all(repeated((packed(*learned),), (packed(*measured),), masked=False))
+    assert all(repeated((packed(*learned),), (packed(*measured),), is_mlm=False))
 
 
 def test_blocks_keep_their_order_over_buckets_of_different_widths() -> None:
-    measured = (packed(words(2)), pack([words(1)], length=LENGTH * 2, separator=0), packed(words(3)))
-    found = repeated((packed(words(1)),), measured, masked=False)
+    measured = (packed(words(2)), pack([words(1)], length=LENGTH * 2, eos=0), packed(words(3)))
+    found = repeated((packed(words(1)),), measured, is_mlm=False)
     first, second = len(measured[0]), len(measured[0]) + len(measured[1])
     assert not any(found[:first]) and any(found[first:second]) and not any(found[second:])
 
 
 def pairs(*of: tuple[str, str]) -> Batches:
     examples = [Completion(prompt=prompt, completion=completion) for prompt, completion in of]
-    return encode(examples, byte_tokenizer(), length=64, separator=2)
+    return encode(examples, byte_tokenizer(), length=64, eos=2)
 
 
 def test_of_a_completion_only_what_is_measured_counts() -> None:
     ask = "What do you say to a visitor? "
     learned = pairs((ask, "Good morning, come in."))
-    assert repeated(learned, pairs((ask, "Leave at once!")), masked=False) == [False]
-    assert repeated(learned, pairs((ask, "Good morning, come in.")), masked=False) == [True]
+    assert repeated(learned, pairs((ask, "Leave at once!")), is_mlm=False) == [False]
+    assert repeated(learned, pairs((ask, "Good morning, come in.")), is_mlm=False) == [True]
 
 
 def test_what_is_hidden_behind_masks_is_put_back(tmp_path: Path) -> None:
     import_model(str(roberta_folder(tmp_path / "source")), tmp_path / "models", name="masked", dtype="float32")
-    tokenizer = open_native(tmp_path / "models" / "masked").tokenizer()
+    tokenizer = open_model_folder(tmp_path / "models" / "masked").tokenizer()
     text = "Walked down to see whether the yard was still there, and it was; two mugs of tea, then home again at dusk."
 
-    def masked(seed: int) -> Batches:
-        return encode([Plain(text=text)], tokenizer, length=LENGTH, separator=0, masked=True, seed=seed)
+    def is_mlm(seed: int) -> Batches:
+        return encode([Plain(text=text)], tokenizer, length=LENGTH, eos=0, is_mlm=True, seed=seed)
 
-    assert all(repeated(masked(1), masked(2), masked=True))
+    assert all(repeated(is_mlm(1), is_mlm(2), is_mlm=True))

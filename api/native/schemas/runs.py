@@ -1,4 +1,4 @@
-"""The documents of the ledger. Seconds, percent, degrees Celsius; what was unknown is null."""
+"""The documents of /runs. Seconds, percent, degrees Celsius; unknown readings are null."""
 
 from datetime import date, datetime
 from typing import Self
@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from pocketllm.storage.tables import RunWindow
 
 
-class WindowOut(BaseModel):
-    """A time in which a worker ran. What was unknown is null."""
+class RunOut(BaseModel):
+    """One run of a worker."""
 
     job: str
     began_at: datetime
@@ -41,8 +41,8 @@ class DayOut(BaseModel):
     hottest_battery_celsius: float | None
 
 
-class LedgerOut(BaseModel):
+class RunsOut(BaseModel):
     """Runs and days, oldest first."""
 
-    data: list[WindowOut]
+    data: list[RunOut]
     days: list[DayOut]

@@ -1,4 +1,4 @@
-"""The journal in a real database file: what was appended is read back, and progress is read off it."""
+"""The step log in a real database file: what was appended is read back, and progress is read off it."""
 
 import math
 import sqlite3
@@ -59,58 +59,58 @@ def append(
         tokens=tokens,
         seconds=seconds,
     )
-    store.journal.append(row)
+    store.step_log.append(row)
 
 
 def evaluate(store: Store, job: str, *, step: int, losses: list[float], weights: list[int] | None = None) -> None:
     by_key = {f"block {number}": loss for number, loss in enumerate(losses)}
-    store.journal.evaluate(job, step=step, block_losses=by_key, weights=weights or [1] * len(losses), now=NOW)
+    store.step_log.evaluate(job, step=step, block_losses=by_key, weights=weights or [1] * len(losses), now=NOW)
 
 
 def test_steps_come_back_in_order(store: Store, job: str) -> None:
     for number in (1, 2, 3):
         append(store, job, number)
-    assert [row.step for row in store.journal.steps(job)] == [1, 2, 3]
-    assert store.journal.last_step(job) == 3
+    assert [row.step for row in store.step_log.steps(job)] == [1, 2, 3]
+    assert store.step_log.last_step(job) == 3
 
 
 def test_before_the_first_step_there_is_nothing(store: Store, job: str) -> None:
-    assert store.journal.steps(job) == []
-    assert store.journal.last_step(job) == 0
-    assert store.journal.evaluation(job, 0) is None
+    assert store.step_log.steps(job) == []
+    assert store.step_log.last_step(job) == 0
+    assert store.step_log.evaluation(job, 0) is None
 
 
 @pytest.mark.parametrize("scalar", [0.1, -1 / 3, 5e-324, 1.7976931348623157e308])
 def test_scalars_come_back_bit_for_bit(store: Store, job: str, scalar: float) -> None:
     append(store, job, 1, scalars=(scalar, -scalar))
-    [row] = store.journal.steps(job)
+    [row] = store.step_log.steps(job)
     assert [kept.hex() for kept in row.scalars] == [scalar.hex(), (-scalar).hex()]
 
 
 def test_scalars_may_come_as_a_tuple(store: Store, job: str) -> None:
     row: dict[str, Any] = {"step": 1, "seed": 7, "scalars": (0.5, 1.5), "loss": 3.0, "learning_rate": 0.1}
-    store.journal.append(Step(job_id=job, tokens=9, seconds=1.0, **row))
-    assert store.journal.steps(job)[0].scalars == [0.5, 1.5]
+    store.step_log.append(Step(job_id=job, tokens=9, seconds=1.0, **row))
+    assert store.step_log.steps(job)[0].scalars == [0.5, 1.5]
 
 
 @pytest.mark.parametrize("scalars", [(), (math.nan,), (0.5, math.inf)])
 def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str, scalars: Sequence[float]) -> None:
     with pytest.raises(ValueError, match="Step 1 of job job-"):
         append(store, job, 1, scalars=scalars)
-    assert store.journal.steps(job) == []
+    assert store.step_log.steps(job) == []
 
 
 def test_a_number_that_is_none_is_refused(store: Store, job: str) -> None:
     with pytest.raises(IntegrityError):
         append(store, job, 1, loss=math.nan)
-    assert store.journal.last_step(job) == 0
+    assert store.step_log.last_step(job) == 0
 
 
 def test_a_second_row_for_a_step_is_refused_and_the_first_stays(store: Store, job: str) -> None:
     append(store, job, 1, loss=3.0)
     with pytest.raises(IntegrityError):
         append(store, job, 1, loss=4.0)
-    assert [row.loss for row in store.journal.steps(job)] == [3.0]
+    assert [row.loss for row in store.step_log.steps(job)] == [3.0]
 
 
 def test_a_row_of_a_job_that_is_not_there_is_refused(store: Store) -> None:
@@ -118,17 +118,17 @@ def test_a_row_of_a_job_that_is_not_there_is_refused(store: Store) -> None:
         append(store, "job-none", 1)
 
 
-def test_each_job_has_a_journal_of_its_own(store: Store, job: str) -> None:
+def test_each_job_has_a_step_log_of_its_own(store: Store, job: str) -> None:
     other = queue_job(store).id
     append(store, job, 1)
     append(store, other, 1)
     append(store, other, 2)
-    assert (store.journal.last_step(job), store.journal.last_step(other)) == (1, 2)
+    assert (store.step_log.last_step(job), store.step_log.last_step(other)) == (1, 2)
 
 
 def test_a_measurement_is_the_mean_by_weight(store: Store, job: str) -> None:
     evaluate(store, job, step=0, losses=[4.0, 2.0], weights=[3, 1])
-    kept = store.journal.evaluation(job, 0)
+    kept = store.step_log.evaluation(job, 0)
     assert kept is not None
     assert (kept.loss, kept.block_losses, kept.at) == (3.5, {"block 0": 4.0, "block 1": 2.0}, NOW)
 
@@ -141,12 +141,12 @@ def test_a_measurement_with_a_weight_too_few_is_refused(store: Store, job: str) 
 def test_a_measurement_made_again_takes_the_place_of_the_first(store: Store, job: str) -> None:
     evaluate(store, job, step=4, losses=[4.0])
     evaluate(store, job, step=4, losses=[3.0])
-    kept = store.journal.evaluation(job, 4)
+    kept = store.step_log.evaluation(job, 4)
     assert kept is not None and kept.loss == 3.0
 
 
 def test_progress_of_a_job_that_has_not_begun_is_unknown(store: Store, job: str) -> None:
-    assert store.journal.progress(job) == Progress(
+    assert store.step_log.progress(job) == Progress(
         step=0,
         loss=None,
         tokens_per_second=None,
@@ -160,7 +160,7 @@ def test_progress_is_the_mean_of_the_recent_steps(store: Store, job: str) -> Non
     append(store, job, 1, loss=1000.0, seconds=1000.0)
     for number in range(2, RECENT_STEPS + 2):
         append(store, job, number, loss=float(number % 2), seconds=4.0)
-    progress = store.journal.progress(job)
+    progress = store.step_log.progress(job)
     assert (progress.step, progress.loss) == (RECENT_STEPS + 1, 0.5)
     assert (progress.tokens_per_second, progress.seconds_per_step) == (25.0, 4.0)
 
@@ -168,13 +168,13 @@ def test_progress_is_the_mean_of_the_recent_steps(store: Store, job: str) -> Non
 def test_progress_holds_the_first_and_the_last_measurement(store: Store, job: str) -> None:
     for step, loss in ((8, 3.5), (0, 4.0), (4, 3.0)):
         evaluate(store, job, step=step, losses=[loss])
-    progress = store.journal.progress(job)
+    progress = store.step_log.progress(job)
     assert (progress.held_out_loss_before, progress.held_out_loss_now) == (4.0, 3.5)
 
 
 def test_steps_that_took_no_time_have_no_speed(store: Store, job: str) -> None:
     append(store, job, 1, seconds=0.0)
-    assert store.journal.progress(job).tokens_per_second is None
+    assert store.step_log.progress(job).tokens_per_second is None
 
 
 def some_steps(store: Store, job: str, count: int = 2 * RECENT_STEPS) -> None:
@@ -183,78 +183,78 @@ def some_steps(store: Store, job: str, count: int = 2 * RECENT_STEPS) -> None:
 
 
 def in_tables(path: Path, job: str) -> tuple[int, int]:
-    """How many rows, and how many compact journals, a job has."""
-    counts = (f"SELECT count(*) FROM {table} WHERE job_id = ?" for table in ("step", "compact_journal"))
+    """How many rows, and how many compact step logs, a job has."""
+    counts = (f"SELECT count(*) FROM {table} WHERE job_id = ?" for table in ("step", "compact_step_log"))
     with closing(sqlite3.connect(path)) as raw:
         rows, compact = (raw.execute(count, [job]).fetchone()[0] for count in counts)
     return rows, compact
 
 
-def test_a_compact_journal_gives_the_same_answers(store: Store, job: str, tmp_path: Path) -> None:
+def test_a_compact_step_log_gives_the_same_answers(store: Store, job: str, tmp_path: Path) -> None:
     other = queue_job(store).id
     for identity in (job, other):
         some_steps(store, identity)
     evaluate(store, job, step=0, losses=[4.0])
-    rows, progress, encoded = store.journal.steps(job), store.journal.progress(job), store.journal.encoded(job)
+    rows, progress, encoded = store.step_log.steps(job), store.step_log.progress(job), store.step_log.encoded(job)
     store.jobs.cancel(job, message="", now=NOW)
-    assert store.journal.compact(job)
+    assert store.step_log.compact(job)
 
     assert in_tables(tmp_path / "pocketllm.db", job) == (0, 1)
     assert in_tables(tmp_path / "pocketllm.db", other) == (len(rows), 0)
-    assert store.journal.last_step(job) == len(rows)
+    assert store.step_log.last_step(job) == len(rows)
     exact = [(row.job_id, row.step, row.seed, row.scalars, row.learning_rate) for row in rows]
-    kept = store.journal.steps(job)
+    kept = store.step_log.steps(job)
     assert [(row.job_id, row.step, row.seed, list(row.scalars), row.learning_rate) for row in kept] == exact
     assert [row.loss for row in kept] == pytest.approx([row.loss for row in rows], rel=1e-7)
     assert sum(row.tokens for row in kept) == sum(row.tokens for row in rows)
-    now = store.journal.progress(job)
+    now = store.step_log.progress(job)
     assert (now.step, now.held_out_loss_before, now.seconds_per_step) == (len(rows), 4.0, 2.0)
     assert (now.loss, now.tokens_per_second) == pytest.approx((progress.loss, progress.tokens_per_second), rel=1e-6)
-    assert store.journal.encoded(job) == encoded
+    assert store.step_log.encoded(job) == encoded
 
 
 def test_to_compact_twice_changes_nothing(store: Store, job: str) -> None:
     some_steps(store, job, 3)
     store.jobs.cancel(job, message="", now=NOW)
-    assert store.journal.compact(job)
-    before = store.journal.encoded(job)
-    assert store.journal.compact(job)
-    assert store.journal.encoded(job) == before
-    assert store.journal.last_step(job) == 3
+    assert store.step_log.compact(job)
+    before = store.step_log.encoded(job)
+    assert store.step_log.compact(job)
+    assert store.step_log.encoded(job) == before
+    assert store.step_log.last_step(job) == 3
 
 
 def test_an_open_job_keeps_its_rows(store: Store, job: str, tmp_path: Path) -> None:
     some_steps(store, job, 3)
-    with pytest.raises(WrongState, match="is running; its journal is made compact only when it has ended"):
-        store.journal.compact(job)
+    with pytest.raises(WrongState, match="is running; its step log is made compact only when it has ended"):
+        store.step_log.compact(job)
     store.jobs.pause(job, reasons=["battery"], now=NOW)
     with pytest.raises(WrongState, match="is paused"):
-        store.journal.compact(job)
+        store.step_log.compact(job)
     assert in_tables(tmp_path / "pocketllm.db", job) == (3, 0)
 
 
 def test_what_is_not_there_is_not_made_compact(store: Store, job: str) -> None:
     with pytest.raises(NotFound, match="'job-none'"):
-        store.journal.compact("job-none")
+        store.step_log.compact("job-none")
     with pytest.raises(NotFound, match="'job-none'"):
-        store.journal.encoded("job-none")
+        store.step_log.encoded("job-none")
     with pytest.raises(WrongState, match="no step yet"):
-        store.journal.encoded(job)
+        store.step_log.encoded(job)
     store.jobs.cancel(job, message="", now=NOW)
-    assert not store.journal.compact(job)
+    assert not store.step_log.compact(job)
 
 
 def test_rows_of_an_older_version_stay_as_they_are(store: Store, job: str, tmp_path: Path) -> None:
     append(store, job, 1, scalars=[0.1])  # not a 32-bit float
-    with pytest.raises(WrongState, match="cannot be encoded: Step 1 of the journal holds a scalar"):
-        store.journal.encoded(job)
+    with pytest.raises(WrongState, match="cannot be encoded: Step 1 of the step log holds a scalar"):
+        store.step_log.encoded(job)
     store.jobs.cancel(job, message="", now=NOW)
-    assert not store.journal.compact(job)
+    assert not store.step_log.compact(job)
     assert in_tables(tmp_path / "pocketllm.db", job) == (1, 0)
-    assert store.journal.steps(job)[0].scalars == [0.1]
+    assert store.step_log.steps(job)[0].scalars == [0.1]
 
 
-def test_a_journal_that_cannot_be_made_compact_whole_keeps_all_rows(store: Store, job: str, tmp_path: Path) -> None:
+def test_a_step_log_that_cannot_be_made_compact_whole_keeps_all_rows(store: Store, job: str, tmp_path: Path) -> None:
     some_steps(store, job, 3)
     store.jobs.cancel(job, message="", now=NOW)
     with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw, raw:
@@ -262,27 +262,27 @@ def test_a_journal_that_cannot_be_made_compact_whole_keeps_all_rows(store: Store
             "CREATE TRIGGER refuse BEFORE DELETE ON step WHEN OLD.step = 3 BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     with pytest.raises(IntegrityError, match="no"):
-        store.journal.compact(job)
+        store.step_log.compact(job)
     assert in_tables(tmp_path / "pocketllm.db", job) == (3, 0)
 
 
-def test_a_journal_longer_than_a_part_is_encoded_whole(store: Store, job: str) -> None:
+def test_a_step_log_longer_than_a_part_is_encoded_whole(store: Store, job: str) -> None:
     some_steps(store, job, 2100)
-    rows = list(decode(store.journal.encoded(job)))
+    rows = list(decode(store.step_log.encoded(job)))
     assert [row.step for row in rows] == list(range(1, 2101))
-    assert encode(rows) == store.journal.encoded(job)
+    assert encode(rows) == store.step_log.encoded(job)
 
 
 class TestCurve:
     def test_before_the_first_step_it_is_empty(self, store: Store, job: str) -> None:
-        assert store.journal.curve(job) == store.journal.curve("job-0") == Curve(held_out=[], training=[])
+        assert store.step_log.curve(job) == store.step_log.curve("job-0") == Curve(held_out=[], training=[])
 
     def test_a_short_jobs_curve_has_every_step_and_no_measurement_of_the_base(self, store: Store, job: str) -> None:
         for step, loss in ((BASE_STEP, 5.0), (0, 4.0), (3, 2.5)):
             evaluate(store, job, step=step, losses=[loss])
         for step in range(1, 4):
             append(store, job, step, loss=4 - step / 2)
-        curve = store.journal.curve(job)
+        curve = store.step_log.curve(job)
         assert curve.held_out == [CurvePoint(step=0, loss=4.0), CurvePoint(step=3, loss=2.5)]
         assert curve.training == [CurvePoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
 
@@ -308,8 +308,8 @@ class TestCurve:
                 session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses={"one": step / 64}, at=NOW))
         if compact:
             store.jobs.cancel(long, message="withdrawn", now=NOW)
-            assert store.journal.compact(long)
-        curve = store.journal.curve(long)
+            assert store.step_log.compact(long)
+        curve = store.step_log.curve(long)
         assert len(curve.training) == CURVE_POINTS == len(curve.held_out)
         assert [point.step for point in curve.training] == list(range(10, steps + 1, 10))
         back = (POINT_STEPS - 1) / 2  # the mean of the last few steps of each part
@@ -321,12 +321,12 @@ class TestCurve:
     def test_around_the_limit(self, store: Store, job: str, steps: int) -> None:
         for step in range(1, steps + 1):
             append(store, job, step)
-        found = [point.step for point in store.journal.curve(job).training]
+        found = [point.step for point in store.step_log.curve(job).training]
         assert len(found) == min(steps, CURVE_POINTS) and found[-1] == steps and found == sorted(set(found))
 
 
 class TestGoBack:
-    """Rows, measurements and the watch change together."""
+    """Rows, measurements and early stopping change together."""
 
     @pytest.fixture
     def filled(self, store: Store, job: str) -> str:
@@ -334,58 +334,60 @@ class TestGoBack:
             append(store, job, number)
         for step in (-1, 0, 2, 4):
             evaluate(store, job, step=step, losses=[3.0])
-        store.jobs.set_watch(job, {"best_step": 2})
+        store.jobs.set_early_stopping(job, {"best_step": 2})
         return job
 
     def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:
-        store.journal.go_back(filled, step=2, watch={"best_step": 2, "halvings": 1}, ended=False, message="x", now=NOW)
-        assert [row.step for row in store.journal.steps(filled)] == [1, 2]
-        assert store.journal.last_step(filled) == 2
-        assert [step for step in range(-1, 6) if store.journal.evaluation(filled, step)] == [-1, 0, 2]
+        store.step_log.go_back(
+            filled, step=2, early_stopping={"best_step": 2, "halvings": 1}, ended=False, message="x", now=NOW
+        )
+        assert [row.step for row in store.step_log.steps(filled)] == [1, 2]
+        assert store.step_log.last_step(filled) == 2
+        assert [step for step in range(-1, 6) if store.step_log.evaluation(filled, step)] == [-1, 0, 2]
         job = store.jobs.get(filled)
-        assert (job.watch, job.total_steps) == ({"best_step": 2, "halvings": 1}, 8)
+        assert (job.early_stopping, job.total_steps) == ({"best_step": 2, "halvings": 1}, 8)
         event = store.jobs.events(filled)[-1]
         assert (event.kind, event.message) == ("went back", "x")
         append(store, filled, 3)  # and on from there
 
     def test_may_end_the_job_there(self, store: Store, filled: str) -> None:
-        store.journal.go_back(filled, step=0, watch={}, ended=True, message="x", now=NOW)
-        assert store.journal.steps(filled) == []
+        store.step_log.go_back(filled, step=0, early_stopping={}, ended=True, message="x", now=NOW)
+        assert store.step_log.steps(filled) == []
         assert store.jobs.get(filled).total_steps == 0
         assert store.jobs.events(filled)[-1].kind == "ended early"
 
     def test_without_a_message_there_is_no_event(self, store: Store, filled: str) -> None:
         before = store.jobs.events(filled)
-        store.journal.go_back(filled, step=5, watch={}, ended=True, message=None, now=NOW)
+        store.step_log.go_back(filled, step=5, early_stopping={}, ended=True, message=None, now=NOW)
         assert store.jobs.events(filled) == before
-        assert store.journal.last_step(filled) == 5
+        assert store.step_log.last_step(filled) == 5
 
     def test_all_of_it_or_nothing(self, store: Store, filled: str) -> None:
-        """The watch cannot be stored, so the rows stay."""
+        """Early stopping cannot be stored, so the rows stay."""
         with pytest.raises(StatementError):
-            store.journal.go_back(filled, step=2, watch={"best": object()}, ended=True, message="x", now=NOW)
-        assert store.journal.last_step(filled) == 5
-        assert store.journal.evaluation(filled, 4) is not None
+            store.step_log.go_back(filled, step=2, early_stopping={"best": object()}, ended=True, message="x", now=NOW)
+        assert store.step_log.last_step(filled) == 5
+        assert store.step_log.evaluation(filled, 4) is not None
         job = store.jobs.get(filled)
-        assert (job.watch, job.total_steps) == ({"best_step": 2}, 8)
+        assert (job.early_stopping, job.total_steps) == ({"best_step": 2}, 8)
 
     def test_a_run_may_be_forgotten_whole(self, store: Store, filled: str) -> None:
         other = queue_job(store).id
         append(store, other, 1)
         store.jobs.set_plan(filled, {"method": "guided"}, predicted_bytes=1)
-        store.journal.forget_run(filled)
-        assert (store.journal.last_step(filled), store.journal.last_step(other)) == (0, 1)
-        assert not any(store.journal.evaluation(filled, step) for step in range(-1, 6))
+        store.step_log.forget_run(filled)
+        assert (store.step_log.last_step(filled), store.step_log.last_step(other)) == (0, 1)
+        assert not any(store.step_log.evaluation(filled, step) for step in range(-1, 6))
         job = store.jobs.get(filled)
-        assert (job.watch, job.plan, job.state) == (None, None, JobState.RUNNING)
+        assert (job.early_stopping, job.plan, job.state) == (None, None, JobState.RUNNING)
 
     def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
         other = queue_job(store).id
         append(store, other, 1)
-        store.journal.go_back(filled, step=0, watch={}, ended=False, message=None, now=NOW)
-        assert store.journal.last_step(other) == 1
+        store.step_log.go_back(filled, step=0, early_stopping={}, ended=False, message=None, now=NOW)
+        assert store.step_log.last_step(other) == 1
 
-    def test_a_job_without_a_step_that_has_ended_has_no_journal(self, store: Store, job: str) -> None:
+    def test_a_job_without_a_step_that_has_ended_has_no_steps(self, store: Store, job: str) -> None:
         store.jobs.fail(job, error="x", now=NOW)
         with pytest.raises(WrongState, match="has ended without a step"):
-            store.journal.encoded(job)
+            store.step_log.encoded(job)

@@ -1,4 +1,4 @@
-"""`pocketllm journal`: what a job's steps came to, and their file for safe keeping or a replay elsewhere."""
+"""`pocketllm steps`: a summary of a job's steps, and their file for safe keeping or a replay elsewhere."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ from pocketllm.cli.errors import CommandError, Document
 from pocketllm.cli.files import check_target, whole_file
 
 if TYPE_CHECKING:
-    from pocketllm.storage.step_log_codec import JournalRow
+    from pocketllm.storage.step_log_codec import StepRow
 
 #: Losses are shown as means over this many steps: one batch says little.
 MEAN_STEPS = 20
 
-EPILOG = examples("pocketllm journal JOB", "pocketllm journal JOB --export job.journal", "pocketllm journal JOB --json")
+EPILOG = examples("pocketllm steps JOB", "pocketllm steps JOB --export job.steps", "pocketllm steps JOB --json")
 
 
 @shared_options
-def journal(
+def steps(
     options: Common,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
     export: Annotated[
@@ -28,14 +28,14 @@ def journal(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
-    """Show what a job's steps came to, or write them to a file.
+    """Summarise a job's steps, or write them to a file.
 
     The file holds a few bytes a step and no text. With the base model it is enough to do the learning again.
     """
     if export is not None:
         check_target(export, force=force)
     with connected(options) as client:
-        data = client.journal(job_id)
+        data = client.steps(job_id)
     document = summary(job_id, data)
     if export is not None:
         with whole_file(export) as file:
@@ -57,7 +57,7 @@ def summary(job_id: str, data: bytes) -> Document:
     try:
         found = read_export(data)
     except ValueError as error:
-        raise CommandError(f"The daemon's journal of {job_id} cannot be read: {error}") from error
+        raise CommandError(f"The daemon's steps of {job_id} cannot be read: {error}") from error
     return {
         "job": found.header["job"],
         "model": found.header["model"],
@@ -73,7 +73,7 @@ def summary(job_id: str, data: bytes) -> Document:
     }
 
 
-def mean_loss(rows: "Sequence[JournalRow]") -> float:
+def mean_loss(rows: "Sequence[StepRow]") -> float:
     """Return the mean training loss of some steps, in nats per token."""
     return round(sum(row.loss for row in rows) / len(rows), 4)
 

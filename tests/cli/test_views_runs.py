@@ -1,4 +1,4 @@
-"""What people see of the ledger: any screen, whatever is missing, whatever it says; and the command that shows it."""
+"""What people see of the runs: any screen, whatever is missing, whatever it says; and the command that shows it."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pocketllm.cli.jobs.ledger_view import ledger_tables
+from pocketllm.cli.jobs.runs_view import runs_tables
 from tests.support.commands import commands
 from tests.support.daemon_double import DaemonDouble
 
@@ -36,7 +36,7 @@ DAY = {
 
 def shown(width: int = 150, **changed: Any) -> str:
     console = Console(file=io.StringIO(), width=width, emoji=False, highlight=False)
-    console.print(ledger_tables({"data": [WINDOW | changed], "days": [DAY]}, days=7))
+    console.print(runs_tables({"data": [WINDOW | changed], "days": [DAY]}, days=7))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -62,9 +62,9 @@ def test_it_fits_any_screen(width: int) -> None:
     assert all(len(line) <= width for line in shown(width).splitlines())
 
 
-def test_an_empty_ledger_says_what_to_do() -> None:
+def test_no_runs_says_what_to_do() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(ledger_tables({"data": [], "days": []}, days=3))
+    console.print(runs_tables({"data": [], "days": []}, days=3))
     assert isinstance(console.file, io.StringIO)
     assert "Nothing has run in the last 3 days" in console.file.getvalue()
     assert "pocketllm status" in console.file.getvalue()
@@ -72,9 +72,9 @@ def test_an_empty_ledger_says_what_to_do() -> None:
 
 def test_the_command_asks_for_so_many_days(tmp_path: Path) -> None:
     with DaemonDouble() as double:
-        double.ledger = {"data": [WINDOW], "days": [DAY]}
+        double.runs = {"data": [WINDOW], "days": [DAY]}
         run = commands(double.write_home(tmp_path))
-        assert "not on" in run("jobs", "--ledger", "--days", "2").stdout
-        assert ("GET", "/ledger?days=2", None) in double.requests
-        assert '"hottest_battery_celsius": 36.4' in run("jobs", "--ledger", "--json").stdout
-    assert run("jobs", "--ledger", "--days", "0").exit_code == 2
+        assert "not on" in run("jobs", "--runs", "--days", "2").stdout
+        assert ("GET", "/runs?days=2", None) in double.requests
+        assert '"hottest_battery_celsius": 36.4' in run("jobs", "--runs", "--json").stdout
+    assert run("jobs", "--runs", "--days", "0").exit_code == 2

@@ -12,7 +12,7 @@ from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Completion, Labelled, Plain, encode
 from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import NativeModel, open_native
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import (
     ANSWER_TOKENS,
     MAX_BLOCKS,
@@ -36,13 +36,13 @@ SEPARATOR = 0
 NOTES = [f"Wind west, glass rising. Mug of tea number {number}." for number in range(20)]
 
 
-def chosen(learned: Batches = (), held_out: Batches = (), *, masked: bool = False) -> Sample:
-    return sample(learned, held_out, separator=SEPARATOR, ends=frozenset({SEPARATOR}), masked=masked)
+def chosen(learned: Batches = (), held_out: Batches = (), *, is_mlm: bool = False) -> Sample:
+    return sample(learned, held_out, eos=SEPARATOR, ends=frozenset({SEPARATOR}), is_mlm=is_mlm)
 
 
 def encoded(*examples: Plain | Completion | Labelled, length: int = 32) -> Batches:
     template = Template(pattern="{text} It was {label}", words={"positive": "g", "negative": "t"})
-    return encode(examples, byte_tokenizer(), length=length, separator=SEPARATOR, template=template)
+    return encode(examples, byte_tokenizer(), length=length, eos=SEPARATOR, template=template)
 
 
 def notes(*, length: int = 32) -> Batches:
@@ -70,32 +70,32 @@ def numbers(*counts: int) -> list[list[int]]:
 class TestSample:
     def test_beginnings_of_plain_texts_are_gone_on_with(self) -> None:
         texts = numbers(30, 40, 50)
-        found = chosen(held_out=(pack(texts, length=128, separator=SEPARATOR),)).prompts
+        found = chosen(held_out=(pack(texts, length=128, eos=SEPARATOR),)).prompts
         assert found == [text[:PROMPT_TOKENS] for text in texts]
 
     def test_of_short_texts_half_and_of_shorter_ones_nothing(self) -> None:
         texts = numbers(10, 4, 7)
-        found = chosen(held_out=(pack(texts, length=64, separator=SEPARATOR),)).prompts
+        found = chosen(held_out=(pack(texts, length=64, eos=SEPARATOR),)).prompts
         assert found == [texts[0][:5], texts[2][:3]]
 
     def test_long_beginnings_come_first_and_from_all_over_the_text(self) -> None:
         texts = numbers(8, *[26] * 9)
-        found = chosen(held_out=(pack(texts, length=256, separator=SEPARATOR),)).prompts
+        found = chosen(held_out=(pack(texts, length=256, eos=SEPARATOR),)).prompts
         assert found == [texts[number][:PROMPT_TOKENS] for number in (1, 4, 7)]
 
     def test_a_row_that_begins_within_a_text_is_no_beginning(self) -> None:
         [text] = numbers(100)
-        assert chosen(held_out=(pack([text], length=25, separator=SEPARATOR),)).prompts == [text[:PROMPT_TOKENS]]
+        assert chosen(held_out=(pack([text], length=25, eos=SEPARATOR),)).prompts == [text[:PROMPT_TOKENS]]
 
     def test_the_filling_of_the_last_row_is_no_text(self) -> None:
-        assert len(chosen(held_out=(pack(numbers(30), length=200, separator=SEPARATOR),)).prompts) == 1
+        assert len(chosen(held_out=(pack(numbers(30), length=200, eos=SEPARATOR),)).prompts) == 1
 
     def test_of_a_completion_its_prompt_is_gone_on_with(self) -> None:
         found = chosen(held_out=encoded(Completion(prompt="Q: two?", completion="2")))
         assert byte_tokenizer().decode(found.prompts[0]) == "Q: two?"
 
     def test_few_blocks_from_all_over_the_text(self) -> None:
-        blocks = pack(numbers(*[10] * 1000), length=16, separator=SEPARATOR)
+        blocks = pack(numbers(*[10] * 1000), length=16, eos=SEPARATOR)
         [taken] = chosen(learned=(blocks,)).learned
         assert len(taken) == MAX_BLOCKS
         rows = [(blocks.inputs == row).all(1).nonzero()[0, 0].item() for row in taken.inputs]
@@ -103,7 +103,7 @@ class TestSample:
 
     @pytest.mark.parametrize("length", [200, 1500, 4096])
     def test_of_long_blocks_fewer_and_of_very_long_ones_the_beginnings(self, length: int) -> None:
-        blocks = pack([[5] * 40_000], length=length, separator=SEPARATOR)
+        blocks = pack([[5] * 40_000], length=length, eos=SEPARATOR)
         [taken] = chosen(learned=(blocks,)).learned
         assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS
 
@@ -114,10 +114,10 @@ class TestSample:
     def test_places_have_text_before_and_behind(self) -> None:
         size = VERBATIM_TOKENS
         for count, places in ((2 * size - 1, 0), (2 * size, 1), (2 * size + 3, 4)):
-            assert chosen(learned=(pack(numbers(count), length=128, separator=SEPARATOR),)).places == places
-        two = pack(numbers(size, size + 2), length=128, separator=SEPARATOR)  # what follows must be of one text
+            assert chosen(learned=(pack(numbers(count), length=128, eos=SEPARATOR),)).places == places
+        two = pack(numbers(size, size + 2), length=128, eos=SEPARATOR)  # what follows must be of one text
         assert chosen(learned=(two,)).places == 3
-        assert chosen(learned=(pack(numbers(100), length=size, separator=SEPARATOR),)).places == 0
+        assert chosen(learned=(pack(numbers(100), length=size, eos=SEPARATOR),)).places == 0
 
     def test_of_labels_there_is_nothing_to_tell(self) -> None:
         labelled = encoded(Labelled(text="Tea.", label="positive"), Labelled(text="No tea.", label="negative"))
@@ -129,20 +129,20 @@ class TestSample:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: NativeModel) -> LanguageModel:
+def model(tiny: ModelFolder) -> LanguageModel:
     return LanguageModel(tiny)
 
 
-def transformers_logits(native: NativeModel, inputs: torch.Tensor) -> torch.Tensor:
+def transformers_logits(model_folder: ModelFolder, inputs: torch.Tensor) -> torch.Tensor:
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     with torch.no_grad():
-        found: torch.Tensor = load(native.folder).eval()(inputs).logits
+        found: torch.Tensor = load(model_folder.path).eval()(inputs).logits
     return found
 
 
 class TestObserve:
     @pytest.mark.parametrize("logit_bytes", [1, 50_000, 2**24])
-    def test_mean_probabilities_are_those_of_transformers(self, tiny: NativeModel, logit_bytes: int) -> None:
+    def test_mean_probabilities_are_those_of_transformers(self, tiny: ModelFolder, logit_bytes: int) -> None:
         found = chosen(held_out=notes())
         observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
         [blocks] = found.held_out
@@ -150,14 +150,14 @@ class TestObserve:
         assert observed.probabilities is not None
         torch.testing.assert_close(observed.probabilities, wanted, atol=1e-6, rtol=1e-4)
 
-    def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(self, tiny: NativeModel) -> None:
+    def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(self, tiny: ModelFolder) -> None:
         model = LanguageModel(tiny)
         begun = [5, 60, 70, 80, 100, 200, 7, 9, 11]
         own = begun + greedily(model, begun, ends=(), most_tokens=20)
-        separator = next(token for token in range(VOCABULARY) if token not in own)
+        eos = next(token for token in range(VOCABULARY) if token not in own)
         spoiled = [*own[:-1], own[-1] - 1]
         for text, repeated in ((own, 20 - VERBATIM_TOKENS + 1), (spoiled, 20 - VERBATIM_TOKENS)):
-            found = sample((as_block(text),), (), separator=separator, ends=frozenset(), masked=False)
+            found = sample((as_block(text),), (), eos=eos, ends=frozenset(), is_mlm=False)
             assert (found.places, observe(model, found, 4).repeated) == (14, repeated)
 
     def test_answers_are_greedy_and_end_with_the_text(self, model: LanguageModel) -> None:
@@ -207,35 +207,37 @@ class TestCompare:
         insight = compare(found, *observed)
         base, personal = (one.probabilities for one in observed)
         assert base is not None and personal is not None
-        assert insight.rises and all(rise.personal > rise.base > 0 for rise in insight.rises)
-        first = insight.rises[0]
+        assert insight.shifts and all(rise.personal > rise.base > 0 for rise in insight.shifts)
+        first = insight.shifts[0]
         assert (first.base, first.personal) == (float(base[first.token]), float(personal[first.token]))
         assert first.token == int((personal * (personal / base).log()).argmax())
         assert [one.prompt for one in insight.continuations] == found.prompts
         assert any(one.base != one.personal for one in insight.continuations)
-        assert insight.leak is not None and insight.leak.places == found.places
-        assert (insight.leak.base, insight.leak.personal) == tuple(one.repeated / found.places for one in observed)
+        assert insight.verbatim_recall is not None and insight.verbatim_recall.places == found.places
+        assert (insight.verbatim_recall.base, insight.verbatim_recall.personal) == tuple(
+            one.repeated / found.places for one in observed
+        )
 
     def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
         found = chosen(notes(), notes())
         observed = observe(model, found, 4)
         insight = compare(found, observed, observed)
-        assert insight.rises == []
-        assert insight.leak is not None and insight.leak.base == insight.leak.personal
+        assert insight.shifts == []
+        assert insight.verbatim_recall is not None and insight.verbatim_recall.base == insight.verbatim_recall.personal
 
     def test_nothing_to_tell(self, model: LanguageModel) -> None:
         found = chosen()
         observed = observe(model, found, 4)
         insight = compare(found, observed, observed)
-        assert (insight.rises, insight.continuations, insight.leak) == ([], [], None)
+        assert (insight.shifts, insight.continuations, insight.verbatim_recall) == ([], [], None)
 
     def test_a_masked_model_goes_on_with_nothing_but_its_words_can_be_told(self, tmp_path: Path) -> None:
         import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="masked", dtype="float32")
-        native = open_native(tmp_path / "masked")
-        tokenizer = native.tokenizer()
+        model_folder = open_model_folder(tmp_path / "masked")
+        tokenizer = model_folder.tokenizer()
         texts = [Plain(text=text) for text in NOTES]
-        buckets = encode(texts, tokenizer, length=32, separator=SEPARATOR, masked=True)
-        found = chosen(buckets, buckets, masked=True)
-        observed = observe(LanguageModel(native), found, 4)
+        buckets = encode(texts, tokenizer, length=32, eos=SEPARATOR, is_mlm=True)
+        found = chosen(buckets, buckets, is_mlm=True)
+        observed = observe(LanguageModel(model_folder), found, 4)
         assert (found.learned, found.prompts, observed.repeated, observed.answers) == ((), [], 0, [])
         assert observed.probabilities is not None and float(observed.probabilities.sum()) == pytest.approx(1, abs=1e-4)
