@@ -31,8 +31,9 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 @pytest.fixture(autouse=True)
 def _nothing_of_the_developers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings come from the tests alone."""
+    """Settings come from the tests alone, and the width of a terminal does, too (pytest-xdist sets one)."""
     monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "no-config.toml"))
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(scope="session")
