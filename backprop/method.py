@@ -17,8 +17,8 @@ from pocketllm.engine.streamed.model import LanguageModel
 #: Of what LoRA adds: alpha / rank.
 SCALING = 2.0
 #: The served B over the trained one: weights between the base model's and the fine-tuned ones (WiSE-FT, arXiv
-#: 2109.01903). The last tenth wins little on the text, and does half of the harm elsewhere.
-SERVED = 0.9
+#: 2109.01903). The last part wins little on the text, and does half of the harm elsewhere.
+SERVED = 0.87
 #: B's learning rate over A's (LoRA+, arXiv 2402.12354).
 B_RATE = 4.0
 #: Steps in which the rate grows to its full size, and its part at the end of the cosine (arXiv 1608.03983).
