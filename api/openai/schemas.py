@@ -161,7 +161,7 @@ class CompletionRequest(SharedRequest):
 
     @property
     def alternatives(self) -> int | None:
-        """See ChatWish."""
+        """See ChatRequest."""
         return self.logprobs
 
 

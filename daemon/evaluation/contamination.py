@@ -19,7 +19,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no token is lost in a pr
 
 
 def repeated(learned: Batches, measured: Batches, *, is_mlm: bool) -> list[bool]:
-    """Of each measured block, in order, whether it repeats what is learned. masked: the model fills in masks."""
+    """Of each measured block, in order, whether it repeats what is learned. is_mlm: the model fills in masks."""
     known = np.unique(np.concatenate([_runs(_tokens(blocks, is_mlm)[0]).reshape(-1) for blocks in learned]))
     return [repeats for blocks in measured for repeats in _repeated(blocks, known, is_mlm)]
 

@@ -4,6 +4,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,13 +63,7 @@ def look(
 
 def report(verdict: EvaluationVerdict, found: ModelReport | None, content: dict[str, Any] | None) -> NewReport:
     """The whole report: the verdict is always there."""
-    verbatim_recall = None
-    if found is not None and found.verbatim_recall is not None:
-        verbatim_recall = {
-            "base": found.verbatim_recall.base,
-            "personal": found.verbatim_recall.personal,
-            "places": found.verbatim_recall.places,
-        }
+    verbatim_recall = asdict(found.verbatim_recall) if found is not None and found.verbatim_recall else None
     return NewReport(numbers={"verdict": verdict.to_json(), "verbatim_recall": verbatim_recall}, content=content)
 
 

@@ -182,7 +182,7 @@ class Scheduler:
         self._store.preferences.snooze(until)
 
     def pause(self, job_id: str, now: datetime) -> Job:
-        """Pause an open job until `release`; its worker is killed. Raises NotFound or WrongState."""
+        """Pause an open job until `resume`; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
             if self._runner.job_id == job_id:
                 self._pause([PAUSED_BY_OWNER], now)

@@ -65,6 +65,7 @@ class TrainingRun:
         # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
         # aborts the process where it cannot allocate; what it is given at a time is bounded.
         tokenizer = self.model_folder.tokenizer()
+        self.eos = eos_id(tokenizer)  # which looks through all words
         self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
         is_mlm = self.model_folder.manifest.is_mlm
         self.measuring = HeldOutEvaluation(
@@ -77,7 +78,6 @@ class TrainingRun:
             micro_batch=self.plan.micro_batch,
         )
         self.openings = rehearsal.openings(tokenizer)
-        self.eos = eos_id(tokenizer)
         self.ends = end_tokens(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
@@ -214,7 +214,7 @@ class TrainingRun:
                 [example_of(text) for text in texts],
                 tokenizer,
                 length=self.plan.block_tokens,
-                eos=eos_id(tokenizer),
+                eos=self.eos,
                 template=Template(pattern=self.settings.template, words=self.settings.label_words),
                 is_mlm=self.model_folder.manifest.is_mlm,
                 seed=self.job.seed,

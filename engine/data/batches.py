@@ -75,10 +75,10 @@ Batches = tuple[Batch, ...]
 
 
 def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
-    """Join token lists, each ended by `separator`, and cut the stream into blocks of `length` positions.
+    """Join token lists, each ended by `eos`, and cut the stream into blocks of `length` positions.
 
     Each token but the very first is predicted exactly once. Only the last block may be short; it is filled up
-    with separators that are not predicted, and which no earlier position of a causal model sees. Raises
+    with end tokens that are not predicted, and which no earlier position of a causal model sees. Raises
     BadRequest when there is no text.
     """
     stream = np.full(sum(len(text) + 1 for text in texts), eos, dtype=np.int64)

@@ -82,7 +82,7 @@ def encode(
     masked model has to guess; nothing else is random.
 
     The loss of labelled text is over the label words alone, as in MeZO (arXiv 2305.17333, the appendix on prompts;
-    `model_for_prompting_forward` in its medium_models/src/models.py): hence `choices`, in the labels' sorted order.
+    `model_for_prompting_forward` in its medium_models/src/models.py): hence `label_ids`, in the labels' sorted order.
 
     Raises BadRequest when there is nothing to learn from, or the model or the template does not fit the examples.
     """
@@ -251,7 +251,7 @@ def _continuations(
 ) -> Iterator[Batch]:
     """Rows of completions and of chats.
 
-    A separator stands before a completion's prompt, as before every text that is learned, and before a prompt that is
+    An end token stands before a completion's prompt, as before every text that is learned, and before a prompt that is
     to be continued; and one ends the completion. A chat's template says itself how it begins and how a turn ends.
     """
     between = np.array([eos])

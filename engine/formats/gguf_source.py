@@ -174,7 +174,7 @@ class GgufSource:
         weights: NDArray[np.float32] = result.weights
         return weights
 
-    def _unpack(self, tensor: GgufTensor, micro_batch: int) -> Iterator[NDArray[np.float32]]:
+    def _unpack(self, tensor: GgufTensor, rows_at_a_time: int) -> Iterator[NDArray[np.float32]]:
         from gguf import dequantize
 
         # A vector is one packed row to gguf; it is small, and is not cut.
@@ -183,8 +183,8 @@ class GgufSource:
         row_shape = tensor.shape[1:] if len(tensor.shape) > 1 else tensor.shape
         with self.path.open("rb") as file:
             file.seek(tensor.offset)
-            for start in range(0, rows, micro_batch):
-                count = min(micro_batch, rows - start)
+            for start in range(0, rows, rows_at_a_time):
+                count = min(rows_at_a_time, rows - start)
                 packed = np.fromfile(file, dtype=np.uint8, count=count * row_bytes)
                 if packed.nbytes != count * row_bytes:
                     raise ModelFileError(f"{self.path} ended early. It changed while being read; try again.")

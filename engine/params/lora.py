@@ -50,7 +50,7 @@ class Adapter:
     def save(self, folder: Path, *, is_mlm: bool = False) -> None:
         """Write the adapter as a PEFT folder, whole or not at all; replaces what is there.
 
-        masked: the base fills in masks. PEFT has no task type for such a model, and wraps it only without one.
+        is_mlm: the base fills in masks. PEFT has no task type for such a model, and wraps it only without one.
         """
         scratch = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(scratch, ignore_errors=True)

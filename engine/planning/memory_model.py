@@ -202,11 +202,11 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
         min(points_of(plan.probes), plan.micro_batch) + 1 if plan.mode == "full" else 0
     )
     dense = made * min(chunk, size * shapes.largest)
-    replicas = (plan.replicas - 1) * REPLICA_BYTES
+    of_replicas = (plan.replicas - 1) * REPLICA_BYTES
     if plan.method == "exact":
         layer = size * shapes.multiplied // max(1, shapes.layers) if shapes.packed else 0
-        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + replicas + _exact_bytes(shapes, plan)
-    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + replicas
+        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + of_replicas + _exact_bytes(shapes, plan)
+    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + of_replicas
     return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 

@@ -74,7 +74,7 @@ def token_losses(
 def label_losses(hidden: torch.Tensor, head: Head, wanted: torch.Tensor, label_ids: Sequence[int]) -> torch.Tensor:
     """Each position's loss in nats when only these tokens can come: a softmax over their rows of the head alone.
 
-    hidden: (n, width); wanted: (n,) int64, each of them one of `choices`. Returns (n,) fp32, or float64 for a
+    hidden: (n, width); wanted: (n,) int64, each of them one of `label_ids`. Returns (n,) fp32, or float64 for a
     float64 `hidden`.
     """
     dtype, tokens = accurate(hidden), torch.tensor(label_ids)

@@ -44,7 +44,7 @@ with lean_transformers():
 class Network:
     """The layers between token ids and losses, on weights that others may use at the same time.
 
-    One batch at a time passes through it: what the modules need to know of the batch is in `walk`.
+    One batch at a time passes through it: what the modules need to know of the batch is in `context`.
     """
 
     def __init__(
