@@ -35,14 +35,14 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(services: Services, *, token: str, lifespan: Lifespan | None = None) -> FastAPI:
-    """The daemon's HTTP interface. token: the owner's; security/guard.py says what needs none."""
+    """The daemon's HTTP interface. token: the owner's; security/guard.py lists the routes that need none."""
     app = FastAPI(
         title="PocketLLM",
         version=version("pocketllm"),
         description="Learns to write like its owner, on the owner's device.",
         default_response_class=PrettyJSONResponse,
         lifespan=lifespan,
-        # The documentation pages would load scripts from elsewhere; /openapi.json is there, with the token.
+        # The documentation pages would load scripts from a CDN; /openapi.json needs the token.
         docs_url=None,
         redoc_url=None,
         responses=problems.PROBLEM_RESPONSES,
@@ -70,7 +70,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         app.include_router(module.router)
     problems.install(app)
     settings = services.settings
-    # Inside of the guard and of the error handlers, so that what it finds is answered in the one shape.
+    # Inside of the guard and of the error handlers, so that its error has the common shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(ReadPriorityMiddleware, ingest=ingest)
     app.add_middleware(

@@ -1,4 +1,4 @@
-"""What routes share: the daemon's services, the adapter that answers, and the check for a JSON body."""
+"""Dependencies of routes: the daemon's services, the requested adapter, and the check for a JSON body."""
 
 from http import HTTPStatus
 from pathlib import Path
@@ -13,27 +13,27 @@ from pocketllm.daemon.services import Services
 
 async def services_of(request: Request) -> Services:
     """The services that the app was made with."""
-    # Nothing here waits; but what is not async would go through a thread and back, at every request.
+    # Async although it does not wait: FastAPI runs a plain function in a thread, for each request.
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
-Context = Annotated[Services, Depends(services_of)]
+ServicesDep = Annotated[Services, Depends(services_of)]
 
 SERVING, BASE = "serving", "base"
 
 
-def chosen(services: Services, wanted: str) -> tuple[str | None, Path | None]:
-    """The adapter's id and folder; None for the base. Raises ModelNotReady, NotFound or Problem."""
+def resolve_adapter(services: Services, name: str) -> tuple[str | None, Path | None]:
+    """The id and folder of the requested adapter; None for the base. Raises ModelNotReady, NotFound or Problem."""
     if problem := services.model_problem():
         raise ModelNotReady(problem)
-    if wanted == BASE:
+    if name == BASE:
         return None, None
-    if wanted == SERVING:
+    if name == SERVING:
         serving = services.store.adapters.serving(services.settings.model)
         return (serving.id, services.folder.adapter(serving.id)) if serving else (None, None)
-    row = services.store.adapters.get(wanted)
+    row = services.store.adapters.get(name)
     if row.model != services.settings.model:
         detail = f"Adapter {row.id} belongs to the model {row.model}, but {services.settings.model} is in use."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
@@ -41,7 +41,7 @@ def chosen(services: Services, wanted: str) -> tuple[str | None, Path | None]:
 
 
 async def json_only(request: Request) -> None:
-    """Refuse a body that does not say that it is JSON: a form on a web page cannot say so."""
+    """Refuse a body without the content type JSON, which a form on a web page cannot send."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and (kind or await request.body()):
         detail = f"Content-Type is {kind or 'missing'}; send application/json."

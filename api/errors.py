@@ -1,6 +1,6 @@
-"""Errors as answers: one table from exceptions to statuses, one shape for all of them.
+"""Error responses: one table from exceptions to statuses, one shape for all errors.
 
-The shape is RFC 9457's, with an `error` object beside it that OpenAI's client understands.
+The shape is RFC 9457's, with an `error` object beside it for OpenAI's clients.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pocketllm.daemon import errors as daemon
 from pocketllm.engine import errors as mezo
 from pocketllm.storage import errors as storage
 
-#: The first class that fits decides.
+#: The first matching class decides.
 STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.NotFound, HTTPStatus.NOT_FOUND),
     (storage.WrongState, HTTPStatus.CONFLICT),
@@ -29,22 +29,22 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
-    # The request is in order: with more memory allowed, or another model, the same one is carried out.
+    # The request is valid: with more memory, or another model, it would succeed.
     (mezo.DoesNotFit, HTTPStatus.CONFLICT),
-    # Nor is it the request's fault here: the adapter can be had in the other format.
+    # Likewise: the adapter can be exported in the other format.
     (mezo.CannotExport, HTTPStatus.CONFLICT),
     (mezo.BadRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
     (mezo.MezoError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
 _RETRY_SECONDS = 5
-#: The most findings in one answer, and the most of a refused name or value that is said back.
+#: The most validation errors in a response, and the most characters of a refused name or value in it.
 _FINDINGS = 5
 _VALUE_CHARACTERS = 60
 
 TOO_LARGE = "The request is too large (setting max_body_bytes). Send it in parts."
 
-#: Words for programs that are not the status's own name; these two names change with Python's version.
+#: Error codes that are not the status's name; these two names depend on Python's version.
 _CODES = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
@@ -52,7 +52,7 @@ _CODES = {
 
 
 class ErrorOut(BaseModel):
-    """What OpenAI's client understands of an error."""
+    """The error as OpenAI's clients read it."""
 
     message: str
     type: str = Field(description="invalid_request_error, or server_error from 500 on.")
@@ -70,7 +70,7 @@ class ProblemOut(BaseModel):
     error: ErrorOut
 
 
-#: For the documentation of every route: all that is not a success.
+#: The error responses of every route, for OpenAPI.
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": (
@@ -84,16 +84,16 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Problem(Exception):
-    """An error that a route found out by itself."""
+    """An error that a route raises itself."""
 
     def __init__(self, status: HTTPStatus, detail: str, *, param: str | None = None, code: str | None = None) -> None:
-        """code: for programs; None is the status's own."""
+        """code: for programs; by default from the status."""
         super().__init__(detail)
         self.status, self.detail, self.param, self.code = status, detail, param, code or code_for(status)
 
 
 def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> dict[str, Any]:
-    """The one shape of an error."""
+    """The body of an error response."""
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return {
         "type": "about:blank",
@@ -105,11 +105,11 @@ def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | Non
 
 
 def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> ProblemResponse:
-    """The answer to send for an error."""
+    """The response for an error."""
     headers = {}
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_SECONDS)
-    if status is HTTPStatus.CONFLICT:  # which OpenAI's client would try twice more: nothing changes by that
+    if status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
         headers["X-Should-Retry"] = "false"
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
@@ -117,23 +117,23 @@ def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str |
 
 
 def code_for(status: HTTPStatus) -> str:
-    """A status as a word for programs."""
+    """The error code of a status."""
     return _CODES.get(status, status.name.lower())
 
 
 def status_of(error: Exception) -> HTTPStatus:
-    """The status that the table gives for an error."""
+    """The status of an exception, from the table."""
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
 def code_of(error: Exception) -> str:
-    """The error's class as a word for programs: NothingToLearn is nothing_to_learn."""
+    """The error code of an exception, from its class: NothingToLearn is nothing_to_learn."""
     name = type(error).__name__
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
 def install(app: FastAPI) -> None:
-    """Let the app answer every error in the one shape."""
+    """Install the exception handlers."""
 
     async def known(_request: Request, error: Exception) -> ProblemResponse:
         return problem_response(status_of(error), str(error), code=code_of(error))
@@ -144,7 +144,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, RequestValidationError)
-        # Without the first part of each place, which says whether it is in the body, the query or the path.
+        # Without the first part of each location: body, query or path.
         detail, param = explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return problem_response(status, detail, code=code_for(status), param=param)
@@ -159,7 +159,7 @@ def install(app: FastAPI) -> None:
     async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
         detail = "Something went wrong inside the daemon; its log says what. Nothing that was answered 2xx is lost."
         response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error")
-        response.headers["Connection"] = "close"  # uvicorn closes it after an exception: no client may build on it
+        response.headers["Connection"] = "close"  # uvicorn closes the connection after an exception
         return response
 
     for kind in (storage.StorageError, daemon.DaemonError, mezo.MezoError):
@@ -178,12 +178,12 @@ _HINTS = {
 }
 
 
-#: pydantic speaks of Python's classes here.
+#: Errors whose message names Python's classes.
 _NO_OBJECT = ("model_type", "model_attributes_type")
 
 
 def explain(findings: Sequence[Any]) -> tuple[str, str | None]:
-    """pydantic's findings as sentences, and the first one's field. What was sent is said back cut short."""
+    """pydantic's errors as sentences, with shortened values, and the field of the first one."""
     sentences = [_sentence(finding) for finding in findings[:_FINDINGS]]
     if len(findings) > _FINDINGS:
         sentences.append(f"And {len(findings) - _FINDINGS} more.")
@@ -193,14 +193,14 @@ def explain(findings: Sequence[Any]) -> tuple[str, str | None]:
 def _sentence(finding: Any) -> str:
     if finding["type"] == "json_invalid":
         return f"The body is not valid JSON: {finding['ctx']['error']}."
-    wanted = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
-    message = wanted.removeprefix("Value error, ")
+    message = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
+    message = message.removeprefix("Value error, ")
     return f"{_field(finding) or 'body'}: {message} (got {_cut(repr(finding.get('input')))})."
 
 
 def _field(finding: Any) -> str | None:
-    """The field's name, with dots between its parts; None for the document as a whole."""
-    if finding["type"] == "json_invalid":  # its place is an offset
+    """The field's name, with dots between its parts; None for the whole document."""
+    if finding["type"] == "json_invalid":  # its location is an offset
         return None
     return _cut(".".join(str(part) for part in finding["loc"])) or None
 

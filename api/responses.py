@@ -1,4 +1,4 @@
-"""How answers are written: JSON that reads well under plain curl, and server-sent events."""
+"""Response formats: indented JSON, which is readable with plain curl, and server-sent events."""
 
 import json
 from typing import Any

@@ -1,12 +1,11 @@
 """Exact gradients of an adapter within a memory budget: backpropagation, one layer at a time.
 
-    forward     h[0] = embed(x);  h[l+1] = layer[l](h[l])      without a graph; each h[l] is kept
+    forward     h[0] = embed(x);  h[l+1] = layer[l](h[l])      without a graph; each h[l] is stored
     output      g[L] = dLoss/dh[L]                              in closed form           (output_error.py)
     backward    g[l], dA[l], dB[l] = vjp(layer[l], h[l], g[l+1])   from the top down     (gradients.py)
-    update      A, B of layer l by NAdam, as soon as their gradients are there           (method.py)
+    update      A, B of layer l by NAdam, as soon as their gradients are complete        (method.py)
 
-A layer's graph exists only while its own vector-Jacobian product is taken, so memory is one layer's activations and one
-state (blocks, tokens, width) a layer, whatever a transformers graph of the whole model would take (gradient
-checkpointing: Chen et al., arXiv 1604.06174; on phones: MeBP, arXiv 2510.03425). The weights are those of the streamed
-model, of which one layer is in memory at a time.
+A layer's graph exists only while its vector-Jacobian product is computed, so memory is one layer's activations plus one
+state (blocks, tokens, width) per layer (gradient checkpointing: Chen et al., arXiv 1604.06174; on phones: MeBP, arXiv
+2510.03425). The streamed model has one layer's weights in memory at a time.
 """

@@ -1,4 +1,4 @@
-"""Exact gradients of an adapter's A and B, one layer at a time. The method is drawn in this package's docstring."""
+"""Exact gradients of an adapter's A and B, one layer at a time; see the equations in this package's docstring."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,36 +21,36 @@ from pocketllm.engine.streamed.weights import DenseWeights
 
 #: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
-#: Takes the gradients of one layer's maps when they are complete.
+#: Receives the gradients of one layer's linear maps when they are complete.
 OnLayer = Callable[[Gradients], None]
-#: How far the loss of a pass layer by layer may be from that of the model's own code, as a part of it.
+#: Allowed relative difference between the loss computed layer by layer and that of the model's own code.
 _TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassSize:
-    """What decides about memory and speed, and not about the result beyond rounding."""
+    """Memory and speed of a pass; the result depends on it only by rounding."""
 
-    blocks: int  #: whose states are kept on the way up; further blocks take another pass
+    blocks: int  #: blocks whose states are stored at a time; more blocks take another pass
     micro_batch: int  #: blocks that go through a layer together
 
 
 @dataclass(kw_only=True)
 class _MicroBatch:
-    """Some blocks on their way up and back."""
+    """Some blocks and their state during a pass."""
 
     blocks: Batch
-    parts: torch.Tensor  #: (blocks,) int64: which part of the batch each belongs to
+    parts: torch.Tensor  #: (blocks,) int64: the part of the batch that each belongs to
     calls: list[LayerCall] = field(default_factory=list)
-    states: list[torch.Tensor] = field(default_factory=list)  #: what enters each layer from the lowest adapted one on
-    error: torch.Tensor | None = None  #: dLoss/dh behind the layer that comes next on the way back
+    states: list[torch.Tensor] = field(default_factory=list)  #: the input of each layer from the lowest adapted one on
+    error: torch.Tensor | None = None  #: dLoss/dh, h being the output of the layer whose backward pass is next
 
 
 class LayerwiseGradients:
-    """Takes gradients with respect to the factors of one adapter, which the model must be using."""
+    """Computes the gradients of one adapter, which must be the model's current parameters."""
 
     def __init__(self, model: LanguageModel, adapter: Adapter, size: PassSize) -> None:
-        """Raises UnsupportedModel where the model does not run layer by layer, or the adapter is not of its layers."""
+        """Raises UnsupportedModel if the model cannot run layer by layer, or the adapter is not of its layers."""
         self._adapter, self._size = adapter, size
         self._paths: dict[int, list[str]] = defaultdict(list)
         for path in adapter.a:
@@ -64,13 +64,13 @@ class LayerwiseGradients:
         self._check()
 
     def __call__(self, batch: Sequence[tuple[Batch, float]], on_layer: OnLayer) -> list[float]:
-        """Each part's mean loss in nats per target; on_layer gets the gradients of their weighted sum.
+        """Each part's mean loss in nats per target; on_layer receives the gradients of their weighted sum.
 
-        batch: parts with their weights. on_layer is called from the top layer down, and may change the factors that it
-        gets gradients of. Raises TrainingDiverged where a loss is no number, before the first call of on_layer.
+        batch: parts and their weights. on_layer is called from the top layer down, and may change the A and B whose
+        gradients it receives. Raises TrainingDiverged, before the first call of on_layer, if a loss is not finite.
         """
         targets = [max(1, blocks.tokens) for blocks, _ in batch]
-        unit = targets[0] / batch[0][1]  # the first part's targets count as one, so that fp16 holds the errors
+        unit = targets[0] / batch[0][1]  # scales the first part's errors to 1, so that they fit fp16
         of_target = torch.tensor(
             [weight * unit / count for (_, weight), count in zip(batch, targets, strict=True)], dtype=torch.float64
         )
@@ -86,31 +86,34 @@ class LayerwiseGradients:
         return [float(loss) / count for loss, count in zip(losses, targets, strict=True)]
 
     def _passes(self, batch: Sequence[Batch]) -> Iterator[list[_MicroBatch]]:
-        """The batch in runs of blocks whose states may be kept at the same time; parts of a kind go together."""
+        """Split the batch into passes, whose states fit in memory, and those into micro-batches.
+
+        Consecutive parts of the same kind share micro-batches.
+        """
         runs: list[tuple[Batch, list[int]]] = []
         for part, blocks in enumerate(batch):
             of = [part] * len(blocks)
-            if runs and (joined := runs[-1][0].joined(blocks)) is not None:
-                runs[-1] = (joined, runs[-1][1] + of)
+            if runs and (both := runs[-1][0].concatenated(blocks)) is not None:
+                runs[-1] = (both, runs[-1][1] + of)
             else:
                 runs.append((blocks, of))
-        waiting: list[_MicroBatch] = []
-        room = self._size.blocks
+        current: list[_MicroBatch] = []
+        free = self._size.blocks
         for blocks, parts in runs:
             at_once = self._size.micro_batch
             for some, its in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
-                if waiting and len(some) > room:
-                    yield waiting
-                    waiting, room = [], self._size.blocks
-                waiting.append(_MicroBatch(blocks=some, parts=its))
-                room -= len(some)
-        yield waiting
+                if current and len(some) > free:
+                    yield current
+                    current, free = [], self._size.blocks
+                current.append(_MicroBatch(blocks=some, parts=its))
+                free -= len(some)
+        yield current
 
     @torch.no_grad()
     def _forward(self, micro_batches: Sequence[_MicroBatch], of_target: torch.Tensor) -> list[torch.Tensor]:
-        """From the words to the loss and its gradient behind the last layer. Returns each block's loss.
+        """From token ids to the loss and its gradient at the last layer's output. Returns each block's loss.
 
-        of_target: the weight of a target of each part.
+        of_target: (parts,), the weight of a target in each part.
         """
         for some in micro_batches:
             self._enter(some)
@@ -127,19 +130,19 @@ class LayerwiseGradients:
     def _run(self, some: _MicroBatch, number: int) -> None:
         hidden = self._stack.run(number, some.states[-1], some.calls[number])
         if number < self._lowest:
-            some.states.clear()  # nothing below learns
+            some.states.clear()  # no layer below is adapted
         some.states.append(hidden)
 
     def _output(self, some: _MicroBatch, of_target: torch.Tensor) -> torch.Tensor:
-        """Each block's loss, (blocks,) float64, nats; and the error behind the last layer.
+        """Each block's summed loss, (blocks,) float64, in nats. Sets the error at the last layer's output.
 
-        The error has a closed form at the head, and comes by autograd from there to the last layer.
+        The error is in closed form at the head's input; autograd takes it through the final norm.
         """
         blocks = some.blocks
         places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
         with torch.enable_grad():
-            leaving = some.states.pop().detach().requires_grad_()
-            hidden = self._network.behind_layers(blocks, leaving)
+            last = some.states.pop().detach().requires_grad_()
+            hidden = self._network.behind_layers(blocks, last)
         rows, targets, head = hidden.detach()[places], blocks.targets[places], self._network.head.at(None)
         if blocks.label_ids is None:
             losses, error = output_error(rows, head, targets)
@@ -147,7 +150,7 @@ class LayerwiseGradients:
             losses, error = label_error(rows, head, targets, blocks.label_ids)
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
-        (some.error,) = _vjp(hidden, [leaving], at_hidden)
+        (some.error,) = _vjp(hidden, [last], at_hidden)
         if self._context.release:
             self._network.head.weights.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
@@ -155,7 +158,7 @@ class LayerwiseGradients:
     def _backward(
         self, micro_batches: Sequence[_MicroBatch], unit: float, sums: Gradients, on_layer: OnLayer | None
     ) -> None:
-        """From the top down to the lowest adapted layer. Gradients are added to `sums`; complete ones leave it."""
+        """From the top to the lowest adapted layer: add gradients to `sums`, or pass them to on_layer if complete."""
         for number in reversed(range(self._lowest, self._stack.count)):
             paths = self._paths[number]
             leaves = [
@@ -171,10 +174,10 @@ class LayerwiseGradients:
                 on_layer({path: sums.pop(path) for path in paths})
 
     def _vjp(self, some: _MicroBatch, number: int, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The gradients with respect to a layer's leaves; that with respect to what enters it becomes the error."""
+        """The gradients with respect to a layer's leaves; the one with respect to its input becomes the error."""
         for path, a, b in zip(self._paths[number], leaves[::2], leaves[1::2], strict=True):
             branch = self._network.linears[path].lora
-            assert branch is not None, "the model uses the adapter"
+            assert branch is not None, "the adapter is the model's current parameters"
             branch.leaves = (a, b)
         assert some.error is not None
         some.error, *found = self._layer_vjp(number, some.states.pop(), some.calls[number], some.error, leaves)
@@ -183,19 +186,19 @@ class LayerwiseGradients:
     def _layer_vjp(
         self,
         number: int,
-        entering: torch.Tensor,
+        state: torch.Tensor,
         call: LayerCall,
         error: torch.Tensor,
         leaves: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, ...]:
-        """The gradients of <layer(entering), error> with respect to `entering` and the leaves."""
+        """The gradients of <layer(state), error> with respect to `state` and the leaves."""
         with torch.enable_grad():
-            hidden = entering.detach().requires_grad_()
+            hidden = state.detach().requires_grad_()
             output = self._stack.run(number, hidden, call)
         return _vjp(output, [hidden, *leaves], error)
 
     def _add(self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, sums: Gradients) -> None:
-        """Add up what the micro-batches say, in their order: a sum of floats depends on it."""
+        """Add the micro-batches' gradients in order, since a sum of floats depends on it."""
         totals = [gradient.float() if gradient.dtype.itemsize < 4 else gradient for gradient in found[0]]
         for gradients in found[1:]:
             torch._foreach_add_(totals, [g.to(t.dtype) for g, t in zip(gradients, totals, strict=True)])
@@ -207,7 +210,7 @@ class LayerwiseGradients:
 
     @contextmanager
     def _layer(self, number: int, following: int | None = None) -> Iterator[None]:
-        """Stay in a layer: its pages are in memory, and dense where that takes little. Read the next one's ahead."""
+        """Keep a layer's weights in memory, dense if that is small, and prefetch the following layer's."""
         release = self._context.release
         if release and following is not None and 0 <= following < self._stack.count:
             for weight in self._stack.weights_of(following):
@@ -226,7 +229,7 @@ class LayerwiseGradients:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Find what can be left out. Raise UnsupportedModel where layers hand more to each other than hidden states."""
+        """Find products to skip. Raise UnsupportedModel if layers pass more to each other than hidden states."""
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
@@ -234,36 +237,36 @@ class LayerwiseGradients:
         self._enter(some)
         for number in range(self._stack.count):
             with self._layer(number):
-                self._leave_out_last(number, some.states[-1], some.calls[number])
+                self._skip_last_product(number, some.states[-1], some.calls[number])
                 self._run(some, number)
         loss = float(self._output(some, torch.ones(1, dtype=torch.float64)).sum())
         if not abs(loss - expected) <= _TOLERANCE * abs(expected):
             raise UnsupportedModel(
-                "The model's layers hand more to each other than hidden states. Use training.method = mezo."
+                "The model's layers pass more to each other than hidden states. Use training.method = mezo."
             )
 
-    def _leave_out_last(self, number: int, entering: torch.Tensor, call: LayerCall) -> None:
-        """Let the layer's last linear map be left out on the way back, where no gradient depends on its output.
+    def _skip_last_product(self, number: int, state: torch.Tensor, call: LayerCall) -> None:
+        """Skip the layer's last product in the backward pass if no gradient depends on its output.
 
-        Most layers just add that output to what passes by.
+        That is so in most layers, which only add it to the residual stream.
         """
         called: list[StreamedLinear] = []
         linears = [linear for path, linear in self._network.linears.items() if self._stack.number_of(path) == number]
         hooks = [linear.register_forward_hook(lambda linear, *_: called.append(linear)) for linear in linears]
-        self._stack.run(number, entering, call)
+        self._stack.run(number, state, call)
         for hook in hooks:
             hook.remove()
-        error = torch.randn(entering.shape, generator=torch.Generator().manual_seed(0)).to(entering.dtype)
+        error = torch.randn(state.shape, generator=torch.Generator().manual_seed(0)).to(state.dtype)
         last = called[-1]
         last.output_needed = True
-        (expected,) = self._layer_vjp(number, entering, call, error)
+        (expected,) = self._layer_vjp(number, state, call, error)
         last.output_needed = False
-        (found,) = self._layer_vjp(number, entering, call, error)
+        (found,) = self._layer_vjp(number, state, call, error)
         last.output_needed = not torch.equal(found, expected)
 
 
 def _vjp(output: torch.Tensor, inputs: Sequence[torch.Tensor], error: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The gradients of <output, error>. Given `error` as grad_outputs, torch would import sympy: 38 MB."""
+    """The gradients of <output, error>. Passing `error` as grad_outputs would import sympy (38 MB)."""
     with torch.enable_grad():
         product = (output * error).sum()
     return torch.autograd.grad(product, inputs)

@@ -14,28 +14,28 @@ from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 
-#: Of what LoRA adds: alpha / rank.
+#: alpha / rank.
 SCALING = 2.0
-#: The served B over the trained one: weights between the base model's and the fine-tuned ones (WiSE-FT, arXiv
-#: 2109.01903). The last part wins little on the text, and does half of the harm elsewhere.
+#: The served B over the trained one: interpolation with the base model (WiSE-FT, arXiv 2109.01903). The last part of
+#: B gains little on the text and does half of the harm on other text.
 SERVED = 0.87
 #: B's learning rate over A's (LoRA+, arXiv 2402.12354).
 B_RATE = 4.0
-#: Steps in which the rate grows to its full size, and its part at the end of the cosine (arXiv 1608.03983).
+#: Steps of warm-up, and the factor on the rate at the end of the cosine (arXiv 1608.03983).
 WARM_UP_STEPS, MIN_SHARE = 10, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactPlan:
-    """What determines a run, besides the model, what it starts from, and the batches."""
+    """A run's parameters, besides the model, the initial adapter and the batches."""
 
     seed: int
-    rate: float  #: NAdam's learning rate for A at its height
-    samples_weight: float = 0.0  #: of the base model's own samples in the objective; the text has the rest
+    rate: float  #: NAdam's peak learning rate for A
+    samples_weight: float = 0.0  #: weight of the rehearsal samples in the loss; the text has the rest
 
 
 def fresh_adapter(model: LanguageModel, *, rank: int, seed: int) -> Adapter:
-    """An adapter of every linear map of the layers: A uniform as torch's nn.Linear draws it, B zero."""
+    """A new adapter of every linear map of the layers: A initialised as torch's nn.Linear, B zero."""
     generator = torch.Generator().manual_seed(seed)
     a, b = {}, {}
     for path in adapted_paths(model):
@@ -52,7 +52,7 @@ def adapted_paths(model: LanguageModel) -> list[str]:
 
 
 class Exact:
-    """pocketllm.engine.method.Method: NAdam on exact gradients, each layer updated on the way back."""
+    """pocketllm.engine.method.Method: NAdam on exact gradients, each layer updated during the backward pass."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class Exact:
         to_start: Callable[[], None],
         samples: Callable[[int], Batch] | None = None,
     ) -> None:
-        """Train `adapter`, which the model must be using, in place. Raises UnsupportedModel.
+        """Train `adapter`, the model's current parameters, in place. Raises UnsupportedModel.
 
-        to_start: makes of the adapter, in place, what the run starts from. samples: blocks of the base model's own
-        samples for a step, which keep it from forgetting what the text says nothing of.
+        to_start: resets the adapter, in place, to the run's start. samples: a step's rehearsal blocks, sampled from the
+        base model, against forgetting.
         """
         self._model, self._adapter, self._plan, self._to_start, self._samples = model, adapter, plan, to_start, samples
         self._learning = replace(adapter, alpha=adapter.alpha / SERVED)  # the same A and B
@@ -93,11 +93,11 @@ class Exact:
         parts = [(batch, 1 - weight)]
         if self._samples and weight:
             parts.append((self._samples(number), weight))
-        self._model.use(self._learning)
+        self._model.set_parameters(self._learning)
         try:
             loss, *_ = self._gradients(parts, on_layer)
         finally:
-            self._model.use(self._adapter)
+            self._model.set_parameters(self._adapter)
         return StepRecord(
             step=number,
             seed=self._plan.seed,
@@ -127,6 +127,6 @@ class Exact:
 
 
 def schedule(step: int, remaining: float) -> float:
-    """The part of the full rate that a step gets: a warm-up by steps, and a cosine by what remains, from 1 to 0."""
+    """A step's factor on the peak rate: linear warm-up, then a cosine of `remaining`, which falls from 1 to 0."""
     falling = MIN_SHARE + (1 - MIN_SHARE) * (1 + cos(pi * (1 - remaining))) / 2
     return min(1.0, step / WARM_UP_STEPS) * falling

@@ -1,7 +1,7 @@
 """NAdam: Adam (arXiv 1412.6980) with Nesterov momentum (Dozat, 2016), for tensors that are updated a few at a time.
 
-Jobs are short: some hundred steps. With Adam's own momentum (beta1 0.9) an update lags ten steps behind the gradient.
-torch.optim's would import torch's compiler, which takes as much memory as a layer's graph.
+A job is a few hundred steps; with Adam's usual momentum (beta1 0.9) updates lag ten steps behind the gradient.
+torch.optim.NAdam would import torch's compiler (51 MB).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ BETA1, BETA2, EPSILON = 0.8, 0.99, 1e-8
 
 @dataclass
 class NAdam:
-    """The moments of each parameter by its name, fp32."""
+    """The moments of each parameter by name, fp32."""
 
     means: dict[str, torch.Tensor] = field(default_factory=dict)
     squares: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class NAdam:
     def update(
         self, parameters: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], *, step: int, rate: float
     ) -> None:
-        """Update these parameters in place. step: how many updates each has had, this one included."""
+        """Update the parameters that have gradients, in place. step: the number of this update, from 1."""
         found = list(gradients.values())
         for name, gradient in gradients.items():
             if name not in self.means:
@@ -34,7 +34,7 @@ class NAdam:
         sizes = torch._foreach_div(squares, 1 - BETA2**step)
         torch._foreach_sqrt_(sizes)
         torch._foreach_add_(sizes, EPSILON)
-        # Nesterov: the mean as the next step would have it if it saw this gradient again.
+        # Nesterov: the mean after another step with the same gradient.
         ahead = torch._foreach_mul(means, BETA1 / (1 - BETA1 ** (step + 1)))
         torch._foreach_add_(ahead, found, alpha=(1 - BETA1) / (1 - BETA1**step))
         updated = [parameters[name] for name in gradients]

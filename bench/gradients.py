@@ -31,7 +31,7 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> f
     generator = torch.Generator().manual_seed(_SEED)
     for b in adapter.b.values():
         b.normal_(0, _DEVIATION, generator=generator)
-    model.use(adapter)
+    model.set_parameters(adapter)
     size = PassSize(blocks=len(blocks), micro_batch=len(blocks))
     LayerwiseGradients(model, adapter, size)([(blocks, 1.0)], found.update)
     expected = _autograd(folder, adapter, blocks)

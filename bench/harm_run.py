@@ -28,8 +28,8 @@ from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.data.chats import chat_prompt
-from pocketllm.engine.generate.sampling import greedily
-from pocketllm.engine.generate.streaming_text import end_tokens
+from pocketllm.engine.generate.sampling import greedy
+from pocketllm.engine.generate.streaming_text import stop_ids_of
 from pocketllm.engine.planning.memory_model import EXACT_PASSES
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     plan = planned(options.folder, mode="exact", batch=options.batch, tokens=division.training.inputs.shape[1]).plan
     model = load_model(options.folder, plan.replicas)
     samples = None if options.unguarded else rehearsal_of(model, options.steps * rehearsed(plan))
-    model.use(None)
+    model.set_parameters(None)
     before = _measured(model, division)
     training, validation = split((division.training,))
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
@@ -76,13 +76,13 @@ def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, 
     ordinary = ordinary_text(tokenizer, (division.training,), is_mlm=False)
     assert ordinary is not None
     found = {"held_out": model.mean_loss([division.held_out]), "ordinary": model.mean_loss([ordinary])}
-    ends = end_tokens(model.network.config.eos_token_id, tokenizer)
+    stop_ids = stop_ids_of(model.network.config.eos_token_id, tokenizer)
 
     def answer(question: str) -> str:
         prompt = tokenizer(chat_prompt(tokenizer, [{"role": "user", "content": question}]), add_special_tokens=False)
         ids = prompt["input_ids"]
         assert isinstance(ids, list)
-        return str(tokenizer.decode(greedily(model, ids, ends=ends, most_tokens=_ANSWER_TOKENS)))
+        return str(tokenizer.decode(greedy(model, ids, stop_ids=stop_ids, max_tokens=_ANSWER_TOKENS)))
 
     return found | {"instructions": share_right(answer)} if tokenizer.chat_template else found
 

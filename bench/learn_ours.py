@@ -27,7 +27,7 @@ from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearse
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.early_stopping import EarlyStopping
-from pocketllm.daemon.training.run import DIRECTION_BLOCKS
+from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.daemon.training.trainer import Checkpoint, Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
@@ -124,14 +124,14 @@ def teach(
 
 @torch.no_grad()
 def teach_mezo(
-    model: LanguageModel, buckets: Batches, looked_at: Batch, curve: Curve, *, seed: int, batch: int
+    model: LanguageModel, buckets: Batches, sample: Batch, curve: Curve, *, seed: int, batch: int
 ) -> dict[str, Any]:
     """Learn along random directions; looked_at: blocks that A is taken from."""
-    settings, micro_batch = TrainingSettings(), ENOUGH_POSITIONS // looked_at.inputs.shape[1]
+    settings, micro_batch = TrainingSettings(), ENOUGH_POSITIONS // sample.inputs.shape[1]
     adapter = adapter_along_activations(
-        model, (looked_at,), targets=settings.targets, rank=settings.rank, seed=seed, micro_batch=micro_batch
+        model, (sample,), targets=settings.targets, rank=settings.rank, seed=seed, micro_batch=micro_batch
     )
-    model.use(adapter)
+    model.set_parameters(adapter)
 
     def to_start() -> None:
         for b in adapter.b.values():
@@ -178,8 +178,8 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
-    looked_at = division.training[slice(0, DIRECTION_BLOCKS)]
-    found = teach_mezo(model, (division.training,), looked_at, curve, seed=options.seed, batch=SHARED_BATCH)
+    sample = division.training[slice(0, PCA_BLOCKS)]
+    found = teach_mezo(model, (division.training,), sample, curve, seed=options.seed, batch=SHARED_BATCH)
     return curve.report() | found
 
 

@@ -83,8 +83,8 @@ def rehearsed(plan: JobPlan) -> int:
 
 def rehearsal_of(model: LanguageModel, wanted: int = TrainingSettings().steps) -> Batch:
     """The base model's samples, which the worker draws once a model: as many as for a default job."""
-    openings = rehearsal.openings(model.folder.tokenizer())
-    return rehearsal.rehearsal_blocks(model, openings, wanted=wanted, on_part=lambda *_: None)
+    prompts = rehearsal.prompts(model.folder.tokenizer())
+    return rehearsal.rehearsal_blocks(model, prompts, count=wanted, on_progress=lambda *_: None)
 
 
 def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Batch | None = None) -> Exact:
@@ -93,7 +93,7 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Bat
     samples: to be rehearsed, as the worker does by default, in `rehearsed` of a step's blocks.
     """
     adapter = fresh_adapter(model, rank=plan.rank, seed=seed)
-    model.use(adapter)
+    model.set_parameters(adapter)
 
     def to_start() -> None:
         for path, a in fresh_adapter(model, rank=plan.rank, seed=seed).a.items():
@@ -126,10 +126,12 @@ def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callabl
     if mode == "exact":
         method = exact_method(model, plan, seed=_SEED)
     else:
-        theta = _theta(model, mode, plan)
-        model.use(theta)
+        trainable = _theta(model, mode, plan)
+        model.set_parameters(trainable)
         mezo = MeZOPlan(seed=_SEED, epsilon=_EPSILON, step_size=_STEP_SIZE, probes=plan.probes)
-        method = MeZO(lambda points, batch: model.losses_at(points, batch, plan.micro_batch), theta, mezo, lambda: None)
+        method = MeZO(
+            lambda points, batch: model.losses_at(points, batch, plan.micro_batch), trainable, mezo, lambda: None
+        )
     give_back_free_memory()
     numbers = itertools.count(1)
 
@@ -190,8 +192,8 @@ def trajectory(
     """
     model = LanguageModel(open_model_folder(folder), dtype=torch.float64)
     blocks = Batch(inputs=inputs, targets=targets)
-    theta = model.full(torch.float64)
-    model.use(theta)
+    trainable = model.full(torch.float64)
+    model.set_parameters(trainable)
     losses = []
     with torch.inference_mode():
         for step in range(1, steps + 1):
@@ -199,8 +201,8 @@ def trajectory(
             seen = probe(lambda points: model.losses_at(points, blocks, _ALL), along, epsilon=epsilon)
             losses.append((seen.losses[0], seen.losses[1]))
             for z, g in zip(along, seen.scalars, strict=True):
-                theta.move(z, -rate * g)
-    return Trajectory(losses=losses, parameters={name: t.numpy() for name, t in theta.tensors.items()})
+                trainable.add_scaled(z, -rate * g)
+    return Trajectory(losses=losses, parameters={name: t.numpy() for name, t in trainable.tensors.items()})
 
 
 @torch.no_grad()
@@ -209,7 +211,7 @@ def two_sided_losses(
 ) -> tuple[float, float]:
     """L+ and L- of step 1 as a step computes them: both signs in one batch, from a fresh adapter or the weights."""
     model, blocks = load_model(folder), Batch(inputs=inputs, targets=targets)
-    model.use(_theta(model, mode, _whole_plan(folder, mode, blocks)))
+    model.set_parameters(_theta(model, mode, _whole_plan(folder, mode, blocks)))
     plus, minus = model.losses_at(_both_sides(seed, epsilon), blocks, _ALL)
     return plus, minus
 
@@ -218,14 +220,14 @@ def two_sided_losses(
 def separate_losses(
     folder: Path, inputs: torch.Tensor, targets: torch.Tensor, *, mode: str, seed: int, epsilon: float
 ) -> tuple[float, float]:
-    """The same two losses by a forward for each sign, with theta really moved to theta + eps z and theta - eps z."""
+    """The same two losses by a forward for each sign, with the parameters really at theta + eps z and theta - eps z."""
     model, blocks = load_model(folder), Batch(inputs=inputs, targets=targets)
     plan = _whole_plan(folder, mode, blocks)
     found = []
     for point in _both_sides(seed, epsilon):
-        theta = _theta(model, mode, plan)
-        _moved_exactly(theta, point)
-        model.use(theta)
+        trainable = _theta(model, mode, plan)
+        _moved_exactly(trainable, point)
+        model.set_parameters(trainable)
         found.append(model.mean_loss([blocks]))
         model = load_model(folder)
     return found[0], found[1]
@@ -242,12 +244,12 @@ def _both_sides(seed: int, epsilon: float) -> list[Perturbation]:
     return [Perturbation(direction=along, distance=side * epsilon) for side in (1, -1)]
 
 
-def _moved_exactly(theta: Adapter | FullWeights, point: Perturbation) -> None:
-    """theta + distance z rounded to nearest, as a point of a probe is; `move` rounds half precision at random."""
-    if isinstance(theta, Adapter):
-        theta.move(point.direction, point.distance)
+def _moved_exactly(trainable: Adapter | FullWeights, point: Perturbation) -> None:
+    """theta + distance z rounded to nearest, as a point of a probe is; `add_scaled` rounds half precision at random."""
+    if isinstance(trainable, Adapter):
+        trainable.add_scaled(point.direction, point.distance)
         return
-    for number, tensor in enumerate(theta.tensors.values()):
+    for number, tensor in enumerate(trainable.tensors.values()):
         tensor.add_(point.direction.of(number, tensor.shape, tensor.dtype), alpha=point.distance)
 
 

@@ -25,7 +25,7 @@ from bench.learn_peers import METHODS as PEERS
 from bench.learn_peers import Peer, Step, teach
 from bench.ours import load_model, planned, rehearsal_of
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training.run import DIRECTION_BLOCKS
+from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.data.examples import Labelled, encode
 from pocketllm.engine.data.label_templates import Template
@@ -106,7 +106,7 @@ def our_logits(model: LanguageModel) -> Callable[[Batch], torch.Tensor]:
 def zero_shot(options: argparse.Namespace, _training: Batches, dev: Batches) -> dict[str, Any]:
     """The base model."""
     model = open_model(options.folder)
-    model.use(None)
+    model.set_parameters(None)
     return {"accuracy": accuracy(our_logits(model), dev)}
 
 
@@ -114,7 +114,7 @@ def probe(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[
     """Logistic regression on the base model's features."""
     model = open_model(options.folder)
     with torch.inference_mode():
-        model.use(None)
+        model.set_parameters(None)
         parts = [(features(model, part), part) for bucket in training for part in bucket.split(_MEASURED_AT_ONCE)]
         label_ids = torch.tensor(training[0].label_ids)
         x = torch.cat([found for found, _ in parts])
@@ -157,8 +157,8 @@ def mezo(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[s
     """Our MeZO."""
     model = open_model(options.folder)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev))
-    looked_at = max(training, key=len)[slice(0, DIRECTION_BLOCKS)]
-    found = teach_mezo(model, training, looked_at, curve, seed=options.seed, batch=_BATCH)
+    sample = max(training, key=len)[slice(0, PCA_BLOCKS)]
+    found = teach_mezo(model, training, sample, curve, seed=options.seed, batch=_BATCH)
     return _report(curve) | found
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.year_world import DAY, HOUR, World
 from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
-from pocketllm.daemon.conditions.android_screen import AskedScreen, ScreenIdleness, screen_property
+from pocketllm.daemon.conditions.android_screen import PolledScreen, ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.poller import Asked, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading, Sensor
@@ -241,7 +241,7 @@ class Life:
 
     def _daemon(self) -> Scheduler:
         world, clock = self.world, lambda: self.world.at
-        screen = AskedScreen(_Direct(lambda: screen_property(world.screen_says())), "getprop")
+        screen = PolledScreen(_Direct(lambda: screen_property(world.screen_says())), "getprop")
         sensors: list[Sensor] = [
             *TermuxBattery(_Direct(lambda: _battery(world))).sensors,
             screen,

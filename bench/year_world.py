@@ -148,8 +148,8 @@ class World:
         """Let time pass; nothing else may change on the way."""
         seconds = to - self.at
         plugged = self.holds("plugged")
-        use = _IN_USE if self.holds("screen_on") else _AT_REST
-        spent = use + (_LEARNING if learning else 0.0)
+        set_parameters = _IN_USE if self.holds("screen_on") else _AT_REST
+        spent = set_parameters + (_LEARNING if learning else 0.0)
         if not plugged:
             gain = -spent
         elif self.holds("weak"):

@@ -1,4 +1,4 @@
-"""What can go wrong in the daemon. Each class is a sentence; each message says what to do next.
+"""The daemon's exceptions. Each message says what to do next.
 
 DaemonError
 ├── BadSettings

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which the kernel gives back whatever becomes of its holder."""
+"""A file lock, which the kernel releases when its holder dies."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ _POLL_SECONDS = 0.05
 
 @contextmanager
 def locked(path: Path, *, wait_seconds: float = 0) -> Iterator[bool]:
-    """Hold the lock, waiting for its holder to go for at most `wait_seconds`. Yields whether it was had."""
+    """Hold the lock, after waiting at most `wait_seconds` for it. Yields whether it was acquired."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield _acquire(descriptor, time.monotonic() + wait_seconds)

@@ -1,4 +1,4 @@
-"""Where things lie on disk: one data folder, made private when it is first used."""
+"""Paths in the data folder, which is made private when it is first used."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def config_file() -> Path:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """The data folder and the names in it."""
+    """The data folder and the paths in it."""
 
     root: Path
 
@@ -37,17 +37,17 @@ class DataFolder:
 
     @property
     def announcement(self) -> Path:
-        """Where the running daemon says its address; absent while none runs."""
+        """The running daemon's address; absent while none runs."""
         return self.root / "daemon.json"
 
     @property
     def socket(self) -> Path:
-        """Where the running daemon also listens, for programs of the same owner; mode 0600."""
+        """The running daemon's socket, for programs of the same owner; mode 0600."""
         return self.root / "pocketllm.sock"
 
     @property
     def llama_socket(self) -> Path:
-        """Where a llama.cpp server listens for the generator that started it."""
+        """The socket of the generator's llama.cpp server."""
         return self.root / "llama.sock"
 
     @property
@@ -62,12 +62,12 @@ class DataFolder:
 
     @property
     def worker_log(self) -> Path:
-        """What the last worker said."""
+        """The output of the last worker."""
         return self.root / "worker.log"
 
     @property
     def idle_stamp(self) -> Path:
-        """Touched by the phone's job scheduler while it takes the phone for idle."""
+        """Touched by Android's job scheduler while it considers the phone idle."""
         return self.root / "idle.stamp"
 
     @property
@@ -90,7 +90,7 @@ class DataFolder:
         return self.root / "starts"
 
     def start(self, job_id: str) -> Path:
-        """The adapter that a running job started from: gone when the job has ended."""
+        """An open job's initial adapter; deleted when the job has ended."""
         return self.starts / job_id
 
     @property
@@ -99,15 +99,15 @@ class DataFolder:
         return self.root / "runs"
 
     def run(self, job_id: str) -> Path:
-        """Where a job keeps its checkpoints: gone when the job has ended."""
+        """An open job's checkpoints; deleted when the job has ended."""
         return self.runs / job_id
 
     @property
     def exports(self) -> Path:
-        """One folder a file that is being written for somebody: gone when it is sent."""
+        """One folder for each file that is being exported; deleted when it is sent."""
         return self.root / "exports"
 
     def make(self) -> None:
-        """Create the folder, readable by its owner alone."""
+        """Create the folder, readable by its owner only."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)

@@ -54,13 +54,13 @@ class Services:
 def build_services(
     settings: Settings,
     *,
-    senses: SensorSet | None = None,
+    sensor_set: SensorSet | None = None,
     runner: Runner | None = None,
     uptime: Callable[[], float] = uptime,
 ) -> Services:
     """Open the data folder and put the parts together. Raises StorageError.
 
-    senses, runner and uptime: others than this machine's own, for a rehearsal.
+    sensor_set, runner and uptime: others than this machine's own, for a rehearsal.
     """
     folder = DataFolder(settings.data_dir)
     folder.make()
@@ -76,7 +76,7 @@ def build_services(
     scheduler = Scheduler(
         store,
         folder,
-        senses or discover_sensors(folder.root, folder.idle_stamp, Places(supplies=settings.power_supplies)),
+        sensor_set or discover_sensors(folder.root, folder.idle_stamp, Places(supplies=settings.power_supplies)),
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),

@@ -51,13 +51,13 @@ def _telling_apart(label_words: dict[str, str]) -> dict[str, str]:
     return label_words
 
 
-#: By what is trained: of all weights each counts, and is moved far less than one of an adapter's few numbers.
+#: Defaults by mode: all weights take far smaller steps than an adapter's few numbers.
 _EPSILON = {"lora": 1e-2, "full": 1e-3}
 _STEP_SIZE = {"lora": 3e-3, "full": 1e-4}
 
 
 class TrainingSettings(_Section):
-    """How a job learns. A change applies to jobs queued from then on."""
+    """Parameters of a job. A change applies to jobs queued afterwards."""
 
     new_words: int = Field(400, ge=1, description="New words after which a job queues itself.")
     steps: int = Field(300, ge=1, le=1_000_000, description="Steps of a job.")
@@ -130,7 +130,7 @@ class TrainingSettings(_Section):
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, values: Any) -> Any:
-        """Until 0.2: the method that exact has replaced, and a setting of it, may still be in files and stored jobs."""
+        """Until 0.2: files and stored jobs may have the method that exact replaced, and a setting of it."""
         if isinstance(values, dict):
             values = {name: value for name, value in values.items() if name != "trunk_bytes"}
             if values.get("method") == "guided":
@@ -144,12 +144,12 @@ class TrainingSettings(_Section):
         return self
 
 
-#: Readings that the gate looks at.
+#: Readings that the gate uses.
 Quantity = Literal[
     "power", "plug", "battery", "temperature", "health", "heat", "screen", "idle", "memory", "memory pressure", "disk"
 ]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-#: The two levels of a condition: the one to start is as strict as the other, or stricter.
+#: The two thresholds of a condition: the one to start is at least as strict as the other.
 _AT_LEAST = (
     ("battery_start_percent", "battery_stop_percent"),
     ("memory_start_bytes", "memory_stop_bytes"),
@@ -164,7 +164,7 @@ _AT_MOST = (
 
 @dataclass(frozen=True)
 class Hours:
-    """A part of the day, by the local clock; it may go past midnight."""
+    """A part of the day in local time; it may span midnight."""
 
     start: time
     end: time
@@ -182,7 +182,7 @@ class Hours:
         return made
 
     def hold(self, at: time) -> bool:
-        """Whether this time is in it; its end is not."""
+        """Whether this time is within it; the end is exclusive."""
         if self.start < self.end:
             return self.start <= at < self.end
         return at >= self.start or at < self.end
@@ -195,7 +195,7 @@ def _as_hours(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class GateSettings(_Section):
-    """When a job may run. Of two levels, the one to start is the stricter one, so that nothing flaps around it."""
+    """Conditions for a job. Of two thresholds, the one to start is stricter, so that jobs do not flap."""
 
     run_mode: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -1,4 +1,4 @@
-"""systemd's notify protocol: tells the service manager that the daemon is ready, alive, ending (man sd_notify)."""
+"""systemd's notify protocol: the daemon is ready, alive, stopping (man sd_notify)."""
 
 import os
 import socket
@@ -7,14 +7,14 @@ from contextlib import suppress
 
 
 class ServiceManager:
-    """Where none listens, nothing is said."""
+    """The service manager; without one, `notify` does nothing."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
-        self.watchdog_seconds = _watchdog_seconds(environment)  #: None: nobody watches
+        self.watchdog_seconds = _watchdog_seconds(environment)  #: None: no watchdog
 
-    def tell(self, *lines: str) -> None:
-        """Send such as READY=1. Never raises: a service manager that has gone is no reason to stop."""
+    def notify(self, *lines: str) -> None:
+        """Send lines such as READY=1. Never raises, even if the service manager is gone."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -23,7 +23,7 @@ class ServiceManager:
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """How often it wants to hear that we are alive, at least."""
+    """The watchdog's timeout."""
     meant_for = environment.get("WATCHDOG_PID")
     if meant_for not in (None, str(os.getpid())):
         return None

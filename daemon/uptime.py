@@ -1,8 +1,8 @@
-"""A clock that nobody sets and that runs on while the machine sleeps."""
+"""A monotonic clock that continues while the machine sleeps."""
 
 import time
 
-#: Linux and Android have the first; others count without the sleep.
+#: Linux and Android have the first; on other systems the clock stops while the machine sleeps.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong in this room. Each class is a sentence; each message says what to do next.
+"""The engine's exceptions. Each message says what to do next.
 
 MezoError
 ├── ModelFileError
@@ -15,7 +15,7 @@ MezoError
 
 
 class MezoError(Exception):
-    """The learner could not do what was asked."""
+    """The engine could not do what was requested."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
@@ -58,4 +58,4 @@ class DoesNotFit(MezoError):
 
 
 class TrainingDiverged(MezoError):
-    """The loss is no number any more; start again with a smaller step size."""
+    """The loss is not finite; start again with a smaller step size."""

@@ -22,7 +22,7 @@ import torch.distributed
 
 _COMPILER = "torch._dynamo"
 #: The module that transformers wants of it, and the context manager in there, which only custom masks enter.
-_WANTED, _CONTEXT = f"{_COMPILER}._trace_wrapped_higher_order_op", "TransformGetItemToIndex"
+_WRAPPER, _CONTEXT = f"{_COMPILER}._trace_wrapped_higher_order_op", "TransformGetItemToIndex"
 #: Parts of torch.distributed that transformers imports where it is available.
 _DISTRIBUTED_PARTS = ("tensor", "fsdp", "device_mesh")
 #: Decorators that mean nothing without a compiler.
@@ -41,9 +41,9 @@ def lean_transformers() -> Iterator[None]:
         return
     stand_in = _StandIn(_COMPILER)
     stand_in.__spec__, stand_in.__path__ = found, list(found.submodule_search_locations)
-    wanted = ModuleType(_WANTED)
-    setattr(wanted, _CONTEXT, _Context)
-    sys.modules.update({_COMPILER: stand_in, _WANTED: wanted})
+    wrapper = ModuleType(_WRAPPER)
+    setattr(wrapper, _CONTEXT, _LazyContext)
+    sys.modules.update({_COMPILER: stand_in, _WRAPPER: wrapper})
     sys.meta_path.insert(0, _WHOLE)
     available = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
@@ -66,11 +66,11 @@ class _StandIn(ModuleType):
         return getattr(_real(_COMPILER), name)
 
 
-class _Context:
+class _LazyContext:
     """The real context manager, fetched when it is made."""
 
     def __new__(cls) -> Any:
-        return getattr(_real(_WANTED), _CONTEXT)()
+        return getattr(_real(_WRAPPER), _CONTEXT)()
 
 
 def _distributed_part(name: str) -> ModuleType:
@@ -110,7 +110,7 @@ def _real(name: str) -> ModuleType:
     """The module itself, after taking the stand-ins away."""
     if _WHOLE in sys.meta_path:
         sys.meta_path.remove(_WHOLE)
-        for module in (_COMPILER, _WANTED):
+        for module in (_COMPILER, _WRAPPER):
             sys.modules.pop(module, None)
     return importlib.import_module(name)
 

@@ -15,13 +15,13 @@ path, question = sys.argv[1], " ".join(sys.argv[2:]) or "Who are you?"
 client = openai.OpenAI(base_url=os.environ.get("URL", "http://localhost:2407") + "/v1", api_key=os.environ["TOKEN"])
 file = client.files.create(file=Path(path), purpose="fine-tune")
 job = client.fine_tuning.jobs.create(model="pocketllm:base", training_file=file.id, suffix="example")
-told: set[str] = set()
+seen: set[str] = set()
 while job.finished_at is None:
     time.sleep(1)
     job = client.fine_tuning.jobs.retrieve(job.id)
     for event in reversed(list(client.fine_tuning.jobs.list_events(job.id))):
-        if event.id not in told:
-            told.add(event.id)
+        if event.id not in seen:
+            seen.add(event.id)
             print(event.message, flush=True)
 if job.fine_tuned_model is None:
     sys.exit(f"{job.status}: {job.error.message if job.error else 'no model was made'}")

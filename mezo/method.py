@@ -1,4 +1,4 @@
-"""MeZO as the trainer runs it: batch, probe, update. It has no state that its records do not hold."""
+"""MeZO as the trainer runs it: probe, update, record. All of its state is in the records."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,46 +13,45 @@ from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.estimator import Trainable, directions, probe, replay, update
 from pocketllm.mezo.noise import Kind
 
-#: The batch's loss at each of several points.
+#: Returns the batch's loss (nats per token) at each perturbation of theta.
 BatchLosses = Callable[[Sequence[Perturbation], Batch], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeZOPlan:
-    """What determines a run, besides the model, what it starts from, and the batches."""
+    """A run's parameters, besides the model, the initial theta and the batches."""
 
     seed: int
-    epsilon: float  #: how far the points of a probe are from theta
-    step_size: float  #: how far theta moves, a coordinate, along one typical direction
+    epsilon: float  #: size of the perturbation, per coordinate
+    step_size: float  #: size of the update along one typical direction, per coordinate
     probes: int = 1  #: directions a step
     noise: Kind = "rademacher"
 
 
 class StepSize:
-    """The learning rate of each step: normalised by the probes' own spread, falling to zero at the end.
+    """The learning rate of each step: normalised by the running RMS of the scalars, falling to zero at the end.
 
-    A probe's scalar is the gradient's length times luck, so its root mean square tells how steep the loss is;
-    dividing by it makes the step size mean the same for every model and text. Each of a step's directions is gone
-    along as far as if it were the only one.
+    A scalar is the gradient's length times a random factor, so its RMS measures how steep the loss is. Dividing by it
+    makes one step size fit every model and text. Each of a step's directions gets a full step.
     """
 
-    MEMORY = 0.98  # of the running mean square
-    CLIP = 3.0  # root mean squares: a probe beyond this is an accident and moves theta no further
-    FALLING = 0.5  # the last part of the run, in which the rate falls; until then it is as long as theta can bear
+    MEMORY = 0.98  # decay of the running mean square
+    CLIP = 3.0  # an update is clipped where its scalars exceed this many RMS
+    FALLING = 0.5  # the rate falls linearly over this last part of the run
 
     def __init__(self) -> None:
         self._square: float | None = None
 
-    def see(self, scalars: Sequence[float]) -> float:
-        """Take a step's scalars into account, each step once and in order; returns their mean square."""
+    def observe(self, scalars: Sequence[float]) -> float:
+        """Update the running mean square with a step's scalars, each step once and in order; returns theirs."""
         square = sum(scalar**2 for scalar in scalars) / len(scalars)
         old = square if self._square is None else self._square
         self._square = self.MEMORY * old + (1 - self.MEMORY) * square
         return square
 
     def learning_rate(self, step_size: float, remaining: float, scalars: Sequence[float]) -> float:
-        """The learning rate of a step, whose scalars are taken into account."""
-        square = self.see(scalars)
+        """Observe a step's scalars, and return its learning rate."""
+        square = self.observe(scalars)
         rms = sqrt(self._square or 0.0)
         if rms == 0:
             return 0.0
@@ -65,7 +64,7 @@ class MeZO:
     """pocketllm.engine.method.Method: zeroth-order steps (arXiv 2305.17333, Algorithm 1)."""
 
     def __init__(self, losses: BatchLosses, theta: Trainable, plan: MeZOPlan, to_start: Callable[[], None]) -> None:
-        """to_start: makes of theta, in place, what the run starts from."""
+        """to_start: resets theta, in place, to the run's start."""
         self._losses, self._theta, self._plan, self._to_start = losses, theta, plan, to_start
         self._size = StepSize()
 
@@ -73,26 +72,26 @@ class MeZO:
         """See Method."""
         plan = self._plan
         along = directions(plan.seed, number, plan.probes, plan.noise)
-        seen = probe(lambda points: self._losses(points, batch), along, epsilon=plan.epsilon)
+        probes = probe(lambda points: self._losses(points, batch), along, epsilon=plan.epsilon)
         record = StepRecord(
             step=number,
             seed=plan.seed,
-            scalars=seen.scalars,
-            loss=seen.loss,
-            learning_rate=self._size.learning_rate(plan.step_size * share, remaining, seen.scalars),
+            scalars=probes.scalars,
+            loss=probes.loss,
+            learning_rate=self._size.learning_rate(plan.step_size * share, remaining, probes.scalars),
             tokens=batch.tokens,
         )
         update(self._theta, record, plan.noise)
         return record
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Nothing: a run is its records."""
+        """Empty: the records are enough."""
         return {}
 
     def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
-        """See Method: the records are replayed."""
+        """See Method; replays the records."""
         self._to_start()
         self._size = StepSize()
         for record in records:
-            self._size.see(record.scalars)
+            self._size.observe(record.scalars)
         replay(self._theta, records, self._plan.noise)

@@ -1,7 +1,7 @@
 """The random direction z: a pure function of (seed, step, probe, tensor), so it is never stored (MeZO, section 2.1).
 
-The bits come from a counter-based generator (engine/philox.py): the same step log gives the same weights on a phone, a
-laptop, and ten years from now, and any part of z can be drawn without the parts before it.
+The bits come from a counter-based generator (engine/philox.py). So the same step log gives the same weights on every
+platform, and any part of z can be generated without the parts before it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pocketllm.engine.philox import WORDS_PER_COUNT, philox, rounding_bits
 
 Kind = Literal["rademacher", "gaussian"]
 
-#: Numbers of z that one 64-bit word of the generator gives.
+#: Numbers of z per 64-bit word of the generator.
 _PER_WORD = {"rademacher": 64, "gaussian": 2}
 
 
@@ -25,8 +25,8 @@ _PER_WORD = {"rademacher": 64, "gaussian": 2}
 class Direction:
     """One random direction in parameter space.
 
-    rademacher: signs +1 and -1. Like a Gaussian z they have mean 0 and covariance I, which is all that the
-    estimator needs; and every probe has the same length, so the step is less noisy and the bits are cheap.
+    rademacher: signs +1 and -1. Like a Gaussian z they have mean 0 and covariance I, which the estimator requires. All
+    directions have the same length, so a step is less noisy, and the bits are cheap.
     gaussian: z ~ N(0, I), as in the paper.
     """
 
@@ -49,11 +49,11 @@ class Direction:
     def gather(
         self, tensor: int, shape: Sequence[int], rows: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """The rows of z with these numbers: (n, *shape[1:])."""
-        chosen = torch.empty((len(rows), *shape[1:]), dtype=dtype)
+        """(n,) row numbers -> those rows of z, (n, *shape[1:])."""
+        found = torch.empty((len(rows), *shape[1:]), dtype=dtype)
         for place, row in enumerate(rows.tolist()):
-            chosen[place] = self.rows(tensor, shape, row, row + 1, dtype)[0]
-        return chosen
+            found[place] = self.rows(tensor, shape, row, row + 1, dtype)[0]
+        return found
 
     def rounding_bits(self) -> torch.Tensor:
         """Random bits for rounding an update along it (engine/philox.py)."""
@@ -76,13 +76,13 @@ def _signs(words: np.ndarray[tuple[int], np.dtype[np.uint64]], dtype: torch.dtyp
 
 @cache
 def _signs_of_bytes(dtype: torch.dtype) -> torch.Tensor:
-    """(256, 8): the signs of each byte; looking up eight at a time is several times faster than shifting bits."""
+    """(256, 8): the signs of each byte. Looking them up is several times faster than shifting bits."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     return torch.from_numpy(bits.astype(np.float32) * 2 - 1).to(dtype)
 
 
 def _normals(words: np.ndarray[tuple[int], np.dtype[np.uint64]], dtype: torch.dtype) -> torch.Tensor:
-    """Two normal numbers a word, by Box and Muller's transform of its two halves, in float64."""
+    """Two normal numbers per word, by the Box-Muller transform of its two halves, in float64."""
     uniforms = (words.view("<u4").reshape(-1, 2).astype(np.float64) + 0.5) / 2**32
     radius = np.sqrt(-2 * np.log(uniforms[:, 0]))
     angle = 2 * np.pi * uniforms[:, 1]

@@ -71,7 +71,7 @@ class Client:
         return self._call("GET", "/status")
 
     def snooze(self, minutes: float | None) -> Document:
-        """Let nothing run for so many minutes; None ends it. Returns until when."""
+        """Run no job for this number of minutes; None ends that. Returns until when."""
         return self._call("POST", "/status/snooze", body={} if minutes is None else {"minutes": minutes})
 
     def runs(self, *, days: int) -> Document:

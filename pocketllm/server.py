@@ -56,8 +56,8 @@ def serve(overrides: dict[str, Any]) -> int:
     os.umask(0o077)
     folder = DataFolder(settings.data_dir)
     _make(folder)
-    with _only_daemon(folder) as held:
-        if not held:
+    with _only_daemon(folder) as acquired:
+        if not acquired:
             raise AlreadyRunning(
                 f"Another daemon runs on {folder.root}. Stop it first, or choose another folder with --data-dir."
             )
@@ -160,7 +160,7 @@ class _Ticker:
         settings, scheduler = self._services.settings, self._services.scheduler
         await asyncio.to_thread(scheduler.tick, self._services.now())
         await self._services.generator.unload_if_idle()
-        self._manager.tell("WATCHDOG=1", f"STATUS={scheduler.in_short}")
+        self._manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
         soon = scheduler.worker_pid or unanswered(scheduler.readings)
         seconds = settings.tick_seconds if soon else settings.idle_tick_seconds
         if seconds != self._seconds:
@@ -178,11 +178,11 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ticker.start()
         _announce(services, listeners)
-        manager.tell("READY=1", f"STATUS=serving {services.settings.model}")
+        manager.notify("READY=1", f"STATUS=serving {services.settings.model}")
         try:
             yield
         finally:
-            manager.tell("STOPPING=1")
+            manager.notify("STOPPING=1")
             ticker.stop()
             await services.generator.close()
 

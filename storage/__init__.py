@@ -1,1 +1,1 @@
-"""Tables, migrations, and every query of the program."""
+"""Tables, migrations, and all queries."""

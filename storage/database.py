@@ -1,4 +1,4 @@
-"""One SQLite file in WAL mode: how it is opened, and the one way to a transaction."""
+"""A SQLite database in WAL mode: engine and transactions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ BUSY_TIMEOUT_SECONDS = 15
 class Database:
     """The engine and its transactions.
 
-    `durable` means that a committed transaction survives power loss (`synchronous=FULL`): the daemon and the worker
-    write so. Commands that only read do without (`NORMAL`).
+    durable: committed transactions survive power loss (`synchronous=FULL`), for the daemon and the worker. Commands
+    that only read use `NORMAL`.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
@@ -27,20 +27,20 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one consistent snapshot; its objects stay usable afterwards."""
+        """A session with a consistent snapshot; its objects stay usable afterwards."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that holds the write lock from the start; commits at the end, rolls back on any exception."""
+        """A session that holds the write lock from its start; commits at the end, rolls back on an exception."""
         with Session(self.engine, expire_on_commit=False) as session:
             session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             yield session
             session.commit()
 
     def truncate_log(self) -> None:
-        """Fold the write-ahead log into the file and cut it to nothing, as far as no other process is reading."""
+        """Checkpoint and truncate the write-ahead log, as far as no other process is reading."""
         connection = self.engine.raw_connection()  # outside of any transaction
         try:
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
@@ -53,18 +53,18 @@ class Database:
 
 
 def _create_engine(path: Path, *, synchronous: str) -> Engine:
-    # hide_parameters: the message of a failed INSERT would otherwise carry the owner's text into the log.
+    # hide_parameters: otherwise the error of a failed INSERT would contain the owner's text.
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def configure(connection: SqliteConnection, _record: object) -> None:
-        # The driver's own transaction handling begins too late for BEGIN IMMEDIATE; we say BEGIN ourselves.
+        # The driver begins transactions too late for BEGIN IMMEDIATE, so `begin` below does.
         connection.isolation_level = None
         for pragma in (
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             "foreign_keys = ON",
-            # A deleted text is overwritten in the file, not just unlinked from the tree.
+            # Overwrites deleted texts in the file.
             "secure_delete = ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
@@ -78,7 +78,7 @@ def _create_engine(path: Path, *, synchronous: str) -> Engine:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's own errors on opening `path` into DatabaseUnusable, which says what to do."""
+    """Turn SQLite's errors on opening `path` into DatabaseUnusable."""
     try:
         yield
     except DatabaseError as error:

@@ -1,4 +1,4 @@
-"""What can go wrong with stored things.
+"""Storage's exceptions.
 
 StorageError
 ├── AlreadyThere
@@ -10,7 +10,7 @@ StorageError
 
 
 class StorageError(Exception):
-    """The data folder could not do what was asked."""
+    """Storage could not do what was requested."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)

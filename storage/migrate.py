@@ -1,4 +1,4 @@
-"""Bring a database file to the newest schema."""
+"""Migrates a database to the newest schema."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pocketllm.storage.migrations import HEAD
 
 
 def migrate(database: Database) -> None:
-    """Run the missing revisions in one transaction. Raises DatabaseTooNew when the file is ahead of the program."""
+    """Run the missing revisions in one transaction. Raises DatabaseTooNew for a newer database."""
     with database.write() as session:
         connection = session.connection()
         if not inspect(connection).get_table_names():
@@ -22,7 +22,7 @@ def migrate(database: Database) -> None:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The file's revision; None for an empty file."""
+    """The database's revision; None if it is empty."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -30,15 +30,15 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def _create(connection: Connection) -> None:
-    """Give an empty file the newest schema at once: the daemon's first start need not import Alembic either."""
+    """Create the newest schema in an empty database, without Alembic."""
     SQLModel.metadata.create_all(connection)
     connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
 
 
 def upgrade(connection: Connection) -> None:
-    """Run the missing revisions, from whichever there is. Raises DatabaseTooNew."""
-    # Alembic costs 10 MB and is needed once in a while: imported only then.
+    """Run the missing revisions. Raises DatabaseTooNew."""
+    # Imported only here: Alembic takes 10 MB.
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -48,5 +48,5 @@ def upgrade(connection: Connection) -> None:
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, HEAD)
-    except CommandError as error:  # the file names a revision that this program doesn't have
+    except CommandError as error:  # an unknown revision
         raise DatabaseTooNew from error

@@ -1,12 +1,12 @@
-"""The step log's rows as bytes: a short header, then a few numbers a step, all little endian.
+"""A compact encoding of a step log: a header, then a few numbers for each step, all little endian.
 
-Header: encoding version, probes a step, steps, seed, tokens of all steps. A step: each probe's scalar, learning
-rate and loss as float32, and seconds as float16: 14 bytes with one probe. Scalars and learning rates are float32
-when they are used, so a replay of what is decoded is a replay of the rows, bit for bit. The rest is for people:
-loss has 7 digits, seconds have 3 (and end at 65504), and a step's tokens are the mean over all steps, rounded up
-or down so that they add up to the exact sum. What has been decoded is encoded to the same bytes again.
+Header: encoding version, probes a step, number of steps, seed, tokens of all steps. A step: each probe's scalar,
+learning rate and loss as float32, and seconds as float16: 14 bytes with one probe. Scalars and learning rates are
+float32 in use, so a replay of the decoded rows is bit-equal. The rest is for people: loss has 7 digits, seconds have 3
+(up to 65504), and a step's tokens are the mean over all steps, rounded so that the sum is exact. Decoded rows are
+encoded to the same bytes again.
 
-No torch and no database: who was handed a file can read it with this module alone.
+Needs neither torch nor a database.
 """
 
 import struct
@@ -40,10 +40,10 @@ class StepRow:
 
 
 def encode(rows: "Iterable[Step | StepRow]") -> bytes:
-    """The rows as bytes; they are taken one by one, so they need not be in memory together.
+    """Encode rows, which are consumed one by one.
 
-    Raises ValueError when they don't run from step 1 without a gap, differ in seed or number of probes, or hold a
-    number that would not come back: a scalar or learning rate that is no float32, or a loss that is no number.
+    Raises ValueError when the steps are not 1, 2, 3, ..., when they differ in seed or number of probes, when a scalar
+    or learning rate is no float32, or a number is not finite.
     """
     data = bytearray(_HEADER.size)
     steps = tokens = seed = probes = 0
@@ -51,7 +51,7 @@ def encode(rows: "Iterable[Step | StepRow]") -> bytes:
         if steps == 1:
             seed, probes = row.seed, len(row.scalars)
         if row.step != steps:
-            raise ValueError(f"Step {steps} of the step log is missing: step {row.step} stands in its place.")
+            raise ValueError(f"Step {steps} of the step log is missing: step {row.step} is in its place.")
         if row.seed != seed or len(row.scalars) != probes:
             raise ValueError(f"Step {steps} of the step log has another seed or number of probes than step 1.")
         data += _packed(row)
@@ -66,9 +66,9 @@ def encode(rows: "Iterable[Step | StepRow]") -> bytes:
 
 
 def decode(data: bytes, *, first: int = 1) -> Iterator[StepRow]:
-    """The rows from step `first` on, made one by one.
+    """Decode the rows from step `first` on, lazily.
 
-    Raises ValueError at once, not at the first row, for what `encode` has not made.
+    Raises ValueError at once, not at the first row, for invalid data.
     """
     probes, steps, seed, tokens = _header(data)
     numbers = _numbers(probes)
@@ -92,22 +92,22 @@ def decode(data: bytes, *, first: int = 1) -> Iterator[StepRow]:
 
 
 def losses_in(data: bytes, steps: Iterable[int]) -> list[float]:
-    """The losses of some steps, without decoding the others. Raises ValueError for what `encode` has not made."""
+    """The losses of some steps, without decoding the others. Raises ValueError for invalid data."""
     probes, count, _, _ = _header(data)
     size = _numbers(probes).size
     if len(data) != _HEADER.size + count * size:
         raise ValueError(_damaged(count, len(data)))
-    behind_scalars = _HEADER.size + 4 * (probes + 1)  # and behind the learning rate
-    return [_LOSS.unpack_from(data, behind_scalars + (step - 1) * size)[0] for step in steps]
+    offset = _HEADER.size + 4 * (probes + 1)  # after the scalars and the learning rate
+    return [_LOSS.unpack_from(data, offset + (step - 1) * size)[0] for step in steps]
 
 
 def steps_in(data: bytes) -> int:
-    """How many steps encoded rows hold. Raises ValueError when they are none."""
+    """The number of steps in encoded rows. Raises ValueError for invalid data."""
     return _header(data)[1]
 
 
 def probes_in(data: bytes) -> int:
-    """How many probes each step of encoded rows has. Raises ValueError when they are none."""
+    """The number of probes a step in encoded rows. Raises ValueError for invalid data."""
     return _header(data)[0]
 
 
@@ -135,11 +135,11 @@ def _packed(row: "Step | StepRow") -> bytes:
     numbers = _numbers(len(row.scalars))
     exact = (*row.scalars, row.learning_rate)
     if not all(map(isfinite, (*exact, row.loss, row.seconds))):
-        raise ValueError(f"Step {row.step} of the step log holds a number that is none.")
+        raise ValueError(f"Step {row.step} of the step log has a number that is not finite.")
     try:
         packed = numbers.pack(*exact, row.loss, min(max(row.seconds, 0.0), _MAX_FLOAT16))
     except OverflowError as error:
-        raise ValueError(f"Step {row.step} of the step log holds a number too large for a 32-bit float.") from error
+        raise ValueError(f"Step {row.step} of the step log has a number too large for a 32-bit float.") from error
     if numbers.unpack(packed)[: len(exact)] != exact:
-        raise ValueError(f"Step {row.step} of the step log holds a scalar or learning rate that is no 32-bit float.")
+        raise ValueError(f"Step {row.step} of the step log has a scalar or learning rate that is no 32-bit float.")
     return packed

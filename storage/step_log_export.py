@@ -1,7 +1,7 @@
-"""A job's steps as a file of its own: what a replay needs besides the base model, checked by a sum.
+"""Exports a job's step log as a file with a checksum, for a replay. It contains no text.
 
-Layout: the magic line; one line of JSON, the header; CRC-32 of header line and rows, 4 bytes, little endian; the
-rows in step_log_codec's encoding. It holds no text of the owner's.
+Layout: a magic line; the header, one line of JSON; CRC-32 of header line and rows, 4 bytes, little endian; the rows in
+step_log_codec's encoding.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pocketllm.storage.step_log_codec import ENCODING, StepRow, decode, probes_in
 
-if TYPE_CHECKING:  # the command line reads exports, and does without the database's library
+if TYPE_CHECKING:  # the command line reads exports without the database's library
     from pocketllm.storage.tables import Job
 
 MAGIC = b"pocketllm journal 1\n"
-#: Settings that shape the run. The rest says when to learn, what is measured, and how much memory there was.
+#: The settings that affect the run.
 SETTINGS = (
     "batch",
     "block_tokens",
@@ -36,10 +36,10 @@ _FIELDS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class StepLogExport:
-    """What an export file holds.
+    """The contents of an export file.
 
-    header: job, model, mode, seed, probes, noise, total_steps, settings, parent, base_sha256 (of the base's weights;
-    None where it was not known) and encoding.
+    header: job, model, mode, seed, probes, noise, total_steps, settings, parent, base_sha256 (of the base model's
+    weights; None if unknown) and encoding.
     """
 
     header: Mapping[str, Any]
@@ -47,8 +47,8 @@ class StepLogExport:
 
 
 def export_step_log(job: "Job", encoded: bytes, *, base_sha256: str | None = None) -> bytes:
-    """The file of a job's steps. encoded: its rows, from `StepLog.encoded` or `step_log_codec.encode`."""
-    # The plan, where there is one, has what was asked for as far as memory allowed it.
+    """The export of a job. encoded: its rows, from `StepLog.encoded` or `step_log_codec.encode`."""
+    # The plan has the settings as reduced to fit memory.
     run = {**job.settings, **(job.plan or {})}
     header = {
         "job": job.id,
@@ -68,10 +68,10 @@ def export_step_log(job: "Job", encoded: bytes, *, base_sha256: str | None = Non
 
 
 def read_export(data: bytes) -> StepLogExport:
-    """What is in a file that `export_step_log` made. Raises ValueError with a sentence for any other."""
+    """Read what `export_step_log` returned. Raises ValueError, whose message is a sentence, for invalid data."""
     if not data.startswith(MAGIC):
         raise ValueError(
-            "This is no file of PocketLLM's steps, or it is damaged. `pocketllm steps JOB --export` writes one."
+            "This is not an exported step log, or it is damaged. `pocketllm steps JOB --export` writes one."
         )
     line, newline, rest = data[len(MAGIC) :].partition(b"\n")
     checksum, encoded = rest[:_CHECKSUM_BYTES], rest[_CHECKSUM_BYTES:]
@@ -82,12 +82,12 @@ def read_export(data: bytes) -> StepLogExport:
     if header["probes"] != probes_in(encoded) or any(row.seed != header["seed"] for row in rows[:1]):
         raise ValueError("This file's header does not fit its rows. Export it again.")
     if not all(isfinite(number) for row in rows for number in (*row.scalars, row.learning_rate)):
-        raise ValueError("This file holds a number that is none. Export it again.")
+        raise ValueError("This file has a number that is not finite. Export it again.")
     return StepLogExport(header=header, rows=rows)
 
 
 def _header(line: bytes) -> dict[str, Any]:
-    """The header, whose sum fits: it is as somebody has made it, which need not have been us."""
+    """Parse the header. Raises ValueError, since a valid checksum does not mean that we wrote it."""
     try:
         header = json.loads(line)
     except (ValueError, RecursionError) as error:

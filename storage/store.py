@@ -1,4 +1,4 @@
-"""All of storage behind one name."""
+"""All repositories of one database."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pocketllm.storage.repositories.tokens import TokenStore
 
 
 class Store:
-    """One data folder's database, a part for each kind of thing. Safe to share between threads."""
+    """The repositories of one database. Thread-safe."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -34,7 +34,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> "Store":
-        """Open the daemon's store, made or brought up to date if need be. Raises StorageError."""
+        """Open the daemon's store; creates or migrates the database. Raises StorageError."""
         database = Database(path)
         try:
             with explained(path):

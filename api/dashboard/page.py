@@ -1,4 +1,4 @@
-"""The page at /: what the daemon does, for people. Files that hold nothing; what they show they ask the API for."""
+"""The dashboard at /: static files, which get their data from the API; and signing in a browser."""
 
 import secrets
 import threading
@@ -20,7 +20,7 @@ router = APIRouter(tags=["dashboard"])
 
 _FILES = {"page.html": "text/html", "app.js": "text/javascript", "plot.js": "text/javascript", "style.css": "text/css"}
 _HEADERS = {
-    # Nothing from elsewhere, nothing inline, and in nobody's frame.
+    # No external or inline content, and no embedding in frames.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -53,7 +53,7 @@ def _file(name: str) -> Response:
 
 
 class Sessions:
-    """Codes that sign a browser in: good once and for two minutes, so that what stays in a history is worthless."""
+    """One-time codes that sign a browser in. They expire soon, since browsers keep URLs in their history."""
 
     def __init__(self, credentials: Credentials, now: Callable[[], datetime]) -> None:
         self._credentials, self._now, self._lock = credentials, now, threading.Lock()
@@ -69,14 +69,14 @@ class Sessions:
             return code
 
     def token(self, code: str) -> str | None:
-        """A token for a code, which is good as long as the daemon runs; None for a code that is not good any more."""
+        """A token for a code, valid as long as the daemon runs; None for an invalid code."""
         with self._lock:
             until = self._codes.pop(code, None)
         return self._credentials.session() if until is not None and until > self._now() else None
 
 
 class CodeOut(BaseModel):
-    """What signs a browser in, as /#code=CODE."""
+    """A code that signs a browser in, by /#code=CODE."""
 
     code: str
     seconds: float = Field(description="For how long it is good; once.")
@@ -103,17 +103,17 @@ def sessions_of(request: Request) -> Sessions:
     return sessions
 
 
-Signing = Annotated[Sessions, Depends(sessions_of)]
+SessionsDep = Annotated[Sessions, Depends(sessions_of)]
 
 
 @router.post("/sessions", status_code=HTTPStatus.CREATED)
-def begin(sessions: Signing) -> CodeOut:
+def begin(sessions: SessionsDep) -> CodeOut:
     """A code by which a browser signs in without its user seeing a token."""
     return CodeOut(code=sessions.code(), seconds=_CODE_FOR.total_seconds())
 
 
 @router.post("/sessions/redeem", dependencies=[Depends(json_only)])
-def redeem(sessions: Signing, body: CodeIn) -> SessionOut:
+def redeem(sessions: SessionsDep, body: CodeIn) -> SessionOut:
     """A token for a code. Open without a token; a code is good once."""
     token = sessions.token(body.code)
     if token is None:

@@ -1,4 +1,4 @@
-"""/adapters: what was learned, which of it is served, and going back."""
+"""/adapters: list, serve, roll back, delete and export adapters."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.dependencies import Context, json_only
+from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.native.schemas.jobs import AdapterOut, DeletedOut
-from pocketllm.daemon.generation.llama.files import LORA_NAME
+from pocketllm.daemon.generation.llama.tokens import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf
 from pocketllm.storage.errors import WrongState
@@ -28,7 +28,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Format(StrEnum):
-    """As what an adapter may leave."""
+    """The format of an export."""
 
     PEFT = "peft"  #: its folder as a tar file
     GGUF = "gguf"  #: a LoRA file for llama.cpp
@@ -58,36 +58,36 @@ class ServingOut(BaseModel):
 
     @classmethod
     def of(cls, change: Change) -> "ServingOut":
-        """From what storage says."""
+        """From a change in storage."""
         return cls.model_validate(change, from_attributes=True)
 
 
 @router.get("/adapters")
-def adapters(services: Context) -> AdaptersOut:
-    """The adapters made so far, newest first, what each was made from, and where their folders are."""
+def adapters(services: ServicesDep) -> AdaptersOut:
+    """The adapters, newest first, with their parents and folders."""
     rows = services.store.adapters.all()
     return AdaptersOut(data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
 
 
 @router.post("/adapters/rollback", dependencies=[Depends(json_only)])
-def roll_back(services: Context, body: RollbackIn | None = None) -> ServingOut:
-    """Serve what the adapter that is served was made from, at last the base model. Nothing is deleted.
+def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> ServingOut:
+    """Serve the parent of the served adapter, at last the base model. Deletes nothing.
 
-    What the jobs taken back alone have learned is set aside: no job learns it again, unless the adapter is served
-    again. A job that is under way keeps what it makes, and does not serve it.
+    Texts that only the withdrawn jobs have learned are set aside: no job learns them again unless the adapter is served
+    again. A running job's adapter will not be served.
     """
     model = (body or RollbackIn()).model or services.settings.model
     return ServingOut.of(services.store.adapters.roll_back(model, usable=_usable(services), now=services.now()))
 
 
 @router.post("/adapters/{adapter_id}/serve")
-def serve(adapter_id: str, services: Context) -> ServingOut:
-    """Serve this adapter for its model, whatever was served, and whatever its job's outcome."""
+def serve(adapter_id: str, services: ServicesDep) -> ServingOut:
+    """Serve this adapter for its model, whatever its job's outcome."""
     return ServingOut.of(services.store.adapters.serve(adapter_id, usable=_usable(services), now=services.now()))
 
 
 @router.delete("/adapters/{adapter_id}")
-def delete(services: Context, adapter_id: str) -> DeletedOut:
+def delete(services: ServicesDep, adapter_id: str) -> DeletedOut:
     """Delete an adapter and its files, unless it is served or others were made from it."""
     delete_adapter(services, adapter_id)
     return DeletedOut(id=adapter_id)
@@ -99,23 +99,21 @@ def delete(services: Context, adapter_id: str) -> DeletedOut:
     responses={200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (_TAR, _GGUF)}}},
 )
 def export(
-    services: Context,
+    services: ServicesDep,
     adapter_id: str,
-    wanted: Annotated[
+    export_format: Annotated[
         Format, Query(alias="format", description="peft: a tar file of the folder; gguf: a LoRA file for llama.cpp.")
     ] = Format.PEFT,
 ) -> StreamingResponse:
     """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model.
 
-    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model. One that adapts an
-    output head which the model shares with its embeddings (its general.description says so) needs a base file with
-    a head of its own: `pocketllm adapters export ID --format gguf --base FILE` writes one.
+    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model.
     """
     adapter = services.store.adapters.get(adapter_id)
     folder = services.folder.adapter(adapter.id)
     if not folder.is_dir():
         raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
-    if wanted is Format.GGUF:
+    if export_format is Format.GGUF:
         return _gguf(services, folder, services.folder.models / adapter.model)
     return StreamingResponse(tar(folder), media_type=_TAR, headers=_named(f"{adapter.id}.tar"))
 
@@ -142,10 +140,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def tar(folder: Path) -> Iterator[bytes]:
-    """A folder's files, one after the other, in pieces: nothing is held in memory or written beside them.
-
-    What llama.cpp was given of them is left out.
-    """
+    """Yield a folder's files as a tar file, in pieces, without llama.cpp's copy of the adapter."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LORA_NAME):
         about = tarfile.TarInfo(f"{folder.name}/{file.relative_to(folder)}")
         with file.open("rb") as content:

@@ -1,4 +1,4 @@
-"""/events: what happens to jobs, for programs that wait: by long poll, or as server-sent events. Holds no content."""
+"""/events: events of jobs, by long poll or as server-sent events. Contains no text."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.native.schemas.jobs import EventOut, JobOut
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.services import Services
@@ -18,16 +18,16 @@ from pocketllm.storage.tables import Event
 
 router = APIRouter(tags=["jobs"])
 
-#: How often the database is looked at while somebody waits: events come from the worker's process, too.
-_LOOK_SECONDS = 0.5
-#: A line that means nothing, so that whoever is between does not take the silence for the end.
-_STILL_HERE_SECONDS = 15.0
+#: How often the database is polled while a client waits: the worker's process writes events too.
+_POLL_SECONDS = 0.5
+#: Interval of keep-alive comments, so that proxies do not close the connection.
+_KEEP_ALIVE_SECONDS = 15.0
 _PAGE = 200
 _STREAM = "text/event-stream"
 
 
 class NumberedEventOut(EventOut):
-    """Something that happened to a job, by its number."""
+    """An event of a job, with its number."""
 
     id: int
     job: str
@@ -51,16 +51,16 @@ class EventsOut(BaseModel):
 )
 async def events(
     request: Request,
-    services: Context,
+    services: ServicesDep,
     after: Annotated[int | None, Query(ge=0, description="The last event known; without it only news count.")] = None,
     job: Annotated[str | None, Query(description="Of this job alone.")] = None,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for news, where there is none.")] = 0,
     last_event_id: Annotated[str | None, Header(description="As browsers send it when they come back.")] = None,
 ) -> Response:
-    """What happened to jobs. Open without a token.
+    """Events of jobs. Open without a token.
 
-    With `Accept: text/event-stream`: events `job` as they happen, each with its number as id, and `progress` (a job)
-    at each step that is seen; until the client goes away.
+    With `Accept: text/event-stream`: events `job`, each with its number as id, and `progress` (a job) after steps;
+    until the client disconnects.
     """
     start = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
     if start is None:
@@ -72,7 +72,7 @@ async def events(
         found = await _news(services, start, job)
         if found or time.monotonic() >= until or services.ending.is_set() or await request.is_disconnected():
             break
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
     answer = EventsOut(data=found, last=found[-1].id if found else start)
     return PrettyJSONResponse(answer.model_dump(mode="json"))
 
@@ -94,15 +94,15 @@ async def _stream(services: Services, after: int, job: str | None) -> AsyncGener
         if running is not None and (running.id, running.step) != step:
             step, sent = (running.id, running.step), True
             yield server_sent_event("progress", running.model_dump(mode="json"))
-        if not sent and time.monotonic() - spoke > _STILL_HERE_SECONDS:
+        if not sent and time.monotonic() - spoke > _KEEP_ALIVE_SECONDS:
             sent = True
             yield b": still here\n\n"
         spoke = time.monotonic() if sent else spoke
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _running(services: Services, job: str | None) -> JobOut | None:
-    """The job that is being learned, if it is to be told of."""
+    """The running job, if the client asked for it or for all."""
     running = services.scheduler.running_job
     if running is None or job not in (None, running):
         return None

@@ -1,4 +1,4 @@
-"""Examples as they are sent: texts of four kinds, one or many, checked before any is stored."""
+"""Parses and checks examples: texts of four kinds, one or many."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -14,13 +14,10 @@ from pocketllm.daemon.settings import Settings
 from pocketllm.storage.repositories.texts import NewText, chat_text
 
 DEFAULT_SOURCE = "unknown"
-#: The most texts in a request: it bounds the daemon's memory, and how long a worker waits for the database.
+#: The most texts in a request: bounds the daemon's memory, and how long a worker waits for the database.
 MAX_TEXTS = 30_000
-
-
-#: The most of a refused label that is said back, and the most labels that are said to be known.
-LABEL_CHARACTERS = 60
-LABELS_SHOWN = 10
+#: The most characters of a refused label, and the most known labels, in an error.
+LABEL_CHARACTERS, LABELS_SHOWN = 60, 10
 
 
 class _Example(BaseModel, ABC):
@@ -30,15 +27,15 @@ class _Example(BaseModel, ABC):
 
     @abstractmethod
     def _parts(self) -> dict[str, Any]:
-        """What it consists of, by the names of NewText's fields."""
+        """Its parts, by the names of NewText's fields."""
 
     def new(self, *, held_out: bool | None = None) -> NewText:
-        """As storage takes it. held_out: see there."""
+        """As a NewText. held_out: see there."""
         return NewText(**self._parts(), source=self.source, held_out=held_out)
 
 
 class PlainIn(_Example):
-    """A text to learn all of."""
+    """A plain text, all of which is trained on."""
 
     text: str
 
@@ -47,7 +44,7 @@ class PlainIn(_Example):
 
 
 class CompletionIn(_Example):
-    """A prompt, and what is to follow it: only the completion is learned."""
+    """A prompt and its completion; only the completion is trained on."""
 
     prompt: str
     completion: str
@@ -57,7 +54,7 @@ class CompletionIn(_Example):
 
 
 class LabelledIn(_Example):
-    """A text, and which of the labels in the settings it has."""
+    """A text with one of the labels in the settings."""
 
     text: str
     label: str
@@ -77,7 +74,7 @@ class MessageIn(BaseModel):
 
 
 class ChatIn(_Example):
-    """A chat: the assistant's messages are learned."""
+    """A chat; the assistant's messages are trained on."""
 
     messages: list[MessageIn] = Field(min_length=1)
 
@@ -98,7 +95,7 @@ Example = PlainIn | CompletionIn | LabelledIn | ChatIn
 
 
 def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """A kind's JSON schema, in one piece: OpenAPI would look for its definitions elsewhere."""
+    """A kind's JSON schema without $defs, which OpenAPI would resolve elsewhere."""
     schema = kind.model_json_schema()
     for definition in schema.pop("$defs", {}).values():
         schema["properties"]["messages"]["items"] = definition
@@ -107,7 +104,7 @@ def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the settings say of examples."""
+    """The settings for examples."""
 
     max_bytes: int
     labels: Collection[str]
@@ -119,7 +116,7 @@ class Limits:
 
 
 def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, Example]]:
-    """The examples in a request's body, each with the words that say where it stands. Raises Problem."""
+    """The examples in a request's body, each with its place for error messages. Raises Problem."""
     kind = content_type.partition(";")[0].strip().lower()
     text = decoded(body)
     if kind == "text/plain":
@@ -139,15 +136,15 @@ def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, Exampl
 
 
 def parse_lines(text: str) -> Iterator[tuple[str, Any]]:
-    """The JSON document in each line that is not empty, with the words that say where it stands. Raises Problem."""
-    # Not splitlines(): a JSON text may hold other line separators as they are.
+    """The JSON document in each non-empty line, with its place for error messages. Raises Problem."""
+    # Not splitlines(): a JSON string may contain other line separators.
     lines = [(f"line {number}: ", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     for place, line in _countable(lines):
         yield place, _parsed(line, place)
 
 
 def check(example: Example, place: str, limits: Limits) -> None:
-    """Refuse what is empty, too long, or has a label that is not known. Raises Problem naming place and field."""
+    """Refuse an example that is empty, too long, or has an unknown label. Raises Problem naming place and field."""
     words = _words(example)
     for name, text in words.items():
         if not text.strip():
@@ -167,7 +164,7 @@ def check(example: Example, place: str, limits: Limits) -> None:
 
 
 def _words(example: Example) -> dict[str, str]:
-    """What there is to read in an example, by its fields."""
+    """The text in an example, by its fields."""
     if isinstance(example, CompletionIn):
         return {"prompt": example.prompt, "completion": example.completion}
     if isinstance(example, ChatIn):
@@ -185,7 +182,7 @@ def decoded(body: bytes) -> str:
 
 
 def _parsed(text: str, place: str) -> Any:
-    """The JSON document. It can hold no half of a surrogate pair: the parser refuses that, as UTF-8 would."""
+    """The JSON document. The parser refuses lone surrogates."""
     try:
         return from_json(text)
     except ValueError as error:
@@ -203,7 +200,7 @@ def validated(document: Any, place: str) -> Example:
 
 
 def _kind(document: Any, place: str) -> type[Example]:
-    """Which kind a document's fields are of. Raises Problem when they are of two."""
+    """The kind of example by a document's fields. Raises Problem when they belong to two kinds."""
     named = document if isinstance(document, dict) else {}
     groups = (("text", "label"), ("prompt", "completion"), ("messages",))
     found = [fields for group in groups if (fields := [name for name in group if name in named])]
@@ -219,7 +216,7 @@ def _kind(document: Any, place: str) -> type[Example]:
 
 
 def _countable(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The items, unless there are none or too many of them."""
+    """The items. Raises Problem when there are none, or too many."""
     if not items:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no text in the body. Send at least one.")
     if len(items) > MAX_TEXTS:

@@ -14,7 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import SERVING, Context, chosen, json_only
+from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
 from pocketllm.api.native.jobs import MAX_SEED
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
@@ -116,10 +116,10 @@ class GenerateOut(BaseModel):
 
 
 @router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
-async def generate(request: Request, body: GenerateIn, services: Context) -> Response:
+async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
-    wanted, about = await asked(services, body)
-    events = services.generator.generate(wanted)
+    generation, about = await asked(services, body)
+    events = services.generator.generate(generation)
     # The first event decides whether there is an answer at all, and so the status.
     first = await anext(events)
     if body.stream:
@@ -129,9 +129,9 @@ async def generate(request: Request, body: GenerateIn, services: Context) -> Res
 
 async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
     """What the generator is to do, and what the answer says of how it was made."""
-    adapter, folder = await run_in_threadpool(chosen, services, body.adapter)
+    adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     seed = secrets.randbits(31) if body.seed is None else body.seed
-    wanted = GenerationRequest(
+    generation = GenerationRequest(
         prompt=body.prompt,
         messages=[message.model_dump() for message in body.messages] if body.messages else None,
         adapter=folder,
@@ -142,7 +142,7 @@ async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dic
         seed=seed,
         keep_alive_seconds=seconds_of(body.keep_alive),
     )
-    return wanted, {"model": services.settings.model, "adapter": adapter, "seed": seed}
+    return generation, {"model": services.settings.model, "adapter": adapter, "seed": seed}
 
 
 async def _whole(
@@ -206,16 +206,16 @@ class CompareOut(BaseModel):
 
 
 @router.post("/compare", dependencies=[Depends(json_only)])
-async def compare(body: AskIn, services: Context) -> CompareOut:
+async def compare(body: AskIn, services: ServicesDep) -> CompareOut:
     """Answer with the base model and with an adapter: the one that is served, or a named one.
 
     Both compute in fp32, which takes longer than /generate.
     """
-    wanted, about = await asked(services, body)
-    if wanted.adapter is None:
+    generation, about = await asked(services, body)
+    if generation.adapter is None:
         detail = "Nothing that was learned is served: there is only the base model. `pocketllm train` starts a job."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
-    async with aclosing(services.generator.generate(replace(wanted, compare=True))) as events:
+    async with aclosing(services.generator.generate(replace(generation, compare=True))) as events:
         done = await anext(events)
     assert isinstance(done, Done), "there are no pieces"
     summary = done.summary

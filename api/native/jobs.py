@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.dependencies import Context, json_only
+from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, Page, job_detail
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut, whole_report
@@ -35,14 +35,14 @@ class JobIn(BaseModel):
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
     now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
-    # In place of the settings of the same names, with the limits of these.
+    # Override the settings of the same names.
     mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
     method: RequestedMethod | None = Field(None, description="How to learn; default: the setting training.method.")
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
     def requested(self) -> JobRequest:
-        """As plans take it."""
+        """As a JobRequest."""
         return JobRequest(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
 
 
@@ -55,7 +55,7 @@ class JobIn(BaseModel):
 )
 def request_job(
     request: Request,
-    services: Context,
+    services: ServicesDep,
     response: Response,
     idempotency_key: Annotated[
         str | None, Header(pattern="^[!-~]{1,255}$", description="Sent again with it, the job is not made again.")
@@ -63,7 +63,7 @@ def request_job(
     dry_run: Annotated[bool, Query(description="Queue nothing; say what the job would take.")] = False,
     body: JobIn | None = None,
 ) -> JobOut | PrettyJSONResponse:
-    """Ask for a job. It starts within seconds unless something speaks against it; then `reasons` says what.
+    """Request a job. It starts within seconds if the conditions allow it; otherwise `reasons` says why it waits.
 
     A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
     do.
@@ -76,7 +76,7 @@ def request_job(
         seed=asked.seed,
         immediate=asked.now,
         now=services.now(),
-        # Each caller's keys are its own; a caller's name holds no such character.
+        # Keys are per caller; a caller's name has no newline.
         request_key=None if idempotency_key is None else f"{request.state.caller}\n{idempotency_key}",
     )
     services.wake()
@@ -90,19 +90,19 @@ def request_job(
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def list_jobs(
-    request: Request, services: Context, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
+    request: Request, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
 ) -> Response:
     """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token."""
     rows = services.store.jobs.page(after=after, limit=limit + 1)
     page = Page[JobOut].of([_out(services, row) for row in rows], limit)
     if wants_plain_text(request):
         return PlainTextResponse(jobs_text(page.data))
-    # Written here: FastAPI would have the page checked and written by another thread.
+    # Serialized here: FastAPI would validate and serialize the page in another thread.
     return PrettyJSONResponse(page.model_dump(mode="json"))
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, services: Context) -> JobDetailOut:
+def get_job(job_id: str, services: ServicesDep) -> JobDetailOut:
     """One job with its settings, its losses, what happened to it, and what was learned in numbers. Open without a
     token.
     """
@@ -121,20 +121,20 @@ def get_job(job_id: str, services: Context) -> JobDetailOut:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(job_id: str, services: Context) -> JobOut:
-    """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
+def cancel_job(job_id: str, services: ServicesDep) -> JobOut:
+    """Cancel a job; its worker ends at once. Its progress is deleted."""
     return _out(services, services.scheduler.cancel(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause_job(job_id: str, services: Context) -> JobOut:
-    """Let a job wait until it is resumed; its worker ends at once, and nothing that it has learned is lost."""
+def pause_job(job_id: str, services: ServicesDep) -> JobOut:
+    """Pause a job until it is resumed; its worker ends at once. It loses nothing."""
     return _out(services, services.scheduler.pause(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume_job(job_id: str, services: Context) -> JobOut:
-    """Let a job that was paused go on, when nothing speaks against it."""
+def resume_job(job_id: str, services: ServicesDep) -> JobOut:
+    """Resume a paused job; it continues when the conditions allow it."""
     job = services.scheduler.resume(job_id, services.now())
     services.wake()
     return _out(services, job)
@@ -177,7 +177,7 @@ def _row(job: JobOut) -> tuple[str, ...]:
     loss = "-" if before is None or now is None else f"{before:.4f} -> {now:.4f}"
     left = "-" if job.eta_seconds is None else _duration(job.eta_seconds)
     why = job.error or "; ".join(job.reasons) or "-"
-    # What a reason says may hold anything: one line must stay one line.
+    # A reason may contain newlines.
     return job.id, state, f"{job.step}/{job.total_steps}", loss, left, " ".join(why.split())
 
 
@@ -188,7 +188,7 @@ def _duration(seconds: float) -> str:
 
 
 @router.get("/jobs/{job_id}/report")
-def get_report(job_id: str, services: Context) -> ReportOut:
+def get_report(job_id: str, services: ServicesDep) -> ReportOut:
     """What a job has learned: the verdict, the loss curve, the words whose probability rose most, both models'
     completions of held-out text, and how much of the taught text comes out word for word.
 
@@ -208,7 +208,7 @@ OCTETS = "application/octet-stream"
     response_class=Response,
     responses={200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
 )
-def get_step_log(job_id: str, services: Context) -> Response:
+def get_step_log(job_id: str, services: ServicesDep) -> Response:
     """The steps of a job, made so far, in a few bytes each: scalars, learning rates, losses. It holds no text."""
     job = services.store.jobs.get(job_id)
     data = export_step_log(job, services.store.step_log.encoded(job_id), base_sha256=_base_sha256(services, job))
@@ -217,7 +217,7 @@ def get_step_log(job_id: str, services: Context) -> Response:
 
 
 def _base_sha256(services: Services, job: Job) -> str | None:
-    """The sum of the weights that the job started from; None when they are gone, or were imported again since."""
+    """The hash of the job's initial weights; None when they are gone, or were imported again since."""
     folder = services.folder
     full_parent = job.parent if job.mode == "full" else None
     try:

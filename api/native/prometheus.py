@@ -1,4 +1,4 @@
-"""What is so now, in Prometheus' text format."""
+"""The daemon's state in Prometheus' text format."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def exposition(services: Services) -> bytes:
 
 
 class _Now(Collector):
-    """What is so now."""
+    """The current state."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -30,21 +30,21 @@ class _Now(Collector):
         yield _gauge(
             "uptime_seconds", "Since the daemon started.", (services.now() - services.started_at).total_seconds()
         )
-        yield _gauge("training_allowed", "1 where nothing speaks against learning.", scheduler.verdict.allowed)
-        yield _gauge("worker_running", "1 while a job is being learned.", scheduler.worker_pid is not None)
-        yield _gauge("generator_running", "1 while a model is held for answers.", services.generator.pid is not None)
+        yield _gauge("training_allowed", "1 while a job may run.", scheduler.verdict.allowed)
+        yield _gauge("worker_running", "1 while a worker runs.", scheduler.worker_pid is not None)
+        yield _gauge("generator_running", "1 while the generator is loaded.", services.generator.pid is not None)
         yield _gauge("texts", "Stored texts.", counts.texts)
-        yield _gauge("new_words", "Words that no job has learned.", counts.new_words)
+        yield _gauge("new_words", "Words not yet trained on.", counts.new_words)
         jobs = GaugeMetricFamily("pocketllm_jobs", "Jobs by state.", labels=["state"])
         for state, number in services.store.jobs.counts().items():
             jobs.add_metric([state], number)
         yield jobs
-        blockers = GaugeMetricFamily("pocketllm_blocker", "1 for each thing that speaks against it.", labels=["name"])
+        blockers = GaugeMetricFamily("pocketllm_blocker", "1 for each blocker.", labels=["name"])
         for name in sorted({blocker.name for blocker in scheduler.verdict.blockers}):
             blockers.add_metric([name], 1)
         yield blockers
         readings = GaugeMetricFamily(
-            "pocketllm_reading", "What a sensor sees; absent while it is unknown.", labels=["name", "unit"]
+            "pocketllm_reading", "A sensor's reading; absent while it is unknown.", labels=["name", "unit"]
         )
         for reading in scheduler.readings:
             if isinstance(reading.value, bool | int | float):

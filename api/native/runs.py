@@ -1,4 +1,4 @@
-"""/runs: when workers ran, why each began and ended, and what it used, by run and by day."""
+"""/runs: the runs of workers, by run and by day."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.native.schemas.runs import DayOut, RunOut, RunsOut
 from pocketllm.storage.tables import RunWindow
 
@@ -15,7 +15,7 @@ router = APIRouter(tags=["jobs"])
 
 @router.get("/ledger", deprecated=True)
 @router.get("/runs")
-def runs(services: Context, days: Annotated[int, Query(ge=1, le=366, description="How far back.")] = 7) -> RunsOut:
+def runs(services: ServicesDep, days: Annotated[int, Query(ge=1, le=366, description="How far back.")] = 7) -> RunsOut:
     """When workers ran, and what they used. Open without a token, as /jobs is."""
     rows = services.store.runs.since(services.now() - timedelta(days=days))
     by_day: dict[date, list[RunWindow]] = {}

@@ -1,4 +1,4 @@
-"""/health, /status, /models, /history: what the daemon is, sees, has, and saw over the last days."""
+"""/health, /status, /models, /history: the daemon's state, readings, models, and the readings of the last days."""
 
 import os
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
 
-from pocketllm.api.dependencies import Context, json_only
+from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import ModelOut
 from pocketllm.daemon.conditions.gate import Verdict
@@ -19,7 +19,7 @@ from pocketllm.storage.tables import JobState
 
 router = APIRouter(tags=["status"])
 
-#: A number that is neither given as text nor true or false.
+#: A number; neither a string nor a boolean.
 _Number = Annotated[float, Strict()] | None
 
 
@@ -41,7 +41,7 @@ class ModelStatus(BaseModel):
 
 
 class BlockerOut(BaseModel):
-    """One thing that keeps jobs from running."""
+    """A condition that does not hold."""
 
     name: str
     message: str
@@ -52,7 +52,7 @@ class BlockerOut(BaseModel):
 
 
 class VerdictOut(BaseModel):
-    """Whether a job may run, and everything that speaks against it."""
+    """Whether a job may run, and every blocker."""
 
     allowed: bool
     blockers: list[BlockerOut]
@@ -70,12 +70,12 @@ class TrainingStatus(VerdictOut):
     run_mode: str
     snoozed_until: datetime | None
     expected_at: datetime | None = Field(
-        description="When the gate opens if the day to come is like the last one; null when nothing is known of that."
+        description="When a job can probably run, judging by yesterday; null if unknown."
     )
 
 
 class ReadingOut(BaseModel):
-    """What a sensor sees. Without a value `reason` says why: unknown, or `absent` from this machine."""
+    """A sensor's reading. Without a value, `reason` says why: unknown, or `absent` from this machine."""
 
     name: str
     value: bool | float | str | None
@@ -87,7 +87,7 @@ class ReadingOut(BaseModel):
 
 
 class WorkerStatus(BaseModel):
-    """The process that learns."""
+    """The worker process."""
 
     running: bool
     pid: int | None
@@ -95,13 +95,13 @@ class WorkerStatus(BaseModel):
 
 
 class GeneratorStatus(BaseModel):
-    """The process that answers."""
+    """The generator process."""
 
     running: bool
     pid: int | None
     unloads_in_seconds: float | None
     backend: Literal["transformers", "llamacpp"] | None = Field(
-        description="What decodes, or will: as of the last answer; null without a model."
+        description="The decoder of the last answer, or the expected one; null without a model."
     )
     backend_reason: str | None = Field(description="Why that is not llama.cpp.")
 
@@ -115,7 +115,7 @@ class TextStatus(BaseModel):
 
 
 class StatusOut(BaseModel):
-    """Everything at a glance; holds no content."""
+    """The daemon's state; contains no text."""
 
     version: str
     uptime_seconds: float
@@ -141,8 +141,8 @@ def health() -> HealthOut:
 
 
 @router.get("/status")
-def status(services: Context) -> StatusOut:
-    """What runs, what the sensors see, and everything that keeps jobs from running. Open without a token."""
+def status(services: ServicesDep) -> StatusOut:
+    """Processes, readings, and every blocker. Open without a token."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
     verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
     return StatusOut(
@@ -174,7 +174,7 @@ def status(services: Context) -> StatusOut:
 
 
 class ReadingsIn(BaseModel):
-    """Readings to try, in the units of /status, in place of what the sensors see. null is unknown."""
+    """Readings in place of the sensors', in the units of /status. null is unknown."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -192,7 +192,7 @@ class ReadingsIn(BaseModel):
 
 
 class WhatIfIn(BaseModel):
-    """What is to be supposed."""
+    """Hypothetical readings."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
@@ -202,7 +202,7 @@ class WhatIfIn(BaseModel):
 
 
 class ScreenIn(BaseModel):
-    """What an automation app has seen."""
+    """The screen's state as an automation app reports it."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"on": False}})
 
@@ -210,7 +210,7 @@ class ScreenIn(BaseModel):
 
 
 class SnoozeIn(BaseModel):
-    """For how long nothing shall run."""
+    """For how long no job runs."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"minutes": 90}})
 
@@ -219,30 +219,30 @@ class SnoozeIn(BaseModel):
 
 
 class SnoozeOut(BaseModel):
-    """Until when nothing runs."""
+    """Until when no job runs."""
 
     snoozed_until: datetime | None
 
 
 @router.post("/status/what-if", dependencies=[Depends(json_only)])
-def what_if(services: Context, body: WhatIfIn) -> VerdictOut:
-    """What the gate would say of these readings. Changes nothing."""
+def what_if(services: ServicesDep, body: WhatIfIn) -> VerdictOut:
+    """The gate's verdict on these readings. Changes nothing."""
     return VerdictOut.of(
         services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
     )
 
 
 @router.post("/status/screen", dependencies=[Depends(json_only)])
-def screen(services: Context, body: ScreenIn) -> ScreenIn:
-    """Tell that the screen has gone on, or off: for Tasker and the like, on phones where nothing else tells."""
+def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
+    """Report that the screen went on or off: for automation apps, on phones where it is unknown otherwise."""
     services.scheduler.screen(body.on, services.now())
     services.wake()
     return body
 
 
 @router.post("/status/snooze", dependencies=[Depends(json_only)])
-def snooze(services: Context, body: SnoozeIn) -> SnoozeOut:
-    """Let nothing run for a while, a job that runs included; an empty body ends it."""
+def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
+    """Run no job for a while; pauses a running one. An empty body ends it."""
     if body.minutes is not None and body.until is not None:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY, "minutes and until were both given; one is enough.", param="until"
@@ -257,7 +257,7 @@ def snooze(services: Context, body: SnoozeIn) -> SnoozeOut:
 
 
 @router.get("/models")
-def models(services: Context) -> ListOut:
+def models(services: ServicesDep) -> ListOut:
     """The imported models."""
     return ListOut(
         data=[
@@ -287,7 +287,7 @@ def _model(services: Services) -> ModelStatus:
 
 
 class SampleOut(BaseModel):
-    """What was seen at a time. null is unknown, or absent."""
+    """The readings at a time. null is unknown, or absent."""
 
     at: datetime
     battery: float | None
@@ -303,7 +303,7 @@ class HistoryOut(BaseModel):
 
 
 @router.get("/history")
-def history(services: Context, hours: Annotated[float, Query(gt=0, le=48)] = 24) -> HistoryOut:
-    """What was seen, every five minutes. Open without a token."""
+def history(services: ServicesDep, hours: Annotated[float, Query(gt=0, le=48)] = 24) -> HistoryOut:
+    """Past readings, every five minutes. Open without a token."""
     rows = services.store.sensor_history.since(services.now() - timedelta(hours=hours))
     return HistoryOut(data=[SampleOut.model_validate(row, from_attributes=True) for row in rows])

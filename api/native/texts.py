@@ -1,11 +1,11 @@
-"""/texts: the owner's words come in, are listed, and go."""
+"""/texts: add, list and delete texts."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.native.examples import DEFAULT_SOURCE, KINDS, MAX_TEXTS, Limits, check, parse, schema_of
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.schemas.jobs import AddedOut, DeletedOut, Page, TextOut
@@ -45,7 +45,9 @@ _BODY_DOC = {
 
 @router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC)
 async def add_texts(
-    request: Request, services: Context, source: Annotated[str, Query(min_length=1, max_length=200)] = DEFAULT_SOURCE
+    request: Request,
+    services: ServicesDep,
+    source: Annotated[str, Query(min_length=1, max_length=200)] = DEFAULT_SOURCE,
 ) -> AddedOut:
     """Store one text (JSON object or text/plain), or many (JSON list or NDJSON): all of them or none.
 
@@ -55,8 +57,8 @@ async def add_texts(
     """
     limits = Limits.of(services.settings)
     ingest: Ingest = request.app.state.ingest
-    body = await request.body()  # a slow sender takes nobody's turn
-    async with ingest.turn():
+    body = await request.body()  # before the slot, so that a slow sender does not block others
+    async with ingest.slot():
         examples = parse(body, request.headers.get("content-type", ""), source)
         for place, example in examples:
             check(example, place, limits)
@@ -66,7 +68,7 @@ async def add_texts(
 
 @router.get("/texts")
 def list_texts(
-    services: Context, limit: Annotated[int, Query(ge=1, le=500)] = 50, after: str | None = None
+    services: ServicesDep, limit: Annotated[int, Query(ge=1, le=500)] = 50, after: str | None = None
 ) -> Page[TextOut]:
     """A page of texts, newest first; `after` is the last id of the page before."""
     rows = services.store.texts.page(after=after, limit=limit + 1)
@@ -74,13 +76,13 @@ def list_texts(
 
 
 @router.get("/texts/{text_id}")
-def get_text(text_id: str, services: Context) -> TextOut:
+def get_text(text_id: str, services: ServicesDep) -> TextOut:
     """One text."""
     return TextOut.of(services.store.texts.get(text_id))
 
 
 @router.delete("/texts/{text_id}")
-def delete_text(text_id: str, services: Context) -> DeletedOut:
+def delete_text(text_id: str, services: ServicesDep) -> DeletedOut:
     """Delete a text; its bytes are overwritten on disk. What was learned from it stays in the adapters made so far."""
     services.store.texts.delete(text_id)
     return DeletedOut(id=text_id)

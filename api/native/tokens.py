@@ -1,4 +1,4 @@
-"""/tokens: which apps are let in, and to what."""
+"""/tokens: tokens of apps."""
 
 from datetime import datetime
 from http import HTTPStatus
@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.dependencies import Context, json_only
+from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.security.tokens import Credentials, Scope
 
 router = APIRouter(tags=["tokens"])
@@ -17,7 +17,7 @@ _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
 class TokenIn(BaseModel):
-    """An app that is to be let in."""
+    """A new token."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
@@ -28,7 +28,7 @@ class TokenIn(BaseModel):
 
 
 class TokenOut(BaseModel):
-    """An app that is let in."""
+    """An app with a token."""
 
     name: str
     scopes: list[Scope]
@@ -36,13 +36,13 @@ class TokenOut(BaseModel):
 
 
 class NewTokenOut(TokenOut):
-    """The same with its token, which is told this once."""
+    """The same with its token, which is shown only once."""
 
     token: str
 
 
 class TokensOut(BaseModel):
-    """All apps that are let in."""
+    """All apps with tokens."""
 
     data: list[TokenOut]
 
@@ -54,24 +54,26 @@ def credentials_of(request: Request) -> Credentials:
     return credentials
 
 
-Keys = Annotated[Credentials, Depends(credentials_of)]
+CredentialsDep = Annotated[Credentials, Depends(credentials_of)]
 
 
 @router.get("/tokens")
-def list_tokens(credentials: Keys) -> TokensOut:
+def list_tokens(credentials: CredentialsDep) -> TokensOut:
     """The apps that have a token of their own, by name. The owner's is not among them."""
     return TokensOut(data=[TokenOut.model_validate(token, from_attributes=True) for token in credentials.all()])
 
 
 @router.post("/tokens", status_code=HTTPStatus.CREATED, dependencies=[Depends(json_only)])
-def create_token(credentials: Keys, services: Context, body: TokenIn) -> NewTokenOut:
-    """Let an app in. Its token is in this answer and nowhere else: what is kept cannot be turned back into it."""
+def create_token(credentials: CredentialsDep, services: ServicesDep, body: TokenIn) -> NewTokenOut:
+    """Create a token for an app. It is in this response only: the daemon stores a digest."""
     now, scopes = services.now(), sorted(set(body.scopes))
     token = credentials.create(body.name, scopes, now)
     return NewTokenOut(name=body.name, scopes=scopes, created_at=now, token=token)
 
 
 @router.delete("/tokens/{name}", status_code=HTTPStatus.NO_CONTENT)
-def revoke_token(credentials: Keys, name: Annotated[str, Path(description="As GET /tokens gives it.")]) -> None:
-    """Let an app in no more, from the next request on."""
+def revoke_token(
+    credentials: CredentialsDep, name: Annotated[str, Path(description="As GET /tokens gives it.")]
+) -> None:
+    """Revoke an app's token."""
     credentials.revoke(name)

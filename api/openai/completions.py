@@ -10,17 +10,17 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import Context, json_only
+from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import code_of, problem_body, status_of
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
 from pocketllm.api.openai.models import resolve
 from pocketllm.api.openai.schemas import (
-    ChatFrame,
+    AnswerBuilder,
+    ChatBuilder,
     ChatRequest,
     CompletionRequest,
-    Frame,
     SharedRequest,
-    TextFrame,
+    TextBuilder,
     usage,
 )
 from pocketllm.api.responses import PrettyJSONResponse
@@ -34,18 +34,18 @@ _DEFAULTS = GenerationRequest()
 
 
 @router.post("/chat/completions", dependencies=[Depends(json_only)], responses=documented(ChatAnswer))
-async def chat(request: Request, body: ChatRequest, services: Context) -> Response:
+async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Response:
     """Answer a chat. With `stream`: chunks as server-sent events, then `[DONE]`."""
     messages = [message.plain() for message in body.messages]
     requests, about = await _requests(services, body, [{"messages": messages}])
-    return await _answered(request, services.generator, requests, ChatFrame(id=f"chatcmpl-{_id()}", **about), body)
+    return await _answered(request, services.generator, requests, ChatBuilder(id=f"chatcmpl-{_id()}", **about), body)
 
 
 @router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))
-async def complete(request: Request, body: CompletionRequest, services: Context) -> Response:
+async def complete(request: Request, body: CompletionRequest, services: ServicesDep) -> Response:
     """Continue one text or several. With `stream`: chunks as server-sent events, then `[DONE]`."""
     requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])
-    return await _answered(request, services.generator, requests, TextFrame(id=f"cmpl-{_id()}", **about), body)
+    return await _answered(request, services.generator, requests, TextBuilder(id=f"cmpl-{_id()}", **about), body)
 
 
 def _id() -> str:
@@ -83,10 +83,14 @@ async def _requests(
 
 
 async def _answered(
-    request: Request, generator: Generator, requests: list[GenerationRequest], frame: Frame, body: SharedRequest
+    request: Request,
+    generator: Generator,
+    requests: list[GenerationRequest],
+    builder: AnswerBuilder,
+    body: SharedRequest,
 ) -> Response:
     if body.stream:
-        events = _chunks(generator, requests, frame, usage_wanted=body.usage_wanted)
+        events = _chunks(generator, requests, builder, usage_wanted=body.usage_wanted)
         first = await anext(events)  # before it there is no answer at all: an error still has its status
         return StreamingResponse(_stream(first, events), media_type="text/event-stream")
     answers: list[Done] = []
@@ -97,11 +101,11 @@ async def _answered(
                     answers.append(event)
                 elif await request.is_disconnected():
                     return Response(status_code=499)  # nobody reads it
-    return PrettyJSONResponse(frame.whole(answers))
+    return PrettyJSONResponse(builder.whole(answers))
 
 
 async def _chunks(
-    generator: Generator, requests: list[GenerationRequest], frame: Frame, *, usage_wanted: bool
+    generator: Generator, requests: list[GenerationRequest], builder: AnswerBuilder, *, usage_wanted: bool
 ) -> AsyncGenerator[dict[str, Any]]:
     """The documents of a stream. Raises DaemonError."""
     answers: list[Done] = []
@@ -109,16 +113,16 @@ async def _chunks(
         begun = False
         async with aclosing(generator.generate(one)) as pieces:
             async for event in pieces:
-                if not begun and (opening := frame.first(index)):
-                    yield frame.chunk(opening)
+                if not begun and (opening := builder.first(index)):
+                    yield builder.chunk(opening)
                 begun = True
                 if isinstance(event, Piece):
-                    yield frame.chunk([frame.piece(index, event.text)])
+                    yield builder.chunk([builder.piece(index, event.text)])
                 else:
                     answers.append(event)
-                    yield frame.chunk([frame.last(index, event.summary["finish_reason"])])
+                    yield builder.chunk([builder.last(index, event.summary["finish_reason"])])
     if usage_wanted:
-        yield frame.chunk([]) | {"usage": usage(answers)}
+        yield builder.chunk([]) | {"usage": usage(answers)}
 
 
 async def _stream(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import Context
+from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.native.schemas.jobs import Identified
@@ -71,7 +71,7 @@ class FileDeleted(BaseModel):
 
 @router.post("")
 async def upload(
-    services: Context,
+    services: ServicesDep,
     file: UploadFile,
     purpose: Annotated[Purpose, Form()],
     seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None,
@@ -97,7 +97,7 @@ async def upload(
 
 @router.get("")
 def files(
-    services: Context,
+    services: ServicesDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
@@ -117,7 +117,7 @@ def files(
 
 
 @router.get("/{file_id}")
-def file(services: Context, file_id: str) -> FileOut:
+def file(services: ServicesDep, file_id: str) -> FileOut:
     """One file."""
     if file_id == INBOX:
         return _inbox(services)
@@ -131,7 +131,7 @@ def file(services: Context, file_id: str) -> FileOut:
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
 )
-def content(services: Context, file_id: str) -> Response:
+def content(services: ServicesDep, file_id: str) -> Response:
     """What is in a file: as it was uploaded; a table in CSV of a job's losses; all texts as JSON lines."""
     if file_id == INBOX:
         return StreamingResponse(_texts(services), media_type=_JSON_LINES)
@@ -141,7 +141,7 @@ def content(services: Context, file_id: str) -> Response:
 
 
 @router.delete("/{file_id}")
-def delete(services: Context, file_id: str) -> FileDeleted:
+def delete(services: ServicesDep, file_id: str) -> FileDeleted:
     """Delete a file, and the texts that jobs have taken from it. What was learned stays in the adapters."""
     if file_id == INBOX or file_id.startswith(_RESULT):
         detail = f"{file_id} is made of what is stored elsewhere. DELETE /texts/ID deletes a text."

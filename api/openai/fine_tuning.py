@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from pocketllm.api.dependencies import Context, json_only
+from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.openai import fine_tuning_documents as documents
 from pocketllm.api.openai.files import INBOX, jobs_behind, stored
-from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, FineTuningRequest, TuningEvent, TuningJob, chosen
+from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, FineTuningRequest, TuningEvent, TuningJob, explicit
 from pocketllm.api.openai.models import LATEST, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
@@ -34,7 +34,7 @@ _AGAIN_WITHIN = timedelta(minutes=15)
 
 
 @router.post("", dependencies=[Depends(json_only)])
-def create(request: Request, services: Context, body: FineTuningRequest) -> TuningJob:
+def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> TuningJob:
     """Ask for a job that learns an uploaded file. It starts from what is served, or from what `model` names.
 
     Where it starts from what is served, old texts are mixed in, and it is served if it proves better, as with any job.
@@ -45,7 +45,7 @@ def create(request: Request, services: Context, body: FineTuningRequest) -> Tuni
     adapter, _ = resolve(services, body.model)
     start = None if body.model == LATEST else adapter or BASE
     asked, texts = body.chosen_hyperparameters, _texts(services, body)
-    epochs, batch = chosen(asked.n_epochs), chosen(asked.batch_size)
+    epochs, batch = explicit(asked.n_epochs), explicit(asked.batch_size)
     job = services.scheduler.request(
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
@@ -59,10 +59,10 @@ def create(request: Request, services: Context, body: FineTuningRequest) -> Tuni
 
 @router.get("")
 def list_jobs(
-    request: Request, services: Context, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
+    request: Request, services: ServicesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> Listing[TuningJob]:
     """A part of the jobs, newest first; with `metadata[KEY]=VALUE` those alone of which this was said."""
-    wanted = {
+    filters = {
         name[len("metadata[") : -1]: value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
@@ -70,7 +70,7 @@ def list_jobs(
     found: list[Job] = []
     for job in jobs_behind(services, None if after is None else _job_id(after)):
         said = (job.tuning or {}).get("metadata") or {}
-        if wanted.items() <= said.items():
+        if filters.items() <= said.items():
             found.append(job)
         if len(found) > limit:
             break
@@ -79,32 +79,32 @@ def list_jobs(
 
 
 @router.get("/{job_id}")
-def get(services: Context, job_id: str) -> TuningJob:
+def get(services: ServicesDep, job_id: str) -> TuningJob:
     """One job."""
     return documents.of_job(services, _job(services, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel(services: Context, job_id: str) -> TuningJob:
+def cancel(services: ServicesDep, job_id: str) -> TuningJob:
     """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
     return _changed(services, job_id, services.scheduler.cancel)
 
 
 @router.post("/{job_id}/pause")
-def pause(services: Context, job_id: str) -> TuningJob:
+def pause(services: ServicesDep, job_id: str) -> TuningJob:
     """Let a job wait until it is resumed; nothing that it has learned is lost. Its status is then `queued`."""
     return _changed(services, job_id, services.scheduler.pause)
 
 
 @router.post("/{job_id}/resume")
-def resume(services: Context, job_id: str) -> TuningJob:
+def resume(services: ServicesDep, job_id: str) -> TuningJob:
     """Let a job that was paused so go on when its turn comes."""
     return _changed(services, job_id, services.scheduler.resume)
 
 
 @router.get("/{job_id}/events")
 def events(
-    services: Context, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
+    services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> Listing[TuningEvent]:
     """What happened to a job and what was measured, newest first."""
     return page_of(documents.events_of(services, _job(services, job_id)), after=after, limit=limit)
@@ -112,7 +112,7 @@ def events(
 
 @router.get("/{job_id}/checkpoints")
 def checkpoints(
-    services: Context, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
+    services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
 ) -> Listing[Checkpoint]:
     """The models that a job has made: one, when it has succeeded."""
     return page_of(documents.checkpoints_of(services, _job(services, job_id)), after=after, limit=limit)
@@ -166,7 +166,7 @@ def _of_file(services: Services, file_id: str, param: str, *, held_out: bool | N
 
 
 def _steps(services: Services, texts: list[NewText], epochs: int, batch: int | None) -> int:
-    """Steps that come to so many rounds through the texts, of which plain ones are cut into blocks."""
+    """The number of steps for this number of epochs; plain texts are cut into blocks."""
     training = services.settings.training
     block_words = max(1, training.block_tokens * 3 // 4)
     rows = sum(

@@ -48,7 +48,7 @@ class Supervised(BaseModel):
 
 
 class Method(BaseModel):
-    """How to learn. `dpo` and `reinforcement` are not to be had here."""
+    """The training method. `dpo` and `reinforcement` are not available."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -156,6 +156,6 @@ def seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
 
 
-def chosen(value: Number | Literal["auto"] | None) -> Number | None:
+def explicit(value: Number | Literal["auto"] | None) -> Number | None:
     """A hyperparameter that is not left to us."""
     return None if value == "auto" else value

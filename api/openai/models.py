@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from pocketllm.api import dependencies
-from pocketllm.api.dependencies import Context, chosen
+from pocketllm.api.dependencies import ServicesDep, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.adapters import delete_adapter
 from pocketllm.daemon.services import Services
@@ -40,13 +40,13 @@ class OpenAIModels(BaseModel):
 
 
 @router.get("/models")
-def models(services: Context) -> OpenAIModels:
+def models(services: ServicesDep) -> OpenAIModels:
     """The base model, what is served, and each adapter of the model in use, newest first."""
     return OpenAIModels(data=_all(services))
 
 
 @router.get("/models/{model_id:path}")
-def model(services: Context, model_id: str) -> OpenAIModel:
+def model(services: ServicesDep, model_id: str) -> OpenAIModel:
     """One of them."""
     for found in _all(services):
         if found.id == model_id:
@@ -63,7 +63,7 @@ class ModelDeleted(BaseModel):
 
 
 @router.delete("/models/{model_id:path}")
-def delete(services: Context, model_id: str) -> ModelDeleted:
+def delete(services: ServicesDep, model_id: str) -> ModelDeleted:
     """Delete a fine-tuned model, unless it is served or others were made from it."""
     adapter, _ = resolve(services, model_id)
     if adapter is None or model_id == LATEST:
@@ -77,10 +77,10 @@ def resolve(services: Services, name: str) -> tuple[str | None, Path | None]:
     """The adapter's id and folder behind a name; None for the base. Raises ModelNotReady, or Problem."""
     base = services.settings.model
     if name in (LATEST, BASE, base):
-        return chosen(services, dependencies.SERVING if name == LATEST else dependencies.BASE)
+        return resolve_adapter(services, dependencies.SERVING if name == LATEST else dependencies.BASE)
     adapter = _adapter_in(name, base)
     try:
-        return chosen(services, adapter)
+        return resolve_adapter(services, adapter)
     except NotFound as error:
         raise _unknown(name) from error
 

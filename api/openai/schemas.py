@@ -1,6 +1,6 @@
-"""What OpenAI's clients send, and the documents that they take back.
+"""Requests of OpenAI's clients, and the responses that they expect.
 
-Whatever is legal there is accepted; what does not apply here is ignored, and named in `warnings`.
+Every valid request is accepted; parameters that do not apply here are ignored and named in `warnings`.
 """
 
 from abc import ABC, abstractmethod
@@ -166,8 +166,8 @@ class CompletionRequest(SharedRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame(ABC):
-    """What all documents of one answer share, and how its choices look. Two kinds: a chat's, and a text's."""
+class AnswerBuilder(ABC):
+    """Builds the documents of one answer: the whole answer, or the chunks of a stream."""
 
     id: str
     created: int
@@ -216,7 +216,7 @@ class Frame(ABC):
         return {"warnings": self.warnings} if self.warnings else {}
 
 
-class ChatFrame(Frame):
+class ChatBuilder(AnswerBuilder):
     """Of a chat."""
 
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
@@ -226,11 +226,11 @@ class ChatFrame(Frame):
         return [self._delta(index, {"role": "assistant", "content": ""}, None)]
 
     def piece(self, index: int, text: str) -> dict[str, Any]:
-        """See Frame."""
+        """See AnswerBuilder."""
         return self._delta(index, {"content": text}, None)
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """See Frame."""
+        """See AnswerBuilder."""
         return self._delta(index, {}, finish_reason)
 
     def _delta(self, index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class ChatFrame(Frame):
         }
 
 
-class TextFrame(Frame):
+class TextBuilder(AnswerBuilder):
     """Of a text."""
 
     kind = chunk_kind = "text_completion"
@@ -257,11 +257,11 @@ class TextFrame(Frame):
         return []
 
     def piece(self, index: int, text: str) -> dict[str, Any]:
-        """See Frame."""
+        """See AnswerBuilder."""
         return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
     def last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """See Frame."""
+        """See AnswerBuilder."""
         return {"index": index, "text": "", "logprobs": None, "finish_reason": finish_reason}
 
     def _choice(self, index: int, answer: Done) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.tokens import Caller, Credentials, Scope
 
-#: Routes without content, which never need a token; the dashboard asks for one itself.
+#: Routes without content, which never need a token; the dashboard's page asks for one.
 _EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
-#: GET routes without text, open unless the setting open_routes is false: `curl localhost:2407/jobs` just works.
+#: GET routes without text, which need no token unless the setting open_routes is false.
 OPEN_ROUTES = re.compile(r"/(status|metrics|runs|ledger|history|events|jobs|jobs/[^/]+)")
 
-#: What the scopes below admin allow.
+#: The routes of the scopes below admin.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
@@ -63,7 +63,7 @@ class Guard:
         max_requests: int,
         open_routes: bool,
     ) -> None:
-        """rate: per app. max_requests: at the same time. open_routes: whether OPEN_ROUTES need no token."""
+        """rate: per app. max_requests: concurrent ones. open_routes: whether OPEN_ROUTES need no token."""
         self._app, self._credentials, self._rate = app, credentials, rate
         self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
         self._running = 0
@@ -93,7 +93,7 @@ class Guard:
         return next((refusal for check in checks if (refusal := check()) is not None), None)
 
     def _too_much(self, headers: Headers) -> Refusal | None:
-        # Bodies of unknown length are counted as they come (see app.py); one that says its length is not even read.
+        # A body of unknown length is counted while it is read (app.py).
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body_bytes:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
@@ -128,7 +128,7 @@ class Guard:
 
 
 def _foreign(headers: Headers) -> Refusal | None:
-    """A Host that is not ours is a web page that rebound its own name to us."""
+    """Refuse a foreign Host (DNS rebinding) or Origin."""
     host = headers.get("host", "")
     if not is_local(f"//{host}"):
         return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")

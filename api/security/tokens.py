@@ -1,4 +1,4 @@
-"""Tokens: the owner's, in a file that only the owner can read, and apps' own, of which only digests are kept."""
+"""Access tokens: the owner's, in a file that only the owner can read, and apps', of which digests are stored."""
 
 import hashlib
 import json
@@ -17,35 +17,35 @@ from pocketllm.storage.repositories.tokens import TokenStore
 from pocketllm.storage.tables import AppToken
 
 OWNER = "owner"
-#: No app can have this name: it holds a space.
+#: An app's name cannot contain a space.
 _BROWSER = "the dashboard"
-#: So that a token that lies about somewhere is known for what it is.
+#: Identifies our tokens, for secret scanners.
 _PREFIX = "pllm_"
 
 
 class Scope(StrEnum):
-    """What a token lets its bearer do."""
+    """The permissions of a token."""
 
-    INGEST = "ingest"  #: hand over text, and tell of the screen; read nothing
-    GENERATE = "generate"  #: ask the model, which may repeat what others have handed over
+    INGEST = "ingest"  #: add texts and report the screen; read nothing
+    GENERATE = "generate"  #: use the model, which may repeat texts of other apps
     ADMIN = "admin"  #: everything
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sends a request."""
+    """The sender of a request."""
 
     name: str
     scopes: frozenset[Scope]
 
     @property
     def is_owner(self) -> bool:
-        """Whether the owner's own token was sent, or that of a browser which the owner has signed in."""
+        """Whether this is the owner, or a browser that the owner has signed in."""
         return self.name in (OWNER, _BROWSER)
 
 
 class Credentials:
-    """All tokens that are good. Safe to share between threads."""
+    """All valid tokens. Thread-safe."""
 
     def __init__(self, owner_token: str, store: TokenStore) -> None:
         self._store, self._changing = store, threading.Lock()
@@ -54,25 +54,25 @@ class Credentials:
         self._callers = self._load()
 
     def caller(self, token: str) -> Caller | None:
-        """Whose token this is; None for one that is not good.
+        """The caller with this token; None if it is not valid.
 
-        What is compared are digests, whose bytes nobody chooses: how long that takes tells nothing of a token.
+        Compares digests, so that the time reveals nothing about a token.
         """
         return self._callers.get(_digest(token))
 
     def create(self, name: str, scopes: Iterable[Scope], now: datetime) -> str:
-        """A token for an app; it is told this once. Raises AlreadyThere."""
+        """Create a token for an app; it is stored nowhere. Raises AlreadyThere."""
         if name == OWNER:
             raise AlreadyThere("The owner has a token; `pocketllm token` prints it.")
         token = _PREFIX + secrets.token_urlsafe(32)
         with self._changing:
-            # 256 random bits need no salt, and no slow hash: there is nothing to guess.
+            # 256 random bits need neither a salt nor a slow hash.
             self._store.create(name, digest=_digest(token), scopes=sorted(scopes), now=now)
             self._callers = self._load()
         return token
 
     def session(self) -> str:
-        """A token for a browser of the owner's. It is kept nowhere, and good as long as this daemon runs."""
+        """A token for the owner's browser, valid as long as this daemon runs."""
         token = _PREFIX + secrets.token_urlsafe(32)
         with self._changing:
             self._sessions[_digest(token)] = Caller(_BROWSER, frozenset({Scope.ADMIN}))
@@ -80,13 +80,13 @@ class Credentials:
         return token
 
     def revoke(self, name: str) -> None:
-        """Let an app in no more, from the next request on. Raises NotFound."""
+        """Revoke an app's token. Raises NotFound."""
         with self._changing:
             self._store.delete(name)
             self._callers = self._load()
 
     def all(self) -> list[AppToken]:
-        """The apps that are let in, by name."""
+        """The apps with tokens, by name."""
         return self._store.all()
 
     def _load(self) -> dict[str, Caller]:
@@ -98,9 +98,9 @@ class Credentials:
 
 
 def load_or_create_token(path: Path) -> str:
-    """The owner's token: read, or made at first start, in a file that only the owner can read.
+    """The owner's token, from its file, which the first start creates.
 
-    Raises DaemonError for a file without a usable token: it is never taken for an absent one.
+    Raises DaemonError for a file without a valid token.
     """
     try:
         token = json.loads(path.read_text())[OWNER]

@@ -1,7 +1,7 @@
-"""The phone's battery, as termux-battery-status tells it: plug, level, temperature and health in one answer.
+"""The phone's battery by termux-battery-status: plug, level, temperature and health in one answer.
 
-What older apps leave out is unknown, and so is what a vendor's driver makes up. Plugged in and yet discharging is a
-charger too weak to count as external power.
+Fields that older apps omit, and implausible values, are unknown. A phone that discharges while plugged in has a charger
+that is too weak to count as external power.
 """
 
 import json
@@ -15,12 +15,12 @@ from pocketllm.daemon.conditions.poller import Answers, Background, Pace, ProbeF
 from pocketllm.daemon.conditions.readings import Reading, Sensor, is_of_a_battery, not_yet
 
 COMMAND = "termux-battery-status"
-#: It takes a second as a rule and seven on slow phones.
+#: It usually takes a second, and seven on slow phones.
 TIMEOUT_SECONDS = 10.0
 _IDLE_SECONDS, _TRAINING_SECONDS = 60.0, 5.0
-#: Of the word behind PLUGGED_; -1 is what the app says when it does not know.
+#: The word after PLUGGED_ (-1: the app does not know) -> the plug.
 _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
-#: Words for a state in which a plugged phone takes nothing from its battery.
+#: The states in which a plugged phone does not discharge.
 _ON_POWER = ("CHARGING", "FULL", "NOT_CHARGING")
 _STATES = (*_ON_POWER, "DISCHARGING")
 _HEALTH = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAILURE")
@@ -28,7 +28,7 @@ _HEALTH = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAIL
 
 @dataclass(frozen=True, kw_only=True)
 class Battery:
-    """What an answer says; None is unknown."""
+    """An answer; None is unknown."""
 
     external_power: bool | None
     plug: str | None  #: "ac", "usb", "wireless", "dock", "another"; "none"
@@ -38,29 +38,29 @@ class Battery:
 
 
 def parse(output: str) -> Battery:
-    """Raises ProbeFailed for what is no answer at all."""
+    """Parse the command's output. Raises ProbeFailed if it is not a JSON object."""
     try:
-        said = json.loads(output)
+        answer = json.loads(output)
     except (ValueError, RecursionError) as error:
         raise ProbeFailed(f"{COMMAND} did not answer in JSON") from error
-    if not isinstance(said, dict):
+    if not isinstance(answer, dict):
         raise ProbeFailed(f"{COMMAND} did not answer with an object")
-    plug, health = _plug(said.get("plugged")), said.get("health")
+    plug, health = _plug(answer.get("plugged")), answer.get("health")
     return Battery(
-        external_power=_external_power(plug, said.get("status")),
+        external_power=_external_power(plug, answer.get("status")),
         plug=plug,
-        level_percent=_level(said),
-        celsius=_celsius(said.get("temperature")),
+        level_percent=_level(answer),
+        celsius=_celsius(answer.get("temperature")),
         health=health.lower() if health in _HEALTH else None,
     )
 
 
-def _plug(said: object) -> str | None:
-    if said == "UNPLUGGED":
+def _plug(plugged: object) -> str | None:
+    if plugged == "UNPLUGGED":
         return "none"
-    if not isinstance(said, str) or not said.startswith("PLUGGED_") or said == "PLUGGED_-1":
+    if not isinstance(plugged, str) or not plugged.startswith("PLUGGED_") or plugged == "PLUGGED_-1":
         return None
-    return _PLUGS.get(said.removeprefix("PLUGGED_"), "another")
+    return _PLUGS.get(plugged.removeprefix("PLUGGED_"), "another")
 
 
 def _external_power(plug: str | None, status: object) -> bool | None:
@@ -71,34 +71,34 @@ def _external_power(plug: str | None, status: object) -> bool | None:
     return status in _ON_POWER
 
 
-def _level(said: dict[str, Any]) -> float | None:
-    level = _number(said.get("percentage"))
+def _level(answer: dict[str, Any]) -> float | None:
+    level = _number(answer.get("percentage"))
     if level is None:
-        part, whole = _number(said.get("level")), _number(said.get("scale"))
+        part, whole = _number(answer.get("level")), _number(answer.get("scale"))
         level = 100 * part / whole if part is not None and whole is not None and whole > 0 else None
     return level if level is not None and 0 <= level <= 100 else None
 
 
-def _celsius(said: object) -> float | None:
-    number = _number(said)
-    return number if number and is_of_a_battery(number) else None  # exactly zero is what some drivers say for ever
+def _celsius(value: object) -> float | None:
+    number = _number(value)
+    return number if number and is_of_a_battery(number) else None  # some drivers always say exactly zero
 
 
-def _number(said: object) -> float | None:
-    if isinstance(said, bool) or not isinstance(said, int | float) or not isfinite(said):
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         return None
-    return float(said)
+    return float(value)
 
 
 class TermuxBattery:
-    """Its sensors share one answer."""
+    """Sensors that share one answer."""
 
     def __init__(self, answers: Answers[Battery], source: str = COMMAND) -> None:
         self._answers, self._source = answers, source
 
     @classmethod
     def by_command(cls, pace: Pace, command: str = COMMAND, timeout_seconds: float = TIMEOUT_SECONDS) -> Self:
-        """By asking the command now and then."""
+        """By polling the command."""
         answers = Background(
             lambda: parse(run([command], timeout_seconds=timeout_seconds)),
             pace,
@@ -109,11 +109,11 @@ class TermuxBattery:
 
     @property
     def sensors(self) -> Sequence[Sensor]:
-        """One for each thing that it tells."""
+        """A sensor for each quantity."""
         return [_Part(self, name, attribute, unit) for name, attribute, unit in _PARTS]
 
     def reading(self, name: str, attribute: str, unit: str | None, now: datetime) -> Reading:
-        """One thing of the last answer."""
+        """A quantity of the last answer."""
         asked = self._answers.latest(now)
         if asked is None:
             return not_yet(name, unit, self._source, now)
@@ -122,7 +122,7 @@ class TermuxBattery:
         return Reading(name=name, value=value, unit=unit, source=self._source, at=asked.at, reason=reason)
 
 
-#: Names of the readings, and where an answer holds them.
+#: Name, attribute of an answer, and unit of each reading.
 _PARTS = (
     ("power", "external_power", None),
     ("plug", "plug", None),

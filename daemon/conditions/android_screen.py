@@ -1,7 +1,7 @@
-"""Whether the screen is on, and for how long nobody has used the machine: the ways that a phone tells it.
+"""Whether the phone's screen is on, and for how long nobody has used it.
 
-Android sets a property whenever the display changes its state, which any app may read. Where a vendor has taken that
-out, dumpsys tells it once the owner has granted two permissions by adb, and an automation app can tell us itself.
+Android sets a property whenever the display changes its state, which any app may read. If a vendor has removed it,
+dumpsys works after the owner has granted two permissions by adb, and an automation app can report it.
 """
 
 import re
@@ -17,16 +17,16 @@ from pocketllm.daemon.uptime import uptime
 
 GETPROP, PROPERTY = "/system/bin/getprop", "debug.tracing.screen_state"
 DUMPSYS = "/system/bin/dumpsys"
-#: Of android.view.Display: OFF, and DOZE and DOZE_SUSPEND, in which only a clock may be lit. 0 is UNKNOWN.
+#: States of android.view.Display: OFF, DOZE and DOZE_SUSPEND (in which only a clock may be lit). 0 is UNKNOWN.
 _OFF = ("1", "3", "4")
 _ON = ("2", "5", "6")
 _WAKEFULNESS = re.compile(r"mWakefulness=(Awake|Asleep|Dozing|Dreaming)\b")
 _TIMEOUT_SECONDS = 5.0
 _IDLE_SECONDS, _TRAINING_SECONDS = 15.0, 3.0
-#: What an automation app has said counts for so long: if it has died meanwhile, nothing more comes.
-TOLD_FOR = timedelta(hours=12)
-#: Android's JobScheduler calls a device idle after this time without use, where a vendor has not changed it; and runs
-#: the job that tells us so every 15 minutes while it lasts.
+#: How long an automation app's report counts: the app may have died meanwhile.
+REPORT_VALID = timedelta(hours=12)
+#: Android's JobScheduler considers a device idle after this time without use, by default, and runs our job, which
+#: touches the stamp, every 15 minutes while it lasts.
 STAMP_IDLE_SECONDS, STAMP_FOR = 31 * 60.0, timedelta(minutes=20)
 
 
@@ -45,17 +45,17 @@ def wakefulness(output: str) -> bool:
     raise ProbeFailed("dumpsys power does not say: grant android.permission.DUMP by adb, as docs/scheduling.md shows")
 
 
-class AskedScreen:
-    """The screen by a source that is asked."""
+class PolledScreen:
+    """The screen by a source that is polled."""
 
     def __init__(self, answers: Answers[bool], source: str) -> None:
         self._answers, self._source = answers, source
 
     @classmethod
-    def by_command(cls, pace: Pace, command: Sequence[str], understand: Callable[[str], bool]) -> Self:
-        """By asking a command now and then. understand: its output; raises ProbeFailed."""
+    def by_command(cls, pace: Pace, command: Sequence[str], parse: Callable[[str], bool]) -> Self:
+        """By polling a command. parse: its output; raises ProbeFailed."""
         answers = Background(
-            lambda: understand(run(command, timeout_seconds=_TIMEOUT_SECONDS)),
+            lambda: parse(run(command, timeout_seconds=_TIMEOUT_SECONDS)),
             pace,
             idle_seconds=_IDLE_SECONDS,
             training_seconds=_TRAINING_SECONDS,
@@ -70,47 +70,46 @@ class AskedScreen:
         return Reading(name="screen", value=asked.answer, unit=None, source=source, at=asked.at, reason=asked.problem)
 
 
-def by_property(pace: Pace, getprop: str = GETPROP) -> AskedScreen:
+def by_property(pace: Pace, getprop: str = GETPROP) -> PolledScreen:
     """The screen by the property that Android sets."""
-    return AskedScreen.by_command(pace, (getprop, PROPERTY), screen_property)
+    return PolledScreen.by_command(pace, (getprop, PROPERTY), screen_property)
 
 
-def by_dumpsys(pace: Pace, dumpsys: str = DUMPSYS) -> AskedScreen:
+def by_dumpsys(pace: Pace, dumpsys: str = DUMPSYS) -> PolledScreen:
     """The screen by dumpsys."""
-    return AskedScreen.by_command(pace, (dumpsys, "power"), wakefulness)
+    return PolledScreen.by_command(pace, (dumpsys, "power"), wakefulness)
 
 
 @dataclass
-class ToldScreen:
-    """The screen by what an app of the owner's has told us last (Tasker, MacroDroid: events on and off)."""
+class ReportedScreen:
+    """The screen as an automation app last reported it (Tasker, MacroDroid)."""
 
     on: bool | None = None
-    told_at: datetime | None = None
+    reported_at: datetime | None = None
 
-    def tell(self, on: bool, now: datetime) -> None:
+    def report(self, on: bool, now: datetime) -> None:
         """The screen has gone on, or off."""
-        self.on, self.told_at = on, now
+        self.on, self.reported_at = on, now
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        known = self.told_at is not None and timedelta(0) <= now - self.told_at < TOLD_FOR
+        known = self.reported_at is not None and timedelta(0) <= now - self.reported_at < REPORT_VALID
         return Reading(
             name="screen",
             value=self.on if known else None,
             unit=None,
             source="POST /status/screen",
-            at=now if known else (self.told_at or now),
-            reason=None if known else "no app has told us lately",
+            at=now if known else (self.reported_at or now),
+            reason=None if known else "no app has reported it lately",
         )
 
 
 @dataclass
 class ScreenIdleness:
-    """Seconds since the screen was on, as far as we have watched it, or as the system says.
+    """Seconds since the screen was on, as observed, or by the stamp.
 
-    Of the time before the daemon was started nothing is known, but for the stamp: a file that Android's JobScheduler
-    has us touch while it takes the phone for idle. The stamp can only lengthen what was watched: that idleness has
-    ended, it never says.
+    The stamp is a file that we touch when Android's JobScheduler considers the phone idle. It can only lengthen the
+    observed time, which begins with the daemon: it does not say when idleness ends.
     """
 
     screen: Sensor
@@ -137,7 +136,7 @@ class ScreenIdleness:
         return Reading(name="idle", value=watched, unit="s", source=screen.source, at=screen.at)
 
     def _stamped(self, now: datetime) -> float:
-        """Seconds of idleness by the stamp; none where it is old, or the screen has been on since."""
+        """Seconds of idleness by the stamp; 0 if it is old, or the screen has been on since."""
         try:
             at = datetime.fromtimestamp(self.stamp.stat().st_mtime, now.tzinfo)
         except OSError:

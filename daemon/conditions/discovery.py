@@ -1,7 +1,7 @@
-"""Which sensors this machine has: found by looking, once, when the daemon starts.
+"""Discovers this machine's sensors, once, when the daemon starts.
 
-On Android nothing may be concluded from what an app is not allowed to see: there a source that is missing is unknown,
-with what to do about it, where on a Linux machine it means that there is no such thing.
+A missing source means on Linux that the machine does not have it. On Android it may only be hidden from apps, so it is
+unknown, and the reason says what to do.
 """
 
 import os
@@ -15,15 +15,15 @@ from pocketllm.daemon.conditions.android_battery import COMMAND, TermuxBattery
 from pocketllm.daemon.conditions.android_screen import (
     DUMPSYS,
     GETPROP,
+    ReportedScreen,
     ScreenIdleness,
-    ToldScreen,
     by_dumpsys,
     by_property,
 )
 from pocketllm.daemon.conditions.poller import Pace
 from pocketllm.daemon.conditions.readings import Absent, FirstKnown, Sensor, Unknown
 
-#: Where systemd's logind notes who sits where.
+#: Exists where systemd's logind runs.
 SEATS = Path("/run/systemd/seats")
 GRAPHICS = Path("/sys/class/drm")
 _NO_TERMUX_API = (
@@ -33,16 +33,16 @@ _NO_TERMUX_API = (
 
 @dataclass(frozen=True, kw_only=True)
 class SensorSet:
-    """The machine's sensors, how eagerly they look, and the one that is told."""
+    """The machine's sensors, their polling pace, and the screen that an app reports."""
 
     sensors: Sequence[Sensor]
     pace: Pace = field(default_factory=Pace)
-    told: ToldScreen = field(default_factory=ToldScreen)
+    reported_screen: ReportedScreen = field(default_factory=ReportedScreen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where to look; other ones in tests."""
+    """The paths to examine; tests use others."""
 
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     supplies: Path = linux_power.POWER_SUPPLIES
@@ -53,53 +53,53 @@ class Places:
 
     @property
     def is_android(self) -> bool:
-        """Termux says so; a proot inside it inherits the prefix."""
+        """By Termux's variables; a proot inherits the prefix."""
         return is_termux(self.environment)
 
     def command(self, name: str) -> str | None:
-        """A command's file on the PATH."""
+        """The path of a command; None if it is not on the PATH."""
         return shutil.which(name, path=self.environment.get("PATH", os.defpath))
 
 
 def is_termux(environment: Mapping[str, str]) -> bool:
-    """Whether these are the variables of a program under Termux."""
+    """Whether this is the environment of a program under Termux."""
     return "TERMUX_VERSION" in environment or "com.termux" in environment.get("PREFIX", "")
 
 
 def _system_command(file: str) -> str:
-    """Android's own command, which may not be on the PATH; where it is not there, whatever has its name."""
+    """Android's own command, which may not be on the PATH; else the command of that name."""
     return file if Path(file).is_file() else Path(file).name
 
 
 def discover_sensors(data_folder: Path, stamp: Path, places: Places = Places()) -> SensorSet:
-    """The sensors of this machine. data_folder: whose disk counts; stamp: see ScreenIdleness."""
-    pace, told = Pace(), ToldScreen()
+    """The sensors of this machine. data_folder: for free disk space. stamp: see ScreenIdleness."""
+    pace, reported_screen = Pace(), ReportedScreen()
     special = _of_android if places.is_android else _of_linux
     return SensorSet(
         sensors=[
-            *special(pace, told, stamp, places),
+            *special(pace, reported_screen, stamp, places),
             linux_machine.MemorySensor(),
             linux_machine.PressureSensor(),
             linux_machine.ThermalSensor(),
             linux_machine.DiskSensor(data_folder),
         ],
         pace=pace,
-        told=told,
+        reported_screen=reported_screen,
     )
 
 
-def _of_android(pace: Pace, told: ToldScreen, stamp: Path, places: Places) -> list[Sensor]:
+def _of_android(pace: Pace, reported_screen: ReportedScreen, stamp: Path, places: Places) -> list[Sensor]:
     command = places.command(COMMAND)
     battery: Sequence[Sensor] = (
         TermuxBattery.by_command(pace, command).sensors
         if command
         else [Unknown(name, unit, COMMAND, _NO_TERMUX_API) for name, unit in (("power", None), ("battery", "%"))]
     )
-    screen = FirstKnown([by_property(pace, places.getprop), told, by_dumpsys(pace, places.dumpsys)])
+    screen = FirstKnown([by_property(pace, places.getprop), reported_screen, by_dumpsys(pace, places.dumpsys)])
     return [*battery, screen, ScreenIdleness(screen, stamp)]
 
 
-def _of_linux(pace: Pace, told: ToldScreen, _stamp: Path, places: Places) -> list[Sensor]:
+def _of_linux(pace: Pace, reported_screen: ReportedScreen, _stamp: Path, places: Places) -> list[Sensor]:
     supplies = places.supplies
     return [
         linux_power.PowerSensor(supplies),
@@ -107,13 +107,13 @@ def _of_linux(pace: Pace, told: ToldScreen, _stamp: Path, places: Places) -> lis
         linux_power.BatterySensor(supplies),
         linux_power.BatteryTemperatureSensor(supplies),
         linux_power.BatteryHealthSensor(supplies),
-        FirstKnown([Absent("screen", None, "idleness says it"), told]),
+        FirstKnown([Absent("screen", None, "see idle"), reported_screen]),
         _idleness(pace, places),
     ]
 
 
 def _idleness(pace: Pace, places: Places) -> Sensor:
-    """By logind, where it runs; where it does not and there is no display either, nobody is there to be disturbed."""
+    """By logind if it runs; without it and without a display, nobody uses the machine."""
     if places.seats.is_dir() and (command := places.command(logind_idle.COMMAND)):
         return logind_idle.LogindIdleness.by_command(pace, command)
     if any(places.graphics.glob("card*-*/status")):
@@ -121,7 +121,7 @@ def _idleness(pace: Pace, places: Places) -> Sensor:
             "idle",
             "s",
             "logind",
-            "there is a display and no systemd-logind to say whether it is used: set gate.require_idle to false, or "
-            "let the desktop POST /status/screen",
+            "there is a display, but no systemd-logind: set gate.require_idle to false, or let the desktop "
+            "POST /status/screen",
         )
-    return Absent("idle", "s", "there is no display, and nobody to be disturbed")
+    return Absent("idle", "s", "there is no display")

@@ -14,10 +14,10 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.settings import GateSettings, Hours, Weekday
 
 _WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
-#: Of a battery's health: in this state it may be used.
+#: The battery health that allows jobs.
 _HEALTHY = "good"
-#: Reading -> the setting of its level, with "start" or "stop" in it, and what is said of a reading beyond. Of what the
-#: settings have in bytes there shall be as much as they say, shown in MB; of all else no more.
+#: (reading, its setting with {} for "start" or "stop", message). A setting in bytes is a minimum, shown in MB; the
+#: others are maxima.
 _LIMITS = (
     ("temperature", "temperature_{}_celsius", "the battery has {value:.0f} °C, over {level:.0f} °C"),
     ("heat", "heat_{}_celsius", "the hottest thermal zone has {value:.0f} °C, over {level:.0f} °C"),
@@ -97,7 +97,7 @@ class GateContext:
     immediate: bool = False  #: the owner asked for 'now'
     paused_seconds: float | None = None  #: since the last pause, by the monotonic clock
     charge: Charge = Charge()
-    used_today_seconds: float = 0.0  #: that jobs have run since the owner's midnight
+    used_today_seconds: float = 0.0  #: run time of jobs since the owner's midnight
     snoozed_until: datetime | None = None
 
     @property
@@ -107,16 +107,16 @@ class GateContext:
 
 
 def decide(
-    readings: Sequence[Reading], settings: GateSettings, situation: GateContext, before: Verdict = _NOTHING
+    readings: Sequence[Reading], settings: GateSettings, context: GateContext, before: Verdict = _NOTHING
 ) -> Verdict:
     """Evaluate every condition. before: the previous verdict, whose blockers keep their `since`."""
-    by_name = {reading.name: _fresh(reading, settings, situation.now) for reading in readings}
-    found = list(_safety(by_name, settings, situation))
+    by_name = {reading.name: _fresh(reading, settings, context.now) for reading in readings}
+    found = list(_safety(by_name, settings, context))
     if settings.run_mode == "never":
-        found.insert(0, Blocker(name="run mode", message="the run mode is 'never'", since=situation.now))
-    if settings.run_mode == "auto" and not situation.immediate:
-        found = [*_waiting(by_name, settings, situation), *found]
-    found += _pause(settings, situation)
+        found.insert(0, Blocker(name="run mode", message="the run mode is 'never'", since=context.now))
+    if settings.run_mode == "auto" and not context.immediate:
+        found = [*_waiting(by_name, settings, context), *found]
+    found += _pause(settings, context)
     since = {blocker.name: blocker.since for blocker in before.blockers}
     return Verdict(blockers=tuple(replace(blocker, since=since.get(blocker.name, blocker.since)) for blocker in found))
 
@@ -169,13 +169,13 @@ def _power(readings: Mapping[str, Reading], settings: GateSettings, at: GateCont
         message = f"the power comes from {plug.value}, and only {counting} counts"
         yield Blocker(name="plug", message=message, value=plug.value, since=at.now)
     if at.charge.weak_at is not None:
-        wanted = min(100.0, at.charge.weak_at + settings.charge_loss_percent)
+        needed = min(100.0, at.charge.weak_at + settings.charge_loss_percent)
         level = readings["battery"].value
         yield Blocker(
             name="charger",
-            message=f"the battery loses charge on the charger; waiting for {wanted:.0f} %",
+            message=f"the battery loses charge on the charger; waiting for {needed:.0f} %",
             value=level if isinstance(level, float) else None,
-            threshold=wanted,
+            threshold=needed,
             unit="%",
             since=at.now,
         )
@@ -227,7 +227,7 @@ def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
 
 
 def _health(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
-    """A battery that says nothing of its health is taken for a healthy one: many never do."""
+    """A battery without a health reading counts as healthy: many have none."""
     health = readings.get("health")
     if health is not None and isinstance(health.value, str) and health.value != _HEALTHY:
         message = f"the battery reports {health.value.replace('_', ' ')}"
@@ -235,8 +235,8 @@ def _health(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
 
 
 def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
-    """A reading beyond its level."""
-    for name, setting, said in _LIMITS:
+    """Readings beyond their thresholds."""
+    for name, setting, text in _LIMITS:
         reading = readings.get(name)
         if reading is None or reading.absent:
             continue
@@ -245,11 +245,11 @@ def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
             continue
         level: float = getattr(settings, setting.format("stop" if at.running else "start"))
         least = setting.endswith("_bytes")
-        if not (reading.value >= level if least else reading.value <= level):  # what is no number blocks
+        if not (reading.value >= level if least else reading.value <= level):  # so that NaN blocks
             per = 1e6 if least else 1.0
             yield Blocker(
                 name=name,
-                message=said.format(value=reading.value / per, level=level / per),
+                message=text.format(value=reading.value / per, level=level / per),
                 value=reading.value,
                 threshold=level,
                 unit="bytes" if least else reading.unit,

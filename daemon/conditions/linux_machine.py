@@ -1,4 +1,4 @@
-"""What the kernel says of the machine itself: memory, pressure, heat, disk."""
+"""Sensors of the machine: memory, memory pressure, heat, disk."""
 
 import os
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from pocketllm.daemon.conditions.readings import Reading, absent, unknown
 MEMINFO = Path("/proc/meminfo")
 MEMORY_PRESSURE = Path("/proc/pressure/memory")
 THERMAL_ZONES = Path("/sys/class/thermal")
-#: A zone beyond these is not connected, or counts in another unit.
+#: A zone beyond these is not connected, or uses another unit.
 _COLDEST_CELSIUS, _HOTTEST_CELSIUS = -30.0, 150.0
 
 
 @dataclass(frozen=True)
 class MemorySensor:
-    """How much memory new work could take without swapping (MemAvailable)."""
+    """Memory available without swapping (MemAvailable)."""
 
     file: Path = MEMINFO
 
@@ -32,21 +32,21 @@ class MemorySensor:
 
 @dataclass(frozen=True)
 class PressureSensor:
-    """How much work waits for memory (PSI): a machine that swaps has memory available and none to spare."""
+    """Memory pressure (PSI): a machine that swaps may still have memory available."""
 
     file: Path = MEMORY_PRESSURE
 
     def read(self, now: datetime) -> Reading:
-        """Percent of the last ten seconds in which something waited; absent where the kernel does not tell (Android
-        keeps it from apps).
+        """Percent of the last ten seconds in which a process waited for memory; absent without PSI, and for Android
+        apps.
         """
         try:
             first = self.file.read_text().partition("\n")[0].split()
             value = float(dict(part.split("=", 1) for part in first[1:] if "=" in part)["avg10"])
             if first[0] != "some" or not 0 <= value <= 100:
-                raise ValueError(f"not understood: {' '.join(first)[:80]}")
+                raise ValueError(f"cannot be parsed: {' '.join(first)[:80]}")
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-            return absent("memory pressure", "%", self.file, now, f"{type(error).__name__}: the kernel does not tell")
+            return absent("memory pressure", "%", self.file, now, f"{type(error).__name__}: not available")
         except (OSError, ValueError, KeyError, IndexError) as error:
             return unknown("memory pressure", "%", self.file, now, error)
         return Reading(name="memory pressure", value=value, unit="%", source=str(self.file), at=now)
@@ -59,7 +59,7 @@ class ThermalSensor:
     folder: Path = THERMAL_ZONES
 
     def read(self, now: datetime) -> Reading:
-        """Degrees Celsius; absent where no zone can be read, as on most phones."""
+        """Degrees Celsius; absent if no zone can be read, as on most phones."""
         celsius = []
         for zone in sorted(self.folder.glob("thermal_zone*/temp")):
             try:

@@ -1,4 +1,4 @@
-"""Power supplies as the kernel shows them in sysfs: on a charger or not, and how the battery is.
+"""Sensors of power supplies and batteries in sysfs.
 
 Whether there is external power follows systemd's on_ac_power rules (src/shared/battery-util.c).
 """
@@ -20,17 +20,17 @@ class PowerSensor:
     folder: Path = POWER_SUPPLIES
 
     def read(self, now: datetime) -> Reading:
-        """True on external power; also where there is no supply and no battery at all, as on a desktop."""
+        """True on external power, and without any supply and battery, as on a desktop."""
         try:
             value = _on_external_power(self.folder)
-        except (OSError, ValueError) as error:  # ValueError: bytes that are no text
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8
             return unknown("power", None, self.folder, now, error)
         return Reading(name="power", value=value, unit=None, source=str(self.folder), at=now)
 
 
 @dataclass(frozen=True)
 class BatterySensor:
-    """The battery's level; of several batteries, the mean."""
+    """The battery's level; the mean of several batteries."""
 
     folder: Path = POWER_SUPPLIES
 
@@ -48,7 +48,7 @@ class BatterySensor:
 
 @dataclass(frozen=True)
 class PlugSensor:
-    """What the machine is plugged into."""
+    """The kind of external power."""
 
     folder: Path = POWER_SUPPLIES
 
@@ -65,48 +65,48 @@ class PlugSensor:
 
 @dataclass(frozen=True)
 class BatteryTemperatureSensor:
-    """The battery's temperature; of several, the hottest."""
+    """The battery's temperature; the highest of several batteries."""
 
     folder: Path = POWER_SUPPLIES
 
     def read(self, now: datetime) -> Reading:
-        """Degrees Celsius; absent where no battery tells."""
+        """Degrees Celsius; absent if no battery has a sensor."""
         try:
             tenths = [float(word) for battery in _batteries(self.folder) if (word := _word(battery / "temp"))]
             celsius = [_plausible(value / 10) for value in tenths]
         except (OSError, ValueError) as error:
             return unknown("temperature", "°C", self.folder, now, error)
         if not celsius:
-            return absent("temperature", "°C", self.folder, now, "no battery that tells its temperature")
+            return absent("temperature", "°C", self.folder, now, "no battery with a temperature sensor")
         return Reading(name="temperature", value=max(celsius), unit="°C", source=str(self.folder), at=now)
 
 
 @dataclass(frozen=True)
 class BatteryHealthSensor:
-    """What the battery's driver thinks of it."""
+    """The battery's health by its driver."""
 
     folder: Path = POWER_SUPPLIES
 
     def read(self, now: datetime) -> Reading:
-        """ "good", or the first other word ("overheat", "dead", "over_voltage", ...); absent where none tells."""
+        """ "good", or the first other word ("overheat", "dead", "over_voltage", ...); absent without one."""
         try:
             words = [_word(battery / "health").lower().replace(" ", "_") for battery in _batteries(self.folder)]
         except (OSError, ValueError) as error:
             return unknown("health", None, self.folder, now, error)
-        told = [word for word in words if word not in ("", "unknown")]
-        worst = next((word for word in told if word != "good"), "good" if told else None)
+        reported = [word for word in words if word not in ("", "unknown")]
+        worst = next((word for word in reported if word != "good"), "good" if reported else None)
         return Reading(
             name="health",
             value=worst,
             unit=None,
             source=str(self.folder),
             at=now,
-            reason=None if worst else "no battery that tells",
+            reason=None if worst else "no battery that reports its health",
             absent=worst is None,
         )
 
 
-#: Types of supplies -> what they are called here, the strongest first.
+#: Type of a supply -> plug, the strongest first.
 _PLUGS = {"Mains": "ac", "USB": "usb", "Wireless": "wireless"}
 
 
@@ -117,26 +117,26 @@ def _on_external_power(folder: Path) -> bool:
 
 
 def _online(folder: Path) -> Iterator[Path]:
-    """The supplies that give power now."""
+    """The supplies that provide power now."""
     for supply in _supplies(folder):
         kind = _word(supply / "type")
-        if kind == "Battery" or (kind == "USB" and _gives_power(supply)):
+        if kind == "Battery" or (kind == "USB" and _is_source(supply)):
             continue
         if _word(supply / "online") in ("1", "2"):  # 1: fixed voltage, 2: programmable
             yield supply
 
 
-def _gives_power(supply: Path) -> bool:
-    """Whether this machine feeds what is plugged in: all of the supply's type-C ports are sources."""
+def _is_source(supply: Path) -> bool:
+    """Whether this machine powers the connected device: all of the supply's type-C ports are sources."""
     roles = [_word(port / "power_role") for port in sorted((supply / "device" / "typec").glob("port*"))]
     return bool(roles) and all("[source]" in role for role in roles)
 
 
 def _discharging(battery: Path) -> bool:
-    """Whether this is a battery of the machine itself (not of a mouse) and it gives power."""
+    """Whether this is a battery of the machine itself (not of a mouse) and it discharges."""
     if _word(battery / "scope") == "Device" or _word(battery / "present") == "0":
         return False
-    # An unreadable status counts as discharging: rather wait than drain.
+    # An unknown word counts as discharging, to be safe.
     return _word(battery / "status") not in ("Charging", "Full", "Not charging", "Unknown")
 
 
@@ -161,7 +161,7 @@ def _plausible(celsius: float) -> float:
 
 
 def _supplies(folder: Path) -> list[Path]:
-    """The supplies; none where the kernel has no such folder. Raises OSError where it may not be read."""
+    """The supplies; none if the kernel has no such folder. Raises OSError if it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def _supplies(folder: Path) -> list[Path]:
 
 
 def _word(file: Path) -> str:
-    """The attribute's content; empty where the supply has no such attribute."""
+    """The attribute's content; empty if the supply has no such attribute."""
     try:
         return file.read_text().strip()
     except FileNotFoundError:

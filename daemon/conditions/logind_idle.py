@@ -1,7 +1,7 @@
-"""For how long nobody has used a Linux desktop or phone: logind's hint, or else when a terminal was last used.
+"""For how long nobody has used a Linux desktop or phone: logind's idle hint, or the last use of a terminal.
 
-Desktops that do not tell logind (sway without swayidle, bare window managers) leave its hint at "not idle", or never
-set; then idleness is shorter than it is, and a job waits: the safe side.
+Desktops that do not report to logind (sway without swayidle, bare window managers) leave the hint at "not idle": then a
+job waits, which is the safe side.
 """
 
 from collections.abc import Iterator
@@ -26,21 +26,21 @@ _IDLE_SECONDS, _TRAINING_SECONDS = 15.0, 3.0
 
 @dataclass(frozen=True)
 class Hint:
-    """What logind says."""
+    """logind's idle hint."""
 
     idle: bool
-    since: float  #: seconds since 1970; 0 where it was never set
+    since: float  #: seconds since 1970; 0 if it was never set
 
 
 def parse(output: str) -> Hint:
-    """Raises ProbeFailed."""
+    """Parse busctl's output. Raises ProbeFailed."""
     try:
         (kind, idle), (other, since) = (line.split() for line in output.strip().splitlines())
         if (kind, other) != ("b", "t") or idle not in ("true", "false"):
             raise ValueError
         return Hint(idle=idle == "true", since=int(since) / 1e6)
     except ValueError as error:
-        raise ProbeFailed(f"logind's answer is not understood: {output[:80]!r}") from error
+        raise ProbeFailed(f"logind's answer cannot be parsed: {output[:80]!r}") from error
 
 
 class LogindIdleness:
@@ -51,7 +51,7 @@ class LogindIdleness:
 
     @classmethod
     def by_command(cls, pace: Pace, command: str = COMMAND, devices: Path = DEVICES) -> Self:
-        """By asking busctl now and then."""
+        """By polling busctl."""
         answers = Background(
             lambda: parse(run((command, *ARGUMENTS), timeout_seconds=_TIMEOUT_SECONDS)),
             pace,
@@ -61,7 +61,7 @@ class LogindIdleness:
         return cls(answers, devices)
 
     def read(self, now: datetime) -> Reading:
-        """The shorter time of logind's and the terminals', where both are known: somebody at either is somebody."""
+        """The shorter of logind's and the terminals' idle times, if both are known."""
         asked = self._answers.latest(now)
         if asked is None:
             return not_yet("idle", "s", "logind", now)
@@ -70,20 +70,20 @@ class LogindIdleness:
             if terminals is None:
                 return Reading(name="idle", value=None, unit="s", source="logind", at=asked.at, reason=asked.problem)
             return Reading(name="idle", value=terminals, unit="s", source=f"terminals in {self._devices}", at=now)
-        seat = max(0.0, now.timestamp() - asked.answer.since) if asked.answer.idle else 0.0
-        if terminals is not None and terminals < seat:
+        hint = max(0.0, now.timestamp() - asked.answer.since) if asked.answer.idle else 0.0
+        if terminals is not None and terminals < hint:
             return Reading(name="idle", value=terminals, unit="s", source=f"terminals in {self._devices}", at=now)
-        return Reading(name="idle", value=seat, unit="s", source="logind", at=asked.at)
+        return Reading(name="idle", value=hint, unit="s", source="logind", at=asked.at)
 
 
 def _since_terminals(devices: Path, now: datetime) -> float | None:
-    """Seconds since a terminal in use was read from; None where there is none."""
+    """Seconds since a terminal in use was read from; None without one."""
     last = max(_last_uses(devices), default=None)
     return None if last is None else max(0.0, now.timestamp() - last)
 
 
 def _last_uses(devices: Path) -> Iterator[float]:
-    """When somebody last typed at each terminal that is logged in at: that one belongs to its user."""
+    """The time of the last input at each terminal with a login, which belongs to its user."""
     for pattern in ("pts/[0-9]*", "tty[0-9]*"):
         for terminal in devices.glob(pattern):
             try:

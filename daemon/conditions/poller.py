@@ -1,6 +1,6 @@
-"""Asking what may be slow or never answer, without waiting for it: a command with a limit, and a thread that asks.
+"""Polls slow sources in a background thread, so that readers never wait; runs commands with a time limit.
 
-termux-battery-status takes a second as a rule, seven on some phones, and for ever where its app is missing or frozen.
+termux-battery-status usually takes a second, seven on some phones, and hangs where its app is missing or frozen.
 """
 
 import os
@@ -18,20 +18,20 @@ from typing import Generic, Protocol, TypeVar
 Answer = TypeVar("Answer")
 Heard = TypeVar("Heard", covariant=True)
 
-#: More than any source here has to say.
+#: The most output of a command.
 MAX_BYTES = 256 * 1024
 #: The waits after the first failures in a row; the last one from then on.
 RETRY_SECONDS = (60.0, 120.0, 300.0, 900.0)
 
 
 class ProbeFailed(Exception):
-    """A source did not answer, or not in a way that can be understood."""
+    """A source did not answer, or its answer cannot be parsed."""
 
 
 def run(command: Sequence[str], *, timeout_seconds: float) -> str:
-    """What the command writes to its standard output. Raises ProbeFailed.
+    """The command's standard output. Raises ProbeFailed.
 
-    It gets a session of its own, so that all it has started can be killed with it: a hung termux-api leaves a child.
+    It runs in its own session, so that its children are killed with it: a hung termux-api leaves one.
     """
     try:
         process = subprocess.Popen(
@@ -75,8 +75,8 @@ def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of it. Its pipe is closed, not read to the end: a stray descendant may hold it open."""
-    with suppress(ProcessLookupError, PermissionError):  # gone; a zombie's group may not be signalled everywhere
+    """Kill its session and close its pipe, without reading to the end: a descendant may hold it open."""
+    with suppress(ProcessLookupError, PermissionError):  # gone; some systems do not let a zombie's group be signalled
         os.killpg(process.pid, signal.SIGKILL)
     assert process.stdout is not None
     process.stdout.close()
@@ -85,31 +85,31 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass
 class Pace:
-    """How eagerly sources are asked: while a job runs, what forbids it must be seen soon."""
+    """How often sources are polled: more often while a job runs."""
 
     training: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Generic[Heard]):
-    """What a source said when it was asked."""
+    """A source's answer."""
 
-    at: datetime  #: when the question was put: what is answered may be as old
+    at: datetime  #: when the poll began
     answer: Heard | None
     problem: str | None  #: why there is no answer
 
 
 class Answers(Protocol[Heard]):
-    """Where a sensor has its source's answers from."""
+    """A sensor's access to its source's answers."""
 
     def latest(self, now: datetime) -> Asked[Heard] | None:
         """The last answer; None before the first."""
 
 
 class Background(Generic[Answer]):
-    """A slow source, asked by a thread of its own, one question at a time; whoever reads has the last answer at once.
+    """Polls a slow source in its own thread; readers get the last answer at once.
 
-    After a failure it is asked again only after a while, which grows with each in a row.
+    After failures the interval grows (RETRY_SECONDS).
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Background(Generic[Answer]):
         idle_seconds: float,
         training_seconds: float,
     ) -> None:
-        """ask: raises ProbeFailed. It is asked again so many seconds after it was last."""
+        """ask: raises ProbeFailed. The intervals are between the starts of two polls."""
         self._ask, self._pace = ask, pace
         self._idle, self._training = timedelta(seconds=idle_seconds), timedelta(seconds=training_seconds)
         self._last: Asked[Answer] | None = None
@@ -129,7 +129,7 @@ class Background(Generic[Answer]):
         self._thread: threading.Thread | None = None
 
     def latest(self, now: datetime) -> Asked[Answer] | None:
-        """The last answer; None before the first. Asks again, where it is time, without waiting for it."""
+        """The last answer; None before the first. Starts the next poll if it is due, without waiting for it."""
         if not self.busy and self._due(now):
             self._asked_at = now
             self._thread = threading.Thread(target=self._work, args=(now,), name="probe", daemon=True)
@@ -138,7 +138,7 @@ class Background(Generic[Answer]):
 
     @property
     def busy(self) -> bool:
-        """Whether a question is on its way."""
+        """Whether a poll is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def _due(self, now: datetime) -> bool:
@@ -147,7 +147,7 @@ class Background(Generic[Answer]):
         wait = self._training if self._pace.training else self._idle
         if self._failures:
             wait = max(wait, timedelta(seconds=RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1]))
-        return not timedelta(0) <= now - self._asked_at < wait  # a clock that was set back must not silence it
+        return not timedelta(0) <= now - self._asked_at < wait  # a negative age means that the clock was set back
 
     def _work(self, at: datetime) -> None:
         try:

@@ -1,6 +1,6 @@
-"""Sensors: each says what it sees now, or that it does not know and why. None of them ever raises or waits.
+"""Sensors: each returns a reading, which may be unknown with a reason. A sensor never raises and never waits.
 
-Where one quantity has several sources, the first that knows is believed.
+If a quantity has several sources, the first one with a value counts.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from typing import Protocol
 
 #: Why there is no value before the first answer.
 _NOT_YET = "it has not answered yet"
-#: A battery's temperature beyond these is a driver's invention.
+#: A battery temperature beyond these is a driver's error.
 _COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a sensor saw."""
+    """The value of a sensor at a time."""
 
     name: str
     value: bool | float | str | None  #: None: unknown, or absent
@@ -25,19 +25,19 @@ class Reading:
     source: str
     at: datetime
     reason: str | None = None  #: why there is no value
-    absent: bool = False  #: this machine has no such thing (a desktop has no battery)
+    absent: bool = False  #: this machine does not have it (a desktop has no battery)
 
     @property
     def unknown(self) -> bool:
-        """Whether the sensor should have a value and hasn't."""
+        """Whether the sensor should have a value but has none."""
         return self.value is None and not self.absent
 
 
 class Sensor(Protocol):
-    """Anything that can be asked for a reading."""
+    """A source of readings."""
 
     def read(self, now: datetime) -> Reading:
-        """What it sees at `now`. Never raises, never blocks for long."""
+        """The reading at `now`. Never raises, never blocks for long."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class FirstKnown:
     sources: Sequence[Sensor]
 
     def read(self, now: datetime) -> Reading:
-        """The first that knows; where none does, what the first one says. All are asked, so that all stay fresh."""
+        """The first reading with a value, else the first one. Reads all sources, so that all stay fresh."""
         readings = [source.read(now) for source in self.sources]
         return next((reading for reading in readings if reading.value is not None), readings[0])
 
 
 @dataclass(frozen=True)
 class Absent:
-    """Something that this machine has not."""
+    """A sensor that this machine does not have."""
 
     name: str
     unit: str | None
@@ -67,7 +67,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Something that this machine should tell and cannot; the reason says what to do."""
+    """A sensor that this machine should have but cannot read; the reason says what to do."""
 
     name: str
     unit: str | None
@@ -86,22 +86,22 @@ def unknown(name: str, unit: str | None, source: Path | str, now: datetime, erro
 
 
 def absent(name: str, unit: str | None, source: Path | str, now: datetime, reason: str) -> Reading:
-    """The reading of what this machine has not."""
+    """The reading of a sensor that this machine does not have."""
     return Reading(name=name, value=None, unit=unit, source=str(source), at=now, reason=reason, absent=True)
 
 
 def not_yet(name: str, unit: str | None, source: str, now: datetime) -> Reading:
-    """The reading of a source that has been asked and has not answered yet."""
+    """The reading of a source that has not answered yet."""
     return Reading(name=name, value=None, unit=unit, source=source, at=now, reason=_NOT_YET)
 
 
 def unanswered(readings: Sequence[Reading]) -> bool:
-    """Whether there is a source that has been asked and has not answered yet."""
+    """Whether a source has not answered yet."""
     return any(reading.reason == _NOT_YET for reading in readings)
 
 
 def is_of_a_battery(celsius: float) -> bool:
-    """Whether a battery may have this temperature."""
+    """Whether this is a plausible temperature of a battery."""
     return _COLDEST_CELSIUS <= celsius <= _HOTTEST_CELSIUS
 
 

@@ -1,4 +1,4 @@
-"""Notes what the sensors see every few minutes, for the plots of the last day."""
+"""Stores readings every few minutes, for the plots of the last day."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -12,15 +12,15 @@ _NAMES = ("battery", "temperature", "heat", "memory")
 
 
 class History:
-    """Called at every look at the sensors; writes at some."""
+    """Called with all readings; stores some."""
 
     def __init__(self, store: SensorHistoryStore) -> None:
         self._store = store
-        self._noted_at: datetime | None = None
+        self._stored_at: datetime | None = None
 
-    def note(self, readings: Sequence[Reading], now: datetime) -> None:
-        """Note the readings if it is time. A clock that was set back is no reason to wait for it."""
-        if self._noted_at is not None and timedelta(0) <= now - self._noted_at < EVERY:
+    def add(self, readings: Sequence[Reading], now: datetime) -> None:
+        """Store the readings if it is time, also after the clock was set back."""
+        if self._stored_at is not None and timedelta(0) <= now - self._stored_at < EVERY:
             return
         values = {
             reading.name: float(reading.value)
@@ -29,4 +29,4 @@ class History:
         }
         if values:
             self._store.add(SensorSample(at=now, **values))
-            self._noted_at = now
+            self._stored_at = now

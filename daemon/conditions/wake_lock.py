@@ -1,6 +1,6 @@
 """Android's wake lock, held while a job runs: without it the phone's processor sleeps with the screen.
 
-Termux has one for all its programs, and does not count who wants it. So it is taken and given back in one place.
+Termux has one lock for all programs and does not count its users, so this module does.
 """
 
 import logging
@@ -12,51 +12,51 @@ from pocketllm.daemon.conditions.poller import ProbeFailed, run
 
 log = logging.getLogger(__name__)
 
-TAKE, GIVE_BACK = "termux-wake-lock", "termux-wake-unlock"
+TAKE, RELEASE = "termux-wake-lock", "termux-wake-unlock"
 _TIMEOUT_SECONDS = 10.0
 
 
 class WakeLock:
-    """Counts who wants it; the first takes it, the last gives it back."""
+    """A counted lock: the first user takes it, the last one releases it."""
 
-    def __init__(self, take: str | None = None, give_back: str | None = None) -> None:
-        """take, give_back: the commands; where there are none, nothing is done."""
-        self._take, self._give_back = take, give_back
-        self._wanted = 0
+    def __init__(self, take: str | None = None, release: str | None = None) -> None:
+        """take, release: the commands; None does nothing."""
+        self._take, self._release = take, release
+        self._users = 0
         self._lock = threading.Lock()
         self._last: threading.Thread | None = None
 
     @classmethod
     def of_this_machine(cls) -> Self:
-        """By Termux's commands, where they are on the PATH."""
-        return cls(shutil.which(TAKE), shutil.which(GIVE_BACK))
+        """By Termux's commands, if they are on the PATH."""
+        return cls(shutil.which(TAKE), shutil.which(RELEASE))
 
     @property
-    def held(self) -> bool:
-        """Whether somebody wants it."""
-        return self._wanted > 0
+    def in_use(self) -> bool:
+        """Whether it has a user."""
+        return self._users > 0
 
     def take(self) -> None:
-        """Want it. Give it back as often as you take it."""
+        """Add a user."""
         with self._lock:
-            self._wanted += 1
-            if self._wanted == 1:
+            self._users += 1
+            if self._users == 1:
                 self._run(self._take)
 
-    def give_back(self) -> None:
-        """Want it no more."""
+    def release(self) -> None:
+        """Remove a user."""
         with self._lock:
-            self._wanted = max(0, self._wanted - 1)
-            if self._wanted == 0:
-                self._run(self._give_back)
+            self._users = max(0, self._users - 1)
+            if self._users == 0:
+                self._run(self._release)
 
     def settle(self, timeout_seconds: float) -> None:
-        """Wait until what was asked for last has been done."""
+        """Wait until the last command has ended."""
         if self._last is not None:
             self._last.join(timeout_seconds)
 
     def _run(self, command: str | None) -> None:
-        """In the background: it may hang, as all of Termux:API. One after the other, in order."""
+        """Run a command in the background, since it may hang; commands run one after the other, in order."""
         if command is None:
             return
         before = self._last

@@ -1,1 +1,1 @@
-"""What held-out text says of a result: promotion and report."""
+"""Evaluation on held-out text: promotion and report."""

@@ -1,7 +1,7 @@
-"""Held-out text that stands in the text that is learned, too: what a model makes of it shows memory, not learning.
+"""Contamination: held-out text that is also in the training text. A low loss on it shows memorisation, not learning.
 
-One text in ten is held out, so of a sentence that came in a thousand times, each time in a slightly different text, a
-hundred are measured with. They are no hundred proofs.
+One text in ten is held out. Of a sentence that occurs in a thousand texts, a hundred copies are held out, and prove
+nothing.
 """
 
 import numpy as np
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
-#: A run of so many tokens, about two lines of a note, is hardly written twice by chance.
+#: A run of this many tokens, about two lines of a note, rarely occurs twice by chance.
 RUN = 12
-#: A block repeats what is learned when more than this part of what is measured in it lies in such runs.
-MOST = 0.5
+#: A block is contaminated if more than this part of its targets is in runs that occur in training text.
+MAX_SHARE = 0.5
 
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no token is lost in a product modulo 2^64
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, hence invertible modulo 2^64
 
 
 def repeated(learned: Batches, measured: Batches, *, is_mlm: bool) -> list[bool]:
-    """Of each measured block, in order, whether it repeats what is learned. is_mlm: the model fills in masks."""
+    """Whether each held-out block, in order, repeats training text. is_mlm: whether targets are masked tokens."""
     known = np.unique(np.concatenate([_runs(_tokens(blocks, is_mlm)[0]).reshape(-1) for blocks in learned]))
     return [repeats for blocks in measured for repeats in _repeated(blocks, known, is_mlm)]
 
@@ -31,21 +31,21 @@ def _repeated(blocks: Batch, known: NDArray[np.uint64], is_mlm: bool) -> list[bo
     for place in range(RUN):
         inside[:, place : place + seen.shape[1]] |= seen
     shares = (inside & counts).sum(1) / np.maximum(1, counts.sum(1))
-    repeats: list[bool] = (shares > MOST).tolist()
+    repeats: list[bool] = (shares > MAX_SHARE).tolist()
     return repeats
 
 
 def _tokens(blocks: Batch, is_mlm: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Each block's tokens as they were written, and which of them are measured."""
+    """Each block's original tokens, and which of them are targets."""
     inputs, targets = blocks.inputs.numpy(), blocks.targets.numpy()
-    first = 0 if is_mlm else 1  # a causal model predicts the token behind
+    first = 0 if is_mlm else 1  # a causal model predicts the next token
     tokens, counts = np.pad(inputs, ((0, 0), (0, first))), np.pad(targets != IGNORE_INDEX, ((0, 0), (first, 0)))
     tokens[counts] = targets[targets != IGNORE_INDEX]
     return tokens, counts
 
 
 def _runs(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """(blocks, places): a number for the run that begins at each place, the same for the same run."""
+    """(blocks, positions): a hash of the run that begins at each position."""
     count = max(0, tokens.shape[1] - RUN + 1)
     numbers = np.zeros((len(tokens), count), dtype=np.uint64)
     for place in range(RUN):

@@ -1,4 +1,4 @@
-"""What held-out text says of a model while a job teaches it: losses that the publish gate (promotion.py) compares."""
+"""Losses on held-out text during a job, which promotion.py compares."""
 
 import hashlib
 from collections import Counter
@@ -23,12 +23,12 @@ from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, Job
 
-#: Ordinary text that a first job must not spoil: at most this many blocks of this many tokens.
+#: Ordinary text for a first job: at most this many blocks of this many tokens.
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
 
 
 def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Batches, *, is_mlm: bool) -> Batch | None:
-    """What a first job must not spoil; None where it does not teach to write."""
+    """Ordinary text, on which a first job must not get much worse; None if the job trains no text generation."""
     if is_mlm or all(bucket.label_ids is not None for bucket in learned):
         return None
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Batches, *, is_ml
 
 
 def block_keys(buckets: Batches) -> list[str]:
-    """A key for each block that says what it holds, so that losses of different blocks are never compared."""
+    """A key for each block, from its content, so that losses of different blocks are never compared."""
     seen = Counter[str]()
     keys = []
     for bucket in buckets:
@@ -51,58 +51,58 @@ def block_keys(buckets: Batches) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutEvaluation:
-    """One job's held-out text, and what it is measured with."""
+    """One job's held-out text, and the model to evaluate on it."""
 
     folder: DataFolder
     store: Store
     model: LanguageModel
     held_out: Batches
-    ordinary: Batch | None  #: text that a first job must not spoil; None where old text says more
+    ordinary: Batch | None  #: see `ordinary_text`; None where there is old text
     dtype: torch.dtype
-    micro_batch: int  #: the most that pass through the layers together
+    micro_batch: int  #: the most blocks that pass through the layers together
 
     @property
     def weights(self) -> list[int]:
-        """Tokens of each held-out block."""
+        """The number of targets of each held-out block."""
         return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
 
-    def refresh(self, job: Job, theta: Adapter | FullWeights) -> None:
-        """Measure again what the job started from, where the held-out blocks are others since: a text was deleted.
+    def refresh(self, job: Job, trainable: Adapter | FullWeights) -> None:
+        """Repeat the evaluation before the first step if the held-out blocks have changed: a text was deleted.
 
-        theta: what the job started from.
+        trainable: the job's initial parameters.
         """
         before = self.store.step_log.evaluation(job.id, 0)
         if before is not None and not self.covers(before):
-            self.evaluate(job, 0, theta)
+            self.evaluate(job, 0, trainable)
 
     def covers(self, evaluation: Evaluation) -> bool:
-        """Whether it was of the held-out blocks as they are now."""
+        """Whether it was on the current held-out blocks."""
         return list(evaluation.block_losses) == block_keys(self.held_out)
 
     def paired(self, evaluation: Evaluation) -> list[float]:
-        """The losses in the order of the held-out blocks. Raises ValueError where it was of other blocks."""
+        """The losses in the order of the held-out blocks. Raises ValueError if it was on other blocks."""
         if not self.covers(evaluation):
-            raise ValueError(f"The evaluation at step {evaluation.step} is of other held-out blocks.")
+            raise ValueError(f"The evaluation at step {evaluation.step} is on other held-out blocks.")
         return list(evaluation.block_losses.values())
 
-    def evaluate(self, job: Job, step: int, theta: Adapter | FullWeights) -> None:
-        """Write down each block's loss after a step; before the first, with what is served and with the base model."""
+    def evaluate(self, job: Job, step: int, trainable: Adapter | FullWeights) -> None:
+        """Store each block's loss after a step; at step 0 that of the serving adapter, and of the base model."""
         served = self._served_otherwise(job) if step == 0 else None
         losses = self._losses(self.model) if served is None else served
-        if step == 0 and isinstance(theta, Adapter) and (job.parent is not None or served is not None):
-            self.model.use(None)
+        if step == 0 and isinstance(trainable, Adapter) and (job.parent is not None or served is not None):
+            self.model.set_parameters(None)
             self._record(job, BASE_STEP, self._losses(self.model))
-        self.model.use(theta)
+        self.model.set_parameters(trainable)
         self._record(job, step, losses)
 
-    def compare_ordinary(self, theta: Adapter | FullWeights) -> Comparison | None:
-        """What has become of ordinary text, where that is looked at."""
+    def compare_ordinary(self, trainable: Adapter | FullWeights) -> Comparison | None:
+        """Compare the losses on ordinary text with the base model's; None without ordinary text."""
         blocks = self.ordinary
         if blocks is None:
             return None
-        self.model.use(None)
+        self.model.set_parameters(None)
         before = self.model.block_losses(blocks, self.micro_batch)
-        self.model.use(theta)
+        self.model.set_parameters(trainable)
         now = self.model.block_losses(blocks, self.micro_batch)
         return compare(before, now, blocks.target_counts.tolist())
 
@@ -116,12 +116,12 @@ class HeldOutEvaluation:
         return [x for bucket in self.held_out for x in model.block_losses(bucket, self.micro_batch)]
 
     def _served_otherwise(self, job: Job) -> list[float] | None:
-        """The losses of what is served, where the job does not start from it: then that is to be beaten."""
+        """The losses of the serving adapter, if the job does not start from it."""
         serving = self.store.adapters.serving(job.model)
         if serving is None or serving.id == job.parent:
             return None
         if serving.mode == "full":
             return self._losses(LanguageModel(open_model_folder(self.folder.adapter(serving.id)), dtype=self.dtype))
-        # A full job whose weights are still the base's.
-        self.model.use(load_adapter(self.folder.adapter(serving.id)))
+        # A full-parameter job: its weights are still the base model's.
+        self.model.set_parameters(load_adapter(self.folder.adapter(serving.id)))
         return self._losses(self.model)

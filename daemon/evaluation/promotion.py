@@ -143,19 +143,18 @@ def evaluate(
     repeats: Sequence[bool] | None = None,
     ordinary: Comparison | None = None,
 ) -> EvaluationVerdict:
-    """Judge by each held-out block's loss with what is served, and now; weights are the blocks' tokens.
+    """Compare each held-out block's loss with the serving adapter's. weights: the blocks' numbers of targets.
 
-    old_blocks: how many of them, at the end, are of each part of the old text. base: the losses with the base model,
-    where that is not what is served. repeats: which blocks repeat what is learned; None is none. ordinary: see
-    EvaluationVerdict.
+    old_blocks: how many of the blocks, at the end, belong to each part of old text. base: the base model's losses, if
+    it is not serving. repeats: which blocks repeat training text; None: none. ordinary: see EvaluationVerdict.
     """
 
-    def of(part: slice) -> Comparison:
+    def compared(part: slice) -> Comparison:
         return compare(before[part], now[part], weights[part])
 
-    ends = list(accumulate(old_blocks, initial=len(weights) - sum(old_blocks)))
-    parts = [of(slice(start, end)) for start, end in pairwise(ends)]
-    of_old = of(slice(ends[0], None)) if parts else None
+    bounds = list(accumulate(old_blocks, initial=len(weights) - sum(old_blocks)))
+    parts = [compared(slice(start, end)) for start, end in pairwise(bounds)]
+    of_old = compared(slice(bounds[0], None)) if parts else None
     repeats = [False] * len(weights) if repeats is None else repeats
     proving = [not repeat for repeat in repeats]
     counted = proving if sum(proving) > 1 else [True] * len(weights)
@@ -172,9 +171,9 @@ def evaluate(
 
 
 def compare(before: Sequence[float], now: Sequence[float], weights: Sequence[int]) -> Comparison:
-    """Compare each block's loss with what it was.
+    """Compare each block's loss before and now.
 
-    Pairing takes out how hard the blocks are: only how differently they changed counts as noise.
+    Pairing removes the blocks' difficulty from the error: only differences between their changes count.
     """
     total = sum(weights)
     falls = [b - n for b, n in zip(before, now, strict=True)]

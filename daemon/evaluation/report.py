@@ -1,4 +1,4 @@
-"""The report of a job: what was learned, in numbers and in words, made by its worker just before the job ends."""
+"""The report of a job: what the model has learned, in numbers and words. The worker makes it at the end of a job."""
 
 import re
 import sys
@@ -22,17 +22,17 @@ from pocketllm.storage.tables import Text
 
 Result = TypeVar("Result")
 
-#: Words that are told of.
+#: The most words in a report.
 WORDS = 12
-#: A word that became this many times as probable says more than one that was frequent before.
+#: Words whose probability rose by this factor come before those that were frequent already.
 TELLING_RATIO = 2.0
 
 
-def attempted(work: Callable[[], Result], say: Callable[[str, str], None]) -> Result | None:
-    """Do a part of a report; where that fails, say in an event why there is none, and give None.
+def attempt(work: Callable[[], Result], say: Callable[[str, str], None]) -> Result | None:
+    """Do a part of a report; if that fails, add an event with the reason and return None.
 
-    What a job has learned is not to be lost for want of a report on it, whatever the reason. Of the error only its
-    kind is told, since its message might hold the owner's words.
+    A job must not fail for want of a report. The event has the error's class only, since its message might contain the
+    owner's words.
     """
     try:
         return work()
@@ -43,32 +43,32 @@ def attempted(work: Callable[[], Result], say: Callable[[str, str], None]) -> Re
         return None
 
 
-def look(
-    model: LanguageModel, theta: Adapter | FullWeights, base: Path, places: Sample, micro_batch: int
+def model_report(
+    model: LanguageModel, trainable: Adapter | FullWeights, base: Path, places: Sample, micro_batch: int
 ) -> ModelReport:
-    """What the taught model makes of the sample beside the base model, whose folder is given."""
+    """Compare the trained model with the base model on a sample. base: the base model's folder."""
     rows = min(micro_batch, MEASURE_BLOCKS)
-    if isinstance(theta, FullWeights):
-        # The model's own weights are the taught ones; the base's are in their file.
+    if isinstance(trainable, FullWeights):
+        # The model's own weights are the trained ones.
         before = observe(
             LanguageModel(open_model_folder(base), dtype=model.context.dtype, release_pages=True), places, rows
         )
     else:
-        model.use(None)
+        model.set_parameters(None)
         before = observe(model, places, rows)
     give_back_free_memory()
-    model.use(theta)
+    model.set_parameters(trainable)
     return compare(places, before, observe(model, places, rows))
 
 
 def report(verdict: EvaluationVerdict, found: ModelReport | None, content: dict[str, Any] | None) -> NewReport:
-    """The whole report: the verdict is always there."""
+    """The whole report; the verdict is always present."""
     verbatim_recall = asdict(found.verbatim_recall) if found is not None and found.verbatim_recall else None
     return NewReport(numbers={"verdict": verdict.to_json(), "verbatim_recall": verbatim_recall}, content=content)
 
 
-def in_words(found: ModelReport, model_folder: ModelFolder, texts: Sequence[Text]) -> dict[str, Any]:
-    """What was found as text. The tokenizer, which takes much memory, is there only meanwhile."""
+def report_content(found: ModelReport, model_folder: ModelFolder, texts: Sequence[Text]) -> dict[str, Any]:
+    """The words and completions, as JSON. Loads the tokenizer, which takes much memory, and drops it."""
     tokenizer = model_folder.tokenizer()
     return {
         "words": _words(found.shifts, tokenizer, _words_of(texts)),
@@ -88,17 +88,17 @@ def _words_of(texts: Iterable[Text]) -> set[str]:
 
 
 def _words(shifts: Sequence[TokenShift], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
-    """The tokens that rose and are whole words of the owner's; where hardly one is, as in a script without spaces,
-    all that hold a letter.
+    """The tokens whose probability rose and that are words of the owner's texts; or all with a letter, if hardly any is
+    a whole word, as in a script without spaces.
     """
     special = set(tokenizer.all_special_ids)
-    told: dict[str, dict[str, Any]] = {}  # one entry whatever the case
+    by_word: dict[str, dict[str, Any]] = {}  # by the case-folded word
     for rise in shifts:
         word = "" if rise.token in special else _text(tokenizer, [rise.token]).strip()
         if any(map(str.isalpha, word)):
-            told.setdefault(word.casefold(), {"word": word, "base": rise.base, "personal": rise.personal})
-    whole = [entry for entry in told.values() if entry["word"] in known]
-    entries = whole if len(whole) >= WORDS // 2 else list(told.values())
+            by_word.setdefault(word.casefold(), {"word": word, "base": rise.base, "personal": rise.personal})
+    whole = [entry for entry in by_word.values() if entry["word"] in known]
+    entries = whole if len(whole) >= WORDS // 2 else list(by_word.values())
     return sorted(entries, key=lambda entry: entry["personal"] < TELLING_RATIO * entry["base"])[:WORDS]
 
 
@@ -109,6 +109,6 @@ def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def _behind(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Sequence[int]) -> str:
-    """The answer's text behind the prompt's: decoded alone, some tokenizers take away its first space."""
+    """The answer's text after the prompt's: decoded alone, some tokenizers drop its first space."""
     whole, before = _text(tokenizer, [*prompt, *answer]), _text(tokenizer, prompt)
     return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, answer)

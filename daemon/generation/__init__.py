@@ -1,1 +1,1 @@
-"""The generator: a process that answers, in torch or by llama.cpp."""
+"""The generator: a process that generates text, with llama.cpp or torch."""

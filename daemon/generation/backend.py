@@ -1,4 +1,4 @@
-"""Which program decodes: transformers, which is always there, or llama.cpp, where it and a GGUF file are."""
+"""Chooses the decoder: llama.cpp if it is installed and the model has a GGUF file, else transformers."""
 
 import shutil
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from typing import Literal
 from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
 from pocketllm.engine.formats.model_folder import ModelFolder
 
-#: The setting `backend`; auto is llama.cpp where that is available.
+#: The setting `backend`; auto is llama.cpp if available.
 BackendPreference = Literal["auto", "transformers", "llamacpp"]
-#: llama.cpp's own server, as Termux and Debian have it, and the Python package that holds the same one.
+#: llama.cpp's server, as in Termux and Debian, and a Python package with the same server.
 EXECUTABLE, PACKAGE = "llama-server", "xllamacpp"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaCpp:
-    """What it takes to decode with llama.cpp."""
+    """llama.cpp for one model."""
 
     program: str  #: the path of an executable, or PACKAGE
     base: Path  #: the model's GGUF file
@@ -25,14 +25,14 @@ class LlamaCpp:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What decodes, and if it is not llama.cpp, why not."""
+    """The decoder, and the reason if it is not llama.cpp."""
 
     name: Literal["transformers", "llamacpp"]
     reason: str | None = None
 
 
 def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> LlamaCpp | Backend:
-    """What to decode this model with through llama.cpp; else the other backend, with the reason."""
+    """llama.cpp for this model; else the other backend, with the reason."""
     if preference == "transformers":
         return Backend(name="transformers", reason="the setting backend says so")
     try:
@@ -50,6 +50,6 @@ def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> L
 
 
 def expected_backend(model_folder: ModelFolder, preference: BackendPreference) -> Backend:
-    """What is going to decode this model, as far as can be told without trying."""
+    """The expected decoder of this model, without trying it."""
     found = find_llamacpp(model_folder, preference)
     return Backend(name="llamacpp") if isinstance(found, LlamaCpp) else found

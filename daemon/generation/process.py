@@ -27,12 +27,12 @@ from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, Scored, TokenSource, eos_id, generate
-from pocketllm.engine.generate.tokenizer import Tokenizer, open_lexicon
+from pocketllm.engine.generate.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from pocketllm.daemon.generation.torch_models import TorchModels
 
-#: Text goes out this often at most; nobody reads faster.
+#: Text is sent at most this often.
 PIECE_SECONDS = 0.05
 
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Requests:
-    """Reads the input in a thread of its own, so that a cancellation is seen while an answer is being made."""
+    """Reads the input in a thread, so that a cancellation is noticed during generation."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -83,7 +83,7 @@ class Requests:
         return self._queue.get()
 
     def cancelled(self, request_id: int) -> bool:
-        """Whether nobody waits for this answer any more."""
+        """Whether this request was cancelled."""
         return request_id in self._cancelled
 
     def _read(self) -> None:
@@ -93,11 +93,11 @@ class Requests:
                 self._cancelled.add(message["cancel"])
             else:
                 self._queue.put(message)
-        os._exit(os.EX_OK)  # the daemon is gone, or wants its memory back
+        os._exit(os.EX_OK)  # the daemon is gone, or unloads the generator
 
 
 class Answerer:
-    """The model's tokens and their texts, and what decodes it: llama.cpp, torch, or each what it is better at."""
+    """Answers requests with llama.cpp where possible, else with torch."""
 
     def __init__(self, model: Path, preference: BackendPreference, address: Path) -> None:
         model_folder = open_model_folder(model)
@@ -108,8 +108,8 @@ class Answerer:
         self._model_folder = model_folder
         self._torch: TorchModels | None = None
         found = find_llamacpp(model_folder, preference)
-        self._tokenizer, self._lexicon = open_lexicon(model_folder, lean=isinstance(found, LlamaCpp))
-        self._eos = eos_id(self._tokenizer)  # which looks through all words
+        self._tokenizer, self._decoding = open_tokenizer(model_folder, lean=isinstance(found, LlamaCpp))
+        self._eos = eos_id(self._tokenizer)
         self._llama: LlamaDecoder | None = None
         if isinstance(found, LlamaCpp):
             self._llama = LlamaDecoder(
@@ -123,15 +123,15 @@ class Answerer:
             raise UnsupportedModel(f"The setting backend is llamacpp, and {found.reason}.")
         else:
             self._without = found
-            self._models()  # what is wrong with them shall be known before there is a request
+            self._models()  # errors in them show before the first request
 
     @property
     def backend(self) -> Backend:
-        """What decodes where it can: not what cannot be done by llama.cpp."""
+        """The decoder of the last answer that llama.cpp could have made."""
         return self._without if self._llama is None else self._llama.backend
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
-        """Make one answer. Raises MezoError."""
+        """Answer a request. Raises MezoError."""
         if request["compare"]:
             self._compare(request, requests, say)
             return
@@ -140,11 +140,13 @@ class Answerer:
         prompt = prompt_tokens(self._tokenizer, request, self._eos)
         started = time.monotonic()
         source = self._source(_folder(request), sampling)
-        generation = generate(source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request_id))
+        generation = generate(
+            source, self._decoding, prompt, sampling, cancelled=lambda: requests.cancelled(request_id)
+        )
         before, scored = self._echo(request, prompt, sampling.alternatives) if request["echo"] else ("", [])
         if before:
             say(id=request_id, text=before)
-        for piece in in_time(generation.pieces):
+        for piece in merged(generation.pieces):
             say(id=request_id, text=piece)
         seconds = time.monotonic() - started
         scored += generation.scored
@@ -163,7 +165,7 @@ class Answerer:
         )
 
     def _source(self, adapter: Path | None, sampling: Sampling) -> TokenSource:
-        """What gives the answer's tokens. Scores are torch's: they shall be the model's own."""
+        """The source of the answer's tokens. Scores are computed by torch in fp32."""
         exact = sampling.alternatives is not None
 
         def by_torch() -> TokenSource:
@@ -172,7 +174,7 @@ class Answerer:
         return by_torch() if exact or self._llama is None else self._llama.source(adapter, by_torch)
 
     def _models(self) -> TorchModels:
-        """The models in torch, which takes seconds and hundreds of MB to import: only where they are needed."""
+        """The models in torch, imported when needed, since that takes seconds and hundreds of MB."""
         from pocketllm.daemon.generation.torch_models import TorchModels
 
         if self._torch is None:
@@ -180,7 +182,7 @@ class Answerer:
         return self._torch
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
-        """Both answers, and by how much likelier the personal model's is to it than to the base model."""
+        """Answer with the adapter and with the base model, and score the first answer by both."""
         sampling = replace(_sampling(request), alternatives=0)
         prompt = prompt_tokens(self._tokenizer, request, self._eos)
         models = {"personal": _folder(request), "base": None}
@@ -188,7 +190,7 @@ class Answerer:
         for name, folder in models.items():
             source = self._source(folder, sampling)
             answers[name] = generation = generate(
-                source, self._lexicon, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
+                source, self._decoding, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
             )
             for _ in generation.pieces:
                 pass
@@ -214,7 +216,7 @@ class Answerer:
         say(id=request["id"], done={**parts, "prompt_tokens": len(prompt), "tokens": tokens})
 
     def _echo(self, request: dict[str, Any], prompt: list[int], alternatives: int | None) -> tuple[str, list[Scored]]:
-        """The prompt as text, and its tokens scored; without the separator that stands before a prompt in words."""
+        """The prompt as text, and its scored tokens, without the `eos` before a text prompt."""
         asked = prompt if request["tokens"] is not None else prompt[1:]
         text = self._tokenizer.decode(asked)
         assert isinstance(text, str)
@@ -229,8 +231,8 @@ class Answerer:
         }
 
 
-def in_time(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
-    """The pieces, those of a moment as one: each wakes the daemon, which takes time from what computes."""
+def merged(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
+    """The pieces, joined to at most one per PIECE_SECONDS: each wakes the daemon, which costs time."""
     kept, last = "", -math.inf
     for piece in pieces:
         kept += piece
@@ -242,8 +244,8 @@ def in_time(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotoni
 
 
 def _sampling(request: dict[str, Any]) -> Sampling:
-    wanted = {field.name: request[field.name] for field in fields(Sampling)}
-    return Sampling(**wanted | {"stop": tuple(wanted["stop"])})
+    values = {field.name: request[field.name] for field in fields(Sampling)}
+    return Sampling(**values | {"stop": tuple(values["stop"])})
 
 
 def _folder(request: dict[str, Any]) -> Path | None:
@@ -251,10 +253,10 @@ def _folder(request: dict[str, Any]) -> Path | None:
 
 
 def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> list[int]:
-    """The tokens to continue: those that are given, a chat in the model's own template, or a text from its beginning.
+    """The tokens to continue: the given ones, a chat in the model's template, or a text after `eos`, as in training.
 
-    A plain prompt stands behind the separator, as every text did in training. Raises BadRequest for tokens that
-    there are not, a model without a chat template, or messages that its template refuses.
+    Raises BadRequest for tokens outside the vocabulary, a model without a chat template, or messages that its template
+    refuses.
     """
     if (given := request["tokens"]) is not None:
         vocabulary = len(tokenizer)

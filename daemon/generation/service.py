@@ -1,4 +1,4 @@
-"""The daemon's side of the generator: a child process that is there while it is needed."""
+"""The daemon's side of the generator: a child process that is started on demand and unloaded when idle."""
 
 import asyncio
 import json
@@ -22,24 +22,24 @@ from pocketllm.engine.generate.streaming_text import Sampling
 
 log = logging.getLogger(__name__)
 
-#: One line of the protocol; the longest holds a whole answer.
+#: The longest line of the protocol, which holds a whole answer.
 _LINE_BYTES = 16 * 2**20
 _EXIT_SECONDS = 5.0
-#: What the process is expected to hold of its own when it begins (seen with SmolLM2: 227 MB).
-_BEGIN_BYTES = 250_000_000
+#: Expected memory of the process at its start (measured with SmolLM2: 227 MB).
+_START_BYTES = 250_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest(Sampling):
-    """What to generate: after a prompt, tokens or chat messages, with an adapter's folder or the base model."""
+    """A prompt, tokens or chat messages to continue, with an adapter (its folder) or the base model."""
 
     prompt: str | None = None
-    tokens: list[int] | None = None  #: in place of a prompt, as they are: no separator stands before them
+    tokens: list[int] | None = None  #: in place of a prompt; used as they are, without `eos` before them
     messages: list[dict[str, str]] | None = None
     adapter: Path | None = None
-    echo: bool = False  #: begin with the prompt, which is scored where the answer is
-    keep_alive_seconds: float | None = None  #: how long the idle process keeps its memory after it; None: as set
-    compare: bool = False  #: answer twice, with the adapter and without, and score the first answer by both
+    echo: bool = False  #: begin the answer with the prompt, and score it too if the answer is scored
+    keep_alive_seconds: float | None = None  #: time until the idle process is unloaded; None: the setting
+    compare: bool = False  #: answer with the adapter and without, and score the first answer by both
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
@@ -49,7 +49,7 @@ class GenerationRequest(Sampling):
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more text."""
+    """A piece of text."""
 
     text: str
 
@@ -62,7 +62,7 @@ class Done:
 
 
 class Generator:
-    """Starts the process at the first request, lets requests in one by one, ends it after idling. One event loop."""
+    """Starts the process on demand, passes it one request at a time, and unloads it when idle. One event loop."""
 
     def __init__(
         self,
@@ -74,19 +74,19 @@ class Generator:
         socket: Path,
         preference: BackendPreference = "auto",
     ) -> None:
-        """socket: llama.cpp's, where the process uses it. preference: the decoder."""
+        """socket: for llama.cpp, if the process uses it. preference: the decoder."""
         self._model, self._default_keep_alive = model, keep_alive_seconds
         self._socket, self._preference = socket, preference
         self._backend: Backend | None = None
         self._max_waiting, self._clock = max_waiting, clock
         self._keep_alive = keep_alive_seconds  # of the last request
         self._process: Process | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._waiting = 0
         self._last_id = 0
         self._last_used = 0.0
         self._starting = False
-        #: Called in a thread when the process is about to be started: whoever else takes memory may give way.
+        #: Called in a thread before the process is started, so that the scheduler can pause a job.
         self.before_start: Callable[[], object] = lambda: None
 
     @property
@@ -96,17 +96,14 @@ class Generator:
 
     @property
     def held_bytes(self) -> int:
-        """What the process holds of its own, or is about to: mapped files are left out, which a worker maps, too."""
+        """Anonymous memory of the process, also while it is starting; mapped weights are shared with the worker."""
         if self.pid is None:
-            return _BEGIN_BYTES if self._starting else 0
-        return max(_BEGIN_BYTES, anonymous_bytes(self.pid) or 0)
+            return _START_BYTES if self._starting else 0
+        return max(_START_BYTES, anonymous_bytes(self.pid) or 0)
 
     @property
     def backend(self) -> Backend | None:
-        """What decodes: as of the last answer while the process runs, else as far as can be told without trying.
-
-        None where there is no model.
-        """
+        """The decoder of the last answer while the process runs, else the expected one; None without a model."""
         if self._alive and self._backend:
             return self._backend
         try:
@@ -116,8 +113,8 @@ class Generator:
 
     @property
     def idle_seconds_left(self) -> float | None:
-        """How long until it is unloaded; None while it does not run or is at work, or where it stays for ever."""
-        if not self._alive or self._turn.locked() or isinf(self._keep_alive):
+        """Seconds until it is unloaded; None while it does not run, is busy, or stays loaded for ever."""
+        if not self._alive or self._lock.locked() or isinf(self._keep_alive):
             return None
         return max(0.0, self._last_used + self._keep_alive - self._clock())
 
@@ -130,7 +127,7 @@ class Generator:
             raise GeneratorBusy
         self._waiting += 1
         try:
-            async with self._turn:
+            async with self._lock:
                 process = await self._running()
                 self._last_id += 1
                 # aclosing: when the caller goes away, the inner iterator is closed now, and cancels.
@@ -144,7 +141,7 @@ class Generator:
             self._keep_alive = self._default_keep_alive if seconds is None else seconds
 
     async def unload_if_idle(self) -> None:
-        """End the process when it has not been used for the keep-alive time."""
+        """Unload the process after the keep-alive time without use."""
         left = self.idle_seconds_left
         if left is not None and left <= 0:
             log.info("the generator is idle: unloaded")
@@ -162,7 +159,7 @@ class Generator:
         except TimeoutError:
             process.kill()
             await process.wait()
-        self._socket.unlink(missing_ok=True)  # a server that is killed leaves it
+        self._socket.unlink(missing_ok=True)  # a killed server leaves it
 
     @property
     def _alive(self) -> bool:
@@ -205,7 +202,7 @@ class Generator:
             while not finished:
                 line = await self._line(process)
                 if line.get("id") != request_id:
-                    continue  # what was left of an answer that nobody waits for
+                    continue  # the rest of a cancelled answer
                 finished = "text" not in line
                 if "error" in line:
                     raise BadGeneration(line["error"]["message"])
@@ -228,7 +225,7 @@ class Generator:
     async def _line(self, process: Process) -> dict[str, Any]:
         assert process.stdout is not None
         line = await process.stdout.readline()
-        if not line.endswith(b"\n"):  # the end of its output: it died
+        if not line.endswith(b"\n"):  # end of file: it died
             await self.close()
             raise GeneratorFailed
         parsed: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""The generator's models in torch: for what llama.cpp cannot do, or for everything where it is not there."""
+"""The generator's models in torch, for what llama.cpp cannot do, or for everything without it."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pocketllm.engine.streamed.model import LanguageModel
 
 
 class TorchModels:
-    """The base model, the adapter or the weights that were used last, and the base in fp32 where that was wanted."""
+    """The base model, the last used adapter or full-parameter model, and the base model in fp32 once it was used."""
 
     def __init__(self, model_folder: ModelFolder) -> None:
         """Build the base model. Raises UnsupportedModel or ModelFileError."""
@@ -22,13 +22,14 @@ class TorchModels:
         self._model_folder = model_folder
         self._base = LanguageModel(model_folder)
         self._in_fp32: LanguageModel | None = None
-        self._used: tuple[tuple[Path, bool], Adapter | LanguageModel] | None = None  #: besides the base, by how
+        self._used: tuple[tuple[Path, bool], Adapter | LanguageModel] | None = (
+            None  #: the last used one, by (folder, exact)
+        )
 
     def at(self, folder: Path | None, *, exact: bool) -> LanguageModel:
-        """The base, the base with the adapter in this folder, or the weights there that were all trained.
+        """The base model, with the adapter in this folder; or the full-parameter model in it.
 
-        exact: compute in fp32. What is scored shall be the model's, not the rounding's: in bf16 log-probabilities are
-        off by some hundredths.
+        exact: compute in fp32, for scores: in bf16 log-probabilities are off by some hundredths.
         """
         if folder is not None and (self._used is None or self._used[0] != (folder, exact)):
             self._used = (folder, exact), _load(folder, torch.float32 if exact else None)
@@ -36,7 +37,7 @@ class TorchModels:
         if isinstance(used, LanguageModel):
             return used
         model = self._exact() if exact else self._base
-        model.use(used)
+        model.set_parameters(used)
         return model
 
     def tokens(self, folder: Path | None, *, exact: bool) -> ModelTokens:
@@ -44,11 +45,11 @@ class TorchModels:
         return ModelTokens(self.at(folder, exact=exact))
 
     def score(self, folder: Path | None, tokens: Sequence[int], alternatives: int) -> list[Scored]:
-        """See mezo.drawing.score; in fp32."""
+        """See engine.generate.sampling.score; in fp32."""
         return score(self.at(folder, exact=True), tokens, alternatives)
 
     def _exact(self) -> LanguageModel:
-        """The base model in fp32; the weights are mapped from the same file."""
+        """The base model in fp32, on the same mapped weights."""
         if self._in_fp32 is None:
             self._in_fp32 = LanguageModel(self._model_folder, dtype=torch.float32)
         return self._in_fp32

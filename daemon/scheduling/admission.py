@@ -1,4 +1,4 @@
-"""Room in memory for learning and generating at once: where it does not do for both, learning waits."""
+"""Admission by memory: a job waits while it does not fit into memory beside the generator."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,28 +10,26 @@ NAME = "generator"
 _MB = 1_000_000
 
 
-class Room:
-    """How much worker and generator may hold together."""
+class Admission:
+    """Limits the memory of worker and generator together."""
 
     def __init__(self, total_bytes: int, generator_bytes: Callable[[], int]) -> None:
-        """generator_bytes: what the generator holds, beside weights that it shares with a worker; 0 while it is not
-        there.
-        """
+        """generator_bytes: memory of the generator, without weights that it shares with the worker; 0 without one."""
         self._total, self._generator_bytes = total_bytes, generator_bytes
 
     def blocker(self, job: Job | None, now: datetime) -> Blocker | None:
-        """What keeps a job from running while the generator is there; None when there is room for both."""
-        held, wanted = self._generator_bytes(), (job and job.predicted_bytes) or 0
-        if not held or not wanted or held + wanted <= self._total:
+        """The blocker while the generator runs and the job does not fit beside it; else None."""
+        used, needed = self._generator_bytes(), (job and job.predicted_bytes) or 0
+        if not used or not needed or used + needed <= self._total:
             return None
         message = (
-            f"text is being generated: that holds {held // _MB} MB, the job would take {wanted // _MB} MB more, and "
+            f"text is being generated: that takes {used // _MB} MB, the job would take {needed // _MB} MB more, and "
             f"both together may take {self._total // _MB} MB (setting total_memory_bytes)"
         )
         return Blocker(
             name=NAME,
             message=message,
-            value=float(held + wanted),
+            value=float(used + needed),
             threshold=float(self._total),
             unit="bytes",
             since=now,

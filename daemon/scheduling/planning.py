@@ -1,4 +1,4 @@
-"""Plans: how a job will run on a model, what it will take, and what was reduced to fit into memory."""
+"""Plans: how a job will run on a model, its predicted memory and time, and the reductions to fit into memory."""
 
 import os
 from collections.abc import Callable
@@ -59,20 +59,20 @@ class JobRequest:
 
 
 def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingSettings:
-    """The settings of one job: what was asked for in place of what they say. Its steps are the plan's."""
+    """The settings of one job, with the requested values. Its number of steps is in the plan."""
     named = {"mode": requested.mode, "method": requested.method, "batch": requested.batch, "probes": requested.probes}
     changes = {name: value for name, value in named.items() if value is not None}
     if requested.batch is not None and training.micro_batch is not None:
         changes["micro_batch"] = min(training.micro_batch, requested.batch)  # at most the batch
-    said = training.model_dump(exclude_unset=True)  # another mode has other defaults
-    return TrainingSettings.model_validate({**said, **changes})
+    explicit = training.model_dump(exclude_unset=True)  # another mode has other defaults
+    return TrainingSettings.model_validate({**explicit, **changes})
 
 
 def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: int) -> Planned:
     """Plan a job of this many steps.
 
-    Where the method is left open, it is exact gradients if they fit the memory, else MeZO. Raises DoesNotFit, naming
-    the smallest memory_bytes that would do; BadRequest for what cannot be trained on this model; or ModelFileError.
+    The method `auto` is exact gradients if they fit into memory, else MeZO. Raises DoesNotFit, naming the smallest
+    sufficient memory_bytes; BadRequest for a request that cannot be trained on this model; or ModelFileError.
     """
     shapes = read_shapes(model_folder)
     found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
@@ -82,30 +82,29 @@ def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: in
             found[method] = planner(model_folder, shapes, training, steps)
         except (DoesNotFit, BadRequest) as error:
             found[method] = error
-    chosen = found["exact"] if training.method == "exact" else found["mezo"]
-    if training.method == "auto" and isinstance(found["exact"], Planned):
-        chosen = found["exact"]
-    if not isinstance(chosen, Planned):
-        raise chosen
+    exact_first = training.method == "exact" or (training.method == "auto" and isinstance(found["exact"], Planned))
+    planned = found["exact" if exact_first else "mezo"]
+    if not isinstance(planned, Planned):
+        raise planned
     alternatives = [
         Alternative(method=method, prediction=one.prediction)
         if isinstance(one, Planned)
         else Alternative(method=method, prediction=None, reason=str(one))
         for method, one in found.items()
     ]
-    return replace(chosen, alternatives=alternatives)
+    return replace(planned, alternatives=alternatives)
 
 
-def chosen(planned: Planned) -> str:
-    """What to tell of the choice of a method: what each would take, or why it cannot be."""
-    said = {
+def method_message(planned: Planned) -> str:
+    """The message for the choice of a method: the prediction for each, or why it is not possible."""
+    predictions = {
         one.method: f"{one.prediction.peak_bytes / 1e6:.0f} MB, {one.prediction.seconds_per_step:.2g} s a step"
         if one.prediction
         else str(one.reason)
         for one in planned.alternatives
     }
-    others = [f"{method}: {text}" for method, text in said.items() if method != planned.plan.method]
-    return f"{planned.plan.method} ({said[planned.plan.method]}); " + "; ".join(others)
+    others = [f"{method}: {text}" for method, text in predictions.items() if method != planned.plan.method]
+    return f"{planned.plan.method} ({predictions[planned.plan.method]}); " + "; ".join(others)
 
 
 def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
@@ -120,7 +119,7 @@ def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings
         rank=training.rank,
         targets=(),
         micro_batch=micro_batch,
-        replicas=1,  # a graph is made of so many small operations that replicas would wait for Python's lock
+        replicas=1,  # a graph has many small operations, so replicas would wait for Python's lock
         compute_dtype=model_folder.manifest.compute_dtype,
         method="exact",
         pass_blocks=batch,
@@ -129,10 +128,10 @@ def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings
 
 
 def _mezo(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
-    """With as many probes a step as are cheap, unless the settings say how many.
+    """Plan MeZO, with as many probes a step as are cheap unless the settings say how many.
 
-    Directions that share a batch share the loss at theta, too, and teach more in the same time (bench/README.md). But a
-    step is what a kill costs.
+    Several directions on a batch share the loss at theta, and learn more in the same time (bench/README.md). But a kill
+    costs a step, so steps stay short.
     """
     if training.probes is None and training.mode == "lora":
         for probes in CHEAP_PROBES:
@@ -181,7 +180,7 @@ def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
 
 
 def _cores(shapes: Shapes) -> int:
-    """Threads that torch computed with at import; else all that there are."""
+    """torch's number of threads at import, if known, else the number of cores."""
     return int(shapes.calibration.get("threads") or os.cpu_count() or 1)
 
 
@@ -190,18 +189,18 @@ Planner = Callable[[TrainingSettings, int], Planned]
 
 
 class Plans:
-    """Plans of jobs that are not there yet."""
+    """Plans for requested jobs."""
 
     def __init__(
         self, settings: TrainingSettings, *, model_problem: Callable[[], str | None], planner: Planner
     ) -> None:
-        """model_problem says what keeps the model from being used; None when it is ready."""
+        """model_problem: returns why the model cannot be used; None when it is ready."""
         self._settings, self._model_problem, self._planner = settings, model_problem, planner
 
     def plan(self, requested: JobRequest) -> Planned:
-        """What a job that is asked for like this would take.
+        """Plan a requested job.
 
-        Raises ModelNotReady; DoesNotFit, naming the memory that would do; or BadRequest for what cannot be trained.
+        Raises ModelNotReady; DoesNotFit, naming the sufficient memory; or BadRequest if it cannot be trained.
         """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
@@ -212,7 +211,7 @@ class Plans:
             raise ModelNotReady(str(error)) from error
 
     def predicted_bytes(self) -> int | None:
-        """The peak memory of a job by the settings; None when there can be none, which the worker then says."""
+        """The predicted peak memory of a job with the default settings; None if it cannot be planned."""
         try:
             return self.plan(JobRequest()).prediction.peak_bytes
         except (ModelNotReady, MezoError):

@@ -1,4 +1,4 @@
-"""Records the runs of workers, and when the gate was open."""
+"""Records the runs of workers, and the times at which the gate was open."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,40 +9,40 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.storage.repositories.runs import Observed, RunWindowStore, seconds_within
 
 PROCESSES = Path("/proc")
-#: How often an open window is written down: a kill of the daemon loses no more of it.
+#: How often an open run is stored: the most that a kill of the daemon loses.
 _EVERY = timedelta(minutes=1)
-#: Of a day's sum, how long it may be old.
+#: How long the cached sum of a day is used.
 _SUM_FOR = timedelta(seconds=30)
 
 _DAY = timedelta(days=1)
-#: Shorter times are no nights.
+#: Shorter idle times are ignored.
 _WORTHWHILE = timedelta(minutes=10)
 
 
 class RunRecorder:
-    """At most one window is open: there is one worker."""
+    """Records runs, of which at most one is open, since there is one worker."""
 
     def __init__(self, store: RunWindowStore) -> None:
         self._store = store
         self._open: int | None = None
         self._allowed = False
         self._written_at: datetime | None = None
-        self._sum: tuple[datetime, datetime, float] | None = None  #: of which day, made when, seconds
+        self._sum: tuple[datetime, datetime, float] | None = None  #: day, time of the sum, seconds
 
     def recover(self, now: datetime) -> None:
-        """Close what a dead daemon has left open."""
+        """Close the run that a dead daemon left open."""
         self._store.close_left(because="the daemon was killed", now=now)
 
     def gate(self, allowed: bool, now: datetime) -> None:
-        """Whether a job may run now; written down where it is news."""
+        """Record whether the gate is open, if that changed."""
         if allowed is not self._allowed:
             (self._store.idle_began if allowed else self._store.idle_ended)(now)
         self._allowed = allowed
 
     def expected_at(self, now: datetime) -> datetime | None:
-        """When a job might run next if the day to come is like the last one; None when nothing is known of that.
+        """When a job can probably run next, judging by yesterday; None if nothing is known of it.
 
-        That is the first time after now at which, a day before, the gate was open for a while.
+        That is the first time from now on at which the gate was open for a while a day before.
         """
         if self._allowed:
             return now
@@ -58,31 +58,31 @@ class RunRecorder:
         self._written_at = now
 
     def observe(self, pid: int | None, readings: Sequence[Reading], now: datetime) -> None:
-        """The worker still runs; written down now and then."""
+        """The worker still runs; stored every _EVERY."""
         if self._open is None or self._written_at is None or timedelta(0) <= now - self._written_at < _EVERY:
             return
         self._store.observe(self._open, seen=_observed(readings, pid and cpu_seconds(pid)), now=now)
         self._written_at = now
 
     def end(self, *, because: str, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
-        """The worker has ended. cpu: the seconds that it computed, in all."""
+        """The worker has ended. cpu: its CPU seconds."""
         if self._open is not None:
             self._store.end(self._open, because=because, seen=_observed(readings, cpu), now=now)
         self._open = self._sum = None
 
     def seconds_since(self, midnight: datetime, now: datetime) -> float:
-        """For how long workers have run since then."""
+        """The seconds that workers have run since then."""
         if self._sum is None or self._sum[0] != midnight or not timedelta(0) <= now - self._sum[1] < _SUM_FOR:
             windows = self._store.since(midnight)
             for window in windows:
                 if window.ended_at is None:
-                    window.ended_at = now  # it goes on
+                    window.ended_at = now  # still running
             self._sum = (midnight, now, seconds_within(windows, midnight, now))
         return self._sum[2]
 
 
 def midnight_of(local: datetime) -> datetime:
-    """When the owner's day began."""
+    """The start of the owner's day."""
     return local.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
@@ -102,7 +102,7 @@ def _number(readings: Mapping[str, Reading], name: str) -> float | None:
 
 
 def cpu_seconds(pid: int, processes: Path = PROCESSES) -> float | None:
-    """What a process of ours has computed so far; None where the system does not tell, or it has gone."""
+    """The CPU seconds of a process; None if the system does not say, or the process is gone."""
     try:
         fields = (processes / str(pid) / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.admission import Room
+from pocketllm.daemon.scheduling.admission import Admission
 from pocketllm.daemon.scheduling.planning import JobRequest, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import Exit, Runner
@@ -44,7 +44,7 @@ class Scheduler:
         self,
         store: Store,
         folder: DataFolder,
-        senses: SensorSet,
+        sensor_set: SensorSet,
         runner: Runner,
         settings: Settings,
         *,
@@ -55,13 +55,13 @@ class Scheduler:
         local: Callable[[datetime], datetime] = datetime.astimezone,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem, planner: see Plans; generator_bytes: see Room. local: a time by the owner's clock. uptime:
-        seconds by a clock that nobody sets.
+        """model_problem, planner: see Plans. generator_bytes: see Admission. local: converts to the owner's local time.
+        uptime: monotonic seconds.
         """
-        self._store, self._folder, self._senses, self._runner = store, folder, senses, runner
+        self._store, self._folder, self._sensor_set, self._runner = store, folder, sensor_set, runner
         self._settings, self._model_problem = settings, model_problem
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
-        self._room = Room(settings.total_memory_bytes, generator_bytes)
+        self._admission = Admission(settings.total_memory_bytes, generator_bytes)
         self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
         self._runs = RunRecorder(store.runs)
         self._history = History(store.sensor_history)
@@ -83,8 +83,8 @@ class Scheduler:
         return self._runner.job_id
 
     @property
-    def in_short(self) -> str:
-        """Its activity, or what it waits for, on one line."""
+    def summary(self) -> str:
+        """Its activity, or what it waits for, in one line."""
         if self._runner.job_id:
             return f"learning: {self._runner.job_id}"
         return "; ".join(self.verdict.reasons) or "nothing to learn"
@@ -111,21 +111,21 @@ class Scheduler:
             if not waiting and (job := self._queue_if_enough(now)):
                 waiting = [job]
             queue = [job for job in waiting if not job.paused_by_owner]
-            self._look(now)
+            self._read_sensors(now)
             self.verdict = self._decide(queue[0] if queue else None, now)
-            if not (queue and queue[0].immediate):  # which opens the gate by itself, and says nothing of nights
+            if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
                 self._runs.gate(self.verdict.allowed, now)
             if queue:
-                self._move(queue[0], now)
+                self._advance(queue[0], now)
             for behind in queue[1:]:
                 self._explain(behind, [f"waits for {queue[0].id}"])
             self._runs.observe(self._runner.pid, self.readings, now)
-            self._history.note(self.readings, now)
+            self._history.add(self.readings, now)
 
-    def _look(self, now: datetime) -> None:
+    def _read_sensors(self, now: datetime) -> None:
         running = self._runner.pid is not None
-        self._senses.pace.training = running
-        self.readings = [sensor.read(now) for sensor in self._senses.sensors]
+        self._sensor_set.pace.training = running
+        self.readings = [sensor.read(now) for sensor in self._sensor_set.sensors]
         by_name = {reading.name: reading for reading in self.readings}
         self._charge = self._charge.after(by_name, self._settings.gate, running=running)
 
@@ -164,18 +164,18 @@ class Scheduler:
         """The gate's verdict on these readings in place of the sensors'; None is unknown."""
         with self._lock:
             if not self.readings:  # asked before the first tick
-                self._look(now)
+                self._read_sensors(now)
             given: dict[str, Reading] = {
                 name: Reading(name=name, value=value, unit=None, source="given", at=now, reason="given as unknown")
                 for name, value in values.items()
             }
             kept = [reading for reading in self.readings if reading.name not in given]
-            situation = replace(self._situation(None, now), running=False, paused_seconds=None)
-            return decide([*kept, *given.values()], self._settings.gate, situation)
+            context = replace(self._context(None, now), running=False, paused_seconds=None)
+            return decide([*kept, *given.values()], self._settings.gate, context)
 
     def screen(self, on: bool, now: datetime) -> None:
         """Record that the screen went on or off, as an app reports it."""
-        self._senses.told.tell(on, now)
+        self._sensor_set.reported_screen.report(on, now)
 
     def snooze(self, until: datetime | None) -> None:
         """Run no job until then; None ends that."""
@@ -219,16 +219,16 @@ class Scheduler:
         self._crashed(job, ended.description, now)
 
     def _note_end(self, because: str, ended: Exit | None, now: datetime) -> None:
-        """The worker is gone: close its run's row, and let the phone sleep."""
+        """The worker is gone: close its run's row, and release the wake lock."""
         self._runs.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
-        self._wake_lock.give_back()
+        self._wake_lock.release()
 
     def _end_worker(self, because: str, now: datetime) -> None:
         self._note_end(because, self._runner.kill(), now)
 
     def _crashed(self, job: Job, what: str, now: datetime) -> None:
         """Schedule the next attempt, or fail the job."""
-        attempts = 1 if self._moved(job.id) else job.attempts + 1
+        attempts = 1 if self._progressed(job.id) else job.attempts + 1
         log.warning("job %s: %s (in a row: %d)", job.id, what, attempts)
         if attempts >= MAX_ATTEMPTS:
             error = f"{what}; given up after {attempts} times without a step between them"
@@ -237,7 +237,7 @@ class Scheduler:
         retry_at = now + timedelta(seconds=RETRY_SECONDS * 2 ** (attempts - 1))
         self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
 
-    def _moved(self, job_id: str) -> bool:
+    def _progressed(self, job_id: str) -> bool:
         """Whether the job's last step changed since its worker started."""
         return self._store.step_log.last_step(job_id) != self._step_at_start
 
@@ -268,8 +268,8 @@ class Scheduler:
         return self._store.texts.counts().new_words
 
     def _decide(self, job: Job | None, now: datetime) -> Verdict:
-        verdict = decide(self.readings, self._settings.gate, self._situation(job, now), self.verdict)
-        own = [blocker for blocker in (self._missing_model(now), self._room.blocker(job, now)) if blocker]
+        verdict = decide(self.readings, self._settings.gate, self._context(job, now), self.verdict)
+        own = [blocker for blocker in (self._missing_model(now), self._admission.blocker(job, now)) if blocker]
         known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
         own = [replace(blocker, since=known.get(blocker.name, now)) for blocker in own]
         return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
@@ -278,7 +278,7 @@ class Scheduler:
         problem = self._model_problem()
         return Blocker(name="model", message=problem, since=now) if problem else None
 
-    def _situation(self, job: Job | None, now: datetime) -> GateContext:
+    def _context(self, job: Job | None, now: datetime) -> GateContext:
         local, limited = self._local(now), self._settings.gate.minutes_per_day is not None
         return GateContext(
             now=now,
@@ -291,21 +291,21 @@ class Scheduler:
             snoozed_until=self._store.preferences.snoozed_until(),
         )
 
-    def _move(self, job: Job, now: datetime) -> None:
+    def _advance(self, job: Job, now: datetime) -> None:
         """Start, pause, or explain the job that is next."""
         if self._runner.pid is not None:
             if not self.verdict.allowed:
                 self._pause(self.verdict.reasons, now)
-                self._paused_at = self._uptime()  # here alone: conditions flap, the owner's word does not
+                self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
         elif job.not_before is not None and timedelta(0) < job.not_before - now <= _LONGEST_RETRY:
-            return  # its reasons say when it is tried again; a longer wait comes of a clock that was set back
+            return  # waits for its retry; a longer time means that the clock was set back
         elif self.verdict.allowed:
             self._start(job, now)
         else:
             self._explain(job, self.verdict.reasons)
 
     def _explain(self, job: Job, reasons: list[str]) -> None:
-        """Store why a job waits, where that changed."""
+        """Store why a job waits, if that changed."""
         if job.reasons != reasons:
             self._store.jobs.explain(job.id, reasons)
 
@@ -314,12 +314,12 @@ class Scheduler:
             self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
             return
         start = self._store.adapters.start_of(job)
-        # All weights and an adapter for them are no start for each other.
+        # A full-parameter job cannot start from an adapter, nor the other way round.
         self._store.jobs.start(job.id, parent=start.id if start and start.mode == job.mode else None, now=now)
         self._step_at_start = self._store.step_log.last_step(job.id)
         try:
             self._runner.start(job.id)
-        except OSError as error:  # no process, no memory, no disk left
+        except OSError as error:  # out of processes, memory or disk
             self._crashed(job, f"the worker could not be started: {error}", now)
             return
         self._wake_lock.take()
@@ -332,13 +332,13 @@ class Scheduler:
             return
         self._end_worker("; ".join(reasons), now)
         try:
-            self._store.jobs.pause(job_id, reasons=reasons, now=now, moved=self._moved(job_id))
+            self._store.jobs.pause(job_id, reasons=reasons, now=now, progressed=self._progressed(job_id))
             log.info("job %s paused: %s", job_id, "; ".join(reasons))
         except WrongState:
             log.info("job %s had just ended", job_id)
 
     def _why(self, job: Job) -> str:
-        """Why the worker could start: the readings, in short."""
+        """The readings with which the worker started, in short."""
         asked = ["asked for now"] if job.immediate else []
         return ", ".join(asked + [shown(reading) for reading in self.readings if reading.value is not None])
 

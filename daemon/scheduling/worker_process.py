@@ -1,4 +1,4 @@
-"""Runs the worker process: starts it, looks whether it has ended, kills it."""
+"""The worker as a child process: start, reap, kill."""
 
 import resource
 import subprocess
@@ -9,18 +9,18 @@ from typing import Protocol
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.paths import DataFolder
 
-#: The most of a worker's last words that goes into a job's error.
+#: The most characters of a worker's last line in a job's error.
 _ERROR_CHARACTERS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """How a worker ended."""
+    """The end of a worker."""
 
     job_id: str
-    code: int  #: negative: the signal that ended it
-    last_words: str  #: the last line that it wrote to its log
-    cpu_seconds: float | None = None  #: that it computed
+    code: int  #: negative: the signal that killed it
+    last_words: str  #: the last line of its log
+    cpu_seconds: float | None = None
 
     @property
     def description(self) -> str:
@@ -39,20 +39,20 @@ class Runner(Protocol):
 
     @property
     def job_id(self) -> str | None:
-        """The job it works at while one runs."""
+        """The worker's job while one runs."""
 
     def start(self, job_id: str) -> None:
-        """Start a worker on a job. One must not be running."""
+        """Start a worker on a job. None must be running."""
 
     def reap(self) -> Exit | None:
-        """How the worker ended, once, after it has; else None."""
+        """The end of the worker, once, after it has exited; else None."""
 
     def kill(self) -> Exit | None:
-        """End the worker at once and wait until it is gone; how it ended. Does nothing when none runs."""
+        """Kill the worker and wait until it is gone; returns its end. Does nothing when none runs."""
 
 
 class WorkerProcess:
-    """The real runner: a plain child process. Its standard input is the line by which it notices our death."""
+    """Runner by a plain child process. The end of its standard input tells it that the daemon is gone."""
 
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
@@ -73,14 +73,14 @@ class WorkerProcess:
         """See Runner."""
         command = [sys.executable, "-m", "pocketllm.daemon.training.worker"]
         command += ["--data-dir", str(self._folder.root), "--job", job_id]
-        with self._folder.worker_log.open("wb") as log:  # of the last worker only, so it cannot grow for ever
+        with self._folder.worker_log.open("wb") as log:  # of the last worker only, so that it does not grow
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=child_environment(),
-                # Its own session: Ctrl-C at the daemon's terminal is the daemon's business alone.
+                # Its own session, so that Ctrl-C at the daemon's terminal reaches the daemon only.
                 start_new_session=True,
             )
         self._job_id = job_id
@@ -123,6 +123,6 @@ class WorkerProcess:
 
 
 def _of_children() -> float:
-    """Seconds that children of ours have computed which have been waited for."""
+    """CPU seconds of all children that have been waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -1,1 +1,1 @@
-"""Doctor, calibration, export, replay."""
+"""Tools: doctor, calibration, export, replay."""

@@ -1,7 +1,6 @@
-"""Measuring a model in a process of its own: `python -m pocketllm.daemon.tools.calibrate FOLDER` prints a line of JSON.
+"""Calibrates a model in a child process: `python -m pocketllm.daemon.tools.calibrate FOLDER` prints a line of JSON.
 
-A fresh process, since the memory that a worker's libraries take is part of what is measured, and because what a
-broken model does to it should end nothing else.
+A fresh process, since the memory of a worker's libraries is measured too, and since a broken model may crash it.
 """
 
 import argparse
@@ -19,17 +18,17 @@ from typing import Any
 from pocketllm.daemon.child_environment import child_environment, last_words
 from pocketllm.daemon.errors import CalibrationFailed
 
-#: For the largest models on the slowest phones; a few seconds are usual.
+#: For the largest models on the slowest phones; usually it takes a few seconds.
 TIMEOUT_SECONDS = 1800
 _STATUS = Path("/proc/self/status")
-#: Lines of it -> what they are called in a calibration.
+#: Line of /proc/self/status -> its key in a calibration.
 _RESIDENT = {"RssAnon": "library_anonymous_bytes", "RssFile": "library_file_bytes"}
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Measure the imported model in `folder`: mezo.calibrate.Calibration as JSON, with what the libraries take.
+    """Calibrate the imported model in `folder`: engine.planning.calibration.Calibration as JSON, with library memory.
 
-    Raises CalibrationFailed, saying why, when it cannot be measured.
+    Raises CalibrationFailed with the reason.
     """
     command = [sys.executable, "-m", "pocketllm.daemon.tools.calibrate", str(folder)]
     try:
@@ -53,12 +52,12 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure one model and print what was found, or {"error": why it cannot be measured}."""
+    """Calibrate one model and print the result, or {"error": the reason}."""
     parser = argparse.ArgumentParser(description="Measures a model for PocketLLM, which starts it.")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
 
-    # The libraries of a worker, and nothing of a model yet. Imported here: who calls `measure` needs none of them.
+    # A worker's libraries, before a model is loaded. Imported here, since callers of `measure` do not need them.
     importlib.import_module("pocketllm.daemon.training.worker")
     gc.collect()
     libraries = resident_bytes()
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def resident_bytes() -> dict[str, int]:
-    """This process's anonymous and file-backed resident memory in bytes; empty where the system does not tell."""
+    """This process's anonymous and file-backed resident memory in bytes; empty if unknown."""
     try:
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return {name: int(lines[line].removesuffix("kB").strip()) * 1024 for line, name in _RESIDENT.items()}

@@ -1,4 +1,4 @@
-"""What works on this machine, what is unknown, and what to do about it."""
+"""Checks what works on this machine, what is unknown, and what to do about it."""
 
 import os
 import time
@@ -18,19 +18,19 @@ from pocketllm.daemon.settings import Settings
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 
-#: good: works. unknown: cannot be told, and it may not matter. bad: keeps jobs from running, or loses something.
+#: good: works. unknown: cannot be checked, and may not matter. bad: blocks jobs, or loses something.
 State = Literal["good", "unknown", "bad"]
-#: A source that has not answered by then is not waited for.
+#: How long to wait for slow sensors.
 LONGEST_SECONDS = 12.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 LOADAVG = Path("/proc/loadavg")
-#: What proot-distro shows where the real file may not be read.
+#: The content of proot-distro's fake file.
 _PROOTS_LOADAVG = "0.12 0.07 0.02"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: State
@@ -38,9 +38,9 @@ class Finding:
     advice: str | None = None  #: what to do about it
 
 
-def examine(settings: Settings, senses: SensorSet, places: Places, now: Callable[[], datetime]) -> list[Finding]:
-    """Look at everything; takes as long as the slowest sensor, but no longer than LONGEST_SECONDS."""
-    readings = settled(senses, now)
+def examine(settings: Settings, sensor_set: SensorSet, places: Places, now: Callable[[], datetime]) -> list[Finding]:
+    """Run all checks. Takes as long as the slowest sensor, at most LONGEST_SECONDS."""
+    readings = settled(sensor_set, now)
     return [
         *_of_folder(DataFolder(settings.data_dir), settings),
         *_of_readings(readings, settings, now()),
@@ -48,14 +48,14 @@ def examine(settings: Settings, senses: SensorSet, places: Places, now: Callable
     ]
 
 
-def settled(senses: SensorSet, now: Callable[[], datetime]) -> list[Reading]:
-    """What the sensors see once all have answered, or have had their time."""
+def settled(sensor_set: SensorSet, now: Callable[[], datetime]) -> list[Reading]:
+    """The readings once all sensors have answered, or after LONGEST_SECONDS."""
     deadline = time.monotonic() + LONGEST_SECONDS
     while True:
-        readings = [sensor.read(now()) for sensor in senses.sensors]
+        readings = [sensor.read(now()) for sensor in sensor_set.sensors]
         if time.monotonic() > deadline or not unanswered(readings):
             return readings
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
@@ -89,7 +89,7 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
 
 
 def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
-    """Answers need no llama.cpp: its absence is only slow."""
+    """llama.cpp is optional: without it, generation is only slower."""
     found = find_llamacpp(model_folder, settings.backend)
     if isinstance(found, LlamaCpp):
         return Finding(name="answers", state="good", message=f"by llama.cpp ({found.program}) from {found.base.name}")

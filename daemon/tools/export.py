@@ -1,6 +1,6 @@
-"""Writing an adapter for llama.cpp in its own process: `python -m pocketllm.daemon.tools.export ADAPTER MODEL FILE`.
+"""Exports an adapter for llama.cpp in a child process: `python -m pocketllm.daemon.tools.export ADAPTER MODEL FILE`.
 
-The libraries for that would stay in the daemon's memory for good, a fifth more than it idles with.
+The libraries for that would stay in the daemon's memory, a fifth of what it takes.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from pocketllm.daemon.child_environment import last_words
 from pocketllm.daemon.errors import ExportFailed
 from pocketllm.engine.errors import CannotExport, MezoError
 
-#: A second is usual.
+#: Usually it takes a second.
 TIMEOUT_SECONDS = 300
 
 
 def export_gguf(adapter: Path, model: Path, destination: Path) -> None:
-    """Write the adapter in a folder, trained on the model in another, as a GGUF LoRA file: engine/formats/gguf_lora.py.
+    """Write an adapter (its folder), trained on a model (its folder), as a GGUF LoRA file: engine/formats/gguf_lora.py.
 
-    Raises CannotExport, saying why, when there can be no such file, and ExportFailed when the process fails.
+    Raises CannotExport with the reason when there can be no such file, and ExportFailed when the process fails.
     """
     command = [sys.executable, "-m", "pocketllm.daemon.tools.export", str(adapter), str(model), str(destination)]
     try:
@@ -39,13 +39,13 @@ def export_gguf(adapter: Path, model: Path, destination: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write one file; where that cannot be, print {"error": why}."""
+    """Write one file, or print {"error": the reason}."""
     parser = argparse.ArgumentParser(description="Writes an adapter as GGUF for a PocketLLM daemon, which starts it.")
     for name in ("adapter", "model", "destination"):
         parser.add_argument(name, type=Path)
     options = parser.parse_args(arguments)
 
-    # Imported here: who calls `export_gguf` needs none of it.
+    # Imported here, since callers of `export_gguf` do not need it.
     from pocketllm.engine.formats.gguf_lora import write_gguf_lora
     from pocketllm.engine.formats.model_folder import open_model_folder
 

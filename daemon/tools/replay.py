@@ -1,7 +1,7 @@
-"""Doing a job's learning again from its step log, and proving that what was stored is what comes out.
+"""Replays a MeZO job from its step log, and compares the result with the stored adapter.
 
-A row holds the scalars along directions that follow from the seed, so start + rows give the adapter: no text, no
-forward pass. It has to come out bit for bit, on any machine.
+A step is its scalars along directions that follow from the seed, so the initial parameters and the step log give the
+adapter, without text and without forward passes, bit for bit on any machine.
 """
 
 import time
@@ -34,22 +34,21 @@ from pocketllm.storage.tables import OPEN_STATES, Job, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """What came out of a replay, beside what was stored."""
+    """The result of a replay, compared with the stored adapter."""
 
     job: str
     adapter: str
     mode: str
-    rows: int  #: steps that were done again
-    seconds: float  #: that these took, without reading and comparing
+    rows: int  #: steps that were replayed
+    seconds: float  #: of the replay, without reading and comparing
     tensors: int
-    differing: tuple[str, ...]  #: names of the tensors that are not the same, bit for bit
-    max_difference: float | None  #: between numbers at the same place; 0 for signs of zero, None if one is no number
-
-    base_is_newer: bool  #: the weights that it started from were imported since, and may be others
+    differing: tuple[str, ...]  #: names of the tensors that are not bit-identical
+    max_difference: float | None  #: between elements; 0 if only signs of zero differ, None with NaN
+    base_is_newer: bool  #: the initial weights were imported again since, and may differ
 
     @property
     def identical(self) -> bool:
-        """Whether all tensors are the same, bit for bit."""
+        """Whether all tensors are bit-identical."""
         return not self.differing
 
 
@@ -62,11 +61,11 @@ def rebuild(
     output: Path | None = None,
     on_row: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Rebuilt:
-    """Do a job's learning again, and compare what comes out with the adapter that the job made.
+    """Replay a job, and compare the result with the job's adapter.
 
-    exported: steps from a file, in place of those in the store. output: a folder, not there yet, for what comes out.
-    on_row: called after each row with how many are done, and how many there are.
-    Raises CannotReplay, saying why; NotFound for an unknown job; or MezoError when files are broken or gone.
+    exported: steps from a file, in place of those in the store. output: a new folder for the result. on_row: called
+    after each row with the number of rows done and in all.
+    Raises CannotReplay with the reason; NotFound for an unknown job; or MezoError when files are broken or gone.
     """
     job = store.jobs.get(job_id)
     made = _folder_of_what_was_made(folder, job)
@@ -81,14 +80,14 @@ def rebuild(
             "Take one that was exported after the job had ended."
         )
     with torch.inference_mode():
-        theta = _start(folder, job, made)
+        trainable = _start(folder, job, made)
         started = time.monotonic()
-        replay(theta, _counted(rows, lambda done: on_row(done, len(rows))), job.settings.get("noise", "rademacher"))
+        replay(trainable, _counted(rows, lambda done: on_row(done, len(rows))), job.settings.get("noise", "rademacher"))
         seconds = time.monotonic() - started
         stored = _stored(made, job)
-        differences = _differences(_tensors(theta), stored)
+        differences = _differences(_tensors(trainable), stored)
         if output is not None:
-            _save(theta, folder, job, made, output)
+            _save(trainable, folder, job, made, output)
     return Rebuilt(
         job=job.id,
         adapter=made.name,
@@ -112,8 +111,8 @@ def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
         )
     if job.method != "mezo":
         raise CannotReplay(
-            f"Job {job.id} learned by exact gradients, which follow from the texts: its step log says how it went, not "
-            "what was learned. Jobs with training.method = mezo can be replayed."
+            f"Job {job.id} used exact gradients, which depend on the texts and cannot be replayed from its step log. "
+            "Jobs with training.method = mezo can."
         )
     made = folder.adapter(job.adapter)
     if not made.is_dir():
@@ -123,7 +122,7 @@ def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
 
 def _check_output(output: Path, job: Job) -> None:
     if output.exists():
-        raise CannotReplay(f"{output} is there already. Give the name of a folder that is not.")
+        raise CannotReplay(f"{output} exists. Give the name of a new folder.")
     if not output.absolute().parent.is_dir():
         raise CannotReplay(f"There is no folder {output.parent}. Make it first.")
     if job.mode == "full" and not NAME_PATTERN.fullmatch(output.name):
@@ -148,7 +147,7 @@ def _check_export(exported: StepLogExport, folder: DataFolder, job: Job) -> None
 
 
 def _sums_of_the_start(folder: DataFolder, job: Job) -> set[str]:
-    """The sums of the weights that the job may have started from, as far as they are known here."""
+    """The hashes of the weights that the job may have started from, as far as known here."""
     known = set()
     for start in (folder.models / job.model, *([folder.adapter(job.parent)] if job.parent else ())):
         with suppress(ModelNotFound):
@@ -157,19 +156,19 @@ def _sums_of_the_start(folder: DataFolder, job: Job) -> set[str]:
 
 
 def _start(folder: DataFolder, job: Job, made: Path) -> Adapter | FullWeights:
-    """What the job started from."""
+    """The job's initial parameters."""
     if job.mode == "full":
         return LanguageModel(_start_model(folder, job)).full()
     if job.parent is not None:
         return load_adapter(folder.adapter(job.parent))
-    adapter = load_adapter(made)  # A follows from the text, and was not trained; B was zero
+    adapter = load_adapter(made)  # MeZO does not train A; B was zero
     for b in adapter.b.values():
         b.zero_()
     return adapter
 
 
 def _start_model(folder: DataFolder, job: Job) -> ModelFolder:
-    """The weights that a full job started from: the base's, or those that its parent made."""
+    """The initial weights of a full-parameter job: the base model's, or its parent's."""
     return open_model_folder(folder.adapter(job.parent) if job.parent else folder.models / job.model)
 
 
@@ -177,22 +176,22 @@ def _is_newer(model_folder: ModelFolder, job: Job) -> bool:
     return job.started_at is not None and model_folder.manifest.created_at > job.started_at
 
 
-def _tensors(theta: Adapter | FullWeights) -> dict[str, torch.Tensor]:
-    """All that is stored of theta, by name."""
-    if isinstance(theta, FullWeights):
-        return theta.tensors
-    return {f"{path}.A": a for path, a in theta.a.items()} | {f"{path}.B": b for path, b in theta.b.items()}
+def _tensors(trainable: Adapter | FullWeights) -> dict[str, torch.Tensor]:
+    """The tensors of the parameters, by name."""
+    if isinstance(trainable, FullWeights):
+        return trainable.tensors
+    return {f"{path}.A": a for path, a in trainable.a.items()} | {f"{path}.B": b for path, b in trainable.b.items()}
 
 
 def _stored(made: Path, job: Job) -> dict[str, torch.Tensor]:
-    """What the job stored, under the names of `_tensors`."""
+    """The tensors that the job stored, by the names of `_tensors`."""
     if job.mode == "full":
         return {name: weight.floats for name, weight in open_weights(open_model_folder(made).weights).items()}
     return _tensors(load_adapter(made))
 
 
 def _differences(rebuilt: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Of each tensor that is not the same, bit for bit, the largest difference. Raises CannotReplay."""
+    """The largest difference of each tensor that is not bit-identical. Raises CannotReplay."""
     if rebuilt.keys() != stored.keys() or any(rebuilt[name].shape != stored[name].shape for name in stored):
         raise CannotReplay(
             "What was stored has other tensors than what the job started from. One of the two folders was exchanged; "
@@ -206,18 +205,18 @@ def _differences(rebuilt: Mapping[str, torch.Tensor], stored: Mapping[str, torch
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    # As numbers, -0.0 would be the same as 0.0, and what is no number would differ from itself.
+    # Compared as numbers, -0.0 would equal 0.0, and NaN would differ from itself.
     return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
-def _save(theta: Adapter | FullWeights, folder: DataFolder, job: Job, made: Path, output: Path) -> None:
-    """Write theta as the job has written it."""
-    if isinstance(theta, FullWeights):
-        save_full(_start_model(folder, job), theta, output, created_at=open_model_folder(made).manifest.created_at)
+def _save(trainable: Adapter | FullWeights, folder: DataFolder, job: Job, made: Path, output: Path) -> None:
+    """Write the parameters as the job did."""
+    if isinstance(trainable, FullWeights):
+        save_full(_start_model(folder, job), trainable, output, created_at=open_model_folder(made).manifest.created_at)
         return
     with safe_open(made / WEIGHTS_NAME, "pt") as file:
-        theta.metadata = dict(file.metadata() or {})
-    theta.save(output, is_mlm=read_config(made).is_mlm)
+        trainable.metadata = dict(file.metadata() or {})
+    trainable.save(output, is_mlm=read_config(made).is_mlm)
 
 
 def _counted(rows: Iterable[Step | StepRow], on_row: Callable[[int], None]) -> Iterator[StepRecord]:

@@ -1,4 +1,4 @@
-"""A run's records and early stopping in the database, its checkpoints in a folder: what a killed run goes on from."""
+"""Durable storage of a run: records and early stopping in the database, checkpoints in a folder."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from pocketllm.storage.step_log_codec import StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 
-#: Step and halvings of the rate are in the name. A best checkpoint serves whatever was halved since.
+#: The latest checkpoint's name has its step and the halvings of the rate; the best one's is valid after any halving.
 _LATEST, _BEST = "latest-{}-{}.safetensors", "best-{}.safetensors"
 
 
@@ -25,7 +25,7 @@ class StoredRun:
     """pocketllm.daemon.training.trainer.RunStore of a job."""
 
     def __init__(self, store: Store, job_id: str, folder: Path) -> None:
-        """folder: for checkpoints; made with the first."""
+        """folder: of the checkpoints; created with the first."""
         self._store, self._job_id, self._folder = store, job_id, folder
 
     def records(self) -> Sequence[StepRecord]:
@@ -46,7 +46,7 @@ class StoredRun:
         self._store.jobs.set_early_stopping(self._job_id, stopping.to_json())
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """See RunStore. An event says so, where there is something to forget."""
+        """See RunStore. Adds an event, unless there is nothing to roll back."""
         self._store.step_log.go_back(
             self._job_id,
             step=stopping.best_step,
@@ -57,13 +57,13 @@ class StoredRun:
         )
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """See RunStore. Raises OSError when the disk is full; what was there before stays."""
+        """See RunStore. Raises OSError when the disk is full; earlier checkpoints stay."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         best = _BEST.format(stopping.best_step)
         name = best if checkpoint.step == stopping.best_step else _LATEST.format(checkpoint.step, stopping.halvings)
         write_tensors(self._folder / name, checkpoint.state)
         if name == best:
-            return  # the database still names the best before
+            return  # the database still refers to the previous best
         for old in self._folder.glob("*.safetensors"):
             if old.name not in (name, best):
                 old.unlink()
@@ -88,7 +88,7 @@ class StoredRun:
 
 
 def record_of(row: Step | StepRow) -> StepRecord:
-    """What a method needs of a row of the step log."""
+    """The record in a row of the step log."""
     return StepRecord(
         step=row.step,
         seed=row.seed,
@@ -100,7 +100,7 @@ def record_of(row: Step | StepRow) -> StepRecord:
 
 
 def ended_early(stopping: EarlyStopping, step: int) -> str:
-    """What to tell of a run that early stopping has ended after this step."""
+    """The message for a run that early stopping ended after this step."""
     return f"validation loss stopped improving after step {stopping.best_step}; rolled back to it from step {step}"
 
 
@@ -114,6 +114,6 @@ def _message(stopping: EarlyStopping, step: int) -> str:
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
-    """A tensor at a time, each in memory of its own: mapped ones would change under a run that writes the file anew."""
+    """Copies of the tensors: mapped ones would change when the run writes the file again."""
     with safe_open(file, "pt") as tensors:
         return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118

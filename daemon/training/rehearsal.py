@@ -1,12 +1,12 @@
-"""Pseudo-rehearsal (Robins, 1995): samples of the base model itself are learned beside the owner's text.
+"""Pseudo-rehearsal (Robins, 1995) against forgetting: each step also trains on samples of the base model itself.
 
-Cross-entropy on a model's own samples is KL(base || adapted) plus a constant, so a few of them in each step hold the
-model where the owner's text says nothing, and nobody's text is needed for it. They are drawn once a model: some of
-text, the others from where a user's message begins, for the manners of a model that has learned to chat.
+Cross-entropy on a model's own samples is KL(base || adapted) plus a constant, so a few of them in each step keep the
+model's behaviour elsewhere, and need no other text. They are drawn once a model: half of them as plain text, half as a
+chat from a user's message on.
 
-Those of text begin, as the owner's blocks do, anywhere in it: what they were begun with is left out. With it the model
-learns to tell them by it, and writes like the owner wherever it is missing (on bench.harm's ordinary text, after 60
-steps on a diary: 0.15 nats a token worse with it, 0.04 without).
+The plain samples are trained on without the token that they were drawn from. With it, the model learns to recognise
+samples by it, and writes like the owner wherever it is missing (bench.harm's ordinary text, after 60 steps on a diary:
+0.15 nats a token worse with it, 0.04 without).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,25 +24,25 @@ from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
-#: Beside the model's weights.
+#: In the model's folder.
 FILE_NAME = "samples.safetensors"
-#: Samples at most, and tokens of each.
+#: The most samples, and tokens of each.
 MAX_SAMPLES, TOKENS = 384, 64
-#: Drawn at the same time: more take more memory for their keys and values, fewer more time.
+#: Samples to draw at the same time: a trade-off between the memory of the KV cache and time.
 AT_ONCE = 16
 
 
 def blocks_of_step(share: float, batch: int) -> int:
-    """How many of a step's blocks are samples: about this share, at least one, but never all."""
+    """The number of a step's blocks that are samples: about this share, at least one, but not all."""
     return max(1, round(share * batch)) if share > 0 and batch > 1 else 0
 
 
-def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """What samples begin with: the token between texts; and what stands before a user's message, if the model chats."""
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The prompts of samples: `eos`; and if the model has a chat template, the beginning of a user's message."""
     found = [[eos_id(tokenizer)]]
     if tokenizer.chat_template:
         mark = "pocketllm"
-        with suppress(TemplateError):  # some take no single message
+        with suppress(TemplateError):  # some templates refuse a single message
             text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
             ids = tokenizer(str(text).partition(mark)[0], add_special_tokens=False)["input_ids"]
             assert isinstance(ids, list)
@@ -51,32 +51,32 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def rehearsal_blocks(
-    model: LanguageModel, openings: Sequence[Sequence[int]], *, wanted: int, on_part: Callable[[int, int], None]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], *, count: int, on_progress: Callable[[int, int], None]
 ) -> Batch:
-    """As many of the model's samples as are wanted, drawn where they are not there yet. The model is left at its base.
+    """Samples of the base model, drawn and saved where they are missing. Leaves the model without an adapter.
 
-    wanted: as many as the steps of a job rehearse, for what is seen again and again is learned by heart and holds
-    nothing; there are no more than MAX_SAMPLES. on_part: called with how many there are and how many there will be,
-    after each part that was drawn; a kill costs no more than a part.
+    count: the blocks that a job rehearses, since samples that are repeated are memorised and no longer help; at most
+    MAX_SAMPLES are drawn. on_progress: called with the number of samples so far and in all, after each AT_ONCE; a kill
+    loses no more than these.
     """
-    parts = ceil(min(wanted, MAX_SAMPLES) / AT_ONCE)
+    parts = ceil(min(count, MAX_SAMPLES) / AT_ONCE)
     file = model.folder.path / FILE_NAME
     samples = load_file(file) if file.is_file() else {}
-    model.use(None)
+    model.set_parameters(None)
     for part in range(parts):
         if str(part) not in samples:
-            opening = openings[part % len(openings)]
-            samples[str(part)] = _draw(model, opening, generator=torch.Generator().manual_seed(part))
+            prompt = prompts[part % len(prompts)]
+            samples[str(part)] = _draw(model, prompt, generator=torch.Generator().manual_seed(part))
             write_tensors(file, samples)
-            on_part(AT_ONCE * (part + 1), AT_ONCE * parts)
-    rows = [_row(samples[str(part)], openings[part % len(openings)]) for part in range(parts)]
+            on_progress(AT_ONCE * (part + 1), AT_ONCE * parts)
+    rows = [_row(samples[str(part)], prompts[part % len(prompts)]) for part in range(parts)]
     inputs, targets = (torch.cat(some) for some in zip(*rows, strict=True))
     return Batch(inputs=inputs, targets=targets)
 
 
-def _draw(model: LanguageModel, opening: Sequence[int], *, generator: torch.Generator) -> torch.Tensor:
-    """(AT_ONCE, TOKENS + 2) int64: rows that begin with the opening, sampled at temperature one."""
-    ids = torch.tensor([list(opening)]).repeat(AT_ONCE, 1)
+def _draw(model: LanguageModel, prompt: Sequence[int], *, generator: torch.Generator) -> torch.Tensor:
+    """(AT_ONCE, TOKENS + 2) int64: rows that begin with the prompt, sampled at temperature 1."""
+    ids = torch.tensor([list(prompt)]).repeat(AT_ONCE, 1)
     cache, new = DynamicCache(config=model.network.config), ids
     while ids.shape[1] < TOKENS + 2:
         new = torch.multinomial(model.next_logits(new, cache).softmax(1), 1, generator=generator)
@@ -84,13 +84,13 @@ def _draw(model: LanguageModel, opening: Sequence[int], *, generator: torch.Gene
     return ids
 
 
-def _row(ids: torch.Tensor, opening: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(AT_ONCE, TOKENS) inputs, and what follows each: no target where it was not sampled.
+def _row(ids: torch.Tensor, prompt: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(AT_ONCE, TOKENS) inputs and targets; only sampled tokens are targets.
 
-    A separator is left out; what stands before a user's message stays, for there it always does.
+    `eos` is dropped; the beginning of a user's message stays, since it always precedes one.
     """
-    if len(opening) == 1:
+    if len(prompt) == 1:
         return ids[:, 1:-1], ids[:, 2:]
     targets = ids[:, 1:-1].clone()
-    targets[:, : len(opening) - 1] = IGNORE_INDEX
+    targets[:, : len(prompt) - 1] = IGNORE_INDEX
     return ids[:, :-2], targets

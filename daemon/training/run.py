@@ -1,4 +1,4 @@
-"""One job's run: from what is stored to what was learned. What joins storage and mezo."""
+"""One job's training run: joins the stored texts, the model, the method and the evaluation."""
 
 import gc
 import hashlib
@@ -20,7 +20,7 @@ from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, 
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
-from pocketllm.daemon.scheduling.planning import chosen, plan_job
+from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.checkpoints import StoredRun
@@ -32,7 +32,7 @@ from pocketllm.engine.data.examples import encode
 from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import ModelReport, sample
-from pocketllm.engine.generate.streaming_text import end_tokens, eos_id
+from pocketllm.engine.generate.streaming_text import eos_id, stop_ids_of
 from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
@@ -48,12 +48,12 @@ from pocketllm.storage.tables import Job, Outcome, Text
 
 Result = TypeVar("Result")
 
-#: Blocks of the job's text that the adapter's frozen directions are taken from.
-DIRECTION_BLOCKS = 32
+#: Blocks of the job's text for the activation PCA.
+PCA_BLOCKS = 32
 
 
 class TrainingRun:
-    """One job's run: its parts, made from what is stored. Raises MezoError for what trying again would not mend."""
+    """One job's run. Raises MezoError for errors that a retry would not fix."""
 
     def __init__(self, folder: DataFolder, store: Store, job: Job) -> None:
         self.folder, self.store, self.job = folder, store, job
@@ -62,13 +62,13 @@ class TrainingRun:
         self.plan = self._plan()
         self.dtype: torch.dtype = getattr(torch, self.plan.compute_dtype)
         self.model = LanguageModel(self.model_folder, dtype=self.dtype, release_pages=True, replicas=self.plan.replicas)
-        # The tokenizer takes as much memory as a step does, and is not kept. It comes before the cap, since it
-        # aborts the process where it cannot allocate; what it is given at a time is bounded.
+        # The tokenizer takes as much memory as a step, and is dropped after use. It runs before the memory cap, since
+        # it aborts the process where it cannot allocate.
         tokenizer = self.model_folder.tokenizer()
-        self.eos = eos_id(tokenizer)  # which looks through all words
+        self.eos = eos_id(tokenizer)
         self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
         is_mlm = self.model_folder.manifest.is_mlm
-        self.measuring = HeldOutEvaluation(
+        self.evaluation = HeldOutEvaluation(
             folder=folder,
             store=store,
             model=self.model,
@@ -77,17 +77,17 @@ class TrainingRun:
             dtype=self.dtype,
             micro_batch=self.plan.micro_batch,
         )
-        self.openings = rehearsal.openings(tokenizer)
-        self.ends = end_tokens(self.model.network.config.eos_token_id, tokenizer)
+        self.rehearsal_prompts = rehearsal.prompts(tokenizer)
+        self.stop_ids = stop_ids_of(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
 
-    def to_the_end(self) -> None:
-        """Start, or go on, and finish."""
+    def run(self) -> None:
+        """Start or resume the job, and finish it."""
         self._conclude(*self._learn())
 
-    def take_fewer_rows(self, because: str) -> bool:
-        """Let half as many rows as before pass through the layers at once, from the next start on; whether it can."""
+    def halve_micro_batch(self, because: str) -> bool:
+        """Halve the micro-batch from the next start on; returns False if it is the smallest already."""
         before, fewest = self.plan.micro_batch, MIN_ROWS[self.plan.method]
         if before <= fewest:
             return False
@@ -98,15 +98,15 @@ class TrainingRun:
 
     @torch.no_grad()
     def _learn(self) -> tuple[AdapterRow, EvaluationVerdict, ModelReport | None]:
-        """What was made and saved, what the held-out text says of it, and what there is to see of it."""
+        """Train; returns the saved adapter, the verdict of the evaluation, and the report, if there is one."""
         samples = self._samples()
-        theta = self._start()
-        self.model.use(theta)
-        give_back_free_memory()  # of the tokenizer and of what the directions were found with
-        self.measuring.refresh(self.job, theta)
+        trainable = self._start()
+        self.model.set_parameters(trainable)
+        give_back_free_memory()  # of the tokenizer and the activation PCA
+        self.evaluation.refresh(self.job, trainable)
         training, validation = split(self.buckets)
-        method, points = self._method(theta, samples)
-        new = self.plan.batch - self._rehearsed  # blocks of a step
+        method, points = self._method(trainable, samples)
+        new = self.plan.batch - self._rehearsed  # blocks of text in a step
         stopping = train(
             method,
             StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
@@ -117,48 +117,48 @@ class TrainingRun:
                 validation_loss=lambda: self.model.mean_loss(validation, self.plan.micro_batch),
                 validated_on=hashlib.sha256(" ".join(block_keys(validation)).encode()).hexdigest()[:16],
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
-                measure=lambda step: self._measure(step, theta),
+                measure=lambda step: self._measure(step, trainable),
                 measure_every=self.settings.measure_every,
                 clock=time.monotonic,
             ),
         )
-        return self._finish(theta, stopping.best_step)
+        return self._finish(trainable, stopping.best_step)
 
     def _samples(self) -> Batch | None:
-        """The base model's own samples, where steps rehearse them."""
+        """Samples of the base model for rehearsal; None where there is none."""
         if not self._rehearsed:
             return None
-        wanted = self._rehearsed * self.job.total_steps
-        return rehearsal.rehearsal_blocks(self.model, self.openings, wanted=wanted, on_part=self._drawn)
+        count = self._rehearsed * self.job.total_steps
+        return rehearsal.rehearsal_blocks(self.model, self.rehearsal_prompts, count=count, on_progress=self._sampled)
 
     @property
     def _rehearsed(self) -> int:
-        """Blocks of a step that are samples: of exact steps on a model that writes."""
+        """The number of rehearsal blocks in a step: only exact steps on a causal model have some."""
         if self.plan.method != "exact" or self.model_folder.manifest.is_mlm:
             return 0
         return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
 
-    def _drawn(self, count: int, wanted: int) -> None:
-        self._say("preparing", f"drew {count} of {wanted} samples of the base model, once a model")
+    def _sampled(self, done: int, count: int) -> None:
+        self._say("preparing", f"drew {done} of {count} samples of the base model, once a model")
 
-    def _method(self, theta: Adapter | FullWeights, samples: Batch | None) -> tuple[Method, float]:
-        """The job's method, and how many forward passes a step of it takes as long as."""
+    def _method(self, trainable: Adapter | FullWeights, samples: Batch | None) -> tuple[Method, float]:
+        """The job's method, and the cost of its step in forward passes."""
         if self.plan.method == "exact":
-            assert isinstance(theta, Adapter)
+            assert isinstance(trainable, Adapter)
             size = PassSize(blocks=self.plan.pass_blocks, micro_batch=self.plan.micro_batch)
             count = self._rehearsed
             exact = Exact(
                 self.model,
-                theta,
+                trainable,
                 ExactPlan(seed=self.job.seed, rate=self.settings.rate, samples_weight=count / self.plan.batch),
                 size,
-                to_start=lambda: self._to_start(theta),
+                to_start=lambda: self._to_start(trainable),
                 samples=None if samples is None else shuffled((samples,), size=count, seed=self.job.seed),
             )
             return exact, EXACT_PASSES
         mezo = MeZO(
             lambda points, batch: self.model.losses_at(points, batch, self.plan.micro_batch),
-            theta,
+            trainable,
             MeZOPlan(
                 seed=self.job.seed,
                 epsilon=self.settings.epsilon,
@@ -166,31 +166,31 @@ class TrainingRun:
                 probes=self.plan.probes,
                 noise=self.settings.noise,
             ),
-            to_start=lambda: self._to_start(theta),
+            to_start=lambda: self._to_start(trainable),
         )
         return mezo, points_of(self.plan.probes)
 
-    def _measure(self, step: int, theta: Adapter | FullWeights) -> None:
+    def _measure(self, step: int, trainable: Adapter | FullWeights) -> None:
         found = self.store.step_log.evaluation(self.job.id, step)
-        if found is None or not self.measuring.covers(found):
-            self.measuring.evaluate(self.job, step, theta)
+        if found is None or not self.evaluation.covers(found):
+            self.evaluation.evaluate(self.job, step, trainable)
 
     def _start_model(self) -> ModelFolder:
-        """The weights that the job starts from: the base's, or all of those that an earlier full job made."""
+        """The weights to start from: the base model's, or those of an earlier full-parameter job."""
         if self.settings.mode == "full" and self.job.parent:
             return open_model_folder(self.folder.adapter(self.job.parent))
         return open_model_folder(self.folder.models / self.job.model)
 
     def _plan(self) -> JobPlan:
-        """How the job runs: settled at its first start, so that a resumed run makes the same sums."""
+        """The job's plan, fixed at its first start, so that a resumed run computes the same."""
         if self.job.plan is not None and self.job.plan.get("method") == "guided":
             self._begin_anew()
         if self.job.plan is not None:
-            known = {field.name for field in fields(JobPlan)}  # an older version's plan may say more
+            known = {field.name for field in fields(JobPlan)}  # an older version's plan may have more
             plan = {name: value for name, value in self.job.plan.items() if name in known}
             return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
         planned = plan_job(self.model_folder, self.settings, steps=self.job.total_steps)
-        self._say("chosen", chosen(planned))
+        self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
         predicted = planned.prediction.peak_bytes
@@ -199,7 +199,7 @@ class TrainingRun:
         return planned.plan
 
     def _begin_anew(self) -> None:
-        """Forget the run of a job that was paused while it learned by a method that is gone."""
+        """Delete the run of a job that was paused while it used a method that no longer exists."""
         self._say("began anew", "the method guided is gone: the job starts again with exact gradients")
         self.store.step_log.forget_run(self.job.id)
         self.job = self.store.jobs.get(self.job.id)
@@ -207,7 +207,7 @@ class TrainingRun:
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, Batches, tuple[int, ...]]:
-        """Blocks to learn from, to measure with, and how many of the latter, at the end, are of each old part."""
+        """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
 
         def encoded(texts: Sequence[Text]) -> Batches:
             return encode(
@@ -223,7 +223,7 @@ class TrainingRun:
         return with_replay(self.store.texts.of_job(self.job.id), encoded)
 
     def _start(self) -> Adapter | FullWeights:
-        """What the job starts from: the same at each start. A fresh adapter is written down at the first."""
+        """The initial parameters, the same at each start: the first start saves a new adapter."""
         if self.settings.mode == "full":
             return self.model.full()
         folder = self.folder.start(self.job.id)
@@ -233,18 +233,18 @@ class TrainingRun:
         adapter.save(folder)
         return adapter
 
-    def _to_start(self, theta: Adapter | FullWeights) -> None:
-        """Make of theta, in place, what `_start` gave."""
-        if isinstance(theta, FullWeights):
-            theta.reload(open_weights(self.model_folder.weights))
+    def _to_start(self, trainable: Adapter | FullWeights) -> None:
+        """Reset the parameters, in place, to what `_start` returned."""
+        if isinstance(trainable, FullWeights):
+            trainable.reload(open_weights(self.model_folder.weights))
             return
         start = load_adapter(self.folder.start(self.job.id))
-        for path in theta.a:
-            theta.a[path].copy_(start.a[path])
-            theta.b[path].copy_(start.b[path])
+        for path in trainable.a:
+            trainable.a[path].copy_(start.a[path])
+            trainable.b[path].copy_(start.b[path])
 
     def _of_parent(self) -> Adapter | None:
-        """The parent's adapter, if this job's method can go on with it."""
+        """The parent's adapter, if this job's method can continue it."""
         if self.job.parent is None:
             return None
         adapter = load_adapter(self.folder.adapter(self.job.parent))
@@ -254,7 +254,7 @@ class TrainingRun:
             fits = self.model.head_path not in adapter.a
         if fits:
             return adapter
-        self._say("began anew", f"{self.job.parent} adapts other maps than {self.plan.method} does")
+        self._say("began anew", f"{self.job.parent} adapts other linear maps than {self.plan.method} does")
         self.job = self.store.jobs.set_parent(self.job.id, None)
         return None
 
@@ -263,7 +263,7 @@ class TrainingRun:
             return fresh_adapter(self.model, rank=self.plan.rank, seed=self.job.seed)
         return adapter_along_activations(
             self.model,
-            first_blocks(self.buckets, DIRECTION_BLOCKS),
+            first_blocks(self.buckets, PCA_BLOCKS),
             targets=self.settings.targets,
             rank=self.plan.rank,
             seed=self.job.seed,
@@ -272,27 +272,27 @@ class TrainingRun:
         )
 
     def _passed(self, number: int) -> None:
-        self._say("preparing", f"looked at the text, pass {number} of {PASSES}")
+        self._say("preparing", f"activation PCA: pass {number} of {PASSES}")
 
     def _finish(
-        self, theta: Adapter | FullWeights, last: int
+        self, trainable: Adapter | FullWeights, last: int
     ) -> tuple[AdapterRow, EvaluationVerdict, ModelReport | None]:
-        """Judge and save what was made, and look at it while the model is there."""
+        """Evaluate and save the result, and make its report while the model is loaded."""
         before = self.store.step_log.evaluation(self.job.id, 0)
         now = self.store.step_log.evaluation(self.job.id, last)
         assert before is not None and now is not None, "train() measures at both ends"
         base = self.store.step_log.evaluation(self.job.id, BASE_STEP)
         verdict = evaluate(
-            self.measuring.paired(before),
-            self.measuring.paired(now),
-            self.measuring.weights,
+            self.evaluation.paired(before),
+            self.evaluation.paired(now),
+            self.evaluation.weights,
             old_blocks=self.old_blocks,
-            base=None if base is None else self.measuring.paired(base),
-            repeats=repeated(self.buckets, self.measuring.held_out, is_mlm=self.model_folder.manifest.is_mlm),
-            ordinary=self.measuring.compare_ordinary(theta),
+            base=None if base is None else self.evaluation.paired(base),
+            repeats=repeated(self.buckets, self.evaluation.held_out, is_mlm=self.model_folder.manifest.is_mlm),
+            ordinary=self.evaluation.compare_ordinary(trainable),
         )
         identity = self.job.id.replace("job-", "adapter-")
-        self._save(theta, identity)
+        self._save(trainable, identity)
         row = AdapterRow(
             id=identity,
             job_id=self.job.id,
@@ -304,25 +304,25 @@ class TrainingRun:
             held_out_loss_now=now.loss,
             created_at=_now(),
         )
-        return row, verdict, reporting.attempted(lambda: self._look(theta), self._say)
+        return row, verdict, reporting.attempt(lambda: self._report(trainable), self._say)
 
-    def _look(self, theta: Adapter | FullWeights) -> ModelReport:
-        self._say("reporting", "looking at what was learned")
-        give_back_free_memory()  # of the steps
+    def _report(self, trainable: Adapter | FullWeights) -> ModelReport:
+        self._say("reporting", "comparing the model with the base model")
+        give_back_free_memory()
         is_mlm, base = self.model_folder.manifest.is_mlm, self.folder.models / self.job.model
-        places = sample(self.buckets, self.measuring.held_out, eos=self.eos, ends=self.ends, is_mlm=is_mlm)
-        return reporting.look(self.model, theta, base, places, self.plan.micro_batch)
+        places = sample(self.buckets, self.evaluation.held_out, eos=self.eos, stop_ids=self.stop_ids, is_mlm=is_mlm)
+        return reporting.model_report(self.model, trainable, base, places, self.plan.micro_batch)
 
     def _conclude(self, row: AdapterRow, verdict: EvaluationVerdict, found: ModelReport | None) -> None:
-        """End the job with its report. A worker that is killed before has lost seconds: the next does this again."""
+        """End the job with its report. If the worker is killed before, the next one repeats this in seconds."""
         content = None
         if found is not None:
-            del self.model, self.measuring, self.buckets
+            del self.model, self.evaluation, self.buckets
             gc.collect()
             give_back_free_memory()
-            lift_cap()  # for the tokenizer, which has the memory again that it had before the cap
+            lift_cap()  # for the tokenizer, as at the start
             texts = self.store.texts.of_job(self.job.id)
-            content = reporting.attempted(lambda: reporting.in_words(found, self.model_folder, texts), self._say)
+            content = reporting.attempt(lambda: reporting.report_content(found, self.model_folder, texts), self._say)
         self._say("evaluated", verdict.sentence)
         self.store.jobs.succeed(
             self.job.id,
@@ -335,13 +335,13 @@ class TrainingRun:
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
-    def _save(self, theta: Adapter | FullWeights, identity: str) -> None:
+    def _save(self, trainable: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)
-        if isinstance(theta, FullWeights):
-            save_full(self.model_folder, theta, folder, created_at=_now())
+        if isinstance(trainable, FullWeights):
+            save_full(self.model_folder, trainable, folder, created_at=_now())
             return
-        theta.metadata = {"job": self.job.id, "base_weights_sha256": self.model_folder.manifest.weights_sha256}
-        theta.save(folder, is_mlm=self.model_folder.manifest.is_mlm)
+        trainable.metadata = {"job": self.job.id, "base_weights_sha256": self.model_folder.manifest.weights_sha256}
+        trainable.save(folder, is_mlm=self.model_folder.manifest.is_mlm)
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())

@@ -16,7 +16,7 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
 
-#: Between checkpoints: what a kill may cost.
+#: Time between checkpoints: the most that a kill loses.
 CHECKPOINT_SECONDS = 8.0
 
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """A method's state after a step."""
 
     step: int
-    state: dict[str, torch.Tensor]  #: empty where the records are enough
+    state: dict[str, torch.Tensor]  #: empty if the records are enough
 
 
 class RunStore(Protocol):
@@ -38,19 +38,19 @@ class RunStore(Protocol):
         """Write a new record to disk."""
 
     def early_stopping(self) -> EarlyStopping | None:
-        """The last state that was kept; None before the first."""
+        """The last stored state; None before the first."""
 
     def keep(self, stopping: EarlyStopping) -> None:
-        """Keep early stopping."""
+        """Store early stopping."""
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """Delete the records beyond the best step and keep early stopping, atomically. step: the current one."""
+        """Delete the records beyond the best step and store early stopping, atomically. step: the current one."""
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """Write a checkpoint atomically; where it is of the best step, also as the best one."""
+        """Write a checkpoint atomically, as the best one if it is of the best step."""
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """The checkpoint to resume from; None before the first. Raises MezoError where it is missing."""
+        """The checkpoint to resume from; None before the first. Raises MezoError if it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Run:
 
     steps: int  #: at most
     batch: Callable[[int], Batch]  #: of a step (from 1); a pure function
-    remaining: Callable[[int], float]  #: the share of the run ahead of a step, from 1 to 0; 0 ends it
+    remaining: Callable[[int], float]  #: the remaining part of the run at a step, from 1 to 0; 0 ends it
     validation_loss: Callable[[], float]  #: at the current parameters, nats per token
     validated_on: str  #: a digest of the validation split
     check_every: int  #: steps
@@ -71,7 +71,7 @@ class Run:
 def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
     """Train to the end of the run or until early stopping ends it. Leaves the method at its best step.
 
-    Raises TrainingDiverged where the first validation loss is not finite.
+    Raises TrainingDiverged if the first validation loss is not finite.
     """
     stopping = store.early_stopping() or EarlyStopping()
     recorded = len(store.records())
@@ -120,19 +120,19 @@ def _resume(method: Method, store: RunStore, stopping: EarlyStopping) -> int:
         method.restore({}, records)
         return len(records)
     found = store.load(stopping)
-    # Without a checkpoint it begins anew, and makes the same records again.
+    # Without a checkpoint it starts again, and produces the same records.
     method.restore({} if found is None else found.state, ())
     return 0 if found is None else found.step
 
 
 def _check(step: int, method: Method, store: RunStore, run: Run, stopping: EarlyStopping) -> Verdict:
-    """Check the validation loss where it is due."""
+    """Check the validation loss if it is due."""
     due = (step % run.check_every == 0 and step < run.steps) or stopping.first_loss is None
     if not due or step <= stopping.looked_at:
         return Verdict.GO_ON
     verdict = stopping.check(step, run.validation_loss())
     if verdict is Verdict.NEW_BEST:
-        _save(step, method, store, stopping)  # on disk before early stopping that names it
+        _save(step, method, store, stopping)  # before the early stopping that refers to it
     if verdict in (Verdict.NEW_BEST, Verdict.GO_ON):
         store.keep(stopping)
     return verdict

@@ -1,7 +1,7 @@
-"""The worker: one job, from where its step log ends to its adapter. `python -m pocketllm.daemon.training.worker`.
+"""The worker: resumes or starts one job and runs it to its adapter. `python -m pocketllm.daemon.training.worker`.
 
-Crash-only: there is no shutdown path. Each step is a committed row before it counts; to pause it, kill it; to
-resume, start it again. It ends by itself when the daemon at the other end of its standard input is gone.
+Crash-only: there is no shutdown path. Pausing is killing, and resuming is starting again. It exits when the daemon at
+the other end of its standard input is gone.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pocketllm.daemon.training.run import TrainingRun
 from pocketllm.engine.errors import MezoError
 from pocketllm.storage.store import Store
 
-#: How long to wait for a predecessor that is being killed.
+#: How long to wait for the lock of a worker that is being killed.
 LOCK_SECONDS = 10.0
 OUT_OF_MEMORY = (
     "The job needs more memory than training.memory_bytes allows. "
@@ -38,60 +38,59 @@ OUT_OF_MEMORY = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one job to its end. Exit codes: 0 the job ended (or failed for a reason it wrote down), 75 try again."""
+    """Run one job to its end. Exit codes: 0 the job succeeded or failed (as stored), 75 try again."""
     parser = argparse.ArgumentParser(description="Runs one job of a PocketLLM daemon, which starts it.")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--job", required=True)
     options = parser.parse_args(arguments)
 
     _die_with_parent()
-    with suppress(OSError):  # already at the bottom, or not allowed to say so
+    with suppress(OSError):  # at the lowest priority already, or not permitted
         os.nice(19)
     prefer_as_victim()
     fail_where_memory_ends()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     folder = DataFolder(options.data_dir)
-    with locked(folder.worker_lock, wait_seconds=LOCK_SECONDS) as held:
-        if not held:
+    with locked(folder.worker_lock, wait_seconds=LOCK_SECONDS) as acquired:
+        if not acquired:
             sys.stderr.write("another worker holds this data folder\n")
             return os.EX_TEMPFAIL
         store = Store.open_for_worker(folder.database)
         again = False
         try:
-            again = not _ended_in_memory(TrainingRun(folder, store, store.jobs.get(options.job)))
+            again = not _ran_in_memory(TrainingRun(folder, store, store.jobs.get(options.job)))
         except MezoError as error:
-            # Trying again would end the same way: the job fails, with the sentence that says what to do.
+            # A retry would fail the same way.
             store.jobs.fail(options.job, error=str(error), now=_now())
         finally:
             store.jobs.set_peak_memory(options.job, peak_bytes())
             store.close()
     if again:
-        # In a process that memory has run out in, what it still holds lies between what it gave back, and smaller
-        # tries fail, too: one that has held nothing goes on with what the step log says. The lock is let go before.
+        # The heap is fragmented after running out of memory: resume in a fresh process. The lock is released before.
         module = ["-m", "pocketllm.daemon.training.worker"]
         os.execv(sys.executable, [sys.executable, *module, "--data-dir", str(folder.root), "--job", options.job])
     return os.EX_OK
 
 
-def _ended_in_memory(run: TrainingRun) -> bool:
-    """Let a run come to its end; False where memory ran out, and less of it is to be tried."""
+def _ran_in_memory(run: TrainingRun) -> bool:
+    """Run a job to its end; False if memory ran out and a retry with a smaller micro-batch is possible."""
     try:
-        run.to_the_end()
+        run.run()
         return True
     except Exception as error:
         if not out_of_memory(error):
             raise
-    # Outside the handler, whose error holds on to everything that a walk had made.
+    # Outside the handler, since the exception refers to the activations.
     gc.collect()
     lift_cap()
-    if run.take_fewer_rows("memory ran out"):
+    if run.halve_micro_batch("memory ran out"):
         return False
     run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=_now())
     return True
 
 
 def _die_with_parent() -> None:
-    """End this process when the daemon closes its end of our standard input, as its death does."""
+    """Exit when the daemon closes the other end of standard input, which its death does too."""
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 4096):

@@ -1,4 +1,4 @@
-"""Rows of tokens become batches; which batch a step sees depends on (seed, step) alone."""
+"""Batches of token blocks; the batch of a step is a pure function of (seed, step)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +18,20 @@ Ids = Sequence[int] | NDArray[np.int32]
 
 NO_TEXT = "There is no text to learn from. POST /texts first."
 
-#: The generator stream of the batches' order; those of the buckets' orders follow. The noise uses streams from 0 up.
-#: Below 2^63, since NumPy would make floating-point numbers of larger ones among small ones.
+#: The generator's stream for the order of the batches; those for the buckets' orders follow. The noise uses streams
+#: from 0 up.
 _ORDER_STREAM = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Equally long rows of tokens with the token that each position shall predict."""
+    """Blocks of token ids, all equally long, with the target of each position."""
 
     inputs: torch.Tensor  #: (blocks, tokens) int64
-    targets: torch.Tensor  #: (blocks, tokens) int64, IGNORE_INDEX where nothing is predicted
-    #: Tokens of the label words: the only ones that can be predicted. None: the whole vocabulary.
+    targets: torch.Tensor  #: (blocks, tokens) int64, IGNORE_INDEX where there is no loss
+    #: Token ids of the label words, over which the softmax runs. None: the whole vocabulary.
     label_ids: tuple[int, ...] | None = None
-    lengths: torch.Tensor | None = None  #: (blocks,) int64, real tokens of each row. None: no row needs a mask
+    lengths: torch.Tensor | None = None  #: (blocks,) int64, tokens without padding. None: no mask is needed
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -42,22 +42,22 @@ class Batch:
 
     @property
     def target_counts(self) -> torch.Tensor:
-        """(blocks,): how many positions of each block predict something."""
+        """(blocks,): the number of targets in each block."""
         return (self.targets != IGNORE_INDEX).sum(1)
 
     @property
     def tokens(self) -> int:
-        """How many positions predict something."""
+        """The number of targets."""
         return int(self.target_counts.sum())
 
     def repeat(self, count: int) -> "Batch":
-        """All blocks, so many times."""
+        """All blocks, `count` times."""
         inputs, targets = self.inputs.repeat(count, 1), self.targets.repeat(count, 1)
         lengths = None if self.lengths is None else self.lengths.repeat(count)
         return replace(self, inputs=inputs, targets=targets, lengths=lengths)
 
-    def joined(self, other: "Batch") -> "Batch | None":
-        """These blocks and the other ones; None where they are of another length or kind."""
+    def concatenated(self, other: "Batch") -> "Batch | None":
+        """These blocks followed by the other ones; None if they differ in length or kind."""
         kind, others = ((some.inputs.shape[1], some.label_ids, some.lengths is None) for some in (self, other))
         if kind != others:
             return None
@@ -66,19 +66,18 @@ class Batch:
         return replace(self, **both)
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """The blocks in runs of at most `size`."""
+        """Yield the blocks in batches of at most `size`."""
         return (self[slice(start, start + size)] for start in range(0, len(self), size))
 
 
-#: Blocks of different lengths and kinds.
+#: Blocks of several lengths and kinds, a bucket each.
 Batches = tuple[Batch, ...]
 
 
 def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
-    """Join token lists, each ended by `eos`, and cut the stream into blocks of `length` positions.
+    """Concatenate token lists, each followed by `eos`, and cut the stream into blocks of `length` positions.
 
-    Each token but the very first is predicted exactly once. Only the last block may be short; it is filled up
-    with end tokens that are not predicted, and which no earlier position of a causal model sees. Raises
+    Each token but the first is a target exactly once. The last block is padded with `eos`, without targets. Raises
     BadRequest when there is no text.
     """
     stream = np.full(sum(len(text) + 1 for text in texts), eos, dtype=np.int64)
@@ -101,9 +100,9 @@ def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
 def batch_at(buckets: Batches, *, step: int, size: int, seed: int) -> Batch:
     """The batch of step `step` (from 1): at most `size` blocks of one bucket.
 
-    An epoch shows every block once. It cuts each bucket, in an order drawn anew, into batches, of which only the
-    bucket's last may be smaller than `size`, and shows the batches of all buckets in an order drawn anew.
-    A pure function of its arguments, so a resumed run sees what an undisturbed run would have seen.
+    An epoch contains every block once. It shuffles each bucket, cuts it into batches (only the last may be smaller than
+    `size`), and shuffles the batches of all buckets. A pure function of its arguments, so a resumed run gets the same
+    batches as an undisturbed one.
     """
     counts = tuple(len(bucket) for bucket in buckets)
     batches = [-(-count // size) for count in counts]
@@ -118,7 +117,7 @@ def batch_at(buckets: Batches, *, step: int, size: int, seed: int) -> Batch:
 
 
 def shuffled(buckets: Batches, *, size: int, seed: int) -> Callable[[int], Batch]:
-    """What gives the batch of each step; see `batch_at`."""
+    """A function from a step to its batch; see `batch_at`."""
     return lambda step: batch_at(buckets, step=step, size=size, seed=seed)
 
 
@@ -126,11 +125,11 @@ def shuffled(buckets: Batches, *, size: int, seed: int) -> Callable[[int], Batch
 def _epoch(
     counts: tuple[int, ...], size: int, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """The order of the batches, which are numbered bucket after bucket, and the order of each bucket's blocks."""
+    """The order of the batches, numbered bucket after bucket, and the order of each bucket's blocks."""
     orders = [_order(count, seed, epoch, _ORDER_STREAM + 1 + bucket) for bucket, count in enumerate(counts)]
     return _order(sum(-(-count // size) for count in counts), seed, epoch, _ORDER_STREAM), orders
 
 
 def _order(count: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
-    # Ranks of raw words rather than Generator.permutation, whose stream NumPy does not promise to keep.
+    # Not Generator.permutation, whose stream may change between NumPy versions.
     return np.argsort(philox(seed, epoch, stream).random_raw(count), kind="stable")

@@ -1,4 +1,4 @@
-"""Chats in a model's own template: the prompt that an assistant's message answers, and the message as it is learned."""
+"""Chats in the model's chat template, as prompts for generation and as training examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def chat_prompt(tokenizer: "Tokenizer", messages: Messages) -> str:
-    """What an answer to these messages continues: text with the template's special tokens in it.
+    """The prompt that an answer to these messages continues, with the template's special tokens.
 
     Raises BadRequest for a model without a chat template, or messages that its template refuses.
     """
@@ -29,11 +29,10 @@ def chat_prompt(tokenizer: "Tokenizer", messages: Messages) -> str:
 
 
 def turns(tokenizer: "Tokenizer", messages: Messages) -> Iterator[tuple[str, str]]:
-    """What there is to learn of a chat: each of the assistant's messages behind its prompt, up to what ends a turn.
+    """Yield (prompt, answer) for each of the assistant's messages; an answer includes the end of its turn.
 
-    A message of the assistant's whose `weight` is 0 is only read, as OpenAI has it. Where the model has no template,
-    or its template refuses the messages, the roles are written before them: a chat that one model cannot take shall
-    not keep it from learning everything else.
+    A message whose `weight` is 0 is context only, as in OpenAI's format. If the model has no template, or its template
+    refuses the messages, each message is written after its role, so that one chat does not fail the whole job.
     """
     for i, message in enumerate(messages):
         if is_learned(message):
@@ -46,18 +45,16 @@ def turns(tokenizer: "Tokenizer", messages: Messages) -> Iterator[tuple[str, str
 
 
 def is_learned(message: Mapping[str, Any]) -> bool:
-    """Whether a message is one to learn: the assistant's, with something in it, unless its weight is 0."""
+    """Whether a message is a target: the assistant's, not empty, and not of weight 0."""
     return message["role"] == "assistant" and bool(message["content"]) and message.get("weight") != 0
 
 
 def _answer(tokenizer: "Tokenizer", prompt: str, messages: Messages) -> str:
-    """The last message with what ends it, as it stands behind the prompt. What only leads to the next turn is left
-    out: nobody generates it.
-    """
+    """The last message as it follows the prompt, up to the end of its turn."""
     whole = _rendered(tokenizer, messages, answer_follows=False)
     if whole.startswith(prompt):
         return whole[len(prompt) :].rstrip()
-    # Some templates write an assistant's past messages differently from the one to come.
+    # Some templates render an assistant's past messages differently from its next one.
     return str(messages[-1]["content"]) + str(getattr(tokenizer, "eos_token", None) or "")
 
 

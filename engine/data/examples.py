@@ -1,4 +1,4 @@
-"""Examples become rows of tokens: plain text, prompts with their completions, chats, and labelled text."""
+"""Tokenizes examples into batches: plain text, prompts with completions, chats, and labelled text."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,28 +19,28 @@ from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 T = TypeVar("T")
 
-#: Rows of completions and labelled text are padded to a multiple of this, so each has fewer than this many pads.
+#: Rows of completions and labelled text are padded to a multiple of this length.
 WIDTH_STEP = 8
-#: Of a masked model's plain text, how much is hidden from it (as when RoBERTa was trained, arXiv 1907.11692).
+#: The part of plain text that is masked for a masked language model (as in RoBERTa, arXiv 1907.11692).
 MASKED_SHARE = 0.15
 
-#: The most texts, and about the most characters, that the tokenizer is given at once: enough for its threads, and
-#: few, as it takes some 200 bytes a token.
+#: The most texts, and about the most characters, to tokenize at once: enough for its threads, while the tokenizer takes
+#: some 200 bytes a token.
 _TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**18
-#: The generator stream of the masks; batches.py and the noise have others.
+#: The generator's stream for the masks; batches.py and the noise use others.
 _MASK_STREAM = 2**62 + 2**61
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """A text of which every token is learned."""
+    """A text. Every token is a target."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A prompt, which is only read, and what follows it, which is learned."""
+    """A prompt and its completion. Only the completion's tokens are targets."""
 
     prompt: str
     completion: str
@@ -48,7 +48,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A text and the label that the model shall give it."""
+    """A text and its label, which is the target."""
 
     text: str
     label: str
@@ -56,7 +56,7 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Messages, of which the assistant's are learned, in the model's own template."""
+    """A chat in the model's template. The assistant's messages are targets."""
 
     messages: Messages
 
@@ -74,32 +74,32 @@ def encode(
     is_mlm: bool = False,
     seed: int = 0,
 ) -> Batches:
-    """The examples as rows of at most `length` positions, ready for batch_at; in each bucket in the order given.
+    """The examples as blocks of at most `length` positions, for batch_at; each bucket keeps the given order.
 
-    Plain text is packed: one bucket of rows of `length`, of which only the last is short. Other rows are bucketed
-    by their length, rounded up to a multiple of WIDTH_STEP. What has no tokens at all is left out, but an empty
-    text may have a label, and an empty completion means that nothing follows. `seed` decides which tokens a
-    masked model has to guess; nothing else is random.
+    Plain text is packed into one bucket of blocks of `length`, of which only the last is short. Other examples are
+    bucketed by length, rounded up to a multiple of WIDTH_STEP. Examples without tokens are dropped; but an empty text
+    may have a label, and an empty completion means that the text ends. `seed` decides which tokens are masked for a
+    masked language model.
 
-    The loss of labelled text is over the label words alone, as in MeZO (arXiv 2305.17333, the appendix on prompts;
-    `model_for_prompting_forward` in its medium_models/src/models.py): hence `label_ids`, in the labels' sorted order.
+    The loss of labelled text is a softmax over the label words only (`label_ids`, in the labels' sorted order), as in
+    MeZO (arXiv 2305.17333, the appendix on prompts; `model_for_prompting_forward` in its medium_models/src/models.py).
 
-    Raises BadRequest when there is nothing to learn from, or the model or the template does not fit the examples.
+    Raises BadRequest when no example has tokens, or when the model or the template does not fit the examples.
     """
     if is_mlm and any(isinstance(example, Completion | Chat) for example in examples):
         raise BadRequest(
-            "This is a masked model, which cannot learn completions or chats; use plain or labelled text, or a causal "
-            "model."
+            "This is a masked language model, which cannot learn completions or chats; use plain or labelled text, or "
+            "a causal model."
         )
     plain = [example.text for example in examples if isinstance(example, Plain)]
     pairs = [example for example in examples if isinstance(example, Completion)]
     chats = [example for example in examples if isinstance(example, Chat)]
     labelled = [example for example in examples if isinstance(example, Labelled)]
-    frame = _Frame.of(tokenizer, length) if is_mlm else None
+    special = _SpecialTokens.of(tokenizer, length) if is_mlm else None
     buckets = [
-        *_plain(_tokenize(tokenizer, plain), tokenizer, frame, length=length, eos=eos, seed=seed),
+        *_plain(_tokenize(tokenizer, plain), tokenizer, special, length=length, eos=eos, seed=seed),
         *_continuations(pairs, chats, tokenizer, length=length, eos=eos),
-        *_labelled(labelled, tokenizer, template, frame, length=length, eos=eos),
+        *_labelled(labelled, tokenizer, template, special, length=length, eos=eos),
     ]
     if not buckets:
         raise BadRequest(NO_TEXT)
@@ -107,8 +107,8 @@ def encode(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """The special tokens of a masked model: each row stands between `start` and `end`."""
+class _SpecialTokens:
+    """The special tokens of a masked language model: each row begins with `start` and ends with `end`."""
 
     start: int
     end: int
@@ -117,7 +117,7 @@ class _Frame:
     mask_text: str
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, length: int) -> "_Frame":
+    def of(cls, tokenizer: PreTrainedTokenizerBase, length: int) -> "_SpecialTokens":
         if length < 3:
             raise BadRequest(
                 f"Blocks of {length} tokens have no room beside a start and an end token. Use longer ones."
@@ -197,7 +197,7 @@ def _parts(items: Sequence[T], characters: Callable[[T], int]) -> Iterator[Seque
 def _plain(
     texts: Sequence[NDArray[np.int32]],
     tokenizer: PreTrainedTokenizerBase,
-    frame: _Frame | None,
+    special: _SpecialTokens | None,
     *,
     length: int,
     eos: int,
@@ -206,39 +206,39 @@ def _plain(
     texts = [text for text in texts if len(text)]
     if not texts:
         return
-    if frame is None:
+    if special is None:
         yield pack(texts, length=length, eos=eos)
         return
     packed = pack(texts, length=length - 2, eos=eos)
-    hidden = _hide(packed, frame, tokenizer.all_special_ids, seed)
-    if len(hidden):
-        yield hidden
+    masked = _mask(packed, special, tokenizer.all_special_ids, seed)
+    if len(masked):
+        yield masked
 
 
-def _hide(packed: Batch, frame: _Frame, special: Sequence[int], seed: int) -> Batch:
-    """The packed rows between start and end tokens, a share of each behind masks; no row that hides nothing."""
+def _mask(packed: Batch, special: _SpecialTokens, never: Sequence[int], seed: int) -> Batch:
+    """Add start and end tokens to the packed rows and mask MASKED_SHARE of each. Drops rows without a masked token."""
     tokens, real = packed.inputs.numpy(), (packed.targets != IGNORE_INDEX).numpy()
-    hidden = _some(real & ~np.isin(tokens, special), seed)
+    hidden = _some(real & ~np.isin(tokens, never), seed)
     count, width = tokens.shape
     lengths = real.sum(1) + 2
-    inputs = np.full((count, width + 2), frame.pad, dtype=np.int64)
+    inputs = np.full((count, width + 2), special.pad, dtype=np.int64)
     targets = np.full((count, width + 2), IGNORE_INDEX, dtype=np.int64)
-    inputs[:, 1:-1] = np.where(hidden, frame.mask, np.where(real, tokens, frame.pad))
-    inputs[:, 0], inputs[np.arange(count), lengths - 1] = frame.start, frame.end
+    inputs[:, 1:-1] = np.where(hidden, special.mask, np.where(real, tokens, special.pad))
+    inputs[:, 0], inputs[np.arange(count), lengths - 1] = special.start, special.end
     targets[:, 1:-1] = np.where(hidden, tokens, IGNORE_INDEX)
     useful = hidden.any(1)
     return _blocks(inputs[useful], targets[useful], lengths[useful])
 
 
 def _some(candidates: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """MASKED_SHARE of each row's candidates, at least one: those with the smallest random numbers."""
+    """Choose MASKED_SHARE of each row's candidates, at least one: those with the smallest random numbers."""
     words = philox(seed, 0, _MASK_STREAM).random_raw(candidates.size).reshape(candidates.shape)
-    # Halved, so that what is no candidate comes last without fail.
+    # Halved, so that positions that are no candidates sort last.
     order = np.where(candidates, words >> np.uint64(1), np.uint64(2**63)).argsort(1, kind="stable")
     ranks = order.argsort(1, kind="stable")
-    wanted = np.maximum(np.rint(MASKED_SHARE * candidates.sum(1)), 1)
-    chosen: NDArray[np.bool_] = candidates & (ranks < wanted[:, None])
-    return chosen
+    count = np.maximum(np.rint(MASKED_SHARE * candidates.sum(1)), 1)
+    masked: NDArray[np.bool_] = candidates & (ranks < count[:, None])
+    return masked
 
 
 def _continuations(
@@ -251,8 +251,8 @@ def _continuations(
 ) -> Iterator[Batch]:
     """Rows of completions and of chats.
 
-    An end token stands before a completion's prompt, as before every text that is learned, and before a prompt that is
-    to be continued; and one ends the completion. A chat's template says itself how it begins and how a turn ends.
+    `eos` precedes a completion's prompt, as it precedes every text in training and every prompt in generation, and
+    follows the completion. A chat's template has its own special tokens.
     """
     between = np.array([eos])
     prompts = _tokenize(tokenizer, [pair.prompt for pair in pairs])
@@ -266,20 +266,20 @@ def _continuations(
     before = _tokenize(tokenizer, [prompt for prompt, _ in said])
     answers = _tokenize(tokenizer, [answer for _, answer in said])
     streams += [pair for pair in zip(before, answers, strict=True) if all(map(len, pair))]
-    rows = (row for prompt, wanted in streams for row in _windows(prompt, wanted, length=length))
+    rows = (row for prompt, completion in streams for row in _windows(prompt, completion, length=length))
     return _bucketed(rows, length=length, pad=eos)
 
 
-def _windows(prompt: Ids, wanted_ids: Ids, *, length: int) -> Iterator[_Row]:
-    """One row where what is wanted fits, behind as much of the prompt's end as does; else several in a row.
+def _windows(prompt: Ids, completion: Ids, *, length: int) -> Iterator[_Row]:
+    """One row if the completion fits, with as much of the prompt's end as fits too; else several overlapping rows.
 
-    Each wanted token is predicted in one of them. The ones before it in its row are its context: half a row at least,
-    as far as there is so much.
+    Each token of the completion is a target in exactly one row, with at least half a row of context, if there is as
+    much before it.
     """
-    stream = np.concatenate([prompt, wanted_ids]).astype(np.int64)
-    wanted, end = len(wanted_ids), len(stream) - 1
-    fresh = wanted if wanted <= length else length - length // 2
-    done = end - wanted  # the position that predicts the completion's first token
+    stream = np.concatenate([prompt, completion]).astype(np.int64)
+    count, end = len(completion), len(stream) - 1
+    fresh = count if count <= length else length - length // 2
+    done = end - count  # the position that predicts the completion's first token
     while done < end:
         stop = min(max(done + fresh, length), end)
         start = max(stop - length, 0)
@@ -293,7 +293,7 @@ def _labelled(
     examples: Sequence[Labelled],
     tokenizer: PreTrainedTokenizerBase,
     template: Template | None,
-    frame: _Frame | None,
+    special: _SpecialTokens | None,
     *,
     length: int,
     eos: int,
@@ -307,17 +307,17 @@ def _labelled(
             f"A text has the label {label!r}, but the template's are {', '.join(sorted(template.words))}. "
             "Add it to the template, or correct the text."
         )
-    form = fit(template, tokenizer, frame.mask_text if frame else None)
-    rows = _labelled_rows(examples, tokenizer, form, frame, length=length, eos=eos)
+    form = fit(template, tokenizer, special.mask_text if special else None)
+    rows = _labelled_rows(examples, tokenizer, form, special, length=length, eos=eos)
     label_ids = tuple(form.words[label] for label in sorted(form.words))
-    yield from _bucketed(rows, length=length, pad=frame.pad if frame else eos, label_ids=label_ids)
+    yield from _bucketed(rows, length=length, pad=special.pad if special else eos, label_ids=label_ids)
 
 
 def _labelled_rows(
     examples: Sequence[Labelled],
     tokenizer: PreTrainedTokenizerBase,
     form: Form,
-    frame: _Frame | None,
+    special: _SpecialTokens | None,
     *,
     length: int,
     eos: int,
@@ -325,10 +325,10 @@ def _labelled_rows(
     for part in _parts(examples, lambda example: len(example.text)):
         filled = form.fill(tokenizer, [example.text for example in part])
         for example, one in zip(part, filled, strict=True):
-            ids, slot = one.cut(length - 2 if frame else length - 1)
-            ends = ([frame.start], [frame.end]) if frame else ([eos], [])
-            ids, slot = np.concatenate([ends[0], ids, ends[1]]).astype(np.int64), slot + 1
+            ids, slot = one.cut(length - 2 if special else length - 1)
+            first, last = ([special.start], [special.end]) if special else ([eos], [])
+            ids, slot = np.concatenate([first, ids, last]).astype(np.int64), slot + 1
             targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
-            # A mask's token is predicted where it stands, a causal model's one position earlier.
-            targets[slot if frame else slot - 1] = form.words[example.label]
+            # A masked language model predicts a token at its own position, a causal model one position earlier.
+            targets[slot if special else slot - 1] = form.words[example.label]
             yield _Row(ids, targets)

@@ -1,4 +1,4 @@
-"""Labelled text as a sentence with a gap that one word fills: what each model makes of the sentence and the words."""
+"""Templates that turn a labelled text into a sentence with a slot for the label's word, for a given tokenizer."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ _TEXT, _LABEL = "{text}", "{label}"
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """How a labelled text is put to the model, e.g. "{text} It was {label}" with great and terrible.
+    """A sentence for labelled text, e.g. "{text} It was {label}" with the words great and terrible.
 
     Raises BadRequest unless the pattern has {text} and {label} once each and there are two different words or more.
     """
 
     pattern: str
-    words: Mapping[str, str]  #: label -> the word that stands for it in the pattern
+    words: Mapping[str, str]  #: label -> its word in the pattern
 
     def __post_init__(self) -> None:
         for field in (_TEXT, _LABEL):
@@ -41,16 +41,16 @@ class Template:
 
 @dataclass(frozen=True)
 class Filled:
-    """A pattern with a text in it, in tokens."""
+    """A pattern filled with a text, as token ids."""
 
     ids: NDArray[np.int64]
-    slot: int  #: the place of the label's token; behind the last one where there is no mask
-    text: list[int]  #: places of the tokens that are the text's alone, in order
+    slot: int  #: index of the label's token; one past the last token where there is no mask
+    text: list[int]  #: indices of the tokens that belong to the text only, in order
 
     def cut(self, limit: int) -> tuple[NDArray[np.int64], int]:
-        """At most `limit` tokens, for want of room without the text's last ones, and the place of the label's token.
+        """The ids and slot, cut to `limit` tokens by dropping the text's last ones.
 
-        Raises BadRequest when the rest of the pattern does not fit.
+        Raises BadRequest when the pattern does not fit without the text.
         """
         excess = len(self.ids) - limit
         if excess <= 0:
@@ -66,26 +66,26 @@ class Filled:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A template as one model reads it."""
+    """A template for one tokenizer."""
 
-    pattern: str  #: whose {label} is one token
-    slot: str  #: what stands in place of {label}: a mask, or nothing
-    words: Mapping[str, int]  #: label -> its word's token
+    pattern: str  #: in which each label's word is one token
+    slot: str  #: replaces {label}: the mask token's text, or ""
+    words: Mapping[str, int]  #: label -> its word's token id
 
     def fill(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> Iterator[Filled]:
-        """The pattern with each of the texts in it."""
+        """Yield the pattern filled with each text."""
         return _fill(tokenizer, self.pattern, self.slot, texts)
 
 
 def fit(template: Template, tokenizer: "PreTrainedTokenizerBase", mask: str | None) -> Form:
-    """The template for a model with this mask, or None for a causal one, which sees nothing behind the label.
+    """The template for this tokenizer. mask: the mask token's text; None for a causal model.
 
-    Raises BadRequest when a label's word is not one token where it stands, or two are the same, or a causal model
-    would not see the text.
+    Raises BadRequest when a label's word is not one token in the pattern, when two words are the same token, or when
+    the text follows the label, where a causal model does not see it.
     """
     if not tokenizer.is_fast:
         raise BadRequest(
-            "This model's tokenizer cannot say where a token stands in a text. Use a model with a fast one."
+            "This model's tokenizer does not give the offsets of tokens. Use a model with a fast tokenizer."
         )
     pattern, slot = template.pattern, mask or ""
     if mask is None:
@@ -95,7 +95,7 @@ def fit(template: Template, tokenizer: "PreTrainedTokenizerBase", mask: str | No
             f"The pattern {template.pattern!r} has {_TEXT} behind {_LABEL}, where a causal model does not see it. "
             "Write it in front."
         )
-    # Most tokenizers count the space before a word as part of it, a few as a token of its own.
+    # Most tokenizers treat the space before a word as part of its token, a few as a token of its own.
     patterns = (re.sub(r"\s+{label}", _LABEL, pattern), pattern)
     sentences = _sentences(template, tokenizer, pattern)
     tries = [(choice, *_words(tokenizer, choice, slot, sentences)) for choice in patterns]
@@ -121,10 +121,7 @@ def _sentences(template: Template, tokenizer: "PreTrainedTokenizerBase", pattern
 def _words(
     tokenizer: "PreTrainedTokenizerBase", pattern: str, slot: str, sentences: Mapping[str, list[int]]
 ) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """The tokens of the words that fit, and what the others split into.
-
-    A word fits where its sentence is the pattern with one token in the slot.
-    """
+    """Label -> token id of each word that is one token in the pattern; label -> token ids of each other word."""
     (empty,) = _fill(tokenizer, pattern, slot, [""])
     before, after = empty.ids[: empty.slot].tolist(), empty.ids[empty.slot + 1 :].tolist()
     words: dict[str, int] = {}
@@ -144,7 +141,7 @@ def _fill(tokenizer: "PreTrainedTokenizerBase", pattern: str, slot: str, texts: 
     text_at, slot_at = pattern.index(_TEXT), pattern.index(_LABEL)
     text_first = text_at < slot_at
     if text_first:
-        slot_at -= len(_TEXT)  # and as much further back as the text is long
+        slot_at -= len(_TEXT)  # the text's own length is added below
     else:
         text_at += len(slot) - len(_LABEL)
     pattern = pattern.replace(_LABEL, slot)

@@ -47,18 +47,11 @@ class GgufHeader:
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]  #: in the order of the table
-    table_end: int  #: the byte behind the table of tensors
-    alignment: int  #: bytes, of all data
 
     @property
     def architecture(self) -> str:
         """The family of the model, such as "llama"; empty when the file does not say."""
         return self.text("general.architecture")
-
-    @property
-    def data_start(self) -> int:
-        """The byte from which the table counts its offsets."""
-        return self.table_end + -self.table_end % self.alignment
 
     def text(self, key: str) -> str:
         """The string under `key`; empty when there is none."""
@@ -108,8 +101,7 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._broken(f"general.alignment is {alignment!r}, not a power of two")
         start = self._position + -self._position % alignment
-        tensors = self._place(rows, start)
-        return GgufHeader(metadata=metadata, tensors=tensors, table_end=self._position, alignment=alignment)
+        return GgufHeader(metadata=metadata, tensors=self._place(rows, start))
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:

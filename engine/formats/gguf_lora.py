@@ -5,7 +5,7 @@ adds alpha / rank * B A: https://github.com/ggml-org/llama.cpp/blob/master/src/l
 torch: the daemon writes the file while it is asked for, with the adapter's tensors mapped, not read.
 
 Adapters that versions before 0.2 made also adapt the output head. Where that is tied to the embeddings, llama.cpp's
-base files have no tensor to hang it on: `needs_untied_head` says so, and gguf_untied.py makes one with a head.
+base files have no tensor for it, and there is no such file.
 """
 
 import json
@@ -57,9 +57,9 @@ _FAMILIES = {
 def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) -> None:
     """Write the adapter in `folder`, which was trained on `model_folder`, as a GGUF LoRA file, whole or not at all.
 
-    It goes with any GGUF file of the base model, however packed; if `needs_untied_head`, with one that has a head of
-    its own (write_untied). Replaces what is at `destination`. Raises CannotExport when such a file cannot hold it,
-    AdapterError when the adapter is broken or another model's, and ModelFileError when the model is broken.
+    It goes with any GGUF file of the base model, however packed. Replaces what is at `destination`. Raises CannotExport
+    when such a file cannot hold it, AdapterError when the adapter is broken or another model's, and ModelFileError when
+    the model is broken.
     """
     source = _Source.open(folder, model_folder)
     scratch = destination.with_name(f".{destination.name}.writing")
@@ -80,15 +80,6 @@ def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) 
         scratch.unlink(missing_ok=True)
         raise
     sync(destination.parent)
-
-
-def needs_untied_head(folder: Path, model_folder: ModelFolder) -> bool:
-    """Whether the exported adapter goes only with a base file that write_untied made, or one like it.
-
-    That is so where it adapts an output head that the model has in common with its embeddings. Raises as
-    write_gguf_lora.
-    """
-    return _Source.open(folder, model_folder).adapts_tied_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +126,10 @@ class _Source:
         return found
 
     def check(self, folder: Path) -> None:
-        """Raise AdapterError if a factor is missing, is no matrix of fp32, or does not fit the model's weight."""
+        """Raise AdapterError if a factor is missing, is no matrix of fp32, or does not fit the model's weight.
+
+        Raises CannotExport if it adapts an output head that the model has no weights for but its embeddings.
+        """
         for path in self.config.paths:
             a, b = self.tensors.get(name_of_a(path)), self.tensors.get(name_of_b(path))
             if a is None or b is None or {a.dtype, b.dtype} != {"float32"} or (len(a.shape), len(b.shape)) != (2, 2):
@@ -143,13 +137,13 @@ class _Source:
             weight = self.of_model.get(f"{path}.weight")
             if a.shape[0] != b.shape[1] or (weight.shape[0] if weight else b.shape[0]) != b.shape[0]:
                 raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
-            if weight is None and self.names[path] != HEAD:
+            if weight is None and self.names[path] == HEAD:
+                raise CannotExport(
+                    f"{folder.name} adapts the output head, which the model shares with its embeddings, and llama.cpp "
+                    "has no tensor for that. Export it as PEFT, or train a new one."
+                )
+            if weight is None:
                 raise AdapterError(f"The adapter in {folder} names {path}, which the model lacks. Train a new one.")
-
-    @property
-    def adapts_tied_head(self) -> bool:
-        """Whether an adapted map is an output head that the model has no weights for but its embeddings."""
-        return any(name == HEAD and f"{path}.weight" not in self.of_model for path, name in self.names.items())
 
     def a(self, path: str) -> Numbers:
         """(rank, in), at llama.cpp's scale; mapped where that is ours."""
@@ -208,7 +202,5 @@ def _describe(writer: gguf.GGUFWriter, source: _Source, name: str) -> None:
     writer.add_name(name)
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, source.config.base)
-    if source.adapts_tied_head:
-        writer.add_description(f"Needs a base file in which the output head is a tensor of its own: {HEAD}.weight.")
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, source.config.alpha)

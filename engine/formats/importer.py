@@ -165,13 +165,13 @@ def require_space(folder: Path, needed: int, free: int) -> None:
 
 
 def _checked_name(name: str | None, source: str) -> str:
-    chosen = _derived_name(source) if name is None else name
-    if not NAME_PATTERN.fullmatch(chosen):
+    checked = _derived_name(source) if name is None else name
+    if not NAME_PATTERN.fullmatch(checked):
         raise BadRequest(
-            f"{chosen!r} cannot be a model's name; give one of 1 to 64 characters from a-z, 0-9, '.', '_' and '-', "
+            f"{checked!r} cannot be a model's name; give one of 1 to 64 characters from a-z, 0-9, '.', '_' and '-', "
             "starting with a letter or a digit."
         )
-    return chosen
+    return checked
 
 
 def _derived_name(source: str) -> str:

@@ -61,9 +61,9 @@ class TensorEntry:
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Return the entries of the safetensors file at `path`, in the order of their bytes.
 
-    Raises ModelFileError where the file is not whole, or its header not one that a reader may trust: safetensors' own
-    reader looks whether every tensor lies within the file and is as long as its shape says, with neither gap nor
-    overlap. It does not tell where they lie, so the header is read again.
+    Raises ModelFileError if the file is incomplete or its header invalid: safetensors' own reader checks that every
+    tensor is within the file and as long as its shape says, without gaps and overlaps. It does not give their offsets,
+    so the header is read again.
     """
     try:
         with safe_open(path, "numpy"):
@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def trusted_header(path: Path) -> dict[str, TensorEntry]:
-    """The same for a file of ours whose tensors are not to be read: without the checks, for which numpy is imported."""
+    """The same without the checks, which import numpy: for our own files, when no tensor is read."""
     try:
         with path.open("rb") as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
@@ -144,14 +144,14 @@ class SafetensorsWriter:
     def write(self, name: str, rows: torch.Tensor) -> None:
         """Append `rows`, the next rows of tensor `name` (or all of it); tensors come in the order given.
 
-        Raises ValueError when it is not that tensor's turn, or when dtype, row shape or length do not fit.
+        Raises ValueError when another tensor comes next, or when dtype, row shape or length do not fit.
         """
         import torch
 
         self._skip_empty()
         if not self._waiting or self._waiting[0].name != name:
-            turn = self._waiting[0].name if self._waiting else "none"
-            raise ValueError(f"tensor {name!r} came out of turn; the next one is {turn!r}")
+            expected = self._waiting[0].name if self._waiting else "none"
+            raise ValueError(f"tensor {name!r} came out of order; the next one is {expected!r}")
         entry = self._waiting[0]
         data = rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         dtype = str(rows.dtype).removeprefix("torch.")

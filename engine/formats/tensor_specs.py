@@ -137,18 +137,18 @@ def list_needs(model: PreTrainedModel, dtype: torch.dtype, packing: str | None) 
 
 
 def _choose_packings(model: PreTrainedModel, packing: str) -> dict[str, str]:
-    """Name of each weight to be packed -> its packing: the linear maps and, finer, both ends of the model."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    chosen = {}
+    """Name of each weight to pack -> its packing: that of the linear maps, and int8 for embeddings and output head."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    packings = {}
     for path, module in model.named_modules():
-        is_end = any(module is end for end in ends)
-        if not is_end and not isinstance(module, torch.nn.Linear):
+        is_embedding = any(module is one for one in embeddings)
+        if not is_embedding and not isinstance(module, torch.nn.Linear):
             continue
-        # A word's row is read alone, and what its rounding spoils no other row makes up for.
-        wanted = "int8" if is_end else packing
-        if packable(module.get_parameter("weight").shape, wanted):
-            chosen[f"{path}.weight"] = wanted
-    return chosen
+        # Embeddings are used row by row, so that rounding errors do not average out.
+        finer = "int8" if is_embedding else packing
+        if packable(module.get_parameter("weight").shape, finer):
+            packings[f"{path}.weight"] = finer
+    return packings
 
 
 def _storage_order(need: Need) -> tuple[bool, int]:

@@ -1,1 +1,1 @@
-"""Text from tokens and tokens from the model."""
+"""Generation: tokenizer, sampling, streaming text, and reports on a model."""

@@ -1,6 +1,6 @@
-"""What a model has learned, for people: which words it expects more, what it repeats, how it goes on differently.
+"""Compares the trained model with the base model: token probabilities, verbatim recall, and continuations.
 
-The same few places in text are looked at with the base model and with the taught one, by forward passes alone.
+Both are evaluated on the same sample of blocks, by forward passes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,52 +10,52 @@ from itertools import pairwise
 import torch
 
 from pocketllm.engine.data.batches import Batch, Batches
-from pocketllm.engine.generate.sampling import greedily
+from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, accurate, columns_at_once
 from pocketllm.engine.streamed.model import LanguageModel
 
-#: Blocks, and tokens of them, that are looked at, at most, of held-out text and again of taught text: some seconds.
+#: Size of the samples of held-out and of training text, at most: some seconds' work.
 MAX_BLOCKS, MAX_TOKENS = 32, 2048
-#: Tokens in a row that must come out as they were taught to count as repeated word for word, with as many before them.
+#: Verbatim recall: this many correct tokens in a row, after as many tokens of context.
 VERBATIM_TOKENS = 8
-#: Held-out texts that are gone on with, tokens of each that are given, and tokens that follow.
+#: Held-out texts to continue, tokens of each prompt, and tokens of each continuation.
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 3, 12, 24
-#: Fewer tokens of a text than this say nothing to go on with; of a prompt that has its completion, the last so many.
+#: The shortest prompt from a text; and the longest one from a completion's prompt, of which the end is used.
 MIN_PROMPT_TOKENS, MAX_PROMPT_TOKENS = 3, 48
-#: Tokens whose probability rose, that are told of: enough of them are whole words.
+#: The most token shifts in a report: enough of them are whole words.
 RISES = 200
-#: The most bytes of logits over the whole vocabulary, and of the rows of the head for them, that exist at a time.
+#: The most bytes of logits over the whole vocabulary, and of the head's rows for them, that exist at a time.
 LOGIT_BYTES, CHUNK_BYTES = 6 * 2**20, 2 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The places in text that are looked at."""
+    """The text to evaluate both models on."""
 
     held_out: Batches
     learned: Batches
-    prompts: list[list[int]]  #: beginnings of held-out texts
-    eos: int  #: stands between texts, and before a prompt
-    ends: frozenset[int]  #: tokens that end a text
+    prompts: list[list[int]]  #: beginnings of held-out texts, as token ids
+    eos: int  #: the token between texts, and before a prompt
+    stop_ids: frozenset[int]  #: tokens that end a text
 
     @property
     def places(self) -> int:
-        """How many places in the taught text can be repeated from."""
+        """The number of positions in the training text at which recall is tested."""
         return sum(int(_repeatable(blocks, self.eos).sum()) for blocks in self.learned)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What one model makes of a sample."""
+    """One model's results on a sample."""
 
-    probabilities: torch.Tensor | None  #: (vocabulary,), mean over the positions of held-out text; None without such
-    repeated: int  #: places from which it repeats the taught text
-    answers: list[list[int]]  #: how it goes on with each prompt
+    probabilities: torch.Tensor | None  #: (vocabulary,), mean over the positions of held-out text; None without any
+    recalled: int  #: positions of the training text from which it recalls the next tokens
+    answers: list[list[int]]  #: its continuation of each prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenShift:
-    """How the probability of a token changed: means over the positions of held-out text."""
+    """The change of a token's probability, as means over the positions of held-out text."""
 
     token: int
     base: float
@@ -64,7 +64,7 @@ class TokenShift:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What the base model and the taught one make of the beginning of a held-out text: token ids."""
+    """Both models' continuations of the beginning of a held-out text, as token ids."""
 
     prompt: list[int]
     base: list[int]
@@ -73,74 +73,74 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class VerbatimRecall:
-    """From how much of the taught text a model goes on word for word as it was taught."""
+    """The part of the tested positions of training text from which a model recalls the next tokens."""
 
-    places: int  #: that were looked at
-    base: float  #: part of them, from 0 to 1
+    places: int  #: the number of positions
+    base: float  #: from 0 to 1
     personal: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
-    """What was found. Where text has nothing to tell there is nothing here."""
+    """The comparison of both models."""
 
-    shifts: list[TokenShift]  #: the most telling first
+    shifts: list[TokenShift]  #: the most significant first
     continuations: list[Continuation]
     verbatim_recall: VerbatimRecall | None
 
 
-def sample(learned: Batches, held_out: Batches, *, eos: int, ends: frozenset[int], is_mlm: bool) -> Sample:
-    """Choose what to look at: blocks and beginnings spread evenly over the text.
+def sample(learned: Batches, held_out: Batches, *, eos: int, stop_ids: frozenset[int], is_mlm: bool) -> Sample:
+    """Choose blocks and prompts, spread evenly over the text; none of labelled text.
 
-    Of labels there is nothing to tell but the loss. A masked model goes on with nothing, so it repeats nothing.
+    A masked language model has no prompts and no recall.
     """
-    told = tuple(blocks for blocks in held_out if blocks.label_ids is None)
-    taught = () if is_mlm else tuple(blocks for blocks in learned if blocks.label_ids is None)
+    written = tuple(blocks for blocks in held_out if blocks.label_ids is None)
+    trained = () if is_mlm else tuple(blocks for blocks in learned if blocks.label_ids is None)
     return Sample(
-        held_out=_some(told),
-        learned=_some(taught),
-        prompts=[] if is_mlm else _prompts(told, eos),
+        held_out=_some(written),
+        learned=_some(trained),
+        prompts=[] if is_mlm else _prompts(written, eos),
         eos=eos,
-        ends=ends,
+        stop_ids=stop_ids,
     )
 
 
 @torch.inference_mode()
-def observe(model: LanguageModel, chosen: Sample, micro_batch: int, *, logit_bytes: int = LOGIT_BYTES) -> Snapshot:
-    """Look at the sample with the model as it is set.
+def observe(model: LanguageModel, selection: Sample, micro_batch: int, *, logit_bytes: int = LOGIT_BYTES) -> Snapshot:
+    """Evaluate the model, with its current parameters, on a sample.
 
-    micro_batch: blocks that pass through the layers together; logit_bytes: the most that logits may take.
+    micro_batch: blocks that pass through the layers together; logit_bytes: size limit of the logits.
     """
-    sums = [_probabilities(model, some, logit_bytes) for some in _parts(chosen.held_out, micro_batch)]
-    repeated = [_repeated(model, some, logit_bytes, chosen.eos) for some in _parts(chosen.learned, micro_batch)]
-    positions = sum(blocks.tokens for blocks in chosen.held_out)
+    sums = [_probabilities(model, some, logit_bytes) for some in _parts(selection.held_out, micro_batch)]
+    recalled = [_recalled(model, some, logit_bytes, selection.eos) for some in _parts(selection.learned, micro_batch)]
+    positions = sum(blocks.tokens for blocks in selection.held_out)
     return Snapshot(
         probabilities=torch.stack(sums).sum(0) / positions if positions else None,
-        repeated=sum(repeated),
+        recalled=sum(recalled),
         answers=[
-            greedily(model, [chosen.eos, *prompt], ends=chosen.ends, most_tokens=ANSWER_TOKENS)
-            for prompt in chosen.prompts
+            greedy(model, [selection.eos, *prompt], stop_ids=selection.stop_ids, max_tokens=ANSWER_TOKENS)
+            for prompt in selection.prompts
         ],
     )
 
 
-def compare(chosen: Sample, base: Snapshot, personal: Snapshot) -> ModelReport:
-    """What the taught model's observation of a sample says beside the base's."""
-    places = chosen.places
+def compare(selection: Sample, base: Snapshot, personal: Snapshot) -> ModelReport:
+    """Compare both models' results on a sample."""
+    places = selection.places
     return ModelReport(
         shifts=_rises(base.probabilities, personal.probabilities),
         continuations=[
             Continuation(prompt=prompt, base=before, personal=now)
-            for prompt, before, now in zip(chosen.prompts, base.answers, personal.answers, strict=True)
+            for prompt, before, now in zip(selection.prompts, base.answers, personal.answers, strict=True)
         ],
-        verbatim_recall=VerbatimRecall(places=places, base=base.repeated / places, personal=personal.repeated / places)
+        verbatim_recall=VerbatimRecall(places=places, base=base.recalled / places, personal=personal.recalled / places)
         if places
         else None,
     )
 
 
 def _rises(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[TokenShift]:
-    """The tokens that rose, by p log(p / p before): what both is said more often and was not expected so."""
+    """The tokens whose probability rose, by p log(p / p before), which is high for frequent and surprising ones."""
     if base is None or personal is None:
         return []
     keyness = personal * (personal.clamp(min=1e-12) / base.clamp(min=1e-12)).log()
@@ -150,18 +150,17 @@ def _rises(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[Tok
 
 
 def _some(buckets: Batches) -> Batches:
-    """A few blocks, spread evenly over all of them; of very long ones the beginnings."""
+    """A few blocks, spread evenly over all of them, cut to MAX_TOKENS."""
     buckets = tuple(_beginnings(blocks) for blocks in buckets)
     count, tokens = sum(len(blocks) for blocks in buckets), sum(blocks.inputs.numel() for blocks in buckets)
-    wanted = min(count, MAX_BLOCKS, max(1, MAX_TOKENS * count // max(1, tokens)))
-    places = _spread(count, wanted)
-    chosen, first = [], 0
+    places = _spread(count, min(count, MAX_BLOCKS, max(1, MAX_TOKENS * count // max(1, tokens))))
+    found, first = [], 0
     for blocks in buckets:
         here = [place - first for place in places if first <= place < first + len(blocks)]
         if here:
-            chosen.append(blocks[torch.tensor(here)])
+            found.append(blocks[torch.tensor(here)])
         first += len(blocks)
-    return tuple(chosen)
+    return tuple(found)
 
 
 def _beginnings(blocks: Batch) -> Batch:
@@ -172,13 +171,13 @@ def _beginnings(blocks: Batch) -> Batch:
     return replace(blocks, inputs=inputs, targets=targets, lengths=lengths)
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """So many of the numbers below `count`, evenly spread."""
-    return [number * count // wanted for number in range(wanted)]
+def _spread(count: int, size: int) -> list[int]:
+    """`size` of the numbers below `count`, evenly spread."""
+    return [number * count // size for number in range(size)]
 
 
 def _prompts(buckets: Batches, eos: int) -> list[list[int]]:
-    """What is gone on with: the long ones first of all if there are any, spread evenly over the text."""
+    """The prompts to continue, spread evenly over the text; long ones if there are enough."""
     found = [prompt for blocks in buckets for prompt in _beginnings_of_texts(blocks, eos)]
     long = [prompt for prompt in found if len(prompt) >= PROMPT_TOKENS]
     found = long if len(long) >= PROMPTS else found
@@ -186,7 +185,7 @@ def _prompts(buckets: Batches, eos: int) -> list[list[int]]:
 
 
 def _beginnings_of_texts(blocks: Batch, eos: int) -> Iterator[list[int]]:
-    """Of a completion its prompt; of plain text, in packed rows, what follows a separator, with more text behind."""
+    """Yield prompts: of a completion its own; of plain text, in packed rows, the first half of each text."""
     for number, (inputs, targets) in enumerate(zip(blocks.inputs.tolist(), blocks.targets.tolist(), strict=True)):
         if targets[0] == IGNORE_INDEX:
             first = next((place for place, target in enumerate(targets) if target != IGNORE_INDEX), -1)
@@ -204,13 +203,12 @@ def _beginnings_of_texts(blocks: Batch, eos: int) -> Iterator[list[int]]:
 
 
 def _repeatable(blocks: Batch, eos: int) -> torch.Tensor:
-    """(blocks, places): where the next tokens are all of one text, with as many before them in the block."""
-    said = (blocks.targets != IGNORE_INDEX) & (blocks.targets != eos)
-    return _in_a_row(said)
+    """(blocks, positions): whether the next VERBATIM_TOKENS targets are all of one text."""
+    return _in_a_row((blocks.targets != IGNORE_INDEX) & (blocks.targets != eos))
 
 
 def _in_a_row(marks: torch.Tensor) -> torch.Tensor:
-    """(blocks, tokens) -> (blocks, places): where a mark and those behind it are set, from the first place counted."""
+    """(blocks, tokens) -> (blocks, positions): whether VERBATIM_TOKENS marks in a row are set, with as many before."""
     if marks.shape[1] < 2 * VERBATIM_TOKENS - 1:
         return marks[:, :0]
     return marks[:, VERBATIM_TOKENS - 1 :].unfold(1, VERBATIM_TOKENS, 1).all(-1)
@@ -221,7 +219,7 @@ def _parts(buckets: Sequence[Batch], micro_batch: int) -> Iterator[Batch]:
 
 
 def _probabilities(model: LanguageModel, blocks: Batch, logit_bytes: int) -> torch.Tensor:
-    """(vocabulary,): each token's probability, summed over all places where something is predicted."""
+    """(vocabulary,): each token's probability, summed over all positions with a target."""
     total = torch.zeros(model.head.at(None).vocabulary)
     for logits in _logits(model, blocks, blocks.targets != IGNORE_INDEX, logit_bytes):
         logits.sub_(logits.amax(1, keepdim=True)).exp_()
@@ -229,23 +227,23 @@ def _probabilities(model: LanguageModel, blocks: Batch, logit_bytes: int) -> tor
     return total
 
 
-def _repeated(model: LanguageModel, blocks: Batch, logit_bytes: int, eos: int) -> int:
-    """From how many places the likeliest tokens in a row are the taught ones.
+def _recalled(model: LanguageModel, blocks: Batch, logit_bytes: int, eos: int) -> int:
+    """The number of positions from which the next VERBATIM_TOKENS targets are each the likeliest token.
 
-    Given the taught text before each. Where all of them are hit, that is what the model says left to itself.
+    Then they are the model's greedy continuation of the text before.
     """
-    wanted = blocks.targets != IGNORE_INDEX
-    likeliest = [logits.argmax(1) for logits in _logits(model, blocks, wanted, logit_bytes)]
-    hits = torch.zeros_like(wanted)
+    positions = blocks.targets != IGNORE_INDEX
+    likeliest = [logits.argmax(1) for logits in _logits(model, blocks, positions, logit_bytes)]
+    hits = torch.zeros_like(positions)
     if likeliest:
-        hits[wanted] = torch.cat(likeliest) == blocks.targets[wanted]
+        hits[positions] = torch.cat(likeliest) == blocks.targets[positions]
     return int((_in_a_row(hits) & _repeatable(blocks, eos)).sum())
 
 
-def _logits(model: LanguageModel, blocks: Batch, wanted: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
-    """The logits over the whole vocabulary of the wanted places, some at a time: valid until the next are asked for."""
+def _logits(model: LanguageModel, blocks: Batch, positions: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
+    """Yield the logits at these positions, some of them at a time, each valid until the next."""
     head = model.head.at(None)
-    hidden = head.extended(model.hidden(blocks)[wanted])
+    hidden = head.extended(model.hidden(blocks)[positions])
     dtype = accurate(hidden)
     size = max(1, logit_bytes // (dtype.itemsize * head.vocabulary))
     space = torch.empty(min(size, len(hidden)), head.vocabulary, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Drawing tokens from the model's own probabilities, and scoring tokens by them."""
+"""Sampling tokens from a model, and scoring tokens by it."""
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from itertools import takewhile
@@ -9,38 +9,38 @@ from transformers import DynamicCache
 from pocketllm.engine.generate.streaming_text import Sampling, Scored
 from pocketllm.engine.streamed.model import LanguageModel
 
-#: Prompt tokens that pass through the layers at once: bounds the memory that a long prompt takes.
+#: Prompt tokens per forward pass, which bounds its memory.
 _PROMPT_CHUNK = 256
-#: The same where each of them is scored, which takes fp32 logits of the whole vocabulary for each.
+#: The same if each token is scored, which takes fp32 logits of the whole vocabulary for each.
 _SCORED_CHUNK = 32
 
 
 class ModelTokens:
-    """A model as a source of tokens, at the point that it is set to."""
+    """TokenSource by a model with its current parameters."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
-        """Tokens to go on with, each scored where that was asked for. Same arguments, same tokens."""
-        for token, logits in _drawn(self._model, prompt, sampling):
+        """See TokenSource. The same arguments give the same tokens."""
+        for token, logits in _sample(self._model, prompt, sampling):
             yield Scored(token) if sampling.alternatives is None else _scored(token, logits, sampling.alternatives)
 
 
-def greedily(model: LanguageModel, prompt: Sequence[int], *, ends: Collection[int], most_tokens: int) -> list[int]:
-    """The likeliest token after the prompt's, and after that one, and so on, up to one of `ends`: token ids.
+def greedy(model: LanguageModel, prompt: Sequence[int], *, stop_ids: Collection[int], max_tokens: int) -> list[int]:
+    """The greedy continuation of the prompt, up to one of `stop_ids`.
 
-    Of a prompt that is too long for the model's context the beginning is left out.
+    The beginning of a prompt that is too long for the model's context is cut.
     """
     limit = getattr(model.network.config, "max_position_embeddings", None)
-    kept = list(prompt) if limit is None else list(prompt[-max(1, limit - most_tokens) :])
-    drawn = _drawn(model, kept, Sampling(temperature=0, max_tokens=most_tokens))
-    return list(takewhile(lambda token: token not in ends, (token for token, _ in drawn)))
+    kept = list(prompt) if limit is None else list(prompt[-max(1, limit - max_tokens) :])
+    sampled = _sample(model, kept, Sampling(temperature=0, max_tokens=max_tokens))
+    return list(takewhile(lambda token: token not in stop_ids, (token for token, _ in sampled)))
 
 
 @torch.inference_mode()
 def score(model: LanguageModel, tokens: Sequence[int], alternatives: int) -> list[Scored]:
-    """Each token's log-probability after those before it, with so many of the likeliest in its place."""
+    """Each token's log-probability given those before it, with this many of the likeliest alternatives."""
     found = [Scored(tokens[0])]
     cache = DynamicCache(config=model.network.config)
     for start in range(0, len(tokens) - 1, _SCORED_CHUNK):
@@ -59,7 +59,7 @@ def _scored(token: int, logits: torch.Tensor, alternatives: int) -> Scored:
 
 
 @torch.inference_mode()
-def _drawn(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, torch.Tensor]]:
+def _sample(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield up to max_tokens sampled tokens, each with the (vocabulary,) logits that it was drawn by."""
     cache = DynamicCache(config=model.network.config)
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -77,6 +77,6 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities, tokens = torch.softmax(logits / sampling.temperature, -1).sort(descending=True, stable=True)
-    before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens; the likeliest is always kept
+    before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens; the likeliest one is always kept
     kept = probabilities * (before < sampling.top_p)
     return int(tokens[torch.multinomial(kept, 1, generator=generator)])

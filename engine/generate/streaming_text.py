@@ -1,6 +1,6 @@
-"""Turning tokens into text: stop strings, characters that span tokens, where a text ends.
+"""Streams text from tokens: stop strings, characters that span tokens, the end of a text.
 
-Nothing here imports torch or transformers: the tokens may come from elsewhere.
+Imports neither torch nor transformers: the tokens may come from llama.cpp.
 """
 
 from __future__ import annotations
@@ -15,41 +15,38 @@ from pocketllm.engine.errors import BadRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose tokens. temperature 0 is greedy."""
+    """Sampling parameters. Temperature 0 is greedy."""
 
     temperature: float = 0.7
     top_p: float = 0.95
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
-    alternatives: int | None = None  #: score each token, and as many of the likeliest in its place; None: score none
+    alternatives: int | None = None  #: score each token and this many of the likeliest alternatives; None: no scores
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A token and the natural logarithm of its probability after all before it; of the first of all there is none.
-
-    The probabilities are the model's own: temperature and top_p do not change them.
-    """
+    """A token with its log-probability (natural logarithm), by the model without temperature and top_p."""
 
     token: int
-    logprob: float | None = None  #: None, too, where no scores were asked for
+    logprob: float | None = None  #: None without scores, and for the first token of all
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class TokenSource(Protocol):
-    """Where an answer's tokens come from."""
+    """A source of an answer's tokens."""
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
-        """Up to max_tokens tokens to go on with; fewer only where the text ends. Closing it stops the work."""
+        """Yield up to max_tokens tokens that continue the prompt; fewer only if the text ends. Closing it stops."""
 
 
 class TextTokenizer(Protocol):
-    """What is needed of a tokenizer: transformers' have it."""
+    """The part of transformers' tokenizer interface that is used here."""
 
     @property
     def eos_token_id(self) -> Any:
-        """The end token's id, if there is an end token."""
+        """The end token's id, if there is one."""
 
     def get_vocab(self) -> dict[str, int]:
         """All tokens with their ids."""
@@ -59,39 +56,39 @@ class TextTokenizer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lexicon:
-    """What a model's tokens stand for."""
+class Decoding:
+    """A model's tokenizer, stop tokens and context length."""
 
     tokenizer: TextTokenizer
-    ends: frozenset[int]  #: the tokens at which a text ends
-    context: int | None  #: tokens of prompt and answer together, at most; None: no limit is known
+    stop_ids: frozenset[int]  #: the tokens that end a text
+    context: int | None  #: most tokens of prompt and answer together; None: unknown
 
 
 @dataclass(kw_only=True)
 class Generation:
-    """A running or finished generation. Iterate over `pieces`; the rest is final once that ends."""
+    """A generation. Iterate over `pieces`; the other fields are final when it ends."""
 
     pieces: Iterator[str]
     prompt_tokens: int
     completion_tokens: int = 0
     finish_reason: str = "length"  # or "stop"
     text: str = field(default="")
-    scored: list[Scored] = field(default_factory=list)  #: of the answer's tokens, where that was asked for
+    scored: list[Scored] = field(default_factory=list)  #: the answer's tokens, if scores were requested
 
 
 def generate(
     source: TokenSource,
-    lexicon: Lexicon,
+    decoding: Decoding,
     prompt: Sequence[int],
     sampling: Sampling,
     *,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generation:
-    """Continue the prompt's tokens with those that the source gives.
+    """Continue the prompt with tokens from the source.
 
-    Raises BadRequest when prompt and answer do not fit into the model's context.
+    Raises BadRequest when prompt and answer do not fit into the model's context, or the prompt is empty.
     """
-    limit = lexicon.context
+    limit = decoding.context
     if limit is not None and len(prompt) + sampling.max_tokens > limit:
         raise BadRequest(
             f"The prompt's {len(prompt)} tokens and max_tokens {sampling.max_tokens} exceed the model's context "
@@ -100,25 +97,25 @@ def generate(
     if not prompt:
         raise BadRequest("The prompt is empty. Send some text to continue.")
     generation = Generation(pieces=iter(()), prompt_tokens=len(prompt))
-    generation.pieces = _pieces(generation, source.tokens(prompt, sampling), lexicon, sampling, cancelled)
+    generation.pieces = _pieces(generation, source.tokens(prompt, sampling), decoding, sampling, cancelled)
     return generation
 
 
 def _pieces(
     generation: Generation,
     tokens: Generator[Scored],
-    lexicon: Lexicon,
+    decoding: Decoding,
     sampling: Sampling,
     cancelled: Callable[[], bool],
 ) -> Iterator[str]:
-    """Yield text as it becomes certain: never half a character, never the beginning of a stop string."""
-    tokenizer = lexicon.tokenizer
+    """Yield text as soon as it is final: no incomplete character, and no beginning of a stop string."""
+    tokenizer = decoding.tokenizer
     given: list[int] = []
     with closing(tokens):
         for scored in tokens:
             if cancelled():
                 return
-            if scored.token in lexicon.ends:
+            if scored.token in decoding.stop_ids:
                 break
             given.append(scored.token)
             generation.completion_tokens = len(given)
@@ -130,7 +127,7 @@ def _pieces(
             if at >= 0:
                 generation.finish_reason = "stop"
                 while generation.scored and len(tokenizer.decode(given[: len(generation.scored) - 1])) >= at:
-                    generation.scored.pop()  # it begins behind the end
+                    generation.scored.pop()  # it begins after the stop string
                 yield from _advance(generation, text[:at])
                 return
             yield from _advance(generation, text[: len(text) - _uncertain(text, sampling.stop)])
@@ -148,7 +145,7 @@ def _advance(generation: Generation, text: str) -> Iterator[str]:
 
 
 def _uncertain(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end may still change: an unfinished character, or the start of a stop string."""
+    """The number of characters at the end that may change: an incomplete character, or the start of a stop string."""
     if text.endswith("\N{REPLACEMENT CHARACTER}"):
         return len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
     return max(
@@ -157,15 +154,15 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
     )
 
 
-def end_tokens(configured: int | Sequence[int] | None, tokenizer: TextTokenizer) -> frozenset[int]:
-    """The tokens that end a text: the config's and the tokenizer's end tokens, and the separator of training."""
+def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: TextTokenizer) -> frozenset[int]:
+    """The tokens that end a text: the config's and the tokenizer's end tokens, and the one between training texts."""
     own = [configured] if configured is None or isinstance(configured, int) else configured
-    ends = {*own, tokenizer.eos_token_id, eos_id(tokenizer)}
-    return frozenset(token for token in ends if token is not None)
+    stop_ids = {*own, tokenizer.eos_token_id, eos_id(tokenizer)}
+    return frozenset(token for token in stop_ids if token is not None)
 
 
 def eos_id(tokenizer: TextTokenizer) -> int:
-    """The token that stands between texts: <|endoftext|> where there is one, else the end token."""
+    """The token between training texts: <|endoftext|> if there is one, else the tokenizer's end token."""
     token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     if token is None:
         raise BadRequest("The model's tokenizer has no end token, so texts cannot be told apart. Use another model.")

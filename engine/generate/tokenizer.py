@@ -1,4 +1,4 @@
-"""A model's tokenizer, without transformers where that gives the same: its import takes seconds and 300 MB."""
+"""A model's tokenizer, without transformers if the result is the same: importing it takes seconds and 300 MB."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.generate.streaming_text import Lexicon, end_tokens
+from pocketllm.engine.generate.streaming_text import Decoding, stop_ids_of
 
-#: Classes of transformers that add nothing to the file.
+#: Tokenizer classes of transformers that add nothing to tokenizer.json.
 _PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-#: What only transformers' own rendering knows: marks around what the model says, and the clock.
-_BEYOND = re.compile(r"{%-?\s*generation|strftime_now")
+#: Extensions of chat templates that only transformers renders.
+_EXTENSIONS = re.compile(r"{%-?\s*generation|strftime_now")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class LeanTokenizer:
-    """As much of transformers' tokenizers as it takes to answer, with the same results."""
+    """The part of transformers' tokenizers that generation needs, with the same results."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special: dict[str, str], chat_template: str | None) -> None:
         tokenizer.no_truncation()
@@ -31,17 +31,17 @@ class LeanTokenizer:
 
     @classmethod
     def open(cls, folder: Path) -> LeanTokenizer | None:
-        """The tokenizer in an imported model's folder; None where only transformers can read it rightly."""
+        """The tokenizer in an imported model's folder; None if it needs transformers."""
         try:
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             if settings.get("tokenizer_class") not in _PLAIN_CLASSES or settings.get("clean_up_tokenization_spaces"):
                 return None
             template = folder / "chat_template.jinja"
             text = template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template")
-            if text is not None and (not isinstance(text, str) or _BEYOND.search(text)):
+            if text is not None and (not isinstance(text, str) or _EXTENSIONS.search(text)):
                 return None
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception:  # the parser is native code; transformers says better what is wrong
+        except Exception:  # the parser is native code; transformers has the better error message
             return None
         special = {name: _content(settings[name]) for name in _SPECIAL if settings.get(name)}
         return cls(tokenizer, special, text)
@@ -70,7 +70,7 @@ class LeanTokenizer:
     def apply_chat_template(
         self, messages: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: Literal[False] = False
     ) -> str:
-        """The chat as text. Raises TemplateError where the template refuses it."""
+        """The chat as text. Raises TemplateError if the template refuses it."""
         assert self.chat_template is not None
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -83,7 +83,7 @@ class LeanTokenizer:
 
 
 def _content(token: Any) -> str:
-    """A special token's text, which may stand in an object with settings of it."""
+    """A special token's text, which may be in an object with its settings."""
     return str(token["content"] if isinstance(token, dict) else token)
 
 
@@ -103,24 +103,24 @@ else:
     Tokenizer = Any
 
 
-def open_lexicon(model_folder: ModelFolder, *, lean: bool) -> tuple[Tokenizer, Lexicon]:
-    """The tokenizer, and what it takes to make text of tokens. Raises ModelFileError or BadRequest.
+def open_tokenizer(model_folder: ModelFolder, *, lean: bool) -> tuple[Tokenizer, Decoding]:
+    """The tokenizer, and the parameters of decoding. Raises ModelFileError or BadRequest.
 
-    lean: without transformers, if that can be.
+    lean: without transformers, if possible.
     """
     tokenizer = LeanTokenizer.open(model_folder.path) if lean else None
     values = _settings(model_folder) if tokenizer else None
     if tokenizer is None or values is None:
         with_transformers, config = model_folder.tokenizer(), model_folder.config()
         context = getattr(config, "max_position_embeddings", None)
-        ends = end_tokens(config.eos_token_id, with_transformers)
-        return with_transformers, Lexicon(tokenizer=with_transformers, ends=ends, context=context)
+        stop_ids = stop_ids_of(config.eos_token_id, with_transformers)
+        return with_transformers, Decoding(tokenizer=with_transformers, stop_ids=stop_ids, context=context)
     context, end = values
-    return tokenizer, Lexicon(tokenizer=tokenizer, ends=end_tokens(end, tokenizer), context=context)
+    return tokenizer, Decoding(tokenizer=tokenizer, stop_ids=stop_ids_of(end, tokenizer), context=context)
 
 
 def _settings(model_folder: ModelFolder) -> tuple[int, Any] | None:
-    """The context and the end token as config.json names them; None where it has other names for them."""
+    """The context length and the end token by config.json; None if it names them differently."""
     try:
         values = json.loads((model_folder.path / "config.json").read_bytes())
         return int(values["max_position_embeddings"]), values["eos_token_id"]

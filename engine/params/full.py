@@ -1,14 +1,12 @@
-"""All of a model's weights as parameters: the paper's own setting, full-parameter MeZO.
+"""All of a model's weights as trained parameters: full-parameter MeZO, the paper's own setting.
 
-The weights are in memory in the dtype that they are stored in, and change only at an update; the two points of a
-probe are made beside them, a matrix at a time (streamed/modules.py). In half precision an update is smaller than the
-distance between neighbouring numbers, and would be rounded away: it is rounded up or down at random instead,
-in proportion, so that the mean over many steps is exact. The random bits follow from seed and step.
+The weights are in memory in their stored dtype and change only in an update; perturbed values are computed beside them,
+a matrix at a time (streamed/modules.py). In half precision an update is smaller than the spacing of the numbers and
+would be rounded away, so updates use stochastic rounding, which is unbiased. Its random bits follow from seed and step.
 
-The points of a probe are rounded to nearest. A norm's gains are near 1, where bfloat16's numbers lie 2^-7 apart, and
-a probe goes 1e-3 to each side: so norms compute in float32 at the points. Any other weight above 0.5 is the same at
-both in bfloat16. The loss says nothing of it then, and what an update moves it by is noise; matrices and biases have
-few.
+Perturbed values are rounded to nearest. Norm gains are near 1, where bfloat16's spacing is 2^-7 and a perturbation is
+1e-3, so perturbed norms compute in float32. Any other weight above 0.5 is the same on both sides of a probe in
+bfloat16: its updates are noise. Matrices and biases have few such weights.
 """
 
 import shutil
@@ -26,23 +24,23 @@ from pocketllm.engine.params.perturbation import Z
 from pocketllm.engine.philox import ROUNDING_POOL
 from pocketllm.engine.streamed.weights import Weight
 
-#: Bits that float32 has behind the last one of the dtype.
+#: How many more bits float32 has than the dtype.
 _LOST_BITS = {torch.bfloat16: 16, torch.float16: 13}
-#: float16's least number of full precision.
+#: float16's smallest normal number.
 _MIN_FLOAT16 = 2.0**-14
 
 
 @dataclass(frozen=True)
 class FullWeights:
-    """theta: every weight by its name; the order numbers them in the noise."""
+    """Every weight by name; the order numbers them in the noise."""
 
     tensors: dict[str, torch.Tensor]
 
     @classmethod
     def load(cls, weights: Mapping[str, Weight], dtype: torch.dtype | None = None) -> "FullWeights":
-        """Take these weights into memory, in `dtype` or as they are stored; whoever holds them sees them change.
+        """Load these weights into memory, in `dtype` or their stored one; the Weights then refer to the copies.
 
-        Raises BadRequest for packed ones.
+        Raises BadRequest for packed weights.
         """
         packed = [name for name, weight in weights.items() if weight.packed]
         if packed:
@@ -53,7 +51,7 @@ class FullWeights:
         return cls({name: weight.load(dtype or weight.floats.dtype) for name, weight in weights.items()})
 
     def reload(self, weights: Mapping[str, Weight]) -> None:
-        """Put back, in place, what these weights hold: those that it was loaded from."""
+        """Reset the tensors, in place, to these stored weights."""
         for name, tensor in self.tensors.items():
             tensor.copy_(weights[name].floats)
             weights[name].release()
@@ -63,13 +61,13 @@ class FullWeights:
         """The number of each tensor in the noise."""
         return {name: number for number, name in enumerate(self.tensors)}
 
-    def move(self, direction: Z, distance: float) -> None:
+    def add_scaled(self, direction: Z, distance: float) -> None:
         """theta <- theta + distance * z, in place."""
         for number, tensor in enumerate(self.tensors.values()):
-            _move(tensor, number, direction, distance)
+            _add_scaled(tensor, number, direction, distance)
 
 
-def _move(tensor: torch.Tensor, number: int, direction: Z, distance: float) -> None:
+def _add_scaled(tensor: torch.Tensor, number: int, direction: Z, distance: float) -> None:
     flat = tensor.view(-1)
     shape = (flat.numel(),)
     for start in range(0, flat.numel(), ROUNDING_POOL):
@@ -84,32 +82,32 @@ def _move(tensor: torch.Tensor, number: int, direction: Z, distance: float) -> N
 
 
 def _rounded(numbers: torch.Tensor, bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """float32 numbers with the bits that `dtype` has no room for rounded up or down at random; changes `numbers`.
+    """Round float32 numbers stochastically to the precision of `dtype`; changes `numbers`.
 
-    Adding a random number below the last kept bit, then cutting, rounds up as often as the fraction is large.
+    Adding random bits below the last kept one and truncating rounds up with a probability equal to the fraction.
     """
     lost = _LOST_BITS[dtype]
     pattern = numbers.view(torch.int32)
     raised = None
     if dtype == torch.float16:
-        # Below its least normal number its neighbours lie as far apart as right above: there they are rounded.
+        # Subnormal numbers have the spacing of the smallest normal ones, so they are rounded there.
         raised = (numbers.abs() < _MIN_FLOAT16).float().mul_(_MIN_FLOAT16).copysign_(numbers)
         numbers.add_(raised)
     pattern.add_(bits if lost == 16 else bits >> (16 - lost)).bitwise_and_(-(1 << lost))
     return numbers if raised is None else numbers.sub_(raised)
 
 
-def save_full(model_folder: ModelFolder, theta: FullWeights, folder: Path, *, created_at: datetime) -> None:
-    """Write the trained weights as a model folder of their own, whole or not at all; replaces what is there.
+def save_full(model_folder: ModelFolder, trainable: FullWeights, folder: Path, *, created_at: datetime) -> None:
+    """Write the trained weights as a model folder, atomically; replaces what is there.
 
-    model_folder: the model that they were loaded from, whose config and tokenizer go along.
+    model_folder: the model that they were loaded from; its config and tokenizer are copied.
     """
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(model_folder.path, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
-    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in theta.tensors.items()]
+    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in trainable.tensors.items()]
     with SafetensorsWriter(scratch / WEIGHTS_NAME, tensors) as writer:
-        for name, tensor in theta.tensors.items():
+        for name, tensor in trainable.tensors.items():
             writer.write(name, tensor)
     manifest = replace(
         model_folder.manifest,

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) in PEFT's format: A is frozen, B is trained, both fp32.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) in PEFT's format, fp32.
 
-An adapter for a linear map W (out x in) adds scaling * B A with A (rank x in), B (out x rank). With A frozen
-the loss's curvature is only probed in B, which needs no step size of its own for A (MobiZO, arXiv 2409.15520).
+An adapter of a linear map W (out x in) adds scaling * B A with A (rank x in), B (out x rank). MeZO trains B only, so A
+needs no step size of its own (MobiZO, arXiv 2409.15520); exact gradients train both.
 """
 
 import json
@@ -24,12 +24,12 @@ __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "load_adapter"]
 
 @dataclass(kw_only=True)
 class Adapter:
-    """A set of low-rank factors, keyed by the path of the linear module that they adapt, in model order."""
+    """Low-rank factors, keyed by the path of the linear module that they adapt, in model order."""
 
     base: str  #: name of the base model
     alpha: float
-    a: dict[str, torch.Tensor]  #: module path -> (rank, in), fp32, frozen
-    b: dict[str, torch.Tensor]  #: module path -> (out, rank), fp32, trained
+    a: dict[str, torch.Tensor]  #: module path -> (rank, in), fp32
+    b: dict[str, torch.Tensor]  #: module path -> (out, rank), fp32
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -39,18 +39,18 @@ class Adapter:
 
     @property
     def scaling(self) -> float:
-        """What each product B A is multiplied with: alpha / rank."""
+        """The factor on each product B A: alpha / rank."""
         return self.alpha / self.rank
 
-    def move(self, direction: Z, distance: float) -> None:
-        """B <- B + distance * z, in place; the order of the modules numbers them in the noise."""
+    def add_scaled(self, direction: Z, distance: float) -> None:
+        """B <- B + distance * z, in place; a module's index is its tensor number in the noise."""
         for number, b in enumerate(self.b.values()):
             b.add_(direction.of(number, b.shape), alpha=distance)
 
     def save(self, folder: Path, *, is_mlm: bool = False) -> None:
-        """Write the adapter as a PEFT folder, whole or not at all; replaces what is there.
+        """Write the adapter as a PEFT folder, atomically; replaces what is there.
 
-        is_mlm: the base fills in masks. PEFT has no task type for such a model, and wraps it only without one.
+        is_mlm: the base is a masked language model, for which PEFT has no task type.
         """
         scratch = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(scratch, ignore_errors=True)
@@ -80,7 +80,7 @@ class Adapter:
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            # Whole paths, not suffixes: exactly the modules that were adapted.
+            # Full paths, not suffixes, so that PEFT adapts exactly these modules.
             "target_modules": list(self.a),
         }
 
@@ -92,7 +92,7 @@ def load_adapter(folder: Path) -> Adapter:
         tensors = load_file(folder / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
-    # safetensors gives names sorted; the config keeps the model's order, which numbers the tensors.
+    # safetensors sorts the names; the config has the model's order, which numbers the tensors in the noise.
     try:
         a = {path: tensors.pop(name_of_a(path)).float() for path in config.paths}
         b = {path: tensors.pop(name_of_b(path)).float() for path in config.paths}

@@ -1,4 +1,4 @@
-"""An adapter's folder as the daemon's own process may look at it: without torch, nothing taken into memory.
+"""An adapter's folder, for the daemon's process: without torch, and without loading tensors.
 
 The format is PEFT's: adapter_config.json and adapter_model.safetensors. engine/params/lora.py writes and loads it.
 """
@@ -16,22 +16,22 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What adapter_config.json says of an adapter."""
+    """The contents of adapter_config.json."""
 
     base: str  #: name of the base model
     alpha: float
-    rank: int  #: that makes the scaling of all maps: alpha / rank
-    paths: tuple[str, ...]  #: of the linear modules that are adapted, in model order
-    is_mlm: bool  #: the base fills in masks; False also where an older version wrote the folder
+    rank: int  #: the scaling of all modules is alpha / rank
+    paths: tuple[str, ...]  #: of the adapted linear modules, in model order
+    is_mlm: bool  #: whether the base is a masked language model; always False in folders of older versions
 
 
 def name_of_a(path: str) -> str:
-    """What the first factor of a module is called in the weights file."""
+    """The name of a module's A in the weights file."""
     return f"{_PREFIX}{path}.lora_A.weight"
 
 
 def name_of_b(path: str) -> str:
-    """What the second factor of a module is called in the weights file."""
+    """The name of a module's B in the weights file."""
     return f"{_PREFIX}{path}.lora_B.weight"
 
 

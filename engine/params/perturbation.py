@@ -1,4 +1,4 @@
-"""A perturbation of what is trained: theta + distance * z."""
+"""A perturbation of the trained parameters: theta + distance * z."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ import torch
 
 
 class Z(Protocol):
-    """A direction in parameter space, matrix by matrix: what a probe looks along."""
+    """A direction in parameter space, tensor by tensor."""
 
     def of(self, tensor: int, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """z for the tensor of this number and shape."""
+        """z for the tensor with this number and shape."""
 
     def rows(
         self, tensor: int, shape: Sequence[int], start: int, stop: int, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Rows start to stop of it: (stop - start, *shape[1:])."""
+        """Rows start to stop of z: (stop - start, *shape[1:])."""
 
     def gather(
         self, tensor: int, shape: Sequence[int], rows: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Its rows with these numbers: (n, *shape[1:])."""
+        """(n,) row numbers -> those rows of z, (n, *shape[1:])."""
 
     def rounding_bits(self) -> torch.Tensor:
-        """engine.philox.ROUNDING_POOL random 16-bit numbers, int32, for rounding an update along it."""
+        """engine.philox.ROUNDING_POOL random 16-bit numbers, int32, for stochastic rounding of an update along z."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""What a model does best in on this device, measured: which dtype its layers compute in, and how fast that is.
+"""Measures a model on this device: the best compute dtype for its layers, and the speed.
 
-Half as wide numbers take half the memory, but on processors without instructions for them they are slower than
-fp32, and in a few models fp16 overflows. So each dtype is timed, and a fast one has to reproduce fp32's loss.
+Half precision takes half the memory, but is slower than fp32 on processors without instructions for it, and overflows
+in a few models. So each dtype is timed, and a fast one must reproduce fp32's loss.
 """
 
 import math
@@ -23,21 +23,21 @@ from pocketllm.engine.streamed.model import LanguageModel
 
 #: Rows of the timed matrix product: a batch of eight blocks of 128 tokens.
 ROWS = 1024
-#: Rows of the product that warms up, and tells whether ROWS of them would take too long.
+#: Rows of the product that warms up and shows whether ROWS would take too long.
 _FEW_ROWS = 32
-#: How long, and how often, to repeat a product; the best time counts.
+#: How long, and how many times at most, to repeat a product; the best time counts.
 _REPEAT_SECONDS, _MAX_REPEATS = 0.2, 50
-#: What would take longer than this is estimated from _FEW_ROWS: products that are emulated can take minutes.
+#: Longer products are estimated from _FEW_ROWS: emulated ones can take minutes.
 _LONG_SECONDS = 4.0
-#: A narrow dtype must be this much faster than fp32, or its roundings are not worth it.
+#: A half-precision dtype must be this many times as fast as fp32 to be used.
 WORTHWHILE = 1.15
-#: bf16 and fp16 are as fast as each other when the slower one has this part of the other's speed.
+#: bf16 and fp16 count as equally fast when the slower one has this part of the other's speed.
 TIE = 0.9
-#: How far a dtype's loss may be from fp32's, in nats per token.
+#: The largest deviation of a dtype's loss from fp32's, in nats per token.
 TOLERANCE = 0.02
-#: Tokens that the loss is measured on.
+#: Tokens for the loss.
 TOKENS = 96
-#: Copies of them that pass through the layers together when a forward is timed.
+#: Copies of them in the timed forward pass.
 TIMED_ROWS = 4
 #: Plain English of about TOKENS tokens; none of it is the owner's.
 _PASSAGE = (
@@ -51,16 +51,16 @@ _PASSAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was measured of a model on a device."""
+    """Measurements of a model on a device."""
 
-    compute_dtype: str  #: that its layers should compute in, one of FLOAT_DTYPES
+    compute_dtype: str  #: the best one for its layers, one of FLOAT_DTYPES
     loss_deviation: float  #: of that dtype's mean loss from fp32's, in nats per token
-    gemm_flops: float  #: matrix products a second in that dtype, a multiplication and an addition counted as two
-    gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device can multiply
-    forward_seconds: float  #: of a forward, loss and all, in one replica
-    forward_tokens: int  #: that it was of
-    machine: str  #: the kind of processor, such as "aarch64"
-    threads: int  #: that computed
+    gemm_flops: float  #: of matrix products in that dtype; a multiplication and an addition count as two
+    gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device supports
+    forward_seconds: float  #: of a forward pass with loss, in one replica
+    forward_tokens: int  #: its number of tokens
+    machine: str  #: the processor architecture, such as "aarch64"
+    threads: int  #: torch's number of threads
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -68,9 +68,9 @@ class Calibration:
 
 
 def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibration:
-    """Measure the model on this device, with torch's present number of threads. `clock` tells seconds.
+    """Measure the model on this device, with torch's current number of threads. clock: returns seconds.
 
-    Raises ModelFileError when the model's loss is not a number even in fp32, or its files are broken, and
+    Raises ModelFileError when the model's loss is not finite even in fp32, or its files are broken; and
     UnsupportedModel.
     """
     flops = _gemm_flops_by_dtype(model_folder, clock)
@@ -103,10 +103,10 @@ def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibrat
 def choose_dtype(
     flops: dict[str, float], *, stored: str, exact: float, loss_in: Callable[[str], float]
 ) -> tuple[str, float]:
-    """The dtype to compute in, and how far its loss is from `exact`, fp32's.
+    """The compute dtype, and the deviation of its loss from `exact`, fp32's.
 
-    flops: the speed of each dtype, float32's among them. stored: the dtype of the weights on disk. loss_in gives
-    the model's mean loss in a narrow dtype; a RuntimeError of it (no such operation) rules the dtype out.
+    flops: the speed of each dtype, including float32. stored: the dtype of the weights on disk. loss_in: returns the
+    model's mean loss in a dtype; if it raises RuntimeError (no such operation), the dtype is not used.
     """
     for dtype in _by_preference(flops, stored):
         with suppress(RuntimeError):
@@ -118,13 +118,13 @@ def choose_dtype(
 
 @torch.inference_mode()
 def mean_loss(model_folder: ModelFolder, blocks: Batch, dtype: str) -> float:
-    """The model's mean loss on a block in nats per target, when its layers compute in `dtype`."""
+    """The model's mean loss on a block, in nats per target, with compute dtype `dtype`."""
     return _model(model_folder, dtype).block_losses(blocks)[0]
 
 
 @torch.inference_mode()
 def _forward_seconds(model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float]) -> float:
-    """How long these blocks take; where that is short, once everything has been touched."""
+    """The time of a forward pass on these blocks; the second one's, unless the first was long."""
     model = _model(model_folder, dtype)
 
     def seconds() -> float:
@@ -141,7 +141,7 @@ def _model(model_folder: ModelFolder, dtype: str) -> LanguageModel:
 
 
 def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
-    """The narrow dtypes that are worth trying, the best one first."""
+    """The half-precision dtypes that are fast enough, best first."""
     least = WORTHWHILE * flops["float32"]
     narrow = [dtype for dtype in ("bfloat16", "float16") if flops.get(dtype, 0.0) >= least]
     fastest = max((flops[dtype] for dtype in narrow), default=0.0)
@@ -151,7 +151,7 @@ def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
 
 
 def passage(model_folder: ModelFolder) -> Batch:
-    """One row of TOKENS tokens at most, some of them behind masks for a masked model."""
+    """One block of at most TOKENS tokens of plain English, masked for a masked language model."""
     tokenizer = model_folder.tokenizer()
     blocks = encode(
         [Plain(text=_PASSAGE)],
@@ -164,14 +164,14 @@ def passage(model_folder: ModelFolder) -> Batch:
 
 
 def _gemm_flops_by_dtype(model_folder: ModelFolder, clock: Callable[[], float]) -> dict[str, float]:
-    """Speed of the product that most of a step consists of, in each dtype that this device can multiply."""
+    """The speed of the most common product of a step, in each dtype that this device supports."""
     linears = list(read_shapes(model_folder).linears.values())
     if not linears:
         raise UnsupportedModel(f"{model_folder.path} holds a model without linear maps. Choose another model.")
     shape = max(linears, key=lambda shape: linears.count(shape) * math.prod(shape))
     flops = {"float32": _gemm_flops(shape, torch.float32, clock)}
     for dtype in ("bfloat16", "float16"):
-        with suppress(RuntimeError):  # this build of torch cannot
+        with suppress(RuntimeError):  # not supported by this build of torch
             flops[dtype] = _gemm_flops(shape, getattr(torch, dtype), clock)
     return flops
 
@@ -179,7 +179,7 @@ def _gemm_flops_by_dtype(model_folder: ModelFolder, clock: Callable[[], float]) 
 @torch.inference_mode()
 def _gemm_flops(shape: tuple[int, int], dtype: torch.dtype, clock: Callable[[], float]) -> float:
     out_features, in_features = shape
-    # Random numbers: with constants, whose bits hardly change, a processor draws less power and runs faster.
+    # Random numbers: with constants, a processor draws less power and runs faster.
     random = torch.Generator().manual_seed(0)
     weight = torch.randn((out_features, in_features), generator=random).to(dtype)
     rows = torch.randn((ROWS, in_features), generator=random).to(dtype)

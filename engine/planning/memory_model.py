@@ -1,8 +1,8 @@
-"""What a job will take, before it runs: bytes and seconds, from the model's shapes alone; and how to make it fit.
+"""Predicts a job's memory and time from the model's shapes, and reduces a plan until it fits the memory limit.
 
-Nothing here imports torch: the daemon asks before it starts a worker. The memory of a step is one dense weight,
-the activations of the rows that pass through together, a chunk of logits, and the adapter; how fast the machine
-multiplies was measured at import (engine/planning/calibration.py). `bench.memory` compares.
+Torch-free: the daemon predicts before it starts a worker. A step's memory is one dense weight, the activations of a
+micro-batch, a chunk of logits, and the adapter; the speed of matrix products was measured at import
+(engine/planning/calibration.py). `bench.memory` compares predictions with measurements.
 """
 
 import math
@@ -14,48 +14,47 @@ from pocketllm.engine.errors import BadRequest, DoesNotFit
 from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, ITEMSIZE, Shapes, adapted, distinct_inputs, layer_of
 
 Mode = Literal["lora", "full"]
-#: How a job learns: exact gradients, a layer at a time (pocketllm.backprop), or MeZO.
+#: A job's training method: exact gradients, a layer at a time (pocketllm.backprop), or MeZO.
 Method = Literal["exact", "mezo"]
 
 MB = 10**6
-#: Anonymous and file-backed memory of a worker before it has a model, where import could not measure it.
+#: Anonymous and file-backed memory of a worker before it loads a model, if not measured at import.
 LIBRARY_ANONYMOUS_BYTES, LIBRARY_FILE_BYTES = 200 * MB, 95 * MB
-#: Products a second where import could not measure it: a slow phone's.
+#: Speed of matrix products if not measured at import: a slow phone's.
 GEMM_FLOPS = 20e9
-#: A step's time over that of its matrix products, where import could not measure a forward: norms, attention,
-#: activations, the adapter.
+#: A forward pass's time over that of its matrix products, if not measured at import.
 OVERHEAD = 1.4
-#: Seconds that one packed weight takes to be made dense.
+#: Seconds to unpack one weight.
 UNPACK_SECONDS = 0.4e-9
-#: Seconds that one weight takes to be moved along a direction, when all weights are trained.
-MOVE_SECONDS = 1.5e-9
-#: A chunk of logits and what its sum takes, three times over (engine/streamed/loss.py), and scores of attention twice.
+#: Seconds to perturb one weight along one direction, when all weights are trained.
+PERTURB_SECONDS = 1.5e-9
+#: Three copies of a chunk of logits (engine/streamed/loss.py) and two of the attention scores.
 CHUNK_BYTES = 40 * MB
-#: What a replica beyond the first takes: modules without weights, and an allocator's arena of its own.
+#: Memory of each replica but the first: modules without weights, and an allocator arena.
 REPLICA_BYTES = 13 * MB
-#: When all weights are trained: rows of the head at a point with their z, and the random bits of an update.
-MOVED_BYTES = 20 * MB
-#: Activations come and go in many sizes; the allocator keeps this part of them in pieces that fit nothing.
+#: When all weights are trained: perturbed rows of the head with their z, and the random bits of an update.
+PERTURBED_BYTES = 20 * MB
+#: Fragmentation: memory of activations over their size.
 SLACK = 1.1
-#: Of a weight that is not used as it is kept, this much is made dense at a time, and again that much in fp32 on the
-#: way; or so many rows, if these are more (engine/streamed/modules.py).
+#: A weight that needs a dense copy is copied in chunks of this size (twice: once in fp32), or of this number of rows if
+#: that is larger (engine/streamed/modules.py).
 DENSE_BYTES, MIN_DENSE_ROWS = 5 * MB, 512
-#: A layer's graph and its way back, for each position: a multiple of its linear maps' outputs, and of its norms numbers
-#: in fp32 as wide as the stream.
-GRAPH_OUTPUTS, GRAPH_STREAMS = 5, 12
-#: Seconds of an exact step over those of a forward: up, up again, and back.
+#: Memory of a layer's graph and backward pass for each position: in outputs of its linear maps, and in fp32 vectors of
+#: the hidden width for its norms.
+GRAPH_OUTPUTS, GRAPH_HIDDENS = 5, 12
+#: Time of an exact step over that of a forward pass: forward, forward again, and backward.
 EXACT_PASSES = 3.5
-#: Columns that the search for A carries along beyond the rank (engine/params/activation_pca.py).
+#: Oversampling columns of the activation PCA (engine/params/activation_pca.py).
 _SPARE_COLUMNS = 4
-#: Shortest rows that a plan is reduced to.
+#: The shortest blocks that a plan is reduced to.
 MIN_TOKENS = 16
-#: From so many probes on they share the loss at theta.
+#: From this number of probes on they share the loss at theta (mezo/estimator.py).
 _MIN_SHARED = 3
-#: Fewest rows that pass through the layers together: one; or a block at the two points of a probe.
+#: The smallest micro-batch in rows: one block; or one block at both perturbations of a probe.
 MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 
 _SLOWER = "slower, with the same result"
-#: What of a plan may be reduced: what it is, for people, and what comes of it.
+#: The fields of a plan that may be reduced -> their description, and the consequence.
 _REDUCED = {
     "replicas": ("the threads that each take rows of their own through the layers", _SLOWER),
     "micro_batch": ("the rows that pass through the layers together", _SLOWER),
@@ -66,7 +65,7 @@ _REDUCED = {
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """How a job runs: what was asked for, as far as memory allows."""
+    """How a job runs: the request, reduced to what fits in memory."""
 
     mode: Mode
     steps: int
@@ -75,11 +74,11 @@ class JobPlan:
     probes: int
     rank: int
     targets: tuple[str, ...]
-    micro_batch: int  #: blocks times points that pass through the layers together
-    replicas: int  #: threads that each take a share of them through the layers alone (engine/streamed/model.py)
-    compute_dtype: str  #: in which the layers compute: settled with the plan, so that a resumed run computes alike
-    method: Method = "mezo"  #: the oldest plans say nothing
-    pass_blocks: int = 0  #: exact: blocks whose states are kept for one way back
+    micro_batch: int  #: rows that pass through the layers together; for MeZO a row is a block at one perturbation
+    replicas: int  #: threads that each take a part of a micro-batch through the layers (engine/streamed/model.py)
+    compute_dtype: str  #: of the layers; fixed by the plan, so that a resumed run computes the same
+    method: Method = "mezo"  #: absent in the oldest plans
+    pass_blocks: int = 0  #: exact: blocks whose states are stored at a time
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -88,19 +87,19 @@ class JobPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a plan takes. Bytes and seconds."""
+    """A plan's memory and time."""
 
-    library_bytes: int  #: of the worker before it has a model
-    working_bytes: int  #: anonymous memory on top: what `memory_bytes` limits
-    anonymous_bytes: int  #: libraries included
-    file_bytes: int  #: pages of files: libraries and the layer that runs; the kernel can drop them
-    peak_bytes: int  #: resident memory, all of it
+    library_bytes: int  #: resident memory of the worker before it loads a model
+    working_bytes: int  #: anonymous memory on top of that, which `memory_bytes` limits
+    anonymous_bytes: int  #: including libraries
+    file_bytes: int  #: file-backed pages: libraries and the current layer; the kernel can drop them
+    peak_bytes: int  #: resident memory
     seconds_per_step: float
-    seconds: float  #: of all steps
+    seconds: float  #: all steps
 
 
 def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
-    """What the plan takes on this machine."""
+    """The plan's memory and time on this machine."""
     working = int(_working_bytes(shapes, plan))
     anonymous = int(shapes.calibration.get("library_anonymous_bytes", LIBRARY_ANONYMOUS_BYTES))
     files = int(shapes.calibration.get("library_file_bytes", LIBRARY_FILE_BYTES))
@@ -118,11 +117,10 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
 
 
 def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
-    """The plan that keeps its working memory within the limit, and a sentence for each thing that was reduced.
+    """The requested plan, reduced until its working memory fits the limit; and a sentence for each reduction.
 
-    First fewer rows pass through together, in fewer replicas, which costs nothing but speed; then rows become shorter.
-    Raises DoesNotFit, naming the smallest limit that would do, when even that is too much; and BadRequest for what
-    cannot be trained, whatever the limit.
+    Reduces the micro-batch and the replicas first, which only costs speed; then the length of the blocks. Raises
+    DoesNotFit, naming the smallest sufficient limit; and BadRequest for a request that cannot be trained at all.
     """
     _check_trainable(shapes, requested)
     fewest = replace(
@@ -135,7 +133,7 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
         raise _does_not_fit(requested, least, limit_bytes)
 
-    # In this order, each as far as it must.
+    # In this order, each as far as necessary.
     less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
         ("pass_blocks", lambda plan: max(plan.micro_batch, plan.pass_blocks // 2)),
         ("replicas", lambda plan: max(1, plan.replicas // 2)),
@@ -148,17 +146,17 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
         while value(plan) < getattr(plan, name) and predict(shapes, plan).working_bytes > limit_bytes:
             change: dict[str, Any] = {name: value(plan)}
             plan = replace(plan, **change)
-    said = [
+    sentences = [
         f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} went from {getattr(requested, name)} to "
         f"{getattr(plan, name)}: {then}."
         for name, (what, then) in _REDUCED.items()
         if getattr(plan, name) < getattr(requested, name)
     ]
-    return plan, said
+    return plan, sentences
 
 
 def points_of(probes: int) -> int:
-    """At how many points a step of MeZO measures the loss (mezo/estimator.py)."""
+    """The number of perturbations at which a step of MeZO measures the loss (mezo/estimator.py)."""
     return 2 * probes if probes < _MIN_SHARED else probes + 1
 
 
@@ -194,7 +192,7 @@ def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
 
 
 def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
-    """The most anonymous memory at a time: while A is looked for, or in a step."""
+    """The peak of anonymous memory, during the activation PCA or a step."""
     size = ITEMSIZE[shapes.compute_dtype]
     activations = SLACK * plan.micro_batch * plan.block_tokens * shapes.position_bytes
     chunk = max(DENSE_BYTES, MIN_DENSE_ROWS * size * max(inputs for _, inputs in shapes.linears.values()))
@@ -211,26 +209,26 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
 
 
 def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
-    """A, B and NAdam's two moments of each; states; and a layer's graph, or what is made at the output."""
+    """A and B with NAdam's two moments; the states; and a layer's graph, or the output error."""
     size = ITEMSIZE[shapes.compute_dtype]
     factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if layer_of(path))
     copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
     positions = plan.pass_blocks * plan.block_tokens
     states = positions * size * shapes.hidden * (shapes.layers + 1)
-    graph = GRAPH_OUTPUTS * size * shapes.layer_outputs + GRAPH_STREAMS * 4 * shapes.hidden
+    graph = GRAPH_OUTPUTS * size * shapes.layer_outputs + GRAPH_HIDDENS * 4 * shapes.hidden
     at_once = plan.micro_batch * plan.block_tokens
     return copies * factors + states + SLACK * max(at_once * graph, CHUNK_BYTES + at_once * 12 * shapes.hidden)
 
 
 def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
-    """A and B in fp32; or all weights, and what moving them takes."""
+    """A and B in fp32; or all weights, and their perturbed rows."""
     if plan.mode == "full":
-        return shapes.weights_bytes + MOVED_BYTES
+        return shapes.weights_bytes + PERTURBED_BYTES
     return sum(4 * plan.rank * (out + inputs) for out, inputs in adapted(shapes, plan.targets).values())
 
 
 def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
-    """What finding A takes: two sketches, somewhat wider than A, of each input; and A and B themselves."""
+    """The activation PCA: two sketches of each input, somewhat wider than A; and A and B themselves."""
     if plan.mode == "full":
         return 0
     inputs = sum(distinct_inputs(shapes, plan.targets))
@@ -238,29 +236,30 @@ def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
 
 
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:
-    """Of a step."""
+    """The time of a step."""
     if plan.method == "exact":
         return _exact_seconds(shapes, plan)
     rows = plan.batch * points_of(plan.probes)
-    walks = math.ceil(rows / plan.micro_batch)
-    unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a walk
-    passing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
-    # Each walk draws the directions that it goes along anew, and the update all of a step's once more.
-    drawn = walks * min(plan.probes, plan.micro_batch) + plan.probes
-    moving = drawn * (shapes.multiplied + math.prod(shapes.head)) * MOVE_SECONDS if plan.mode == "full" else 0.0
-    return passing + walks * unpacking + moving
+    passes = math.ceil(rows / plan.micro_batch)
+    unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # in a pass
+    computing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
+    # Each pass generates its directions again, and the update all of the step's.
+    directions = passes * min(plan.probes, plan.micro_batch) + plan.probes
+    weights = shapes.multiplied + math.prod(shapes.head)
+    perturbing = directions * weights * PERTURB_SECONDS if plan.mode == "full" else 0.0
+    return computing + passes * unpacking + perturbing
 
 
 def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
-    """Of a step: up, up again, and back."""
-    unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # of a micro-batch, through all layers
+    """The time of a step: forward, forward again, and backward."""
+    unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # for a micro-batch, in all layers
     micro_batches = math.ceil(plan.batch / plan.micro_batch)
-    passing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
-    return EXACT_PASSES * passing + 3 * micro_batches * unpacking
+    computing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
+    return EXACT_PASSES * computing + 3 * micro_batches * unpacking
 
 
 def _seconds_per_token(shapes: Shapes, unpacking: float) -> float:
-    """Of a forward, without what making packed weights dense takes, however many tokens there are."""
+    """The time of a forward pass per token, without unpacking, which does not depend on the number of tokens."""
     rate = float(shapes.calibration.get("gemm_flops", GEMM_FLOPS))
     products = 2.0 * (shapes.multiplied + math.prod(shapes.head)) / rate
     if not (tokens := shapes.calibration.get("forward_tokens")):

@@ -1,4 +1,4 @@
-"""A model as the plan sees it: the shapes of its linear maps, read from its folder without torch."""
+"""The shapes of a model's linear maps, read from its folder without torch, for planning."""
 
 import json
 from collections import Counter
@@ -12,17 +12,17 @@ from pocketllm.engine.formats.safetensors_io import TensorEntry, trusted_header
 
 #: Bytes of a number.
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-#: A layer's weights that are no larger stay dense for all that passes through it (pocketllm.backprop).
+#: A layer's weights up to this size stay dense for all micro-batches (pocketllm.backprop).
 DENSE_LAYER_BYTES = 16 * 2**20
-#: Maps that take the same input as another of their layer, and so share what the search keeps of it.
+#: Linear maps with the same input as another one of their layer: the activation PCA keeps one sketch for both.
 _SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
-#: Names, or parts of them, of tables that are looked up and not multiplied with: of words, positions, token types.
+#: Parts of the names of embedding tables (tokens, positions, token types), which are no linear maps.
 _TABLES = ("embed", "wte", "wpe")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """A model as the plan sees it. Sizes in elements unless named otherwise."""
+    """A model's shapes, in elements unless named otherwise."""
 
     name: str  #: of the model
     is_mlm: bool
@@ -36,19 +36,19 @@ class Shapes:
 
     @property
     def packed(self) -> bool:
-        """Whether weights are made dense before they are multiplied with."""
+        """Whether products need dense copies of the weights."""
         return self.dtype != self.compute_dtype
 
     @property
     def window_bytes(self) -> int:
-        """Of the file's pages, what is in memory at a time: a layer; or one matrix, where a copy of it is used."""
+        """Resident pages of the weights file: a layer; or one matrix, if products use a copy."""
         if self.dtype in ITEMSIZE:
             return self.layer_bytes
         return self.layer_bytes * self.layers * self.largest // max(1, self.multiplied)
 
     @property
     def hidden(self) -> int:
-        """The width of the stream between the layers: what most maps take in."""
+        """The hidden width: the input width of most linear maps."""
         inputs = [inputs for _, inputs in self.linears.values()]
         return max(inputs, key=lambda width: (inputs.count(width), width), default=self.head[1])
 
@@ -59,31 +59,31 @@ class Shapes:
 
     @property
     def widest_at_once(self) -> int:
-        """How many tensors as wide as `widest` there are at once: a map's output with its activation, and a gate."""
+        """How many tensors of width `widest` exist at once: a map's output, its activation, and a gate."""
         layers = Counter(layer_of(path) for path, (out, _) in self.linears.items() if out == self.widest)
         return 1 + max(layers.values(), default=1)
 
     @property
     def position_bytes(self) -> int:
-        """Activations of one position in a layer: the stream, its normalised copy in fp32 and back, the residual; and
-        the widest maps' outputs, activated.
+        """Activations of one position in a layer: the hidden state, its normalised copies and the residual; and the
+        widest outputs.
         """
         size = ITEMSIZE[self.compute_dtype]
         return (4 * size + 4) * self.hidden + size * self.widest_at_once * self.widest
 
     @property
     def largest(self) -> int:
-        """The number of weights of the largest matrix that is made dense whole."""
+        """The number of weights of the largest linear map."""
         return max((out * inputs for out, inputs in self.linears.values()), default=0)
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return len({layer_of(path) for path in self.linears} - {None})
 
     @property
     def layer_outputs(self) -> int:
-        """How wide the outputs of a layer's linear maps are together."""
+        """The sum of the output widths of a layer's linear maps."""
         return sum(out for path, (out, _) in self.linears.items() if layer_of(path)) // max(1, self.layers)
 
     @property
@@ -122,12 +122,12 @@ def read_shapes(model_folder: ModelFolder) -> Shapes:
 
 
 def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The linear maps that an adapter for these names has factors for."""
+    """The linear maps with these names: path -> (out, in)."""
     return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
 
 
 def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
-    """The width of each input that these maps take; what several of a layer take, queries and keys say, is one."""
+    """The width of each distinct input of these linear maps; queries, keys and values share one."""
     widths = {}
     for path, (_, width) in adapted(shapes, targets).items():
         block, _, name = path.rpartition(".")
@@ -136,14 +136,14 @@ def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
 
 
 def layer_of(name: str) -> str | None:
-    """The path up to the layer's number, such as "model.layers.3"; None for what stands outside the layers."""
+    """The path up to the layer's number, such as "model.layers.3"; None outside the layers."""
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1]) if numbers else None
 
 
 def _read(model_folder: ModelFolder) -> tuple[dict[str, TensorEntry], int]:
-    """What the weights file holds, and how many words the model knows."""
+    """The entries of the weights file, and the size of the vocabulary."""
     try:
         vocabulary = json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"]
         return trusted_header(model_folder.weights), int(vocabulary)
@@ -153,5 +153,5 @@ def _read(model_folder: ModelFolder) -> tuple[dict[str, TensorEntry], int]:
 
 
 def _dense_shape(entry: TensorEntry) -> tuple[int, ...]:
-    """The shape of the weight that a tensor is, or is the codes of: a byte holds two 4-bit ones."""
+    """The shape of a weight, from its tensor or its codes: a byte holds two 4-bit codes."""
     return (entry.shape[0], 2 * entry.shape[1]) if entry.dtype == "uint8" and len(entry.shape) == 2 else entry.shape

@@ -1,8 +1,8 @@
 """Attention for short rows of text, as batched matrix products.
 
-On a CPU torch's own attention takes the rows of a head one small block at a time. At the few hundred tokens that
-training looks at, large products with the softmax between them, over the keys that some queries can see, take a
-third of the time (16 x 128 tokens, 9 heads, bf16). Longer rows, and new tokens behind a cache, go to torch's.
+On a CPU torch's own attention processes each head in small blocks. For the few hundred tokens of a training block,
+large products with a softmax between them, over the visible keys only, take a third of the time (16 x 128 tokens, 9
+heads, bf16). Longer rows, and decoding with a cache, use torch's.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from transformers.modeling_utils import AttentionInterface
 
 from pocketllm.engine.errors import UnsupportedModel
 
-#: What models are told to use: `config._attn_implementation`.
+#: The name of this implementation: `config._attn_implementation`.
 NAME = "pocketllm"
-#: The longest rows for which the scores are made here.
-LONGEST = 512
-#: The most bytes of scores that are made at a time.
+#: Longer rows use torch's attention.
+MAX_TOKENS = 512
+#: The most bytes of scores that exist at a time.
 SCORE_BYTES = 4 * 2**20
-#: The queries of a row that are taken together.
+#: Queries of a row that share a product.
 QUERIES = 64
 
 
@@ -39,12 +39,12 @@ def attention(
     """transformers' attention interface: query (batch, heads, tokens, size), key and value (batch, groups, ...).
 
     Returns (batch, tokens, heads, size) and no weights. The mask is boolean, True where a query sees a key.
-    Raises UnsupportedModel for attention with more in it than that.
+    Raises UnsupportedModel for attention with a score cap or sinks.
     """
     tokens = query.shape[2]
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise UnsupportedModel("The model caps its attention scores, or has sinks. Choose another model.")
-    if options.get("position_bias") is not None or key.shape[2] != tokens or not 1 < tokens <= LONGEST:
+    if options.get("position_bias") is not None or key.shape[2] != tokens or not 1 < tokens <= MAX_TOKENS:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **options
         )
@@ -56,7 +56,7 @@ def attention(
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale Q K^T) V. The scores are made again on the way back: kept, they would outweigh all else."""
+    """softmax(scale Q K^T) V. The backward pass computes the scores again; storing them would take too much memory."""
 
     @staticmethod
     def forward(
@@ -106,14 +106,14 @@ class _Attention(torch.autograd.Function):
 
 
 def _row_parts(query: torch.Tensor) -> Iterator[slice]:
-    """Rows of the batch whose scores are made at a time."""
+    """Rows of the batch whose scores exist at a time."""
     batch, heads, tokens, _ = query.shape
     at_once = max(1, SCORE_BYTES // (heads * min(tokens, QUERIES) * tokens * query.element_size()))
     return (slice(start, start + at_once) for start in range(0, batch, at_once))
 
 
 class _Groups:
-    """The heads of some rows by the keys that they share: more rows of one product, so that nothing is repeated."""
+    """The heads of some rows, grouped by the keys they share, so that no key is repeated (grouped-query attention)."""
 
     def __init__(
         self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
@@ -135,11 +135,11 @@ class _Groups:
         return self._queries[:, part.start * self._shared : part.stop * self._shared]
 
     def weights(self) -> Iterator[tuple[slice, int, torch.Tensor]]:
-        """Some tokens at a time: which, how many keys they see, and (batch * groups, rows, keys) attention weights."""
+        """Yield (slice of tokens, number of visible keys, (batch * groups, rows, keys) attention weights)."""
         for first in range(0, self._tokens, QUERIES):
             part = slice(first, min(first + QUERIES, self._tokens))
             count = part.stop - first
-            seen = part.stop if self._causal else self._tokens  # no query looks at what lies behind it
+            seen = part.stop if self._causal else self._tokens  # a query sees no later key
             scores = torch.bmm(self.queries_of(part), self.keys[:, :seen].transpose(1, 2))
             by_query = scores.view(self._batch, self._groups, count, self._shared, seen)
             if self._causal:
@@ -147,7 +147,7 @@ class _Groups:
             elif self._mask is not None:
                 by_query.masked_fill_(~self._mask[:, :, part, None], torch.finfo(scores.dtype).min)
             weights = torch.softmax(scores, dim=-1)
-            del scores, by_query  # as large as what follows
+            del scores, by_query  # free them before the next product
             yield part, seen, weights
 
 

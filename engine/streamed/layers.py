@@ -1,4 +1,4 @@
-"""A model's stack of layers, run by the model's own code or one at a time, and which of its pages are in memory."""
+"""A model's stack of layers, run by the model's own code or one at a time, and the residency of their pages."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,32 +18,32 @@ with lean_transformers():
 
 @dataclass(frozen=True)
 class LayerCall:
-    """What the model's code calls a layer with, besides the hidden states: masks, rotary embeddings."""
+    """A layer's arguments besides the hidden states: masks, rotary embeddings."""
 
     arguments: tuple[Any, ...]
     options: dict[str, Any]
 
 
 class LayerPages:
-    """Reads a layer's pages of the weights file ahead, and gives them back once nobody is in the layer any more."""
+    """Prefetches a layer's pages of the weights file, and releases them when no thread is in the layer any more."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._inside = Counter[int]()
 
     def reset(self) -> None:
-        """Nobody is in any layer: after a walk that an error ended."""
+        """Forget who is in a layer, after a pass that ended with an error."""
         self._inside.clear()
 
     def enter(self, layer: int, following: Sequence[Weight]) -> None:
-        """Somebody enters a layer, and will need the weights of the following one."""
+        """A thread enters a layer; prefetch the following one's weights."""
         with self._lock:
             self._inside[layer] += 1
         for weight in following:
             weight.prefetch()
 
     def leave(self, layer: int, weights: Sequence[Weight]) -> None:
-        """Somebody leaves a layer."""
+        """A thread leaves a layer; release its weights if it was the last one."""
         with self._lock:
             self._inside[layer] -= 1
             empty = self._inside[layer] <= 0
@@ -53,10 +53,11 @@ class LayerPages:
 
 
 class LayerStack:
-    """The layers of one network. Normally the model's own code calls them one after the other.
+    """The layers of one network. By default the model's own code calls them one after the other.
 
-    For a pass that takes one layer at a time (pocketllm.backprop), the model's code is run with all layers skipped:
-    once to learn what enters the first layer and what each is called with, and once to go on behind the last.
+    A pass that runs one layer at a time (pocketllm.backprop) runs the model's code twice with all layers skipped: once
+    to get the first layer's input and every layer's arguments (`calls`), and once for what follows the last layer
+    (`skip_all`).
     """
 
     def __init__(
@@ -66,9 +67,9 @@ class LayerStack:
         weights: Mapping[str, Weight],
         pages: LayerPages | None,
     ) -> None:
-        """names: path of each parameter -> its name among the weights. pages: None keeps in memory what was touched.
+        """names: path of each parameter -> its name in `weights`. pages: None never releases pages.
 
-        A model whose layers are not one list has none of all this: `count` is 0.
+        `count` is 0 for a model whose layers are not one nn.ModuleList.
         """
         count = network.config.get_text_config().num_hidden_layers
         found = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -87,36 +88,30 @@ class LayerStack:
             self._wrap(number, layer)
 
     def number_of(self, path: str) -> int | None:
-        """The number of the layer that the module with this path is in; None outside the stack."""
+        """The index of the layer that contains the module with this path; None outside the stack."""
         if self.count == 0 or not path.startswith(f"{self.path}."):
             return None
         return int(path[len(self.path) + 1 :].partition(".")[0])
 
     def calls(self, forward: Callable[[], object]) -> tuple[torch.Tensor, list[LayerCall]]:
-        """What enters the first layer when `forward` runs the network, and what each layer is called with.
-
-        No layer is computed.
-        """
-        entering: list[torch.Tensor] = []
+        """The first layer's input and every layer's other arguments, when `forward` runs the network with no layer."""
+        inputs: list[torch.Tensor] = []
         calls: list[LayerCall] = []
 
         def skip(_number: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
-            entering.append(hidden)
+            inputs.append(hidden)
             calls.append(call)
             return hidden
 
         self._run_skipping(skip, forward)
-        return entering[0], calls
+        return inputs[0], calls
 
-    def leave_with(self, hidden: torch.Tensor, forward: Callable[[], object]) -> None:
-        """Let `forward` run the network with these hidden states for what the last layer returns.
-
-        No layer is computed.
-        """
+    def skip_all(self, hidden: torch.Tensor, forward: Callable[[], object]) -> None:
+        """Let `forward` run the network with no layer and `hidden` as the last one's output."""
         self._run_skipping(lambda number, given, _: hidden if number == self.count - 1 else given, forward)
 
     def run(self, number: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
-        """What one layer makes of these hidden states."""
+        """One layer's output for these hidden states, both (blocks, tokens, width)."""
         output = self._forwards[number](hidden, *call.arguments, **call.options)
         self._in_tuples = isinstance(output, tuple)
         hidden = output[0] if self._in_tuples else output

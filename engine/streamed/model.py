@@ -1,8 +1,7 @@
-"""The language model: measured at several points in parameter space at once, and run at one.
+"""The language model: losses of a batch at several perturbations at once, and logits for decoding.
 
-On weights that are multiplied as they are kept, each core takes its own share of a batch through the layers (a
-replica). Sharing each operation between the cores instead makes them wait for each other thousands of times a step,
-and one that something else slows down holds up all.
+Where products use the stored weights without a copy, each core takes its own blocks of a batch through the layers (a
+replica). Splitting each operation over the cores instead makes them wait for each other thousands of times a step.
 """
 
 import sys
@@ -29,9 +28,9 @@ with lean_transformers():
 
 #: Rows of the output head that are made dense together for the logits of one token.
 HEAD_ROWS = 8192
-#: Blocks that pass through the layers together when measuring, unless the caller says otherwise.
+#: Blocks in a micro-batch when a loss is measured, by default.
 MEASURE_BLOCKS = 8
-#: How long a replica may keep Python's lock while another waits for it.
+#: How long a replica may hold Python's lock while another one waits.
 SWITCH_SECONDS = 50e-6
 
 Part = TypeVar("Part")
@@ -39,7 +38,7 @@ Result = TypeVar("Result")
 
 
 class LanguageModel:
-    """A language model that can be measured at several points in parameter space at once, and run at one."""
+    """A language model on streamed weights."""
 
     def __init__(
         self,
@@ -51,10 +50,9 @@ class LanguageModel:
     ) -> None:
         """Build the model on the folder's weights. Raises UnsupportedModel or ModelFileError.
 
-        dtype: that the layers compute in; by default what was measured best at import. release_pages: give each
-        layer's pages of the weights file back when it has run, and read the next layer's ahead; for training.
-        replicas: shares of a batch that are measured at the same time, each by a thread of its own; with one, torch's
-        threads share each operation.
+        dtype: the compute dtype; by default the fastest one, measured at import. release_pages: release each layer's
+        pages of the weights file after use and prefetch the next layer's; for training. replicas: threads that each
+        take some blocks of a batch; with one, torch's threads share each operation.
         """
         self.folder = model_folder
         self.weights = open_weights(model_folder.weights)
@@ -67,52 +65,52 @@ class LanguageModel:
         first = self.first_replica = self._replicas[0]
         self.context, self.network, self.head, self.linears = first.context, first.module, first.head, first.linears
         self.head_path, self.stack = first.head_path, first.stack
-        self._by_points = False
+        self._by_perturbation = False
 
-    def use(self, theta: Adapter | FullWeights | None) -> None:
-        """Let everything from now on pass through these parameters as they stand; None is the base alone.
+    def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
+        """Run with this adapter or these weights from now on, following their changes in place; None: the base model.
 
-        Raises AdapterError when the adapter names a module that this model doesn't have.
+        Raises AdapterError when the adapter names a module that this model does not have.
         """
         for replica in self._replicas:
-            replica.use(theta)
-        self._by_points = isinstance(theta, FullWeights)
+            replica.set_parameters(trainable)
+        self._by_perturbation = isinstance(trainable, FullWeights)
 
     def full(self, dtype: torch.dtype | None = None) -> FullWeights:
-        """All weights, taken into memory to be trained; `use` them next. Raises BadRequest for packed weights.
+        """Load all weights into memory for training; call `set_parameters` next. Raises BadRequest for packed weights.
 
-        dtype: in which they are kept; by default as they are stored.
+        dtype: of the copy; by default that of the file.
         """
         names = dict.fromkeys(self._replicas[0].parameters.values())
         return FullWeights.load({name: self.weights[name] for name in names}, dtype)
 
-    def losses_at(self, points: Sequence[Perturbation], batch: Batch, micro_batch: int) -> list[float]:
-        """The batch's mean loss in nats per target at each point around the parameters in use.
+    def losses_at(self, perturbations: Sequence[Perturbation], batch: Batch, micro_batch: int) -> list[float]:
+        """The batch's mean loss, in nats per target, at each perturbation of the current parameters.
 
-        micro_batch: the most rows, a block at a point being one, that pass through the layers together, in all
-        replicas; the sums over such parts are exact, so it decides about memory and speed alone.
+        micro_batch: the most rows that pass through the layers together, over all replicas; a row is a block at one
+        perturbation. The result does not depend on it.
         """
-        at_once = min(len(points), max(2, micro_batch - micro_batch % 2))  # both sides of a direction together
+        at_once = min(len(perturbations), max(2, micro_batch - micro_batch % 2))  # both sides of a direction together
         parts: list[tuple[slice, Batch]] = []
-        for first in range(0, len(points), at_once):
-            some = slice(first, min(first + at_once, len(points)))
+        for first in range(0, len(perturbations), at_once):
+            some = slice(first, min(first + at_once, len(perturbations)))
             for blocks in batch.split(max(1, micro_batch // (some.stop - some.start))):
                 parts += self._shares(some, blocks)
-        sums = torch.zeros(len(points), dtype=torch.float64)
-        measured = self.map_replicas(lambda replica, part: replica.block_sums(part[1], points[part[0]]), parts)
+        sums = torch.zeros(len(perturbations), dtype=torch.float64)
+        measured = self.map_replicas(lambda replica, part: replica.block_sums(part[1], perturbations[part[0]]), parts)
         for (some, _), of_blocks in zip(parts, measured, strict=True):
             sums[some] += of_blocks.double().sum(1)
         return (sums / max(1, batch.tokens)).tolist()
 
     def block_losses(self, blocks: Batch, micro_batch: int = MEASURE_BLOCKS) -> list[float]:
-        """Each block's mean loss in nats per target, at the parameters in use."""
+        """Each block's mean loss, in nats per target."""
         parts = blocks.split(max(1, micro_batch // len(self._replicas)))
         sums = [found[0] for found in self.map_replicas(lambda replica, part: replica.block_sums(part, ()), parts)]
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
     def mean_loss(self, batches: Iterable[Batch], micro_batch: int = MEASURE_BLOCKS) -> float:
-        """The mean loss of all these blocks in nats per target, at the parameters in use."""
+        """The mean loss over all these blocks, in nats per target."""
         total, targets = 0.0, 0
         for blocks in batches:
             losses = torch.tensor(self.block_losses(blocks, micro_batch), dtype=torch.float64)
@@ -121,13 +119,13 @@ class LanguageModel:
         return total / max(1, targets)
 
     def hidden(self, blocks: Batch) -> torch.Tensor:
-        """(blocks, tokens, width): what the output head sees, at the parameters in use."""
+        """(blocks, tokens, width): the input of the output head."""
         return self._replicas[0].hidden(blocks)
 
     def map_replicas(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
-        """What `work` makes of each part, in order, whichever replica took it.
+        """Run `work` on each part, on whichever replica is free; returns the results in order.
 
-        Waits for all of them, also where one raises; then raises the first error.
+        Waits for all of them, then raises the first error, if any.
         """
         if self._pages is not None:
             self._pages.reset()
@@ -136,7 +134,7 @@ class LanguageModel:
         free: SimpleQueue[Network] = SimpleQueue()
         for replica in self._replicas:
             free.put(replica)
-        inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # both are a thread's own affair
+        inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # both are thread-local
 
         def in_some_replica(part: Part) -> Result:
             replica = free.get()
@@ -151,18 +149,18 @@ class LanguageModel:
         return [future.result() for future in futures]
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """(rows, tokens) new ids behind what the cache holds -> (rows, vocabulary) fp32 logits of those after them."""
-        return self._logits(self._seen(inputs, cache, last=1))
+        """(rows, tokens) token ids that follow the cache -> (rows, vocabulary) fp32 logits of the next token."""
+        return self._logits(self._head_input(inputs, cache, last=1))
 
     def all_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """(1, tokens) new ids behind what the cache holds -> (tokens, vocabulary) fp32 logits of those after each."""
-        return self._logits(self._seen(inputs, cache, last=inputs.shape[1]))
+        """(1, tokens) token ids that follow the cache -> (tokens, vocabulary) fp32 logits of the token after each."""
+        return self._logits(self._head_input(inputs, cache, last=inputs.shape[1]))
 
-    def _seen(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int) -> torch.Tensor:
-        """(rows * last, width): what the output head takes in where the last tokens stand."""
-        self.context.points = ()
+    def _head_input(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int) -> torch.Tensor:
+        """(rows * last, width): the input of the output head at the last tokens."""
+        self.context.perturbations = ()
         output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last)
-        return self._replicas[0].seen(output)[:, -last:].flatten(0, 1)
+        return self._replicas[0].head_input(output)[:, -last:].flatten(0, 1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, width) -> (tokens, vocabulary), fp32."""
@@ -175,22 +173,25 @@ class LanguageModel:
             logits = torch.cat(parts).t().float()
         return logits if head.bias is None else logits + head.bias.float()
 
-    def _shares(self, points: slice, blocks: Batch) -> list[tuple[slice, Batch]]:
-        """The replicas' shares of what passes through the layers together.
+    def _shares(self, perturbations: slice, blocks: Batch) -> list[tuple[slice, Batch]]:
+        """Split a micro-batch into parts for the replicas: some perturbations, and some blocks.
 
-        An adapter's replica takes some blocks at all points. Where all weights are trained, moving them to a point is
-        most of the work besides, and where blocks are few there is nothing else to share: then by points first.
+        With an adapter, a replica takes some blocks at all perturbations. It takes some perturbations instead where all
+        weights are trained, since perturbing them is expensive, or where there are fewer blocks than replicas.
         """
-        replicas, count = len(self._replicas), points.stop - points.start
-        by_points = min(replicas, count) if self._by_points or len(blocks) < replicas else 1
-        size = -(-count // by_points)
-        some = [slice(first, min(first + size, points.stop)) for first in range(points.start, points.stop, size)]
-        return [(chosen, part) for chosen in some for part in blocks.split(-(-len(blocks) * len(some) // replicas))]
+        replicas, count = len(self._replicas), perturbations.stop - perturbations.start
+        by_perturbation = min(replicas, count) if self._by_perturbation or len(blocks) < replicas else 1
+        size = -(-count // by_perturbation)
+        some = [
+            slice(first, min(first + size, perturbations.stop))
+            for first in range(perturbations.start, perturbations.stop, size)
+        ]
+        return [(group, part) for group in some for part in blocks.split(-(-len(blocks) * len(some) // replicas))]
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
-    """So many threads, started: later a cap on memory may be in the way of it. Each computes alone."""
-    # Replicas need Python's lock for microseconds at a time; with its usual 5 ms of patience a step takes 2 % longer.
+    """A pool of `count` threads without threads of torch's own, started now: later the memory limit may prevent it."""
+    # Replicas hold Python's lock for microseconds; with its default of 5 ms a step takes 2 % longer.
     sys.setswitchinterval(SWITCH_SECONDS)
     pool = ThreadPoolExecutor(count, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,))
     ready = Barrier(count)

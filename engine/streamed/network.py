@@ -1,8 +1,7 @@
-"""One walk through a language model: transformers' own layers and arithmetic, our weights.
+"""A transformers model on streamed weights.
 
-The architecture is built from its config without weights. Every linear map, the word embedding and the output
-head then get modules that make a weight dense only while it runs (modules.py), so that a walk through the layers
-needs the memory of one weight. Nothing here is written for one family of models.
+The architecture is built from its config, without weights. Streamed modules (modules.py) then replace its linear maps,
+embedding and output head; the layers' own code stays. Nothing here is specific to a family of models.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,10 +41,7 @@ with lean_transformers():
 
 
 class Network:
-    """The layers between token ids and losses, on weights that others may use at the same time.
-
-    One batch at a time passes through it: what the modules need to know of the batch is in `context`.
-    """
+    """The layers between token ids and losses. Several networks may share weights; each runs one batch at a time."""
 
     def __init__(
         self,
@@ -56,10 +52,10 @@ class Network:
         pages: LayerPages | None,
         share: int = 1,
     ) -> None:
-        """Build it for layers that compute in `dtype`. Raises UnsupportedModel or ModelFileError.
+        """Build the model with compute dtype `dtype`. Raises UnsupportedModel or ModelFileError.
 
-        pages: shared by all who walk through the same weights; None keeps in memory what was touched. share: how many
-        of them share the memory for logits.
+        pages: shared by all networks on these weights; None never releases pages. share: the number of networks that
+        share the memory for logits.
         """
         self._folder, self._weights = model_folder, weights
         self._logits_bytes = CHUNK_BYTES // share
@@ -73,65 +69,65 @@ class Network:
         self.head = self._replace()
         self.stack = LayerStack(self.module, self.parameters, weights, pages)
 
-    def use(self, theta: Adapter | FullWeights | None) -> None:
+    def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
         """See LanguageModel.use."""
-        self.context.points = ()
+        self.context.perturbations = ()
         self.head.lora = None
         for linear in self.linears.values():
             linear.lora = None
         for name, places in self._trained.items():
             for trained in places:
-                trained.number = theta.numbers[name] if isinstance(theta, FullWeights) else None
-        if not isinstance(theta, Adapter):
+                trained.number = trainable.numbers[name] if isinstance(trainable, FullWeights) else None
+        if not isinstance(trainable, Adapter):
             return
-        for number, (path, a) in enumerate(theta.a.items()):
+        for number, (path, a) in enumerate(trainable.a.items()):
             adapted = self.head if path == self.head_path else self.linears.get(path)
             if adapted is None:
                 raise AdapterError(f"The adapter belongs to another model: {self._folder.path.name} has no {path}.")
-            adapted.lora = LoRABranch(self.context, number=number, a=a, b=theta.b[path], scaling=theta.scaling)
+            adapted.lora = LoRABranch(self.context, number=number, a=a, b=trainable.b[path], scaling=trainable.scaling)
 
     def hidden(self, blocks: Batch) -> torch.Tensor:
-        """(blocks, tokens, width): what the output head sees, at the parameters in use."""
-        self.context.points = ()
+        """(blocks, tokens, width): the input of the output head."""
+        self.context.perturbations = ()
         return self._run(blocks)
 
     def layer_calls(self, blocks: Batch) -> tuple[torch.Tensor, list[LayerCall]]:
-        """(blocks, tokens, width): what enters the first layer; and what each layer is called with besides."""
+        """(blocks, tokens, width): the input of the first layer; and the other arguments of each layer."""
         return self.stack.calls(lambda: self._run(blocks))
 
     def behind_layers(self, blocks: Batch, hidden: torch.Tensor) -> torch.Tensor:
-        """(blocks, tokens, width): what the output head sees, when this is what leaves the last layer."""
-        seen: list[torch.Tensor] = []
-        self.stack.leave_with(hidden, lambda: seen.append(self._run(blocks)))
-        return seen[0]
+        """(blocks, tokens, width) output of the last layer -> (blocks, tokens, width) input of the output head."""
+        found: list[torch.Tensor] = []
+        self.stack.skip_all(hidden, lambda: found.append(self._run(blocks)))
+        return found[0]
 
-    def block_sums(self, blocks: Batch, points: Sequence[Perturbation]) -> torch.Tensor:
-        """(points, blocks): the summed loss of each block at each point; without points at theta itself, as one."""
-        copies = max(1, len(points))
-        self.context.points, self.context.rows = points, copies * len(blocks)
+    def block_sums(self, blocks: Batch, perturbations: Sequence[Perturbation]) -> torch.Tensor:
+        """(perturbations, blocks): each block's summed loss in nats; without perturbations (1, blocks), at theta."""
+        copies = max(1, len(perturbations))
+        self.context.perturbations, self.context.rows = perturbations, copies * len(blocks)
         try:
             hidden = self._run(blocks.repeat(copies))
         finally:
-            self.context.points = ()
+            self.context.perturbations = ()
         places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
-        wanted = blocks.targets[places]
+        targets = blocks.targets[places]
         rows = hidden.view(copies, *blocks.inputs.shape, -1)[:, places[0], places[1]]  # (copies, targets, width)
         del hidden
-        losses = self._target_losses(rows, wanted, blocks.label_ids, points)
+        losses = self._target_losses(rows, targets, blocks.label_ids, perturbations)
         sums = losses.new_zeros(copies, len(blocks))
         return sums.index_add_(1, places[0], losses)
 
     def _target_losses(
         self,
         rows: torch.Tensor,
-        wanted: torch.Tensor,
+        targets: torch.Tensor,
         label_ids: tuple[int, ...] | None,
-        points: Sequence[Perturbation],
+        perturbations: Sequence[Perturbation],
     ) -> torch.Tensor:
-        """(points, targets, width) -> (points, targets) losses in nats."""
+        """(perturbations, targets, width) -> (perturbations, targets) losses in nats."""
 
-        def losses(hidden: torch.Tensor, targets: torch.Tensor, point: Perturbation | None) -> torch.Tensor:
-            head = self.head.at(point)
+        def losses(hidden: torch.Tensor, targets: torch.Tensor, perturbation: Perturbation | None) -> torch.Tensor:
+            head = self.head.at(perturbation)
             hidden = head.extended(hidden)
             return (
                 token_losses(hidden, head, targets, chunk_bytes=self._logits_bytes)
@@ -139,37 +135,39 @@ class Network:
                 else label_losses(hidden, head, targets, label_ids)
             )
 
-        if not self.head.moves or not points:  # one head for all points
-            found = losses(rows.flatten(0, 1), wanted.repeat(len(rows)), None).view(rows.shape[:2])
+        if not self.head.is_perturbed or not perturbations:  # one head for all points
+            found = losses(rows.flatten(0, 1), targets.repeat(len(rows)), None).view(rows.shape[:2])
         else:
-            found = torch.stack([losses(part, wanted, point) for part, point in zip(rows, points, strict=True)])
+            found = torch.stack(
+                [losses(part, targets, perturbation) for part, perturbation in zip(rows, perturbations, strict=True)]
+            )
         if self.context.release:
             self.head.weights.weight.release()
         return found
 
     def _run(self, blocks: Batch) -> torch.Tensor:
-        """(blocks, tokens, width): what the output head sees when the model's own code runs."""
+        """(blocks, tokens, width): the input of the output head, by the model's own code."""
         mask: dict[str, Any] = {}
         if blocks.lengths is not None and self._folder.manifest.is_mlm:
-            # A causal model looks to the left alone, where there is no padding.
+            # Padding is on the right, which a causal model does not attend to.
             mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
         if not self._folder.manifest.is_mlm:
             mask["use_cache"] = False
-        return self.seen(self.module(input_ids=blocks.inputs, **mask))
+        return self.head_input(self.module(input_ids=blocks.inputs, **mask))
 
-    def seen(self, output: Any) -> torch.Tensor:
-        """What the output head saw of a batch. Raises UnsupportedModel when the model does more behind the head."""
-        seen, self.head.seen = self.head.seen, None
-        assert seen is not None
+    def head_input(self, output: Any) -> torch.Tensor:
+        """The input of the output head. Raises UnsupportedModel when the model changes the logits after the head."""
+        found, self.head.input = self.head.input, None
+        assert found is not None
         if not (output.logits == HEAD_MARK).all():
             raise UnsupportedModel(
                 f"{self._folder.path} holds a model that scales or caps its logits behind the output head, which the "
                 "loss here would not see. Choose another model."
             )
-        return seen
+        return found
 
     def _replace(self) -> StreamedHead:
-        """Put streamed modules in the place of those with weights; returns the output head."""
+        """Replace the modules with weights by streamed ones; returns the output head."""
         head, words = self.module.get_output_embeddings(), self.module.get_input_embeddings()
         streamed_head: StreamedHead | None = None
         for path, module in list(self.module.named_modules()):
@@ -195,7 +193,7 @@ class Network:
         if streamed_head is None or not self.linears:
             lacking = "linear maps of torch's kind" if streamed_head else "an output head"
             raise UnsupportedModel(f"{self._folder.path} holds a model without {lacking}. Choose another model.")
-        # What stands beside sub-modules, and is not tied to one of theirs, would never be given its weights.
+        # A parameter of a module that also has sub-modules has no streamed replacement.
         if unplaced := set(self.parameters.values()) - self._trained.keys():
             raise UnsupportedModel(
                 f"{self._folder.path} holds a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
@@ -204,10 +202,9 @@ class Network:
         return streamed_head
 
     def _keep_small(self, module: nn.Module, own: dict[str, str]) -> None:
-        """A norm or a position table: its weights are dense all the time."""
+        """A norm or a position table: its weights stay dense."""
         trained = {name: StreamedWeight(self._weight(path), self.context) for name, path in own.items()}
         for name, small in trained.items():
-            # With a scratch of its own: it stays.
             module._parameters[name] = small.weight.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
             self._note(own, **{name: small})
         module.forward = perturbed_forward(module, trained, self.context)
@@ -225,13 +222,13 @@ class Network:
 
 
 def _build(model_folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture, with parameters that have a shape and no memory."""
+    """The architecture, with parameters on the meta device."""
     config = model_folder.config()
     build: Callable[..., PreTrainedModel] = auto_class(config).from_config
     try:
         with lean_transformers(), no_init_weights(), _without_memory():
             network = build(config, dtype=dtype, attn_implementation="eager")
-            if network._supports_attention_backend:  # others take no notice, or misread the masks that ours goes with
+            if network._supports_attention_backend:  # other models ignore it, or misread its masks
                 network.set_attn_implementation(attention.NAME)
     except (ValueError, KeyError, ImportError) as error:
         raise UnsupportedModel(f"transformers cannot build the model in {model_folder.path}: {error}") from error
@@ -242,9 +239,9 @@ def _build(model_folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Let parameters that are made meanwhile be of torch's meta device, and buffers, which are computed, be real.
+    """Put parameters that are registered meanwhile on the meta device, but not buffers, which are computed.
 
-    Under `torch.device("meta")` buffers would be lost, and computing them imports 40 MB of symbolic algebra.
+    `torch.device("meta")` would lose the buffers, and computing them on it imports sympy (40 MB).
     """
 
     def emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
@@ -260,7 +257,7 @@ def _without_memory() -> Iterator[None]:
 
 
 def _names(network: PreTrainedModel) -> dict[str, str]:
-    """Every parameter by its path -> the name under which the weights file holds it (of tied ones the first)."""
+    """Path of each parameter -> its name in the weights file (tied parameters share one)."""
     tied: dict[str, str] = network.all_tied_weights_keys
     paths = [path for path, _ in network.named_parameters(remove_duplicate=False)]
     return {path: tied.get(path, path) for path in paths}

@@ -1,8 +1,8 @@
-"""Weights in 8 or 4 bits with a scale a group: how they are packed when imported, and made dense when a layer runs.
+"""Group quantization to 8 or 4 bits: weights are packed at import and unpacked when a layer runs.
 
-int8: symmetric, a scale for 64 neighbours in a row, 8.25 bits a weight. w = scale * q, q in -127..127.
-int4: a scale and a minimum for 32 neighbours, 5 bits a weight. w = minimum + scale * q, q in 0..15; these are
-the numbers that GGUF's Q4_1 holds, so a model that comes as Q4_1 loses nothing more here.
+int8: symmetric, one scale for 64 neighbours in a row, 8.25 bits a weight. w = scale * q, q in -127..127.
+int4: one scale and one minimum for 32 neighbours, 5 bits a weight. w = minimum + scale * q, q in 0..15, the same
+as GGUF's Q4_1, so a Q4_1 model is imported without further loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 PACKINGS = ("int8", "int4")
-#: Weights that share a scale; neighbours in a row.
+#: Neighbours in a row that share a scale.
 GROUPS = {"int8": 64, "int4": 32}
 SCALES, MINIMA = ".scales", ".minima"
-#: Weights that are unpacked at a time.
+#: Weights to unpack at a time.
 _CHUNK = 2**20
-#: The least scale of a group, as float16 has none smaller; a group of zeros needs one.
+#: float16's smallest positive number: the scale of a group of zeros.
 _MIN_SCALE = 2.0**-24
 
 
@@ -26,7 +26,7 @@ def packable(shape: Sequence[int], packing: str) -> bool:
 
 
 def packed_parts(name: str, shape: Sequence[int], packing: str) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-    """The tensors that a packed `name` of `shape` (rows, columns) is stored as: name, shape and dtype of each."""
+    """Name, shape and dtype of each tensor that stores a packed `name` of `shape` (rows, columns)."""
     rows, columns = shape
     groups = columns // GROUPS[packing]
     if packing == "int8":
@@ -39,15 +39,15 @@ def packed_parts(name: str, shape: Sequence[int], packing: str) -> list[tuple[st
 
 
 def pack(rows: torch.Tensor, packing: str) -> dict[str, torch.Tensor]:
-    """Round (rows, columns) floats to the packing; the parts by their suffix: "", SCALES and, for int4, MINIMA."""
+    """Pack (rows, columns) floats; returns the tensors by suffix: "", SCALES and, for int4, MINIMA."""
     groups = torch.unflatten(rows.float(), 1, (-1, GROUPS[packing]))
     return _pack_int8(groups) if packing == "int8" else _pack_int4(groups)
 
 
 def unpack(parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-    """Write what `pack` packed, dense, into `out` (rows, columns) of any floating dtype, and return it."""
-    # In fp32, rounded once: in bf16 three roundings would add up to a third of what packing itself loses. A few rows
-    # at a time, since the fp32 numbers should not leave the processor's cache.
+    """Unpack what `pack` returned into `out` (rows, columns) of any floating dtype, and return it."""
+    # Computed in fp32 and rounded once: three roundings in bf16 would add a third to the quantization error. A few rows
+    # at a time, so that the fp32 numbers stay in the processor's cache.
     accurate = torch.promote_types(out.dtype, torch.float32)
     at_once = max(1, _CHUNK // max(1, out.shape[1]))
     buffer = torch.empty((min(at_once, len(out)), out.shape[1]), dtype=accurate)
@@ -64,7 +64,7 @@ def _dense(parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
     if codes.dtype == torch.int8:
         torch.unflatten(out.copy_(codes), 1, (-1, GROUPS["int8"])).mul_(scales)
         return
-    # The halves of a row, not neighbours, share a byte: both then go to contiguous places.
+    # A byte holds a weight of the first half of a row and one of the second, so both halves are written contiguously.
     half = out.shape[1] // 2
     out[:, :half].copy_(codes & 15)
     out[:, half:].copy_(codes >> 4)

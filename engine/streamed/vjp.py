@@ -1,11 +1,11 @@
 """The vector-Jacobian product of a linear map on a streamed weight, for torch's autograd.
 
-The weight is frozen, so neither a copy of it nor a gradient of its size is ever made:
+The weight is frozen: there is no copy of it and no gradient with its shape.
 
     y  = x W^T + (x A^T) (s B)^T
     dx = dy W + (dy s B) A,    dA = (dy s B)^T x,    d(s B) = dy^T (x A^T)
 
-with A (rank, in), B (out, rank) and the scaling s of an adapter (LoRA, arXiv 2106.09685), where there is one.
+with A (rank, in), B (out, rank) and the scaling s of an adapter (LoRA, arXiv 2106.09685), if there is one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tensor:
-    """x: (batch, ..., in) -> (batch, ..., out), with a graph to x and to the adapter's leaves, if it has any.
+    """x: (batch, ..., in) -> (batch, ..., out), with a graph to x and to the leaves of the LoRA branch.
 
-    The output is zero where no gradient depends on it.
+    The output is zero if `linear.output_needed` is False.
     """
     a, b = (None, None) if linear.lora is None else linear.lora.leaves or (None, None)
     y: torch.Tensor = _Linear.apply(x.to(linear.context.dtype), a, b, linear)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""An open weights file: each weight as it is kept, made dense only while it is used.
+"""The weights of an open weights file, packed or as floats, each made dense only while it is used.
 
-The file is mapped, never read: a page comes into memory when touched, is shared with other processes, and is
-given back by `release` once its layer has run. So resident memory does not grow with the model's depth.
+The file is memory-mapped. A page is loaded when touched, shared between processes, and dropped by `release` after its
+layer has run, so resident memory does not grow with the model's depth.
 """
 
 import mmap
@@ -19,14 +19,14 @@ from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header
 from pocketllm.engine.streamed.quantization import MINIMA, SCALES, packable, packed_parts, unpack
 
 _PART_SUFFIXES = (SCALES, MINIMA)
-#: Rows that are gathered before their pages are given back: each may bring in 256 kB.
+#: Rows to gather before releasing their pages: each may load 256 kB.
 _GATHERED = 32
-#: Of the codes' dtype.
+#: dtype of the codes -> packing.
 _PACKING_OF = {"int8": "int8", "uint8": "int4"}
 
 
 class Scratch:
-    """Memory for one dense weight at a time, used again for the next."""
+    """A reusable buffer for one dense weight at a time."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -35,30 +35,30 @@ class Scratch:
         """An uninitialised tensor, valid until the next call."""
         needed = dtype.itemsize * torch.Size(shape).numel()
         if self._bytes.numel() < needed:
-            self._bytes = torch.empty(0, dtype=torch.uint8)  # give the old one back first
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # free the old buffer first
             self._bytes = torch.empty(needed, dtype=torch.uint8)
         return self._bytes[:needed].view(dtype).view(tuple(shape))
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Which bytes of the mapped file a weight lies in."""
+    """The byte ranges of a weight in the mapped file."""
 
     mapping: mmap.mmap
     spans: tuple[tuple[int, int], ...]  #: first byte, and the one after the last
 
     def prefetch(self) -> None:
-        """Ask the kernel to read them from disk in the background."""
+        """Ask the kernel to read the pages from disk in the background."""
         if hasattr(mmap, "MADV_WILLNEED"):
             for start, stop in self.spans:
                 first = start - start % mmap.PAGESIZE
                 self.mapping.madvise(mmap.MADV_WILLNEED, first, stop - first)
 
     def release(self) -> None:
-        """Take them out of this process's resident memory; they stay in the kernel's cache while it has room."""
+        """Drop the pages from this process's resident memory; the kernel's page cache may keep them."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for start, stop in self.spans:
-                # Rounded inwards, but a neighbour's page would only be read again.
+                # Rounded inwards: a page shared with a neighbouring weight stays.
                 first = start + -start % mmap.PAGESIZE
                 if (length := stop - stop % mmap.PAGESIZE - first) > 0:
                     self.mapping.madvise(mmap.MADV_DONTNEED, first, length)
@@ -75,16 +75,16 @@ class Weight:
 
     @property
     def packed(self) -> bool:
-        """Whether it is kept as codes with scales."""
+        """Whether it is stored as codes with scales."""
         return len(self.parts) > 1
 
     @property
     def floats(self) -> torch.Tensor:
-        """The floats of a weight that is not packed, as they are kept: not a copy."""
+        """The stored floats of a weight that is not packed; not a copy."""
         return self.parts[""]
 
     def dense(self, dtype: torch.dtype, scratch: Scratch) -> torch.Tensor:
-        """The weight in `dtype`: itself where it is kept so, else made in the scratch. Not to be written to."""
+        """The weight in `dtype`: the stored tensor if it fits, else a copy in `scratch`. Do not write to it."""
         if not self.packed and self.floats.dtype == dtype:
             return self.floats
         return self._fill(self.parts, scratch.take(self.shape, dtype))
@@ -96,9 +96,9 @@ class Weight:
         ).dense(dtype, scratch)
 
     def gather(self, ids: torch.Tensor, dtype: torch.dtype, *, release: bool = False) -> torch.Tensor:
-        """The rows with these numbers, (n, columns), as a new tensor; with `release`, giving pages back meanwhile.
+        """(n,) row numbers -> (n, columns), a new tensor; `release` limits how many pages are resident meanwhile.
 
-        The kernel maps many pages where one is touched, so a thousand words here and there would bring in the whole.
+        The kernel maps many pages around a touched one, so a thousand scattered rows would load the whole matrix.
         """
         rows = torch.empty((len(ids), *self.shape[1:]), dtype=dtype)
         at_once = _GATHERED if release else max(1, len(ids))
@@ -120,14 +120,14 @@ class Weight:
             self.pages.release()
 
     def load(self, dtype: torch.dtype) -> torch.Tensor:
-        """Take the weight into this process's memory, in `dtype`, to be changed there; returns it."""
+        """Copy the weight into memory, in `dtype`, for training; returns the copy, which is used from now on."""
         copy = torch.empty(self.shape, dtype=dtype).copy_(self.floats)
         self.release()
         self.parts, self.pages = {"": copy}, None
         return copy
 
     def release_rows(self, start: int, stop: int) -> None:
-        """Give back the pages of some rows. Does nothing for a weight in memory."""
+        """Release the pages of some rows. Does nothing for a weight in memory."""
         if self.pages is not None:
             spans = tuple(
                 (first + (last - first) * start // self.shape[0], first + (last - first) * stop // self.shape[0])
@@ -140,14 +140,14 @@ class Weight:
 
 
 class DenseWeights:
-    """Weights that stay dense together, in memory that is used again for those after them."""
+    """Dense copies of several weights, in buffers that are reused after `clear`."""
 
     def __init__(self) -> None:
         self._made: dict[Weight, torch.Tensor] = {}
         self._scratches: list[Scratch] = []
 
     def of(self, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
-        """The dense weight, made when it is asked for first; valid until `clear`."""
+        """The dense weight, made on first use; valid until `clear`."""
         if weight not in self._made:
             if len(self._made) == len(self._scratches):
                 self._scratches.append(Scratch())
@@ -155,14 +155,14 @@ class DenseWeights:
         return self._made[weight]
 
     def clear(self) -> None:
-        """These are not needed any more."""
+        """Let the buffers be reused."""
         self._made.clear()
 
 
 def open_weights(path: Path) -> dict[str, Weight]:
-    """Every weight of a weights file by its name. Raises ModelFileError when the file is broken.
+    """The weights of a weights file by name. Raises ModelFileError when the file is broken.
 
-    Never write to these tensors: the mapping is read-only and a write ends the process (SIGSEGV).
+    Never write to these tensors: the mapping is read-only, and a write kills the process (SIGSEGV).
     """
     mapping, entries = _map(path)
     names = [name for name in entries if not name.endswith(_PART_SUFFIXES)]
@@ -173,10 +173,10 @@ def open_weights(path: Path) -> dict[str, Weight]:
     return weights
 
 
-def behind_each_other(weights: Sequence[Weight]) -> torch.Tensor | None:
-    """The floats of these matrices as one, all rows of the first and then of the next, where the file has them so.
+def adjacent(weights: Sequence[Weight]) -> torch.Tensor | None:
+    """These matrices as one, the rows of the first before those of the second, if the file stores them that way.
 
-    None where it does not, or where they are packed, of several widths or dtypes, or not in the file any more.
+    None if it does not, or if they are packed, in memory, or differ in width or dtype.
     """
     pages = [weight.pages for weight in weights if weight.pages is not None and not weight.packed]
     kinds = {(weight.shape[1:], weight.parts[""].dtype) for weight in weights if not weight.packed}
@@ -192,8 +192,8 @@ def _map(path: Path) -> tuple[mmap.mmap, dict[str, TensorEntry]]:
     try:
         entries = read_header(path)
         with path.open("rb") as file:
-            # ACCESS_COPY would need no warning filter, but private writable pages count against RLIMIT_DATA,
-            # which caps the worker: the weights would use up the budget meant for anonymous memory.
+            # ACCESS_COPY would need no warning filter, but private writable pages count against RLIMIT_DATA, the
+            # worker's limit on anonymous memory.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), entries
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}. Import the model again.") from error
@@ -209,11 +209,11 @@ def _view(path: Path, mapping: mmap.mmap, entry: TensorEntry) -> torch.Tensor:
 
 
 def _mapped(mapping: mmap.mmap, dtype: torch.dtype, start: int, stop: int) -> torch.Tensor:
-    """The numbers between two bytes of the file."""
+    """The numbers between two byte offsets of the file."""
     with warnings.catch_warnings():
-        # torch warns that it cannot forbid writes to such a buffer; `open_weights` tells the caller.
+        # torch warns that it cannot prevent writes to such a buffer; the docstring of `open_weights` says so.
         warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
-        # The tensor holds a reference to the mapping, so it stays mapped as long as the tensor lives.
+        # The tensor keeps a reference to the mapping, so the file stays mapped as long as the tensor lives.
         return torch.frombuffer(mapping, dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
 
 

@@ -175,7 +175,7 @@ def examples(*lines: str) -> str:
 
 
 def grouped(sized: Iterable[tuple[Item, int]], *, most_bytes: int, most: int | None = None) -> Iterator[list[Item]]:
-    """Yield the items in order, in lists of at most so many bytes and items; one that is larger comes alone."""
+    """Yield the items in order, in lists of limited bytes and length; a larger item comes alone."""
     group: list[Item] = []
     total = 0
     for item, size in sized:

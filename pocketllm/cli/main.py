@@ -53,9 +53,9 @@ app = typer.Typer(
 )
 
 
-def show_version(wanted: bool) -> None:
+def show_version(show: bool) -> None:
     """Print the version and end, if that was asked for."""
-    if wanted:
+    if show:
         typer.echo(f"pocketllm {__version__}")
         raise typer.Exit
 

@@ -213,7 +213,7 @@ def jobs_table(jobs: Sequence[Document], *, has_more: bool, width: int, now: dat
 
 
 def job_details(job: Document, now: datetime) -> RenderableType:
-    """Return everything that is known of one job."""
+    """Return one job with all its details."""
     grid = Table.grid(padding=(0, 2))
     state = Text(job["state"], style=STATE_STYLES.get(job["state"], ""))
     if job.get("outcome"):
@@ -307,12 +307,12 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
 
 
 def expected_text(training: Document, now: datetime) -> str:
-    """Return when a job may run if the day to come is like the last one."""
+    """Return when a job can probably run, judging by yesterday."""
     at = training.get("expected_at")
     if at is None:
-        return "nothing is known yet of when it may"
+        return "not known yet"
     left = datetime.fromisoformat(at) - now
-    return f"in {duration_text(max(0.0, left.total_seconds()))}, if the day to come is like the last one"
+    return f"probably in {duration_text(max(0.0, left.total_seconds()))}, judging by yesterday"
 
 
 def model_text(model: Document) -> Text:
@@ -324,16 +324,16 @@ def model_text(model: Document) -> Text:
 
 
 def generator_text(generator: Document) -> str:
-    """Return whether the process that answers has the model in memory, and for how long it keeps it."""
+    """Return whether the generator is loaded, and when it is unloaded."""
     if not generator["running"]:
-        return "not loaded; the first question loads it"
+        return "not loaded; the first request loads it"
     left, backend = generator.get("unloads_in_seconds"), generator.get("backend")
     by = f" by {'llama.cpp' if backend == 'llamacpp' else backend}" if backend else ""
     return f"loaded{by}, pid {generator['pid']}" + ("" if left is None else f", unloads in {duration_text(left)}")
 
 
 def texts_text(texts: Document) -> str:
-    """Return how much there is to learn from, and how much is missing until the next job."""
+    """Return how much text there is, and how much is missing until the next job."""
     missing = texts["threshold_words"] - texts["new_words"]
     total = f"{texts['count']} stored, {texts['new_words']} new words"
     if missing > 0:

@@ -55,8 +55,8 @@ def shown_branch(conversation: Document) -> list[Document]:
         passed.add(identity)
         nodes.append(mapping[identity])
         identity = mapping[identity].get("parent")
-    chosen = reversed(nodes) if nodes else (node for node in mapping.values() if isinstance(node, dict))
-    return [node["message"] for node in chosen if isinstance(node.get("message"), dict)]
+    path = reversed(nodes) if nodes else (node for node in mapping.values() if isinstance(node, dict))
+    return [node["message"] for node in path if isinstance(node.get("message"), dict)]
 
 
 def user_text(message: Document) -> str:

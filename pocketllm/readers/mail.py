@@ -144,7 +144,7 @@ ATTRIBUTION = re.compile(rf"(?:\b(?:{WROTE})\b.*|<[^<>\s]+@[^<>\s]+>.*|\d{{1,2}}
 ATTRIBUTION_START = re.compile(r"(?:On|Am|Le|El|Il|Op|Em|Den|På|W dniu)\s.{0,200}\Z", re.IGNORECASE)
 # "-----Original Message-----", "---------- Forwarded message ---------"
 OLD_MAIL = re.compile(r"\s*-{3,}\s?\w[^-]{3,60}-{3,}\s*\Z")
-BLANKS = 3  # so many empty lines may stand between an announcement and its quote
+BLANKS = 3  # the most empty lines between an announcement and its quote
 HEADER = re.compile(r"[*]?(?:From|Von|De|Da|Van|Från|Fra)[*]?:[*]?\s\S")
 NEXT_HEADER = re.compile(r"[*]?(?:Sent|Date|To|Gesendet|Datum|An|Envoyé|À|Enviado|Para|Inviato|A|Verzonden|Aan)[*]?:")
 DEVICE = re.compile(

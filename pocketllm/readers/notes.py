@@ -40,7 +40,7 @@ def without_front_matter(text: str) -> str:
 
 
 def split_text(text: str, max_bytes: int) -> list[str]:
-    """Return a text in parts of at most so many bytes, cut between paragraphs, else lines, else anywhere."""
+    """Split a text into parts of limited size, between paragraphs, else lines, else anywhere."""
     text = text.strip()
     if not text or len(text.encode()) <= max_bytes:
         return [text] if text else []

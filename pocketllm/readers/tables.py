@@ -59,10 +59,10 @@ def read_table(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     delimiter, names = headings(text.partition("\n")[0][:2000])
     if not names:
         raise Unreadable(NO_HEADINGS)
-    wanted = columns_of_examples(names)
-    if wanted:
+    columns = columns_of_examples(names)
+    if columns:
         for number, row in rows(text, delimiter, names):
-            item = {name: cleaned(row.get(name, "")) for name in wanted}
+            item = {name: cleaned(row.get(name, "")) for name in columns}
             whole = all(item.values())
             place = f"row {number}"
             yield Example(item=item, place=place) if whole else Skipped(reason="rows with an empty cell", place=place)

@@ -1,1 +1,1 @@
-"""Every query, a module for each kind of thing that is stored."""
+"""Repositories: all queries, a module for each entity."""

@@ -1,7 +1,7 @@
-"""Which adapters there are, which one is served, and the chain that it ends. Their files belong to the daemon.
+"""Adapters, the serving one, and its ancestors. The daemon manages their files.
 
-Each adapter started from its parent, and the first of a chain from the base model. Serving another one, back along the
-chain or anywhere else, deletes nothing, so that it can be taken back.
+Each adapter started from its parent, the first of a chain from the base model. Serving another one deletes nothing, so
+that it can be undone.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Another adapter is served. None is the base model."""
+    """A change of the serving adapter. None is the base model."""
 
     model: str
     was: str | None
     serving: str | None
-    skipped: tuple[str, ...] = ()  #: whose turn it would have been, but their files are gone
+    skipped: tuple[str, ...] = ()  #: ancestors that were skipped, since their files are gone
 
 
 class AdapterStore:
@@ -43,12 +43,12 @@ class AdapterStore:
             return list(session.exec(select(Adapter).order_by(col(Adapter.created_at).desc())))
 
     def serving(self, model: str) -> Adapter | None:
-        """The adapter that is served for a model; None while nothing was learned."""
+        """The serving adapter of a model; None is the base model."""
         with self._database.read() as session:
             return serving_adapter(session, model)
 
     def start_of(self, job: Job) -> Adapter | None:
-        """The adapter that a job is to start from: what it was asked to, else the one that is served; None is the base.
+        """The adapter that a job starts from: the requested one, else the serving one; None is the base model.
 
         Raises NotFound.
         """
@@ -57,13 +57,12 @@ class AdapterStore:
         return None if job.start_from == BASE else self.get(job.start_from)
 
     def roll_back(self, model: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
-        """Serve what the adapter that is served for a model was made from: its parent, or the base model.
+        """Serve the parent of the serving adapter, at last the base model.
 
-        An ancestor that is not usable any more, since its files are gone, is passed over; the base always is. The
-        texts that only the jobs taken back have learned are set aside: they stay marked as learned, so that no job
-        begins by itself to learn them once more and bring back what the owner did not want, and later jobs do not see
-        them as old text either (see `texts.assign_to_job`) until the adapter is served again. Raises WrongState when
-        the base is served already.
+        Skips ancestors that are not usable, since their files are gone. The texts that only the withdrawn jobs have
+        learned are set aside until the adapter is served again: they stay marked as learned, so that no job starts by
+        itself to learn them again, and later jobs do not use them as old text (see `texts.assign_to_job`). Raises
+        WrongState when the base model is serving.
         """
         with self._database.write() as session:
             serving = serving_adapter(session, model)
@@ -78,7 +77,7 @@ class AdapterStore:
             return _serve(session, model, serving, None, tuple(skipped), now)
 
     def serve(self, adapter_id: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
-        """Serve this adapter, whatever the gate said of it. Raises NotFound, or WrongState when its files are gone."""
+        """Serve this adapter, whatever its outcome. Raises NotFound, or WrongState when its files are gone."""
         with self._database.write() as session:
             adapter = found_adapter(session, adapter_id)
             if not usable(adapter.id):
@@ -86,9 +85,9 @@ class AdapterStore:
             return _serve(session, adapter.model, serving_adapter(session, adapter.model), adapter, (), now)
 
     def delete(self, adapter_id: str) -> None:
-        """Forget an adapter; its files are its owner's to remove. What its job has learned stays marked as learned.
+        """Delete an adapter's row; the caller deletes its files. Its job's texts stay marked as learned.
 
-        Raises NotFound; WrongState while it is served, or others were made from it: a chain must stay whole.
+        Raises NotFound, and WrongState while it is serving, or others were made from it.
         """
         with self._database.write() as session:
             adapter = found_adapter(session, adapter_id)
@@ -113,12 +112,12 @@ def found_adapter(session: Session, adapter_id: str) -> Adapter:
 
 
 def serving_adapter(session: Session, model: str) -> Adapter | None:
-    """The adapter that is served for a model; None is the base."""
+    """The serving adapter of a model; None is the base model."""
     return session.exec(select(Adapter).where(Adapter.model == model, col(Adapter.serving))).first()
 
 
 def publish(session: Session, model: str, adapter: Adapter | None) -> None:
-    """Let this adapter be the one that is served for its model; None is the base."""
+    """Make this adapter the serving one of its model; None is the base model."""
     session.exec(update(Adapter).where(col(Adapter.model) == model).values(serving=False))
     if adapter is not None:
         adapter.serving = True
@@ -126,12 +125,12 @@ def publish(session: Session, model: str, adapter: Adapter | None) -> None:
 
 
 def withdrawn_jobs(session: Session) -> set[str]:
-    """The jobs whose adapters the owner has rolled back, and not served again since."""
+    """The jobs whose adapters the owner has rolled back and not served again."""
     return set(session.exec(select(Job.id).where(col(Job.withdrawn))))
 
 
 def _chain(session: Session, adapter: Adapter | None) -> list[Adapter]:
-    """An adapter and what it goes back to, the first one last."""
+    """An adapter and its ancestors, the first of the chain last."""
     chain: list[Adapter] = []
     while adapter is not None and adapter not in chain:
         chain.append(adapter)

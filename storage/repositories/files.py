@@ -1,4 +1,4 @@
-"""Uploaded files: kept as they came until they are deleted or expire; with a file go the texts taken from it."""
+"""Uploaded files, which are stored until they are deleted or expire, with the texts taken from them."""
 
 import hashlib
 from datetime import datetime
@@ -14,7 +14,7 @@ from pocketllm.storage.tables import Text, UploadedFile
 
 
 def file_id(filename: str, purpose: str, data: bytes) -> str:
-    """The id of a file: a hash of what it is, so that one that is sent again is the same one."""
+    """The id of a file: a hash of its name, purpose and content, so that a repeated upload is the same file."""
     named = f"{filename}\0{purpose}\0".encode()
     return f"file-{hashlib.sha256(named + data).hexdigest()[:24]}"
 
@@ -28,7 +28,7 @@ class FileStore:
     def add(
         self, *, filename: str, purpose: str, data: bytes, expires_at: datetime | None, now: datetime
     ) -> UploadedFile:
-        """Store a file, or find it where it is there already. It is on disk when this returns."""
+        """Store a file, or find it if it exists. It is on disk when this returns."""
         identity = file_id(filename, purpose, data)
         with self._database.write() as session:
             file = session.get(UploadedFile, identity)
@@ -49,7 +49,7 @@ class FileStore:
         return file
 
     def all(self) -> list[UploadedFile]:
-        """All files, newest first, without what is in them."""
+        """All files, newest first, without their data."""
         newest_first = select(UploadedFile).order_by(col(UploadedFile.created_at).desc(), col(UploadedFile.id).desc())
         with self._database.read() as session:
             return list(session.exec(newest_first.options(defer(cast(Any, UploadedFile.data), raiseload=True))))
@@ -62,7 +62,7 @@ class FileStore:
         self._database.truncate_log()
 
     def delete_expired(self, now: datetime) -> None:
-        """Delete what has expired, likewise."""
+        """Delete the expired files, likewise."""
         expired = select(UploadedFile.id).where(col(UploadedFile.expires_at) <= now)
         with self._database.read() as session:
             ids = list(session.exec(expired))

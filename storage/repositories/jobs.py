@@ -21,7 +21,7 @@ from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Job
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
 _ASIDE = ": it was not to start from what is served"
-#: Made once: the scheduler asks at every tick.
+#: Compiled once: the scheduler queries at every tick.
 _OPEN_IN_ORDER = (
     select(Job)
     .where(col(Job.state).in_(OPEN_STATES))
@@ -32,11 +32,11 @@ _OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs=
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What is special about a job that is asked for as a fine-tuning job."""
+    """The parameters of a job requested by the fine-tuning API."""
 
-    document: dict[str, Any]  #: what was said, to be said back
-    texts: Sequence[NewText] | None = None  #: that it is to learn; None is what is new when it first starts
-    start_from: str | None = None  #: an adapter, or BASE; None is what is served when it first starts
+    document: dict[str, Any]  #: the request, for its responses
+    texts: Sequence[NewText] | None = None  #: to train on; None: what is new at its first start
+    start_from: str | None = None  #: an adapter, or BASE; None: what is served at its first start
 
 
 class JobStore:
@@ -44,7 +44,7 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: The open jobs' rows as they were last read, and what was made of them.
+        #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
     def create(
@@ -62,9 +62,9 @@ class JobStore:
         tuning: Tuning | None = None,
         request_key: str | None = None,
     ) -> Job:
-        """Queue a job, and store the texts that it is given: both or neither.
+        """Queue a job and store its texts, atomically.
 
-        request_key: of a request that may be sent again: the job that has it already is returned in place of another.
+        request_key: makes the request idempotent: if a job has the key, it is returned.
         """
         job = Job(
             id=f"job-{secrets.token_hex(6)}",
@@ -100,7 +100,7 @@ class JobStore:
             return found_job(session, job_id)
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
-        """Up to `limit` jobs, newest first, from behind the job `after`. Raises NotFound for an unknown `after`."""
+        """Up to `limit` jobs, newest first, after the job `after`. Raises NotFound for an unknown `after`."""
         newest_first = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
         with self._database.read() as session:
             if after is not None:
@@ -111,16 +111,15 @@ class JobStore:
             return list(session.exec(newest_first))
 
     def counts(self) -> dict[JobState, int]:
-        """How many jobs there are in each state."""
+        """The number of jobs in each state."""
         with self._database.read() as session:
             found = {JobState(k): n for k, n in session.exec(select(Job.state, func.count()).group_by(Job.state))}
         return {state: found.get(state, 0) for state in JobState}
 
     def open(self) -> list[Job]:
-        """Jobs that may still run, in the order in which they should: the running one, the owner's 'now', by age.
+        """The open jobs in the order in which they run: the running one, immediate ones, by age. Read-only.
 
-        They are for reading: the scheduler asks every two seconds, and making objects of rows that are as they were
-        would be most of a tick.
+        Cached, since creating objects from unchanged rows would be most of a tick's time.
         """
         with self._database.read() as session:
             rows = session.connection().exec_driver_sql(_OPEN_SQL).all()
@@ -129,13 +128,12 @@ class JobStore:
         return list(self._known[1])
 
     def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
-        """Mark a waiting job as running. Its first start fixes its texts, the adapter it starts from, and the one that
-        is served, which its own is to beat.
+        """Mark a waiting job as running. Its first start fixes its texts, its parent, and the adapter to compare with.
 
         Raises WrongState when it is not waiting.
         """
         with self._database.write() as session:
-            job = _moved(session, job_id, JobState.RUNNING, of=(JobState.QUEUED, JobState.PAUSED))
+            job = _change_state(session, job_id, JobState.RUNNING, of=(JobState.QUEUED, JobState.PAUSED))
             first = job.started_at is None
             if first:
                 job.started_at, job.parent = now, parent
@@ -149,21 +147,21 @@ class JobStore:
                 _event(session, job_id, now, "compared with", what)
         return job
 
-    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, moved: bool = False) -> None:
+    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, progressed: bool = False) -> None:
         """Mark a running job as paused for these reasons. Raises WrongState when it is not running.
 
-        moved: it has made a step since it was started, so that earlier crashes no longer count.
+        progressed: it has made a step since its start, so that earlier crashes no longer count.
         """
         with self._database.write() as session:
-            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
+            job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
             job.reasons = list(reasons)
-            job.attempts = 0 if moved else job.attempts
+            job.attempts = 0 if progressed else job.attempts
             _event(session, job_id, now, "paused", "; ".join(reasons))
 
     def pause_by_owner(self, job_id: str, *, reason: str, now: datetime) -> Job:
         """Pause a waiting job until `resume_by_owner`. Raises WrongState when it is not waiting."""
         with self._database.write() as session:
-            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
+            job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
             if job.paused_by_owner:
                 raise WrongState(f"Job {job_id} is paused already; POST /jobs/{job_id}/resume lets it go on.")
             job.paused_by_owner, job.reasons = True, [reason]
@@ -181,7 +179,7 @@ class JobStore:
         return job
 
     def explain(self, job_id: str, reasons: Sequence[str]) -> None:
-        """Write down why a waiting job waits; no event, since nothing happened to it."""
+        """Store why a job waits, without an event."""
         with self._database.write() as session:
             session.exec(
                 update(Job)
@@ -190,32 +188,31 @@ class JobStore:
             )
 
     def crashed(self, job_id: str, *, error: str, attempts: int, retry_at: datetime, now: datetime) -> None:
-        """Put a running job back to wait until `retry_at`, this having been crash number `attempts` in a row."""
+        """Mark a running job as paused until `retry_at`, after its crash number `attempts` in a row."""
         with self._database.write() as session:
-            job = _moved(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
+            job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
             job.attempts, job.not_before = attempts, retry_at
             job.reasons = [f"{error}; next try at {retry_at:%H:%M:%S} UTC"]
             _event(session, job_id, now, "crashed", error)
 
     def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
-        """Withdraw an open job. Raises WrongState when it has ended already."""
+        """Cancel an open job. Raises WrongState when it has ended."""
         with self._database.write() as session:
             return _ended(session, job_id, JobState.CANCELLED, message, now)
 
     def fail(self, job_id: str, *, error: str, now: datetime) -> None:
-        """Give an open job up. Raises WrongState when it has ended already."""
+        """Mark an open job as failed. Raises WrongState when it has ended."""
         with self._database.write() as session:
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
     def succeed(
         self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: NewReport | None = None
     ) -> None:
-        """End a running job in one transaction: job, adapter, what is served, report, texts learned.
+        """End a running job in one transaction: job, adapter, serving adapter, report, learned texts.
 
-        publish: the adapter has proved better than what was served when the job started. Where something else is
-        served by now (the owner has rolled back, or another job came first) that says nothing: the adapter is kept,
-        not served, and the job's texts stay new for the next one, which starts from what is served. Those of a job
-        that was asked to start from something else do not: they were for that one alone.
+        publish: the adapter is better than the one that was serving when the job started. If another one is serving by
+        now (after a rollback or another job), the adapter is not served, and the job's texts stay new, unless the job
+        was requested to start from something else.
         """
         with self._database.write() as session:
             job = found_job(session, job_id)
@@ -238,15 +235,15 @@ class JobStore:
                 mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
-        """Note what a worker settled on, and the peak memory that this is expected to take."""
+        """Store the worker's plan and its predicted peak memory."""
         self._set(job_id, plan=plan, predicted_bytes=predicted_bytes)
 
     def set_method(self, job_id: str, method: str) -> None:
-        """Note how the job learns, once that is settled."""
+        """Store the job's method."""
         self._set(job_id, method=method)
 
     def set_parent(self, job_id: str, parent: str | None) -> Job:
-        """Note that the job starts from another adapter after all; None is the base. Returns the job."""
+        """Change the adapter that the job starts from; None is the base model. Returns the job."""
         self._set(job_id, parent=parent)
         return self.get(job_id)
 
@@ -259,23 +256,23 @@ class JobStore:
             session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
 
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
-        """Raise the job's peak memory to this, where it is more."""
+        """Store the job's peak memory, if it is higher than before."""
         highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
         with self._database.write() as session:
             session.exec(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
 
     def add_event(self, job_id: str, *, kind: str, message: str, now: datetime) -> None:
-        """Note something that happened to a job. Never user text."""
+        """Add an event, without user text."""
         with self._database.write() as session:
             _event(session, job_id, now, kind, message)
 
     def events(self, job_id: str) -> list[Event]:
-        """What happened to a job, oldest first."""
+        """A job's events, oldest first."""
         with self._database.read() as session:
             return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
 
     def events_after(self, after: int, *, limit: int, job_id: str | None = None) -> list[Event]:
-        """What happened behind an event, to any job or to one, oldest first."""
+        """The events after an event, of all jobs or of one, oldest first."""
         newer = select(Event).where(col(Event.id) > after).order_by(col(Event.id)).limit(limit)
         if job_id is not None:
             newer = newer.where(Event.job_id == job_id)
@@ -302,8 +299,8 @@ def _served(session: Session, model: str) -> str:
     return serving.id if serving else BASE
 
 
-def _moved(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
-    """The job, moved to a state; the write lock is held, so nobody moves it in between."""
+def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
+    """Change the job's state. The write lock is held."""
     job = found_job(session, job_id)
     if job.state not in of:
         raise WrongState(f"Job {job_id} is {job.state}; that can only be done while it is {' or '.join(of)}.")
@@ -319,7 +316,7 @@ def _ended(
     now: datetime,
     of: Sequence[JobState] = OPEN_STATES,
 ) -> Job:
-    job = _moved(session, job_id, to, of=of)
+    job = _change_state(session, job_id, to, of=of)
     job.finished_at, job.reasons, job.not_before = now, [], None
     _event(session, job_id, now, to, message)
     return job

@@ -1,4 +1,4 @@
-"""What jobs have learned, for people: numbers, which stay, and content, which goes when a text of the job goes."""
+"""Reports of jobs: numbers, and content, which is deleted with any text of the job."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,10 @@ _ENDED = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
 
 @dataclass(frozen=True, kw_only=True)
 class NewReport:
-    """A report as it is made."""
+    """A new report."""
 
-    numbers: dict[str, Any]  #: holds no text
-    content: dict[str, Any] | None  #: the owner's words, and the model's
+    numbers: dict[str, Any]  #: contains no text
+    content: dict[str, Any] | None  #: words of the owner and of the model
 
 
 class ReportStore:
@@ -33,7 +33,7 @@ class ReportStore:
             return session.get(Report, job_id)
 
     def of(self, job: Job) -> Report:
-        """The report of a job that has ended. Raises WrongState while it is open, and NotFound when it has none."""
+        """The report of an ended job. Raises WrongState while it is open, and NotFound without a report."""
         report = self.find(job.id)
         if report is not None:
             return report
@@ -47,18 +47,17 @@ class ReportStore:
 
 
 def add_report(session: Session, job: Job, new: NewReport) -> None:
-    """Store a job's report: without its content if one of its texts was deleted while it ran."""
+    """Store a job's report, without content if one of its texts was deleted meanwhile."""
     left = session.exec(select(func.count()).where(JobText.job_id == job.id)).one()
     content = new.content if left == job.texts else None
     session.add(Report(job_id=job.id, numbers=new.numbers, content=content))
 
 
 def forget_content(session: Session, texts: ColumnElement[bool]) -> None:
-    """Drop the content of the reports of all jobs that had one of these texts, and of all that went on from one of
-    these.
+    """Delete the content of the reports of all jobs that used one of these texts, and of their descendants.
 
-    A later job's model knows the text from the adapter that it started from, and may have said it. The freed bytes
-    are overwritten by SQLite (secure_delete).
+    A later job's model may repeat the text, since it started from an adapter that learned it. SQLite overwrites the
+    freed bytes (secure_delete).
     """
     had: Select[Any] = (
         select(col(JobText.job_id).label("id")).join(Text, col(Text.id) == col(JobText.text_id)).where(texts)

@@ -1,7 +1,7 @@
-"""The step log: one committed row a step, the held-out measurements beside it, and progress read off them.
+"""The step log: one row a step, the held-out evaluations, and a job's progress.
 
-An ended job's rows can be made compact: all of them in one value of a tenth of their size. Nobody who asks here
-sees a difference but in the last digits of loss, tokens and seconds (see step_log_codec).
+The rows of an ended job are compacted into one value of a tenth of their size, which only changes the last digits of
+loss, tokens and seconds (see step_log_codec).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ from pocketllm.storage.repositories.jobs import found_job
 from pocketllm.storage.step_log_codec import decode, encode, losses_in, steps_in
 from pocketllm.storage.tables import OPEN_STATES, CompactStepLog, Evaluation, Event, Step
 
-#: Where the base model's held-out measurement stands, among those of steps.
+#: The step number of the base model's evaluation.
 BASE_STEP = -1
-#: Loss and speed are shown as means over this many steps: one batch says little.
+#: Loss and speed are means over this many steps.
 RECENT_STEPS = 20
-#: Points of a curve, at most, and steps that each is the mean of: a long job's rows are not all read for it.
+#: The most points of a curve, and the steps that each is a mean of: not all rows of a long job are read.
 CURVE_POINTS, POINT_STEPS = 200, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a job is. None where nothing is known yet."""
+    """A job's progress. None: not known yet."""
 
     step: int
     loss: float | None  # nats per token, mean of the recent steps
@@ -49,7 +49,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A job's losses from its beginning on, thinned."""
+    """A job's losses, thinned."""
 
     held_out: list[CurvePoint]
     training: list[CurvePoint]
@@ -62,9 +62,9 @@ class StepLog:
         self._database = database
 
     def append(self, step: Step) -> None:
-        """Commit one step. A second row for the same step is refused by the primary key.
+        """Commit one step. The primary key refuses a second row for the same step.
 
-        Raises ValueError for scalars that are no numbers, which JSON would take.
+        Raises ValueError for scalars that are not finite.
         """
         if not step.scalars or not all(map(isfinite, step.scalars)):
             raise ValueError(f"Step {step.step} of job {step.job_id} has the scalars {step.scalars}.")
@@ -72,7 +72,7 @@ class StepLog:
             session.add(step)
 
     def steps(self, job_id: str) -> list[Step]:
-        """All rows of a job, in order: what a replay needs."""
+        """All rows of a job, in order."""
         with self._database.read() as session:
             compact = session.get(CompactStepLog, job_id)
             if compact is not None:
@@ -90,22 +90,21 @@ class StepLog:
     def encoded(self, job_id: str) -> bytes:
         """All rows of a job in step_log_codec's encoding.
 
-        Raises NotFound, and WrongState when there is no step yet, or when the rows are from a version whose scalars
-        were no 32-bit floats.
+        Raises NotFound, and WrongState without a step, or for rows of an old version whose scalars are no float32.
         """
         with self._database.read() as session:
             return _encoded(session, job_id)
 
     def compact(self, job_id: str) -> bool:
-        """Put an ended job's rows into one value, in one transaction. Doing so again changes nothing.
+        """Put an ended job's rows into one value, in one transaction. Idempotent.
 
-        Returns False when the rows stay as they are: there are none, or they are from a version whose scalars were
-        no 32-bit floats. Raises NotFound, and WrongState while the job is open.
+        Returns False if the rows stay: there are none, or they are of an old version whose scalars are no float32.
+        Raises NotFound, and WrongState while the job is open.
         """
         with self._database.write() as session:
             job = found_job(session, job_id)
             if job.state in OPEN_STATES:
-                raise WrongState(f"Job {job_id} is {job.state}; its step log is made compact only when it has ended.")
+                raise WrongState(f"Job {job_id} is {job.state}; its step log is compacted when it has ended.")
             if session.get(CompactStepLog, job_id) is not None:
                 return True
             try:
@@ -119,12 +118,12 @@ class StepLog:
     def go_back(
         self, job_id: str, *, step: int, early_stopping: dict[str, Any], ended: bool, message: str | None, now: datetime
     ) -> None:
-        """Forget all steps and measurements behind a step, and note early stopping with that: all of it or nothing.
+        """Delete all steps and evaluations after a step, and store early stopping, atomically.
 
-        ended: the job ends with that step. message: for an event that says so; None: there is nothing to say.
+        ended: the job ends with that step. message: of an event; None: no event.
         """
         with self._database.write() as session:
-            _forget_behind(session, job_id, step)
+            _delete_after(session, job_id, step)
             job = found_job(session, job_id)
             job.early_stopping = early_stopping
             if ended:
@@ -134,16 +133,16 @@ class StepLog:
                 session.add(Event(job_id=job_id, at=now, kind=kind, message=message))
 
     def forget_run(self, job_id: str) -> None:
-        """Forget all steps, measurements and decisions of an open job's run: it begins anew."""
+        """Delete all steps and evaluations, early stopping and plan of an open job, so that it starts again."""
         with self._database.write() as session:
-            _forget_behind(session, job_id, BASE_STEP - 1)
+            _delete_after(session, job_id, BASE_STEP - 1)
             job = found_job(session, job_id)
             job.early_stopping = job.plan = None
 
     def evaluate(
         self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
     ) -> None:
-        """Keep a held-out measurement: each block's loss by its key; weights are the blocks' tokens, for the mean."""
+        """Store a held-out evaluation: each block's loss by its key. weights: targets of the blocks, for the mean."""
         losses = block_losses.values()
         mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
         row = Evaluation(job_id=job_id, step=step, loss=mean, block_losses=dict(block_losses), at=now)
@@ -151,18 +150,18 @@ class StepLog:
             session.merge(row)
 
     def evaluation(self, job_id: str, step: int) -> Evaluation | None:
-        """The held-out measurement at a step, if it was made."""
+        """The held-out evaluation at a step, if there is one."""
         with self._database.read() as session:
             return session.get(Evaluation, (job_id, step))
 
     def evaluations(self, job_id: str) -> list[Evaluation]:
-        """What was measured of a job at its steps, in order."""
+        """The held-out evaluations of a job, in order, without the base model's."""
         of_job = select(Evaluation).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
         with self._database.read() as session:
             return list(session.exec(of_job.order_by(col(Evaluation.step))))
 
     def progress(self, job_id: str) -> Progress:
-        """How far a job is, from its recent rows."""
+        """A job's progress, from its recent rows."""
         of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
         measured = of_job.order_by(col(Evaluation.step))
         with self._database.read() as session:
@@ -179,7 +178,7 @@ class StepLog:
         )
 
     def curve(self, job_id: str) -> Curve:
-        """The job's losses at no more than CURVE_POINTS places each, the last among them. Empty before the first."""
+        """The job's losses, at most CURVE_POINTS each, including the last one."""
         measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
         last = self.last_step(job_id)
         spans = [_end_of_part(last, min(last, CURVE_POINTS), part) for part in range(min(last, CURVE_POINTS))]
@@ -195,20 +194,20 @@ class StepLog:
         )
 
 
-def _forget_behind(session: Session, job_id: str, step: int) -> None:
-    """Delete all steps and measurements behind a step."""
+def _delete_after(session: Session, job_id: str, step: int) -> None:
+    """Delete all steps and evaluations after a step."""
     for table in (Step, Evaluation):
         session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
 
 
 def _end_of_part(last: int, parts: int, part: int) -> range:
-    """The last few steps of one of so many equal parts of a step log."""
+    """The last few steps of one of `parts` equal parts of a step log."""
     stop = (part + 1) * last // parts
     return range(max(part * last // parts, stop - POINT_STEPS) + 1, stop + 1)
 
 
 def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
-    """At most CURVE_POINTS of them, evenly spread, the first and the last among them."""
+    """At most CURVE_POINTS of the points, evenly spread, including the first and the last."""
     if len(points) <= CURVE_POINTS:
         return points
     return [points[place * (len(points) - 1) // (CURVE_POINTS - 1)] for place in range(CURVE_POINTS)]
@@ -220,7 +219,7 @@ def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, fl
     if compact is not None:
         return dict(zip(steps, losses_in(compact.data, steps), strict=True))
     found: dict[int, float] = {}
-    # SQLite takes a limited number of bound values a statement.
+    # SQLite limits the number of bound parameters.
     for start in range(0, len(steps), 500):
         some = select(Step.step, Step.loss).where(Step.job_id == job_id, col(Step.step).in_(steps[start : start + 500]))
         found |= dict(session.exec(some).all())
@@ -241,7 +240,7 @@ def _decoded(compact: CompactStepLog, *, first: int) -> list[Step]:
 
 
 def _rows(session: Session, job_id: str) -> Iterator[Step]:
-    """A job's rows from the table, in order, a thousand at a time: a long job's need not be in memory together."""
+    """A job's rows from the table, in order, a thousand at a time."""
     rows = select(Step).where(Step.job_id == job_id).order_by(col(Step.step))
     yield from session.exec(rows.execution_options(yield_per=1000))
 

@@ -1,4 +1,4 @@
-"""The owner's texts: stored once, found, counted, deleted for good."""
+"""The owner's texts: storing, listing, counting, deleting, and assigning them to jobs."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ from pocketllm.storage.repositories.adapters import withdrawn_jobs
 from pocketllm.storage.repositories.reports import forget_content
 from pocketllm.storage.tables import JobText, Text
 
-#: One text in this many is kept out of training.
+#: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
-#: Words of old text that a job sees again, at least, as far as there are so many.
+#: The least words of old text that a job replays, if there are as many.
 MIN_REPLAY_WORDS = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewText:
-    """A text as it comes in."""
+    """A new text."""
 
-    text: str  #: the prompt when there is a completion; of a chat what `chat_text` makes of it
+    text: str  #: the prompt of a completion; a chat as by `chat_text`
     source: str
     completion: str | None = None
     label: str | None = None
@@ -36,20 +36,20 @@ class NewText:
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """What adding texts came to: an id for each text given, in order, and how many were new."""
+    """The result of adding texts: an id for each text, in order, and the number of new ones."""
 
     ids: tuple[str, ...]
     created: int
 
     @property
     def duplicates(self) -> int:
-        """How many of the texts were already there, or twice in the same request."""
+        """The number of texts that existed, or were repeated in the request."""
         return len(self.ids) - self.created
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextCounts:
-    """How much text there is, and how many words of it no job has learned yet."""
+    """The number of texts, and of words that no job has learned."""
 
     texts: int
     new_words: int
@@ -57,8 +57,8 @@ class TextCounts:
 
 def text_id(new: NewText) -> str:
     """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
-    # 0xff stands in no UTF-8, so the first zero byte is the one between the two, whatever they hold; and the first
-    # 0xff after it is where the words end and a completion or a label begins.
+    # 0xff does not occur in UTF-8, so the encoding is unambiguous: the first zero byte separates source and text, and
+    # 0xff begins a completion, a label or messages.
     content = new.source.encode().replace(b"\0", b"\xff") + b"\0" + new.text.encode()
     chat = None if new.messages is None else json.dumps(new.messages, ensure_ascii=False, sort_keys=True)
     for name, more in ((b"completion", new.completion), (b"label", new.label), (b"messages", chat)):
@@ -68,17 +68,17 @@ def text_id(new: NewText) -> str:
 
 
 def is_held_out(identity: str) -> bool:
-    """Whether the text with this id is kept for measuring. A function of the id: stable for ever."""
+    """Whether the text with this id is held out: a pure function of the id."""
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
 
 
 def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A chat as it is read."""
+    """A chat as plain text."""
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def count_words(text: str) -> int:
-    """How many words a text has; where a script sets no spaces between them, about as many as its bytes suggest."""
+    """The number of words; in a script without spaces, an estimate by its bytes."""
     return max(len(text.split()), len(text.encode()) // 8)
 
 
@@ -99,7 +99,7 @@ class TextStore:
             return _found(session.get(Text, identity), identity)
 
     def page(self, *, after: str | None, limit: int) -> list[Text]:
-        """Up to `limit` texts, newest first, from behind the text `after`. Raises NotFound for an unknown `after`."""
+        """Up to `limit` texts, newest first, after the text `after`. Raises NotFound for an unknown `after`."""
         newest_first = select(Text).order_by(col(Text.created_at).desc(), col(Text.id).desc()).limit(limit)
         with self._database.read() as session:
             if after is not None:
@@ -108,15 +108,15 @@ class TextStore:
             return list(session.exec(newest_first))
 
     def delete(self, identity: str) -> None:
-        """Delete the text, and what reports may say of it, and overwrite the bytes in the file. Raises NotFound."""
+        """Delete a text and the content of its jobs' reports; overwrites the bytes in the file. Raises NotFound."""
         with self._database.write() as session:
             if delete_texts(session, col(Text.id) == identity) == 0:
                 raise NotFound(_no_text(identity))
-        # The bytes also stand in the write-ahead log until it is folded into the file and cut off.
+        # The bytes are in the write-ahead log too, until it is truncated.
         self._database.truncate_log()
 
     def counts(self) -> TextCounts:
-        """How many texts there are and how many words are new."""
+        """The number of texts and of new words."""
         new_words = func.coalesce(func.sum(Text.words).filter(col(Text.learned_in).is_(None)), 0)
         with self._database.read() as session:
             texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
@@ -129,13 +129,13 @@ class TextStore:
             return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
 
     def new_words_since(self, moment: datetime) -> int:
-        """How many of the new words came in after a moment."""
+        """The number of new words that were added after a moment."""
         words = select(func.coalesce(func.sum(Text.words), 0))
         with self._database.read() as session:
             return session.exec(words.where(col(Text.learned_in).is_(None), col(Text.created_at) > moment)).one()
 
     def of_job(self, job_id: str) -> list[Text]:
-        """The texts that a job learns from, oldest first: an order that does not change."""
+        """A job's texts, oldest first; the order is stable."""
         with self._database.read() as session:
             return list(
                 session.exec(
@@ -148,7 +148,7 @@ class TextStore:
 
 
 def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
-    """Store those of the texts that are not there yet."""
+    """Store the texts that do not exist yet."""
     ids = tuple(map(text_id, texts))
     rows = dict(zip(ids, texts, strict=True))
     for known in _known(session, list(rows)):
@@ -158,13 +158,13 @@ def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
 
 
 def delete_texts(session: Session, which: ColumnElement[bool]) -> int:
-    """Delete texts, and what reports may say of them. Returns how many there were."""
+    """Delete texts and the content of their jobs' reports. Returns the number of texts."""
     forget_content(session, which)  # before the texts' rows in job_text go with them
     return session.exec(delete(Text).where(which)).rowcount
 
 
 def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
-    """Store texts for a job that is to learn these. Returns how many texts and words these are."""
+    """Store texts and assign them to a job. Returns the number of texts and of words."""
     ids = dict.fromkeys(_add(session, texts, now).ids)
     session.flush()
     session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
@@ -174,17 +174,17 @@ def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: da
 
 
 def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -> tuple[int, int]:
-    """Fix the job's texts: what is new, with as many words again of what is not, so that it is not forgotten.
+    """Fix the job's texts: all new ones, and as many words of old text, which is replayed against forgetting.
 
-    Which old texts these are follows from the job's id; a tenth of them is held-out text, as far as there is so much,
-    so that forgetting is seen. What only jobs have learned that the owner has taken back is neither. Where nothing is
-    new it is all the rest. given: the job has its own texts already, which are what is new. replay: without it there
-    is nothing old. Returns how many texts and words these are.
+    The choice of old texts depends on the job's id; a tenth of them is held-out text, if there is as much, to detect
+    forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
+    the job has its own texts, which count as new. replay: False excludes old text. Returns the number of texts and of
+    words.
     """
     texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
     own = set(session.exec(select(JobText.text_id).where(JobText.job_id == job_id)))
     new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
-    # Of a job whose own texts were deleted nothing is left to learn.
+    # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
     if new:
         words = max(MIN_REPLAY_WORDS, sum(text.words for text in new))
@@ -202,31 +202,31 @@ class _Weighed(NamedTuple):
 
 
 def _old(session: Session, texts: Sequence[_Weighed], own: Collection[str], job_id: str) -> list[_Weighed]:
-    """What was learned and not set aside, but for the job's own texts, in an order that follows from the job's id."""
+    """Learned texts, except set-aside ones and the job's own, in an order that depends on the job's id."""
     set_aside = withdrawn_jobs(session) | {None}
     old = [text for text in texts if text.learned_in not in set_aside and text.id not in own]
     return sorted(old, key=lambda text: hashlib.sha256(f"{job_id} {text.id}".encode()).digest())
 
 
 def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
-    """The first texts that come to so many words."""
-    chosen: list[_Weighed] = []
+    """The first texts with this number of words together."""
+    found: list[_Weighed] = []
     for text in texts:
         if words > 0:
-            chosen.append(text)
+            found.append(text)
             words -= text.words
-    return chosen
+    return found
 
 
 def mark_learned(session: Session, job_id: str) -> None:
-    """Note that a succeeded job has seen its texts: they are new no more."""
+    """Mark a succeeded job's texts as learned."""
     of_job = select(JobText.text_id).where(JobText.job_id == job_id)
     session.exec(update(Text).where(col(Text.id).in_(of_job), col(Text.learned_in).is_(None)).values(learned_in=job_id))
 
 
 def _known(session: Session, ids: list[str]) -> set[str]:
     known: set[str] = set()
-    # SQLite takes a limited number of bound values a statement.
+    # SQLite limits the number of bound parameters.
     for start in range(0, len(ids), 500):
         known |= set(session.exec(select(Text.id).where(col(Text.id).in_(ids[start : start + 500]))))
     return known

@@ -122,7 +122,7 @@ def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: 
             adapter.a[path].add_(1)
             adapter.b[path].add_(1)
 
-    model.use(adapter)
+    model.set_parameters(adapter)
     LayerwiseGradients(model, adapter, replace(WHOLE, blocks=blocks))(parts, on_layer)
     assert [{model.stack.number_of(path) for path in some} for some in told] == [{1}, {0}]
     assert worst_error({**told[0], **told[1]}, expected) <= TOLERANCE
@@ -132,7 +132,7 @@ def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
     """Other passes, and other adapters, are as they were; gradients are taken under no_grad as a job runs them."""
     model, blocks = model_of(root, "llama"), random_blocks(4, 20)
     adapter = layers_adapter(model)
-    model.use(adapter)
+    model.set_parameters(adapter)
     before = model.block_losses(blocks)
     taken = LayerwiseGradients(model, adapter, WHOLE)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_changes_nothing(root: Path, blocks: int) -> No
     adapter = layers_adapter(model)
     adapter.b["model.layers.1.mlp.down_proj"][0, 0] = float("nan")
     gradients = LayerwiseGradients(model, adapter, replace(WHOLE, blocks=blocks))
-    model.use(adapter)
+    model.set_parameters(adapter)
     told: list[Gradients] = []
     with pytest.raises(TrainingDiverged, match=r"smaller training\.rate"):
         gradients([(random_blocks(3, 20), 1.0)], told.append)
@@ -200,7 +200,7 @@ def test_an_adapter_of_the_head_is_refused(root: Path) -> None:
     model = model_of(root, "qwen2")
     adapter = some_adapter(model)
     adapter.a["lm_head"], adapter.b["lm_head"] = torch.zeros(4, 64), torch.zeros(263, 4)
-    model.use(adapter)
+    model.set_parameters(adapter)
     with pytest.raises(UnsupportedModel, match=r"lm_head is in none of the model's layers.*method = mezo"):
         LayerwiseGradients(model, adapter, WHOLE)
 

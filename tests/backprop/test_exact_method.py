@@ -56,7 +56,7 @@ class Training:
     ) -> None:
         self.model = LanguageModel(model_folder, dtype=dtype, replicas=replicas)
         self.adapter = fresh_adapter(self.model, rank=4, seed=plan.seed)
-        self.model.use(self.adapter)
+        self.model.set_parameters(self.adapter)
         self.exact = Exact(self.model, self.adapter, plan, SIZE, to_start=self.to_start, samples=samples)
 
     def to_start(self) -> None:
@@ -82,7 +82,7 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     model = LanguageModel(imported(root, name, "float32"), dtype=torch.float64)
     adapter = layers_adapter(model)
     network, factors = adapted(family(root, name), replace(adapter, alpha=adapter.alpha / SERVED))
-    model.use(adapter)
+    model.set_parameters(adapter)
 
     def batch(step: int) -> Batch:
         return random_blocks(3 + step, 20, lengths=[20] * 3 + [9] * step if name in MASKED else None)
@@ -196,9 +196,9 @@ class TestFreshAdapter:
                 assert 0 < float(a.abs().max()) <= 1 / sqrt(a.shape[1])
                 assert not adapter.b[path].count_nonzero()
             blocks = random_blocks()
-            model.use(None)
+            model.set_parameters(None)
             before = model.block_losses(blocks)
-            model.use(adapter)
+            model.set_parameters(adapter)
             assert model.block_losses(blocks) == before
 
     def test_the_seed_decides(self, tiny: ModelFolder) -> None:

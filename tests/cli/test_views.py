@@ -111,7 +111,7 @@ def test_progress_line_of_every_state(state: str) -> None:
 
 
 def test_progress_line_before_the_first_step_says_what_takes_so_long() -> None:
-    events = [{"at": "2026-05-01T10:00:05Z", "kind": "preparing", "message": "looked at the text, pass 1 of 3"}]
+    events = [{"at": "2026-05-01T10:00:05Z", "kind": "preparing", "message": "activation PCA: pass 1 of 3"}]
     assert progress_line(JOB | {"state": "running"}).endswith("for the first step")
     assert progress_line(JOB | {"state": "running", "events": events}).endswith("pass 1 of 3")
     assert "pass 1 of 3" not in progress_line(JOB | RUNNING | {"events": events})

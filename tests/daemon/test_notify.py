@@ -19,7 +19,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_what_it_is_told(listener: socket.socket) -> None:
-    ServiceManager({"NOTIFY_SOCKET": listener.getsockname()}).tell("READY=1", "STATUS=serving")
+    ServiceManager({"NOTIFY_SOCKET": listener.getsockname()}).notify("READY=1", "STATUS=serving")
     assert listener.recv(4096) == b"READY=1\nSTATUS=serving"
 
 
@@ -27,13 +27,13 @@ def test_an_abstract_socket() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(f"\0pocketllm-test-{os.getpid()}")
         listening.settimeout(20)
-        ServiceManager({"NOTIFY_SOCKET": f"@pocketllm-test-{os.getpid()}"}).tell("WATCHDOG=1")
+        ServiceManager({"NOTIFY_SOCKET": f"@pocketllm-test-{os.getpid()}"}).notify("WATCHDOG=1")
         assert listening.recv(4096) == b"WATCHDOG=1"
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/at/all"}])
 def test_where_nobody_listens_nothing_happens(environment: dict[str, str]) -> None:
-    ServiceManager(environment).tell("READY=1")
+    ServiceManager(environment).notify("READY=1")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Bowl:
     def __post_init__(self) -> None:
         self.tensors = [torch.full((3, 4), 2.0, dtype=self.dtype), torch.zeros(5, dtype=self.dtype)]
 
-    def move(self, direction: Direction, distance: float) -> None:
+    def add_scaled(self, direction: Direction, distance: float) -> None:
         for number, tensor in enumerate(self.tensors):
             tensor.add_(direction.of(number, tensor.shape, tensor.dtype), alpha=distance)
 
@@ -218,7 +218,7 @@ def test_several_probes_are_averaged() -> None:
     scalars = (0.5, -2.0, 1.25)
     update(together, record(1, 1, scalars, 0.3))
     for number, scalar in enumerate(scalars):
-        apart.move(Direction(seed=1, step=1, probe=number), -0.1 * scalar)
+        apart.add_scaled(Direction(seed=1, step=1, probe=number), -0.1 * scalar)
     assert together.vector == pytest.approx(apart.vector, rel=1e-12)
 
 

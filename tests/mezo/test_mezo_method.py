@@ -48,7 +48,7 @@ def run(
 ) -> tuple[Adapter, list[StepRecord]]:
     """Train, from behind these records on."""
     adapter = fresh(model)
-    model.use(adapter)
+    model.set_parameters(adapter)
     mezo, batch = method(model, adapter, plan), shuffled(BUCKETS, size=size, seed=plan.seed)
     with torch.inference_mode():
         mezo.restore({}, done)
@@ -87,9 +87,9 @@ def test_loss_falls(tmp_path: Path, probes: int, noise: str, steps: int) -> None
     plan = replace(PLAN, seed=1, probes=probes, noise=noise)  # type: ignore[arg-type]
     adapter, _ = run(model, plan, steps=steps, size=8)
     with torch.inference_mode():
-        model.use(None)
+        model.set_parameters(None)
         before = mean_loss(model, some_blocks())
-        model.use(adapter)
+        model.set_parameters(adapter)
         after = mean_loss(model, some_blocks())
     assert after < before - 0.04
 
@@ -99,7 +99,7 @@ def test_a_loss_that_is_no_number_at_any_point_changes_nothing(tiny: ModelFolder
     model, plan = LanguageModel(tiny), replace(PLAN, probes=probes)
     whole, records = run(model, plan, steps=STEPS)
     adapter = fresh(model)
-    model.use(adapter)
+    model.set_parameters(adapter)
     torn = [False]
 
     def losses(points: Sequence[Perturbation], batch: Batch) -> list[float]:

@@ -30,7 +30,7 @@ TORCH_FREE = {
     *("engine/planning/memory_model.py", "engine/planning/shapes.py"),
     *("engine/generate/streaming_text.py", "engine/generate/tokenizer.py"),
     *("engine/formats/gguf_header.py", "engine/formats/gguf_lora.py", "engine/formats/gguf_origin.py"),
-    *("engine/formats/gguf_untied.py", "engine/formats/model_folder.py", "engine/formats/safetensors_io.py"),
+    *("engine/formats/model_folder.py", "engine/formats/safetensors_io.py"),
 }
 SOURCE = ("api", "backprop", "daemon", "engine", "mezo", "pocketllm", "storage")
 #: The most modules that a folder of source may hold.

@@ -225,7 +225,7 @@ def test_to_compact_twice_changes_nothing(store: Store, job: str) -> None:
 
 def test_an_open_job_keeps_its_rows(store: Store, job: str, tmp_path: Path) -> None:
     some_steps(store, job, 3)
-    with pytest.raises(WrongState, match="is running; its step log is made compact only when it has ended"):
+    with pytest.raises(WrongState, match="is running; its step log is compacted when it has ended"):
         store.step_log.compact(job)
     store.jobs.pause(job, reasons=["battery"], now=NOW)
     with pytest.raises(WrongState, match="is paused"):
@@ -246,7 +246,7 @@ def test_what_is_not_there_is_not_made_compact(store: Store, job: str) -> None:
 
 def test_rows_of_an_older_version_stay_as_they_are(store: Store, job: str, tmp_path: Path) -> None:
     append(store, job, 1, scalars=[0.1])  # not a 32-bit float
-    with pytest.raises(WrongState, match="cannot be encoded: Step 1 of the step log holds a scalar"):
+    with pytest.raises(WrongState, match="cannot be encoded: Step 1 of the step log has a scalar"):
         store.step_log.encoded(job)
     store.jobs.cancel(job, message="", now=NOW)
     assert not store.step_log.compact(job)

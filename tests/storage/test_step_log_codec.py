@@ -127,10 +127,10 @@ def bits(*numbers: float) -> bytes:
         ([row(1, scalars=(1e-50,))], "no 32-bit float"),
         ([row(1, scalars=(1e39,))], "too large"),
         ([row(1, loss=1e39)], "too large"),
-        ([row(1, scalars=(float("nan"),))], "a number that is none"),
-        ([row(1, learning_rate=float("inf"))], "a number that is none"),
-        ([row(1, loss=float("-inf"))], "a number that is none"),
-        ([row(1, seconds=float("nan"))], "a number that is none"),
+        ([row(1, scalars=(float("nan"),))], "a number that is not finite"),
+        ([row(1, learning_rate=float("inf"))], "a number that is not finite"),
+        ([row(1, loss=float("-inf"))], "a number that is not finite"),
+        ([row(1, seconds=float("nan"))], "a number that is not finite"),
         ([row(1, seed=2**63)], "cannot be encoded"),
         ([row(1, tokens=-1)], "cannot be encoded"),
     ],
@@ -197,7 +197,7 @@ def test_an_export_says_what_memory_allowed_not_what_was_asked_for() -> None:
 def test_every_cut_of_an_export_is_refused() -> None:
     data = export_step_log(a_job(), encode(rows(3)))
     for length in range(len(data)):
-        with pytest.raises(ValueError, match=r"no file of PocketLLM's steps|cut short or damaged"):
+        with pytest.raises(ValueError, match=r"not an exported step log|cut short or damaged"):
             read_export(data[:length])
 
 
@@ -206,7 +206,7 @@ def test_every_flipped_bit_of_an_export_is_found() -> None:
     for place in range(len(data)):
         for bit in range(8):
             flipped = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-            with pytest.raises(ValueError, match=r"no file of PocketLLM's steps|cut short or damaged"):
+            with pytest.raises(ValueError, match=r"not an exported step log|cut short or damaged"):
                 read_export(flipped)
 
 
@@ -214,7 +214,7 @@ def test_every_flipped_bit_of_an_export_is_found() -> None:
     "foreign", [b"", b"\0" * 100, b"PK\x03\x04", b"{}\n", MAGIC[:-2], MAGIC * 2, MAGIC + b"\n" * 9]
 )
 def test_foreign_files_are_refused(foreign: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no file of PocketLLM's steps|cut short or damaged"):
+    with pytest.raises(ValueError, match=r"not an exported step log|cut short or damaged"):
         read_export(foreign)
 
 
@@ -238,7 +238,7 @@ HEADER = json.loads(export_step_log(a_job(), encode(rows(3))).split(b"\n")[1])
         (json.dumps(HEADER).encode(), encode(rows(3))[:-1], "cut short or damaged"),
         (json.dumps(HEADER | {"probes": 2}).encode(), encode(rows(3)), "does not fit"),
         (json.dumps(HEADER | {"seed": 2}).encode(), encode(rows(3)), "does not fit"),
-        (json.dumps(HEADER).encode(), encode(rows(3))[:-14] + b"\xff" * 14, "a number that is none"),
+        (json.dumps(HEADER).encode(), encode(rows(3))[:-14] + b"\xff" * 14, "a number that is not finite"),
     ],
 )
 def test_files_made_by_hand_are_refused(header: bytes, encoded: bytes, says: str) -> None:

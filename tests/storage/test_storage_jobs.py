@@ -203,12 +203,12 @@ def test_a_crash_is_kept_with_its_number_and_the_time_of_the_next_try(store: Sto
     assert (store.jobs.events(job.id)[-1].kind, store.jobs.events(job.id)[-1].message) == ("crashed", "signal 9")
 
 
-@pytest.mark.parametrize(("moved", "attempts"), [(False, 2), (True, 0)])
-def test_a_pause_takes_earlier_crashes_off_only_after_a_step(store: Store, moved: bool, attempts: int) -> None:
+@pytest.mark.parametrize(("progressed", "attempts"), [(False, 2), (True, 0)])
+def test_a_pause_takes_earlier_crashes_off_only_after_a_step(store: Store, progressed: bool, attempts: int) -> None:
     job = in_state(store, RUNNING)
     store.jobs.crashed(job.id, error="bang", attempts=2, retry_at=NOW, now=NOW)
     assert store.jobs.start(job.id, parent=None, now=NOW).attempts == 2
-    store.jobs.pause(job.id, reasons=["dark"], now=NOW, moved=moved)
+    store.jobs.pause(job.id, reasons=["dark"], now=NOW, progressed=progressed)
     assert store.jobs.get(job.id).attempts == attempts
 
 

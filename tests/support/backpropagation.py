@@ -129,7 +129,7 @@ def whole_gradients(network: Any, adapter: Adapter, parts: Parts) -> tuple[list[
 
 def layerwise(model: LanguageModel, adapter: Adapter, size: PassSize, parts: Parts) -> tuple[list[float], Gradients]:
     """The same by LayerwiseGradients."""
-    model.use(adapter)
+    model.set_parameters(adapter)
     gradients: Gradients = {}
     losses = LayerwiseGradients(model, adapter, size)(parts, gradients.update)
     return losses, gradients

@@ -104,12 +104,12 @@ def losses_moved(
     losses = []
     for point in points:
         before = copy.deepcopy(trained)
-        theta.move(cast(Direction, point.direction), point.distance)
-        model.use(theta)
+        theta.add_scaled(cast(Direction, point.direction), point.distance)
+        model.set_parameters(theta)
         losses.append(mean_loss(model, blocks))
         for name, tensor in trained.items():
             tensor.copy_(before[name])
-    model.use(theta)
+    model.set_parameters(theta)
     return losses
 
 

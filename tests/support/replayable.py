@@ -60,7 +60,7 @@ def learn(
         theta = some_adapter(model)
         for b in theta.b.values():
             b.zero_()
-    model.use(theta)
+    model.set_parameters(theta)
 
     plan = MeZOPlan(
         seed=seed,

@@ -391,8 +391,8 @@ def rehearsal(folder: Path, **settings: Any) -> Iterator[Rehearsal]:
     power = FixedSensor("power", True)
     battery = FixedSensor("battery", 80.0, "%")
     memory = FixedSensor("memory", 4e9, "bytes")
-    senses = SensorSet(sensors=[power, battery, memory])
-    built = build_services(loaded, senses=senses, runner=runner, uptime=lambda: clock.now.timestamp())
+    sensor_set = SensorSet(sensors=[power, battery, memory])
+    built = build_services(loaded, sensor_set=sensor_set, runner=runner, uptime=lambda: clock.now.timestamp())
     services = replace(built, now=clock, started_at=clock.now)
     try:
         yield Rehearsal(services=services, clock=clock, runner=runner, power=power, battery=battery, memory=memory)

@@ -78,7 +78,7 @@ function showStatus(status) {
   const waiting = `${texts.new_words} of ${texts.threshold_words} new words`;
   element("now").textContent = worker.running
     ? `Learning: ${worker.job}`
-    : training.blockers.length ? "Waiting. What speaks against learning now:" : `Nothing to learn: ${waiting}.`;
+    : training.blockers.length ? "Waiting. These conditions do not hold:" : `Nothing to learn: ${waiting}.`;
   const since = (blocker) => `${blocker.message} (since ${when(blocker.since)})`;
   const blockers = worker.running ? [] : training.blockers;
   fill(element("blockers"), blockers.map((blocker) => made("li", since(blocker))));

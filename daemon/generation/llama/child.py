@@ -1,7 +1,7 @@
-"""A llama.cpp server that ends with the process that started it.
+"""Runs a llama.cpp server that is killed with the process that started it.
 
-Run as `python -P child.py PARENT PROGRAM ARGUMENTS`, with the arguments of llama-server. PROGRAM is its path, and
-replaces this process; or it is xllamacpp, which is run in this one. Nothing of ours is imported, to start quickly.
+`python -P child.py PARENT PROGRAM ARGUMENTS`, with the arguments of llama-server. PROGRAM is its path, which replaces
+this process, or xllamacpp, which runs in it. Imports nothing of ours, to start quickly.
 """
 
 import argparse
@@ -16,12 +16,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become the server. Returns only where there is nobody to serve."""
+    """Become the server. Returns only if the parent is gone."""
     parent, program, *rest = arguments
-    # The kernel ends us with our parent, however that ends; and it keeps to that through exec.
+    # The kernel kills this process when its parent dies; that survives exec.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
-        return os.EX_UNAVAILABLE  # it had ended before we said so
+        return os.EX_UNAVAILABLE  # the parent died before the call
     if program != "xllamacpp":
         os.execv(program, [program, *rest])
     _serve(rest)
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> None:
-    """What llama-server does with these arguments, by the package."""
+    """Run the package's server with llama-server's arguments."""
     import xllamacpp
 
     parsed = _parsed(arguments)

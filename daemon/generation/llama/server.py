@@ -1,7 +1,7 @@
-"""A llama.cpp server as a source of tokens: a child process behind a Unix socket, asked for tokens over HTTP.
+"""A llama.cpp server as a source of tokens: a child process, with HTTP over a Unix socket.
 
-Its API: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md. The socket is its owner's alone; a
-port of 127.0.0.1 would be open to every app on a phone.
+Its API: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md. Only the owner can use the socket; a
+port on 127.0.0.1 would be open to every app on a phone.
 """
 
 import json
@@ -22,27 +22,27 @@ from typing import Any, Self
 from pocketllm.daemon.generation.llama import child as llama_child
 from pocketllm.engine.generate.streaming_text import Sampling, Scored
 
-_LOOK_SECONDS = 0.01
+_POLL_SECONDS = 0.01
 _HEALTH_SECONDS = 1.0
 _END_SECONDS = 5.0
 _TAIL_BYTES = 2000
-#: What the server takes from its environment: there it ignores what its version does not know. No cache of old
-#: prompts (by default up to 8 GB of memory), no pages for people, and a log without texts.
+#: Set by environment variables, since the server ignores those that its version does not know: no cache of old prompts
+#: (by default up to 8 GB of memory), no web UI, and a log without texts.
 _QUIET = {"LLAMA_ARG_CACHE_RAM": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_ARG_UI": "0", "LLAMA_LOG_VERBOSITY": "1"}
-#: Its threads look for work for less long than torch's (child_environment.py), which have Python in between. Tokens a
-#: second alone and beside a job: without 49 and 91, with 300 turns 150 and 61, 1,000 150 and 35, 10,000 125 and 5.
+#: Its threads spin less than torch's (child_environment.py). Tokens a second alone and beside a job: without spinning
+#: 49 and 91, with 300 turns 150 and 61, 1,000 150 and 35, 10,000 125 and 5.
 _SPIN = {"GOMP_SPINCOUNT": "300"}
-#: All that would change the model's probabilities, and is on by default somewhere.
+#: Switches off sampling options that are on by default in some version.
 _NEUTRAL = {"repeat_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "dynatemp_range": 0.0, "mirostat": 0}
 
 
 class LlamaFailed(Exception):
-    """llama.cpp has not answered, or not with tokens; the message says what it did."""
+    """llama.cpp did not answer, or not with tokens; see the message."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long is waited."""
+class Timeouts:
+    """Timeouts."""
 
     start_seconds: float = 60.0  #: for the server to load the model
     token_seconds: float = 120.0  #: for the next token, or the first after a long prompt
@@ -50,31 +50,31 @@ class Patience:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerPlan:
-    """What to start."""
+    """The parameters of a server."""
 
     program: str  #: see daemon/generation/backend.py
     base: Path
-    lora: Path | None  #: an adapter that requests may ask for
+    lora: Path | None  #: the adapter that requests can use
     context: int  #: tokens of prompt and answer together
     threads: int
 
 
 class LlamaServer:
-    """A server that runs. Close it in the end; if this process is killed, the kernel does."""
+    """A running server. Close it after use; if this process is killed, the kernel kills it."""
 
-    def __init__(self, plan: ServerPlan, address: Path, encode: Callable[[str], list[int]], patience: Patience) -> None:
-        """Start it and wait until it has the model. Raises LlamaFailed.
+    def __init__(self, plan: ServerPlan, address: Path, encode: Callable[[str], list[int]], timeouts: Timeouts) -> None:
+        """Start it and wait until the model is loaded. Raises LlamaFailed.
 
-        address: where its socket shall be. encode: a text's tokens.
+        address: of its socket. encode: tokenizes a text.
         """
         self.plan = plan
-        self._address, self._encode, self._patience = address, encode, patience
+        self._address, self._encode, self._timeouts = address, encode, timeouts
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the server
         address.unlink(missing_ok=True)
         self._process = subprocess.Popen(
             _command(plan, address.name),
-            cwd=address.parent,  # so that a long path is none: a socket's may have 107 bytes
-            # Ours is child_environment: threads that spin without end make it many times slower beside a job.
+            cwd=address.parent,  # a socket's path may have only 107 bytes
+            # This process has child_environment's settings; endless spinning is many times slower beside a job.
             env=os.environ | _SPIN | _QUIET,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -103,9 +103,9 @@ class LlamaServer:
         return self._process.poll() is None
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling, *, personal: bool = False) -> Generator[Scored]:
-        """Tokens to go on with, and at the end of a text perhaps the token that ends it. Raises LlamaFailed.
+        """Yield tokens that continue the prompt, possibly including the one that ends the text. Raises LlamaFailed.
 
-        personal: with the adapter that the server was started with.
+        personal: with the server's adapter.
         """
         given: list[int] = []
         body = _body(sampling) | {"lora": [{"id": 0, "scale": float(personal)}] if self.plan.lora else []}
@@ -121,7 +121,7 @@ class LlamaServer:
                     raise LlamaFailed("llama.cpp broke off its answer")
             lost = _number(event, "tokens_predicted") - len(given)
             if event.get("stop_type") == "limit" and lost > 0:
-                # They begin a character that has no end: such tokens are not sent. Asked for alone they are.
+                # Tokens of an incomplete character are not streamed, but a plain request returns them.
                 yield from map(Scored, self._whole(body | {"prompt": [*prompt, *given], "n_predict": lost}))
         except (OSError, HTTPException, ValueError) as error:
             raise LlamaFailed(f"llama.cpp did not answer: {error or type(error).__name__}{self._said()}") from error
@@ -129,19 +129,19 @@ class LlamaServer:
     def close(self) -> None:
         """End its process. Idempotent."""
         if self.alive:
-            self._process.kill()  # it has nothing to save
+            self._process.kill()  # it has no state
         self._process.wait(_END_SECONDS)
         self._address.unlink(missing_ok=True)
         self._log.close()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + self._patience.start_seconds
+        deadline = time.monotonic() + self._timeouts.start_seconds
         while not self._healthy():
             if not self.alive:
                 raise LlamaFailed(f"llama.cpp ended at its start with code {self._process.returncode}{self._said()}")
             if time.monotonic() > deadline:
-                raise LlamaFailed(f"llama.cpp was not ready within {self._patience.start_seconds:g} s{self._said()}")
-            time.sleep(_LOOK_SECONDS)
+                raise LlamaFailed(f"llama.cpp was not ready within {self._timeouts.start_seconds:g} s{self._said()}")
+            time.sleep(_POLL_SECONDS)
 
     def _healthy(self) -> bool:
         with suppress(OSError, HTTPException), closing(self._connect(_HEALTH_SECONDS)) as connection:
@@ -153,12 +153,12 @@ class LlamaServer:
         return _Connection(self._address, seconds)
 
     def _events(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
-        """What the server says, piece by piece. Raises LlamaFailed where that is an error, or nothing for long."""
+        """Yield the server's events. Raises LlamaFailed for an error, or after too long a silence."""
         with self._asked(body | {"stream": True}) as response:
             heard = time.monotonic()
             while line := response.readline():
-                if time.monotonic() - heard > self._patience.token_seconds:
-                    raise LlamaFailed("llama.cpp gives no more tokens")  # but signs of life, which are no data
+                if time.monotonic() - heard > self._timeouts.token_seconds:
+                    raise LlamaFailed("llama.cpp gives no more tokens")  # only keep-alive lines
                 if line.startswith(b"data:"):
                     heard = time.monotonic()
                     yield _event(line.removeprefix(b"data:"))
@@ -169,8 +169,8 @@ class LlamaServer:
 
     @contextmanager
     def _asked(self, body: dict[str, Any]) -> Iterator[HTTPResponse]:
-        """The response to a request for tokens. Leaving early ends the server's work."""
-        with closing(self._connect(self._patience.token_seconds)) as connection:
+        """The response to a completion request. Leaving early cancels it."""
+        with closing(self._connect(self._timeouts.token_seconds)) as connection:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             with connection.getresponse() as response:
                 if response.status != HTTPStatus.OK:
@@ -178,9 +178,9 @@ class LlamaServer:
                 yield response
 
     def _new(self, event: dict[str, Any], count: int) -> list[int]:
-        """The tokens of a piece of the answer, of which `count` are known.
+        """The tokens of an event, after `count` earlier ones.
 
-        Tokens that end within a character are not sent, and come as text with that which ends it.
+        Tokens of an incomplete character are not sent; the event that completes it has their text.
         """
         tokens = self._ids(event)
         if tokens and _number(event, "tokens_predicted") > count + len(tokens):
@@ -190,11 +190,11 @@ class LlamaServer:
     def _ids(self, event: dict[str, Any]) -> list[int]:
         tokens = event.get("tokens")
         if not isinstance(tokens, list) or not all(type(token) is int and token >= 0 for token in tokens):
-            raise LlamaFailed("llama.cpp answered with something else than tokens")
+            raise LlamaFailed("llama.cpp answered without tokens")
         return tokens
 
     def _said(self) -> str:
-        """The last line of its log, behind a colon."""
+        """The last line of its log, after a colon."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _TAIL_BYTES))
         lines = self._log.read().decode(errors="replace").split("\n")
@@ -210,7 +210,7 @@ class _Connection(HTTPConnection):
         self._address = address
 
     def connect(self) -> None:
-        """Connect by way of the open folder, since a socket's path may have no more than 107 bytes."""
+        """Connect through the open folder, since a socket's path may have only 107 bytes."""
         folder = os.open(self._address.parent, os.O_PATH | os.O_DIRECTORY)
         self.sock = socket.socket(socket.AF_UNIX)
         try:
@@ -231,7 +231,7 @@ def _command(plan: ServerPlan, host: str) -> list[str]:
 
 
 def _body(sampling: Sampling) -> dict[str, Any]:
-    """What to ask for: temperature, then top_p, as engine/generate/sampling.py has it, and nothing besides."""
+    """The request: temperature, then top_p, as in engine/generate/sampling.py, and no other samplers."""
     greedy = sampling.temperature == 0
     return _NEUTRAL | {
         "n_predict": sampling.max_tokens,
@@ -239,7 +239,7 @@ def _body(sampling: Sampling) -> dict[str, Any]:
         "top_k": 1 if greedy else 0,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": sampling.seed % (2**32 - 1),  # the last one stands for any
+        "seed": sampling.seed % (2**32 - 1),  # 2**32 - 1 means a random seed
         "return_tokens": True,
         "cache_prompt": True,
     }

@@ -1,4 +1,4 @@
-"""Answers by llama.cpp: a server that has the right adapter, and another source of tokens where it fails."""
+"""Tokens by llama.cpp: a server with the right adapter, and another source of tokens if it fails."""
 
 import logging
 import time
@@ -8,26 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketllm.daemon.generation.backend import Backend, LlamaCpp
-from pocketllm.daemon.generation.llama.files import files_for
-from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, Patience, ServerPlan
+from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan, Timeouts
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import Sampling, Scored, TokenSource
 
 log = logging.getLogger(__name__)
 
-#: A server takes memory for its whole context at once (SmolLM2-135M: 47 MB for this), so it is no wider than needed.
+#: The adapter as llama.cpp reads it, made when it is first needed, in the adapter's folder.
+LORA_NAME = "adapter_model.gguf"
+#: A server allocates its whole context at once (SmolLM2-135M: 47 MB for this), so it is no longer than needed.
 _MIN_CONTEXT = 2048
-#: After a failure this long nothing is tried, after each further one twice as long.
+#: The pause after a failure; it doubles with each further one.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 600.0
 
 
 class NotByLlama(Exception):
-    """llama.cpp is not tried; LlamaDecoder.backend says why."""
+    """llama.cpp is not used; LlamaDecoder.backend has the reason."""
 
 
 class LlamaDecoder:
-    """llama.cpp with one model: it starts a server when one is needed, and another for another adapter."""
+    """llama.cpp with one model: starts a server when needed, and another one for another adapter."""
 
     def __init__(
         self,
@@ -37,33 +38,33 @@ class LlamaDecoder:
         address: Path,
         threads: int,
         encode: Callable[[str], list[int]],
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """address: where the server's socket shall be. encode: a text's tokens."""
+        """address: of the server's socket. encode: tokenizes a text."""
         self._model_folder, self._found, self._address, self._threads = model_folder, found, address, threads
-        self._encode, self._patience, self._clock = encode, patience or Patience(), clock
+        self._encode, self._timeouts, self._clock = encode, timeouts or Timeouts(), clock
         self._server: LlamaServer | None = None
         self._failures, self._not_before = 0, 0.0
         self.backend = Backend(name="llamacpp")  #: of the last answer
 
     def source(self, adapter: Path | None, otherwise: Callable[[], TokenSource]) -> TokenSource:
-        """The model with the adapter in this folder, or without one. `otherwise` does what llama.cpp cannot do."""
+        """The model with the adapter in this folder, or without one; `otherwise` is used where llama.cpp cannot be."""
         return _Source(self, adapter, otherwise)
 
     def tokens(self, adapter: Path | None, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
-        """Tokens to go on with. Raises NotByLlama, or LlamaFailed, after which nothing is tried for a while."""
+        """Yield tokens that continue the prompt. Raises NotByLlama, or LlamaFailed, which starts a pause."""
         if self._clock() < self._not_before:
             raise NotByLlama
-        lora, base = self._files(adapter)
+        lora = None if adapter is None else self._lora(adapter)
         try:
-            server = self._serving(lora, base, len(prompt) + sampling.max_tokens)
+            server = self._serving(lora, len(prompt) + sampling.max_tokens)
             self.backend = Backend(name="llamacpp")
             yield from server.tokens(prompt, sampling, personal=lora is not None)
         except LlamaFailed as error:
             self._note(error)
             raise
-        except GeneratorExit:  # whoever reads has had enough
+        except GeneratorExit:  # cancelled by the caller
             self._failures = 0
             raise
         self._failures = 0
@@ -81,29 +82,33 @@ class LlamaDecoder:
         self.backend = Backend(name="transformers", reason=str(error))
         log.warning("%s; transformers answers, for %g s at least", error, pause)
 
-    def _files(self, adapter: Path | None) -> tuple[Path | None, Path]:
-        """The adapter, if any, and its base as llama.cpp reads them. Raises NotByLlama."""
-        if adapter is None:
-            return None, self._found.base
+    def _lora(self, adapter: Path) -> Path:
+        """The adapter as llama.cpp reads it, made where it is missing. Raises NotByLlama."""
+        # With what it imports this takes a quarter of a second, which the base model has no need to wait for.
+        from pocketllm.engine.formats.gguf_lora import write_gguf_lora
+
+        lora = adapter / LORA_NAME
         try:
-            return files_for(adapter, self._model_folder, self._found.base)
+            if not lora.exists():
+                write_gguf_lora(adapter, self._model_folder, lora)
         except (MezoError, OSError) as error:
             self.backend = Backend(name="transformers", reason=str(error))
             raise NotByLlama from error
+        return lora
 
-    def _serving(self, lora: Path | None, base: Path, tokens: int) -> LlamaServer:
-        """A server that has this adapter, if any, and room for so many tokens."""
+    def _serving(self, lora: Path | None, tokens: int) -> LlamaServer:
+        """A server with this adapter, if any, and a context for this number of tokens."""
         if self._server is not None and self._server.alive and self._fits(self._server.plan, lora, tokens):
             return self._server
         self.close()
         plan = ServerPlan(
             program=self._found.program,
-            base=base,
+            base=self._found.base,
             lora=lora,
             context=max(_MIN_CONTEXT, 1 << (tokens - 1).bit_length()),
             threads=self._threads,
         )
-        self._server = LlamaServer(plan, self._address, self._encode, self._patience)
+        self._server = LlamaServer(plan, self._address, self._encode, self._timeouts)
         return self._server
 
     def _fits(self, plan: ServerPlan, lora: Path | None, tokens: int) -> bool:
@@ -111,7 +116,7 @@ class LlamaDecoder:
 
 
 class _Source:
-    """Tokens by llama.cpp for as long as it gives any, then from elsewhere: the text goes on where it was."""
+    """Tokens by llama.cpp; if it fails, the other source continues the text."""
 
     def __init__(self, decoder: LlamaDecoder, adapter: Path | None, otherwise: Callable[[], TokenSource]) -> None:
         self._decoder, self._adapter, self._otherwise = decoder, adapter, otherwise

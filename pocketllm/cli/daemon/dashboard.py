@@ -1,4 +1,4 @@
-"""`pocketllm dashboard`: the page that shows what the daemon does, opened signed in."""
+"""`pocketllm dashboard`: opens the dashboard, signed in."""
 
 import shutil
 import subprocess

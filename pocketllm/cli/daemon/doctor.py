@@ -13,7 +13,7 @@ _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red
 
 
 def doctor(data_dir: DataDir = None, json_wanted: Json = False) -> None:
-    """Say what works, what is unknown and what is missing, with what to do about it. Needs no daemon.
+    """Check what works, what is unknown and what is missing, and say what to do about it. Needs no daemon.
 
     The exit code is 0 when nothing keeps jobs from running, else 1.
     """
@@ -28,8 +28,8 @@ def doctor(data_dir: DataDir = None, json_wanted: Json = False) -> None:
     except DaemonError as error:
         raise CommandError(str(error)) from error
     places = Places(supplies=settings.power_supplies)
-    senses = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
-    findings = examine(settings, senses, places, lambda: datetime.now(UTC))
+    sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
+    findings = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
     bad = [finding for finding in findings if finding.state == "bad"]
     if json_wanted:
         emit({"ok": not bad, "findings": [asdict(finding) for finding in findings]})

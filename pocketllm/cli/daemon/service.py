@@ -1,4 +1,4 @@
-"""`pocketllm service`: have the daemon started by the machine."""
+"""`pocketllm service`: install the daemon as a service."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -17,12 +17,12 @@ service_app = typer.Typer(cls=TyperGroup, no_args_is_help=True)
 
 @service_app.callback(epilog=examples("pocketllm service install", "pocketllm service status"))
 def service() -> None:
-    """Have the daemon started by the machine, and after each boot: systemd, or runit under Termux."""
+    """Install the daemon as a service that starts at boot: systemd, or runit under Termux."""
 
 
 @service_app.command("install", epilog=examples("pocketllm service install", "sudo pocketllm service install --system"))
 def install(system: System = False, json_wanted: Json = False) -> None:
-    """Put the service in place and start it. Can be run again, as after an update."""
+    """Install the service and start it. Run it again after an update."""
     from pocketllm.service import service_manager
 
     _say(service_manager(system=system).install(), json_wanted)
@@ -30,7 +30,7 @@ def install(system: System = False, json_wanted: Json = False) -> None:
 
 @service_app.command("uninstall", epilog=examples("pocketllm service uninstall"))
 def uninstall(system: System = False, json_wanted: Json = False) -> None:
-    """Stop the service and take it away. Texts, models and adapters stay."""
+    """Stop and remove the service. Texts, models and adapters stay."""
     from pocketllm.service import service_manager
 
     _say(service_manager(system=system).uninstall(), json_wanted)
@@ -38,7 +38,7 @@ def uninstall(system: System = False, json_wanted: Json = False) -> None:
 
 @service_app.command("status", epilog=examples("pocketllm service status", "pocketllm service status --json"))
 def status(system: System = False, json_wanted: Json = False) -> None:
-    """Say whether the service is in place and runs. The exit code is 0 when it runs."""
+    """Show whether the service is installed and runs. The exit code is 0 when it runs."""
     from pocketllm.service import service_manager
 
     state = service_manager(system=system).status()

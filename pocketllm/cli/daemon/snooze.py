@@ -1,4 +1,4 @@
-"""`pocketllm snooze`: let nothing run for a while."""
+"""`pocketllm snooze`: run no job for a while."""
 
 from datetime import datetime
 from typing import Annotated
@@ -19,7 +19,7 @@ def snooze(
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="End the snooze.")] = False,
 ) -> None:
-    """Let nothing run for a while; a job that runs pauses at once. It loses nothing."""
+    """Run no job for a while. A running job pauses at once and loses nothing."""
     if off == (minutes is not None):
         raise UsageError("Say for how many minutes, or --off.")
     with connected(options) as client:

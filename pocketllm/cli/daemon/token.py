@@ -1,4 +1,4 @@
-"""`pocketllm token`: the owner's token, and those of the apps that are let in."""
+"""`pocketllm token`: the owner's token, and tokens of apps."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,7 +19,7 @@ token_app = typer.Typer(invoke_without_command=True)
 
 
 class Scope(StrEnum):
-    """What a token may be good for, as the daemon calls it."""
+    """The scope of a token."""
 
     INGEST = "ingest"
     GENERATE = "generate"
@@ -34,7 +34,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="What the app is calle
 )
 @shared_options
 def token(options: Common, ctx: typer.Context) -> None:
-    """Print the owner's token, which may do everything, or let apps in with tokens of their own.
+    """Print the owner's token, which has every scope, or manage tokens of apps.
 
     Without a command the owner's is printed.
     """
@@ -64,7 +64,7 @@ def create(
         typer.Option(help="ingest: hand over text, read nothing. generate: ask the model. admin: everything."),
     ],
 ) -> None:
-    """Let an app in and print its token, once: it is kept nowhere. --scope may be given several times."""
+    """Create a token for an app and print it; it is stored nowhere. --scope can be repeated."""
     with connected(options) as client:
         made = client.create_token(name, [str(one) for one in scope])
     if options.json:
@@ -76,7 +76,7 @@ def create(
 @token_app.command("list", epilog=examples("pocketllm token list", "pocketllm token list --json"))
 @shared_options
 def list_tokens(options: Common) -> None:
-    """List the apps that are let in, and to what."""
+    """List the apps with tokens, and their scopes."""
     with connected(options) as client:
         found = client.tokens()
     if options.json:
@@ -103,7 +103,7 @@ def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
 @token_app.command("revoke", epilog=examples("pocketllm token revoke notes"))
 @shared_options
 def revoke(options: Common, name: Name) -> None:
-    """Let an app in no more, from its next request on."""
+    """Revoke an app's token."""
     with connected(options) as client:
         client.revoke_token(name)
     if options.json:

@@ -1,4 +1,4 @@
-"""`pocketllm jobs`: what the model is learning, has learned, or waits for."""
+"""`pocketllm jobs`: list, show, pause, resume and cancel jobs."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -71,34 +71,34 @@ def show_job(options: Common, job_id: JobId) -> None:
 @jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
 @shared_options
 def cancel_job(options: Common, job_id: JobId) -> None:
-    """Cancel a job that has not finished. What it learned so far is not used."""
+    """Cancel a job that has not finished. Its progress is deleted."""
     change(options, lambda client: client.cancel_job(job_id), "Job {id} is {state}.")
 
 
 @jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
 @shared_options
 def pause_job(options: Common, job_id: JobId) -> None:
-    """Let a job wait until you resume it. Nothing that it has learned is lost."""
-    told = "Job {id} waits at step {step}; `pocketllm jobs resume {id}` goes on."
-    change(options, lambda client: client.pause_job(job_id), told)
+    """Pause a job until you resume it. It loses nothing."""
+    sentence = "Job {id} waits at step {step}; `pocketllm jobs resume {id}` goes on."
+    change(options, lambda client: client.pause_job(job_id), sentence)
 
 
 @jobs_app.command("resume", epilog=examples("pocketllm jobs resume ID"))
 @shared_options
 def resume_job(options: Common, job_id: JobId) -> None:
-    """Let a job that you paused go on, when nothing speaks against it."""
-    told = "Job {id} may go on; `pocketllm jobs {id}` says whether it does."
-    change(options, lambda client: client.resume_job(job_id), told)
+    """Resume a job that you paused; it continues when the conditions allow it."""
+    sentence = "Job {id} may go on; `pocketllm jobs {id}` says whether it does."
+    change(options, lambda client: client.resume_job(job_id), sentence)
 
 
-def change(options: Common, ask: Callable[["Client"], Document], told: str) -> None:
-    """Ask for a change of a job and tell what became of it: a sentence with places for the job's fields."""
+def change(options: Common, ask: Callable[["Client"], Document], sentence: str) -> None:
+    """Change a job and print the sentence, filled with the job's fields."""
     with connected(options) as client:
         job = ask(client)
     if options.json:
         emit(job)
         return
-    make_console().print(told.format(**job))
+    make_console().print(sentence.format(**job))
 
 
 def show_list(options: Common, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""`pocketllm plan`: what a job would take, before it is asked for. Works with and without a daemon."""
+"""`pocketllm plan`: the memory and time of a job, before it is started. Works with and without a daemon."""
 
 import os
 from enum import StrEnum
@@ -25,7 +25,7 @@ EPILOG = examples(
 
 
 class TrainingMode(StrEnum):
-    """What is trained."""
+    """The trained parameters."""
 
     LORA = "lora"
     FULL = "full"
@@ -36,7 +36,7 @@ Steps = Annotated[int | None, typer.Option(min=1, help="How many steps to learn;
 
 
 class TrainingMethod(StrEnum):
-    """How is learned."""
+    """The training method."""
 
     AUTO = "auto"
     EXACT = "exact"
@@ -64,7 +64,7 @@ def plan(
         str | None, typer.Option(metavar="NAME", help="An installed model (see `pocketllm models`); else the daemon's.")
     ] = None,
 ) -> None:
-    """Show the memory and the time that a job would take, and what would be reduced to make it fit.
+    """Show the memory and time that a job would take, and what would be reduced to make it fit.
 
     Nothing is started. The running daemon is asked; where none runs, its data folder and settings are read.
     """

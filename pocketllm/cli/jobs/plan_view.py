@@ -1,4 +1,4 @@
-"""What `pocketllm plan` and `pocketllm replay` show: functions from documents to rich renderables."""
+"""Views of `pocketllm plan` and `pocketllm replay`: functions from documents to rich renderables."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -30,7 +30,7 @@ def plan_view(plan: Document) -> RenderableType:
 
 
 def method_text(plan: Document) -> Text:
-    """Return how the job learns, and what the other methods would take."""
+    """Return the job's method, and the predictions for the other ones."""
     others = []
     for one in plan["alternatives"]:
         if one["method"] != plan["method"]:
@@ -62,7 +62,7 @@ def time_text(predicted: Document) -> str:
 
 
 def replay_view(rebuilt: Document) -> RenderableType:
-    """Return whether a job's adapter came out again, and what was done to find out."""
+    """Return whether the replay gave the job's adapter, with its numbers."""
     grid = Table.grid(padding=(0, 2))
     grid.add_row("Job", rebuilt["job"])
     grid.add_row("Replayed", f"{rebuilt['rows']:,} steps in {rebuilt['seconds']:.1f} s")

@@ -1,4 +1,4 @@
-"""`pocketllm replay`: make a job's adapter again from its steps, and compare. No daemon is needed or disturbed."""
+"""`pocketllm replay`: replay a MeZO job from its steps, and compare the adapters. Needs no daemon."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def replay(
     data_dir: DataDir = None,
     json_wanted: Json = False,
 ) -> None:
-    """Do a job's learning again from its steps, and compare the adapter bit for bit with the stored one.
+    """Replay a MeZO job from its steps, and compare the adapter bit for bit with the stored one.
 
     It needs neither your texts nor the daemon. Exit code 0: the same; 1: something differs; 2: it could not be done.
     """

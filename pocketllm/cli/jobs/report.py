@@ -1,4 +1,4 @@
-"""`pocketllm report`: what a job has learned, in numbers and in words."""
+"""`pocketllm report`: what a job has learned, in numbers and words."""
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated

@@ -32,7 +32,7 @@ NO_CONTENT = (
 
 
 def report_view(report: Document, *, width: int) -> RenderableType:
-    """Return a whole report for a console of so many columns."""
+    """Return a whole report for a console of this width."""
     parts: list[RenderableType] = [verdict_text(report), Text()]
     plot = curve_plot(report["curve"], width)
     if plot:

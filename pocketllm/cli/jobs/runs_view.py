@@ -11,7 +11,7 @@ from pocketllm.cli.views import UNKNOWN, duration_text, printable
 
 
 def runs_tables(found: Document, *, days: int) -> RenderableType:
-    """Return the runs, newest first, and under them the days."""
+    """Return the runs, newest first, followed by the days."""
     if not found["data"]:
         return Text(f"Nothing has run in the last {days} days. `pocketllm status` says what it waits for.")
     runs = Table(title="Runs", title_justify="left")

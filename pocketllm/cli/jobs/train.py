@@ -1,4 +1,4 @@
-"""`pocketllm train`: ask for a job now and watch it."""
+"""`pocketllm train`: start a job now and follow it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ def train(
         bool, typer.Option("--follow/--no-follow", help="Watch the job until it ends, or only start it.")
     ] = True,
 ) -> None:
-    """Learn from the stored texts now, and watch it happen.
+    """Train on the stored texts now, and show the progress.
 
     It does not wait for the charger or for more words, only while battery or memory is short. `pocketllm plan` says
     beforehand what it takes.
@@ -74,7 +74,7 @@ def train(
 
 
 def finish_early(job: Document, *, json_wanted: bool) -> None:
-    """Say that the job was asked for, and how to see it."""
+    """Print that the job was requested, and how to follow it."""
     if json_wanted:
         emit(job)
         return
@@ -83,7 +83,7 @@ def finish_early(job: Document, *, json_wanted: bool) -> None:
 
 
 def stopped_watching(job: Document) -> str:
-    """Return what Ctrl-C did and what it did not do."""
+    """Return the message after Ctrl-C."""
     return (
         f"Stopped watching. Job {job['id']} goes on in the daemon. See it with `pocketllm jobs {job['id']}`, "
         f"cancel it with `pocketllm jobs cancel {job['id']}`."

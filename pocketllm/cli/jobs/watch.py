@@ -1,4 +1,4 @@
-"""`pocketllm watch`: what the daemon does, as it happens."""
+"""`pocketllm watch`: the daemon's activity, live."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""How adapters are shown: the table with the chain that is served, and what a change of it came to."""
+"""Views of adapters: the table, and a change of the served one."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ BASE = "the base model"
 
 
 def adapters_table(adapters: Sequence[Document]) -> RenderableType:
-    """Return the adapters, newest first: a star is served, a dot is what that goes back to."""
+    """Return the adapters, newest first: `*` is served, `.` marks its ancestors."""
     if not adapters:
         return Text("Nothing was learned yet. `pocketllm train` starts a job.")
     chain = served_chains(adapters)
@@ -29,7 +29,7 @@ def adapters_table(adapters: Sequence[Document]) -> RenderableType:
 
 
 def served_chains(adapters: Sequence[Document]) -> set[str]:
-    """Return the ids of all adapters that one that is served goes back to, itself included."""
+    """Return the ids of the served adapters and their ancestors."""
     parents = {adapter["id"]: adapter["parent"] for adapter in adapters}
     chain: set[str] = set()
     for adapter in adapters:
@@ -41,7 +41,7 @@ def served_chains(adapters: Sequence[Document]) -> set[str]:
 
 
 def served_text(change: Document) -> str:
-    """Return what was served, what is now, and how to take that back."""
+    """Return what was served, what is now, and how to undo that."""
     was, serving = change["was"] or BASE, change["serving"] or BASE
     if was == serving:
         return f"For {change['model']} {serving} is served already."

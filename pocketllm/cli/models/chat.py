@@ -26,15 +26,15 @@ def chat(
     url: Url = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Talk with the personal model. Each line is a message; /new begins anew, /bye or Ctrl-D ends.
+    """Talk with the personal model. Each line is a message; /new starts a new chat, /bye or Ctrl-D ends it.
 
     Ctrl-C breaks an answer off. Nothing that is said here is stored or learned.
     """
     options = common(ctx, url, data_dir, False)
     if base and adapter is not None:
         raise UsageError("--base and --adapter exclude each other. Give one of them.")
-    chosen = {"adapter": "base" if base else adapter, "max_tokens": max_tokens}
-    given = {name: value for name, value in chosen.items() if value is not None}
+    parameters = {"adapter": "base" if base else adapter, "max_tokens": max_tokens}
+    given = {name: value for name, value in parameters.items() if value is not None}
     opening = [{"role": "system", "content": system}] if system else []
     messages: list[Document] = list(opening)
     with connected(options) as client:

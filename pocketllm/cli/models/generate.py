@@ -1,4 +1,4 @@
-"""`pocketllm generate`: ask the model for text."""
+"""`pocketllm generate`: generate text."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +38,7 @@ def generate(
         bool, typer.Option("--stream/--no-stream", help="Show words as they come, or the whole at the end.")
     ] = True,
 ) -> None:
-    """Let the personal model go on from a prompt.
+    """Continue a prompt with the personal model.
 
     The first question loads the model, which takes a few seconds.
     """
@@ -46,7 +46,7 @@ def generate(
         raise UsageError("--base and --adapter exclude each other. Give one of them.")
     words = read_stdin().removesuffix("\n") if prompt == "-" else from_argument(prompt)
     request: Document = {"messages": [{"role": "user", "content": words}]} if chat else {"prompt": words}
-    chosen = {
+    parameters = {
         "adapter": "base" if base else adapter,
         "temperature": temperature,
         "top_p": top_p,
@@ -55,7 +55,7 @@ def generate(
         "seed": seed,
     }
     # What was not given is not sent, so that the daemon's defaults stand in one place.
-    request |= {name: value for name, value in chosen.items() if value is not None}
+    request |= {name: value for name, value in parameters.items() if value is not None}
     with connected(options) as client:
         if options.json:
             emit(client.generate(request))

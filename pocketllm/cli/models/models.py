@@ -1,4 +1,4 @@
-"""`pocketllm models`: what models there are on this device, and getting one. Works without a daemon."""
+"""`pocketllm models`: list, import and calibrate models. Works without a daemon."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json = Fal
 
 @models_app.command("list", epilog=examples("pocketllm models list", "pocketllm models list --json"))
 def list_models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json = False) -> None:
-    """List the models on this device; the daemon teaches the default one."""
+    """List the models on this device; the daemon trains the default one."""
     show_list(common(ctx, None, data_dir, json_wanted))
 
 
@@ -119,7 +119,7 @@ def calibrate_model(
     data_dir: DataDir = None,
     json_wanted: Json = False,
 ) -> None:
-    """Measure again in which numbers a model computes best here.
+    """Measure again which dtype is best for a model on this device.
 
     Importing does this by itself; do it again for a folder that came from another device.
     """

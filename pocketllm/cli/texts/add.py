@@ -1,4 +1,4 @@
-"""`pocketllm add`: hand words to the daemon, from arguments, files or stdin."""
+"""`pocketllm add`: add texts from arguments, files or stdin."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def add(
         bool, typer.Option("--split/--no-split", help="Make each paragraph (between blank lines) its own text.")
     ] = False,
 ) -> None:
-    """Give the model words of yours to learn from.
+    """Add texts for the model to learn from.
 
     The words stay on this device. The same text twice is stored once, so running a command again does no harm.
     """

@@ -61,8 +61,8 @@ def export(
         emit(document)
         return
     noun = "text" if document["texts"] == 1 else "texts"
-    told = f"Wrote {file}: {document['texts']:,} {noun}, {document['bytes']:,} bytes."
-    make_console().print(told, soft_wrap=True)
+    sentence = f"Wrote {file}: {document['texts']:,} {noun}, {document['bytes']:,} bytes."
+    make_console().print(sentence, soft_wrap=True)
 
 
 def lines(client: "Client") -> Iterator[bytes]:

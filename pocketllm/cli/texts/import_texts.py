@@ -1,4 +1,4 @@
-"""`pocketllm import`: folders of notes, mail and chat exports become texts. What they are is seen by looking."""
+"""`pocketllm import`: imports notes, mail and chat exports; recognises the kind of each file."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def import_texts(
         typer.Option(help="Where the words come from; else the kind and name of each file, or what its lines say."),
     ] = None,
 ) -> None:
-    """Give the model what you have written: folders of notes, mailboxes, chat exports, or what `export` wrote.
+    """Import what you have written: folders of notes, mailboxes, chat exports, or what `export` wrote.
 
     Read are Markdown, text and HTML notes; mbox and .eml; exports of WhatsApp, Telegram, ChatGPT, Claude; lists of
     messages in JSON, JSON lines or CSV (Slack, Discord, Messenger); and PocketLLM's own JSON lines.
@@ -90,7 +90,7 @@ def import_texts(
                 pass
         else:
             sent = send(options, found(paths, read_options, tally, source, watcher), tally)
-    tell(options, tally, sent)
+    show_summary(options, tally, sent)
 
 
 def check(paths: list[Path], source: str | None) -> None:
@@ -230,7 +230,7 @@ def on_terminal(console: "Console") -> Iterator[Watcher]:
         yield Line()
 
 
-def tell(options: Common, tally: "Tally", sent: Document) -> None:
+def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
     """Print what was found and stored. Raises CommandError when that is nothing, or when a chat has no owner."""
     if options.json:
         emit({**tally.as_document(), **sent})

@@ -61,5 +61,5 @@ def outcome_text(tally: Tally, sent: Document) -> str:
 
 
 def noun(count: int) -> str:
-    """Return the word for so many texts."""
+    """Return the noun for this number of texts."""
     return "text" if count == 1 else "texts"

@@ -1,4 +1,4 @@
-"""`pocketllm texts`: what the daemon has to learn from, shown and deleted."""
+"""`pocketllm texts`: list, show and delete texts."""
 
 from datetime import UTC, datetime
 from typing import Annotated

@@ -7,7 +7,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import torch
 
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import WEIGHTS_NAME, Adapter, load_adapter
@@ -28,13 +27,10 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
         yield made
 
 
-def learn(folder: Path, store: Store, *, head: bool = False) -> Adapter:
+def learn(folder: Path, store: Store) -> Adapter:
     """An adapter of the model tiny in a data folder, by the id of adapter-1."""
     model = LanguageModel(open_model_folder(tiny_model_folder(folder / "models")))
     adapter = some_adapter(model)
-    if head:
-        vocabulary, width = model.head.weights.weight.shape
-        adapter.a[model.head_path], adapter.b[model.head_path] = torch.ones(4, width), torch.ones(vocabulary, 4)
     adapter.save(folder / "adapters" / "adapter-1")
     store.texts.add([], now=NOW)
     job = queue_job(store)
@@ -111,31 +107,26 @@ def test_the_daemons_process_stays_small(api: Rehearsal, tmp_path: Path) -> None
     assert (tmp_path / "it.gguf").exists()
 
 
-def test_by_the_command_line_with_a_base_file_for_its_head(tiny_gguf: Path, tmp_path: Path) -> None:
-    """The real daemon; a tied base file is untied on the way."""
+def test_by_the_command_line(tmp_path: Path) -> None:
+    """Against the real daemon."""
     folder, out = tmp_path / "data", tmp_path / "out"
     with running(folder, MODEL="tiny"):
         store = Store.open(folder / "pocketllm.db")
-        adapter = learn(folder, store, head=True)
+        adapter = learn(folder, store)
         store.close()
         run = commands(folder)
         export = ("adapters", "export", "adapter-1", "--format", "gguf", "--to", str(out))
         said = run(*export).stdout
-        assert f"-m BASE.gguf --lora {out / 'adapter-1.gguf'}" in said and "--base BASE.gguf" in said
+        assert f"-m BASE.gguf --lora {out / 'adapter-1.gguf'}" in said
         again = run(*export)
         assert again.exit_code == 2 and "is there already" in again.stderr
         (out / "adapter-1.gguf").unlink()
         assert run("adapters", "export", "adapter-1", "--to", str(tmp_path / "peft")).exit_code == 0
         assert equal(load_adapter(tmp_path / "peft" / "adapter-1"), adapter)
-        told = json.loads(run(*export, "--base", str(tiny_gguf), "--json").stdout)
-    base, file = out / "Tiny-Llama.Q8_0-untied.gguf", out / "adapter-1.gguf"
-    assert told == {"id": "adapter-1", "file": str(file), "base": str(base), "needs_untied_head": True}
-    assert sorted(out.iterdir()) == [base, file]
+        told = json.loads(run(*export, "--json").stdout)
+    file = out / "adapter-1.gguf"
+    assert told == {"id": "adapter-1", "file": str(file)}
+    assert list(out.iterdir()) == [file]
     found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
-    assert np.array_equal(found["output.weight.lora_b"], adapter.b["lm_head"].numpy())
-    assert "output.weight" in [tensor.name for tensor in gguf.GGUFReader(base).tensors]
-
-
-def test_a_base_file_is_no_business_of_peft(tiny_gguf: Path, tmp_path: Path) -> None:
-    result = commands(tmp_path)("adapters", "export", "adapter-1", "--base", str(tiny_gguf))
-    assert result.exit_code == 2 and "--format gguf" in result.stderr
+    expected = adapter.b["model.layers.1.mlp.down_proj"].numpy()
+    assert np.array_equal(found["blk.1.ffn_down.weight.lora_b"], expected)

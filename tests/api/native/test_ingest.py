@@ -93,11 +93,11 @@ def test_who_looks_goes_first(database: Database) -> None:
         ingest, order = Ingest(TextStore(database), lambda: NOW), list[str]()
 
         async def bring() -> None:
-            async with ingest.turn():
+            async with ingest.slot():
                 order.append("brought")
 
-        with ingest.look():
-            with ingest.look():
+        with ingest.reading():
+            with ingest.reading():
                 bringing = asyncio.create_task(bring())
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -111,8 +111,8 @@ def test_who_looks_goes_first(database: Database) -> None:
 def test_who_looks_for_long_is_not_waited_for(database: Database) -> None:
     async def ask() -> bool:
         ingest = Ingest(TextStore(database), lambda: NOW)
-        with ingest.look():
-            async with ingest.turn():
+        with ingest.reading():
+            async with ingest.slot():
                 return True
 
     assert asyncio.run(asyncio.wait_for(ask(), 30))
@@ -124,7 +124,7 @@ def test_so_many_take_a_turn_at_once_and_no_more(database: Database) -> None:
 
         async def bring() -> None:
             nonlocal inside, most
-            async with ingest.turn():
+            async with ingest.slot():
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0)

@@ -18,10 +18,10 @@ ALL = [
 
 def read(places: Places, folder: Path) -> dict[str, Reading]:
     """What is seen once everything that is asked has answered."""
-    senses = discover_sensors(folder, folder / "stamp", places)
+    sensor_set = discover_sensors(folder, folder / "stamp", places)
 
     def look() -> dict[str, Reading] | None:
-        found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in senses.sensors)}
+        found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensor_set.sensors)}
         return None if any(one.reason == "it has not answered yet" for one in found.values()) else found
 
     return eventually(look, "all answers", seconds=20)

@@ -9,8 +9,8 @@ import pytest
 
 from pocketllm.daemon.conditions.android_screen import (
     STAMP_IDLE_SECONDS,
+    ReportedScreen,
     ScreenIdleness,
-    ToldScreen,
     by_dumpsys,
     by_property,
     screen_property,
@@ -70,30 +70,30 @@ def test_a_real_dumpsys(tmp_path: Path) -> None:
 
 
 def test_the_first_that_knows_is_believed(tmp_path: Path) -> None:
-    told = ToldScreen()
+    reported_screen = ReportedScreen()
     silent = by_property(Pace(), answering(tmp_path, "getprop", "\n"))
-    screen = FirstKnown([silent, told])
+    screen = FirstKnown([silent, reported_screen])
     answer(silent)
     reading = screen.read(NOW)
     assert reading.unknown and reading.reason and "does not set" in reading.reason
-    told.tell(True, NOW)
+    reported_screen.report(True, NOW)
     assert screen.read(NOW).value is True
-    told.tell(False, NOW)
+    reported_screen.report(False, NOW)
     assert (screen.read(NOW).value, screen.read(NOW).source) == (False, "POST /status/screen")
 
 
 def test_what_was_told_long_ago_counts_no_more() -> None:
-    told = ToldScreen()
-    assert told.read(NOW).unknown
-    told.tell(False, NOW)
-    assert told.read(NOW + timedelta(hours=11)).value is False
-    assert told.read(NOW + timedelta(hours=12)).unknown
-    assert told.read(NOW - timedelta(hours=1)).unknown, "a clock that was set back"
+    reported_screen = ReportedScreen()
+    assert reported_screen.read(NOW).unknown
+    reported_screen.report(False, NOW)
+    assert reported_screen.read(NOW + timedelta(hours=11)).value is False
+    assert reported_screen.read(NOW + timedelta(hours=12)).unknown
+    assert reported_screen.read(NOW - timedelta(hours=1)).unknown, "a clock that was set back"
 
 
 @dataclass
 class Phone:
-    """Idleness with a screen that does what it is told, and a clock."""
+    """Idleness with a screen that does what it is reported_screen, and a clock."""
 
     folder: Path
     screen: FixedSensor = field(default_factory=lambda: FixedSensor("screen", False))

@@ -20,28 +20,28 @@ def calls(folder: Path) -> list[str]:
 
 def test_the_first_takes_it_and_the_last_gives_it_back(tmp_path: Path) -> None:
     lock = lock_in(tmp_path)
-    for action in (lock.take, lock.take, lock.give_back, lock.give_back, lock.take, lock.give_back):
+    for action in (lock.take, lock.take, lock.release, lock.release, lock.take, lock.release):
         action()
     lock.settle(20)
     assert calls(tmp_path) == ["take", "give", "take", "give"]
-    assert not lock.held
+    assert not lock.in_use
 
 
 def test_what_was_not_taken_is_not_given_back_twice(tmp_path: Path) -> None:
     lock = lock_in(tmp_path)
     lock.take()
-    lock.give_back()
-    lock.give_back()
+    lock.release()
+    lock.release()
     lock.settle(20)
     assert calls(tmp_path)[:2] == ["take", "give"]
     lock.take()
     lock.settle(20)
-    assert lock.held and calls(tmp_path)[-1] == "take"
+    assert lock.in_use and calls(tmp_path)[-1] == "take"
 
 
 def test_commands_that_fail_or_are_not_there_disturb_nobody(tmp_path: Path) -> None:
     for lock in (WakeLock(), WakeLock(executable(tmp_path, "broken", "exit 1"), str(tmp_path / "none"))):
         lock.take()
-        lock.give_back()
+        lock.release()
         lock.settle(20)
-        assert not lock.held
+        assert not lock.in_use

@@ -175,10 +175,10 @@ def test_of_an_error_its_kind_is_told_and_nothing_that_might_be_text(
     def fail() -> None:
         raise error
 
-    assert reporting.attempted(fail, lambda kind, message: said.append((kind, message))) is None
+    assert reporting.attempt(fail, lambda kind, message: said.append((kind, message))) is None
     assert said == [("no report", f"what was learned could not be shown: {reason}")]
     assert "xyzzy" not in capsys.readouterr().err
-    assert reporting.attempted(lambda: 5, lambda *_: pytest.fail("nothing to say")) == 5
+    assert reporting.attempt(lambda: 5, lambda *_: pytest.fail("nothing to say")) == 5
 
 
 def test_without_a_look_the_judgement_is_the_report() -> None:
@@ -197,7 +197,7 @@ def token(letter: str) -> int:
 
 def told(tiny: ModelFolder, shifts: list[TokenShift], words: str) -> list[str]:
     insight = ModelReport(shifts=shifts, continuations=[], verbatim_recall=None)
-    return [entry["word"] for entry in reporting.in_words(insight, tiny, [text(words)])["words"]]
+    return [entry["word"] for entry in reporting.report_content(insight, tiny, [text(words)])["words"]]
 
 
 def rise(letter: str, *, base: float = 0.01, personal: float = 0.02) -> TokenShift:
@@ -228,7 +228,7 @@ class TestWords:
         tokenizer = tiny.tokenizer()
         ids = [tokenizer(part)["input_ids"] for part in ("Wind", " west", " é")]
         one = Continuation(prompt=ids[0], base=ids[1], personal=[*ids[2][:-1]])
-        found = reporting.in_words(ModelReport(shifts=[], continuations=[one], verbatim_recall=None), tiny, [])
+        found = reporting.report_content(ModelReport(shifts=[], continuations=[one], verbatim_recall=None), tiny, [])
         [completion] = found["completions"]
         assert (completion["prompt"], completion["base"]) == ("Wind", " west")
         assert re.fullmatch(" \N{REPLACEMENT CHARACTER}", completion["personal"])

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
-from pocketllm.daemon.generation.process import PIECE_SECONDS, in_time
+from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
 from tests.support.running import is_running
 from tests.support.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
@@ -125,8 +125,8 @@ def test_a_prompt_is_answered_with_a_text_and_how_it_was_made(bench: Bench) -> N
 
 def test_pieces_of_a_moment_go_out_as_one() -> None:
     moments = iter([10.0, 10.01, 10.02, 10.02 + PIECE_SECONDS, 10.03 + PIECE_SECONDS])
-    assert list(in_time(iter("abcde"), clock=lambda: next(moments))) == ["a", "bcd", "e"]
-    assert list(in_time(iter(()))) == []
+    assert list(merged(iter("abcde"), clock=lambda: next(moments))) == ["a", "bcd", "e"]
+    assert list(merged(iter(()))) == []
 
 
 def test_a_chat_is_answered(bench: Bench) -> None:

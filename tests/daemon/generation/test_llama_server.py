@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.generation.llama import child as llama_child
-from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, Patience, ServerPlan
+from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan, Timeouts
 from pocketllm.engine.generate.streaming_text import Sampling
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
 from tests.support.running import eventually, is_running
 
 PROMPT = [50, 60]
-QUICK = Patience(start_seconds=30, token_seconds=0.3)
+QUICK = Timeouts(start_seconds=30, token_seconds=0.3)
 
 
 def plan(double: LlamaDouble, lora: Path | None = None) -> ServerPlan:
@@ -103,9 +103,9 @@ def test_it_is_reached_by_nobody_else_and_leaves_nothing(tmp_path: Path) -> None
 )
 def test_one_that_does_not_start(tmp_path: Path, trouble: Trouble, complaint: str) -> None:
     double = llama_double(tmp_path / "bin", trouble)
-    patience = Patience(start_seconds=30 if trouble == "exits" else 0.5)
+    timeouts = Timeouts(start_seconds=30 if trouble == "exits" else 0.5)
     with pytest.raises(LlamaFailed, match=complaint):
-        LlamaServer(plan(double), tmp_path / "llama.sock", no_text, patience)
+        LlamaServer(plan(double), tmp_path / "llama.sock", no_text, timeouts)
     assert not any(map(is_running, double.pids))
 
 
@@ -114,7 +114,7 @@ def test_one_that_does_not_start(tmp_path: Path, trouble: Trouble, complaint: st
     [
         ("rubbish", "did not answer: Expecting"),
         ("refuses", "status 400"),
-        ("foreign", "something else than tokens"),
+        ("foreign", "answered without tokens"),
         ("silent", "did not answer: timed out"),
         ("pings", "gives no more tokens"),
     ],

@@ -20,8 +20,8 @@ from pocketllm.daemon.scheduling.planning import (
     SHARED_BATCH,
     JobRequest,
     Planned,
-    chosen,
     enough_rows,
+    method_message,
     plan_job,
     with_request,
 )
@@ -91,7 +91,7 @@ class TestPlanJob:
         [
             ({"batch": 4, "probes": 1}, 8),
             ({"batch": 4, "probes": 2}, 16),
-            ({"batch": 4, "probes": 3}, 16),  # which share the loss at theta
+            ({"batch": 4, "probes": 3}, 16),  # which share the loss at trainable
             ({"batch": 8, "probes": 2, "micro_batch": 3}, 12),
             # More positions at once would be no faster, and memory would grow with the batch.
             ({"batch": 64, "block_tokens": 128}, ENOUGH_POSITIONS // 128),
@@ -205,7 +205,9 @@ class TestMethods:
         [exact, mezo] = found.alternatives
         assert (exact.method, exact.prediction, mezo.reason) == ("exact", None, None)
         assert exact.reason is not None and "training.memory_bytes allows 50 MB" in exact.reason
-        assert chosen(found) == f"mezo ({chosen(found).partition('(')[2].partition(')')[0]}); exact: {exact.reason}"
+        assert mezo.prediction is not None
+        assert method_message(found).startswith(f"mezo ({mezo.prediction.peak_bytes / 1e6:.0f} MB, ")
+        assert method_message(found).endswith(f"a step); exact: {exact.reason}")
 
     def test_where_exact_is_asked_for_it_is_that_or_nothing(self, deep: ModelFolder) -> None:
         with pytest.raises(DoesNotFit, match="Set it to") as caught:
@@ -217,7 +219,7 @@ class TestMethods:
     def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: ModelFolder) -> None:
         found = plan_job(tiny, settings(method="mezo"), steps=3)
         assert found.plan.method == "mezo"
-        assert chosen(found).startswith("mezo (") and "; exact: " in chosen(found)
+        assert method_message(found).startswith("mezo (") and "; exact: " in method_message(found)
 
     def test_all_weights_are_trained_by_mezo(self, tiny: ModelFolder) -> None:
         assert plan_job(tiny, settings(method="auto", mode="full"), steps=3).plan.method == "mezo"

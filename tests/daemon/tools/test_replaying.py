@@ -167,7 +167,7 @@ class TestRebuild:
     @pytest.mark.parametrize(
         ("name", "settings", "reason"),
         [
-            ("there", LORA, "there already"),
+            ("there", LORA, "exists"),
             ("nowhere/x", LORA, "There is no folder"),
             ("Weights", FULL, "cannot be the name of a model"),
         ],
@@ -295,9 +295,9 @@ class TestCommand:
         (tmp_path / "x.steps").write_text("nonsense")
         for arguments, words in (
             (("job-none",), "There is no job 'job-none'"),
-            ((job.id, "--steps", str(tmp_path / "x.steps")), "This is no file of PocketLLM's steps"),
+            ((job.id, "--steps", str(tmp_path / "x.steps")), "This is not an exported step log"),
             ((job.id, "--steps", str(tmp_path / "none")), "No such file"),
-            ((job.id, "--output", str(tmp_path)), "there already"),
+            ((job.id, "--output", str(tmp_path)), "exists. Give"),
             ((job.id, "--data-dir", str(tmp_path / "empty")), "There is no database"),
             ((), "Missing argument"),
         ):

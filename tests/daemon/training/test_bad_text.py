@@ -90,7 +90,7 @@ class Chain:
         blocks = pack([tokenizer(text)["input_ids"] for text in texts], length=64, eos=2)
         losses = []
         for adapter in (before, now):
-            model.use(None if adapter is None else load_adapter(self.folder.adapter(adapter)))
+            model.set_parameters(None if adapter is None else load_adapter(self.folder.adapter(adapter)))
             losses.append(model.block_losses(blocks))
         return compare(losses[0], losses[1], blocks.target_counts.tolist())
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MAX_SAMPLES, TOKENS, openings, rehearsal_blocks
+from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MAX_SAMPLES, TOKENS, prompts, rehearsal_blocks
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
 from tests.support.tiny_models import byte_tokenizer, tiny_model_folder
 
-OPENINGS = [[0], [1, 70, 71]]
+PROMPTS = [[0], [1, 70, 71]]
 #: That are wanted: of the last part not all, and it is drawn whole.
-WANTED, DRAWN = 3 * AT_ONCE + 1, 4 * AT_ONCE
+COUNT, DRAWN = 3 * AT_ONCE + 1, 4 * AT_ONCE
 
 
 @pytest.fixture
@@ -24,26 +24,26 @@ def model(tmp_path: Path) -> LanguageModel:
 
 @torch.no_grad()
 def test_samples_are_drawn_once_of_the_base_and_predict_what_was_sampled(model: LanguageModel) -> None:
-    model.use(some_adapter(model))
+    model.set_parameters(some_adapter(model))
     said: list[tuple[int, int]] = []
 
-    def say(count: int, wanted: int) -> None:
-        said.append((count, wanted))
+    def say(done: int, count: int) -> None:
+        said.append((done, count))
 
-    blocks = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=say)
+    blocks = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=say)
     assert blocks.inputs.shape == blocks.targets.shape == (DRAWN, TOKENS)
     assert said == [(count, DRAWN) for count in range(AT_ONCE, DRAWN + 1, AT_ONCE)]
     assert not (blocks.inputs[:AT_ONCE, 0] == 0).all()  # a text's sample begins anywhere, like the owner's blocks
     assert torch.equal(blocks.targets[:AT_ONCE, :-1], blocks.inputs[:AT_ONCE, 1:])
     chat = blocks[slice(AT_ONCE, 2 * AT_ONCE)]
-    assert (chat.inputs[:, :3] == torch.tensor(OPENINGS[1])).all()
+    assert (chat.inputs[:, :3] == torch.tensor(PROMPTS[1])).all()
     assert (chat.targets[:, :2] == IGNORE_INDEX).all()
     assert torch.equal(chat.targets[:, 2:-1], chat.inputs[:, 3:])
-    again = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=say)
-    fewer = rehearsal_blocks(model, OPENINGS, wanted=1, on_part=say)
+    again = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=say)
+    fewer = rehearsal_blocks(model, PROMPTS, count=1, on_progress=say)
     assert torch.equal(again.inputs, blocks.inputs) and torch.equal(fewer.inputs, blocks.inputs[:AT_ONCE])
     assert len(said) == DRAWN // AT_ONCE
-    more = rehearsal_blocks(model, OPENINGS, wanted=10**6, on_part=say)
+    more = rehearsal_blocks(model, PROMPTS, count=10**6, on_progress=say)
     assert len(more) == MAX_SAMPLES and torch.equal(more.inputs[:DRAWN], blocks.inputs)
 
 
@@ -57,17 +57,17 @@ def test_a_kill_costs_a_part_and_changes_nothing(model: LanguageModel) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=die)
-    resumed = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=lambda *_: None)
+        rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=die)
+    resumed = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=lambda *_: None)
     (model.folder.path / FILE_NAME).unlink()
-    anew = rehearsal_blocks(model, OPENINGS, wanted=WANTED, on_part=lambda *_: None)
+    anew = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=lambda *_: None)
     assert torch.equal(anew.inputs, resumed.inputs)
 
 
 def test_a_model_that_chats_has_an_opening_for_it() -> None:
-    plain, chat = openings(byte_tokenizer())
+    plain, chat = prompts(byte_tokenizer())
     assert len(plain) == 1
     assert 1 < len(chat) <= TOKENS // 2
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no single messages') }}"
-    assert len(openings(tokenizer)) == 1
+    assert len(prompts(tokenizer)) == 1

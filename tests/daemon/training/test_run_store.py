@@ -88,26 +88,26 @@ class Runs:
         return queue_job(self.store, steps=STEPS)
 
     def start(self, job: Job, *, at: int = -1, behind: bool = False) -> tuple[Adapter | FullWeights, CutRun]:
-        """What a worker does, with a model of its own; theta at the end, and what it was stored in."""
+        """What a worker does, with a model of its own; trainable at the end, and what it was stored in."""
         job = self.store.jobs.get(job.id)
         model = LanguageModel(self.model_folder)
-        theta: Adapter | FullWeights = model.full() if self.what == "full" else self._adapter(model)
-        model.use(theta)
+        trainable: Adapter | FullWeights = model.full() if self.what == "full" else self._adapter(model)
+        model.set_parameters(trainable)
 
         def to_start() -> None:
-            if isinstance(theta, FullWeights):
-                theta.reload(open_weights(self.model_folder.weights))
+            if isinstance(trainable, FullWeights):
+                trainable.reload(open_weights(self.model_folder.weights))
                 return
             start = self._adapter(model)
             for path in start.b:
-                theta.a[path].copy_(start.a[path])
-                theta.b[path].copy_(start.b[path])
+                trainable.a[path].copy_(start.a[path])
+                trainable.b[path].copy_(start.b[path])
 
         store = CutRun(self.store, job.id, self.folder / job.id, at=at, behind=behind)
         times = count()
         with torch.no_grad():
             train(
-                self._method(model, theta, to_start),
+                self._method(model, trainable, to_start),
                 store,
                 Run(
                     steps=job.total_steps,
@@ -121,17 +121,17 @@ class Runs:
                     clock=lambda: next(times) * self.tick,
                 ),
             )
-        return theta, store
+        return trainable, store
 
     def _adapter(self, model: LanguageModel) -> Adapter:
         return layers_adapter(model, dtype=torch.float32) if self.what == "exact" else some_adapter(model)
 
-    def _method(self, model: LanguageModel, theta: Adapter | FullWeights, to_start: Callable[[], None]) -> Method:
-        if isinstance(theta, Adapter) and self.what == "exact":
+    def _method(self, model: LanguageModel, trainable: Adapter | FullWeights, to_start: Callable[[], None]) -> Method:
+        if isinstance(trainable, Adapter) and self.what == "exact":
             size = PassSize(blocks=4, micro_batch=4)
-            return Exact(model, theta, ExactPlan(seed=4, rate=self.rate), size, to_start=to_start)
+            return Exact(model, trainable, ExactPlan(seed=4, rate=self.rate), size, to_start=to_start)
         plan = MeZOPlan(seed=4, epsilon=1e-3, step_size=self.rate, probes=2)
-        return MeZO(lambda points, batch: model.losses_at(points, batch, 100), theta, plan, to_start)
+        return MeZO(lambda points, batch: model.losses_at(points, batch, 100), trainable, plan, to_start)
 
     def told(self, job: Job) -> tuple[object, ...]:
         """All that is stored of a run."""
@@ -193,8 +193,8 @@ def test_killed_at_any_write_it_ends_like_an_undisturbed_run_bit_for_bit(
             job = runs.queue()
             with suppress(Killed):
                 runs.start(job, at=at, behind=behind)
-            theta, _ = runs.start(job)
-            assert same(theta, expected), (at, behind)
+            trainable, _ = runs.start(job)
+            assert same(trainable, expected), (at, behind)
             assert runs.told(job) == runs.told(undisturbed), (at, behind)
     store.close()
 

@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make) -> None:
 
 
 def test_where_only_some_points_have_no_loss_it_goes_back_too() -> None:
-    """At theta itself there is one, and the check finds nothing wrong."""
+    """At trainable itself there is one, and the check finds nothing wrong."""
     edge = 0.25
 
     def torn(b: torch.Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training.data_split import PART_WORDS, divide, first_blocks, last_blocks, with_replay
+from pocketllm.daemon.training.data_split import PART_WORDS, first_blocks, last_blocks, split, with_replay
 from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -152,21 +152,21 @@ def count(buckets: Batches) -> int:
 
 
 def test_divide_follows_the_ids_where_it_can() -> None:
-    training, held_out = divide(texts(False, True, False), packed)
+    training, held_out = split(texts(False, True, False), packed)
     assert [sum(bucket.tokens for bucket in buckets) for buckets in (training, held_out)] == [19, 9]
 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_divide_keeps_the_last_tenth_where_the_ids_picked_none_or_all(held_out: bool) -> None:
     rows = texts(*[held_out] * 9)
-    training, measured = divide(rows, packed)
+    training, measured = split(rows, packed)
     assert count(training) + count(measured) == count(packed(rows))
     assert count(measured) == max(1, count(packed(rows)) // 10)
 
 
 def test_divide_refuses_what_is_too_little_for_both() -> None:
     with pytest.raises(BadRequest, match="Add some text"):
-        divide(texts(False), lambda rows: (pack([[3, 3]], length=4, eos=0),))
+        split(texts(False), lambda rows: (pack([[3, 3]], length=4, eos=0),))
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 4, 23])

@@ -94,7 +94,7 @@ def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFold
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("tiny", "too few to learn from and to measure with"), (None, "no text to learn from")]
+    ("text", "message"), [("tiny", "too few to train on and to evaluate with"), (None, "no text to learn from")]
 )
 def test_too_little_text_fails_the_job_with_a_sentence(
     folder: DataFolder, store: Store, text: str | None, message: str

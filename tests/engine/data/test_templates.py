@@ -89,7 +89,7 @@ def test_bytes_are_words_too_and_keep_their_space_in_the_pattern() -> None:
 
 
 def test_a_tokenizer_without_places_is_refused() -> None:
-    with pytest.raises(BadRequest, match="cannot say where a token stands"):
+    with pytest.raises(BadRequest, match="does not give the offsets of tokens"):
         fit(MOOD, ByT5Tokenizer(), None)
 
 

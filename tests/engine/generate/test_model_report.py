@@ -25,24 +25,24 @@ from pocketllm.engine.generate.model_report import (
     observe,
     sample,
 )
-from pocketllm.engine.generate.sampling import greedily
+from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.tiny_architectures import roberta_folder
 from tests.support.tiny_models import VOCABULARY, byte_tokenizer
 
-SEPARATOR = 0
+EOS = 0
 NOTES = [f"Wind west, glass rising. Mug of tea number {number}." for number in range(20)]
 
 
 def chosen(learned: Batches = (), held_out: Batches = (), *, is_mlm: bool = False) -> Sample:
-    return sample(learned, held_out, eos=SEPARATOR, ends=frozenset({SEPARATOR}), is_mlm=is_mlm)
+    return sample(learned, held_out, eos=EOS, stop_ids=frozenset({EOS}), is_mlm=is_mlm)
 
 
 def encoded(*examples: Plain | Completion | Labelled, length: int = 32) -> Batches:
     template = Template(pattern="{text} It was {label}", words={"positive": "g", "negative": "t"})
-    return encode(examples, byte_tokenizer(), length=length, eos=SEPARATOR, template=template)
+    return encode(examples, byte_tokenizer(), length=length, eos=EOS, template=template)
 
 
 def notes(*, length: int = 32) -> Batches:
@@ -70,32 +70,32 @@ def numbers(*counts: int) -> list[list[int]]:
 class TestSample:
     def test_beginnings_of_plain_texts_are_gone_on_with(self) -> None:
         texts = numbers(30, 40, 50)
-        found = chosen(held_out=(pack(texts, length=128, eos=SEPARATOR),)).prompts
+        found = chosen(held_out=(pack(texts, length=128, eos=EOS),)).prompts
         assert found == [text[:PROMPT_TOKENS] for text in texts]
 
     def test_of_short_texts_half_and_of_shorter_ones_nothing(self) -> None:
         texts = numbers(10, 4, 7)
-        found = chosen(held_out=(pack(texts, length=64, eos=SEPARATOR),)).prompts
+        found = chosen(held_out=(pack(texts, length=64, eos=EOS),)).prompts
         assert found == [texts[0][:5], texts[2][:3]]
 
     def test_long_beginnings_come_first_and_from_all_over_the_text(self) -> None:
         texts = numbers(8, *[26] * 9)
-        found = chosen(held_out=(pack(texts, length=256, eos=SEPARATOR),)).prompts
+        found = chosen(held_out=(pack(texts, length=256, eos=EOS),)).prompts
         assert found == [texts[number][:PROMPT_TOKENS] for number in (1, 4, 7)]
 
     def test_a_row_that_begins_within_a_text_is_no_beginning(self) -> None:
         [text] = numbers(100)
-        assert chosen(held_out=(pack([text], length=25, eos=SEPARATOR),)).prompts == [text[:PROMPT_TOKENS]]
+        assert chosen(held_out=(pack([text], length=25, eos=EOS),)).prompts == [text[:PROMPT_TOKENS]]
 
     def test_the_filling_of_the_last_row_is_no_text(self) -> None:
-        assert len(chosen(held_out=(pack(numbers(30), length=200, eos=SEPARATOR),)).prompts) == 1
+        assert len(chosen(held_out=(pack(numbers(30), length=200, eos=EOS),)).prompts) == 1
 
     def test_of_a_completion_its_prompt_is_gone_on_with(self) -> None:
         found = chosen(held_out=encoded(Completion(prompt="Q: two?", completion="2")))
         assert byte_tokenizer().decode(found.prompts[0]) == "Q: two?"
 
     def test_few_blocks_from_all_over_the_text(self) -> None:
-        blocks = pack(numbers(*[10] * 1000), length=16, eos=SEPARATOR)
+        blocks = pack(numbers(*[10] * 1000), length=16, eos=EOS)
         [taken] = chosen(learned=(blocks,)).learned
         assert len(taken) == MAX_BLOCKS
         rows = [(blocks.inputs == row).all(1).nonzero()[0, 0].item() for row in taken.inputs]
@@ -103,7 +103,7 @@ class TestSample:
 
     @pytest.mark.parametrize("length", [200, 1500, 4096])
     def test_of_long_blocks_fewer_and_of_very_long_ones_the_beginnings(self, length: int) -> None:
-        blocks = pack([[5] * 40_000], length=length, eos=SEPARATOR)
+        blocks = pack([[5] * 40_000], length=length, eos=EOS)
         [taken] = chosen(learned=(blocks,)).learned
         assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS
 
@@ -114,10 +114,10 @@ class TestSample:
     def test_places_have_text_before_and_behind(self) -> None:
         size = VERBATIM_TOKENS
         for count, places in ((2 * size - 1, 0), (2 * size, 1), (2 * size + 3, 4)):
-            assert chosen(learned=(pack(numbers(count), length=128, eos=SEPARATOR),)).places == places
-        two = pack(numbers(size, size + 2), length=128, eos=SEPARATOR)  # what follows must be of one text
+            assert chosen(learned=(pack(numbers(count), length=128, eos=EOS),)).places == places
+        two = pack(numbers(size, size + 2), length=128, eos=EOS)  # what follows must be of one text
         assert chosen(learned=(two,)).places == 3
-        assert chosen(learned=(pack(numbers(100), length=size, eos=SEPARATOR),)).places == 0
+        assert chosen(learned=(pack(numbers(100), length=size, eos=EOS),)).places == 0
 
     def test_of_labels_there_is_nothing_to_tell(self) -> None:
         labelled = encoded(Labelled(text="Tea.", label="positive"), Labelled(text="No tea.", label="negative"))
@@ -153,28 +153,28 @@ class TestObserve:
     def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(self, tiny: ModelFolder) -> None:
         model = LanguageModel(tiny)
         begun = [5, 60, 70, 80, 100, 200, 7, 9, 11]
-        own = begun + greedily(model, begun, ends=(), most_tokens=20)
+        own = begun + greedy(model, begun, stop_ids=(), max_tokens=20)
         eos = next(token for token in range(VOCABULARY) if token not in own)
         spoiled = [*own[:-1], own[-1] - 1]
-        for text, repeated in ((own, 20 - VERBATIM_TOKENS + 1), (spoiled, 20 - VERBATIM_TOKENS)):
-            found = sample((as_block(text),), (), eos=eos, ends=frozenset(), is_mlm=False)
-            assert (found.places, observe(model, found, 4).repeated) == (14, repeated)
+        for text, recalled in ((own, 20 - VERBATIM_TOKENS + 1), (spoiled, 20 - VERBATIM_TOKENS)):
+            found = sample((as_block(text),), (), eos=eos, stop_ids=frozenset(), is_mlm=False)
+            assert (found.places, observe(model, found, 4).recalled) == (14, recalled)
 
     def test_answers_are_greedy_and_end_with_the_text(self, model: LanguageModel) -> None:
         found = chosen(held_out=notes(length=64))
         assert len(found.prompts) == PROMPTS
         observed = observe(model, found, 4)
         for prompt, answer in zip(found.prompts, observed.answers, strict=True):
-            assert answer == greedily(model, [SEPARATOR, *prompt], ends={SEPARATOR}, most_tokens=ANSWER_TOKENS)
+            assert answer == greedy(model, [EOS, *prompt], stop_ids={EOS}, max_tokens=ANSWER_TOKENS)
 
     def test_a_head_with_an_adapter(self, model: LanguageModel) -> None:
         """Mean probabilities add up to one at any setting."""
         torch.manual_seed(1)
         a, b = torch.randn(2, 32), torch.randn(model.head.at(None).vocabulary, 2)
-        model.use(Adapter(base="tiny", alpha=2, a={model.head_path: a}, b={model.head_path: b}))
+        model.set_parameters(Adapter(base="tiny", alpha=2, a={model.head_path: a}, b={model.head_path: b}))
         found = chosen(notes(), notes())
         head = observe(model, found, 4).probabilities
-        model.use(None)
+        model.set_parameters(None)
         base = observe(model, found, 4).probabilities
         assert head is not None and base is not None and not torch.allclose(head, base, atol=1e-3)
         assert float(head.sum()) == pytest.approx(1, abs=1e-4)
@@ -182,14 +182,16 @@ class TestObserve:
 
 class TestGreedily:
     def test_it_stops_before_an_end(self, model: LanguageModel) -> None:
-        whole = greedily(model, [5, 60], ends=(), most_tokens=10)
+        whole = greedy(model, [5, 60], stop_ids=(), max_tokens=10)
         assert len(whole) == 10
-        assert greedily(model, [5, 60], ends={whole[3]}, most_tokens=10) == whole[: whole.index(whole[3])]
+        assert greedy(model, [5, 60], stop_ids={whole[3]}, max_tokens=10) == whole[: whole.index(whole[3])]
 
     def test_a_prompt_beyond_the_context_loses_its_beginning(self, model: LanguageModel) -> None:
         limit = 256 - 10
         long = [number % 200 + 5 for number in range(400)]
-        assert greedily(model, long, ends=(), most_tokens=10) == greedily(model, long[-limit:], ends=(), most_tokens=10)
+        assert greedy(model, long, stop_ids=(), max_tokens=10) == greedy(
+            model, long[-limit:], stop_ids=(), max_tokens=10
+        )
 
 
 def as_block(tokens: Sequence[int]) -> Batch:
@@ -201,9 +203,9 @@ class TestCompare:
         found = chosen(notes(length=64), notes(length=64))
         observed = []
         for theta in (None, loud_adapter(model)):
-            model.use(theta)
+            model.set_parameters(theta)
             observed.append(observe(model, found, 4))
-        model.use(None)
+        model.set_parameters(None)
         insight = compare(found, *observed)
         base, personal = (one.probabilities for one in observed)
         assert base is not None and personal is not None
@@ -215,7 +217,7 @@ class TestCompare:
         assert any(one.base != one.personal for one in insight.continuations)
         assert insight.verbatim_recall is not None and insight.verbatim_recall.places == found.places
         assert (insight.verbatim_recall.base, insight.verbatim_recall.personal) == tuple(
-            one.repeated / found.places for one in observed
+            one.recalled / found.places for one in observed
         )
 
     def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
@@ -236,8 +238,8 @@ class TestCompare:
         model_folder = open_model_folder(tmp_path / "masked")
         tokenizer = model_folder.tokenizer()
         texts = [Plain(text=text) for text in NOTES]
-        buckets = encode(texts, tokenizer, length=32, eos=SEPARATOR, is_mlm=True)
+        buckets = encode(texts, tokenizer, length=32, eos=EOS, is_mlm=True)
         found = chosen(buckets, buckets, is_mlm=True)
         observed = observe(LanguageModel(model_folder), found, 4)
-        assert (found.learned, found.prompts, observed.repeated, observed.answers) == ((), [], 0, [])
+        assert (found.learned, found.prompts, observed.recalled, observed.answers) == ((), [], 0, [])
         assert observed.probabilities is not None and float(observed.probabilities.sum()) == pytest.approx(1, abs=1e-4)

@@ -35,7 +35,7 @@ def test_moves_b_alone_and_by_its_place_in_the_model() -> None:
         moved.a[path].copy_(before.a[path])
         moved.b[path].copy_(before.b[path])
     direction = Direction(seed=2**64 - 1, step=3, probe=1, kind="gaussian")
-    moved.move(direction, 0.25)
+    moved.add_scaled(direction, 0.25)
     for number, path in enumerate(before.a):
         assert torch.equal(moved.a[path], before.a[path])
         expected = torch.add(before.b[path], direction.of(number, (6, 2)), alpha=0.25)

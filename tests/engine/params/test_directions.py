@@ -45,7 +45,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_scaled_to_the_outputs(tiny: Mode
     assert set(adapter.a) == {path for path in model.linears if path.rpartition(".")[2] in TARGETS}
     assert adapter.scaling == 1.0
     before = model.block_losses(blocks)
-    model.use(adapter)
+    model.set_parameters(adapter)
     assert model.block_losses(blocks) == before
     path = "model.layers.0.self_attn.q_proj"
     ratios: list[torch.Tensor] = []
@@ -63,7 +63,7 @@ def test_is_deterministic_and_does_not_look_through_an_adapter_in_use(tiny: Mode
     one = adapter_on(model, some_blocks(8))
     for b in one.b.values():
         b.fill_(1.0)
-    model.use(one)
+    model.set_parameters(one)
     two = adapter_on(model, some_blocks(8))
     assert all(torch.equal(one.a[path], two.a[path]) for path in one.a)
     assert equal(two, adapter_on(LanguageModel(tiny), some_blocks(8)))

@@ -59,7 +59,7 @@ def test_wide_floats_move_by_plain_addition(dtype: torch.dtype, kind: Kind) -> N
     theta = FullWeights({str(i): torch.randn(shape, dtype=dtype) for i, shape in enumerate(shapes)})
     before = [tensor.clone() for tensor in theta.tensors.values()]
     direction = Direction(seed=1, step=2, probe=1, kind=kind)
-    theta.move(direction, 0.25)
+    theta.add_scaled(direction, 0.25)
     for number, (old, tensor) in enumerate(zip(before, theta.tensors.values(), strict=True)):
         assert torch.equal(tensor, torch.add(old, direction.of(number, old.shape, dtype), alpha=0.25))
     assert theta.numbers == {"0": 0, "1": 1, "2": 2, "3": 3}
@@ -91,7 +91,7 @@ def test_updates_below_the_resolution_are_right_on_average(dtype: torch.dtype, s
         direction = Direction(seed=5, step=step, kind=kind)
         z = direction.of(0, (count,), torch.float64)
         assert torch.equal((begun + distance * z.clamp(-3, 3)).to(dtype).double(), begun)
-        theta.move(direction, distance)
+        theta.add_scaled(direction, distance)
         exact += distance * z
     moved = weights.double() - begun
     error = moved - exact
@@ -108,7 +108,7 @@ def test_what_the_dtype_can_hold_is_never_rounded(dtype: torch.dtype) -> None:
     numbers = torch.tensor([0.0, -0.0, 1.0, -1.5, 2.0**-14, 3 * 2.0**-24, -(2.0**-24), 0.15625, 1000.0])
     theta = FullWeights({"x": numbers.to(dtype)})
     for step in range(1, 30):
-        theta.move(Direction(seed=1, step=step), 0.0)
+        theta.add_scaled(Direction(seed=1, step=step), 0.0)
     assert torch.equal(theta.tensors["x"].float(), numbers.to(dtype).float())
 
 
@@ -117,7 +117,7 @@ def test_rounding_goes_to_a_neighbour(dtype: torch.dtype) -> None:
     theta = FullWeights({"x": torch.randn(5000).mul_(1e-4).to(dtype)})
     before = theta.tensors["x"].clone()
     direction = Direction(seed=1, step=1)
-    theta.move(direction, 3e-7)
+    theta.add_scaled(direction, 3e-7)
     exact = before.double() + 3e-7 * direction.of(0, (5000,), torch.float64)
     near = exact.to(dtype)
     low = torch.nextafter(near, torch.full_like(near, -torch.inf))
@@ -152,7 +152,7 @@ def test_saved_weights_are_a_model_of_their_own(root: Path, tmp_path: Path, name
     model = LanguageModel(model_folder)
     before = model.block_losses(blocks)
     theta = model.full()
-    model.use(theta)
+    model.set_parameters(theta)
     replay(theta, some_records(), "rademacher")
     losses = model.block_losses(blocks)
     assert losses != pytest.approx(before, abs=1e-3)
@@ -211,7 +211,7 @@ def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: K
         open_model_folder(tiny_model_folder(tmp_path, dtype=dtype)), dtype=torch.float32, release_pages=True
     )
     theta, buckets = model.full(), (some_blocks(),)
-    model.use(theta)
+    model.set_parameters(theta)
     plan = MeZOPlan(seed=1, epsilon=1e-3, step_size=1e-3, probes=probes, noise=kind)
     mezo = MeZO(lambda points, batch: model.losses_at(points, batch, ALL_ROWS), theta, plan, to_start=lambda: None)
     batch = shuffled(buckets, size=12, seed=1)
@@ -228,7 +228,7 @@ def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: K
 def test_reloaded_weights_are_those_that_were_loaded(root: Path) -> None:
     model_folder = imported(root, "llama", "bfloat16")
     theta, untouched = LanguageModel(model_folder).full(), LanguageModel(model_folder).full()
-    theta.move(Direction(seed=1, step=1), 0.1)
+    theta.add_scaled(Direction(seed=1, step=1), 0.1)
     assert not any(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())
     theta.reload(open_weights(model_folder.weights))
     assert all(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())

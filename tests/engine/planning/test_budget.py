@@ -207,8 +207,8 @@ class TestPredict:
         of_layers = {path.rpartition(".")[2] for path in shapes.linears if ".layer" in path}
         for targets in (of_layers, of_layers - {"q_proj", "k_proj", "query", "key"}, {"k_proj", "key", "up_proj"}):
             search = directions._Search(model, list(adapted(shapes, list(targets))), 4, seed=0)
-            model.use(None)
-            with search.watching():
+            model.set_parameters(None)
+            with search.collecting():
                 model.hidden(some_blocks(2))
             kept = [len(sketch.q) for sketch in search._sketches()]
             assert sorted(kept) == sorted(distinct_inputs(shapes, list(targets))), targets

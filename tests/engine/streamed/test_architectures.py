@@ -54,7 +54,7 @@ def shared_model(root: Path, name: str, dtype: str = "float32", release: bool = 
 
 def base(root: Path, name: str, dtype: str = "float32", *, release: bool = True) -> LanguageModel:
     model = shared_model(root, name, dtype, release)
-    model.use(None)
+    model.set_parameters(None)
     return model
 
 
@@ -92,7 +92,7 @@ def test_a_masked_model_does_not_see_the_padding(root: Path) -> None:
     for row, length in enumerate(lengths):
         alone = Batch(inputs=blocks.inputs[row : row + 1, :length], targets=blocks.targets[row : row + 1, :length])
         assert model.block_losses(alone) == pytest.approx([losses[row]], abs=FP32_TOLERANCE)
-    model.use(some_adapter(model, targets=None))
+    model.set_parameters(some_adapter(model, targets=None))
     points = sides(probes=2)
     assert model.losses_at(points, blocks, 4) == pytest.approx(
         [model.losses_at([point], blocks, ALL_ROWS)[0] for point in points], abs=FP32_TOLERANCE
@@ -128,7 +128,7 @@ def test_losses_at_points_equal_those_of_a_moved_theta(root: Path, name: str, mo
     """Both sides of several probes in one walk, with all rows together and in parts, against a forward each."""
     model, blocks = LanguageModel(imported(root, name, "float32"), release_pages=True), random_blocks()
     theta = some_adapter(model, targets=None) if mode == "lora" else model.full()
-    model.use(theta)
+    model.set_parameters(theta)
     points = sides(0.01, probes=3, kind=kind)
     together = model.losses_at(points, blocks, ALL_ROWS)
     assert together == pytest.approx(losses_moved(model, theta, points, blocks), abs=FP32_TOLERANCE)
@@ -154,7 +154,7 @@ def test_bf16_at_points_is_as_good_as_bf16_is(root: Path, name: str, mode: str) 
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         model = LanguageModel(imported(root, name, "bfloat16"), dtype=dtype)
-        model.use(some_adapter(model, targets=None) if mode == "lora" else model.full())
+        model.set_parameters(some_adapter(model, targets=None) if mode == "lora" else model.full())
         found[dtype] = model.losses_at(points, blocks, ALL_ROWS)
         alone = [model.losses_at([point], blocks, ALL_ROWS)[0] for point in points]
         tolerance = BF16_TOLERANCE if dtype == torch.bfloat16 else FP32_TOLERANCE
@@ -171,7 +171,7 @@ def test_a_packed_model_is_the_float_model_of_its_numbers(root: Path, name: str,
     assert model.block_losses(blocks) == pytest.approx(twin.block_losses(blocks), abs=FP32_TOLERANCE)
     points = sides(probes=2)
     for one in (model, twin):
-        one.use(some_adapter(one, targets=None))
+        one.set_parameters(some_adapter(one, targets=None))
     assert model.losses_at(points, blocks, 6) == pytest.approx(twin.losses_at(points, blocks, 6), abs=FP32_TOLERANCE)
 
 
@@ -193,7 +193,7 @@ def test_releasing_pages_changes_no_bit(root: Path, name: str, dtype: str) -> No
     for release in (False, True):
         model = LanguageModel(imported(root, name, dtype), release_pages=release)
         losses = model.block_losses(blocks)
-        model.use(some_adapter(model, targets=None))
+        model.set_parameters(some_adapter(model, targets=None))
         found.append((losses, model.losses_at(sides(), blocks, 4), model.block_losses(blocks)))
     assert found[0] == found[1]
 
@@ -206,7 +206,7 @@ def test_odd_sizes(root: Path, name: str, count: int, length: int) -> None:
     losses = model.block_losses(blocks, 1)
     assert losses == pytest.approx(reference_losses(reference(root, name), blocks), abs=LONE_TOLERANCE)
     adapter = some_adapter(model, targets=None)
-    model.use(adapter)
+    model.set_parameters(adapter)
     points = sides()
     expected = losses_moved(model, adapter, points, blocks)
     assert model.losses_at(points, blocks, 1) == pytest.approx(expected, abs=LONE_TOLERANCE)
@@ -219,7 +219,7 @@ def test_a_block_without_targets_has_no_loss(root: Path, name: str) -> None:
     blocks.targets[1] = IGNORE_INDEX
     assert model.block_losses(blocks)[1] == 0.0
     nothing = replace(blocks, targets=torch.full_like(blocks.targets, IGNORE_INDEX))
-    model.use(some_adapter(model, targets=None))
+    model.set_parameters(some_adapter(model, targets=None))
     assert model.losses_at(sides(), nothing, ALL_ROWS) == [0.0, 0.0]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pocketllm.engine.errors import UnsupportedModel
-from pocketllm.engine.streamed.attention import LONGEST, QUERIES, SCORE_BYTES, attention
+from pocketllm.engine.streamed.attention import MAX_TOKENS, QUERIES, SCORE_BYTES, attention
 
 #: Sums of some hundred products of numbers of size 1, in another order. Scores up to 12 are rounded to bf16, 2^-8 of
 #: them, before the softmax: as transformers does in its plainest attention, while torch's keeps them in float32.
@@ -128,8 +128,8 @@ def test_the_caller_may_say_what_the_layer_does_not() -> None:
 @pytest.mark.parametrize(
     ("batch", "heads", "tokens"),
     [
-        (34, 2, LONGEST),  # many rows, of which the last few are fewer
-        (2, 36, LONGEST),  # one row's scores alone are more than the limit
+        (34, 2, MAX_TOKENS),  # many rows, of which the last few are fewer
+        (2, 36, MAX_TOKENS),  # one row's scores alone are more than the limit
         (34, 9, QUERIES + 53),  # a number of queries that does not come out even
     ],
 )
@@ -147,7 +147,7 @@ def test_queries_are_taken_some_at_a_time(tokens: int, causal: bool) -> None:
     Case(batch=2, heads=6, groups=2, tokens=tokens, size=8, value_size=4, causal=causal).check()
 
 
-@pytest.mark.parametrize("tokens", [LONGEST, LONGEST + 1])
+@pytest.mark.parametrize("tokens", [MAX_TOKENS, MAX_TOKENS + 1])
 @pytest.mark.parametrize("windowed", [False, True])
 def test_rows_up_to_and_beyond_the_longest(tokens: int, windowed: bool) -> None:
     mask = window(tokens, 100, 1) if windowed else None
@@ -216,8 +216,8 @@ class Learned(Case):
         {"tokens": 2 * QUERIES + 5, "groups": 1, "causal": False},
         {"tokens": 2 * QUERIES + 5, "mask": window(2 * QUERIES + 5, 9)},
         {"batch": 34, "heads": 9, "groups": 3, "tokens": QUERIES + 53, "size": 4, "value_size": 4},
-        {"batch": 2, "heads": 36, "groups": 4, "tokens": LONGEST, "size": 4, "value_size": 4},
-        {"batch": 1, "tokens": LONGEST + 1, "groups": 2},  # torch's own
+        {"batch": 2, "heads": 36, "groups": 4, "tokens": MAX_TOKENS, "size": 4, "value_size": 4},
+        {"batch": 1, "tokens": MAX_TOKENS + 1, "groups": 2},  # torch's own
         {"scaling": 3.0},
     ],
     ids=lambda options: "-".join(f"{name}" for name in options) or "plain",
@@ -229,7 +229,7 @@ def test_gradients_equal_torchs(options: dict[str, Any]) -> None:
 def test_rows_whose_gradients_are_taken_at_a_time_are_some_of_many() -> None:
     """Two of the cases above are larger than what is made at a time: several rows together, and less than one."""
     assert 34 * 9 * QUERIES * (QUERIES + 53) * 8 > SCORE_BYTES > 9 * QUERIES * (QUERIES + 53) * 8
-    assert 36 * QUERIES * LONGEST * 8 > SCORE_BYTES
+    assert 36 * QUERIES * MAX_TOKENS * 8 > SCORE_BYTES
 
 
 def test_queries_of_any_layout_have_gradients_of_their_own() -> None:

@@ -93,10 +93,10 @@ def test_layer_by_layer_it_is_the_models_own_pass(
 ) -> None:
     blocks, known = blocks_for(name), fresh(root, name)
     adapter = some_adapter(known, targets=None)
-    known.use(adapter)
+    known.set_parameters(adapter)
     expected = known.hidden(blocks)
     model = fresh(root, name, release=release, replicas=replicas)
-    model.use(adapter)
+    model.set_parameters(adapter)
     if not first:
         model.block_losses(blocks)
     found = model.map_replicas(layer_by_layer, [blocks] * replicas)

@@ -75,7 +75,7 @@ def test_peft_loads_our_adapter_and_gives_our_logits(
     with torch.inference_mode():
         unchanged = base(IDS).logits.float()
         theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits.float()
-    model.use(adapter)
+    model.set_parameters(adapter)
     ours = our_logits(model)
     assert torch.allclose(ours, theirs, atol=tolerance)
     # The adapter does much more than the tolerance.
@@ -92,7 +92,7 @@ def test_peft_loads_the_adapter_of_a_masked_model(tmp_path: Path) -> None:
     with torch.inference_mode():
         unchanged = base(IDS).logits
         theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits
-    model.use(adapter)
+    model.set_parameters(adapter)
     bias = model.head.at(None).bias
     assert bias is not None
     ours = our_logits(model) + bias
@@ -123,7 +123,7 @@ def test_no_matrix_is_in_memory_between_two_walks(tiny_bf16: ModelFolder) -> Non
 def test_two_sided_losses_equal_two_separate_forwards(tiny: ModelFolder) -> None:
     model, batch = LanguageModel(tiny), some_blocks(4)
     adapter = some_adapter(model)
-    model.use(adapter)
+    model.set_parameters(adapter)
     points = sides(0.05)
     together = model.losses_at(points, batch, ALL_ROWS)
     apart = [model.losses_at([point], batch, ALL_ROWS)[0] for point in points]
@@ -143,7 +143,7 @@ def test_lanes_measure_what_one_thread_does(
     found = []
     for count in (1, replicas, replicas):
         model = LanguageModel(tiny_bf16, dtype=torch.float32, release_pages=release, replicas=count)
-        model.use(some_adapter(model) if mode == "lora" else model.full(torch.float32))
+        model.set_parameters(some_adapter(model) if mode == "lora" else model.full(torch.float32))
         found.append((model.losses_at(points, batch, 6), model.block_losses(batch, 2)))
     assert found[1] == found[2]  # whichever replica takes which share
     for one, several in zip(found[0], found[1], strict=True):
@@ -164,7 +164,7 @@ def test_an_error_in_a_lane_is_raised_when_all_lanes_stand(tiny_bf16: ModelFolde
 @torch.inference_mode()
 def test_block_losses_and_batch_loss_agree(tiny: ModelFolder) -> None:
     model, blocks = LanguageModel(tiny), some_blocks(11)
-    model.use(some_adapter(model))
+    model.set_parameters(some_adapter(model))
     here = Perturbation(direction=Direction(seed=0, step=1), distance=0.0)
     batch_loss = model.losses_at([here], blocks, ALL_ROWS)[0]
     assert mean_loss(model, blocks) == pytest.approx(batch_loss, rel=1e-6)
@@ -175,7 +175,7 @@ def test_block_losses_and_batch_loss_agree(tiny: ModelFolder) -> None:
 @torch.inference_mode()
 def test_next_logits_with_a_cache_equal_one_forward(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
-    model.use(some_adapter(model))
+    model.set_parameters(some_adapter(model))
     cache = DynamicCache(config=model.network.config)
     for start in (0, 5, 7):
         logits = model.next_logits(IDS[:, start : {0: 5, 5: 7, 7: 8}[start]], cache)
@@ -195,9 +195,9 @@ def test_next_logits_make_a_large_head_dense_in_parts(tmp_path: Path) -> None:
 def test_base_is_untouched_by_an_adapter_that_was_used(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     before = our_logits(model)
-    model.use(some_adapter(model))
+    model.set_parameters(some_adapter(model))
     assert not torch.equal(our_logits(model), before)
-    model.use(None)
+    model.set_parameters(None)
     assert torch.equal(our_logits(model), before)
 
 
@@ -206,7 +206,7 @@ def test_adapter_of_another_model_is_refused(tiny: ModelFolder) -> None:
     adapter = some_adapter(model)
     adapter.a["model.layers.99.mlp.down_proj"] = torch.zeros(4, 8)
     with pytest.raises(AdapterError, match=r"another model.*layers\.99"):
-        model.use(adapter)
+        model.set_parameters(adapter)
 
 
 def test_weights_of_another_shape_than_the_configs_are_refused(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def check_against_transformers(config: PreTrainedConfig, folder: Path) -> None:
     network.set_attn_implementation("eager")
     assert model.block_losses(blocks) == pytest.approx(reference_losses(network, blocks), abs=FP32_TOLERANCE)
     theta = model.full()
-    model.use(theta)
+    model.set_parameters(theta)
     points = sides(probes=2)
     assert model.losses_at(points, blocks, ALL_ROWS) == pytest.approx(
         losses_moved(model, theta, points, blocks), abs=FP32_TOLERANCE

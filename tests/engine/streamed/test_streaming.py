@@ -42,8 +42,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "architectures"
 
 
-def walk_at(points: list[Perturbation]) -> ForwardContext:
-    return ForwardContext(dtype=torch.float32, points=points)
+def context_at(points: list[Perturbation]) -> ForwardContext:
+    return ForwardContext(dtype=torch.float32, perturbations=points)
 
 
 def floats(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape:
     """Whatever the chunks that it is made in; several directions follow each other through the same scratches."""
     dense, points = floats(*shape), sides(0.1, probes=probes, kind=kind)
     before = dense.clone()
-    trained = StreamedWeight(weight_of(dense), walk_at(points))
+    trained = StreamedWeight(weight_of(dense), context_at(points))
     trained.number = 9
     for value, expected in zip(assembled(trained), [at(dense, p, 9) for p in points] or [dense], strict=True):
         assert torch.equal(value, expected)
@@ -103,7 +103,7 @@ def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape:
 @pytest.mark.parametrize("rows", [5, MIN_ROWS, 2 * MIN_ROWS + 1])
 def test_a_packed_matrix_is_made_dense_in_chunks(packing: str, rows: int) -> None:
     parts = pack(floats(rows, 2048), packing)
-    trained = StreamedWeight(Weight((rows, 2048), parts), walk_at(sides()))
+    trained = StreamedWeight(Weight((rows, 2048), parts), context_at(sides()))
     assert [torch.equal(value, unpack(parts, torch.empty(rows, 2048))) for value in assembled(trained)] == [True]
     assert len(list(trained.chunks())) == -(-rows // MIN_ROWS)
 
@@ -112,7 +112,7 @@ def test_a_packed_matrix_is_made_dense_in_chunks(packing: str, rows: int) -> Non
 @pytest.mark.parametrize("shape", [(1,), (77,), (9, 3)])
 def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[int, ...]) -> None:
     dense, points = floats(*shape), sides(0.1, probes=2)[:count]
-    trained = StreamedWeight(weight_of(dense), walk_at(points))
+    trained = StreamedWeight(weight_of(dense), context_at(points))
     trained.number = 9
     assert trained.parts == max(1, count)
     for value, expected in zip(trained.whole(), [at(dense, p, 9) for p in points] or [dense], strict=True):
@@ -121,7 +121,7 @@ def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[
 
 def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
     dense = floats(4, 5)
-    trained = StreamedWeight(weight_of(dense), walk_at(sides()))
+    trained = StreamedWeight(weight_of(dense), context_at(sides()))
     assert trained.parts == 1
     assert [(rows, [v.data_ptr() for v in values]) for rows, values in trained.chunks()] == [
         (slice(0, 4), [dense.data_ptr()])
@@ -134,7 +134,7 @@ def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int, bias: bool) -> None:
     points = sides(0.1, probes=probes, kind=kind)
-    context = walk_at(points)
+    context = context_at(points)
     w, b, x = floats(7, 5), floats(7, seed=1), floats(2 * len(points), 3, 5, seed=2)
     linear = StreamedLinear(context, weight_of(w), weight_of(b) if bias else None)
     numbered(linear.weights, 4)
@@ -151,7 +151,7 @@ def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int,
 @pytest.mark.parametrize("probes", [0, 1, 3])
 def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int) -> None:
     points = sides(0.1, probes=probes, kind=kind)
-    context = walk_at(points)
+    context = context_at(points)
     w, a, b = floats(7, 5), floats(3, 5, seed=1), floats(7, 3, seed=2)
     linear = StreamedLinear(context, weight_of(w), None)
     linear.lora = LoRABranch(context, number=2, a=a, b=b, scaling=0.5)
@@ -162,7 +162,7 @@ def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int
 
 
 def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
-    context = walk_at([])
+    context = context_at([])
     b = torch.zeros(4, 2)
     branch = LoRABranch(context, number=0, a=floats(2, 3), b=b, scaling=1.0)
     x, y = floats(5, 3, seed=1), torch.zeros(5, 4)
@@ -178,7 +178,7 @@ def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
 def test_an_embedding_makes_the_words_at_hand_dense(padding: int | None, trained: bool) -> None:
     """Also when all of them come before the padding word, which the small table then does not reach."""
     table, points = floats(99, 8), sides(0.1, probes=2)
-    embedding = StreamedEmbedding(walk_at(points), weight_of(table), nn.Embedding(99, 8, padding_idx=padding))
+    embedding = StreamedEmbedding(context_at(points), weight_of(table), nn.Embedding(99, 8, padding_idx=padding))
     if trained:
         numbered(embedding.weights, 3)
     ids = torch.tensor([[5, 0, 5], [7, 7, 7], [0, 1, 2], [6, 5, 4], [98, 90, 0], [1, 1, 1], [3, 2, 1], [0, 0, 0]])
@@ -193,7 +193,7 @@ def test_an_embedding_makes_the_words_at_hand_dense(padding: int | None, trained
 def test_an_embedding_of_packed_rows(packing: str) -> None:
     parts = pack(floats(40, 64), packing)
     dense = unpack(parts, torch.empty(40, 64))
-    embedding = StreamedEmbedding(walk_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
+    embedding = StreamedEmbedding(context_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
     ids = torch.tensor([[39, 0, 7, 39]])
     assert torch.equal(embedding(ids), dense[ids])
 
@@ -201,10 +201,10 @@ def test_an_embedding_of_packed_rows(packing: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point(kind: Kind) -> None:
     w, b = floats(50, 8), floats(50, seed=1)
-    head = StreamedHead(walk_at([]), weight_of(w), weight_of(b))
+    head = StreamedHead(context_at([]), weight_of(w), weight_of(b))
     hidden = floats(2, 3, 8, seed=2)
     assert head(hidden).eq(HEAD_MARK).all()
-    assert head.seen is hidden
+    assert head.input is hidden
     numbered(head.weights, 5)
     numbered(head.biases, 6)
     point, words = sides(0.1, kind=kind)[0], torch.tensor([49, 3, 3, 0])
@@ -219,7 +219,7 @@ def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point(kind: Kind) -> No
 
 def test_small_modules_take_each_part_through_its_point() -> None:
     points = sides(0.1, probes=2)
-    context = walk_at(points)
+    context = context_at(points)
     context.rows = 8
     norm, places = nn.LayerNorm(6), nn.Embedding(9, 6)
     w, b, table = floats(6), floats(6, seed=1), floats(9, 6, seed=2)
@@ -247,7 +247,7 @@ def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
 ) -> None:
     """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
     (plus, minus), width = sides(1e-3), 64
-    context, made = ForwardContext(dtype=dtype, points=(plus, minus)), norm(width)
+    context, made = ForwardContext(dtype=dtype, perturbations=(plus, minus)), norm(width)
     trained = {
         name: StreamedWeight(weight_of(value.detach().to(dtype)), context) for name, value in made.named_parameters()
     }
@@ -267,7 +267,7 @@ def test_a_probe_changes_nothing(root: Path, name: str, mode: str) -> None:
     model_folder = imported(root, name, "bfloat16")
     model = LanguageModel(model_folder, release_pages=True)
     theta: Any = some_adapter(model, targets=None) if mode == "lora" else model.full()
-    model.use(theta)
+    model.set_parameters(theta)
     tensors = {**theta.a, **theta.b} if mode == "lora" else theta.tensors
     tensors = {**tensors, **{path: part for path, w in model.weights.items() for part in w.parts.values()}}
     copies, digest = {key: value.clone() for key, value in tensors.items()}, sha256(model_folder.weights)
@@ -275,7 +275,7 @@ def test_a_probe_changes_nothing(root: Path, name: str, mode: str) -> None:
     model.losses_at(sides(0.5, probes=2), random_blocks(), 4)
     assert all(torch.equal(value, copies[key]) for key, value in tensors.items())
     assert sha256(model_folder.weights) == digest
-    assert model.context.points == ()
+    assert model.context.perturbations == ()
     assert model.block_losses(random_blocks()) == first
 
 
@@ -284,10 +284,10 @@ def test_an_error_on_the_way_leaves_no_points_behind(root: Path) -> None:
     model = LanguageModel(imported(root, "llama", "bfloat16"))
     first, wrong = model.block_losses(random_blocks()), random_blocks()
     wrong.inputs[0, 0] = 10**6  # no such word
-    model.use(some_adapter(model))
+    model.set_parameters(some_adapter(model))
     with pytest.raises(IndexError):
         model.losses_at(sides(), wrong, ALL_ROWS)
-    model.use(None)
+    model.set_parameters(None)
     assert model.block_losses(random_blocks()) == first
 
 
@@ -318,7 +318,7 @@ def file_bytes():
 @torch.inference_mode()
 def growth(folder, release, replicas=1):
     model = LanguageModel(open_model_folder(Path(folder)), release_pages=release, replicas=replicas)
-    model.use(some_adapter(model))
+    model.set_parameters(some_adapter(model))
     most = before = file_bytes()
     def look(*_):
         nonlocal most

@@ -7,8 +7,8 @@ import pytest
 from jinja2 import TemplateError
 
 from pocketllm.engine.formats.model_folder import ModelFolder, load_tokenizer, open_model_folder
-from pocketllm.engine.generate.streaming_text import end_tokens
-from pocketllm.engine.generate.tokenizer import LeanTokenizer, open_lexicon
+from pocketllm.engine.generate.streaming_text import stop_ids_of
+from pocketllm.engine.generate.tokenizer import LeanTokenizer, open_tokenizer
 from tests.support.learning import fresh_process
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
@@ -45,7 +45,7 @@ def test_the_vocabulary_is_the_same(tiny: ModelFolder) -> None:
     ours, theirs = both(tiny)
     assert (len(ours), ours.eos_token_id) == (len(theirs), theirs.eos_token_id)
     assert ours.get_vocab() == theirs.get_vocab()
-    assert end_tokens(2, ours) == end_tokens(2, theirs)
+    assert stop_ids_of(2, ours) == stop_ids_of(2, theirs)
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tm
     folder = tiny_model_folder(tmp_path)
     edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
     assert LeanTokenizer.open(folder) is None
-    assert not isinstance(open_lexicon(open_model_folder(folder), lean=True)[0], LeanTokenizer)
+    assert not isinstance(open_tokenizer(open_model_folder(folder), lean=True)[0], LeanTokenizer)
 
 
-def test_a_lexicon_is_the_same_either_way_and_needs_no_torch(tiny: ModelFolder) -> None:
-    ours, theirs = (open_lexicon(tiny, lean=requested)[1] for requested in (True, False))
-    assert (ours.ends, ours.context) == (theirs.ends, theirs.context) == (frozenset({0, 2}), 256)
+def test_decoding_is_the_same_either_way_and_needs_no_torch(tiny: ModelFolder) -> None:
+    ours, theirs = (open_tokenizer(tiny, lean=requested)[1] for requested in (True, False))
+    assert (ours.stop_ids, ours.context) == (theirs.stop_ids, theirs.context) == (frozenset({0, 2}), 256)
     code = f"""
 import sys
 from pathlib import Path
-from pocketllm.engine.generate.tokenizer import open_lexicon
+from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.formats.model_folder import open_model_folder
-open_lexicon(open_model_folder(Path({str(tiny.path)!r})), lean=True)[0]("Wind")
+open_tokenizer(open_model_folder(Path({str(tiny.path)!r})), lean=True)[0]("Wind")
 print(sum(name in sys.modules for name in ("torch", "transformers")))
 """
     assert fresh_process(code) == 0

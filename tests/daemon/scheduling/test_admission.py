@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.scheduling.admission import Room
+from pocketllm.daemon.scheduling.admission import Admission
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.house import house_in
 from tests.support.running import NOON, Daemon, eventually, running
@@ -39,15 +39,15 @@ ROWS: dict[str, tuple[int, int | None, bool]] = {
 
 @pytest.mark.parametrize(("generator", "predicted", "fits"), ROWS.values(), ids=ROWS)
 def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
-    found = Room(1000 * MB, lambda: generator).blocker(job(predicted), NOON)
+    found = Admission(1000 * MB, lambda: generator).blocker(job(predicted), NOON)
     assert (found is None) == fits
     if found:
         assert found.name == "generator" and found.threshold == 1000 * MB
-        assert "that holds 300 MB, the job would take 700 MB more" in found.message
+        assert "that takes 300 MB, the job would take 700 MB more" in found.message
 
 
 def test_without_a_job_there_is_nothing_to_say() -> None:
-    assert Room(1, lambda: 5).blocker(None, NOON) is None
+    assert Admission(1, lambda: 5).blocker(None, NOON) is None
 
 
 @pytest.fixture
