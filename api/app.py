@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -26,7 +27,7 @@ from pocketllm.api.openai import files as openai_files
 from pocketllm.api.openai import fine_tuning
 from pocketllm.api.openai import models as openai_models
 from pocketllm.api.responses import PrettyJSONResponse
-from pocketllm.api.security.guard import Guard
+from pocketllm.api.security.guard import Guard, add_security
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.tokens import Credentials
 from pocketllm.daemon.services import Services
@@ -70,6 +71,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         app.include_router(module.router)
     problems.install(app)
     settings = services.settings
+    _document_security(app, open_routes=settings.open_routes)
     # Inside of the guard and of the error handlers, so that its error has the common shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(ReadPriorityMiddleware, ingest=ingest)
@@ -82,3 +84,16 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         open_routes=settings.open_routes,
     )
     return app
+
+
+def _document_security(app: FastAPI, *, open_routes: bool) -> None:
+    """Let /openapi.json say which routes need a token, which the guard checks before any route is looked up."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            add_security(generate(), open_routes=open_routes)
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -116,16 +116,13 @@ class LayerwiseGradients:
         of_target: (parts,), the weight of a target in each part.
         """
         for some in micro_batches:
-            self._enter(some)
+            hidden, some.calls = self._network.layer_calls(some.blocks)
+            some.states = [hidden]
         for number in range(self._stack.count):
             with self._layer(number, number + 1):
                 for some in micro_batches:
                     self._run(some, number)
         return [self._output(some, of_target) for some in micro_batches]
-
-    def _enter(self, some: _MicroBatch) -> None:
-        hidden, some.calls = self._network.layer_calls(some.blocks)
-        some.states = [hidden]
 
     def _run(self, some: _MicroBatch, number: int) -> None:
         hidden = self._stack.run(number, some.states[-1], some.calls[number])
@@ -234,7 +231,8 @@ class LayerwiseGradients:
         blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
         some = _MicroBatch(blocks=blocks, parts=torch.tensor([0]))
-        self._enter(some)
+        hidden, some.calls = self._network.layer_calls(blocks)
+        some.states = [hidden]
         for number in range(self._stack.count):
             with self._layer(number):
                 self._skip_last_product(number, some.states[-1], some.calls[number])

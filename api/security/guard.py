@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -34,10 +35,27 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
 )
 
 
+def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
+    """Whether a route needs a token. open_routes: the setting."""
+    if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
+        return False
+    return not (open_routes and method in ("GET", "HEAD") and OPEN_ROUTES.fullmatch(path))
+
+
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
     """The scopes that allow a route; admin always does."""
     allowed = (scopes for verb, route, scopes in _ALLOWED if verb == method and route.fullmatch(path))
     return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
+
+
+def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
+    """Add to an OpenAPI document which routes need a token, and the scopes that allow each."""
+    token = {"type": "http", "scheme": "bearer", "description": "`pocketllm token` prints the owner's."}
+    schema["components"]["securitySchemes"] = {"token": token}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            needed = needs_token(method.upper(), path, open_routes=open_routes)
+            operation["security"] = [{"token": sorted(scopes_for(method.upper(), path))}] if needed else []
 
 
 @dataclass(frozen=True)
@@ -105,9 +123,7 @@ class Guard:
 
     def _not_allowed(self, connection: Connection, headers: Headers) -> Refusal | None:
         method, path = connection["method"], connection["path"]
-        if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
-            return None
-        if method in ("GET", "HEAD") and self._open_routes and OPEN_ROUTES.fullmatch(path):
+        if not needs_token(method, path, open_routes=self._open_routes):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given:

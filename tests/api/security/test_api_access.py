@@ -47,6 +47,20 @@ def test_every_route_but_the_open_ones_wants_the_token(api: Rehearsal) -> None:
         assert api.request(method, path, token=TOKEN).status_code not in (401, 403)
 
 
+def test_the_document_says_which_routes_want_a_token_and_with_which_scopes(api: Rehearsal) -> None:
+    document = api.app.openapi()
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    needed = {
+        (method.upper(), path): about["security"]
+        for path, methods in document["paths"].items()
+        for method, about in methods.items()
+    }
+    closed = {(method, path) for method, path in closed_routes(api) if path != "/openapi.json"}
+    assert {route for route, security in needed.items() if security} == closed
+    assert needed["POST", "/texts"] == [{"token": ["admin", "ingest"]}]
+    assert needed["POST", "/jobs"] == [{"token": ["admin"]}]
+
+
 def test_the_open_routes_answer_without_one(api: Rehearsal) -> None:
     for method, path in OPEN:
         response = api.request(method, path.format(job_id="job-0", name="none"), token=None)
