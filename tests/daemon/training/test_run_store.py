@@ -164,7 +164,7 @@ def store(tmp_path: Path) -> Store:
         ("exact", 1e-2, 0, 0.0),
         ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
         ("exact", 0.15, 1, CHECKPOINT_SECONDS / 3),
-        ("exact", 50.0, 1, CHECKPOINT_SECONDS),
+        ("exact", 300.0, 1, CHECKPOINT_SECONDS),
     ],
     ids=[
         "mezo learns",
