@@ -17,7 +17,7 @@ from pocketllm.cli.errors import CommandError, Document
 from pocketllm.cli.home import DEFAULT_URL, Target, read_document, recorded_url
 from pocketllm.cli.jobs.report import find_report
 from pocketllm.cli.jobs.train import POLL_SECONDS, adapter_folder, follow, job_display
-from pocketllm.cli.texts.add import paragraphs
+from pocketllm.readers.notes import paragraphs
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,13 +4,13 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate
 
 import typer
 from typer.core import TyperGroup
@@ -19,13 +19,11 @@ from pocketllm.cli.errors import CommandError, Interrupted, UsageError
 from pocketllm.cli.home import find_target
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from pocketllm.client import Client
 
-Item = TypeVar("Item")
-
-# The environment is read in cli_home and not by typer, which could not tell `jobs --url A list` from a variable.
+# The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
     str | None,
     typer.Option("--url", help="Address of the daemon (or POCKETLLM_URL). It is found by itself on this device."),
@@ -55,9 +53,9 @@ class Common:
 
 
 def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> Common:
-    """Return a command's options, filled up with those given before its name (`jobs --json show ID`).
+    """Return a command's options, filled up with those given to its group (`jobs --json show ID`).
 
-    They are kept in the context, where the command behind a group's name finds them.
+    They are kept in the context, where the group's commands find them.
     """
     outer = ctx.obj if isinstance(ctx.obj, Common) else Common()
     options = Common(url=url or outer.url, data_dir=data_dir or outer.data_dir, json=json_wanted or outer.json)
@@ -66,13 +64,22 @@ def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
 
 
 def shared_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
-    """Show a command to typer with the options of `common` behind its own, and call it with what these give."""
+    """Decorate a command that asks the daemon: typer sees the options of `common` behind the command's own."""
+    return _with_options(command, ("ctx", "url", "data_dir", "json_wanted"))
+
+
+def local_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
+    """The same for a command that reads the data folder itself, and so has no --url."""
+    return _with_options(command, ("ctx", "data_dir", "json_wanted"))
+
+
+def _with_options(command: Callable[Concatenate[Common, ...], None], names: tuple[str, ...]) -> Callable[..., None]:
     own = list(signature(command, eval_str=True).parameters.values())[1:]
-    shared = list(signature(common, eval_str=True).parameters.values())
+    shared = [signature(common, eval_str=True).parameters[name] for name in names]
 
     @wraps(command)
     def run(**given: Any) -> None:
-        options = common(*(given[parameter.name] for parameter in shared))
+        options = common(**{parameter.name: given[parameter.name] for parameter in shared})
         command(options, **{parameter.name: given[parameter.name] for parameter in own})
 
     by_name = {parameter.name: parameter for parameter in [*own, *shared]}
@@ -138,6 +145,14 @@ def report(error: CommandError, *, json_wanted: bool) -> None:
     make_console(stderr=True).print(message, soft_wrap=True)
 
 
+def show(options: Common, document: object, view: "RenderableType", *, soft_wrap: bool = False) -> None:
+    """Print a command's answer: with --json the document, else the view of it; a sentence is not broken into lines."""
+    if options.json:
+        emit(document)
+    else:
+        make_console().print(view, soft_wrap=soft_wrap or isinstance(view, str))
+
+
 def emit(document: object) -> None:
     """Write the one JSON document of a --json command to stdout."""
     sys.stdout.write(json_text(document, sys.stdout.encoding))
@@ -172,17 +187,3 @@ def connected(options: Common) -> "Iterator[Client]":
 def examples(*lines: str) -> str:
     """Return the examples at the end of a command's help."""
     return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
-
-
-def grouped(sized: Iterable[tuple[Item, int]], *, most_bytes: int, most: int | None = None) -> Iterator[list[Item]]:
-    """Yield the items in order, in lists of limited bytes and length; a larger item comes alone."""
-    group: list[Item] = []
-    total = 0
-    for item, size in sized:
-        if group and (total + size > most_bytes or len(group) == most):
-            yield group
-            group, total = [], 0
-        group.append(item)
-        total += size
-    if group:
-        yield group

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli.common import Common, DataDir, Program, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, DataDir, Program, connected, examples, shared_options, show
 from pocketllm.cli.daemon import dashboard as cli_dashboard
 from pocketllm.cli.daemon import demo as cli_demo
 from pocketllm.cli.daemon import doctor as cli_doctor
@@ -102,14 +102,11 @@ def serve(
 @shared_options
 def status(options: Common) -> None:
     """Show what the daemon is doing, whether it may train now, and if not why not."""
-    with connected(options) as client:
-        document = client.status()
-    if options.json:
-        emit(document)
-        return
     from pocketllm.cli.views import status_panel
 
-    make_console().print(status_panel(document, datetime.now(UTC)))
+    with connected(options) as client:
+        document = client.status()
+    show(options, document, status_panel(document, datetime.now(UTC)))
 
 
 app.command("watch", epilog=cli_watch.EPILOG)(cli_watch.watch)

@@ -62,6 +62,14 @@ Found = Example | Skipped | Ownerless
 
 
 @dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text as the daemon takes it, and where it is from, such as "notes.jsonl line 3"."""
+
+    item: Document
+    place: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """What the owner said of how to read."""
 
@@ -129,7 +137,10 @@ def decoded(data: bytes, *, final: bool = True) -> str:
     try:
         text = codecs.getincrementaldecoder("utf-16" if wide else "utf-8-sig")().decode(data, final)
     except UnicodeDecodeError as error:
-        raise Unreadable("not UTF-8; convert it first, for example with `iconv -f LATIN1 -t UTF-8`") from error
+        raise Unreadable(
+            f"not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start}); convert it first, for "
+            "example with `iconv -f LATIN1 -t UTF-8`"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -1,16 +1,16 @@
 """Everything below some paths as one stream of texts to send, and the count of what was read and left out."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, ReadOptions, Skipped, item_words
+from pocketllm.readers.base import Document, Example, Found, Kind, Ownerless, ReadOptions, Skipped, Text, item_words
 from pocketllm.readers.reading import read, source_name
 from pocketllm.readers.walk import Entry, walk
 
-#: So many of the places where something was left out are told for each reason.
-PLACES_TOLD = 3
+#: Places that are kept for each reason why something was left out.
+MAX_PLACES = 3
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class Tally:
         """Count something that was left out."""
         counted = self.skipped.setdefault(reason, SkippedCount())
         counted.count += 1
-        if len(counted.places) < PLACES_TOLD:
+        if len(counted.places) < MAX_PLACES:
             counted.places.append(place)
 
     def as_document(self) -> Document:
@@ -73,24 +73,12 @@ class Tally:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """One text as the daemon takes it, and where it was found."""
+def gather(paths: list[Path], read_options: ReadOptions, tally: Tally, *, source: str | None) -> Iterator[Text]:
+    """Yield the texts below some paths and count them in `tally`.
 
-    item: Document
-    place: str
-
-
-def gather(
-    paths: list[Path], read_options: ReadOptions, tally: Tally, *, source: str | None, on_file: Callable[[Entry], None]
-) -> Iterator[Text]:
-    """Yield the texts below some paths and count them.
-
-    `source` is where all of them are said to be from; without it each names its file, or what its own line says.
-    `on_file` is told of each file before it is read.
+    source: of all texts. Without it, a text's source is the one in its line, else its file.
     """
     for entry in walk(paths):
-        on_file(entry)
         kind, found = read(entry, read_options)
         if kind is not None:
             tally.kinds.setdefault(kind, KindCount()).files += 1

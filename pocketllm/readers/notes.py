@@ -39,6 +39,11 @@ def without_front_matter(text: str) -> str:
     return text[found.end() :] if all(FRONT_MATTER_LINE.match(line) for line in lines) else text
 
 
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a text, which blank lines separate."""
+    return [part.strip() for part in BLANK_LINES.split(text) if part.strip()]
+
+
 def split_text(text: str, max_bytes: int) -> list[str]:
     """Split a text into parts of limited size, between paragraphs, else lines, else anywhere."""
     text = text.strip()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.texts.add import Piece, into_batches, paragraphs
+from pocketllm.cli.texts.sending import REQUEST_BYTES
+from pocketllm.readers.notes import paragraphs
 from tests.support.commands import Run
 from tests.support.daemon_double import DaemonDouble
 
@@ -40,7 +41,7 @@ class TestAdd:
     def test_only_empty_input(self, run: Run) -> None:
         result = run("add", "-", "  ", stdin="\n\n")
         assert result.exit_code == 1
-        assert "stdin, an argument held no words" in result.stderr
+        assert "stdin, argument 2 held no words" in result.stderr
 
     def test_an_empty_file_among_others_is_named(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "empty.txt").write_text("")
@@ -50,7 +51,7 @@ class TestAdd:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(b"PK\x03\x04\x00\x00", "zero bytes"), ("Größe".encode("latin1"), "byte 0xf6 at position 2")],
+        [(b"PK\x03\x04\x00\x00", "zero bytes"), ("Größe".encode("latin1"), "not UTF-8 (byte 0xf6 at position 2)")],
     )
     def test_what_is_no_text_is_refused(
         self, run: Run, double: DaemonDouble, tmp_path: Path, content: bytes, words: str
@@ -85,13 +86,13 @@ class TestAdd:
         result = run("add", "--split", "--file", str(tmp_path / "large.txt"))
         assert result.exit_code == 1
         assert "The disk is full" in result.stderr
-        assert "of 300 texts are stored; run the same command again" in result.stderr
+        assert "texts are stored; run the same command again" in result.stderr
 
     def test_one_text_too_large_for_a_request(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        (tmp_path / "large.txt").write_text("word " * 300_000)
-        result = run("add", "--file", str(tmp_path / "large.txt"))
+        (tmp_path / "large.txt").write_text("word " * (REQUEST_BYTES // 5))
+        result = run("add", "before", "--file", str(tmp_path / "large.txt"))
         assert result.exit_code == 1
-        assert "--split" in result.stderr
+        assert "large.txt: longer than any request may be" in result.stderr and "--split" in result.stderr
         assert double.requests == []
 
 
@@ -124,7 +125,7 @@ class TestJsonl:
             ('{"text": NaN}', "This is not valid JSON"),
             ("[" * 100_000, "This is not valid JSON"),
             ('["a"]', "This is no JSON object"),
-            (json.dumps({"prompt": "a", "completion": "word " * 300_000}), "This is 1,500,052 bytes long"),
+            (json.dumps({"prompt": "a", "completion": "x" * REQUEST_BYTES}), "longer than any request may be"),
         ],
     )
     def test_a_line_that_cannot_be_sent_is_named(
@@ -145,26 +146,21 @@ class TestJsonl:
         result = run("add", "--jsonl", str(path))
         assert result.exit_code == 1
         assert f"{path} line 301: label: it is not known. " in result.stderr
-        assert "of 301 texts are stored" in result.stderr
+        assert "texts are stored; run the same command again" in result.stderr
         problem = json.loads(run("add", "--json", "--jsonl", "-", stdin='\n{"label": "odd"}').stderr)
         assert problem["detail"] == "stdin line 2: label: it is not known."
 
-    def test_the_number_of_an_argument_that_is_refused_stays(self, run: Run, double: DaemonDouble) -> None:
+    def test_an_argument_or_a_paragraph_that_is_refused_is_named(self, run: Run, double: DaemonDouble) -> None:
         double.refused_words = "odd"
-        assert "item 2: label: it is not known." in run("add", "a", "odd").stderr
+        assert "argument 2: label: it is not known." in run("add", "a", "odd").stderr
+        refused = run("add", "-", "--split", stdin="a\n\nodd")
+        assert "stdin paragraph 2: label: it is not known." in refused.stderr
 
     def test_a_file_without_lines_is_named(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "empty.jsonl").write_text("\n \n")
         result = run("add", "--jsonl", str(tmp_path / "empty.jsonl"))
         assert result.exit_code == 1
         assert "empty.jsonl held no words" in result.stderr
-
-
-def test_batches_keep_the_order_and_the_limit() -> None:
-    pieces = [Piece(item={"text": "x" * size}) for size in (10, 20, 30, 40)]
-    batches = list(into_batches(pieces, limit_bytes=60))
-    assert [piece for batch in batches for piece in batch] == pieces
-    assert all(len(json.dumps([piece.item for piece in batch])) <= 60 for batch in batches)
 
 
 def test_paragraphs() -> None:

@@ -16,8 +16,9 @@ import pytest
 from pocketllm.cli.common import Common
 from pocketllm.cli.errors import Interrupted
 from pocketllm.cli.home import configured_text_bytes
-from pocketllm.cli.texts.import_texts import MAX_REFUSED, batches, send
-from pocketllm.readers.gathering import Tally, Text
+from pocketllm.cli.texts.sending import MAX_REFUSED, batches, send
+from pocketllm.readers.base import Text
+from pocketllm.readers.gathering import Tally
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.daemon_double import DaemonDouble
 from tests.support.imported import write
@@ -164,7 +165,7 @@ class TestSending:
         ]
         texts += [Text(item={"text": "y"}, place="y")] * 2500
         tally = Tally()
-        made = list(batches(iter(texts), tally))
+        made = list(batches(texts, tally.skip))
         assert [len(batch) for batch in made] == [2, 1, 1, 1000, 1000, 500]
         assert [text for batch in made for text in batch] == [text for text in texts if text.place != "8000000"]
         assert tally.skipped["longer than any request may be"].places == ["8000000"]
@@ -199,7 +200,7 @@ class TestSending:
             raise KeyboardInterrupt
 
         with pytest.raises(Interrupted, match="1,000 texts are stored; run the same command again"):
-            send(Common(data_dir=home), texts(), Tally())
+            send(Common(data_dir=home), texts(), Tally().skip)
         assert len(double.bodies("POST", "/texts")) == 1
 
     def test_ctrl_c_at_the_keyboard(self, home: Path, double: DaemonDouble, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def writers(path: Path) -> dict[str, int]:
 def gathered(*paths: Path, source: str | None = None) -> tuple[list[Document], Tally]:
     """Everything below some paths, as it would be sent, and the count of it."""
     tally = Tally()
-    texts = list(gather(list(paths), ReadOptions(), tally, source=source, on_file=lambda _: None))
+    texts = list(gather(list(paths), ReadOptions(), tally, source=source))
     return [text.item for text in texts], tally
 
 

@@ -5,18 +5,23 @@ from datetime import UTC, datetime
 
 import typer
 
-from pocketllm.cli.common import DataDir, Json, emit, examples, make_console
+from pocketllm.cli.common import Common, examples, local_options, show
 from pocketllm.cli.errors import CommandError
 
 EPILOG = examples("pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor && echo all is well")
 _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red")}
 
 
-def doctor(data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@local_options
+def doctor(options: Common) -> None:
     """Check what works, what is unknown and what is missing, and say what to do about it. Needs no daemon.
 
     The exit code is 0 when nothing keeps jobs from running, else 1.
     """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     from pocketllm.daemon.conditions.discovery import Places, discover_sensors
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
@@ -24,26 +29,20 @@ def doctor(data_dir: DataDir = None, json_wanted: Json = False) -> None:
     from pocketllm.daemon.tools.doctor import examine
 
     try:
-        settings = load_settings({} if data_dir is None else {"data_dir": data_dir})
+        settings = load_settings({} if options.data_dir is None else {"data_dir": options.data_dir})
     except DaemonError as error:
         raise CommandError(str(error)) from error
     places = Places(supplies=settings.power_supplies)
     sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
     findings = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
     bad = [finding for finding in findings if finding.state == "bad"]
-    if json_wanted:
-        emit({"ok": not bad, "findings": [asdict(finding) for finding in findings]})
-        raise typer.Exit(1 if bad else 0)
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         sign, style = _SIGNS[finding.state]
         table.add_row(Text(sign, style=style), finding.name, finding.message)
         if finding.advice:
             table.add_row("", "", Text(f"-> {finding.advice}", style="dim"))
-    console = make_console()
-    console.print(table)
-    console.print("Nothing keeps jobs from running." if not bad else f"{len(bad)} of these keep jobs from running.")
+    document = {"ok": not bad, "findings": [asdict(finding) for finding in findings]}
+    verdict = f"{len(bad)} of these keep jobs from running." if bad else "Nothing keeps jobs from running."
+    show(options, document, Group(table, verdict))
     raise typer.Exit(1 if bad else 0)

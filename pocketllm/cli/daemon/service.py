@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from pocketllm.cli.common import Json, emit, examples, make_console
+from pocketllm.cli.common import Common, Json, examples, show
 
 System = Annotated[
     bool, typer.Option("--system", help="A system unit with a user of its own; takes root. Not under Termux.")
@@ -25,7 +25,8 @@ def install(system: System = False, json_wanted: Json = False) -> None:
     """Install the service and start it. Run it again after an update."""
     from pocketllm.service import service_manager
 
-    _say(service_manager(system=system).install(), json_wanted)
+    done = service_manager(system=system).install()
+    show(Common(json=json_wanted), {"done": done}, "\n".join(done))
 
 
 @service_app.command("uninstall", epilog=examples("pocketllm service uninstall"))
@@ -33,7 +34,8 @@ def uninstall(system: System = False, json_wanted: Json = False) -> None:
     """Stop and remove the service. Texts, models and adapters stay."""
     from pocketllm.service import service_manager
 
-    _say(service_manager(system=system).uninstall(), json_wanted)
+    done = service_manager(system=system).uninstall()
+    show(Common(json=json_wanted), {"done": done}, "\n".join(done))
 
 
 @service_app.command("status", epilog=examples("pocketllm service status", "pocketllm service status --json"))
@@ -42,20 +44,6 @@ def status(system: System = False, json_wanted: Json = False) -> None:
     from pocketllm.service import service_manager
 
     state = service_manager(system=system).status()
-    if json_wanted:
-        emit(asdict(state))
-    else:
-        console = make_console()
-        console.print(f"{state.manager}: {'installed' if state.installed else 'not installed'}, {state.message}")
-        for file in state.files:
-            console.print(f"  {file}")
+    said = f"{state.manager}: {'installed' if state.installed else 'not installed'}, {state.message}"
+    show(Common(json=json_wanted), asdict(state), "\n  ".join([said, *state.files]))
     raise typer.Exit(0 if state.running else 1)
-
-
-def _say(done: list[str], json_wanted: bool) -> None:
-    if json_wanted:
-        emit({"done": done})
-        return
-    console = make_console()
-    for sentence in done:
-        console.print(sentence)

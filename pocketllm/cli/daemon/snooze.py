@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, shared_options, show
 from pocketllm.cli.errors import UsageError
 
 EPILOG = examples("pocketllm snooze 90", "pocketllm snooze --off")
@@ -24,13 +24,9 @@ def snooze(
         raise UsageError("Say for how many minutes, or --off.")
     with connected(options) as client:
         document = client.snooze(None if off else minutes)
-    if options.json:
-        emit(document)
-        return
     until = document["snoozed_until"]
-    said = "Jobs run again when they may." if until is None else f"Nothing runs until {_local(until)}."
-    make_console().print(said)
-
-
-def _local(text: str) -> str:
-    return f"{datetime.fromisoformat(text).astimezone():%a %d %b %H:%M}"
+    if until is None:
+        sentence = "Jobs run again when the conditions allow it."
+    else:
+        sentence = f"Nothing runs until {datetime.fromisoformat(until).astimezone():%a %d %b %H:%M}."
+    show(options, document, sentence)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, emit, examples, shared_options, show
 from pocketllm.cli.errors import Document
 from pocketllm.cli.home import owner_token
 
@@ -79,10 +79,7 @@ def list_tokens(options: Common) -> None:
     """List the apps with tokens, and their scopes."""
     with connected(options) as client:
         found = client.tokens()
-    if options.json:
-        emit({"data": found})
-        return
-    make_console().print(_tokens_table(found))
+    show(options, {"data": found}, _tokens_table(found))
 
 
 def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
@@ -106,7 +103,4 @@ def revoke(options: Common, name: Name) -> None:
     """Revoke an app's token."""
     with connected(options) as client:
         client.revoke_token(name)
-    if options.json:
-        emit({"revoked": name})
-        return
-    make_console().print(f"{name} is let in no more.", markup=False)
+    show(options, {"revoked": name}, f"{name} is let in no more.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
 from pocketllm.cli.errors import Document
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm jobs --json",
     )
 )
+@jobs_app.command(
+    "list",
+    help="List the jobs, newest first.",
+    epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"),
+)
 @shared_options
 def jobs(
     options: Common,
@@ -47,25 +52,15 @@ def jobs(
         show_runs(options, days) if runs else show_list(options, limit)
 
 
-@jobs_app.command("list", epilog=examples("pocketllm jobs list --limit 100", "pocketllm jobs list --json"))
-@shared_options
-def list_jobs(options: Common, limit: Limit = DEFAULT_LIMIT) -> None:
-    """List the jobs, newest first."""
-    show_list(options, limit)
-
-
 @jobs_app.command("show", epilog=examples("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json"))
 @shared_options
 def show_job(options: Common, job_id: JobId) -> None:
     """Show one job with its reasons, settings and events."""
-    with connected(options) as client:
-        job = client.job(job_id)
-    if options.json:
-        emit(job)
-        return
     from pocketllm.cli.views import job_details
 
-    make_console().print(job_details(job, datetime.now(UTC)))
+    with connected(options) as client:
+        job = client.job(job_id)
+    show(options, job, job_details(job, datetime.now(UTC)))
 
 
 @jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
@@ -95,32 +90,23 @@ def change(options: Common, ask: Callable[["Client"], Document], sentence: str) 
     """Change a job and print the sentence, filled with the job's fields."""
     with connected(options) as client:
         job = ask(client)
-    if options.json:
-        emit(job)
-        return
-    make_console().print(sentence.format(**job))
+    show(options, job, sentence.format(**job))
 
 
 def show_list(options: Common, limit: int) -> None:
     """Print the newest jobs."""
-    with connected(options) as client:
-        found, has_more = client.jobs(limit=limit)
-    if options.json:
-        emit({"data": found, "has_more": has_more})
-        return
     from pocketllm.cli.views import jobs_table
 
-    console = make_console()
-    console.print(jobs_table(found, has_more=has_more, width=console.width, now=datetime.now(UTC)))
+    with connected(options) as client:
+        found, has_more = client.jobs(limit=limit)
+    table = jobs_table(found, has_more=has_more, width=make_console().width, now=datetime.now(UTC))
+    show(options, {"data": found, "has_more": has_more}, table)
 
 
 def show_runs(options: Common, days: int) -> None:
     """Print when workers ran."""
-    with connected(options) as client:
-        found = client.runs(days=days)
-    if options.json:
-        emit(found)
-        return
     from pocketllm.cli.jobs.runs_view import runs_tables
 
-    make_console().print(runs_tables(found, days=days))
+    with connected(options) as client:
+        found = client.runs(days=days)
+    show(options, found, runs_tables(found, days=days))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, shared_options, show
 from pocketllm.cli.errors import CommandError, Document, NoDaemon, UsageError
 from pocketllm.cli.home import configured_data_dir, recorded_url
 from pocketllm.cli.store import stored
@@ -74,12 +74,9 @@ def plan(
     document = plan_of_daemon(options, requested) if model is None else None
     if document is None:
         document = plan_here(options.data_dir, requested, model=model)
-    if options.json:
-        emit(document)
-        return
     from pocketllm.cli.jobs.plan_view import plan_view
 
-    make_console().print(plan_view(document))
+    show(options, document, plan_view(document))
 
 
 def requested_fields(

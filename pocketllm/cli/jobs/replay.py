@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import DataDir, Json, common, emit, examples, make_console
+from pocketllm.cli.common import Common, examples, local_options, make_console, show
 from pocketllm.cli.errors import EXIT_ERROR, CommandError, Document, NotReplayed
 from pocketllm.cli.home import configured_data_dir
 from pocketllm.cli.store import stored
@@ -31,31 +31,26 @@ EPILOG = examples(
 )
 
 
+@local_options
 def replay(
-    ctx: typer.Context,
+    options: Common,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
     steps: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm steps JOB --export`)."),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write what comes out to this new folder.")] = None,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Replay a MeZO job from its steps, and compare the adapter bit for bit with the stored one.
 
     It needs neither your texts nor the daemon. Exit code 0: the same; 1: something differs; 2: it could not be done.
     """
-    options = common(ctx, None, data_dir, json_wanted)
+    from pocketllm.cli.jobs.plan_view import replay_view
+
     console = make_console(stderr=options.json)
     with progress(console, quiet=options.json and not console.is_terminal) as on_row:
         document = rebuilt(options.data_dir or configured_data_dir(), job_id, steps, output, on_row)
-    if options.json:
-        emit(document)
-    else:
-        from pocketllm.cli.jobs.plan_view import replay_view
-
-        console.print(replay_view(document))
+    show(options, document, replay_view(document))
     if not document["identical"]:
         raise typer.Exit(EXIT_ERROR)
 

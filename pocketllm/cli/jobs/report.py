@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, make_console, shared_options, show
 from pocketllm.cli.errors import CommandError, DaemonRefused, Document
 
 if TYPE_CHECKING:
@@ -28,15 +28,11 @@ def report(
 
     It holds words of yours and of the model; deleting a text deletes them from the reports of its jobs.
     """
-    with connected(options) as client:
-        document = newest_report(client) if job_id is None else client.report(job_id)
-    if options.json:
-        emit(document)
-        return
     from pocketllm.cli.jobs.report_view import report_view
 
-    console = make_console()
-    console.print(report_view(document, width=console.width))
+    with connected(options) as client:
+        document = newest_report(client) if job_id is None else client.report(job_id)
+    show(options, document, report_view(document, width=make_console().width))
 
 
 def newest_report(client: "Client") -> Document:

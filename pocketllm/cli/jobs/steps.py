@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, shared_options, show
 from pocketllm.cli.errors import CommandError, Document
 from pocketllm.cli.files import check_target, whole_file
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pocketllm.storage.step_log_codec import StepRow
 
 #: Losses are shown as means over this many steps: one batch says little.
@@ -37,17 +39,13 @@ def steps(
     with connected(options) as client:
         data = client.steps(job_id)
     document = summary(job_id, data)
-    if export is not None:
-        with whole_file(export) as file:
-            file.write(data)
-        document["file"] = str(export)
-    if options.json:
-        emit(document)
-    elif export is None:
-        show(document)
-    else:
-        sizes = f"{document['bytes']:,} bytes, {document['bytes_per_step']:.1f} a step"
-        make_console().print(f"Wrote {export}: {document['steps']:,} steps in {sizes}.", soft_wrap=True)
+    if export is None:
+        show(options, document, summary_table(document))
+        return
+    with whole_file(export) as file:
+        file.write(data)
+    sizes = f"{document['bytes']:,} bytes, {document['bytes_per_step']:.1f} a step"
+    show(options, document | {"file": str(export)}, f"Wrote {export}: {document['steps']:,} steps in {sizes}.")
 
 
 def summary(job_id: str, data: bytes) -> Document:
@@ -78,8 +76,8 @@ def mean_loss(rows: "Sequence[StepRow]") -> float:
     return round(sum(row.loss for row in rows) / len(rows), 4)
 
 
-def show(document: Document) -> None:
-    """Print a summary as a short table."""
+def summary_table(document: Document) -> "Table":
+    """Return a summary as a short table."""
     from rich.table import Table
 
     from pocketllm.cli.views import loss_text
@@ -91,4 +89,4 @@ def show(document: Document) -> None:
     grid.add_row(f"Loss, first {shown}", f"{loss_text(document['first_loss'])} nats per token")
     grid.add_row(f"Loss, last {shown}", f"{loss_text(document['last_loss'])} nats per token")
     grid.add_row("Export", f"{document['bytes']:,} bytes, {document['bytes_per_step']:.1f} a step")
-    make_console().print(grid)
+    return grid

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, make_console, shared_options, show
 from pocketllm.cli.errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
 from pocketllm.cli.jobs.plan import Batch, Method, Mode, Probes, Steps, requested_fields
 
@@ -55,7 +55,7 @@ def train(
             seed=seed, **requested_fields(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
         )
         if not follow_job:
-            finish_early(job, json_wanted=options.json)
+            show(options, job, f"Job {job['id']} is {job['state']}. Watch it with `pocketllm jobs {job['id']}`.")
             return
         console = make_console(stderr=options.json)
         try:
@@ -63,23 +63,11 @@ def train(
         except KeyboardInterrupt:
             raise Interrupted(stopped_watching(job)) from None
         folder = adapter_folder(client, job)
-    if options.json:
-        emit(job)
-    else:
-        from pocketllm.cli.views import outcome
+    from pocketllm.cli.views import outcome
 
-        console.print(outcome(job, folder))
+    show(options, job, outcome(job, folder))
     if job["state"] != "succeeded":
         raise typer.Exit(EXIT_ERROR)
-
-
-def finish_early(job: Document, *, json_wanted: bool) -> None:
-    """Print that the job was requested, and how to follow it."""
-    if json_wanted:
-        emit(job)
-        return
-    console = make_console()
-    console.print(f"Job {job['id']} is {job['state']}. Watch it with `pocketllm jobs {job['id']}`.", soft_wrap=True)
 
 
 def stopped_watching(job: Document) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, shared_options, show
 from pocketllm.cli.errors import Document, UsageError
+from pocketllm.cli.files import whole_file
 
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")
 
@@ -29,21 +30,24 @@ adapters_app = typer.Typer(invoke_without_command=True)
 @adapters_app.callback(
     epilog=examples("pocketllm adapters", "pocketllm adapters serve ID", "pocketllm adapters --json")
 )
+@adapters_app.command(
+    "list",
+    help="List the adapters, newest first. `*` is served; `.` marks its ancestors.",
+    epilog=examples("pocketllm adapters list", "pocketllm adapters list --json"),
+)
 @shared_options
 def adapters(options: Common, ctx: typer.Context) -> None:
     """List the adapters, each with its parent, or serve one.
 
     Without a command, lists them.
     """
-    if ctx.invoked_subcommand is None:
-        show_list(options)
+    if ctx.invoked_subcommand is not None:
+        return
+    from pocketllm.cli.models.adapters_view import adapters_table
 
-
-@adapters_app.command("list", epilog=examples("pocketllm adapters list", "pocketllm adapters list --json"))
-@shared_options
-def list_adapters(options: Common) -> None:
-    """List the adapters, newest first. `*` is served; `.` marks its ancestors."""
-    show_list(options)
+    with connected(options) as client:
+        found = client.adapters()
+    show(options, {"data": found}, adapters_table(found))
 
 
 @adapters_app.command("serve", epilog=examples("pocketllm adapters serve ID"))
@@ -60,10 +64,7 @@ def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
     """Delete an adapter and its files, unless it is served or others were made from it."""
     with connected(options) as client:
         gone = client.delete_adapter(adapter_id)
-    if options.json:
-        emit(gone)
-        return
-    make_console().print(f"{gone['id']} and its files are gone.")
+    show(options, gone, f"{gone['id']} and its files are gone.")
 
 
 @adapters_app.command(
@@ -100,31 +101,21 @@ def export_adapter(
         whole.seek(0)
         with tarfile.open(fileobj=whole) as archive:
             archive.extractall(to, filter="data")
-    if options.json:
-        emit({"id": adapter_id, "folder": str(target)})
-        return
-    make_console().print(f"Wrote {target}.", soft_wrap=True)
+    show(options, {"id": adapter_id, "folder": str(target)}, f"Wrote {target}.")
 
 
 def export_gguf(adapter_id: str, target: Path, options: Common) -> None:
-    """Write the adapter's LoRA file, atomically, and print its path."""
+    """Write the adapter's LoRA file, whole or not at all, and print its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.writing")
-    try:
-        with (
-            connected(options) as client,
-            client.export_adapter(adapter_id, format=Format.GGUF) as pieces,
-            scratch.open("wb") as file,
-        ):
-            for piece in pieces:
-                file.write(piece)
-        scratch.rename(target)
-    finally:
-        scratch.unlink(missing_ok=True)
-    if options.json:
-        emit({"id": adapter_id, "file": str(target)})
-        return
-    make_console().print(f"Wrote {target}. llama.cpp loads it: -m BASE.gguf --lora {target}", soft_wrap=True)
+    with (
+        connected(options) as client,
+        client.export_adapter(adapter_id, format=Format.GGUF) as pieces,
+        whole_file(target) as file,
+    ):
+        for piece in pieces:
+            file.write(piece)
+    sentence = f"Wrote {target}. llama.cpp loads it: -m BASE.gguf --lora {target}"
+    show(options, {"id": adapter_id, "file": str(target)}, sentence)
 
 
 @shared_options
@@ -143,23 +134,8 @@ def rollback(
         show_change(client.roll_back(model=model), options)
 
 
-def show_list(options: Common) -> None:
-    """Print the adapters."""
-    with connected(options) as client:
-        found = client.adapters()
-    if options.json:
-        emit({"data": found})
-        return
-    from pocketllm.cli.models.adapters_view import adapters_table
-
-    make_console().print(adapters_table(found))
-
-
 def show_change(change: Document, options: Common) -> None:
     """Print what was served and what is now."""
-    if options.json:
-        emit(change)
-        return
     from pocketllm.cli.models.adapters_view import served_text
 
-    make_console().print(served_text(change), soft_wrap=True)
+    show(options, change, served_text(change))

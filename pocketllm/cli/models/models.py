@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, DataDir, Json, common, emit, examples, make_console
+from pocketllm.cli.common import Common, examples, local_options, make_console, show
 from pocketllm.cli.errors import CommandError, Document
 from pocketllm.cli.home import configured_data_dir
 
@@ -50,20 +50,23 @@ class Dtype(StrEnum):
 @models_app.callback(
     epilog=examples("pocketllm models", "pocketllm models add", "pocketllm models add ./my-model.gguf")
 )
-def models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json = False) -> None:
+@models_app.command(
+    "list",
+    help="List the models on this device; the daemon trains the default one.",
+    epilog=examples("pocketllm models list", "pocketllm models list --json"),
+)
+@local_options
+def models(options: Common, ctx: typer.Context) -> None:
     """List the models on this device, or add one.
 
     Without a command the list is shown.
     """
-    options = common(ctx, None, data_dir, json_wanted)
-    if ctx.invoked_subcommand is None:
-        show_list(options)
+    if ctx.invoked_subcommand is not None:
+        return
+    from pocketllm.cli.models.models_view import models_table
 
-
-@models_app.command("list", epilog=examples("pocketllm models list", "pocketllm models list --json"))
-def list_models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json = False) -> None:
-    """List the models on this device; the daemon trains the default one."""
-    show_list(common(ctx, None, data_dir, json_wanted))
+    found = installed(models_dir(options))
+    show(options, {"data": found}, models_table(found, models_dir(options)))
 
 
 @models_app.command(
@@ -75,8 +78,9 @@ def list_models(ctx: typer.Context, data_dir: DataDir = None, json_wanted: Json 
         "pocketllm models add HuggingFaceTB/SmolLM2-360M-Instruct --dtype int4",
     ),
 )
+@local_options
 def add_model(
-    ctx: typer.Context,
+    options: Common,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -86,8 +90,6 @@ def add_model(
     name: Annotated[str | None, typer.Option(help="What to call it; else it is called after its source.")] = None,
     dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = Dtype.BFLOAT16,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a model of the same name.")] = False,
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Import a model into PocketLLM's data folder.
 
@@ -95,7 +97,6 @@ def add_model(
 
     Files and folders are copied, never changed.
     """
-    options = common(ctx, None, data_dir, json_wanted)
     console = make_console(stderr=options.json)
     manifest = run_import(
         console,
@@ -106,57 +107,38 @@ def add_model(
         replace=replace,
         quiet=options.json and not console.is_terminal,
     )
-    if options.json:
-        emit(json.loads(manifest.to_json()))
-        return
-    console.print(added(manifest), soft_wrap=True)
+    show(options, json.loads(manifest.to_json()), added(manifest))
 
 
 @models_app.command("calibrate", epilog=examples("pocketllm models calibrate smollm2-135m-instruct"))
+@local_options
 def calibrate_model(
-    ctx: typer.Context,
+    options: Common,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name, as `pocketllm models` lists it.")],
-    data_dir: DataDir = None,
-    json_wanted: Json = False,
 ) -> None:
     """Measure again which dtype is best for a model on this device.
 
     Importing does this by itself; do it again for a folder that came from another device.
     """
+    from pocketllm.cli.models.models_view import calibration_text
     from pocketllm.daemon.errors import CalibrationFailed
     from pocketllm.daemon.tools.calibrate import measure
     from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.importer import calibrate_again
 
-    options = common(ctx, None, data_dir, json_wanted)
     if not any(model["name"] == name for model in installed(models_dir(options))):
         raise CommandError(f"There is no model {name!r}; `pocketllm models` lists those that there are.")
     try:
         manifest = calibrate_again(models_dir(options) / name, measure)
     except (MezoError, CalibrationFailed) as error:
         raise CommandError(str(error)) from error
-    if options.json:
-        emit(json.loads(manifest.to_json()))
-        return
-    from pocketllm.cli.models.models_view import calibration_text
-
-    make_console().print(calibration_text(json.loads(manifest.to_json())), soft_wrap=True)
+    document = json.loads(manifest.to_json())
+    show(options, document, calibration_text(document))
 
 
 def models_dir(options: Common) -> Path:
     """Return the folder that holds the models."""
     return (options.data_dir or configured_data_dir()) / "models"
-
-
-def show_list(options: Common) -> None:
-    """Print the models on this device."""
-    found = installed(models_dir(options))
-    if options.json:
-        emit({"data": found})
-        return
-    from pocketllm.cli.models.models_view import models_table
-
-    make_console().print(models_table(found, models_dir(options)))
 
 
 def installed(folder: Path) -> list[Document]:

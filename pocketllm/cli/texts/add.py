@@ -1,22 +1,16 @@
-"""`pocketllm add`: add texts from arguments, files or stdin."""
+"""`pocketllm add`: adds texts from arguments, files or stdin."""
 
-import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, grouped, make_console, shared_options
-from pocketllm.cli.errors import CommandError, DaemonRefused, Document
-
-# One request is one transaction on the daemon's side, so it stays well below a megabyte.
-BATCH_BYTES = 900_000
-BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
-
+from pocketllm.cli.common import Common, examples, make_console, shared_options, show
+from pocketllm.cli.errors import CommandError
+from pocketllm.cli.texts.sending import added_text, counted, send
+from pocketllm.readers.base import Text, Unreadable, decoded
+from pocketllm.readers.notes import paragraphs
 
 EPILOG = examples(
     'pocketllm add "Wind north-west. Two mugs of tea in the shed, then home."',
@@ -27,18 +21,10 @@ EPILOG = examples(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """One text as the daemon takes it, and the line of a file that it is from, if it is from one."""
-
-    item: Document
-    place: str | None = None
-
-
 @shared_options
 def add(
     options: Common,
-    texts: Annotated[
+    words: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT", help='Words to learn from, each argument a text of its own; "-" reads stdin.'),
     ] = None,
@@ -62,41 +48,22 @@ def add(
 
     The words stay on this device. The same text twice is stored once, so running a command again does no harm.
     """
-    words, empty = collect(texts or [], files or [], split=split)
-    pieces = [Piece(item={"text": text, "source": source}) for text in words]
-    for path in jsonl or []:
-        found = read_jsonl(path, source)
-        pieces += found
-        empty += [] if found else [str(path)]
-    if not pieces:
+    named = [
+        ("stdin", read_stdin()) if word == "-" else (f"argument {number}", from_argument(word))
+        for number, word in enumerate(words or [], 1)
+    ]
+    named += [(str(path), read_file(path)) for path in files or []]
+    texts_of = [(name, plain_texts(name, text, source, split=split)) for name, text in named]
+    texts_of += [(str(path), read_jsonl(path, source)) for path in jsonl or []]
+    empty = [name for name, texts in texts_of if not texts]
+    texts = [text for _, found in texts_of for text in found]
+    if not texts:
         raise CommandError(nothing_to_add(empty))
-    batches = list(into_batches(pieces))
-    answer = post(options, batches, len(pieces))
-    if options.json:
-        emit(answer)
-        return
-    for name in empty:
-        make_console(stderr=True).print(f"{name} is empty and was left out.", soft_wrap=True)
-    make_console().print(summary(answer), soft_wrap=True)
-
-
-def collect(texts: list[str], files: list[Path], *, split: bool) -> tuple[list[str], list[str]]:
-    """Return the texts to store, and the names of the inputs without words. Raises CommandError for non-text."""
-    named = [("stdin", read_stdin) if text == "-" else ("an argument", constant(text)) for text in texts]
-    named += [(str(path), file_reader(path)) for path in files]
-    pieces: list[str] = []
-    empty: list[str] = []
-    for name, read in named:
-        found = paragraphs(read()) if split else [text for text in [read().strip()] if text]
-        pieces += found
-        if not found:
-            empty.append(name)
-    return pieces, empty
-
-
-def constant(text: str) -> Callable[[], str]:
-    """Return a reader of a text that is already here."""
-    return lambda: from_argument(text)
+    sent = send(options, counted(texts, quiet=options.json, place=lambda text: text.place))
+    if not options.json:
+        for name in empty:
+            make_console(stderr=True).print(f"{name} is empty and was left out.", soft_wrap=True)
+    show(options, {name: sent[name] for name in ("ids", "created", "duplicates")}, added_text(sent))
 
 
 def from_argument(text: str) -> str:
@@ -108,32 +75,23 @@ def from_argument(text: str) -> str:
     return text
 
 
-def file_reader(path: Path) -> Callable[[], str]:
-    """Return a reader of a text file."""
-    return lambda: read_file(path)
+def plain_texts(name: str, text: str, source: str, *, split: bool) -> list[Text]:
+    """Return what is in one argument or file: one text, or one for each paragraph; none where it holds no words."""
+    if not split:
+        return [Text(item={"text": text.strip(), "source": source}, place=name)] if text.strip() else []
+    parts = enumerate(paragraphs(text), 1)
+    return [Text(item={"text": part, "source": source}, place=f"{name} paragraph {number}") for number, part in parts]
 
 
-def read_file(path: Path) -> str:
-    """Return a file's text. Raises CommandError naming the file when there is none or it is not UTF-8 text."""
-    if path == Path("-"):
-        return read_stdin()
-    if path.is_dir():
-        raise CommandError(f"{path} is a folder. Give its files one by one, each with --file.")
-    try:
-        return decoded(path.read_bytes(), str(path))
-    except FileNotFoundError as error:
-        raise CommandError(f"There is no file {path}.") from error
-
-
-def read_jsonl(path: Path, source: str) -> list[Piece]:
+def read_jsonl(path: Path, source: str) -> list[Text]:
     """Return a file's objects, one a line, each with `source` unless it has its own; blank lines are left out.
 
-    Raises CommandError naming the line that holds none. What an object may hold is the daemon's to say.
+    Raises CommandError naming the line that is no object. The daemon checks what the objects hold.
     """
     from pydantic_core import from_json  # as the daemon reads it
 
     name = "stdin" if path == Path("-") else str(path)
-    pieces = []
+    texts = []
     # Not splitlines(): a JSON text may hold other line separators as they are.
     for number, line in enumerate(read_file(path).split("\n"), 1):
         if not line.strip():
@@ -145,117 +103,33 @@ def read_jsonl(path: Path, source: str) -> list[Piece]:
             raise CommandError(f"{place}: This is not valid JSON: {error}.") from error
         if not isinstance(item, dict):
             raise CommandError(f'{place}: This is no JSON object. Write one a line, such as {{"text": "..."}}.')
-        pieces.append(Piece(item={"source": source, **item}, place=place))
-    return pieces
+        texts.append(Text(item={"source": source, **item}, place=place))
+    return texts
+
+
+def read_file(path: Path) -> str:
+    """Return a file's text. Raises CommandError naming the file when there is none or it is not UTF-8 text."""
+    if path == Path("-"):
+        return read_stdin()
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder. Import it with `pocketllm import`.")
+    try:
+        return text_of(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise CommandError(f"There is no file {path}.") from error
 
 
 def read_stdin() -> str:
     """Return the text on stdin. Raises CommandError when it is not UTF-8 text."""
-    return decoded(sys.stdin.buffer.read(), "stdin")
+    return text_of(sys.stdin.buffer.read(), "stdin")
 
 
-def decoded(data: bytes, name: str) -> str:
+def text_of(data: bytes, name: str) -> str:
     """Return bytes as text with LF line ends. Raises CommandError for binary data and other encodings."""
-    if b"\0" in data:
-        raise CommandError(f"{name} is not a text file: it holds zero bytes. Export it as plain UTF-8 text first.")
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CommandError(
-            f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}. Convert it first, "
-            "for example with `iconv -f LATIN1 -t UTF-8`."
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of a text, which blank lines separate."""
-    return [part.strip() for part in BLANK_LINES.split(text) if part.strip()]
-
-
-def into_batches(pieces: Iterable[Piece], limit_bytes: int = BATCH_BYTES) -> Iterator[list[Piece]]:
-    """Yield the pieces in order, as lists whose JSON stays below `limit_bytes`.
-
-    Raises CommandError for one that is too large by itself.
-    """
-
-    def sized() -> Iterator[tuple[Piece, int]]:
-        for piece in pieces:
-            size = len(json.dumps(piece.item, ensure_ascii=False).encode()) + 2
-            if size > limit_bytes:
-                raise CommandError(too_large(piece, size, limit_bytes))
-            yield piece, size
-
-    return grouped(sized(), most_bytes=limit_bytes)
-
-
-def too_large(piece: Piece, size: int, limit: int) -> str:
-    """Return that a piece fits in no request, and what to do about it."""
-    fits = f"{size:,} bytes long, more than the {limit:,} that fit in one request"
-    if piece.place is not None:
-        return f"{piece.place}: This is {fits}. Cut it up into several lines."
-    return (
-        f"One text is {fits} (it begins {piece.item['text'][:40]!r}). Cut it up with blank lines; --split then makes "
-        "each paragraph its own text."
-    )
-
-
-def post(options: Common, batches: list[list[Piece]], total: int) -> Document:
-    """Store the batches one after the other and return the sum of the daemon's answers."""
-    answer: Document = {"ids": [], "created": 0, "duplicates": 0}
-    with connected(options) as client:
-        for batch in shown(batches, total, quiet=options.json):
-            try:
-                stored = client.add_texts([piece.item for piece in batch])
-            except CommandError as caught:
-                error = located(caught, batch)
-                done = len(answer["ids"])
-                if not done:
-                    raise error from caught
-                raise CommandError(
-                    f"{error} {done} of {total} texts are stored; run the same command again for the rest "
-                    "(what is stored already counts as a duplicate)."
-                ) from caught
-            answer["ids"] += stored["ids"]
-            answer["created"] += stored["created"]
-            answer["duplicates"] += stored["duplicates"]
-    return answer
-
-
-def located(error: CommandError, batch: Sequence[Piece]) -> CommandError:
-    """Return the daemon's refusal of an item of a request with the file's line in place of the item's number."""
-    found = re.match(r"item (\d{1,9}): ", str(error))
-    number = int(found[1]) if found else 0
-    if found is None or not isinstance(error, DaemonRefused) or not 1 <= number <= len(batch):
-        return error
-    place = batch[number - 1].place
-    if place is None:
-        return error
-    return DaemonRefused({**error.document, "detail": f"{place}: {str(error)[found.end() :]}"})
-
-
-def shown(batches: list[list[Piece]], total: int, *, quiet: bool) -> Iterator[list[Piece]]:
-    """Yield the batches, with a progress bar on a terminal when there are several."""
-    console = make_console(stderr=True)
-    if quiet or len(batches) == 1 or not console.is_terminal:
-        yield from batches
-        return
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Storing texts", total=total)
-        for batch in batches:
-            yield batch
-            progress.advance(task, len(batch))
-
-
-def summary(answer: Document) -> str:
-    """Return what was stored, in a sentence."""
-    created, duplicates = answer["created"], answer["duplicates"]
-    parts = [f"Added {created} {'text' if created == 1 else 'texts'}."]
-    if duplicates:
-        parts.append(f"{duplicates} {'was' if duplicates == 1 else 'were'} known already.")
-    return " ".join(parts)
+        return decoded(data)
+    except Unreadable as error:
+        raise CommandError(f"{name}: {error}.") from error
 
 
 def nothing_to_add(empty: list[str]) -> str:

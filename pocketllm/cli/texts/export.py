@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, connected, examples, shared_options, show
 from pocketllm.cli.errors import CommandError, DaemonRefused, Document, UsageError
 from pocketllm.cli.files import check_target, whole_file
+from pocketllm.cli.texts.sending import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pocketllm.client import Client
 
 #: A page is held in memory at both ends, and a text may be a megabyte.
@@ -51,18 +49,13 @@ def export(
         return
     check_target(file, force=force)
     document: Document = {"file": str(file), "texts": 0, "bytes": 0}
-    with connected(options) as client, progress(quiet=options.json) as advance, whole_file(file) as target:
-        for line in lines(client):
+    with connected(options) as client, whole_file(file) as target:
+        for line in counted(lines(client), quiet=options.json):
             target.write(line)
             document["texts"] += 1
             document["bytes"] += len(line)
-            advance()
-    if options.json:
-        emit(document)
-        return
     noun = "text" if document["texts"] == 1 else "texts"
-    sentence = f"Wrote {file}: {document['texts']:,} {noun}, {document['bytes']:,} bytes."
-    make_console().print(sentence, soft_wrap=True)
+    show(options, document, f"Wrote {file}: {document['texts']:,} {noun}, {document['bytes']:,} bytes.")
 
 
 def lines(client: "Client") -> Iterator[bytes]:
@@ -93,17 +86,3 @@ def as_given(text: Document) -> Document:
     else:
         words = {"text": text["text"]}
     return {**words, "source": text["source"]}
-
-
-@contextmanager
-def progress(*, quiet: bool) -> "Iterator[Callable[[], None]]":
-    """What to call for each text; on a terminal it is seen."""
-    console = make_console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    with Progress(SpinnerColumn(), TextColumn("{task.completed:,.0f} texts"), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda: bar.advance(task)

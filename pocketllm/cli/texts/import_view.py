@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pocketllm.cli.errors import Document
+from pocketllm.cli.texts.sending import added_text
 from pocketllm.cli.views import printable
 from pocketllm.readers.gathering import Tally
 
@@ -53,13 +54,6 @@ def places_text(places: list[str], count: int) -> str:
 def outcome_text(tally: Tally, sent: Document) -> str:
     """Return what became of the texts, in a sentence."""
     if sent.get("dry_run"):
-        return f"A dry run: {tally.texts:,} {noun(tally.texts)} with {tally.words:,} words were found, none was sent."
-    parts = [f"Added {sent['created']:,} {noun(sent['created'])}."]
-    if duplicates := sent["duplicates"]:
-        parts.append(f"{duplicates:,} {'was' if duplicates == 1 else 'were'} known already.")
-    return " ".join(parts)
-
-
-def noun(count: int) -> str:
-    """Return the noun for this number of texts."""
-    return "text" if count == 1 else "texts"
+        noun = "text" if tally.texts == 1 else "texts"
+        return f"A dry run: {tally.texts:,} {noun} with {tally.words:,} words were found, none was sent."
+    return added_text(sent)

@@ -5,17 +5,13 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, connected, emit, examples, make_console, shared_options
+from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
 from pocketllm.cli.errors import CommandError
 
 DEFAULT_LIMIT = 20
 MAX_LISTED = 500  # the most that the daemon gives in a page
 
 TextId = Annotated[str, typer.Argument(metavar="ID", help="The text's id, as `pocketllm texts` shows it.")]
-Limit = Annotated[int, typer.Option(min=1, max=MAX_LISTED, help="How many texts to show.")]
-After = Annotated[
-    str | None, typer.Option(metavar="ID", help="Begin behind this text, which was the last of the page before.")
-]
 
 texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 
@@ -29,26 +25,33 @@ texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm texts --json",
     )
 )
-@shared_options
-def texts(options: Common, ctx: typer.Context, limit: Limit = DEFAULT_LIMIT, after: After = None) -> None:
-    """List the texts, show one (`pocketllm texts ID`) or delete some.
-
-    Without a command the list is shown. All of them go into a file with `pocketllm export`.
-    """
-    if ctx.invoked_subcommand is None:
-        show_list(options, limit, after)
-
-
 @texts_app.command(
     "list",
+    help="List the texts, newest first, each with how it begins.",
     epilog=examples(
         "pocketllm texts list --limit 100", "pocketllm texts list --after ID", "pocketllm texts list --json"
     ),
 )
 @shared_options
-def list_texts(options: Common, limit: Limit = DEFAULT_LIMIT, after: After = None) -> None:
-    """List the texts, newest first, each with how it begins."""
-    show_list(options, limit, after)
+def texts(
+    options: Common,
+    ctx: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LISTED, help="How many texts to show.")] = DEFAULT_LIMIT,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="Begin behind this text, which was the last of the page before.")
+    ] = None,
+) -> None:
+    """List the texts, show one (`pocketllm texts ID`) or delete some.
+
+    Without a command the list is shown. All of them go into a file with `pocketllm export`.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from pocketllm.cli.texts.texts_view import texts_table
+
+    with connected(options) as client:
+        page = client.texts(limit=limit, after=after)
+    show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC)))
 
 
 @texts_app.command(
@@ -57,14 +60,11 @@ def list_texts(options: Common, limit: Limit = DEFAULT_LIMIT, after: After = Non
 @shared_options
 def show_text(options: Common, text_id: TextId) -> None:
     """Show one text, all of it."""
-    with connected(options) as client:
-        text = client.text(text_id)
-    if options.json:
-        emit(text)
-        return
     from pocketllm.cli.texts.texts_view import text_details
 
-    make_console().print(text_details(text, datetime.now(UTC)), soft_wrap=True)
+    with connected(options) as client:
+        text = client.text(text_id)
+    show(options, text, text_details(text, datetime.now(UTC)), soft_wrap=True)
 
 
 @texts_app.command("delete", epilog=examples("pocketllm texts delete ID", "pocketllm texts delete ID ID ID"))
@@ -87,20 +87,4 @@ def delete_texts(
                     raise
                 raise CommandError(f"{error} Deleted before: {', '.join(gone)}.") from error
             gone.append(text_id)
-    if options.json:
-        emit({"deleted": gone})
-        return
-    make_console().print(f"Deleted {len(gone)} {'text' if len(gone) == 1 else 'texts'}.")
-
-
-def show_list(options: Common, limit: int, after: str | None) -> None:
-    """Print a page of texts."""
-    with connected(options) as client:
-        page = client.texts(limit=limit, after=after)
-    if options.json:
-        emit(page)
-        return
-    from pocketllm.cli.texts.texts_view import texts_table
-
-    console = make_console()
-    console.print(texts_table(page, width=console.width, now=datetime.now(UTC)))
+    show(options, {"deleted": gone}, f"Deleted {len(gone)} {'text' if len(gone) == 1 else 'texts'}.")
