@@ -1,5 +1,5 @@
-"""Readers of what people have: notes, mail and chat exports become examples as the daemon takes them.
+"""Readers of notes, mail and chat exports: each turns a file into examples that the daemon accepts.
 
-`walk` finds files, `recognise` looks at what each is, and `reading` has the reader for it yield examples and what was
-left out. Nothing here asks the daemon or prints, and nothing that a file holds ends more than the reading of that file.
+`walk` finds the files, `recognise` tells their kind, and `reading` calls the reader for it, which yields examples and
+what it left out. Nothing here talks to the daemon or prints. A broken file ends the reading of that file alone.
 """

@@ -1,4 +1,4 @@
-"""The conversations.json of ChatGPT's and of Claude's export. The owner is known: who asked."""
+"""The conversations.json of ChatGPT's and of Claude's export. The owner is the user who asked."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ def is_claude(document: Any) -> bool:
 
 
 def chatgpt(document: Any) -> Iterator[Conversation]:
-    """Yield the conversations of ChatGPT's export: of each the branch that is shown."""
+    """Yield the conversations of ChatGPT's export, each with the branch that ChatGPT shows."""
     for conversation in document if isinstance(document, list) else [document]:
         if isinstance(conversation, dict) and isinstance(conversation.get("mapping"), dict):
             yield asked([text for node in shown_branch(conversation) if (text := user_text(node))])
@@ -39,15 +39,15 @@ def claude(document: Any) -> Iterator[Conversation]:
 
 
 def asked(texts: list[str]) -> Conversation:
-    """Return a conversation of which nothing but what the owner wrote is known."""
+    """Return a conversation of the owner's messages alone."""
     messages = [Message(sender=OWNER, text=text) for text in texts]
     return Conversation(messages=messages, owners=frozenset({OWNER}), plain=True)
 
 
 def shown_branch(conversation: Document) -> list[Document]:
-    """Return the messages from the first to the one that is shown last; all of them where that is not said.
+    """Return the messages from the root to the current node; all of them where no node is current.
 
-    An edited question is a second branch of the tree, and learning both would learn the same words twice.
+    An edited question is a second branch of the tree. Both would teach the same words twice.
     """
     mapping: Document = conversation["mapping"]
     identity, nodes, passed = conversation.get("current_node"), list[Document](), set[str]()
@@ -60,7 +60,7 @@ def shown_branch(conversation: Document) -> list[Document]:
 
 
 def user_text(message: Document) -> str:
-    """Return what the owner wrote in a message; empty for anybody else's, and for instructions that are not shown."""
+    """Return the text of a user's message; empty for other authors and for hidden instructions."""
     author, content, metadata = (message.get(name) for name in ("author", "content", "metadata"))
     if not isinstance(author, dict) or author.get("role") != "user" or not isinstance(content, dict):
         return ""

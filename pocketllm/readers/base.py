@@ -1,4 +1,4 @@
-"""What the readers share: the kinds of file, what a reader yields, and bytes that become text."""
+"""What the readers share: kinds of files, the records that readers yield, decoding, and HTML as text."""
 
 import codecs
 import re
@@ -14,16 +14,16 @@ Document = dict[str, Any]
 
 #: The daemon's default for the longest single text.
 MAX_TEXT_BYTES = 1_000_000
-#: The most of a file that is held in memory; mailboxes and JSON lines are read in pieces and may be larger.
+#: The largest file that is read at once; mailboxes and JSON lines are read in pieces and may be larger.
 MAX_FILE_BYTES = 256_000_000
-#: The longest line of a file that is read by lines.
+#: The longest line of a file that is read line by line.
 MAX_LINE_BYTES = 8_000_000
 
 
 class Kind(StrEnum):
-    """What a file is."""
+    """The kind of a file."""
 
-    NOTES = "notes"  #: text, each file one text
+    NOTES = "notes"  #: plain text, Markdown or HTML; each file is one text
     MBOX = "mbox"  #: a mailbox
     EML = "eml"  #: one mail
     CHATGPT = "chatgpt"  #: conversations.json of OpenAI's export
@@ -45,14 +45,14 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Ownerless:
-    """A chat that was left out since nobody said who of these is the owner; with how many messages each wrote."""
+    """A chat that was left out, since none of its writers is known to be the owner."""
 
-    messages: dict[str, int]
+    messages: dict[str, int]  #: by writer, how many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One example without its source, or with it if the file says it."""
+    """One example, with its source only if the file names one."""
 
     item: Document
     place: str = ""
@@ -71,15 +71,15 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What the owner said of how to read."""
+    """How to read files."""
 
-    me: frozenset[str] = field(default_factory=frozenset)  #: names and addresses, as `name_key` gives them
+    me: frozenset[str] = field(default_factory=frozenset)  #: the owner's names and addresses, as `name_key` gives them
     format: Kind | None = None
     max_bytes: int = MAX_TEXT_BYTES
 
 
 class Unreadable(Exception):
-    """A file, or what is left of it, cannot be read; the message says why and what to do."""
+    """A file cannot be read, or not to its end; the message says why and what to do."""
 
 
 def name_key(name: str) -> str:
@@ -93,7 +93,7 @@ def count_words(text: str) -> int:
 
 
 def item_words(item: Document) -> int:
-    """Return how many words of an example there are, whichever kind it is of."""
+    """Return the number of words in an example of any kind."""
     texts = [item.get(name) for name in ("text", "prompt", "completion")]
     messages = item.get("messages")
     if isinstance(messages, list):
@@ -102,7 +102,7 @@ def item_words(item: Document) -> int:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises Unreadable for what is none, before anything could wait for its other end."""
+    """Open a file for reading. Raises Unreadable for a pipe or a device, whose opening could block."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Unreadable("no regular file (a pipe or a device); save it as a file first")
@@ -118,7 +118,7 @@ def read_head(path: Path, size: int) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text with LF line ends. Raises Unreadable for what is too large or no text."""
+    """Return a file's text with LF line ends. Raises Unreadable for binary data and for files that are too large."""
     with open_regular(path) as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -127,7 +127,7 @@ def read_text(path: Path) -> str:
 
 
 def decoded(data: bytes, *, final: bool = True) -> str:
-    """Return bytes as text with LF line ends: UTF-8, or UTF-16 that begins with its mark. Raises Unreadable.
+    """Return bytes as text with LF line ends: UTF-8, or UTF-16 with a byte order mark. Raises Unreadable.
 
     Without `final` the bytes may end in the middle of a character.
     """
@@ -145,13 +145,13 @@ def decoded(data: bytes, *, final: bool = True) -> str:
 
 
 def cleaned(text: str) -> str:
-    """Return a text out of a document without what no text should hold: zero bytes and halves of surrogate pairs."""
+    """Return a text without zero bytes, which no text should hold, and with lone surrogates replaced."""
     whole = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
     return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield a file's lines with their numbers; None in place of one that is longer than any should be."""
+    """Yield a file's lines with their numbers; None in place of a line longer than MAX_LINE_BYTES."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES):
         number += 1
@@ -166,7 +166,7 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 BREAKS = {"br", "div", "tr", "li", "dt", "dd", "hr"}
 PARAGRAPHS = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "table", "pre", "section", "article"}
 SILENT = {"script", "style", "head", "title", "template", "noscript"}
-MAX_SILENT_DEPTH = 50  # deeper is no page, and each end would be searched for among all of them
+MAX_SILENT_DEPTH = 50  # no page goes deeper, and each end tag is looked up among all that are open
 SPACES = re.compile(r"[ \t\f\n\xa0]+")
 
 
@@ -202,9 +202,9 @@ class _Words(HTMLParser):
 
 
 def html_to_text(html: str, *, without: frozenset[str] = frozenset()) -> str:
-    """Return the words of an HTML text. What stands in elements named by `without` is left out."""
+    """Return the text of an HTML page, without the elements named in `without`."""
     parser = _Words(SILENT | without)
-    # No tag begins behind the last ">", and the parser would look for its end from each "<" again.
+    # No tag can begin behind the last ">", but the parser would search for one from each "<": quadratic time.
     end = html.rfind(">") + 1
     parser.feed(html[:end] + html[end:].replace("<", "&lt;"))
     parser.close()

@@ -1,4 +1,4 @@
-"""Conversations become examples: what the owner wrote is learned, as an answer to what stands before it."""
+"""Turns conversations into examples: each message of the owner completes the messages before it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,16 +8,16 @@ from itertools import groupby
 from pocketllm.readers.base import Document, Example, Found, Ownerless, ReadOptions, Skipped, cleaned, name_key
 from pocketllm.readers.notes import split_text
 
-#: How much of what the others wrote last stands before an answer.
+#: How much of the others' last messages becomes the prompt.
 PROMPT_MESSAGES = 8
 PROMPT_CHARACTERS = 2000
-#: Messages that the owner wrote in a row are one answer up to this length.
+#: Consecutive messages of the owner are joined up to this length.
 ANSWER_CHARACTERS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What somebody wrote."""
+    """One message."""
 
     sender: str
     text: str
@@ -30,12 +30,12 @@ class Conversation:
     """Messages, oldest first."""
 
     messages: list[Message]
-    owners: frozenset[str] = field(default_factory=frozenset)  #: whom the file itself names as the owner
-    plain: bool = False  #: learn what the owner wrote as plain text, not as answers
+    owners: frozenset[str] = field(default_factory=frozenset)  #: the owner's names, if the file itself has them
+    plain: bool = False  #: the owner's messages become plain texts, not completions
 
 
 def examples(conversations: Iterable[Conversation], read_options: ReadOptions) -> Iterator[Found]:
-    """Yield what the owner wrote, and at the end why nothing was taken from conversations in which nobody is that."""
+    """Yield what the owner wrote; at the end an Ownerless for the conversations whose owner is unknown."""
     unowned: Counter[str] = Counter()
     for conversation in conversations:
         me = conversation.owners | (frozenset() if conversation.plain and conversation.owners else read_options.me)
@@ -65,19 +65,19 @@ def plain(texts: Iterable[str], max_bytes: int) -> Iterator[Found]:
 
 
 def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iterator[Found]:
-    """Yield what the owner wrote in a row as the completion of what the others wrote before; plain without it."""
+    """Yield each run of the owner's messages as the completion of the others' before it, or as plain text if it is first."""
     before: list[Message] = []
     for own, group in groupby((m for m in map(clean, messages) if m.text), key=lambda message: is_from(message, me)):
         if not own:
             before = list(group)
             continue
-        for text in in_a_row(message.text for message in group):
+        for text in joined(message.text for message in group):
             item: Document = {"prompt": prompt_of(before), "completion": text} if before else {"text": text}
             if sum(len(part.encode()) for part in item.values()) <= max_bytes:
                 yield Example(item=item)
             else:
                 yield from plain([text], max_bytes)
-            before = []  # what follows answers nothing but the owner
+            before = []  # the rest of this run follows the owner's own words
 
 
 def clean(message: Message) -> Message:
@@ -85,8 +85,8 @@ def clean(message: Message) -> Message:
     return Message(sender=message.sender, text=cleaned(message.text), aliases=message.aliases)
 
 
-def in_a_row(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the messages that one writer sent in a row, joined by lines up to the length of an answer."""
+def joined(texts: Iterable[str]) -> Iterator[str]:
+    """Yield one writer's consecutive messages, joined by line ends up to ANSWER_CHARACTERS."""
     waiting: list[str] = []
     size = 0
     for text in texts:
@@ -100,7 +100,7 @@ def in_a_row(texts: Iterable[str]) -> Iterator[str]:
 
 
 def prompt_of(messages: list[Message]) -> str:
-    """Return the last messages as a prompt that ends in a line end; with names if several people wrote them."""
+    """Return the last messages as a prompt that ends in a line end; with names if there are several writers."""
     last = messages[-PROMPT_MESSAGES:]
     named = len({message.sender for message in last}) > 1
     lines = [f"{cleaned(message.sender)}: {message.text}" if named else message.text for message in last]

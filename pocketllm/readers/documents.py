@@ -1,4 +1,4 @@
-"""JSON: which export a document is, and its conversations."""
+"""JSON: tells which export a document is, and reads its conversations."""
 
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def loaded(path: Path) -> Any:
 
 
 def form_of(document: Any) -> Kind:
-    """Return which export a document is; CHAT for a list of messages in no form of its own."""
+    """Return the kind of export; CHAT for a list of messages in an unknown form."""
     if is_chatgpt(document):
         return Kind.CHATGPT
     if is_claude(document):
@@ -72,7 +72,7 @@ def checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterato
 
 
 def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
-    """Yield what is in a file with a message, or a conversation, a line. Raises Unreadable."""
+    """Yield the examples of a file with one message, or one conversation, a line. Raises Unreadable."""
     items: list[Any] = []
     size = 0
     with open_regular(path) as file:
@@ -91,7 +91,7 @@ def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
 
 
 def parsed(line: bytes | None) -> Any:
-    """Return a line's JSON; None when it is none."""
+    """Return a line's JSON; None when it is not valid."""
     try:
         return json.loads(line.removeprefix(b"\xef\xbb\xbf")) if line else None
     except (ValueError, RecursionError):
@@ -99,7 +99,7 @@ def parsed(line: bytes | None) -> Any:
 
 
 def first_objects(path: Path, most: int = 5) -> list[Any]:
-    """Return the objects on a file's first lines, if it has one a line; empty for a document over several lines."""
+    """Return the objects on a file's first lines; empty for one document that spans several lines."""
     found: list[Any] = []
     with open_regular(path) as file:
         for number, line in lines_of(file):

@@ -1,4 +1,4 @@
-"""Everything below some paths as one stream of texts to send, and the count of what was read and left out."""
+"""Yields the texts in files and folders, and counts what was read and what was left out."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ MAX_PLACES = 3
 
 @dataclass(kw_only=True)
 class KindCount:
-    """How much was read of one kind."""
+    """Counts of what was read from files of one kind."""
 
     files: int = 0
     texts: int = 0
@@ -24,7 +24,7 @@ class KindCount:
 
 @dataclass(kw_only=True)
 class SkippedCount:
-    """How often something was left out for one reason, and where first."""
+    """How often something was left out for one reason, and the first places."""
 
     count: int = 0
     places: list[str] = field(default_factory=list)
@@ -32,26 +32,26 @@ class SkippedCount:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was found."""
+    """Counts of everything that was found."""
 
     kinds: dict[Kind, KindCount] = field(default_factory=dict)
     skipped: dict[str, SkippedCount] = field(default_factory=dict)
-    writers: Counter[str] = field(default_factory=Counter)  #: in the chats whose owner nobody has named
-    ownerless: list[str] = field(default_factory=list)  #: the files with these chats
+    writers: Counter[str] = field(default_factory=Counter)  #: of messages in chats whose owner is unknown
+    ownerless: list[str] = field(default_factory=list)  #: the files that hold these chats
 
     @property
     def files(self) -> int:
-        """How many files held something that was looked at."""
+        """The number of files of a known kind."""
         return sum(kind.files for kind in self.kinds.values())
 
     @property
     def texts(self) -> int:
-        """How many texts there are, the same one twice counted twice."""
+        """The number of texts; a text that is there twice counts twice."""
         return sum(kind.texts for kind in self.kinds.values())
 
     @property
     def words(self) -> int:
-        """How many words there are in them."""
+        """The number of words in the texts."""
         return sum(kind.words for kind in self.kinds.values())
 
     def skip(self, reason: str, place: str) -> None:
@@ -62,7 +62,7 @@ class Tally:
             counted.places.append(place)
 
     def as_document(self) -> Document:
-        """For --json."""
+        """Return the counts as JSON values."""
         return {
             "files": self.files,
             "texts": self.texts,
@@ -90,7 +90,7 @@ def gather(paths: list[Path], read_options: ReadOptions, tally: Tally, *, source
 
 
 def counted(one: Found, entry: Entry, kind: Kind | None, tally: Tally) -> Text | None:
-    """Count what a reader found; return it if it is a text."""
+    """Count one thing that a reader yielded, and return it if it is an example."""
     if isinstance(one, Skipped):
         tally.skip(one.reason, " ".join(filter(None, [entry.name, one.place])))
     elif isinstance(one, Ownerless):

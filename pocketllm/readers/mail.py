@@ -1,4 +1,4 @@
-"""Mail: mailboxes, read a mail at a time however large they are, and single mails."""
+"""Mail: mailboxes, read one mail at a time, and single mails."""
 
 import re
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ from pocketllm.readers.base import (
 )
 from pocketllm.readers.notes import split_text
 
-#: The most of one mail that is looked at; the text comes before what is attached.
+#: How much of a mail is read; the text comes before the attachments.
 MAIL_BYTES = 16_000_000
-#: The most of a mail's headers; no mail server lets longer ones pass.
+#: The longest headers of a mail; no mail server accepts longer ones.
 HEADER_BYTES = 200_000
-# The library parses these, in time that grows with the square of their length.
+# Headers that the standard library parses in quadratic time.
 HUGE_HEADER = re.compile(rb"^content-[a-z-]{1,40}:(?:[^\r\n]|\r?\n[ \t]){4000}", re.IGNORECASE | re.MULTILINE)
 FROM_CHARACTERS = 2000
 QUOTED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
-# What the standard library's parser raises on mails that are not as they should be.
+# What the standard library's parser raises on malformed mails.
 BROKEN = (LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError, MessageError)
 QUOTES = frozenset({"blockquote"})
 
@@ -41,7 +41,7 @@ def read_mbox(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the text of each mail in a mailbox. Raises Unreadable."""
     number = 0
     for number, data in enumerate(split_mbox(path), 1):
-        # Where a body's line begins with "From ", mailboxes put a mark before it.
+        # A mailbox escapes a body's line that begins with "From ".
         yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", read_options)
     if not number:
         raise Unreadable("no mailbox: no line in it begins with 'From '")
@@ -104,7 +104,7 @@ def senders(message: EmailMessage) -> set[str]:
 
 
 def mail_text(message: EmailMessage) -> str:
-    """Return what a mail's writer wrote in it; empty when it holds no text."""
+    """Return what a mail's sender wrote in it, without quotes; empty when it holds no text."""
     body = message.get_body(preferencelist=("plain", "html"))
     if body is None:
         return ""
@@ -116,7 +116,7 @@ def mail_text(message: EmailMessage) -> str:
 
 
 def part_text(part: Message) -> str:
-    """Return the text of a part of a mail, whatever it says of its own encoding."""
+    """Return the text of a part of a mail, even where its declared encoding is wrong."""
     payload = part.get_payload(decode=True)
     data = payload if isinstance(payload, bytes) else b""
     charset = part.get_content_charset("utf-8")
@@ -129,7 +129,7 @@ def part_text(part: Message) -> str:
 def unwrapped(text: str) -> str:
     """Return text in the `format=flowed` of RFC 3676 with its soft line ends taken out."""
     parts: list[str] = []
-    soft = True  # nothing stands before the first line
+    soft = True  # the first line continues nothing
     for line in text.split("\n"):
         stuffed = line.removeprefix(" ")
         apart = stuffed.startswith(">") or stuffed == "-- "
@@ -144,7 +144,7 @@ ATTRIBUTION = re.compile(rf"(?:\b(?:{WROTE})\b.*|<[^<>\s]+@[^<>\s]+>.*|\d{{1,2}}
 ATTRIBUTION_START = re.compile(r"(?:On|Am|Le|El|Il|Op|Em|Den|På|W dniu)\s.{0,200}\Z", re.IGNORECASE)
 # "-----Original Message-----", "---------- Forwarded message ---------"
 OLD_MAIL = re.compile(r"\s*-{3,}\s?\w[^-]{3,60}-{3,}\s*\Z")
-BLANKS = 3  # the most empty lines between an announcement and its quote
+MAX_BLANKS = 3  # empty lines between an attribution and its quote
 HEADER = re.compile(r"[*]?(?:From|Von|De|Da|Van|Från|Fra)[*]?:[*]?\s\S")
 NEXT_HEADER = re.compile(r"[*]?(?:Sent|Date|To|Gesendet|Datum|An|Envoyé|À|Enviado|Para|Inviato|A|Verzonden|Aan)[*]?:")
 DEVICE = re.compile(
@@ -155,7 +155,7 @@ DEVICE = re.compile(
 
 
 def own_words(text: str) -> str:
-    """Return a mail's text without quoted lines, what announces them, a forwarded mail, and the signature."""
+    """Return a mail's text without quoted lines, their attributions, forwarded mails and the signature."""
     kept: list[str] = []
     lines = text.split("\n")
     for number, line in enumerate(lines):
@@ -165,7 +165,7 @@ def own_words(text: str) -> str:
             break
         elif not DEVICE.match(line):
             kept.append(line.rstrip())
-    # Without a quote below it: the quote was HTML, or the mail's program left it out.
+    # An attribution may stand without its quote, which was HTML or was cut.
     drop_attribution(kept)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
@@ -177,9 +177,9 @@ def is_header_block(lines: list[str], number: int) -> bool:
 
 
 def drop_attribution(kept: list[str]) -> None:
-    """Take the line that says who wrote what follows off the end; it may have been wrapped."""
+    """Remove an attribution such as "On Monday Anna wrote:" from the end; it may span two lines."""
     end = len(kept)
-    while end and end > len(kept) - BLANKS and not kept[end - 1]:
+    while end and end > len(kept) - MAX_BLANKS and not kept[end - 1]:
         end -= 1
     if not end or not ATTRIBUTION.search(kept[end - 1][-300:]):
         return

@@ -1,4 +1,4 @@
-"""Lists of messages in no format of their own: Discord, Slack, Messenger, and whatever a script has written."""
+"""Lists of messages without a format of their own: Discord, Slack, Messenger, or a script's output."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,7 +40,7 @@ def conversation(items: list[Any]) -> Conversation:
 
 
 def is_newest_first(times: list[float | str | None]) -> bool:
-    """Tell whether messages stand the wrong way round, as Messenger and Instagram write them."""
+    """Tell whether messages are sorted newest first, as Messenger and Instagram write them."""
     numbers = [time for time in times if isinstance(time, float)]
     texts = [time for time in times if isinstance(time, str)]
     if len(numbers) == len(times):
@@ -49,11 +49,11 @@ def is_newest_first(times: list[float | str | None]) -> bool:
 
 
 def message_of(item: Mapping[str, Any]) -> Message | None:
-    """Return an object as a message; None when it names no sender or holds no words."""
+    """Return an object as a message; None when it has no sender or no text."""
     fields = {str(name).strip().lower(): value for name, value in item.items() if name is not None}
     text = next((text for name in TEXTS if (text := text_of(fields.get(name)))), "")
     names = [found for name in SENDERS for found in names_of(fields.get(name))]
-    # Slack writes who joined and left as messages, and says so.
+    # Slack writes joins and leaves as messages of these subtypes.
     if not text.strip() or not names or str(fields.get("subtype", "")).startswith(("channel_", "group_")):
         return None
     if "timestamp_ms" in fields and "sender_name" in fields:
@@ -63,14 +63,14 @@ def message_of(item: Mapping[str, Any]) -> Message | None:
 
 
 def names_of(value: Any) -> list[str]:
-    """Return what a sender is called: a name, or the names in a profile."""
+    """Return the names of a sender: one, or those in a profile."""
     if isinstance(value, dict):
         return [name for key in NAMES if isinstance(name := value.get(key), str) and name.strip()]
     return [value] if isinstance(value, str) and value.strip() else []
 
 
 def mended(text: str) -> str:
-    """Return text whose UTF-8 was taken for Latin-1, as it was meant; other text as it is."""
+    """Return text with UTF-8 that was decoded as Latin-1 repaired; other text as it is."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except ValueError:
@@ -78,7 +78,7 @@ def mended(text: str) -> str:
 
 
 def time_of(item: Document) -> float | str | None:
-    """Return when a message was written, as far as it can be compared."""
+    """Return when a message was written, in a form that can be compared; else None."""
     value = next((item[name] for name in TIMES if name in item), None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

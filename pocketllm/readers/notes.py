@@ -1,4 +1,4 @@
-"""Notes: text files, Markdown among them."""
+"""Notes: plain text, Markdown and HTML files."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
 def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
-    """Yield a file's text, in parts when it is longer than one text may be. Raises Unreadable."""
+    """Yield a file's text, in parts if it is longer than a text may be. Raises Unreadable."""
     text = read_text(path)
     if path.suffix.lower() in MARKDOWN:
         text = without_front_matter(text)
@@ -31,7 +31,7 @@ def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
 
 
 def without_front_matter(text: str) -> str:
-    """Return a Markdown text without the YAML at its head; a rule across the page at its head is left alone."""
+    """Return a Markdown text without its YAML front matter; a horizontal rule at its head is kept."""
     found = FRONT_MATTER.match(text)
     if found is None:
         return text
@@ -54,7 +54,7 @@ def split_text(text: str, max_bytes: int) -> list[str]:
 
 
 def short_pieces(paragraph: str, max_bytes: int) -> list[str]:
-    """Return a paragraph, or its parts when it is too long itself."""
+    """Return a paragraph, cut into parts if it is too long."""
     if len(paragraph.encode()) <= max_bytes:
         return [paragraph]
     lines = [part for line in paragraph.split("\n") for part in chopped(line, max_bytes)]
@@ -62,7 +62,7 @@ def short_pieces(paragraph: str, max_bytes: int) -> list[str]:
 
 
 def chopped(line: str, max_bytes: int) -> list[str]:
-    """Return a line in parts that fit, with no character cut in two."""
+    """Return a line in parts that fit; no character is cut in two."""
     data = line.encode()
     if len(data) <= max_bytes:
         return [line]
@@ -77,7 +77,7 @@ def chopped(line: str, max_bytes: int) -> list[str]:
 
 
 def packed(pieces: list[str], between: str, max_bytes: int) -> list[str]:
-    """Return the pieces joined to as few texts as fit, in order; what is blank is left out."""
+    """Return the pieces in order, joined into as few texts as fit; blank pieces are left out."""
     texts: list[str] = []
     waiting: list[str] = []
     size = 0

@@ -1,4 +1,4 @@
-"""Examples as PocketLLM has them: what `pocketllm export` writes, a JSON object a line."""
+"""PocketLLM's own JSON lines, as `pocketllm export` writes them."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ NO_OBJECT = "lines that are no example: {text}, {text, label}, {prompt, completi
 
 
 def is_own(item: Any) -> bool:
-    """Tell whether an object is an example, with or without its source, and nothing else."""
+    """Tell whether an object is an example, with or without a source, and holds nothing else."""
     if not isinstance(item, dict) or item.keys() - {"source"} not in KINDS:
         return False
     messages = item.get("messages")
@@ -22,12 +22,12 @@ def is_own(item: Any) -> bool:
 
 
 def is_turn(message: Any) -> bool:
-    """Tell whether this is a message of a chat as the daemon takes it, and not one of some other program's."""
+    """Tell whether this is a chat message as the daemon accepts it, and not some other program's."""
     return isinstance(message, dict) and message.keys() == {"role", "content"}
 
 
 def read_own(path: Path) -> Iterator[Found]:
-    """Yield the examples of a file, unchanged, and the lines that hold none. Raises Unreadable."""
+    """Yield the examples of a file unchanged, and a Skipped for each other line. Raises Unreadable."""
     with open_regular(path) as file:
         for number, line in lines_of(file):
             place = f"line {number}"
@@ -39,7 +39,7 @@ def read_own(path: Path) -> Iterator[Found]:
 
 
 def parsed(line: bytes) -> Any:
-    """Return a line's JSON as the daemon reads it, which takes no half of a surrogate pair; None when it is none."""
+    """Return a line's JSON as the daemon reads it, without lone surrogates; None when it is not valid."""
     try:
         item = json.loads(line)
         json.dumps(item, ensure_ascii=False, allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""One file after the other becomes examples: the one way from a path to what is sent.
+"""Reads a file with the reader for its kind.
 
 for entry in walk([Path("notes")]):
     kind, found = read(entry, ReadOptions())
@@ -23,9 +23,9 @@ SOURCE_CHARACTERS = 200
 
 
 def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator[Found]]:
-    """Return what a file is and what is in it; no kind, and the reason, for one that is not read.
+    """Return a file's kind and what is in it; without a kind, the reason why it is not read.
 
-    The iterator raises nothing that the file is to blame for: a file that breaks off yields why at its end.
+    The iterator raises no error of the file's: where the file is broken, it yields a Skipped and ends.
     """
     if entry.reason:
         return None, iter([Skipped(reason=entry.reason)])
@@ -33,7 +33,7 @@ def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator
         kind, found = opened(entry.path, read_options, named=entry.named)
     except Unreadable as error:
         return None, iter([Skipped(reason=str(error))])
-    return kind, kept_going(found)
+    return kind, without_errors(found)
 
 
 def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
@@ -51,8 +51,8 @@ def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind,
     return kind, readers[kind](path, read_options)
 
 
-def kept_going(found: Iterator[Found]) -> Iterator[Found]:
-    """Yield what a reader yields, and the reason when it cannot go on."""
+def without_errors(found: Iterator[Found]) -> Iterator[Found]:
+    """Yield what a reader yields, and a Skipped when it fails."""
     try:
         yield from found
     except Unreadable as error:
@@ -64,6 +64,6 @@ def kept_going(found: Iterator[Found]) -> Iterator[Found]:
 
 
 def source_name(kind: Kind, name: str) -> str:
-    """Return where an example is from: the kind and the end of the file's name."""
+    """Return an example's source: the kind and the end of the file's name."""
     prefix = f"{kind.value}: "
     return prefix + name[-(SOURCE_CHARACTERS - len(prefix)) :]

@@ -1,4 +1,4 @@
-"""What a file is, by looking at how it begins; its name decides only between text and text."""
+"""Tells the kind of a file by its first bytes; the name decides only between kinds of text."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from pocketllm.readers.whatsapp import looks_like_whatsapp
 
 HEAD_BYTES = 64_000
 EXPORT_IT = "export it as plain text first"
-#: What begins files that hold text which cannot be read here, and what to do with them.
+#: The first bytes of files whose text cannot be read here, and what to do with them.
 SIGNATURES = {
     b"PK\x03\x04": "an archive or an office document; unpack a .zip and name its folder, export a document as text",
     b"\x1f\x8b": "compressed; unpack it first",
@@ -20,7 +20,7 @@ SIGNATURES = {
     b"{\\rtf": f"rich text; {EXPORT_IT}",
     b"SQLite format 3\0": f"a database; {EXPORT_IT}",
 }
-#: Pages that are chats, with the words of everybody in them.
+#: HTML pages that are chat exports, which hold everybody's words.
 CHAT_PAGES = {
     "<title>Exported Data</title>": "Telegram's export as a page; export it again as JSON",
     "DiscordChatExporter": "a Discord export as a page; export it again as JSON",
@@ -32,16 +32,16 @@ JSON = re.compile(r"\s*(?:\[\s*[\[{\"\]]|\{\s*[\"}])")
 
 
 def recognise(path: Path, *, named: bool) -> Kind:
-    """Return what a file is. Raises Unreadable for what is of no kind that is read.
+    """Return the kind of a file. Raises Unreadable for files of other kinds.
 
-    A text file of an unknown name is a note only if its owner has named it, and not a folder that it is in.
+    named: the owner gave this path itself and not a folder above it; then a text file with any suffix is a note.
     """
     head = read_head(path, HEAD_BYTES)
     for signature, advice in SIGNATURES.items():
         if head.startswith(signature):
             raise Unreadable(advice)
     if MAILBOX.match(head):
-        return Kind.MBOX  # its mails say for themselves how they are encoded
+        return Kind.MBOX  # each mail declares its own encoding
     if path.suffix.lower() == ".eml" or is_mail(head.decode("latin-1"), path):
         return Kind.EML
     text = decoded(head, final=len(head) < HEAD_BYTES)
@@ -55,7 +55,7 @@ def recognise(path: Path, *, named: bool) -> Kind:
 
 
 def is_mail(head: str, path: Path) -> bool:
-    """Tell whether a text begins with the headers of a mail. A note may begin with From: and Date: as well."""
+    """Tell whether a text begins with the headers of a mail. A note may begin with From: and Date:, too."""
     names = set()
     for line in head.replace("\r\n", "\n").split("\n"):
         found = MAIL_HEADER.match(line)
@@ -67,13 +67,13 @@ def is_mail(head: str, path: Path) -> bool:
 
 
 def json_kind(path: Path) -> Kind:
-    """Return what a file of JSON is; which export a document is shows when it is read."""
+    """Return the kind of a JSON file; for a document, reading it tells which export it is."""
     objects = first_objects(path)
     return Kind.JSONL if objects and any(is_own(item) for item in objects) else Kind.CHAT
 
 
 def text_kind(path: Path, text: str, *, named: bool) -> Kind:
-    """Return what a text is that is nothing else. Raises Unreadable."""
+    """Return the kind of a text that is neither mail, chat nor JSON. Raises Unreadable."""
     suffix = path.suffix.lower()
     for sign, advice in CHAT_PAGES.items():
         if suffix in HTML and sign in text:
@@ -84,4 +84,4 @@ def text_kind(path: Path, text: str, *, named: bool) -> Kind:
         raise Unreadable(NO_HEADINGS)
     if suffix in SUFFIXES or named:
         return Kind.NOTES
-    raise Unreadable("a name that is none of a note (.md, .txt, ...); name the file itself to have it read")
+    raise Unreadable("not named like a note (.md, .txt, ...); give the file itself to have it read")

@@ -28,7 +28,7 @@ NO_HEADINGS = (
 
 
 def headings(line: str) -> tuple[str, list[str]]:
-    """Return the delimiter of a table's first row and its cells, in small letters; no cells when it is no such row."""
+    """Return a table's delimiter and its column names in lower case; no names when the row holds none that are known."""
     for delimiter in DELIMITERS:
         try:
             cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
@@ -41,7 +41,7 @@ def headings(line: str) -> tuple[str, list[str]]:
 
 
 def columns_of_examples(names: list[str]) -> list[str]:
-    """Return which columns together make an example of one of our kinds; none when they are those of messages."""
+    """Return the columns that together make an example; none when they are those of messages."""
     if set(names) & set(SENDERS):
         return []
     kinds = [sorted(kind) for kind in KINDS if kind <= set(names) and kind != {"messages"}]
@@ -49,7 +49,7 @@ def columns_of_examples(names: list[str]) -> list[str]:
 
 
 def looks_like_table(head: str) -> bool:
-    """Tell whether a text's first line names the columns of a table that can be read, with more than one of them."""
+    """Tell whether a text's first line names at least two columns of a table that can be read."""
     return len(headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
 
 
@@ -71,7 +71,7 @@ def read_table(path: Path, read_options: ReadOptions) -> Iterator[Found]:
 
 
 def rows(text: str, delimiter: str, names: list[str]) -> Iterator[tuple[int, Document]]:
-    """Yield the rows below the headings with their numbers. Raises Unreadable for what is no table from there on."""
+    """Yield the rows below the headings with their numbers. Raises Unreadable at a row that is not CSV."""
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:

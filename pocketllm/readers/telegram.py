@@ -34,25 +34,25 @@ def telegram(document: Document) -> Iterator[Conversation]:
 
 
 def owner_names(person: Any) -> frozenset[str]:
-    """Return the id of the account's owner, by which messages name them; empty where it is not said."""
+    """Return the id by which messages name the account's owner; empty where it is missing."""
     identity = person.get("user_id") if isinstance(person, dict) else None
     return frozenset({name_key(f"user{identity}")}) if isinstance(identity, int) else frozenset()
 
 
 def message_of(found: Document) -> Message | None:
-    """Return a message; None for what is no message, has no words, or was not written by its sender."""
+    """Return a message; None for a service message, one without text, or one that its sender only forwarded."""
     sender, identity = found.get("from"), found.get("from_id")
     if found.get("type", "message") != "message" or any(found.get(name) for name in NOT_WRITTEN):
         return None
     text = text_of(found.get("text"))
     if not text.strip() or not (isinstance(sender, str) or isinstance(identity, str)):
         return None
-    # An account that was deleted has an id and no name.
+    # A deleted account has an id and no name.
     return Message(sender=sender if isinstance(sender, str) else str(identity), text=text, aliases=(str(identity),))
 
 
 def text_of(text: Any) -> str:
-    """Return a text that is written as one, or as a list of texts and of parts with a form: links, names, emphasis."""
+    """Return a text, which is a string or a list of strings and of formatted parts such as links."""
     if isinstance(text, str):
         return text
     parts = text if isinstance(text, list) else []

@@ -1,4 +1,4 @@
-"""Finding the files below what was named."""
+"""Finds the files in folders."""
 
 import os
 import stat
@@ -7,30 +7,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 #: Folders of programs, not of their users.
-LEFT_OUT = {"node_modules", "__pycache__", "$RECYCLE.BIN", "System Volume Information"}
+SKIPPED_FOLDERS = {"node_modules", "__pycache__", "$RECYCLE.BIN", "System Volume Information"}
 SAME_FILE = "the same file or folder under another name (a link)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A file, and what to call it: its path below the folder that was named."""
+    """A file or folder, named by its path below the folder that the owner gave."""
 
     path: Path
     name: str
-    named: bool = False  #: by its owner, not found in a folder
+    named: bool = False  #: the owner gave its path; else it was found in a folder
     folder: bool = False
     size: int = 0  #: bytes
-    reason: str = ""  #: why it is not to be read
+    reason: str = ""  #: why it cannot be read
 
 
 def walk(paths: list[Path]) -> Iterator[Entry]:
-    """Yield the files below paths, each once, in an order that does not change.
+    """Yield the files below paths, each once, in a fixed order. No file is opened.
 
-    What is hidden is left out unless it was named itself. Nothing is opened.
+    Hidden files and folders are left out unless the owner gave their path.
     """
     seen: set[tuple[int, int]] = set()
     for path in paths:
-        entry = looked_at(Entry(path=path, name=printable_name(path.name), named=True), seen)
+        entry = inspected(Entry(path=path, name=printable_name(path.name), named=True), seen)
         if entry.folder:
             yield from below(path, seen)
         else:
@@ -38,7 +38,7 @@ def walk(paths: list[Path]) -> Iterator[Entry]:
 
 
 def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
-    """Yield what is in a folder. Without recursion: folders may be nested deeper than Python's calls."""
+    """Yield the files in a folder. Not recursive, since folders may be nested deeper than Python's call stack."""
     waiting = [(folder, "")]
     while waiting:
         folder, prefix = waiting.pop()
@@ -50,10 +50,10 @@ def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
         folders = []
         for path in paths:
             entry = Entry(path=path, name=prefix + printable_name(path.name))
-            if path.name.startswith(".") or path.name in LEFT_OUT:
+            if path.name.startswith(".") or path.name in SKIPPED_FOLDERS:
                 yield replace(entry, reason="hidden, or of a program")
                 continue
-            entry = looked_at(entry, seen)
+            entry = inspected(entry, seen)
             if entry.folder:
                 folders.append((path, f"{entry.name}/"))
             else:
@@ -61,8 +61,8 @@ def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
         waiting += reversed(folders)
 
 
-def looked_at(entry: Entry, seen: set[tuple[int, int]]) -> Entry:
-    """Return an entry with what it is, and with a reason not to read it when it was seen before or is not there."""
+def inspected(entry: Entry, seen: set[tuple[int, int]]) -> Entry:
+    """Return an entry with its size and type, or with the reason why it cannot be read or was read before."""
     try:
         found = entry.path.stat()
     except OSError as error:
@@ -75,5 +75,5 @@ def looked_at(entry: Entry, seen: set[tuple[int, int]]) -> Entry:
 
 
 def printable_name(name: str) -> str:
-    """Return a file's name as text that can be stored: names are bytes, and need not be UTF-8."""
+    """Return a file's name as text that can be stored: names are bytes, not always UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")

@@ -14,12 +14,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from bench import cgroups, measured, parity, peers, plot_memory, textbook
+from bench import cgroups, measured, peers, textbook
 from bench.harness import ROOT, Limit, is_ok, machine, parser, provenance
 from bench.measured import MIB, Measurement
-from bench.memory import GIB_BYTES, LIMITS, Result, values_of
-from bench.memory_rows import OUR_ROWS, PEER_ROWS, chosen
+from bench.memory import plot as plot_memory
+from bench.memory.__main__ import GIB_BYTES, LIMITS, Result, values_of
+from bench.memory.rows import OUR_ROWS, PEER_ROWS, chosen
 from bench.ours import Trajectory
+from bench.parity import __main__ as parity
 from bench.shapes import ensure, write
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -193,7 +195,7 @@ def run_module(module: str, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_peers_run_without_our_import_shims() -> None:
-    code = "import sys, bench.learn_peers, bench.floor; print('pocketllm.engine.import_shim' in sys.modules)"
+    code = "import sys, bench.learn.peers, bench.step.floor; print('pocketllm.engine.import_shim' in sys.modules)"
     assert subprocess.check_output(python(code), cwd=ROOT).strip() == b"False"
 
 

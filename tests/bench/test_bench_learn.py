@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import learn, sst2
-from bench.learn_curve import seconds_to
-from bench.learn_peers import ChunkedLoss
-from bench.learn_text import Division, with_prompt
+from bench.learn import __main__ as learn
+from bench.learn.curve import seconds_to
+from bench.learn.peers import ChunkedLoss
+from bench.learn.text import Division, with_prompt
 from bench.rates import search
+from bench.sst2 import __main__ as sst2
 from bench.turns import in_turns
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.loss import IGNORE_INDEX

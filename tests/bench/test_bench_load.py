@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.load import LIMITS, Load, Turn
-from bench.load_bare import running_bare
-from bench.load_clients import Plan, Report, load, quantile, spread
-from bench.load_decode import Decoding
+from bench.load.__main__ import LIMITS, Load, Turn
+from bench.load.bare import running_bare
+from bench.load.clients import Plan, Report, load, quantile, spread
+from bench.load.decode import Decoding
 
 REPORT = Report(
     seconds=2,

@@ -302,7 +302,7 @@ class TestTables:
 def test_the_owner_may_say_what_a_file_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "from,text\nAnna,Tea?\nMe,Yes.\n")
     assert items(path, format=Kind.NOTES) == [{"text": "from,text\nAnna,Tea?\nMe,Yes."}]
-    assert reasons(path, format=Kind.WHATSAPP)[0].startswith("no chat as WhatsApp exports it")
+    assert reasons(path, format=Kind.WHATSAPP)[0].startswith("not a WhatsApp export")
     assert reasons(path, format=Kind.TELEGRAM)[0].startswith("no valid JSON")
     assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=Kind.TELEGRAM) == ["no export of telegram"]
 

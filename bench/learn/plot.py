@@ -1,6 +1,6 @@
 """Draw the held-out loss against seconds of learning, from the learn bench's raw results.
 
-python -m bench.plot_learn [bench/results/learn.json] [-o bench/results/learn.svg]
+python -m bench.learn.plot [bench/results/learn.json] [-o bench/results/learn.svg]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, progress
-from bench.learn_curve import best_runs
+from bench.learn.curve import best_runs
 from bench.svg import GRID, frame, round_step, stroke, text
 
 #: Method -> what the legend says, and the colour; of several runs with the first seed, the best one is drawn.
@@ -111,7 +111,7 @@ def draw(results: Path, output: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the plot. Exits with a sentence when there are no results to draw it from."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot_learn", description="Held-out loss against seconds.")
+    parser = argparse.ArgumentParser(prog="python -m bench.learn.plot", description="Held-out loss against seconds.")
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS / "learn.json")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "learn.svg")
     options = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import measured
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.learn import divide, sample_text
+from bench.learn.__main__ import divide, sample_text
 from bench.shapes import learner, models_folder
 from pocketllm.daemon.settings import TrainingSettings
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = {}
         for name, extra in (("with", []), ("without", ["--unguarded"])):
             progress(f"{name} samples of the base model ...")
-            command = [sys.executable, "-m", "bench.harm_run", "--folder", str(folder), "--blocks", str(blocks)]
+            command = [sys.executable, "-m", "bench.harm.run", "--folder", str(folder), "--blocks", str(blocks)]
             command += ["--steps", str(steps), "--batch", str(batch), "--seed", str(options.seed), *extra]
             found = measured.run(command, timeout_seconds=_TIMEOUT_SECONDS)
             if not found.completed:

@@ -1,6 +1,6 @@
 """The bare endpoint: what one would write in ten minutes on the daemon's stack to put a text on disk.
 
-python -m bench.load_bare DATABASE
+python -m bench.load.bare DATABASE
 
 One route that checks a small body and inserts a row, a transaction a request, in FastAPI's threads; SQLite as durable
 as the daemon has it (WAL, synchronous=FULL), uvicorn as the daemon starts it. No token, no ids by content, no index.
@@ -89,7 +89,7 @@ def _engine(database: Path) -> Engine:
 @contextmanager
 def running_bare(database: Path) -> Iterator[int]:
     """The bare endpoint in a process of its own; its port. It is ended with the block."""
-    command = [sys.executable, "-m", "bench.load_bare", str(database)]
+    command = [sys.executable, "-m", "bench.load.bare", str(database)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -1,6 +1,6 @@
 """How fast the daemon's generator writes, beside transformers' own `generate` on the same prompt, and how soon.
 
-python -m bench.load_decode FOLDER DTYPE --tokens N
+python -m bench.load.decode FOLDER DTYPE --tokens N
 
 is the peer: it loads the model as transformers does, writes greedily after each line of its input, and says each time
 how many tokens and seconds that were.
@@ -122,7 +122,7 @@ def _daemon_speaker(client: Client, tokens: int) -> Speaker:
 @contextmanager
 def transformers_speaker(model: Path, dtype: str, tokens: int) -> Iterator[Speaker]:
     """The peer in a process of its own, ended with the block."""
-    command = [sys.executable, "-m", "bench.load_decode", str(model), dtype, "--tokens", str(tokens)]
+    command = [sys.executable, "-m", "bench.load.decode", str(model), dtype, "--tokens", str(tokens)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=as_by_itself(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -186,7 +186,7 @@ def _cold(client: Client, *, chats: bool) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be the peer."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load_decode", description="transformers' own generate.")
+    parser = argparse.ArgumentParser(prog="python -m bench.load.decode", description="transformers' own generate.")
     parser.add_argument("folder", type=Path, help="a model folder stored as floats")
     parser.add_argument("dtype", choices=DTYPES)
     parser.add_argument("--tokens", type=int, required=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.year_world import DAY, HOUR, World
+from bench.year.world import DAY, HOUR, World
 from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
 from pocketllm.daemon.conditions.android_screen import PolledScreen, ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet

@@ -1,6 +1,6 @@
 """A default job on a text, and what it costs the model elsewhere: one run of bench.harm.
 
-python -m bench.harm_run --folder DIR --blocks FILE --steps 300 --seed 0 [--unguarded]
+python -m bench.harm.run --folder DIR --blocks FILE --steps 300 --seed 0 [--unguarded]
 
 Prints one line of JSON: losses on held-out and on ordinary text and the instructions answered, before and after.
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from bench import learn_text
 from bench.child import write_line
-from bench.instructions import share_right
-from bench.learn_curve import Curve
-from bench.learn_ours import Scratch
+from bench.harm.instructions import share_right
+from bench.learn import text as learn_text
+from bench.learn.curve import Curve
+from bench.learn.ours import Scratch
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.evaluation.held_out import ordinary_text
 from pocketllm.daemon.training.trainer import Run, train
@@ -89,9 +89,9 @@ def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run once."""
-    parser = argparse.ArgumentParser(prog="python -m bench.harm_run", description="One run of bench.harm.")
+    parser = argparse.ArgumentParser(prog="python -m bench.harm.run", description="One run of bench.harm.")
     parser.add_argument("--folder", type=Path, required=True, help="a model folder")
-    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
+    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn.text")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Clients that load a server: a process of its own, told what to do by a line of JSON, and answering with one.
 
-python -m bench.load_clients < plan
+python -m bench.load.clients < plan
 
 A client is one connection that is kept open. It sends a request, waits for the answer, and sends the next one at once,
 or at its pace. What it sends is as good as written down beforehand and what it gets is not looked at before the end, so
@@ -105,7 +105,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 @contextmanager
 def loading(plan: Plan) -> Iterator[subprocess.Popen[str]]:
     """Clients at work; `reported` waits for them. They are ended with the block."""
-    command = [sys.executable, "-m", "bench.load_clients"]
+    command = [sys.executable, "-m", "bench.load.clients"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdin is not None

@@ -1,6 +1,6 @@
 """One text, divided as every contender of bench.learn gets it: what to learn from, and what to measure with.
 
-python -m bench.learn_text --text FILE --model DIR --output FILE --tokens 64
+python -m bench.learn.text --text FILE --model DIR --output FILE --tokens 64
 
 writes the token ids in a process of its own, since a tokenizer's memory is nobody's learning.
 """
@@ -82,7 +82,7 @@ def _blocks(inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the blocks of a text."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn_text", description="Divide a text into blocks.")
+    parser = argparse.ArgumentParser(prog="python -m bench.learn.text", description="Divide a text into blocks.")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="a model folder, for its tokenizer")
     parser.add_argument("--tokens", type=int, required=True, help="tokens a block")

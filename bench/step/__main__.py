@@ -90,10 +90,10 @@ def contenders(
         FORWARDS: peer("bench.peers", "forward", "--turns", *length),
         TEXTBOOK: peer("bench.peers", "textbook", "--turns", *length),
         AUTOGRAD[0]: peer("bench.peers", "lora", "--turns", *length),
-        AUTOGRAD[1]: peer("bench.learn_peers", *learning),
-        AUTOGRAD[2]: peer("bench.learn_peers", *learning, "--chunks"),
-        STORED: peer("bench.learn_peers", *learning, "--chunks", "--dtype", "bfloat16"),
-        FLOOR: peer("bench.floor", *length),
+        AUTOGRAD[1]: peer("bench.learn.peers", *learning),
+        AUTOGRAD[2]: peer("bench.learn.peers", *learning, "--chunks"),
+        STORED: peer("bench.learn.peers", *learning, "--chunks", "--dtype", "bfloat16"),
+        FLOOR: peer("bench.step.floor", *length),
     }
 
 

@@ -1,6 +1,6 @@
 """One method of bench.sst2 in this process.
 
-python -m bench.sst2_runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
+python -m bench.sst2.runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
 
 METHOD is one of METHODS. Prints one line of JSON: the accuracy on the dev set.
 """
@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from bench.child import write_line
-from bench.learn_curve import Curve
-from bench.learn_ours import open_model, teach_exact, teach_mezo
-from bench.learn_peers import METHODS as PEERS
-from bench.learn_peers import Peer, Step, teach
+from bench.learn.curve import Curve
+from bench.learn.ours import open_model, teach_exact, teach_mezo
+from bench.learn.peers import METHODS as PEERS
+from bench.learn.peers import Peer, Step, teach
 from bench.ours import load_model, planned, rehearsal_of
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.run import PCA_BLOCKS
@@ -201,7 +201,7 @@ METHODS = {"zero_shot": zero_shot, "probe": probe, "mezo": mezo, "exact": exact,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sst2_runs", description="Run one method on SST-2.")
+    parser = argparse.ArgumentParser(prog="python -m bench.sst2.runs", description="Run one method on SST-2.")
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a model folder stored as floats")
     parser.add_argument("--data", type=Path, required=True, help="a folder with train.tsv and dev.tsv")

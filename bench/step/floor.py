@@ -1,6 +1,6 @@
 """The least time that the matrix products of a forward pass can take here.
 
-python -m bench.floor --folder DIR --batch 8 --tokens 128
+python -m bench.step.floor --folder DIR --batch 8 --tokens 128
 
 A turn (bench.turns) measures anew the best rate that a product of the sizes of the model's linear maps reaches, and
 answers with the seconds of all of them, one forward pass of batch x tokens rows, at that rate.
@@ -55,7 +55,9 @@ class Floor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer turns."""
-    parser = argparse.ArgumentParser(prog="python -m bench.floor", description="The time of a pass's matrix products.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step.floor", description="The time of a pass's matrix products."
+    )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)

@@ -20,9 +20,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench import measured, plot_learn
+from bench import measured
 from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, table
-from bench.learn_curve import Run, best_runs, seconds_to
+from bench.learn import plot
+from bench.learn.curve import Run, best_runs, seconds_to
 from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
 
@@ -34,7 +35,7 @@ LIMITS = {
     "exact_over_prompt960": Limit(at_least=1.5),
     "mezo_over_textbook": Limit(at_least=2),
 }
-_OURS, _PEERS = "bench.learn_ours", "bench.learn_peers"
+_OURS, _PEERS = "bench.learn.ours", "bench.learn.peers"
 #: Name -> the module that runs it, its method there, and further options.
 CONTENDERS: dict[str, tuple[str, ...]] = {
     "inference": (_OURS, "inference"),
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit_code = finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
     file = _file(options)
     try:
-        plot_learn.draw(file, file.with_suffix(".svg"))
+        plot.draw(file, file.with_suffix(".svg"))
     except ValueError as error:
         progress(f"No plot: {error}")
     return exit_code
@@ -282,7 +283,7 @@ def _table(runs: Sequence[Run]) -> Any:
 def divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
     """Write a text's blocks; returns how many there are. Raises SystemExit when it has too little."""
     command = ["--text", str(text), "--model", str(folder), "--tokens", str(_TOKENS), "--output", str(blocks)]
-    found = measured.run([sys.executable, "-m", "bench.learn_text", *command])
+    found = measured.run([sys.executable, "-m", "bench.learn.text", *command])
     if not found.completed:
         raise SystemExit(f"{text} cannot be divided into blocks: {found.error}")
     return found.report

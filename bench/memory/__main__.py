@@ -19,7 +19,7 @@ from bench import cgroups, measured
 from bench.child import available_bytes
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.measured import MIB, Measurement
-from bench.memory_rows import Row, chosen
+from bench.memory.rows import Row, chosen
 from bench.shapes import ensure, models_folder
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
 

@@ -1,6 +1,6 @@
 """Draw memory against batch size, MeZO beside what backpropagates, from the memory bench's raw results.
 
-python -m bench.plot_memory [bench/results/memory.json] [-o bench/results/memory.svg]
+python -m bench.memory.plot [bench/results/memory.json] [-o bench/results/memory.svg]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, progress
-from bench.memory_rows import ADAM, BACKPROP, OURS
+from bench.memory.rows import ADAM, BACKPROP, OURS
 from bench.svg import GRID, frame, round_step, stroke, text
 
 #: What is drawn, from the lowest line to the highest: method and mode -> name and colour.
@@ -114,7 +114,7 @@ def _mark(x: float, y: float, colour: str, died: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the plot. Exits with a sentence when there are no results to draw it from."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot_memory", description="Memory against batch size.")
+    parser = argparse.ArgumentParser(prog="python -m bench.memory.plot", description="Memory against batch size.")
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS / "memory.json")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory.svg")
     options = parser.parse_args(arguments)

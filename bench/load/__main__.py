@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.load_bare import running_bare
-from bench.load_clients import Plan, Report, load, loading, quantile, reported
-from bench.load_decode import LLAMACPP, TRANSFORMERS, Decoding, measure
+from bench.load.bare import running_bare
+from bench.load.clients import Plan, Report, load, loading, quantile, reported
+from bench.load.decode import LLAMACPP, TRANSFORMERS, Decoding, measure
 from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.cli.child import running_daemon
 

@@ -1,6 +1,6 @@
 """Our methods in bench.learn, as the worker runs them.
 
-python -m bench.learn_ours METHOD --folder DIR --blocks FILE --seconds 120 --seed 0
+python -m bench.learn.ours METHOD --folder DIR --blocks FILE --seconds 120 --seed 0
 
 METHOD is `mezo`, `exact`, `prompt` (no training, but some of the text in the prompt) or `inference` (for its memory).
 Prints one line of JSON: the held-out loss over time, from when the model is loaded; what a method measures and chooses
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from bench import learn_text
 from bench.child import memory_of, write_line
-from bench.learn_curve import Curve
+from bench.learn import text as learn_text
+from bench.learn.curve import Curve
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
@@ -207,10 +207,10 @@ METHODS = {"inference": inference, "prompt": prompt, "mezo": mezo, "exact": exac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn_ours", description="Let our engine learn a text.")
+    parser = argparse.ArgumentParser(prog="python -m bench.learn.ours", description="Let our engine learn a text.")
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a model folder")
-    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn_text")
+    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn.text")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)

@@ -23,8 +23,8 @@ from rich.table import Table
 
 import pocketllm
 from bench import ours, textbook
-from bench.gradients import worst_cosine
 from bench.harness import Limit, finish, parser, progress, start, table
+from bench.parity.gradients import worst_cosine
 from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.engine.formats.model_folder import open_model_folder
 

@@ -1,6 +1,6 @@
 """The peers of bench.learn, each as good as we could make it with transformers and torch, on the same batches.
 
-python -m bench.learn_peers METHOD --folder DIR --blocks FILE --seconds 120 --seed 0 --rate 4e-3
+python -m bench.learn.peers METHOD --folder DIR --blocks FILE --seconds 120 --seed 0 --rate 4e-3
 
 METHOD is `textbook` (MeZO as published, over low-rank factors) or `autograd` (backpropagation into low-rank factors,
 AdamW, warm-up and cosine). Prints one line of JSON: the held-out loss over time, from when the model is loaded. With
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench import learn_text, peers
+from bench import peers
 from bench.child import write_line
-from bench.learn_curve import Curve, Schedule
+from bench.learn import text as learn_text
+from bench.learn.curve import Curve, Schedule
 from bench.turns import serve
 from pocketllm.engine.data.batches import Batch, batch_at
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
@@ -221,11 +222,11 @@ def take_turns(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one peer."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn_peers", description="Let one peer learn a text.")
+    parser = argparse.ArgumentParser(prog="python -m bench.learn.peers", description="Let one peer learn a text.")
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a model folder of Llama's kind, stored as floats")
     work = parser.add_mutually_exclusive_group(required=True)
-    work.add_argument("--blocks", type=Path, help="from bench.learn_text")
+    work.add_argument("--blocks", type=Path, help="from bench.learn.text")
     work.add_argument("--turns", type=int, metavar="TOKENS", help="a step for each line of stdin, on texts this long")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120)

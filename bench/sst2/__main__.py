@@ -125,7 +125,7 @@ def _run(
     progress(f"{method}{'' if rate is None else f', rate {rate:g}'}, seed {seed} ...")
     found = measured.run(
         [
-            *(sys.executable, "-m", "bench.sst2_runs", method, "--folder", str(folder), "--data", str(data)),
+            *(sys.executable, "-m", "bench.sst2.runs", method, "--folder", str(folder), "--data", str(data)),
             *("--seconds", str(seconds), "--seed", str(seed)),
             *(("--rate", str(rate)) if rate is not None else ()),
             *(("--dev-rows", str(_QUICK_ROWS)) if quick else ()),

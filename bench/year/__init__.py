@@ -1,0 +1,1 @@
+"""A year of a phone on a fake clock."""
