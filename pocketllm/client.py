@@ -1,4 +1,4 @@
-"""The daemon as the command line sees it: one method a route, each returning the JSON document or raising a sentence.
+"""An HTTP client of the daemon: one method a route, which returns the JSON document or raises a CommandError.
 
 with Client(find_target(None, None)) as client:
     print(client.status()["texts"]["count"])
@@ -19,9 +19,9 @@ from pocketllm.cli.home import Target
 
 ANSWER_SECONDS = 15.0
 CONNECT_SECONDS = 3.0
-# The first request loads the model from the phone's flash, and a long answer takes its time.
+# The first request loads the model from a phone's flash, and a long answer takes minutes.
 GENERATE_SECONDS = 600.0
-# A process that writes the file is started for it.
+# The daemon starts a process that writes the file.
 EXPORT_SECONDS = 300.0
 PAGE_SIZE = 100
 
@@ -35,7 +35,7 @@ class Event:
 
 
 class Client:
-    """Speaks HTTP to one daemon. Every method raises a CommandError subclass when it cannot do its work."""
+    """Talks to one daemon. Every method raises a subclass of CommandError when it fails."""
 
     def __init__(self, target: Target, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         self.target = target
@@ -71,7 +71,7 @@ class Client:
         return self._call("GET", "/status")
 
     def snooze(self, minutes: float | None) -> Document:
-        """Run no job for this number of minutes; None ends that. Returns until when."""
+        """Run no job for this number of minutes; None ends a snooze. Returns when it ends."""
         return self._call("POST", "/status/snooze", body={} if minutes is None else {"minutes": minutes})
 
     def runs(self, *, days: int) -> Document:
@@ -125,24 +125,24 @@ class Client:
         probes: int | None = None,
         now: bool = True,
     ) -> Document:
-        """Ask for a training job, now unless told otherwise. Returns it; it may have to wait for its turn or safety.
+        """Request a training job. Returns it; it may wait for another job or for safe conditions.
 
-        What is None is not sent, so that the daemon's settings stand.
+        now: start without waiting for the charger. What is None is left to the daemon's settings.
         """
         requested = {"steps": steps, "seed": seed, "mode": mode, "method": method, "batch": batch, "probes": probes}
         given = {name: value for name, value in requested.items() if value is not None}
         return self._call("POST", "/jobs", body={"now": now, **given})
 
     def plan_job(self, requested: Document) -> Document:
-        """Return what a job that is asked for like this would take. None is started."""
+        """Return the memory and time that a job would take, without starting it."""
         return self._call("POST", "/jobs", body=requested, params={"dry_run": "true"})
 
     def pause_job(self, job_id: str) -> Document:
-        """Let a job wait until it is resumed. Returns it."""
+        """Pause a job until it is resumed. Returns it."""
         return self._call("POST", f"/jobs/{path_part(job_id)}/pause")
 
     def resume_job(self, job_id: str) -> Document:
-        """Let a paused job go on. Returns it."""
+        """Resume a paused job. Returns it."""
         return self._call("POST", f"/jobs/{path_part(job_id)}/resume")
 
     def cancel_job(self, job_id: str) -> Document:
@@ -157,7 +157,7 @@ class Client:
         return response.content
 
     def report(self, job_id: str) -> Document:
-        """Return what a job has learned, with the owner's words and the model's."""
+        """Return a job's report, which holds words of the owner and of the model."""
         return self._call("GET", f"/jobs/{path_part(job_id)}/report")
 
     def models(self) -> list[Document]:
@@ -166,16 +166,16 @@ class Client:
         return data
 
     def adapters(self) -> list[Document]:
-        """Return what was learned so far, with the folder of each adapter."""
+        """Return the adapters, each with its folder."""
         data: list[Document] = self._call("GET", "/adapters")["data"]
         return data
 
     def roll_back(self, *, model: str | None = None) -> Document:
-        """Go back to what the served adapter was made from. Returns model, was, serving and skipped."""
+        """Serve the parent of the served adapter. Returns model, was, serving and skipped."""
         return self._call("POST", "/adapters/rollback", body={} if model is None else {"model": model})
 
     def serve_adapter(self, adapter_id: str) -> Document:
-        """Have this adapter served. Returns the same."""
+        """Serve this adapter. Returns the same as roll_back."""
         return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve")
 
     def delete_adapter(self, adapter_id: str) -> Document:
@@ -190,27 +190,27 @@ class Client:
             yield response.iter_bytes()
 
     def events(self, *, after: int | None, wait_seconds: float = 30) -> Document:
-        """Return what happened to jobs behind an event, waiting for news; without one only where the news begin."""
+        """Return the events after event `after`, waiting for the next one; without it, only the newest event's number."""
         if after is None:
             return self._call("GET", "/events")
         params = {"after": str(after), "wait": str(wait_seconds)}
         return self._call("GET", "/events", params=params, seconds=wait_seconds + ANSWER_SECONDS)
 
     def tokens(self) -> list[Document]:
-        """Return the apps that have a token of their own."""
+        """Return the apps that have a token."""
         found: list[Document] = self._call("GET", "/tokens")["data"]
         return found
 
     def create_token(self, name: str, scopes: list[str]) -> Document:
-        """Let an app in. The answer holds its token, once."""
+        """Create an app's token, which only this answer holds."""
         return self._call("POST", "/tokens", body={"name": name, "scopes": scopes})
 
     def begin_session(self) -> Document:
-        """Return a code by which a browser signs in, once."""
+        """Return a code with which a browser can sign in once."""
         return self._call("POST", "/sessions")
 
     def revoke_token(self, name: str) -> None:
-        """Let an app in no more."""
+        """Revoke an app's token."""
         self._answer("DELETE", f"/tokens/{path_part(name)}")
 
     def generate(self, request: Document) -> Document:
@@ -244,7 +244,7 @@ class Client:
         seconds: float | None = None,
     ) -> httpx.Response:
         timeout = self._http.timeout if seconds is None else httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        with self._told_plainly():
+        with self._errors_explained():
             response = self._http.request(method, path, json=body, params=params, timeout=timeout)
         self._refuse_errors(response)
         return response
@@ -252,15 +252,15 @@ class Client:
     @contextmanager
     def _streamed(self, method: str, path: str, *, seconds: float, **request: Any) -> Iterator[httpx.Response]:
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        with self._told_plainly(), self._http.stream(method, path, timeout=timeout, **request) as response:
+        with self._errors_explained(), self._http.stream(method, path, timeout=timeout, **request) as response:
             if response.is_error:
                 response.read()
             self._refuse_errors(response)
             yield response
 
     @contextmanager
-    def _told_plainly(self) -> Iterator[None]:
-        """Turn httpx's errors into sentences."""
+    def _errors_explained(self) -> Iterator[None]:
+        """Convert httpx's errors to CommandError."""
         url = self.target.url
         try:
             yield

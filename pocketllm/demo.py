@@ -1,6 +1,6 @@
-"""The first five minutes: a real daemon, in a folder of its own, learns from sample notes and shows what changed.
+"""The demo: a real daemon in a folder of its own learns from sample notes, and the model's change is shown.
 
-Nothing is made up: the daemon is the one that `pocketllm serve` runs, and every number comes from its answers.
+The daemon is the one that `pocketllm serve` runs, and every number comes from its answers.
 """
 
 import shlex
@@ -28,9 +28,9 @@ MARKER = ".pocketllm-demo"
 FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
 SERVE = (sys.executable, "-m", "pocketllm", "serve")
 DEFAULT_STEPS = 60
-STALL_SECONDS = 90.0  # nobody should look at a bar that waits for longer than this
+STALL_SECONDS = 90.0  # a job that waits for longer than this ends the demo
 
-# Openings in the voice of the sample notes; none of them stands there.
+# Prompts in the style of the sample notes, which do not contain them.
 PROMPTS = (
     "Wind south-east, drizzle. Walked down to the shed and",
     "Fog till noon. The admiral found",
@@ -52,9 +52,11 @@ def run_demo(
 ) -> Document:
     """Teach the sample notes to the default model in `data_dir`, and show the model before and after.
 
-    Starts a daemon there and stops it again whatever happens. `install` puts a model into the models folder it is
-    given, if it is not there yet, and returns its name. With `keep`, the demo goes on from what an earlier one learned.
-    Returns {"learned", "job", "answers", "folder", "seconds"}; raises CommandError when it could not get that far.
+    Starts a daemon there and stops it whatever happens. Returns {"learned", "job", "answers", "folder", "seconds"};
+    raises CommandError when it fails.
+
+    install: puts a model into the given models folder, if it is missing, and returns its name. keep: continue from
+    what an earlier demo learned.
     """
     begun = time.monotonic()
     prepare_folder(data_dir, keep=keep)
@@ -81,9 +83,9 @@ def run_demo(
 
 
 def prepare_folder(data_dir: Path, *, keep: bool) -> None:
-    """Make the demo's folder, or empty the folder of an earlier demo but for its models.
+    """Make the demo's folder, or empty that of an earlier demo except for its models.
 
-    Raises CommandError, having touched nothing, when the folder is not a demo's or when a daemon is using it.
+    Raises CommandError, before any change, when the folder is not a demo's or a daemon uses it.
     """
     marker = data_dir / MARKER
     if data_dir.exists() and not data_dir.is_dir():
@@ -136,10 +138,10 @@ def add_notes(client: "Client", console: "Console") -> None:
 
 
 def learn(client: "Client", console: "Console", steps: int) -> Document:
-    """Train now and show it. Raises CommandError when the job did not succeed or never got its turn."""
+    """Train now and show the progress. Raises CommandError when the job does not succeed or never starts."""
     from pocketllm.cli.views import FINISHED_STATES
 
-    # Kept from an earlier demo that was interrupted, a job goes on where it was; a second one would wait behind it.
+    # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
     open_job = next((job for job in client.jobs(limit=1)[0] if job["state"] not in FINISHED_STATES), None)
     job = open_job or client.start_job(steps=steps, seed=SEED)
     with job_display(console, quiet=False) as show:
@@ -153,7 +155,7 @@ def learn(client: "Client", console: "Console", steps: int) -> Document:
 
 
 class StallGuard:
-    """Passes a job on to be shown, and raises CommandError when it has only been waiting for too long."""
+    """Shows a job, and raises CommandError when it has been waiting for too long."""
 
     def __init__(self, show: Callable[[Document], None], clock: Callable[[], float]) -> None:
         self._show = show
@@ -175,7 +177,7 @@ class StallGuard:
 
 
 def compare(client: "Client", console: "Console", adapter: str) -> list[Document]:
-    """Let the base model and the personal one go on from the same prompts; shows and returns the answers."""
+    """Show and return the base model's and the personal model's answers to the same prompts."""
     from pocketllm.cli.views import answers_table
 
     answers: list[Document] = []
@@ -189,14 +191,14 @@ def compare(client: "Client", console: "Console", adapter: str) -> list[Document
 
 
 def show_job(console: "Console", job: Document, folder: str | None) -> None:
-    """Print what the job achieved, or plainly that it achieved nothing."""
+    """Print the job's outcome."""
     from pocketllm.cli.views import outcome
 
     console.print(outcome(job, folder))
 
 
 def show_words(client: "Client", console: "Console", job_id: str) -> None:
-    """Print the words whose probability rose most, if there is a report that tells of them."""
+    """Print the words whose probability rose most, if the job has a report."""
     from pocketllm.cli.jobs.report_view import words_table
 
     report = find_report(client, job_id)
@@ -205,7 +207,7 @@ def show_words(client: "Client", console: "Console", job_id: str) -> None:
 
 
 def own_command() -> str:
-    """How the reader's shell finds this program: by its name, or, in an environment that is not active, by its path."""
+    """Return how a shell finds this program: its name, or its path in an environment that is not active."""
     script = Path(sys.executable).with_name("pocketllm")
     if not script.exists() or shutil.which("pocketllm") == str(script):
         return "pocketllm"
@@ -214,7 +216,7 @@ def own_command() -> str:
 
 
 def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
-    """Print how long it all took and what to try, as lines to copy."""
+    """Print how long it took and what to try next, as lines to copy."""
     from pocketllm.cli.views import duration_text
 
     folder, command = shlex.quote(str(data_dir)), own_command()

@@ -1,4 +1,4 @@
-"""The daemon's process: the one place that builds everything, serves it, and takes it down in order."""
+"""The daemon's process: builds everything, serves it, and shuts it down in order."""
 
 import asyncio
 import gc
@@ -38,7 +38,7 @@ HOST = "127.0.0.1"
 _TICK = "tick"
 #: How long open requests may take to end when the daemon stops.
 SHUTDOWN_SECONDS = 5
-#: How long a thread may keep Python's lock while another waits for it: the usual 5 ms are as long as a whole answer.
+#: How long a thread may keep the GIL while another waits: the default, 5 ms, is as long as a whole answer.
 SWITCH_SECONDS = 0.001
 
 
@@ -50,7 +50,7 @@ def serve(overrides: dict[str, Any]) -> int:
     """
     settings = load_settings(overrides)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Every two seconds 'job executed' is no news, nor is what alembic has plugged in.
+    # They log every tick, and every plug-in.
     for chatty in ("apscheduler", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
@@ -61,7 +61,7 @@ def serve(overrides: dict[str, Any]) -> int:
             raise AlreadyRunning(
                 f"Another daemon runs on {folder.root}. Stop it first, or choose another folder with --data-dir."
             )
-        with _listening(settings.port) as listener, _at(folder.socket) as beside:
+        with _listening(settings.port) as listener, _listening_at(folder.socket) as beside:
             _serve(settings, folder, [listener, *beside])
     return os.EX_OK
 
@@ -72,8 +72,8 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
         with explained(folder.database):
             services.scheduler.recover(services.now())
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listeners))
-        # What is there by now stays. Under load the collector would go through all of it every few seconds, and nothing
-        # is answered meanwhile: 150 ms on a fast machine.
+        # What exists now lives until the end. Under load the collector would scan it every few seconds, which stops
+        # all answers for 150 ms on a fast machine.
         gc.freeze()
         sys.setswitchinterval(SWITCH_SECONDS)
         config = uvicorn.Config(
@@ -92,22 +92,21 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
 
 
 class _Server(uvicorn.Server):
-    """Ends in order on SIGTERM and Ctrl-C; on the second Ctrl-C without waiting for open requests.
+    """A uvicorn server that shuts down in order on SIGTERM and Ctrl-C; a second Ctrl-C does not wait for open requests.
 
-    uvicorn's own raises the signal again when it has shut down: that would end the process before the worker is
-    gone, and with a code that a service manager takes for a crash. And it wakes ten times a second to see whether
-    there was one, which a phone's battery would notice.
+    uvicorn's own raises the signal again after its shutdown: that would end the process before the worker is gone,
+    with a code that a service manager takes for a crash. It also wakes ten times a second, which drains a phone.
     """
 
     def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
-        """ending: is set as soon as the end is asked for, so that streams that never end by themselves do."""
+        """ending: set when the shutdown begins, to end streams that would never end by themselves."""
         super().__init__(config)
         self._ending = ending
         self._wake: Callable[[], object] | None = None
 
     async def main_loop(self) -> None:
-        """Wait for the end."""
-        await self.on_tick(0)  # what it sets every second is the date in the answers, which these do without
+        """Wait for the shutdown."""
+        await self.on_tick(0)  # once: every second it would set the Date header, which is switched off
         ending = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._wake = lambda: loop.call_soon_threadsafe(ending.set)
@@ -115,7 +114,7 @@ class _Server(uvicorn.Server):
             await ending.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note that the server is to end."""
+        """Begin the shutdown."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
         self._ending.set()
@@ -124,7 +123,7 @@ class _Server(uvicorn.Server):
 
 
 class _Ticker:
-    """Has the scheduler look at everything, every so often: soon again while a job runs, else now and then."""
+    """Calls the scheduler's tick at an interval: a short one while a job runs, else a long one."""
 
     def __init__(self, services: Services, manager: ServiceManager) -> None:
         self._services, self._manager = services, manager
@@ -132,7 +131,7 @@ class _Ticker:
         self._jobs = AsyncIOScheduler(timezone="UTC")
 
     def start(self) -> None:
-        """Begin, in the running loop."""
+        """Start ticking, in the running event loop."""
         loop = asyncio.get_running_loop()
         self._services.wake.listener = lambda: loop.call_soon_threadsafe(self._now)
         self._jobs.add_job(
@@ -141,14 +140,14 @@ class _Ticker:
             id=_TICK,
             seconds=self._seconds,
             next_run_time=self._services.now(),
-            coalesce=True,  # after a suspend one look is enough
+            coalesce=True,  # one tick after a suspend
             max_instances=1,
             misfire_grace_time=None,
         )
         self._jobs.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop ticking."""
         self._services.wake.listener = None
         self._jobs.shutdown(wait=False)
 
@@ -170,7 +169,7 @@ class _Ticker:
 
 
 def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
-    """What runs beside the requests: the tick, and what tells others that the daemon is there."""
+    """The app's lifespan: the ticker, `daemon.json`, and systemd's notifications."""
     manager = ServiceManager()
     ticker = _Ticker(services, manager)
 
@@ -190,7 +189,7 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
 
 
 def _announce(services: Services, listeners: list[socket.socket]) -> None:
-    """Say in the data folder where the daemon is, so that local programs of the same owner find it."""
+    """Write the daemon's address to the data folder, for local programs of the same owner."""
     folder, port = services.folder, listeners[0].getsockname()[1]
     about = {
         "pid": os.getpid(),
@@ -222,17 +221,17 @@ def _only_daemon(folder: DataFolder) -> AbstractContextManager[bool]:
 @contextmanager
 def _listening(port: int) -> Any:
     """A listening loopback socket. Raises PortInUse."""
-    # With the protocol named: asyncio turns Nagle's delay off (40 ms an answer) only for such sockets.
+    # asyncio disables Nagle's algorithm (40 ms an answer) only for sockets whose protocol is named.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        # A daemon that has just stopped leaves its port waiting; that is no reason not to start.
+        # A daemon that has just stopped leaves its port in TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
             listener.listen(128)
         except OSError as error:
             raise PortInUse(
-                f"Port {port} on {HOST} cannot be had ({error.strerror}). Choose another with --port, or 0 for any."
+                f"Port {port} on {HOST} cannot be used ({error.strerror}). Choose another with --port, or 0 for any."
             ) from error
         yield listener
     finally:
@@ -240,18 +239,17 @@ def _listening(port: int) -> Any:
 
 
 @contextmanager
-def _at(path: Path) -> Iterator[list[socket.socket]]:
-    """A listening Unix socket that only the owner can open; none where the system has none, or the path is too long.
+def _listening_at(path: Path) -> Iterator[list[socket.socket]]:
+    """A listening Unix socket for the owner alone; none where the system has none, or the path is too long.
 
-    It is no way around the token: what may open it may read the token, and an app that is let in may be run by the
-    owner.
+    Requests through it need a token, too.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        path.unlink(missing_ok=True)  # left by a daemon that was killed: this one holds the folder's lock
+        path.unlink(missing_ok=True)  # left by a killed daemon, since this one holds the folder's lock
         listening = [listener]
         try:
             listener.bind(str(path))
-            path.chmod(0o600)  # nothing is let in before listen()
+            path.chmod(0o600)  # nobody can connect before listen()
             listener.listen(128)
         except OSError as error:
             log.warning("no Unix socket at %s: %s", path, error)

@@ -1,6 +1,6 @@
-"""Installing PocketLLM as a service: a systemd unit, or a runit service with a boot entry under Termux.
+"""Installs PocketLLM as a service: a systemd unit, or a runit service with a boot script under Termux.
 
-The files are those in systemd/ and termux/; all that changes is the path of the command. Everything can be done twice.
+The files come from systemd/ and termux/, with the command's path filled in. Installing twice is harmless.
 """
 
 import os
@@ -22,35 +22,35 @@ _UNIT = "pocketllm.service"
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceState:
-    """What is known of the service."""
+    """The state of the service."""
 
     manager: str
     installed: bool
-    running: bool | None  #: None: the manager does not say
+    running: bool | None  #: None: unknown
     files: tuple[str, ...]
     message: str
 
 
 class ServiceManager(Protocol):
-    """What starts the daemon and keeps it running."""
+    """A service manager: starts the daemon and keeps it running."""
 
     def install(self) -> list[str]:
-        """Put it in place and start it; what was done, a sentence each. Raises CommandError."""
+        """Install the service and start it; returns what was done, in sentences. Raises CommandError."""
 
     def uninstall(self) -> list[str]:
-        """Stop it and take it away; what was done. The owner's data stay."""
+        """Stop and remove the service; returns what was done. The owner's data stay."""
 
     def status(self) -> ServiceState:
-        """How it is."""
+        """Return the state of the service."""
 
 
 def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> ServiceManager:
-    """What fits this machine. Raises CommandError where nothing does."""
+    """Return this machine's service manager. Raises CommandError where there is none."""
     if is_termux(environment):
         return Runit(home=Path(environment["HOME"]), prefix=Path(environment.get("PREFIX", "")), command=own_command())
     if shutil.which("systemctl", path=environment.get("PATH")) is None:
         raise CommandError(
-            "Neither Termux nor systemd was found here. Have `pocketllm serve` started by whatever starts services."
+            "Neither Termux nor systemd was found here. Configure your service manager to run `pocketllm serve`."
         )
     if system:
         return Systemd(Path("/etc/systemd/system"), ("systemctl",), "pocketllm-system.service", own_command())
@@ -59,7 +59,7 @@ def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ
 
 
 def own_command() -> Path:
-    """The console script of the environment that this runs in."""
+    """Return the path of this environment's `pocketllm` command."""
     beside = Path(sys.executable).parent / "pocketllm"
     found = beside if beside.is_file() else shutil.which("pocketllm")
     if found is None:
@@ -69,7 +69,7 @@ def own_command() -> Path:
 
 @dataclass(frozen=True)
 class Systemd:
-    """A unit of the user's manager or of the system's."""
+    """A unit of systemd's user or system manager."""
 
     folder: Path
     systemctl: Sequence[str]
@@ -78,7 +78,7 @@ class Systemd:
 
     @property
     def unit(self) -> Path:
-        """Where the unit lies."""
+        """The unit's path."""
         return self.folder / _UNIT
 
     def install(self) -> list[str]:
@@ -125,7 +125,7 @@ class Systemd:
 
 @dataclass(frozen=True)
 class Runit:
-    """A service of Termux' runit, and the entry by which Termux:Boot starts that."""
+    """A service of Termux's runit, and the script by which Termux:Boot starts runit."""
 
     home: Path
     prefix: Path
@@ -133,7 +133,7 @@ class Runit:
 
     @property
     def _places(self) -> dict[Path, tuple[str, ...]]:
-        """Where each file goes, and where it comes from."""
+        """Each file's target, and its source."""
         service = self.prefix / "var/service/pocketllm"
         return {
             service / "run": ("service", "run"),
@@ -173,7 +173,7 @@ class Runit:
         there = tuple(str(file) for file in self._places if file.is_file())
         said = _run("sv", "status", str(self._service), may_fail=True).strip() if self._supervised else "not supervised"
         return ServiceState(
-            manager="runit, Termux'",
+            manager="runit, Termux's",
             installed=len(there) == len(self._places),
             running=said.startswith("run:"),
             files=there,
@@ -186,12 +186,12 @@ class Runit:
 
     @property
     def _supervised(self) -> bool:
-        """Whether runsv has taken it up."""
+        """Whether runsv supervises it."""
         return (self._service / "supervise" / "ok").exists() and shutil.which("sv") is not None
 
 
 def _linger() -> str:
-    """Let the user's services run while nobody is logged in."""
+    """Let the user's services run while the user is logged out."""
     try:
         _run("loginctl", "enable-linger")
     except CommandError as error:

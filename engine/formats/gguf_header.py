@@ -1,8 +1,8 @@
-"""Reading the header of a GGUF file without trusting it.
+"""Reads the header of an untrusted GGUF file.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. gguf's own reader makes an object of every
-token (140 MB for a small model) and takes lengths as they stand; this one checks each length against the file
-before it uses it, and keeps only scalars, strings and the table of tensors.
+token (140 MB for a small model) and trusts all lengths; this one checks each length against the file first, and keeps
+only scalars, strings and the table of tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS of ggml
 _DEFAULT_ALIGNMENT_BYTES = 32
-#: The fewest bytes that a metadata entry (key length, type, value) or a table row can take.
+#: The smallest metadata entry (key length, type, value) and table row, in bytes.
 _MIN_ENTRY_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
@@ -32,10 +32,10 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTensor:
-    """One tensor of a GGUF file: where its bytes are and how they are packed."""
+    """One tensor of a GGUF file: position, shape and packing."""
 
     name: str
-    shape: tuple[int, ...]  #: of the numbers, rows first, as torch has it
+    shape: tuple[int, ...]  #: rows first, as in torch
     kind: GGMLQuantizationType
     offset: int  #: bytes from the start of the file
     nbytes: int
@@ -43,14 +43,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """What a GGUF file says of itself; the values of arrays are left out."""
+    """The header of a GGUF file, without the values of arrays."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]  #: in the order of the table
 
     @property
     def architecture(self) -> str:
-        """The family of the model, such as "llama"; empty when the file does not say."""
+        """The model's architecture, such as "llama"; empty when it is missing."""
         return self.text("general.architecture")
 
     def text(self, key: str) -> str:

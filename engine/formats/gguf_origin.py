@@ -1,4 +1,4 @@
-"""The GGUF file that a model was imported from: what a manifest says of it, and whether it is still the same."""
+"""Finds the GGUF file that a model was imported from, if it is unchanged."""
 
 import hashlib
 from functools import lru_cache
@@ -11,11 +11,11 @@ _HASH_CHUNK_BYTES = 1 << 20
 
 
 class OriginChanged(Exception):
-    """The model's GGUF file is not there, or not as it was; the message says why, and what to do."""
+    """The model's GGUF file is missing or has changed; the message says what to do."""
 
 
 def describe_origin(path: Path) -> dict[str, Any]:
-    """What a manifest says of the file, as JSON."""
+    """Return a manifest's record of the file, as JSON values."""
     path = path.absolute()
     found = path.stat()
     sha256 = _sha256(path, found.st_size, found.st_mtime_ns)
@@ -25,15 +25,14 @@ def describe_origin(path: Path) -> dict[str, Any]:
 def find_origin(manifest: Manifest) -> Path:
     """The GGUF file that the model was imported from, unchanged. Raises OriginChanged.
 
-    A file with another time of change is read, and its hash compared: a package that is installed anew has its old
-    files.
+    Where only the modification time differs, the hash decides: reinstalling a package restores the same file.
     """
     about = manifest.gguf
     if about is None:
         if manifest.source.endswith(".gguf"):
             raise OriginChanged(
-                f"{manifest.name} was imported before it was noted where its GGUF file lies; `pocketllm models add "
-                "--replace` imports it anew"
+                f"{manifest.name} was imported by a version that did not record its GGUF file; `pocketllm models add "
+                "--replace` imports it again"
             )
         raise OriginChanged(f"{manifest.name} was not imported from a GGUF file")
     path = Path(about["path"])

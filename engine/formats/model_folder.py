@@ -1,4 +1,4 @@
-"""The model folder: a Hugging Face folder whose weights are mapped into memory, never read into it.
+"""The model folder: a Hugging Face folder whose weights are mapped into memory.
 
 Nothing here imports torch or transformers before `config` or `tokenizer` is called, so that a
 process that only lists models stays small.
@@ -41,7 +41,7 @@ MANIFEST_FORMAT = 1
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
 #: How weights may be stored; the last two are the packings of engine/streamed/quantization.py.
 DTYPES = (*FLOAT_DTYPES, "int8", "int4")
-#: What a model may be called: safe as a folder name, in a URL and on a command line.
+#: A model's name: safe as a folder name, in a URL and on a command line.
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
 _HASH_CHUNK_BYTES = 1 << 20
@@ -49,23 +49,23 @@ _HASH_CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What PocketLLM knows of a model that it imported; stored in the model's folder as pocketllm.json."""
+    """The description of an imported model; stored in its folder as pocketllm.json."""
 
     format: int = MANIFEST_FORMAT  #: version of this file's layout
-    name: str  #: the folder's name, and what people call the model
+    name: str  #: the folder's name
     source: str  #: the file, folder or hub id that it was imported from
-    license: str  #: as its makers named it, or "unknown"
+    license: str  #: the licence's name, or "unknown"
     architecture: str  #: class in transformers, such as "LlamaForCausalLM"
     model_type: str  #: family in transformers, such as "llama"
-    parameters: int  #: how many numbers the model holds, tied ones counted once
+    parameters: int  #: tied ones counted once
     dtype: str  #: of the weights on disk, one of DTYPES
     weights_bytes: int  #: size of model.safetensors
     weights_sha256: str  #: of model.safetensors, in hex
     created_at: datetime  #: when the import ended; aware, UTC
     # Folders written by older versions lack these.
     quantization_error: float | None = None  #: of packed weights against the source's, relative RMS; None: no packing
-    compute_dtype: str = "bfloat16"  #: in which the layers compute, one of FLOAT_DTYPES
-    calibration: dict[str, Any] | None = None  #: what a measurement of the whole model found; JSON
+    compute_dtype: str = "bfloat16"  #: of the layers' computation, one of FLOAT_DTYPES
+    calibration: dict[str, Any] | None = None  #: the measurements of the whole model; JSON
     gguf: dict[str, Any] | None = None  #: the GGUF file it came from (gguf_origin.py); None: another source
 
     def __post_init__(self) -> None:
@@ -87,11 +87,11 @@ class Manifest:
         if self.parameters < 1 or self.weights_bytes < 1:
             raise ValueError("parameters and weights_bytes must be positive")
         if self.created_at.tzinfo is None:
-            raise ValueError(f"created_at is {self.created_at}; it must say its time zone")
+            raise ValueError(f"created_at is {self.created_at}; it needs a time zone")
 
     @property
     def is_mlm(self) -> bool:
-        """Whether the model fills in masks, seeing both sides of them, instead of continuing a text."""
+        """Whether the model fills in masks (a masked language model) instead of continuing a text."""
         return self.architecture.endswith("ForMaskedLM")
 
     def to_json(self) -> str:
@@ -106,7 +106,7 @@ class Manifest:
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
         if values.get("dtype") in FLOAT_DTYPES:
-            # Before there was a compute_dtype, layers computed in what was stored.
+            # In versions without compute_dtype, layers computed in the stored dtype.
             values.setdefault("compute_dtype", values["dtype"])
         missing = [field.name for field in fields(cls) if field.name not in values and _is_required(field)]
         if missing:
@@ -118,7 +118,7 @@ class Manifest:
 
 
 def _is_required(field: Field[Any]) -> bool:
-    """Whether every manifest has this field; without `format` it could be of any version."""
+    """Whether every manifest has this field; `format` is required to tell the version."""
     return field.default is MISSING or field.name == "format"
 
 
@@ -131,7 +131,7 @@ def _is_of_type(value: object, annotation: str) -> bool:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An imported model on disk, of which opening read the manifest alone; weights.open_weights maps the weights."""
+    """An imported model on disk. Opening it reads the manifest alone; weights.open_weights maps the weights."""
 
     path: Path
     manifest: Manifest
@@ -142,7 +142,7 @@ class ModelFolder:
         return self.path / WEIGHTS_NAME
 
     def config(self) -> PreTrainedConfig:
-        """The model's transformers config, read anew each time. Raises ModelFileError when it is broken."""
+        """The model's transformers config, read on each call. Raises ModelFileError when it is broken."""
         from transformers import AutoConfig
 
         try:
@@ -156,7 +156,7 @@ class ModelFolder:
         return config
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, read anew each time. Raises ModelFileError when it is broken."""
+        """The model's tokenizer, read on each call. Raises ModelFileError when it is broken."""
         return load_tokenizer(self.path)
 
 

@@ -1,8 +1,8 @@
-"""Reading the header of a safetensors file, and writing one tensor by tensor.
+"""Reads the header of a safetensors file, and writes a file tensor by tensor.
 
 A safetensors file is 8 bytes of header length, a JSON header, and then every tensor's bytes back to back:
 https://huggingface.co/docs/safetensors. The format allows no gap between tensors. Nothing here imports torch
-before a tensor is at hand, so that a process that only lists models stays small.
+before a tensor is written, so that a process that only lists models stays small.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """One tensor of a safetensors file: where its bytes are and what they mean."""
+    """One tensor of a safetensors file: position, dtype and shape."""
 
     name: str
     dtype: str  #: name of the dtype in torch, such as "bfloat16"
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
     Raises ModelFileError if the file is incomplete or its header invalid: safetensors' own reader checks that every
     tensor is within the file and as long as its shape says, without gaps and overlaps. It does not give their offsets,
-    so the header is read again.
+    so the header is parsed here.
     """
     try:
         with safe_open(path, "numpy"):
@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def trusted_header(path: Path) -> dict[str, TensorEntry]:
-    """The same without the checks, which import numpy: for our own files, when no tensor is read."""
+    """The same without the checks, which import numpy; for PocketLLM's own files."""
     try:
         with path.open("rb") as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
@@ -99,10 +99,10 @@ def _broken(path: Path, reason: str) -> ModelFileError:
 
 
 class SafetensorsWriter:
-    """Writes a safetensors file from tensors that arrive in order, in chunks of rows, hashing on the way.
+    """Writes a safetensors file in chunks of rows, and computes its hash.
 
     Use it as a context manager: leaving it syncs the file to disk, and raises ModelFileError when a tensor is
-    missing or short. `sha256` (of the whole file, in hex) and `nbytes` (its size) are final from then on.
+    missing or short. `sha256` (of the whole file, in hex) and `nbytes` (its size) are final after that.
     """
 
     def __init__(self, path: Path, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> None:
@@ -133,12 +133,12 @@ class SafetensorsWriter:
             self._waiting.append(TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=end, nbytes=nbytes))
             end += nbytes
         header = json.dumps(table, separators=(",", ":")).encode()
-        # Spaces are the padding that the format allows.
+        # The format allows spaces as padding.
         return header + b" " * (-(len(header) + _LENGTH.size) % ALIGNMENT_BYTES)
 
     @property
     def sha256(self) -> str:
-        """The hash of what has been written so far, in hex."""
+        """The hash of the bytes written so far, in hex."""
         return self._hash.hexdigest()
 
     def write(self, name: str, rows: torch.Tensor) -> None:
@@ -200,9 +200,9 @@ class SafetensorsWriter:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a file of tensors, whole or not at all; replaces what is there.
+    """Write a file of tensors atomically; an existing file is replaced.
 
-    A tensor at a time: safetensors' own writer would take as much memory again as all of them.
+    safetensors' own writer would need a second copy of all tensors in memory.
     """
     scratch = path.with_name(f".{path.name}.writing")
     with SafetensorsWriter(scratch, [(name, value.shape, value.dtype) for name, value in tensors.items()]) as writer:
@@ -213,7 +213,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk."""
+    """Sync a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

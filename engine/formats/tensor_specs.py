@@ -1,4 +1,4 @@
-"""What a model needs to be whole, and what a source of weights must be able to do."""
+"""The tensors that a model consists of, and the interface of a source of weights."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from pocketllm.engine.streamed.quantization import packable, packed_parts
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-#: How much of a tensor is in memory at a time, counted in 32-bit floats.
+#: How much of a tensor is in memory at a time, as 32-bit floats.
 CHUNK_BYTES = 4 << 20
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """One tensor that the model cannot do without."""
+    """One tensor of the model, and how it is stored."""
 
     name: str  #: in the model's state_dict
-    aliases: tuple[str, ...]  #: names of tensors tied to it, under which a file may hold it instead
+    aliases: tuple[str, ...]  #: names of tensors tied to it; a file may use one of these
     shape: tuple[int, ...]
-    dtype: torch.dtype  #: in which it is stored when it is not packed
+    dtype: torch.dtype  #: of the stored tensor, unless it is packed
     packing: str | None = None  #: one of quantization.PACKINGS
 
     @property
     def parts(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        """The tensors that it is stored as: name, shape and dtype of each, the one of its own name first."""
+        """Name, shape and dtype of the stored tensors; the one with its own name comes first."""
         if self.packing:
             return packed_parts(self.name, self.shape, self.packing)
         return [(self.name, self.shape, self.dtype)]
 
     @property
     def part_bytes(self) -> list[int]:
-        """The size of each part once stored."""
+        """The stored size of each part."""
         return [math.prod(shape) * dtype.itemsize for _, shape, dtype in self.parts]
 
     @property
     def nbytes(self) -> int:
-        """Its size once stored."""
+        """The stored size."""
         return sum(self.part_bytes)
 
 
@@ -60,7 +60,7 @@ class WeightSource(Protocol):
 
     @property
     def origin(self) -> str:
-        """Where the model came from, without this machine's folders."""
+        """Where the model came from, without paths of this machine."""
 
     @property
     def license(self) -> str:
@@ -68,7 +68,7 @@ class WeightSource(Protocol):
 
     @property
     def tensor_count(self) -> int:
-        """How many tensors there are."""
+        """The number of tensors."""
 
     def config(self) -> PreTrainedConfig:
         """The model's transformers config. Raises ModelFileError or UnsupportedModel."""
@@ -77,20 +77,20 @@ class WeightSource(Protocol):
         """Write the tokenizer's files into `folder`. Raises ModelFileError or UnsupportedModel."""
 
     def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
-        """Find every need among the tensors. Raises ModelFileError naming those absent or misshapen."""
+        """Find the tensor for every need. Raises ModelFileError naming those that are missing or of another shape."""
 
     def read(self, need: Need) -> Iterator[torch.Tensor]:
-        """The tensor's rows, a few MB at a time, in the precision that they are found in; after `match`."""
+        """Yield the tensor's rows, a few MB at a time, in the source's precision. Call `match` first."""
 
 
 def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedModel:
     """Return the language model of `config` without memory for its weights (on the meta device).
 
-    Raises UnsupportedModel when transformers has none or the config is for another task, and ModelFileError when
-    the config cannot be that of the tensors at hand.
+    Raises UnsupportedModel when transformers has no such model or it is for another task, and ModelFileError when
+    the config does not fit the source's tensors.
     """
     layers = getattr(config, "num_hidden_layers", None)
-    # Checked first, since a false count would make us build modules until memory runs out.
+    # Checked first: a wrong count would build modules until memory runs out.
     if isinstance(layers, int) and layers > source.tensor_count:
         raise ModelFileError(
             f"{source.path} is said to have {layers} layers but holds {source.tensor_count} tensors. "
@@ -102,7 +102,7 @@ def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedMod
             return build(config, trust_remote_code=False)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{source.path} cannot be imported. {error}") from error
-    except Exception as error:  # a config's values reach every line of a model's constructor
+    except Exception as error:  # a wrong value may fail anywhere in a model's constructor
         raise UnsupportedModel(
             f"transformers cannot build a language model of type {config.model_type!r} from {source.path}: "
             f"{first_line(error)}. Choose another model."
@@ -110,11 +110,11 @@ def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedMod
 
 
 def list_needs(model: PreTrainedModel, dtype: torch.dtype, packing: str | None) -> list[Need]:
-    """Return every tensor of `model` once (of tied ones only the first), in the order in which to store them.
+    """Return the tensors of `model` in the order in which they are stored; of tied tensors only the first.
 
-    Floating-point tensors are to be stored in `dtype`, but with a `packing` those that have the form for it are
-    packed. Tensors whose length is not a multiple of the alignment come last, so that all the others are aligned.
-    Raises UnsupportedModel when there is nothing that `packing` could pack.
+    Floating-point tensors are stored in `dtype`, or packed where `packing` fits their shape. Tensors whose length is
+    not a multiple of the alignment come last, so that all others are aligned. Raises UnsupportedModel when no tensor
+    can be packed.
     """
     tied: dict[str, str] = model.all_tied_weights_keys
     packings = _choose_packings(model, packing) if packing else {}
@@ -144,7 +144,7 @@ def _choose_packings(model: PreTrainedModel, packing: str) -> dict[str, str]:
         is_embedding = any(module is one for one in embeddings)
         if not is_embedding and not isinstance(module, torch.nn.Linear):
             continue
-        # Embeddings are used row by row, so that rounding errors do not average out.
+        # int8 for embeddings: they are used row by row, so rounding errors do not average out.
         finer = "int8" if is_embedding else packing
         if packable(module.get_parameter("weight").shape, finer):
             packings[f"{path}.weight"] = finer
@@ -177,7 +177,7 @@ def rows_per_chunk(shape: tuple[int, ...]) -> int:
 
 
 def library_error(path: Path, what: str, error: Exception) -> ModelFileError:
-    """Turn what a library raised over a file into our words; `what` names the part that it stumbled over."""
+    """Convert a library's exception to a ModelFileError. what: the part of the file that it was reading."""
     return ModelFileError(f"{what} of {path} cannot be read: {first_line(error)}. Get the file again.")
 
 
@@ -188,6 +188,6 @@ def _some(names: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The type and the first line of an error of a library, to be put into a sentence."""
+    """The type and the first line of a library's exception, for use in a sentence."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""A daemon as a child process: started on a folder, waited for, and stopped again whatever happens."""
+"""Runs a daemon as a child process on a folder, and stops it whatever happens."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 15
 
 
@@ -32,9 +32,10 @@ def running_daemon(
 ) -> "Iterator[Client]":
     """Start a daemon on an existing folder, yield a client of it, and stop it at the end.
 
-    It is stopped on errors, on Ctrl-C and when this process is asked to end, too. Its output goes to
-    `daemon.log` in the folder; when it dies, the CommandError shows the log's end. Must be entered in the
-    main thread. settings: by their names in the environment, without the prefix.
+    It is also stopped on errors, on Ctrl-C and on SIGTERM. Its output goes to `daemon.log` in the folder; when it
+    dies, the CommandError shows the log's end. Must be entered in the main thread.
+
+    settings: by their names in the environment, without the prefix.
     """
     log = data_dir / "daemon.log"
     with signals_raise(signal.SIGTERM, signal.SIGHUP), log.open("wb") as output:
@@ -44,7 +45,7 @@ def running_daemon(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=child_environment(os.environ, data_dir) | environment_of(settings or {}),
-            # Ctrl-C in the terminal must reach us alone: we then stop the daemon in order.
+            # Ctrl-C in the terminal must reach this process alone, which then stops the daemon in order.
             start_new_session=True,
         )
         try:
@@ -59,11 +60,10 @@ def running_daemon(
 
 
 def child_environment(environ: Mapping[str, str], data_dir: Path) -> dict[str, str]:
-    """Return the environment of a daemon that runs with the default settings, whatever the user's own daemon has.
+    """Return the environment of a daemon with the default settings, whatever the user's own daemon has.
 
-    Only the gate is wider: who starts a daemon to look at it does not want to wait for a charger, nor for sensors
-    that this machine lacks. What is known to be unsafe still keeps a job from running. And no job starts by itself
-    between the words and the asking.
+    Only the gate differs: a demo waits neither for a charger nor for sensors that this machine lacks, but unsafe
+    readings still block a job. And no job starts by itself.
     """
     others = {name: value for name, value in environ.items() if not name.startswith("POCKETLLM_")}
     return others | {
@@ -92,29 +92,29 @@ def wait_until_answering(
             token = read_text_field(data_dir / "tokens.json", "owner")
             client = Client(Target(url=url, token=token, tokens_file=data_dir / "tokens.json"))
             with suppress(CommandError):
-                # A file that a crash left behind may lead to another daemon.
+                # After a crash `daemon.json` stays, and another daemon may have got the same port.
                 if client.health().get("pid") == process.pid:
                     return client
             client.close()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     if process.poll() is not None:
         raise died(process, log)
     raise CommandError(f"The daemon did not answer within {start_seconds:.0f} seconds. {log_tail(log)}")
 
 
 def died(process: "subprocess.Popen[bytes]", log: Path) -> CommandError:
-    """Return the error for a daemon that ended by itself."""
+    """Return the error for a daemon that died."""
     return CommandError(f"The daemon ended by itself with exit code {process.returncode}. {log_tail(log)}")
 
 
 def log_tail(log: Path) -> str:
-    """Return the last lines of the daemon's log, introduced by where the whole is."""
+    """Return the path and the last lines of the daemon's log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
     return "\n".join([f"The end of its log, {log}:", *(f"  {line}" for line in lines)])
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the daemon and what it started: ask, wait, then kill. A second Ctrl-C does not interrupt this."""
+    """Stop the daemon and its children: ask, wait, then kill. A second Ctrl-C does not interrupt this."""
     with signals_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -127,7 +127,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def signals_raise(*signals: signal.Signals) -> Iterator[None]:
-    """Make these signals end the program by an exception meanwhile, so that `finally` blocks run."""
+    """Have these signals raise SystemExit, so that `finally` blocks run."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -142,7 +142,7 @@ def signals_raise(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def signals_ignored(*signals: signal.Signals) -> Iterator[None]:
-    """Ignore these signals meanwhile."""
+    """Ignore these signals inside the block."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the commands share: their options, their consoles, and the one place where errors become exit codes."""
+"""What the commands share: options, consoles, and the conversion of errors to exit codes."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ COMMAND_ORDER = [
     *("jobs", "report", "adapters", "rollback", "steps", "replay", "generate", "chat", "token"),
 ]
 JSON_WANTED = "pocketllm.json"
-PIPE_COLUMNS = 160  # a file or a pipe has no width, and cutting at 80 would lose columns
+PIPE_COLUMNS = 160  # for a file or a pipe, where rich would cut tables at 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Program(TyperGroup):
         return sorted(super().list_commands(ctx), key=COMMAND_ORDER.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remember whether JSON is wanted: an error may come before the command has read its own options."""
+        """Note whether --json was given: an error may occur before the command has parsed its own options."""
         own = args[: args.index("--")] if "--" in args else args
         ctx.meta[JSON_WANTED] = "--json" in own
         return super().parse_args(ctx, args)
@@ -112,11 +112,11 @@ class Program(TyperGroup):
         except CommandError as caught:
             error = caught
         except OSError as caught:
-            if caught.errno == errno.EPIPE:  # the reader of our pipe has seen enough; typer ends quietly
+            if caught.errno == errno.EPIPE:  # the reader of our pipe is gone; typer ends quietly
                 raise
             error = CommandError(f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught))
         except Exception as caught:
-            # typer's own complaints about options; its base class is not public in all supported versions.
+            # A usage error of typer's, whose base class is not public in all supported versions.
             if not json_wanted or not hasattr(caught, "format_message"):
                 raise
             error = UsageError(caught.format_message())
@@ -160,13 +160,13 @@ def emit(document: object) -> None:
 
 
 def json_text(document: object, encoding: str | None) -> str:
-    """Return a document as JSON text that a stream of this encoding can carry."""
+    """Return a document as JSON text in characters that the encoding has."""
     unicode = (encoding or "").lower().startswith("utf")
     return json.dumps(document, indent=2, ensure_ascii=not unicode) + "\n"
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a rich console that prints strings as they are: no markup, no emoji codes, no colouring of numbers."""
+    """Return a rich console that prints strings unchanged: no markup, no emoji codes, no highlighting."""
     from rich.console import Console
 
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)

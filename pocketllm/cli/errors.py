@@ -1,4 +1,4 @@
-"""What can go wrong in a command. Each class is a sentence, and each message says what to do next.
+"""The errors of commands. Each message says what to do next.
 
 CommandError          exit 1
 ├── UsageError        exit 2

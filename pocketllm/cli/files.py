@@ -1,4 +1,4 @@
-"""Files that commands write: under their name stands all of it or what stood there before."""
+"""Writes files atomically: under a name stands the whole new file, or the old one."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from pocketllm.cli.errors import CommandError
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Refuse, before anything is asked for, a file that cannot be written. Raises CommandError."""
+    """Check that a file can be written, before any work is done. Raises CommandError."""
     if path.is_dir():
         raise CommandError(f"{path} is a folder. Give the name of a file.")
     if not path.parent.is_dir():
@@ -22,7 +22,7 @@ def check_target(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which only its owner may read. It takes its name when the block ends well, else it is gone."""
+    """A file to write, readable by its owner alone. It gets its name when the block succeeds; else it is deleted."""
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".pocketllm-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,6 +1,6 @@
-"""Where the daemon is: its data folder, its address and the owner's token.
+"""Finds the daemon: its data folder, its address and the owner's token.
 
-The daemon writes `daemon.json` and `tokens.json` into its data folder, so who knows the folder knows the rest.
+The daemon writes its address to `daemon.json` and the token to `tokens.json` in its data folder.
 """
 
 import json
@@ -42,7 +42,7 @@ def configured_data_dir() -> Path:
 
 
 def configured_text_bytes() -> int | None:
-    """Return the longest text that a daemon with this environment and config.toml takes; None where it is not said."""
+    """Return the setting `max_text_bytes` of the environment or config.toml; None where it is not set."""
     named = os.environ.get("POCKETLLM_MAX_TEXT_BYTES") or config_document().get("max_text_bytes")
     try:
         return max(1, int(named)) if isinstance(named, int | str) else None
@@ -51,7 +51,7 @@ def configured_text_bytes() -> int | None:
 
 
 def config_document() -> Document:
-    """Return what config.toml says; nothing where it cannot be read, which the daemon tells when it starts."""
+    """Return config.toml; empty where it cannot be read, which the daemon reports when it starts."""
     try:
         return tomllib.loads(config_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -61,9 +61,9 @@ def config_document() -> Document:
 def find_target(url: str | None, data_dir: Path | None) -> Target:
     """Return where to send requests and with which token.
 
-    The address is the first there is of: `url`, the `daemon.json` of `data_dir`, POCKETLLM_URL, the
+    The address is the first of these that is set: `url`, the `daemon.json` of `data_dir`, POCKETLLM_URL, the
     `daemon.json` of the configured folder, DEFAULT_URL. The token is POCKETLLM_TOKEN, else the folder's owner
-    token. Raises UsageError for an address that is none.
+    token. Raises UsageError for an invalid address.
     """
     folder = data_dir or configured_data_dir()
     given = url or (recorded_url(folder) if data_dir else None) or os.environ.get("POCKETLLM_URL")
@@ -71,7 +71,7 @@ def find_target(url: str | None, data_dir: Path | None) -> Target:
         raise UsageError(f"{given} is not the address of a daemon. One looks like {DEFAULT_URL}.")
     address = given or recorded_url(folder) or DEFAULT_URL
     token = os.environ.get("POCKETLLM_TOKEN") or None
-    # The folder's token opens everything the owner wrote, so a mistyped address must not carry it off the device.
+    # The owner's token gives access to everything, so a mistyped address must not carry it off the device.
     if token is None and urlsplit(address).hostname in LOOPBACK_HOSTS:
         token = read_text_field(folder / "tokens.json", "owner")
     return Target(url=address.rstrip("/"), token=token, tokens_file=folder / "tokens.json")
@@ -90,7 +90,7 @@ def owner_token(data_dir: Path | None) -> str:
 
 
 def recorded_url(folder: Path) -> str | None:
-    """Return the address that the folder's daemon wrote down; None when none runs or it is no address."""
+    """Return the address in the folder's `daemon.json`; None when there is none or it is invalid."""
     url = read_text_field(folder / "daemon.json", "url")
     return url if url and is_address(url) else None
 
@@ -105,7 +105,7 @@ def is_address(url: str) -> bool:
 
 
 def read_text_field(path: Path, field: str) -> str | None:
-    """Return one text of a small JSON file; None when there is no such file, field or text. Raises as read_document."""
+    """Return a string of a small JSON file; None when the file or the field is missing. Raises as read_document."""
     value = read_document(path).get(field)
     return value if isinstance(value, str) and value else None
 

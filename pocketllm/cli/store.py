@@ -1,4 +1,4 @@
-"""The data folder read by a command itself, with or without a daemon on it. Nothing is migrated and no row changes."""
+"""Reads the database without a daemon. Nothing is migrated and no row changes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stored(path: Path) -> "Iterator[Store]":
-    """Yield the store in a database file, to read from.
-
-    Raises CommandError when there is none, or none that this version can read as it is.
-    """
+    """Yield the store in a database file. Raises CommandError when it is missing or of another version."""
     if not path.is_file():
         raise CommandError(f"There is no database {path}. Say where the daemon's data folder is with --data-dir.")
     from pocketllm.storage.database import Database, explained

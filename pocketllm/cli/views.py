@@ -1,6 +1,6 @@
-"""What the command line shows: functions from the daemon's JSON documents to rich renderables and to plain lines.
+"""Views of the daemon's JSON documents: functions that return rich renderables or plain lines.
 
-Nothing here asks the daemon, reads a clock or prints. Times are given in, so that every view can be tested.
+Nothing here talks to the daemon, reads a clock or prints; the time is passed in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ STATE_STYLES = {
     "cancelled": "dim",
 }
 FINISHED_STATES = {"succeeded", "failed", "cancelled"}
-NARROW_COLUMNS = 100  # below this the jobs table leaves out what a phone's screen has no room for
+NARROW_COLUMNS = 100  # narrower tables leave columns out, to fit a phone's screen
 UNKNOWN = "-"
 
 
 def printable(text: str) -> str:
-    """Return text without control characters: a model's words must not be able to steer the terminal."""
+    """Return text without control characters, by which a model's words could control the terminal."""
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
 
 
@@ -91,18 +91,18 @@ def speed_text(job: Document) -> str:
 
 
 def steps_text(job: Document) -> str:
-    """Return how far a job is; of one that went back to its start there is nothing to count."""
+    """Return a job's step and its total; "0" for a job that was rolled back to its start."""
     total = job.get("total_steps")
     return "0" if total == 0 else f"{job.get('step') or 0}/{'?' if total is None else total}"
 
 
 def left_text(job: Document) -> str:
-    """Return the time until a job ends, once it is known and while it has not ended."""
+    """Return the time until an unfinished job ends, if it is known."""
     return UNKNOWN if job["state"] in FINISHED_STATES else duration_text(job.get("eta_seconds"))
 
 
 def waits_for(job: Document) -> list[str]:
-    """Return what a job that makes no steps is waiting for; empty while it makes them."""
+    """Return what a job is waiting for; empty while it makes steps."""
     if job["state"] == "running" and not job.get("step"):
         events = job.get("events") or []
         return [f"before the first step: {printable(events[-1]['message'])}" if events else "for the first step"]
@@ -126,9 +126,9 @@ def progress_line(job: Document) -> str:
 
 
 def live_job(job: Document, spinner: Spinner) -> RenderableType:
-    """Return the moving view of a job: a bar, the numbers under it, and what it waits for.
+    """Return a live view of a job: a bar, its numbers, and what it waits for.
 
-    The spinner is given in, since a new one at every poll would never turn.
+    spinner: the same one at every poll, since a new one would never turn.
     """
     spinner.update(text=Text(job["state"], style=STATE_STYLES.get(job["state"], "")))
     total = job.get("total_steps") or 0
@@ -248,7 +248,7 @@ def job_details(job: Document, now: datetime) -> RenderableType:
 
 
 def learns_from_text(job: Document) -> str:
-    """Return how much text a job learns from, which is counted when it starts."""
+    """Return how much text a job learns from; unknown until it starts."""
     if job.get("texts") is None:
         return UNKNOWN
     return f"{job['texts']} texts, {job['words']} words"
@@ -271,7 +271,7 @@ def events_grid(events: Sequence[Document]) -> Table:
 
 
 def answers_table(answers: Sequence[Document], *, title: str = "The same prompts, the same seed") -> Table:
-    """Return what the base model and the personal one made of the same prompts, side by side."""
+    """Return the base model's and the personal model's answers to the same prompts, side by side."""
     table = Table(title=title, show_lines=True, title_justify="left")
     for heading in ("Prompt", "Before", "After"):
         table.add_column(heading, ratio=2 if heading == "Prompt" else 3, overflow="fold")
@@ -281,7 +281,7 @@ def answers_table(answers: Sequence[Document], *, title: str = "The same prompts
 
 
 def status_panel(status: Document, now: datetime) -> RenderableType:
-    """Return what the daemon is doing, whether it may train now, and if not why not."""
+    """Return what the daemon is doing, whether it can train now, and if not, why."""
     grid = Table.grid(padding=(0, 2))
     model = status["model"]
     grid.add_row("Model", model_text(model))
@@ -333,7 +333,7 @@ def generator_text(generator: Document) -> str:
 
 
 def texts_text(texts: Document) -> str:
-    """Return how much text there is, and how much is missing until the next job."""
+    """Return how much text is stored, and how many words the next job still needs."""
     missing = texts["threshold_words"] - texts["new_words"]
     total = f"{texts['count']} stored, {texts['new_words']} new words"
     if missing > 0:
@@ -342,7 +342,7 @@ def texts_text(texts: Document) -> str:
 
 
 def job_counts_text(counts: Document) -> str:
-    """Return how many jobs are in each state, leaving out the states with none."""
+    """Return the number of jobs in each state, without the empty states."""
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none yet"
 
 

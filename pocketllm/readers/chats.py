@@ -65,7 +65,7 @@ def plain(texts: Iterable[str], max_bytes: int) -> Iterator[Found]:
 
 
 def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iterator[Found]:
-    """Yield each run of the owner's messages as the completion of the others' before it, or as plain text if it is first."""
+    """Yield each run of the owner's messages as a completion of the messages before it; plain text if it is first."""
     before: list[Message] = []
     for own, group in groupby((m for m in map(clean, messages) if m.text), key=lambda message: is_from(message, me)):
         if not own:

@@ -28,7 +28,7 @@ NO_HEADINGS = (
 
 
 def headings(line: str) -> tuple[str, list[str]]:
-    """Return a table's delimiter and its column names in lower case; no names when the row holds none that are known."""
+    """Return a table's delimiter and its column names in lower case; no names when none is known."""
     for delimiter in DELIMITERS:
         try:
             cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])

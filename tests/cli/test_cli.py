@@ -322,7 +322,7 @@ def test_serve_says_in_a_sentence_why_it_cannot(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, words in (
-            (["--port", port], f"Port {port} on 127.0.0.1 cannot be had"),
+            (["--port", port], f"Port {port} on 127.0.0.1 cannot be used"),
             (["--log-level", "loud"], "Setting log_level has the value 'loud'"),
             (["--data-dir", str(tmp_path / "file")], "cannot be used"),
         ):
