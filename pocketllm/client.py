@@ -190,7 +190,7 @@ class Client:
             yield response.iter_bytes()
 
     def events(self, *, after: int | None, wait_seconds: float = 30) -> Document:
-        """Return the events after event `after`, waiting for the next one; without it, only the newest event's number."""
+        """Return the events after event `after`, waiting for the next one; without `after`, only the newest number."""
         if after is None:
             return self._call("GET", "/events")
         params = {"after": str(after), "wait": str(wait_seconds)}
