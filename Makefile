@@ -1,18 +1,21 @@
-# make demo    from nothing to a model that has learned from sample notes
-# make test    every check: format, lint, types, tests
-# make help    this text
+# make demo        from nothing to a model that has learned from sample notes
+# make test        format, lint, types and the quick tests, in about five minutes
+# make test-all    the same with every test, in about twenty; a program that its tests use and that is missing is a failure
+# make help        this text
 
 # Python 3.11 or newer. Another one: make PYTHON=python3.13 test
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# A file's tests stay in one process: its fixtures are made once.
+PARALLEL := --numprocesses auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format clean
+.PHONY: help demo lint test test-all format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 3
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 4
 
 $(VENV): $(VENV)/installed
 
@@ -31,11 +34,16 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)
 	$(BIN)/pocketllm demo --data-dir demo-data
 
-test: $(VENV)
+lint: $(VENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+
+test: lint
+	$(BIN)/pytest $(PARALLEL) -m 'not slow'
+
+test-all: lint
+	$(BIN)/pytest $(PARALLEL) --require-programs
 
 format: $(VENV)
 	$(BIN)/ruff format .

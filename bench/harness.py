@@ -211,6 +211,17 @@ def keep(name: str, *, values: Values, limits: Limits, raw: Any, options: argpar
     return summary
 
 
+def stored(name: str, options: argparse.Namespace) -> Any:
+    """Return `raw` of the results that `keep` wrote; None where there are none. Raises SystemExit if unreadable."""
+    file = options.results / f"{name}{'-quick' if options.quick else ''}.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["raw"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"{file} is unreadable, so nothing can be kept of it: {error!r}") from error
+
+
 def _verdicts(values: Values, limits: Limits, *, quick: bool) -> Table:
     rows = []
     for name, value in values.items():

@@ -1,8 +1,8 @@
-"""What many tests need: a tiny real model, and a place that is not the developer's own."""
+"""What many tests need: a tiny real model, and a place that is not the developer's own; and which tests are slow."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,29 @@ from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.commands import Run, commands
 from tests.support.daemon_double import DaemonDouble
 from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
+
+#: Files and tests that only `make test-all` runs: they take most of its time.
+SLOW = ()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-programs", action="store_true", help="a test fails when a program that it needs is not installed"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.getoption("--require-programs") and "is not installed" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session")

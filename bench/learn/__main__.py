@@ -10,7 +10,6 @@ a limit is that of the writer for whom it is worst, any other one the mean over 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured
-from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, table
+from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored, table
 from bench.learn import plot
 from bench.learn.curve import Run, best_runs, seconds_to
 from bench.rates import MAX_RATES, search
@@ -242,17 +241,12 @@ def _file(options: argparse.Namespace) -> Path:
 
 def _stored(options: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:
     """The runs and texts' sizes of earlier runs, if any. Raises SystemExit where these had another time."""
-    file = _file(options)
-    if not file.exists():
+    raw = stored("learn", options)
+    if raw is None:
         return [], {}
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))["raw"]
-        seconds, runs, sizes = raw["seconds"], list(raw["runs"]), raw["sizes"]
-    except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"--only and --resume keep figures, but {file} is unreadable: {error!r}") from error
-    if seconds != options.seconds or not all(isinstance(run, dict) for run in runs):
-        raise SystemExit(f"{file} is of runs of {seconds:g} s, or of another form: leave --only and --resume out.")
-    return runs, sizes
+    if raw["seconds"] != options.seconds:
+        raise SystemExit(f"The stored runs are of {raw['seconds']:g} s: leave --only and --resume out.")
+    return raw["runs"], raw["sizes"]
 
 
 def _label(run: Mapping[str, Any]) -> str:

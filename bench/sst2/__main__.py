@@ -1,6 +1,6 @@
 """Prompted SST-2 in equal time: what is learned from labels?
 
-python -m bench.sst2 --data DIR [--minutes 5] [--seeds 3] [--model DIR] [--quick]
+python -m bench.sst2 --data DIR [--minutes 5] [--seeds 3] [--model DIR] [--resume] [--quick]
 
 DIR holds GLUE's train.tsv and dev.tsv. A sentence is read as "<sentence> It was great" or "terrible", 512 examples of
 each label are learned from, and what counts is the accuracy on the dev set after so many minutes, which each run has
@@ -19,8 +19,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured
-from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
-from bench.rates import search
+from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored, table
+from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
 
 #: Method -> the first learning rates of a peer; of the search's, the one that is best with the first seed counts.
@@ -47,44 +47,46 @@ _CAPTION = (
 )
 _QUICK_ROWS = 16
 
-#: (method, rate) -> the reports of its seeds.
-Runs = dict[tuple[str, float | None], list[dict[str, Any]]]
+#: Each says its method, rate (None where there is none to choose) and seed; the rest is its process's report.
+Runs = list[dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
     seconds = 1.0 if options.quick else 60 * options.minutes
-    runs: Runs = {}
+    raw = stored("sst2", options) if options.resume else None
+    if raw is not None and raw["seconds"] != seconds:
+        raise SystemExit(f"--resume: the stored runs are of {raw['seconds'] / 60:g} minutes.")
+    raw = raw or {"seconds": seconds, "runs": []}
+    runs: Runs = raw["runs"]
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         folder = options.model or learner(models, quick=options.quick)
         data = options.data or _tiny_data(Path(scratch), quick=options.quick)
 
-        def run(method: str, rate: float | None, seed: int) -> float:
+        def accuracy(method: str, rate: float | None, seed: int) -> float:
+            key = {"method": method, "rate": rate, "seed": seed}
+            for run in runs:
+                if key.items() <= run.items():
+                    return float(run["accuracy"])
             report = _run(method, rate, seed, folder, data, seconds, quick=options.quick)
             if report is None:
                 return float("-inf")
-            runs.setdefault((method, rate), []).append(report)
+            runs.append(key | provenance(options) | report)
+            keep("sst2", values=values_of(runs), limits=LIMITS, raw=raw, options=options)
             return float(report["accuracy"])
-
-        def first(method: str, rate: float) -> float:
-            return run(method, rate, 0)
 
         for method, rates in _RATES.items():
             best: float | None = None
-            if not rates:
-                run(method, None, 0)
-            elif options.quick:
-                best = rates[0]
-                first(method, best)
-            else:
-                best = search(rates, lambda rate, method=method: first(method, rate))  # type: ignore[misc]
-            if method != "zero_shot":  # which has nothing random
-                for seed in range(1, options.seeds):
-                    run(method, best, seed)
+            if rates:
+                tried, most = (rates[:1], 1) if options.quick else (rates, MAX_RATES)
+                best = search(tried, lambda rate, method=method: accuracy(method, rate, 0), max_rates=most)  # type: ignore[misc]
+            for seed in range(1 if method == "zero_shot" else options.seeds):  # which has nothing random
+                accuracy(method, best, seed)
     rows = []
-    for (method, rate), found in runs.items():
-        accuracies = [report["accuracy"] for report in found]
+    for method, rate in dict.fromkeys((run["method"], run["rate"]) for run in runs):
+        found = _runs_of(runs, method, rate)
+        accuracies = [run["accuracy"] for run in found]
         rows.append(
             [
                 method if rate is None else f"{method}, rate {rate:g}",
@@ -95,27 +97,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     columns = ["method", "accuracy on dev", "spread (seeds)", "steps"]
     shown = table(f"SST-2 after {seconds / 60:g} minutes", columns, rows, caption=_CAPTION)
-    raw = {"seconds": seconds, "runs": [{"method": m, "rate": r, "seeds": found} for (m, r), found in runs.items()]}
     return finish("sst2", [shown], values=values_of(runs), limits=LIMITS, raw=raw, options=options)
 
 
 def values_of(runs: Runs) -> dict[str, float | None]:
     """The mean accuracy of each method at the rate that was best with the first seed, and what follows."""
     values: dict[str, float | None] = {}
-    rows = 1
     for method in _RATES:
-        found = [reports for (name, _), reports in runs.items() if name == method]
-        best = max(found, key=lambda reports: reports[0]["accuracy"], default=None)
-        values[method] = mean(report["accuracy"] for report in best) if best else None
-        rows = best[0]["dev_rows"] if best else rows
+        first = [run for run in runs if run["method"] == method and run["seed"] == 0]
+        best = max(first, key=lambda run: float(run["accuracy"]), default=None)
+        values[method] = mean(run["accuracy"] for run in _runs_of(runs, method, best["rate"])) if best else None
     exact, autograd = values["exact"], values["autograd"]
     values["exact_minus_autograd_errors"] = None
     if exact is not None and autograd is not None:
+        rows = next(run["dev_rows"] for run in runs if run["method"] == "autograd")
         error = sqrt(autograd * (1 - autograd) / rows) or 1 / rows
         values["exact_minus_autograd_errors"] = (exact - autograd) / error
     values["exact_over_probe"] = _ratio(exact, values["probe"])
     values["mezo_over_textbook"] = _ratio(values["mezo"], values["textbook"])
     return values
+
+
+def _runs_of(runs: Runs, method: str, rate: float | None) -> Runs:
+    return [run for run in runs if run["method"] == method and run["rate"] == rate]
 
 
 def _run(
@@ -159,6 +163,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--data", type=Path, help="a folder with GLUE's train.tsv and dev.tsv")
     made.add_argument("--minutes", type=float, default=5, help="for each run")
     made.add_argument("--seeds", type=int, default=3, help="runs of a method; its rate is chosen with the first")
+    made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
     made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     return made.parse_args(arguments)

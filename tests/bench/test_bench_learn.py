@@ -109,16 +109,13 @@ def test_a_prompt_stands_in_front_of_each_held_out_block_and_predicts_nothing() 
 
 
 def test_exact_has_to_come_within_a_standard_error_of_autograd() -> None:
-    def reports(*accuracies: float) -> list[dict[str, Any]]:
-        return [{"accuracy": accuracy, "dev_rows": 900} for accuracy in accuracies]
+    def runs_of(method: str, rate: float | None, *accuracies: float) -> sst2.Runs:
+        key = {"method": method, "rate": rate, "dev_rows": 900}
+        return [key | {"seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate(accuracies)]
 
-    runs: sst2.Runs = {
-        ("autograd", 1e-3): reports(0.9, 0.9),
-        ("autograd", 2e-3): reports(0.8),
-        ("exact", None): reports(0.88, 0.9),
-    }
+    runs = [*runs_of("autograd", 1e-3, 0.9, 0.9), *runs_of("autograd", 2e-3, 0.8), *runs_of("exact", None, 0.88, 0.9)]
     assert sst2.values_of(runs)["exact_minus_autograd_errors"] == pytest.approx(-1)
-    assert sst2.values_of({})["exact_minus_autograd_errors"] is None
+    assert sst2.values_of([])["exact_minus_autograd_errors"] is None
 
 
 def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
         assert told.status_code == 200, told.text
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed: apt-get install shellcheck"
+)
 def test_shellcheck_finds_nothing() -> None:
     ended = run("shellcheck", *map(str, sorted(EXAMPLES.glob("*.sh"))))
     assert ended.returncode == 0, ended.stdout

@@ -20,7 +20,9 @@ UNITS = ("pocketllm.service", "pocketllm-system.service")
 MAX_EXPOSED = 2.5
 MAX_UNDER_A_COMMENT = 12
 
-with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+with_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed: apt-get install systemd"
+)
 
 
 def analyze(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

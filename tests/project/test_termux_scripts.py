@@ -23,7 +23,9 @@ def test_each_is_for_termux_own_shell() -> None:
         assert script.stat().st_mode & 0o111, f"{script} cannot be run"
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed: apt-get install shellcheck"
+)
 def test_shellcheck_finds_nothing() -> None:
     ended = subprocess.run(
         ["shellcheck", "--shell=dash", *map(str, SCRIPTS)], capture_output=True, text=True, check=False
