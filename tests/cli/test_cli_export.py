@@ -12,7 +12,7 @@ import pytest
 
 from pocketllm.cli.texts.export import PAGE_TEXTS, as_given
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
-from tests.support.running import Daemon, running
+from tests.support.real_daemon import Daemon, running
 
 LABELS = {"TRAINING__LABEL_WORDS": '{"positive": " great", "negative": " terrible"}'}
 GIVEN: list[dict[str, str]] = [

@@ -21,8 +21,8 @@ from pocketllm.readers.base import Text
 from pocketllm.readers.gathering import Tally
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.daemon_double import DaemonDouble
-from tests.support.imported import write
-from tests.support.running import Daemon, eventually, running
+from tests.support.reading import write
+from tests.support.real_daemon import Daemon, eventually, running
 
 CHAT = "31.12.20, 23:58 - Anna: Tea?\n31.12.20, 23:59 - Me: Yes.\n"
 MBOX = "From x\nFrom: me@example.org\n\nThe boat is dry.\n\nFrom y\nFrom: bert@example.org\n\nGood.\n"

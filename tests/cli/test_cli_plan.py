@@ -14,7 +14,7 @@ from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from tests.support.commands import Run, child_environment, commands, output, terminal
 from tests.support.daemon_double import PLAN, DaemonDouble
-from tests.support.running import rehearsal
+from tests.support.in_process_app import in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 GIVEN = ("--mode", "full", "--batch", "16", "--probes", "2", "--steps", "9")
@@ -87,7 +87,7 @@ class TestWithoutDaemon:
     def test_the_document_is_the_daemons(self, alone: Run, folder: DataFolder) -> None:
         result = alone("plan", "--batch", "3", "--probes", "2", "--steps", "9", "--json")
         assert result.exit_code == 0, result.stderr
-        with rehearsal(folder.root) as daemon:
+        with in_process_app(folder.root) as daemon:
             asked = daemon.post("/jobs?dry_run=true", json={"batch": 3, "probes": 2, "steps": 9})
         assert json.loads(result.stdout) == asked.json()
 

@@ -12,9 +12,9 @@ from pocketllm.storage.step_log_export import export_step_log, read_export
 from pocketllm.storage.tables import Job, JobState, Requester, Step
 from tests.support.commands import Run
 from tests.support.daemon_double import DaemonDouble
-from tests.support.running import Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 from tests.support.tiny_models import tiny_model_folder
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 
 def encoded_steps(steps: int) -> bytes:
@@ -103,14 +103,14 @@ class TestCommand:
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
     tiny_model_folder(tmp_path / "data" / "models")
-    with rehearsal(tmp_path / "data") as made:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
 class TestRoute:
-    def test_the_steps_made_so_far(self, api: Rehearsal) -> None:
+    def test_the_steps_made_so_far(self, api: InProcessApp) -> None:
         api.add("Wind west, glass rising.")
         identity = api.post("/jobs", json={"steps": 5, "seed": 7}).json()["id"]
         path = f"/jobs/{identity}/steps"
@@ -140,7 +140,7 @@ class TestRoute:
         assert step_log.compact(identity)
         assert api.get(path).content == response.content
 
-    def test_it_needs_the_token_and_a_job(self, api: Rehearsal) -> None:
+    def test_it_needs_the_token_and_a_job(self, api: InProcessApp) -> None:
         assert_problem(api.get("/jobs/job-0/steps", token=None), 401, "missing_token")
         assert "'job-0'" in assert_problem(api.get("/jobs/job-0/steps"), 404, "not_found")["detail"]
 
@@ -153,7 +153,7 @@ class TestRoute:
         ],
     )
     def test_the_base_is_named_when_it_is_the_one_that_was_used(
-        self, api: Rehearsal, model: str, started: datetime, known: bool
+        self, api: InProcessApp, model: str, started: datetime, known: bool
     ) -> None:
         store = api.services.store
         job = store.jobs.create(
@@ -165,7 +165,7 @@ class TestRoute:
         found = read_export(api.get(f"/jobs/{job.id}/steps").content).header["base_sha256"]
         assert (found is not None) is known
 
-    def test_what_a_worker_settled_on_is_shown(self, api: Rehearsal) -> None:
+    def test_what_a_worker_settled_on_is_shown(self, api: InProcessApp) -> None:
         api.add("Wind west, glass rising.")
         identity = api.post("/jobs").json()["id"]
         assert api.get(f"/jobs/{identity}").json()["plan"] is None

@@ -9,7 +9,7 @@ import pytest
 
 from pocketllm.cli.texts.texts_view import text_details, texts_table
 from tests.support.commands import Run, commands, output, terminal
-from tests.support.running import Daemon, running
+from tests.support.real_daemon import Daemon, running
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.commands import commands
-from tests.support.running import Daemon, running
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 
 
 def test_a_code_is_good_once_and_not_for_long(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         code = api.post("/sessions").json()["code"]
         token = redeemed(api, code)
         assert api.get("/texts", token=token).status_code == 200
@@ -20,13 +20,13 @@ def test_a_code_is_good_once_and_not_for_long(tmp_path: Path) -> None:
         assert api.get("/tokens").json()["data"] == [], "a browser is no app"
 
 
-def redeemed(api: Rehearsal, code: str) -> str:
+def redeemed(api: InProcessApp, code: str) -> str:
     return str(api.post("/sessions/redeem", token=None, json={"code": code}).json()["token"])
 
 
 @pytest.mark.parametrize("path", ["/", "/dashboard/app.js", "/dashboard/plot.js", "/dashboard/style.css"])
 def test_the_files_let_nothing_in(tmp_path: Path, path: str) -> None:
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         response = api.get(path, token=None)
         assert response.status_code == 200
         policy = response.headers["content-security-policy"]
@@ -37,7 +37,7 @@ def test_the_files_let_nothing_in(tmp_path: Path, path: str) -> None:
 
 
 def test_what_the_sensors_have_seen_is_kept_for_two_days(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         for level in (80.0, 79.0, None, 78.0):
             api.battery.value = level
             api.tick(299)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.running import Daemon, running
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
 EXAMPLES = ROOT / "examples"

@@ -15,16 +15,8 @@ import pytest
 from safetensors import safe_open
 
 from pocketllm import __version__
-from tests.support.running import (
-    Daemon,
-    assert_problem,
-    children,
-    eventually,
-    is_running,
-    refused_start,
-    rehearsal,
-    running,
-)
+from tests.support.in_process_app import assert_problem, in_process_app
+from tests.support.real_daemon import Daemon, children, eventually, is_running, refused_start, running
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
@@ -214,7 +206,7 @@ def damaged_database(folder: Path) -> Path:
 
 
 def database_with_texts(folder: Path) -> Path:
-    with rehearsal(folder) as api:
+    with in_process_app(folder) as api:
         api.add(*NOTES)
     return folder / "pocketllm.db"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.running import running
+from tests.support.real_daemon import running
 from tests.support.tiny_models import tiny_model_folder
 
 SYSTEMD = ROOT / "systemd"

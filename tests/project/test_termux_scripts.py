@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.executables import executable
 from tests.support.paths import ROOT
-from tests.support.running import eventually
+from tests.support.real_daemon import eventually
 
 TERMUX = ROOT / "termux"
 SCRIPTS = sorted(path for path in TERMUX.rglob("*") if path.is_file())

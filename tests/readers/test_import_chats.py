@@ -8,7 +8,7 @@ import pytest
 
 from pocketllm.readers.base import Document, Example, Kind, ReadOptions, Skipped
 from pocketllm.readers.chats import ANSWER_CHARACTERS, PROMPT_CHARACTERS, Conversation, Message, examples
-from tests.support.imported import gathered, items, look, reasons, write, writers
+from tests.support.reading import gathered, items, look, reasons, write, writers
 
 NNBSP = "\u202f"
 

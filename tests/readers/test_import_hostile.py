@@ -9,7 +9,7 @@ import pytest
 
 from pocketllm.readers.base import MAX_LINE_BYTES, Kind, Skipped, count_words
 from pocketllm.storage.repositories.texts import count_words as daemons_count
-from tests.support.imported import gathered, look, reasons, write
+from tests.support.reading import gathered, look, reasons, write
 
 DEEP = 100_000
 

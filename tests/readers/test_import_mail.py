@@ -9,7 +9,7 @@ import pytest
 
 from pocketllm.readers.base import Example, Kind, Skipped
 from pocketllm.readers.mail import own_words
-from tests.support.imported import items, look, reasons, write
+from tests.support.reading import items, look, reasons, write
 
 MBOX = b"""From anna@example.org Mon Jan  1 10:00:00 2024
 From: Anna Alder <anna@example.org>

@@ -8,7 +8,7 @@ import pytest
 from pocketllm.readers.base import Kind
 from pocketllm.readers.notes import split_text, without_front_matter
 from pocketllm.readers.walk import walk
-from tests.support.imported import gathered, items, look, reasons, write
+from tests.support.reading import gathered, items, look, reasons, write
 
 
 def test_a_folder_is_read_with_the_folders_in_it(tmp_path: Path) -> None:

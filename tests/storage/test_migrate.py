@@ -23,7 +23,7 @@ from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, JobState, Kind
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pocketllm.daemon.scheduling.runs import RunRecorder, cpu_seconds, midnight_
 from pocketllm.storage.repositories.runs import Observed, seconds_within
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Requester
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 
 @pytest.fixture

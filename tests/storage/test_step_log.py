@@ -23,7 +23,7 @@ from pocketllm.storage.repositories.step_log import (
 from pocketllm.storage.step_log_codec import decode, encode
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, JobState, Step
-from tests.support.working import NOW, queue_job
+from tests.support.workers import NOW, queue_job
 
 
 @pytest.fixture

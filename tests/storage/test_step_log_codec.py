@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pocketllm.storage.step_log_codec import StepRow, decode, encode, losses_in, probes_in, steps_in
 from pocketllm.storage.step_log_export import MAGIC, export_step_log, read_export
 from pocketllm.storage.tables import Job, JobState, Requester
-from tests.support.working import NOW, TRAINING
+from tests.support.workers import NOW, TRAINING
 
 
 def row(step: int, **changed: Any) -> StepRow:

@@ -9,7 +9,7 @@ import pytest
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.working import NOW, queue_job
+from tests.support.workers import NOW, queue_job
 
 
 @pytest.fixture

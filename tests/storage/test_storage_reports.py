@@ -13,7 +13,7 @@ from pocketllm.storage.repositories.reports import NewReport
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, Outcome
-from tests.support.working import NOW, queue_job
+from tests.support.workers import NOW, queue_job
 
 NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
 #: Longer than a page of the database.

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pocketllm.daemon.conditions.gate import Charge, GateContext, Verdict, decide
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.settings import GateSettings
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 MB = 1_000_000
 

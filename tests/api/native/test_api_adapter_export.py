@@ -15,15 +15,16 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Outcome
 from tests.support.commands import commands
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 from tests.support.learning import equal, fresh_process, some_adapter
-from tests.support.running import Rehearsal, assert_problem, rehearsal, running
+from tests.support.real_daemon import running
 from tests.support.tiny_models import tiny_model_folder
-from tests.support.working import NOW, queue_job
+from tests.support.workers import NOW, queue_job
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
@@ -39,7 +40,7 @@ def learn(folder: Path, store: Store) -> Adapter:
     return adapter
 
 
-def test_an_adapter_leaves_as_a_file_for_llama_cpp(api: Rehearsal, tmp_path: Path) -> None:
+def test_an_adapter_leaves_as_a_file_for_llama_cpp(api: InProcessApp, tmp_path: Path) -> None:
     adapter = learn(api.services.folder.root, api.services.store)
     response = api.get("/adapters/adapter-1/export?format=gguf")
     assert response.status_code == 200, response.text
@@ -56,7 +57,7 @@ def test_an_adapter_leaves_as_a_file_for_llama_cpp(api: Rehearsal, tmp_path: Pat
     assert not list(api.services.folder.exports.iterdir())
 
 
-def test_what_a_killed_daemon_was_writing_goes_at_the_next_start(api: Rehearsal) -> None:
+def test_what_a_killed_daemon_was_writing_goes_at_the_next_start(api: InProcessApp) -> None:
     half = api.services.folder.exports / "tmp1" / "whole.gguf"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"GGUF")
@@ -64,14 +65,14 @@ def test_what_a_killed_daemon_was_writing_goes_at_the_next_start(api: Rehearsal)
     assert not half.parent.exists()
 
 
-def test_peft_is_the_default(api: Rehearsal) -> None:
+def test_peft_is_the_default(api: InProcessApp) -> None:
     learn(api.services.folder.root, api.services.store)
     default, named = api.get("/adapters/adapter-1/export"), api.get("/adapters/adapter-1/export?format=peft")
     assert default.headers["content-type"] == named.headers["content-type"] == "application/x-tar"
     assert default.content == named.content
 
 
-def test_another_format(api: Rehearsal) -> None:
+def test_another_format(api: InProcessApp) -> None:
     learn(api.services.folder.root, api.services.store)
     document = assert_problem(api.get("/adapters/adapter-1/export?format=onnx"), 422, "invalid_value")
     assert document["error"]["param"] == "format"
@@ -81,7 +82,7 @@ def test_another_format(api: Rehearsal) -> None:
     ("gone", "says"),
     [("models/tiny/pocketllm.json", "models add"), (f"adapters/adapter-1/{WEIGHTS_NAME}", "adapter-1 cannot be read")],
 )
-def test_what_cannot_be_exported(api: Rehearsal, gone: str, says: str) -> None:
+def test_what_cannot_be_exported(api: InProcessApp, gone: str, says: str) -> None:
     root = api.services.folder.root
     learn(root, api.services.store)
     (root / gone).unlink()
@@ -100,7 +101,7 @@ print(json.dumps([name for name in ("torch", "numpy", "gguf") if name in sys.mod
 """
 
 
-def test_the_daemons_process_stays_small(api: Rehearsal, tmp_path: Path) -> None:
+def test_the_daemons_process_stays_small(api: InProcessApp, tmp_path: Path) -> None:
     root = api.services.folder.root
     learn(root, api.services.store)
     assert fresh_process(PROGRAM, root / "adapters/adapter-1", root / "models/tiny", tmp_path / "it.gguf") == []

@@ -12,19 +12,20 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 from tests.support.learning import some_adapter
-from tests.support.running import Document, Rehearsal, assert_problem, rehearsal, running
+from tests.support.real_daemon import Document, running
 from tests.support.tiny_models import tiny_model_folder
-from tests.support.working import NOW, queue_job
+from tests.support.workers import NOW, queue_job
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
-def learn(api: Rehearsal, name: str, outcome: Outcome = Outcome.LEARNED) -> str:
+def learn(api: InProcessApp, name: str, outcome: Outcome = Outcome.LEARNED) -> str:
     """Let a job make an adapter; the job's id."""
     tiny_model_folder(api.services.folder.models) if not (api.services.folder.models / "tiny").exists() else None
     api.add(f"words for {name}")
@@ -47,14 +48,14 @@ def learn(api: Rehearsal, name: str, outcome: Outcome = Outcome.LEARNED) -> str:
     return job
 
 
-def roll_back(api: Rehearsal, **body: str) -> Document:
+def roll_back(api: InProcessApp, **body: str) -> Document:
     response = api.post("/adapters/rollback", json=body)
     assert response.status_code == 200, response.text
     document: Document = response.json()
     return document
 
 
-def test_the_adapters_newest_first_each_with_its_parent(api: Rehearsal) -> None:
+def test_the_adapters_newest_first_each_with_its_parent(api: InProcessApp) -> None:
     first = learn(api, "adapter-0")
     learn(api, "adapter-1", Outcome.NO_PROOF)
     newest, oldest = api.get("/adapters").json()["data"]
@@ -75,7 +76,7 @@ def test_the_adapters_newest_first_each_with_its_parent(api: Rehearsal) -> None:
     }
 
 
-def test_back_to_the_base_and_forth_again(api: Rehearsal) -> None:
+def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
     learn(api, "adapter-0")
     learn(api, "adapter-1")
     assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": "adapter-0", "skipped": []}
@@ -87,7 +88,7 @@ def test_back_to_the_base_and_forth_again(api: Rehearsal) -> None:
     assert (again["was"], again["serving"]) == (None, "adapter-1")
 
 
-def test_a_parent_whose_folder_is_gone_is_passed_over(api: Rehearsal) -> None:
+def test_a_parent_whose_folder_is_gone_is_passed_over(api: InProcessApp) -> None:
     learn(api, "adapter-0")
     learn(api, "adapter-1")
     api.services.folder.adapter("adapter-0").rmdir()
@@ -95,7 +96,7 @@ def test_a_parent_whose_folder_is_gone_is_passed_over(api: Rehearsal) -> None:
     assert_problem(api.post("/adapters/adapter-0/serve"), 409, "wrong_state")
 
 
-def test_a_job_under_way_does_not_bring_back_what_was_rolled_back(api: Rehearsal) -> None:
+def test_a_job_under_way_does_not_bring_back_what_was_rolled_back(api: InProcessApp) -> None:
     learn(api, "adapter-0")
     api.add("more words")
     job = api.post("/jobs").json()["id"]
@@ -110,7 +111,7 @@ def test_a_job_under_way_does_not_bring_back_what_was_rolled_back(api: Rehearsal
 
 
 @pytest.mark.parametrize("path", ["/adapters/rollback", "/adapters/adapter-0/serve"])
-def test_the_token_is_wanted(api: Rehearsal, path: str) -> None:
+def test_the_token_is_wanted(api: InProcessApp, path: str) -> None:
     learn(api, "adapter-0")
     assert_problem(api.post(path, token=None), 401, "missing_token")
     assert api.get("/status").json()["model"]["adapter"] == "adapter-0"
@@ -119,18 +120,18 @@ def test_the_token_is_wanted(api: Rehearsal, path: str) -> None:
 @pytest.mark.parametrize(
     ("body", "param"), [({"model": ""}, "model"), ({"model": 5}, "model"), ({"models": "a"}, "models")]
 )
-def test_a_faulty_wish(api: Rehearsal, body: Document, param: str) -> None:
+def test_a_faulty_wish(api: InProcessApp, body: Document, param: str) -> None:
     document = assert_problem(api.post("/adapters/rollback", json=body), 422, "invalid_value")
     assert document["error"]["param"] == param
 
 
-def test_a_form_of_a_web_page_rolls_nothing_back(api: Rehearsal) -> None:
+def test_a_form_of_a_web_page_rolls_nothing_back(api: InProcessApp) -> None:
     learn(api, "adapter-0")
     response = api.post("/adapters/rollback", content=b"model=tiny", headers={"content-type": "text/plain"})
     assert_problem(response, 415, "unsupported_media_type")
 
 
-def test_an_adapter_that_is_not_there(api: Rehearsal) -> None:
+def test_an_adapter_that_is_not_there(api: InProcessApp) -> None:
     assert_problem(api.post("/adapters/none/serve"), 404, "not_found")
 
 
@@ -164,7 +165,7 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
         assert daemon.status()["generator"]["pid"] == generator
 
 
-def test_an_adapter_is_deleted_with_its_files(api: Rehearsal) -> None:
+def test_an_adapter_is_deleted_with_its_files(api: InProcessApp) -> None:
     learn(api, "a1")
     learn(api, "a2")
     folder = api.services.folder.adapter("a2")
@@ -178,7 +179,7 @@ def test_an_adapter_is_deleted_with_its_files(api: Rehearsal) -> None:
     assert_problem(api.delete("/adapters/a2"), 404, "not_found")
 
 
-def test_the_start_of_a_job_that_is_open_stays(api: Rehearsal) -> None:
+def test_the_start_of_a_job_that_is_open_stays(api: InProcessApp) -> None:
     learn(api, "a1")
     api.add("words for another")
     job = api.post("/jobs").json()["id"]
@@ -189,7 +190,7 @@ def test_the_start_of_a_job_that_is_open_stays(api: Rehearsal) -> None:
     assert api.delete("/adapters/a1").status_code == 200
 
 
-def test_an_adapter_leaves_as_a_tar_file(api: Rehearsal, tmp_path: Path) -> None:
+def test_an_adapter_leaves_as_a_tar_file(api: InProcessApp, tmp_path: Path) -> None:
     learn(api, "a1")
     folder = api.services.folder.adapter("a1")
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,18 +11,19 @@ import pytest
 from pocketllm.api.native.status import ReadingsIn
 from pocketllm.daemon.settings import Quantity
 from tests.support.executables import executable
-from tests.support.running import Rehearsal, assert_problem, eventually, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import eventually
 from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         tiny_model_folder(made.services.folder.models)
         yield made
 
 
-def what_if(api: Rehearsal, **readings: Any) -> list[str]:
+def what_if(api: InProcessApp, **readings: Any) -> list[str]:
     """The names of what would speak against a job."""
     response = api.post("/status/what-if", json={"readings": readings})
     assert response.status_code == 200, response.text
@@ -31,7 +32,7 @@ def what_if(api: Rehearsal, **readings: Any) -> list[str]:
     return [blocker["name"] for blocker in document["blockers"]]
 
 
-def test_what_if(api: Rehearsal) -> None:
+def test_what_if(api: InProcessApp) -> None:
     api.tick()
     assert what_if(api) == []
     assert what_if(api, power=False) == ["power"]
@@ -44,7 +45,7 @@ def test_what_if(api: Rehearsal) -> None:
     assert api.get("/status").json()["training"]["allowed"] is False, "nothing was changed"
 
 
-def test_what_if_says_value_and_threshold(api: Rehearsal) -> None:
+def test_what_if_says_value_and_threshold(api: InProcessApp) -> None:
     api.tick()
     [blocker] = api.post("/status/what-if", json={"readings": {"battery": 12}}).json()["blockers"]
     assert (blocker["value"], blocker["threshold"], blocker["unit"]) == (12, 40, "%")
@@ -62,19 +63,19 @@ def test_what_if_says_value_and_threshold(api: Rehearsal) -> None:
         ({}, None),
     ],
 )
-def test_what_if_of_nonsense(api: Rehearsal, body: dict[str, Any], param: str | None) -> None:
+def test_what_if_of_nonsense(api: InProcessApp, body: dict[str, Any], param: str | None) -> None:
     document = assert_problem(api.post("/status/what-if", json=body), 422, "invalid_value")
     if param:
         assert document["error"]["param"] == param and param in document["detail"]
 
 
-def test_an_app_can_tell_of_the_screen(api: Rehearsal) -> None:
+def test_an_app_can_tell_of_the_screen(api: InProcessApp) -> None:
     assert api.post("/status/screen", json={"on": True}).json() == {"on": True}
     assert_problem(api.post("/status/screen", json={"on": "perhaps"}), 422, "invalid_value")
     assert_problem(api.post("/status/screen", json={"on": True}, token=None), 401, "missing_token")
 
 
-def running_job(api: Rehearsal) -> str:
+def running_job(api: InProcessApp) -> str:
     """A job that a worker is at."""
     api.add("words " * 50)
     job = str(api.post("/jobs", json={"now": False}).json()["id"])
@@ -83,7 +84,7 @@ def running_job(api: Rehearsal) -> str:
     return job
 
 
-def test_a_snooze_pauses_what_runs_and_ends(api: Rehearsal) -> None:
+def test_a_snooze_pauses_what_runs_and_ends(api: InProcessApp) -> None:
     job = running_job(api)
     response = api.post("/status/snooze", json={"minutes": 30})
     until = (api.clock.now + timedelta(minutes=30)).isoformat().replace("+00:00", "Z")
@@ -99,7 +100,7 @@ def test_a_snooze_pauses_what_runs_and_ends(api: Rehearsal) -> None:
     assert api.runner.job_id == job
 
 
-def test_a_snooze_can_be_ended(api: Rehearsal) -> None:
+def test_a_snooze_can_be_ended(api: InProcessApp) -> None:
     job = running_job(api)
     api.post("/status/snooze", json={"minutes": 30})
     api.tick(61)
@@ -121,12 +122,12 @@ def test_a_snooze_can_be_ended(api: Rehearsal) -> None:
         {"hours": 5},
     ],
 )
-def test_a_snooze_that_makes_no_sense(api: Rehearsal, body: dict[str, Any]) -> None:
+def test_a_snooze_that_makes_no_sense(api: InProcessApp, body: dict[str, Any]) -> None:
     assert_problem(api.post("/status/snooze", json=body), 422, "invalid_value")
     assert api.get("/status").json()["training"]["snoozed_until"] is None
 
 
-def test_the_runs_of_a_job_and_of_the_days(api: Rehearsal) -> None:
+def test_the_runs_of_a_job_and_of_the_days(api: InProcessApp) -> None:
     job = running_job(api)
     api.battery.value = 78.0
     api.tick(40)
@@ -153,11 +154,11 @@ def test_the_runs_of_a_job_and_of_the_days(api: Rehearsal) -> None:
     assert_problem(api.get("/runs?days=0"), 422, "invalid_value")
 
 
-def test_no_runs(api: Rehearsal) -> None:
+def test_no_runs(api: InProcessApp) -> None:
     assert api.get("/runs").json() == {"data": [], "days": []}
 
 
-def test_when_it_would_run_if_tonight_is_like_last_night(api: Rehearsal) -> None:
+def test_when_it_would_run_if_tonight_is_like_last_night(api: InProcessApp) -> None:
     def expected() -> Any:
         return api.get("/status").json()["training"]["expected_at"]
 
@@ -182,7 +183,7 @@ def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(
     for name in ("termux-wake-lock", "termux-wake-unlock"):
         executable(tmp_path / "bin", name, f'echo "$(basename "$0")" >> "{note}"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         tiny_model_folder(api.services.folder.models)
         job = running_job(api)
         api.power.value = False
@@ -201,6 +202,6 @@ def test_each_quantity_of_the_gate_can_be_supposed() -> None:
     assert {field.alias or name for name, field in ReadingsIn.model_fields.items()} == set(get_args(Quantity))
 
 
-def test_what_is_supposed_of_memory_pressure(api: Rehearsal) -> None:
+def test_what_is_supposed_of_memory_pressure(api: InProcessApp) -> None:
     api.tick()
     assert what_if(api, **{"memory pressure": 99}) == ["memory pressure"]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import Daemon, assert_problem, running
+from tests.support.in_process_app import assert_problem
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "1", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}

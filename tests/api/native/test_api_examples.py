@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import Document
 
 LIMIT = 1000
 NDJSON = "application/x-ndjson"
@@ -18,27 +19,27 @@ LABELLED = {"text": "Two mugs of tea.", "label": "positive", "source": "diary"}
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data", max_text_bytes=LIMIT) as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data", max_text_bytes=LIMIT) as made:
         yield made
 
 
-def count(api: Rehearsal) -> int:
+def count(api: InProcessApp) -> int:
     return api.services.store.texts.counts().texts
 
 
-def send_lines(api: Rehearsal, items: list[Any]) -> Any:
+def send_lines(api: InProcessApp, items: list[Any]) -> Any:
     content = "\n".join(json.dumps(item) for item in items).encode()
     return api.post("/texts", content=content, headers={"content-type": NDJSON})
 
 
-def shown(api: Rehearsal, identity: str) -> Document:
+def shown(api: InProcessApp, identity: str) -> Document:
     document: Document = api.get(f"/texts/{identity}").json()
     return document
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "NDJSON"])
-def test_every_kind_is_stored_and_shown(api: Rehearsal, lines: bool) -> None:
+def test_every_kind_is_stored_and_shown(api: InProcessApp, lines: bool) -> None:
     items = [PLAIN, COMPLETION, LABELLED]
     response = send_lines(api, items) if lines else api.post("/texts", json=items)
     assert response.status_code == 201, response.text
@@ -52,7 +53,7 @@ def test_every_kind_is_stored_and_shown(api: Rehearsal, lines: bool) -> None:
     assert (again["ids"], again["created"]) == (response.json()["ids"], 0)
 
 
-def test_a_listed_text_has_all_its_fields(api: Rehearsal) -> None:
+def test_a_listed_text_has_all_its_fields(api: InProcessApp) -> None:
     [identity] = api.add("Wind west, glass rising.", source="notes")
     [item] = api.get("/texts").json()["data"]
     assert item == shown(api, identity)
@@ -70,7 +71,7 @@ def test_a_listed_text_has_all_its_fields(api: Rehearsal) -> None:
     }
 
 
-def test_one_example_alone_needs_no_source(api: Rehearsal) -> None:
+def test_one_example_alone_needs_no_source(api: InProcessApp) -> None:
     for item in ({"prompt": "a", "completion": "b"}, {"text": "a", "label": "negative"}):
         response = api.post("/texts", json=item)
         assert response.status_code == 201, response.text
@@ -78,7 +79,7 @@ def test_one_example_alone_needs_no_source(api: Rehearsal) -> None:
     assert count(api) == 2
 
 
-def test_the_same_words_as_another_kind_are_another_text(api: Rehearsal) -> None:
+def test_the_same_words_as_another_kind_are_another_text(api: InProcessApp) -> None:
     items = [
         {"text": "a"},
         {"prompt": "a", "completion": "positive"},
@@ -90,7 +91,7 @@ def test_the_same_words_as_another_kind_are_another_text(api: Rehearsal) -> None
     assert api.post("/texts", json=items).json()["created"] == len(items)
 
 
-def test_odd_completions_come_out_as_they_went_in(api: Rehearsal) -> None:
+def test_odd_completions_come_out_as_they_went_in(api: InProcessApp) -> None:
     for words in ("a\0b", "\0", " leading, trailing \r\n\t", "one\u2028two", "{label} {text} {", "\U0010ffff\ufffe"):
         response = send_lines(api, [{"prompt": words, "completion": words}])
         assert response.status_code == 201, response.text
@@ -135,7 +136,7 @@ FAULTY = [
 
 
 @pytest.mark.parametrize(("faulty", "says", "param"), FAULTY)
-def test_one_faulty_example_keeps_all_of_them_out(api: Rehearsal, faulty: Any, says: str, param: str) -> None:
+def test_one_faulty_example_keeps_all_of_them_out(api: InProcessApp, faulty: Any, says: str, param: str) -> None:
     alone = assert_problem(api.post("/texts", json=faulty), 422, "invalid_value")
     assert says in alone["detail"] and alone["error"]["param"] == param
     in_list = assert_problem(api.post("/texts", json=[PLAIN, COMPLETION, faulty]), 422, "invalid_value")
@@ -145,7 +146,7 @@ def test_one_faulty_example_keeps_all_of_them_out(api: Rehearsal, faulty: Any, s
     assert count(api) == 0
 
 
-def test_a_completion_counts_with_its_prompt(api: Rehearsal) -> None:
+def test_a_completion_counts_with_its_prompt(api: InProcessApp) -> None:
     prompt = "\N{WAVING HAND SIGN}" * 100
     longest = {"prompt": prompt, "completion": "a" * (LIMIT - 400)}
     assert api.post("/texts", json=longest).status_code == 201
@@ -156,7 +157,7 @@ def test_a_completion_counts_with_its_prompt(api: Rehearsal) -> None:
     assert count(api) == 1
 
 
-def test_a_refused_label_is_said_back_short(api: Rehearsal) -> None:
+def test_a_refused_label_is_said_back_short(api: InProcessApp) -> None:
     response = api.post("/texts", json={"text": "a", "label": "l" * 100_000})
     assert_problem(response, 422, "invalid_value")
     assert len(response.content) < 1000
@@ -164,13 +165,13 @@ def test_a_refused_label_is_said_back_short(api: Rehearsal) -> None:
 
 def test_labels_are_those_of_the_settings(tmp_path: Path) -> None:
     words = {f"label {number}": f" word{number}" for number in range(200)}
-    with rehearsal(tmp_path / "data", training={"label_words": words}) as api:
+    with in_process_app(tmp_path / "data", training={"label_words": words}) as api:
         assert api.post("/texts", json={"text": "a", "label": "label 199"}).status_code == 201
         document = assert_problem(api.post("/texts", json={"text": "a", "label": "positive"}), 422, "invalid_value")
         assert "'label 0'" in document["detail"] and len(document["detail"]) < 300
 
 
-def test_a_deleted_completion_is_gone_from_the_disk(api: Rehearsal) -> None:
+def test_a_deleted_completion_is_gone_from_the_disk(api: InProcessApp) -> None:
     marker = "xyzzy-plugh"
     [identity] = api.post("/texts", json={"prompt": "a", "completion": marker * 20}).json()["ids"]
     api.delete(f"/texts/{identity}")
@@ -178,7 +179,7 @@ def test_a_deleted_completion_is_gone_from_the_disk(api: Rehearsal) -> None:
     assert files and not any(marker.encode() in path.read_bytes() for path in files)
 
 
-def test_the_documents_examples_are_accepted_and_cover_the_kinds(api: Rehearsal) -> None:
+def test_the_documents_examples_are_accepted_and_cover_the_kinds(api: InProcessApp) -> None:
     content = api.get("/openapi.json").json()["paths"]["/texts"]["post"]["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
         assert api.post("/texts", json=example["value"]).status_code == 201

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.running import Daemon, Document, Rehearsal, assert_problem, is_running, rehearsal, running
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import Daemon, Document, is_running, running
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
 PROMPT = "The wind"
@@ -23,8 +24,8 @@ CONTEXT = 16_384
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
@@ -58,38 +59,38 @@ def api(tmp_path: Path) -> Iterator[Rehearsal]:
         ({"prompt": "a", "model": "/etc/passwd"}, "model", "Extra inputs"),
     ],
 )
-def test_a_faulty_wish(api: Rehearsal, requested: Document, param: str | None, says: str) -> None:
+def test_a_faulty_wish(api: InProcessApp, requested: Document, param: str | None, says: str) -> None:
     document = assert_problem(api.post("/generate", json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
     assert says in document["detail"]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_what_is_no_number(api: Rehearsal, number: str) -> None:
+def test_what_is_no_number(api: InProcessApp, number: str) -> None:
     content = f'{{"prompt": "a", "temperature": {number}}}'.encode()
     response = api.post("/generate", content=content, headers={"content-type": "application/json"})
     assert assert_problem(response, 422, "invalid_value")["error"]["param"] == "temperature"
 
 
-def test_half_of_a_surrogate_pair(api: Rehearsal) -> None:
+def test_half_of_a_surrogate_pair(api: InProcessApp) -> None:
     headers = {"content-type": "application/json"}
     response = api.post("/generate", content=b'{"prompt": "a\\ud800"}', headers=headers)
     assert assert_problem(response, 422, "invalid_value")["error"]["param"] == "prompt"
 
 
-def test_only_json_is_taken(api: Rehearsal) -> None:
+def test_only_json_is_taken(api: InProcessApp) -> None:
     response = api.post("/generate", content=b'{"prompt": "a"}', headers={"content-type": "text/plain"})
     assert_problem(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_without_a_model(api: Rehearsal, stream: bool) -> None:
+def test_without_a_model(api: InProcessApp, stream: bool) -> None:
     response = api.post("/generate", json={"prompt": "a", "stream": stream})
     document = assert_problem(response, 503, "model_not_ready")
     assert "`pocketllm models add`" in document["detail"]
 
 
-def test_an_adapter_of_another_model(api: Rehearsal) -> None:
+def test_an_adapter_of_another_model(api: InProcessApp) -> None:
     tiny_model_folder(api.services.folder.models)
     api.add("Wind west.")
     job = api.post("/jobs").json()["id"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pocketllm.storage.tables import Adapter, Outcome, Step
-from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import Document
 from tests.support.tiny_models import tiny_model_folder
 
 WORDS_WANTED = 20
@@ -23,28 +24,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Rehearsal]:
+def bare(tmp_path: Path) -> Iterator[InProcessApp]:
     """No model, no text."""
-    with rehearsal(tmp_path / "data", training={"new_words": WORDS_WANTED, "steps": 30}) as made:
+    with in_process_app(tmp_path / "data", training={"new_words": WORDS_WANTED, "steps": 30}) as made:
         yield made
 
 
 @pytest.fixture
-def api(bare: Rehearsal, models: Path) -> Rehearsal:
+def api(bare: InProcessApp, models: Path) -> InProcessApp:
     """A model, and one text of four words."""
     bare.services.folder.models.symlink_to(models)
     bare.add("Wind west, glass rising.")
     return bare
 
 
-def ask(api: Rehearsal, **requested: Any) -> Document:
+def ask(api: InProcessApp, **requested: Any) -> Document:
     response = api.post("/jobs", json=requested)
     assert response.status_code == 202, response.text
     job: Document = response.json()
     return job
 
 
-def job(api: Rehearsal, identity: str) -> Document:
+def job(api: InProcessApp, identity: str) -> Document:
     """The job as anybody sees it."""
     document: Document = api.get(f"/jobs/{identity}", token=None).json()
     return document
@@ -54,7 +55,7 @@ def kinds(document: Document) -> list[str]:
     return [event["kind"] for event in document["events"]]
 
 
-def test_a_request_is_answered_with_the_queued_job(api: Rehearsal) -> None:
+def test_a_request_is_answered_with_the_queued_job(api: InProcessApp) -> None:
     response = api.post("/jobs", json={"steps": 50, "seed": 7})
     assert response.status_code == 202
     document = response.json()
@@ -104,7 +105,7 @@ def test_a_request_is_answered_with_the_queued_job(api: Rehearsal) -> None:
     ],
     ids=["no body", "an empty body", "an empty object", "null", "nulls"],
 )
-def test_everything_is_optional(api: Rehearsal, body: dict[str, Any]) -> None:
+def test_everything_is_optional(api: InProcessApp, body: dict[str, Any]) -> None:
     response = api.post("/jobs", **body)
     assert response.status_code == 202, response.text
     document = response.json()
@@ -114,7 +115,7 @@ def test_everything_is_optional(api: Rehearsal, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("now", [True, False])
 @pytest.mark.parametrize(("steps", "seed"), [(1, 0), (1_000_000, 2**63 - 1)])
-def test_the_limits_themselves_are_allowed(api: Rehearsal, steps: int, seed: int, now: bool) -> None:
+def test_the_limits_themselves_are_allowed(api: InProcessApp, steps: int, seed: int, now: bool) -> None:
     document = ask(api, steps=steps, seed=seed, now=now)
     assert (document["total_steps"], document["seed"]) == (steps, seed)
     assert job(api, document["id"])["seed"] == seed
@@ -141,7 +142,7 @@ def test_the_limits_themselves_are_allowed(api: Rehearsal, steps: int, seed: int
         (5, None),
     ],
 )
-def test_a_faulty_wish(api: Rehearsal, requested: Any, param: str | None) -> None:
+def test_a_faulty_wish(api: InProcessApp, requested: Any, param: str | None) -> None:
     document = assert_problem(api.post("/jobs", json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
     assert document["detail"].startswith(f"{param or 'body'}: ")
@@ -159,14 +160,14 @@ def test_a_faulty_wish(api: Rehearsal, requested: Any, param: str | None) -> Non
     ],
     ids=["half an object", "not UTF-8", "half of a surrogate pair", "a number without end", "deep"],
 )
-def test_a_body_that_cannot_be_read(api: Rehearsal, content: bytes, status: int, code: str) -> None:
+def test_a_body_that_cannot_be_read(api: InProcessApp, content: bytes, status: int, code: str) -> None:
     response = api.post("/jobs", content=content, headers={"content-type": "application/json"})
     assert assert_problem(response, status, code)["error"]["param"] is None
     assert api.get("/jobs").json()["data"] == []
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"])
-def test_only_json_is_taken(api: Rehearsal, kind: str) -> None:
+def test_only_json_is_taken(api: InProcessApp, kind: str) -> None:
     for content in (b'{"steps": 5}', b""):
         response = api.post("/jobs", content=content, headers={"content-type": kind})
         document = assert_problem(response, 415, "unsupported_media_type")
@@ -176,14 +177,14 @@ def test_only_json_is_taken(api: Rehearsal, kind: str) -> None:
     assert api.get("/jobs").json()["data"] == []
 
 
-def test_without_text_there_is_nothing_to_learn(bare: Rehearsal, models: Path) -> None:
+def test_without_text_there_is_nothing_to_learn(bare: InProcessApp, models: Path) -> None:
     bare.services.folder.models.symlink_to(models)
     document = assert_problem(bare.post("/jobs"), 409, "nothing_to_learn")
     assert "POST /texts" in document["detail"]
     assert bare.get("/jobs").json()["data"] == []
 
 
-def test_without_a_model_there_is_nothing_to_teach(bare: Rehearsal) -> None:
+def test_without_a_model_there_is_nothing_to_teach(bare: InProcessApp) -> None:
     bare.add("Wind west.")
     response = bare.post("/jobs")
     document = assert_problem(response, 503, "model_not_ready")
@@ -192,27 +193,27 @@ def test_without_a_model_there_is_nothing_to_teach(bare: Rehearsal) -> None:
     assert bare.get("/jobs").json()["data"] == []
 
 
-def test_the_empty_list(bare: Rehearsal) -> None:
+def test_the_empty_list(bare: InProcessApp) -> None:
     response = bare.get("/jobs", token=None)
     assert response.status_code == 200
     assert response.text == '{\n  "data": [],\n  "has_more": false,\n  "next": null\n}\n'
 
 
-def test_the_list_is_pretty_and_ends_with_a_newline(api: Rehearsal) -> None:
+def test_the_list_is_pretty_and_ends_with_a_newline(api: InProcessApp) -> None:
     ask(api, steps=5)
     text = api.get("/jobs", token=None).text
     assert text.startswith('{\n  "data": [\n    {\n      "id": "job-')
     assert text.endswith("\n}\n")
 
 
-def page(api: Rehearsal, **query: Any) -> tuple[list[int], str | None]:
+def page(api: InProcessApp, **query: Any) -> tuple[list[int], str | None]:
     """The seeds of a page's jobs, and its `next`."""
     answer = api.get("/jobs", params=query, token=None).json()
     assert answer["has_more"] is (answer["next"] is not None)
     return [item["seed"] for item in answer["data"]], answer["next"]
 
 
-def test_paging_newest_first(api: Rehearsal) -> None:
+def test_paging_newest_first(api: InProcessApp) -> None:
     for seed in range(5):
         ask(api, seed=seed)
         api.clock.advance(1)
@@ -225,7 +226,7 @@ def test_paging_newest_first(api: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "201", "x"])
-def test_a_limit_out_of_range(api: Rehearsal, limit: str) -> None:
+def test_a_limit_out_of_range(api: InProcessApp, limit: str) -> None:
     document = assert_problem(api.get("/jobs", params={"limit": limit}), 422, "invalid_value")
     assert document["error"]["param"] == "limit"
 
@@ -233,13 +234,13 @@ def test_a_limit_out_of_range(api: Rehearsal, limit: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/jobs/job-0"), ("POST", "/jobs/job-0/cancel"), ("GET", "/jobs?after=job-0")]
 )
-def test_an_unknown_id(api: Rehearsal, method: str, path: str) -> None:
+def test_an_unknown_id(api: InProcessApp, method: str, path: str) -> None:
     ask(api)
     document = assert_problem(api.request(method, path), 404, "not_found")
     assert "'job-0'" in document["detail"] and "GET /jobs" in document["detail"]
 
 
-def test_a_job_shows_its_settings_and_what_happened_to_it(api: Rehearsal) -> None:
+def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> None:
     identity = ask(api, steps=5)["id"]
     api.tick(3)
     detail = job(api, identity)
@@ -254,7 +255,7 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: Rehearsal) -> Non
     assert detail["started_at"] == "2026-03-01T12:00:03Z"
 
 
-def test_progress_is_read_off_the_step_log(api: Rehearsal) -> None:
+def test_progress_is_read_off_the_step_log(api: InProcessApp) -> None:
     identity = ask(api, steps=10)["id"]
     api.tick()
     step_log = api.services.store.step_log
@@ -270,7 +271,7 @@ def test_progress_is_read_off_the_step_log(api: Rehearsal) -> None:
     assert listed["held_out_loss_before"] == 3.5
 
 
-def test_a_queued_job_can_be_withdrawn_once(api: Rehearsal) -> None:
+def test_a_queued_job_can_be_withdrawn_once(api: InProcessApp) -> None:
     identity = ask(api)["id"]
     api.clock.advance(60)
     response = api.post(f"/jobs/{identity}/cancel")
@@ -285,7 +286,7 @@ def test_a_queued_job_can_be_withdrawn_once(api: Rehearsal) -> None:
     assert api.runner.started == []
 
 
-def test_a_running_job_is_withdrawn_with_its_worker(api: Rehearsal) -> None:
+def test_a_running_job_is_withdrawn_with_its_worker(api: InProcessApp) -> None:
     identity = ask(api)["id"]
     api.tick()
     assert api.runner.job_id == identity
@@ -295,7 +296,7 @@ def test_a_running_job_is_withdrawn_with_its_worker(api: Rehearsal) -> None:
     assert api.runner.started == [identity]
 
 
-def test_a_finished_job_cannot_be_withdrawn(api: Rehearsal) -> None:
+def test_a_finished_job_cannot_be_withdrawn(api: InProcessApp) -> None:
     identity = ask(api)["id"]
     api.tick()
     adapter = Adapter(id="adapter-1", job_id=identity, model="tiny", outcome=Outcome.LEARNED, created_at=api.clock.now)
@@ -317,7 +318,7 @@ def test_a_finished_job_cannot_be_withdrawn(api: Rehearsal) -> None:
         (True, ["battery 20 % is under 30 %"]),
     ],
 )
-def test_a_job_that_waits_says_why(api: Rehearsal, now: bool, reasons: list[str]) -> None:
+def test_a_job_that_waits_says_why(api: InProcessApp, now: bool, reasons: list[str]) -> None:
     api.power.value, api.battery.value = False, 20.0
     identity = ask(api, now=now)["id"]
     api.tick()
@@ -331,7 +332,7 @@ def test_a_job_that_waits_says_why(api: Rehearsal, now: bool, reasons: list[str]
     assert (document["state"], document["reasons"]) == ("running", [])
 
 
-def test_a_job_that_is_interrupted_says_why_and_goes_on(api: Rehearsal) -> None:
+def test_a_job_that_is_interrupted_says_why_and_goes_on(api: InProcessApp) -> None:
     identity = ask(api, now=False)["id"]
     api.tick()
     api.power.value = False
@@ -349,7 +350,7 @@ def test_a_job_that_is_interrupted_says_why_and_goes_on(api: Rehearsal) -> None:
     assert kinds(document) == ["queued", "started", "compared with", "paused", "resumed"]
 
 
-def test_a_crash_is_told_and_tried_again(api: Rehearsal) -> None:
+def test_a_crash_is_told_and_tried_again(api: InProcessApp) -> None:
     identity = ask(api)["id"]
     api.tick()
     api.runner.ends(1, "MemoryError")
@@ -367,7 +368,7 @@ def test_a_crash_is_told_and_tried_again(api: Rehearsal) -> None:
     assert_problem(api.post(f"/jobs/{identity}/cancel"), 409, "wrong_state")
 
 
-def test_enough_new_words_queue_a_job(api: Rehearsal) -> None:
+def test_enough_new_words_queue_a_job(api: InProcessApp) -> None:
     api.add(" ".join(["word"] * (WORDS_WANTED - 5)))
     api.tick()
     assert api.get("/jobs").json()["data"] == []
@@ -384,7 +385,7 @@ def test_enough_new_words_queue_a_job(api: Rehearsal) -> None:
     assert len(api.get("/jobs").json()["data"]) == 1
 
 
-def test_a_job_of_the_threshold_waits_for_the_charger(api: Rehearsal) -> None:
+def test_a_job_of_the_threshold_waits_for_the_charger(api: InProcessApp) -> None:
     api.power.value = False
     api.add(" ".join(["word"] * WORDS_WANTED))
     api.tick()
@@ -392,7 +393,7 @@ def test_a_job_of_the_threshold_waits_for_the_charger(api: Rehearsal) -> None:
     assert (document["state"], document["reasons"]) == ("queued", ["not on external power"])
 
 
-def test_jobs_hold_nothing_of_the_texts(api: Rehearsal) -> None:
+def test_jobs_hold_nothing_of_the_texts(api: InProcessApp) -> None:
     api.add("xyzzy is my secret")
     identity = ask(api)["id"]
     api.tick()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.api.native.generate import seconds_of
-from tests.support.running import assert_problem, rehearsal
+from tests.support.in_process_app import assert_problem, in_process_app
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_what_is_no_duration(requested: float | str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is"):
         seconds_of(requested)
     if isinstance(requested, str):
-        with rehearsal(tmp_path / "data") as api:
+        with in_process_app(tmp_path / "data") as api:
             refused = api.post("/generate", json={"prompt": "x", "keep_alive": requested})
             assert "keep_alive" in assert_problem(refused, 422, "invalid_value")["detail"]

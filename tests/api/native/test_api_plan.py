@@ -12,7 +12,8 @@ from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import MB
-from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import Document
 from tests.support.tiny_models import tiny_model_folder
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.
@@ -29,17 +30,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def api(tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> Iterator[Rehearsal]:
+def api(tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> Iterator[InProcessApp]:
     """Two texts of four words, and no job that asks for itself. Other settings: parametrize it indirectly."""
     others = dict(getattr(request, "param", {}))
     training = {"steps": 30, "memory_bytes": ENOUGH, "batch": 3, "new_words": 1000} | others.pop("training", {})
-    with rehearsal(tmp_path / "data", training=training, **others) as made:
+    with in_process_app(tmp_path / "data", training=training, **others) as made:
         made.services.folder.models.symlink_to(models)
         made.add("Wind west, glass rising.", "Two mugs of tea.")
         yield made
 
 
-def plan(api: Rehearsal, **requested: Any) -> Document:
+def plan(api: InProcessApp, **requested: Any) -> Document:
     response = api.post("/jobs?dry_run=true", json=requested)
     assert response.status_code == 200, response.text
     assert response.text.endswith("\n}\n")
@@ -47,7 +48,7 @@ def plan(api: Rehearsal, **requested: Any) -> Document:
     return document
 
 
-def test_the_document(api: Rehearsal) -> None:
+def test_the_document(api: InProcessApp) -> None:
     document = plan(api)
     planned = plan_job(open_model_folder(api.services.folder.models / "tiny"), api.services.settings.training, steps=30)
     found = planned.prediction
@@ -80,21 +81,21 @@ def test_the_document(api: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("requested", [{}, {"method": "mezo"}])
-def test_each_method_is_there_to_compare_with(api: Rehearsal, requested: dict[str, str]) -> None:
+def test_each_method_is_there_to_compare_with(api: InProcessApp, requested: dict[str, str]) -> None:
     document = plan(api, **requested)
     by_method = {one["method"]: one["prediction"] for one in document["alternatives"]}
     assert by_method.keys() == {"exact", "mezo"}
     assert by_method[document["method"]] == document["predicted"]
 
 
-def test_why_a_method_cannot_be_is_told(api: Rehearsal) -> None:
+def test_why_a_method_cannot_be_is_told(api: InProcessApp) -> None:
     document = plan(api, mode="full")
     assert document["method"] == "mezo"
     [reason] = [one["reason"] for one in document["alternatives"] if one["method"] == "exact"]
     assert reason.startswith("Exact gradients are of an adapter's factors (mode lora).")
 
 
-def test_nothing_is_queued(api: Rehearsal) -> None:
+def test_nothing_is_queued(api: InProcessApp) -> None:
     response = api.post("/jobs?dry_run=true")
     assert response.status_code == 200
     assert "location" not in response.headers
@@ -102,17 +103,17 @@ def test_nothing_is_queued(api: Rehearsal) -> None:
     assert api.get("/jobs").json()["data"] == []
 
 
-def test_the_token_is_needed(api: Rehearsal) -> None:
+def test_the_token_is_needed(api: InProcessApp) -> None:
     assert_problem(api.post("/jobs?dry_run=true", token=None), 401, "missing_token")
 
 
-def test_wishes_stand_in_place_of_the_settings(api: Rehearsal) -> None:
+def test_wishes_stand_in_place_of_the_settings(api: InProcessApp) -> None:
     document = plan(api, steps=5, batch=2, probes=4, method="mezo", seed=1, now=False)
     assert (document["steps"], document["batch"], document["probes"], document["micro_batch"]) == (5, 2, 4, 10)
     assert document["predicted"]["seconds"] == pytest.approx(5 * document["predicted"]["seconds_per_step"])
 
 
-def test_a_job_is_what_was_planned(api: Rehearsal) -> None:
+def test_a_job_is_what_was_planned(api: InProcessApp) -> None:
     requested = {"steps": 5, "batch": 2, "probes": 4, "mode": "lora", "method": "mezo"}
     foretold = plan(api, **requested)
     response = api.post("/jobs?dry_run=false", json=requested)
@@ -126,7 +127,7 @@ def test_a_job_is_what_was_planned(api: Rehearsal) -> None:
 
 @pytest.mark.parametrize("api", [{"training": {"memory_bytes": LITTLE}}], indirect=True)
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: Rehearsal, query: str) -> None:
+def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: InProcessApp, query: str) -> None:
     document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 409, "does_not_fit")
     assert "training.memory_bytes allows 50 MB. Set it to 6" in document["detail"]
     assert "or train an adapter (mode lora)." in document["detail"]
@@ -135,19 +136,19 @@ def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: Rehearsal
 
 @pytest.mark.parametrize("api", [{"model": "packed"}], indirect=True)
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_what_cannot_be_trained_is_refused(api: Rehearsal, query: str) -> None:
+def test_what_cannot_be_trained_is_refused(api: InProcessApp, query: str) -> None:
     document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 422, "bad_request")
     assert "packed is stored as int8" in document["detail"]
     assert plan(api)["model"] == "packed"
 
 
 @pytest.mark.parametrize("api", [{"model": "absent"}], indirect=True)
-def test_without_the_model_there_is_no_plan(api: Rehearsal) -> None:
+def test_without_the_model_there_is_no_plan(api: InProcessApp) -> None:
     document = assert_problem(api.post("/jobs?dry_run=true"), 503, "model_not_ready")
     assert "'absent'" in document["detail"]
 
 
-def test_a_model_whose_weights_are_broken_is_not_ready(api: Rehearsal, tmp_path: Path) -> None:
+def test_a_model_whose_weights_are_broken_is_not_ready(api: InProcessApp, tmp_path: Path) -> None:
     api.services.folder.models.unlink()
     folder = tiny_model_folder(api.services.folder.models)
     (folder / "config.json").write_text("{}")
@@ -156,7 +157,7 @@ def test_a_model_whose_weights_are_broken_is_not_ready(api: Rehearsal, tmp_path:
 
 
 def test_without_text_there_is_a_plan_that_says_so(tmp_path: Path, models: Path) -> None:
-    with rehearsal(tmp_path / "data") as bare:
+    with in_process_app(tmp_path / "data") as bare:
         bare.services.folder.models.symlink_to(models)
         assert plan(bare)["enough_text"] == {"enough": False, "texts": 0, "new_words": 0}
 
@@ -174,12 +175,12 @@ def test_without_text_there_is_a_plan_that_says_so(tmp_path: Path, models: Path)
     ],
 )
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_faulty_wishes(api: Rehearsal, requested: Document, param: str, query: str) -> None:
+def test_faulty_wishes(api: InProcessApp, requested: Document, param: str, query: str) -> None:
     document = assert_problem(api.post(f"/jobs{query}", json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
 
 
-def test_a_faulty_query(api: Rehearsal) -> None:
+def test_a_faulty_query(api: InProcessApp) -> None:
     assert assert_problem(api.post("/jobs?dry_run=perhaps"), 422, "invalid_value")["error"]["param"] == "dry_run"
 
 
@@ -190,7 +191,7 @@ def test_wishes_have_the_limits_of_the_settings(name: str) -> None:
     assert limits == {f"Ge(ge={wished['minimum']})", f"Le(le={wished['maximum']})"}
 
 
-def test_both_answers_are_described(api: Rehearsal) -> None:
+def test_both_answers_are_described(api: InProcessApp) -> None:
     responses = api.get("/openapi.json").json()["paths"]["/jobs"]["post"]["responses"]
     schemas = {code: responses[code]["content"]["application/json"]["schema"] for code in ("200", "202")}
     assert schemas == {

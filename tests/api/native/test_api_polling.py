@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.running import Rehearsal, rehearsal
+from tests.support.in_process_app import InProcessApp, in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         tiny_model_folder(made.services.folder.models)
         yield made
 
 
-def test_jobs_for_people_with_curl(api: Rehearsal) -> None:
+def test_jobs_for_people_with_curl(api: InProcessApp) -> None:
     asked = {"accept": "text/plain"}
     assert "No jobs yet" in api.get("/jobs", token=None, headers=asked).text
     api.add("word " * 50)
@@ -45,11 +45,11 @@ def test_jobs_for_people_with_curl(api: Rehearsal) -> None:
         (",;,", False),
     ],
 )
-def test_who_gets_plain_text(api: Rehearsal, accept: str, plain: bool) -> None:
+def test_who_gets_plain_text(api: InProcessApp, accept: str, plain: bool) -> None:
     assert api.get("/jobs", headers={"accept": accept}).headers["content-type"].startswith("text/plain") is plain
 
 
-def test_metrics_are_prometheus_own(api: Rehearsal) -> None:
+def test_metrics_are_prometheus_own(api: InProcessApp) -> None:
     api.add("word " * 50)
     api.post("/jobs", json={"now": False})
     api.power.value, api.battery.value = False, None

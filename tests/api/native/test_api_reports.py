@@ -9,7 +9,8 @@ import pytest
 from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.storage.repositories.reports import NewReport
 from pocketllm.storage.tables import Adapter, Outcome, Step
-from tests.support.running import Document, Rehearsal, assert_problem, rehearsal, running
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import Document, running
 from tests.support.tiny_models import tiny_model_folder
 
 VERDICT = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
@@ -22,17 +23,17 @@ SECRETS = ("xyzzy", "plugh")
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
     tiny_model_folder(tmp_path / "data" / "models")
-    with rehearsal(tmp_path / "data") as made:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
-def ask(api: Rehearsal) -> str:
+def ask(api: InProcessApp) -> str:
     return str(api.post("/jobs", json={"steps": 2, "seed": 7}).json()["id"])
 
 
-def learn(api: Rehearsal, content: Document | None = CONTENT, **numbers: Any) -> str:
+def learn(api: InProcessApp, content: Document | None = CONTENT, **numbers: Any) -> str:
     """A job that has succeeded, with a report."""
     identity = ask(api)
     api.tick()
@@ -46,7 +47,7 @@ def learn(api: Rehearsal, content: Document | None = CONTENT, **numbers: Any) ->
     return identity
 
 
-def end(api: Rehearsal, identity: str, report: NewReport | None) -> None:
+def end(api: InProcessApp, identity: str, report: NewReport | None) -> None:
     adapter = Adapter(
         id=f"of-{identity}", job_id=identity, model="tiny", outcome=Outcome.LEARNED, created_at=api.clock.now
     )
@@ -61,7 +62,7 @@ CURVE = {
 }
 
 
-def test_the_owner_sees_everything(api: Rehearsal) -> None:
+def test_the_owner_sees_everything(api: InProcessApp) -> None:
     api.add("Wind west.")
     identity = learn(api)
     response = api.get(f"/jobs/{identity}/report")
@@ -75,7 +76,7 @@ def test_the_owner_sees_everything(api: Rehearsal) -> None:
     }
 
 
-def test_anybody_sees_the_numbers_alone(api: Rehearsal) -> None:
+def test_anybody_sees_the_numbers_alone(api: InProcessApp) -> None:
     api.add("Wind west.")
     identity = learn(api)
     response = api.get(f"/jobs/{identity}", token=None)
@@ -85,7 +86,7 @@ def test_anybody_sees_the_numbers_alone(api: Rehearsal) -> None:
     assert_problem(api.get(f"/jobs/{identity}/report", token=None), 401, "missing_token")
 
 
-def test_numbers_without_a_leak_and_a_report_without_content(api: Rehearsal) -> None:
+def test_numbers_without_a_leak_and_a_report_without_content(api: InProcessApp) -> None:
     api.add("Wind west.")
     identity = learn(api, None, verbatim_recall=None)
     document = api.get(f"/jobs/{identity}/report").json()
@@ -93,7 +94,7 @@ def test_numbers_without_a_leak_and_a_report_without_content(api: Rehearsal) -> 
     assert document["verdict"] == VERDICT
 
 
-def test_deleting_a_text_takes_the_words_from_the_report(api: Rehearsal) -> None:
+def test_deleting_a_text_takes_the_words_from_the_report(api: InProcessApp) -> None:
     [text] = api.add("Wind west.")
     identity = learn(api)
     assert api.delete(f"/texts/{text}").status_code == 200
@@ -105,7 +106,7 @@ def test_deleting_a_text_takes_the_words_from_the_report(api: Rehearsal) -> None
             assert not any(secret.encode() in file.read_bytes() for secret in SECRETS)
 
 
-def test_before_its_end_a_job_has_none(api: Rehearsal) -> None:
+def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
     api.add("Wind west.")
     identity = ask(api)
     detail = api.get(f"/jobs/{identity}").json()
@@ -114,7 +115,7 @@ def test_before_its_end_a_job_has_none(api: Rehearsal) -> None:
     assert "is queued" in document["detail"] and "Ask again" in document["detail"]
 
 
-def test_jobs_that_will_never_have_one(api: Rehearsal) -> None:
+def test_jobs_that_will_never_have_one(api: InProcessApp) -> None:
     assert "GET /jobs" in assert_problem(api.get("/jobs/job-0/report"), 404, "not_found")["detail"]
     api.add("Wind west.")
     cancelled = ask(api)
@@ -127,7 +128,7 @@ def test_jobs_that_will_never_have_one(api: Rehearsal) -> None:
     assert "before there were reports" in assert_problem(api.get(f"/jobs/{old}/report"), 404, "not_found")["detail"]
 
 
-def test_the_documents_are_described(api: Rehearsal) -> None:
+def test_the_documents_are_described(api: InProcessApp) -> None:
     document = api.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
     got = document["paths"]["/jobs/{job_id}/report"]["get"]["responses"]["200"]["content"]["application/json"]

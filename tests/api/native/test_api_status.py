@@ -7,23 +7,24 @@ from pathlib import Path
 import pytest
 
 from pocketllm import __version__
-from tests.support.running import Document, Rehearsal, rehearsal
+from tests.support.in_process_app import InProcessApp, in_process_app
+from tests.support.real_daemon import Document
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
 @pytest.fixture
-def with_model(api: Rehearsal) -> Path:
+def with_model(api: InProcessApp) -> Path:
     """The folder of an imported model."""
     return tiny_model_folder(api.services.folder.models)
 
 
-def status(api: Rehearsal) -> Document:
+def status(api: InProcessApp) -> Document:
     """What anybody sees."""
     response = api.get("/status", token=None)
     assert response.status_code == 200
@@ -32,13 +33,13 @@ def status(api: Rehearsal) -> Document:
     return document
 
 
-def test_health(api: Rehearsal) -> None:
+def test_health(api: InProcessApp) -> None:
     response = api.get("/health", token=None)
     assert response.json() == {"status": "ok", "version": __version__, "pid": os.getpid()}
     assert response.text.endswith("\n}\n")
 
 
-def test_the_status_of_a_daemon_at_rest(api: Rehearsal, with_model: Path) -> None:
+def test_the_status_of_a_daemon_at_rest(api: InProcessApp, with_model: Path) -> None:
     api.tick(90)
     assert status(api) == {
         "version": __version__,
@@ -76,7 +77,7 @@ def test_the_status_of_a_daemon_at_rest(api: Rehearsal, with_model: Path) -> Non
     }
 
 
-def test_every_blocker_comes_with_its_figures(api: Rehearsal, with_model: Path) -> None:
+def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Path) -> None:
     api.power.value, api.battery.value, api.memory.value = False, 20.0, 5e8
     api.tick(10)
     api.tick(10)
@@ -126,7 +127,7 @@ def test_every_blocker_comes_with_its_figures(api: Rehearsal, with_model: Path) 
 
 
 @pytest.mark.parametrize("name", ["power", "battery", "memory"])
-def test_an_unknown_sensor_is_named_with_its_reason(api: Rehearsal, with_model: Path, name: str) -> None:
+def test_an_unknown_sensor_is_named_with_its_reason(api: InProcessApp, with_model: Path, name: str) -> None:
     sensor = {"power": api.power, "battery": api.battery, "memory": api.memory}[name]
     sensor.value, sensor.reason = None, "PermissionError: not for you"
     api.tick()
@@ -139,7 +140,7 @@ def test_an_unknown_sensor_is_named_with_its_reason(api: Rehearsal, with_model: 
     assert (blocker["value"], blocker["threshold"]) == (None, None)
 
 
-def test_a_machine_without_a_battery_is_not_kept_from_training(api: Rehearsal, with_model: Path) -> None:
+def test_a_machine_without_a_battery_is_not_kept_from_training(api: InProcessApp, with_model: Path) -> None:
     api.battery.value, api.battery.absent, api.battery.reason = None, True, "no battery"
     api.tick()
     document = status(api)
@@ -147,7 +148,7 @@ def test_a_machine_without_a_battery_is_not_kept_from_training(api: Rehearsal, w
     assert (document["readings"][1]["reason"], document["readings"][1]["absent"]) == ("no battery", True)
 
 
-def test_a_missing_model_keeps_everything_waiting(api: Rehearsal) -> None:
+def test_a_missing_model_keeps_everything_waiting(api: InProcessApp) -> None:
     api.tick()
     document = status(api)
     assert document["model"]["ready"] is False
@@ -156,7 +157,7 @@ def test_a_missing_model_keeps_everything_waiting(api: Rehearsal) -> None:
     assert document["training"]["blockers"][0]["name"] == "model"
 
 
-def test_a_broken_model_is_explained(api: Rehearsal, with_model: Path) -> None:
+def test_a_broken_model_is_explained(api: InProcessApp, with_model: Path) -> None:
     with (with_model / "model.safetensors").open("ab") as file:
         file.write(b"!")
     api.tick()
@@ -166,7 +167,7 @@ def test_a_broken_model_is_explained(api: Rehearsal, with_model: Path) -> None:
     assert api.get("/models").json() == {"data": []}
 
 
-def test_counts_and_the_worker(api: Rehearsal, with_model: Path) -> None:
+def test_counts_and_the_worker(api: InProcessApp, with_model: Path) -> None:
     api.add("one two three", "four five")
     first, second = (api.post("/jobs").json()["id"] for _ in range(2))
     api.post(f"/jobs/{second}/cancel")
@@ -177,7 +178,7 @@ def test_counts_and_the_worker(api: Rehearsal, with_model: Path) -> None:
     assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
 
 
-def test_the_models(api: Rehearsal, with_model: Path) -> None:
+def test_the_models(api: InProcessApp, with_model: Path) -> None:
     tiny_model_folder(api.services.folder.models, name="other", hidden=64)
     (api.services.folder.models / "unfinished").mkdir()
     edit_json(with_model / "pocketllm.json", license="apache-2.0", source="somewhere/tiny")
@@ -195,6 +196,6 @@ def test_the_models(api: Rehearsal, with_model: Path) -> None:
     assert other["parameters"] > mine["parameters"] > 0
 
 
-def test_without_models_and_adapters_the_lists_are_empty(api: Rehearsal) -> None:
+def test_without_models_and_adapters_the_lists_are_empty(api: InProcessApp) -> None:
     for path in ("/models", "/adapters"):
         assert api.get(path).json() == {"data": []}

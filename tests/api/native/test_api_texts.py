@@ -13,29 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketllm.api.native.examples import MAX_TEXTS
-from tests.support.running import Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 
 LIMIT = 1000
 NDJSON = "application/x-ndjson"
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data", max_text_bytes=LIMIT) as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data", max_text_bytes=LIMIT) as made:
         yield made
 
 
-def count(api: Rehearsal) -> int:
+def count(api: InProcessApp) -> int:
     return api.services.store.texts.counts().texts
 
 
-def stored(api: Rehearsal, ids: Sequence[str]) -> list[tuple[str, str]]:
+def stored(api: InProcessApp, ids: Sequence[str]) -> list[tuple[str, str]]:
     """The texts and sources behind these ids."""
     documents = [api.get(f"/texts/{identity}").json() for identity in ids]
     return [(document["text"], document["source"]) for document in documents]
 
 
-def send(api: Rehearsal, content: bytes, kind: str | None, query: str = "") -> Any:
+def send(api: InProcessApp, content: bytes, kind: str | None, query: str = "") -> Any:
     return api.post(f"/texts{query}", content=content, headers={"content-type": kind} if kind else {})
 
 
@@ -55,7 +55,7 @@ def send(api: Rehearsal, content: bytes, kind: str | None, query: str = "") -> A
     ],
 )
 def test_all_kinds_of_bodies(
-    api: Rehearsal, content: str, kind: str, query: str, expected: list[tuple[str, str]]
+    api: InProcessApp, content: str, kind: str, query: str, expected: list[tuple[str, str]]
 ) -> None:
     response = send(api, content.encode(), kind, query)
     assert response.status_code == 201
@@ -81,7 +81,7 @@ def test_all_kinds_of_bodies(
         "\U0010ffff\ufffe",
     ],
 )
-def test_odd_texts_come_out_as_they_went_in(api: Rehearsal, text: str) -> None:
+def test_odd_texts_come_out_as_they_went_in(api: InProcessApp, text: str) -> None:
     bodies = [
         (json.dumps({"text": text, "source": "object"}), "application/json"),
         (json.dumps([{"text": text, "source": "list"}], ensure_ascii=False), "application/json"),
@@ -97,8 +97,8 @@ def test_odd_texts_come_out_as_they_went_in(api: Rehearsal, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path_factory.mktemp("shared") / "data") as made:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path_factory.mktemp("shared") / "data") as made:
         yield made
 
 
@@ -106,7 +106,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lam
 SOURCES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 
 
-def test_whatever_text_comes_in_comes_out_the_same(shared: Rehearsal) -> None:
+def test_whatever_text_comes_in_comes_out_the_same(shared: InProcessApp) -> None:
     @settings(max_examples=60, deadline=None)
     @given(
         items=st.lists(st.tuples(TEXTS, SOURCES), min_size=1, max_size=5),
@@ -138,7 +138,7 @@ def test_whatever_text_comes_in_comes_out_the_same(shared: Rehearsal) -> None:
     plain()
 
 
-def test_the_same_text_twice_is_one(api: Rehearsal) -> None:
+def test_the_same_text_twice_is_one(api: InProcessApp) -> None:
     body = [{"text": "a", "source": "s"}, {"text": "b", "source": "s"}, {"text": "a", "source": "s"}]
     first = api.post("/texts", json=body)
     assert first.status_code == 201
@@ -152,7 +152,7 @@ def test_the_same_text_twice_is_one(api: Rehearsal) -> None:
     assert count(api) == 3
 
 
-def test_the_same_text_from_two_sources_is_two(api: Rehearsal) -> None:
+def test_the_same_text_from_two_sources_is_two(api: InProcessApp) -> None:
     for first, second in (
         ({"text": "a", "source": "s"}, {"text": "a", "source": "t"}),
         # The same characters, cut elsewhere.
@@ -163,7 +163,7 @@ def test_the_same_text_from_two_sources_is_two(api: Rehearsal) -> None:
         assert answer["created"] == 2
 
 
-def test_a_text_that_was_deleted_can_come_again(api: Rehearsal) -> None:
+def test_a_text_that_was_deleted_can_come_again(api: InProcessApp) -> None:
     [identity] = api.add("a")
     api.delete(f"/texts/{identity}")
     assert api.add("a") == [identity]
@@ -188,7 +188,7 @@ FAULTY = [
 
 
 @pytest.mark.parametrize(("faulty", "says", "param"), FAULTY)
-def test_one_faulty_text_keeps_all_of_them_out(api: Rehearsal, faulty: Any, says: str, param: str | None) -> None:
+def test_one_faulty_text_keeps_all_of_them_out(api: InProcessApp, faulty: Any, says: str, param: str | None) -> None:
     alone = assert_problem(send(api, json.dumps(faulty).encode(), "application/json"), 422, "invalid_value")
     assert says in alone["detail"]
     assert alone["error"]["param"] == param
@@ -226,7 +226,7 @@ def test_one_faulty_text_keeps_all_of_them_out(api: Rehearsal, faulty: Any, says
         pytest.param(b"", "text/plain", "empty", id="empty, plain"),
     ],
 )
-def test_bodies_that_cannot_be_read(api: Rehearsal, content: bytes, kind: str, says: str) -> None:
+def test_bodies_that_cannot_be_read(api: InProcessApp, content: bytes, kind: str, says: str) -> None:
     document = assert_problem(send(api, content, kind), 422, "invalid_value")
     assert says in document["detail"]
     assert count(api) == 0
@@ -236,13 +236,13 @@ def test_bodies_that_cannot_be_read(api: Rehearsal, content: bytes, kind: str, s
     "kind",
     ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/html", "application/xml", None],
 )
-def test_other_content_types_are_refused(api: Rehearsal, kind: str | None) -> None:
+def test_other_content_types_are_refused(api: InProcessApp, kind: str | None) -> None:
     document = assert_problem(send(api, b'{"text": "a"}', kind), 415, "unsupported_media_type")
     assert (kind or "missing").partition(";")[0] in document["detail"] and "text/plain" in document["detail"]
     assert count(api) == 0
 
 
-def test_the_source_in_the_query_is_checked_too(api: Rehearsal) -> None:
+def test_the_source_in_the_query_is_checked_too(api: InProcessApp) -> None:
     for query in ("?source=", "?source=" + "s" * 201):
         document = assert_problem(send(api, b"a", "text/plain", query), 422, "invalid_value")
         assert document["error"]["param"] == "source"
@@ -250,7 +250,7 @@ def test_the_source_in_the_query_is_checked_too(api: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("character", ["a", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{WAVING HAND SIGN}"])
-def test_the_longest_text_is_counted_in_bytes(api: Rehearsal, character: str) -> None:
+def test_the_longest_text_is_counted_in_bytes(api: InProcessApp, character: str) -> None:
     longest = character * (LIMIT // len(character.encode()))
     assert api.post("/texts", json={"text": longest}).status_code == 201
     for content, kind in (
@@ -265,7 +265,7 @@ def test_the_longest_text_is_counted_in_bytes(api: Rehearsal, character: str) ->
 
 @pytest.mark.parametrize("told", [True, False], ids=["with its length", "in chunks"])
 @pytest.mark.parametrize("path", ["/texts", "/jobs", "/generate"])
-def test_ten_megabytes_are_refused(api: Rehearsal, path: str, told: bool) -> None:
+def test_ten_megabytes_are_refused(api: InProcessApp, path: str, told: bool) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(10):
             yield b" " * 10**6
@@ -278,7 +278,7 @@ def test_ten_megabytes_are_refused(api: Rehearsal, path: str, told: bool) -> Non
     assert count(api) == 0
 
 
-def test_a_long_list_is_stored_in_its_order(api: Rehearsal) -> None:
+def test_a_long_list_is_stored_in_its_order(api: InProcessApp) -> None:
     texts = [f"note {number}" for number in range(2000)]
     random.Random(1).shuffle(texts)
     response = api.post("/texts", json=[{"text": text} for text in texts])
@@ -288,7 +288,7 @@ def test_a_long_list_is_stored_in_its_order(api: Rehearsal) -> None:
 
 
 @pytest.mark.parametrize("separator", [",", "\n"])
-def test_too_long_a_list_is_refused_as_a_whole(api: Rehearsal, separator: str) -> None:
+def test_too_long_a_list_is_refused_as_a_whole(api: InProcessApp, separator: str) -> None:
     joined = separator.join(['{"text":"a"}'] * (MAX_TEXTS + 1))
     content, kind = (f"[{joined}]", "application/json") if separator == "," else (joined, NDJSON)
     document = assert_problem(send(api, content.encode(), kind), 413, "too_large")
@@ -296,7 +296,7 @@ def test_too_long_a_list_is_refused_as_a_whole(api: Rehearsal, separator: str) -
     assert count(api) == 0
 
 
-def test_a_list_of_nothing_but_faults_gets_a_short_answer(api: Rehearsal) -> None:
+def test_a_list_of_nothing_but_faults_gets_a_short_answer(api: InProcessApp) -> None:
     response = api.post("/texts", json=[{}] * MAX_TEXTS)
     assert_problem(response, 422, "invalid_value")
     assert len(response.content) < 1000
@@ -310,14 +310,14 @@ def test_a_list_of_nothing_but_faults_gets_a_short_answer(api: Rehearsal) -> Non
         assert len(response.content) < 2000
 
 
-def page(api: Rehearsal, **query: Any) -> tuple[list[str], str | None]:
+def page(api: InProcessApp, **query: Any) -> tuple[list[str], str | None]:
     """The texts of a page, and its `next`."""
     answer = api.get("/texts", params=query).json()
     assert answer["has_more"] is (answer["next"] is not None)
     return [item["text"] for item in answer["data"]], answer["next"]
 
 
-def test_paging_newest_first(api: Rehearsal) -> None:
+def test_paging_newest_first(api: InProcessApp) -> None:
     assert api.get("/texts").json() == {"data": [], "has_more": False, "next": None}
     for number in range(7):
         api.add(f"note {number}")
@@ -331,7 +331,7 @@ def test_paging_newest_first(api: Rehearsal) -> None:
     assert page(api, limit=7)[1] is None
 
 
-def test_paging_through_texts_of_one_moment_shows_each_once(api: Rehearsal) -> None:
+def test_paging_through_texts_of_one_moment_shows_each_once(api: InProcessApp) -> None:
     api.add(*(f"note {number}" for number in range(10)))
     seen: list[str] = []
     after: str | None = None
@@ -343,7 +343,7 @@ def test_paging_through_texts_of_one_moment_shows_each_once(api: Rehearsal) -> N
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "501", "many", "1.5", ""])
-def test_a_limit_out_of_range(api: Rehearsal, limit: str) -> None:
+def test_a_limit_out_of_range(api: InProcessApp, limit: str) -> None:
     document = assert_problem(api.get("/texts", params={"limit": limit}), 422, "invalid_value")
     assert document["error"]["param"] == "limit" and repr(limit) in document["detail"]
 
@@ -351,7 +351,7 @@ def test_a_limit_out_of_range(api: Rehearsal, limit: str) -> None:
 @pytest.mark.parametrize(
     "method, path", [("GET", "/texts?after=text-0"), ("GET", "/texts/text-0"), ("DELETE", "/texts/text-0")]
 )
-def test_an_unknown_id(api: Rehearsal, method: str, path: str) -> None:
+def test_an_unknown_id(api: InProcessApp, method: str, path: str) -> None:
     api.add("a")
     document = assert_problem(api.request(method, path), 404, "not_found")
     assert "'text-0'" in document["detail"] and "GET /texts" in document["detail"]
@@ -366,7 +366,7 @@ def files_hold(folder: Path, marker: bytes) -> bool:
 def test_a_deleted_text_is_gone_from_the_disk(tmp_path: Path, repeats: int) -> None:
     folder = tmp_path / "data"
     marker = b"xyzzy-plugh"
-    with rehearsal(folder) as api:
+    with in_process_app(folder) as api:
         others = api.add("keep me", "and me", source="marked")
         [identity] = api.add(f"{marker.decode()} and so on, for a while. " * repeats * 10)
         assert files_hold(folder, marker)
@@ -378,7 +378,7 @@ def test_a_deleted_text_is_gone_from_the_disk(tmp_path: Path, repeats: int) -> N
     assert not files_hold(folder, marker)
 
 
-def test_what_is_answered_201_is_in_the_file(api: Rehearsal) -> None:
+def test_what_is_answered_201_is_in_the_file(api: InProcessApp) -> None:
     """Seen by another connection: nothing of it waits in this process."""
     [identity] = api.add("here to stay")
     with closing(sqlite3.connect(api.services.folder.database)) as other:

@@ -11,8 +11,8 @@ import pytest
 from pocketllm.api.security.guard import scopes_for
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.tokens import Scope
+from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 from tests.support.routes import OPEN, REDEEM, routes
-from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
 
 #: What the scopes below admin let in: all else takes admin.
 LETS_IN = {
@@ -31,19 +31,19 @@ LETS_IN = {
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
-def token_for(api: Rehearsal, *scopes: str, name: str = "notes") -> str:
+def token_for(api: InProcessApp, *scopes: str, name: str = "notes") -> str:
     response = api.post("/tokens", json={"name": name, "scopes": list(scopes)})
     assert response.status_code == 201, response.text
     return str(response.json()["token"])
 
 
 @pytest.mark.parametrize("scope", ["ingest", "generate", "admin"])
-def test_a_scope_lets_in_what_it_says_and_nothing_else(api: Rehearsal, scope: str) -> None:
+def test_a_scope_lets_in_what_it_says_and_nothing_else(api: InProcessApp, scope: str) -> None:
     token = token_for(api, scope)
     for method, path in sorted(set(routes(api.app.routes)) - {*OPEN, REDEEM}):
         allowed = scope == "admin" or scope in LETS_IN.get((method, path), set())
@@ -58,12 +58,12 @@ def test_a_scope_lets_in_what_it_says_and_nothing_else(api: Rehearsal, scope: st
 
 
 @pytest.mark.parametrize("path", ["/Texts", "/texts/", "/texts/text-1", "//texts", "/generatex"])
-def test_near_a_route_that_is_allowed_nothing_is(api: Rehearsal, path: str) -> None:
+def test_near_a_route_that_is_allowed_nothing_is(api: InProcessApp, path: str) -> None:
     assert scopes_for("POST", path) == {Scope.ADMIN}
     assert_problem(api.post(path, token=token_for(api, "ingest", "generate")), 403, "out_of_scope")
 
 
-def test_a_token_is_told_once_and_kept_nowhere(api: Rehearsal) -> None:
+def test_a_token_is_told_once_and_kept_nowhere(api: InProcessApp) -> None:
     token = token_for(api, "ingest", "generate")
     [listed] = api.get("/tokens").json()["data"]
     assert listed == {"name": "notes", "scopes": ["generate", "ingest"], "created_at": "2026-03-01T12:00:00Z"}
@@ -72,7 +72,7 @@ def test_a_token_is_told_once_and_kept_nowhere(api: Rehearsal) -> None:
     assert b"notes" in kept and token.encode() not in kept
 
 
-def test_a_withdrawn_token_is_good_for_nothing(api: Rehearsal) -> None:
+def test_a_withdrawn_token_is_good_for_nothing(api: InProcessApp) -> None:
     token, other = token_for(api, "admin"), token_for(api, "admin", name="other")
     assert api.get("/texts", token=token).status_code == 200
     assert api.delete("/tokens/notes").status_code == 204
@@ -82,13 +82,13 @@ def test_a_withdrawn_token_is_good_for_nothing(api: Rehearsal) -> None:
 
 
 def test_tokens_outlive_the_daemon(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         token = token_for(api, "admin")
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         assert api.get("/texts", token=token).status_code == 200
 
 
-def test_a_name_is_taken_once(api: Rehearsal) -> None:
+def test_a_name_is_taken_once(api: InProcessApp) -> None:
     token_for(api, "ingest")
     for name in ("notes", "owner"):
         response = api.post("/tokens", json={"name": name, "scopes": ["ingest"]})
@@ -109,13 +109,13 @@ def test_a_name_is_taken_once(api: Rehearsal) -> None:
         [],
     ],
 )
-def test_a_wish_that_makes_no_sense(api: Rehearsal, body: Any) -> None:
+def test_a_wish_that_makes_no_sense(api: InProcessApp, body: Any) -> None:
     assert_problem(api.post("/tokens", json=body), 422, "invalid_value")
     assert api.get("/tokens").json() == {"data": []}
 
 
 def test_an_app_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data", app_requests_per_second=0.2) as api:
+    with in_process_app(tmp_path / "data", app_requests_per_second=0.2) as api:
         token, other = token_for(api, "admin"), token_for(api, "admin", name="other")
         assert [api.get("/texts", token=token).status_code for _ in range(3)] == [200, 200, 429]
         refused = api.get("/texts", token=token)
@@ -138,7 +138,7 @@ def test_the_rate_over_a_clock_that_is_set_back() -> None:
 
 
 def test_more_at_once_than_may_be_are_told_to_come_back(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data", max_requests=1) as api:
+    with in_process_app(tmp_path / "data", max_requests=1) as api:
 
         async def two() -> list[httpx.Response]:
             transport = httpx.ASGITransport(api.app)
@@ -153,7 +153,7 @@ def test_more_at_once_than_may_be_are_told_to_come_back(tmp_path: Path) -> None:
 
 
 def test_open_routes_can_be_closed(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data", open_routes=False) as api:
+    with in_process_app(tmp_path / "data", open_routes=False) as api:
         for path in ("/health", "/", "/dashboard/app.js"):
             assert api.get(path, token=None).status_code == 200, "there is nothing in them"
         for path in ("/status", "/metrics", "/runs", "/ledger", "/events", "/history", "/jobs", "/jobs/job-0"):

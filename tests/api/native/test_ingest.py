@@ -11,7 +11,7 @@ from pocketllm.api.native.ingest import AT_ONCE, Ingest
 from pocketllm.storage.database import Database
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 from pocketllm.storage.store import Store
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 
 class DiskFull(Exception):

@@ -5,25 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         tiny_model_folder(made.services.folder.models)
         made.add("word " * 50)
         yield made
 
 
-def jobs(api: Rehearsal) -> int:
+def jobs(api: InProcessApp) -> int:
     return len(api.get("/jobs").json()["data"])
 
 
-def test_a_job_that_is_asked_for_twice_is_one(api: Rehearsal) -> None:
+def test_a_job_that_is_asked_for_twice_is_one(api: InProcessApp) -> None:
     first = api.post("/jobs", json={"steps": 3}, headers=KEY)
     api.clock.advance(3600 * 48)
     again = api.post("/jobs", json={"steps": 3}, headers=KEY)
@@ -34,33 +34,33 @@ def test_a_job_that_is_asked_for_twice_is_one(api: Rehearsal) -> None:
     assert jobs(api) == 3
 
 
-def test_a_job_that_has_ended_is_not_made_again(api: Rehearsal) -> None:
+def test_a_job_that_has_ended_is_not_made_again(api: InProcessApp) -> None:
     job = api.post("/jobs", json={}, headers=KEY).json()["id"]
     api.post(f"/jobs/{job}/cancel")
     again = api.post("/jobs", json={}, headers=KEY).json()
     assert (again["id"], again["state"], jobs(api)) == (job, "cancelled", 1)
 
 
-def test_each_callers_keys_are_its_own(api: Rehearsal) -> None:
+def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
     token = api.post("/tokens", json={"name": "app", "scopes": ["admin"]}).json()["token"]
     for sent in (TOKEN, token):
         assert api.post("/jobs", json={}, headers=KEY, token=sent).status_code == 202
     assert jobs(api) == 2
 
 
-def test_nothing_is_queued_for_a_plan(api: Rehearsal) -> None:
+def test_nothing_is_queued_for_a_plan(api: InProcessApp) -> None:
     assert api.post("/jobs?dry_run=true", json={}, headers=KEY).status_code == 200
     assert api.post("/jobs", json={}, headers=KEY).status_code == 202 and jobs(api) == 1
 
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256, "é"])
-def test_what_is_no_key(api: Rehearsal, key: str) -> None:
+def test_what_is_no_key(api: InProcessApp, key: str) -> None:
     response = api.post("/jobs", json={}, headers={"idempotency-key": key.encode("latin-1")})
     assert_problem(response, 422, "invalid_value")
     assert jobs(api) == 0
 
 
-def test_a_text_that_is_sent_twice_is_stored_once(api: Rehearsal) -> None:
+def test_a_text_that_is_sent_twice_is_stored_once(api: InProcessApp) -> None:
     text = {"text": "Wind west, glass rising.", "source": "test"}
     first, again = (api.post("/texts", json=text).json() for _ in range(2))
     assert (first["ids"], first["created"]) == (again["ids"], 1)

@@ -10,7 +10,8 @@ import pytest
 
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.tables import Adapter, JobState, Outcome
-from tests.support.running import Document, Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.real_daemon import Document
 from tests.support.tiny_models import tiny_model_folder
 
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
@@ -19,30 +20,30 @@ TEXT = {"text": "The shed to myself."}
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data", MODEL="tiny") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data", MODEL="tiny") as made:
         tiny_model_folder(made.services.folder.models)
         yield made
 
 
-def upload(api: Rehearsal, data: bytes, *, purpose: str = "fine-tune", name: str = "a.jsonl") -> httpx.Response:
+def upload(api: InProcessApp, data: bytes, *, purpose: str = "fine-tune", name: str = "a.jsonl") -> httpx.Response:
     return api.request("POST", "/v1/files", files={"file": (name, data)}, data={"purpose": purpose})
 
 
-def uploaded(api: Rehearsal, *documents: Any, name: str = "a.jsonl") -> str:
+def uploaded(api: InProcessApp, *documents: Any, name: str = "a.jsonl") -> str:
     response = upload(api, "".join(json.dumps(one) + "\n" for one in documents).encode(), name=name)
     assert response.status_code == 200, response.text
     return str(response.json()["id"])
 
 
-def job(api: Rehearsal, **fields: Any) -> Document:
+def job(api: InProcessApp, **fields: Any) -> Document:
     response = api.request("POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", **fields})
     assert response.status_code == 200, response.text
     document: Document = response.json()
     return document
 
 
-def learned(api: Rehearsal) -> str:
+def learned(api: InProcessApp) -> str:
     """The adapter of a job that has learned what there was, and is served."""
     store, now = api.services.store, api.services.now()
     made = api.services.scheduler.request(JobRequest(steps=1), seed=1, immediate=True, now=now)
@@ -79,12 +80,12 @@ BAD = {
 
 
 @pytest.mark.parametrize(("data", "said"), BAD.values(), ids=BAD)
-def test_a_bad_line_is_refused_with_its_number(api: Rehearsal, data: bytes, said: str) -> None:
+def test_a_bad_line_is_refused_with_its_number(api: InProcessApp, data: bytes, said: str) -> None:
     assert said in assert_problem(upload(api, data), 422, "invalid_value")["detail"]
     assert [one["id"] for one in api.get("/v1/files").json()["data"]] == ["file-inbox"]
 
 
-def test_what_openai_writes_is_taken(api: Rehearsal) -> None:
+def test_what_openai_writes_is_taken(api: InProcessApp) -> None:
     rich = {
         "messages": [
             {"role": "developer", "content": "Short."},
@@ -112,18 +113,18 @@ def test_what_openai_writes_is_taken(api: Rehearsal) -> None:
     assert {text["source"] for text in texts} == {document["training_file"]}
 
 
-def test_a_file_begins_with_a_byte_order_mark(api: Rehearsal) -> None:
+def test_a_file_begins_with_a_byte_order_mark(api: InProcessApp) -> None:
     assert upload(api, b"\xef\xbb\xbf" + json.dumps(TEXT).encode()).status_code == 200
 
 
-def test_the_same_file_twice_is_one(api: Rehearsal) -> None:
+def test_the_same_file_twice_is_one(api: InProcessApp) -> None:
     first, again, other = uploaded(api, TEXT), uploaded(api, TEXT), uploaded(api, TEXT, name="b.jsonl")
     assert first == again != other
     listed = api.get("/v1/files", params={"purpose": "fine-tune", "order": "asc"}).json()["data"]
     assert {one["id"] for one in listed} == {first, other, "file-inbox"}
 
 
-def test_lists_go_on_behind_an_id_and_end(api: Rehearsal) -> None:
+def test_lists_go_on_behind_an_id_and_end(api: InProcessApp) -> None:
     ids = {uploaded(api, TEXT, name=f"{i}.jsonl") for i in range(4)} | {"file-inbox"}
     found, after = [], None
     while True:
@@ -136,7 +137,7 @@ def test_lists_go_on_behind_an_id_and_end(api: Rehearsal) -> None:
     assert_problem(api.get("/v1/files", params={"after": "file-none"}), 404, "not_found")
 
 
-def test_another_purpose_is_kept_and_not_learned(api: Rehearsal) -> None:
+def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     file = upload(api, b"\x00\x01", purpose="user_data").json()
     assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
     body = {"model": "pocketllm:latest", "training_file": file["id"]}
@@ -145,7 +146,7 @@ def test_another_purpose_is_kept_and_not_learned(api: Rehearsal) -> None:
     assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
 
 
-def test_a_file_expires_with_what_jobs_took_from_it(api: Rehearsal) -> None:
+def test_a_file_expires_with_what_jobs_took_from_it(api: InProcessApp) -> None:
     form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
     assert file["expires_at"] == file["created_at"] + 3600
@@ -156,7 +157,7 @@ def test_a_file_expires_with_what_jobs_took_from_it(api: Rehearsal) -> None:
     assert api.get("/texts").json()["data"] == []
 
 
-def test_a_deleted_file_takes_its_texts_along(api: Rehearsal) -> None:
+def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
     file = uploaded(api, CHAT, PAIR)
     api.add("Wind west, glass rising.")
     job(api, training_file=file)
@@ -187,7 +188,7 @@ REFUSED: dict[str, tuple[Document, int, str, str | None]] = {
 
 @pytest.mark.parametrize(("fields", "status", "code", "param"), REFUSED.values(), ids=REFUSED)
 def test_a_job_that_cannot_be_is_refused(
-    api: Rehearsal, fields: Document, status: int, code: str, param: str | None
+    api: InProcessApp, fields: Document, status: int, code: str, param: str | None
 ) -> None:
     api.add("Wind west, glass rising.")
     body = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT), **fields}
@@ -196,7 +197,7 @@ def test_a_job_that_cannot_be_is_refused(
     assert api.get("/jobs").json()["data"] == []
 
 
-def test_the_inbox_is_what_is_new(api: Rehearsal) -> None:
+def test_the_inbox_is_what_is_new(api: InProcessApp) -> None:
     refused = api.request(
         "POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", "training_file": "file-inbox"}
     )
@@ -206,7 +207,7 @@ def test_the_inbox_is_what_is_new(api: Rehearsal) -> None:
     assert job(api, training_file="file-inbox")["training_file"] == "file-inbox"
 
 
-def test_rounds_through_the_file_become_steps(api: Rehearsal) -> None:
+def test_rounds_through_the_file_become_steps(api: InProcessApp) -> None:
     file = uploaded(api, *[{"prompt": str(i), "completion": " yes"} for i in range(40)])
     made = job(api, training_file=file, hyperparameters={"n_epochs": 3, "batch_size": 4})
     model_folder = api.get(f"/jobs/{made['id'].replace('ftjob-', 'job-')}").json()
@@ -216,7 +217,7 @@ def test_rounds_through_the_file_become_steps(api: Rehearsal) -> None:
     assert api.get(f"/jobs/{alone['id'].replace('ftjob-', 'job-')}").json()["total_steps"] == 300
 
 
-def test_what_does_not_apply_is_named(api: Rehearsal) -> None:
+def test_what_does_not_apply_is_named(api: InProcessApp) -> None:
     said = job(
         api,
         training_file=uploaded(api, TEXT),
@@ -231,7 +232,7 @@ def test_what_does_not_apply_is_named(api: Rehearsal) -> None:
     ]
 
 
-def test_a_request_that_is_sent_again_is_one_job(api: Rehearsal) -> None:
+def test_a_request_that_is_sent_again_is_one_job(api: InProcessApp) -> None:
     body = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT), "seed": 3}
 
     def sent(again: str) -> str:
@@ -248,7 +249,7 @@ def test_a_request_that_is_sent_again_is_one_job(api: Rehearsal) -> None:
     assert sent("1") not in (first, second)
 
 
-def test_a_file_to_measure_with_is_held_out(api: Rehearsal) -> None:
+def test_a_file_to_measure_with_is_held_out(api: InProcessApp) -> None:
     learned = uploaded(api, *[{"text": f"Tide {i}."} for i in range(30)])
     measured = uploaded(api, *[{"text": f"Tide {i}."} for i in range(5)], name="b.jsonl")
     job(api, training_file=learned, validation_file=measured)
@@ -256,7 +257,7 @@ def test_a_file_to_measure_with_is_held_out(api: Rehearsal) -> None:
     assert {(text["source"], text["held_out"]) for text in texts} == {(learned, False), (measured, True)}
 
 
-def test_it_learns_its_file_and_nothing_else(api: Rehearsal) -> None:
+def test_it_learns_its_file_and_nothing_else(api: InProcessApp) -> None:
     """From the base: the file alone. From what is served: old texts, too, so that these are not forgotten."""
     store, now = api.services.store, api.services.now()
     api.add("An old text of the owner's.", "And another one.")
@@ -280,7 +281,7 @@ def test_it_learns_its_file_and_nothing_else(api: Rehearsal) -> None:
     assert_problem(api.request("DELETE", f"/adapters/{old}"), 409, "wrong_state")
 
 
-def test_a_job_whose_file_is_gone_learns_nothing_else(api: Rehearsal) -> None:
+def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None:
     api.add("An old text of the owner's.")
     learned(api)
     file = uploaded(api, TEXT)

@@ -13,7 +13,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer
-from tests.support.running import Daemon, assert_problem, running
+from tests.support.in_process_app import assert_problem
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
 CHAT: list[ChatCompletionMessageParam] = [

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.learned import LearnedHouse, learned_house, theirs
-from tests.support.running import assert_problem
+from tests.support.in_process_app import assert_problem
 from tests.support.tiny_models import byte_tokenizer
+from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
 
 BASE = "pocketllm:base"
 #: Longer than what is scored at a time.
@@ -17,16 +17,16 @@ IDS = [(7 * number) % 250 + 3 for number in range(70)]
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LearnedHouse]:
-    with learned_house(tmp_path_factory.mktemp("logprobs")) as made:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]:
+    with trained_daemon(tmp_path_factory.mktemp("logprobs")) as made:
         yield made
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("personal", [False, True], ids=["base", "personal"])
-def test_an_echoed_prompt_is_scored_as_transformers_does(house: LearnedHouse, personal: bool) -> None:
-    name = house.adapter.name if personal else BASE
-    with house.client as client:
+def test_an_echoed_prompt_is_scored_as_transformers_does(trained: TrainedDaemon, personal: bool) -> None:
+    name = trained.adapter.name if personal else BASE
+    with trained.client as client:
         answer = client.completions.create(model=name, prompt=IDS, max_tokens=0, echo=True, logprobs=3)
     [choice] = answer.choices
     assert choice.text == byte_tokenizer().decode(IDS)
@@ -34,17 +34,17 @@ def test_an_echoed_prompt_is_scored_as_transformers_does(house: LearnedHouse, pe
     ours: list[Any] = [*choice.logprobs.token_logprobs]
     best: list[Any] = [*choice.logprobs.top_logprobs]
     assert len(ours) == len(IDS) and ours[0] is None and best[0] is None
-    wanted = theirs(house, IDS, personal=personal)
+    wanted = theirs(trained, IDS, personal=personal)
     assert float((torch.tensor(ours[1:]) - wanted).abs().max()) < 1e-3
     assert {len(likeliest) for likeliest in best[1:]} <= {1, 2, 3}
     assert answer.usage and (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(IDS), 0)
     if personal:
-        assert float((wanted - theirs(house, IDS, personal=False)).abs().max()) > 2e-3, "or nothing was learned"
+        assert float((wanted - theirs(trained, IDS, personal=False)).abs().max()) > 2e-3, "or nothing was learned"
 
 
-def test_an_answer_is_scored_by_what_it_was_drawn_from(house: LearnedHouse) -> None:
-    drawn = greedily(house, IDS[:9], 6)
-    with house.client as client:
+def test_an_answer_is_scored_by_what_it_was_drawn_from(trained: TrainedDaemon) -> None:
+    drawn = greedily(trained, IDS[:9], 6)
+    with trained.client as client:
         answer = client.completions.create(
             model=BASE, prompt=IDS[:9], max_tokens=6, temperature=0, logprobs=2, echo=True
         )
@@ -52,7 +52,7 @@ def test_an_answer_is_scored_by_what_it_was_drawn_from(house: LearnedHouse) -> N
     assert logprobs and logprobs.tokens and logprobs.token_logprobs and logprobs.text_offset
     assert answer.choices[0].text == "".join(str(byte_tokenizer().decode(ids)) for ids in (IDS[:9], drawn))
     assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:n])) for n in range(15)]
-    wanted = theirs(house, [*IDS[:9], *drawn], personal=False)
+    wanted = theirs(trained, [*IDS[:9], *drawn], personal=False)
     assert float((torch.tensor(logprobs.token_logprobs[1:]) - wanted).abs().max()) < 1e-3
     likeliest: list[Any] = [*(logprobs.top_logprobs or ())]
     for best, logprob in zip(likeliest[9:], logprobs.token_logprobs[9:], strict=True):
@@ -60,9 +60,9 @@ def test_an_answer_is_scored_by_what_it_was_drawn_from(house: LearnedHouse) -> N
 
 
 @torch.inference_mode()
-def greedily(house: LearnedHouse, ids: list[int], count: int) -> list[int]:
+def greedily(trained: TrainedDaemon, ids: list[int], count: int) -> list[int]:
     """The likeliest tokens after these, by transformers."""
-    model = AutoModelForCausalLM.from_pretrained(house.source, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(trained.source, dtype=torch.float32).eval()
     given = list(ids)
     for _ in range(count):
         given.append(int(model(torch.tensor([given])).logits[0, -1].argmax()))
@@ -70,18 +70,18 @@ def greedily(house: LearnedHouse, ids: list[int], count: int) -> list[int]:
     return given[len(ids) :]
 
 
-def test_a_prompt_in_words_has_a_first_token_with_a_score(house: LearnedHouse) -> None:
-    with house.client as client:
+def test_a_prompt_in_words_has_a_first_token_with_a_score(trained: TrainedDaemon) -> None:
+    with trained.client as client:
         answer = client.completions.create(model=BASE, prompt=["Mug", "A"], max_tokens=0, echo=True, logprobs=0)
     first, second = (choice.logprobs for choice in answer.choices)
     assert first and second and first.tokens == ["M", "u", "g"] and second.tokens == ["A"]
     assert first.token_logprobs and first.token_logprobs[0] < 0
-    wanted = theirs(house, [0, *byte_tokenizer()("Mug")["input_ids"]], personal=False)
+    wanted = theirs(trained, [0, *byte_tokenizer()("Mug")["input_ids"]], personal=False)
     assert float((torch.tensor(first.token_logprobs) - wanted).abs().max()) < 1e-3
 
 
-def test_a_chat_is_scored_where_that_is_asked_for(house: LearnedHouse) -> None:
-    with house.client as client:
+def test_a_chat_is_scored_where_that_is_asked_for(trained: TrainedDaemon) -> None:
+    with trained.client as client:
         answer = client.chat.completions.create(
             model=BASE,
             messages=[{"role": "user", "content": "Hello"}],
@@ -99,33 +99,33 @@ def test_a_chat_is_scored_where_that_is_asked_for(house: LearnedHouse) -> None:
     assert plain.choices[0].logprobs is None
 
 
-def test_a_stop_string_ends_the_scores_too(house: LearnedHouse) -> None:
+def test_a_stop_string_ends_the_scores_too(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": "Mug", "max_tokens": 12, "seed": 4, "logprobs": 0}
-    whole = house.daemon.client.post("/v1/completions", json=given).json()["choices"][0]
+    whole = trained.daemon.client.post("/v1/completions", json=given).json()["choices"][0]
     stop = whole["text"][5:7]
-    cut = house.daemon.client.post("/v1/completions", json=given | {"stop": stop}).json()["choices"][0]
+    cut = trained.daemon.client.post("/v1/completions", json=given | {"stop": stop}).json()["choices"][0]
     assert cut["finish_reason"] == "stop" and stop not in cut["text"]
     assert "".join(cut["logprobs"]["tokens"]) == cut["text"]
 
 
-def test_several_prompts_in_token_ids(house: LearnedHouse) -> None:
+def test_several_prompts_in_token_ids(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": [IDS[:4], IDS[4:9]], "max_tokens": 1}
-    answer = house.daemon.client.post("/v1/completions", json=given).json()
+    answer = trained.daemon.client.post("/v1/completions", json=given).json()
     assert len(answer["choices"]) == 2 and answer["usage"]["prompt_tokens"] == 9
 
 
 @pytest.mark.parametrize("prompt", [[-1], [2**31], [[]], [], ["x", [1]], [1.5], [True], [[1], "x"]])
-def test_what_are_no_tokens(house: LearnedHouse, prompt: object) -> None:
-    response = house.daemon.client.post("/v1/completions", json={"model": BASE, "prompt": prompt, "max_tokens": 1})
+def test_what_are_no_tokens(trained: TrainedDaemon, prompt: object) -> None:
+    response = trained.daemon.client.post("/v1/completions", json={"model": BASE, "prompt": prompt, "max_tokens": 1})
     assert response.status_code == 422, response.text
 
 
-def test_tokens_that_this_model_has_not(house: LearnedHouse) -> None:
+def test_tokens_that_this_model_has_not(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": [5, 100_000], "max_tokens": 1}
-    document = assert_problem(house.daemon.client.post("/v1/completions", json=given), 422, "bad_generation")
+    document = assert_problem(trained.daemon.client.post("/v1/completions", json=given), 422, "bad_generation")
     assert "100000 is no token of this model" in document["detail"]
 
 
-def test_in_a_stream_there_are_no_scores_and_it_says_so(house: LearnedHouse) -> None:
+def test_in_a_stream_there_are_no_scores_and_it_says_so(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": "Mug", "max_tokens": 2, "logprobs": 1, "stream": True}
-    assert "logprobs is ignored in a stream" in house.daemon.client.post("/v1/completions", json=given).text
+    assert "logprobs is ignored in a stream" in trained.daemon.client.post("/v1/completions", json=given).text

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.running import Daemon, running
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
 LATEST, BASE = "pocketllm:latest", "pocketllm:base"

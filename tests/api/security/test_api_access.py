@@ -11,18 +11,18 @@ from starlette.types import Message
 
 from pocketllm.api.security.tokens import load_or_create_token
 from pocketllm.daemon.errors import DaemonError
+from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 from tests.support.routes import OPEN, REDEEM, routes
-from tests.support.running import TOKEN, Rehearsal, assert_problem, rehearsal
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessApp]:
     """Nothing here changes anything, so all tests may share it."""
-    with rehearsal(tmp_path_factory.mktemp("access") / "data") as made:
+    with in_process_app(tmp_path_factory.mktemp("access") / "data") as made:
         yield made
 
 
-def closed_routes(api: Rehearsal) -> list[tuple[str, str]]:
+def closed_routes(api: InProcessApp) -> list[tuple[str, str]]:
     found = set(routes(api.app.routes))
     documented = {(method.upper(), path) for path, methods in api.app.openapi()["paths"].items() for method in methods}
     # Neither may know of a route that the other doesn't.
@@ -31,7 +31,7 @@ def closed_routes(api: Rehearsal) -> list[tuple[str, str]]:
     return sorted(found - {*OPEN, REDEEM})
 
 
-def test_every_route_but_the_open_ones_wants_the_token(api: Rehearsal) -> None:
+def test_every_route_but_the_open_ones_wants_the_token(api: InProcessApp) -> None:
     closed = closed_routes(api)
     assert ("POST", "/jobs") in closed and ("GET", "/openapi.json") in closed
     for method, path in closed:
@@ -47,7 +47,7 @@ def test_every_route_but_the_open_ones_wants_the_token(api: Rehearsal) -> None:
         assert api.request(method, path, token=TOKEN).status_code not in (401, 403)
 
 
-def test_the_document_says_which_routes_want_a_token_and_with_which_scopes(api: Rehearsal) -> None:
+def test_the_document_says_which_routes_want_a_token_and_with_which_scopes(api: InProcessApp) -> None:
     document = api.app.openapi()
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     needed = {
@@ -61,7 +61,7 @@ def test_the_document_says_which_routes_want_a_token_and_with_which_scopes(api: 
     assert needed["POST", "/jobs"] == [{"token": ["admin"]}]
 
 
-def test_the_open_routes_answer_without_one(api: Rehearsal) -> None:
+def test_the_open_routes_answer_without_one(api: InProcessApp) -> None:
     for method, path in OPEN:
         response = api.request(method, path.format(job_id="job-0", name="none"), token=None)
         assert response.status_code == (404 if "{" in path else 200)
@@ -83,7 +83,7 @@ def test_the_open_routes_answer_without_one(api: Rehearsal) -> None:
         ("OPTIONS", "/jobs"),
     ],
 )
-def test_nothing_near_the_open_routes_is_open(api: Rehearsal, method: str, path: str) -> None:
+def test_nothing_near_the_open_routes_is_open(api: InProcessApp, method: str, path: str) -> None:
     assert_problem(api.request(method, path, token=None), 401, "missing_token")
 
 
@@ -102,13 +102,13 @@ def test_nothing_near_the_open_routes_is_open(api: Rehearsal, method: str, path:
         ("Bearer \xe9", "bad_token"),
     ],
 )
-def test_what_is_no_token(api: Rehearsal, authorization: str, code: str) -> None:
+def test_what_is_no_token(api: InProcessApp, authorization: str, code: str) -> None:
     response = api.get("/texts", token=None, headers={"authorization": authorization.encode("latin-1")})
     assert_problem(response, 401, code)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
-def test_the_scheme_may_be_written_in_any_case(api: Rehearsal, scheme: str) -> None:
+def test_the_scheme_may_be_written_in_any_case(api: InProcessApp, scheme: str) -> None:
     assert api.get("/texts", token=None, headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200
 
 
@@ -129,7 +129,7 @@ def test_the_scheme_may_be_written_in_any_case(api: Rehearsal, scheme: str) -> N
         "[::1]:2407",
     ],
 )
-def test_local_names_are_let_in(api: Rehearsal, host: str) -> None:
+def test_local_names_are_let_in(api: InProcessApp, host: str) -> None:
     for path in ("/health", "/texts"):
         assert api.get(path, headers={"host": host}).status_code == 200
 
@@ -158,7 +158,7 @@ def test_local_names_are_let_in(api: Rehearsal, host: str) -> None:
         "x" * 5000,
     ],
 )
-def test_other_names_are_not(api: Rehearsal, host: str) -> None:
+def test_other_names_are_not(api: InProcessApp, host: str) -> None:
     """A web page could have its own name lead to this device, and so read what we answer."""
     for path, token in (("/health", None), ("/texts", TOKEN)):
         response = api.get(path, token=token, headers={"host": host})
@@ -166,7 +166,7 @@ def test_other_names_are_not(api: Rehearsal, host: str) -> None:
         assert "http://127.0.0.1" in document["detail"] and len(document["detail"]) < 200
 
 
-def test_a_request_without_a_host_is_refused(api: Rehearsal) -> None:
+def test_a_request_without_a_host_is_refused(api: InProcessApp) -> None:
     """httpx always sends one, so this is made by hand."""
     sent: list[Message] = []
 
@@ -197,7 +197,7 @@ def test_a_request_without_a_host_is_refused(api: Rehearsal) -> None:
 @pytest.mark.parametrize(
     "origin", ["http://localhost", "http://localhost:3000", "http://127.0.0.1:2407", "http://[::1]:8080"]
 )
-def test_local_pages_are_let_in_with_the_token(api: Rehearsal, origin: str) -> None:
+def test_local_pages_are_let_in_with_the_token(api: InProcessApp, origin: str) -> None:
     headers = {"origin": origin, "sec-fetch-site": "same-site"}
     assert api.get("/texts", headers=headers).status_code == 200
     assert_problem(api.get("/texts", token=None, headers=headers), 401, "missing_token")
@@ -207,21 +207,21 @@ def test_local_pages_are_let_in_with_the_token(api: Rehearsal, origin: str) -> N
     "origin",
     ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost@evil.example", "", "["],
 )
-def test_foreign_pages_are_refused_even_with_the_token(api: Rehearsal, origin: str) -> None:
+def test_foreign_pages_are_refused_even_with_the_token(api: InProcessApp, origin: str) -> None:
     for method, path in (("GET", "/health"), ("GET", "/texts"), ("POST", "/texts"), ("OPTIONS", "/texts")):
         response = api.request(method, path, headers={"origin": origin})
         assert_problem(response, 403, "foreign_origin")
         assert "access-control-allow-origin" not in response.headers
 
 
-def test_what_a_browser_calls_cross_site_is_refused(api: Rehearsal) -> None:
+def test_what_a_browser_calls_cross_site_is_refused(api: InProcessApp) -> None:
     for path in ("/health", "/jobs", "/texts"):
         assert_problem(api.get(path, headers={"sec-fetch-site": "cross-site"}), 403, "cross_site")
     for site in ("none", "same-origin", "same-site"):
         assert api.get("/health", headers={"sec-fetch-site": site}).status_code == 200
 
 
-def test_nobody_without_a_token_gets_a_body_read(api: Rehearsal) -> None:
+def test_nobody_without_a_token_gets_a_body_read(api: InProcessApp) -> None:
     response = api.post("/texts", token=None, content=b"secret", headers={"content-type": "text/plain"})
     assert_problem(response, 401, "missing_token")
     assert api.services.store.texts.counts().texts == 0

@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import Rehearsal, rehearsal
+from tests.support.in_process_app import InProcessApp, in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         tiny_model_folder(made.services.folder.models)
         yield made
 
 
-def operations(api: Rehearsal) -> list[tuple[str, str, dict[str, Any]]]:
+def operations(api: InProcessApp) -> list[tuple[str, str, dict[str, Any]]]:
     paths: dict[str, dict[str, dict[str, Any]]] = api.get("/openapi.json").json()["paths"]
     return [(method.upper(), path, about) for path, methods in paths.items() for method, about in methods.items()]
 
 
-def test_every_route_says_what_it_does_and_how_it_fails(api: Rehearsal) -> None:
+def test_every_route_says_what_it_does_and_how_it_fails(api: InProcessApp) -> None:
     found = operations(api)
     assert len(found) >= 40
     for method, path, about in found:
@@ -34,7 +34,7 @@ def test_every_route_says_what_it_does_and_how_it_fails(api: Rehearsal) -> None:
         assert any(status.startswith("2") for status in about["responses"]), where
 
 
-def test_an_error_has_the_shape_that_is_documented(api: Rehearsal) -> None:
+def test_an_error_has_the_shape_that_is_documented(api: InProcessApp) -> None:
     document = api.get("/texts/none").json()
     [schema] = [about for method, path, about in operations(api) if (method, path) == ("GET", "/texts/{text_id}")]
     problem = schema["responses"]["default"]["content"]["application/problem+json"]["schema"]
@@ -42,7 +42,7 @@ def test_an_error_has_the_shape_that_is_documented(api: Rehearsal) -> None:
     assert set(document["error"]) == set(problem["$defs"]["ErrorOut"]["properties"])
 
 
-def test_the_examples_work(api: Rehearsal) -> None:
+def test_the_examples_work(api: InProcessApp) -> None:
     api.add("word " * 50)
     tried = 0
     for method, path, about in operations(api):

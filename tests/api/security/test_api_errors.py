@@ -12,12 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from pocketllm.api.errors import STATUSES, code_of, explain, problem_response, status_of
 from pocketllm.daemon import errors as daemon
 from pocketllm.storage import errors as storage
-from tests.support.running import Rehearsal, assert_problem, rehearsal
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Rehearsal]:
-    with rehearsal(tmp_path / "data") as made:
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
         yield made
 
 
@@ -37,7 +37,7 @@ def subclasses(of: type[Exception]) -> set[type[Exception]]:
         ("POST", "/status", 405, "method_not_allowed"),
     ],
 )
-def test_requests_that_lead_nowhere(api: Rehearsal, method: str, path: str, status: int, code: str) -> None:
+def test_requests_that_lead_nowhere(api: InProcessApp, method: str, path: str, status: int, code: str) -> None:
     response = api.request(method, path)
     assert_problem(response, status, code)
     assert ("allow" in response.headers) is (status == 405)
@@ -84,7 +84,7 @@ def test_many_findings_are_counted_and_long_values_cut() -> None:
     assert "v" * 100 not in sentences
 
 
-def test_what_nobody_expected_is_an_answer_too(api: Rehearsal, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_nobody_expected_is_an_answer_too(api: InProcessApp, caplog: pytest.LogCaptureFixture) -> None:
     """A database that is taken away stands for everything that is not foreseen."""
     api.services.store.close()
     for file in api.services.folder.root.glob("pocketllm.db*"):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import Daemon, assert_problem, running
+from tests.support.in_process_app import assert_problem
+from tests.support.real_daemon import Daemon, running
 
 
 @pytest.fixture(scope="module")

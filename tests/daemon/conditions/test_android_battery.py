@@ -10,8 +10,8 @@ from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, 
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.executables import answering, executable
-from tests.support.running import eventually
-from tests.support.working import NOW
+from tests.support.real_daemon import eventually
+from tests.support.workers import NOW
 
 #: A whole answer of the app's version 0.53.
 ANSWER: dict[str, Any] = {

@@ -19,8 +19,9 @@ from pocketllm.daemon.conditions.android_screen import (
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import FirstKnown, Reading, Sensor
 from tests.support.executables import answering, executable
-from tests.support.running import Clock, FixedSensor, eventually
-from tests.support.working import NOW
+from tests.support.in_process_app import Clock, FixedSensor
+from tests.support.real_daemon import eventually
+from tests.support.workers import NOW
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.executables import answering, executable
-from tests.support.running import eventually
-from tests.support.working import NOW
+from tests.support.real_daemon import eventually
+from tests.support.workers import NOW
 
 ALL = [
     *("power", "plug", "battery", "temperature", "health"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pocketllm.daemon.conditions.gate import Charge, Verdict
 from pocketllm.daemon.settings import GateSettings
 from tests.support.gate_world import MB, SETTINGS, World, later, reading
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 NO_BATTERY = reading("battery", None, absent=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.conditions.linux_machine import DiskSensor, MemorySensor, PressureSensor, ThermalSensor
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 
 @pytest.mark.parametrize(

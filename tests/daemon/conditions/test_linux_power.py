@@ -12,7 +12,7 @@ from pocketllm.daemon.conditions.linux_power import (
     PowerSensor,
 )
 from pocketllm.daemon.conditions.readings import Reading
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 #: A power supply: the names of its attributes and what is in them.
 Supply = dict[str, str]

@@ -10,7 +10,7 @@ from pocketllm.daemon.conditions.logind_idle import Hint, LogindIdleness, parse
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.executables import answering, executable
-from tests.support.running import eventually
+from tests.support.real_daemon import eventually
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR = 3600

@@ -9,8 +9,8 @@ import pytest
 
 from pocketllm.daemon.conditions.poller import MAX_BYTES, RETRY_SECONDS, Background, Pace, ProbeFailed, run
 from tests.support.executables import executable
-from tests.support.running import eventually, is_running
-from tests.support.working import NOW
+from tests.support.real_daemon import eventually, is_running
+from tests.support.workers import NOW
 
 SHORT = 0.3
 

@@ -16,10 +16,10 @@ from pocketllm.engine.generate.model_report import Continuation, ModelReport, To
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Report, Text
-from tests.support.running import eventually
+from tests.support.real_daemon import eventually
 from tests.support.tiny_architectures import ARCHITECTURES, roberta_folder
 from tests.support.tiny_models import byte_tokens
-from tests.support.working import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
+from tests.support.workers import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
 
 LABELLED = [
     NewText(text=f"Tea {i}: {word}.", source="t", label=label)

@@ -17,7 +17,7 @@ from pocketllm.daemon.generation.backend import Backend, BackendPreference
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
 from pocketllm.engine.formats.importer import import_model
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, counted, llama_double
-from tests.support.running import eventually, is_running
+from tests.support.real_daemon import eventually, is_running
 from tests.support.tiny_models import byte_tokens
 
 TIMEOUT_SECONDS = 60.0

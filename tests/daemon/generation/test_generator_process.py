@@ -15,7 +15,7 @@ import pytest
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
-from tests.support.running import is_running
+from tests.support.real_daemon import is_running
 from tests.support.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
 
 T = TypeVar("T")

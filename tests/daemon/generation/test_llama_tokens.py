@@ -19,7 +19,7 @@ from pocketllm.engine.generate.streaming_text import Sampling, Scored
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
-from tests.support.running import eventually, is_running
+from tests.support.real_daemon import eventually, is_running
 from tests.support.tiny_models import VOCABULARY
 
 PROMPT = [50, 60]

@@ -9,8 +9,9 @@ import pytest
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.admission import Admission
 from pocketllm.storage.tables import Job, JobState, Requester
-from tests.support.house import house_in
-from tests.support.running import NOON, Daemon, eventually, running
+from tests.support.in_process_app import NOON
+from tests.support.real_daemon import Daemon, eventually, running
+from tests.support.scheduler_world import scheduler_world
 from tests.support.tiny_models import tiny_model_folder
 
 MB = 10**6
@@ -90,16 +91,16 @@ def test_learning_makes_room_for_an_answer_and_goes_on(daemon: Daemon) -> None:
 
 
 def test_the_gate_says_since_when_there_is_no_room(tmp_path: Path) -> None:
-    with house_in(tmp_path) as house:
-        house.add(30)
-        house.tick()
-        job_id = house.only_job().id
-        house.generator_bytes = 10**12
-        began = house.tick()
-        assert house.runner.killed == [job_id] and house.job(job_id).state is JobState.PAUSED
-        house.tick(70)
-        [blocker] = house.scheduler.verdict.blockers
+    with scheduler_world(tmp_path) as world:
+        world.add(30)
+        world.tick()
+        job_id = world.only_job().id
+        world.generator_bytes = 10**12
+        began = world.tick()
+        assert world.runner.killed == [job_id] and world.job(job_id).state is JobState.PAUSED
+        world.tick(70)
+        [blocker] = world.scheduler.verdict.blockers
         assert (blocker.name, blocker.since) == ("generator", began)
-        house.generator_bytes = 0
-        house.tick()
-        assert house.runner.started == [job_id, job_id]
+        world.generator_bytes = 0
+        world.tick()
+        assert world.runner.started == [job_id, job_id]

@@ -8,98 +8,98 @@ import pytest
 from pocketllm.daemon.scheduling.scheduler import PAUSED_BY_OWNER
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState
-from tests.support.house import House, house_in
-from tests.support.running import FakeRunner, assert_problem, rehearsal
+from tests.support.in_process_app import FakeRunner, assert_problem, in_process_app
+from tests.support.scheduler_world import SchedulerWorld, scheduler_world
 from tests.support.tiny_models import tiny_model_folder
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    with house_in(tmp_path) as made:
+def world(tmp_path: Path) -> Iterator[SchedulerWorld]:
+    with scheduler_world(tmp_path) as made:
         yield made
 
 
-def test_a_running_job_is_killed_and_waits_until_it_is_resumed(house: House) -> None:
-    house.add(5)
-    job_id = house.request(immediate=True)
-    house.tick()
-    house.step(job_id)
-    held = house.scheduler.pause(job_id, house.clock.now)
-    assert house.runner.killed == [job_id]
+def test_a_running_job_is_killed_and_waits_until_it_is_resumed(world: SchedulerWorld) -> None:
+    world.add(5)
+    job_id = world.request(immediate=True)
+    world.tick()
+    world.step(job_id)
+    held = world.scheduler.pause(job_id, world.clock.now)
+    assert world.runner.killed == [job_id]
     assert (held.state, held.paused_by_owner, held.reasons) == (JobState.PAUSED, True, [PAUSED_BY_OWNER])
-    house.tick(1)
-    assert house.runner.started == [job_id] and house.job(job_id).reasons == [PAUSED_BY_OWNER]
-    assert house.scheduler.resume(job_id, house.clock.now).reasons == []
-    house.tick(0.1)
-    assert house.runner.started == [job_id, job_id]
-    kinds = [event.kind for event in house.store.jobs.events(job_id)]
+    world.tick(1)
+    assert world.runner.started == [job_id] and world.job(job_id).reasons == [PAUSED_BY_OWNER]
+    assert world.scheduler.resume(job_id, world.clock.now).reasons == []
+    world.tick(0.1)
+    assert world.runner.started == [job_id, job_id]
+    kinds = [event.kind for event in world.store.jobs.events(job_id)]
     assert kinds == ["queued", "started", "compared with", "paused", "paused by owner", "resumed by owner", "resumed"]
 
 
-def test_a_queued_job_can_be_held_and_the_next_goes_first(house: House) -> None:
-    house.add(5)
-    first, second = house.request(), house.request()
-    house.scheduler.pause(first, house.clock.now)
-    house.tick()
-    assert house.runner.started == [second]
-    house.succeed(second)
-    house.tick()
-    house.scheduler.resume(first, house.clock.now)
-    house.tick(61)
-    assert house.runner.started == [second, first]
+def test_a_queued_job_can_be_held_and_the_next_goes_first(world: SchedulerWorld) -> None:
+    world.add(5)
+    first, second = world.request(), world.request()
+    world.scheduler.pause(first, world.clock.now)
+    world.tick()
+    assert world.runner.started == [second]
+    world.succeed(second)
+    world.tick()
+    world.scheduler.resume(first, world.clock.now)
+    world.tick(61)
+    assert world.runner.started == [second, first]
 
 
-def test_the_owners_pause_holds_no_other_job_back(house: House) -> None:
-    house.add(5)
-    first = house.request()
-    house.tick()
-    second = house.request()
-    house.scheduler.pause(first, house.clock.now)
-    house.tick(0.1)
-    assert house.runner.started == [first, second]
+def test_the_owners_pause_holds_no_other_job_back(world: SchedulerWorld) -> None:
+    world.add(5)
+    first = world.request()
+    world.tick()
+    second = world.request()
+    world.scheduler.pause(first, world.clock.now)
+    world.tick(0.1)
+    assert world.runner.started == [first, second]
 
 
-def test_no_other_is_queued_by_itself_while_one_is_held(house: House) -> None:
+def test_no_other_is_queued_by_itself_while_one_is_held(world: SchedulerWorld) -> None:
     """The owner has said 'not now' to these texts."""
-    house.add(50)
-    house.tick()
-    [job_id] = house.runner.started
-    house.scheduler.pause(job_id, house.clock.now)
-    house.add(50, about="other")
-    house.tick(3600)
-    assert house.only_job().id == job_id
+    world.add(50)
+    world.tick()
+    [job_id] = world.runner.started
+    world.scheduler.pause(job_id, world.clock.now)
+    world.add(50, about="other")
+    world.tick(3600)
+    assert world.only_job().id == job_id
 
 
-def test_a_new_daemon_still_knows(house: House) -> None:
-    house.add(5)
-    job_id = house.request()
-    house.tick()
-    house.scheduler.pause(job_id, house.clock.now)
+def test_a_new_daemon_still_knows(world: SchedulerWorld) -> None:
+    world.add(5)
+    job_id = world.request()
+    world.tick()
+    world.scheduler.pause(job_id, world.clock.now)
     runner = FakeRunner()
-    scheduler = house.scheduler_with(runner)
-    scheduler.recover(house.clock.now)
-    scheduler.tick(house.clock.advance(3600))
-    assert runner.started == [] and house.job(job_id).paused_by_owner
+    scheduler = world.scheduler_with(runner)
+    scheduler.recover(world.clock.now)
+    scheduler.tick(world.clock.advance(3600))
+    assert runner.started == [] and world.job(job_id).paused_by_owner
 
 
-def test_what_cannot_be_held_or_released(house: House) -> None:
-    house.add(5)
-    job_id = house.request()
+def test_what_cannot_be_held_or_released(world: SchedulerWorld) -> None:
+    world.add(5)
+    job_id = world.request()
     with pytest.raises(NotFound):
-        house.scheduler.pause("job-0", house.clock.now)
+        world.scheduler.pause("job-0", world.clock.now)
     with pytest.raises(WrongState, match="was not paused by its owner"):
-        house.scheduler.resume(job_id, house.clock.now)
-    house.scheduler.pause(job_id, house.clock.now)
+        world.scheduler.resume(job_id, world.clock.now)
+    world.scheduler.pause(job_id, world.clock.now)
     with pytest.raises(WrongState, match="paused already"):
-        house.scheduler.pause(job_id, house.clock.now)
-    house.scheduler.cancel(job_id, house.clock.now)
-    for wrong in (house.scheduler.pause, house.scheduler.resume):
+        world.scheduler.pause(job_id, world.clock.now)
+    world.scheduler.cancel(job_id, world.clock.now)
+    for wrong in (world.scheduler.pause, world.scheduler.resume):
         with pytest.raises(WrongState):
-            wrong(job_id, house.clock.now)
+            wrong(job_id, world.clock.now)
 
 
 def test_over_http(tmp_path: Path) -> None:
-    with rehearsal(tmp_path / "data") as api:
+    with in_process_app(tmp_path / "data") as api:
         tiny_model_folder(api.services.folder.models)
         api.add("word " * 50)
         job = api.post("/jobs", json={}).json()["id"]

@@ -35,10 +35,10 @@ from pocketllm.engine.planning.shapes import Shapes, adapted, read_shapes
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState
+from tests.support.fixed_plan import PREDICTION, fixed_plan
+from tests.support.in_process_app import Clock, FakeRunner, FixedSensor
 from tests.support.learning import imported
 from tests.support.model_shapes import LLAMA_7B, SMOLLM2
-from tests.support.planned import PREDICTION, planned
-from tests.support.running import Clock, FakeRunner, FixedSensor
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 from tests.support.tiny_models import tiny_llama_folder
 
@@ -238,7 +238,7 @@ class Planner:
         self.asked.append((training, steps))
         if self.error is not None:
             raise self.error
-        return planned(training, steps)
+        return fixed_plan(training, steps)
 
 
 @pytest.fixture

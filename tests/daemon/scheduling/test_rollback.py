@@ -10,7 +10,7 @@ from pocketllm.storage.repositories.adapters import Change
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Requester
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 
 @pytest.fixture

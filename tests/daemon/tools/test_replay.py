@@ -24,9 +24,9 @@ from pocketllm.storage.step_log_export import export_step_log, read_export
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job
 from tests.support.commands import Run, commands, output, terminal
-from tests.support.replayable import STEPS, learn, training
+from tests.support.replayable_jobs import STEPS, learn, training
 from tests.support.tiny_models import tiny_model_folder
-from tests.support.working import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
+from tests.support.workers import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
 
 LORA, FULL = training(), training(mode="full", step_size=1e-3)
 B_OF_THE_FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"

@@ -22,9 +22,9 @@ from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome
 from tests.support.paths import ROOT
-from tests.support.taught import sample_notes, taught_folder
+from tests.support.taught_model import sample_notes, taught_folder
 from tests.support.tiny_models import byte_tokenizer
-from tests.support.working import NOW, data_folder, finish, queue_job, start_worker
+from tests.support.workers import NOW, data_folder, finish, queue_job, start_worker
 
 TRAINING = TrainingSettings(method="exact", steps=60, batch=8, block_tokens=64, measure_every=60)
 

@@ -15,10 +15,10 @@ from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome, Step
 from tests.support.learning import equal
-from tests.support.taught import sample_notes
+from tests.support.taught_model import sample_notes
 from tests.support.tiny_architectures import roberta_folder
 from tests.support.tiny_models import tiny_llama_folder
-from tests.support.working import NOW, data_folder, finish, kill_at, kill_when, notes, queue_job, start_worker
+from tests.support.workers import NOW, data_folder, finish, kill_at, kill_when, notes, queue_job, start_worker
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
 EXACT = TrainingSettings(

@@ -18,7 +18,7 @@ from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome, Text
 from tests.support.tiny_architectures import ARCHITECTURES
-from tests.support.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
 
 LABELLED = [
     NewText(text=f"Tea {i}: {word}.", source="t", label=label)

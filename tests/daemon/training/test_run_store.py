@@ -29,7 +29,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState
 from tests.support.backpropagation import layers_adapter
 from tests.support.learning import equal, some_adapter, some_blocks
-from tests.support.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
 
 STEPS, EVERY = 10, 2
 #: Of a run that writes more often than this, every third write is cut.

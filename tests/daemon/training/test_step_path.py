@@ -18,7 +18,7 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.store import Store
 from tests.support.learning import random_blocks, some_adapter
-from tests.support.working import queue_job
+from tests.support.workers import queue_job
 
 ROOT = Path(__file__).parents[3]
 #: The model and the batches are not counted: they are what a step works on.

@@ -14,7 +14,7 @@ from pocketllm.daemon.training.validation_split import (
 )
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
-from tests.support.numbered import numbered
+from tests.support.numbered_blocks import numbered_blocks
 
 
 class TestSplit:
@@ -40,7 +40,7 @@ class TestSplit:
         ],
     )
     def test_every_block_is_in_exactly_one_part(self, counts: Sequence[int], checked: list[int]) -> None:
-        buckets = numbered(*counts)
+        buckets = numbered_blocks(*counts)
         parts = split(buckets)
         shapes = [[blocks.inputs.shape for blocks in part] for part in parts]
         of_length = {blocks.inputs.shape[1]: len(blocks) for blocks in parts[1]}
@@ -51,15 +51,15 @@ class TestSplit:
         assert parts[0], "there is always something to learn from"
 
     def test_a_single_block_is_both(self) -> None:
-        ((training,), (validation,)) = split(numbered(1))
+        ((training,), (validation,)) = split(numbered_blocks(1))
         assert training.inputs.tolist() == validation.inputs.tolist() == [[0]]
 
     def test_validation_blocks_are_spread_evenly(self) -> None:
-        (_, (validation,)) = split(numbered(60))
+        (_, (validation,)) = split(numbered_blocks(60))
         assert validation.inputs[:, 0].tolist() == [4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59]
 
     def test_blocks_without_targets_decide_nothing(self) -> None:
-        (blocks,) = numbered(2)
+        (blocks,) = numbered_blocks(2)
         targets = blocks.targets.clone()
         targets[1] = IGNORE_INDEX
         _, validation = split((Batch(inputs=blocks.inputs, targets=targets),))
@@ -69,15 +69,15 @@ class TestSplit:
 class TestValidationInterval:
     def test_a_check_takes_a_small_share_of_the_steps_between(self) -> None:
         """57 blocks are checked once, 8 a step twice."""
-        training, validation = split(numbered(MAX_BLOCKS * ONE_IN))
+        training, validation = split(numbered_blocks(MAX_BLOCKS * ONE_IN))
         every = validation_interval(training, validation, batch=8, points=2)
         assert every == 45
         assert sum(map(len, validation)) / (every * 16) <= CHECK_SHARE
 
     def test_costly_steps_let_checks_come_more_often(self) -> None:
-        training, validation = split(numbered(MAX_BLOCKS * ONE_IN))
+        training, validation = split(numbered_blocks(MAX_BLOCKS * ONE_IN))
         assert validation_interval(training, validation, batch=8, points=64) == MIN_INTERVAL
 
     def test_a_batch_is_no_larger_than_what_there_is(self) -> None:
-        training, validation = split(numbered(5))
+        training, validation = split(numbered_blocks(5))
         assert validation_interval(training, validation, batch=1000, points=2) == MIN_INTERVAL

@@ -14,7 +14,7 @@ from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome
 from tests.support.learning import equal
-from tests.support.working import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
 
 
 @pytest.fixture

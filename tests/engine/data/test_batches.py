@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pocketllm.engine.data.batches import Batch, Batches, batch_at, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
-from tests.support.numbered import numbered
+from tests.support.numbered_blocks import numbered_blocks
 
 texts = st.lists(st.lists(st.integers(1, 100), max_size=30), min_size=1, max_size=10)
 
@@ -76,18 +76,18 @@ class TestBatchAt:
         counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), size=st.integers(1, 9), number=st.integers(0, 3)
     )
     def test_an_epoch_shows_every_block_once(self, counts: list[int], size: int, number: int) -> None:
-        batches = epoch_of(numbered(*counts), number, size=size)
+        batches = epoch_of(numbered_blocks(*counts), number, size=size)
         assert sorted(tokens(batches)) == list(range(sum(counts)))
 
     @given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), size=st.integers(1, 9))
     def test_only_the_last_batch_of_a_bucket_is_short(self, counts: list[int], size: int) -> None:
-        batches = epoch_of(numbered(*counts), 0, size=size)
+        batches = epoch_of(numbered_blocks(*counts), 0, size=size)
         for bucket, count in enumerate(counts):
             sizes = Counter(len(batch) for batch in batches if batch.inputs.shape[1] == bucket + 1)
             assert sizes == Counter([size] * (count // size) + [count % size] * (count % size > 0))
 
     def test_each_epoch_has_an_order_of_its_own(self) -> None:
-        buckets = numbered(40, 40)
+        buckets = numbered_blocks(40, 40)
         first, second = (epoch_of(buckets, number, size=4) for number in range(2))
         assert tokens(first) != tokens(second)
         # The buckets take turns, and their blocks meet others.
@@ -97,24 +97,24 @@ class TestBatchAt:
         assert company[0] != company[1]
 
     def test_buckets_of_a_size_have_orders_of_their_own(self) -> None:
-        batches = epoch_of(numbered(20, 20), 0, size=20)
+        batches = epoch_of(numbered_blocks(20, 20), 0, size=20)
         orders = {batch.inputs.shape[1]: batch.inputs[:, 0] for batch in batches}
         assert not torch.equal(orders[1] + 20, orders[2])
 
     def test_depends_on_step_and_seed_alone(self) -> None:
-        buckets = numbered(26)
+        buckets = numbered_blocks(26)
         again = [batch_at(buckets, step=3, size=4, seed=1).inputs for _ in range(2)]
         assert torch.equal(again[0], again[1])
         assert not torch.equal(again[0], batch_at(buckets, step=3, size=4, seed=2).inputs)
         assert not torch.equal(again[0], batch_at(buckets, step=4, size=4, seed=1).inputs)
 
     def test_order_is_the_same_on_every_machine(self) -> None:
-        assert tokens(epoch_of(numbered(8), 0, size=2)) == [4, 1, 0, 3, 7, 2, 6, 5]
+        assert tokens(epoch_of(numbered_blocks(8), 0, size=2)) == [4, 1, 0, 3, 7, 2, 6, 5]
 
     def test_is_never_larger_than_the_text(self) -> None:
-        assert len(batch_at(numbered(2), step=5, size=64, seed=0)) == 2
+        assert len(batch_at(numbered_blocks(2), step=5, size=64, seed=0)) == 2
 
     def test_there_may_be_many_blocks(self) -> None:
-        buckets = numbered(50_000, 50_000)
+        buckets = numbered_blocks(50_000, 50_000)
         seen = [tokens([batch_at(buckets, step=step, size=1, seed=0)])[0] for step in range(1, 200)]
         assert len(set(seen)) == len(seen)

@@ -16,7 +16,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Job, Outcome, Requester, Step
 from tests.support.learning import some_adapter, some_blocks
-from tests.support.working import NOW
+from tests.support.workers import NOW
 
 STEPS = 6
 

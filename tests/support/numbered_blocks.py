@@ -5,7 +5,7 @@ import torch
 from pocketllm.engine.data.batches import Batch, Batches
 
 
-def numbered(*counts: int) -> Batches:
+def numbered_blocks(*counts: int) -> Batches:
     """Batches of one, two, ... positions whose blocks are told apart by their first token."""
     starts = [sum(counts[:i]) for i in range(len(counts))]
     rows = [

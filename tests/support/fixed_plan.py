@@ -15,7 +15,7 @@ PREDICTION = Prediction(
 )
 
 
-def planned(training: TrainingSettings, steps: int) -> Planned:
+def fixed_plan(training: TrainingSettings, steps: int) -> Planned:
     """What was asked for, as if it took PREDICTION."""
     plan = JobPlan(
         mode=training.mode,

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.formats.importer import import_model
-from tests.support.running import Daemon, running
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_llama_folder
 
 JOB = {
@@ -24,7 +24,7 @@ JOB = {
 
 
 @dataclass
-class LearnedHouse:
+class TrainedDaemon:
     """A daemon that has learned once, and the same weights in transformers' hands."""
 
     daemon: Daemon
@@ -38,7 +38,7 @@ class LearnedHouse:
 
 
 @contextmanager
-def learned_house(root: Path) -> Iterator[LearnedHouse]:
+def trained_daemon(root: Path) -> Iterator[TrainedDaemon]:
     """One on data of its own, in fp32."""
     source = tiny_llama_folder(root / "source")
     (root / "data").mkdir()
@@ -47,14 +47,14 @@ def learned_house(root: Path) -> Iterator[LearnedHouse]:
         notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
         assert daemon.client.post("/texts", json=notes).status_code == 201
         job = daemon.wait_for_job(daemon.start_job(steps=4, seed=1), "succeeded")
-        yield LearnedHouse(daemon, source, root / "data" / "adapters" / job["adapter"])
+        yield TrainedDaemon(daemon, source, root / "data" / "adapters" / job["adapter"])
 
 
 @torch.inference_mode()
-def theirs(house: LearnedHouse, ids: list[int], *, personal: bool) -> torch.Tensor:
+def theirs(trained: TrainedDaemon, ids: list[int], *, personal: bool) -> torch.Tensor:
     """(tokens - 1,) log-probabilities of each token after the first."""
-    model = AutoModelForCausalLM.from_pretrained(house.source, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(trained.source, dtype=torch.float32).eval()
     if personal:
-        model = PeftModel.from_pretrained(model, house.adapter).eval()
+        model = PeftModel.from_pretrained(model, trained.adapter).eval()
     logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
     return logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

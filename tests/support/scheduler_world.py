@@ -16,23 +16,23 @@ from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, Outcome, Step
-from tests.support.planned import planned
-from tests.support.running import Clock, FakeRunner, FixedSensor
+from tests.support.fixed_plan import fixed_plan
+from tests.support.in_process_app import Clock, FakeRunner, FixedSensor
 
 
 @contextmanager
-def house_in(root: Path) -> Iterator["House"]:
+def scheduler_world(root: Path) -> Iterator["SchedulerWorld"]:
     """One on a data folder of its own, where 20 new words ask for a job of 30 steps."""
     folder = DataFolder(root / "data")
     folder.make()
     store = Store.open(folder.database)
     settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": {"new_words": 20, "steps": 30}})
-    yield House(store=store, folder=folder, settings=settings, runner=FakeRunner())
+    yield SchedulerWorld(store=store, folder=folder, settings=settings, runner=FakeRunner())
     store.close()
 
 
 @dataclass(kw_only=True)
-class House:
+class SchedulerWorld:
     """A scheduler and all that it deals with. A tick comes every two seconds."""
 
     store: Store
@@ -58,7 +58,7 @@ class House:
             runner,
             self.settings,
         )
-        others: Any = {"planner": planned, "wake_lock": WakeLock(), "uptime": lambda: self.clock.now.timestamp()}
+        others: Any = {"planner": fixed_plan, "wake_lock": WakeLock(), "uptime": lambda: self.clock.now.timestamp()}
         others["generator_bytes"] = lambda: self.generator_bytes
         return Scheduler(*parts, model_problem=lambda: self.model_problem, **others)
 
