@@ -1,6 +1,6 @@
 """Exact gradients as the trainer runs them: LoRA's A and B (arXiv 2106.09685), NAdam (nadam.py)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import cos, pi, sqrt
 
@@ -72,9 +72,9 @@ class Exact:
         self._model, self._adapter, self._plan, self._to_start, self._samples = model, adapter, plan, to_start, samples
         self._learning = replace(adapter, alpha=adapter.alpha / SERVED)  # the same A and B
         self._gradients = LayerwiseGradients(model, self._learning, size)
-        self._optimizer = NAdam()
         self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
         self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
+        self._optimizer = NAdam(self._parameters)
 
     def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
         """See Method."""
@@ -86,8 +86,8 @@ class Exact:
             of_a = {f"a.{path}": a for path, (a, _) in gradients.items()}
             of_b = {f"b.{path}": b for path, (_, b) in gradients.items()}
             square += sum(float(norm) ** 2 for norm in torch._foreach_norm([*of_a.values(), *of_b.values()]))
-            self._optimizer.update(self._parameters, of_a, step=number, rate=rate)
-            self._optimizer.update(self._parameters, of_b, step=number, rate=rate * B_RATE)
+            self._optimizer.update(of_a, step=number, rate=rate)
+            self._optimizer.update(of_b, step=number, rate=rate * B_RATE)
 
         weight = self._plan.samples_weight if self._samples else 0.0
         parts = [(batch, 1 - weight)]
@@ -113,17 +113,15 @@ class Exact:
         found |= {f"mean.{name}": mean for name, mean in self._optimizer.means.items()}
         return found | {f"square.{name}": square for name, square in self._optimizer.squares.items()}
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
+    def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method: the records are not needed."""
-        self._optimizer = NAdam()
         if not state:
             self._to_start()
-            return
-        for name, parameter in self._parameters.items():
-            parameter.copy_(state[name])
-            if f"mean.{name}" in state:  # from the first step on
-                self._optimizer.means[name] = state[f"mean.{name}"]
-                self._optimizer.squares[name] = state[f"square.{name}"]
+        for name, tensor in self.state().items():
+            if state:
+                tensor.copy_(state[name])
+            elif name not in self._parameters:
+                tensor.zero_()
 
 
 def schedule(step: int, remaining: float) -> float:

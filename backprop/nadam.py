@@ -6,28 +6,23 @@ The second moment is as quick: with beta2 0.99 a loss rose again at step 10, whe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 
 BETA1, BETA2, EPSILON = 0.8, 0.95, 1e-8
 
 
-@dataclass
 class NAdam:
-    """The moments of each parameter by name, fp32."""
+    """Updates parameters in place; has their two moments, by the names of the parameters."""
 
-    means: dict[str, torch.Tensor] = field(default_factory=dict)
-    squares: dict[str, torch.Tensor] = field(default_factory=dict)
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self._parameters = parameters
+        self.means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        self.squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
-    def update(
-        self, parameters: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], *, step: int, rate: float
-    ) -> None:
-        """Update the parameters that have gradients, in place. step: the number of this update, from 1."""
+    def update(self, gradients: Mapping[str, torch.Tensor], *, step: int, rate: float) -> None:
+        """Update the parameters that have gradients. step: the number of this update, from 1."""
         found = list(gradients.values())
-        for name, gradient in gradients.items():
-            if name not in self.means:
-                self.means[name], self.squares[name] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         means, squares = [self.means[name] for name in gradients], [self.squares[name] for name in gradients]
         torch._foreach_lerp_(means, found, 1 - BETA1)
         torch._foreach_mul_(squares, BETA2)
@@ -38,5 +33,5 @@ class NAdam:
         # Nesterov: the mean after another step with the same gradient.
         ahead = torch._foreach_mul(means, BETA1 / (1 - BETA1 ** (step + 1)))
         torch._foreach_add_(ahead, found, alpha=(1 - BETA1) / (1 - BETA1**step))
-        updated = [parameters[name] for name in gradients]
+        updated = [self._parameters[name] for name in gradients]
         torch._foreach_addcdiv_(updated, ahead, sizes, value=-rate)

@@ -1,6 +1,6 @@
 """The interface between the trainer and a training method, and the record of a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,5 +34,5 @@ class Method(Protocol):
     def state(self) -> dict[str, torch.Tensor]:
         """What `restore` needs besides the records; empty if these are enough."""
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
+    def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """Restore the run to where it was after these records, which begin with step 1; without any, to its start."""

@@ -1,6 +1,6 @@
 """MeZO as the trainer runs it: probe, update, record. All of its state is in the records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -88,7 +88,7 @@ class MeZO:
         """Empty: the records are enough."""
         return {}
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
+    def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method; replays the records."""
         self._to_start()
         self._size = StepSize()

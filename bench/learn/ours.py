@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from bench.child import memory_of, write_line
 from bench.learn import text as learn_text
@@ -31,7 +30,7 @@ from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.daemon.training.trainer import Checkpoint, Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
-from pocketllm.engine.formats.safetensors_io import write_tensors
+from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.planning.memory_model import EXACT_PASSES, JobPlan, points_of
@@ -87,9 +86,7 @@ class Scratch:
         file = self._folder / "best"
         if not stopping.best_step or not file.exists():
             return None
-        return Checkpoint(
-            step=stopping.best_step, state={name: tensor.clone() for name, tensor in load_file(file).items()}
-        )
+        return Checkpoint(step=stopping.best_step, state=StoredTensors(file))
 
 
 def teach(

@@ -5,13 +5,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Checkpoint
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.safetensors_io import write_tensors
+from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import StepRecord
 from pocketllm.storage.step_log_codec import StepRow
 from pocketllm.storage.store import Store
@@ -80,8 +77,8 @@ class StoredRun:
             return None
         step = max(found)
         try:
-            return Checkpoint(step=step, state=_load(found[step]))
-        except (OSError, SafetensorError) as error:
+            return Checkpoint(step=step, state=StoredTensors(found[step]))
+        except (OSError, ModelFileError) as error:
             raise ModelFileError(
                 f"The job's checkpoint {found[step].name} is lost ({error}). Start the job again."
             ) from error
@@ -111,9 +108,3 @@ def _message(stopping: EarlyStopping, step: int) -> str:
         f"rolled back from step {step} to step {stopping.best_step}, which had the lowest validation loss, "
         f"{stopping.best_loss:.4g} nats per token; continuing at {stopping.share:g} of the rate"
     )
-
-
-def _load(file: Path) -> dict[str, torch.Tensor]:
-    """Copies of the tensors: mapped ones would change when the run writes the file again."""
-    with safe_open(file, "pt") as tensors:
-        return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118

@@ -5,7 +5,7 @@ beyond the best step and restores the method to it, as after a kill. The step lo
 are a run's whole state; so a run that is killed, however often, ends with the same bits as an undisturbed one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """A method's state after a step."""
 
     step: int
-    state: dict[str, torch.Tensor]  #: empty if the records are enough
+    state: Mapping[str, torch.Tensor]  #: empty if the records are enough
 
 
 class RunStore(Protocol):

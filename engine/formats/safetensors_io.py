@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +96,30 @@ def trusted_header(path: Path) -> dict[str, TensorEntry]:
 
 def _broken(path: Path, reason: str) -> ModelFileError:
     return ModelFileError(f"{path} is not a whole safetensors file: {reason}. Get the file again.")
+
+
+class StoredTensors(Mapping[str, "torch.Tensor"]):
+    """A file's tensors by name; each is read when it is asked for, so that a large file takes little memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ModelFileError if the file is incomplete, and OSError if it cannot be read."""
+        self._path, self._entries = path, read_header(path)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        entry = self._entries[name]
+        data = bytearray(entry.nbytes)
+        with self._path.open("rb") as file:
+            file.seek(entry.offset)
+            file.readinto(data)
+        return torch.frombuffer(data, dtype=getattr(torch, entry.dtype)).view(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 class SafetensorsWriter:

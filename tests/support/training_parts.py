@@ -1,6 +1,6 @@
 """Real small parts of a training run: a store in memory, functions in place of a model, and a method with a state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isfinite
@@ -109,7 +109,7 @@ class Momentum:
         """See Method."""
         return {"b": self.b, "velocity": self.velocity}
 
-    def restore(self, state: dict[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
+    def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method."""
         self.b.copy_(state.get("b", torch.zeros_like(self.b)))
         self.velocity.copy_(state.get("velocity", torch.zeros_like(self.b)))
