@@ -15,6 +15,9 @@ import torch
 
 from pocketllm.engine.streamed.loss import CHUNK_BYTES, Head, accurate, columns_at_once, target_logits
 
+#: Half of what the loss alone takes, since the exponentials are in memory beside the logits.
+_CHUNK_BYTES = CHUNK_BYTES // 2
+
 
 def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each position's loss in nats, (n,) fp32, and its gradient with respect to `hidden`, (n, width) fp32.
@@ -22,10 +25,10 @@ def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tup
     hidden: (n, width), the head's input; targets: (n,) int64 token ids. Float64 in place of fp32 for a float64
     `hidden`. Reads the head's rows once, in order.
     """
-    exact = target_logits(hidden, head, targets, CHUNK_BYTES)
+    exact = target_logits(hidden, head, targets, _CHUNK_BYTES)
     largest, total = exact, torch.ones_like(exact)  # sum of exp(logit - largest), so far of the target only
     others = torch.zeros(hidden.shape, dtype=exact.dtype)  # sum of exp(logit - largest) W_v, without the target's
-    columns = columns_at_once(hidden, head, CHUNK_BYTES)
+    columns = columns_at_once(hidden, head, _CHUNK_BYTES)
     for start in range(0, head.vocabulary, columns):
         stop = min(start + columns, head.vocabulary)
         rows = head.rows(start, stop)

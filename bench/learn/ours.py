@@ -23,6 +23,7 @@ from bench.child import memory_of, write_line
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
+from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.early_stopping import EarlyStopping
@@ -188,6 +189,7 @@ def exact(options: argparse.Namespace) -> dict[str, Any]:
     plan = planned(options.folder, mode="exact", batch=options.batch, tokens=tokens).plan
     model = load_model(options.folder, plan.replicas)
     samples = rehearsal_of(model)  # once a model, so not on the clock
+    give_back_free_memory()  # as the worker does then
     curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     found = teach_exact(model, plan, (division.training,), curve, seed=options.seed, samples=samples)
     report = curve.report() | found  # with the peak before the prompt, which takes more
