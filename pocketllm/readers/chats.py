@@ -71,7 +71,7 @@ def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iter
         if not own:
             before = list(group)
             continue
-        for text in joined(message.text for message in group):
+        for text in merged(message.text for message in group):
             item: Document = {"prompt": prompt_of(before), "completion": text} if before else {"text": text}
             if sum(len(part.encode()) for part in item.values()) <= max_bytes:
                 yield Example(item=item)
@@ -85,7 +85,7 @@ def clean(message: Message) -> Message:
     return Message(sender=message.sender, text=cleaned(message.text), aliases=message.aliases)
 
 
-def joined(texts: Iterable[str]) -> Iterator[str]:
+def merged(texts: Iterable[str]) -> Iterator[str]:
     """Yield one writer's consecutive messages, joined by line ends up to ANSWER_CHARACTERS."""
     waiting: list[str] = []
     size = 0

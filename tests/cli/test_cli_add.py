@@ -74,7 +74,7 @@ class TestAdd:
     ) -> None:
         paragraphs_in = [f"Paragraph {number}. " + "wörd " * 200 for number in range(3000)]
         (tmp_path / "large.txt").write_text("\n\n".join(paragraphs_in), encoding="utf-8")
-        assert run("add", "--split", "--file", str(tmp_path / "large.txt")).stdout == "Added 3000 texts.\n"
+        assert run("add", "--split", "--file", str(tmp_path / "large.txt")).stdout == "Added 3,000 texts.\n"
         batches = double.bodies("POST", "/texts")
         assert len(batches) > 1
         assert [item["text"] for batch in batches for item in batch] == [text.strip() for text in paragraphs_in]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import Document
+from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
 
 LIMIT = 1000
 NDJSON = "application/x-ndjson"

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from pocketllm.storage.tables import Adapter, Outcome, Step
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import Document
+from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 WORDS_WANTED = 20

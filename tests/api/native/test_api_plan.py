@@ -12,8 +12,7 @@ from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import MB
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import Document
+from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.

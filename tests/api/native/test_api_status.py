@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm import __version__
-from tests.support.in_process_app import InProcessApp, in_process_app
-from tests.support.real_daemon import Document
+from tests.support.in_process_app import Document, InProcessApp, in_process_app
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
 

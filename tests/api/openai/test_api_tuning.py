@@ -10,8 +10,7 @@ import pytest
 
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.tables import Adapter, JobState, Outcome
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import Document
+from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
 from tests.support.tiny_models import tiny_model_folder
 
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
