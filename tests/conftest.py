@@ -1,4 +1,4 @@
-"""What many tests need: a tiny real model, and a place that is not the developer's own; and which tests are slow."""
+"""What many tests need: a tiny real model, and a place that is not the developer's own."""
 
 import os
 import shutil
@@ -16,20 +16,11 @@ from tests.support.commands import Run, commands
 from tests.support.daemon_double import DaemonDouble
 from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
 
-#: Files and tests that only `make test-all` runs: they take most of its time.
-SLOW = ()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-programs", action="store_true", help="a test fails when a program that it needs is not installed"
     )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.startswith(SLOW):
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -153,6 +153,7 @@ def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
     assert worst_error(gradients, expected) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> None:
     """On ordinary text, of which transformers' own gradients in bf16 are 0.99 like those in fp32 at the worst map."""
     model_folder = real_model(tmp_path_factory.mktemp("models"))

@@ -199,6 +199,7 @@ def test_peers_run_without_our_import_shims() -> None:
     assert subprocess.check_output(python(code), cwd=ROOT).strip() == b"False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["opt-tiny", "roberta-tiny"])
 def test_the_exact_lora_peer_learns(shape: str) -> None:
     work = ("--batch", "4", "--tokens", "8", "--micro-batch", "2", "--checkpointing", "--steps", "2")
@@ -308,6 +309,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         plot_memory.main([str(tmp_path / "memory.json")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bench", "arguments", "names"),
     [

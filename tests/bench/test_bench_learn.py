@@ -118,6 +118,7 @@ def test_exact_has_to_come_within_a_standard_error_of_autograd() -> None:
     assert sst2.values_of([])["exact_minus_autograd_errors"] is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     options = ["--quick", "--results", str(tmp_path)]
     learn.main([*options, "--only", "inference"])

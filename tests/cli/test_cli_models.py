@@ -58,6 +58,7 @@ class TestModels:
         (listed,) = json.loads(run_alone("models", "--json").stdout)["data"]
         assert stated[1] == f"int4, error {100 * listed['quantization_error']:.1f} %"
 
+    @pytest.mark.slow
     def test_a_model_is_measured_when_added_and_again_when_asked_to(self, run_alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))
         added = json.loads(run_alone("models", "add", source, "--name", "mine", "--json").stdout)
@@ -73,6 +74,7 @@ class TestModels:
         assert again["calibration"].keys() == added["calibration"].keys()
         assert {**again, "calibration": None} == {**added, "calibration": None, "compute_dtype": again["compute_dtype"]}
 
+    @pytest.mark.slow
     def test_a_model_that_cannot_be_measured_is_added_all_the_same(self, run_alone: Run, tmp_path: Path) -> None:
         source = str(loud_llama_folder(tmp_path / "source", factor=1e30))
         said = run_alone("models", "add", source, "--name", "mine", "--dtype", "float32").stdout

@@ -17,6 +17,8 @@ from tests.support.commands import commands
 from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
+pytestmark = pytest.mark.slow
+
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 #: Where to put pictures of it, for the README.
 PICTURES = os.environ.get("DASHBOARD_PICTURES")

@@ -11,6 +11,8 @@ from pocketllm.readers.base import MAX_LINE_BYTES, Kind, Skipped, count_words
 from pocketllm.storage.repositories.texts import count_words as daemons_count
 from tests.support.reading import gathered, look, reasons, write
 
+pytestmark = pytest.mark.slow
+
 DEEP = 100_000
 
 

@@ -129,6 +129,7 @@ async def the_whole_way(client: Any, name: str) -> None:
         await settled(client.files.retrieve(file.id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI], ids=["sync", "async"])
 def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type, strict: bool) -> None:

@@ -86,6 +86,7 @@ def test_an_exact_job_tells_what_it_learned(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "dtype", "settings"),
     [("opt", "float32", {"mode": "full", "epsilon": 1e-3, "step_size": 1e-3}), ("gemma3_text", "int4", {"rank": 4})],
@@ -103,6 +104,7 @@ def test_jobs_of_other_modes_and_models(
     store.close()
 
 
+@pytest.mark.slow
 def test_of_labels_the_numbers_alone_are_told(tmp_path: Path) -> None:
     store, _, report = run(tmp_path, LABELLED, **LETTERS)
     assert report.numbers["verbatim_recall"] is None and report.numbers["verdict"]["overall"]["before"] > 0
@@ -110,6 +112,7 @@ def test_of_labels_the_numbers_alone_are_told(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_masked_model_repeats_nothing_and_goes_on_with_nothing(tmp_path: Path) -> None:
     store, _, report = run(
         tmp_path / "data", [*notes(), *LABELLED], source=roberta_folder(tmp_path / "source"), **LETTERS
@@ -119,6 +122,7 @@ def test_a_masked_model_repeats_nothing_and_goes_on_with_nothing(tmp_path: Path)
     store.close()
 
 
+@pytest.mark.slow
 def test_killed_while_it_looks_the_report_is_made_by_the_next_worker(tmp_path: Path) -> None:
     folder = data_folder(tmp_path, dtype="float32")
     store = Store.open(folder.database)
@@ -140,6 +144,7 @@ def test_killed_while_it_looks_the_report_is_made_by_the_next_worker(tmp_path: P
     store.close()
 
 
+@pytest.mark.slow
 def test_a_job_whose_report_fails_succeeds_all_the_same(tmp_path: Path) -> None:
     """The tokenizer is broken while the job runs, so that tokens cannot be turned into words at its end."""
     folder = data_folder(tmp_path, dtype="float32")

@@ -16,6 +16,8 @@ from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ("The capital of France is", "Once upon a time there was a", "Water boils at", "def add(a, b):\n    return")
 GREEDY = Sampling(temperature=0, max_tokens=24)
 

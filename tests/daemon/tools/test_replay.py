@@ -330,6 +330,7 @@ class TestCommand:
         assert "Replaying" in output(console)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
     store.texts.add(notes(), now=NOW)

@@ -26,6 +26,8 @@ from tests.support.taught_model import sample_notes, taught_folder
 from tests.support.tiny_models import byte_tokenizer
 from tests.support.workers import NOW, data_folder, finish, queue_job, start_worker
 
+pytestmark = pytest.mark.slow
+
 TRAINING = TrainingSettings(method="exact", steps=60, batch=8, block_tokens=64, measure_every=60)
 
 

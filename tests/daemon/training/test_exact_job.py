@@ -111,6 +111,7 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     assert done.early_stopping == undisturbed.early_stopping
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(80), now=NOW)
     first = run(folder, store)
@@ -127,6 +128,7 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     assert "on old text" in said(store, done, "evaluated")
 
 
+@pytest.mark.slow
 def test_it_cannot_be_replayed_and_says_why(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(40), now=NOW)
     job = run(folder, store, with_method("exact", steps=2))
@@ -134,6 +136,7 @@ def test_it_cannot_be_replayed_and_says_why(folder: DataFolder, store: Store) ->
         rebuild(folder, store, job.id)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(80), now=NOW)
     mezo = run(folder, store, with_method("mezo", steps=2, probes=1))
@@ -142,6 +145,7 @@ def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Sto
     assert f"{mezo.adapter} adapts other linear maps than exact does" in said(store, done, "began anew")
 
 
+@pytest.mark.slow
 def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
     folder = data_folder(tmp_path / "data", source=roberta_folder(tmp_path / "roberta"), dtype="float32")
     store = Store.open(folder.database)
@@ -152,6 +156,7 @@ def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
     assert before is not None and after is not None and after.loss < before.loss
 
 
+@pytest.mark.slow
 def test_a_job_that_was_paused_while_it_learned_by_the_guide_begins_anew(folder: DataFolder, store: Store) -> None:
     """As the version before left it: its plan, a step, a measurement by place, and files."""
     store.texts.add(notes(40), now=NOW)
@@ -177,6 +182,7 @@ def test_a_job_that_was_paused_while_it_learned_by_the_guide_begins_anew(folder:
     assert all(row.loss < 9 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 12], ids=["measured at the start", "measured at the end"])
 def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
     folder: DataFolder, store: Store, step: int
@@ -197,6 +203,7 @@ def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
     assert start.block_losses.keys() != before.block_losses.keys()
 
 
+@pytest.mark.slow
 def test_where_it_does_not_fit_auto_falls_back_and_exact_is_refused(tmp_path: Path) -> None:
     source = tiny_llama_folder(tmp_path / "source", layers=6, hidden=64)
     folder = data_folder(tmp_path / "data", source=source, dtype="float32")
@@ -213,6 +220,7 @@ def test_where_it_does_not_fit_auto_falls_back_and_exact_is_refused(tmp_path: Pa
     assert failed.error is not None and "training.memory_bytes allows 50 MB. Set it to" in failed.error
 
 
+@pytest.mark.slow
 def test_the_adapter_is_one_that_peft_reads(folder: DataFolder, store: Store) -> None:
     """Its factors have one rank and are finite; test_api_adapter_export.py has PEFT read such a folder."""
     store.texts.add(notes(40), now=NOW)

@@ -46,6 +46,7 @@ def opened(folder: DataFolder, texts: Sequence[NewText]) -> Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "dtype", "texts", "settings"),
     [
@@ -74,6 +75,7 @@ def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_step_log(
     store.close()
 
 
+@pytest.mark.slow
 def test_a_full_job_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     folder = data_folder(tmp_path)
     store = opened(folder, notes())
@@ -109,6 +111,7 @@ def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Pat
     store.close()
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_path: Path) -> None:
     """The plan is made to promise too much: what the kernel refuses then must not end the job."""
     folder = data_folder(tmp_path)

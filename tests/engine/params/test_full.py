@@ -205,6 +205,7 @@ def test_saving_replaces_and_clears_what_a_killed_writer_left(root: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "kind", "probes"), [("float32", "rademacher", 1), ("bfloat16", "gaussian", 2)])
 def test_a_model_learns_with_all_its_weights(tmp_path: Path, dtype: str, kind: Kind, probes: int) -> None:
     model = LanguageModel(

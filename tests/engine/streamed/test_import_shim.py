@@ -113,6 +113,7 @@ print(json.dumps({
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_importing_the_engine_leaves_the_compiler_out() -> None:
     lean, plain = fresh_process(_LEAN), fresh_process(_PLAIN)
@@ -122,6 +123,7 @@ def test_importing_the_engine_leaves_the_compiler_out() -> None:
     assert lean["anonymous"] < plain["anonymous"] - 40 * MB
 
 
+@pytest.mark.slow
 def test_the_compiler_is_there_as_soon_as_it_is_asked_for() -> None:
     seen = fresh_process(_COMPILES)
     assert seen["lean"] == []
