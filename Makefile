@@ -40,7 +40,7 @@ lint: $(VENV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest $(PARALLEL) -m 'not slow'
+	$(BIN)/pytest $(PARALLEL) -m 'not slow' --hypothesis-profile quick
 
 test-all: lint
 	$(BIN)/pytest $(PARALLEL) --require-programs

@@ -5,16 +5,22 @@ import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported: see pocketllm.daemon.child_environment.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores
 
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.commands import Run, commands
 from tests.support.daemon_double import DaemonDouble
 from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
+
+#: For `make test`; `make test-all` takes hypothesis' own number of examples.
+hypothesis.settings.register_profile("quick", max_examples=25)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -37,6 +37,7 @@ class TestModels:
         assert "pocketllm models add" in run_alone("models").stdout
         assert json.loads(run_alone("models", "list", "--json").stdout) == {"data": []}
 
+    @pytest.mark.slow
     def test_add_and_list(self, run_alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))
         assert "Added mine: " in run_alone("models", "add", source, "--name", "mine").stdout
@@ -49,6 +50,7 @@ class TestModels:
         listed = json.loads(run_alone("models", "--json").stdout)["data"]
         assert [(model["name"], model["default"]) for model in listed] == [("mine", False)]
 
+    @pytest.mark.slow
     def test_packed_weights_state_their_error(self, run_alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source", hidden=64))
         said = run_alone("models", "add", source, "--name", "mine", "--dtype", "int4").stdout

@@ -15,6 +15,8 @@ from tests.support.paths import ROOT
 from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -293,6 +293,7 @@ def test_what_was_answered_201_survives_kill_9(folder: Path) -> None:
         assert [item["text"] for item in daemon.client.get("/texts").json()["data"]] == texts[::-1]
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(folder: Path) -> None:
     with running(folder, **SMALL_JOB) as daemon:
         post_notes(daemon)

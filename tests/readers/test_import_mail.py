@@ -164,6 +164,7 @@ def test_no_mailbox(tmp_path: Path) -> None:
     assert reasons(write(tmp_path / "m.txt", "words"), format=Kind.MBOX)[0].startswith("no mailbox")
 
 
+@pytest.mark.slow
 def test_a_large_mailbox_is_not_held_in_memory(tmp_path: Path) -> None:
     """100 MB of mails with attachments are read by a process that may have half of that."""
     attachment = b"QUJD" * 19 + b"\n"

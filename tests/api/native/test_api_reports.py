@@ -144,6 +144,7 @@ def test_the_documents_are_described(api: InProcessApp) -> None:
     assert {"curve", "report"} <= set(schemas["JobDetailOut"]["required"])
 
 
+@pytest.mark.slow
 def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
     """The daemon, its worker, and texts that each hold a marker: only the closed route may repeat it."""
     tiny_model_folder(tmp_path / "models", dtype="float32")

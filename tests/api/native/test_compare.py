@@ -10,6 +10,8 @@ from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import byte_tokenizer, tiny_model_folder
 from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
 
+pytestmark = pytest.mark.slow
+
 ASKED = {"prompt": "Wind west", "max_tokens": 8, "seed": 3}
 
 

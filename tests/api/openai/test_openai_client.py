@@ -46,6 +46,7 @@ def client(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[openai.Op
         yield made
 
 
+@pytest.mark.slow
 def test_models_and_what_they_were_made_from(client: openai.OpenAI, daemon: Daemon) -> None:
     latest, base, adapter = list(client.models.list())
     assert (latest.id, base.id) == (LATEST, BASE)

@@ -11,6 +11,8 @@ from tests.support.in_process_app import assert_problem
 from tests.support.tiny_models import byte_tokenizer
 from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
 
+pytestmark = pytest.mark.slow
+
 BASE = "pocketllm:base"
 #: Longer than what is scored at a time.
 IDS = [(7 * number) % 250 + 3 for number in range(70)]

@@ -16,6 +16,8 @@ import pytest
 from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
+pytestmark = pytest.mark.slow
+
 LATEST, BASE = "pocketllm:latest", "pocketllm:base"
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 CHATS = [
@@ -129,7 +131,6 @@ async def the_whole_way(client: Any, name: str) -> None:
         await settled(client.files.retrieve(file.id))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI], ids=["sync", "async"])
 def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type, strict: bool) -> None:

@@ -63,6 +63,7 @@ def wait_for(worker: Popen[bytes], look: Callable[[], bool]) -> None:
     eventually(ended_or_there, "the worker")
 
 
+@pytest.mark.slow
 def test_an_exact_job_tells_what_it_learned(tmp_path: Path) -> None:
     store, job, report = run(tmp_path, notes(80), **EXACT)
     verdict = report.numbers["verdict"]

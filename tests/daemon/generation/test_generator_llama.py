@@ -20,6 +20,8 @@ from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, counted, l
 from tests.support.real_daemon import eventually, is_running
 from tests.support.tiny_models import byte_tokens
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_SECONDS = 60.0
 SHORT = GenerationRequest(prompt="Wind", max_tokens=8, temperature=0, seed=1)
 ENDLESS = replace(SHORT, max_tokens=200)

@@ -71,6 +71,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield made
 
 
+@pytest.mark.slow
 def test_learning_makes_room_for_an_answer_and_goes_on(daemon: Daemon) -> None:
     """The worker is gone before the generator is there, says why, and comes back when that is unloaded."""
     notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]

@@ -15,6 +15,8 @@ from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, Mo
 from tests.support.commands import WAIT_SECONDS
 from tests.support.tiny_models import tiny_model_folder
 
+pytestmark = pytest.mark.slow
+
 MB = 10**6
 
 

@@ -28,6 +28,8 @@ from tests.support.replayable_jobs import STEPS, learn, training
 from tests.support.tiny_models import tiny_model_folder
 from tests.support.workers import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
 
+pytestmark = pytest.mark.slow
+
 LORA, FULL = training(), training(mode="full", step_size=1e-3)
 B_OF_THE_FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 
@@ -330,7 +332,6 @@ class TestCommand:
         assert "Replaying" in output(console)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
     store.texts.add(notes(), now=NOW)

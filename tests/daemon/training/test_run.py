@@ -96,6 +96,7 @@ def test_a_full_job_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tm
     store.close()
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Path) -> None:
     folder = data_folder(tmp_path)
     store = opened(folder, [NewText(text="word " * 3_000, source="test")])

@@ -33,6 +33,7 @@ def ended(store: Store, job: Job) -> Job:
     return store.jobs.get(job.id)
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
     folder: DataFolder, store: Store
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(fold
     assert "training.memory_bytes" in (job.error or "")
 
 
+@pytest.mark.slow
 def test_ends_by_itself_when_the_daemon_is_gone(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(), now=NOW)
     job = queue_job(store, steps=100_000)

@@ -124,6 +124,7 @@ def test_a_folder_of_the_hubs_cache(tmp_path: Path, llama: Path, models: Path) -
         assert manifest.source == f"some-org/Tiny-Llama-2@{commit}"
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub(tmp_path: Path, changed: Path, models: Path) -> None:
     (changed / "pytorch_model.bin").write_bytes(b"\x80")
     (changed / "onnx").mkdir()
@@ -146,6 +147,7 @@ def test_no_network(tmp_path: Path, models: Path) -> None:
     assert "give a GGUF file or a Hugging Face folder on this device" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_model_of_the_hub(tmp_path: Path, llama: Path, models: Path) -> None:
     with serve_hub("some-org/tiny", llama) as hub:
         done = run_import("some-org/other", models, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))

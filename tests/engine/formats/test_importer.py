@@ -73,6 +73,7 @@ def test_what_the_manifest_and_the_folder_say(llama: Path, models: Path) -> None
     assert manifest.created_at == then
 
 
+@pytest.mark.slow
 def test_big_tensors_come_in_chunks(tmp_path: Path, models: Path) -> None:
     # 40,000 rows of 64 floats are 10 MB, so three chunks.
     source = tiny_llama_folder(tmp_path / "big", vocab=40_000, hidden=64, layers=1)
@@ -228,6 +229,7 @@ def test_too_little_space_is_noticed_beforehand(changed: Path, models: Path) -> 
         import_model(str(changed), models)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full(llama: Path, models: Path) -> None:
     code = (
         "import sys, resource; from pathlib import Path; from pocketllm.engine.formats.importer import import_model;"

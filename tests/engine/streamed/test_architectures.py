@@ -28,6 +28,8 @@ from tests.support.learning import (
 )
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED, WINDOW
 
+pytestmark = pytest.mark.slow
+
 #: The loss of a single token, up to 12 nats here, is no mean, in which roundings average out.
 LONE_TOLERANCE = 6e-6
 #: Logits are up to 40 here, so that fp32's 2^-24 of them is 2e-6; a dozen roundings.

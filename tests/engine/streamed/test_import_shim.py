@@ -133,6 +133,7 @@ def test_the_compiler_is_there_as_soon_as_it_is_asked_for() -> None:
     assert seen["after"]
 
 
+@pytest.mark.slow
 def test_distributed_torch_is_as_before() -> None:
     assert fresh_process(_DISTRIBUTED) == {
         "as before": True,

@@ -336,6 +336,7 @@ print(json.dumps({"replicas": growth(large, True, 2), "released": growth(large, 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     layers = 64
