@@ -15,7 +15,8 @@ from pocketllm.cli.child import running_daemon
 from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
-from tests.support.daemon_double import JOB, TOKEN, DaemonDouble
+from tests.support.daemon_documents import JOB
+from tests.support.daemon_double import TOKEN, DaemonDouble
 from tests.support.tiny_models import tiny_model_folder
 
 

@@ -13,7 +13,8 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from tests.support.commands import Run, child_environment, commands, output, terminal
-from tests.support.daemon_double import PLAN, DaemonDouble
+from tests.support.daemon_documents import PLAN
+from tests.support.daemon_double import DaemonDouble
 from tests.support.in_process_app import in_process_app
 from tests.support.tiny_models import tiny_model_folder
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from tests.support.commands import Run
-from tests.support.daemon_double import JOB, REPORT, RUNNING, SUCCEEDED, DaemonDouble
+from tests.support.daemon_documents import JOB, REPORT, RUNNING, SUCCEEDED
+from tests.support.daemon_double import DaemonDouble
 
 DONE = JOB | RUNNING | SUCCEEDED
 

@@ -15,7 +15,8 @@ from pocketllm.cli.home import Target
 from pocketllm.cli.jobs.train import FAILED_POLLS_ALLOWED, PLAIN_LINE_SECONDS, PlainLines, follow, job_display
 from pocketllm.client import Client
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, output, terminal
-from tests.support.daemon_double import JOB, RUNNING, SUCCEEDED, DaemonDouble
+from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
+from tests.support.daemon_double import DaemonDouble
 
 FAILED = RUNNING | {"state": "failed", "error": "The worker died three times."}
 CANCELLED = RUNNING | {"state": "cancelled"}

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.commands import WAIT_SECONDS, Run, child_environment
-from tests.support.daemon_double import JOB, DaemonDouble
+from tests.support.daemon_documents import JOB
+from tests.support.daemon_double import DaemonDouble
 
 EVENTS = [
     {"id": 8, "job": "job-1", "at": "2026-05-01T10:00:00Z", "kind": "paused", "message": "no power"},

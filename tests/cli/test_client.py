@@ -13,7 +13,8 @@ from pocketllm.cli.errors import CommandError, DaemonLost, DaemonRefused, Daemon
 from pocketllm.cli.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
-from tests.support.daemon_double import JOB, TOKEN, DaemonDouble
+from tests.support.daemon_documents import JOB
+from tests.support.daemon_double import TOKEN, DaemonDouble
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pocketllm.cli.views import (
     quantity,
     status_panel,
 )
-from tests.support.daemon_double import JOB, RUNNING, STATUS, SUCCEEDED
+from tests.support.daemon_documents import JOB, RUNNING, STATUS, SUCCEEDED
 from tests.support.rendering import rendered
 
 NOW = datetime(2026, 5, 1, 10, 3, tzinfo=UTC)

@@ -20,11 +20,15 @@ from pocketllm.cli.child import child_environment, running_daemon
 from pocketllm.cli.errors import CommandError
 from pocketllm.cli.main import app
 from pocketllm.demo import MARKER, PROMPTS, STALL_SECONDS, StallGuard, prepare_folder, run_demo
-from tests.support.daemon_double import JOB, RUNNING, SUCCEEDED, DaemonDouble
+from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
+from tests.support.daemon_double import DaemonDouble
 from tests.support.paths import ROOT
 
 WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
-DOUBLE = [sys.executable, str(ROOT / "tests" / "support" / "daemon_double.py")]
+DOUBLE = [
+    *(sys.executable, "-c"),
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.daemon_double import main; main()",
+]
 UNPROVEN = SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
 
 

@@ -1,0 +1,57 @@
+"""The daemon's double answers in the real daemon's documents: each field is there, and no other one."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pocketllm.api.native.adapters import AdaptersOut, ServingOut
+from pocketllm.api.native.events import EventsOut
+from pocketllm.api.native.generate import GenerateOut
+from pocketllm.api.native.schemas.jobs import AddedOut, JobDetailOut, JobOut, Page
+from pocketllm.api.native.schemas.plan import PlanOut
+from pocketllm.api.native.schemas.reports import ReportOut
+from pocketllm.api.native.schemas.runs import RunsOut
+from pocketllm.api.native.status import HealthOut, ListOut, StatusOut
+from tests.support.daemon_documents import SUCCEEDED, Document
+from tests.support.daemon_double import DaemonDouble, answer
+
+ROUTES: list[tuple[str, str, Any, type[BaseModel]]] = [
+    ("GET", "/health", None, HealthOut),
+    ("GET", "/status", None, StatusOut),
+    ("POST", "/texts", [{"text": "Wind west."}], AddedOut),
+    ("GET", "/events", None, EventsOut),
+    ("GET", "/runs", None, RunsOut),
+    ("GET", "/jobs", None, Page[JobOut]),
+    ("POST", "/jobs", {}, JobOut),
+    ("POST", "/jobs?dry_run", {}, PlanOut),
+    ("GET", "/jobs/job-1", None, JobDetailOut),
+    ("POST", "/jobs/job-1/pause", {}, JobOut),
+    ("POST", "/jobs/job-1/cancel", {}, JobOut),
+    ("GET", "/jobs/job-1/report", None, ReportOut),
+    ("GET", "/adapters", None, AdaptersOut),
+    ("POST", "/adapters/rollback", {}, ServingOut),
+    ("POST", "/adapters/adapter-1/serve", {}, ServingOut),
+    ("GET", "/models", None, ListOut),
+    ("POST", "/generate", {}, GenerateOut),
+]
+
+
+def shape(document: Any) -> Any:
+    """The document with its values taken out; of a list, the first element's."""
+    if isinstance(document, dict):
+        return {name: shape(value) for name, value in document.items()}
+    return [shape(value) for value in document[:1]] if isinstance(document, list) else None
+
+
+@pytest.mark.parametrize(("method", "path", "body", "model"), ROUTES, ids=[f"{m} {p}" for m, p, _, _ in ROUTES])
+def test_a_documents_fields_are_the_daemons(
+    double: DaemonDouble, method: str, path: str, body: Any, model: type[BaseModel]
+) -> None:
+    double.script = [SUCCEEDED]
+    answer(double, "POST", "/jobs", {}, {})
+    path, _, dry_run = path.partition("?")
+    query: Document = {"dry_run": "true"} if dry_run else {}
+    status, document = answer(double, method, path, query, body)
+    assert status < 300
+    assert shape(model.model_validate(document, strict=False).model_dump(mode="json", by_alias=True)) == shape(document)
