@@ -130,11 +130,12 @@ class Background(Generic[Answer]):
 
     def latest(self, now: datetime) -> Asked[Answer] | None:
         """The last answer; None before the first. Starts the next poll if it is due, without waiting for it."""
+        last = self._last  # read first, so that it does not depend on how soon the new one comes
         if not self.busy and self._due(now):
             self._asked_at = now
             self._thread = threading.Thread(target=self._work, args=(now,), name="probe", daemon=True)
             self._thread.start()
-        return self._last
+        return last
 
     @property
     def busy(self) -> bool:
