@@ -17,6 +17,8 @@ from tests.support.in_process_app import assert_problem
 from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
+pytestmark = pytest.mark.slow
+
 CHAT: list[ChatCompletionMessageParam] = [
     {"role": "developer", "content": "You write a diary."},
     {"role": "user", "content": [{"type": "text", "text": "Wind "}, {"type": "text", "text": "west."}]},
@@ -46,7 +48,6 @@ def client(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[openai.Op
         yield made
 
 
-@pytest.mark.slow
 def test_models_and_what_they_were_made_from(client: openai.OpenAI, daemon: Daemon) -> None:
     latest, base, adapter = list(client.models.list())
     assert (latest.id, base.id) == (LATEST, BASE)

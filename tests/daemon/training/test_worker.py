@@ -95,6 +95,7 @@ def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFold
     assert before.block_losses == after_first.block_losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"), [("tiny", "too few to train on and to evaluate with"), (None, "no text to learn from")]
 )
@@ -110,6 +111,7 @@ def test_too_little_text_fails_the_job_with_a_sentence(
     assert job.error and message in job.error
 
 
+@pytest.mark.slow
 def test_a_missing_model_fails_the_job_with_a_sentence(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(), now=NOW)
     (folder.models / "tiny" / "pocketllm.json").unlink()
