@@ -117,11 +117,10 @@ class Exact:
         """See Method: the records are not needed."""
         if not state:
             self._to_start()
+            self._optimizer.reset()
+            return
         for name, tensor in self.state().items():
-            if state:
-                tensor.copy_(state[name])
-            elif name not in self._parameters:
-                tensor.zero_()
+            tensor.copy_(state[name])
 
 
 def schedule(step: int, remaining: float) -> float:

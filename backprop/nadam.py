@@ -20,6 +20,10 @@ class NAdam:
         self.means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         self.squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
+    def reset(self) -> None:
+        """Forget all gradients."""
+        torch._foreach_zero_([*self.means.values(), *self.squares.values()])
+
     def update(self, gradients: Mapping[str, torch.Tensor], *, step: int, rate: float) -> None:
         """Update the parameters that have gradients. step: the number of this update, from 1."""
         found = list(gradients.values())

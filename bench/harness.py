@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -206,20 +206,32 @@ def keep(name: str, *, values: Values, limits: Limits, raw: Any, options: argpar
     if options.quick:
         summary["quick"] = True
     options.results.mkdir(parents=True, exist_ok=True)
-    file = options.results / f"{name}{'-quick' if options.quick else ''}.json"
-    file.write_text(json.dumps(summary | {"raw": raw}, indent=1) + "\n", encoding="utf-8")
+    results_file(name, options).write_text(json.dumps(summary | {"raw": raw}, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
-def stored(name: str, options: argparse.Namespace) -> Any:
-    """Return `raw` of the results that `keep` wrote; None where there are none. Raises SystemExit if unreadable."""
-    file = options.results / f"{name}{'-quick' if options.quick else ''}.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["raw"]
-    except FileNotFoundError:
+def results_file(name: str, options: argparse.Namespace) -> Path:
+    """Where `keep` writes."""
+    folder: Path = options.results
+    return folder / f"{name}{'-quick' if options.quick else ''}.json"
+
+
+def stored_runs(name: str, options: argparse.Namespace, *, seconds: float, key: Set[str]) -> dict[str, Any] | None:
+    """Return `raw` of the results that `keep` wrote, for a bench of runs of so many seconds; None where there are none.
+
+    key: the fields that tell its runs apart. Raises SystemExit if the file is unreadable, or of other runs.
+    """
+    file = results_file(name, options)
+    if not file.exists():
         return None
-    except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"{file} is unreadable, so nothing can be kept of it: {error!r}") from error
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["raw"]
+        length, runs = raw["seconds"], list(raw["runs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"--only and --resume keep figures, but {file} is unreadable: {error!r}") from error
+    if length != seconds or not all(isinstance(run, dict) and key <= run.keys() for run in runs):
+        raise SystemExit(f"{file} is of runs of {length:g} s, or of another form: leave --only and --resume out.")
+    return raw
 
 
 def _verdicts(values: Values, limits: Limits, *, quick: bool) -> Table:

@@ -20,7 +20,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured
-from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored, table
+from bench.harness import (
+    Limit,
+    as_by_itself,
+    finish,
+    keep,
+    parser,
+    progress,
+    provenance,
+    results_file,
+    start,
+    stored_runs,
+    table,
+)
 from bench.learn import plot
 from bench.learn.curve import Run, best_runs, seconds_to
 from bench.rates import MAX_RATES, search
@@ -197,8 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if len({text.stem for text in options.text or ()}) < len(options.text or ()):
         raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
-    runs, sizes = _stored(options) if options.only or options.resume else ([], {})
-    raw = {"seconds": options.seconds, "sizes": sizes, "runs": runs}
+    key = {"writer", "contender", "rate", "seed"}
+    found = stored_runs("learn", options, seconds=options.seconds, key=key) if options.only or options.resume else None
+    raw = {"seconds": options.seconds, "sizes": {}, "runs": []} | (found or {})
+    runs, sizes = raw["runs"], raw["sizes"]
 
     def save() -> None:
         keep("learn", values=values_of(runs), limits=LIMITS, raw=raw, options=options)
@@ -226,27 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     writer.further_seeds(method)
     tables = [_table([run for run in runs if run["writer"] == writer]) for writer in sizes]
     exit_code = finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
-    file = _file(options)
+    file = results_file("learn", options)
     try:
         plot.draw(file, file.with_suffix(".svg"))
     except ValueError as error:
         progress(f"No plot: {error}")
     return exit_code
-
-
-def _file(options: argparse.Namespace) -> Path:
-    results: Path = options.results
-    return results / f"learn{'-quick' if options.quick else ''}.json"
-
-
-def _stored(options: argparse.Namespace) -> tuple[list[Run], dict[str, Any]]:
-    """The runs and texts' sizes of earlier runs, if any. Raises SystemExit where these had another time."""
-    raw = stored("learn", options)
-    if raw is None:
-        return [], {}
-    if raw["seconds"] != options.seconds:
-        raise SystemExit(f"The stored runs are of {raw['seconds']:g} s: leave --only and --resume out.")
-    return raw["runs"], raw["sizes"]
 
 
 def _label(run: Mapping[str, Any]) -> str:

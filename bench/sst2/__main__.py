@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured
-from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored, table
+from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored_runs, table
 from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
 
@@ -55,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
     seconds = 1.0 if options.quick else 60 * options.minutes
-    raw = stored("sst2", options) if options.resume else None
-    if raw is not None and raw["seconds"] != seconds:
-        raise SystemExit(f"--resume: the stored runs are of {raw['seconds'] / 60:g} minutes.")
+    key = {"method", "rate", "seed"}
+    raw = stored_runs("sst2", options, seconds=seconds, key=key) if options.resume else None
     raw = raw or {"seconds": seconds, "runs": []}
     runs: Runs = raw["runs"]
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pocketllm.engine.errors import ModelFileError, ModelNotFound, UnsupportedModel
-from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header
+from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header, read_rows
 from pocketllm.engine.formats.tensor_specs import Need, first_line, library_error, refuse_mismatch, rows_per_chunk
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class HuggingFaceSource:
 
     def read(self, need: Need) -> Iterator[torch.Tensor]:
         """Yield the tensor's rows in the dtype of the file."""
-        return _read_rows(*self._found[need.name])
+        return _rows_of(*self._found[need.name])
 
     def _refuse_packed(self, need: Need, entry: TensorEntry) -> None:
         floats = {"float16", "bfloat16", "float32", "float64"}
@@ -161,7 +161,7 @@ class HuggingFaceSource:
         """Raise ModelFileError unless two tied tensors of the file are equal, since only one is kept."""
         one, other = self._entries[first], self._entries[second]
         same = one[1].shape == other[1].shape and all(
-            a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(_read_rows(*one), _read_rows(*other), strict=True)
+            a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(_rows_of(*one), _rows_of(*other), strict=True)
         )
         if not same:
             raise ModelFileError(
@@ -272,20 +272,8 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_rows(file: Path, entry: TensorEntry) -> Iterator[torch.Tensor]:
-    dtype: Any = getattr(torch, entry.dtype)
-    rows = entry.shape[0] if entry.shape else 1
-    row_bytes = entry.nbytes // max(1, rows)
-    at_once = rows_per_chunk(entry.shape)
-    with file.open("rb") as handle:
-        handle.seek(entry.offset)
-        for start in range(0, rows if entry.nbytes else 0, at_once):
-            count = min(at_once, rows - start)
-            # A bytearray, since torch warns of read-only buffers.
-            data = bytearray(count * row_bytes)
-            if handle.readinto(data) != len(data):
-                raise ModelFileError(f"{file} ended early. It changed while being read; try again.")
-            yield torch.frombuffer(data, dtype=dtype).view((count, *entry.shape[1:]) if entry.shape else ())
+def _rows_of(file: Path, entry: TensorEntry) -> Iterator[torch.Tensor]:
+    return read_rows(file, entry, rows_per_chunk(entry.shape))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

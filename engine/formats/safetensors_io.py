@@ -98,6 +98,24 @@ def _broken(path: Path, reason: str) -> ModelFileError:
     return ModelFileError(f"{path} is not a whole safetensors file: {reason}. Get the file again.")
 
 
+def read_rows(path: Path, entry: TensorEntry, at_once: int) -> Iterator[torch.Tensor]:
+    """Yield a tensor of the file, `at_once` rows at a time. Raises ModelFileError if the file has become shorter."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, entry.dtype)
+    rows = entry.shape[0] if entry.shape else 1
+    row_bytes = entry.nbytes // max(1, rows)
+    with path.open("rb") as file:
+        file.seek(entry.offset)
+        for start in range(0, rows if entry.nbytes else 0, at_once):
+            count = min(at_once, rows - start)
+            # A bytearray, since torch warns of read-only buffers.
+            data = bytearray(count * row_bytes)
+            if file.readinto(data) != len(data):
+                raise ModelFileError(f"{path} ended early. It changed while being read; try again.")
+            yield torch.frombuffer(data, dtype=dtype).view((count, *entry.shape[1:]) if entry.shape else ())
+
+
 class StoredTensors(Mapping[str, "torch.Tensor"]):
     """A file's tensors by name; each is read when it is asked for, so that a large file takes little memory."""
 
@@ -106,14 +124,8 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
         self._path, self._entries = path, read_header(path)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        import torch
-
         entry = self._entries[name]
-        data = bytearray(entry.nbytes)
-        with self._path.open("rb") as file:
-            file.seek(entry.offset)
-            file.readinto(data)
-        return torch.frombuffer(data, dtype=getattr(torch, entry.dtype)).view(entry.shape)
+        return next(read_rows(self._path, entry, at_once=entry.shape[0] if entry.shape else 1))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -1,5 +1,4 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -18,13 +17,6 @@ from pocketllm.engine.formats.importer import (
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
 from tests.support.tiny_models import byte_tokenizer, edit_json, logits, tiny_llama_folder, write_tiny_gguf
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Iterator[Path]:
-    """Where to import to. Whatever a test does, no unfinished model may be left there."""
-    yield tmp_path / "models"
-    assert not list((tmp_path / "models").glob(".*"))
 
 
 def test_gguf_is_unpacked_as_transformers_does(tiny_gguf: Path, models: Path) -> None:

@@ -3,7 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,6 @@ from pocketllm.engine.formats.importer import (
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from tests.support.hub_double import serve_hub
 from tests.support.tiny_models import VOCABULARY, byte_tokenizer, edit_json, logits, mapped, tiny_llama_folder
-
-
-@pytest.fixture
-def changed(tmp_path: Path, llama: Path) -> Path:
-    """A copy of the tiny folder, to be damaged."""
-    return Path(shutil.copytree(llama, tmp_path / "changed"))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Iterator[Path]:
-    """Where to import to. Whatever a test does, no unfinished model may be left there."""
-    yield tmp_path / "models"
-    assert not list((tmp_path / "models").glob(".*"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

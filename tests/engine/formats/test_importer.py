@@ -1,9 +1,8 @@
 import json
-import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -35,19 +34,6 @@ from pocketllm.engine.formats.importer import (
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from tests.support.paths import ROOT
 from tests.support.tiny_models import edit_json, mapped, tiny_llama_folder, write_tiny_gguf
-
-
-@pytest.fixture
-def changed(tmp_path: Path, llama: Path) -> Path:
-    """A copy of the tiny folder, to be damaged."""
-    return Path(shutil.copytree(llama, tmp_path / "changed"))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Iterator[Path]:
-    """Where to import to. Whatever a test does, no unfinished model may be left there."""
-    yield tmp_path / "models"
-    assert not list((tmp_path / "models").glob(".*"))
 
 
 def test_what_the_manifest_and_the_folder_say(llama: Path, models: Path) -> None:
