@@ -10,7 +10,7 @@ from typing import Any
 from bench.child import memory_of
 
 #: How often the held-out loss is measured in a run, besides at its start.
-_POINTS = 16
+POINTS = 16
 #: Stands for a loss that is no number, which JSON has no word for.
 DIVERGED = 99.0
 
@@ -21,9 +21,11 @@ Run = dict[str, Any]
 class Curve:
     """Counts the seconds of learning, and measures now and then while the clock stands."""
 
-    def __init__(self, seconds: float, measure: Callable[[], float]) -> None:
-        """measure: the held-out loss in nats per token, at the parameters as they stand."""
-        self._limit, self._measure = seconds, measure
+    def __init__(self, seconds: float, measure: Callable[[], float], *, points: int = POINTS) -> None:
+        """measure: the held-out loss in nats per token, at the parameters as they stand. points: how often, besides at
+        the start.
+        """
+        self._limit, self._measure, self._every = seconds, measure, seconds / points
         self.steps, self._spent = 0, 0.0
         self.points: list[tuple[float, int, float]] = [(0.0, 0, self._measured())]
         self._since = time.perf_counter()
@@ -46,7 +48,7 @@ class Curve:
     def stepped(self) -> None:
         """A step has been made."""
         self.steps += 1
-        if self.seconds >= len(self.points) * self._limit / _POINTS or not self.running:
+        if self.seconds >= len(self.points) * self._every or not self.running:
             self.measure()
 
     def measure(self) -> None:

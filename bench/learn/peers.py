@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from bench import peers
 from bench.child import write_line
 from bench.learn import text as learn_text
-from bench.learn.curve import Curve, Schedule
+from bench.learn.curve import POINTS, Curve, Schedule
 from bench.turns import serve
 from pocketllm.engine.data.batches import Batch, batch_at
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
@@ -184,10 +184,15 @@ METHODS: dict[str, Callable[[Peer, float, int], Step]] = {"textbook": textbook, 
 
 
 def teach(
-    prepare: Callable[[], Step], batch: Callable[[int], Batch], seconds: float, measure: Callable[[], float]
+    prepare: Callable[[], Step],
+    batch: Callable[[int], Batch],
+    seconds: float,
+    measure: Callable[[], float],
+    *,
+    points: int = POINTS,
 ) -> Curve:
     """Train for so many seconds, of which preparing is a part; the curve of what `measure` says."""
-    curve = Curve(seconds, measure)
+    curve = Curve(seconds, measure, points=points)
     step, schedule = prepare(), Schedule(_WARM_UP_STEPS)
     while curve.running:
         number = curve.steps + 1
