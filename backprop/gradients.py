@@ -29,10 +29,10 @@ _TOLERANCE = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class PassSize:
-    """Memory and speed of a pass; the result depends on it only by rounding."""
+    """Memory and speed of a pass, in positions; the result depends on it only by rounding."""
 
-    blocks: int  #: blocks whose states are stored at a time; more blocks take another pass
-    micro_batch: int  #: blocks that go through a layer together
+    stored: int  #: positions whose states are stored at a time; more take another pass
+    micro_batch: int  #: positions that go through a layer together; at least one block does
 
 
 @dataclass(kw_only=True)
@@ -98,15 +98,15 @@ class LayerwiseGradients:
             else:
                 runs.append((blocks, of))
         current: list[_MicroBatch] = []
-        free = self._size.blocks
+        free = self._size.stored
         for blocks, parts in runs:
-            at_once = self._size.micro_batch
+            at_once = max(1, self._size.micro_batch // blocks.inputs.shape[1])
             for some, its in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
-                if current and len(some) > free:
+                if current and some.inputs.numel() > free:
                     yield current
-                    current, free = [], self._size.blocks
+                    current, free = [], self._size.stored
                 current.append(_MicroBatch(blocks=some, parts=its))
-                free -= len(some)
+                free -= some.inputs.numel()
         yield current
 
     @torch.no_grad()

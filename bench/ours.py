@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from bench.child import memory_of, write_line
 from bench.turns import serve
-from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
+from pocketllm.daemon.training.run import pass_size
 from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.method import Method
@@ -105,7 +105,7 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Bat
         model,
         adapter,
         ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=count / plan.batch),
-        PassSize(blocks=plan.pass_blocks, micro_batch=plan.micro_batch),
+        pass_size(plan),
         to_start=to_start,
         samples=None if samples is None else shuffled((samples,), size=count, seed=seed),
     )

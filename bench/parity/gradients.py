@@ -32,7 +32,7 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> f
     for b in adapter.b.values():
         b.normal_(0, _DEVIATION, generator=generator)
     model.set_parameters(adapter)
-    size = PassSize(blocks=len(blocks), micro_batch=len(blocks))
+    size = PassSize(stored=inputs.numel(), micro_batch=inputs.numel())
     LayerwiseGradients(model, adapter, size)([(blocks, 1.0)], found.update)
     expected = _autograd(folder, adapter, blocks)
     pairs = [pair for path in expected for pair in zip(found[path], expected[path], strict=True)]

@@ -145,13 +145,12 @@ class TrainingRun:
         """The job's method, and the cost of its step in forward passes."""
         if self.plan.method == "exact":
             assert isinstance(trainable, Adapter)
-            size = PassSize(blocks=self.plan.pass_blocks, micro_batch=self.plan.micro_batch)
             count = self._rehearsed
             exact = Exact(
                 self.model,
                 trainable,
                 ExactPlan(seed=self.job.seed, rate=self.settings.rate, samples_weight=count / self.plan.batch),
-                size,
+                pass_size(self.plan),
                 to_start=lambda: self._to_start(trainable),
                 samples=None if samples is None else shuffled((samples,), size=count, seed=self.job.seed),
             )
@@ -345,6 +344,11 @@ class TrainingRun:
 
     def _say(self, kind: str, message: str) -> None:
         self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())
+
+
+def pass_size(plan: JobPlan) -> PassSize:
+    """A plan's sizes in positions: short blocks, as labelled sentences are, go through the layers in larger numbers."""
+    return PassSize(stored=plan.pass_blocks * plan.block_tokens, micro_batch=plan.micro_batch * plan.block_tokens)
 
 
 def _now() -> datetime:

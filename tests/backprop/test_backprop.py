@@ -37,7 +37,7 @@ from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensor
 
 #: Sums in another order, in float64.
 TOLERANCE = 1e-9
-WHOLE = PassSize(blocks=100, micro_batch=100)
+WHOLE = PassSize(stored=10_000, micro_batch=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,12 @@ def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("blocks", "micro_batch"), [(100, 100), (100, 2), (3, 2), (1, 1)], ids=["whole", "parts", "passes", "single"]
+    ("stored", "micro_batch"), [(999, 999), (999, 40), (60, 40), (1, 1)], ids=["whole", "parts", "passes", "single"]
 )
 def test_of_a_batch_of_two_weighted_parts_in_passes_of_any_size(
-    root: Path, name: str, blocks: int, micro_batch: int
+    root: Path, name: str, stored: int, micro_batch: int
 ) -> None:
-    size = PassSize(blocks=blocks, micro_batch=micro_batch)
+    size = PassSize(stored=stored, micro_batch=micro_batch)
     parts = [(random_blocks(5, 20, lengths=padded(name)), 0.9), (random_blocks(2, 12), 0.1)]
     check(root, name, model_of(root, name), size, parts)
 
@@ -108,8 +108,8 @@ def test_of_an_adapter_of_some_maps_of_the_upper_layer(root: Path) -> None:
         assert worst_error(gradients, whole_gradients(family(root, "llama"), adapter, parts)[1]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("blocks", [100, 1], ids=["one pass", "many passes"])
-def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: Path, blocks: int) -> None:
+@pytest.mark.parametrize("stored", [999, 1], ids=["one pass", "many passes"])
+def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: Path, stored: int) -> None:
     """A layer's update on the way back is no part of the gradients of those below."""
     model = model_of(root, "llama")
     adapter, parts = layers_adapter(model), [(random_blocks(3, 20), 1.0)]
@@ -123,7 +123,7 @@ def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: 
             adapter.b[path].add_(1)
 
     model.set_parameters(adapter)
-    LayerwiseGradients(model, adapter, replace(WHOLE, blocks=blocks))(parts, on_layer)
+    LayerwiseGradients(model, adapter, replace(WHOLE, stored=stored))(parts, on_layer)
     assert [{model.stack.number_of(path) for path in some} for some in told] == [{1}, {0}]
     assert worst_error({**told[0], **told[1]}, expected) <= TOLERANCE
 
@@ -142,6 +142,16 @@ def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
         again: Gradients = {}
         taken([(blocks, 1.0)], again.update)
     assert all(torch.equal(x, y) for path in first for x, y in zip(first[path], again[path], strict=True))
+
+
+def test_short_blocks_go_through_the_layers_in_larger_numbers(root: Path) -> None:
+    model = model_of(root, "llama")
+    adapter = layers_adapter(model)
+    model.set_parameters(adapter)
+    gradients = LayerwiseGradients(model, adapter, PassSize(stored=160, micro_batch=80))
+    for length, sizes in ((80, [[1, 1], [1, 1], [1, 1], [1]]), (20, [[4, 3]]), (10, [[7]]), (200, [[1]] * 7)):
+        passes = list(gradients._passes([random_blocks(7, length)]))
+        assert [[len(some.blocks) for some in micro_batches] for micro_batches in passes] == sizes, length
 
 
 def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
@@ -165,7 +175,7 @@ def test_the_real_smollm2_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> N
     generator = torch.Generator().manual_seed(1)
     for b in adapter.b.values():
         b.normal_(0, 0.002, generator=generator)
-    losses, gradients = layerwise(model, adapter, PassSize(blocks=8, micro_batch=4), [(blocks, 1.0)])
+    losses, gradients = layerwise(model, adapter, PassSize(stored=512, micro_batch=256), [(blocks, 1.0)])
     dense = transformers_model(model_folder.path, is_mlm=False, dtype=torch.float32)
     expected_losses, expected = whole_gradients(dense, adapter, [(blocks, 1.0)])
     assert losses == pytest.approx(expected_losses, rel=5e-3)
@@ -184,12 +194,12 @@ def real_model(folder: Path) -> ModelFolder:
     return open_model_folder(folder / "smollm2")
 
 
-@pytest.mark.parametrize("blocks", [100, 1], ids=["one pass", "in its first pass"])
-def test_a_loss_that_is_no_number_changes_nothing(root: Path, blocks: int) -> None:
+@pytest.mark.parametrize("stored", [999, 1], ids=["one pass", "in its first pass"])
+def test_a_loss_that_is_no_number_changes_nothing(root: Path, stored: int) -> None:
     model = model_of(root, "llama")
     adapter = layers_adapter(model)
     adapter.b["model.layers.1.mlp.down_proj"][0, 0] = float("nan")
-    gradients = LayerwiseGradients(model, adapter, replace(WHOLE, blocks=blocks))
+    gradients = LayerwiseGradients(model, adapter, replace(WHOLE, stored=stored))
     model.set_parameters(adapter)
     told: list[Gradients] = []
     with pytest.raises(TrainingDiverged, match=r"smaller training\.rate"):

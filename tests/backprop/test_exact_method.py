@@ -33,7 +33,7 @@ from tests.support.learning import equal, imported, mean_loss, random_blocks, so
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 
 PLAN = ExactPlan(seed=3, rate=1e-2)
-SIZE = PassSize(blocks=4, micro_batch=2)
+SIZE = PassSize(stored=64, micro_batch=32)
 STEPS = 6
 TEXT = shuffled((some_blocks(), some_blocks(5, 8)), size=4, seed=3)
 

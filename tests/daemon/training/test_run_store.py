@@ -128,7 +128,7 @@ class Runs:
 
     def _method(self, model: LanguageModel, trainable: Adapter | FullWeights, to_start: Callable[[], None]) -> Method:
         if isinstance(trainable, Adapter) and self.what == "exact":
-            size = PassSize(blocks=4, micro_batch=4)
+            size = PassSize(stored=100, micro_batch=100)
             return Exact(model, trainable, ExactPlan(seed=4, rate=self.rate), size, to_start=to_start)
         plan = MeZOPlan(seed=4, epsilon=1e-3, step_size=self.rate, probes=2)
         return MeZO(lambda points, batch: model.losses_at(points, batch, 100), trainable, plan, to_start)

@@ -55,7 +55,9 @@ def mezo(model: LanguageModel) -> Method:
 def exact(model: LanguageModel) -> Method:
     adapter = fresh_adapter(model, rank=4, seed=0)
     model.set_parameters(adapter)
-    return Exact(model, adapter, ExactPlan(seed=1, rate=1e-3), PassSize(blocks=8, micro_batch=4), to_start=lambda: None)
+    return Exact(
+        model, adapter, ExactPlan(seed=1, rate=1e-3), PassSize(stored=160, micro_batch=80), to_start=lambda: None
+    )
 
 
 @pytest.mark.parametrize(("make", "functions", "files"), [(mezo, 15, 6), (exact, 20, 7)], ids=["mezo", "exact"])
