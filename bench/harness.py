@@ -217,9 +217,10 @@ def results_file(name: str, options: argparse.Namespace) -> Path:
 
 
 def stored_runs(name: str, options: argparse.Namespace, *, seconds: float, key: Set[str]) -> dict[str, Any] | None:
-    """Return `raw` of the results that `keep` wrote, for a bench of runs of so many seconds; None where there are none.
+    """Return `raw` of the results that `keep` wrote; None where there are none.
 
-    key: the fields that tell its runs apart. Raises SystemExit if the file is unreadable, or of other runs.
+    seconds: the length of a run. key: the fields that tell runs apart. Raises SystemExit if the file is unreadable,
+    or of other runs.
     """
     file = results_file(name, options)
     if not file.exists():

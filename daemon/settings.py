@@ -104,7 +104,10 @@ class TrainingSettings(_Section):
         "rademacher", description="The distribution of directions: random signs, or normal numbers as in MeZO's paper."
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="Blocks per pass through the layers, at most; by default what memory allows."
+        None,
+        ge=1,
+        description="Blocks per pass through the layers, at most, where they have block_tokens; by "
+        "default what memory allows. exact takes more of shorter ones.",
     )
     targets: tuple[str, ...] = Field(
         # Not queries and keys: with them, mezo learns less in the same time (bench/README.md).
