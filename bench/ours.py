@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from bench.child import memory_of, write_line
 from bench.turns import serve
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
-from pocketllm.daemon.evaluation.promotion import mean_loss as mean_of_blocks
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
@@ -229,7 +228,7 @@ def separate_losses(
         trainable = _theta(model, mode, plan)
         _moved_exactly(trainable, point)
         model.set_parameters(trainable)
-        found.append(loss_on(model, blocks))
+        found.append(model.mean_loss([blocks]))
         model = load_model(folder)
     return found[0], found[1]
 
@@ -237,12 +236,7 @@ def separate_losses(
 @torch.no_grad()
 def mean_loss(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The base model's mean loss in nats per token, over (blocks, tokens) int64 ids."""
-    return loss_on(load_model(folder), Batch(inputs=inputs, targets=targets))
-
-
-def loss_on(model: LanguageModel, blocks: Batch) -> float:
-    """The mean loss at the model's parameters, in nats per token."""
-    return mean_of_blocks(*model.losses_and_targets([blocks]))
+    return load_model(folder).mean_loss([Batch(inputs=inputs, targets=targets)])
 
 
 def _both_sides(seed: int, epsilon: float) -> list[Perturbation]:

@@ -22,7 +22,7 @@ from bench.harm.instructions import share_right
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
 from bench.learn.ours import Scratch
-from bench.ours import exact_method, load_model, loss_on, planned, rehearsal_of, rehearsed
+from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.evaluation.held_out import ordinary_text
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 steps=options.steps,
                 batch=shuffled(training, size=batch, seed=options.seed),
                 remaining=lambda step: 1 - (step - 1) / options.steps,
-                validate=lambda: model.losses_and_targets(validation),
+                validation_loss=lambda: model.mean_loss(validation),
                 validated_on="",
                 check_every=validation_interval(training, validation, batch=batch, points=EXACT_PASSES),
                 measure=lambda _step: None,
@@ -75,7 +75,7 @@ def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, 
     tokenizer = model.folder.tokenizer()
     ordinary = ordinary_text(tokenizer, (division.training,), is_mlm=False)
     assert ordinary is not None
-    found = {"held_out": loss_on(model, division.held_out), "ordinary": loss_on(model, ordinary)}
+    found = {"held_out": model.mean_loss([division.held_out]), "ordinary": model.mean_loss([ordinary])}
     stop_ids = stop_ids_of(model.network.config.eos_token_id, tokenizer)
 
     def answer(question: str) -> str:

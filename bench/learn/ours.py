@@ -22,7 +22,7 @@ import torch
 from bench.child import memory_of, write_line
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
-from bench.ours import exact_method, load_model, loss_on, planned, rehearsal_of, rehearsed
+from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
@@ -108,7 +108,7 @@ def teach(
                 steps=_STEPS,
                 batch=shuffled(training, size=batch, seed=seed),
                 remaining=lambda _step: curve.remaining,
-                validate=lambda: model.losses_and_targets(validation),
+                validation_loss=lambda: model.mean_loss(validation),
                 validated_on="",
                 check_every=every,
                 measure=lambda _step: None,
@@ -166,7 +166,7 @@ def prompt(options: argparse.Namespace) -> dict[str, Any]:
     """The base model, with each number of tokens of the training text in front of the held-out blocks."""
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
-    base = loss_on(model, division.held_out)
+    base = model.mean_loss([division.held_out])
     won = {tokens: base - _prompted(model, division, tokens, options.seed) for tokens in options.prompts}
     return {"loss": base, "prompts": won, "reduction": won[max(won)]}
 
@@ -175,7 +175,7 @@ def mezo(options: argparse.Namespace) -> dict[str, Any]:
     """Our MeZO, with as many blocks a step as the worker takes."""
     model = open_model(options.folder)
     division = learn_text.load(options.blocks)
-    curve = Curve(options.seconds, lambda: loss_on(model, division.held_out))
+    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     sample = division.training[slice(0, PCA_BLOCKS)]
     found = teach_mezo(model, (division.training,), sample, curve, seed=options.seed, batch=SHARED_BATCH)
     return curve.report() | found
@@ -190,7 +190,7 @@ def exact(options: argparse.Namespace) -> dict[str, Any]:
     model = load_model(options.folder, plan.replicas)
     samples = rehearsal_of(model)  # once a model, so not on the clock
     give_back_free_memory()  # as the worker does then
-    curve = Curve(options.seconds, lambda: loss_on(model, division.held_out))
+    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
     found = teach_exact(model, plan, (division.training,), curve, seed=options.seed, samples=samples)
     report = curve.report() | found  # with the peak before the prompt, which takes more
     prompted = _prompted(model, division, max(options.prompts), options.seed)
@@ -198,7 +198,7 @@ def exact(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prompted(model: LanguageModel, division: learn_text.Division, tokens: int, seed: int) -> float:
-    return loss_on(model, learn_text.with_prompt(division, tokens, seed))
+    return model.mean_loss([learn_text.with_prompt(division, tokens, seed)])
 
 
 METHODS = {"inference": inference, "prompt": prompt, "mezo": mezo, "exact": exact}

@@ -113,7 +113,7 @@ class HeldOutEvaluation:
         self.store.jobs.set_peak_memory(job.id, peak_bytes())
 
     def _losses(self, model: LanguageModel) -> list[float]:
-        return model.losses_and_targets(self.held_out, self.micro_batch)[0]
+        return [x for bucket in self.held_out for x in model.block_losses(bucket, self.micro_batch)]
 
     def _served_otherwise(self, job: Job) -> list[float] | None:
         """The losses of the serving adapter, if the job does not start from it."""

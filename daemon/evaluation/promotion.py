@@ -177,18 +177,17 @@ def compare(before: Sequence[float], now: Sequence[float], weights: Sequence[int
     """
     total = sum(weights)
     falls = [b - n for b, n in zip(before, now, strict=True)]
-    reduction = mean_loss(falls, weights)
+    reduction = _mean(falls, weights)
     count = len(falls)
     error = None
     if count > 1:
         square = sum((weight * (fall - reduction)) ** 2 for fall, weight in zip(falls, weights, strict=True))
         error = sqrt(square * count / (count - 1)) / total
-    return Comparison(before=mean_loss(before, weights), now=mean_loss(now, weights), standard_error=error)
+    return Comparison(before=_mean(before, weights), now=_mean(now, weights), standard_error=error)
 
 
-def mean_loss(losses: Sequence[float], weights: Sequence[int]) -> float:
-    """The mean of the blocks' losses. weights: the blocks' numbers of targets."""
-    return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def _change(comparison: Comparison) -> str:

@@ -1,17 +1,14 @@
 """Early stopping (Prechelt 1998) on the validation split.
 
 After PATIENCE checks without a new best, a run rolls back to its best step and continues with half the learning rate.
-After MAX_HALVINGS it ends with its best step. A run that comes to its last step keeps that one unless the loss is
-worse than at the best step by more than its standard error.
+After MAX_HALVINGS it ends with its best step.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from math import inf, isfinite
 from typing import Any, Self
 
-from pocketllm.daemon.evaluation.promotion import compare, mean_loss
 from pocketllm.engine.errors import TrainingDiverged
 
 #: Checks without a new best before a roll-back: single batches and random directions are noisy.
@@ -37,7 +34,6 @@ class EarlyStopping:
 
     first_loss: float | None = None  #: nats per token, at the first check; None before
     best_loss: float = inf
-    best_losses: list[float] = field(default_factory=list)  #: of each validation block at the best step
     best_step: int = 0
     checks_since_best: int = 0
     halvings: int = 0
@@ -52,44 +48,27 @@ class EarlyStopping:
 
     def begin(self, validated_on: str) -> None:
         """Start again on another validation split, for example after texts were deleted: its losses do not compare."""
-        self.first_loss, self.best_loss, self.best_losses = None, inf, []
-        self.checks_since_best, self.looked_at = 0, -1
+        self.first_loss, self.best_loss, self.checks_since_best, self.looked_at = None, inf, 0, -1
         self.validated_on = validated_on
 
-    def check(self, step: int, losses: Sequence[float], weights: Sequence[int]) -> Verdict:
-        """Record the loss of each validation block (nats per token) after a step. weights: the blocks' targets.
+    def check(self, step: int, loss: float) -> Verdict:
+        """Record the validation loss (nats per token) after a step.
 
         Raises TrainingDiverged where the first loss is not finite: there is no step to roll back to.
         """
-        loss = mean_loss(losses, weights)
         if self.first_loss is None:
             if not isfinite(loss):
                 raise TrainingDiverged(f"The loss is {loss} to begin with. Start from another adapter, or the base.")
             self.first_loss = loss
         self.looked_at = step
         if loss < self.best_loss:
-            return self._new_best(step, loss, losses)
+            self.best_loss, self.best_step, self.checks_since_best = loss, step, 0
+            return Verdict.NEW_BEST
         self.checks_since_best += 1
         near = loss <= self.best_loss + DIVERGENCE * self.first_loss
         if isfinite(loss) and near and self.checks_since_best < PATIENCE:
             return Verdict.GO_ON
         return self.go_back()
-
-    def check_last(self, step: int, losses: Sequence[float], weights: Sequence[int]) -> Verdict:
-        """The same after the last step, which is NEW_BEST unless it is worse by more than the standard error.
-
-        The lowest of many noisy losses is partly luck, and the last step has the lowest learning rate.
-        """
-        if len(self.best_losses) > 1:
-            compared = compare(self.best_losses, losses, weights)
-            if isfinite(compared.now) and not compared.worse:
-                return self._new_best(step, compared.now, losses)
-        return self.check(step, losses, weights)
-
-    def _new_best(self, step: int, loss: float, losses: Sequence[float]) -> Verdict:
-        self.best_step, self.best_loss, self.best_losses = step, loss, list(losses)
-        self.looked_at, self.checks_since_best = step, 0
-        return Verdict.NEW_BEST
 
     def go_back(self) -> Verdict:
         """Halve the learning rate. Returns GO_BACK, or END after too many halvings."""

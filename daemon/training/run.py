@@ -114,7 +114,7 @@ class TrainingRun:
                 steps=self.job.total_steps,
                 batch=shuffled(training, size=new, seed=self.job.seed),
                 remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
-                validate=lambda: self.model.losses_and_targets(validation, self.plan.micro_batch),
+                validation_loss=lambda: self.model.mean_loss(validation, self.plan.micro_batch),
                 validated_on=hashlib.sha256(" ".join(block_keys(validation)).encode()).hexdigest()[:16],
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
                 measure=lambda step: self._measure(step, trainable),

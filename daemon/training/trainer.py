@@ -60,8 +60,7 @@ class Run:
     steps: int  #: at most
     batch: Callable[[int], Batch]  #: of a step (from 1); a pure function
     remaining: Callable[[int], float]  #: the remaining part of the run at a step, from 1 to 0; 0 ends it
-    #: Each validation block's loss at the current parameters, nats per token, and its number of targets.
-    validate: Callable[[], tuple[Sequence[float], Sequence[int]]]
+    validation_loss: Callable[[], float]  #: at the current parameters, nats per token
     validated_on: str  #: a digest of the validation split
     check_every: int  #: steps
     measure: Callable[[int], None]  #: called every `measure_every` steps, at the start and at the end
@@ -92,7 +91,7 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
         if step % run.measure_every == 0:
             run.measure(step)
         if step >= run.steps or run.remaining(step + 1) <= 0:
-            if stopping.best_step < step and stopping.check_last(step, *run.validate()) is Verdict.NEW_BEST:
+            if stopping.looked_at < step and stopping.check(step, run.validation_loss()) is Verdict.NEW_BEST:
                 _save(step, method, store, stopping)
             verdict = stopping.end()
             continue
@@ -131,7 +130,7 @@ def _check(step: int, method: Method, store: RunStore, run: Run, stopping: Early
     due = (step % run.check_every == 0 and step < run.steps) or stopping.first_loss is None
     if not due or step <= stopping.looked_at:
         return Verdict.GO_ON
-    verdict = stopping.check(step, *run.validate())
+    verdict = stopping.check(step, run.validation_loss())
     if verdict is Verdict.NEW_BEST:
         _save(step, method, store, stopping)  # before the early stopping that refers to it
     if verdict in (Verdict.NEW_BEST, Verdict.GO_ON):

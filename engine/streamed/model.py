@@ -109,15 +109,14 @@ class LanguageModel:
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
-    def losses_and_targets(
-        self, batches: Iterable[Batch], micro_batch: int = MEASURE_BLOCKS
-    ) -> tuple[list[float], list[int]]:
-        """Each block's mean loss, in nats per target, and its number of targets."""
-        losses, targets = list[float](), list[int]()
+    def mean_loss(self, batches: Iterable[Batch], micro_batch: int = MEASURE_BLOCKS) -> float:
+        """The mean loss over all these blocks, in nats per target."""
+        total, targets = 0.0, 0
         for blocks in batches:
-            losses += self.block_losses(blocks, micro_batch)
-            targets += blocks.target_counts.tolist()
-        return losses, targets
+            losses = torch.tensor(self.block_losses(blocks, micro_batch), dtype=torch.float64)
+            total += float((losses * blocks.target_counts).sum())
+            targets += blocks.tokens
+        return total / max(1, targets)
 
     def hidden(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): the input of the output head."""

@@ -113,7 +113,7 @@ class Runs:
                     steps=job.total_steps,
                     batch=shuffled(LEARNED, size=4, seed=4),
                     remaining=lambda step: 1 - (step - 1) / STEPS,
-                    validate=lambda: model.losses_and_targets(CHECKED),
+                    validation_loss=lambda: model.mean_loss(CHECKED),
                     validated_on="",
                     check_every=EVERY,
                     measure=lambda _: None,
@@ -165,7 +165,7 @@ def store(tmp_path: Path) -> Store:
         ("exact", 1e-2, 0, 0.0),
         ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
         ("exact", 0.15, 1, CHECKPOINT_SECONDS / 3),
-        ("exact", 100.0, 1, CHECKPOINT_SECONDS),
+        ("exact", 300.0, 1, CHECKPOINT_SECONDS),
     ],
     ids=[
         "mezo learns",

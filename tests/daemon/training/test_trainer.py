@@ -60,7 +60,7 @@ def run(
             steps=steps,
             batch=lambda _step: BLOCK,
             remaining=remaining or (lambda step: 1 - (step - 1) / steps),
-            validate=lambda: ([check(b)], [1]),
+            validation_loss=lambda: check(b),
             validated_on=validated_on,
             check_every=every,
             measure=measured.append,
