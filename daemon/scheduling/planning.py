@@ -9,7 +9,17 @@ from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.planning.memory_model import JobPlan, Method, Mode, Prediction, fit, points_of, predict
+from pocketllm.engine.planning.memory_model import (
+    MB,
+    JobPlan,
+    Method,
+    Mode,
+    Prediction,
+    fit,
+    graph_bytes,
+    points_of,
+    predict,
+)
 from pocketllm.engine.planning.shapes import Shapes, read_shapes
 
 #: The methods that a request can name.
@@ -19,8 +29,9 @@ ENOUGH_POSITIONS = 2048
 #: Activations of a pass, at most: wide models reach full speed with fewer positions. Not in full mode, where each pass
 #: perturbs all weights.
 ENOUGH_ACTIVATION_BYTES = 64 * 2**20
-#: Positions in a layer's graph, which takes many times the memory of a pass without one.
-GRAPH_POSITIONS = 512
+#: Positions in a layer's graph, which takes many times the memory of a pass without one; and its size, which fewer
+#: positions reach in wide layers.
+GRAPH_POSITIONS, GRAPH_BYTES = 512, 80 * MB
 #: Probes of a step of MeZO that share a loss, the most first; taken where a step lasts no longer than this.
 CHEAP_PROBES, LONGEST_STEP_SECONDS = (15, 7), 5.0
 #: Blocks a step; and where many directions share a batch of text. (A label is one target, and wants the larger batch.)
@@ -109,7 +120,8 @@ def method_message(planned: Planned) -> str:
 
 def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     batch = training.batch or BATCH
-    micro_batch = min(batch, training.micro_batch or max(1, GRAPH_POSITIONS // training.block_tokens))
+    positions = min(GRAPH_POSITIONS, GRAPH_BYTES // graph_bytes(shapes))
+    micro_batch = min(batch, training.micro_batch or max(1, positions // training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
         steps=steps,

@@ -215,9 +215,14 @@ def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
     copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
     positions = plan.pass_blocks * plan.block_tokens
     states = positions * size * shapes.hidden * (shapes.layers + 1)
-    graph = GRAPH_OUTPUTS * size * shapes.layer_outputs + GRAPH_HIDDENS * 4 * shapes.hidden
     at_once = plan.micro_batch * plan.block_tokens
-    return copies * factors + states + SLACK * max(at_once * graph, CHUNK_BYTES + at_once * 12 * shapes.hidden)
+    graph, error = at_once * graph_bytes(shapes), CHUNK_BYTES + at_once * 12 * shapes.hidden
+    return copies * factors + states + SLACK * max(graph, error)
+
+
+def graph_bytes(shapes: Shapes) -> int:
+    """The memory of one position in a layer's graph and backward pass."""
+    return GRAPH_OUTPUTS * ITEMSIZE[shapes.compute_dtype] * shapes.layer_outputs + GRAPH_HIDDENS * 4 * shapes.hidden
 
 
 def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
