@@ -43,7 +43,12 @@ class _MicroBatch:
     parts: torch.Tensor  #: (blocks,) int64: the part of the batch that each belongs to
     calls: list[LayerCall] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)  #: the input of each layer from the lowest adapted one on
+    slots: list[torch.Tensor] = field(default_factory=list)  #: where the states are kept, in their order
     error: torch.Tensor | None = None  #: dLoss/dh, h being the output of the layer whose backward pass is next
+
+    def keep(self, state: torch.Tensor) -> None:
+        """Add a state."""
+        self.states.append(self.slots[len(self.states)].copy_(state) if self.slots else state)
 
 
 class LayerwiseGradients:
@@ -118,17 +123,31 @@ class LayerwiseGradients:
         for some in micro_batches:
             hidden, some.calls = self._network.layer_calls(some.blocks)
             some.states = [hidden]
+        self._make_slots(micro_batches)
         for number in range(self._stack.count):
             with self._layer(number, number + 1):
                 for some in micro_batches:
                     self._run(some, number)
         return [self._output(some, of_target) for some in micro_batches]
 
+    def _make_slots(self, micro_batches: Sequence[_MicroBatch]) -> None:
+        """Keep all states of a pass in one piece of memory, which goes back to the system as a whole.
+
+        As pieces of their own they would leave holes in the heap, which grows from step to step.
+        """
+        count = self._stack.count - self._lowest + 1
+        sizes = [some.states[0].numel() for some in micro_batches]
+        pieces = micro_batches[0].states[0].new_empty(count, sum(sizes)).split(sizes, dim=1)
+        for some, piece in zip(micro_batches, pieces, strict=True):
+            first = some.states.pop()
+            some.slots = [row.view(first.shape) for row in piece]
+            some.keep(first)
+
     def _run(self, some: _MicroBatch, number: int) -> None:
         hidden = self._stack.run(number, some.states[-1], some.calls[number])
         if number < self._lowest:
             some.states.clear()  # no layer below is adapted
-        some.states.append(hidden)
+        some.keep(hidden)
 
     def _output(self, some: _MicroBatch, of_target: torch.Tensor) -> torch.Tensor:
         """Each block's summed loss, (blocks,) float64, in nats. Sets the error at the last layer's output.
@@ -169,6 +188,8 @@ class LayerwiseGradients:
                 self._add(found, paths, unit, sums)
             if on_layer is not None and paths:
                 on_layer({path: sums.pop(path) for path in paths})
+        for some in micro_batches:
+            some.slots.clear()
 
     def _vjp(self, some: _MicroBatch, number: int, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The gradients with respect to a layer's leaves; the one with respect to its input becomes the error."""
