@@ -50,6 +50,10 @@ class _MicroBatch:
         """Add a state."""
         self.states.append(self.slots[len(self.states)].copy_(state) if self.slots else state)
 
+    def free(self) -> None:
+        """Give memory back before the next pass."""
+        self.calls, self.states, self.slots, self.error = [], [], [], None
+
 
 class LayerwiseGradients:
     """Computes the gradients of one adapter, which must be the model's current parameters."""
@@ -189,7 +193,7 @@ class LayerwiseGradients:
             if on_layer is not None and paths:
                 on_layer({path: sums.pop(path) for path in paths})
         for some in micro_batches:
-            some.slots.clear()
+            some.free()
 
     def _vjp(self, some: _MicroBatch, number: int, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """The gradients with respect to a layer's leaves; the one with respect to its input becomes the error."""

@@ -1,25 +1,27 @@
 """Memory of a step: ours and the peers', each in a fresh process, beside what the paper needed.
 
-python -m bench.memory [--quick] [--rows PATTERN ...] [--skip-peers] [--models DIR] [--cap-gb GB]
+python -m bench.memory [--quick] [--rows PATTERN ...] [--resume] [--skip-peers] [--models DIR] [--cap-gb GB]
 
-MB are 10^6 bytes. Models have random weights: memory does not depend on the values.
+With --resume the rows that the results have are kept, but for those that --rows names. MB are 10^6 bytes. Models have
+random weights: memory does not depend on the values.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bench import cgroups, measured
 from bench.child import available_bytes
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, finish, parser, progress, provenance, results_file, start, table
 from bench.measured import MIB, Measurement
-from bench.memory.rows import Row, chosen
+from bench.memory.rows import EXACT, OUR_ROWS, OURS, PEER_ROWS, Row, chosen
 from bench.shapes import ensure, models_folder
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
 
@@ -54,6 +56,10 @@ LIMITS = {
 }
 
 
+#: A row with what was measured, as it is kept.
+Measured = dict[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A measured row."""
@@ -85,24 +91,15 @@ class Result:
             return f"died at {self.died_bytes / _MB / 1000:.1f} GB"
         return "failed"
 
-    @property
-    def predicted_bytes(self) -> int | None:
-        """What was said beforehand; None for peers."""
-        predicted: int | None = self.free.report.get("predicted_bytes")
-        return predicted
-
-    @property
-    def seconds_a_step(self) -> float | None:
-        """Of the fastest step."""
-        return min(self.free.report.get("seconds") or [], default=None)
-
     def to_json(self) -> dict[str, Any]:
-        """For the raw results, from which the plot is drawn."""
+        """For the raw results, from which the values, the table and the plot are made."""
+        report = self.free.report
         return asdict(self.row) | {
+            "tokens": report.get("tokens", self.row.tokens),
             "peak_rss_mb": _mb(self.peak_bytes),
             "peak_anonymous_mb": _mb(self.free.peak_anonymous_bytes),
-            "predicted_mb": _mb(self.predicted_bytes),
-            "seconds_a_step": self.seconds_a_step,
+            "predicted_mb": _mb(report.get("predicted_bytes")),  # None for peers
+            "seconds_a_step": min(report.get("seconds") or [], default=None),  # of the fastest
             "fits_1gib": self.fits_1gib,
             "smallest_limit_mb": _mb(self.smallest_limit_bytes),
             "died_mb": _mb(self.died_bytes),
@@ -139,43 +136,40 @@ def measure(row: Row, models: Path, *, cap_gb: float, limits: bool, quick: bool)
     return replace(result, fits_1gib=smallest is not None, smallest_limit_bytes=smallest)
 
 
-def values_of(results: Sequence[Result]) -> dict[str, float | None]:
+def values_of(rows: Sequence[Measured]) -> dict[str, float | None]:
     """The bench's values, of the rows that were measured; a failed row's are None."""
-    by_key = {result.row.key: result for result in results}
-    values: dict[str, float | None] = {}
-    for key, result in by_key.items():
-        if result.row.ours:
-            values[f"{key}_peak_mb"] = _mb(result.peak_bytes)
-    if first := by_key.get("opt13_lora_bs8"):
-        values["opt13_lora_bs8_anon_mb"] = _mb(first.free.peak_anonymous_bytes) if first.peak_bytes else None
-        values["opt13_smallest_cgroup_mb"] = _survived(first, first.smallest_limit_bytes)
+    ours = {row["key"]: row for row in rows if row["method"] in (OURS, EXACT)}
+    values: dict[str, float | None] = {f"{key}_peak_mb": row["peak_rss_mb"] for key, row in ours.items()}
+    if first := ours.get("opt13_lora_bs8"):
+        values["opt13_lora_bs8_anon_mb"] = first["peak_anonymous_mb"] if first["peak_rss_mb"] else None
+        values["opt13_smallest_cgroup_mb"] = _survived(first, first["smallest_limit_mb"])
     for key, value in (("llama7b", "llama7b_cgroup_mb"), ("opt13_exact_bs8", "opt13_exact_cgroup_mb")):
-        if limited := by_key.get(key):
-            values[value] = _survived(limited, GIB_BYTES)
+        if limited := ours.get(key):
+            values[value] = _survived(limited, _mb(GIB_BYTES))
     for model in ("opt13", "roberta"):
-        small, large = by_key.get(f"{model}_lora_bs8"), by_key.get(f"{model}_lora_bs64")
+        small, large = ours.get(f"{model}_lora_bs8"), ours.get(f"{model}_lora_bs64")
         if small and large:
-            values[f"{model}_bs64_over_bs8"] = _ratio(large.peak_bytes, small.peak_bytes)
-    errors = [_prediction_error(result) for result in results if result.row.ours]
+            values[f"{model}_bs64_over_bs8"] = _ratio(large["peak_rss_mb"], small["peak_rss_mb"])
+    errors = [_prediction_error(row) for row in ours.values()]
     if errors:
         known = [error for error in errors if error is not None]
         values["predicted_error_worst"] = max(known) if len(known) == len(errors) else None
     return values
 
 
-def _ratio(large: int | None, small: int | None) -> float | None:
+def _ratio(large: float | None, small: float | None) -> float | None:
     return large / small if large and small else None
 
 
-def _survived(result: Result, limit_bytes: int | None) -> float | None:
+def _survived(row: Measured, limit_mb: float | None) -> float | None:
     """The limit in MB under which the row ran to its end; infinity when 1 GiB was not enough; None: not tried."""
-    if result.fits_1gib is None:
+    if row["fits_1gib"] is None:
         return None
-    return _mb(limit_bytes) if result.fits_1gib else math.inf
+    return limit_mb if row["fits_1gib"] else math.inf
 
 
-def _prediction_error(result: Result) -> float | None:
-    peak, predicted = result.peak_bytes, result.predicted_bytes
+def _prediction_error(row: Measured) -> float | None:
+    peak, predicted = row["peak_rss_mb"], row["predicted_mb"]
     return abs(predicted - peak) / peak if peak and predicted else None
 
 
@@ -183,23 +177,22 @@ def _mb(size: int | None) -> float | None:
     return None if size is None else round(size / _MB, 1)
 
 
-def _cells(result: Result) -> list[str]:
-    row = result.row
+def _cells(measured_row: Measured) -> list[str]:
+    row = Row(**{field.name: measured_row[field.name] for field in fields(Row)})
 
     def shown(number: float | None, digits: int = 0) -> str:
         return "" if number is None else f"{number:,.{digits}f}"
 
-    anonymous = result.free.peak_anonymous_bytes if result.peak_bytes else None
-    limit = "" if result.fits_1gib is None else "fits" if result.fits_1gib else "does not fit"
+    peak, died, fits = measured_row["peak_rss_mb"], measured_row["died_mb"], measured_row["fits_1gib"]
     return [
         row.label,
-        f"{row.batch} x {result.free.report.get('tokens', row.tokens)}",
-        result.outcome,
-        shown(_mb(anonymous)),
-        shown(_mb(result.predicted_bytes)),
-        shown(result.seconds_a_step, 1),
-        limit,
-        shown(_mb(result.smallest_limit_bytes)),
+        f"{row.batch} x {row.tokens}",
+        shown(peak) if peak else f"died at {died / 1000:.1f} GB" if died else "failed",
+        shown(measured_row["peak_anonymous_mb"] if peak else None),
+        shown(measured_row["predicted_mb"]),
+        shown(measured_row["seconds_a_step"], 1),
+        "" if fits is None else "fits" if fits else "does not fit",
+        shown(measured_row["smallest_limit_mb"]),
         shown(None if row.paper_gb is None else row.paper_gb * 1000),
     ]
 
@@ -234,20 +227,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     can_limit = cgroups.can_limit()
     if not can_limit:
         progress("Memory cgroups cannot be written here; the columns of hard limits stay empty.")
+    kept = _kept(options) if options.resume else {}
+    if options.rows is None:
+        rows = [row for row in rows if row.key not in kept]
+    found = dict(kept)
     with models_folder(options.models) as models:
-        results = [measure(row, models, cap_gb=options.cap_gb, limits=can_limit, quick=options.quick) for row in rows]
-    values = values_of(results)
+        for row in rows:
+            result = measure(row, models, cap_gb=options.cap_gb, limits=can_limit, quick=options.quick)
+            found[row.key] = provenance(options) | result.to_json()
+    raw = [found[row.key] for row in (*OUR_ROWS, *PEER_ROWS) if row.key in found]
+    values = values_of(raw)
     shown = table(
-        "Memory of a training step", _COLUMNS, [_cells(r) for r in results], caption=_CAPTION.format(cap=options.cap_gb)
+        "Memory of a training step", _COLUMNS, [_cells(row) for row in raw], caption=_CAPTION.format(cap=options.cap_gb)
     )
-    return finish(
-        "memory",
-        [shown],
-        values=values,
-        limits=_limits_for(values),
-        raw=[result.to_json() for result in results],
-        options=options,
-    )
+    return finish("memory", [shown], values=values, limits=_limits_for(values), raw=raw, options=options)
+
+
+def _kept(options: argparse.Namespace) -> dict[str, Measured]:
+    """The rows in the results, by key. A row without a commit of its own is of the results' commit."""
+    file = results_file("memory", options)
+    if not file.exists():
+        return {}
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        about = {name: stored[name] for name in ("commit", "date", "arguments")}
+        return {row["key"]: about | row for row in stored["raw"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"--resume keeps rows, but {file} is unreadable: {error!r}") from error
 
 
 def _limits_for(values: Mapping[str, float | None]) -> dict[str, Limit]:
@@ -257,6 +263,7 @@ def _limits_for(values: Mapping[str, float | None]) -> dict[str, Limit]:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.memory", "Memory of a training step, ours and the peers'.")
+    made.add_argument("--resume", action="store_true", help="keep the rows that the results have")
     made.add_argument("--rows", nargs="+", metavar="PATTERN", help="only these rows, such as 'opt13_*'")
     made.add_argument("--skip-peers", action="store_true", help="only our own rows")
     made.add_argument("--models", type=Path, help="keep the models in this folder (7 GB), and use what is there")

@@ -18,7 +18,7 @@ from bench import cgroups, measured, peers, textbook
 from bench.harness import ROOT, Limit, is_ok, machine, parser, provenance
 from bench.measured import MIB, Measurement
 from bench.memory import plot as plot_memory
-from bench.memory.__main__ import GIB_BYTES, LIMITS, Result, values_of
+from bench.memory.__main__ import GIB_BYTES, LIMITS, Measured, Result, values_of
 from bench.memory.rows import OUR_ROWS, PEER_ROWS, chosen
 from bench.ours import Trajectory
 from bench.parity import __main__ as parity
@@ -258,7 +258,7 @@ def test_rows_are_chosen_by_pattern() -> None:
         chosen(["opt14"], skip_peers=False, quick=False)
 
 
-def result(key: str, peak_mb: int, *, exit_code: int = 0, fits: bool | None = None) -> Result:
+def measured_row(key: str, peak_mb: int, *, exit_code: int = 0, fits: bool | None = None) -> Measured:
     free = Measurement(
         exit_code=exit_code,
         seconds=1,
@@ -269,11 +269,12 @@ def result(key: str, peak_mb: int, *, exit_code: int = 0, fits: bool | None = No
         timed_out=False,
     )
     (row,) = chosen([key], skip_peers=False, quick=False)
-    return Result(row=row, free=free, fits_1gib=fits, smallest_limit_bytes=400 * 10**6 if fits else None)
+    found = Result(row=row, free=free, fits_1gib=fits, smallest_limit_bytes=400 * 10**6 if fits else None)
+    return found.to_json()
 
 
 def test_every_value_of_the_memory_bench_comes_from_its_rows() -> None:
-    values = values_of([result(row.key, 100, fits=True if row.under_limit else None) for row in OUR_ROWS])
+    values = values_of([measured_row(row.key, 100, fits=True if row.under_limit else None) for row in OUR_ROWS])
     assert values.keys() >= LIMITS.keys()
     assert values["opt13_smallest_cgroup_mb"] == 400 and values["opt13_bs64_over_bs8"] == 1
     assert values["llama7b_cgroup_mb"] == pytest.approx(GIB_BYTES / 1e6, abs=0.1)
@@ -281,17 +282,17 @@ def test_every_value_of_the_memory_bench_comes_from_its_rows() -> None:
 
 
 def test_too_little_is_told_from_not_measured() -> None:
-    assert values_of([result("opt13_lora_bs8", 100, fits=None)])["opt13_smallest_cgroup_mb"] is None
-    assert values_of([result("opt13_lora_bs8", 100, fits=False)])["opt13_smallest_cgroup_mb"] == math.inf
-    failed = values_of([result("llama7b", 100, exit_code=1)])
+    assert values_of([measured_row("opt13_lora_bs8", 100, fits=None)])["opt13_smallest_cgroup_mb"] is None
+    assert values_of([measured_row("opt13_lora_bs8", 100, fits=False)])["opt13_smallest_cgroup_mb"] == math.inf
+    failed = values_of([measured_row("llama7b", 100, exit_code=1)])
     assert failed["llama7b_peak_mb"] is None and failed["predicted_error_worst"] is None
 
 
 def test_the_plot_shows_memory_against_batch_size(tmp_path: Path) -> None:
     rows = []
     for key, peak in [("roberta_lora_bs8", 400), ("roberta_lora_bs64", 410), ("roberta_backprop_bs8", 1900)]:
-        rows.append(result(key, peak).to_json())
-    rows += [result("roberta_adam_bs8", 3600).to_json(), result("roberta_adam_bs64", 17_900, exit_code=-9).to_json()]
+        rows.append(measured_row(key, peak))
+    rows += [measured_row("roberta_adam_bs8", 3600), measured_row("roberta_adam_bs64", 17_900, exit_code=-9)]
     source, target = tmp_path / "memory.json", tmp_path / "out" / "memory.svg"
     source.write_text(json.dumps({"machine": {"cpu": "A & B", "cores": 2}, "raw": rows}))
     assert plot_memory.main([str(source), "-o", str(target)]) == 0
