@@ -141,8 +141,8 @@ class LayerwiseGradients:
         """
         count = self._stack.count - self._lowest + 1
         sizes = [some.states[0].numel() for some in micro_batches]
-        pieces = micro_batches[0].states[0].new_empty(count, sum(sizes)).split(sizes, dim=1)
-        for some, piece in zip(micro_batches, pieces, strict=True):
+        whole = micro_batches[0].states[0].new_empty(count, sum(sizes))
+        for some, piece in zip(micro_batches, torch.split(whole, sizes, dim=1), strict=True):
             first = some.states.pop()
             some.slots = [row.view(first.shape) for row in piece]
             some.keep(first)
