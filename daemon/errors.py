@@ -11,6 +11,7 @@ DaemonError
 ├── CalibrationFailed
 ├── CannotReplay
 ├── ExportFailed
+├── BackupUnusable
 └── BadGeneration
 """
 
@@ -60,6 +61,10 @@ class CannotReplay(DaemonError):
 
 class ExportFailed(DaemonError):
     """The process that writes the file has failed. Try again."""
+
+
+class BackupUnusable(DaemonError):
+    """The backup cannot be made or used."""
 
 
 class BadGeneration(DaemonError):

@@ -19,6 +19,11 @@ def config_file() -> Path:
     return (Path(home) if home else Path.home() / ".config") / "pocketllm" / "config.toml"
 
 
+def adapter_id_of(job_id: str) -> str:
+    """The id of the adapter that a job makes."""
+    return job_id.replace("job-", "adapter-")
+
+
 @dataclass(frozen=True)
 class DataFolder:
     """The data folder and the paths in it."""

@@ -44,7 +44,14 @@ class Services:
     now: Callable[[], datetime]
     wake: Waker = field(default_factory=Waker)
     ending: threading.Event = field(default_factory=threading.Event)  #: set when the daemon is to end
+    uptime: Callable[[], float] = uptime  #: seconds, of a clock that nobody sets
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_uptime: float = 0.0
+
+    @property
+    def uptime_seconds(self) -> float:
+        """Seconds since the daemon started."""
+        return self.uptime() - self.started_uptime
 
     def model_problem(self) -> str | None:
         """What keeps the configured model from being used; None when it is ready."""
@@ -95,6 +102,8 @@ def build_services(
         scheduler=scheduler,
         generator=generator,
         now=now,
+        uptime=uptime,
+        started_uptime=uptime(),
     )
 
 

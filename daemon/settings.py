@@ -295,9 +295,10 @@ class Settings(BaseSettings):
     app_requests_per_second: float = Field(
         20, gt=0, description="Requests per second and app over time; ten seconds' worth at once."
     )
+    app_texts_per_day: int = Field(20_000, ge=1, description="Texts that an app may add in 24 hours.")
     open_routes: bool = Field(
         True,
-        description="GET /status, /metrics, /jobs, /jobs/ID, /events and /runs hold no text and need no token.",
+        description="GET /jobs needs no token. Without one it shows states, steps, losses and times alone.",
     )
     max_waiting: int = Field(8, ge=0, description="Requests to generate that wait while one is answered, at most.")
     power_supplies: Path = Field(

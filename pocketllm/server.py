@@ -23,19 +23,22 @@ from fastapi import FastAPI
 from pocketllm import __version__
 from pocketllm.api.app import create_app
 from pocketllm.api.security.tokens import load_or_create_token
+from pocketllm.connections import BoundedProtocol
 from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.daemon.systemd_notify import ServiceManager
-from pocketllm.storage.database import explained
 
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 _TICK = "tick"
+#: How late a tick may be before it is made up for.
+_LATE_SECONDS = 1.0
 #: How long open requests may take to end when the daemon stops.
 SHUTDOWN_SECONDS = 5
 #: How long a thread may keep the GIL while another waits: the default, 5 ms, is as long as a whole answer.
@@ -69,8 +72,7 @@ def serve(overrides: dict[str, Any]) -> int:
 def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket]) -> None:
     services = build_services(settings)
     try:
-        with explained(folder.database):
-            services.scheduler.recover(services.now())
+        services.scheduler.recover(services.now())
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listeners))
         # What exists now lives until the end. Under load the collector would scan it every few seconds, which stops
         # all answers for 150 ms on a fast machine.
@@ -78,6 +80,8 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
         sys.setswitchinterval(SWITCH_SECONDS)
         config = uvicorn.Config(
             app,
+            http=BoundedProtocol,
+            ws="none",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -123,12 +127,17 @@ class _Server(uvicorn.Server):
 
 
 class _Ticker:
-    """Calls the scheduler's tick at an interval: a short one while a job runs, else a long one."""
+    """Calls the scheduler's tick at an interval: a short one while a job runs, else a long one.
+
+    APScheduler computes times by the wall clock, so after that is set back by an hour it would wait for an hour. A
+    timer of the event loop, whose clock nobody sets, makes up for a tick that is late.
+    """
 
     def __init__(self, services: Services, manager: ServiceManager) -> None:
         self._services, self._manager = services, manager
         self._seconds = services.settings.idle_tick_seconds
         self._jobs = AsyncIOScheduler(timezone="UTC")
+        self._late: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start ticking, in the running event loop."""
@@ -145,17 +154,33 @@ class _Ticker:
             misfire_grace_time=None,
         )
         self._jobs.start()
+        self._await_next()
 
     def stop(self) -> None:
         """Stop ticking."""
         self._services.wake.listener = None
+        if self._late is not None:
+            self._late.cancel()
         self._jobs.shutdown(wait=False)
 
     def _now(self) -> None:
         with suppress(JobLookupError):  # ending
             self._jobs.modify_job(_TICK, next_run_time=self._services.now())
 
+    def _await_next(self) -> None:
+        """Tick if the next tick is late."""
+        loop = asyncio.get_running_loop()
+        self._late = loop.call_later(self._seconds + _LATE_SECONDS, self._now)
+
     async def _tick(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        try:
+            await self._tick_once()
+        finally:
+            self._await_next()
+
+    async def _tick_once(self) -> None:
         settings, scheduler = self._services.settings, self._services.scheduler
         await asyncio.to_thread(scheduler.tick, self._services.now())
         await self._services.generator.unload_if_idle()
@@ -193,6 +218,7 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
     folder, port = services.folder, listeners[0].getsockname()[1]
     about = {
         "pid": os.getpid(),
+        "process_started": started_ticks(os.getpid()),
         "port": port,
         "url": f"http://{HOST}:{port}",
         "socket": str(folder.socket) if listeners[1:] else None,

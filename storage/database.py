@@ -1,28 +1,36 @@
-"""A SQLite database in WAL mode: engine and transactions."""
+"""A SQLite database in WAL mode: engine, transactions, and what is said when SQLite fails."""
 
-from collections.abc import Iterator
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from sqlite3 import Connection as SqliteConnection
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.engine import ExceptionContext
 from sqlmodel import Session, create_engine
 
-from pocketllm.storage.errors import DatabaseUnusable
+from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, DatabaseUnusable, StorageTrouble
 
 BUSY_TIMEOUT_SECONDS = 15
+#: SQLite needs some pages for a transaction; with less free space, an I/O error is one of want of room.
+_LEAST_FREE_BYTES = 1_000_000
+_DAMAGED = "Put a backup in its place with `pocketllm restore FILE`, or move it away to start afresh."
+#: The low byte of SQLite's extended result codes is the primary code.
+_PRIMARY_CODE = 0xFF
 
 
 class Database:
-    """The engine and its transactions.
+    """The engine and its transactions. They raise StorageTrouble where SQLite fails.
 
     durable: committed transactions survive power loss (`synchronous=FULL`), for the daemon and the worker. Commands
-    that only read use `NORMAL`.
+    that only read use `NORMAL`. check: called at the start of each write, under its lock; what it raises prevents it.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, durable: bool = True, check: Callable[[Session], object] = lambda session: None
+    ) -> None:
+        self.path, self._check = path, check
         self.engine = _create_engine(path, synchronous="FULL" if durable else "NORMAL")
 
     @contextmanager
@@ -36,15 +44,29 @@ class Database:
         """A session that holds the write lock from its start; commits at the end, rolls back on an exception."""
         with Session(self.engine, expire_on_commit=False) as session:
             session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
+            self._check(session)
             yield session
             session.commit()
 
-    def truncate_log(self) -> None:
-        """Checkpoint and truncate the write-ahead log, as far as no other process is reading."""
+    def check(self) -> None:
+        """Look for damage. Raises DatabaseUnusable. Takes about a second for each 300 MB."""
+        with self.read() as session:
+            found = session.connection().exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if found != "ok":
+            raise DatabaseUnusable(f"The database {self.path} cannot be used: {found}. {_DAMAGED}")
+
+    def truncate_log(self) -> bool:
+        """Checkpoint and truncate the write-ahead log; False, soon, while another connection is reading."""
         connection = self.engine.raw_connection()  # outside of any transaction
+        cursor = connection.cursor()
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            cursor.execute("PRAGMA busy_timeout = 100")
+            (busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+        except sqlite3.DatabaseError as error:
+            raise trouble(self.path, error) from error
         finally:
+            cursor.execute(f"PRAGMA busy_timeout = {1000 * BUSY_TIMEOUT_SECONDS}").close()
             connection.close()
 
     def close(self) -> None:
@@ -57,7 +79,7 @@ def _create_engine(path: Path, *, synchronous: str) -> Engine:
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
-    def configure(connection: SqliteConnection, _record: object) -> None:
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver begins transactions too late for BEGIN IMMEDIATE, so `begin` below does.
         connection.isolation_level = None
         for pragma in (
@@ -73,16 +95,32 @@ def _create_engine(path: Path, *, synchronous: str) -> Engine:
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
+    @event.listens_for(engine, "handle_error")
+    def explain(context: ExceptionContext) -> None:
+        error = context.original_exception
+        ours = (sqlite3.IntegrityError, sqlite3.ProgrammingError)  # of the statement, not of the file
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, ours):
+            raise trouble(path, error) from error
+
     return engine
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors on opening `path` into DatabaseUnusable."""
+def trouble(path: Path, error: sqlite3.Error) -> StorageTrouble:
+    """SQLite's error as a sentence that says what to do (codes: https://sqlite.org/rescode.html)."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY_CODE
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DatabaseLocked(f"Another program holds the lock of the database {path}. Close it, then try again.")
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
+        return DatabaseFull(f"There is no room for the database {path}. Free some space; nothing in it is lost.")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        advice = "See whether the disk works, and whether this user may write there."
+    else:
+        advice = _DAMAGED
+    return DatabaseUnusable(f"The database {path} cannot be used: {error}. {advice}")
+
+
+def _is_full(path: Path) -> bool:
     try:
-        yield
-    except DatabaseError as error:
-        raise DatabaseUnusable(
-            f"The database {path} cannot be used: {error.orig}. Move it away to start afresh, "
-            "or put a backup in its place."
-        ) from error
+        return shutil.disk_usage(path.parent).free < _LEAST_FREE_BYTES
+    except OSError:
+        return False

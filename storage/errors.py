@@ -3,8 +3,12 @@
 StorageError
 ├── AlreadyThere
 ├── DatabaseTooNew
-├── DatabaseUnusable
 ├── NotFound
+├── StorageTrouble
+│   ├── DatabaseFull
+│   ├── DatabaseLocked
+│   └── DatabaseUnusable
+├── Superseded
 └── WrongState
 """
 
@@ -24,8 +28,24 @@ class DatabaseTooNew(StorageError):
     """This database was written by a newer PocketLLM. Install that version again, or move the file away."""
 
 
-class DatabaseUnusable(StorageError):
+class StorageTrouble(StorageError):
+    """The database cannot be read or written. It may be usable again later."""
+
+
+class DatabaseFull(StorageTrouble):
+    """There is no room for the database."""
+
+
+class DatabaseLocked(StorageTrouble):
+    """Another program holds the database's lock."""
+
+
+class DatabaseUnusable(StorageTrouble):
     """The database file cannot be opened or is damaged."""
+
+
+class Superseded(StorageError):
+    """The job of this worker was paused, has ended, or was given to another worker."""
 
 
 class NotFound(StorageError):

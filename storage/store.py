@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from pocketllm.storage.database import Database, explained
+from pocketllm.storage.database import Database
 from pocketllm.storage.migrate import migrate
 from pocketllm.storage.repositories.adapters import AdapterStore
+from pocketllm.storage.repositories.deletions import DeletionStore
 from pocketllm.storage.repositories.files import FileStore
-from pocketllm.storage.repositories.jobs import JobStore
+from pocketllm.storage.repositories.jobs import JobStore, belongs_to
 from pocketllm.storage.repositories.preferences import PreferenceStore
 from pocketllm.storage.repositories.reports import ReportStore
 from pocketllm.storage.repositories.runs import RunWindowStore
@@ -31,23 +32,28 @@ class Store:
         self.tokens = TokenStore(database)
         self.sensor_history = SensorHistoryStore(database)
         self.files = FileStore(database)
+        self.deletions = DeletionStore(database)
 
     @classmethod
     def open(cls, path: Path) -> "Store":
         """Open the daemon's store; creates or migrates the database. Raises StorageError."""
         database = Database(path)
         try:
-            with explained(path):
-                migrate(database)
+            database.check()
+            migrate(database)
         except Exception:
             database.close()
             raise
         return cls(database)
 
     @classmethod
-    def open_for_worker(cls, path: Path) -> "Store":
-        """Open the store of a running daemon, which has migrated it."""
-        return cls(Database(path))
+    def open_for_worker(cls, path: Path, job_id: str, start: int) -> "Store":
+        """Open the store of a running daemon, which has migrated it, for one worker.
+
+        start: the number of the job's start that it is of. Every write raises Superseded once the job is not this
+        worker's any more.
+        """
+        return cls(Database(path, check=belongs_to(job_id, start)))
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

@@ -93,6 +93,8 @@ class Text(SQLModel, table=True):
     words: int
     #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
     held_out: bool
+    #: The app that has sent it; None: the owner, or unknown from older versions.
+    app: str | None = Field(default=None, index=True)
     #: The succeeded job that has seen this text; None while it is new.
     learned_in: str | None = Field(default=None, index=True)
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
@@ -155,6 +157,8 @@ class Job(SQLModel, table=True):
     adapter: str | None = None
     outcome: Outcome | None = Field(default=None, sa_column=Column(_enum(Outcome), nullable=True))
     error: str | None = None
+    #: How often a worker was started on it. Writes of a worker with an older number are refused.
+    starts: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: Crashes since the last step that was made. A pause is not a crash.
     attempts: int = 0
     #: Not before this time, after a crash.
@@ -237,6 +241,27 @@ class Event(SQLModel, table=True):
     at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
     kind: str
     message: str
+
+
+class Deletion(SQLModel, table=True):
+    """The receipt for texts that were deleted. Never holds user text."""
+
+    __tablename__ = "deletion"
+
+    id: str = Field(primary_key=True)
+    at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+    #: How many there were.
+    texts: int
+    #: The bytes are gone from the database's log, too.
+    erased: bool = Field(default=False, index=True)
+    #: The adapters that have learned one of them, or started from such an adapter.
+    adapters: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    #: One of those was being served, and another one, or the base model, is since.
+    replaced: bool = False
+    #: The jobs that start again, while their files are to be deleted.
+    restarts: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    #: The job that learns again what is left.
+    job: str | None = None
 
 
 class RunWindow(SQLModel, table=True):
@@ -341,4 +366,6 @@ class Adapter(SQLModel, table=True):
     outcome: Outcome = Field(sa_column=Column(_enum(Outcome), nullable=False))
     held_out_loss_before: float | None = None
     held_out_loss_now: float | None = None
+    #: Of its files, by daemon/adapter_files.py; None from older versions.
+    sha256: str | None = None
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))

@@ -71,7 +71,12 @@ class Worker:
         """See Runner."""
         return 1 if self.job_id else None
 
-    def start(self, job_id: str) -> None:
+    @property
+    def cpu_seconds(self) -> float | None:
+        """See Runner."""
+        return None
+
+    def start(self, job_id: str, start: int) -> None:
         """See Runner."""
         self.job_id = job_id
 

@@ -14,6 +14,8 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.settings import GateSettings, Hours, Weekday
 
 _WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
+#: How far the clock may go back without making readings unknown: a time service corrects it by less.
+_CLOCK_SLACK_SECONDS = 2.0
 #: The battery health that allows jobs.
 _HEALTHY = "good"
 #: (reading, its setting with {} for "start" or "stop", message). A setting in bytes is a minimum, shown in MB; the
@@ -122,11 +124,12 @@ def decide(
 
 
 def _fresh(reading: Reading, settings: GateSettings, now: datetime) -> Reading:
-    """The reading; unknown where it is too old."""
+    """The reading; unknown where it is too old, or from before the clock was set back."""
     age = (now - reading.at).total_seconds()
-    if reading.value is None or age <= settings.stale_seconds:
+    if reading.value is None or -_CLOCK_SLACK_SECONDS <= age <= settings.stale_seconds:
         return reading
-    return replace(reading, value=None, reason=f"the last answer is {age:.0f} s old")
+    reason = f"the last answer is {age:.0f} s old" if age > 0 else "the clock was set back since the last answer"
+    return replace(reading, value=None, reason=reason)
 
 
 def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:

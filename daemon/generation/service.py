@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable
@@ -16,6 +18,8 @@ from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
+from pocketllm.daemon.processes import session_cpu_seconds
+from pocketllm.daemon.stalls import StallWatch
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 #: The longest line of the protocol, which holds a whole answer.
 _LINE_BYTES = 16 * 2**20
 _EXIT_SECONDS = 5.0
+#: A process that has used no processor for so long, while an answer is due, is killed.
+_STALL_SECONDS = 60.0
 #: Expected memory of the process at its start (measured with SmolLM2: 227 MB).
 _START_BYTES = 250_000_000
 
@@ -73,10 +79,13 @@ class Generator:
         clock: Callable[[], float],
         socket: Path,
         preference: BackendPreference = "auto",
+        look_seconds: float = 5.0,
     ) -> None:
-        """socket: for llama.cpp, if the process uses it. preference: the decoder."""
+        """socket: for llama.cpp, if the process uses it. preference: the decoder. look_seconds: the time between looks
+        at whether a process that is to answer hangs.
+        """
         self._model, self._default_keep_alive = model, keep_alive_seconds
-        self._socket, self._preference = socket, preference
+        self._socket, self._preference, self._look_seconds = socket, preference, look_seconds
         self._backend: Backend | None = None
         self._max_waiting, self._clock = max_waiting, clock
         self._keep_alive = keep_alive_seconds  # of the last request
@@ -158,7 +167,8 @@ class Generator:
             await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
         except TimeoutError:
             process.kill()
-            await process.wait()
+            with suppress(TimeoutError):  # it waits for a device, and dies when that answers
+                await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
         self._socket.unlink(missing_ok=True)  # a killed server leaves it
 
     @property
@@ -223,10 +233,34 @@ class Generator:
             raise GeneratorFailed from error
 
     async def _line(self, process: Process) -> dict[str, Any]:
-        assert process.stdout is not None
-        line = await process.stdout.readline()
+        line = await self._read(process)
         if not line.endswith(b"\n"):  # end of file: it died
             await self.close()
+            await asyncio.to_thread(self._verify_model)
             raise GeneratorFailed
         parsed: dict[str, Any] = json.loads(line)
         return parsed
+
+    def _verify_model(self) -> None:
+        """Raise ModelNotReady if the weights are not what was imported, which may kill a process, too."""
+        try:
+            open_model_folder(self._model, verify=True)
+        except (ModelNotFound, ModelFileError) as error:
+            raise ModelNotReady(str(error)) from error
+
+    async def _read(self, process: Process) -> bytes:
+        """The next line; kills the process, and whatever it has started, if it hangs."""
+        assert process.stdout is not None
+        reading = asyncio.ensure_future(process.stdout.readline())
+        watch = StallWatch(self._clock)
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=self._look_seconds)
+                if not reading.done() and watch.idle_seconds(session_cpu_seconds(process.pid)) >= _STALL_SECONDS:
+                    log.warning("the generator hung: killed")
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)  # it leads its session
+                    break
+            return await reading
+        finally:
+            reading.cancel()

@@ -1,14 +1,11 @@
 """Records the runs of workers, and the times at which the gate was open."""
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.storage.repositories.runs import Observed, RunWindowStore, seconds_within
 
-PROCESSES = Path("/proc")
 #: How often an open run is stored: the most that a kill of the daemon loses.
 _EVERY = timedelta(minutes=1)
 #: How long the cached sum of a day is used.
@@ -57,11 +54,11 @@ class RunRecorder:
         self._open = self._store.begin(job_id, because=because, seen=_observed(readings, None), now=now)
         self._written_at = now
 
-    def observe(self, pid: int | None, readings: Sequence[Reading], now: datetime) -> None:
-        """The worker still runs; stored every _EVERY."""
+    def observe(self, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
+        """The worker still runs; stored every _EVERY. cpu: its CPU seconds."""
         if self._open is None or self._written_at is None or timedelta(0) <= now - self._written_at < _EVERY:
             return
-        self._store.observe(self._open, seen=_observed(readings, pid and cpu_seconds(pid)), now=now)
+        self._store.observe(self._open, seen=_observed(readings, cpu), now=now)
         self._written_at = now
 
     def end(self, *, because: str, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
@@ -99,12 +96,3 @@ def _observed(readings: Sequence[Reading], cpu: float | None) -> Observed:
 def _number(readings: Mapping[str, Reading], name: str) -> float | None:
     value = readings[name].value if name in readings else None
     return float(value) if isinstance(value, int | float) else None
-
-
-def cpu_seconds(pid: int, processes: Path = PROCESSES) -> float | None:
-    """The CPU seconds of a process; None if the system does not say, or the process is gone."""
-    try:
-        fields = (processes / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -5,36 +5,36 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from pocketllm.daemon.adapter_files import AdapterFiles
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide
 from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.scheduling.admission import Admission
+from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
 from pocketllm.daemon.scheduling.planning import JobRequest, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
-from pocketllm.daemon.scheduling.worker_process import Exit, Runner
+from pocketllm.daemon.scheduling.worker_process import Runner
 from pocketllm.daemon.settings import Settings, TrainingSettings
-from pocketllm.daemon.uptime import uptime
-from pocketllm.storage.errors import WrongState
+from pocketllm.daemon.uptime import local_time, uptime
+from pocketllm.storage.errors import StorageTrouble
 from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Requester
+from pocketllm.storage.tables import Deletion, Job, JobState, Requester
 
 log = logging.getLogger(__name__)
 
-#: Crashes in a row, without a step between them, after which a job fails.
-MAX_ATTEMPTS = 4
 #: The reason of a job that its owner paused.
 PAUSED_BY_OWNER = "paused by the owner"
-#: The wait after the first crash in a row; it doubles with each.
-RETRY_SECONDS = 30
-_LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
+#: After a failed job, older text alone is tried again by itself only after this time.
+_AFTER_FAILURE = timedelta(days=1)
 
 
 class Scheduler:
@@ -52,41 +52,43 @@ class Scheduler:
         planner: Planner,
         wake_lock: WakeLock,
         generator_bytes: Callable[[], int] = lambda: 0,
-        local: Callable[[datetime], datetime] = datetime.astimezone,
+        local: Callable[[datetime], datetime] = local_time,
         uptime: Callable[[], float] = uptime,
     ) -> None:
         """model_problem, planner: see Plans. generator_bytes: see Admission. local: converts to the owner's local time.
         uptime: monotonic seconds.
         """
-        self._store, self._folder, self._sensor_set, self._runner = store, folder, sensor_set, runner
+        self._store, self._folder, self._sensor_set = store, folder, sensor_set
         self._settings, self._model_problem = settings, model_problem
+        self.adapter_files = AdapterFiles(store, folder)
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
         self._admission = Admission(settings.total_memory_bytes, generator_bytes)
-        self._wake_lock, self._local, self._uptime = wake_lock, local, uptime
+        self._local, self._uptime = local, uptime
         self._runs = RunRecorder(store.runs)
+        self._attempts = Attempts(store, runner, self._runs, wake_lock, uptime)
         self._history = History(store.sensor_history)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
         self._charge = Charge()
-        self._step_at_start = 0
+        self._trouble: StorageTrouble | None = None
         self.readings: Sequence[Reading] = ()
         self.verdict = Verdict()
 
     @property
     def worker_pid(self) -> int | None:
         """The worker's process id while one runs."""
-        return self._runner.pid
+        return self._attempts.pid
 
     @property
     def running_job(self) -> str | None:
         """The id of the job that the worker trains."""
-        return self._runner.job_id
+        return self._attempts.job_id
 
     @property
     def summary(self) -> str:
         """Its activity, or what it waits for, in one line."""
-        if self._runner.job_id:
-            return f"learning: {self._runner.job_id}"
+        if self._attempts.job_id:
+            return f"learning: {self._attempts.job_id}"
         return "; ".join(self.verdict.reasons) or "nothing to learn"
 
     def recover(self, now: datetime) -> None:
@@ -96,34 +98,86 @@ class Scheduler:
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
-            open_jobs = {job.id for job in self._store.jobs.open()}
-            for place in (self._folder.starts, self._folder.runs, self._folder.exports):
-                for left in place.iterdir() if place.is_dir() else ():
-                    if left.name not in open_jobs:
-                        shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(self._folder.exports, ignore_errors=True)
+            self._sweep()
 
     def tick(self, now: datetime) -> None:
-        """Reap the worker, queue a job if there is enough new text, read the sensors, start or pause a job."""
+        """Reap the worker, read the sensors, queue a job if there is enough new text, start or pause a job.
+
+        Nothing runs while the store cannot be used; the next tick tries again.
+        """
         with self._lock:
-            if ended := self._runner.reap():
-                self._ended(ended, now)
-            waiting = self._store.jobs.open()
-            if not waiting and (job := self._queue_if_enough(now)):
-                waiting = [job]
-            queue = [job for job in waiting if not job.paused_by_owner]
+            self._attempts.watch()
             self._read_sensors(now)
-            self.verdict = self._decide(queue[0] if queue else None, now)
-            if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
-                self._runs.gate(self.verdict.allowed, now)
-            if queue:
-                self._advance(queue[0], now)
-            for behind in queue[1:]:
-                self._explain(behind, [f"waits for {queue[0].id}"])
-            self._runs.observe(self._runner.pid, self.readings, now)
-            self._history.add(self.readings, now)
+            try:
+                self._settle(now)
+                self._evaluate(now)
+                self._trouble = None
+            except StorageTrouble as trouble:
+                self._wait_for_store(trouble, now)
+
+    def _evaluate(self, now: datetime) -> None:
+        """Queue, start, pause and explain jobs by the readings."""
+        self._carry_out(self._store.deletions.pending(), now)
+        for expired in self._store.files.expired(now):
+            self.forget(lambda identity=expired: self._store.files.delete(identity, now=now), now)  # type: ignore[misc]
+        self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
+        waiting = self._store.jobs.open()
+        if not waiting and (job := self._queue_if_enough(now)):
+            waiting = [job]
+        queue = [job for job in waiting if not job.paused_by_owner]
+        self.verdict = self._decide(queue[0] if queue else None, now)
+        if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
+            self._runs.gate(self.verdict.allowed, now)
+        if queue:
+            self._advance_alone(queue[0], now)
+        for behind in queue[1:]:
+            self._explain(behind, [f"waits for {queue[0].id}"])
+        self._attempts.observe(self.readings, now)
+        self._history.add(self.readings, now)
+
+    def _wait_for_store(self, trouble: StorageTrouble, now: datetime) -> None:
+        """End the worker, which could not store its steps either, and let the verdict say why."""
+        if str(trouble) != str(self._trouble):  # once, not at every tick
+            log.error("%s", trouble)
+        self._trouble = trouble
+        since = {blocker.name: blocker.since for blocker in self.verdict.blockers}.get("storage", now)
+        self.verdict = Verdict(blockers=(Blocker(name="storage", message=str(trouble), since=since),))
+        self._attempts.pause([str(trouble)])
+
+    def _settle(self, now: datetime) -> None:
+        """Store the end of the last worker, and delete what it has left."""
+        if self._attempts.settle(self.readings, now):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the files of jobs that have ended, and adapters that no job has stored."""
+        jobs = {job.id for job in self._store.jobs.open()}
+        adapters = {adapter.id for adapter in self._store.adapters.all()} | set(map(adapter_id_of, jobs))
+        folder = self._folder
+        for place, names in ((folder.starts, jobs), (folder.runs, jobs), (folder.adapters, adapters)):
+            for left in place.iterdir() if place.is_dir() else ():
+                if left.name not in names:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def _carry_out(self, deletions: Sequence[Deletion], now: datetime) -> None:
+        """Do what follows from deletions; what a kill or a reader of the log prevents is done at a later tick."""
+        for deletion in deletions:
+            if self._attempts.job_id in deletion.restarts:
+                self._attempts.pause(["one of the job's texts was deleted"])
+                self._settle(now)
+            for job_id in deletion.restarts:
+                shutil.rmtree(self._folder.start(job_id), ignore_errors=True)
+                shutil.rmtree(self._folder.run(job_id), ignore_errors=True)
+            if deletion.restarts:
+                self._store.deletions.restarted(deletion.id)
+            if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
+                waiting = self._store.jobs.open()
+                self._store.deletions.rebuilt_by(deletion.id, (waiting[0] if waiting else self._queue(now)).id)
+        self._store.deletions.erase(deletions)
 
     def _read_sensors(self, now: datetime) -> None:
-        running = self._runner.pid is not None
+        running = self._attempts.pid is not None
         self._sensor_set.pace.training = running
         self.readings = [sensor.read(now) for sensor in self._sensor_set.sensors]
         by_name = {reading.name: reading for reading in self.readings}
@@ -184,8 +238,9 @@ class Scheduler:
     def pause(self, job_id: str, now: datetime) -> Job:
         """Pause an open job until `resume`; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
-            if self._runner.job_id == job_id:
-                self._pause([PAUSED_BY_OWNER], now)
+            if self._attempts.job_id == job_id:
+                self._attempts.pause([PAUSED_BY_OWNER])
+                self._settle(now)
             return self._store.jobs.pause_by_owner(job_id, reason=PAUSED_BY_OWNER, now=now)
 
     def resume(self, job_id: str, now: datetime) -> Job:
@@ -197,55 +252,36 @@ class Scheduler:
         """Cancel an open job; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
             job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
-            if self._runner.job_id == job_id:
-                self._end_worker("cancelled by the owner", now)
-            for left in (self._folder.start(job_id), self._folder.run(job_id)):
-                shutil.rmtree(left, ignore_errors=True)
+            if self._attempts.job_id == job_id:
+                self._attempts.pause(["cancelled by the owner"])
+                self._settle(now)
+            elif self._attempts.job_id is None:  # else its files are deleted when that worker has ended
+                self._sweep()
             return job
+
+    def forget(self, delete: Callable[[], Deletion], now: datetime) -> Deletion:
+        """Delete texts, and stop a worker that has them in memory. Returns the receipt. Raises what `delete` raises."""
+        with self._lock:
+            deletion = delete()
+            self._carry_out([deletion], now)
+            return self._store.deletions.get(deletion.id)
 
     def close(self, now: datetime) -> None:
         """Pause the running job and end its worker: the daemon stops."""
         with self._lock:
-            self._pause(["the daemon has stopped"], now)
-
-    def _ended(self, ended: Exit, now: datetime) -> None:
-        """The worker exited: its job is closed, or it crashed."""
-        job = self._store.jobs.get(ended.job_id)
-        if job.state is not JobState.RUNNING:
-            log.info("job %s ended: %s", job.id, job.state)
-            self._note_end(f"the job has ended: {job.state}", ended, now)
-            return
-        self._note_end(ended.description, ended, now)
-        self._crashed(job, ended.description, now)
-
-    def _note_end(self, because: str, ended: Exit | None, now: datetime) -> None:
-        """The worker is gone: close its run's row, and release the wake lock."""
-        self._runs.end(because=because, cpu=ended.cpu_seconds if ended else None, readings=self.readings, now=now)
-        self._wake_lock.release()
-
-    def _end_worker(self, because: str, now: datetime) -> None:
-        self._note_end(because, self._runner.kill(), now)
-
-    def _crashed(self, job: Job, what: str, now: datetime) -> None:
-        """Schedule the next attempt, or fail the job."""
-        attempts = 1 if self._progressed(job.id) else job.attempts + 1
-        log.warning("job %s: %s (in a row: %d)", job.id, what, attempts)
-        if attempts >= MAX_ATTEMPTS:
-            error = f"{what}; given up after {attempts} times without a step between them"
-            self._store.jobs.fail(job.id, error=error, now=now)
-            return
-        retry_at = now + timedelta(seconds=RETRY_SECONDS * 2 ** (attempts - 1))
-        self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
-
-    def _progressed(self, job_id: str) -> bool:
-        """Whether the job's last step changed since its worker started."""
-        return self._store.step_log.last_step(job_id) != self._step_at_start
+            self._attempts.pause(["the daemon has stopped"])
+            with suppress(StorageTrouble):  # `recover` makes up for it
+                self._settle(now)
 
     def _queue_if_enough(self, now: datetime) -> Job | None:
         """Queue a job if there is enough new text and no job is open."""
-        training = self._settings.training
-        if self._new_words() < training.new_words or self._model_problem() is not None:
+        if self._new_words(now) < self._settings.training.new_words or self._model_problem() is not None:
             return None
+        return self._queue(now)
+
+    def _queue(self, now: datetime) -> Job:
+        """Queue a job on new text with the default settings."""
+        training = self._settings.training
         job = self._create(
             Requester.THRESHOLD,
             training=training,
@@ -255,35 +291,36 @@ class Scheduler:
             predicted_bytes=self.plans.predicted_bytes(),
             now=now,
         )
-        log.info("job %s queued: there is enough new text", job.id)
+        log.info("job %s queued on new text", job.id)
         return job
 
-    def _new_words(self) -> int:
-        """Words not yet trained on. After a failed or cancelled job only newer ones count: the same text would fail
-        again, and a cancelled job would come back at the next tick.
+    def _new_words(self, now: datetime) -> int:
+        """Words not yet trained on; after a job that came to nothing, for a while only newer ones.
+
+        The same text would fail again, and a cancelled job would come back at the next tick.
         """
-        last = self._store.jobs.page(after=None, limit=1)
-        if last and last[0].finished_at is not None and last[0].state is not JobState.SUCCEEDED:
-            return self._store.texts.new_words_since(last[0].finished_at)
+        for last in self._store.jobs.page(after=None, limit=1):
+            recently = last.finished_at is not None and timedelta(0) <= now - last.finished_at < _AFTER_FAILURE
+            if last.state is JobState.CANCELLED or (last.state is JobState.FAILED and recently):
+                assert last.finished_at is not None
+                return self._store.texts.new_words_since(last.finished_at)
         return self._store.texts.counts().new_words
 
     def _decide(self, job: Job | None, now: datetime) -> Verdict:
         verdict = decide(self.readings, self._settings.gate, self._context(job, now), self.verdict)
-        own = [blocker for blocker in (self._missing_model(now), self._admission.blocker(job, now)) if blocker]
+        problem = self._model_problem()
+        missing = Blocker(name="model", message=problem, since=now) if problem else None
+        own = [blocker for blocker in (missing, self._admission.blocker(job, now)) if blocker]
         known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
         own = [replace(blocker, since=known.get(blocker.name, now)) for blocker in own]
         return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
-
-    def _missing_model(self, now: datetime) -> Blocker | None:
-        problem = self._model_problem()
-        return Blocker(name="model", message=problem, since=now) if problem else None
 
     def _context(self, job: Job | None, now: datetime) -> GateContext:
         local, limited = self._local(now), self._settings.gate.minutes_per_day is not None
         return GateContext(
             now=now,
             local=local,
-            running=self._runner.pid is not None,
+            running=self._attempts.pid is not None,
             immediate=job is not None and job.immediate,
             paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
             charge=self._charge,
@@ -291,13 +328,24 @@ class Scheduler:
             snoozed_until=self._store.preferences.snoozed_until(),
         )
 
+    def _advance_alone(self, job: Job, now: datetime) -> None:
+        """Do that, and fail the job if it cannot be done, so that the next one gets its turn."""
+        try:
+            self._advance(job, now)
+        except StorageTrouble:
+            raise
+        except Exception as error:
+            log.exception("job %s cannot be run", job.id)
+            self._store.jobs.fail(job.id, error=f"it cannot be run ({type(error).__name__}: {error})", now=now)
+
     def _advance(self, job: Job, now: datetime) -> None:
         """Start, pause, or explain the job that is next."""
-        if self._runner.pid is not None:
+        if self._attempts.pid is not None:
             if not self.verdict.allowed:
-                self._pause(self.verdict.reasons, now)
+                self._attempts.pause(self.verdict.reasons)
+                self._settle(now)
                 self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
-        elif job.not_before is not None and timedelta(0) < job.not_before - now <= _LONGEST_RETRY:
+        elif job.not_before is not None and timedelta(0) < job.not_before - now <= LONGEST_RETRY:
             return  # waits for its retry; a longer time means that the clock was set back
         elif self.verdict.allowed:
             self._start(job, now)
@@ -310,40 +358,16 @@ class Scheduler:
             self._store.jobs.explain(job.id, reasons)
 
     def _start(self, job: Job, now: datetime) -> None:
-        if job.requested_by is Requester.THRESHOLD and job.started_at is None and not self._has_new_text():
+        waited = job.requested_by is Requester.THRESHOLD and job.started_at is None
+        if waited and self._store.texts.counts().new_words == 0:
             self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
             return
-        start = self._store.adapters.start_of(job)
-        # A full-parameter job cannot start from an adapter, nor the other way round.
-        self._store.jobs.start(job.id, parent=start.id if start and start.mode == job.mode else None, now=now)
-        self._step_at_start = self._store.step_log.last_step(job.id)
-        try:
-            self._runner.start(job.id)
-        except OSError as error:  # out of processes, memory or disk
-            self._crashed(job, f"the worker could not be started: {error}", now)
-            return
-        self._wake_lock.take()
-        self._runs.begin(job.id, because=self._why(job), readings=self.readings, now=now)
-        log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
-
-    def _pause(self, reasons: list[str], now: datetime) -> None:
-        job_id = self._runner.job_id
-        if job_id is None:
-            return
-        self._end_worker("; ".join(reasons), now)
-        try:
-            self._store.jobs.pause(job_id, reasons=reasons, now=now, progressed=self._progressed(job_id))
-            log.info("job %s paused: %s", job_id, "; ".join(reasons))
-        except WrongState:
-            log.info("job %s had just ended", job_id)
+        self._attempts.start(job, because=self._why(job), readings=self.readings, now=now)
 
     def _why(self, job: Job) -> str:
         """The readings with which the worker started, in short."""
-        asked = ["asked for now"] if job.immediate else []
-        return ", ".join(asked + [shown(reading) for reading in self.readings if reading.value is not None])
-
-    def _has_new_text(self) -> bool:
-        return self._store.texts.counts().new_words > 0
+        known = [shown(reading) for reading in self.readings if reading.value is not None]
+        return ", ".join(["asked for now", *known] if job.immediate else known)
 
     def _create(
         self,

@@ -1,6 +1,8 @@
 """The worker as a child process: start, reap, kill."""
 
+import logging
 import resource
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,9 +10,14 @@ from typing import Protocol
 
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.processes import cpu_seconds
+
+log = logging.getLogger(__name__)
 
 #: The most characters of a worker's last line in a job's error.
 _ERROR_CHARACTERS = 300
+#: How long a killed process is waited for. One that waits for a device dies when that answers.
+_KILL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +48,18 @@ class Runner(Protocol):
     def job_id(self) -> str | None:
         """The worker's job while one runs."""
 
-    def start(self, job_id: str) -> None:
-        """Start a worker on a job. None must be running."""
+    @property
+    def cpu_seconds(self) -> float | None:
+        """CPU seconds of the worker; None without one, or if the system does not say."""
+
+    def start(self, job_id: str, start: int) -> None:
+        """Start a worker on a job. None must be running. start: the number of the job's start."""
 
     def reap(self) -> Exit | None:
         """The end of the worker, once, after it has exited; else None."""
 
     def kill(self) -> Exit | None:
-        """Kill the worker and wait until it is gone; returns its end. Does nothing when none runs."""
+        """Kill the worker and wait a while until it is gone; returns its end. Does nothing when none runs."""
 
 
 class WorkerProcess:
@@ -69,10 +80,15 @@ class WorkerProcess:
         """See Runner."""
         return self._job_id
 
-    def start(self, job_id: str) -> None:
+    @property
+    def cpu_seconds(self) -> float | None:
+        """See Runner."""
+        return cpu_seconds(self._process.pid) if self._process else None
+
+    def start(self, job_id: str, start: int) -> None:
         """See Runner."""
         command = [sys.executable, "-m", "pocketllm.daemon.training.worker"]
-        command += ["--data-dir", str(self._folder.root), "--job", job_id]
+        command += ["--data-dir", str(self._folder.root), "--job", job_id, "--start", str(start)]
         with self._folder.worker_log.open("wb") as log:  # of the last worker only, so that it does not grow
             self._process = subprocess.Popen(
                 command,
@@ -98,7 +114,10 @@ class WorkerProcess:
             return None
         before = _of_children()
         self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:  # the lock that it holds keeps the next worker waiting
+            log.warning("worker %s does not die: it waits for a device", self._process.pid)
         return self._gone(_of_children() - before)
 
     def _gone(self, cpu_seconds: float) -> Exit:
@@ -107,7 +126,7 @@ class WorkerProcess:
             self._process.stdin.close()
         ended = Exit(
             job_id=self._job_id,
-            code=self._process.returncode,
+            code=-signal.SIGKILL if self._process.returncode is None else self._process.returncode,
             last_words=self._last_words(),
             cpu_seconds=cpu_seconds,
         )

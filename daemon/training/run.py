@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter
+from pocketllm.daemon.adapter_files import digest_of
 from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.contamination import repeated
 from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, ordinary_text
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
 from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
@@ -82,9 +83,12 @@ class TrainingRun:
         del tokenizer
         cap_anonymous_memory(self.settings.memory_bytes)
 
+    @torch.no_grad()
     def run(self) -> None:
-        """Start or resume the job, and finish it."""
-        self._conclude(*self._learn())
+        """Start or resume the job, and finish it. Its success is stored before its report is made."""
+        trainable, step = self._learn()
+        verdict = self._finish(trainable, step)
+        self._report(trainable, verdict)
 
     def halve_micro_batch(self, because: str) -> bool:
         """Halve the micro-batch from the next start on; returns False if it is the smallest already."""
@@ -96,9 +100,8 @@ class TrainingRun:
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
         return True
 
-    @torch.no_grad()
-    def _learn(self) -> tuple[AdapterRow, EvaluationVerdict, ModelReport | None]:
-        """Train; returns the saved adapter, the verdict of the evaluation, and the report, if there is one."""
+    def _learn(self) -> tuple[Adapter | FullWeights, int]:
+        """Train; returns the parameters and the step that they are of."""
         samples = self._samples()
         trainable = self._start()
         self.model.set_parameters(trainable)
@@ -122,7 +125,7 @@ class TrainingRun:
                 clock=time.monotonic,
             ),
         )
-        return self._finish(trainable, stopping.best_step)
+        return trainable, stopping.best_step
 
     def _samples(self) -> Batch | None:
         """Samples of the base model for rehearsal; None where there is none."""
@@ -273,10 +276,8 @@ class TrainingRun:
     def _passed(self, number: int) -> None:
         self._say("preparing", f"activation PCA: pass {number} of {PASSES}")
 
-    def _finish(
-        self, trainable: Adapter | FullWeights, last: int
-    ) -> tuple[AdapterRow, EvaluationVerdict, ModelReport | None]:
-        """Evaluate and save the result, and make its report while the model is loaded."""
+    def _finish(self, trainable: Adapter | FullWeights, last: int) -> EvaluationVerdict:
+        """Evaluate and save the result, and end the job. A worker that is killed before repeats this in seconds."""
         before = self.store.step_log.evaluation(self.job.id, 0)
         now = self.store.step_log.evaluation(self.job.id, last)
         assert before is not None and now is not None, "train() measures at both ends"
@@ -290,10 +291,11 @@ class TrainingRun:
             repeats=repeated(self.buckets, self.evaluation.held_out, is_mlm=self.model_folder.manifest.is_mlm),
             ordinary=self.evaluation.compare_ordinary(trainable),
         )
-        identity = self.job.id.replace("job-", "adapter-")
+        identity = adapter_id_of(self.job.id)
         self._save(trainable, identity)
         row = AdapterRow(
             id=identity,
+            sha256=digest_of(self.folder.adapter(identity)),
             job_id=self.job.id,
             model=self.job.model,
             mode=self.settings.mode,
@@ -303,36 +305,35 @@ class TrainingRun:
             held_out_loss_now=now.loss,
             created_at=_now(),
         )
-        return row, verdict, reporting.attempt(lambda: self._report(trainable), self._say)
-
-    def _report(self, trainable: Adapter | FullWeights) -> ModelReport:
-        self._say("reporting", "comparing the model with the base model")
-        give_back_free_memory()
-        is_mlm, base = self.model_folder.manifest.is_mlm, self.folder.models / self.job.model
-        places = sample(self.buckets, self.evaluation.held_out, eos=self.eos, stop_ids=self.stop_ids, is_mlm=is_mlm)
-        return reporting.model_report(self.model, trainable, base, places, self.plan.micro_batch)
-
-    def _conclude(self, row: AdapterRow, verdict: EvaluationVerdict, found: ModelReport | None) -> None:
-        """End the job with its report. If the worker is killed before, the next one repeats this in seconds."""
-        content = None
-        if found is not None:
-            del self.model, self.evaluation, self.buckets
-            gc.collect()
-            give_back_free_memory()
-            lift_cap()  # for the tokenizer, as at the start
-            texts = self.store.texts.of_job(self.job.id)
-            content = reporting.attempt(lambda: reporting.report_content(found, self.model_folder, texts), self._say)
         self._say("evaluated", verdict.sentence)
         self.store.jobs.succeed(
             self.job.id,
             adapter=row,
             publish=verdict.outcome is Outcome.LEARNED,
-            report=reporting.report(verdict, found, content),
+            report=reporting.report(verdict, None, None),
             now=_now(),
         )
         self.store.step_log.compact(self.job.id)
-        shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
-        shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
+        return verdict
+
+    def _report(self, trainable: Adapter | FullWeights, verdict: EvaluationVerdict) -> None:
+        """Complete the job's report. If the worker is killed meanwhile, the verdict is all of it."""
+        found = reporting.attempt(lambda: self._compared(trainable), self._say)
+        if found is None:
+            return
+        del self.model, self.evaluation, self.buckets
+        gc.collect()
+        give_back_free_memory()
+        lift_cap()  # for the tokenizer, as at the start
+        texts = self.store.texts.of_job(self.job.id)
+        content = reporting.attempt(lambda: reporting.report_content(found, self.model_folder, texts), self._say)
+        self.store.reports.replace(self.job.id, reporting.report(verdict, found, content))
+
+    def _compared(self, trainable: Adapter | FullWeights) -> ModelReport:
+        give_back_free_memory()
+        is_mlm, base = self.model_folder.manifest.is_mlm, self.folder.models / self.job.model
+        places = sample(self.buckets, self.evaluation.held_out, eos=self.eos, stop_ids=self.stop_ids, is_mlm=is_mlm)
+        return reporting.model_report(self.model, trainable, base, places, self.plan.micro_batch)
 
     def _save(self, trainable: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)

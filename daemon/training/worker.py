@@ -5,6 +5,7 @@ the other end of its standard input is gone.
 """
 
 import argparse
+import errno
 import gc
 import os
 import sys
@@ -26,7 +27,9 @@ from pocketllm.daemon.process_memory import (
     prefer_as_victim,
 )
 from pocketllm.daemon.training.run import TrainingRun
-from pocketllm.engine.errors import MezoError
+from pocketllm.engine.errors import MezoError, ModelFileError, ModelNotFound, TrainingDiverged
+from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.storage.errors import StorageTrouble, Superseded
 from pocketllm.storage.store import Store
 
 #: How long to wait for the lock of a worker that is being killed.
@@ -38,10 +41,11 @@ OUT_OF_MEMORY = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one job to its end. Exit codes: 0 the job succeeded or failed (as stored), 75 try again."""
+    """Run one job to its end. Exit codes: 0 the job succeeded or failed (as stored), 75 try again later."""
     parser = argparse.ArgumentParser(description="Runs one job of a PocketLLM daemon, which starts it.")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--job", required=True)
+    parser.add_argument("--start", type=int, required=True, help="The number of the job's start.")
     options = parser.parse_args(arguments)
 
     _die_with_parent()
@@ -55,21 +59,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not acquired:
             sys.stderr.write("another worker holds this data folder\n")
             return os.EX_TEMPFAIL
-        store = Store.open_for_worker(folder.database)
-        again = False
+        store = Store.open_for_worker(folder.database, options.job, options.start)
         try:
-            again = not _ran_in_memory(TrainingRun(folder, store, store.jobs.get(options.job)))
-        except MezoError as error:
-            # A retry would fail the same way.
-            store.jobs.fail(options.job, error=str(error), now=_now())
+            finished = _run(folder, store, options.job)
+        except (StorageTrouble, Superseded) as error:
+            sys.stderr.write(f"{error}\n")
+            return os.EX_TEMPFAIL
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            sys.stderr.write(f"There is no room on the disk: {error}. Free some space.\n")
+            return os.EX_TEMPFAIL
         finally:
-            store.jobs.set_peak_memory(options.job, peak_bytes())
             store.close()
-    if again:
+    if not finished:
         # The heap is fragmented after running out of memory: resume in a fresh process. The lock is released before.
-        module = ["-m", "pocketllm.daemon.training.worker"]
-        os.execv(sys.executable, [sys.executable, *module, "--data-dir", str(folder.root), "--job", options.job])
+        command = ["--data-dir", str(folder.root), "--job", options.job, "--start", str(options.start)]
+        os.execv(sys.executable, [sys.executable, "-m", "pocketllm.daemon.training.worker", *command])
     return os.EX_OK
+
+
+def _run(folder: DataFolder, store: Store, job_id: str) -> bool:
+    """Run a job to its end; returns False if a fresh process is to resume it."""
+    try:
+        finished = _ran_in_memory(TrainingRun(folder, store, store.jobs.get(job_id)))
+    except MezoError as error:
+        # A retry would fail the same way.
+        store.jobs.fail(job_id, error=_cause(error, folder.models / store.jobs.get(job_id).model), now=_now())
+        finished = True
+    store.jobs.set_peak_memory(job_id, peak_bytes())
+    return finished
+
+
+def _cause(error: MezoError, model: Path) -> str:
+    """The error's message; of a loss that is no number, that of damaged weights if they are the cause."""
+    if isinstance(error, TrainingDiverged):
+        try:
+            open_model_folder(model, verify=True)
+        except (ModelFileError, ModelNotFound) as damage:
+            return str(damage)
+    return str(error)
 
 
 def _ran_in_memory(run: TrainingRun) -> bool:

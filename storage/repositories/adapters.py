@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Change:
     model: str
     was: str | None
     serving: str | None
-    skipped: tuple[str, ...] = ()  #: ancestors that were skipped, since their files are gone
+    skipped: tuple[str, ...] = ()  #: ancestors that were skipped, since their files are gone or damaged
 
 
 class AdapterStore:
@@ -47,22 +47,13 @@ class AdapterStore:
         with self._database.read() as session:
             return serving_adapter(session, model)
 
-    def start_of(self, job: Job) -> Adapter | None:
-        """The adapter that a job starts from: the requested one, else the serving one; None is the base model.
-
-        Raises NotFound.
-        """
-        if job.start_from is None:
-            return self.serving(job.model)
-        return None if job.start_from == BASE else self.get(job.start_from)
-
-    def roll_back(self, model: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
+    def roll_back(self, model: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
         """Serve the parent of the serving adapter, at last the base model.
 
-        Skips ancestors that are not usable, since their files are gone. The texts that only the withdrawn jobs have
-        learned are set aside until the adapter is served again: they stay marked as learned, so that no job starts by
-        itself to learn them again, and later jobs do not use them as old text (see `texts.assign_to_job`). Raises
-        WrongState when the base model is serving.
+        Skips ancestors whose files are gone or damaged. The texts that only the withdrawn jobs have learned are set
+        aside until the adapter is served again: they stay marked as learned, so that no job starts by itself to learn
+        them again, and later jobs do not use them as old text (see `texts.assign_to_job`). Raises WrongState when the
+        base model is serving.
         """
         with self._database.write() as session:
             serving = serving_adapter(session, model)
@@ -71,17 +62,33 @@ class AdapterStore:
             _, *ancestors = _chain(session, serving)
             skipped: list[str] = []
             for ancestor in ancestors:
-                if usable(ancestor.id):
+                if usable(ancestor):
                     return _serve(session, model, serving, ancestor, tuple(skipped), now)
                 skipped.append(ancestor.id)
             return _serve(session, model, serving, None, tuple(skipped), now)
 
-    def serve(self, adapter_id: str, *, usable: Callable[[str], bool], now: datetime) -> Change:
-        """Serve this adapter, whatever its outcome. Raises NotFound, or WrongState when its files are gone."""
+    def fall_back(self, adapter_id: str, *, usable: Callable[[Adapter], bool], problem: str, now: datetime) -> Change:
+        """Serve the newest usable ancestor of the serving adapter, which is damaged. Its job's texts become new again.
+
+        Does nothing if another one is serving by now. Raises NotFound.
+        """
+        with self._database.write() as session:
+            damaged = found_adapter(session, adapter_id)
+            serving = serving_adapter(session, damaged.model)
+            if serving is None or serving.id != adapter_id:
+                return Change(model=damaged.model, was=adapter_id, serving=serving.id if serving else None)
+            sound = use_newest(session, damaged, usable=usable)
+            session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
+            return Change(model=damaged.model, was=adapter_id, serving=sound.id if sound else None)
+
+    def serve(self, adapter_id: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
+        """Serve this adapter, whatever its outcome. Raises NotFound, or WrongState when its files are not usable."""
         with self._database.write() as session:
             adapter = found_adapter(session, adapter_id)
-            if not usable(adapter.id):
-                raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
+            if not usable(adapter):
+                raise WrongState(
+                    f"The files of adapter {adapter.id} are gone or damaged. GET /adapters says where they were."
+                )
             return _serve(session, adapter.model, serving_adapter(session, adapter.model), adapter, (), now)
 
     def delete(self, adapter_id: str) -> None:
@@ -116,12 +123,33 @@ def serving_adapter(session: Session, model: str) -> Adapter | None:
     return session.exec(select(Adapter).where(Adapter.model == model, col(Adapter.serving))).first()
 
 
+def start_of(session: Session, job: Job) -> Adapter | None:
+    """The adapter that a job starts from: the requested one, else the serving one; None is the base model.
+
+    Raises NotFound.
+    """
+    if job.start_from is None:
+        return serving_adapter(session, job.model)
+    return None if job.start_from == BASE else found_adapter(session, job.start_from)
+
+
 def publish(session: Session, model: str, adapter: Adapter | None) -> None:
     """Make this adapter the serving one of its model; None is the base model."""
     session.exec(update(Adapter).where(col(Adapter.model) == model).values(serving=False))
     if adapter is not None:
         adapter.serving = True
         session.add(adapter)
+
+
+def use_newest(session: Session, serving: Adapter, *, usable: Callable[[Adapter], bool]) -> Adapter | None:
+    """Serve the newest usable ancestor; None is the base model. Texts that only later ones learned are new again."""
+    _, *ancestors = _chain(session, serving)
+    newest = next((adapter for adapter in ancestors if usable(adapter)), None)
+    publish(session, serving.model, newest)
+    kept = _chain(session, newest)
+    lost = [adapter.job_id for adapter in (serving, *ancestors) if adapter not in kept]
+    session.exec(update(Text).where(col(Text.learned_in).in_(lost)).values(learned_in=None))
+    return newest
 
 
 def withdrawn_jobs(session: Session) -> set[str]:

@@ -5,12 +5,12 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy.orm import defer
-from sqlmodel import Session, col, delete, select
+from sqlmodel import col, delete, select
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.repositories.texts import delete_texts
-from pocketllm.storage.tables import Text, UploadedFile
+from pocketllm.storage.repositories.deletions import delete_texts, empty_deletion
+from pocketllm.storage.tables import Deletion, Text, UploadedFile
 
 
 def file_id(filename: str, purpose: str, data: bytes) -> str:
@@ -54,28 +54,18 @@ class FileStore:
         with self._database.read() as session:
             return list(session.exec(newest_first.options(defer(cast(Any, UploadedFile.data), raiseload=True))))
 
-    def delete(self, identity: str) -> None:
-        """Delete a file and the texts taken from it; the bytes are overwritten. Raises NotFound."""
+    def delete(self, identity: str, *, now: datetime) -> Deletion:
+        """Delete a file and the texts taken from it. Raises NotFound."""
         with self._database.write() as session:
-            if not _deleted(session, identity):
+            deletion = delete_texts(session, col(Text.source) == identity, now) or empty_deletion(session, now)
+            if not session.exec(delete(UploadedFile).where(col(UploadedFile.id) == identity)).rowcount:
                 raise NotFound(_no_file(identity))
-        self._database.truncate_log()
+        return deletion
 
-    def delete_expired(self, now: datetime) -> None:
-        """Delete the expired files, likewise."""
-        expired = select(UploadedFile.id).where(col(UploadedFile.expires_at) <= now)
+    def expired(self, now: datetime) -> list[str]:
+        """The ids of the files that are to be deleted by now."""
         with self._database.read() as session:
-            ids = list(session.exec(expired))
-        for identity in ids:
-            with self._database.write() as session:
-                _deleted(session, identity)
-        if ids:
-            self._database.truncate_log()
-
-
-def _deleted(session: Session, identity: str) -> bool:
-    delete_texts(session, col(Text.source) == identity)
-    return session.exec(delete(UploadedFile).where(col(UploadedFile.id) == identity)).rowcount > 0
+            return list(session.exec(select(UploadedFile.id).where(col(UploadedFile.expires_at) <= now)))
 
 
 def _no_file(identity: str) -> str:

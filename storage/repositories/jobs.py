@@ -1,7 +1,7 @@
 """The queue of jobs: every change of state is one guarded statement, so no job is lost or run twice."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,9 @@ from sqlalchemy.dialects import sqlite
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.errors import NotFound, Superseded, WrongState
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
-from pocketllm.storage.repositories.adapters import serving_adapter
+from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.reports import NewReport, add_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Requester
@@ -21,6 +21,8 @@ from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Job
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
 _ASIDE = ": it was not to start from what is served"
+#: The states of a job that its worker may write to.
+_OF_ITS_WORKER = (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)
 #: Compiled once: the scheduler queries at every tick.
 _OPEN_IN_ORDER = (
     select(Job)
@@ -127,16 +129,19 @@ class JobStore:
                 self._known = (rows, list(session.exec(_OPEN_IN_ORDER)))
         return list(self._known[1])
 
-    def start(self, job_id: str, *, parent: str | None, now: datetime) -> Job:
+    def start(self, job_id: str, *, now: datetime) -> Job:
         """Mark a waiting job as running. Its first start fixes its texts, its parent, and the adapter to compare with.
 
-        Raises WrongState when it is not waiting.
+        Raises WrongState when it is not waiting, and NotFound when the adapter to start from is gone.
         """
         with self._database.write() as session:
             job = _change_state(session, job_id, JobState.RUNNING, of=(JobState.QUEUED, JobState.PAUSED))
+            job.starts += 1
             first = job.started_at is None
             if first:
-                job.started_at, job.parent = now, parent
+                start = start_of(session, job)
+                # A full-parameter job cannot start from an adapter, nor the other way round.
+                job.started_at, job.parent = now, start.id if start and start.mode == job.mode else None
                 given, replay = job.texts is not None, job.start_from is None
                 job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay)
             job.reasons = []
@@ -147,14 +152,23 @@ class JobStore:
                 _event(session, job_id, now, "compared with", what)
         return job
 
-    def pause(self, job_id: str, *, reasons: Sequence[str], now: datetime, progressed: bool = False) -> None:
+    def pause(
+        self,
+        job_id: str,
+        *,
+        reasons: Sequence[str],
+        now: datetime,
+        progressed: bool = False,
+        not_before: datetime | None = None,
+    ) -> None:
         """Mark a running job as paused for these reasons. Raises WrongState when it is not running.
 
-        progressed: it has made a step since its start, so that earlier crashes no longer count.
+        progressed: it has made a step since its start, so that earlier crashes no longer count. not_before: when it may
+        run again.
         """
         with self._database.write() as session:
             job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
-            job.reasons = list(reasons)
+            job.reasons, job.not_before = list(reasons), not_before
             job.attempts = 0 if progressed else job.attempts
             _event(session, job_id, now, "paused", "; ".join(reasons))
 
@@ -283,6 +297,20 @@ class JobStore:
         """The number of the newest event; 0 before the first."""
         with self._database.read() as session:
             return session.exec(select(func.max(Event.id))).one() or 0
+
+
+def belongs_to(job_id: str, start: int) -> Callable[[Session], None]:
+    """A check for a worker's writes: its job must still be running by its start, or have been ended by it.
+
+    The check raises Superseded.
+    """
+
+    def check(session: Session) -> None:
+        row = session.exec(select(Job.starts, Job.state).where(Job.id == job_id)).first()
+        if row is None or row[0] != start or row[1] not in _OF_ITS_WORKER:
+            raise Superseded
+
+    return check
 
 
 def found_job(session: Session, job_id: str) -> Job:

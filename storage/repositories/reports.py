@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, null
-from sqlmodel import Session, col, select, update
+from sqlalchemy import func
+from sqlmodel import Session, select
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, JobText, Report, Text
+from pocketllm.storage.tables import OPEN_STATES, Job, JobState, JobText, Report
 
 _ENDED = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
 
@@ -32,6 +32,14 @@ class ReportStore:
         with self._database.read() as session:
             return session.get(Report, job_id)
 
+    def replace(self, job_id: str, new: NewReport) -> None:
+        """Complete the report of a job that has succeeded. Raises NotFound."""
+        with self._database.write() as session:
+            job, report = session.get(Job, job_id), session.get(Report, job_id)
+            if job is None or report is None:
+                raise NotFound(f"Job {job_id} has no report.")
+            report.numbers, report.content = new.numbers, _allowed(session, job, new)
+
     def of(self, job: Job) -> Report:
         """The report of an ended job. Raises WrongState while it is open, and NotFound without a report."""
         report = self.find(job.id)
@@ -47,26 +55,11 @@ class ReportStore:
 
 
 def add_report(session: Session, job: Job, new: NewReport) -> None:
-    """Store a job's report, without content if one of its texts was deleted meanwhile."""
+    """Store a job's report."""
+    session.add(Report(job_id=job.id, numbers=new.numbers, content=_allowed(session, job, new)))
+
+
+def _allowed(session: Session, job: Job, new: NewReport) -> dict[str, Any] | None:
+    """The report's content; None if one of the job's texts was deleted."""
     left = session.exec(select(func.count()).where(JobText.job_id == job.id)).one()
-    content = new.content if left == job.texts else None
-    session.add(Report(job_id=job.id, numbers=new.numbers, content=content))
-
-
-def forget_content(session: Session, texts: ColumnElement[bool]) -> None:
-    """Delete the content of the reports of all jobs that used one of these texts, and of their descendants.
-
-    A later job's model may repeat the text, since it started from an adapter that learned it. SQLite overwrites the
-    freed bytes (secure_delete).
-    """
-    had: Select[Any] = (
-        select(col(JobText.job_id).label("id")).join(Text, col(Text.id) == col(JobText.text_id)).where(texts)
-    )
-    had_it = had.cte("had_it", recursive=True)
-    went_on = (
-        select(col(Job.id))
-        .join(Adapter, col(Adapter.id) == col(Job.parent))
-        .join(had_it, col(Adapter.job_id) == had_it.c.id)
-    )
-    jobs = select(had_it.union(went_on).c.id)
-    session.exec(update(Report).where(col(Report.job_id).in_(jobs)).values(content=null()))
+    return new.content if left == job.texts else None

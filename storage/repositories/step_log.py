@@ -17,7 +17,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.repositories.jobs import found_job
 from pocketllm.storage.step_log_codec import decode, encode, losses_in, steps_in
-from pocketllm.storage.tables import OPEN_STATES, CompactStepLog, Evaluation, Event, Step
+from pocketllm.storage.tables import OPEN_STATES, CompactStepLog, Evaluation, Event, Job, Step
 
 #: The step number of the base model's evaluation.
 BASE_STEP = -1
@@ -135,9 +135,7 @@ class StepLog:
     def forget_run(self, job_id: str) -> None:
         """Delete all steps and evaluations, early stopping and plan of an open job, so that it starts again."""
         with self._database.write() as session:
-            _delete_after(session, job_id, BASE_STEP - 1)
-            job = found_job(session, job_id)
-            job.early_stopping = job.plan = None
+            forget_steps(session, found_job(session, job_id))
 
     def evaluate(
         self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
@@ -192,6 +190,12 @@ class StepLog:
             held_out=_thinned(held_out),
             training=[CurvePoint(step=span[-1], loss=mean) for span, mean in zip(spans, means, strict=True)],
         )
+
+
+def forget_steps(session: Session, job: Job) -> None:
+    """Delete all steps and evaluations, early stopping and plan of an open job, so that it starts again."""
+    _delete_after(session, job.id, BASE_STEP - 1)
+    job.early_stopping = job.plan = None
 
 
 def _delete_after(session: Session, job_id: str, step: int) -> None:

@@ -8,12 +8,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, LargeBinary, cast, func, tuple_
-from sqlmodel import Session, col, delete, select, update
+from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.adapters import withdrawn_jobs
-from pocketllm.storage.repositories.reports import forget_content
 from pocketllm.storage.tables import JobText, Text
 
 #: One text in this many is held out of training.
@@ -32,6 +31,7 @@ class NewText:
     label: str | None = None
     messages: list[dict[str, Any]] | None = None
     held_out: bool | None = None  #: None: by its id
+    app: str | None = None  #: that has sent it; None: the owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +107,6 @@ class TextStore:
                 newest_first = newest_first.where(_behind(last))
             return list(session.exec(newest_first))
 
-    def delete(self, identity: str) -> None:
-        """Delete a text and the content of its jobs' reports; overwrites the bytes in the file. Raises NotFound."""
-        with self._database.write() as session:
-            if delete_texts(session, col(Text.id) == identity) == 0:
-                raise NotFound(_no_text(identity))
-        # The bytes are in the write-ahead log too, until it is truncated.
-        self._database.truncate_log()
-
     def counts(self) -> TextCounts:
         """The number of texts and of new words."""
         new_words = func.coalesce(func.sum(Text.words).filter(col(Text.learned_in).is_(None)), 0)
@@ -127,6 +119,12 @@ class TextStore:
         parts = [func.length(cast(func.coalesce(part, ""), LargeBinary)) for part in (Text.text, Text.completion)]
         with self._database.read() as session:
             return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
+
+    def count_of(self, app: str, *, since: datetime) -> int:
+        """The number of texts that an app has added since a moment."""
+        count = select(func.count()).where(col(Text.app) == app, col(Text.created_at) > since)
+        with self._database.read() as session:
+            return session.exec(count).one()
 
     def new_words_since(self, moment: datetime) -> int:
         """The number of new words that were added after a moment."""
@@ -155,12 +153,6 @@ def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
         del rows[known]
     session.add_all(_row(identity, new, now) for identity, new in rows.items())
     return Added(ids=ids, created=len(rows))
-
-
-def delete_texts(session: Session, which: ColumnElement[bool]) -> int:
-    """Delete texts and the content of their jobs' reports. Returns the number of texts."""
-    forget_content(session, which)  # before the texts' rows in job_text go with them
-    return session.exec(delete(Text).where(which)).rowcount
 
 
 def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
@@ -242,6 +234,7 @@ def _row(identity: str, new: NewText, now: datetime) -> Text:
         messages=new.messages,
         words=count_words(new.text) + count_words(new.completion or ""),
         held_out=is_held_out(identity) if new.held_out is None else new.held_out,
+        app=new.app,
         created_at=now,
     )
 

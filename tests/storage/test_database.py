@@ -25,9 +25,10 @@ ADDS_TEXTS = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from pocketllm.storage.database import Database
 from pocketllm.storage.store import Store
 from pocketllm.storage.repositories.texts import NewText
-store = Store.open_for_worker(Path(sys.argv[1]))
+store = Store(Database(Path(sys.argv[1])))
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(20):
@@ -108,7 +109,7 @@ def test_every_connection_is_set_up(path: Path, pragma: str, durable: bool, valu
             assert session.connection().execute(text(f"PRAGMA {pragma}")).scalar() == value
 
 
-@pytest.mark.parametrize("opened_by", [Store.open, Store.open_for_worker])
+@pytest.mark.parametrize("opened_by", [Store.open, lambda path: Store.open_for_worker(path, "job-0", 1)])
 def test_the_daemon_and_the_worker_write_durably(path: Path, opened_by: Callable[[Path], Store]) -> None:
     """A checkpoint on disk must never be ahead of the step log, nor a learned text without its record."""
     Store.open(path).close()

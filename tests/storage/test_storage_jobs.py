@@ -49,7 +49,7 @@ def in_state(store: Store, state: JobState) -> Job:
     """A job that has come to a state on the usual way."""
     job_id = create(store).id
     if state not in (QUEUED, JobState.CANCELLED):
-        store.jobs.start(job_id, parent=None, now=NOW)
+        store.jobs.start(job_id, now=NOW)
     match state:
         case JobState.PAUSED:
             store.jobs.pause(job_id, reasons=["dark"], now=NOW)
@@ -69,7 +69,7 @@ def add(store: Store, *texts: str) -> None:
 #: Every operation, the states in which it is allowed, and the state that it leads to.
 Operation = Callable[[Store, str], Any]
 OPERATIONS: dict[str, tuple[Operation, tuple[JobState, ...], JobState]] = {
-    "start": (lambda store, job: store.jobs.start(job, parent=None, now=LATER), (QUEUED, PAUSED), RUNNING),
+    "start": (lambda store, job: store.jobs.start(job, now=LATER), (QUEUED, PAUSED), RUNNING),
     "pause": (lambda store, job: store.jobs.pause(job, reasons=["rain"], now=LATER), (RUNNING,), PAUSED),
     "crashed": (
         lambda store, job: store.jobs.crashed(job, error="bang", attempts=1, retry_at=LATER, now=LATER),
@@ -125,15 +125,18 @@ def test_a_job_is_queued_as_it_was_asked_for(store: Store) -> None:
 
 
 def test_the_first_start_fixes_the_texts_and_the_parent(store: Store) -> None:
+    in_state(store, JobState.SUCCEEDED)  # whose adapter "first" is served
     add(store, "one two", "three")
     job = create(store)
-    started = store.jobs.start(job.id, parent="adapter-1", now=NOW)
-    assert (started.texts, started.words, started.parent, started.started_at) == (2, 3, "adapter-1", NOW)
+    started = store.jobs.start(job.id, now=NOW)
+    assert (started.texts, started.words, started.parent, started.started_at) == (2, 3, "first", NOW)
 
     add(store, "too late")
     store.jobs.pause(job.id, reasons=["dark"], now=NOW)
-    resumed = store.jobs.start(job.id, parent="adapter-2", now=LATER)
-    assert (resumed.texts, resumed.words, resumed.parent, resumed.started_at) == (2, 3, "adapter-1", NOW)
+    store.adapters.roll_back("tiny", usable=lambda name: True, now=NOW)
+    resumed = store.jobs.start(job.id, now=LATER)
+    assert (resumed.texts, resumed.words, resumed.parent, resumed.started_at) == (2, 3, "first", NOW)
+    assert (started.starts, resumed.starts) == (1, 2)
     assert {text.text for text in store.texts.of_job(job.id)} == {"one two", "three"}
     assert [event.kind for event in store.jobs.events(job.id)] == [
         *("queued", "started", "compared with", "paused", "resumed"),
@@ -146,9 +149,9 @@ def test_open_jobs_come_running_first_then_the_owners_now_then_by_age(store: Sto
 
     running, old, paused, young = queue(9), queue(1), queue(2), queue(3)
     now, later_now = queue(7, immediate=True), queue(8, immediate=True)
-    store.jobs.start(paused, parent=None, now=NOW)
+    store.jobs.start(paused, now=NOW)
     store.jobs.pause(paused, reasons=["dark"], now=NOW)
-    store.jobs.start(running, parent=None, now=NOW)
+    store.jobs.start(running, now=NOW)
     store.jobs.cancel(queue(0), message="no", now=NOW)
     assert [job.id for job in store.jobs.open()] == [running, now, later_now, old, paused, young]
 
@@ -181,7 +184,7 @@ def test_a_pause_has_reasons_and_the_next_start_takes_them_off(store: Store) -> 
     store.jobs.pause(job.id, reasons=["dark", "cold"], now=LATER)
     assert store.jobs.get(job.id).reasons == ["dark", "cold"]
     assert store.jobs.events(job.id)[-1].message == "dark; cold"
-    assert store.jobs.start(job.id, parent=None, now=LATER).reasons == []
+    assert store.jobs.start(job.id, now=LATER).reasons == []
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -207,7 +210,7 @@ def test_a_crash_is_kept_with_its_number_and_the_time_of_the_next_try(store: Sto
 def test_a_pause_takes_earlier_crashes_off_only_after_a_step(store: Store, progressed: bool, attempts: int) -> None:
     job = in_state(store, RUNNING)
     store.jobs.crashed(job.id, error="bang", attempts=2, retry_at=NOW, now=NOW)
-    assert store.jobs.start(job.id, parent=None, now=NOW).attempts == 2
+    assert store.jobs.start(job.id, now=NOW).attempts == 2
     store.jobs.pause(job.id, reasons=["dark"], now=NOW, progressed=progressed)
     assert store.jobs.get(job.id).attempts == attempts
 
@@ -217,7 +220,7 @@ def test_a_job_that_has_ended_waits_for_nothing(store: Store, name: str, kind: s
     job = in_state(store, RUNNING)
     store.jobs.crashed(job.id, error="bang", attempts=1, retry_at=LATER, now=NOW)
     if name == "succeed":
-        store.jobs.start(job.id, parent=None, now=NOW)
+        store.jobs.start(job.id, now=NOW)
     OPERATIONS[name][0](store, job.id)
     ended = store.jobs.get(job.id)
     assert (ended.reasons, ended.not_before, ended.finished_at) == ([], None, LATER)
@@ -261,7 +264,7 @@ def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(st
     fast = in_state(store, RUNNING)
     store.jobs.succeed(fast.id, adapter=adapter("fast", fast.id), publish=True, now=NOW)
     add(store, "three")
-    store.jobs.start(slow.id, parent="fast", now=NOW)
+    store.jobs.start(slow.id, now=NOW)
     row = adapter("slow", slow.id)
     row.outcome = outcome
     store.jobs.succeed(slow.id, adapter=row, publish=outcome is Outcome.LEARNED, now=LATER)
@@ -314,10 +317,10 @@ def test_of_eight_threads_that_start_a_job_exactly_one_does(store: Store) -> Non
     add(store, "one two")
     job, barrier = create(store), threading.Barrier(8)
 
-    def start(number: int) -> bool:
+    def start(_number: int) -> bool:
         barrier.wait()
         try:
-            store.jobs.start(job.id, parent=f"of thread {number}", now=NOW)
+            store.jobs.start(job.id, now=NOW)
         except WrongState:
             return False
         return True
@@ -325,5 +328,5 @@ def test_of_eight_threads_that_start_a_job_exactly_one_does(store: Store) -> Non
     with ThreadPoolExecutor(8) as threads:
         won = list(threads.map(start, range(8)))
     assert won.count(True) == 1
-    assert store.jobs.get(job.id).parent == f"of thread {won.index(True)}"
+    assert store.jobs.get(job.id).starts == 1
     assert [event.kind for event in store.jobs.events(job.id)] == ["queued", "started", "compared with"]

@@ -12,8 +12,8 @@ from pocketllm.storage.errors import WrongState
 from pocketllm.storage.repositories.reports import NewReport
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, Outcome
-from tests.support.workers import NOW, queue_job
+from pocketllm.storage.tables import Adapter, Job, JobState, Outcome
+from tests.support.workers import NOW, delete_text, queue_job
 
 NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
 #: Longer than a page of the database.
@@ -80,11 +80,11 @@ def test_a_deleted_text_takes_the_content_with_it_and_leaves_the_numbers(store: 
     gone, kept = add(store, "gone", "kept")
     with_it = queue_job(store)
     end(store, with_it, report())
-    store.texts.delete(gone)
+    delete_text(store, gone)
     assert content_of(store, with_it) is None
     with closing(connect(tmp_path / "pocketllm.db")) as raw:
         assert raw.execute("SELECT content FROM report").fetchall() == [(None,)]
-    store.texts.delete(kept)
+    delete_text(store, kept)
     assert content_of(store, with_it) is None
 
 
@@ -100,7 +100,7 @@ def test_the_contents_bytes_are_gone_from_every_file(tmp_path: Path, reopened: b
         store.close()
         store = Store.open(tmp_path / "pocketllm.db")
     assert b"xyzzy" in on_disk(tmp_path)
-    store.texts.delete(gone)
+    delete_text(store, gone)
     assert b"xyzzy" not in on_disk(tmp_path)
     assert content_of(store, job) is None
     store.close()
@@ -111,7 +111,7 @@ def test_reports_of_jobs_that_never_saw_the_text_keep_their_content(store: Store
     early = queue_job(store)
     end(store, early, report())
     [late] = add(store, "late")
-    store.texts.delete(late)
+    delete_text(store, late)
     assert content_of(store, early) == CONTENT
 
 
@@ -126,7 +126,7 @@ def test_a_job_that_went_on_from_the_texts_adapter_loses_its_content_too(store: 
         store.jobs.set_parent(job.id, start)
         jobs.append(job)
         start = end(store, job, report())
-    store.texts.delete(gone)
+    delete_text(store, gone)
     beside = queue_job(store)  # from the base, after the text has gone
     end(store, beside, report())
     assert [content_of(store, job) for job in (first, *jobs)] == [None] * 3
@@ -136,6 +136,8 @@ def test_a_job_that_went_on_from_the_texts_adapter_loses_its_content_too(store: 
 def test_a_text_that_was_deleted_while_the_job_ran_leaves_no_content(store: Store) -> None:
     gone, _ = add(store, "gone", "kept")
     job = queue_job(store)
-    store.texts.delete(gone)
+    delete_text(store, gone)
+    assert store.jobs.get(job.id).state is JobState.PAUSED
+    store.jobs.start(job.id, now=NOW)
     end(store, job, report())
-    assert content_of(store, job) is None
+    assert content_of(store, job) == CONTENT, "it has started again without the text"

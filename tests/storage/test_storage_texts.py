@@ -13,7 +13,7 @@ from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Kind, Outcome
-from tests.support.workers import NOW, queue_job
+from tests.support.workers import NOW, delete_text, queue_job
 
 
 @pytest.fixture
@@ -173,15 +173,15 @@ def test_what_is_not_there_is_named(store: Store) -> None:
     with pytest.raises(NotFound, match="'text-none'"):
         store.texts.page(after="text-none", limit=1)
     with pytest.raises(NotFound, match="'text-none'"):
-        store.texts.delete("text-none")
+        delete_text(store, "text-none")
 
 
 def test_a_deleted_text_is_gone_and_only_that_one(store: Store) -> None:
     kept, gone = add(store, "kept", "gone")
-    store.texts.delete(gone)
+    delete_text(store, gone)
     assert [text.id for text in store.texts.page(after=None, limit=10)] == [kept]
     with pytest.raises(NotFound):
-        store.texts.delete(gone)
+        delete_text(store, gone)
 
 
 @pytest.mark.parametrize("repeats", [1, 20, 3000])
@@ -197,7 +197,7 @@ def test_a_deleted_texts_bytes_are_gone_from_every_file(tmp_path: Path, repeats:
         store.close()
         store = Store.open(tmp_path / "pocketllm.db")
     assert b"xyzzy" in on_disk(tmp_path) and b"plugh" in on_disk(tmp_path)
-    store.texts.delete(secret)
+    delete_text(store, secret)
     assert b"xyzzy" not in on_disk(tmp_path) and b"plugh" not in on_disk(tmp_path)
     assert b"filler 59" in on_disk(tmp_path)
     store.close()
@@ -211,7 +211,7 @@ def on_disk(folder: Path) -> bytes:
 def test_a_deleted_text_leaves_the_running_job(store: Store) -> None:
     kept, gone = add(store, "kept", "gone")
     job = queue_job(store)
-    store.texts.delete(gone)
+    delete_text(store, gone)
     assert [text.id for text in store.texts.of_job(job.id)] == [kept]
 
 
@@ -219,7 +219,7 @@ def test_a_text_that_comes_back_after_deletion_is_new(store: Store) -> None:
     [identity] = add(store, "one two")
     learn(store, queue_job(store).id)
     running = queue_job(store)
-    store.texts.delete(identity)
+    delete_text(store, identity)
     assert add(store, "one two") == (identity,)
     assert store.texts.counts().new_words == 2
     assert store.texts.of_job(running.id) == []
@@ -234,7 +234,7 @@ def test_words_are_new_until_a_job_has_learned_them(store: Store) -> None:
     learn(store, job.id)
     assert (store.texts.counts().texts, store.texts.counts().new_words) == (2, 2)
     assert (store.texts.get(first).learned_in, store.texts.get(second).learned_in) == (job.id, None)
-    store.texts.delete(second)
+    delete_text(store, second)
     assert (store.texts.counts().texts, store.texts.counts().new_words) == (1, 0)
 
 

@@ -15,9 +15,15 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from pocketllm.daemon.processes import started_ticks
 from tests.support.daemon_documents import ADAPTERS, ANSWER, JOB, PLAN, REPORT, RUNNING, STATUS, SUCCEEDED, Document
 
 TOKEN = "owner-token"
+
+
+def announcement(url: str) -> Document:
+    """The `daemon.json` of a daemon in this process."""
+    return {"pid": os.getpid(), "process_started": started_ticks(os.getpid()), "url": url, "socket": None}
 
 
 class DaemonDouble:
@@ -53,7 +59,7 @@ class DaemonDouble:
         """Write the files by which commands find a daemon; returns the folder."""
         data_dir.mkdir(parents=True, exist_ok=True)
         (data_dir / "tokens.json").write_text(json.dumps({"owner": token}))
-        (data_dir / "daemon.json").write_text(json.dumps({"pid": os.getpid(), "url": self.url}))
+        (data_dir / "daemon.json").write_text(json.dumps(announcement(self.url)))
         return data_dir
 
     def bodies(self, method: str, path: str) -> list[Any]:

@@ -90,13 +90,14 @@ class FakeRunner:
     ended: Exit | None = None
     started: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    cpu_seconds: float | None = None
 
     @property
     def pid(self) -> int | None:
         """See Runner."""
         return 4711 if self.job_id else None
 
-    def start(self, job_id: str) -> None:
+    def start(self, job_id: str, start: int) -> None:
         """See Runner."""
         assert self.job_id is None
         self.job_id = job_id

@@ -47,7 +47,7 @@ def learn(
         immediate=True,
         now=NOW,
     )
-    job = store.jobs.start(job.id, parent=parent, now=NOW)
+    job = store.jobs.set_parent(store.jobs.start(job.id, now=NOW).id, parent)
     full = settings.mode == "full"
     model_folder = open_model_folder(folder.adapter(parent) if parent and full else folder.models / "tiny")
     model = LanguageModel(model_folder)

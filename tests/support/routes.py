@@ -6,10 +6,8 @@ from typing import Any
 from starlette.routing import BaseRoute, Route
 
 OPEN = [
-    *(("GET", "/health"), ("GET", "/status"), ("GET", "/metrics"), ("GET", "/runs"), ("GET", "/events")),
-    ("GET", "/ledger"),  # the former name of /runs
-    *(("GET", "/history"), ("GET", "/"), ("GET", "/dashboard/{name}")),
-    *(("GET", "/jobs"), ("GET", "/jobs/{job_id}")),
+    *(("GET", "/health"), ("GET", "/jobs")),
+    *(("GET", "/"), ("GET", "/dashboard/{name}")),
 ]
 
 

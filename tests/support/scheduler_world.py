@@ -18,6 +18,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, Outcome, Step
 from tests.support.fixed_plan import fixed_plan
 from tests.support.in_process_app import Clock, FakeRunner, FixedSensor
+from tests.support.workers import write_adapter_files
 
 
 @contextmanager
@@ -89,5 +90,6 @@ class SchedulerWorld:
         """Let the worker end its job well."""
         now = self.clock.now
         row = Adapter(id=f"of-{job_id}", job_id=job_id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
+        write_adapter_files(self.folder.adapter(row.id))
         self.store.jobs.succeed(job_id, adapter=row, publish=True, now=now)
         self.runner.ends(0)

@@ -12,6 +12,7 @@ from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Requester
@@ -40,7 +41,7 @@ def notes(count: int = 30) -> list[NewText]:
 def queue_job(
     store: Store, *, seed: int = 0, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING
 ) -> Job:
-    """A job for the tiny model, marked as running."""
+    """A job for the tiny model, marked as running, from the base model on."""
     job = store.jobs.create(
         model="tiny",
         seed=seed,
@@ -51,7 +52,20 @@ def queue_job(
         immediate=True,
         now=NOW,
     )
-    return store.jobs.start(job.id, parent=None, now=NOW)
+    store.jobs.start(job.id, now=NOW)
+    return store.jobs.set_parent(job.id, None)
+
+
+def write_adapter_files(folder: Path) -> None:
+    """What an adapter's folder contains, as far as only its being there matters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (folder / name).write_bytes(b"x")
+
+
+def delete_text(store: Store, text_id: str) -> None:
+    """Delete a text, and its bytes in the log."""
+    assert store.deletions.erase([store.deletions.text(text_id, now=NOW)])
 
 
 def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
@@ -64,6 +78,8 @@ def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
         str(folder.root),
         "--job",
         job.id,
+        "--start",
+        str(job.starts),
     ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
 

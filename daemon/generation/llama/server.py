@@ -232,7 +232,7 @@ def _command(plan: ServerPlan, host: str) -> list[str]:
 
 def _body(sampling: Sampling) -> dict[str, Any]:
     """The request: temperature, then top_p, as in engine/generate/sampling.py, and no other samplers."""
-    greedy = sampling.temperature == 0
+    greedy = sampling.is_greedy
     return _NEUTRAL | {
         "n_predict": sampling.max_tokens,
         "samplers": ["top_k"] if greedy else ["temperature", "top_p"],

@@ -33,8 +33,7 @@ def start(store: Store, text: str | None = None, *, model: str = "tiny") -> Job:
         immediate=True,
         now=NOW,
     )
-    serving = store.adapters.serving(model)
-    return store.jobs.start(job.id, parent=serving.id if serving else None, now=NOW)
+    return store.jobs.start(job.id, now=NOW)
 
 
 def succeed(store: Store, job: Job, name: str) -> None:
@@ -49,11 +48,11 @@ def chain(store: Store, *names: str, model: str = "tiny") -> None:
 
 
 def roll_back(store: Store, *, gone: tuple[str, ...] = (), model: str = "tiny") -> Change:
-    return store.adapters.roll_back(model, usable=lambda name: name not in gone, now=NOW)
+    return store.adapters.roll_back(model, usable=lambda adapter: adapter.id not in gone, now=NOW)
 
 
 def serve(store: Store, name: str, *, gone: tuple[str, ...] = ()) -> Change:
-    return store.adapters.serve(name, usable=lambda name: name not in gone, now=NOW)
+    return store.adapters.serve(name, usable=lambda adapter: adapter.id not in gone, now=NOW)
 
 
 def served(store: Store, model: str = "tiny") -> str | None:
@@ -111,7 +110,7 @@ def test_a_job_that_started_from_what_was_rolled_back_does_not_bring_it_back(sto
         store.jobs.pause(job.id, reasons=["dark"], now=NOW)
     roll_back(store)
     if paused:
-        store.jobs.start(job.id, parent="a", now=NOW)
+        store.jobs.start(job.id, now=NOW)
     succeed(store, job, "c")
     assert served(store) == "a"
     assert store.jobs.get(job.id).state is JobState.SUCCEEDED
@@ -128,7 +127,7 @@ def test_a_job_that_is_queued_starts_from_what_is_served_then(store: Store) -> N
         model="tiny", seed=0, total_steps=8, settings={}, requested_by=Requester.OWNER, immediate=True, now=NOW
     )
     roll_back(store)
-    job = store.jobs.start(queued.id, parent=served(store), now=NOW)
+    job = store.jobs.start(queued.id, now=NOW)
     succeed(store, job, "c")
     assert (job.parent, served(store)) == ("a", "c")
 

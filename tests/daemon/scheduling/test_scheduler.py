@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
+from pocketllm.daemon.scheduling.attempts import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
-from pocketllm.daemon.scheduling.scheduler import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState, Requester
 from tests.support.in_process_app import FakeRunner
@@ -208,6 +208,22 @@ def test_what_a_job_was_given_up_over_is_not_tried_again_by_itself(world: Schedu
     assert world.store.jobs.page(after=None, limit=1)[0].texts == 3
 
 
+@pytest.mark.parametrize(("end", "again"), [("withdrawn", False), ("failed", True)])
+def test_a_day_after_a_failure_its_text_is_tried_again(world: SchedulerWorld, end: str, again: bool) -> None:
+    world.add(20)
+    world.tick()
+    job_id = world.only_job().id
+    if end == "withdrawn":
+        world.scheduler.cancel(job_id, world.clock.now)
+    else:
+        world.store.jobs.fail(job_id, error="too little memory", now=world.clock.now)
+        world.runner.ends(0)
+    world.tick(86_000)
+    assert world.runner.started == [job_id]
+    world.tick(1_000)
+    assert (len(world.runner.started) == 2) is again
+
+
 def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: SchedulerWorld, running: str) -> None:
     for attempt in range(1, MAX_ATTEMPTS):
         world.runner.ends(-9)
@@ -274,7 +290,7 @@ def test_a_clock_that_was_set_back_does_not_prolong_the_wait(world: SchedulerWor
 class NoProcessLeft(FakeRunner):
     """A machine that starts no more processes."""
 
-    def start(self, job_id: str) -> None:
+    def start(self, job_id: str, start: int) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 

@@ -34,7 +34,7 @@ def runner(folder: DataFolder) -> Iterator[WorkerProcess]:
 
 def start(runner: WorkerProcess, job_id: str = NO_JOB) -> int:
     """Start a worker; its process id."""
-    runner.start(job_id)
+    runner.start(job_id, 1)
     assert runner.pid is not None
     return runner.pid
 
@@ -113,7 +113,7 @@ def test_the_log_is_of_the_last_worker_alone(runner: WorkerProcess, folder: Data
 def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) -> None:
     runner = WorkerProcess(DataFolder(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError):
-        runner.start(NO_JOB)
+        runner.start(NO_JOB, 1)
     assert idle(runner)
 
 

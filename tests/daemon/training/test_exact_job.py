@@ -1,5 +1,6 @@
 """Jobs by exact gradients through the real worker: what they make, how they survive, what they continue."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,17 @@ from tests.support.learning import equal
 from tests.support.taught_model import sample_notes
 from tests.support.tiny_architectures import roberta_folder
 from tests.support.tiny_models import tiny_llama_folder
-from tests.support.workers import NOW, data_folder, finish, kill_at, kill_when, notes, queue_job, start_worker
+from tests.support.workers import (
+    NOW,
+    data_folder,
+    delete_text,
+    finish,
+    kill_at,
+    kill_when,
+    notes,
+    queue_job,
+    start_worker,
+)
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
 EXACT = TrainingSettings(
@@ -83,8 +94,6 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     assert all(float(b.abs().max()) > 0 for b in adapter.b.values())
     assert {path.rpartition(".")[2] for path in adapter.a} >= {"q_proj", "gate_proj", "down_proj"}
     assert [row.step for row in store.step_log.steps(job.id)] == list(range(1, job.total_steps + 1))
-    assert not folder.run(job.id).exists()
-    assert not folder.start(job.id).exists()
     assert (folder.models / "tiny" / "samples.safetensors").is_file()
 
 
@@ -193,8 +202,10 @@ def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
     kill_when(start_worker(folder, job), lambda: store.step_log.evaluation(job.id, step) is not None)
     before = store.step_log.evaluation(job.id, step)
     assert before is not None
-    store.texts.delete(next(text.id for text in store.texts.of_job(job.id) if text.held_out))
-    finish(start_worker(folder, job))
+    delete_text(store, next(text.id for text in store.texts.of_job(job.id) if text.held_out))
+    for left in (folder.start(job.id), folder.run(job.id)):  # as the scheduler does then
+        shutil.rmtree(left, ignore_errors=True)
+    finish(start_worker(folder, store.jobs.start(job.id, now=NOW)))
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED, done.error
     start, end = (store.step_log.evaluation(job.id, at) for at in (0, done.total_steps))

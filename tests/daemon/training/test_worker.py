@@ -75,7 +75,6 @@ def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, 
     adapter = store.adapters.all()[0]
     assert adapter.id == job.adapter
     assert adapter.serving is (adapter.outcome is Outcome.LEARNED)
-    assert not folder.start(job.id).exists()
 
 
 @pytest.mark.slow
@@ -88,7 +87,7 @@ def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFold
     store.jobs.pause(second.id, reasons=["test"], now=NOW)
     with store._database.write() as session:
         session.merge(Job(**{**store.jobs.get(second.id).model_dump(), "parent": parent}))
-    finish(start_worker(folder, store.jobs.start(second.id, parent=None, now=NOW)))
+    finish(start_worker(folder, store.jobs.start(second.id, now=NOW)))
     before = store.step_log.evaluation(second.id, 0)
     after_first = store.step_log.evaluation(first.id, TRAINING.steps)
     assert before and after_first

@@ -1,0 +1,73 @@
+"""An adapter's files: whether they are as they were written, and what is served in place of damaged ones."""
+
+import hashlib
+import logging
+from datetime import datetime
+from pathlib import Path
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME as MODEL_WEIGHTS_NAME
+from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter
+
+log = logging.getLogger(__name__)
+
+
+def files_of(folder: Path) -> tuple[Path, Path]:
+    """Description and weights: of a LoRA adapter, or of a full-parameter model."""
+    names = (MANIFEST_NAME, MODEL_WEIGHTS_NAME) if (folder / MANIFEST_NAME).exists() else (CONFIG_NAME, WEIGHTS_NAME)
+    return folder / names[0], folder / names[1]
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of an adapter's files, in hex. Raises OSError."""
+    digest = hashlib.sha256()
+    for file in files_of(folder):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+class AdapterFiles:
+    """Checks adapters. A file is read again only after it has changed."""
+
+    def __init__(self, store: Store, folder: DataFolder) -> None:
+        self._store, self._folder = store, folder
+        self._checked: dict[str, tuple[object, str | None]] = {}  #: id -> state of the files, and their problem
+        #: What was replaced since the daemon started, for people; None: nothing.
+        self.notice: str | None = None
+
+    def problem(self, adapter: Adapter) -> str | None:
+        """What is wrong with an adapter's files; None when they are as they were written."""
+        folder = self._folder.adapter(adapter.id)
+        try:
+            state = [(about.st_ino, about.st_size, about.st_mtime_ns) for about in map(Path.stat, files_of(folder))]
+        except OSError as error:
+            return f"The files of adapter {adapter.id} are gone ({error.strerror})."
+        known = self._checked.get(adapter.id)
+        if known is None or known[0] != state:
+            known = self._checked[adapter.id] = state, self._read(adapter, folder)
+        return known[1]
+
+    def serving(self, model: str, now: datetime) -> Adapter | None:
+        """The serving adapter of a model; None is the base model. Serves an ancestor in place of a damaged one."""
+        serving = self._store.adapters.serving(model)
+        problem = None if serving is None else self.problem(serving)
+        if serving is None or problem is None:
+            return serving
+        change = self._store.adapters.fall_back(
+            serving.id, usable=lambda adapter: self.problem(adapter) is None, problem=problem, now=now
+        )
+        self.notice = f"{problem} Served is {change.serving or 'the base model'}; its texts will be learned again."
+        log.error("%s", self.notice)
+        return self._store.adapters.serving(model)
+
+    def _read(self, adapter: Adapter, folder: Path) -> str | None:
+        try:
+            if adapter.sha256 is None or digest_of(folder) == adapter.sha256:  # older versions stored none
+                return None
+        except OSError as error:
+            return f"The files of adapter {adapter.id} cannot be read ({error.strerror})."
+        return f"The files of adapter {adapter.id} are damaged: they are not what was written."

@@ -1,0 +1,194 @@
+"""Backups: a tar file with the database, the adapters and the owner's token, and the SHA-256 of each.
+
+The database is copied by SQLite's own backup, so the daemon may run meanwhile. Adapters never change once the database
+names them. Models are left out, since they can be imported again.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pocketllm.daemon.adapter_files import digest_of
+from pocketllm.daemon.errors import BackupUnusable
+from pocketllm.daemon.locks import locked
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.formats.model_folder import list_model_folders, open_model_folder
+
+FORMAT = 1
+_MANIFEST, _DATABASE, _TOKENS, _ADAPTERS = "backup.json", "pocketllm.db", "tokens.json", "adapters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is in a backup."""
+
+    created_at: str
+    texts: int
+    jobs: int
+    adapters: int
+    models: list[str]  #: that were imported; they are not in it
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    problem: str | None  #: None: it is as it was written
+
+
+def write_backup(folder: DataFolder, file: BinaryIO, *, now: datetime) -> Contents:
+    """Write a backup of a data folder. Raises BackupUnusable for a damaged database."""
+    folder.exports.mkdir(mode=0o700, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.exports) as scratch,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        snapshot = Path(scratch) / _DATABASE
+        counts = _snapshot(folder.database, snapshot)
+        members = {_DATABASE: snapshot, _TOKENS: folder.tokens}
+        members |= {
+            f"{_ADAPTERS}/{path.relative_to(folder.adapters)}": path
+            for identity in counts["ids"]
+            for path in sorted(folder.adapter(identity).rglob("*"))
+            if path.is_file()
+        }
+        sums = {name: _added(tar, name, path) for name, path in members.items() if path.is_file()}
+        contents = Contents(
+            created_at=now.isoformat(),
+            texts=counts["texts"],
+            jobs=counts["jobs"],
+            adapters=len(counts["ids"]),
+            models=[model.manifest.name for model in list_model_folders(folder.models)],
+            bytes=sum(path.stat().st_size for path in members.values() if path.is_file()),
+        )
+        text = json.dumps({"format": FORMAT, "sha256": sums, "contents": contents.__dict__}).encode()
+        about = tarfile.TarInfo(_MANIFEST)
+        about.size, about.mode = len(text), 0o600
+        tar.addfile(about, io.BytesIO(text))
+    return contents
+
+
+def read_backup(file: Path, into: Path) -> Contents:
+    """Unpack a backup into an empty folder. Raises BackupUnusable unless all of it is as it was written."""
+    try:
+        with tarfile.open(file) as tar:
+            tar.extractall(into, filter="data")
+        manifest = json.loads((into / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise BackupUnusable(f"{file} is of a newer PocketLLM (format {manifest['format']}).")
+        damaged = [name for name, digest in manifest["sha256"].items() if _digest(into / name) != digest]
+        contents = Contents(**manifest["contents"])
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
+        raise BackupUnusable(f"{file} is no backup, or it is cut short: {error}") from error
+    if damaged:
+        raise BackupUnusable(f"{file} is damaged: {damaged[0]} is not what was written.")
+    return contents
+
+
+def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents, Path | None]:
+    """Put a backup in the place of what is in a data folder. Returns it, and where the former contents are now.
+
+    Raises BackupUnusable, before any change, if the backup is damaged or a daemon runs on the folder.
+    """
+    folder.make()
+    with locked(folder.daemon_lock) as acquired:
+        if not acquired:
+            raise BackupUnusable(f"A daemon runs on {folder.root}. Stop it first.")
+        with tempfile.TemporaryDirectory(dir=folder.root, prefix=".restore-") as scratch:
+            contents = read_backup(file, Path(scratch))
+            former = folder.root / f"before-restore-{now:%Y%m%dT%H%M%SZ}"
+            there = [path for path in _replaced(folder) if path.exists()]
+            if there:
+                former.mkdir(mode=0o700)
+            for path in there:
+                path.rename(former / path.name)
+            for name in (_TOKENS, _ADAPTERS, _DATABASE):  # the database last: without it, the folder is empty
+                if (Path(scratch) / name).exists():
+                    shutil.move(Path(scratch) / name, folder.root / name)
+    return contents, former if there else None
+
+
+def verify(folder: DataFolder) -> Iterator[Check]:
+    """Look at the database, at each adapter, and at the weights of each model."""
+    yield Check(name="database", problem=_database_problem(folder.database))
+    with closing(sqlite3.connect(f"file:{folder.database}?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT id, sha256 FROM adapter ORDER BY created_at").fetchall()
+    for identity, digest in rows:
+        try:
+            sound = digest is None or digest_of(folder.adapter(identity)) == digest
+            problem = None if sound else "it is not what was written"
+        except OSError as error:
+            problem = f"{error.strerror}"
+        yield Check(name=f"adapter {identity}", problem=problem)
+    for model in sorted(folder.models.iterdir()) if folder.models.is_dir() else ():
+        if not model.name.startswith("."):
+            try:
+                open_model_folder(model, verify=True)
+                yield Check(name=f"model {model.name}", problem=None)
+            except (ModelFileError, ModelNotFound) as error:
+                yield Check(name=f"model {model.name}", problem=str(error))
+
+
+def _database_problem(path: Path) -> str | None:
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            found = [row[0] for row in database.execute("PRAGMA integrity_check(1)")]
+            orphans = database.execute("PRAGMA foreign_key_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    if found != ["ok"]:
+        return str(found[0])
+    return None if orphans is None else f"a row of {orphans[0]} refers to what is gone"
+
+
+def _snapshot(database: Path, target: Path) -> dict[str, Any]:
+    """Copy a database while it is in use; returns what is in the copy."""
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            target.chmod(0o600)
+            source.backup(copy)
+            if (found := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise BackupUnusable(f"The database {database} is damaged: {found}")
+            return {
+                "texts": copy.execute("SELECT count(*) FROM text").fetchone()[0],
+                "jobs": copy.execute("SELECT count(*) FROM job").fetchone()[0],
+                "ids": [row[0] for row in copy.execute("SELECT id FROM adapter")],
+            }
+    except sqlite3.DatabaseError as error:
+        raise BackupUnusable(f"The database {database} cannot be read: {error}.") from error
+
+
+def _replaced(folder: DataFolder) -> list[Path]:
+    """What a restore replaces: the database with its log, tokens, adapters, and what belongs to open jobs."""
+    database = [folder.database.with_name(folder.database.name + end) for end in ("", "-wal", "-shm")]
+    return [*database, folder.tokens, folder.adapters, folder.starts, folder.runs]
+
+
+def _added(tar: tarfile.TarFile, name: str, path: Path) -> str:
+    """Add a file, readable by its owner alone; returns its SHA-256."""
+    about = tar.gettarinfo(path, name)
+    about.mode, about.uid, about.gid, about.uname, about.gname = 0o600, 0, 0, "", ""
+    with path.open("rb") as content:
+        tar.addfile(about, content)
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,151 @@
+"""Deleting texts, with what was derived from them, and a receipt for each deletion.
+
+Deleted bytes are overwritten in the database file at once (secure_delete), but the write-ahead log has them until it is
+cut, which another process's reading prevents. So a deletion is pending until the log was cut after it.
+"""
+
+import secrets
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, func, null
+from sqlmodel import Session, col, delete, select, update
+
+from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.adapters import serving_adapter, start_of, use_newest
+from pocketllm.storage.repositories.step_log import forget_steps
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
+
+_AGAIN = "one of its texts was deleted: it starts again without it"
+
+
+class DeletionStore:
+    """Every query about deletions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def text(self, text_id: str, *, now: datetime) -> Deletion:
+        """Delete a text. Raises NotFound."""
+        return self._delete(col(Text.id) == text_id, f"There is no text {text_id!r}.", now)
+
+    def source(self, source: str, *, now: datetime) -> Deletion:
+        """Delete all texts of a source. Raises NotFound."""
+        return self._delete(col(Text.source) == source, f"There is no text of the source {source!r}.", now)
+
+    def app(self, app: str, *, now: datetime) -> Deletion:
+        """Delete all texts that an app has sent. Raises NotFound."""
+        return self._delete(col(Text.app) == app, f"There is no text of the app {app!r}.", now)
+
+    def get(self, deletion_id: str) -> Deletion:
+        """The receipt with this id. Raises NotFound."""
+        with self._database.read() as session:
+            found = session.get(Deletion, deletion_id)
+        if found is None:
+            raise NotFound(f"There is no deletion {deletion_id!r}.")
+        return found
+
+    def pending(self) -> list[Deletion]:
+        """The deletions whose bytes may still be in the log."""
+        with self._database.read() as session:
+            return list(session.exec(select(Deletion).where(col(Deletion.erased).is_(False))))
+
+    def restarted(self, deletion_id: str) -> None:
+        """The files of the jobs that start again are deleted."""
+        self._set([deletion_id], restarts=[])
+
+    def rebuilt_by(self, deletion_id: str, job_id: str) -> None:
+        """A job was queued to learn again what is left."""
+        self._set([deletion_id], job=job_id)
+
+    def erase(self, pending: Sequence[Deletion]) -> bool:
+        """Cut the log, and mark these deletions as erased; False while another process reads."""
+        if not pending:
+            return True
+        if not self._database.truncate_log():
+            return False
+        self._set([deletion.id for deletion in pending], erased=True)
+        return True
+
+    def _delete(self, which: ColumnElement[bool], missing: str, now: datetime) -> Deletion:
+        with self._database.write() as session:
+            deletion = delete_texts(session, which, now)
+        if deletion is None:
+            raise NotFound(f"{missing} GET /texts lists those that are here.")
+        return deletion
+
+    def _set(self, ids: Sequence[str], **values: object) -> None:
+        with self._database.write() as session:
+            session.exec(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
+
+
+def delete_texts(session: Session, which: ColumnElement[bool], now: datetime) -> Deletion | None:
+    """Delete texts and what was derived from them; returns the receipt, or None when there is no such text.
+
+    Reports lose their words, open jobs start again, and what is served is the newest adapter that has not learned any
+    of the texts. Texts that only later adapters have learned become new again.
+    """
+    texts = session.exec(select(func.count()).select_from(Text).where(which)).one()
+    if not texts:
+        return None
+    jobs = _knowing(session, which)
+    session.exec(update(Report).where(col(Report.job_id).in_(jobs)).values(content=null()))
+    adapters = list(session.exec(select(Adapter).where(col(Adapter.job_id).in_(jobs))))
+    affected = {adapter.id for adapter in adapters}
+    replaced = False
+    for model in {adapter.model for adapter in adapters}:
+        serving = serving_adapter(session, model)
+        if serving is not None and serving.id in affected:
+            use_newest(session, serving, usable=lambda adapter: adapter.id not in affected)
+            replaced = True
+    session.exec(delete(Text).where(which))
+    deletion = empty_deletion(session, now)
+    deletion.texts, deletion.adapters, deletion.replaced = texts, sorted(affected), replaced
+    deletion.restarts = _restarted(session, jobs, now)
+    return deletion
+
+
+def empty_deletion(session: Session, now: datetime) -> Deletion:
+    """A receipt for the deletion of something that nothing was derived from."""
+    deletion = Deletion(id=f"deletion-{secrets.token_hex(6)}", at=now, texts=0)
+    session.add(deletion)
+    return deletion
+
+
+def _knowing(session: Session, texts: ColumnElement[bool]) -> set[str]:
+    """The jobs that use one of the texts, and those that start from the adapters of such jobs, and so on."""
+    using: Select[Any] = (
+        select(col(JobText.job_id).label("id")).join(Text, col(Text.id) == col(JobText.text_id)).where(texts)
+    )
+    knowing = using.cte("knowing", recursive=True)
+    descending = (
+        select(col(Job.id))
+        .join(Adapter, col(Adapter.id) == col(Job.parent))
+        .join(knowing, col(Adapter.job_id) == knowing.c.id)
+    )
+    return set(session.exec(select(knowing.union(descending).c.id)))
+
+
+def _restarted(session: Session, jobs: Collection[str], now: datetime) -> list[str]:
+    """Let the open ones of these jobs start again. A worker that is at one cannot write to it any more."""
+    restarted = []
+    for job in session.exec(select(Job).where(col(Job.id).in_(jobs), col(Job.state).in_(OPEN_STATES))):
+        own = select(func.count(), func.coalesce(func.sum(Text.words), 0)).join(
+            JobText, col(JobText.text_id) == col(Text.id)
+        )
+        job.texts, job.words = session.exec(own.where(JobText.job_id == job.id)).one()
+        if job.started_at is None:
+            continue
+        forget_steps(session, job)
+        start, serving = start_of(session, job), serving_adapter(session, job.model)
+        job.parent = start.id if start and start.mode == job.mode else None
+        job.compared_with = job.start_from or (serving.id if serving else BASE)
+        job.starts += 1
+        if job.state is JobState.RUNNING:
+            job.state = JobState.PAUSED
+        job.reasons = [_AGAIN]
+        session.add(Event(job_id=job.id, at=now, kind="began anew", message=_AGAIN))
+        restarted.append(job.id)
+    return restarted
