@@ -49,7 +49,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         responses=problems.PROBLEM_RESPONSES,
     )
     app.state.services = services
-    app.state.credentials = credentials = Credentials(token, services.store.tokens)
+    app.state.credentials = credentials = Credentials(token, services.store.tokens, services.now)
     app.state.ingest = ingest = Ingest(services.store.texts, services.now)
     app.state.sessions = dashboard.Sessions(credentials, services.now)
     for module in (

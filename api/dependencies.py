@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from pocketllm.api.errors import Problem
+from pocketllm.api.security.tokens import OWNERS, Scope
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.services import Services
 
@@ -31,13 +32,26 @@ def resolve_adapter(services: Services, name: str) -> tuple[str | None, Path | N
     if name == BASE:
         return None, None
     if name == SERVING:
-        serving = services.store.adapters.serving(services.settings.model)
+        serving = services.scheduler.adapter_files.serving(services.settings.model, services.now())
         return (serving.id, services.folder.adapter(serving.id)) if serving else (None, None)
     row = services.store.adapters.get(name)
     if row.model != services.settings.model:
         detail = f"Adapter {row.id} belongs to the model {row.model}, but {services.settings.model} is in use."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
+    if problem := services.scheduler.adapter_files.problem(row):
+        raise Problem(HTTPStatus.CONFLICT, f"{problem} GET /adapters lists the others.", param="adapter")
     return row.id, services.folder.adapter(row.id)
+
+
+def app_of(request: Request) -> str | None:
+    """The name of the app that sends a request; None for the owner."""
+    caller = request.scope.get("state", {}).get("caller")
+    return None if caller is None or caller in OWNERS else str(caller)
+
+
+def may_monitor(request: Request) -> bool:
+    """Whether the caller may see what could hold words of the owner's."""
+    return bool(request.state.scopes & {Scope.MONITOR, Scope.ADMIN})
 
 
 async def json_only(request: Request) -> None:

@@ -3,14 +3,17 @@
 The shape is RFC 9457's, with an `error` object beside it for OpenAI's clients.
 """
 
+import errno
 from collections.abc import Sequence
 from http import HTTPStatus
+from reprlib import Repr
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pocketllm.api.responses import ProblemResponse
 from pocketllm.daemon import errors as daemon
@@ -22,6 +25,8 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.NotFound, HTTPStatus.NOT_FOUND),
     (storage.WrongState, HTTPStatus.CONFLICT),
     (storage.AlreadyThere, HTTPStatus.CONFLICT),
+    (storage.DatabaseFull, HTTPStatus.INSUFFICIENT_STORAGE),
+    (storage.StorageTrouble, HTTPStatus.SERVICE_UNAVAILABLE),
     (storage.StorageError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (daemon.NothingToLearn, HTTPStatus.CONFLICT),
     (daemon.ModelNotReady, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -41,6 +46,9 @@ _RETRY_SECONDS = 5
 #: The most validation errors in a response, and the most characters of a refused name or value in it.
 _FINDINGS = 5
 _VALUE_CHARACTERS = 60
+#: Shows the beginning of a value, however large it is.
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 4 * _VALUE_CHARACTERS
 
 TOO_LARGE = "The request is too large (setting max_body_bytes). Send it in parts."
 
@@ -70,15 +78,22 @@ class ProblemOut(BaseModel):
     error: ErrorOut
 
 
+def _problem_schema() -> dict[str, Any]:
+    """Without $defs, which OpenAPI would resolve elsewhere."""
+    schema = ProblemOut.model_json_schema()
+    schema["properties"]["error"] = schema.pop("$defs")["ErrorOut"]
+    return schema
+
+
 #: The error responses of every route, for OpenAPI.
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": (
             "An error: 401 no or a wrong token, 403 a token without the scope, or a foreign Host or Origin, 404 no "
             "such thing, 409 not in this state, 413 too large, 415 another content type, 422 a value that makes no "
-            "sense, 429 and 503 too much at once (see Retry-After), 500 our fault"
+            "sense, 429 and 503 too much at once (see Retry-After), 507 a full disk, 500 our fault"
         ),
-        "content": {ProblemResponse.media_type: {"schema": ProblemOut.model_json_schema()}},
+        "content": {ProblemResponse.media_type: {"schema": _problem_schema()}},
     }
 }
 
@@ -107,7 +122,7 @@ def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | Non
 def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> ProblemResponse:
     """The response for an error."""
     headers = {}
-    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE):
         headers["Retry-After"] = str(_RETRY_SECONDS)
     if status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
         headers["X-Should-Retry"] = "false"
@@ -149,11 +164,20 @@ def install(app: FastAPI) -> None:
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return problem_response(status, detail, code=code_for(status), param=param)
 
-    async def http(_request: Request, error: Exception) -> ProblemResponse:
+    async def system(_request: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, OSError)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        detail = f"There is no room on the disk ({error.strerror}). Free some space, then try again."
+        return problem_response(HTTPStatus.INSUFFICIENT_STORAGE, detail, code="disk_full")
+
+    async def http(request: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
         response = problem_response(status, _HINTS.get(status, error.detail), code=code_for(status))
-        response.headers.update(error.headers or {})  # such as Allow, which belongs to 405
+        response.headers.update(error.headers or {})
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:  # the router names the methods of one function alone
+            response.headers["Allow"] = ", ".join(method for method in _METHODS if _is_routed(request, method))
         return response
 
     async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
@@ -164,12 +188,20 @@ def install(app: FastAPI) -> None:
 
     for kind in (storage.StorageError, daemon.DaemonError, mezo.MezoError):
         app.add_exception_handler(kind, known)
+    app.add_exception_handler(OSError, system)
     app.add_exception_handler(Problem, own)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
 
 
+def _is_routed(request: Request, method: str) -> bool:
+    """Whether the request's path has a route for this method."""
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+
+_METHODS = ("DELETE", "GET", "POST")
 _HINTS = {
     HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
     HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list the routes.",
@@ -195,7 +227,7 @@ def _sentence(finding: Any) -> str:
         return f"The body is not valid JSON: {finding['ctx']['error']}."
     message = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
     message = message.removeprefix("Value error, ")
-    return f"{_field(finding) or 'body'}: {message} (got {_cut(repr(finding.get('input')))})."
+    return f"{_field(finding) or 'body'}: {message} (got {_cut(_SHORT.repr(finding.get('input')))})."
 
 
 def _field(finding: Any) -> str | None:

@@ -10,8 +10,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.security.tokens import Credentials
@@ -69,10 +70,14 @@ class Sessions:
             return code
 
     def token(self, code: str) -> str | None:
-        """A token for a code, valid as long as the daemon runs; None for an invalid code."""
+        """A token for a code; None for an invalid code."""
         with self._lock:
             until = self._codes.pop(code, None)
         return self._credentials.session() if until is not None and until > self._now() else None
+
+    def end(self, token: str) -> None:
+        """Sign a browser out."""
+        self._credentials.end_session(token)
 
 
 class CodeOut(BaseModel):
@@ -82,16 +87,14 @@ class CodeOut(BaseModel):
     seconds: float = Field(description="For how long it is good; once.")
 
 
-class CodeIn(BaseModel):
+class CodeIn(Body):
     """A code."""
-
-    model_config = ConfigDict(extra="forbid")
 
     code: str = Field(min_length=1, max_length=200)
 
 
 class SessionOut(BaseModel):
-    """A token for this browser, good as long as the daemon runs."""
+    """A token for this browser, good for thirty days, until it signs out, or the daemon stops."""
 
     token: str
 
@@ -120,3 +123,9 @@ def redeem(sessions: SessionsDep, body: CodeIn) -> SessionOut:
         detail = "This code is not good any more: `pocketllm dashboard` opens the page with a new one."
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="code")
     return SessionOut(token=token)
+
+
+@router.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)
+def sign_out(request: Request, sessions: SessionsDep) -> None:
+    """Revoke the token of the browser that asks."""
+    sessions.end(request.headers["authorization"].partition(" ")[2].strip())

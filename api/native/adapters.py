@@ -11,8 +11,9 @@ from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.native.schemas.jobs import AdapterOut, DeletedOut
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
@@ -20,6 +21,7 @@ from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf
 from pocketllm.storage.errors import WrongState
 from pocketllm.storage.repositories.adapters import Change
+from pocketllm.storage.tables import Adapter
 
 router = APIRouter(tags=["adapters"])
 
@@ -40,10 +42,8 @@ class AdaptersOut(BaseModel):
     data: list[AdapterOut]
 
 
-class RollbackIn(BaseModel):
+class RollbackIn(Body):
     """Which model to roll back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, min_length=1, description="Default: the setting model.")
 
@@ -54,7 +54,7 @@ class ServingOut(BaseModel):
     model: str
     was: str | None
     serving: str | None
-    skipped: list[str] = Field(description="Adapters whose turn it would have been, but their files are gone.")
+    skipped: list[str] = Field(description="Adapters whose turn it would have been, but their files are damaged.")
 
     @classmethod
     def of(cls, change: Change) -> "ServingOut":
@@ -159,5 +159,5 @@ def delete_adapter(services: Services, adapter_id: str) -> None:
     shutil.rmtree(services.folder.adapter(adapter_id), ignore_errors=True)
 
 
-def _usable(services: Services) -> Callable[[str], bool]:
-    return lambda adapter_id: services.folder.adapter(adapter_id).is_dir()
+def _usable(services: Services) -> Callable[[Adapter], bool]:
+    return lambda adapter: services.scheduler.adapter_files.problem(adapter) is None

@@ -1,6 +1,7 @@
 """/events: events of jobs, by long poll or as server-sent events. Contains no text."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator
 from typing import Annotated
@@ -23,6 +24,8 @@ _POLL_SECONDS = 0.5
 #: Interval of keep-alive comments, so that proxies do not close the connection.
 _KEEP_ALIVE_SECONDS = 15.0
 _PAGE = 200
+#: SQLite's largest integer; what else a browser sends back, it does not have from here.
+_LAST, _NUMBER = 2**63 - 1, re.compile("[0-9]{1,18}")
 _STREAM = "text/event-stream"
 
 
@@ -52,17 +55,21 @@ class EventsOut(BaseModel):
 async def events(
     request: Request,
     services: ServicesDep,
-    after: Annotated[int | None, Query(ge=0, description="The last event known; without it only news count.")] = None,
+    after: Annotated[
+        int | None, Query(ge=0, le=_LAST, description="The last event known; without it only news count.")
+    ] = None,
     job: Annotated[str | None, Query(description="Of this job alone.")] = None,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for news, where there is none.")] = 0,
     last_event_id: Annotated[str | None, Header(description="As browsers send it when they come back.")] = None,
 ) -> Response:
-    """Events of jobs. Open without a token.
+    """Events of jobs.
 
     With `Accept: text/event-stream`: events `job`, each with its number as id, and `progress` (a job) after steps;
     until the client disconnects.
     """
-    start = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+    start = after
+    if last_event_id and _NUMBER.fullmatch(last_event_id):
+        start = int(last_event_id)
     if start is None:
         start = await run_in_threadpool(services.store.jobs.last_event)
     if _STREAM in request.headers.get("accept", ""):

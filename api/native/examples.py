@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
+from pocketllm.api.bodies import Body
 from pocketllm.api.errors import Problem, explain
 from pocketllm.daemon.settings import Settings
 from pocketllm.storage.repositories.texts import NewText, chat_text
@@ -20,9 +21,7 @@ MAX_TEXTS = 30_000
 LABEL_CHARACTERS, LABELS_SHOWN = 60, 10
 
 
-class _Example(BaseModel, ABC):
-    model_config = ConfigDict(extra="forbid")
-
+class _Example(Body, ABC):
     source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="Which app or place it is from.")
 
     @abstractmethod
@@ -63,10 +62,8 @@ class LabelledIn(_Example):
         return {"text": self.text, "label": self.label}
 
 
-class MessageIn(BaseModel):
+class MessageIn(Body):
     """One message of a chat."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -76,7 +73,7 @@ class MessageIn(BaseModel):
 class ChatIn(_Example):
     """A chat; the assistant's messages are trained on."""
 
-    messages: list[MessageIn] = Field(min_length=1)
+    messages: list[MessageIn] = Field(fail_fast=True, min_length=1, max_length=10_000)
 
     @field_validator("messages")
     @classmethod

@@ -7,14 +7,15 @@ from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
 from math import inf, isnan
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
+from pocketllm.api.bodies import Body
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
 from pocketllm.api.native.jobs import MAX_SEED
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
@@ -25,38 +26,36 @@ from pocketllm.daemon.services import Services
 router = APIRouter(tags=["generate"])
 
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|)")
+#: A string at which to stop. It is looked for after each token.
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class Message(BaseModel):
+class Message(Body):
     """One message of a chat."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class AskIn(BaseModel):
+class AskIn(Body):
     """What to go on from, and how: `prompt` to continue a text, or `messages` to answer a chat."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1}}
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1}})
 
     prompt: str | None = Field(None, min_length=1)
-    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+    messages: list[Message] | None = Field(None, fail_fast=True, min_length=1, max_length=1000)
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(128, ge=1, le=8192)
-    stop: list[str] = Field(default_factory=list, max_length=16)
+    stop: list[StopString] = Field(default_factory=list, max_length=16)
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
     keep_alive: float | str | None = Field(
         None,
         description=(
             'How long the model stays in memory afterwards, as Ollama writes it: 300, "5m", 0 until the next look '
-            "(within 15 s), -1 for ever; default: the setting keep_alive_seconds."
+            "(within 15 s), -1 for ever; default: the setting keep_alive_seconds, which is also the most for an app."
         ),
     )
 
@@ -77,8 +76,6 @@ class AskIn(BaseModel):
     def _prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
-        if "" in self.stop:
-            raise ValueError("a stop string is empty")
         return self
 
 
@@ -99,7 +96,7 @@ def seconds_of(keep_alive: float | str | None) -> float | None:
 class GenerateIn(AskIn):
     """What to generate."""
 
-    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
+    stream: StrictBool = Field(False, description="Send the text as it comes, as server-sent events.")
 
 
 class GenerateOut(BaseModel):
@@ -118,7 +115,7 @@ class GenerateOut(BaseModel):
 @router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
-    generation, about = await asked(services, body)
+    generation, about = await asked(request, services, body)
     events = services.generator.generate(generation)
     # The first event decides whether there is an answer at all, and so the status.
     first = await anext(events)
@@ -127,10 +124,13 @@ async def generate(request: Request, body: GenerateIn, services: ServicesDep) ->
     return await _whole(request, first, events, about)
 
 
-async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
+async def asked(request: Request, services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
     """What the generator is to do, and what the answer says of how it was made."""
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     seed = secrets.randbits(31) if body.seed is None else body.seed
+    keep_alive = seconds_of(body.keep_alive)
+    if keep_alive is not None and app_of(request) is not None:  # training may need the memory
+        keep_alive = min(keep_alive, services.settings.keep_alive_seconds)
     generation = GenerationRequest(
         prompt=body.prompt,
         messages=[message.model_dump() for message in body.messages] if body.messages else None,
@@ -140,7 +140,7 @@ async def asked(services: Services, body: AskIn) -> tuple[GenerationRequest, dic
         max_tokens=body.max_tokens,
         stop=tuple(body.stop),
         seed=seed,
-        keep_alive_seconds=seconds_of(body.keep_alive),
+        keep_alive_seconds=keep_alive,
     )
     return generation, {"model": services.settings.model, "adapter": adapter, "seed": seed}
 
@@ -206,12 +206,12 @@ class CompareOut(BaseModel):
 
 
 @router.post("/compare", dependencies=[Depends(json_only)])
-async def compare(body: AskIn, services: ServicesDep) -> CompareOut:
+async def compare(request: Request, body: AskIn, services: ServicesDep) -> CompareOut:
     """Answer with the base model and with an adapter: the one that is served, or a named one.
 
     Both compute in fp32, which takes longer than /generate.
     """
-    generation, about = await asked(services, body)
+    generation, about = await asked(request, services, body)
     if generation.adapter is None:
         detail = "Nothing that was learned is served: there is only the base model. `pocketllm train` starts a job."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, StrictBool
 
-from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, Page, job_detail
+from pocketllm.api.bodies import Body
+from pocketllm.api.dependencies import ServicesDep, json_only, may_monitor
+from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, job_detail
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
@@ -18,6 +19,8 @@ from pocketllm.daemon.services import Services
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import Mode
+from pocketllm.storage.errors import WrongState
+from pocketllm.storage.repositories.step_log import Progress
 from pocketllm.storage.step_log_export import export_step_log
 from pocketllm.storage.tables import Job
 
@@ -27,14 +30,14 @@ router = APIRouter(tags=["jobs"])
 MAX_SEED = 2**63 - 1
 
 
-class JobIn(BaseModel):
+class JobIn(Body):
     """What to ask for; everything is optional."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"steps": 60, "now": False}})
+    model_config = ConfigDict(json_schema_extra={"example": {"steps": 60, "now": False}})
 
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
-    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    now: StrictBool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
     # Override the settings of the same names.
     mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
     method: RequestedMethod | None = Field(None, description="How to learn; default: the setting training.method.")
@@ -86,15 +89,21 @@ def request_job(
 
 @router.get(
     "/jobs",
-    response_model=Page[JobOut],
+    response_model=Page[JobOut] | Page[JobProgressOut],
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def list_jobs(
     request: Request, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
 ) -> Response:
-    """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token."""
+    """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token: but reasons and errors,
+    which may hold words of the owner, or say whether somebody is there, take the scope monitor.
+    """
     rows = services.store.jobs.page(after=after, limit=limit + 1)
-    page = Page[JobOut].of([_out(services, row) for row in rows], limit)
+    page: Page[JobProgressOut] | Page[JobOut]
+    if not may_monitor(request):
+        page = Page[JobProgressOut].of([JobProgressOut.of(row, _progress(services, row)) for row in rows], limit)
+    else:
+        page = Page[JobOut].of([_out(services, row) for row in rows], limit)
     if wants_plain_text(request):
         return PlainTextResponse(jobs_text(page.data))
     # Serialized here: FastAPI would validate and serialize the page in another thread.
@@ -103,9 +112,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def get_job(job_id: str, services: ServicesDep) -> JobDetailOut:
-    """One job with its settings, its losses, what happened to it, and what was learned in numbers. Open without a
-    token.
-    """
+    """One job with its settings, its losses, what happened to it, and what was learned in numbers."""
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
     events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
@@ -148,7 +155,11 @@ def _plan(services: Services, requested: JobRequest) -> PlanOut:
 
 
 def _out(services: Services, job: Job) -> JobOut:
-    return JobOut.of(job, services.store.step_log.progress(job.id))
+    return JobOut.of(job, _progress(services, job))
+
+
+def _progress(services: Services, job: Job) -> Progress:
+    return services.store.step_log.progress(job.id)
 
 
 _HEADINGS = ("JOB", "STATE", "STEP", "HELD-OUT LOSS", "LEFT", "WAITS FOR")
@@ -161,7 +172,7 @@ def wants_plain_text(request: Request) -> bool:
     return next((kind for kind in kinds if kind in ("text/plain", "application/json", "*/*")), "") == "text/plain"
 
 
-def jobs_text(jobs: Sequence[JobOut]) -> str:
+def jobs_text(jobs: Sequence[JobProgressOut]) -> str:
     """One line a job, newest first, in columns."""
     if not jobs:
         return _EMPTY
@@ -171,12 +182,12 @@ def jobs_text(jobs: Sequence[JobOut]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(job: JobOut) -> tuple[str, ...]:
+def _row(job: JobProgressOut) -> tuple[str, ...]:
     state = f"{job.state} ({job.outcome})" if job.outcome else str(job.state)
     before, now = job.held_out_loss_before, job.held_out_loss_now
     loss = "-" if before is None or now is None else f"{before:.4f} -> {now:.4f}"
     left = "-" if job.eta_seconds is None else _duration(job.eta_seconds)
-    why = job.error or "; ".join(job.reasons) or "-"
+    why = (job.error or "; ".join(job.reasons) or "-") if isinstance(job, JobOut) else "-"
     # A reason may contain newlines.
     return job.id, state, f"{job.step}/{job.total_steps}", loss, left, " ".join(why.split())
 
@@ -192,10 +203,12 @@ def get_report(job_id: str, services: ServicesDep) -> ReportOut:
     """What a job has learned: the verdict, the loss curve, the words whose probability rose most, both models'
     completions of held-out text, and how much of the taught text comes out word for word.
 
-    409 while the job is open; 404 when it has no report.
+    409 while the job is open, or its report is being made; 404 when it has no report.
     """
     store = services.store
     report = store.reports.of(store.jobs.get(job_id))
+    if report.content is None and services.scheduler.running_job == job_id:
+        raise WrongState(f"The report of job {job_id} is being made. Ask again in some seconds.")
     return whole_report(report, store.step_log.curve(job_id))
 
 

@@ -16,7 +16,7 @@ router = APIRouter(tags=["jobs"])
 @router.get("/ledger", deprecated=True)
 @router.get("/runs")
 def runs(services: ServicesDep, days: Annotated[int, Query(ge=1, le=366, description="How far back.")] = 7) -> RunsOut:
-    """When workers ran, and what they used. Open without a token, as /jobs is."""
+    """When workers ran, and what they used."""
     rows = services.store.runs.since(services.now() - timedelta(days=days))
     by_day: dict[date, list[RunWindow]] = {}
     for row in rows:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
 
+from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import ModelOut
@@ -142,12 +143,12 @@ def health() -> HealthOut:
 
 @router.get("/status")
 def status(services: ServicesDep) -> StatusOut:
-    """Processes, readings, and every blocker. Open without a token."""
+    """Processes, readings, and every blocker."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
     verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
     return StatusOut(
         version=version("pocketllm"),
-        uptime_seconds=round((services.now() - services.started_at).total_seconds(), 1),
+        uptime_seconds=round(services.uptime_seconds, 1),
         model=_model(services),
         training=TrainingStatus(
             **VerdictOut.of(verdict).model_dump(),
@@ -173,10 +174,8 @@ def status(services: ServicesDep) -> StatusOut:
     )
 
 
-class ReadingsIn(BaseModel):
+class ReadingsIn(Body):
     """Readings in place of the sensors', in the units of /status. null is unknown."""
-
-    model_config = ConfigDict(extra="forbid")
 
     power: StrictBool | None = None
     plug: StrictStr | None = Field(None, description="ac, usb, wireless, dock, another or none")
@@ -191,28 +190,28 @@ class ReadingsIn(BaseModel):
     disk: _Number = None
 
 
-class WhatIfIn(BaseModel):
+class WhatIfIn(Body):
     """Hypothetical readings."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
+        json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
     )
 
     readings: ReadingsIn
 
 
-class ScreenIn(BaseModel):
+class ScreenIn(Body):
     """The screen's state as an automation app reports it."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"on": False}})
+    model_config = ConfigDict(json_schema_extra={"example": {"on": False}})
 
-    on: bool = Field(description="Whether the screen is on.")
+    on: StrictBool = Field(description="Whether the screen is on.")
 
 
-class SnoozeIn(BaseModel):
+class SnoozeIn(Body):
     """For how long no job runs."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"minutes": 90}})
+    model_config = ConfigDict(json_schema_extra={"example": {"minutes": 90}})
 
     minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="So long from now.")
     until: AwareDatetime | None = Field(None, description="Or until then; neither of both ends the snooze.")
@@ -281,7 +280,7 @@ def _model(services: Services) -> ModelStatus:
     return ModelStatus(
         name=services.settings.model,
         ready=problem is None,
-        message=problem,
+        message=problem or services.scheduler.adapter_files.notice,
         adapter=serving.id if serving else None,
     )
 
@@ -304,6 +303,6 @@ class HistoryOut(BaseModel):
 
 @router.get("/history")
 def history(services: ServicesDep, hours: Annotated[float, Query(gt=0, le=48)] = 24) -> HistoryOut:
-    """Past readings, every five minutes. Open without a token."""
+    """Past readings, every five minutes."""
     rows = services.store.sensor_history.since(services.now() - timedelta(hours=hours))
     return HistoryOut(data=[SampleOut.model_validate(row, from_attributes=True) for row in rows])

@@ -1,14 +1,21 @@
 """/texts: add, list and delete texts."""
 
+from dataclasses import replace
+from datetime import datetime, timedelta
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.dependencies import ServicesDep, app_of
+from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, KINDS, MAX_TEXTS, Limits, check, parse, schema_of
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.schemas.jobs import AddedOut, DeletedOut, Page, TextOut
+from pocketllm.daemon.services import Services
+from pocketllm.storage.tables import Deletion, JobState, Outcome
 
 router = APIRouter(tags=["texts"])
 
@@ -53,7 +60,8 @@ async def add_texts(
 
     A text is plain (`text`), a `prompt` with its `completion`, a `text` with its `label`, or a chat (`messages`, of
     which the assistant's are learned). Answered when they are on disk. The same text from the same source twice is one
-    text. `source` in the query is for text/plain.
+    text. `source` in the query is for text/plain. An app is not told which texts were there already: they may be
+    another's.
     """
     limits = Limits.of(services.settings)
     ingest: Ingest = request.app.state.ingest
@@ -62,8 +70,20 @@ async def add_texts(
         examples = parse(body, request.headers.get("content-type", ""), source)
         for place, example in examples:
             check(example, place, limits)
-        added = await ingest.add([example.new() for _, example in examples])
-    return AddedOut(ids=list(added.ids), created=added.created, duplicates=added.duplicates)
+        app = app_of(request)
+        if app is not None:
+            await run_in_threadpool(_check_quota, services, app, len(examples))
+        added = await ingest.add([replace(example.new(), app=app) for _, example in examples])
+    created = added.created if app is None else len(set(added.ids))
+    return AddedOut(ids=list(added.ids), created=created, duplicates=len(added.ids) - created)
+
+
+def _check_quota(services: Services, app: str, count: int) -> None:
+    """Refuse more texts than an app may send in a day. Raises Problem."""
+    most = services.settings.app_texts_per_day
+    if services.store.texts.count_of(app, since=services.now() - timedelta(days=1)) + count > most:
+        detail = f"The app {app!r} may add {most:,} texts in 24 hours (setting app_texts_per_day). Try again later."
+        raise Problem(HTTPStatus.TOO_MANY_REQUESTS, detail, code="too_many_texts")
 
 
 @router.get("/texts")
@@ -81,8 +101,78 @@ def get_text(text_id: str, services: ServicesDep) -> TextOut:
     return TextOut.of(services.store.texts.get(text_id))
 
 
+class DeletionOut(BaseModel):
+    """The receipt for texts that were deleted."""
+
+    id: str
+    at: datetime
+    texts: int = Field(description="How many there were.")
+    erased: bool = Field(
+        description="Their bytes are gone from the database and its log. False while another program reads: ask again. "
+        "The storage chip may keep old blocks until it reuses them."
+    )
+    adapters: list[str] = Field(
+        description="Adapters that have learned one of them, or started from one that has. They stay until they are "
+        "deleted, and none is served."
+    )
+    serving: str | None = Field(description="What is served now; null is the base model.")
+    job: str | None = Field(description="The job that learns again what is left; null: none is needed.")
+    job_state: JobState | None
+    outcome: Outcome | None = Field(description="Of that job.")
+
+    @classmethod
+    def of(cls, services: Services, row: Deletion) -> Self:
+        """From storage."""
+        job = None if row.job is None else services.store.jobs.get(row.job)
+        serving = services.store.adapters.serving(services.settings.model)
+        return cls(
+            id=row.id,
+            at=row.at,
+            texts=row.texts,
+            erased=row.erased,
+            adapters=row.adapters,
+            serving=serving.id if serving else None,
+            job=row.job,
+            job_state=job.state if job else None,
+            outcome=job.outcome if job else None,
+        )
+
+
+class TextDeletedOut(DeletedOut):
+    """A text is gone."""
+
+    deletion: DeletionOut
+
+
 @router.delete("/texts/{text_id}")
-def delete_text(text_id: str, services: ServicesDep) -> DeletedOut:
-    """Delete a text; its bytes are overwritten on disk. What was learned from it stays in the adapters made so far."""
-    services.store.texts.delete(text_id)
-    return DeletedOut(id=text_id)
+def delete_text(text_id: str, services: ServicesDep) -> TextDeletedOut:
+    """Delete a text and what was derived from it. A job that learns it starts again; served is the newest adapter that
+    has not learned it, and a job is queued to learn again what is left.
+    """
+    now = services.now()
+    row = services.scheduler.forget(lambda: services.store.deletions.text(text_id, now=now), now)
+    services.wake()
+    return TextDeletedOut(id=text_id, deletion=DeletionOut.of(services, row))
+
+
+@router.delete("/texts")
+def delete_texts(
+    services: ServicesDep,
+    source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    app: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+) -> DeletionOut:
+    """Delete all texts of a source, or all that an app has sent, likewise."""
+    if (source is None) == (app is None):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Give either source or app.")
+    now, deletions = services.now(), services.store.deletions
+    row = services.scheduler.forget(
+        lambda: deletions.app(app, now=now) if app else deletions.source(str(source), now=now), now
+    )
+    services.wake()
+    return DeletionOut.of(services, row)
+
+
+@router.get("/deletions/{deletion_id}")
+def get_deletion(deletion_id: str, services: ServicesDep) -> DeletionOut:
+    """The receipt of a deletion as it stands: whether its bytes are erased, and what became of the job it queued."""
+    return DeletionOut.of(services, services.store.deletions.get(deletion_id))

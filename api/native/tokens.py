@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.security.tokens import Credentials, Scope
 
@@ -16,10 +17,10 @@ router = APIRouter(tags=["tokens"])
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
-class TokenIn(BaseModel):
+class TokenIn(Body):
     """A new token."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
     name: str = Field(pattern=_NAME, description="Small letters, digits, dots, dashes and underscores.")
     scopes: list[Scope] = Field(

@@ -106,7 +106,6 @@ def files(
     """The uploaded files, and `file-inbox`, which holds all texts. The results of jobs are listed by their purpose,
     `fine-tune-results`, alone.
     """
-    services.store.files.delete_expired(services.now())
     if purpose == RESULTS:
         found = [_result(services, job) for job in jobs_behind(services, None) if results_of(job)]
     else:
@@ -146,14 +145,17 @@ def delete(services: ServicesDep, file_id: str) -> FileDeleted:
     if file_id == INBOX or file_id.startswith(_RESULT):
         detail = f"{file_id} is made of what is stored elsewhere. DELETE /texts/ID deletes a text."
         raise Problem(HTTPStatus.CONFLICT, detail)
-    services.store.files.delete(file_id)
+    now = services.now()
+    services.scheduler.forget(lambda: services.store.files.delete(file_id, now=now), now)
     return FileDeleted(id=file_id)
 
 
 def stored(services: Services, file_id: str) -> UploadedFile:
     """An uploaded file that has not expired. Raises NotFound."""
-    services.store.files.delete_expired(services.now())
-    return services.store.files.get(file_id)
+    file = services.store.files.get(file_id)
+    if file.expires_at is not None and file.expires_at <= services.now():  # deleted at the next tick
+        raise NotFound(f"The file {file_id} has expired.")
+    return file
 
 
 def results_of(job: Job) -> list[str]:

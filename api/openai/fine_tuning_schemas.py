@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
+from pocketllm.api.bodies import Body
 from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.storage.tables import JobState
 
@@ -29,17 +30,17 @@ LEVELS: dict[str, Literal["warn", "error"]] = {
 _MAX_SEED = 2**63 - 1
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(Body):
     """How to learn. `auto` is best: steps are as long as the loss itself says, and end when they bring nothing."""
 
     model_config = ConfigDict(extra="allow")
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] | None = None
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] | None = None
-    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
-class Supervised(BaseModel):
+class Supervised(Body):
     """The method there is."""
 
     model_config = ConfigDict(extra="allow")
@@ -47,7 +48,7 @@ class Supervised(BaseModel):
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(BaseModel):
+class Method(Body):
     """The training method. `dpo` and `reinforcement` are not available."""
 
     model_config = ConfigDict(extra="allow")
@@ -56,7 +57,7 @@ class Method(BaseModel):
     supervised: Supervised | None = None
 
 
-class FineTuningRequest(BaseModel):
+class FineTuningRequest(Body):
     """A fine-tuning job to be."""
 
     model_config = ConfigDict(extra="allow")
@@ -76,9 +77,9 @@ class FineTuningRequest(BaseModel):
         ]
         | None
     ) = None
-    integrations: list[Any] | None = None
+    integrations: Annotated[list[Any], Field(max_length=100)] | None = None
     #: Our own, which OpenAI's client passes on in extra_body.
-    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    now: StrictBool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
 
     @property
     def chosen_hyperparameters(self) -> Hyperparameters:

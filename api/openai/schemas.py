@@ -9,24 +9,29 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool
 
+from pocketllm.api.bodies import Body
+from pocketllm.api.native.generate import StopString
 from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.daemon.generation.service import Done
 from pocketllm.storage.errors import NotFound
 
 #: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".
 _TEXT_TOKENS, _CHAT_TOKENS = 16, 512
-_MAX_TOKENS, _MAX_CHOICES, _MAX_PROMPTS, _MAX_ALTERNATIVES = 8192, 16, 64, 20
+_MAX_TOKENS, _MAX_CHOICES, _MAX_PROMPTS, _MAX_PROMPT_TOKENS, _MAX_ALTERNATIVES = 8192, 16, 64, 100_000, 20
 #: No tokenizer has more.
 Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+_Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPT_TOKENS)]
+_Prompts = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
+_TokenPrompts = Annotated[list[_Tokens], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
 #: Seeds are any integer there.
 _SEEDS = 2**31
 #: Fields that would change no answer there either.
 _HARMLESS = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"})
 
 
-class Part(BaseModel):
+class Part(Body):
     """A part of a message. Only text can be read."""
 
     model_config = ConfigDict(extra="allow")
@@ -35,13 +40,13 @@ class Part(BaseModel):
     text: str
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Body):
     """One message of a chat."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=1000)] | None = None
 
     def plain(self) -> dict[str, str]:
         """As chat templates know it: a developer is the system, and what a tool says comes from the user."""
@@ -50,15 +55,15 @@ class ChatMessage(BaseModel):
         return {"role": role, "content": content if isinstance(content, str) else "".join(p.text for p in content)}
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """What else a stream is to hold."""
 
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool | None = None
+    include_usage: StrictBool | None = None
 
 
-class SharedRequest(BaseModel):
+class SharedRequest(Body):
     """What both kinds of request have in common."""
 
     model_config = ConfigDict(extra="allow")
@@ -66,18 +71,11 @@ class SharedRequest(BaseModel):
     model: str = Field(description="`pocketllm:latest`, `pocketllm:base`, or an id that GET /v1/models gives.")
     temperature: float | None = Field(None, ge=0, le=5)
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: str | list[str] | None = Field(None, max_length=1000)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     seed: int | None = None
     n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
-    stream: bool | None = False
+    stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
-
-    @field_validator("stop")
-    @classmethod
-    def _no_empty_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if stop == "" or (isinstance(stop, list) and "" in stop):
-            raise ValueError("a stop string is empty")
-        return stop
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -105,8 +103,8 @@ class SharedRequest(BaseModel):
 class ChatRequest(SharedRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    logprobs: bool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
+    messages: list[ChatMessage] = Field(fail_fast=True, min_length=1, max_length=1000)
+    logprobs: StrictBool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -125,25 +123,17 @@ class ChatRequest(SharedRequest):
 class CompletionRequest(SharedRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[Token] | list[list[Token]] = Field(
+    prompt: str | _Prompts | _Tokens | _TokenPrompts = Field(
         "", description="Words, or token ids, which are taken as they are; or several of either."
     )
     max_tokens: int | None = Field(None, ge=0)
-    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
+    echo: StrictBool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
     logprobs: int | None = Field(
         None,
         ge=0,
         le=_MAX_ALTERNATIVES,
         description="Score each token, and as many of the likeliest. Not in a stream.",
     )
-
-    @field_validator("prompt")
-    @classmethod
-    def _some_prompts(cls, prompt: Any) -> Any:
-        several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
-        if several and not 1 <= len(prompt) <= _MAX_PROMPTS:
-            raise ValueError(f"send 1 to {_MAX_PROMPTS} prompts")
-        return prompt
 
     @property
     def inputs(self) -> list[dict[str, Any]]:

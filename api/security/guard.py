@@ -5,7 +5,7 @@ On a phone every app reaches 127.0.0.1, so the token is the boundary. A route th
 
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -13,17 +13,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
 from pocketllm.api.security.rates import Rate
-from pocketllm.api.security.tokens import Caller, Credentials, Scope
+from pocketllm.api.security.tokens import OWNERS, Caller, Credentials, Scope
 
 #: Routes without content, which never need a token; the dashboard's page asks for one.
 _EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
-#: GET routes without text, which need no token unless the setting open_routes is false.
-OPEN_ROUTES = re.compile(r"/(status|metrics|runs|ledger|history|events|jobs|jobs/[^/]+)")
+#: The GET route that needs no token unless the setting open_routes is false. Without one it answers in numbers alone.
+OPEN_ROUTE = "/jobs"
+
+#: The name under which callers without a token are counted; no app can have it.
+_ANONYMOUS = ""
+#: Simultaneous requests of all callers without a token, and of one app. The owner is never refused.
+_MOST_ANONYMOUS, _MOST_OF_AN_APP = 8, 16
+#: A body without a token: that of POST /sessions/redeem.
+_ANONYMOUS_BODY_BYTES = 1024
+#: More digits than any length has.
+_LENGTH_DIGITS = 15
+#: The code of a WebSocket that is refused (RFC 6455, 7.4.1).
+_POLICY_VIOLATION = 1008
 
 #: The routes of the scopes below admin.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
@@ -31,6 +42,11 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
     ("POST", re.compile("/generate|/compare|/v1/chat/completions|/v1/completions"), frozenset({Scope.GENERATE})),
+    (
+        "GET",
+        re.compile("/status|/metrics|/runs|/ledger|/history|/events|/jobs|/jobs/[^/]+"),
+        frozenset({Scope.MONITOR}),
+    ),
     ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
 )
 
@@ -39,7 +55,7 @@ def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
     """Whether a route needs a token. open_routes: the setting."""
     if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
         return False
-    return not (open_routes and method in ("GET", "HEAD") and OPEN_ROUTES.fullmatch(path))
+    return not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
@@ -81,66 +97,92 @@ class Guard:
         max_requests: int,
         open_routes: bool,
     ) -> None:
-        """rate: per app. max_requests: concurrent ones. open_routes: whether OPEN_ROUTES need no token."""
+        """rate: per app. max_requests: concurrent ones of all apps. open_routes: whether OPEN_ROUTE needs no token."""
         self._app, self._credentials, self._rate = app, credentials, rate
         self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
-        self._running = 0
+        self._running: Counter[str] = Counter()  #: by caller
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        """Handle one request."""
+        """Handle one request. Nothing is spent on a caller before it is known who calls."""
+        if connection["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
         if connection["type"] != "http":
             await self._app(connection, receive, send)
             return
-        refusal = self._refusal(connection, Headers(scope=connection))
+        headers = Headers(scope=connection)
+        caller, refusal = self._identified(headers)
+        name = caller.name if caller else _ANONYMOUS
+        refusal = _foreign(headers) or self._too_much(name, headers) or self._too_often(name) or refusal
+        refusal = refusal or self._not_allowed(caller, connection)
         if refusal is not None:
             await _refuse(refusal, connection, receive, send)
             return
-        self._running += 1
+        connection.setdefault("state", {}).update(caller=name, scopes=caller.scopes if caller else frozenset())
+        self._running[name] += 1
         try:
-            await self._app(connection, receive, send)
+            await self._app(connection, receive if caller else _at_most(_ANONYMOUS_BODY_BYTES, receive), send)
         finally:
-            self._running -= 1
+            self._running[name] -= 1
+            if not self._running[name]:
+                del self._running[name]
 
-    def _refusal(self, connection: Connection, headers: Headers) -> Refusal | None:
-        """The first reason to refuse this request; None passes it on."""
-        checks: tuple[Callable[[], Refusal | None], ...] = (
-            lambda: _foreign(headers),
-            lambda: self._too_much(headers),
-            lambda: self._not_allowed(connection, headers),
-        )
-        return next((refusal for check in checks if (refusal := check()) is not None), None)
+    def _identified(self, headers: Headers) -> tuple[Caller | None, Refusal | None]:
+        """The caller; None without a token. The refusal is of a wrong token."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            return None, None
+        caller = self._credentials.caller(given.strip())
+        if caller is not None:
+            return caller, None
+        detail = "The token is wrong; `pocketllm token` prints the right one."
+        return None, Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
 
-    def _too_much(self, headers: Headers) -> Refusal | None:
+    def _too_much(self, name: str, headers: Headers) -> Refusal | None:
         # A body of unknown length is counted while it is read (app.py).
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
+        length, longest = headers.get("content-length", ""), self._max_body_bytes
+        if name == _ANONYMOUS:
+            longest = min(longest, _ANONYMOUS_BODY_BYTES)
+        if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > longest):
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             return Refusal(status, TOO_LARGE, code_for(status))
-        if self._running >= self._max_requests:
-            detail = f"{self._running} requests are being answered (setting max_requests). Try again in a second."
-            return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
-        return None
+        if name in OWNERS:
+            return None
+        most = _MOST_ANONYMOUS if name == _ANONYMOUS else _MOST_OF_AN_APP
+        others = sum(count for other, count in self._running.items() if other not in OWNERS)
+        if self._running[name] < most and others < self._max_requests:
+            return None
+        detail = f"{others} requests are being answered (setting max_requests). Try again in a second."
+        return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
 
-    def _not_allowed(self, connection: Connection, headers: Headers) -> Refusal | None:
+    def _too_often(self, name: str) -> Refusal | None:
+        if name in OWNERS or (wait := self._rate.wait_seconds(name)) <= 0:
+            return None
+        who = "Callers without a token ask" if name == _ANONYMOUS else f"The app {name!r} asks"
+        detail = f"{who} too often (setting app_requests_per_second)."
+        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, detail, "too_often", retry_seconds=math.ceil(wait))
+
+    def _not_allowed(self, caller: Caller | None, connection: Connection) -> Refusal | None:
         method, path = connection["method"], connection["path"]
         if not needs_token(method, path, open_routes=self._open_routes):
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given:
+        if caller is None:
             detail = 'This needs a token: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it.'
             return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
-        caller = self._credentials.caller(given.strip())
-        if caller is None:
-            detail = "The token is wrong; `pocketllm token` prints the right one."
-            return Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
-        connection.setdefault("state", {})["caller"] = caller.name
-        return _out_of_scope(caller, method, path) or self._too_often(caller)
+        return _out_of_scope(caller, method, path)
 
-    def _too_often(self, caller: Caller) -> Refusal | None:
-        if caller.is_owner or (wait := self._rate.wait_seconds(caller.name)) <= 0:
-            return None
-        detail = f"The app {caller.name!r} asks too often (setting app_requests_per_second)."
-        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, detail, "too_often", retry_seconds=math.ceil(wait))
+
+def _at_most(limit: int, receive: Receive) -> Receive:
+    """Receive a body up to a limit; beyond it, as if the client had gone."""
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return message if seen <= limit else {"type": "http.disconnect"}
+
+    return bounded
 
 
 def _foreign(headers: Headers) -> Refusal | None:
@@ -149,9 +191,9 @@ def _foreign(headers: Headers) -> Refusal | None:
     if not is_local(f"//{host}"):
         return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")
     origin = headers.get("origin")
-    if origin is not None and not is_local(origin):
+    if origin is not None and not (origin.lower().startswith(("http://", "https://")) and is_local(origin)):
         return Refusal(HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin")
-    if headers.get("sec-fetch-site") == "cross-site":
+    if headers.get("sec-fetch-site", "").lower() == "cross-site":
         return Refusal(HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site")
     return None
 

@@ -5,9 +5,9 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from pocketllm.storage.tables import AppToken
 OWNER = "owner"
 #: An app's name cannot contain a space.
 _BROWSER = "the dashboard"
+#: The callers that are the owner.
+OWNERS = (OWNER, _BROWSER)
 #: Identifies our tokens, for secret scanners.
 _PREFIX = "pllm_"
 
@@ -28,6 +30,7 @@ class Scope(StrEnum):
 
     INGEST = "ingest"  #: add texts and report the screen; read nothing
     GENERATE = "generate"  #: use the model, which may repeat texts of other apps
+    MONITOR = "monitor"  #: see jobs with their settings and errors, readings and metrics; no texts
     ADMIN = "admin"  #: everything
 
 
@@ -41,15 +44,20 @@ class Caller:
     @property
     def is_owner(self) -> bool:
         """Whether this is the owner, or a browser that the owner has signed in."""
-        return self.name in (OWNER, _BROWSER)
+        return self.name in OWNERS
+
+
+_SIGNED_IN = Caller(_BROWSER, frozenset({Scope.ADMIN}))
+#: How long a browser stays signed in.
+SESSION = timedelta(days=30)
 
 
 class Credentials:
     """All valid tokens. Thread-safe."""
 
-    def __init__(self, owner_token: str, store: TokenStore) -> None:
-        self._store, self._changing = store, threading.Lock()
-        self._sessions: dict[str, Caller] = {}
+    def __init__(self, owner_token: str, store: TokenStore, now: Callable[[], datetime]) -> None:
+        self._store, self._now, self._changing = store, now, threading.Lock()
+        self._sessions: dict[str, datetime] = {}  #: digest -> until when
         self._owner = (_digest(owner_token), Caller(OWNER, frozenset({Scope.ADMIN})))
         self._callers = self._load()
 
@@ -58,7 +66,10 @@ class Credentials:
 
         Compares digests, so that the time reveals nothing about a token.
         """
-        return self._callers.get(_digest(token))
+        digest = _digest(token)
+        if (until := self._sessions.get(digest)) is not None:
+            return _SIGNED_IN if self._now() < until else None
+        return self._callers.get(digest)
 
     def create(self, name: str, scopes: Iterable[Scope], now: datetime) -> str:
         """Create a token for an app; it is stored nowhere. Raises AlreadyThere."""
@@ -72,12 +83,17 @@ class Credentials:
         return token
 
     def session(self) -> str:
-        """A token for the owner's browser, valid as long as this daemon runs."""
-        token = _PREFIX + secrets.token_urlsafe(32)
+        """A token for the owner's browser, valid for SESSION, until it is ended, or the daemon stops."""
+        token, now = _PREFIX + secrets.token_urlsafe(32), self._now()
         with self._changing:
-            self._sessions[_digest(token)] = Caller(_BROWSER, frozenset({Scope.ADMIN}))
-            self._callers = self._load()
+            valid = {digest: until for digest, until in self._sessions.items() if now < until}
+            self._sessions = valid | {_digest(token): now + SESSION}
         return token
+
+    def end_session(self, token: str) -> None:
+        """Revoke a browser's token, if it is one."""
+        with self._changing:
+            self._sessions = {digest: until for digest, until in self._sessions.items() if digest != _digest(token)}
 
     def revoke(self, name: str) -> None:
         """Revoke an app's token. Raises NotFound."""
@@ -94,7 +110,7 @@ class Credentials:
             token.digest: Caller(token.name, frozenset(Scope(scope) for scope in token.scopes))
             for token in self._store.all()
         }
-        return {self._owner[0]: self._owner[1], **self._sessions, **apps}
+        return {self._owner[0]: self._owner[1], **apps}
 
 
 def load_or_create_token(path: Path) -> str:

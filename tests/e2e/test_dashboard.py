@@ -54,6 +54,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield made
 
 
+def serve_newest(daemon: Daemon) -> None:
+    """Serve the adapter, which is withdrawn when one of its texts is deleted."""
+    newest = daemon.client.get("/adapters").json()["data"][0]["id"]
+    assert daemon.client.post(f"/adapters/{newest}/serve").status_code == 200
+
+
 class Visit:
     """A browser's tab on the page; notes what must not be."""
 
@@ -123,6 +129,7 @@ def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
 
 
 def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Daemon) -> None:
+    serve_newest(daemon)
     visit = Visit(browser, daemon, "wide")
     page = visit.page
     visit.sign_in()
@@ -136,6 +143,7 @@ def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Da
 
 
 def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> None:
+    serve_newest(daemon)
     visit = Visit(browser, daemon, "wide")
     page = visit.page
     visit.sign_in()

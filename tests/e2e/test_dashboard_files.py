@@ -42,7 +42,7 @@ def test_what_the_sensors_have_seen_is_kept_for_two_days(tmp_path: Path) -> None
             api.battery.value = level
             api.tick(299)
             api.tick(1)
-        seen = api.get("/history", token=None).json()["data"]
+        seen = api.get("/history").json()["data"]
         assert [one["battery"] for one in seen] == [80.0, 79.0, None, 78.0]
         assert {one["memory"] for one in seen} == {4e9} and {one["temperature"] for one in seen} == {None}
         api.tick(3600 * 47)

@@ -78,7 +78,7 @@ def idle(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Dae
 
 def test_it_says_where_it_is(idle: Daemon) -> None:
     announced = json.loads((idle.folder / "daemon.json").read_text())
-    assert set(announced) == {"pid", "port", "url", "socket", "version", "started_at"}
+    assert set(announced) == {"pid", "process_started", "port", "url", "socket", "version", "started_at"}
     assert announced["pid"] == idle.process.pid
     assert announced["url"] == f"http://127.0.0.1:{announced['port']}"
     assert announced["version"] == __version__
@@ -215,8 +215,8 @@ def database_with_texts(folder: Path) -> Path:
     ("spoil", "says"),
     [
         (broken_tokens, "Delete it to get new ones"),
-        (garbage_for_a_database, "Move it away to start afresh"),
-        (damaged_database, "Move it away to start afresh"),
+        (garbage_for_a_database, "move it away to start afresh"),
+        (damaged_database, "move it away to start afresh"),
         (newer_database, "newer PocketLLM"),
     ],
 )
@@ -332,8 +332,8 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (size, hard))
         too_much = [{"text": f"SECRET {i} " + "too much " * 90_000} for i in range(5)]
         for body in (too_much, too_much[0]):
-            document = assert_problem(daemon.client.post("/texts", json=body), 500, "internal_error")
-            assert "2xx" in document["detail"]
+            document = assert_problem(daemon.client.post("/texts", json=body), 503, "database_unusable")
+            assert "See whether the disk works" in document["detail"]
         assert "SECRET" not in daemon.log
         assert daemon.client.get("/health").status_code == 200
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))

@@ -267,7 +267,12 @@ element("sign-in").addEventListener("submit", (event) => {
   signIn(element("token").value.trim());
   element("token").value = "";
 });
-element("sign-out").addEventListener("click", signOut);
+element("sign-out").addEventListener("click", async () => {
+  const ended = call("DELETE", "/sessions").catch(() => {}); // the daemon may be gone
+  signOut();
+  await ended;
+  location.reload(); // which forgets all that was shown
+});
 element("train").addEventListener("click", (event) => during(event.target, async () => { await call("POST", "/jobs", {}); await look(); }));
 element("roll-back").addEventListener("click", (event) =>
   during(event.target, async () => { await call("POST", "/adapters/rollback", {}); await look(); }));

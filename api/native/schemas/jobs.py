@@ -66,12 +66,10 @@ class DeletedOut(Identified):
     deleted: bool = True
 
 
-class JobOut(Identified):
-    """A job and how far it is."""
+class JobProgressOut(Identified):
+    """How far a job is: nothing that could hold a word of the owner's."""
 
     state: JobState
-    reasons: list[str] = Field(description="Why it waits.")
-    paused_by_owner: bool = Field(description="Until the owner resumes it.")
     step: int
     total_steps: int
     loss: float | None = Field(description="Training loss, nats per token, mean of the recent steps.")
@@ -80,6 +78,21 @@ class JobOut(Identified):
     outcome: Outcome | None
     tokens_per_second: float | None
     eta_seconds: float | None = Field(description="At the recent speed, while it runs.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job, progress: Progress) -> Self:
+        """From its row and its progress."""
+        return cls(**_job_fields(job, progress))
+
+
+class JobOut(JobProgressOut):
+    """A job and how far it is."""
+
+    reasons: list[str] = Field(description="Why it waits.")
+    paused_by_owner: bool = Field(description="Until the owner resumes it.")
     predicted_bytes: int | None = Field(description="The peak memory that was foretold.")
     peak_memory_bytes: int | None = Field(description="Most resident memory of its worker, file pages included.")
     model: str
@@ -92,14 +105,6 @@ class JobOut(Identified):
     adapter: str | None
     attempts: int
     error: str | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-
-    @classmethod
-    def of(cls, job: Job, progress: Progress) -> Self:
-        """From its row and its progress."""
-        return cls(**_job_fields(job, progress))
 
 
 class EventOut(BaseModel):

@@ -16,7 +16,7 @@ from tests.support.in_process_app import InProcessApp, assert_problem, in_proces
 from tests.support.learning import some_adapter
 from tests.support.real_daemon import Document, running
 from tests.support.tiny_models import tiny_model_folder
-from tests.support.workers import NOW, queue_job
+from tests.support.workers import NOW, queue_job, write_adapter_files
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def learn(api: InProcessApp, name: str, outcome: Outcome = Outcome.LEARNED) -> s
         held_out_loss_now=3.25,
         created_at=api.clock.now,
     )
-    api.services.folder.adapter(name).mkdir(parents=True)
+    write_adapter_files(api.services.folder.adapter(name))
     api.services.store.jobs.succeed(job, adapter=row, publish=outcome is Outcome.LEARNED, now=api.clock.now)
     api.runner.ends(0)
     api.tick()
@@ -91,7 +91,7 @@ def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
 def test_a_parent_whose_folder_is_gone_is_passed_over(api: InProcessApp) -> None:
     learn(api, "adapter-0")
     learn(api, "adapter-1")
-    api.services.folder.adapter("adapter-0").rmdir()
+    shutil.rmtree(api.services.folder.adapter("adapter-0"))
     assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": None, "skipped": ["adapter-0"]}
     assert_problem(api.post("/adapters/adapter-0/serve"), 409, "wrong_state")
 

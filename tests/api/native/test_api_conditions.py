@@ -133,7 +133,7 @@ def test_the_runs_of_a_job_and_of_the_days(api: InProcessApp) -> None:
     api.tick(40)
     api.power.value = False
     api.tick(20)
-    [window] = api.get(f"/jobs/{job}", token=None).json()["runs"]
+    [window] = api.get(f"/jobs/{job}").json()["runs"]
     assert window == {
         "job": job,
         "began_at": "2026-03-01T12:00:02Z",
@@ -147,7 +147,7 @@ def test_the_runs_of_a_job_and_of_the_days(api: InProcessApp) -> None:
         "hottest_battery_celsius": None,
         "hottest_zone_celsius": None,
     }
-    document = api.get("/runs", token=None).json()
+    document = api.get("/runs").json()
     assert document["data"] == [window]
     [day] = document["days"]
     assert (day["runs"], day["seconds"], day["battery_lost_percent"]) == (1, 60.0, 2.0)

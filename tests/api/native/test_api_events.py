@@ -34,7 +34,7 @@ def stream_until(daemon: Daemon, kind: str, *, last: int | None = None, path: st
     """The events up to one of this kind, as {"id", "event", "data"}."""
     headers = STREAM | ({} if last is None else {"last-event-id": str(last)})
     found: list[dict[str, Any]] = []
-    with daemon.stranger.stream("GET", path, headers=headers, timeout=90) as response:
+    with daemon.client.stream("GET", path, headers=headers, timeout=90) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         one: dict[str, Any] = {}
         for line in response.iter_lines():
@@ -60,19 +60,19 @@ def test_a_job_is_followed_and_taken_up_again(daemon: Daemon) -> None:
     assert all(one["data"]["id"] == job and "id" not in one for one in found if one["event"] == "progress")
     again = stream_until(daemon, "succeeded", last=int(told[-2]["id"]))
     assert [one["id"] for one in again if one["event"] == "job"] == [told[-1]["id"]]
-    page = daemon.stranger.get(f"/events?after={before}").json()
+    page = daemon.client.get(f"/events?after={before}").json()
     assert [event["kind"] for event in page["data"]] == kinds and page["last"] == int(told[-1]["id"])
 
 
 def test_a_long_poll_ends_with_the_news(daemon: Daemon) -> None:
     last = daemon.client.get("/events").json()["last"]
-    quiet = daemon.stranger.get(f"/events?after={last}&wait=0.1").json()
+    quiet = daemon.client.get(f"/events?after={last}&wait=0.1").json()
     assert quiet == {"data": [], "last": last}
     job = learned(daemon, "Wind east")
     kinds: list[str] = []
     while "succeeded" not in kinds:
         began = time.monotonic()
-        page = daemon.stranger.get(f"/events?after={last}&wait=60", timeout=90).json()
+        page = daemon.client.get(f"/events?after={last}&wait=60", timeout=90).json()
         assert page["data"] and time.monotonic() - began < 60
         kinds += [event["kind"] for event in page["data"]]
         last = page["last"]
@@ -81,8 +81,8 @@ def test_a_long_poll_ends_with_the_news(daemon: Daemon) -> None:
 
 def test_what_makes_no_sense(daemon: Daemon) -> None:
     for query in ("after=-1", "after=x", "wait=61", "wait=-1"):
-        assert_problem(daemon.stranger.get(f"/events?{query}"), 422, "invalid_value")
-    assert daemon.stranger.get("/events", headers={"last-event-id": "nonsense"}).json()["data"] == []
+        assert_problem(daemon.client.get(f"/events?{query}"), 422, "invalid_value")
+    assert daemon.client.get("/events", headers={"last-event-id": "nonsense"}).json()["data"] == []
 
 
 def test_a_daemon_that_ends_does_not_wait_for_who_listens(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -91,7 +91,7 @@ def test_a_daemon_that_ends_does_not_wait_for_who_listens(tmp_path_factory: pyte
     tiny_model_folder(folder / "models")
     with (
         running(folder, MODEL="tiny") as daemon,
-        daemon.stranger.stream("GET", "/events", headers=STREAM) as listening,
+        daemon.client.stream("GET", "/events", headers=STREAM) as listening,
     ):
         began = time.monotonic()
         assert daemon.end() == 0

@@ -19,12 +19,12 @@ def api(tmp_path: Path) -> Iterator[InProcessApp]:
 
 def test_jobs_for_people_with_curl(api: InProcessApp) -> None:
     asked = {"accept": "text/plain"}
-    assert "No jobs yet" in api.get("/jobs", token=None, headers=asked).text
+    assert "No jobs yet" in api.get("/jobs", headers=asked).text
     api.add("word " * 50)
     job = api.post("/jobs", json={"now": False}).json()["id"]
     api.power.value = False
     api.tick()
-    response = api.get("/jobs", token=None, headers=asked)
+    response = api.get("/jobs", headers=asked)
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     heading, line = response.text.splitlines()
     assert heading.split() == ["JOB", "STATE", "STEP", "HELD-OUT", "LOSS", "LEFT", "WAITS", "FOR"]
@@ -54,7 +54,7 @@ def test_metrics_are_prometheus_own(api: InProcessApp) -> None:
     api.post("/jobs", json={"now": False})
     api.power.value, api.battery.value = False, None
     api.tick()
-    response = api.get("/metrics", token=None)
+    response = api.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     found = {
         (sample.name, *sample.labels.values()): sample.value

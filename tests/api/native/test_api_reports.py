@@ -10,7 +10,7 @@ from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.storage.repositories.reports import NewReport
 from pocketllm.storage.tables import Adapter, Outcome, Step
 from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import Document, running
+from tests.support.real_daemon import Document, eventually, running
 from tests.support.tiny_models import tiny_model_folder
 
 VERDICT = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
@@ -79,7 +79,7 @@ def test_the_owner_sees_everything(api: InProcessApp) -> None:
 def test_anybody_sees_the_numbers_alone(api: InProcessApp) -> None:
     api.add("Wind west.")
     identity = learn(api)
-    response = api.get(f"/jobs/{identity}", token=None)
+    response = api.get(f"/jobs/{identity}")
     assert response.json()["report"] == {"verdict": VERDICT, "verbatim_recall": RECALL}
     assert response.json()["curve"] == CURVE
     assert not any(secret in response.text for secret in SECRETS)
@@ -161,12 +161,18 @@ def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
         daemon.client.post("/texts", json=texts)
         identity = daemon.start_job()
         daemon.wait_for_job(identity, "succeeded")
-        for path in ("/jobs", f"/jobs/{identity}", "/status"):
-            response = daemon.stranger.get(path)
+        for client, path in (
+            (daemon.stranger, "/jobs"),
+            (daemon.client, f"/jobs/{identity}"),
+            (daemon.client, "/status"),
+        ):
+            response = client.get(path)
             assert response.status_code == 200 and "xyzzy" not in response.text
         assert "xyzzy" not in daemon.log + (tmp_path / "worker.log").read_text()
         assert daemon.stranger.get(f"/jobs/{identity}/report").status_code == 401
-        report = daemon.client.get(f"/jobs/{identity}/report").json()
+        path = f"/jobs/{identity}/report"  # which is still being made
+        eventually(lambda: daemon.client.get(path).status_code == 200, "the report")
+        report = daemon.client.get(path).json()
         assert report["verdict"] == daemon.job(identity)["report"]["verdict"]
         assert report["words"] and report["completions"]
         assert all(one["prompt"].startswith("xyzzy ") for one in report["completions"])

@@ -25,7 +25,7 @@ def with_model(api: InProcessApp) -> Path:
 
 def status(api: InProcessApp) -> Document:
     """What anybody sees."""
-    response = api.get("/status", token=None)
+    response = api.get("/status")
     assert response.status_code == 200
     assert response.text.endswith("\n}\n")
     document: Document = response.json()

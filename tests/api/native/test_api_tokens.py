@@ -27,6 +27,8 @@ LETS_IN = {
     ("POST", "/v1/chat/completions"): {"generate"},
     ("POST", "/v1/completions"): {"generate"},
     ("GET", "/adapters"): {"generate"},
+    **{("GET", f"/{name}"): {"monitor"} for name in ("status", "metrics", "runs", "ledger", "history", "events")},
+    ("GET", "/jobs/{job_id}"): {"monitor"},
 }
 
 
@@ -42,7 +44,7 @@ def token_for(api: InProcessApp, *scopes: str, name: str = "notes") -> str:
     return str(response.json()["token"])
 
 
-@pytest.mark.parametrize("scope", ["ingest", "generate", "admin"])
+@pytest.mark.parametrize("scope", ["ingest", "generate", "monitor", "admin"])
 def test_a_scope_lets_in_what_it_says_and_nothing_else(api: InProcessApp, scope: str) -> None:
     token = token_for(api, scope)
     for method, path in sorted(set(routes(api.app.routes)) - {*OPEN, REDEEM}):
@@ -143,13 +145,13 @@ def test_more_at_once_than_may_be_are_told_to_come_back(tmp_path: Path) -> None:
         async def two() -> list[httpx.Response]:
             transport = httpx.ASGITransport(api.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:2407") as client:
-                return list(await asyncio.gather(client.get("/status"), client.get("/status")))
+                return list(await asyncio.gather(client.get("/jobs"), client.get("/jobs")))
 
         answered, refused = asyncio.run(two())
         assert answered.status_code == 200
         assert "max_requests" in assert_problem(refused, 503, "busy")["detail"]
         assert refused.headers["retry-after"] == "1"
-        assert api.get("/status").status_code == 200, "when it is over the next one may"
+        assert api.get("/jobs", token=None).status_code == 200, "when it is over the next one may"
 
 
 def test_open_routes_can_be_closed(tmp_path: Path) -> None:

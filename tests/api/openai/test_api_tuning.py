@@ -12,6 +12,7 @@ from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.tables import Adapter, JobState, Outcome
 from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
 from tests.support.tiny_models import tiny_model_folder
+from tests.support.workers import write_adapter_files
 
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
 PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}
@@ -46,9 +47,9 @@ def learned(api: InProcessApp) -> str:
     """The adapter of a job that has learned what there was, and is served."""
     store, now = api.services.store, api.services.now()
     made = api.services.scheduler.request(JobRequest(steps=1), seed=1, immediate=True, now=now)
-    store.jobs.start(made.id, parent=None, now=now)
+    store.jobs.start(made.id, now=now)
     row = Adapter(id="adapter-old", job_id=made.id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
-    api.services.folder.adapter(row.id).mkdir(parents=True)
+    write_adapter_files(api.services.folder.adapter(row.id))
     store.jobs.succeed(made.id, adapter=row, publish=True, now=now)
     return "adapter-old"
 
@@ -152,6 +153,7 @@ def test_a_file_expires_with_what_jobs_took_from_it(api: InProcessApp) -> None:
     job(api, training_file=file["id"])
     assert len(api.get("/texts").json()["data"]) == 1
     api.clock.advance(3601)
+    api.tick()
     assert_problem(api.get(f"/v1/files/{file['id']}"), 404, "not_found")
     assert api.get("/texts").json()["data"] == []
 
@@ -267,9 +269,7 @@ def test_it_learns_its_file_and_nothing_else(api: InProcessApp) -> None:
     mixed = job(api, training_file=file)["id"].replace("ftjob-", "job-")
     named = job(api, model=old, training_file=file)["id"].replace("ftjob-", "job-")
     for job_id in (alone, mixed, named):
-        start = store.adapters.start_of(store.jobs.get(job_id))
-        assert (start and start.id) == (None if job_id == alone else old)
-        store.jobs.start(job_id, parent=start.id if start else None, now=now)
+        assert store.jobs.start(job_id, now=now).parent == (None if job_id == alone else old)
     ours = {TEXT["text"], PAIR["prompt"]}
     assert {text.text for text in store.texts.of_job(alone)} == ours
     assert {text.text for text in store.texts.of_job(named)} == ours
@@ -286,6 +286,6 @@ def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None
     file = uploaded(api, TEXT)
     job_id = job(api, training_file=file)["id"].replace("ftjob-", "job-")
     api.request("DELETE", f"/v1/files/{file}")
-    started = api.services.store.jobs.start(job_id, parent=None, now=api.services.now())
+    started = api.services.store.jobs.start(job_id, now=api.services.now())
     assert (started.state, started.texts) == (JobState.RUNNING, 0)
     assert api.services.store.texts.of_job(job_id) == []

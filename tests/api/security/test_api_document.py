@@ -39,7 +39,7 @@ def test_an_error_has_the_shape_that_is_documented(api: InProcessApp) -> None:
     [schema] = [about for method, path, about in operations(api) if (method, path) == ("GET", "/texts/{text_id}")]
     problem = schema["responses"]["default"]["content"]["application/problem+json"]["schema"]
     assert set(document) == set(problem["properties"])
-    assert set(document["error"]) == set(problem["$defs"]["ErrorOut"]["properties"])
+    assert set(document["error"]) == set(problem["properties"]["error"]["properties"])
 
 
 def test_the_examples_work(api: InProcessApp) -> None:

@@ -85,14 +85,12 @@ def test_many_findings_are_counted_and_long_values_cut() -> None:
 
 
 def test_what_nobody_expected_is_an_answer_too(api: InProcessApp, caplog: pytest.LogCaptureFixture) -> None:
-    """A database that is taken away stands for everything that is not foreseen."""
-    api.services.store.close()
-    for file in api.services.folder.root.glob("pocketllm.db*"):
-        file.unlink()
+    """Readings that are none stand for everything that is not foreseen."""
+    api.services.scheduler.readings = None  # type: ignore[assignment]
     with caplog.at_level(logging.CRITICAL):
-        response = api.post("/texts", json={"text": "Wind west."})
+        response = api.get("/status")
     document = assert_problem(response, 500, "internal_error")
     assert response.headers["connection"] == "close"
     assert "its log says what" in document["detail"]
-    assert "sqlite" not in json.dumps(document).lower() and "Wind west" not in json.dumps(document)
+    assert "NoneType" not in json.dumps(document)
     assert api.get("/health").status_code == 200
