@@ -46,6 +46,8 @@ class Client:
             base_url=target.url,
             headers=headers,
             timeout=httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS),
+            # Nobody else can listen there. Another app can at the port, while the daemon is down.
+            transport=httpx.HTTPTransport(uds=str(target.socket)) if target.socket else None,
             # A proxy from the environment would carry the owner's words off the device.
             trust_env=False,
             # Loading the certificates takes longer than a whole request, and plain http needs none.
@@ -289,7 +291,7 @@ class Client:
         if status != httpx.codes.UNAUTHORIZED:
             return ""
         if self.target.token is None:
-            return f"(No token was found in {self.target.tokens_file}; give --data-dir or set POCKETLLM_TOKEN.)"
+            return f"(No token was sent: {self.target.without_token})"
         return "(The token that was sent is not this daemon's; check --data-dir and POCKETLLM_TOKEN.)"
 
     def _document(self, response: httpx.Response) -> Document:

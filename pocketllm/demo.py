@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pocketllm.cli.child import running_daemon
 from pocketllm.cli.errors import CommandError, Document
-from pocketllm.cli.home import DEFAULT_URL, Target, read_document, recorded_url
+from pocketllm.cli.home import DEFAULT_URL, announced_target, read_document
 from pocketllm.cli.jobs.report import find_report
 from pocketllm.cli.jobs.train import POLL_SECONDS, adapter_folder, follow, job_display
 from pocketllm.readers.notes import paragraphs
@@ -118,11 +118,11 @@ def answering_pid(data_dir: Path) -> int | None:
     """Return the process id of the daemon that answers for this folder; None when none does."""
     from pocketllm.client import Client
 
-    url, pid = recorded_url(data_dir), read_document(data_dir / "daemon.json").get("pid")
-    if url is None or not isinstance(pid, int):
+    target, pid = announced_target(data_dir), read_document(data_dir / "daemon.json").get("pid")
+    if target is None or not isinstance(pid, int):
         return None
     try:
-        with Client(Target(url=url, token=None, tokens_file=data_dir / "tokens.json")) as client:
+        with Client(target) as client:
             # After a crash the file stays, and another daemon may have got the same port.
             return pid if client.health().get("pid") == pid else None
     except CommandError:

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pocketllm.cli.errors import CommandError, DaemonLost, NoDaemon
-from pocketllm.cli.home import Target, read_text_field, recorded_url
+from pocketllm.cli.home import announced_target, read_document
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -87,14 +87,13 @@ def wait_until_answering(
 
     deadline = time.monotonic() + start_seconds
     while process.poll() is None and time.monotonic() < deadline:
-        url = recorded_url(data_dir)
-        if url is not None:
-            token = read_text_field(data_dir / "tokens.json", "owner")
-            client = Client(Target(url=url, token=token, tokens_file=data_dir / "tokens.json"))
+        # After a crash `daemon.json` stays, and another daemon may have got the same port.
+        its_own = read_document(data_dir / "daemon.json").get("pid") == process.pid
+        if its_own and (target := announced_target(data_dir)):
+            client = Client(target)
             with suppress(CommandError):
-                # After a crash `daemon.json` stays, and another daemon may have got the same port.
-                if client.health().get("pid") == process.pid:
-                    return client
+                client.health()
+                return client
             client.close()
         time.sleep(POLL_SECONDS)
     if process.poll() is not None:

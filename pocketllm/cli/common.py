@@ -36,6 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 
 COMMAND_ORDER = [
     *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze"),
+    *("backup", "restore", "verify"),
     *("add", "import", "texts", "export", "plan", "train"),
     *("jobs", "report", "adapters", "rollback", "steps", "replay", "generate", "chat", "token"),
 ]

@@ -1,19 +1,23 @@
 """Finds the daemon: its data folder, its address and the owner's token.
 
-The daemon writes its address to `daemon.json` and the token to `tokens.json` in its data folder.
+The daemon writes its address to `daemon.json` and the token to `tokens.json` in its data folder. Any app can listen at
+a port while the daemon is down, so the token is sent over the folder's Unix socket, or to a port that `daemon.json`
+names for a process that still runs.
 """
 
 import json
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pocketllm.cli.errors import CommandError, Document, UsageError
 from pocketllm.daemon.paths import config_file, default_data_dir
+from pocketllm.daemon.processes import started_ticks
 
 DEFAULT_URL = "http://127.0.0.1:2407"
+_NOT_ANNOUNCED = "{} does not say that its daemon is at {}; set POCKETLLM_TOKEN to send one."
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -24,9 +28,11 @@ class Target:
     url: str
     """Without a slash at the end."""
     token: str | None
-    """None when no token was found; the open routes answer all the same."""
-    tokens_file: Path
-    """Where the owner's token was looked for."""
+    """None when no token was found, or it may not be sent there; the open routes answer all the same."""
+    without_token: str = ""
+    """Why there is none, and what to do."""
+    socket: Path | None = None
+    """The daemon's Unix socket, in a folder of its owner alone; used in place of the port."""
 
 
 def configured_data_dir() -> Path:
@@ -63,18 +69,37 @@ def find_target(url: str | None, data_dir: Path | None) -> Target:
 
     The address is the first of these that is set: `url`, the `daemon.json` of `data_dir`, POCKETLLM_URL, the
     `daemon.json` of the configured folder, DEFAULT_URL. The token is POCKETLLM_TOKEN, else the folder's owner
-    token. Raises UsageError for an invalid address.
+    token if the folder's daemon is at this address. Raises UsageError for an invalid address.
     """
     folder = data_dir or configured_data_dir()
-    given = url or (recorded_url(folder) if data_dir else None) or os.environ.get("POCKETLLM_URL")
+    announced = announced_target(folder)
+    given = url or (announced.url if announced and data_dir else None) or os.environ.get("POCKETLLM_URL")
     if given and not is_address(given):
         raise UsageError(f"{given} is not the address of a daemon. One looks like {DEFAULT_URL}.")
-    address = given or recorded_url(folder) or DEFAULT_URL
-    token = os.environ.get("POCKETLLM_TOKEN") or None
-    # The owner's token gives access to everything, so a mistyped address must not carry it off the device.
-    if token is None and urlsplit(address).hostname in LOOPBACK_HOSTS:
-        token = read_text_field(folder / "tokens.json", "owner")
-    return Target(url=address.rstrip("/"), token=token, tokens_file=folder / "tokens.json")
+    address = (given or (announced.url if announced else DEFAULT_URL)).rstrip("/")
+    if announced and _same_port(address, announced.url):
+        found = replace(announced, url=address)
+    else:
+        found = Target(url=address, token=None, without_token=_NOT_ANNOUNCED.format(folder, address))
+    token = os.environ.get("POCKETLLM_TOKEN")
+    return replace(found, token=token) if token else found
+
+
+def announced_target(folder: Path) -> Target | None:
+    """Return the daemon that the folder's `daemon.json` names; None when there is no such file or it is invalid."""
+    record = read_document(folder / "daemon.json")
+    url, socket = record.get("url"), record.get("socket")
+    if not isinstance(url, str) or not is_address(url):
+        return None
+    token = read_text_field(folder / "tokens.json", "owner")
+    if token is None:
+        without = f"there is none in {folder / 'tokens.json'}; give --data-dir or set POCKETLLM_TOKEN."
+        return Target(url=url, token=None, without_token=without)
+    if isinstance(socket, str):
+        return Target(url=url, token=token, socket=Path(socket))
+    if _is_running(record):
+        return Target(url=url, token=token)
+    return Target(url=url, token=None, without_token=_NOT_ANNOUNCED.format(folder, url))
 
 
 def owner_token(data_dir: Path | None) -> str:
@@ -89,10 +114,16 @@ def owner_token(data_dir: Path | None) -> str:
     return token
 
 
-def recorded_url(folder: Path) -> str | None:
-    """Return the address in the folder's `daemon.json`; None when there is none or it is invalid."""
-    url = read_text_field(folder / "daemon.json", "url")
-    return url if url and is_address(url) else None
+def _same_port(one: str, other: str) -> bool:
+    """Tell whether both are the same port of this device."""
+    parts = (urlsplit(one), urlsplit(other))
+    return all(part.hostname in LOOPBACK_HOSTS for part in parts) and parts[0].port == parts[1].port
+
+
+def _is_running(record: Document) -> bool:
+    """Tell whether the process that wrote a `daemon.json` still runs."""
+    pid, started = record.get("pid"), record.get("process_started")
+    return isinstance(pid, int) and started is not None and started_ticks(pid) == started
 
 
 def is_address(url: str) -> bool:

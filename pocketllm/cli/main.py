@@ -13,6 +13,7 @@ import typer
 
 from pocketllm import __version__
 from pocketllm.cli.common import Common, DataDir, Program, connected, examples, shared_options, show
+from pocketllm.cli.daemon import backup as cli_backup
 from pocketllm.cli.daemon import dashboard as cli_dashboard
 from pocketllm.cli.daemon import demo as cli_demo
 from pocketllm.cli.daemon import doctor as cli_doctor
@@ -114,6 +115,9 @@ app.command("dashboard", epilog=cli_dashboard.EPILOG)(cli_dashboard.dashboard)
 app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
 app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
 app.add_typer(service_app, name="service")
+app.command("backup", epilog=cli_backup.BACKUP_EPILOG)(cli_backup.backup)
+app.command("restore", epilog=cli_backup.RESTORE_EPILOG)(cli_backup.restore)
+app.command("verify", epilog=cli_backup.VERIFY_EPILOG)(cli_backup.verify)
 app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
 app.command("import", epilog=cli_import.EPILOG)(cli_import.import_texts)
 app.add_typer(texts_app, name="texts")

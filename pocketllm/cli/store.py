@@ -16,7 +16,7 @@ def stored(path: Path) -> "Iterator[Store]":
     """Yield the store in a database file. Raises CommandError when it is missing or of another version."""
     if not path.is_file():
         raise CommandError(f"There is no database {path}. Say where the daemon's data folder is with --data-dir.")
-    from pocketllm.storage.database import Database, explained
+    from pocketllm.storage.database import Database
     from pocketllm.storage.errors import StorageError
     from pocketllm.storage.migrate import current_revision
     from pocketllm.storage.migrations import HEAD
@@ -24,7 +24,7 @@ def stored(path: Path) -> "Iterator[Store]":
 
     database = Database(path, durable=False)
     try:
-        with explained(path), database.read() as session:
+        with database.read() as session:
             revision = current_revision(session.connection())
         if revision != HEAD:
             raise CommandError(

@@ -23,7 +23,7 @@ def is_own(item: Any) -> bool:
 
 def is_turn(message: Any) -> bool:
     """Tell whether this is a chat message as the daemon accepts it, and not some other program's."""
-    return isinstance(message, dict) and message.keys() == {"role", "content"}
+    return isinstance(message, dict) and message.keys() - {"weight"} == {"role", "content"}
 
 
 def read_own(path: Path) -> Iterator[Found]:

@@ -88,8 +88,8 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    first = "demo models serve service doctor status watch dashboard snooze add import texts export plan train"
-    assert lines == f"{first} jobs report adapters rollback steps replay generate chat token".split()
+    first = "demo models serve service doctor status watch dashboard snooze backup restore verify add import texts"
+    assert lines == f"{first} export plan train jobs report adapters rollback steps replay generate chat token".split()
 
 
 @pytest.mark.parametrize(

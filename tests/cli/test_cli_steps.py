@@ -159,7 +159,7 @@ class TestRoute:
         job = store.jobs.create(
             model=model, seed=7, total_steps=1, settings={}, requested_by=Requester.OWNER, immediate=True, now=NOW
         )
-        store.jobs.start(job.id, parent=None, now=started)
+        store.jobs.start(job.id, now=started)
         row = Step(job_id=job.id, step=1, seed=7, scalars=[1], loss=3.0, learning_rate=0.5, tokens=9, seconds=1)
         store.step_log.append(row)
         found = read_export(api.get(f"/jobs/{job.id}/steps").content).header["base_sha256"]

@@ -77,7 +77,7 @@ class TestTrain:
 
 def test_follow_survives_a_daemon_that_is_away_for_a_moment(double: DaemonDouble) -> None:
     seen: list[str] = []
-    away = Client(Target(url="http://127.0.0.1:9", token=None, tokens_file=Path("tokens.json")))
+    away = Client(Target(url="http://127.0.0.1:9", token=None))
     with away, pytest.raises(CommandError, match=r"Job job-1 goes on when the daemon runs again"):
         follow(away, JOB, lambda job: seen.append(job["state"]), pause=lambda: None)
     assert len(seen) == FAILED_POLLS_ALLOWED + 1

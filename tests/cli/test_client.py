@@ -14,7 +14,7 @@ from pocketllm.cli.home import DEFAULT_URL, Target, configured_data_dir, find_ta
 from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
 from tests.support.daemon_documents import JOB
-from tests.support.daemon_double import TOKEN, DaemonDouble
+from tests.support.daemon_double import TOKEN, DaemonDouble, announcement
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def double() -> Iterator[DaemonDouble]:
 
 
 def target(url: str, token: str | None = TOKEN) -> Target:
-    return Target(url=url, token=token, tokens_file=Path("tokens.json"))
+    return Target(url=url, token=token, without_token="none was found")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def client(double: DaemonDouble) -> Iterator[Client]:
 
 def write_home(folder: Path, url: str, token: str = "of-the-folder") -> Path:
     folder.mkdir()
-    (folder / "daemon.json").write_text(json.dumps({"url": url}))
+    (folder / "daemon.json").write_text(json.dumps(announcement(url)))
     (folder / "tokens.json").write_text(json.dumps({"owner": token}))
     return folder
 
@@ -84,6 +84,25 @@ def test_token_precedence(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_target(None, tmp_path / "none").token is None
     environ.setenv("POCKETLLM_TOKEN", "mine")
     assert find_target(None, home).token == "mine"
+
+
+def test_the_folders_token_goes_to_its_own_daemon_alone(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another app may listen at the port that a daemon had."""
+    home = write_home(tmp_path / "home", "http://127.0.0.1:1111")
+    assert find_target("http://localhost:1111", home).token == "of-the-folder"
+    assert find_target("http://127.0.0.1:2407", home).token is None
+    record = announcement("http://127.0.0.1:1111")
+    for ended in ({"process_started": 1}, {"process_started": None}, {"pid": 2**22 + 1}, {"pid": "x"}):
+        (home / "daemon.json").write_text(json.dumps(record | ended))
+        target = find_target(None, home)
+        assert target.token is None
+        assert "does not say that its daemon is at http://127.0.0.1:1111" in target.without_token
+    beside = str(home / "pocketllm.sock")
+    (home / "daemon.json").write_text(json.dumps(record | {"process_started": 1, "socket": beside}))
+    target = find_target(None, home)
+    assert (target.token, str(target.socket)) == ("of-the-folder", beside)
+    (home / "daemon.json").unlink()
+    assert find_target(None, home).token is None
 
 
 def test_the_folders_token_stays_on_the_device(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,7 +176,7 @@ def test_a_refusal_carries_the_daemons_document(client: Client) -> None:
     assert caught.value.problem()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("token", "hint"), [(None, "No token was found in tokens.json"), ("old", "not this daemon's")])
+@pytest.mark.parametrize(("token", "hint"), [(None, "No token was sent: none was found"), ("old", "not this daemon's")])
 def test_401_says_which_token_was_used(double: DaemonDouble, token: str | None, hint: str) -> None:
     with Client(target(double.url, token)) as stranger, pytest.raises(DaemonRefused, match=hint):
         stranger.adapters()

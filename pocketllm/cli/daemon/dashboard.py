@@ -1,13 +1,17 @@
 """`pocketllm dashboard`: opens the dashboard, signed in."""
 
+import html
+import os
 import shutil
 import subprocess
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, shared_options
+from pocketllm.cli.home import configured_data_dir
 
 EPILOG = examples("pocketllm dashboard", "pocketllm dashboard --no-browser")
 
@@ -30,12 +34,22 @@ def dashboard(
     if options.json:
         emit({"url": address, "seconds": made["seconds"]})
         return
-    if browser and _opened(address):
+    if browser and _opened(address, options.data_dir or configured_data_dir()):
         typer.echo(f"Opened in the browser. If nothing shows, open this within {made['seconds']:.0f} s:")
     typer.echo(address)
 
 
-def _opened(address: str) -> bool:
-    if command := shutil.which(_TERMUX):
+def _opened(address: str, data_dir: Path) -> bool:
+    """Open the address in a browser."""
+    if command := shutil.which(_TERMUX):  # Android shows an app's command lines to itself alone
         return subprocess.run([command, address], stdin=subprocess.DEVNULL, check=False).returncode == 0
-    return webbrowser.open(address)
+    # Every user of a Linux machine can read command lines: the browser gets the name of a file that only its owner can.
+    try:
+        scratch = data_dir / "sign-in.new"
+        scratch.unlink(missing_ok=True)
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n')
+        page = scratch.rename(data_dir / "sign-in.html")
+    except OSError:  # another user's daemon
+        return False
+    return webbrowser.open(page.as_uri())

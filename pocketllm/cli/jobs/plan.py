@@ -8,7 +8,7 @@ import typer
 
 from pocketllm.cli.common import Common, connected, examples, shared_options, show
 from pocketllm.cli.errors import CommandError, Document, NoDaemon, UsageError
-from pocketllm.cli.home import configured_data_dir, recorded_url
+from pocketllm.cli.home import announced_target, configured_data_dir
 from pocketllm.cli.store import stored
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def requested_fields(
 def plan_of_daemon(options: Common, requested: Document) -> Document | None:
     """Return the running daemon's plan; None when no daemon was named and none runs on the data folder."""
     named = options.url or os.environ.get("POCKETLLM_URL")
-    if not named and recorded_url(options.data_dir or configured_data_dir()) is None:
+    if not named and announced_target(options.data_dir or configured_data_dir()) is None:
         return None
     try:
         with connected(options) as client:

@@ -1,5 +1,6 @@
 """`pocketllm report`: what a job has learned, in numbers and words."""
 
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from pocketllm.cli.errors import CommandError, DaemonRefused, Document
 if TYPE_CHECKING:
     from pocketllm.client import Client
 
+#: How long a report is waited for that the worker is making, and how often it is asked for.
+WAIT_SECONDS, POLL_SECONDS = 120.0, 1.0
 #: Jobs that are looked through for one with a report.
 NEWEST_JOBS = 100
 
@@ -47,10 +50,14 @@ def newest_report(client: "Client") -> Document:
 
 
 def find_report(client: "Client", job_id: str) -> Document | None:
-    """Return a job's report; None when it has none."""
-    try:
-        return client.report(job_id)
-    except DaemonRefused as error:
-        if error.status != HTTPStatus.NOT_FOUND:
-            raise
-        return None
+    """Return an ended job's report, waiting while it is being made; None when it has none."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return client.report(job_id)
+        except DaemonRefused as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            if error.status != HTTPStatus.CONFLICT or time.monotonic() >= deadline:
+                raise
+        time.sleep(POLL_SECONDS)

@@ -26,8 +26,8 @@ LEAK_ADVICE = (
     "of a job that learned for fewer steps, or from more text."
 )
 NO_CONTENT = (
-    "The words and completions are not there: a text of this job was deleted, or they could not be made "
-    "(`pocketllm jobs {job}` says so)."
+    "The words and completions are not there: a text of this job was deleted, the job's worker was stopped before they "
+    "were made, or they could not be made (`pocketllm jobs {job}` says so)."
 )
 
 

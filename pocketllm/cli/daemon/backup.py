@@ -1,0 +1,103 @@
+"""`pocketllm backup`, `restore` and `verify`: all that the daemon has, as one file; and whether it is sound."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from pocketllm.cli.common import Common, examples, local_options, make_console, show
+from pocketllm.cli.errors import EXIT_ERROR, CommandError, UsageError
+from pocketllm.cli.files import check_target, whole_file
+from pocketllm.cli.home import configured_data_dir
+from pocketllm.daemon.paths import DataFolder
+
+Result = TypeVar("Result")
+
+BACKUP_EPILOG = examples("pocketllm backup pocketllm.tar", "pocketllm backup pocketllm.tar --force")
+RESTORE_EPILOG = examples("pocketllm restore pocketllm.tar", "pocketllm restore pocketllm.tar --yes")
+VERIFY_EPILOG = examples("pocketllm verify", "pocketllm verify --json")
+
+
+@local_options
+def backup(
+    options: Common,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, which only you may read.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write texts, jobs, adapters and tokens to one file. The daemon may run meanwhile.
+
+    Models are not in it: `pocketllm models add` gets them again. Whoever has the file can read all your texts.
+    """
+    from pocketllm.daemon.tools.backup import write_backup
+
+    check_target(file, force=force)
+    folder = _folder(options)
+    with whole_file(file) as target:
+        contents = _explained(lambda: write_backup(folder, target, now=datetime.now(UTC)))
+    view = f"Wrote {file}: {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
+    show(options, asdict(contents) | {"file": str(file)}, view)
+
+
+@local_options
+def restore(
+    options: Common,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `pocketllm backup` wrote.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Put a backup in the place of what the data folder has. The daemon must be stopped.
+
+    What was there is kept beside it, in a folder that the command names.
+    """
+    from pocketllm.daemon.tools import backup as tool
+
+    folder = DataFolder(options.data_dir or configured_data_dir())
+    if folder.database.exists() and not yes:
+        if options.json:
+            raise UsageError("There is a database already. Give --yes to replace it.")
+        typer.confirm(f"Replace the texts, jobs and adapters in {folder.root} by those of {file}?", abort=True)
+    contents, former = _explained(lambda: tool.restore(file, folder, now=datetime.now(UTC)))
+    view = f"Restored {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
+    if former is not None:
+        view += f" What was there before is in {former}; delete it when you do not need it."
+    show(options, asdict(contents) | {"former": None if former is None else str(former)}, view)
+
+
+@local_options
+def verify(options: Common) -> None:
+    """Check that the database, the adapters and the models are as they were written. The daemon may run meanwhile.
+
+    The exit code is 0 when all is sound, else 1. `pocketllm replay JOB` checks what a MeZO job has learned.
+    """
+    from rich.table import Table
+
+    from pocketllm.daemon.tools import backup as tool
+
+    folder = _folder(options)
+    with make_console(stderr=True).status("Reading..."):
+        checks = _explained(lambda: list(tool.verify(folder)))
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        table.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
+    sound = all(check.problem is None for check in checks)
+    show(options, {"ok": sound, "checks": [asdict(check) for check in checks]}, table)
+    raise typer.Exit(0 if sound else EXIT_ERROR)
+
+
+def _folder(options: Common) -> DataFolder:
+    """The data folder. Raises CommandError when there is no database in it."""
+    folder = DataFolder(options.data_dir or configured_data_dir())
+    if not folder.database.is_file():
+        raise CommandError(f"There is no database {folder.database}. Say where the data folder is with --data-dir.")
+    return folder
+
+
+def _explained(work: Callable[[], Result]) -> Result:
+    from pocketllm.daemon.errors import DaemonError
+
+    try:
+        return work()
+    except DaemonError as error:
+        raise CommandError(str(error)) from error
