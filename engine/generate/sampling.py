@@ -74,9 +74,9 @@ def _sample(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Sample a token from (vocabulary,) logits: temperature, then the smallest set with probability top_p."""
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return int(logits.argmax())
     probabilities, tokens = torch.softmax(logits / sampling.temperature, -1).sort(descending=True, stable=True)
     before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens; the likeliest one is always kept
-    kept = probabilities * (before < sampling.top_p)
+    kept = probabilities * (before <= 0).logical_or(before < sampling.top_p)
     return int(tokens[torch.multinomial(kept, 1, generator=generator)])

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 
 from pocketllm.engine.errors import BadRequest
 
+#: Logits divided by less overflow; the likeliest token has all of the probability long before.
+LEAST_TEMPERATURE = 1e-4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling parameters. Temperature 0 is greedy."""
+    """Sampling parameters. A temperature below LEAST_TEMPERATURE is greedy."""
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -23,6 +26,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     alternatives: int | None = None  #: score each token and this many of the likeliest alternatives; None: no scores
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether always the likeliest token is taken."""
+        return self.temperature < LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,9 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
         ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
+        ("siege", [], {"owner_p99_s", "refused_owner", "memory_growth_mb"}),
+        ("forget", [], {"files_with_bytes", "completion_over_never_seen", "seconds_to_safe_serving"}),
+        ("crash", [], {"lost", "duplicated", "bit_equal", "integrity_ok", "stuck_jobs", "restart_s"}),
         (
             "load",
             [],
