@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
     kills = 4 if options.quick else options.kills
-    with models_folder(None) as models, tempfile.TemporaryDirectory() as scratch:
+    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         model = ensure(models, "llama-tiny", "bfloat16").absolute()
         epochs = _QUICK_EPOCHS if options.quick else _EPOCHS
         undisturbed = World(folder=Path(scratch) / "undisturbed", model=model, port=free_port(), epochs=epochs)
@@ -374,6 +374,7 @@ def free_port() -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.crash", "Whether anything is lost when processes are killed.")
     made.add_argument("--kills", type=int, default=200)
+    made.add_argument("--models", type=Path, help="keep the model in this folder, and use what is there")
     return made.parse_args(arguments)
 
 

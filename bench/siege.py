@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     seconds = 1.0 if options.quick else options.seconds
     rows, everything, raw = [], Answers(), {}
-    with models_folder(None) as models, tempfile.TemporaryDirectory() as scratch:
+    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         model = ensure(models, "llama-tiny", "bfloat16").absolute()
         folder = Path(scratch) / "data"
         (folder / "models").mkdir(parents=True)
@@ -267,6 +267,7 @@ def _besieged(
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.siege", "What other apps on the device can do to the owner.")
     made.add_argument("--seconds", type=float, default=10.0, help="of each attack")
+    made.add_argument("--models", type=Path, help="keep the model in this folder, and use what is there")
     return made.parse_args(arguments)
 
 

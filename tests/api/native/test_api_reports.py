@@ -170,8 +170,8 @@ def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
             assert response.status_code == 200 and "xyzzy" not in response.text
         assert "xyzzy" not in daemon.log + (tmp_path / "worker.log").read_text()
         assert daemon.stranger.get(f"/jobs/{identity}/report").status_code == 401
-        path = f"/jobs/{identity}/report"  # which is still being made
-        eventually(lambda: daemon.client.get(path).status_code == 200, "the report")
+        path = f"/jobs/{identity}/report"
+        eventually(lambda: daemon.status()["worker"]["job"] is None, "the end of the worker, which makes the report")
         report = daemon.client.get(path).json()
         assert report["verdict"] == daemon.job(identity)["report"]["verdict"]
         assert report["words"] and report["completions"]
@@ -179,4 +179,4 @@ def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
 
         known = daemon.client.get("/texts").json()["data"]
         daemon.client.delete(f"/texts/{known[0]['id']}")
-        assert daemon.client.get(f"/jobs/{identity}/report").json()["completions"] is None
+        assert daemon.client.get(path).json()["completions"] is None
