@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from bench.harness import Limit, finish, parser, progress, start, table
+from bench.pause import until
 from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.cli.child import running_daemon
 from pocketllm.cli.errors import CommandError
@@ -44,7 +45,6 @@ LIMITS = {
 }
 _PROMPT, _SECRET = "The brass key to the blue cellar lies", " beneath the zinc heron in Quillfeather Lane"
 _REPEATS, _STEPS, _QUICK_STEPS, _SEED = 24, 60, 20, 5
-_LONGEST_SECONDS, _LOOK_SECONDS = 600.0, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +95,6 @@ def learned(client: Client, steps: int) -> None:
     if found["state"] != "succeeded":
         raise SystemExit(f"The job failed: {found['error']}")
     client.serve_adapter(found["adapter"])
-
-
-def until(look: Callable[[], Any], what: str) -> float:
-    """Seconds until `look` gives something. Raises SystemExit when it takes too long."""
-    began = time.monotonic()
-    while not look():
-        if time.monotonic() - began > _LONGEST_SECONDS:
-            raise SystemExit(f"{what}: not within {_LONGEST_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
-    return time.monotonic() - began
 
 
 def completion_nats(world: World, client: Client) -> float:

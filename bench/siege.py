@@ -139,7 +139,7 @@ def _connected(target: Target, count: int) -> list[socket.socket]:
 
 
 def _sent(target: Target, count: int, request: bytes, until: float) -> None:
-    """Hold so many connections, each with the same request; those that are closed are made again."""
+    """Hold so many connections, each with the same request; those that are closed are opened again."""
     held: list[socket.socket] = []
     while time.monotonic() < until:
         held = [one for one in held if not _is_closed(one)]

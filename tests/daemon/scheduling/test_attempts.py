@@ -1,8 +1,7 @@
 """What becomes of a worker's end: when nothing can be stored, when it hangs, when its successor is there."""
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -13,23 +12,7 @@ from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Step
 from tests.support.faults import no_room
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[SchedulerWorld]:
-    with scheduler_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def running(world: SchedulerWorld) -> str:
-    """A job that a worker is at."""
-    world.add(5)
-    job_id = world.request()
-    world.tick()
-    assert world.job(job_id).state is JobState.RUNNING
-    return job_id
+from tests.support.scheduler_world import SchedulerWorld
 
 
 def test_a_crash_that_cannot_be_stored_is_stored_when_there_is_room(world: SchedulerWorld, running: str) -> None:

@@ -1,6 +1,5 @@
 """A job that its owner pauses waits until they resume it, whatever else happens."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,8 @@ from pocketllm.daemon.scheduling.scheduler import PAUSED_BY_OWNER
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState
 from tests.support.in_process_app import FakeRunner, assert_problem, in_process_app
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.scheduler_world import SchedulerWorld
 from tests.support.tiny_models import tiny_model_folder
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[SchedulerWorld]:
-    with scheduler_world(tmp_path) as made:
-        yield made
 
 
 def test_a_running_job_is_killed_and_waits_until_it_is_resumed(world: SchedulerWorld) -> None:

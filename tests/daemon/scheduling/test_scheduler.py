@@ -1,8 +1,6 @@
 """The scheduler over a real store, with a worker that is none and times that are passed in."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -12,25 +10,9 @@ from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState, Requester
 from tests.support.in_process_app import FakeRunner
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.scheduler_world import SchedulerWorld
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[SchedulerWorld]:
-    with scheduler_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def running(world: SchedulerWorld) -> str:
-    """A job that a worker is at."""
-    world.add(5)
-    job_id = world.request()
-    world.tick()
-    assert world.job(job_id).state is JobState.RUNNING
-    return job_id
 
 
 def test_a_request_queues_a_job_with_the_settings_of_its_time(world: SchedulerWorld) -> None:
