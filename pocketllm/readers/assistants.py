@@ -1,41 +1,39 @@
 """The conversations.json of ChatGPT's and of Claude's export. The owner is the user who asked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pocketllm.readers.base import Document
 from pocketllm.readers.chats import Conversation, Message
 
 OWNER = "owner"
+HUMAN = "human"  # to Claude
 HIDDEN = ("is_visually_hidden_from_conversation", "is_user_system_message")
 
 
-def is_chatgpt(document: Any) -> bool:
-    """Tell whether a list of conversations is ChatGPT's."""
-    first = document[0] if isinstance(document, list) and document else document
-    return isinstance(first, dict) and isinstance(first.get("mapping"), dict)
+def is_chatgpt(conversation: Any) -> bool:
+    """Tell whether a conversation is ChatGPT's."""
+    return isinstance(conversation, dict) and isinstance(conversation.get("mapping"), dict)
 
 
-def is_claude(document: Any) -> bool:
-    """Tell whether a list of conversations is Claude's."""
-    first = document[0] if isinstance(document, list) and document else document
-    return isinstance(first, dict) and isinstance(first.get("chat_messages"), list)
+def is_claude(conversation: Any) -> bool:
+    """Tell whether a conversation is Claude's."""
+    return isinstance(conversation, dict) and isinstance(conversation.get("chat_messages"), list)
 
 
-def chatgpt(document: Any) -> Iterator[Conversation]:
+def chatgpt(items: Iterable[Any]) -> Iterator[Conversation]:
     """Yield the conversations of ChatGPT's export, each with the branch that ChatGPT shows."""
-    for conversation in document if isinstance(document, list) else [document]:
-        if isinstance(conversation, dict) and isinstance(conversation.get("mapping"), dict):
-            yield asked([text for node in shown_branch(conversation) if (text := user_text(node))])
+    for conversation in filter(is_chatgpt, items):
+        yield asked([text for node in shown_branch(conversation) if (text := user_text(node))])
 
 
-def claude(document: Any) -> Iterator[Conversation]:
+def claude(items: Iterable[Any]) -> Iterator[Conversation]:
     """Yield the conversations of Claude's export."""
-    for conversation in document if isinstance(document, list) else [document]:
-        messages = conversation.get("chat_messages") if isinstance(conversation, dict) else None
-        if isinstance(messages, list):
-            texts = [m.get("text") for m in messages if isinstance(m, dict) and m.get("sender") == "human"]
-            yield asked([text for text in texts if isinstance(text, str) and text])
+    for conversation in filter(is_claude, items):
+        texts = [
+            m.get("text") for m in conversation["chat_messages"] if isinstance(m, dict) and m.get("sender") == HUMAN
+        ]
+        yield asked([text for text in texts if isinstance(text, str) and text])
 
 
 def asked(texts: list[str]) -> Conversation:

@@ -1,9 +1,13 @@
 """JSON: tells which export a document is, and reads its conversations."""
 
+import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import ijson
 
 from pocketllm.readers.assistants import chatgpt, claude, is_chatgpt, is_claude
 from pocketllm.readers.base import (
@@ -14,61 +18,139 @@ from pocketllm.readers.base import (
     ReadOptions,
     Skipped,
     Unreadable,
+    decoded,
     lines_of,
     open_regular,
-    read_text,
+    read_head,
 )
 from pocketllm.readers.chats import Conversation, examples
 from pocketllm.readers.messages import conversations_of
-from pocketllm.readers.own import is_own
-from pocketllm.readers.telegram import is_telegram, telegram
+from pocketllm.readers.own import NO_OBJECT, is_own
+from pocketllm.readers.telegram import is_telegram, owner_names, telegram
 
 NO_CHAT = "JSON without messages that say who wrote them (sender and text) and without examples"
 JSON_LINES = {".jsonl", ".ndjson"}
+HEAD_BYTES = 1000
+#: No export is nested as deeply.
+MAX_DEPTH = 500
+#: The names that lead to places in a document.
+ITEM = "item"
+WHOLE, ITEMS, TELEGRAM_CHATS, TELEGRAM_OWNER = list[str](), [ITEM], ["chats", "list", ITEM], ["personal_information"]
 
 
 def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator[Found]]:
-    """Return what kind of export a JSON document is, and what is in it. Raises Unreadable."""
-    document = loaded(path)
-    items = document if isinstance(document, list) else [document]
-    if items and all(is_own(item) for item in items):
-        return Kind.JSONL, (Example(item=item, place=f"item {number}") for number, item in enumerate(items, 1))
-    kind = form_of(document) if read_options.format in (None, Kind.CHAT) else read_options.format
-    return kind, checked(conversations(kind, document), read_options)
+    """Return what kind of export a JSON document is, and what is in it, which is read item by item. Raises Unreadable.
+
+    The items are those of a list, the chats of Telegram's account export, or the document itself.
+    """
+    items = items_at(path, ITEMS if is_list(path) else TELEGRAM_CHATS)
+    first, account = next(items, None), not is_list(path)
+    if account and first is None:
+        items, account = items_at(path, WHOLE), False
+        first = next(items, None)
+    items = chain([first], items)
+    if not account and is_own(first):
+        return Kind.JSONL, own_items(items)
+    kind = form_of(first, account) if read_options.format in (None, Kind.CHAT) else read_options.format
+    if kind is not Kind.CHAT and kind is not form_of(first, account):
+        raise Unreadable(f"no export of {kind.value}")
+    return kind, checked(conversations(kind, items, path), read_options)
 
 
-def loaded(path: Path) -> Any:
-    """Return a file's JSON. Raises Unreadable."""
+def is_list(path: Path) -> bool:
+    """Tell whether a JSON document is a list. Raises Unreadable."""
+    return decoded(read_head(path, HEAD_BYTES), final=False).lstrip().startswith("[")
+
+
+class Source:
+    """A JSON file's bytes in UTF-8, of which one item may take MAX_FILE_BYTES."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        mark = file.read(3)
+        wide = mark.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        file.seek(3 if mark == codecs.BOM_UTF8 else 0)
+        self._file: Any = codecs.EncodedFile(file, "utf-8", "utf-16") if wide else file
+        self.since_item = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes. Raises Unreadable."""
+        data: bytes = self._file.read(size)
+        self.since_item += len(data)
+        if self.since_item > MAX_FILE_BYTES:
+            raise Unreadable(f"has more than {MAX_FILE_BYTES // 10**6} MB in one piece; cut it into parts")
+        return data
+
+
+def items_at(path: Path, place: list[str]) -> Iterator[Any]:
+    """Yield the values at a place of a JSON document, one at a time. Raises Unreadable.
+
+    place: the names that lead there; ITEM is any item of a list.
+    """
+    names, builder = list[str](), None
+    with open_regular(path) as file:
+        source = Source(file)
+        for event, value in events(source):
+            if event in ("end_map", "end_array"):
+                names.pop()
+            elif builder is None and event != "map_key" and names == place:
+                builder = ijson.ObjectBuilder()
+            if builder is not None:
+                builder.event(event, value)
+            if event == "map_key":
+                names[-1] = value
+            elif event in ("start_map", "start_array"):
+                names.append(ITEM)
+            elif builder is not None and names == place:
+                yield builder.value
+                builder = None
+            if builder is None:
+                source.since_item = 0
+            if len(names) > MAX_DEPTH:
+                raise Unreadable("nested too deeply")
+
+
+def events(source: Source) -> Iterator[tuple[str, Any]]:
+    """Yield the events of a JSON document. Raises Unreadable."""
     try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        yield from ijson.basic_parse(source, use_float=True)
+    except (ijson.JSONError, ValueError) as error:
         raise Unreadable(f"no valid JSON: {str(error)[:100]}") from error
 
 
-def form_of(document: Any) -> Kind:
-    """Return the kind of export; CHAT for a list of messages in an unknown form."""
-    if is_chatgpt(document):
+def own_items(items: Iterable[Any]) -> Iterator[Found]:
+    """Yield a list's examples, and a Skipped for each other item."""
+    for number, item in enumerate(items, 1):
+        place = f"item {number}"
+        yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)
+
+
+def form_of(first: Any, account: bool) -> Kind:
+    """Return the kind of export by its first item; CHAT for messages in an unknown form.
+
+    account: it is a chat of Telegram's account export.
+    """
+    if account or is_telegram(first):
+        return Kind.TELEGRAM
+    if is_chatgpt(first):
         return Kind.CHATGPT
-    if is_claude(document):
-        return Kind.CLAUDE
-    return Kind.TELEGRAM if is_telegram(document) else Kind.CHAT
+    return Kind.CLAUDE if is_claude(first) else Kind.CHAT
 
 
-def conversations(kind: Kind, document: Any) -> Iterator[Conversation]:
-    """Return the conversations of a document. Raises Unreadable when it is not of this kind."""
-    fits = {Kind.CHATGPT: is_chatgpt, Kind.CLAUDE: is_claude, Kind.TELEGRAM: is_telegram}
-    if kind in fits and not fits[kind](document):
-        raise Unreadable(f"no export of {kind.value}")
-    readers = {Kind.CHATGPT: chatgpt, Kind.CLAUDE: claude, Kind.TELEGRAM: telegram}
-    return readers.get(kind, conversations_of)(document)
+def conversations(kind: Kind, items: Iterable[Any], path: Path) -> Iterator[Conversation]:
+    """Return the conversations of items of this kind."""
+    if kind is Kind.TELEGRAM:
+        return telegram(items, owner_names(next(items_at(path, TELEGRAM_OWNER), None)))
+    readers = {Kind.CHATGPT: chatgpt, Kind.CLAUDE: claude}
+    return readers.get(kind, conversations_of)(items)
 
 
 def checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of conversations. Raises Unreadable when no message is in any."""
-    filled = [conversation for conversation in found if conversation.messages]
-    if not filled:
+    filled = (conversation for conversation in found if conversation.messages)
+    first = next(filled, None)
+    if first is None:
         raise Unreadable(NO_CHAT)
-    yield from examples(filled, read_options)
+    yield from examples(chain([first], filled), read_options)
 
 
 def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:

@@ -1,6 +1,6 @@
 """Lists of messages without a format of their own: Discord, Slack, Messenger, or a script's output."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pocketllm.readers.base import Document
@@ -17,18 +17,18 @@ NAMES = ("name", "username", "nickname", "real_name", "display_name", "global_na
 LISTS = ("messages", "conversation", "history", "chat")
 
 
-def conversations_of(document: Any) -> Iterator[Conversation]:
-    """Yield the conversations in a document: a list of messages, or lists of them under a name."""
-    if isinstance(document, dict):
-        lists = [document[name] for name in LISTS if isinstance(document.get(name), list)]
-        yield from (conversation(found) for found in lists[:1])
-        return
-    items = [item for item in document if isinstance(item, dict)] if isinstance(document, list) else []
-    nested = [item for item in items if any(isinstance(item.get(name), list) for name in LISTS)]
-    for item in nested:
-        yield from conversations_of(item)
-    if not nested and items:
-        yield conversation(items)
+def conversations_of(items: Iterable[Any]) -> Iterator[Conversation]:
+    """Yield the conversations in some objects: messages, which are one, or lists of messages under a name."""
+    alone, nested = list[Any](), False
+    for item in items:
+        lists = [item[name] for name in LISTS if isinstance(item.get(name), list)] if isinstance(item, dict) else []
+        if lists:
+            nested = True
+            yield conversation(lists[0])
+        elif not nested:
+            alone.append(item)
+    if not nested and alone:
+        yield conversation(alone)
 
 
 def conversation(items: list[Any]) -> Conversation:

@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import Example, Found, ReadOptions, Skipped, html_to_text, read_text
+from pocketllm.readers.base import Example, Found, ReadOptions, Skipped, Unreadable, html_to_text, read_text
 
 MARKDOWN = {".md", ".markdown", ".mdown", ".qmd", ".rmd"}
 HTML = {".html", ".htm", ".xhtml"}
 SUFFIXES = {*MARKDOWN, *HTML, ".txt", ".text", ".org", ".rst", ".adoc", ".asciidoc", ".tex", ".fountain", ".wiki"}
 EMPTY = Skipped(reason="empty")
+#: A parsed page takes many times its size.
+MAX_HTML_CHARACTERS = 16_000_000
 
 FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 FRONT_MATTER_LINE = re.compile(r"\s*\Z|\s*#|\s*-(?:\s|\Z)|\s+\S|[\w\"'][^:]*:(?:\s|\Z)|[\]}]")
@@ -22,6 +24,8 @@ def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     if path.suffix.lower() in MARKDOWN:
         text = without_front_matter(text)
     elif path.suffix.lower() in HTML:
+        if len(text) > MAX_HTML_CHARACTERS:
+            raise Unreadable(f"a page of more than {MAX_HTML_CHARACTERS // 10**6} MB; save its text as plain text")
         text = html_to_text(text)
     parts = split_text(text, read_options.max_bytes)
     if not parts:

@@ -1,6 +1,6 @@
 """The result.json of Telegram Desktop's export: one chat, or all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pocketllm.readers.base import Document, name_key
@@ -9,23 +9,16 @@ from pocketllm.readers.chats import Conversation, Message
 NOT_WRITTEN = ("forwarded_from", "saved_from", "via_bot")  # by the sender
 
 
-def is_telegram(document: Any) -> bool:
-    """Tell whether a document is Telegram's."""
-    if not isinstance(document, dict):
-        return False
-    chats = document.get("chats")
-    if isinstance(chats, dict) and isinstance(chats.get("list"), list):
-        return True
-    messages = document.get("messages")
-    if not isinstance(messages, list) or not {"name", "type", "id"} <= document.keys():
+def is_telegram(chat: Any) -> bool:
+    """Tell whether a document is the export of one chat."""
+    messages = chat.get("messages") if isinstance(chat, dict) else None
+    if not isinstance(messages, list) or not {"name", "type", "id"} <= chat.keys():
         return False
     return any(isinstance(message, dict) and "from_id" in message for message in messages[:50])
 
 
-def telegram(document: Document) -> Iterator[Conversation]:
-    """Yield the conversations of an export. The export of a whole account says who its owner is."""
-    chats = document["chats"]["list"] if isinstance(document.get("chats"), dict) else [document]
-    owners = owner_names(document.get("personal_information"))
+def telegram(chats: Iterable[Any], owners: frozenset[str]) -> Iterator[Conversation]:
+    """Yield the conversations of chats. owners: as `owner_names` gives them."""
     for chat in chats:
         messages = chat.get("messages") if isinstance(chat, dict) else None
         if isinstance(messages, list):
@@ -34,7 +27,7 @@ def telegram(document: Document) -> Iterator[Conversation]:
 
 
 def owner_names(person: Any) -> frozenset[str]:
-    """Return the id by which messages name the account's owner; empty where it is missing."""
+    """Return the id by which messages name the owner of an account's export; empty where it is missing."""
     identity = person.get("user_id") if isinstance(person, dict) else None
     return frozenset({name_key(f"user{identity}")}) if isinstance(identity, int) else frozenset()
 

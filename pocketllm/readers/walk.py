@@ -9,6 +9,7 @@ from pathlib import Path
 #: Folders of programs, not of their users.
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "$RECYCLE.BIN", "System Volume Information"}
 SAME_FILE = "the same file or folder under another name (a link)"
+OUTSIDE = "a link that leads out of the folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,11 @@ def walk(paths: list[Path]) -> Iterator[Entry]:
 
 
 def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
-    """Yield the files in a folder. Not recursive, since folders may be nested deeper than Python's call stack."""
-    waiting = [(folder, "")]
+    """Yield the files in a folder, but for links out of it.
+
+    Not recursive, since folders may be nested deeper than Python's call stack.
+    """
+    root, waiting = folder.resolve(), [(folder, "")]
     while waiting:
         folder, prefix = waiting.pop()
         try:
@@ -54,7 +58,9 @@ def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
                 yield replace(entry, reason="hidden, or of a program")
                 continue
             entry = inspected(entry, seen)
-            if entry.folder:
+            if not entry.reason and path.is_symlink() and not path.resolve().is_relative_to(root):
+                yield replace(entry, reason=OUTSIDE)
+            elif entry.folder:
                 folders.append((path, f"{entry.name}/"))
             else:
                 yield entry

@@ -1,15 +1,20 @@
 """Files that are broken or made to break their reader: reported, left out, and the rest is read."""
 
+import json
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pocketllm.readers.base import MAX_LINE_BYTES, Kind, Skipped, count_words
+from pocketllm.readers import documents
+from pocketllm.readers.base import MAX_LINE_BYTES, Example, Kind, ReadOptions, Skipped, count_words
+from pocketllm.readers.reading import read
+from pocketllm.readers.walk import Entry
 from pocketllm.storage.repositories.texts import count_words as daemons_count
-from tests.support.reading import gathered, look, reasons, write
+from tests.support.reading import gathered, items, look, reasons, write
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +104,42 @@ def test_a_file_that_is_too_large_for_memory(tmp_path: Path) -> None:
         file.truncate(300_000_000)
     assert reasons(tmp_path / "a.txt")[0].startswith("no text")
     assert reasons(tmp_path / "b.txt")[0].startswith("larger than the 256 MB")
+
+
+def test_a_large_export_is_read_conversation_by_conversation(tmp_path: Path) -> None:
+    message = {"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["words " * 300]}}
+    nodes = {str(n): {"message": message, "parent": str(n - 1)} for n in range(10)}
+    one = json.dumps({"mapping": nodes, "current_node": "9"})
+    export = write(tmp_path / "conversations.json", f"[{', '.join([one] * 3500)}]")
+    tracemalloc.start()
+    kind, found = read(Entry(path=export, name=export.name), ReadOptions())
+    count = sum(isinstance(one, Example) for one in found)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (kind, count) == (Kind.CHATGPT, 35_000)
+    # To recognise it takes a few times the longest line that is read.
+    assert peak < 5 * MAX_LINE_BYTES < 60_000_000 < export.stat().st_size
+
+
+@pytest.mark.parametrize("begin", ["[", '{"chats": {"list": ['])
+def test_a_piece_that_is_too_large_for_memory(tmp_path: Path, begin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_FILE_BYTES", 1_000_000)
+    small = json.dumps({"from": "Anna", "text": "words", "messages": []})
+    export = write(tmp_path / "a.json", f"{begin}{', '.join([small] * 40_000)}")
+    assert "no valid JSON" in reasons(export)[0] or "who wrote them" in reasons(export)[0]
+    huge = write(tmp_path / "b.json", f'{begin}{small}, ["{"x" * 2_000_000}"]')
+    assert reasons(huge) == ["has more than 1 MB in one piece; cut it into parts"]
+
+
+def test_a_page_that_is_too_large(tmp_path: Path) -> None:
+    page = write(tmp_path / "a.html", "<p>words" * 2_100_000)
+    assert reasons(page) == ["a page of more than 16 MB; save its text as plain text"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    export = json.dumps([{"chat_messages": [{"sender": "human", "text": "Käthe"}]}], ensure_ascii=False)
+    assert items(write(tmp_path / "a.json", export.encode(encoding))) == [{"text": "Käthe"}]
 
 
 def test_words_are_counted_as_the_daemon_counts_them() -> None:

@@ -38,6 +38,17 @@ def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path) -> None:
     assert len(gathered(tmp_path / ".notes")[0]) == 1
 
 
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "secret.md", "not given")
+    write(tmp_path / "notes" / "a.md", "words")
+    (tmp_path / "notes" / "b.md").symlink_to(tmp_path / "elsewhere" / "secret.md")
+    (tmp_path / "notes" / "c").symlink_to(tmp_path / "elsewhere")
+    texts, tally = gathered(tmp_path / "notes")
+    assert [text["text"] for text in texts] == ["words"]
+    assert tally.skipped["a link that leads out of the folder"].places == ["b.md", "c"]
+    assert [text["text"] for text in gathered(tmp_path / "notes" / "b.md")[0]] == ["not given"]  # the owner gave it
+
+
 def test_loops_of_links_end_and_nothing_is_read_twice(tmp_path: Path) -> None:
     write(tmp_path / "a.md", "words")
     (tmp_path / "b.md").symlink_to("a.md")
