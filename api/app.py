@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.formparsers import MultiPartParser
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from pocketllm.api import errors as problems
@@ -31,6 +32,7 @@ from pocketllm.api.security.guard import Guard, add_security
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.tokens import Credentials
 from pocketllm.daemon.services import Services
+from pocketllm.daemon.settings import Settings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -71,7 +73,9 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         app.include_router(module.router)
     problems.install(app)
     settings = services.settings
-    _document_security(app, open_routes=settings.open_routes)
+    _document(app, settings)
+    # An upload is not written to a temporary file, where its bytes would outlive it.
+    MultiPartParser.spool_max_size = settings.max_body_bytes
     # Inside of the guard and of the error handlers, so that its error has the common shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(ReadPriorityMiddleware, ingest=ingest)
@@ -86,13 +90,15 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     return app
 
 
-def _document_security(app: FastAPI, *, open_routes: bool) -> None:
-    """Let /openapi.json say which routes need a token, which the guard checks before any route is looked up."""
+def _document(app: FastAPI, settings: Settings) -> None:
+    """Let /openapi.json say what depends on the settings: which routes need a token, and the labels of texts."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            add_security(generate(), open_routes=open_routes)
+            schema = generate()
+            add_security(schema, open_routes=settings.open_routes)
+            texts.add_labels(schema, settings.training.label_words)
         assert app.openapi_schema is not None
         return app.openapi_schema
 

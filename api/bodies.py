@@ -7,12 +7,18 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 #: No request has as many fields.
 MAX_FIELDS = 100
+#: The largest integer that every JSON parser reads exactly.
+MAX_SEED = 2**53 - 1
 
 
 class Body(BaseModel):
-    """A body or a part of one: neither infinite numbers, nor text that is no Unicode, nor fields by the thousand."""
+    """A body or a part of one.
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    Refused are values of another type than the schema's (a boolean or a string as a number), infinite numbers, text
+    that is no Unicode, and fields by the thousand.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -21,6 +27,11 @@ class Body(BaseModel):
             return values
         if len(values) > MAX_FIELDS:
             raise ValueError(f"it has {len(values):,} fields; the most are {MAX_FIELDS}")
+        # To JSON, 1.0 is an integer.
+        values = {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in values.items()
+        }
         for name, text in _texts(values):
             if not _is_unicode(text):
                 raise ValueError(f"{ascii(name)[1:-1][:60]} contains half of a surrogate pair, which is no character")

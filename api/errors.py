@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from pocketllm.api.responses import ProblemResponse
 from pocketllm.daemon import errors as daemon
@@ -177,7 +177,7 @@ def install(app: FastAPI) -> None:
         response = problem_response(status, _HINTS.get(status, error.detail), code=code_for(status))
         response.headers.update(error.headers or {})
         if status is HTTPStatus.METHOD_NOT_ALLOWED:  # the router names the methods of one function alone
-            response.headers["Allow"] = ", ".join(method for method in _METHODS if _is_routed(request, method))
+            response.headers["Allow"] = ", ".join(sorted(_methods_at(request)))
         return response
 
     async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
@@ -195,13 +195,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def _is_routed(request: Request, method: str) -> bool:
-    """Whether the request's path has a route for this method."""
-    scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+def _methods_at(request: Request) -> set[str]:
+    """The methods of the documented path that fits the request's best: that with the fewest parameters."""
+    paths = request.app.openapi()["paths"]
+    fitting = [path for path in paths if compile_path(path)[0].match(request.url.path)]
+    return set(map(str.upper, paths[min(fitting, key=lambda path: path.count("{"))])) if fitting else set()
 
 
-_METHODS = ("DELETE", "GET", "POST")
 _HINTS = {
     HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
     HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list the routes.",

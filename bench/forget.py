@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.pause import until
 from bench.shapes import SMOLLM2, ensure, models_folder
+from bench.world import until
 from pocketllm.cli.child import running_daemon
 from pocketllm.cli.errors import CommandError
 
@@ -102,7 +102,7 @@ def completion_nats(world: World, client: Client) -> float:
     body = {"model": "pocketllm:latest", "prompt": _PROMPT + _SECRET, "max_tokens": 0, "echo": True, "logprobs": 0}
     scored = _request(world, client, "POST", "/v1/completions", body)["choices"][0]["logprobs"]
     places = zip(scored["text_offset"], scored["token_logprobs"], strict=True)
-    return sum(value for place, value in places if value is not None and place >= len(_PROMPT))
+    return float(sum(value for place, value in places if value is not None and place >= len(_PROMPT)))
 
 
 def _request(world: World, client: Client, method: str, path: str, body: Any = None) -> Any:

@@ -49,9 +49,7 @@ class EventsOut(BaseModel):
     last: int = Field(description="The `after` of the next question.")
 
 
-@router.get(
-    "/events", response_model=EventsOut, responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}}
-)
+@router.get("/events", response_model=EventsOut, responses={200: {"content": {_STREAM: {}}}})
 async def events(
     request: Request,
     services: ServicesDep,

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import from_json
@@ -19,6 +19,10 @@ DEFAULT_SOURCE = "unknown"
 MAX_TEXTS = 30_000
 #: The most characters of a refused label, and the most known labels, in an error.
 LABEL_CHARACTERS, LABELS_SHOWN = 60, 10
+
+
+#: `check` says it better than a pattern's error.
+Words = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
 
 
 class _Example(Body, ABC):
@@ -36,7 +40,7 @@ class _Example(Body, ABC):
 class PlainIn(_Example):
     """A plain text, all of which is trained on."""
 
-    text: str
+    text: Words
 
     def _parts(self) -> dict[str, Any]:
         return {"text": self.text}
@@ -45,8 +49,8 @@ class PlainIn(_Example):
 class CompletionIn(_Example):
     """A prompt and its completion; only the completion is trained on."""
 
-    prompt: str
-    completion: str
+    prompt: Words
+    completion: Words
 
     def _parts(self) -> dict[str, Any]:
         return {"text": self.prompt, "completion": self.completion}
@@ -55,7 +59,7 @@ class CompletionIn(_Example):
 class LabelledIn(_Example):
     """A text with one of the labels in the settings."""
 
-    text: str
+    text: Words
     label: str
 
     def _parts(self) -> dict[str, Any]:
@@ -67,13 +71,22 @@ class MessageIn(Body):
 
     role: Literal["system", "user", "assistant"]
     content: str
-    weight: Literal[0, 1] | None = Field(None, description="0: an assistant's message that is only read.")
+    weight: int | None = Field(None, ge=0, le=1, description="0: an assistant's message that is only read.")
+
+
+#: A message with words to learn.
+_LEARNED: dict[str, Any] = {
+    "required": ["role", "content"],
+    "properties": {"role": {"const": "assistant"}, "content": {"pattern": r"\S"}, "weight": {"enum": [1, None]}},
+}
 
 
 class ChatIn(_Example):
     """A chat; the assistant's messages are trained on."""
 
-    messages: list[MessageIn] = Field(fail_fast=True, min_length=1, max_length=10_000)
+    messages: list[MessageIn] = Field(
+        fail_fast=True, min_length=1, max_length=1000, json_schema_extra={"contains": _LEARNED}
+    )
 
     @field_validator("messages")
     @classmethod
@@ -218,5 +231,5 @@ def _countable(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no text in the body. Send at least one.")
     if len(items) > MAX_TEXTS:
         detail = f"These are {len(items):,} texts; at most {MAX_TEXTS:,} go into one request. Send them in parts."
-        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
     return items

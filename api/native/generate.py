@@ -11,13 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import MAX_SEED, Body
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
-from pocketllm.api.native.jobs import MAX_SEED
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece
@@ -25,9 +24,20 @@ from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"])
 
-_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|)")
-#: A string at which to stop. It is looked for after each token.
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+_DURATION = re.compile(r"^(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)$")
+KeepAlive = Annotated[
+    float | str | None,
+    WithJsonSchema({"anyOf": [{"type": ["number", "null"]}, {"type": "string", "pattern": _DURATION.pattern}]}),
+]
+_StopString = Annotated[str, Field(min_length=1, max_length=256)]
+_StopStrings = Annotated[list[_StopString], Field(max_length=16)]
+#: Strings at which to stop, which are looked for after each token; one may stand alone.
+StopStrings = Annotated[
+    _StopStrings,
+    BeforeValidator(
+        lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=_StopString | _StopStrings
+    ),
+]
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -41,7 +51,15 @@ class Message(Body):
 class AskIn(Body):
     """What to go on from, and how: `prompt` to continue a text, or `messages` to answer a chat."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1},
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
+            ],
+        }
+    )
 
     prompt: str | None = Field(None, min_length=1)
     messages: list[Message] | None = Field(None, fail_fast=True, min_length=1, max_length=1000)
@@ -49,22 +67,15 @@ class AskIn(Body):
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(128, ge=1, le=8192)
-    stop: list[StopString] = Field(default_factory=list, max_length=16)
+    stop: StopStrings | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
-    keep_alive: float | str | None = Field(
+    keep_alive: KeepAlive = Field(
         None,
         description=(
             'How long the model stays in memory afterwards, as Ollama writes it: 300, "5m", 0 until the next look '
             "(within 15 s), -1 for ever; default: the setting keep_alive_seconds, which is also the most for an app."
         ),
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_stop_or_many(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("stop"), str):
-            return {**values, "stop": [values["stop"]]}
-        return values
 
     @field_validator("keep_alive")
     @classmethod
@@ -84,7 +95,7 @@ def seconds_of(keep_alive: float | str | None) -> float | None:
     if keep_alive is None:
         return None
     if isinstance(keep_alive, str):
-        found = _DURATION.fullmatch(keep_alive.strip())
+        found = _DURATION.fullmatch(keep_alive)
         if found is None:
             raise ValueError('it is seconds, or a number with a unit, as "90s", "5m" or "1h"')
         keep_alive = float(found[1]) * _UNITS[found[2]]
@@ -96,7 +107,7 @@ def seconds_of(keep_alive: float | str | None) -> float | None:
 class GenerateIn(AskIn):
     """What to generate."""
 
-    stream: StrictBool = Field(False, description="Send the text as it comes, as server-sent events.")
+    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
 
 
 class GenerateOut(BaseModel):
@@ -112,7 +123,12 @@ class GenerateOut(BaseModel):
     seed: int
 
 
-@router.post("/generate", dependencies=[Depends(json_only)], response_model=GenerateOut)
+@router.post(
+    "/generate",
+    dependencies=[Depends(json_only)],
+    response_model=GenerateOut,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)
@@ -138,7 +154,7 @@ async def asked(request: Request, services: Services, body: AskIn) -> tuple[Gene
         temperature=body.temperature,
         top_p=body.top_p,
         max_tokens=body.max_tokens,
-        stop=tuple(body.stop),
+        stop=tuple(body.stop or ()),
         seed=seed,
         keep_alive_seconds=keep_alive,
     )

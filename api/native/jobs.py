@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import ConfigDict, Field, StrictBool
+from pydantic import ConfigDict, Field
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import MAX_SEED, Body
 from pocketllm.api.dependencies import ServicesDep, json_only, may_monitor
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, job_detail
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
@@ -26,9 +26,6 @@ from pocketllm.storage.tables import Job
 
 router = APIRouter(tags=["jobs"])
 
-#: SQLite's largest integer.
-MAX_SEED = 2**63 - 1
-
 
 class JobIn(Body):
     """What to ask for; everything is optional."""
@@ -37,7 +34,7 @@ class JobIn(Body):
 
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
-    now: StrictBool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
     # Override the settings of the same names.
     mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
     method: RequestedMethod | None = Field(None, description="How to learn; default: the setting training.method.")

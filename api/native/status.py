@@ -1,17 +1,15 @@
 """/health, /status, /models, /history: the daemon's state, readings, models, and the readings of the last days."""
 
 import os
-from datetime import datetime, timedelta
-from http import HTTPStatus
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import ModelOut
 from pocketllm.daemon.conditions.gate import Verdict
 from pocketllm.daemon.services import Services
@@ -19,9 +17,6 @@ from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
 
 router = APIRouter(tags=["status"])
-
-#: A number; neither a string nor a boolean.
-_Number = Annotated[float, Strict()] | None
 
 
 class HealthOut(BaseModel):
@@ -177,17 +172,17 @@ def status(services: ServicesDep) -> StatusOut:
 class ReadingsIn(Body):
     """Readings in place of the sensors', in the units of /status. null is unknown."""
 
-    power: StrictBool | None = None
-    plug: StrictStr | None = Field(None, description="ac, usb, wireless, dock, another or none")
-    battery: _Number = None
-    temperature: _Number = None
-    health: StrictStr | None = Field(None, description="good, or what the battery's driver says instead")
-    screen: StrictBool | None = None
-    idle: _Number = None
-    memory: _Number = None
-    memory_pressure: _Number = Field(None, alias="memory pressure")
-    heat: _Number = None
-    disk: _Number = None
+    power: bool | None = None
+    plug: str | None = Field(None, description="ac, usb, wireless, dock, another or none")
+    battery: float | None = None
+    temperature: float | None = None
+    health: str | None = Field(None, description="good, or what the battery's driver says instead")
+    screen: bool | None = None
+    idle: float | None = None
+    memory: float | None = None
+    memory_pressure: float | None = Field(None, alias="memory pressure")
+    heat: float | None = None
+    disk: float | None = None
 
 
 class WhatIfIn(Body):
@@ -205,7 +200,18 @@ class ScreenIn(Body):
 
     model_config = ConfigDict(json_schema_extra={"example": {"on": False}})
 
-    on: StrictBool = Field(description="Whether the screen is on.")
+    on: bool = Field(description="Whether the screen is on.")
+
+
+def _moment(value: Any) -> Any:
+    """A time as RFC 3339 writes it; pydantic would take a number, too."""
+    if not isinstance(value, str):
+        return value
+    moment = datetime.fromisoformat(value)
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment
+    except OverflowError as error:
+        raise ValueError("it is outside of the calendar") from error
 
 
 class SnoozeIn(Body):
@@ -214,7 +220,9 @@ class SnoozeIn(Body):
     model_config = ConfigDict(json_schema_extra={"example": {"minutes": 90}})
 
     minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="So long from now.")
-    until: AwareDatetime | None = Field(None, description="Or until then; neither of both ends the snooze.")
+    until: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
+        None, description="Or until then; of both the later. Neither, or a time that is over, ends it."
+    )
 
 
 class SnoozeOut(BaseModel):
@@ -242,14 +250,9 @@ def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
 @router.post("/status/snooze", dependencies=[Depends(json_only)])
 def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     """Run no job for a while; pauses a running one. An empty body ends it."""
-    if body.minutes is not None and body.until is not None:
-        raise Problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "minutes and until were both given; one is enough.", param="until"
-        )
     now = services.now()
-    until = body.until if body.minutes is None else now + timedelta(minutes=body.minutes)
-    if until is not None and until <= now:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"until ({until.isoformat()}) is over already.", param="until")
+    latest = max(body.until or now, now + timedelta(minutes=body.minutes or 0))
+    until = latest if latest > now else None
     services.scheduler.snooze(until)
     services.wake()
     return SnoozeOut(snoozed_until=until)

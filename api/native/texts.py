@@ -1,5 +1,6 @@
 """/texts: add, list and delete texts."""
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -38,16 +39,29 @@ _BODY_DOC = {
                 "schema": {
                     "anyOf": [
                         *_SCHEMAS,
-                        {"type": "array", "items": {"anyOf": _SCHEMAS}, "minItems": 1, "maxItems": MAX_TEXTS},
+                        {
+                            "type": "array",
+                            "items": {"anyOf": _SCHEMAS},
+                            "minItems": 1,
+                            # Tools that test this document would spend minutes on a maxItems.
+                            "description": f"At most {MAX_TEXTS:,}.",
+                        },
                     ]
                 },
                 "examples": {name: {"value": value} for name, value in _EXAMPLES.items()},
             },
-            "application/x-ndjson": {"schema": {"type": "string"}},
-            "text/plain": {"schema": {"type": "string"}},
+            "text/plain": {"schema": {"type": "string", "pattern": r"\S"}},
         },
     }
 }
+
+
+def add_labels(schema: dict[str, Any], labels: Collection[str]) -> None:
+    """Add to an OpenAPI document the labels that a text may have."""
+    body = schema["paths"]["/texts"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+    for kind in [*body, *body[-1]["items"]["anyOf"]]:
+        if "label" in kind.get("properties", {}):
+            kind["properties"]["label"]["enum"] = sorted(labels)
 
 
 @router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC)
@@ -149,25 +163,28 @@ def delete_text(text_id: str, services: ServicesDep) -> TextDeletedOut:
     """Delete a text and what was derived from it. A job that learns it starts again; served is the newest adapter that
     has not learned it, and a job is queued to learn again what is left.
     """
-    now = services.now()
-    row = services.scheduler.forget(lambda: services.store.deletions.text(text_id, now=now), now)
-    services.wake()
-    return TextDeletedOut(id=text_id, deletion=DeletionOut.of(services, row))
+    deletion = _forgotten(services, lambda now: services.store.deletions.text(text_id, now=now))
+    return TextDeletedOut(id=text_id, deletion=deletion)
 
 
 @router.delete("/texts")
 def delete_texts(
     services: ServicesDep,
-    source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
-    app: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    source: Annotated[str, Query(min_length=1, max_length=200)],
 ) -> DeletionOut:
-    """Delete all texts of a source, or all that an app has sent, likewise."""
-    if (source is None) == (app is None):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Give either source or app.")
-    now, deletions = services.now(), services.store.deletions
-    row = services.scheduler.forget(
-        lambda: deletions.app(app, now=now) if app else deletions.source(str(source), now=now), now
-    )
+    """Delete all texts of a source, likewise."""
+    return _forgotten(services, lambda now: services.store.deletions.source(source, now=now))
+
+
+@router.delete("/apps/{app}/texts")
+def delete_texts_of_app(services: ServicesDep, app: str) -> DeletionOut:
+    """Delete all texts that an app has sent, likewise. An app is named as its token."""
+    return _forgotten(services, lambda now: services.store.deletions.app(app, now=now))
+
+
+def _forgotten(services: Services, delete: Callable[[datetime], Deletion]) -> DeletionOut:
+    now = services.now()
+    row = services.scheduler.forget(lambda: delete(now), now)
     services.wake()
     return DeletionOut.of(services, row)
 

@@ -23,7 +23,7 @@ class TokenIn(Body):
     model_config = ConfigDict(json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
     name: str = Field(pattern=_NAME, description="Small letters, digits, dots, dashes and underscores.")
-    scopes: list[Scope] = Field(
+    scopes: list[Annotated[Scope, Field(strict=False)]] = Field(
         min_length=1, description="ingest: hand over text. generate: ask the model. admin: all."
     )
 

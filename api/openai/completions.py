@@ -65,7 +65,7 @@ async def _requests(
             temperature=_DEFAULTS.temperature if body.temperature is None else body.temperature,
             top_p=_DEFAULTS.top_p if body.top_p is None else body.top_p,
             max_tokens=body.most_tokens,
-            stop=body.stops,
+            stop=tuple(body.stop or ()),
             seed=seed,
             alternatives=None if body.stream else body.alternatives,
         )

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Response, UploadFile
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.openai.fine_tuning_schemas import INBOX
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
 from pocketllm.daemon.services import Services
@@ -25,13 +26,15 @@ from pocketllm.storage.tables import Job, JobState, Text, UploadedFile
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])
 
-#: All texts as a file that is always there. A job that is to learn from it learns what is new, as jobs do.
-INBOX = "file-inbox"
 RESULTS = "fine-tune-results"
 #: The file that a job that has succeeded leaves has this id, with what is behind "job-" in the job's.
 _RESULT = "file-result-"
 _PAGE = 100
 _JSON_LINES = "application/jsonl"
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+
+#: A form has no null.
+_SECONDS = WithJsonSchema({"type": "integer", "minimum": 3600, "maximum": 2_592_000})
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
@@ -74,7 +77,7 @@ async def upload(
     services: ServicesDep,
     file: UploadFile,
     purpose: Annotated[Purpose, Form()],
-    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None,
+    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000), _SECONDS] = None,
 ) -> FileOut:
     """Store a file. One to fine-tune with is JSON lines: chats (`messages`), `prompt` with `completion`, or `text`.
 
@@ -128,7 +131,7 @@ def file(services: ServicesDep, file_id: str) -> FileOut:
 @router.get(
     "/{file_id}/content",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": dict.fromkeys(("application/octet-stream", _JSON_LINES, "text/csv"), _BYTES)}},
 )
 def content(services: ServicesDep, file_id: str) -> Response:
     """What is in a file: as it was uploaded; a table in CSV of a job's losses; all texts as JSON lines."""

@@ -12,8 +12,15 @@ from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Limits
 from pocketllm.api.openai import fine_tuning_documents as documents
-from pocketllm.api.openai.files import INBOX, jobs_behind, stored
-from pocketllm.api.openai.fine_tuning_schemas import Checkpoint, FineTuningRequest, TuningEvent, TuningJob, explicit
+from pocketllm.api.openai.files import jobs_behind, stored
+from pocketllm.api.openai.fine_tuning_schemas import (
+    INBOX,
+    Checkpoint,
+    FineTuningRequest,
+    TuningEvent,
+    TuningJob,
+    explicit,
+)
 from pocketllm.api.openai.models import LATEST, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
@@ -142,9 +149,6 @@ def _same(services: Services, document: dict[str, Any]) -> Job | None:
 def _texts(services: Services, body: FineTuningRequest) -> list[NewText] | None:
     """What the job is given to learn and to measure with; None: all texts that are new."""
     if body.training_file == INBOX:
-        if body.validation_file is not None:
-            detail = f"{INBOX} is measured with one text in ten of its own. Leave validation_file out."
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="validation_file")
         return None
     measured = body.validation_file
     # Without a file to measure with the texts' own ids say which are kept out.

@@ -1,8 +1,9 @@
 """Jobs as the documents that OpenAI's clients take back."""
 
 from pocketllm.api.native.schemas.jobs import seconds_left
-from pocketllm.api.openai.files import INBOX, results_of
+from pocketllm.api.openai.files import results_of
 from pocketllm.api.openai.fine_tuning_schemas import (
+    INBOX,
     LEVELS,
     STATUSES,
     Checkpoint,

@@ -3,13 +3,16 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import MAX_SEED, Body
 from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.storage.tables import JobState
 
 Number = TypeVar("Number", int, float)
+
+#: All texts as a file that is always there. A job that is to learn from it learns what is new, as jobs do.
+INBOX = "file-inbox"
 
 #: There is no status for a job that is paused: it waits, and `state` says more.
 STATUSES = {
@@ -27,7 +30,6 @@ LEVELS: dict[str, Literal["warn", "error"]] = {
     "no report": "warn",
     "failed": "error",
 }
-_MAX_SEED = 2**63 - 1
 
 
 class Hyperparameters(Body):
@@ -69,7 +71,7 @@ class FineTuningRequest(Body):
     validation_file: str | None = Field(None, description="What to measure with; else one example in ten is kept out.")
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
-    seed: Annotated[int, Field(ge=0, le=_MAX_SEED)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     suffix: Annotated[str, StringConstraints(max_length=64, pattern="^[^:/]*$")] | None = None
     metadata: (
         Annotated[
@@ -79,7 +81,7 @@ class FineTuningRequest(Body):
     ) = None
     integrations: Annotated[list[Any], Field(max_length=100)] | None = None
     #: Our own, which OpenAI's client passes on in extra_body.
-    now: StrictBool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
 
     @property
     def chosen_hyperparameters(self) -> Hyperparameters:
@@ -91,6 +93,8 @@ class FineTuningRequest(Body):
     def warnings(self) -> list[str]:
         """What was asked for and does not apply here."""
         said = [f"{name} is not known here" for name in sorted(self.model_extra or {})]
+        if self.training_file == INBOX and self.validation_file is not None:
+            said.append(f"validation_file is ignored: {INBOX} is measured with one text in ten of its own")
         if self.chosen_hyperparameters.learning_rate_multiplier not in (None, "auto", 1):
             said.append("learning_rate_multiplier is ignored: the step length is measured, not set")
         return said + ["integrations are ignored: nobody else is told"] * bool(self.integrations)

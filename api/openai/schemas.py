@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool
+from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.bodies import Body
-from pocketllm.api.native.generate import StopString
+from pocketllm.api.native.generate import StopStrings
 from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.daemon.generation.service import Done
 from pocketllm.storage.errors import NotFound
@@ -21,7 +21,7 @@ from pocketllm.storage.errors import NotFound
 _TEXT_TOKENS, _CHAT_TOKENS = 16, 512
 _MAX_TOKENS, _MAX_CHOICES, _MAX_PROMPTS, _MAX_PROMPT_TOKENS, _MAX_ALTERNATIVES = 8192, 16, 64, 100_000, 20
 #: No tokenizer has more.
-Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+Token = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 _Tokens = Annotated[list[Token], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPT_TOKENS)]
 _Prompts = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
 _TokenPrompts = Annotated[list[_Tokens], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
@@ -60,7 +60,7 @@ class StreamOptions(Body):
 
     model_config = ConfigDict(extra="allow")
 
-    include_usage: StrictBool | None = None
+    include_usage: bool | None = None
 
 
 class SharedRequest(Body):
@@ -71,16 +71,11 @@ class SharedRequest(Body):
     model: str = Field(description="`pocketllm:latest`, `pocketllm:base`, or an id that GET /v1/models gives.")
     temperature: float | None = Field(None, ge=0, le=5)
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop: StopStrings | None = None
     seed: int | None = None
     n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
-    stream: StrictBool | None = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The strings at which to stop."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def usage_wanted(self) -> bool:
@@ -104,7 +99,7 @@ class ChatRequest(SharedRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(fail_fast=True, min_length=1, max_length=1000)
-    logprobs: StrictBool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
+    logprobs: bool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -127,7 +122,7 @@ class CompletionRequest(SharedRequest):
         "", description="Words, or token ids, which are taken as they are; or several of either."
     )
     max_tokens: int | None = Field(None, ge=0)
-    echo: StrictBool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
+    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
     logprobs: int | None = Field(
         None,
         ge=0,

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
@@ -113,15 +113,16 @@ class Guard:
         headers = Headers(scope=connection)
         caller, refusal = self._identified(headers)
         name = caller.name if caller else _ANONYMOUS
-        refusal = _foreign(headers) or self._too_much(name, headers) or self._too_often(name) or refusal
-        refusal = refusal or self._not_allowed(caller, connection)
+        refusal = _foreign(headers) or refusal or self._not_allowed(caller, connection)
+        refusal = refusal or self._too_much(name, headers) or self._too_often(name)
         if refusal is not None:
             await _refuse(refusal, connection, receive, send)
             return
         connection.setdefault("state", {}).update(caller=name, scopes=caller.scopes if caller else frozenset())
         self._running[name] += 1
         try:
-            await self._app(connection, receive if caller else _at_most(_ANONYMOUS_BODY_BYTES, receive), send)
+            received = receive if caller else _at_most(_ANONYMOUS_BODY_BYTES, receive)
+            await self._app(connection, received, _not_stored(send))
         finally:
             self._running[name] -= 1
             if not self._running[name]:
@@ -183,6 +184,17 @@ def _at_most(limit: int, receive: Receive) -> Receive:
         return message if seen <= limit else {"type": "http.disconnect"}
 
     return bounded
+
+
+def _not_stored(send: Send) -> Send:
+    """Send answers that no cache keeps, but for those that say otherwise themselves."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(raw=message["headers"]).setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return sending
 
 
 def _foreign(headers: Headers) -> Refusal | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pocketllm.engine.errors import BadRequest
@@ -94,16 +94,18 @@ def generate(
 ) -> Generation:
     """Continue the prompt with tokens from the source.
 
-    Raises BadRequest when prompt and answer do not fit into the model's context, or the prompt is empty.
+    The answer ends where the model's context does. Raises BadRequest when the prompt leaves no room in it, or is empty.
     """
-    limit = decoding.context
-    if limit is not None and len(prompt) + sampling.max_tokens > limit:
-        raise BadRequest(
-            f"The prompt's {len(prompt)} tokens and max_tokens {sampling.max_tokens} exceed the model's context "
-            f"of {limit} tokens. Shorten the prompt or lower max_tokens."
-        )
     if not prompt:
         raise BadRequest("The prompt is empty. Send some text to continue.")
+    if decoding.context is not None:
+        room = decoding.context - len(prompt)
+        if room < min(1, sampling.max_tokens):
+            raise BadRequest(
+                f"The prompt's {len(prompt)} tokens leave no room in the model's context of {decoding.context} tokens. "
+                "Shorten the prompt."
+            )
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
     generation = Generation(pieces=iter(()), prompt_tokens=len(prompt))
     generation.pieces = _pieces(generation, source.tokens(prompt, sampling), decoding, sampling, cancelled)
     return generation

@@ -114,7 +114,7 @@ def test_everything_is_optional(api: InProcessApp, body: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("now", [True, False])
-@pytest.mark.parametrize(("steps", "seed"), [(1, 0), (1_000_000, 2**63 - 1)])
+@pytest.mark.parametrize(("steps", "seed"), [(1, 0), (1_000_000, 2**53 - 1)])
 def test_the_limits_themselves_are_allowed(api: InProcessApp, steps: int, seed: int, now: bool) -> None:
     document = ask(api, steps=steps, seed=seed, now=now)
     assert (document["total_steps"], document["seed"]) == (steps, seed)
@@ -131,7 +131,7 @@ def test_the_limits_themselves_are_allowed(api: InProcessApp, steps: int, seed: 
         ({"steps": "many"}, "steps"),
         ({"steps": [1]}, "steps"),
         ({"seed": -1}, "seed"),
-        ({"seed": 2**63}, "seed"),
+        ({"seed": 2**53}, "seed"),
         ({"seed": 10**300}, "seed"),
         ({"now": "perhaps"}, "now"),
         ({"now": None}, "now"),

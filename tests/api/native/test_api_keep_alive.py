@@ -20,7 +20,7 @@ from tests.support.in_process_app import assert_problem, in_process_app
         ("90", 90),
         ("90s", 90),
         ("1.5m", 90),
-        (" 24h ", 86400),
+        ("24h", 86400),
         ("500ms", 0.5),
         ("-1", inf),
         ("-1m", inf),

@@ -257,7 +257,7 @@ def test_the_longest_text_is_counted_in_bytes(api: InProcessApp, character: str)
         (json.dumps([SOUND, {"text": longest + "!"}]), "application/json"),
         (longest + "!", "text/plain"),
     ):
-        document = assert_problem(send(api, content.encode(), kind), 413, "too_large")
+        document = assert_problem(send(api, content.encode(), kind), 422, "invalid_value")
         assert "1,001 bytes" in document["detail"] and "max_text_bytes" in document["detail"]
         assert document["error"]["param"] == "text"
     assert count(api) == 1
@@ -291,7 +291,7 @@ def test_a_long_list_is_stored_in_its_order(api: InProcessApp) -> None:
 def test_too_long_a_list_is_refused_as_a_whole(api: InProcessApp, separator: str) -> None:
     joined = separator.join(['{"text":"a"}'] * (MAX_TEXTS + 1))
     content, kind = (f"[{joined}]", "application/json") if separator == "," else (joined, NDJSON)
-    document = assert_problem(send(api, content.encode(), kind), 413, "too_large")
+    document = assert_problem(send(api, content.encode(), kind), 422, "invalid_value")
     assert f"at most {MAX_TEXTS:,}" in document["detail"]
     assert count(api) == 0
 

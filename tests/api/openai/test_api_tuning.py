@@ -178,12 +178,6 @@ REFUSED: dict[str, tuple[Document, int, str, str | None]] = {
     "a suffix that parts names": ({"suffix": "a:b"}, 422, "invalid_value", "suffix"),
     "much metadata": ({"metadata": {str(i): "" for i in range(17)}}, 422, "invalid_value", "metadata"),
     "a negative seed": ({"seed": -1}, 422, "invalid_value", "seed"),
-    "an inbox to measure with": (
-        {"training_file": "file-inbox", "validation_file": "file-x"},
-        422,
-        "invalid_value",
-        "validation_file",
-    ),
 }
 
 

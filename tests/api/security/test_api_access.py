@@ -221,6 +221,12 @@ def test_what_a_browser_calls_cross_site_is_refused(api: InProcessApp) -> None:
         assert api.get("/health", headers={"sec-fetch-site": site}).status_code == 200
 
 
+def test_no_answer_is_kept_by_a_cache_but_the_pages_own_files(api: InProcessApp) -> None:
+    for path in ("/texts", "/jobs", "/status", "/health", "/v1/files/file-inbox/content", "/none"):
+        assert api.get(path).headers["cache-control"] == "no-store"
+    assert api.get("/").headers["cache-control"] == "no-cache"
+
+
 def test_nobody_without_a_token_gets_a_body_read(api: InProcessApp) -> None:
     response = api.post("/texts", token=None, content=b"secret", headers={"content-type": "text/plain"})
     assert_problem(response, 401, "missing_token")

@@ -131,7 +131,7 @@ def test_an_app_may_add_so_many_texts_a_day_and_its_texts_can_be_deleted(as_app:
     more = {"text": "one more"}
     assert_problem(api.post("/texts", json=more, token=token), 429, "too_many_texts")
     assert api.post("/texts", json=more).status_code == 201
-    receipt = api.request("DELETE", "/texts", params={"app": "notes"}).json()
+    receipt = api.request("DELETE", "/apps/notes/texts").json()
     assert (receipt["texts"], receipt["erased"]) == (5, True)
     assert [one["text"] for one in api.get("/texts").json()["data"]] == ["one more"]
     assert api.get(f"/deletions/{receipt['id']}").json() == receipt
