@@ -1,8 +1,14 @@
 """Paths in the data folder, which is made private when it is first used."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from pocketllm.daemon.errors import BadSettings
+
+#: The permissions of all but the owner.
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def default_data_dir() -> Path:
@@ -113,6 +119,32 @@ class DataFolder:
         return self.root / "exports"
 
     def make(self) -> None:
-        """Create the folder, readable by its owner only."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)
+        """Create the folder, and make all that is in it the owner's alone, whatever the umask was.
+
+        Raises BadSettings when it cannot be used, is another user's, or has a symbolic link in it, through which a
+        write would land elsewhere. Models may be links.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.root.stat().st_uid != os.geteuid():
+                raise BadSettings(f"The data folder {self.root} is another user's. Choose another with --data-dir.")
+            self.root.chmod(0o700)
+            for folder, folders, files in os.walk(self.root):
+                within = Path(folder)
+                if within == self.root and "models" in folders:
+                    folders.remove("models")
+                for name in (*folders, *files):
+                    _make_private(within / name)
+        except OSError as error:
+            raise BadSettings(f"The data folder {self.root} cannot be used: {error.strerror}.") from error
+
+
+def _make_private(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:  # deleted meanwhile by the daemon that runs on the folder
+        return
+    if stat.S_ISLNK(mode):
+        raise BadSettings(f"{path} is a symbolic link, through which others' files would be written to. Remove it.")
+    if mode & _OTHERS:
+        path.chmod(stat.S_IMODE(mode) & ~_OTHERS)

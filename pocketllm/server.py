@@ -24,8 +24,9 @@ from pocketllm import __version__
 from pocketllm.api.app import create_app
 from pocketllm.api.security.tokens import load_or_create_token
 from pocketllm.connections import BoundedProtocol
+from pocketllm.daemon import logs
 from pocketllm.daemon.conditions.readings import unanswered
-from pocketllm.daemon.errors import AlreadyRunning, BadSettings, PortInUse
+from pocketllm.daemon.errors import AlreadyRunning, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.processes import started_ticks
@@ -52,13 +53,13 @@ def serve(overrides: dict[str, Any]) -> int:
     cannot start: bad settings, another daemon on the data folder, the port in use, an unusable database.
     """
     settings = load_settings(overrides)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_level)
     # They log every tick, and every plug-in.
     for chatty in ("apscheduler", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
     folder = DataFolder(settings.data_dir)
-    _make(folder)
+    folder.make()
     with _only_daemon(folder) as acquired:
         if not acquired:
             raise AlreadyRunning(
@@ -231,13 +232,6 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
     log.info("serving %s on %s", services.settings.model, about["url"])
     if problem := services.model_problem():
         log.warning("%s", problem)
-
-
-def _make(folder: DataFolder) -> None:
-    try:
-        folder.make()
-    except OSError as error:
-        raise BadSettings(f"The data folder {folder.root} cannot be used: {error.strerror}.") from error
 
 
 def _only_daemon(folder: DataFolder) -> AbstractContextManager[bool]:

@@ -88,6 +88,8 @@ def _create_engine(path: Path, *, synchronous: str) -> Engine:
             "foreign_keys = ON",
             # Overwrites deleted texts in the file.
             "secure_delete = ON",
+            # Sorted texts are not written to files elsewhere.
+            "temp_store = MEMORY",
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
+from pocketllm.daemon.logs import describe_uncaught
 from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # Whatever else prints must not end up between our lines.
     answers, sys.stdout = sys.stdout, sys.stderr
+    describe_uncaught()
 
     def say(**line: Any) -> None:
         answers.write(json.dumps(line) + "\n")

@@ -16,6 +16,7 @@ from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
+from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.scheduling.admission import Admission
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
@@ -336,7 +337,7 @@ class Scheduler:
             raise
         except Exception as error:
             log.exception("job %s cannot be run", job.id)
-            self._store.jobs.fail(job.id, error=f"it cannot be run ({type(error).__name__}: {error})", now=now)
+            self._store.jobs.fail(job.id, error=f"it cannot be run ({summary(error)})", now=now)
 
     def _advance(self, job: Job, now: datetime) -> None:
         """Start, pause, or explain the job that is next."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from pocketllm.daemon.locks import locked
+from pocketllm.daemon.logs import describe_uncaught
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import (
     fail_where_memory_ends,
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=int, required=True, help="The number of the job's start.")
     options = parser.parse_args(arguments)
 
+    describe_uncaught()
     _die_with_parent()
     with suppress(OSError):  # at the lowest priority already, or not permitted
         os.nice(19)

@@ -302,10 +302,11 @@ def _labelled(
         return
     if template is None:
         raise BadRequest("Some texts have a label, but there is no template that says how to ask for it. Give one.")
-    for label in {example.label for example in examples} - template.words.keys():
+    # The error outlives the texts, so it does not quote them.
+    if count := sum(example.label not in template.words for example in examples):
         raise BadRequest(
-            f"A text has the label {label!r}, but the template's are {', '.join(sorted(template.words))}. "
-            "Add it to the template, or correct the text."
+            f"{count} of the texts have another label than the template's, {', '.join(sorted(template.words))}. "
+            "Add theirs to the template, or correct the texts."
         )
     form = fit(template, tokenizer, special.mask_text if special else None)
     rows = _labelled_rows(examples, tokenizer, form, special, length=length, eos=eos)
