@@ -7,6 +7,7 @@ names them. Models are left out, since they can be imported again.
 import hashlib
 import io
 import json
+import mmap
 import shutil
 import sqlite3
 import tarfile
@@ -16,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pocketllm.daemon.adapter_files import digest_of
 from pocketllm.daemon.errors import BackupUnusable
@@ -84,8 +85,13 @@ def write_backup(folder: DataFolder, file: BinaryIO, *, now: datetime) -> Conten
 def read_backup(file: Path, into: Path) -> Contents:
     """Unpack a backup into an empty folder. Raises BackupUnusable unless all of it is as it was written."""
     try:
-        with tarfile.open(file) as tar:
-            tar.extractall(into, filter="data")
+        with (
+            file.open("rb") as opened,
+            # Of a file that claims more than it has, tarfile would ask `read` for as much memory.
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            tarfile.open(fileobj=cast(BinaryIO, data), mode="r:") as tar,
+        ):
+            tar.extractall(into, [one for one in tar if one.type == tarfile.REGTYPE], filter="data")
         manifest = json.loads((into / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise BackupUnusable(f"{file} is of a newer PocketLLM (format {manifest['format']}).")

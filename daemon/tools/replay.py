@@ -16,8 +16,9 @@ from safetensors import safe_open
 
 from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.tools.backup import Check
 from pocketllm.daemon.training.checkpoints import record_of
-from pocketllm.engine.errors import ModelNotFound
+from pocketllm.engine.errors import MezoError, ModelNotFound
 from pocketllm.engine.formats.model_folder import NAME_PATTERN, ModelFolder, open_model_folder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.full import FullWeights, save_full
@@ -99,6 +100,21 @@ def rebuild(
         max_difference=max(differences.values(), default=0.0) if all(map(isfinite, differences.values())) else None,
         base_is_newer=job.mode == "full" and _is_newer(_start_model(folder, job), job),
     )
+
+
+def replays(folder: DataFolder, store: Store) -> Iterator[Check]:
+    """Replay the MeZO jobs whose adapters, and those that they started from, are there."""
+    there = {adapter.id for adapter in store.adapters.all()}
+    for adapter in store.adapters.all():
+        job = store.jobs.get(adapter.job_id)
+        if job.method != "mezo" or (job.parent is not None and job.parent not in there):
+            continue
+        try:
+            differing = rebuild(folder, store, job.id).differing
+            problem = f"{len(differing)} tensors differ from what its steps give" if differing else None
+        except (CannotReplay, MezoError, OSError) as error:
+            problem = str(error)
+        yield Check(name=f"steps of {job.id}", problem=problem)
 
 
 def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import torch
 
+from pocketllm.daemon.adapter_files import digest_of
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.data.batches import shuffled
@@ -83,6 +84,7 @@ def learn(
         theta.save(folder.adapter(identity))
     row = AdapterRow(
         id=identity,
+        sha256=digest_of(folder.adapter(identity)),
         job_id=job.id,
         model="tiny",
         mode=settings.mode,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,11 +14,14 @@ from pocketllm.cli.files import check_target, whole_file
 from pocketllm.cli.home import configured_data_dir
 from pocketllm.daemon.paths import DataFolder
 
+if TYPE_CHECKING:
+    from pocketllm.daemon.tools.backup import Check
+
 Result = TypeVar("Result")
 
 BACKUP_EPILOG = examples("pocketllm backup pocketllm.tar", "pocketllm backup pocketllm.tar --force")
 RESTORE_EPILOG = examples("pocketllm restore pocketllm.tar", "pocketllm restore pocketllm.tar --yes")
-VERIFY_EPILOG = examples("pocketllm verify", "pocketllm verify --json")
+VERIFY_EPILOG = examples("pocketllm verify", "pocketllm verify --replay --json")
 
 
 @local_options
@@ -66,10 +69,15 @@ def restore(
 
 
 @local_options
-def verify(options: Common) -> None:
+def verify(
+    options: Common,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also make the adapters of MeZO jobs again from their steps: minutes.")
+    ] = False,
+) -> None:
     """Check that the database, the adapters and the models are as they were written. The daemon may run meanwhile.
 
-    The exit code is 0 when all is sound, else 1. `pocketllm replay JOB` checks what a MeZO job has learned.
+    The exit code is 0 when all is sound, else 1.
     """
     from rich.table import Table
 
@@ -78,12 +86,22 @@ def verify(options: Common) -> None:
     folder = _folder(options)
     with make_console(stderr=True).status("Reading..."):
         checks = _explained(lambda: list(tool.verify(folder)))
+        if replay and all(check.problem is None for check in checks):
+            checks += _replayed(folder)
     table = Table.grid(padding=(0, 2))
     for check in checks:
         table.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
     sound = all(check.problem is None for check in checks)
     show(options, {"ok": sound, "checks": [asdict(check) for check in checks]}, table)
     raise typer.Exit(0 if sound else EXIT_ERROR)
+
+
+def _replayed(folder: DataFolder) -> "list[Check]":
+    from pocketllm.cli.store import stored
+    from pocketllm.daemon.tools.replay import replays
+
+    with stored(folder.database) as store:
+        return list(replays(folder, store))
 
 
 def _folder(options: Common) -> DataFolder:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from pocketllm.cli.jobs.replay import PLAIN_LINE_SECONDS, PlainLines, progress
 from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.tools.replay import rebuild
+from pocketllm.daemon.tools.replay import rebuild, replays
 from pocketllm.engine.errors import AdapterError, ModelNotFound
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, open_model_folder
 from pocketllm.engine.params.lora import load_adapter
@@ -106,6 +106,14 @@ class TestRebuild:
         assert steps == [(done, STEPS) for done in range(1, STEPS + 1)]
         assert found.seconds > 0
         assert found.tensors == len(load_file(next(made(folder, job).glob("*model.safetensors"))))
+
+    def test_all_of_them_are_checked_in_one_go(self, folder: DataFolder, store: Store) -> None:
+        jobs = [learn(folder, store, LORA), learn(folder, store, FULL)]
+        assert {check.name for check in replays(folder, store)} == {f"steps of {job.id}" for job in jobs}
+        assert all(check.problem is None for check in replays(folder, store))
+        weights = made(folder, jobs[0]) / "adapter_model.safetensors"
+        change(weights, next(name for name in load_file(weights) if "lora_B" in name), 5.0)
+        assert sum(check.problem is not None for check in replays(folder, store)) == 1
 
     def test_something_was_learned_at_all(self, folder: DataFolder, job: Job) -> None:
         assert all(b.abs().max() > 0 for b in load_adapter(made(folder, job)).b.values())
