@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
@@ -29,6 +29,7 @@ from safetensors.numpy import load_file
 
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
+from bench.world import until
 from pocketllm.cli.child import running_daemon
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ LIMITS = {
     "bit_equal": Limit(at_least=1, always=True),
 }
 _SEED = 3
-_LOOK_SECONDS = 0.005
-_LONGEST_SECONDS = 600.0
 #: The charger is left in for about so long.
 _RUN_SECONDS, _QUICK_RUN_SECONDS = (3.0, 8.0), (0.2, 0.5)
 _QUICK_PAUSES, _QUICK_STEPS, _STEPS = 2, 1000, 60
@@ -94,16 +93,6 @@ def worker_of(client: Client) -> int | None:
     """The worker's process id."""
     pid: int | None = client.status()["worker"]["pid"]
     return pid
-
-
-def until(look: Callable[[], Any], what: str) -> float:
-    """Seconds until `look` gives something. Raises SystemExit when it takes too long."""
-    began = time.monotonic()
-    while not look():
-        if time.monotonic() - began > _LONGEST_SECONDS:
-            raise SystemExit(f"{what}: not within {_LONGEST_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
-    return time.monotonic() - began
 
 
 def gone(pid: int) -> bool:

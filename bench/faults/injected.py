@@ -1,0 +1,330 @@
+"""The faults: each is injected into a running daemon's world, and its cause goes away again."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from bench.faults.disks import CannotInject, Kind, device_of, mount_image, run
+from bench.world import World, until
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One fault."""
+
+    inject: Callable[[World], str]  #: injects it and takes its cause away; returns what the owner saw
+    disk: Kind | None = None  #: a tmpfs, or an ext4 in a file
+    slow: bool = False  #: takes minutes: not in a quick run
+
+
+def disk_full(world: World) -> str:
+    """The disk fills while a job runs, and has room again a while later."""
+    with _filled(world):
+        return _posted_for(world, 15, "full disk")
+
+
+def full_disk_at_start(world: World) -> str:
+    """The daemon is started on a full disk, and again when there is room."""
+    world.stop()
+    with _filled(world):
+        said = _refused_start(world)
+    world.start()
+    return said
+
+
+def read_only_disk(world: World) -> str:
+    """The file system fails and becomes read-only; the device is started again, which repairs it."""
+    place = world.folder.parent
+    device = device_of(place)
+    Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("1")
+    said = _posted_for(world, 8, "read-only disk")
+    assert world.process is not None
+    world.process.kill()
+    world.process.wait()
+    until(lambda: not subprocess.run(["umount", str(place)], check=False, capture_output=True).returncode, "the disk")
+    subprocess.run(["e2fsck", "-fy", str(place.with_suffix(".img"))], check=False, capture_output=True)
+    mount_image(place)
+    world.start()
+    return said
+
+
+def no_file_growth(world: World) -> str:
+    """No file of the daemon may grow any more, until it is let again."""
+    assert world.process is not None
+    with _limited(world.process.pid, resource.RLIMIT_FSIZE, 4096):
+        return _posted_for(world, 8, "limit")
+
+
+def worker_out_of_memory(world: World) -> str:
+    """The kernel gives the worker no more memory."""
+    pid = world.call("GET", "/status")["worker"]["pid"]
+    with _limited(pid, resource.RLIMIT_DATA, 1 << 20):
+        until(lambda: world.call("GET", "/status")["worker"]["pid"] != pid, "the worker's end")
+    return _last_event(world)
+
+
+def worker_stopped(world: World) -> str:
+    """The worker is stopped and never continued."""
+    pid = world.call("GET", "/status")["worker"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: world.call("GET", "/status")["worker"]["pid"] != pid, "the stopped worker's end")
+    return _last_event(world)
+
+
+def generator_stopped(world: World) -> str:
+    """The generator is stopped while it answers."""
+    world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4})
+    os.kill(world.call("GET", "/status")["generator"]["pid"], signal.SIGSTOP)
+    try:
+        world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4}, seconds=120)
+    except httpx.HTTPStatusError as error:
+        return str(error.response.json()["detail"])
+    return "an answer"
+
+
+def adapter_damaged(world: World) -> str:
+    """A bit of the served adapter's weights flips."""
+    return _served_by(world, _flip)
+
+
+def adapter_truncated(world: World) -> str:
+    """The file of the served adapter's weights ends in the middle."""
+    return _served_by(world, lambda file: os.truncate(file, file.stat().st_size // 2))
+
+
+def adapter_deleted(world: World) -> str:
+    """The served adapter's weights are deleted."""
+    return _served_by(world, Path.unlink)
+
+
+def checkpoint_damaged(world: World) -> str:
+    """The job's newest checkpoint is cut off while the device is without power."""
+    (job,) = world.open_jobs()
+    run = world.folder / "runs" / job["id"]
+    until(lambda: list(run.glob("*.safetensors")), "a checkpoint")
+    assert world.process is not None
+    world.process.kill()
+    world.process.wait()
+    newest = max(run.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    os.truncate(newest, newest.stat().st_size // 2)
+    world.start()
+    return _last_event(world)
+
+
+def database_locked(world: World) -> str:
+    """Another program holds the database's lock for half a minute."""
+    with closing(sqlite3.connect(world.folder / "pocketllm.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said = posted(world, "a text for a locked database", seconds=60)
+        other.execute("ROLLBACK")
+    return said
+
+
+def database_damaged(world: World) -> str:
+    """Pages of the database are overwritten while the daemon is down. The owner restores the backup, as it says."""
+    backup = world.folder.parent / "backup.tar"
+    _command(world, "backup", str(backup))
+    world.stop()
+    with (world.folder / "pocketllm.db").open("r+b") as file:
+        size = file.seek(0, 2)
+        for page in range(4096, size, 2 * 4096):
+            file.seek(page)
+            file.write(b"\xff" * 512)
+    said = _refused_start(world)
+    _command(world, "restore", str(backup), "--yes")
+    world.start()
+    return said
+
+
+def second_daemon(world: World) -> str:
+    """A second daemon is started on the same folder."""
+    return _refused_start(world)
+
+
+def no_descriptors(world: World) -> str:
+    """The daemon has no file descriptor left, until those who hold them go away."""
+    assert world.process is not None
+    used = len(list(Path(f"/proc/{world.process.pid}/fd").iterdir()))
+    held = []
+    with _limited(world.process.pid, resource.RLIMIT_NOFILE, used + 2):
+        for _ in range(40):
+            with suppress(OSError):
+                held.append(socket.create_connection(("127.0.0.1", world.port), timeout=2))
+        said = posted(world, "a text without descriptors", seconds=5)
+        for one in held:
+            one.close()
+        return f"{said} | {_posted_for(world, 5, 'few descriptors')}"
+
+
+def idle_connections(world: World) -> str:
+    """Another app opens 1,500 connections and says nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    held = []
+    for _ in range(1500):
+        with suppress(OSError):
+            held.append(socket.create_connection(("127.0.0.1", world.port), timeout=2))
+    said = posted(world, "a text among many connections")
+    for one in held:
+        one.close()
+    return said
+
+
+def clock_set_back(world: World) -> str:
+    """The daemon's clock is set back by an hour; it must still pause and start jobs at once."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        raise CannotInject("libfaketime is not installed")
+    world.stop()
+    offset = world.folder.parent / "offset"
+    offset.write_text("+0\n")
+    world.environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    world.start()
+    time.sleep(2)
+    offset.write_text("-3600\n")
+    began = time.monotonic()
+    world.call("POST", "/status/snooze", {"minutes": 10})
+    until(lambda: world.call("GET", "/status")["worker"]["pid"] is None, "the pause")
+    paused = time.monotonic() - began
+    world.call("POST", "/status/snooze", {})
+    until(lambda: world.call("GET", "/status")["worker"]["pid"], "a worker again")
+    return f"paused after {paused:.1f} s, running again {time.monotonic() - began - paused:.1f} s later"
+
+
+@contextmanager
+def _filled(world: World) -> Iterator[None]:
+    """Meanwhile the world's disk has no byte left."""
+    filler = world.folder / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def _limited(pid: int, limit: int, value: int) -> Iterator[None]:
+    """Meanwhile a process has a lower limit of something."""
+    soft, hard = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (value, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, limit, (soft, hard))
+
+
+def _posted_for(world: World, seconds: float, what: str) -> str:
+    """Post texts for so long; all that was answered, and what stood in the way of a job."""
+    saw, ends = set(), time.monotonic() + seconds
+    while time.monotonic() < ends:
+        saw |= {posted(world, f"a text for a {what} {time.monotonic()}"), _blockers(world)}
+        time.sleep(0.2)
+    return " | ".join(sorted(saw - {""}))
+
+
+def posted(world: World, text: str, *, seconds: float = 60) -> str:
+    """Post a text; what was answered. An acknowledged one must be there at the end."""
+    try:
+        world.call("POST", "/texts", {"text": text, "source": "faults"}, seconds=seconds)
+    except httpx.HTTPStatusError as error:
+        return f"{error.response.status_code} {error.response.json()['detail']}"
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    world.acknowledged.append(text)
+    return "stored"
+
+
+def _blockers(world: World) -> str:
+    """What stands in the way of a job."""
+    try:
+        blockers = world.call("GET", "/status")["training"]["blockers"]
+    except httpx.HTTPStatusError as error:
+        return f"/status: {error.response.status_code} {error.response.json()['detail']}"
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return "; ".join(blocker["message"] for blocker in blockers)
+
+
+def _last_event(world: World) -> str:
+    events = world.query("SELECT kind, message FROM event ORDER BY id DESC LIMIT 1")
+    return ": ".join(events[0])
+
+
+def _served_by(world: World, damage: Callable[[Path], object]) -> str:
+    """What /status says once the served adapter's weights are damaged and text is asked for."""
+    until(lambda: not world.open_jobs(), "the job's end")
+    newest = world.call("GET", "/adapters")["data"][0]["id"]
+    world.call("POST", f"/adapters/{newest}/serve")
+    damage(world.folder / "adapters" / newest / "adapter_model.safetensors")
+    world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4})
+    return str(world.call("GET", "/status")["model"]["message"])
+
+
+def _flip(file: Path) -> None:
+    with file.open("r+b") as content:
+        content.seek(-100, 2)
+        byte = content.read(1)[0]
+        content.seek(-1, 1)
+        content.write(bytes([byte ^ 0x40]))
+
+
+def _refused_start(world: World) -> str:
+    """What a start says that must fail, without a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pocketllm", "serve", "--port", "0", "--data-dir", str(world.folder)],
+        env=os.environ | world.settings(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode != 1 or "Traceback" in said:
+        raise SystemExit(f"A start that must be refused: exit code {done.returncode}, {said}")
+    return said.strip()
+
+
+def _command(world: World, *words: str) -> None:
+    command = [sys.executable, "-m", "pocketllm", words[0], "--data-dir", str(world.folder), *words[1:]]
+    run(*command)
+
+
+FAULTS: Mapping[str, Case] = {
+    "disk_full": Case(inject=disk_full, disk="small"),
+    "full_disk_at_start": Case(inject=full_disk_at_start, disk="small"),
+    "read_only_disk": Case(inject=read_only_disk, disk="image"),
+    "no_file_growth": Case(inject=no_file_growth),
+    "worker_stopped": Case(inject=worker_stopped, slow=True),
+    "worker_out_of_memory": Case(inject=worker_out_of_memory),
+    "generator_stopped": Case(inject=generator_stopped, slow=True),
+    "adapter_damaged": Case(inject=adapter_damaged),
+    "adapter_truncated": Case(inject=adapter_truncated),
+    "adapter_deleted": Case(inject=adapter_deleted),
+    "checkpoint_damaged": Case(inject=checkpoint_damaged),
+    "database_locked": Case(inject=database_locked, slow=True),
+    "database_damaged": Case(inject=database_damaged),
+    "second_daemon": Case(inject=second_daemon),
+    "no_descriptors": Case(inject=no_descriptors),
+    "idle_connections": Case(inject=idle_connections),
+    "clock_set_back": Case(inject=clock_set_back),
+}
