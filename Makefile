@@ -1,10 +1,12 @@
 # make demo        from nothing to a model that has learned from sample notes
 # make test        format, lint, types and the quick tests, in about five minutes
 # make test-all    the same with every test, in about twenty; a program that its tests use and that is missing is a failure
+# make soak        half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
 # make help        this text
 
 # Python 3.11 or newer. Another one: make PYTHON=python3.13 test
 PYTHON ?= python3
+MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
@@ -12,10 +14,10 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PARALLEL := --numprocesses auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all format clean
+.PHONY: help demo lint test test-all soak format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 4
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
 
 $(VENV): $(VENV)/installed
 
@@ -44,6 +46,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest $(PARALLEL) --require-programs
+
+soak: $(VENV)
+	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 format: $(VENV)
 	$(BIN)/ruff format .

@@ -55,6 +55,7 @@ class Poster:
     world: World
     name: str
     ending: threading.Event
+    pause: float = 0.0  #: seconds between two texts
     acknowledged: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -70,13 +71,14 @@ class Poster:
                 except (httpx.HTTPError, OSError):
                     time.sleep(0.05)
             number += 1
+            self.ending.wait(self.pause)
 
 
 @contextmanager
-def posting(world: World) -> Iterator[list[Poster]]:
+def posting(world: World, *, pause: float = 0.0) -> Iterator[list[Poster]]:
     """Clients that post meanwhile."""
     ending = threading.Event()
-    posters = [Poster(world=world, name=f"client {number}", ending=ending) for number in range(_CLIENTS)]
+    posters = [Poster(world=world, name=f"client {number}", ending=ending, pause=pause) for number in range(_CLIENTS)]
     threads = [threading.Thread(target=poster.run) for poster in posters]
     for thread in threads:
         thread.start()

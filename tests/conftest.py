@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.support.loopback_only import sitecustomize as loopback_only
 
 # Before torch is imported: see pocketllm.daemon.child_environment.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,8 +22,22 @@ from tests.support.commands import Run, commands
 from tests.support.daemon_double import DaemonDouble
 from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
 
+# No process of a test run may leave this machine: this one, and by their path those that it starts.
+STAYS_HERE = Path(__file__).parent / "support" / "loopback_only"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STAYS_HERE), os.environ.get("PYTHONPATH")]))
+if loopback_only.NOTES not in os.environ:  # the first process of the run
+    os.environ[loopback_only.NOTES] = tempfile.mkstemp(prefix="left-this-machine-")[1]
+
 #: For `make test`; `make test-all` takes hypothesis' own number of examples.
 hypothesis.settings.register_profile("quick", max_examples=25)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if a process has tried to leave this machine."""
+    notes = Path(os.environ[loopback_only.NOTES])
+    if "PYTEST_XDIST_WORKER" not in os.environ and (tried := notes.read_text()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().line(f"\nProcesses have tried to leave this machine:\n{tried}", red=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -305,8 +305,7 @@ def _labelled(
     # The error outlives the texts, so it does not quote them.
     if count := sum(example.label not in template.words for example in examples):
         raise BadRequest(
-            f"{count} of the texts have another label than the template's, {', '.join(sorted(template.words))}. "
-            "Add theirs to the template, or correct the texts."
+            f"{count} of the texts have a label that the template has no word for. Give it one, or correct the texts."
         )
     form = fit(template, tokenizer, special.mask_text if special else None)
     rows = _labelled_rows(examples, tokenizer, form, special, length=length, eos=eos)

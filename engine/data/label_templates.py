@@ -92,8 +92,7 @@ def fit(template: Template, tokenizer: "PreTrainedTokenizerBase", mask: str | No
         pattern = pattern[: pattern.index(_LABEL) + len(_LABEL)]
     if _TEXT not in pattern:
         raise BadRequest(
-            f"The pattern {template.pattern!r} has {_TEXT} behind {_LABEL}, where a causal model does not see it. "
-            "Write it in front."
+            f"The template has {_TEXT} behind {_LABEL}, where a causal model does not see it. Write it in front."
         )
     # Most tokenizers treat the space before a word as part of its token, a few as a token of its own.
     patterns = (re.sub(r"\s+{label}", _LABEL, pattern), pattern)
@@ -101,10 +100,11 @@ def fit(template: Template, tokenizer: "PreTrainedTokenizerBase", mask: str | No
     tries = [(choice, *_words(tokenizer, choice, slot, sentences)) for choice in patterns]
     pattern, words, misfits = min(tries, key=lambda one: len(one[2]))
     for label, pieces in misfits.items():
-        read = " + ".join(repr(tokenizer.decode([piece])) for piece in pieces)
+        # An error is kept with its job, and the labels are the owner's words.
+        number = list(template.words).index(label) + 1
         raise BadRequest(
-            f"The word {template.words[label]!r} of the label {label!r} is not one token where the pattern puts it: "
-            f"this model reads {read}. Choose another word."
+            f"The word of label {number} is not one token where the template puts it: this model reads it as "
+            f"{len(pieces)} tokens. Choose another word."
         )
     if len(set(words.values())) < len(words):
         raise BadRequest("Two labels' words are the same token for this model. Choose words that it can tell apart.")

@@ -331,6 +331,8 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
         ("siege", [], {"owner_p99_s", "refused_owner", "memory_growth_mb"}),
         ("forget", [], {"files_with_bytes", "completion_over_never_seen", "seconds_to_safe_serving"}),
+        ("faults", [], {"lost_adapter_damaged", "recovered_adapter_damaged", "recovered_database_damaged"}),
+        ("soak", [], {"lost", "stuck_jobs", "errors_5xx", "memory_growth_mb", "descriptors_growth"}),
         ("crash", [], {"lost", "duplicated", "bit_equal", "integrity_ok", "stuck_jobs", "restart_s"}),
         (
             "load",
