@@ -10,14 +10,12 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from apscheduler.jobstores.base import JobLookupError
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi import FastAPI
 
 from pocketllm import __version__
@@ -33,13 +31,11 @@ from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.daemon.systemd_notify import ServiceManager
+from pocketllm.ticker import Ticker
 
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-_TICK = "tick"
-#: How late a tick may be before it is made up for.
-_LATE_SECONDS = 1.0
 #: How long open requests may take to end when the daemon stops.
 SHUTDOWN_SECONDS = 5
 #: How long a thread may keep the GIL while another waits: the default, 5 ms, is as long as a whole answer.
@@ -127,87 +123,31 @@ class _Server(uvicorn.Server):
             self._wake()
 
 
-class _Ticker:
-    """Calls the scheduler's tick at an interval: a short one while a job runs, else a long one.
-
-    APScheduler computes times by the wall clock, so after that is set back by an hour it would wait for an hour. A
-    timer of the event loop, whose clock nobody sets, makes up for a tick that is late.
-    """
-
-    def __init__(self, services: Services, manager: ServiceManager) -> None:
-        self._services, self._manager = services, manager
-        self._seconds = services.settings.idle_tick_seconds
-        self._jobs = AsyncIOScheduler(timezone="UTC")
-        self._late: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Start ticking, in the running event loop."""
-        loop = asyncio.get_running_loop()
-        self._services.wake.listener = lambda: loop.call_soon_threadsafe(self._now)
-        self._jobs.add_job(
-            self._tick,
-            "interval",
-            id=_TICK,
-            seconds=self._seconds,
-            next_run_time=self._services.now(),
-            coalesce=True,  # one tick after a suspend
-            max_instances=1,
-            misfire_grace_time=None,
-        )
-        self._jobs.start()
-        self._await_next()
-
-    def stop(self) -> None:
-        """Stop ticking."""
-        self._services.wake.listener = None
-        if self._late is not None:
-            self._late.cancel()
-        self._jobs.shutdown(wait=False)
-
-    def _now(self) -> None:
-        with suppress(JobLookupError):  # ending
-            self._jobs.modify_job(_TICK, next_run_time=self._services.now())
-
-    def _await_next(self) -> None:
-        """Tick if the next tick is late."""
-        loop = asyncio.get_running_loop()
-        self._late = loop.call_later(self._seconds + _LATE_SECONDS, self._now)
-
-    async def _tick(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-        try:
-            await self._tick_once()
-        finally:
-            self._await_next()
-
-    async def _tick_once(self) -> None:
-        settings, scheduler = self._services.settings, self._services.scheduler
-        await asyncio.to_thread(scheduler.tick, self._services.now())
-        await self._services.generator.unload_if_idle()
-        self._manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
-        soon = scheduler.worker_pid or unanswered(scheduler.readings)
-        seconds = settings.tick_seconds if soon else settings.idle_tick_seconds
-        if seconds != self._seconds:
-            self._seconds = seconds
-            with suppress(JobLookupError):  # ending
-                self._jobs.reschedule_job(_TICK, trigger="interval", seconds=seconds)
-
-
 def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     """The app's lifespan: the ticker, `daemon.json`, and systemd's notifications."""
-    manager = ServiceManager()
-    ticker = _Ticker(services, manager)
+    manager, settings, scheduler = ServiceManager(), services.settings, services.scheduler
+
+    async def tick() -> float:
+        await asyncio.to_thread(scheduler.tick, services.now())
+        await services.generator.unload_if_idle()
+        manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
+        soon = scheduler.worker_pid or unanswered(scheduler.readings)
+        return settings.tick_seconds if soon else settings.idle_tick_seconds
+
+    ticker = Ticker(tick, services.now, seconds=settings.idle_tick_seconds)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ticker.start()
+        loop = asyncio.get_running_loop()
+        services.wake.listener = lambda: loop.call_soon_threadsafe(ticker.tick_now)
         _announce(services, listeners)
-        manager.notify("READY=1", f"STATUS=serving {services.settings.model}")
+        manager.notify("READY=1", f"STATUS=serving {settings.model}")
         try:
             yield
         finally:
             manager.notify("STOPPING=1")
+            services.wake.listener = None
             ticker.stop()
             await services.generator.close()
 

@@ -1,10 +1,11 @@
 """A year of a phone's life on a fake clock, through the real gate, scheduler, parsers and database.
 
-python -m bench.year [--days 365] [--seed 0 ...] [--quick]
+python -m bench.year [--days 365] [--seed 0 ...] [--timer-days 7] [--quick]
 
 A job always waits. What counts: seconds trained while a condition was truly violated for longer than one poll, starts
 within the minimum pause, pauses whose blockers are not the true cause, and the part of the truly eligible time that
-was used. Between two changes of the world, ticks in which nothing can differ are left out.
+was used. Between two changes of the world, ticks in which nothing can differ are left out; for
+some days, by the daemon's own timer and with a clock that is set five times a day, none is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Limit, finish, parser, progress, start, table
+from bench.year.timer import live_by_timer
 from bench.year.world import DAY, HOUR, World
 from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
 from pocketllm.daemon.conditions.android_screen import PolledScreen, ScreenIdleness, screen_property
@@ -41,6 +43,7 @@ LIMITS = {
     "flaps": Limit(at_most=0, always=True),
     "unexplained_pauses": Limit(at_most=0, always=True),
     "eligible_used": Limit(at_least=0.95),
+    "timer_late_s": Limit(at_most=1.5, always=True),
 }
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 #: Ticks that are left out where nothing changes: one in so many seconds is made.
@@ -102,6 +105,7 @@ class Seen:
     eligible: float = 0.0
     used: float = 0.0
     ticks: int = 0
+    late: float = 0.0  #: by the daemon's own timer: the longest time from when a tick was due
 
 
 class Life:
@@ -142,14 +146,23 @@ class Life:
         """Whether a worker runs."""
         return self.worker.pid is not None
 
+    @property
+    def days(self) -> int:
+        """How long it lasts."""
+        return self.world.days
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the processor sleeps, so that nobody can look."""
+        return not self.running and self.world.holds("suspended")
+
     def live(self) -> Seen:
         """The whole time."""
         end = self.world.days * DAY
         while self.world.at < end:
-            self._pass_until(min(end, self._next_tick()))
-            if not self.running and self.world.holds("suspended"):
-                continue  # nobody is awake to look
-            self._tick()
+            self.pass_until(min(end, self._next_tick()))
+            if not self.asleep:
+                self.tick()
         self.store.close()
         return self.seen
 
@@ -175,7 +188,7 @@ class Life:
             world.celsius > gate.temperature_stop_celsius - _CLOSE or world.level < gate.battery_stop_percent + _CLOSE
         )
 
-    def _pass_until(self, to: float) -> None:
+    def pass_until(self, to: float) -> None:
         """Let time pass, change by change."""
         events = self.world.events
         while self.world.at < to:
@@ -215,7 +228,8 @@ class Life:
             self.seen.eligible += seconds
             self.seen.used += seconds * self.running
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Let the daemon look at the world, and judge what it does."""
         was_running, world = self.running, self.world
         self.scheduler.tick(self.now)
         self.seen.ticks += 1
@@ -308,14 +322,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
     logging.disable(logging.WARNING)
-    days = 3 if options.quick else options.days
+    days, timer_days = (3, 1) if options.quick else (options.days, options.timer_days)
     began = time.monotonic()
-    lives = {}
+    lives: dict[str, Seen] = {}
     for seed in options.seed:
         progress(f"seed {seed}: {days} days ...")
         with tempfile.TemporaryDirectory() as folder:
             settings = Settings(data_dir=Path(folder))
-            lives[seed] = Life(World(seed=seed, days=days), Path(folder), settings).live()
+            lives[str(seed)] = Life(World(seed=seed, days=days), Path(folder), settings).live()
+    progress(f"{timer_days} days by the daemon's own timer ...")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(data_dir=Path(folder))
+        world = World(seed=options.seed[0], days=timer_days, clock_is_set_daily=True)
+        lives["by timer"] = live_by_timer(Life(world, Path(folder), settings))
     seconds = time.monotonic() - began
     seen = list(lives.values())
     for seed, life in lives.items():
@@ -326,13 +345,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "flaps": sum(life.flaps for life in seen),
         "unexplained_pauses": sum(len(life.unexplained) for life in seen),
         "eligible_used": min(life.used / life.eligible if life.eligible else 1.0 for life in seen),
+        "timer_late_s": lives["by timer"].late,
         "wall_s": seconds,
     }
+    lengths = dict.fromkeys(lives, days) | {"by timer": timer_days}
     rows = [
         [
-            str(seed),
-            f"{life.learned / HOUR / days:.2f}",
-            f"{life.eligible / HOUR / days:.2f}",
+            seed,
+            f"{life.learned / HOUR / lengths[seed]:.2f}",
+            f"{life.eligible / HOUR / lengths[seed]:.2f}",
             f"{100 * life.used / life.eligible:.1f}" if life.eligible else "-",
             str(life.pauses),
             f"{life.violation:.0f}",
@@ -350,13 +371,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         caption="Eligible: all stricter conditions truly hold. Violated: seconds trained beyond one poll after a "
         "condition to go on was truly lost. Used: the least over the seeds is the value.",
     )
-    raw = {str(seed): vars(life) for seed, life in lives.items()}
+    raw = {seed: vars(life) for seed, life in lives.items()}
     return finish("year", [shown], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.year", "A year of a phone's life on a fake clock, through the real gate and scheduler.")
     made.add_argument("--days", type=int, default=365)
+    made.add_argument("--timer-days", type=int, default=7, help="days by the daemon's own timer, each tick as it comes")
     made.add_argument("--seed", type=int, nargs="+", default=[0], help="one life for each")
     return made.parse_args(arguments)
 

@@ -48,6 +48,7 @@ class World:
 
     seed: int
     days: int
+    clock_is_set_daily: bool = False  #: by an hour and more, in the middle of what happens
     level: float = 70.0
     celsius: float = 25.0
     at: float = 0.0
@@ -103,6 +104,9 @@ class World:
             self.reboots.append(midnight + rng.uniform(0, 24) * HOUR)
         if rng.random() < 0.05:
             self.jumps.append((midnight + rng.uniform(0, 24) * HOUR, rng.choice((-3600.0, 3600.0, -90.0, 400.0))))
+        if self.clock_is_set_daily:
+            jumps = (-3600.0, 90.0, -7200.0, 3600.0, 3600.0)
+            self.jumps += [(midnight + 4.7 * HOUR * number, jump) for number, jump in enumerate(jumps)]
         for _ in range(rng.randrange(6)):
             start = midnight + rng.uniform(0, 24) * HOUR
             self.suspended.append(Span(start, start + rng.uniform(1, 40) * MINUTE))

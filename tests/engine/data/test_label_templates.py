@@ -70,7 +70,7 @@ def test_what_the_model_reads_with_the_word_in_place_is_the_sentence() -> None:
 @pytest.mark.parametrize("mask", [None, "<mask>"])
 def test_a_word_of_several_tokens_is_told_by_its_place_alone(mask: str | None) -> None:
     template = Template(pattern=MOOD.pattern, words={"good": "great", "bad": "zzz"})
-    with pytest.raises(BadRequest, match="word of label 2 is not one token .* reads it as 4 tokens"):
+    with pytest.raises(BadRequest, match=r"word of label 2 is not one token .* reads it as 4 tokens"):
         fit(template, WORDS, mask)
 
 
@@ -84,7 +84,7 @@ def test_a_word_that_melts_into_its_neighbour_is_refused() -> None:
 def test_bytes_are_words_too_and_keep_their_space_in_the_pattern() -> None:
     form = fit(Template(pattern="{text} It was {label}", words={"good": "+", "bad": "-"}), byte_tokenizer(), None)
     assert form.pattern == "{text} It was {label}"
-    with pytest.raises(BadRequest, match="word of label 1 .* reads it as 6 tokens"):
+    with pytest.raises(BadRequest, match=r"word of label 1 .* reads it as 6 tokens"):
         fit(MOOD, byte_tokenizer(), None)
 
 
