@@ -45,7 +45,7 @@ LIMITS = {
 }
 _CLIENTS = 4
 #: Every second kill comes when a worker has had the time to begin.
-_BETWEEN_KILLS = ((0.3, 1.5), (3.0, 9.0))
+_BETWEEN_KILLS = ((0.3, 1.5), (2.5, 6.0))
 _QUICK_EPOCHS = 2
 
 
@@ -131,6 +131,8 @@ def kill_one(world: World, rng: random.Random, losses: Losses) -> str:
     found = victims(world)
     # A worker seldom runs, since it waits after a crash and begins anew with the daemon.
     name = "worker" if "worker" in found and rng.random() < 0.5 else rng.choice(sorted(found))
+    if name == "worker" and not makes_a_step(world):  # a job whose workers die without a step is given up
+        name = "daemon"
     if rng.random() < 0.5:
         at_a_write(world)
     running = world.query("SELECT id FROM job WHERE state = 'running'")
@@ -145,6 +147,15 @@ def kill_one(world: World, rng: random.Random, losses: Losses) -> str:
         world.process.wait()
         world.start()
     return name
+
+
+def makes_a_step(world: World) -> bool:
+    """Wait a while until the running job has another step; whether it has."""
+    (job,), ends = world.query("SELECT id FROM job WHERE state = 'running'") or [("",)], time.monotonic() + 15
+    before = last_step(world, job)
+    while last_step(world, job) <= before and time.monotonic() < ends:
+        time.sleep(0.005)
+    return last_step(world, job) > before
 
 
 def lost_work(world: World, job: str) -> tuple[int, float]:
