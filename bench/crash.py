@@ -151,7 +151,10 @@ def kill_one(world: World, rng: random.Random, losses: Losses) -> str:
 
 def makes_a_step(world: World) -> bool:
     """Wait a while until the running job has another step; whether it has."""
-    (job,), ends = world.query("SELECT id FROM job WHERE state = 'running'") or [("",)], time.monotonic() + 15
+    running = world.query("SELECT id FROM job WHERE state = 'running'")
+    if not running:
+        return False
+    job, ends = running[0][0], time.monotonic() + 15
     before = last_step(world, job)
     while last_step(world, job) <= before and time.monotonic() < ends:
         time.sleep(0.005)
