@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = ensure(models, "llama-tiny", "bfloat16").absolute()
         for name, case in FAULTS.items():
             values[f"lost_{name}"] = values[f"recovered_{name}"] = None
-            if (options.only and name not in options.only) or (options.quick and case.slow):
+            if (options.only and name not in options.only) or (options.quick and not case.quick):
                 continue
             progress(f"{name.replace('_', ' ')} ...")
             try:

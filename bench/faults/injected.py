@@ -27,7 +27,7 @@ class Case:
 
     inject: Callable[[World], str]  #: injects it and takes its cause away; returns what the owner saw
     disk: Kind | None = None  #: a tmpfs, or an ext4 in a file
-    slow: bool = False  #: takes minutes: not in a quick run
+    quick: bool = False  #: also in a quick run
 
 
 def disk_full(world: World) -> str:
@@ -311,19 +311,19 @@ def _command(world: World, *words: str) -> None:
 
 FAULTS: Mapping[str, Case] = {
     "disk_full": Case(inject=disk_full, disk="small"),
-    "full_disk_at_start": Case(inject=full_disk_at_start, disk="small"),
-    "read_only_disk": Case(inject=read_only_disk, disk="image"),
+    "full_disk_at_start": Case(inject=full_disk_at_start, disk="small", quick=True),
+    "read_only_disk": Case(inject=read_only_disk, disk="image", quick=True),
     "no_file_growth": Case(inject=no_file_growth),
-    "worker_stopped": Case(inject=worker_stopped, slow=True),
+    "worker_stopped": Case(inject=worker_stopped),
     "worker_out_of_memory": Case(inject=worker_out_of_memory),
-    "generator_stopped": Case(inject=generator_stopped, slow=True),
-    "adapter_damaged": Case(inject=adapter_damaged),
+    "generator_stopped": Case(inject=generator_stopped),
+    "adapter_damaged": Case(inject=adapter_damaged, quick=True),
     "adapter_truncated": Case(inject=adapter_truncated),
     "adapter_deleted": Case(inject=adapter_deleted),
     "checkpoint_damaged": Case(inject=checkpoint_damaged),
-    "database_locked": Case(inject=database_locked, slow=True),
-    "database_damaged": Case(inject=database_damaged),
-    "second_daemon": Case(inject=second_daemon),
+    "database_locked": Case(inject=database_locked),
+    "database_damaged": Case(inject=database_damaged, quick=True),
+    "second_daemon": Case(inject=second_daemon, quick=True),
     "no_descriptors": Case(inject=no_descriptors),
     "idle_connections": Case(inject=idle_connections),
     "clock_set_back": Case(inject=clock_set_back),
