@@ -223,6 +223,7 @@ def disturbed(
     with posting(world) as posters:
         for number in range(1, kills + 1):
             if number == kills // 2 + 1:
+                until(lambda: not world.open_jobs(), "the end of the jobs by exact gradients")
                 world.method = METHODS[1]
                 world.stop()
                 world.start()
@@ -244,7 +245,7 @@ def disturbed(
         "duplicated": float(len(texts) - len(set(texts))),
         "steps_lost_per_kill_max": float(max(losses.steps, default=0)),
         "exact_seconds_lost_per_kill_max": max(losses.seconds, default=0.0),
-        "bit_equal": float(all(set(found[method]) <= set(expected[method]) for method in METHODS)),
+        "bit_equal": float(all(set(found[method]) == set(expected[method]) for method in METHODS)),
         "integrity_ok": float(world.query("PRAGMA integrity_check") == [("ok",)]),
         "stuck_jobs": float(sum(":" in one for method in METHODS for one in found[method])),
         "restart_s": median(world.restarts),

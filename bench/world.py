@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-EPOCHS = 20  #: of a job; early stopping may end it before
+EPOCHS = 8  #: of a job; early stopping may end it before
 METHODS = ("exact", "mezo")
 SEED = 7
 _LONGEST_SECONDS, _BETWEEN_SECONDS = 900.0, 0.005

@@ -28,7 +28,7 @@ from bench.shapes import ensure, models_folder
 from bench.world import World, free_port, until
 
 _RECOVERY_SECONDS = 240.0
-_TEXTS, _EPOCHS = 20, 8
+_TEXTS = 20
 LIMITS = {
     **{f"lost_{name}": Limit(at_most=0, where_measurable=True, always=True) for name in FAULTS},
     **{f"recovered_{name}": Limit(at_least=1, where_measurable=True, always=True) for name in FAULTS},
@@ -38,7 +38,7 @@ LIMITS = {
 def measured(name: str, case: Case, model: Path, scratch: Path) -> tuple[int, bool, str]:
     """Texts lost, whether it recovered, and what the owner saw. Raises CannotInject."""
     with disk(case.disk, scratch / name) as place:
-        world = World(folder=place / "data", model=model, port=free_port(), method="exact", epochs=_EPOCHS)
+        world = World(folder=place / "data", model=model, port=free_port(), method="exact")
         try:
             world.start()
             world.upload()
