@@ -1,5 +1,6 @@
 """What is in the wheel: all of the program, and nothing else."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     subprocess.run(["tar", "-C", ROOT, "--null", "-T", "-", "-cf", source / "s.tar"], input=files, check=True)
     subprocess.run(["tar", "-C", source, "-xf", source / "s.tar"], check=True)
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
-    subprocess.run([*wheel, "--disable-pip-version-check"], check=True)
+    # pip fetches setuptools: it may leave this machine.
+    subprocess.run([*wheel, "--disable-pip-version-check"], check=True, env=os.environ | {"PYTHONPATH": ""})
     (built,) = out.glob("*.whl")
     with zipfile.ZipFile(built) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
