@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress(f"not measured: {error}")
                 continue
             values[f"lost_{name}"], values[f"recovered_{name}"] = float(lost), float(recovered)
+            saw = saw.replace(f"{scratch}/", "")
             raw[name] = {"saw": saw}
             rows.append([name.replace("_", " "), str(lost), "yes" if recovered else "no", saw[:300]])
     shown = table("Faults", ["fault", "lost", "recovered", "what the owner saw"], rows)
