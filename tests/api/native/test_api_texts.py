@@ -257,7 +257,7 @@ def test_the_longest_text_is_counted_in_bytes(api: InProcessApp, character: str)
         (json.dumps([SOUND, {"text": longest + "!"}]), "application/json"),
         (longest + "!", "text/plain"),
     ):
-        document = assert_problem(send(api, content.encode(), kind), 422, "invalid_value")
+        document = assert_problem(send(api, content.encode(), kind), 413, "too_large")
         assert "1,001 bytes" in document["detail"] and "max_text_bytes" in document["detail"]
         assert document["error"]["param"] == "text"
     assert count(api) == 1
