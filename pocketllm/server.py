@@ -27,6 +27,7 @@ from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.process_memory import return_large_blocks
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
@@ -54,6 +55,7 @@ def serve(overrides: dict[str, Any]) -> int:
     for chatty in ("apscheduler", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
+    return_large_blocks()
     folder = DataFolder(settings.data_dir)
     folder.make()
     with _only_daemon(folder) as acquired:
