@@ -12,6 +12,7 @@ Disks and the clock need root and libfaketime; without these they are not measur
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress(f"not measured: {error}")
                 continue
             values[f"lost_{name}"], values[f"recovered_{name}"] = float(lost), float(recovered)
-            saw = saw.replace(f"{scratch}/", "")
+            saw = re.sub(r"/\S*/", "", saw)  # where files are is this machine's own
             raw[name] = {"saw": saw}
             rows.append([name.replace("_", " "), str(lost), "yes" if recovered else "no", saw[:300]])
     shown = table("Faults", ["fault", "lost", "recovered", "what the owner saw"], rows)

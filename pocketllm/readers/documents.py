@@ -43,16 +43,18 @@ def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator
 
     The items are those of a list, the chats of Telegram's account export, or the document itself.
     """
-    items = items_at(path, ITEMS if is_list(path) else TELEGRAM_CHATS)
-    first, account = next(items, None), not is_list(path)
+    account = not is_list(path)
+    items = items_at(path, TELEGRAM_CHATS if account else ITEMS)
+    first = next(items, None)
     if account and first is None:
         items, account = items_at(path, WHOLE), False
         first = next(items, None)
     items = chain([first], items)
     if not account and is_own(first):
         return Kind.JSONL, own_items(items)
-    kind = form_of(first, account) if read_options.format in (None, Kind.CHAT) else read_options.format
-    if kind is not Kind.CHAT and kind is not form_of(first, account):
+    form = form_of(first, account)
+    kind = form if read_options.format in (None, Kind.CHAT) else read_options.format
+    if kind not in (Kind.CHAT, form):
         raise Unreadable(f"no export of {kind.value}")
     return kind, checked(conversations(kind, items, path), read_options)
 

@@ -168,8 +168,8 @@ def test_a_job_of_the_threshold_is_withdrawn_when_another_has_learned_its_texts(
     assert "learned its texts" in world.store.jobs.events(waiting)[-1].message
 
 
-@pytest.mark.parametrize("end", ["withdrawn", "failed"])
-def test_what_a_job_was_given_up_over_is_not_tried_again_by_itself(world: SchedulerWorld, end: str) -> None:
+def given_up(world: SchedulerWorld, end: str) -> str:
+    """Let a job begin on new text, and its owner withdraw it, or itself fail; its id."""
     world.add(20)
     world.tick()
     job_id = world.only_job().id
@@ -178,6 +178,12 @@ def test_what_a_job_was_given_up_over_is_not_tried_again_by_itself(world: Schedu
     else:
         world.store.jobs.fail(job_id, error="too little memory", now=world.clock.now)
         world.runner.ends(0)
+    return job_id
+
+
+@pytest.mark.parametrize("end", ["withdrawn", "failed"])
+def test_what_a_job_was_given_up_over_is_not_tried_again_by_itself(world: SchedulerWorld, end: str) -> None:
+    job_id = given_up(world, end)
     for _ in range(3):
         world.tick()
     assert world.only_job().id == job_id
@@ -192,14 +198,7 @@ def test_what_a_job_was_given_up_over_is_not_tried_again_by_itself(world: Schedu
 
 @pytest.mark.parametrize(("end", "again"), [("withdrawn", False), ("failed", True)])
 def test_a_day_after_a_failure_its_text_is_tried_again(world: SchedulerWorld, end: str, again: bool) -> None:
-    world.add(20)
-    world.tick()
-    job_id = world.only_job().id
-    if end == "withdrawn":
-        world.scheduler.cancel(job_id, world.clock.now)
-    else:
-        world.store.jobs.fail(job_id, error="too little memory", now=world.clock.now)
-        world.runner.ends(0)
+    job_id = given_up(world, end)
     world.tick(86_000)
     assert world.runner.started == [job_id]
     world.tick(1_000)
