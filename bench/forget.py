@@ -11,7 +11,6 @@ model that was never taught the secret, by the probability of its completion.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -31,7 +30,7 @@ import httpx
 
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from bench.world import until
+from bench.world import as_owner, until
 from pocketllm.cli.child import running_daemon
 from pocketllm.cli.errors import CommandError
 
@@ -106,12 +105,7 @@ def completion_nats(world: World, client: Client) -> float:
 
 
 def _request(world: World, client: Client, method: str, path: str, body: Any = None) -> Any:
-    token = json.loads((world.folder / "tokens.json").read_text())["owner"]
-    answer = httpx.request(
-        method, client.target.url + path, json=body, headers={"authorization": f"Bearer {token}"}, timeout=600
-    )
-    answer.raise_for_status()
-    return answer.json()
+    return as_owner(world.folder, method, client.target.url + path, json=body, timeout=600)
 
 
 def forgotten(world: World, client: Client) -> float:

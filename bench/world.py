@@ -34,6 +34,14 @@ def until(found: Callable[[], Any], what: str) -> float:
     return time.monotonic() - began
 
 
+def as_owner(folder: Path, method: str, url: str, **request: Any) -> Any:
+    """An answer to the owner of a data folder. request: see httpx.request. Raises httpx.HTTPError."""
+    token = json.loads((folder / "tokens.json").read_text())["owner"]
+    answer = httpx.request(method, url, headers={"authorization": f"Bearer {token}"}, **request)
+    answer.raise_for_status()
+    return answer.json()
+
+
 def free_port() -> int:
     """A port that nobody uses."""
     with socket.socket() as one:
@@ -109,16 +117,7 @@ class World:
 
     def call(self, method: str, path: str, body: Any = None, *, seconds: float = 60) -> Any:
         """An answer to the owner. Raises httpx.HTTPError."""
-        token = json.loads((self.folder / "tokens.json").read_text())["owner"]
-        answer = httpx.request(
-            method,
-            f"http://127.0.0.1:{self.port}{path}",
-            json=body,
-            headers={"authorization": f"Bearer {token}"},
-            timeout=seconds,
-        )
-        answer.raise_for_status()
-        return answer.json()
+        return as_owner(self.folder, method, f"http://127.0.0.1:{self.port}{path}", json=body, timeout=seconds)
 
     def query(self, sql: str, *values: Any) -> list[Any]:
         """Read the database, past the daemon."""
@@ -140,12 +139,6 @@ class World:
         """Upload the sample notes."""
         notes = files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8").split("\n\n")
         lines = [json.dumps({"text": note}) for note in notes if note.strip()]
-        token = json.loads((self.folder / "tokens.json").read_text())["owner"]
-        answer = httpx.post(
-            f"http://127.0.0.1:{self.port}/v1/files",
-            files={"file": ("notes.jsonl", "\n".join(lines).encode())},
-            data={"purpose": "fine-tune"},
-            headers={"authorization": f"Bearer {token}"},
-        )
-        answer.raise_for_status()
-        self.file = str(answer.json()["id"])
+        file = {"file": ("notes.jsonl", "\n".join(lines).encode())}
+        url = f"http://127.0.0.1:{self.port}/v1/files"
+        self.file = str(as_owner(self.folder, "POST", url, files=file, data={"purpose": "fine-tune"})["id"])
