@@ -89,7 +89,8 @@ def taught(client: Client, *, secret: bool) -> None:
 def learned(client: Client, steps: int) -> None:
     """Train one job to its end, and serve its adapter whatever came of it."""
     job = str(client.start_job(steps=steps, seed=_SEED, method="exact")["id"])
-    until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end")
+    # Asked more often, the daemon would take half of the worker's time.
+    until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end", between_seconds=1)
     found = client.job(job)
     if found["state"] != "succeeded":
         raise SystemExit(f"The job failed: {found['error']}")

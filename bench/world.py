@@ -24,13 +24,13 @@ SEED = 7
 _LONGEST_SECONDS, _BETWEEN_SECONDS = 900.0, 0.005
 
 
-def until(found: Callable[[], Any], what: str) -> float:
-    """Seconds until `found` gives something. Raises SystemExit when it takes too long."""
+def until(found: Callable[[], Any], what: str, *, between_seconds: float = _BETWEEN_SECONDS) -> float:
+    """Seconds until `found` gives something, asked again and again. Raises SystemExit when it takes too long."""
     began = time.monotonic()
     while not found():
         if time.monotonic() - began > _LONGEST_SECONDS:
             raise SystemExit(f"{what}: not within {_LONGEST_SECONDS:g} s")
-        time.sleep(_BETWEEN_SECONDS)
+        time.sleep(between_seconds)
     return time.monotonic() - began
 
 

@@ -82,10 +82,7 @@ class StepLog:
     def last_step(self, job_id: str) -> int:
         """The number of the last finished step; 0 before the first."""
         with self._database.read() as session:
-            compact = session.exec(select(CompactStepLog.steps).where(CompactStepLog.job_id == job_id)).first()
-            if compact is not None:
-                return compact
-            return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
+            return _last_step(session, job_id)
 
     def encoded(self, job_id: str) -> bytes:
         """All rows of a job in step_log_codec's encoding.
@@ -178,9 +175,9 @@ class StepLog:
     def curve(self, job_id: str) -> Curve:
         """The job's losses, at most CURVE_POINTS each, including the last one."""
         measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
-        last = self.last_step(job_id)
-        spans = [_end_of_part(last, min(last, CURVE_POINTS), part) for part in range(min(last, CURVE_POINTS))]
-        with self._database.read() as session:
+        with self._database.read() as session:  # one snapshot: a worker may go back at any time
+            last = _last_step(session, job_id)
+            spans = [_end_of_part(last, min(last, CURVE_POINTS), part) for part in range(min(last, CURVE_POINTS))]
             held_out = [
                 CurvePoint(step=step, loss=loss) for step, loss in session.exec(measured.order_by(col(Evaluation.step)))
             ]
@@ -202,6 +199,13 @@ def _delete_after(session: Session, job_id: str, step: int) -> None:
     """Delete all steps and evaluations after a step."""
     for table in (Step, Evaluation):
         session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
+
+
+def _last_step(session: Session, job_id: str) -> int:
+    compact = session.exec(select(CompactStepLog.steps).where(CompactStepLog.job_id == job_id)).first()
+    if compact is not None:
+        return compact
+    return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
 
 
 def _end_of_part(last: int, parts: int, part: int) -> range:

@@ -4,10 +4,12 @@ import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from pocketllm.storage.errors import NotFound, WrongState
@@ -285,6 +287,18 @@ class TestCurve:
         curve = store.step_log.curve(job)
         assert curve.held_out == [CurvePoint(step=0, loss=4.0), CurvePoint(step=3, loss=2.5)]
         assert curve.training == [CurvePoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
+
+    def test_a_worker_may_go_back_while_the_curve_is_read(self, store: Store, job: str) -> None:
+        some_steps(store, job, 3)
+        statements = count(1)
+
+        def go_back(*_: object) -> None:
+            if next(statements) == 4:  # after BEGIN, and two for the number of the last step
+                store.step_log.go_back(job, step=1, early_stopping={}, ended=False, message=None, now=NOW)
+
+        event.listen(store._database.engine, "before_cursor_execute", go_back)
+        assert len(store.step_log.curve(job).training) == 3
+        assert len(store.step_log.curve(job).training) == 1
 
     @pytest.mark.parametrize("compact", [False, True])
     def test_a_long_jobs_curve_is_thinned(self, store: Store, compact: bool) -> None:
