@@ -19,6 +19,7 @@ from pocketllm.api.native import (
     metrics,
     runs,
     status,
+    suggest,
     texts,
     tokens,
 )
@@ -64,6 +65,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         runs,
         adapters,
         generate,
+        suggest,
         tokens,
         openai_models,
         openai_completions,

@@ -19,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -30,8 +30,7 @@ import httpx
 
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from bench.world import as_owner, until
-from pocketllm.cli.child import running_daemon
+from bench.world import as_owner, daemon_on, until
 from pocketllm.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -54,17 +53,9 @@ class World:
     model: Path
     steps: int
 
-    @contextmanager
-    def daemon(self) -> Iterator[Client]:
+    def daemon(self) -> AbstractContextManager[Client]:
         """The real daemon on the folder."""
-        (self.folder / "models").mkdir(parents=True, exist_ok=True)
-        link = self.folder / "models" / self.model.name
-        if not link.exists():
-            link.symlink_to(self.model)
-        settings = {"TICK_SECONDS": "0.5", "IDLE_TICK_SECONDS": "0.5", "GATE__MINIMUM_PAUSE_SECONDS": "0"}
-        command = [sys.executable, "-m", "pocketllm", "serve", "--model", self.model.name]
-        with running_daemon(self.folder, command, settings=settings) as client:
-            yield client
+        return daemon_on(self.folder, self.model)
 
     def files_with(self, words: str) -> list[str]:
         """The files of the folder that contain these bytes, models aside."""

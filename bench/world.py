@@ -9,14 +9,19 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
+
+from pocketllm.cli.child import running_daemon
+
+if TYPE_CHECKING:
+    from pocketllm.client import Client
 
 EPOCHS = 8  #: of a job; early stopping may end it before
 METHODS = ("exact", "mezo")
@@ -32,6 +37,19 @@ def until(found: Callable[[], Any], what: str, *, between_seconds: float = _BETW
             raise SystemExit(f"{what}: not within {_LONGEST_SECONDS:g} s")
         time.sleep(between_seconds)
     return time.monotonic() - began
+
+
+@contextmanager
+def daemon_on(folder: Path, model: Path) -> Iterator[Client]:
+    """The real daemon on a data folder, with this model; jobs need not wait."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    link = folder / "models" / model.name
+    if not link.exists():
+        link.symlink_to(model)
+    settings = {"TICK_SECONDS": "0.5", "IDLE_TICK_SECONDS": "0.5", "GATE__MINIMUM_PAUSE_SECONDS": "0"}
+    command = [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]
+    with running_daemon(folder, command, settings=settings) as client:
+        yield client
 
 
 def as_owner(folder: Path, method: str, url: str, **request: Any) -> Any:

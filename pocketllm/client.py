@@ -219,6 +219,10 @@ class Client:
         """Return the finished answer to a /generate request."""
         return self._call("POST", "/generate", body={**request, "stream": False}, seconds=GENERATE_SECONDS)
 
+    def suggest(self, request: Document) -> Document:
+        """Return the answer to a /suggest request."""
+        return self._call("POST", "/suggest", body=request, seconds=GENERATE_SECONDS)
+
     def stream(self, request: Document) -> Iterator[Event]:
         """Yield `token` events as the model writes and one `done` event at the end."""
         body = {**request, "stream": True}

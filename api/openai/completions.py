@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -11,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.errors import code_of, problem_body, status_of
+from pocketllm.api.errors import Problem, code_of, problem_body, status_of
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
 from pocketllm.api.openai.models import resolve
 from pocketllm.api.openai.schemas import (
@@ -55,7 +56,10 @@ def _id() -> str:
 async def _requests(
     services: Services, body: ChatRequest | CompletionRequest, inputs: Sequence[dict[str, Any]]
 ) -> tuple[list[GenerationRequest], dict[str, Any]]:
-    """What to generate, one request a choice, and what the documents of the answer share."""
+    """What to generate, one request a choice, and what the documents of the answer share. Raises Problem."""
+    if (name := body.unsupported()) is not None:
+        detail = f"{name} is not supported: the model reads and writes plain text alone. Leave it out."
+        raise Problem(HTTPStatus.BAD_REQUEST, detail, param=name, code="unsupported_parameter")
     adapter, folder = await run_in_threadpool(resolve, services, body.model)
     first = secrets.randbits(31) if body.seed is None else body.seed
     requests = [

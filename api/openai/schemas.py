@@ -36,8 +36,8 @@ class Part(Body):
 
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str = ""
 
 
 class ChatMessage(Body):
@@ -86,6 +86,11 @@ class SharedRequest(Body):
         """A seed for each choice."""
         return ((first + number) % _SEEDS for number in range(self.n or 1))
 
+    def unsupported(self) -> str | None:
+        """A parameter that asks for what the model cannot do, and whose answer without it would be wrong."""
+        given = (self.model_extra or {}).items()
+        return next((name for name, value in given if value and value not in _OTHER_ANSWERS.get(name, (value,))), None)
+
     @property
     def warnings(self) -> list[str]:
         """What was sent and means nothing here."""
@@ -93,6 +98,19 @@ class SharedRequest(Body):
         # Zero, false and empty are what these are where they are not sent.
         ignored = sorted(name for name, value in given if value and name not in _HARMLESS)
         return [f"{name} is ignored" for name in ignored]
+
+
+#: Parameters that ask for another kind of answer than text, unless they have one of these values.
+_OTHER_ANSWERS: dict[str, tuple[Any, ...]] = {
+    "tools": (),
+    "functions": (),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "suffix": (),
+}
 
 
 class ChatRequest(SharedRequest):
@@ -103,6 +121,13 @@ class ChatRequest(SharedRequest):
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+
+    def unsupported(self) -> str | None:
+        """See SharedRequest; also a message with another part than text, such as an image."""
+        for place, message in enumerate(self.messages):
+            if isinstance(message.content, list) and any(part.type != "text" for part in message.content):
+                return f"messages.{place}.content"
+        return super().unsupported()
 
     @property
     def most_tokens(self) -> int:
@@ -135,9 +160,9 @@ class CompletionRequest(SharedRequest):
         """Each prompt as a GenerationRequest takes it."""
         prompt = self.prompt
         if isinstance(prompt, str):
-            return [{"prompt": prompt}]
+            return [_text(prompt)]
         several: list[Any] = [prompt] if isinstance(prompt[0], int) else prompt
-        return [{"prompt": one} if isinstance(one, str) else {"tokens": one} for one in several]
+        return [_text(one) if isinstance(one, str) else {"tokens": one} for one in several]
 
     @property
     def most_tokens(self) -> int:
@@ -148,6 +173,11 @@ class CompletionRequest(SharedRequest):
     def alternatives(self) -> int | None:
         """See ChatRequest."""
         return self.logprobs
+
+
+def _text(prompt: str) -> dict[str, Any]:
+    """Just these words, as whoever counts tokens expects, without what separates texts in training."""
+    return {"prompt": prompt, "begins_text": False}
 
 
 @dataclass(frozen=True, kw_only=True)

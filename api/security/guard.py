@@ -41,7 +41,11 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
-    ("POST", re.compile("/generate|/compare|/v1/chat/completions|/v1/completions"), frozenset({Scope.GENERATE})),
+    (
+        "POST",
+        re.compile("/generate|/compare|/suggest|/v1/chat/completions|/v1/completions"),
+        frozenset({Scope.GENERATE}),
+    ),
     (
         "GET",
         re.compile("/status|/metrics|/runs|/ledger|/history|/events|/jobs|/jobs/[^/]+"),

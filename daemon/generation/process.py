@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,11 +27,12 @@ from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import Generation, Sampling, Scored, TokenSource, eos_id, generate
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, eos_id, generate
 from pocketllm.engine.generate.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from pocketllm.daemon.generation.torch_models import TorchModels
+    from pocketllm.engine.generate.sampling import Scored
 
 #: Text is sent at most this often.
 PIECE_SECONDS = 0.05
@@ -134,24 +135,28 @@ class Answerer:
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer a request. Raises MezoError."""
+        if request["suggest"]:
+            self._suggest(request, say)
+            return
         if request["compare"]:
             self._compare(request, requests, say)
             return
-        request_id = request["id"]
+        request_id, alternatives = request["id"], request["alternatives"]
         sampling = _sampling(request)
         prompt = prompt_tokens(self._tokenizer, request, self._eos)
         started = time.monotonic()
-        source = self._source(_folder(request), sampling)
-        generation = generate(
-            source, self._decoding, prompt, sampling, cancelled=lambda: requests.cancelled(request_id)
-        )
-        before, scored = self._echo(request, prompt, sampling.alternatives) if request["echo"] else ("", [])
+        generation = self._generation(_folder(request), prompt, sampling, lambda: requests.cancelled(request_id))
+        echo = _asked(request, prompt) if request["echo"] else []
+        before = str(self._tokenizer.decode(echo))
         if before:
             say(id=request_id, text=before)
         for piece in merged(generation.pieces):
             say(id=request_id, text=piece)
         seconds = time.monotonic() - started
-        scored += generation.scored
+        scored = None
+        if alternatives is not None:
+            of_all = self._models().score(_folder(request), [*prompt, *generation.tokens], alternatives)
+            scored = [self._shown(one) for one in of_all[len(prompt) - len(echo) :]]
         say(
             id=request_id,
             backend=asdict(self.backend),
@@ -161,19 +166,36 @@ class Answerer:
                 "prompt_tokens": generation.prompt_tokens,
                 "completion_tokens": generation.completion_tokens,
                 "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
-                "scored": None if sampling.alternatives is None else [self._shown(one) for one in scored],
-                "backend": self.backend.name if sampling.alternatives is None else "transformers",
+                "scored": scored,
+                "backend": self.backend.name,
             },
         )
 
-    def _source(self, adapter: Path | None, sampling: Sampling) -> TokenSource:
-        """The source of the answer's tokens. Scores are computed by torch in fp32."""
-        exact = sampling.alternatives is not None
-
+    def _generation(
+        self, folder: Path | None, prompt: list[int], sampling: Sampling, cancelled: Callable[[], bool]
+    ) -> Generation:
         def by_torch() -> TokenSource:
-            return self._models().tokens(adapter, exact=exact)
+            return self._models().tokens(folder)
 
-        return by_torch() if exact or self._llama is None else self._llama.source(adapter, by_torch)
+        source = by_torch() if self._llama is None else self._llama.source(folder, by_torch)
+        return generate(source, self._decoding, prompt, sampling, cancelled=cancelled)
+
+    def _suggest(self, request: dict[str, Any], say: Any) -> None:
+        """Answer with the likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
+        from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
+
+        started = time.monotonic()
+        suggester = self._models().suggester(_folder(request), self._decoding)
+        typed = Typed.of(request["context"], request["prefix"])
+        recent = typed.context[cut(len(typed.context), MAX_CHARACTERS) :]
+        found = suggester.suggest(
+            [self._eos, *self._tokenizer(recent, add_special_tokens=False)["input_ids"]],
+            typed.beginning,
+            n=request["n"],
+            words=request["words"],
+            late=lambda: time.monotonic() - started > request["timeout_seconds"],
+        )
+        say(id=request["id"], done={"suggestions": [asdict(one) for one in found]})
 
     def _models(self) -> TorchModels:
         """The models in torch, imported when needed, since that takes seconds and hundreds of MB."""
@@ -185,19 +207,17 @@ class Answerer:
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer with the adapter and with the base model, and score the first answer by both."""
-        sampling = replace(_sampling(request), alternatives=0)
         prompt = prompt_tokens(self._tokenizer, request, self._eos)
         models = {"personal": _folder(request), "base": None}
         answers: dict[str, Generation] = {}
         for name, folder in models.items():
-            source = self._source(folder, sampling)
-            answers[name] = generation = generate(
-                source, self._decoding, prompt, sampling, cancelled=lambda: requests.cancelled(request["id"])
+            answers[name] = generation = self._generation(
+                folder, prompt, _sampling(request), lambda: requests.cancelled(request["id"])
             )
             for _ in generation.pieces:
                 pass
-        given = [one.token for one in answers["personal"].scored]
-        by_base = self._models().score(None, [*prompt, *given], 0)[len(prompt) :]
+        given = [*prompt, *answers["personal"].tokens]
+        scored = {name: self._models().score(folder, given, 0)[len(prompt) :] for name, folder in models.items()}
         tokens = [
             {
                 "id": ours.token,
@@ -205,7 +225,7 @@ class Answerer:
                 "personal": ours.logprob,
                 "base": theirs.logprob,
             }
-            for ours, theirs in zip(answers["personal"].scored, by_base, strict=True)
+            for ours, theirs in zip(scored["personal"], scored["base"], strict=True)
         ]
         parts = {
             name: {
@@ -216,14 +236,6 @@ class Answerer:
             for name, answer in answers.items()
         }
         say(id=request["id"], done={**parts, "prompt_tokens": len(prompt), "tokens": tokens})
-
-    def _echo(self, request: dict[str, Any], prompt: list[int], alternatives: int | None) -> tuple[str, list[Scored]]:
-        """The prompt as text, and its scored tokens, without the `eos` before a text prompt."""
-        asked = prompt if request["tokens"] is not None else prompt[1:]
-        text = self._tokenizer.decode(asked)
-        assert isinstance(text, str)
-        scored = [] if alternatives is None else self._models().score(_folder(request), prompt, alternatives)
-        return text, scored[len(prompt) - len(asked) :]
 
     def _shown(self, scored: Scored) -> dict[str, Any]:
         return {
@@ -254,11 +266,17 @@ def _folder(request: dict[str, Any]) -> Path | None:
     return Path(request["adapter"]) if request["adapter"] else None
 
 
-def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> list[int]:
-    """The tokens to continue: the given ones, a chat in the model's template, or a text after `eos`, as in training.
+def _asked(request: dict[str, Any], prompt: list[int]) -> list[int]:
+    """The prompt without what separates texts."""
+    is_separated = request["tokens"] is None and (request["begins_text"] or not request["prompt"])
+    return prompt[1:] if is_separated else prompt
 
-    Raises BadRequest for tokens outside the vocabulary, a model without a chat template, or messages that its template
-    refuses.
+
+def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> list[int]:
+    """The tokens to continue: the given ones, a chat in the model's template, or a text, by default after `eos`, as in training.
+
+    An empty text is `eos` alone. Raises BadRequest for tokens outside the vocabulary, a model without a chat template,
+    or messages that its template refuses.
     """
     if (given := request["tokens"]) is not None:
         vocabulary = len(tokenizer)
@@ -266,7 +284,8 @@ def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> li
             raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
         return list(given)
     if request["messages"] is None:
-        return [eos, *tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]]
+        given = tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]
+        return [eos, *given] if request["begins_text"] or not given else given
     text = chat_prompt(tokenizer, request["messages"])
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens

@@ -40,17 +40,35 @@ class GenerationRequest(Sampling):
     """A prompt, tokens or chat messages to continue, with an adapter (its folder) or the base model."""
 
     prompt: str | None = None
-    tokens: list[int] | None = None  #: in place of a prompt; used as they are, without `eos` before them
+    begins_text: bool = True  #: put before the prompt what separates texts in training
+    tokens: list[int] | None = None  #: in place of a prompt; used as they are
     messages: list[dict[str, str]] | None = None
     adapter: Path | None = None
     echo: bool = False  #: begin the answer with the prompt, and score it too if the answer is scored
+    alternatives: int | None = None  #: score each token and this many of the likeliest alternatives; None: no scores
     keep_alive_seconds: float | None = None  #: time until the idle process is unloaded; None: the setting
     compare: bool = False  #: answer with the adapter and without, and score the first answer by both
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
-        adapter = str(self.adapter) if self.adapter else None
-        return json.dumps({**asdict(self), "id": request_id, "adapter": adapter}).encode() + b"\n"
+        return _line(self, request_id, suggest=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestionRequest:
+    """The likeliest words behind a text. The answer is Done, with `suggestions`."""
+
+    context: str
+    prefix: str | None  #: see engine/generate/suggestions.py
+    n: int
+    words: int
+    timeout_seconds: float  #: after which the search ends with what it has
+    adapter: Path | None = None
+    keep_alive_seconds: float | None = None
+
+    def line(self, request_id: int) -> bytes:
+        """The request as a line of the protocol."""
+        return _line(self, request_id, suggest=True)
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,11 @@ class Done:
     """The answer is complete."""
 
     summary: dict[str, Any]
+
+
+def _line(request: GenerationRequest | SuggestionRequest, request_id: int, *, suggest: bool) -> bytes:
+    adapter = str(request.adapter) if request.adapter else None
+    return json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "suggest": suggest}).encode() + b"\n"
 
 
 class Generator:
@@ -127,7 +150,7 @@ class Generator:
             return None
         return max(0.0, self._last_used + self._keep_alive - self._clock())
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece | Done]:
+    async def generate(self, request: GenerationRequest | SuggestionRequest) -> AsyncGenerator[Piece | Done]:
         """Yield pieces and then Done. Closing the iterator early cancels the generation.
 
         Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadGeneration.
@@ -204,7 +227,7 @@ class Generator:
         return process
 
     async def _answers(
-        self, process: Process, request_id: int, request: GenerationRequest
+        self, process: Process, request_id: int, request: GenerationRequest | SuggestionRequest
     ) -> AsyncGenerator[Piece | Done]:
         await self._send(process, request.line(request_id))
         finished = False

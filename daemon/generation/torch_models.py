@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder, open_model_folder
-from pocketllm.engine.generate.sampling import ModelTokens, score
-from pocketllm.engine.generate.streaming_text import Scored
+from pocketllm.engine.generate.sampling import ModelTokens, Scored, score
+from pocketllm.engine.generate.streaming_text import Decoding
+from pocketllm.engine.generate.suggestions import Suggester, Vocabulary
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -26,6 +27,9 @@ class TorchModels:
             None  #: the last used one, by (folder, exact)
         )
 
+        self._vocabulary: Vocabulary | None = None
+        self._suggester: tuple[Path | None, Suggester] | None = None  #: the last used one, by folder
+
     def at(self, folder: Path | None, *, exact: bool) -> LanguageModel:
         """The base model, with the adapter in this folder; or the full-parameter model in it.
 
@@ -40,13 +44,22 @@ class TorchModels:
         model.set_parameters(used)
         return model
 
-    def tokens(self, folder: Path | None, *, exact: bool) -> ModelTokens:
+    def tokens(self, folder: Path | None) -> ModelTokens:
         """The same as a source of tokens."""
-        return ModelTokens(self.at(folder, exact=exact))
+        return ModelTokens(self.at(folder, exact=False))
 
     def score(self, folder: Path | None, tokens: Sequence[int], alternatives: int) -> list[Scored]:
         """See engine.generate.sampling.score; in fp32."""
         return score(self.at(folder, exact=True), tokens, alternatives)
+
+    def suggester(self, folder: Path | None, decoding: Decoding) -> Suggester:
+        """The same as a source of next words, which remembers the last context."""
+        model = self.at(folder, exact=False)
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(decoding.tokenizer, model.head.at(None).vocabulary, decoding.stop_ids)
+        if self._suggester is None or self._suggester[0] != folder:
+            self._suggester = folder, Suggester(model, self._vocabulary)
+        return self._suggester[1]
 
     def _exact(self) -> LanguageModel:
         """The base model in fp32, on the same mapped weights."""

@@ -1,12 +1,13 @@
 """Sampling tokens from a model, and scoring tokens by it."""
 
 from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
 from transformers import DynamicCache
 
-from pocketllm.engine.generate.streaming_text import Sampling, Scored
+from pocketllm.engine.generate.streaming_text import Sampling
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Prompt tokens per forward pass, which bounds its memory.
@@ -15,16 +16,24 @@ _PROMPT_CHUNK = 256
 _SCORED_CHUNK = 32
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A token with its log-probability (natural logarithm), by the model without temperature and top_p."""
+
+    token: int
+    logprob: float | None = None  #: None for the first token of all
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
 class ModelTokens:
     """TokenSource by a model with its current parameters."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
         """See TokenSource. The same arguments give the same tokens."""
-        for token, logits in _sample(self._model, prompt, sampling):
-            yield Scored(token) if sampling.alternatives is None else _scored(token, logits, sampling.alternatives)
+        yield from _sample(self._model, prompt, sampling)
 
 
 def greedy(model: LanguageModel, prompt: Sequence[int], *, stop_ids: Collection[int], max_tokens: int) -> list[int]:
@@ -35,7 +44,7 @@ def greedy(model: LanguageModel, prompt: Sequence[int], *, stop_ids: Collection[
     limit = getattr(model.network.config, "max_position_embeddings", None)
     kept = list(prompt) if limit is None else list(prompt[-max(1, limit - max_tokens) :])
     sampled = _sample(model, kept, Sampling(temperature=0, max_tokens=max_tokens))
-    return list(takewhile(lambda token: token not in stop_ids, (token for token, _ in sampled)))
+    return list(takewhile(lambda token: token not in stop_ids, sampled))
 
 
 @torch.inference_mode()
@@ -59,15 +68,15 @@ def _scored(token: int, logits: torch.Tensor, alternatives: int) -> Scored:
 
 
 @torch.inference_mode()
-def _sample(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield up to max_tokens sampled tokens, each with the (vocabulary,) logits that it was drawn by."""
+def _sample(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    """Yield up to max_tokens sampled tokens."""
     cache = DynamicCache(config=model.network.config)
     generator = torch.Generator().manual_seed(sampling.seed)
     for start in range(0, len(prompt), _PROMPT_CHUNK):
         logits = model.next_logits(torch.tensor([list(prompt[start : start + _PROMPT_CHUNK])]), cache)[0]
     for count in range(sampling.max_tokens):
         token = choose(logits, sampling, generator)
-        yield token, logits
+        yield token
         if count + 1 < sampling.max_tokens:
             logits = model.next_logits(torch.tensor([[token]]), cache)[0]
 

@@ -25,7 +25,6 @@ class Sampling:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
-    alternatives: int | None = None  #: score each token and this many of the likeliest alternatives; None: no scores
 
     @property
     def is_greedy(self) -> bool:
@@ -33,19 +32,10 @@ class Sampling:
         return self.temperature < LEAST_TEMPERATURE
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A token with its log-probability (natural logarithm), by the model without temperature and top_p."""
-
-    token: int
-    logprob: float | None = None  #: None without scores, and for the first token of all
-    likeliest: tuple[tuple[int, float], ...] = ()
-
-
 class TokenSource(Protocol):
     """A source of an answer's tokens."""
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
         """Yield up to max_tokens tokens that continue the prompt; fewer only if the text ends. Closing it stops."""
 
 
@@ -78,10 +68,10 @@ class Generation:
 
     pieces: Iterator[str]
     prompt_tokens: int
-    completion_tokens: int = 0
     finish_reason: str = "length"  # or "stop"
-    text: str = field(default="")
-    scored: list[Scored] = field(default_factory=list)  #: the answer's tokens, if scores were requested
+    text: str = ""
+    completion_tokens: int = 0  #: with those behind a stop string
+    tokens: list[int] = field(default_factory=list)  #: without them
 
 
 def generate(
@@ -113,31 +103,29 @@ def generate(
 
 def _pieces(
     generation: Generation,
-    tokens: Generator[Scored],
+    tokens: Generator[int],
     decoding: Decoding,
     sampling: Sampling,
     cancelled: Callable[[], bool],
 ) -> Iterator[str]:
     """Yield text as soon as it is final: no incomplete character, and no beginning of a stop string."""
     tokenizer = decoding.tokenizer
-    given: list[int] = []
+    given = generation.tokens
     with closing(tokens):
-        for scored in tokens:
+        for token in tokens:
             if cancelled():
                 return
-            if scored.token in decoding.stop_ids:
+            if token in decoding.stop_ids:
                 break
-            given.append(scored.token)
+            given.append(token)
             generation.completion_tokens = len(given)
-            if sampling.alternatives is not None:
-                generation.scored.append(scored)
             text = tokenizer.decode(given, skip_special_tokens=True)
             assert isinstance(text, str)
             at = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=-1)
             if at >= 0:
                 generation.finish_reason = "stop"
-                while generation.scored and len(tokenizer.decode(given[: len(generation.scored) - 1])) >= at:
-                    generation.scored.pop()  # it begins after the stop string
+                while given and len(tokenizer.decode(given[:-1])) >= at:
+                    given.pop()  # it begins after the stop string
                 yield from _advance(generation, text[:at])
                 return
             yield from _advance(generation, text[: len(text) - _uncertain(text, sampling.stop)])

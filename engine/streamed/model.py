@@ -152,14 +152,20 @@ class LanguageModel:
         """(rows, tokens) token ids that follow the cache -> (rows, vocabulary) fp32 logits of the next token."""
         return self._logits(self._head_input(inputs, cache, last=1))
 
-    def all_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """(1, tokens) token ids that follow the cache -> (tokens, vocabulary) fp32 logits of the token after each."""
-        return self._logits(self._head_input(inputs, cache, last=inputs.shape[1]))
+    def all_logits(self, inputs: torch.Tensor, cache: DynamicCache, **places: torch.Tensor) -> torch.Tensor:
+        """(1, tokens) token ids that follow the cache -> (tokens, vocabulary) fp32 logits of the token after each.
 
-    def _head_input(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int) -> torch.Tensor:
+        places: `position_ids` (1, tokens), and `attention_mask` (1, 1, tokens, all tokens), which is added to the
+        scores; where the tokens are no plain continuation.
+        """
+        return self._logits(self._head_input(inputs, cache, last=inputs.shape[1], **places))
+
+    def _head_input(
+        self, inputs: torch.Tensor, cache: DynamicCache, *, last: int, **places: torch.Tensor
+    ) -> torch.Tensor:
         """(rows * last, width): the input of the output head at the last tokens."""
         self.context.perturbations = ()
-        output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last)
+        output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last, **places)
         return self._replicas[0].head_input(output)[:, -last:].flatten(0, 1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

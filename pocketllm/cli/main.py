@@ -31,6 +31,7 @@ from pocketllm.cli.jobs.jobs import jobs_app
 from pocketllm.cli.models import adapters as cli_adapters
 from pocketllm.cli.models import chat as cli_chat
 from pocketllm.cli.models import generate as cli_generate
+from pocketllm.cli.models import suggest as cli_suggest
 from pocketllm.cli.models.adapters import adapters_app
 from pocketllm.cli.models.models import models_app
 from pocketllm.cli.texts import add as cli_add
@@ -131,6 +132,7 @@ app.command("rollback", epilog=cli_adapters.EPILOG)(cli_adapters.rollback)
 app.command("steps", epilog=cli_steps.EPILOG)(cli_steps.steps)
 app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
+app.command("suggest", epilog=cli_suggest.EPILOG)(cli_suggest.suggest)
 app.command("chat", epilog=cli_chat.EPILOG)(cli_chat.chat)
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")

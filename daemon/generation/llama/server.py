@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pocketllm.daemon.generation.llama import child as llama_child
-from pocketllm.engine.generate.streaming_text import Sampling, Scored
+from pocketllm.engine.generate.streaming_text import Sampling
 
 _POLL_SECONDS = 0.01
 _HEALTH_SECONDS = 1.0
@@ -102,7 +102,7 @@ class LlamaServer:
         """Whether its process runs."""
         return self._process.poll() is None
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling, *, personal: bool = False) -> Generator[Scored]:
+    def tokens(self, prompt: Sequence[int], sampling: Sampling, *, personal: bool = False) -> Generator[int]:
         """Yield tokens that continue the prompt, possibly including the one that ends the text. Raises LlamaFailed.
 
         personal: with the server's adapter.
@@ -114,7 +114,7 @@ class LlamaServer:
                 for event in events:
                     for token in self._new(event, len(given)):
                         given.append(token)
-                        yield Scored(token)
+                        yield token
                     if event.get("stop"):
                         break
                 else:
@@ -122,7 +122,7 @@ class LlamaServer:
             lost = _number(event, "tokens_predicted") - len(given)
             if event.get("stop_type") == "limit" and lost > 0:
                 # Tokens of an incomplete character are not streamed, but a plain request returns them.
-                yield from map(Scored, self._whole(body | {"prompt": [*prompt, *given], "n_predict": lost}))
+                yield from self._whole(body | {"prompt": [*prompt, *given], "n_predict": lost})
         except (OSError, HTTPException, ValueError) as error:
             raise LlamaFailed(f"llama.cpp did not answer: {error or type(error).__name__}{self._said()}") from error
 

@@ -11,7 +11,7 @@ from pocketllm.daemon.generation.backend import Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan, Timeouts
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.generate.streaming_text import Sampling, Scored, TokenSource
+from pocketllm.engine.generate.streaming_text import Sampling, TokenSource
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class LlamaDecoder:
         """The model with the adapter in this folder, or without one; `otherwise` is used where llama.cpp cannot be."""
         return _Source(self, adapter, otherwise)
 
-    def tokens(self, adapter: Path | None, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
+    def tokens(self, adapter: Path | None, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
         """Yield tokens that continue the prompt. Raises NotByLlama, or LlamaFailed, which starts a pause."""
         if self._clock() < self._not_before:
             raise NotByLlama
@@ -121,14 +121,14 @@ class _Source:
     def __init__(self, decoder: LlamaDecoder, adapter: Path | None, otherwise: Callable[[], TokenSource]) -> None:
         self._decoder, self._adapter, self._otherwise = decoder, adapter, otherwise
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
         """See TokenSource."""
         given: list[int] = []
         try:
             with closing(self._decoder.tokens(self._adapter, prompt, sampling)) as tokens:
-                for scored in tokens:
-                    given.append(scored.token)
-                    yield scored
+                for token in tokens:
+                    given.append(token)
+                    yield token
         except (NotByLlama, LlamaFailed):
             rest = replace(sampling, max_tokens=sampling.max_tokens - len(given))
             yield from self._otherwise().tokens([*prompt, *given], rest)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -155,12 +156,6 @@ def test_what_does_not_apply_is_named_and_ignored(client: openai.OpenAI) -> None
 def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="temperature"):
         client.chat.completions.create(model=BASE, messages=CHAT, temperature=9)
-    image: ChatCompletionMessageParam = {
-        "role": "user",
-        "content": [{"type": "image_url", "image_url": {"url": "x"}}],
-    }
-    with pytest.raises(openai.UnprocessableEntityError):
-        client.chat.completions.create(model=BASE, messages=[image])
     with (
         openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="wrong") as stranger,
         pytest.raises(openai.AuthenticationError, match="pocketllm token"),
@@ -171,6 +166,41 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> No
         pytest.raises(openai.PermissionDeniedError, match="generate"),
     ):
         app.models.list()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]},
+        {"functions": [{"name": "weather", "parameters": {"type": "object"}}]},
+        {"tool_choice": "required"},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"modalities": ["audio"]},
+    ],
+)
+def test_what_no_text_can_be_is_refused_by_name(client: openai.OpenAI, parameters: dict[str, Any]) -> None:
+    [name] = parameters
+    with pytest.raises(openai.BadRequestError, match=name) as refused:
+        client.chat.completions.create(model=BASE, messages=CHAT, **parameters)
+    assert refused.value.param == name and refused.value.code == "unsupported_parameter"
+
+
+def test_a_picture_is_refused_by_name(client: openai.OpenAI) -> None:
+    image: ChatCompletionMessageParam = {
+        "role": "user",
+        "content": [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}],
+    }
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=BASE, messages=[*CHAT, image])
+    assert refused.value.param == f"messages.{len(CHAT)}.content"
+
+
+def test_text_is_no_other_format(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=BASE, messages=CHAT, max_tokens=1, response_format={"type": "text"}, tool_choice="none"
+    )
+    assert answer.choices
 
 
 def ingest_token(daemon: Daemon) -> str:

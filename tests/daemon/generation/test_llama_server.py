@@ -34,7 +34,7 @@ def started(double: LlamaDouble, folder: Path, lora: Path | None = None) -> Iter
 
 
 def answer(server: LlamaServer, sampling: Sampling, *, personal: bool = False) -> list[int]:
-    return [scored.token for scored in server.tokens(PROMPT, sampling, personal=personal)]
+    return list(server.tokens(PROMPT, sampling, personal=personal))
 
 
 def test_it_is_asked_for_tokens_by_their_ids(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_whoever_has_enough_stops_it(tmp_path: Path) -> None:
     double = llama_double(tmp_path / "bin")
     with started(double, tmp_path) as server:
         with closing(server.tokens(PROMPT, Sampling(max_tokens=10**6))) as tokens:
-            assert next(tokens).token == counted(60, 1)[0]
+            assert next(tokens) == counted(60, 1)[0]
         eventually(lambda: double.notes("stopped_at"), "the end of the answer")
         assert server.alive
 
@@ -131,8 +131,8 @@ def test_one_that_dies_has_given_what_it_gave(tmp_path: Path) -> None:
     given: list[int] = []
     with started(llama_double(tmp_path / "bin", "crashes"), tmp_path) as server:
         with pytest.raises(LlamaFailed):
-            for scored in server.tokens(PROMPT, Sampling(max_tokens=9)):
-                given.append(scored.token)
+            for token in server.tokens(PROMPT, Sampling(max_tokens=9)):
+                given.append(token)
         eventually(lambda: not server.alive, "its end")
         with pytest.raises(LlamaFailed, match="did not answer"):
             answer(server, Sampling(max_tokens=9))

@@ -15,7 +15,7 @@ from pocketllm.daemon.generation.backend import Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.server import Timeouts
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME, LlamaDecoder
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
-from pocketllm.engine.generate.streaming_text import Sampling, Scored
+from pocketllm.engine.generate.streaming_text import Sampling
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
@@ -40,9 +40,9 @@ class Otherwise:
 
     asked: list[tuple[list[int], int]] = field(default_factory=list)
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Scored]:
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
         self.asked.append((list(prompt), sampling.max_tokens))
-        yield from [Scored(OTHER)] * sampling.max_tokens
+        yield from [OTHER] * sampling.max_tokens
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Bench:
 
     def tokens(self, adapter: Path | None = None, *, count: int = 5, prompt: Sequence[int] = PROMPT) -> list[int]:
         source = self.decoder.source(adapter, lambda: self.otherwise)
-        return [scored.token for scored in source.tokens(prompt, Sampling(max_tokens=count))]
+        return list(source.tokens(prompt, Sampling(max_tokens=count)))
 
     def have(self, trouble: Trouble) -> None:
         """Put another program in its place."""
@@ -176,6 +176,6 @@ def test_whoever_has_enough_is_no_failure(bench: Bench) -> None:
     with closing(
         bench.decoder.source(None, lambda: bench.otherwise).tokens(PROMPT, Sampling(max_tokens=10**6))
     ) as tokens:
-        assert next(tokens).token == counted(60, 1)[0]
+        assert next(tokens) == counted(60, 1)[0]
     assert bench.tokens() == counted(60, 5)
     assert bench.otherwise.asked == []

@@ -1,0 +1,277 @@
+"""The likeliest next words: a search over tokens, on the cache of what was typed before.
+
+The candidates of a search are a tree behind the context, in which a token sees the context and its own ancestors
+(SpecInfer, arXiv 2305.09781, section 4). So a pass over all of them reads the weights once and copies no cache.
+"""
+
+import math
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import DynamicCache
+
+from pocketllm.engine.generate.streaming_text import TextTokenizer
+from pocketllm.engine.streamed.model import LanguageModel
+
+#: The context that counts, in characters and in tokens. What is longer loses half of that at a time, so that the cache
+#: of its beginning stays valid meanwhile.
+MAX_CHARACTERS, MAX_TOKENS = 4000, 512
+#: Candidates of a pass, for each suggestion; continuations of a candidate; tokens of a word.
+_CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
+#: Tokens of a phrase, for each of its words but the first.
+_TOKENS_PER_WORD = 3
+#: No space is missing after these.
+_OPENING = '([{<"“‘«-–—/\n'  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Words that may come next, the first with what is typed of it."""
+
+    text: str
+    probability: float  #: that the text goes on with exactly these words
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A text that is being typed, divided before its last word."""
+
+    context: str  #: without the space at its end
+    beginning: str  #: of the word, after that space
+
+    @classmethod
+    def of(cls, context: str, prefix: str | None) -> "Typed":
+        """prefix: what is typed of the word behind the context; None: the letters at the context's end."""
+        if prefix is None:
+            size = len(context)
+            while size and is_word_character(context[size - 1]):
+                size -= 1
+            context, prefix = context[:size], context[size:]
+            is_spaced = context.endswith((" ", "\t"))
+        else:
+            is_spaced = bool(context) and context[-1] not in _OPENING
+        before = context.rstrip(" \t")
+        return cls(before, f" {prefix}" if is_spaced and before and before[-1] != "\n" else prefix)
+
+
+def is_word_character(character: str) -> bool:
+    """Whether it is a letter, a digit, a mark on one, or an apostrophe."""
+    return character in "'’" or unicodedata.category(character)[0] in "LNM"  # noqa: RUF001
+
+
+class Vocabulary:
+    """The text of each token."""
+
+    def __init__(self, tokenizer: TextTokenizer, size: int, stop_ids: Collection[int]) -> None:
+        """size: of the model's output."""
+        count = min(size, len(tokenizer.get_vocab()))
+        self.texts = [*_texts(tokenizer, count), *[""] * (size - count)]
+        self._order = sorted(range(count), key=self.texts.__getitem__)
+        self._sorted = [self.texts[token] for token in self._order]
+        self._words = [_is_word(text.removeprefix(" ")) for text in self.texts]
+        ending = [
+            token in stop_ids or not text or not is_word_character(text[0]) for token, text in enumerate(self.texts)
+        ]
+        #: (vocabulary,): 1 for the tokens that end the word before them.
+        self.ends = torch.tensor(ending, dtype=torch.float32)
+        #: (vocabulary,): whether a token goes on with the word before it.
+        self.continues = torch.tensor([_is_word(text) for text in self.texts]) & (self.ends == 0)
+
+    def beginning(self, text: str) -> list[int]:
+        """The tokens that a word may begin with which begins like this: parts of it, and what goes on with letters."""
+        parts = (text[:size] for size in range(1, len(text) + 1))
+        found = [token for part in parts for token in self._between(part, part + "\0")]
+        longer = self._between(text + "\0", text + "\U0010ffff")
+        return found + [token for token in longer if self._words[token] and (text or self.texts[token][0] != " ")]
+
+    def is_spaced_word(self, token: int) -> bool:
+        """Whether it begins a new word after a space."""
+        return self._words[token] and self.texts[token][:1] == " "
+
+    def _between(self, first: str, last: str) -> list[int]:
+        return self._order[bisect_left(self._sorted, first) : bisect_left(self._sorted, last)]
+
+
+def _texts(tokenizer: TextTokenizer, count: int) -> list[str]:
+    """The text of each token behind another one: alone, some tokenizers drop its space."""
+    anchor = tokenizer.get_vocab().get("a", 0)
+    size = len(tokenizer.decode([anchor]))
+    return [tokenizer.decode([anchor, token], skip_special_tokens=True)[size:] for token in range(count)]
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and all(map(is_word_character, text))
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """Tokens behind the context: a node of the tree."""
+
+    text: str = ""
+    logprob: float = 0.0
+    tokens: int = 0
+    token: int = -1  #: the last one
+    slots: tuple[int, ...] = ()  #: of its tokens in the cache, as far as they are in it
+
+
+@dataclass(frozen=True, eq=False)
+class _Followed:
+    """A candidate, and the probability of each token behind it."""
+
+    candidate: _Candidate
+    following: torch.Tensor  #: (vocabulary,)
+    probability: float  #: that the text goes on with the candidate, and its word ends there
+
+
+class Suggester:
+    """Suggests next words by a model with its current parameters. It keeps the cache of the last context."""
+
+    def __init__(self, model: LanguageModel, vocabulary: Vocabulary) -> None:
+        self._model, self._vocabulary = model, vocabulary
+        self._cache = DynamicCache()  # no sliding windows in it: they could not be cut
+        self._tokens: list[int] = []
+        self._logprobs: torch.Tensor | None = None  #: behind those tokens
+
+    @torch.inference_mode()
+    def suggest(
+        self,
+        context: Sequence[int],
+        beginning: str,
+        *,
+        n: int,
+        words: int = 1,
+        late: Callable[[], bool] = lambda: False,
+    ) -> list[Suggestion]:
+        """The n likeliest words behind the context that begin like this, each with up to `words` - 1 behind it.
+
+        context: tokens, at least one. late: whether to end the search, with what it has found.
+        """
+        self._follow(context[cut(len(context), MAX_TOKENS) :])
+        try:
+            first = self._children(_Candidate(), self._logprobs, self._vocabulary.beginning(beginning), _CANDIDATES * n)
+            found = self._searched(first, beginning, n, late)
+            if not found:  # too late: as if every word ended with its first token
+                whole = [one for one in first if len(one.text) > len(beginning)]
+                return [Suggestion(one.text.strip(), math.exp(one.logprob)) for one in whole[:n]]
+            if words > 1:
+                found = self._lengthened(found, words, late)
+            return [Suggestion(one.candidate.text.strip(), one.probability) for one in found]
+        finally:
+            self._shorten(len(self._tokens))
+
+    def _follow(self, tokens: Sequence[int]) -> None:
+        """Let the cache hold these tokens; only those are computed that it does not."""
+        same = 0
+        while same < min(len(tokens), len(self._tokens)) and tokens[same] == self._tokens[same]:
+            same += 1
+        if self._logprobs is not None and same == len(tokens) == len(self._tokens):
+            return
+        same = min(same, len(tokens) - 1)
+        self._shorten(same)
+        self._tokens, self._logprobs = list(tokens[:same]), None  # true also if the pass fails
+        logits = self._model.next_logits(torch.tensor([list(tokens[same:])]), self._cache)[0]
+        self._tokens, self._logprobs = list(tokens), logits.log_softmax(-1)
+
+    def _shorten(self, tokens: int) -> None:
+        """Let the cache hold its first tokens alone."""
+        if more := self._cache.get_seq_length() - tokens:
+            self._cache.crop(-more)
+
+    def _searched(
+        self, candidates: list[_Candidate], beginning: str, n: int, late: Callable[[], bool]
+    ) -> list[_Followed]:
+        """The n likeliest words, the likeliest first: a beam search that ends when no other one can be likelier."""
+        found: dict[str, _Followed] = {}
+        while candidates and not late():
+            children: list[_Candidate] = []
+            for one in self._passed(candidates):
+                text = one.candidate.text
+                if len(text) > len(beginning) and (text not in found or one.probability > found[text].probability):
+                    found[text] = one
+                if one.candidate.tokens < _WORD_TOKENS:
+                    children += self._continued(one, beginning[len(text) :])
+            best = sorted(found.values(), key=lambda one: -one.probability)[:n]
+            least = best[-1].probability if len(best) == n else 0.0
+            children.sort(key=lambda one: -one.logprob)
+            candidates = [one for one in children[: _CANDIDATES * n] if math.exp(one.logprob) > least]
+        return sorted(found.values(), key=lambda one: -one.probability)[:n]
+
+    def _continued(self, one: _Followed, missing: str) -> list[_Candidate]:
+        """The candidate with another token of its word. missing: what it lacks of the beginning."""
+        if missing:
+            allowed = self._vocabulary.beginning(missing)
+            return self._children(one.candidate, one.following.log(), allowed, _CANDIDATES)
+        likeliest = (one.following * self._vocabulary.continues).topk(_BRANCHES).indices.tolist()
+        return self._children(one.candidate, one.following.log(), likeliest, _BRANCHES)
+
+    def _children(
+        self, parent: _Candidate, logprobs: torch.Tensor | None, tokens: Sequence[int], count: int
+    ) -> list[_Candidate]:
+        """The parent with each of the likeliest of these tokens."""
+        assert logprobs is not None
+        best = logprobs[torch.tensor(tokens, dtype=torch.long)].topk(min(count, len(tokens)))
+        return [
+            replace(
+                parent,
+                text=parent.text + self._vocabulary.texts[tokens[place]],
+                logprob=parent.logprob + value,
+                tokens=parent.tokens + 1,
+                token=tokens[place],
+            )
+            for place, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _passed(self, candidates: Sequence[_Candidate]) -> list[_Followed]:
+        """Compute what follows each candidate, of which the last token is not in the cache."""
+        context, start = len(self._tokens), self._cache.get_seq_length()
+        dtype = self._model.context.dtype
+        mask = torch.full((len(candidates), start + len(candidates)), torch.finfo(dtype).min, dtype=dtype)
+        mask[:, :context] = 0
+        cached = [replace(one, slots=(*one.slots, start + row)) for row, one in enumerate(candidates)]
+        for row, one in enumerate(cached):
+            mask[row, list(one.slots)] = 0
+        logits = self._model.all_logits(
+            torch.tensor([[one.token for one in candidates]]),
+            self._cache,
+            attention_mask=mask[None, None],
+            position_ids=torch.tensor([[context + one.tokens - 1 for one in candidates]]),
+        )
+        following = logits.softmax(-1)
+        ends = (following @ self._vocabulary.ends).tolist()
+        return [
+            _Followed(one, row, math.exp(one.logprob) * end)
+            for one, row, end in zip(cached, following, ends, strict=True)
+        ]
+
+    def _lengthened(self, found: list[_Followed], words: int, late: Callable[[], bool]) -> list[_Followed]:
+        """Each with the likeliest words behind it, up to `words` in all, as far as its sentence goes."""
+        whole, growing = list(found), dict(enumerate(found))
+        for count in range(_TOKENS_PER_WORD * (words - 1)):
+            longer = {place: self._next(one, words, is_whole=count == 0) for place, one in growing.items()}
+            candidates = {place: one for place, one in longer.items() if one is not None}
+            if not candidates or late():
+                break
+            growing = dict(zip(candidates, self._passed(list(candidates.values())), strict=True))
+            for place, one in growing.items():
+                if self._vocabulary.ends[one.following.argmax()]:
+                    whole[place] = one
+        return whole
+
+    def _next(self, one: _Followed, words: int, *, is_whole: bool) -> _Candidate | None:
+        """With its likeliest next token; None where the phrase ends. is_whole: its word ends here."""
+        token = int((one.following * self._vocabulary.ends if is_whole else one.following).argmax())
+        spaced = self._vocabulary.is_spaced_word(token)
+        if spaced and len(one.candidate.text.split()) == words:
+            return None
+        if not spaced and not self._vocabulary.continues[token]:
+            return None
+        return self._children(one.candidate, one.following.log(), [token], 1)[0]
+
+
+def cut(size: int, most: int) -> int:
+    """Where to begin with `size` of something so that at most `most` are left, and at least half of that."""
+    step = most // 2
+    return max(0, -(-(size - most) // step) * step)

@@ -1,0 +1,64 @@
+"""/suggest with a real daemon and a tiny model: words, from which model, in time, and nothing kept."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.in_process_app import assert_problem
+from tests.support.trained_daemon import TrainedDaemon, trained_daemon
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]:
+    with trained_daemon(tmp_path_factory.mktemp("suggest")) as made:
+        yield made
+
+
+def test_words_of_either_model(trained: TrainedDaemon) -> None:
+    answers = {}
+    for adapter, name in (("base", None), (trained.adapter.name, trained.adapter.name)):
+        answer = trained.daemon.client.post("/suggest", json={"context": "Wind we", "adapter": adapter}).json()
+        assert (answer["model"], answer["adapter"]) == ("tiny", name)
+        answers[adapter] = answer["suggestions"]
+        assert len(answer["suggestions"]) == 3
+        assert all(one["text"].startswith("we") and 0 < one["probability"] < 1 for one in answer["suggestions"])
+    assert answers["base"] != answers[trained.adapter.name]
+
+
+def test_a_prefix_of_its_own_is_the_same_as_one_in_the_context(trained: TrainedDaemon) -> None:
+    ways = ({"context": "Wind we"}, {"context": "Wind ", "prefix": "we"}, {"context": "Wind", "prefix": "we"})
+    found = [trained.daemon.client.post("/suggest", json=body).json()["suggestions"] for body in ways]
+    assert found[0] == found[1] == found[2]
+
+
+def test_phrases(trained: TrainedDaemon) -> None:
+    answer = trained.daemon.client.post("/suggest", json={"context": "", "n": 10, "words": 3}).json()
+    assert len(answer["suggestions"]) == 10
+    assert all(1 <= len(one["text"].split()) <= 3 for one in answer["suggestions"])
+
+
+def test_nothing_typed_is_stored(trained: TrainedDaemon) -> None:
+    secret = "beneath the zinc heron"
+    assert trained.daemon.client.post("/suggest", json={"context": f"It lies {secret} "}).status_code == 200
+    data = trained.adapter.parent.parent
+    found = [path for path in data.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert not found
+
+
+def test_in_time_or_not_at_all(trained: TrainedDaemon) -> None:
+    asked = {"context": "Wind ", "timeout_ms": 60_000}
+    assert trained.daemon.client.post("/suggest", json=asked).json()["suggestions"]
+    late = trained.daemon.client.post("/suggest", json=asked | {"timeout_ms": 1})
+    if late.status_code != 200:  # a fast machine may be in time
+        assert_problem(late, 503, "too_late")
+    assert trained.daemon.client.post("/suggest", json=asked).json()["suggestions"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"context": 1}, {"context": "a", "n": 0}, {"context": "a", "words": 6}, {"context": "a" * 100_001}],
+)
+def test_what_makes_no_sense(trained: TrainedDaemon, body: object) -> None:
+    assert_problem(trained.daemon.client.post("/suggest", json=body), 422, "invalid_value")
