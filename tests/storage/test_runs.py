@@ -1,8 +1,6 @@
 """Runs: run windows as the scheduler keeps them, sums of a day, and when the gate might open next."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +10,6 @@ from pocketllm.storage.repositories.runs import Observed, seconds_within
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Requester
 from tests.support.workers import NOW
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(tmp_path / "pocketllm.db")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import math
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -26,13 +26,6 @@ from pocketllm.storage.step_log_codec import decode, encode
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, JobState, Step
 from tests.support.workers import NOW, queue_job
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "pocketllm.db")
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Adapters in a real database file."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -10,13 +8,6 @@ from pocketllm.storage.errors import NotFound
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
 from tests.support.workers import NOW, queue_job
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "pocketllm.db")
-    yield store
-    store.close()
 
 
 def made(store: Store, name: str, *, minute: int = 0, publish: bool = True) -> None:

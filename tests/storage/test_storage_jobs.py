@@ -1,7 +1,7 @@
 """Jobs in a real database file: every move from state to state, what each writes down, and who wins a race."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,13 +20,6 @@ from tests.support.workers import NOW
 
 QUEUED, RUNNING, PAUSED = OPEN_STATES
 LATER = NOW + timedelta(hours=1)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "pocketllm.db")
-    yield store
-    store.close()
 
 
 def create(store: Store, *, immediate: bool = False, at: datetime = NOW) -> Job:

@@ -1,6 +1,5 @@
 """Reports in a real database file: stored with their job's end, and forgotten with the texts that they speak of."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from sqlite3 import connect
@@ -18,13 +17,6 @@ from tests.support.workers import NOW, delete_text, queue_job
 NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
 #: Longer than a page of the database.
 CONTENT = {"words": [{"word": "xyzzy", "base": 0.01, "personal": 0.02}], "completions": ["xyzzy " * 2000]}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "pocketllm.db")
-    yield store
-    store.close()
 
 
 def add(store: Store, *texts: str) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """The owner's texts in a real database file: stored once, paged, counted, deleted for good."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +13,6 @@ from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, coun
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Kind, Outcome
 from tests.support.workers import NOW, delete_text, queue_job
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "pocketllm.db")
-    yield store
-    store.close()
 
 
 def new(*texts: str, source: str = "test") -> list[NewText]:
