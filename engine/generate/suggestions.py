@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pocketllm.engine.generate.streaming_text import TextTokenizer
 from pocketllm.engine.streamed.model import LanguageModel
@@ -21,6 +21,8 @@ from pocketllm.engine.streamed.model import LanguageModel
 MAX_CHARACTERS, MAX_TOKENS = 4000, 512
 #: Candidates of a pass, for each suggestion; continuations of a candidate; tokens of a word.
 _CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
+#: Candidates that are kept between two questions about the same context.
+_MAX_NODES = 100
 #: Tokens of a phrase, for each of its words but the first.
 _TOKENS_PER_WORD = 3
 #: No space is missing after these.
@@ -76,9 +78,9 @@ class Vocabulary:
             token in stop_ids or not text or not is_word_character(text[0]) for token, text in enumerate(self.texts)
         ]
         #: (vocabulary,): 1 for the tokens that end the word before them.
-        self.ends = torch.tensor(ending, dtype=torch.float32)
+        self.ending = torch.tensor(ending, dtype=torch.float32)
         #: (vocabulary,): whether a token goes on with the word before it.
-        self.continues = torch.tensor([_is_word(text) for text in self.texts]) & (self.ends == 0)
+        self.continues = torch.tensor([_is_word(text) for text in self.texts]) & (self.ending == 0)
 
     def beginning(self, text: str) -> list[int]:
         """The tokens that a word may begin with which begins like this: parts of it, and what goes on with letters."""
@@ -112,9 +114,8 @@ class _Candidate:
 
     text: str = ""
     logprob: float = 0.0
-    tokens: int = 0
-    token: int = -1  #: the last one
-    slots: tuple[int, ...] = ()  #: of its tokens in the cache, as far as they are in it
+    path: tuple[int, ...] = ()  #: its tokens
+    slots: tuple[int, ...] = ()  #: where they are in the cache, as far as they are in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +124,23 @@ class _Followed:
 
     candidate: _Candidate
     following: torch.Tensor  #: (vocabulary,)
+    continued: list[int]  #: the likeliest tokens that go on with its word
     probability: float  #: that the text goes on with the candidate, and its word ends there
 
 
 class Suggester:
-    """Suggests next words by a model with its current parameters. It keeps the cache of the last context."""
+    """Suggests next words by a model with its current parameters.
+
+    It keeps the cache of the last context with its candidates: one more letter needs a pass over new candidates alone,
+    and a word that was a candidate is part of the next context without a pass.
+    """
 
     def __init__(self, model: LanguageModel, vocabulary: Vocabulary) -> None:
         self._model, self._vocabulary = model, vocabulary
         self._cache = DynamicCache()  # no sliding windows in it: they could not be cut
         self._tokens: list[int] = []
-        self._logprobs: torch.Tensor | None = None  #: behind those tokens
+        self._following: torch.Tensor | None = None  #: (vocabulary,) probabilities behind those tokens
+        self._nodes: dict[tuple[int, ...], _Followed] = {}  #: the candidates behind them, by their tokens
 
     @torch.inference_mode()
     def suggest(
@@ -150,33 +157,48 @@ class Suggester:
         context: tokens, at least one. late: whether to end the search, with what it has found.
         """
         self._follow(context[cut(len(context), MAX_TOKENS) :])
-        try:
-            first = self._children(_Candidate(), self._logprobs, self._vocabulary.beginning(beginning), _CANDIDATES * n)
-            found = self._searched(first, beginning, n, late)
-            if not found:  # too late: as if every word ended with its first token
-                whole = [one for one in first if len(one.text) > len(beginning)]
-                return [Suggestion(one.text.strip(), math.exp(one.logprob)) for one in whole[:n]]
-            if words > 1:
-                found = self._lengthened(found, words, late)
-            return [Suggestion(one.candidate.text.strip(), one.probability) for one in found]
-        finally:
-            self._shorten(len(self._tokens))
+        beginnings = self._vocabulary.beginning(beginning)
+        first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n)
+        found = self._searched(first, beginning, n, late)
+        if not found:  # too late: as if every word ended with its first token
+            whole = [one for one in first if len(one.text) > len(beginning)]
+            return [Suggestion(one.text.strip(), math.exp(one.logprob)) for one in whole[:n]]
+        if words > 1:
+            found = self._lengthened(found, words, late)
+        return [Suggestion(one.candidate.text.strip(), one.probability) for one in found]
 
     def _follow(self, tokens: Sequence[int]) -> None:
         """Let the cache hold these tokens; only those are computed that it does not."""
         same = 0
         while same < min(len(tokens), len(self._tokens)) and tokens[same] == self._tokens[same]:
             same += 1
-        if self._logprobs is not None and same == len(tokens) == len(self._tokens):
+        if same == len(self._tokens):
+            same += self._adopt(tokens[same:])
+        if same == len(tokens) == len(self._tokens) and self._following is not None:
+            if len(self._nodes) > _MAX_NODES:
+                self._shorten(same)
             return
         same = min(same, len(tokens) - 1)
         self._shorten(same)
-        self._tokens, self._logprobs = list(tokens[:same]), None  # true also if the pass fails
+        self._tokens, self._following = list(tokens[:same]), None  # true also if the pass fails
         logits = self._model.next_logits(torch.tensor([list(tokens[same:])]), self._cache)[0]
-        self._tokens, self._logprobs = list(tokens), logits.log_softmax(-1)
+        self._tokens, self._following = list(tokens), logits.softmax(-1)
+
+    def _adopt(self, tokens: Sequence[int]) -> int:
+        """Make as many of these tokens part of the context as were a candidate; returns their number."""
+        for count in range(len(tokens), 0, -1):
+            if (node := self._nodes.get(tuple(tokens[:count]))) is not None:
+                kept = torch.tensor([*range(len(self._tokens)), *node.candidate.slots])
+                for layer in self._cache.layers:
+                    assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+                    layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+                self._tokens, self._following, self._nodes = [*self._tokens, *tokens[:count]], node.following, {}
+                return count
+        return 0
 
     def _shorten(self, tokens: int) -> None:
-        """Let the cache hold its first tokens alone."""
+        """Let the cache hold its first tokens alone, which are of the context."""
+        self._nodes = {}
         if more := self._cache.get_seq_length() - tokens:
             self._cache.crop(-more)
 
@@ -191,7 +213,7 @@ class Suggester:
                 text = one.candidate.text
                 if len(text) > len(beginning) and (text not in found or one.probability > found[text].probability):
                     found[text] = one
-                if one.candidate.tokens < _WORD_TOKENS:
+                if len(one.candidate.path) < _WORD_TOKENS:
                     children += self._continued(one, beginning[len(text) :])
             best = sorted(found.values(), key=lambda one: -one.probability)[:n]
             least = best[-1].probability if len(best) == n else 0.0
@@ -201,31 +223,33 @@ class Suggester:
 
     def _continued(self, one: _Followed, missing: str) -> list[_Candidate]:
         """The candidate with another token of its word. missing: what it lacks of the beginning."""
-        if missing:
-            allowed = self._vocabulary.beginning(missing)
-            return self._children(one.candidate, one.following.log(), allowed, _CANDIDATES)
-        likeliest = (one.following * self._vocabulary.continues).topk(_BRANCHES).indices.tolist()
-        return self._children(one.candidate, one.following.log(), likeliest, _BRANCHES)
+        tokens = self._vocabulary.beginning(missing) if missing else one.continued
+        return self._children(one.candidate, one.following, tokens, _BRANCHES)
 
     def _children(
-        self, parent: _Candidate, logprobs: torch.Tensor | None, tokens: Sequence[int], count: int
+        self, parent: _Candidate, following: torch.Tensor | None, tokens: Sequence[int], count: int
     ) -> list[_Candidate]:
         """The parent with each of the likeliest of these tokens."""
-        assert logprobs is not None
-        best = logprobs[torch.tensor(tokens, dtype=torch.long)].topk(min(count, len(tokens)))
+        assert following is not None
+        best = following[torch.tensor(tokens, dtype=torch.long)].log().topk(min(count, len(tokens)))
         return [
             replace(
                 parent,
                 text=parent.text + self._vocabulary.texts[tokens[place]],
                 logprob=parent.logprob + value,
-                tokens=parent.tokens + 1,
-                token=tokens[place],
+                path=(*parent.path, tokens[place]),
             )
             for place, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
     def _passed(self, candidates: Sequence[_Candidate]) -> list[_Followed]:
-        """Compute what follows each candidate, of which the last token is not in the cache."""
+        """What follows each candidate, in one pass over the new ones."""
+        if new := [one for one in candidates if one.path not in self._nodes]:
+            self._nodes |= {one.candidate.path: one for one in self._computed(new)}
+        return [self._nodes[one.path] for one in candidates]
+
+    def _computed(self, candidates: Sequence[_Candidate]) -> list[_Followed]:
+        """The same for candidates of which the last token is not in the cache."""
         context, start = len(self._tokens), self._cache.get_seq_length()
         dtype = self._model.context.dtype
         mask = torch.full((len(candidates), start + len(candidates)), torch.finfo(dtype).min, dtype=dtype)
@@ -234,16 +258,17 @@ class Suggester:
         for row, one in enumerate(cached):
             mask[row, list(one.slots)] = 0
         logits = self._model.all_logits(
-            torch.tensor([[one.token for one in candidates]]),
+            torch.tensor([[one.path[-1] for one in candidates]]),
             self._cache,
             attention_mask=mask[None, None],
-            position_ids=torch.tensor([[context + one.tokens - 1 for one in candidates]]),
+            position_ids=torch.tensor([[context + len(one.path) - 1 for one in candidates]]),
         )
         following = logits.softmax(-1)
-        ends = (following @ self._vocabulary.ends).tolist()
+        ended = (following @ self._vocabulary.ending).tolist()
+        continued = (following * self._vocabulary.continues).topk(_BRANCHES).indices.tolist()
         return [
-            _Followed(one, row, math.exp(one.logprob) * end)
-            for one, row, end in zip(cached, following, ends, strict=True)
+            _Followed(one, row, tokens, math.exp(one.logprob) * end)
+            for one, row, tokens, end in zip(cached, following, continued, ended, strict=True)
         ]
 
     def _lengthened(self, found: list[_Followed], words: int, late: Callable[[], bool]) -> list[_Followed]:
@@ -256,19 +281,19 @@ class Suggester:
                 break
             growing = dict(zip(candidates, self._passed(list(candidates.values())), strict=True))
             for place, one in growing.items():
-                if self._vocabulary.ends[one.following.argmax()]:
+                if self._vocabulary.ending[one.following.argmax()]:
                     whole[place] = one
         return whole
 
     def _next(self, one: _Followed, words: int, *, is_whole: bool) -> _Candidate | None:
         """With its likeliest next token; None where the phrase ends. is_whole: its word ends here."""
-        token = int((one.following * self._vocabulary.ends if is_whole else one.following).argmax())
+        token = int((one.following * self._vocabulary.ending if is_whole else one.following).argmax())
         spaced = self._vocabulary.is_spaced_word(token)
         if spaced and len(one.candidate.text.split()) == words:
             return None
         if not spaced and not self._vocabulary.continues[token]:
             return None
-        return self._children(one.candidate, one.following.log(), [token], 1)[0]
+        return self._children(one.candidate, one.following, [token], 1)[0]
 
 
 def cut(size: int, most: int) -> int:

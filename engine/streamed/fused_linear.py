@@ -1,4 +1,4 @@
-"""The product of one token with several weights at once, where these are adjacent in the weights file.
+"""The product of a few tokens with several weights at once, where these are adjacent in the weights file.
 
 Starting a product takes a while: SmolLM2-135M's 210 linear maps take 10.4 ms a token on two cores, the same weights as
 120 matrices 9.0. Which maps take the same input (queries, keys and values; gate and up) is observed while the model
@@ -23,7 +23,7 @@ class _Run:
 
 
 class FusedLinear:
-    """The products of one network's linear maps with single tokens. Not thread-safe."""
+    """The products of one network's linear maps with a few tokens. Not thread-safe."""
 
     def __init__(self) -> None:
         self._runs: dict[int, _Run] = {}  #: id of the first weight's floats (which the run keeps alive) -> the run
@@ -31,7 +31,7 @@ class FusedLinear:
         self._left: list[tuple[torch.Tensor, torch.Tensor]] = []  #: the outputs computed ahead, by floats
 
     def product(self, x: torch.Tensor, weight: Weight, floats: torch.Tensor) -> torch.Tensor:
-        """(1, ..., in) times the (out, in) floats of this weight -> (1, ..., out).
+        """(..., in) times the (out, in) floats of this weight -> (..., out).
 
         x must not change between the maps that take it.
         """

@@ -61,7 +61,7 @@ class HeadAt:
             return None
         products = torch.mm(hidden, weight.t()).float()
         if self._lora is not None:
-            self._lora.add_to(products, hidden)
+            self._lora.add_to(products, hidden.float())
         return products
 
     def rows(self, start: int, stop: int) -> torch.Tensor:

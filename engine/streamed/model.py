@@ -28,6 +28,8 @@ with lean_transformers():
 
 #: Rows of the output head that are made dense together for the logits of one token.
 HEAD_ROWS = 8192
+#: As many tokens behind a cache are decoded: see ForwardContext.decoding.
+DECODED_TOKENS = 16
 #: Blocks in a micro-batch when a loss is measured, by default.
 MEASURE_BLOCKS = 8
 #: How long a replica may hold Python's lock while another one waits.
@@ -165,7 +167,11 @@ class LanguageModel:
     ) -> torch.Tensor:
         """(rows * last, width): the input of the output head at the last tokens."""
         self.context.perturbations = ()
-        output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last, **places)
+        self.context.decoding = inputs.numel() <= DECODED_TOKENS
+        try:
+            output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last, **places)
+        finally:
+            self.context.decoding = False
         return self._replicas[0].head_input(output)[:, -last:].flatten(0, 1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

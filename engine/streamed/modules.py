@@ -31,11 +31,21 @@ class ForwardContext:
     perturbations: Sequence[Perturbation] = ()  #: one for each part of the batch; empty: theta itself
     rows: int = 0  #: blocks in the batch, over all parts; used only with perturbations
     release: bool = False  #: release a weight's pages after use
+    decoding: bool = False  #: a few tokens behind a cache: products are so small that starting them takes the time
     scratch: Scratch = field(default_factory=Scratch)
     perturbed_scratch: list[Scratch] = field(default_factory=list)  #: one weight at each perturbation
     fused: FusedLinear = field(default_factory=FusedLinear)
     #: The current layer's dense weights, shared by all micro-batches; None: each use makes its own, in chunks.
     dense: DenseWeights | None = None
+    _accurate: tuple[torch.Tensor | None, torch.Tensor] = (None, torch.empty(0))
+
+    def accurate(self, x: torch.Tensor) -> torch.Tensor:
+        """x in fp32, once for the maps that share it: in half precision, the small products of a LoRA branch take eight
+        times as long, since starting threads dominates.
+        """
+        if self._accurate[0] is not x:
+            self._accurate = x, x.float()
+        return self._accurate[1]
 
     def groups(self) -> Iterator[tuple[Z, list[Perturbation]]]:
         """The perturbations grouped by direction, so that each z is generated once."""
@@ -143,15 +153,13 @@ class LoRABranch:
         self.leaves: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """y (rows, out) += the branch's output for x (rows, in), in place.
+        """y (rows, out) += the branch's output for x (rows, in), in place; while decoding of any number of dimensions.
 
         At theta + distance z it is [A x, distance A x] [B, z]^T. One product serves both sides of a probe, and z keeps
         its exact signs, which the rounding of B + distance z could lose.
         """
-        if len(x) == 1 and not self._context.perturbations:
-            # Decoding. In half precision, products this small take eight times as long: starting threads dominates.
-            dtype = torch.promote_types(x.dtype, self.a.dtype)
-            y.add_(x.to(dtype) @ self.a.t().to(dtype) @ self.b.t().to(dtype), alpha=self.scaling)
+        if self._context.decoding:
+            y.add_(self._context.accurate(x) @ self.a.t() @ self.b.t(), alpha=self.scaling)
             return
         low = x @ self.a.t().to(x.dtype)
         b = self.b.to(y.dtype)
@@ -215,7 +223,7 @@ class StreamedLinear(nn.Module):
         """x: (batch, ..., in) -> (batch, ..., out). Differentiable (vjp.py)."""
         if x.requires_grad and torch.is_grad_enabled():
             return differentiable_linear(self, x)
-        if x.numel() == self.in_features and (weight := self.weights.as_stored) is not None:
+        if self.context.decoding and (weight := self.weights.as_stored) is not None:
             return self._decode(x.to(self.context.dtype), weight)
         rows = x.reshape(-1, self.in_features).to(self.context.dtype)
         y = self.product(rows)
@@ -247,13 +255,13 @@ class StreamedLinear(nn.Module):
         return x
 
     def _decode(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """`forward` for a single token, where everything but the product would be measurable overhead."""
+        """`forward` for a few tokens, where everything but the product would be measurable overhead."""
         if self.biases is None:
             y = self.context.fused.product(x, self.weights.weight, weight)
         else:
             y = nn.functional.linear(x, weight, self.biases.whole()[0])
         if self.lora is not None:
-            self.lora.add_to(y.view(1, -1), x.reshape(1, -1))
+            self.lora.add_to(y, x)
         return y
 
 

@@ -69,7 +69,7 @@ def by_plain_passes(model: LanguageModel, vocabulary: Vocabulary, text: str, con
     logprobs = logits.log_softmax(-1)
     places = range(len(context) - 1, len(tokens) - 1)
     total = sum(float(logprobs[place, tokens[place + 1]]) for place in places)
-    return math.exp(total) * float(logprobs[-1].exp() @ vocabulary.ends)
+    return math.exp(total) * float(logprobs[-1].exp() @ vocabulary.ending)
 
 
 @pytest.mark.parametrize("beginning", [" ", " st", ""])
