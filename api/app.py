@@ -13,6 +13,7 @@ from pocketllm.api import errors as problems
 from pocketllm.api.dashboard import page as dashboard
 from pocketllm.api.native import (
     adapters,
+    classify,
     events,
     generate,
     jobs,
@@ -66,6 +67,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         adapters,
         generate,
         suggest,
+        classify,
         tokens,
         openai_models,
         openai_completions,
@@ -93,14 +95,13 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
 
 
 def _document(app: FastAPI, settings: Settings) -> None:
-    """Let /openapi.json say what depends on the settings: which routes need a token, and the labels of texts."""
+    """Let /openapi.json say what depends on the settings: which routes need a token."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
             add_security(schema, open_routes=settings.open_routes)
-            texts.add_labels(schema, settings.training.label_words)
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -86,7 +86,12 @@ class TrainingSettings(_Section):
         lt=1,
         description="MeZO's step per coordinate and direction; by default 0.003 for lora, 0.0001 for full.",
     )
-    rate: float = Field(2e-3, gt=0, lt=1, description="Learning rate of exact for A; for B it is four times that.")
+    rate: float = Field(
+        2e-3,
+        gt=0,
+        lt=1,
+        description="Learning rate of exact for A on a long text; for B four times that, for a short text less.",
+    )
     rehearsal: float = Field(
         0.125,
         ge=0,
@@ -122,7 +127,7 @@ class TrainingSettings(_Section):
     )
     label_words: Annotated[dict[str, str], AfterValidator(_telling_apart)] = Field(
         {"positive": " great", "negative": " terrible"},
-        description="The labels, each with its words in the template.",
+        description="The labels that the template is for, each with its words in it; others are learned as they are.",
     )
     memory_bytes: int = Field(
         360 * MB,

@@ -137,7 +137,7 @@ class Client:
 
     def plan_job(self, requested: Document) -> Document:
         """Return the memory and time that a job would take, without starting it."""
-        return self._call("POST", "/jobs", body=requested, params={"dry_run": "true"})
+        return self._call("POST", "/jobs/plan", body=requested)
 
     def pause_job(self, job_id: str) -> Document:
         """Pause a job until it is resumed. Returns it."""
@@ -222,6 +222,10 @@ class Client:
     def suggest(self, request: Document) -> Document:
         """Return the answer to a /suggest request."""
         return self._call("POST", "/suggest", body=request, seconds=GENERATE_SECONDS)
+
+    def classify(self, request: Document) -> Document:
+        """Return the answer to a /classify request."""
+        return self._call("POST", "/classify", body=request, seconds=GENERATE_SECONDS)
 
     def stream(self, request: Document) -> Iterator[Event]:
         """Yield `token` events as the model writes and one `done` event at the end."""

@@ -19,7 +19,13 @@ from pocketllm.api.security.tokens import Credentials
 
 router = APIRouter(tags=["dashboard"])
 
-_FILES = {"page.html": "text/html", "app.js": "text/javascript", "plot.js": "text/javascript", "style.css": "text/css"}
+_FILES = {
+    "page.html": "text/html",
+    "app.js": "text/javascript",
+    "plot.js": "text/javascript",
+    "suggest.js": "text/javascript",
+    "style.css": "text/css",
+}
 _HEADERS = {
     # No external or inline content, and no embedding in frames.
     "Content-Security-Policy": (

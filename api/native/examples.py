@@ -1,7 +1,7 @@
 """Parses and checks examples: texts of four kinds, one or many."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -17,12 +17,15 @@ from pocketllm.storage.repositories.texts import NewText, chat_text
 DEFAULT_SOURCE = "unknown"
 #: The most texts in a request: bounds the daemon's memory, and how long a worker waits for the database.
 MAX_TEXTS = 30_000
-#: The most characters of a refused label, and the most known labels, in an error.
-LABEL_CHARACTERS, LABELS_SHOWN = 60, 10
+MAX_LABEL_CHARACTERS = 100
 
 
 #: `check` says it better than a pattern's error.
 Words = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
+
+
+#: A word or a few.
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS, json_schema_extra={"pattern": r"\S"})]
 
 
 class _Example(Body, ABC):
@@ -57,10 +60,10 @@ class CompletionIn(_Example):
 
 
 class LabelledIn(_Example):
-    """A text with one of the labels in the settings."""
+    """A text with a label."""
 
     text: Words
-    label: str
+    label: Label
 
     def _parts(self) -> dict[str, Any]:
         return {"text": self.text, "label": self.label}
@@ -117,12 +120,11 @@ class Limits:
     """The settings for examples."""
 
     max_bytes: int
-    labels: Collection[str]
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
         """From the settings."""
-        return cls(max_bytes=settings.max_text_bytes, labels=settings.training.label_words)
+        return cls(max_bytes=settings.max_text_bytes)
 
 
 def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, Example]]:
@@ -154,7 +156,7 @@ def parse_lines(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def check(example: Example, place: str, limits: Limits) -> None:
-    """Refuse an example that is empty, too long, or has an unknown label. Raises Problem naming place and field."""
+    """Refuse an example that is empty or too long. Raises Problem naming place and field."""
     words = _words(example)
     for name, text in words.items():
         if not text.strip():
@@ -166,11 +168,6 @@ def check(example: Example, place: str, limits: Limits) -> None:
         limit = f"the longest allowed is {limits.max_bytes:,} (setting max_text_bytes)"
         detail = f"{place}The {name} is {size:,} bytes; {limit}. Split it."
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param=next(iter(words)))
-    if isinstance(example, LabelledIn) and example.label not in limits.labels:
-        shown = ", ".join(map(repr, list(limits.labels)[:LABELS_SHOWN]))
-        given = repr(example.label[:LABEL_CHARACTERS])
-        detail = f"{place}label: {given} is none of the labels in the setting training.label_words ({shown})."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="label")
 
 
 def _words(example: Example) -> dict[str, str]:
@@ -179,6 +176,8 @@ def _words(example: Example) -> dict[str, str]:
         return {"prompt": example.prompt, "completion": example.completion}
     if isinstance(example, ChatIn):
         return {"messages": "".join(message.content for message in example.messages)}
+    if isinstance(example, LabelledIn):
+        return {"text": example.text, "label": example.label}
     return {"text": example.text}
 
 

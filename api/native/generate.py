@@ -225,7 +225,7 @@ class CompareOut(BaseModel):
 async def compare(request: Request, body: AskIn, services: ServicesDep) -> CompareOut:
     """Answer with the base model and with an adapter: the one that is served, or a named one.
 
-    Both compute in fp32, which takes longer than /generate.
+    The personal answer's tokens are then scored by both, in fp32.
     """
     generation, about = await asked(request, services, body)
     if generation.adapter is None:

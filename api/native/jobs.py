@@ -49,8 +49,6 @@ class JobIn(Body):
 @router.post(
     "/jobs",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=JobOut,
-    responses={200: {"model": PlanOut, "description": "What the job would take (dry_run)"}},
     dependencies=[Depends(json_only)],
 )
 def request_job(
@@ -60,17 +58,15 @@ def request_job(
     idempotency_key: Annotated[
         str | None, Header(pattern="^[!-~]{1,255}$", description="Sent again with it, the job is not made again.")
     ] = None,
-    dry_run: Annotated[bool, Query(description="Queue nothing; say what the job would take.")] = False,
     body: JobIn | None = None,
-) -> JobOut | PrettyJSONResponse:
+) -> JobOut:
     """Request a job. It starts within seconds if the conditions allow it; otherwise `reasons` says why it waits.
 
+    Without a body, a queued job that waits for the conditions is asked to wait no more, if there is one.
     A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
     do.
     """
     asked = body or JobIn()
-    if dry_run:
-        return PrettyJSONResponse(_plan(services, asked.requested()).model_dump(mode="json"))
     job = services.scheduler.request(
         asked.requested(),
         seed=asked.seed,
@@ -82,6 +78,12 @@ def request_job(
     services.wake()
     response.headers["Location"] = f"/jobs/{job.id}"
     return _out(services, job)
+
+
+@router.post("/jobs/plan", dependencies=[Depends(json_only)])
+def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
+    """What a job would take. Nothing is queued."""
+    return _plan(services, (body or JobIn()).requested())
 
 
 @router.get(

@@ -1,6 +1,6 @@
 """/texts: add, list and delete texts."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -54,14 +54,6 @@ _BODY_DOC = {
         },
     }
 }
-
-
-def add_labels(schema: dict[str, Any], labels: Collection[str]) -> None:
-    """Add to an OpenAPI document the labels that a text may have."""
-    body = schema["paths"]["/texts"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
-    for kind in [*body, *body[-1]["items"]["anyOf"]]:
-        if "label" in kind.get("properties", {}):
-            kind["properties"]["label"]["enum"] = sorted(labels)
 
 
 @router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC)

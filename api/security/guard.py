@@ -43,7 +43,7 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
     (
         "POST",
-        re.compile("/generate|/compare|/suggest|/v1/chat/completions|/v1/completions"),
+        re.compile("/generate|/compare|/suggest|/classify|/v1/chat/completions|/v1/completions"),
         frozenset({Scope.GENERATE}),
     ),
     (

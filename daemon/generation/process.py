@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pocketllm.daemon.generation.torch_models import TorchModels
     from pocketllm.engine.generate.sampling import Scored
 
+#: The tokens at the end of a text that decide on its label.
+MAX_CLASSIFIED_TOKENS = 512
 #: Text is sent at most this often.
 PIECE_SECONDS = 0.05
 
@@ -135,12 +137,11 @@ class Answerer:
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer a request. Raises MezoError."""
-        if request["suggest"]:
-            self._suggest(request, say)
-            return
-        if request["compare"]:
-            self._compare(request, requests, say)
-            return
+        tasks = {"suggest": self._suggest, "classify": self._classify, "compare": self._compare}
+        tasks.get(request["task"], self._generate)(request, requests, say)
+
+    def _generate(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
+        """Answer with a text, in pieces."""
         request_id, alternatives = request["id"], request["alternatives"]
         sampling = _sampling(request)
         prompt = prompt_tokens(self._tokenizer, request, self._eos)
@@ -180,7 +181,7 @@ class Answerer:
         source = by_torch() if self._llama is None else self._llama.source(folder, by_torch)
         return generate(source, self._decoding, prompt, sampling, cancelled=cancelled)
 
-    def _suggest(self, request: dict[str, Any], say: Any) -> None:
+    def _suggest(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
         """Answer with the likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
         from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
 
@@ -196,6 +197,23 @@ class Answerer:
             late=lambda: time.monotonic() - started > request["timeout_seconds"],
         )
         say(id=request["id"], done={"suggestions": [asdict(one) for one in found]})
+
+    def _classify(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
+        """Answer with the log-probability of each label."""
+        from pocketllm.engine.data.label_templates import Template, question
+
+        template = Template(pattern=request["template"], words=request["label_words"])
+        logprobs = []
+        for label in request["labels"]:
+            prompt, completion, eos = question(request["text"], label, template)
+            asked, answer = (
+                [*self._tokenizer(text, add_special_tokens=False)["input_ids"]] for text in (prompt, completion)
+            )
+            answer += [self._eos] * eos
+            tokens = [self._eos, *asked[-MAX_CLASSIFIED_TOKENS:], *answer]
+            scored = self._models().score(_folder(request), tokens, 0)
+            logprobs.append(sum(one.logprob or 0.0 for one in scored[-len(answer) :]))
+        say(id=request["id"], done={"logprobs": logprobs})
 
     def _models(self) -> TorchModels:
         """The models in torch, imported when needed, since that takes seconds and hundreds of MB."""
@@ -273,10 +291,10 @@ def _asked(request: dict[str, Any], prompt: list[int]) -> list[int]:
 
 
 def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> list[int]:
-    """The tokens to continue: the given ones, a chat in the model's template, or a text, by default after `eos`, as in training.
+    """The tokens to continue: the given ones, a chat in the model's template, or a text, after `eos` as in training.
 
-    An empty text is `eos` alone. Raises BadRequest for tokens outside the vocabulary, a model without a chat template,
-    or messages that its template refuses.
+    Without `begins_text` there is no `eos` before it, unless it is empty. Raises BadRequest for tokens outside the
+    vocabulary, a model without a chat template, or messages that its template refuses.
     """
     if (given := request["tokens"]) is not None:
         vocabulary = len(tokenizer)

@@ -51,7 +51,7 @@ class GenerationRequest(Sampling):
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
-        return _line(self, request_id, suggest=False)
+        return _line(self, request_id, "compare" if self.compare else "generate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,26 @@ class SuggestionRequest:
 
     def line(self, request_id: int) -> bytes:
         """The request as a line of the protocol."""
-        return _line(self, request_id, suggest=True)
+        return _line(self, request_id, "suggest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """The probability of each of several labels of a text. The answer is Done, with `logprobs`, in their order."""
+
+    text: str
+    labels: list[str]
+    template: str
+    label_words: dict[str, str]  #: see engine/data/label_templates.py
+    adapter: Path | None = None
+    keep_alive_seconds: float | None = None
+
+    def line(self, request_id: int) -> bytes:
+        """The request as a line of the protocol."""
+        return _line(self, request_id, "classify")
+
+
+Request = GenerationRequest | SuggestionRequest | ClassifyRequest
 
 
 @dataclass(frozen=True)
@@ -85,9 +104,9 @@ class Done:
     summary: dict[str, Any]
 
 
-def _line(request: GenerationRequest | SuggestionRequest, request_id: int, *, suggest: bool) -> bytes:
+def _line(request: Request, request_id: int, task: str) -> bytes:
     adapter = str(request.adapter) if request.adapter else None
-    return json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "suggest": suggest}).encode() + b"\n"
+    return json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "task": task}).encode() + b"\n"
 
 
 class Generator:
@@ -150,7 +169,7 @@ class Generator:
             return None
         return max(0.0, self._last_used + self._keep_alive - self._clock())
 
-    async def generate(self, request: GenerationRequest | SuggestionRequest) -> AsyncGenerator[Piece | Done]:
+    async def generate(self, request: Request) -> AsyncGenerator[Piece | Done]:
         """Yield pieces and then Done. Closing the iterator early cancels the generation.
 
         Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadGeneration.
@@ -226,9 +245,7 @@ class Generator:
         self._backend = Backend(**first["backend"])
         return process
 
-    async def _answers(
-        self, process: Process, request_id: int, request: GenerationRequest | SuggestionRequest
-    ) -> AsyncGenerator[Piece | Done]:
+    async def _answers(self, process: Process, request_id: int, request: Request) -> AsyncGenerator[Piece | Done]:
         await self._send(process, request.line(request_id))
         finished = False
         try:

@@ -32,7 +32,6 @@ from pocketllm.storage.tables import Deletion, Job, JobState, Requester
 
 log = logging.getLogger(__name__)
 
-#: The reason of a job that its owner paused.
 PAUSED_BY_OWNER = "paused by the owner"
 #: After a failed job, older text alone is tried again by itself only after this time.
 _AFTER_FAILURE = timedelta(days=1)
@@ -56,9 +55,7 @@ class Scheduler:
         local: Callable[[datetime], datetime] = local_time,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem, planner: see Plans. generator_bytes: see Admission. local: converts to the owner's local time.
-        uptime: monotonic seconds.
-        """
+        """model_problem, planner: see Plans. generator_bytes: see Admission. local: to local time. uptime: seconds."""
         self._store, self._folder, self._sensor_set = store, folder, sensor_set
         self._settings, self._model_problem = settings, model_problem
         self.adapter_files = AdapterFiles(store, folder)
@@ -194,7 +191,12 @@ class Scheduler:
         tuning: Tuning | None = None,
         request_key: str | None = None,
     ) -> Job:
-        """Queue a job for the owner, once for each key. Raises NothingToLearn, and what `Plans.plan` raises."""
+        """Queue a job for the owner, once for each key; where nothing particular is requested, the one that waits for
+        the conditions is hastened instead. Raises NothingToLearn, and what `Plans.plan` raises.
+        """
+        is_plain = (requested, immediate, seed, tuning, request_key) == (JobRequest(), True, None, None, None)
+        if is_plain and (waiting := self._store.jobs.hasten(now=now)) is not None:
+            return waiting
         if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
         planned = self.plans.plan(requested)

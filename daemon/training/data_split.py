@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain
+from pocketllm.engine.data.label_templates import Template, question
 from pocketllm.engine.errors import BadRequest
 from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN
 from pocketllm.storage.tables import Text
@@ -12,13 +13,18 @@ from pocketllm.storage.tables import Text
 PART_WORDS = 200
 
 
-def example_of(text: Text) -> Example:
-    """A stored text as a training example."""
+def example_of(text: Text, template: Template) -> Example:
+    """A stored text as a training example. template: of labels; one that it has no word for is a completion."""
     if text.messages is not None:
         return Chat(messages=text.messages)
     if text.completion is not None:
         return Completion(prompt=text.text, completion=text.completion)
-    return Plain(text=text.text) if text.label is None else Labelled(text=text.text, label=text.label)
+    if text.label is None:
+        return Plain(text=text.text)
+    if text.label in template.words:
+        return Labelled(text=text.text, label=text.label)
+    prompt, completion, _ = question(text.text, text.label, template)
+    return Completion(prompt=prompt, completion=completion)
 
 
 def split(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]) -> tuple[Batches, Batches]:

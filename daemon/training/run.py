@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocketllm.backprop.gradients import PassSize
-from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter
+from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter, rate_for
 from pocketllm.daemon.adapter_files import digest_of
 from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.contamination import repeated
@@ -108,7 +108,7 @@ class TrainingRun:
         give_back_free_memory()  # of the tokenizer and the activation PCA
         self.evaluation.refresh(self.job, trainable)
         training, validation = split(self.buckets)
-        method, points = self._method(trainable, samples)
+        method, points = self._method(trainable, samples, sum(bucket.inputs.numel() for bucket in training))
         new = self.plan.batch - self._rehearsed  # blocks of text in a step
         stopping = train(
             method,
@@ -144,15 +144,15 @@ class TrainingRun:
     def _sampled(self, done: int, count: int) -> None:
         self._say("preparing", f"drew {done} of {count} samples of the base model, once a model")
 
-    def _method(self, trainable: Adapter | FullWeights, samples: Batch | None) -> tuple[Method, float]:
-        """The job's method, and the cost of its step in forward passes."""
+    def _method(self, trainable: Adapter | FullWeights, samples: Batch | None, tokens: int) -> tuple[Method, float]:
+        """The job's method, and the cost of its step in forward passes. tokens: of the training text."""
         if self.plan.method == "exact":
             assert isinstance(trainable, Adapter)
-            count = self._rehearsed
+            count, rate = self._rehearsed, rate_for(self.settings.rate, tokens)
             exact = Exact(
                 self.model,
                 trainable,
-                ExactPlan(seed=self.job.seed, rate=self.settings.rate, samples_weight=count / self.plan.batch),
+                ExactPlan(seed=self.job.seed, rate=rate, samples_weight=count / self.plan.batch),
                 pass_size(self.plan),
                 to_start=lambda: self._to_start(trainable),
                 samples=None if samples is None else shuffled((samples,), size=count, seed=self.job.seed),
@@ -211,13 +211,15 @@ class TrainingRun:
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, Batches, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
 
+        template = Template(pattern=self.settings.template, words=self.settings.label_words)
+
         def encoded(texts: Sequence[Text]) -> Batches:
             return encode(
-                [example_of(text) for text in texts],
+                [example_of(text, template) for text in texts],
                 tokenizer,
                 length=self.plan.block_tokens,
                 eos=self.eos,
-                template=Template(pattern=self.settings.template, words=self.settings.label_words),
+                template=template,
                 is_mlm=self.model_folder.manifest.is_mlm,
                 seed=self.job.seed,
             )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase  # imports torch, which the daemon's process does without
 
 _TEXT, _LABEL = "{text}", "{label}"
+#: Asks for a label that no template has a word for: the label itself follows, after a space.
+_QUESTION = "\nLabel:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,19 @@ class Template:
                 raise BadRequest(f"The label {label!r} has no word. Give it one that fits into the pattern.")
         if len(set(self.words.values())) < len(self.words):
             raise BadRequest("Two labels have the same word, so they cannot be told apart. Give each its own.")
+
+
+def question(text: str, label: str, template: Template) -> tuple[str, str, bool]:
+    """What a causal model is asked for the label of a text, and its answer.
+
+    Returns a prompt, its completion, and whether the end of the text belongs to the completion: not to a word of the
+    template, of which one token is learned.
+    """
+    if (word := template.words.get(label)) is None:
+        return text + _QUESTION, f" {label}", True
+    before = template.pattern.partition(_LABEL)[0].replace(_TEXT, text)
+    words = before[len(before.rstrip()) :] + word  # a space belongs to the token behind it
+    return before.rstrip(), words, False
 
 
 @dataclass(frozen=True)

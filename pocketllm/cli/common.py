@@ -38,7 +38,7 @@ COMMAND_ORDER = [
     *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze"),
     *("backup", "restore", "verify"),
     *("add", "import", "texts", "export", "plan", "train"),
-    *("jobs", "report", "adapters", "rollback", "steps", "replay", "generate", "chat", "token"),
+    *("jobs", "report", "adapters", "rollback", "steps", "replay", "suggest", "classify", "generate", "chat", "token"),
 ]
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # for a file or a pipe, where rich would cut tables at 80

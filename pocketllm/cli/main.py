@@ -30,6 +30,7 @@ from pocketllm.cli.jobs import watch as cli_watch
 from pocketllm.cli.jobs.jobs import jobs_app
 from pocketllm.cli.models import adapters as cli_adapters
 from pocketllm.cli.models import chat as cli_chat
+from pocketllm.cli.models import classify as cli_classify
 from pocketllm.cli.models import generate as cli_generate
 from pocketllm.cli.models import suggest as cli_suggest
 from pocketllm.cli.models.adapters import adapters_app
@@ -133,6 +134,7 @@ app.command("steps", epilog=cli_steps.EPILOG)(cli_steps.steps)
 app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
 app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
 app.command("suggest", epilog=cli_suggest.EPILOG)(cli_suggest.suggest)
+app.command("classify", epilog=cli_classify.EPILOG)(cli_classify.classify)
 app.command("chat", epilog=cli_chat.EPILOG)(cli_chat.chat)
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")

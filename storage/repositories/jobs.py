@@ -188,7 +188,7 @@ class JobStore:
             job = found_job(session, job_id)
             if not job.paused_by_owner or job.state not in OPEN_STATES:
                 raise WrongState(f"Job {job_id} is {job.state} and was not paused by its owner.")
-            job.paused_by_owner, job.reasons = False, []
+            job.paused_by_owner, job.reasons = False, ["resumed; the conditions are checked next"]
             _event(session, job_id, now, "resumed by owner", "it may go on")
         return job
 
@@ -208,6 +208,18 @@ class JobStore:
             job.attempts, job.not_before = attempts, retry_at
             job.reasons = [f"{error}; next try at {retry_at:%H:%M:%S} UTC"]
             _event(session, job_id, now, "crashed", error)
+
+    def hasten(self, *, now: datetime) -> Job | None:
+        """Let the job of the threshold that waits for its first start wait no more; None where there is none."""
+        waiting = select(Job).where(
+            Job.state == JobState.QUEUED, Job.requested_by == Requester.THRESHOLD, col(Job.paused_by_owner).is_(False)
+        )
+        with self._database.write() as session:
+            job = session.exec(waiting.order_by(col(Job.created_at))).first()
+            if job is not None and not job.immediate:
+                job.immediate = True
+                session.add(Event(job_id=job.id, at=now, kind="hastened", message="the owner asked for it now"))
+            return job
 
     def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
         """Cancel an open job. Raises WrongState when it has ended."""

@@ -114,6 +114,11 @@ class TextStore:
             texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
         return TextCounts(texts=texts, new_words=words)
 
+    def labels(self) -> list[str]:
+        """The labels of all texts, sorted."""
+        with self._database.read() as session:
+            return sorted(label for label in session.exec(select(Text.label).distinct()) if label is not None)
+
     def size(self) -> int:
         """The bytes of all texts together."""
         parts = [func.length(cast(func.coalesce(part, ""), LargeBinary)) for part in (Text.text, Text.completion)]

@@ -171,11 +171,12 @@ class TestSending:
         assert tally.skipped["longer than any request may be"].places == ["8000000"]
 
     def test_a_text_that_the_daemon_refuses_is_left_out(self, real: Run, tmp_path: Path) -> None:
-        lines = ['{"text": "refused before"}', '{"text": "a", "label": "nope"}', '{"text": "refused after"}']
+        label = "w" * 101
+        lines = ['{"text": "refused before"}', f'{{"text": "a", "label": "{label}"}}', '{"text": "refused after"}']
         result = real("import", str(write(tmp_path / "refused.jsonl", "\n".join(lines))))
         assert result.exit_code == 0
         assert "Added 2 texts." in result.stdout
-        assert "refused by the daemon: label: 'nope' is none of the labels" in result.stdout
+        assert "refused by the daemon: label: String should have at most 100" in result.stdout
         assert "(refused.jsonl line 2)" in result.stdout
 
     def test_too_many_refused(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:

@@ -52,12 +52,12 @@ class TestWithDaemon:
         result = run("plan", *GIVEN, "--json")
         assert result.exit_code == 0, result.stderr
         assert json.loads(result.stdout) == PLAN | WISH
-        assert double.requests == [("POST", "/jobs?dry_run=true", WISH)]
+        assert double.requests == [("POST", "/jobs/plan", WISH)]
         assert double.jobs == []
 
     def test_what_was_not_given_is_left_to_the_daemon(self, run: Run, double: DaemonDouble) -> None:
         assert run("plan").exit_code == 0
-        assert double.bodies("POST", "/jobs?dry_run=true") == [{}]
+        assert double.bodies("POST", "/jobs/plan") == [{}]
 
     def test_a_table_for_people(self, run: Run) -> None:
         lines = [" ".join(line.split()) for line in run("plan").stdout.splitlines()]
@@ -89,7 +89,7 @@ class TestWithoutDaemon:
         result = alone("plan", "--batch", "3", "--probes", "2", "--steps", "9", "--json")
         assert result.exit_code == 0, result.stderr
         with in_process_app(folder.root) as daemon:
-            asked = daemon.post("/jobs?dry_run=true", json={"batch": 3, "probes": 2, "steps": 9})
+            asked = daemon.post("/jobs/plan", json={"batch": 3, "probes": 2, "steps": 9})
         assert json.loads(result.stdout) == asked.json()
 
     def test_texts_are_counted_where_there_are_some(self, alone: Run, folder: DataFolder) -> None:

@@ -13,7 +13,7 @@ from pocketllm.api.native.schemas.plan import PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut
 from pocketllm.api.native.schemas.runs import RunsOut
 from pocketllm.api.native.status import HealthOut, ListOut, StatusOut
-from tests.support.daemon_documents import SUCCEEDED, Document
+from tests.support.daemon_documents import SUCCEEDED
 from tests.support.daemon_double import DaemonDouble, answer
 
 ROUTES: list[tuple[str, str, Any, type[BaseModel]]] = [
@@ -24,7 +24,7 @@ ROUTES: list[tuple[str, str, Any, type[BaseModel]]] = [
     ("GET", "/runs", None, RunsOut),
     ("GET", "/jobs", None, Page[JobOut]),
     ("POST", "/jobs", {}, JobOut),
-    ("POST", "/jobs?dry_run", {}, PlanOut),
+    ("POST", "/jobs/plan", {}, PlanOut),
     ("GET", "/jobs/job-1", None, JobDetailOut),
     ("POST", "/jobs/job-1/pause", {}, JobOut),
     ("POST", "/jobs/job-1/cancel", {}, JobOut),
@@ -50,8 +50,6 @@ def test_a_documents_fields_are_the_daemons(
 ) -> None:
     double.script = [SUCCEEDED]
     answer(double, "POST", "/jobs", {}, {})
-    path, _, dry_run = path.partition("?")
-    query: Document = {"dry_run": "true"} if dry_run else {}
-    status, document = answer(double, method, path, query, body)
+    status, document = answer(double, method, path, {}, body)
     assert status < 300
     assert shape(model.model_validate(document).model_dump(mode="json", by_alias=True)) == shape(document)

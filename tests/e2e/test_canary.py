@@ -39,7 +39,7 @@ LABELLED = {"text": f"{WORD} with a label", "label": WORD, "source": "labels"}
 #: Requests that are answered with an error, and hold the word wherever a request can.
 FAULTY: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/texts", {"content": f'{{"text": "{WORD}'}),
-    ("POST", "/texts", {"json": {"text": f"{WORD}", "label": f"{WORD} unknown"}}),
+    ("POST", "/texts", {"json": {"text": f"{WORD}", "label": WORD * 100}}),
     ("POST", "/texts", {"json": {WORD: WORD}}),
     ("POST", "/texts", {"content": WORD.encode() + b"\xff", "headers": {"content-type": "text/plain"}}),
     ("POST", "/generate", {"json": {"prompt": WORD, "adapter": WORD}}),

@@ -192,7 +192,7 @@ def test_a_token_typed_in_signs_in_and_a_wrong_one_does_not(browser: Browser, da
     expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=SECONDS)
-    assert page.evaluate("sessionStorage.length") == 0
+    assert page.evaluate("localStorage.length") == 0
     assert visit.wrong and all("401" in noted for noted in visit.wrong)
     visit.wrong.clear()
     visit.end()

@@ -24,7 +24,9 @@ def redeemed(api: InProcessApp, code: str) -> str:
     return str(api.post("/sessions/redeem", token=None, json={"code": code}).json()["token"])
 
 
-@pytest.mark.parametrize("path", ["/", "/dashboard/app.js", "/dashboard/plot.js", "/dashboard/style.css"])
+@pytest.mark.parametrize(
+    "path", ["/", "/dashboard/app.js", "/dashboard/plot.js", "/dashboard/suggest.js", "/dashboard/style.css"]
+)
 def test_the_files_let_nothing_in(tmp_path: Path, path: str) -> None:
     with in_process_app(tmp_path / "data") as api:
         response = api.get(path, token=None)

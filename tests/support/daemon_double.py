@@ -114,7 +114,7 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return 200, double.runs
         case "GET", ["jobs"]:
             return 200, page_of_jobs(double, query)
-        case "POST", ["jobs"] if query.get("dry_run") == "true":
+        case "POST", ["jobs", "plan"]:
             return 200, PLAN | body
         case "POST", ["jobs"]:
             double.jobs.insert(0, JOB | {"total_steps": body.get("steps", 40), "seed": body.get("seed", 7)})

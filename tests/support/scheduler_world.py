@@ -70,8 +70,8 @@ class SchedulerWorld:
     def add(self, words: int, about: str = "word") -> None:
         self.store.texts.add([NewText(text=f"{about} " * words, source="test")], now=self.clock.now)
 
-    def request(self, *, immediate: bool = False) -> str:
-        return self.scheduler.request(JobRequest(), seed=None, immediate=immediate, now=self.clock.now).id
+    def request(self, *, immediate: bool = False, seed: int | None = None) -> str:
+        return self.scheduler.request(JobRequest(), seed=seed, immediate=immediate, now=self.clock.now).id
 
     def job(self, job_id: str) -> Job:
         return self.store.jobs.get(job_id)

@@ -1,10 +1,11 @@
 // The dashboard. Everything that is shown is put in as text, never as markup: it may be anybody's words.
 import { plot } from "/dashboard/plot.js";
+import { suggestAsTyped } from "/dashboard/suggest.js";
 
-const KEPT = "pocketllm-token"; // for this tab alone, until it is closed
+const KEPT = "pocketllm-token"; // until signed out
 const LOOK_MS = 2000, HISTORY_MS = 60000, TEXTS = 50, MOST_JOBS = 200;
 const element = (id) => document.getElementById(id);
-let token = sessionStorage.getItem(KEPT);
+let token = localStorage.getItem(KEPT);
 let jobsShown = 20;
 let oldest = null; // the last text of those that are shown
 let historyAt = 0;
@@ -197,6 +198,12 @@ async function compare(prompt) {
   }
 }
 
+async function suggestions(context) {
+  const { suggestions, adapter } = await call("POST", "/suggest", { context });
+  element("suggested-by").textContent = adapter ? "From your personal model." : "From the base model: nothing learned is served yet.";
+  return suggestions;
+}
+
 async function showDay() {
   if (Date.now() - historyAt < HISTORY_MS) return;
   historyAt = Date.now();
@@ -242,7 +249,7 @@ async function watch(mine) {
 
 function signOut() {
   token = null;
-  sessionStorage.removeItem(KEPT);
+  localStorage.removeItem(KEPT);
   for (const id of ["home", "sign-out"]) element(id).hidden = true;
   element("sign-in").hidden = false;
 }
@@ -256,7 +263,7 @@ async function signIn(given) {
     return;
   }
   tell(null);
-  sessionStorage.setItem(KEPT, token);
+  localStorage.setItem(KEPT, token);
   for (const id of ["home", "sign-out"]) element(id).hidden = false;
   element("sign-in").hidden = true;
   watch(++round);
@@ -285,6 +292,8 @@ element("compare").addEventListener("submit", (event) => {
   event.preventDefault();
   during(event.submitter ?? event.target.querySelector("button"), () => compare(element("prompt").value));
 });
+
+suggestAsTyped(element("writing"), element("suggestions"), suggestions);
 
 // `pocketllm dashboard` opens this page with a code that is good once; what is left in the history is worth nothing.
 async function enter() {

@@ -1,4 +1,4 @@
-"""POST /jobs?dry_run=true: what a job would take; and how a job is asked for with settings of its own."""
+"""POST /jobs/plan: what a job would take; and how a job is asked for with settings of its own."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -40,7 +40,7 @@ def api(tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> Iterato
 
 
 def plan(api: InProcessApp, **requested: Any) -> Document:
-    response = api.post("/jobs?dry_run=true", json=requested)
+    response = api.post("/jobs/plan", json=requested)
     assert response.status_code == 200, response.text
     assert response.text.endswith("\n}\n")
     document: Document = response.json()
@@ -95,7 +95,7 @@ def test_why_a_method_cannot_be_is_told(api: InProcessApp) -> None:
 
 
 def test_nothing_is_queued(api: InProcessApp) -> None:
-    response = api.post("/jobs?dry_run=true")
+    response = api.post("/jobs/plan")
     assert response.status_code == 200
     assert "location" not in response.headers
     api.tick()
@@ -103,7 +103,7 @@ def test_nothing_is_queued(api: InProcessApp) -> None:
 
 
 def test_the_token_is_needed(api: InProcessApp) -> None:
-    assert_problem(api.post("/jobs?dry_run=true", token=None), 401, "missing_token")
+    assert_problem(api.post("/jobs/plan", token=None), 401, "missing_token")
 
 
 def test_wishes_stand_in_place_of_the_settings(api: InProcessApp) -> None:
@@ -115,7 +115,7 @@ def test_wishes_stand_in_place_of_the_settings(api: InProcessApp) -> None:
 def test_a_job_is_what_was_planned(api: InProcessApp) -> None:
     requested = {"steps": 5, "batch": 2, "probes": 4, "mode": "lora", "method": "mezo"}
     foretold = plan(api, **requested)
-    response = api.post("/jobs?dry_run=false", json=requested)
+    response = api.post("/jobs", json=requested)
     assert response.status_code == 202
     job = api.get(response.headers["location"]).json()
     assert job["predicted_bytes"] == foretold["predicted"]["peak_bytes"]
@@ -125,25 +125,25 @@ def test_a_job_is_what_was_planned(api: InProcessApp) -> None:
 
 
 @pytest.mark.parametrize("api", [{"training": {"memory_bytes": LITTLE}}], indirect=True)
-@pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: InProcessApp, query: str) -> None:
-    document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 409, "does_not_fit")
+@pytest.mark.parametrize("path", ["/jobs", "/jobs/plan"])
+def test_what_cannot_fit_is_refused_with_the_memory_that_would_do(api: InProcessApp, path: str) -> None:
+    document = assert_problem(api.post(path, json={"mode": "full"}), 409, "does_not_fit")
     assert "training.memory_bytes allows 50 MB. Set it to 6" in document["detail"]
     assert "or train an adapter (mode lora)." in document["detail"]
     assert api.get("/jobs").json()["data"] == []
 
 
 @pytest.mark.parametrize("api", [{"model": "packed"}], indirect=True)
-@pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_what_cannot_be_trained_is_refused(api: InProcessApp, query: str) -> None:
-    document = assert_problem(api.post(f"/jobs{query}", json={"mode": "full"}), 422, "bad_request")
+@pytest.mark.parametrize("path", ["/jobs", "/jobs/plan"])
+def test_what_cannot_be_trained_is_refused(api: InProcessApp, path: str) -> None:
+    document = assert_problem(api.post(path, json={"mode": "full"}), 422, "bad_request")
     assert "packed is stored as int8" in document["detail"]
     assert plan(api)["model"] == "packed"
 
 
 @pytest.mark.parametrize("api", [{"model": "absent"}], indirect=True)
 def test_without_the_model_there_is_no_plan(api: InProcessApp) -> None:
-    document = assert_problem(api.post("/jobs?dry_run=true"), 503, "model_not_ready")
+    document = assert_problem(api.post("/jobs/plan"), 503, "model_not_ready")
     assert "'absent'" in document["detail"]
 
 
@@ -151,7 +151,7 @@ def test_a_model_whose_weights_are_broken_is_not_ready(api: InProcessApp, tmp_pa
     api.services.folder.models.unlink()
     folder = tiny_model_folder(api.services.folder.models)
     (folder / "config.json").write_text("{}")
-    document = assert_problem(api.post("/jobs?dry_run=true"), 503, "model_not_ready")
+    document = assert_problem(api.post("/jobs/plan"), 503, "model_not_ready")
     assert "Import it again." in document["detail"]
 
 
@@ -173,14 +173,10 @@ def test_without_text_there_is_a_plan_that_says_so(tmp_path: Path, models: Path)
         ({"rank": 8}, "rank"),
     ],
 )
-@pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_faulty_wishes(api: InProcessApp, requested: Document, param: str, query: str) -> None:
-    document = assert_problem(api.post(f"/jobs{query}", json=requested), 422, "invalid_value")
+@pytest.mark.parametrize("path", ["/jobs", "/jobs/plan"])
+def test_faulty_wishes(api: InProcessApp, requested: Document, param: str, path: str) -> None:
+    document = assert_problem(api.post(path, json=requested), 422, "invalid_value")
     assert document["error"]["param"] == param
-
-
-def test_a_faulty_query(api: InProcessApp) -> None:
-    assert assert_problem(api.post("/jobs?dry_run=perhaps"), 422, "invalid_value")["error"]["param"] == "dry_run"
 
 
 @pytest.mark.parametrize("name", ["batch", "probes", "steps"])
@@ -191,9 +187,7 @@ def test_wishes_have_the_limits_of_the_settings(name: str) -> None:
 
 
 def test_both_answers_are_described(api: InProcessApp) -> None:
-    responses = api.get("/openapi.json").json()["paths"]["/jobs"]["post"]["responses"]
-    schemas = {code: responses[code]["content"]["application/json"]["schema"] for code in ("200", "202")}
-    assert schemas == {
-        "200": {"$ref": "#/components/schemas/PlanOut"},
-        "202": {"$ref": "#/components/schemas/JobOut"},
-    }
+    paths = api.get("/openapi.json").json()["paths"]
+    for path, code, schema in (("/jobs/plan", "200", "PlanOut"), ("/jobs", "202", "JobOut")):
+        content = paths[path]["post"]["responses"][code]["content"]
+        assert content["application/json"]["schema"] == {"$ref": f"#/components/schemas/{schema}"}

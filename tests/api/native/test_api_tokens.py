@@ -20,6 +20,8 @@ LETS_IN = {
     ("POST", "/status/screen"): {"ingest"},
     ("POST", "/status/what-if"): {"ingest", "generate"},
     ("POST", "/generate"): {"generate"},
+    ("POST", "/suggest"): {"generate"},
+    ("POST", "/classify"): {"generate"},
     ("POST", "/compare"): {"generate"},
     ("GET", "/models"): {"generate"},
     ("GET", "/v1/models"): {"generate"},

@@ -49,7 +49,7 @@ def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
 
 
 def test_nothing_is_queued_for_a_plan(api: InProcessApp) -> None:
-    assert api.post("/jobs?dry_run=true", json={}, headers=KEY).status_code == 200
+    assert api.post("/jobs/plan", json={}, headers=KEY).status_code == 200
     assert api.post("/jobs", json={}, headers=KEY).status_code == 202 and jobs(api) == 1
 
 

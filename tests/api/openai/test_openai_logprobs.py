@@ -77,9 +77,10 @@ def test_a_prompt_in_words_is_scored_as_by_transformers(trained: TrainedDaemon) 
         answer = client.completions.create(model=BASE, prompt=["Mug", "A"], max_tokens=0, echo=True, logprobs=0)
     first, second = (choice.logprobs for choice in answer.choices)
     assert first and second and first.tokens == ["M", "u", "g"] and second.tokens == ["A"]
-    assert first.token_logprobs and first.token_logprobs[0] is None
+    unknown, *known = list[float | None](first.token_logprobs or ())
+    assert unknown is None
     wanted = theirs(trained, byte_tokenizer()("Mug")["input_ids"], personal=False)
-    assert float((torch.tensor(first.token_logprobs[1:]) - wanted).abs().max()) < 1e-3
+    assert float((torch.tensor(known) - wanted).abs().max()) < 1e-3
     assert answer.usage and answer.usage.prompt_tokens == 4
 
 

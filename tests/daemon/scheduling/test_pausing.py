@@ -22,7 +22,7 @@ def test_a_running_job_is_killed_and_waits_until_it_is_resumed(world: SchedulerW
     assert (held.state, held.paused_by_owner, held.reasons) == (JobState.PAUSED, True, [PAUSED_BY_OWNER])
     world.tick(1)
     assert world.runner.started == [job_id] and world.job(job_id).reasons == [PAUSED_BY_OWNER]
-    assert world.scheduler.resume(job_id, world.clock.now).reasons == []
+    assert world.scheduler.resume(job_id, world.clock.now).reasons == ["resumed; the conditions are checked next"]
     world.tick(0.1)
     assert world.runner.started == [job_id, job_id]
     kinds = [event.kind for event in world.store.jobs.events(job_id)]

@@ -154,12 +154,35 @@ def test_enough_new_words_queue_one_job(world: SchedulerWorld) -> None:
     assert [job.texts for job in world.store.jobs.page(after=None, limit=9)] == [3, 2]
 
 
+def test_who_asks_for_a_job_gets_the_one_that_waits(world: SchedulerWorld) -> None:
+    world.add(20)
+    world.power.value = False
+    world.tick()
+    waiting = world.only_job()
+    assert not waiting.immediate
+    assert world.request(immediate=True) == waiting.id == world.only_job().id
+    world.tick()
+    assert world.runner.started == [waiting.id]
+    assert world.store.jobs.events(waiting.id)[1].kind == "hastened"
+    assert world.request(immediate=True) != waiting.id  # it runs already
+
+
+def test_who_asks_for_a_certain_job_gets_one_of_its_own(world: SchedulerWorld) -> None:
+    world.add(20)
+    world.power.value = False
+    world.tick()
+    waiting = world.only_job().id
+    assert world.request(immediate=False) != waiting
+    assert world.request(immediate=True, seed=3) != waiting
+    assert not world.job(waiting).immediate
+
+
 def test_a_job_of_the_threshold_is_withdrawn_when_another_has_learned_its_texts(world: SchedulerWorld) -> None:
     world.add(20)
     world.power.value = False
     world.tick()
     waiting = world.only_job().id
-    now = world.request(immediate=True)
+    now = world.request(immediate=True, seed=1)
     world.tick()
     world.power.value = True
     world.succeed(now)
