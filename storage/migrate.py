@@ -9,6 +9,7 @@ from pocketllm.storage import tables as _tables  # noqa: F401 - which SQLModel.m
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseTooNew
 from pocketllm.storage.migrations import HEAD
+from pocketllm.storage.repositories.passages import CREATE_INDEX
 
 
 def migrate(database: Database) -> None:
@@ -32,6 +33,7 @@ def current_revision(connection: Connection) -> str | None:
 def _create(connection: Connection) -> None:
     """Create the newest schema in an empty database, without Alembic."""
     SQLModel.metadata.create_all(connection)
+    connection.execute(text(CREATE_INDEX))
     connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
 

@@ -8,6 +8,7 @@ from pocketllm.storage.repositories.adapters import AdapterStore
 from pocketllm.storage.repositories.deletions import DeletionStore
 from pocketllm.storage.repositories.files import FileStore
 from pocketllm.storage.repositories.jobs import JobStore, belongs_to
+from pocketllm.storage.repositories.passages import PassageStore
 from pocketllm.storage.repositories.preferences import PreferenceStore
 from pocketllm.storage.repositories.reports import ReportStore
 from pocketllm.storage.repositories.runs import RunWindowStore
@@ -23,6 +24,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.texts = TextStore(database)
+        self.passages = PassageStore(database)
         self.jobs = JobStore(database)
         self.step_log = StepLog(database)
         self.adapters = AdapterStore(database)

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, delete, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.step_log import forget_steps
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
@@ -100,6 +101,8 @@ def delete_texts(session: Session, which: ColumnElement[bool], now: datetime) ->
         if serving is not None and serving.id in affected:
             use_newest(session, serving, usable=lambda adapter: adapter.id not in affected)
             replaced = True
+    contents = select(Text.id, Text.text, Text.completion).where(which)
+    passages.forget(session.connection(), ((row[0], row[1], row[2]) for row in session.exec(contents)))
     session.exec(delete(Text).where(which))
     deletion = empty_deletion(session, now)
     deletion.texts, deletion.adapters, deletion.replaced = texts, sorted(affected), replaced

@@ -12,6 +12,7 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import withdrawn_jobs
 from pocketllm.storage.tables import JobText, Text
 
@@ -156,7 +157,9 @@ def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
     rows = dict(zip(ids, texts, strict=True))
     for known in _known(session, list(rows)):
         del rows[known]
-    session.add_all(_row(identity, new, now) for identity, new in rows.items())
+    added = [_row(identity, new, now) for identity, new in rows.items()]
+    passages.index(session.connection(), ((row.id, row.text, row.completion) for row in added))
+    session.add_all(added)
     return Added(ids=ids, created=len(rows))
 
 

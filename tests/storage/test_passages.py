@@ -1,0 +1,89 @@
+"""Full-text search in a real database file: what is found, in which order, and what is gone after a deletion."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketllm.storage.repositories.passages import PASSAGE_WORDS, passages_of
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from tests.support.workers import NOW
+
+LONG = "\n".join(f"Line {number} is about boats and the {number} boards that they have." for number in range(60))
+
+
+def add(store: Store, *texts: str, app: str | None = None) -> tuple[str, ...]:
+    return store.texts.add([NewText(text=text, source="notes", app=app) for text in texts], now=NOW).ids
+
+
+def found(store: Store, query: str, *, limit: int = 5, app: str | None = None) -> list[str]:
+    return [passage.words for passage in store.passages.search(query, limit=limit, app=app)]
+
+
+def test_the_passage_with_the_rarest_words_is_the_first(store: Store) -> None:
+    add(store, "The ferry leaves at nine.", "The ferry is late.", "The ferry to Zennor leaves at ten.")
+    assert found(store, "When does the ferry to Zennor leave?")[0] == "The ferry to Zennor leaves at ten."
+    assert len(found(store, "ferry", limit=2)) == 2
+
+
+def test_of_a_long_text_the_passage_is_found(store: Store) -> None:
+    [identity] = add(store, f"{LONG}\nThe key lies under the third pot.\n{LONG}")
+    [best] = store.passages.search("under which pot lies the key", limit=1)
+    assert best.text.id == identity and "third pot" in best.words and len(best.words.split()) <= PASSAGE_WORDS
+
+
+def test_accents_and_capitals_do_not_count(store: Store) -> None:
+    add(store, "Das Café heißt Älskling.")
+    assert found(store, "CAFE") == found(store, "alskling") == ["Das Café heißt Älskling."]
+
+
+def test_completions_are_searched_too(store: Store) -> None:
+    store.texts.add([NewText(text="Who has the watch?", completion="Anna until four.", source="chat")], now=NOW)
+    assert found(store, "Anna") == ["Who has the watch?\nAnna until four."]
+
+
+def test_an_app_finds_its_own_texts(store: Store) -> None:
+    add(store, "The alarm code is 4711.")
+    add(store, "The alarm rang twice.", app="notes")
+    assert found(store, "alarm", app="notes") == ["The alarm rang twice."]
+    assert found(store, "alarm", app="other") == []
+    assert len(found(store, "alarm")) == 2
+
+
+@pytest.mark.parametrize("query", ["", " ", "?!", '"', "AND", "a* OR b", "words:x", "-x", "x" * 9000, "\0"])
+def test_any_query_is_only_words(store: Store, query: str) -> None:
+    add(store, "Wind west, glass rising.")
+    assert found(store, query) == []
+
+
+@given(text=st.text(max_size=2000), completion=st.none() | st.text(max_size=50))
+def test_passages_hold_every_word_once(text: str, completion: str | None) -> None:
+    passages = passages_of(text, completion)
+    assert " ".join(passages).split() == f"{text}\n{completion or ''}".split()
+    assert all(0 < len(passage.split()) <= PASSAGE_WORDS for passage in passages)
+
+
+@pytest.mark.parametrize("others", [0, 300])
+def test_the_words_of_a_deleted_text_are_in_no_file(store: Store, tmp_path: Path, others: int) -> None:
+    add(store, *(f"{LONG} {number}" for number in range(others)))
+    secret, kept = add(store, f"{LONG} quillfeather {LONG}", "kept quillpen")
+    assert found(store, "quillfeather")
+    store.deletions.text(secret, now=NOW)
+    store.deletions.erase(store.deletions.pending())
+    assert found(store, "quillfeather") == [] and found(store, "quillpen") == ["kept quillpen"]
+    assert store.texts.get(kept)
+    assert b"quillfeather" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw:  # FTS5 compresses words that begin alike
+        raw.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab(main, passage, row)")
+        terms = {term for (term,) in raw.execute("SELECT term FROM words")}
+    assert "quillpen" in terms and "quillfeather" not in terms
+
+
+def test_a_text_twice_is_found_once(store: Store) -> None:
+    add(store, "Wind west.")
+    add(store, "Wind west.")
+    assert found(store, "wind") == ["Wind west."]
