@@ -80,17 +80,21 @@ def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingS
 
 
 def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: int) -> Planned:
-    """Plan a job of this many steps.
+    """Plan a job of this many steps on an imported model. Raises what `plan_for` raises, and ModelFileError."""
+    return plan_for(read_shapes(model_folder), training, steps=steps)
+
+
+def plan_for(shapes: Shapes, training: TrainingSettings, *, steps: int) -> Planned:
+    """Plan a job of this many steps on a model of these shapes.
 
     The method `auto` is exact gradients if they fit into memory, else MeZO. Raises DoesNotFit, naming the smallest
-    sufficient memory_bytes; BadRequest for a request that cannot be trained on this model; or ModelFileError.
+    sufficient memory_bytes, or BadRequest for a request that cannot be trained on this model.
     """
-    shapes = read_shapes(model_folder)
     found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
     planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
     for method, planner in planners.items():
         try:
-            found[method] = planner(model_folder, shapes, training, steps)
+            found[method] = planner(shapes, training, steps)
         except (DoesNotFit, BadRequest) as error:
             found[method] = error
     exact_first = training.method == "exact" or (training.method == "auto" and isinstance(found["exact"], Planned))
@@ -118,7 +122,7 @@ def method_message(planned: Planned) -> str:
     return f"{planned.plan.method} ({predictions[planned.plan.method]}); " + "; ".join(others)
 
 
-def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+def _exact(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     batch = training.batch or BATCH
     positions = min(GRAPH_POSITIONS, GRAPH_BYTES // graph_bytes(shapes))
     micro_batch = min(batch, training.micro_batch or max(1, positions // training.block_tokens))
@@ -132,14 +136,14 @@ def _exact(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings
         targets=(),
         micro_batch=micro_batch,
         replicas=1,  # a graph has many small operations, so replicas would wait for Python's lock
-        compute_dtype=model_folder.manifest.compute_dtype,
+        compute_dtype=shapes.compute_dtype,
         method="exact",
         pass_blocks=batch,
     )
     return _fitted(shapes, plan, training)
 
 
-def _mezo(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+def _mezo(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     """Plan MeZO, with as many probes a step as are cheap unless the settings say how many.
 
     Several directions on a batch share the loss at theta, and learn more in the same time (bench/README.md). But a kill
@@ -147,15 +151,13 @@ def _mezo(model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings,
     """
     if training.probes is None and training.mode == "lora":
         for probes in CHEAP_PROBES:
-            planned = _with_probes(model_folder, shapes, training, steps, probes=probes)
+            planned = _with_probes(shapes, training, steps, probes=probes)
             if planned.prediction.seconds_per_step <= LONGEST_STEP_SECONDS:
                 return planned
-    return _with_probes(model_folder, shapes, training, steps, probes=training.probes or 1)
+    return _with_probes(shapes, training, steps, probes=training.probes or 1)
 
 
-def _with_probes(
-    model_folder: ModelFolder, shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int
-) -> Planned:
+def _with_probes(shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int) -> Planned:
     points = points_of(probes)
     share = probes >= CHEAP_PROBES[-1] and not shapes.is_mlm
     batch = training.batch or (SHARED_BATCH if share else BATCH)
@@ -173,7 +175,7 @@ def _with_probes(
         targets=training.targets,
         micro_batch=micro_batch,
         replicas=min(1 if shapes.packed else _cores(shapes), max(1, micro_batch // 2)),
-        compute_dtype=model_folder.manifest.compute_dtype,
+        compute_dtype=shapes.compute_dtype,
     )
     return _fitted(shapes, plan, training)
 

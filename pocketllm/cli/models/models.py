@@ -136,6 +136,51 @@ def calibrate_model(
     show(options, document, calibration_text(document))
 
 
+@models_app.command("suggest", epilog=examples("pocketllm models suggest", "pocketllm models suggest --json"))
+@local_options
+def suggest(options: Common) -> None:
+    """Say which known models fit this device: memory, disk, how fast a job learns, licence, and how to get each.
+
+    Reckoned from each model's shape, the memory that a job may take, and the speed that was measured here at import.
+    """
+    from pocketllm.cli.models.models_view import suggestions_table
+    from pocketllm.daemon.scheduling.planning import plan_for
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.engine.errors import MezoError
+    from pocketllm.engine.planning.known_models import KNOWN
+
+    measured = next((one for one in installed(models_dir(options)) if one.get("calibration")), {})
+    training = load_settings({}).training
+    found = []
+    for model in KNOWN:
+        calibration = measured.get("calibration") or {}
+        shapes = model.shapes(compute_dtype=measured.get("compute_dtype") or "float32", calibration=calibration)
+        row: Document = {
+            "name": model.name,
+            "parameters": model.parameters,
+            "weights_bytes": shapes.weights_bytes,
+            "license": model.licence,
+            "gated": model.is_gated,
+            "command": f"pocketllm models add {model.repository}",
+        }
+        try:
+            planned = plan_for(shapes, training, steps=training.steps)
+        except MezoError as error:
+            row |= {"fits": False, "reason": str(error)}
+        else:
+            plan, prediction = planned.plan, planned.prediction
+            tokens = plan.batch * plan.block_tokens
+            row |= {
+                "fits": True,
+                "method": plan.method,
+                "peak_bytes": prediction.peak_bytes,
+                "tokens_per_second": tokens / prediction.seconds_per_step,
+                "job_seconds": prediction.seconds,
+            }
+        found.append(row)
+    show(options, {"data": found, "measured": bool(measured)}, suggestions_table(found, measured=bool(measured)))
+
+
 def models_dir(options: Common) -> Path:
     """Return the folder that holds the models."""
     return (options.data_dir or configured_data_dir()) / "models"
