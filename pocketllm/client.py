@@ -87,9 +87,10 @@ class Client:
         """
         return self._call("POST", "/texts", body=texts)
 
-    def texts(self, *, limit: int, after: str | None = None) -> Document:
-        """Return a page of texts, newest first, from behind the text `after`: data, has_more and next."""
-        return self._call("GET", "/texts", params={"limit": str(limit)} | ({"after": after} if after else {}))
+    def texts(self, *, limit: int, after: str | None = None, query: str | None = None) -> Document:
+        """Return a page of texts, newest first, from behind the text `after`, or what a search finds."""
+        given = {"limit": str(limit), "after": after, "query": query}
+        return self._call("GET", "/texts", params={name: value for name, value in given.items() if value is not None})
 
     def text(self, text_id: str) -> Document:
         """Return one text."""

@@ -21,9 +21,7 @@ router = APIRouter(tags=["dashboard"])
 
 _FILES = {
     "page.html": "text/html",
-    "app.js": "text/javascript",
-    "plot.js": "text/javascript",
-    "suggest.js": "text/javascript",
+    **{f"{name}.js": "text/javascript" for name in ("app", "call", "dom", "jobs", "plot", "suggest", "texts")},
     "style.css": "text/css",
 }
 _HEADERS = {

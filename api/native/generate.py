@@ -17,10 +17,12 @@ from starlette.concurrency import run_in_threadpool
 from pocketllm.api.bodies import MAX_SEED, Body
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece
 from pocketllm.daemon.services import Services
+from pocketllm.storage.repositories.passages import Passage
 
 router = APIRouter(tags=["generate"])
 
@@ -63,6 +65,11 @@ class AskIn(Body):
 
     prompt: str | None = Field(None, min_length=1)
     messages: list[Message] | None = Field(None, fail_fast=True, min_length=1, max_length=1000)
+    context: Literal["recall"] | None = Field(
+        None,
+        description="`recall` puts what the owner's texts say about it before the prompt, or into a chat's last "
+        "message. An app gets the texts that it has sent itself.",
+    )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
     top_p: float = Field(0.95, gt=0, le=1)
@@ -121,6 +128,7 @@ class GenerateOut(BaseModel):
     completion_tokens: int
     tokens_per_second: float | None
     seed: int
+    recalled: list[RecalledOut] = Field(description="With `context`: what the model has read before, the best first.")
 
 
 @router.post(
@@ -144,12 +152,19 @@ async def asked(request: Request, services: Services, body: AskIn) -> tuple[Gene
     """What the generator is to do, and what the answer says of how it was made."""
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     seed = secrets.randbits(31) if body.seed is None else body.seed
+    messages = [message.model_dump() for message in body.messages] if body.messages else None
+    prompt, passages = body.prompt, list[Passage]()
+    if body.context:
+        asked_for = messages[-1]["content"] if messages else prompt or ""
+        passages = await run_in_threadpool(recall, request, services, asked_for)
+        prompt = None if prompt is None else front([one.words for one in passages]) + prompt
+        messages = None if messages is None else before_question(passages, messages)
     keep_alive = seconds_of(body.keep_alive)
     if keep_alive is not None and app_of(request) is not None:  # training may need the memory
         keep_alive = min(keep_alive, services.settings.keep_alive_seconds)
     generation = GenerationRequest(
-        prompt=body.prompt,
-        messages=[message.model_dump() for message in body.messages] if body.messages else None,
+        prompt=prompt,
+        messages=messages,
         adapter=folder,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -158,7 +173,8 @@ async def asked(request: Request, services: Services, body: AskIn) -> tuple[Gene
         seed=seed,
         keep_alive_seconds=keep_alive,
     )
-    return generation, {"model": services.settings.model, "adapter": adapter, "seed": seed}
+    about = {"model": services.settings.model, "adapter": adapter, "seed": seed, "recalled": described(passages)}
+    return generation, about
 
 
 async def _whole(
@@ -219,6 +235,7 @@ class CompareOut(BaseModel):
     model: str
     adapter: str
     seed: int
+    recalled: list[RecalledOut]
 
 
 @router.post("/compare", dependencies=[Depends(json_only)])

@@ -94,9 +94,22 @@ def _check_quota(services: Services, app: str, count: int) -> None:
 
 @router.get("/texts")
 def list_texts(
-    services: ServicesDep, limit: Annotated[int, Query(ge=1, le=500)] = 50, after: str | None = None
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    after: str | None = None,
+    query: Annotated[str | None, Query(max_length=1000)] = None,
 ) -> Page[TextOut]:
-    """A page of texts, newest first; `after` is the last id of the page before."""
+    """A page of texts, newest first; `after` is the last id of the page before.
+
+    With `query` those that have one of its words, the best first: with most of them, and the rarest. One page of them.
+    """
+    if query is not None:
+        if after is not None:
+            detail = "A search has one page: leave out `after`, or ask for more with `limit`."
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="after")
+        found = services.store.passages.search(query, limit=4 * limit)
+        texts = list({passage.text.id: passage.text for passage in found}.values())
+        return Page(data=[TextOut.of(text) for text in texts[:limit]], has_more=False, next=None)
     rows = services.store.texts.page(after=after, limit=limit + 1)
     return Page.of([TextOut.of(row) for row in rows], limit)
 

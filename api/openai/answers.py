@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pocketllm.api.native.recall import RecalledOut
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -89,6 +91,7 @@ class ChatAnswer(_Answer):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    recalled: list[RecalledOut] | None = Field(None, description="With `context`: see POST /generate.")
 
 
 class TextAnswer(_Answer):

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.native.recall import before_question, described, recall
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
 from pocketllm.api.openai.models import resolve
 from pocketllm.api.openai.schemas import (
@@ -28,6 +29,7 @@ from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
 from pocketllm.daemon.services import Services
+from pocketllm.storage.repositories.passages import Passage
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -38,8 +40,13 @@ _DEFAULTS = GenerationRequest()
 async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Response:
     """Answer a chat. With `stream`: chunks as server-sent events, then `[DONE]`."""
     messages = [message.plain() for message in body.messages]
+    passages = list[Passage]()
+    if body.context:
+        passages = await run_in_threadpool(recall, request, services, messages[-1]["content"])
+        messages = before_question(passages, messages)
     requests, about = await _requests(services, body, [{"messages": messages}])
-    return await _answered(request, services.generator, requests, ChatBuilder(id=f"chatcmpl-{_id()}", **about), body)
+    builder = ChatBuilder(id=f"chatcmpl-{_id()}", **about, recalled=described(passages))
+    return await _answered(request, services.generator, requests, builder, body)
 
 
 @router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))

@@ -121,6 +121,7 @@ class ChatRequest(SharedRequest):
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    context: Literal["recall"] | None = Field(None, description="As of POST /generate.")
 
     def unsupported(self) -> str | None:
         """See SharedRequest; also a message with another part than text, such as an image."""
@@ -189,6 +190,7 @@ class AnswerBuilder(ABC):
     model: str
     fingerprint: str
     warnings: list[str] = field(default_factory=list)
+    recalled: list[dict[str, str]] = field(default_factory=list)
 
     kind = ""
     chunk_kind = ""
@@ -196,11 +198,11 @@ class AnswerBuilder(ABC):
     def whole(self, answers: list[Done]) -> dict[str, Any]:
         """The complete answer."""
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return self._document(self.kind, choices) | {"usage": usage(answers)} | self._warnings()
+        return self._document(self.kind, choices) | {"usage": usage(answers)} | self._remarks()
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """A part of a stream."""
-        return self._document(self.chunk_kind, choices) | self._warnings()
+        return self._document(self.chunk_kind, choices) | self._remarks()
 
     @abstractmethod
     def first(self, index: int) -> list[dict[str, Any]]:
@@ -227,8 +229,9 @@ class AnswerBuilder(ABC):
             "choices": choices,
         }
 
-    def _warnings(self) -> dict[str, Any]:
-        return {"warnings": self.warnings} if self.warnings else {}
+    def _remarks(self) -> dict[str, Any]:
+        remarks = {"warnings": self.warnings, "recalled": self.recalled}
+        return {name: value for name, value in remarks.items() if value}
 
 
 class ChatBuilder(AnswerBuilder):

@@ -9,7 +9,7 @@ function shape(name, attributes, text) {
   return made;
 }
 
-// series: [{name, points: [[x, y], ...]}, ...]; the name is the line's class. write: how numbers on an axis are shown.
+// series: [{name, points: [[x, y], ...], dots}, ...]; the name is the line's class, dots: whether points are marked. write: how numbers on an axis are shown.
 export function plot(svg, series, { writeX = String, writeY = String, from = null, to = null } = {}) {
   const points = series.flatMap((one) => one.points);
   if (!points.length) {
@@ -32,9 +32,10 @@ export function plot(svg, series, { writeX = String, writeY = String, from = nul
   }
   parts.push(shape("text", { x: LEFT, y: 212 }, writeX(x0)));
   parts.push(shape("text", { x: RIGHT, y: 212, "text-anchor": "end" }, writeX(x1)));
-  for (const { name, points: line } of series) {
+  for (const { name, points: line, dots } of series) {
     const drawn = line.length === 1 ? [line[0], line[0]] : line;
     parts.push(shape("polyline", { class: name, points: drawn.map((point) => place(point).join(",")).join(" ") }));
+    if (dots) for (const [cx, cy] of line.map(place)) parts.push(shape("circle", { class: name, cx, cy, r: 4 }));
   }
   svg.replaceChildren(...parts);
 }

@@ -16,6 +16,7 @@ EPILOG = examples(
     'pocketllm generate "Dear Anna, the weather here"',
     'pocketllm generate "Dear Anna, the weather here" --base --seed 1',
     'pocketllm generate --chat "Write a short note to my neighbour"',
+    'pocketllm generate --chat --recall "When does the ferry leave?"',
     "cat letter.txt | pocketllm generate - --max-tokens 60 --stop $'\\n'",
 )
 
@@ -34,6 +35,9 @@ def generate(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Let the model first read what your texts say about it.")
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream/--no-stream", help="Show words as they come, or the whole at the end.")
     ] = True,
@@ -53,6 +57,7 @@ def generate(
         "max_tokens": max_tokens,
         "stop": stop or None,
         "seed": seed,
+        "context": "recall" if recall else None,
     }
     # What was not given is not sent, so that the daemon's defaults stand in one place.
     request |= {name: value for name, value in parameters.items() if value is not None}
@@ -108,4 +113,7 @@ def facts(answer: Document) -> str:
     speed = answer.get("tokens_per_second")
     parts = [model, f"{answer['completion_tokens']} tokens"]
     parts += [f"{speed:.1f} tokens/s"] if speed is not None else []
-    return ", ".join([*parts, f"seed {answer['seed']}", f"ended by {answer['finish_reason']}"])
+    ending = "cut at --max-tokens" if answer["finish_reason"] == "length" else "ended by itself or --stop"
+    recalled = [one["text_id"] for one in answer["recalled"]]
+    parts += [f"with {' '.join(recalled)}"] if recalled else []
+    return ", ".join([*parts, f"seed {answer['seed']}", ending])

@@ -21,6 +21,7 @@ texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm texts",
         "pocketllm texts ID",
         "pocketllm texts delete ID ID",
+        'pocketllm texts --query "ferry timetable"',
         "pocketllm texts --limit 100 --after ID",
         "pocketllm texts --json",
     )
@@ -40,6 +41,10 @@ def texts(
     after: Annotated[
         str | None, typer.Option(metavar="ID", help="Begin behind this text, which was the last of the page before.")
     ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option("--query", metavar="WORDS", help="Show texts that have these words, the best first."),
+    ] = None,
 ) -> None:
     """List the texts, show one (`pocketllm texts ID`) or delete some.
 
@@ -50,7 +55,7 @@ def texts(
     from pocketllm.cli.texts.texts_view import texts_table
 
     with connected(options) as client:
-        page = client.texts(limit=limit, after=after)
+        page = client.texts(limit=limit, after=after, query=query)
     show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC)))
 
 
