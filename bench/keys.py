@@ -95,7 +95,12 @@ def keys(ask: Suggestions, adapter: str, held_out: Sequence[tuple[str, str]]) ->
 
 def learned(client: Client, texts: Sequence[str]) -> str:
     """Learn these texts by a default job. Returns what is served then: its adapter, or the base model."""
-    client.add_texts([{"text": text, "source": "writer"} for text in texts])
+    return trained(client, [{"text": text, "source": "writer"} for text in texts])
+
+
+def trained(client: Client, texts: list[dict[str, Any]]) -> str:
+    """The same for texts as POST /texts takes them."""
+    client.add_texts(texts)
     job = str(client.start_job()["id"])
     until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end", between_seconds=1)
     found = client.job(job)

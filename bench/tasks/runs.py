@@ -1,6 +1,6 @@
-"""One method of bench.sst2 in this process.
+"""One method of bench.tasks in this process.
 
-python -m bench.sst2.runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
+python -m bench.tasks.runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
 
 METHOD is one of METHODS. Prints one line of JSON: the accuracy on the dev set.
 """
@@ -8,7 +8,6 @@ METHOD is one of METHODS. Prints one line of JSON: the accuracy on the dev set.
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -24,20 +23,17 @@ from bench.learn.ours import open_model, teach_exact, teach_mezo
 from bench.learn.peers import METHODS as PEERS
 from bench.learn.peers import Peer, Step, teach
 from bench.ours import load_model, planned, rehearsal_of
-from pocketllm.daemon.settings import TrainingSettings
+from bench.tasks.datasets import Task, task_of
 from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.data.examples import Labelled, encode
-from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Examples of each label that are learned from.
 PER_CLASS = 512
-LABELS = ("negative", "positive")  # 0 and 1 in the files
 _BATCH = 16
-_LENGTH = 128
 _MEASURED_AT_ONCE = 64
 #: Only the end counts, and measuring takes half a minute.
 _POINTS = 1
@@ -45,35 +41,21 @@ _POINTS = 1
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def examples(file: Path) -> list[Labelled]:
-    """The rows of one of GLUE's files. Raises SystemExit when it is missing."""
-    try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except OSError as error:
-        raise SystemExit(
-            f"{file} cannot be read: {error}. --data names a folder with train.tsv and dev.tsv."
-        ) from error
-    return [Labelled(text=row["sentence"].strip(), label=LABELS[int(row["label"])]) for row in rows]
-
-
-def sampled(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
+def sampled(rows: Sequence[Labelled], seed: int, count: int = PER_CLASS) -> list[Labelled]:
     """So many of each label, in a random order."""
     draw = random.Random(seed)
     chosen: list[Labelled] = []
-    for label in LABELS:
+    for label in sorted({row.label for row in rows}):
         of_label = [row for row in rows if row.label == label]
-        chosen += draw.sample(of_label, min(PER_CLASS, len(of_label)))
+        chosen += draw.sample(of_label, min(count, len(of_label)))
     draw.shuffle(chosen)
     return chosen
 
 
-def blocks_of(folder: Path, rows: Sequence[Labelled]) -> Batches:
+def blocks_of(folder: Path, task: Task, rows: Sequence[Labelled]) -> Batches:
     """As the worker makes them."""
     tokenizer = open_model_folder(folder).tokenizer()
-    settings = TrainingSettings()
-    template = Template(pattern=settings.template, words=settings.label_words)
-    return encode(rows, tokenizer, length=_LENGTH, eos=eos_id(tokenizer), template=template)
+    return encode(rows, tokenizer, length=task.tokens, eos=eos_id(tokenizer), template=task.template)
 
 
 def accuracy(logits: Callable[[Batch], torch.Tensor], buckets: Batches) -> float:
@@ -139,8 +121,9 @@ def probe(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[
 
 
 def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight = torch.zeros(x.shape[1], len(LABELS), requires_grad=True)
-    bias = torch.zeros(len(LABELS), requires_grad=True)
+    classes = int(y.max()) + 1
+    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -203,17 +186,20 @@ METHODS = {"zero_shot": zero_shot, "probe": probe, "mezo": mezo, "exact": exact,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one method."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sst2.runs", description="Run one method on SST-2.")
+    parser = argparse.ArgumentParser(prog="python -m bench.tasks.runs", description="Run one method on one task.")
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--folder", type=Path, required=True, help="a model folder stored as floats")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with train.tsv and dev.tsv")
+    parser.add_argument("--data", type=Path, required=True, help="a task's folder, as datasets.py names it")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1e-3, help="a peer's learning rate")
+    parser.add_argument("--per-class", type=int, default=PER_CLASS, help="examples of each label")
     parser.add_argument("--dev-rows", type=int, help="only the first rows of the dev set")
     options = parser.parse_args(arguments)
-    training = blocks_of(options.folder, sampled(examples(options.data / "train.tsv"), options.seed))
-    dev = blocks_of(options.folder, examples(options.data / "dev.tsv")[: options.dev_rows])
+    task = task_of(options.data)
+    chosen = sampled(task.examples(options.data, dev=False), options.seed, options.per_class)
+    training = blocks_of(options.folder, task, chosen)
+    dev = blocks_of(options.folder, task, task.examples(options.data, dev=True)[: options.dev_rows])
     found = METHODS[options.method](options, training, dev)
     write_line(found | {"dev_rows": sum(len(bucket) for bucket in dev)})
     return 0

@@ -342,7 +342,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
                 *("first_token_warm_s", "first_token_cold_s"),  # llama.cpp has no file of the tiny model
             },
         ),
-        ("sst2", ["--seeds", "1"], {"zero_shot", "probe", "textbook", "mezo", "autograd", "exact"}),
+        ("tasks", ["--seeds", "1"], {"zero_shot", "probe", "textbook", "mezo", "autograd", "exact"}),
         (
             "step",
             [],

@@ -1,4 +1,4 @@
-"""What bench.learn and bench.sst2 make of their runs."""
+"""What bench.learn and bench.tasks make of their runs."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from bench.learn.curve import seconds_to
 from bench.learn.peers import ChunkedLoss
 from bench.learn.text import Division, with_prompt
 from bench.rates import search
-from bench.sst2 import __main__ as sst2
+from bench.tasks import __main__ as tasks
 from bench.turns import in_turns
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
@@ -109,13 +109,13 @@ def test_a_prompt_stands_in_front_of_each_held_out_block_and_predicts_nothing() 
 
 
 def test_exact_has_to_come_within_a_standard_error_of_autograd() -> None:
-    def runs_of(method: str, rate: float | None, *accuracies: float) -> sst2.Runs:
+    def runs_of(method: str, rate: float | None, *accuracies: float) -> tasks.Runs:
         key = {"method": method, "rate": rate, "dev_rows": 900}
         return [key | {"seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate(accuracies)]
 
     runs = [*runs_of("autograd", 1e-3, 0.9, 0.9), *runs_of("autograd", 2e-3, 0.8), *runs_of("exact", None, 0.88, 0.9)]
-    assert sst2.values_of(runs)["exact_minus_autograd_errors"] == pytest.approx(-1)
-    assert sst2.values_of([])["exact_minus_autograd_errors"] is None
+    assert tasks.values_of(runs)["exact_minus_autograd_errors"] == pytest.approx(-1)
+    assert tasks.values_of([])["exact_minus_autograd_errors"] is None
 
 
 @pytest.mark.slow
