@@ -129,9 +129,14 @@ def answering_pid(data_dir: Path) -> int | None:
         return None
 
 
+def sample_notes() -> list[str]:
+    """The sample notes that come with PocketLLM, each paragraph a text."""
+    return paragraphs(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"))
+
+
 def add_notes(client: "Client", console: "Console") -> None:
-    """Store the sample notes that come with PocketLLM, each paragraph a text."""
-    notes = paragraphs(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"))
+    """Store the sample notes."""
+    notes = sample_notes()
     client.add_texts([{"text": note, "source": "sample-notes"} for note in notes])
     words = sum(len(note.split()) for note in notes)
     console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")

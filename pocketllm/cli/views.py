@@ -333,12 +333,15 @@ def generator_text(generator: Document) -> str:
 
 
 def texts_text(texts: Document) -> str:
-    """Return how much text is stored, and how many words the next job still needs."""
-    missing = texts["threshold_words"] - texts["new_words"]
-    total = f"{texts['count']} stored, {texts['new_words']} new words"
-    if missing > 0:
-        return f"{total}; {missing} more until the next job"
-    return f"{total}; enough for the next job"
+    """Return how much text is stored, and how many words start a job."""
+    return (
+        f"{texts['count']:,} stored, {plural(texts['new_words'], 'new word')}; {texts['threshold_words']:,} start a job"
+    )
+
+
+def plural(count: int, one: str) -> str:
+    """Return a number of things; one: what a single one is called, as in "new word"."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
 def job_counts_text(counts: Document) -> str:

@@ -187,7 +187,7 @@ def test_status_shows_each_blocker_with_its_numbers() -> None:
     text = rendered(status_panel(STATUS, NOW))
     assert "The battery is low. (31 %, limit 40 %), since 1 h ago" in text
     assert "unknown: no sensor" in text
-    assert "700 more until the next job" in text
+    assert "new words; 1,000 start a job" in text
     assert "2 succeeded, 1 failed" in text
     assert "tiny, ready" in text
 
@@ -214,7 +214,7 @@ def test_status_of_a_busy_daemon() -> None:
         "adapter-1",
         "job job-1, pid 11",
         "loaded, pid 12, unloads in 1:01",
-        "enough for the next job",
+        "3 stored, 1,200 new words; 1,000 start a job",
         "none yet",
     ):
         assert part in text

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pocketllm.cli.errors import Document
-from pocketllm.cli.views import bytes_text, duration_text, printable
+from pocketllm.cli.views import bytes_text, duration_text, plural, printable
 
 TRAINS = {"lora": "a low-rank adapter (lora)", "full": "all weights (full)"}
 
@@ -84,4 +84,4 @@ def text_to_learn(text: Document) -> Text:
     """Return how much text there is to learn from."""
     if not text["enough"]:
         return Text("none yet; give it some with `pocketllm add`", style="yellow")
-    return Text(f"{text['texts']} stored, {text['new_words']} new words")
+    return Text(f"{text['texts']:,} stored, {plural(text['new_words'], 'new word')}")
