@@ -15,6 +15,7 @@ from pocketllm.api.native import (
     adapters,
     classify,
     events,
+    examples,
     generate,
     jobs,
     metrics,
@@ -95,12 +96,13 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
 
 
 def _document(app: FastAPI, settings: Settings) -> None:
-    """Let /openapi.json say what depends on the settings: which routes need a token."""
+    """Let /openapi.json say what FastAPI does not know: the kinds of text, and which routes need a token."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
+            schema["components"]["schemas"] |= examples.schemas()
             add_security(schema, open_routes=settings.open_routes)
         assert app.openapi_schema is not None
         return app.openapi_schema

@@ -38,7 +38,7 @@ LIMITS = {
     "top3_gain_recall": Limit(at_least=3),
     "found_at_5": Limit(at_least=0.9),
 }
-_TOP, _PROMPT_WORDS, _SCORED_WORDS, _QUERY_WORDS = 3, 30, 60, 3
+_TOP, _QUERY_WORDS = 3, 3
 #: Words that say something.
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 _SETTINGS = ("base", "base, recall", "personal", "personal, recall")
@@ -51,10 +51,12 @@ class Sizes:
     words: int  #: to learn
     texts: int  #: held-out ones that are scored
     queries: int
+    prompt_words: int = 30
+    scored_words: int = 60
 
 
 _FULL = Sizes(words=10_000, texts=60, queries=200)
-_QUICK = Sizes(words=300, texts=2, queries=5)
+_QUICK = Sizes(words=100, texts=2, queries=5, prompt_words=5, scored_words=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +67,11 @@ class Score:
     hits: Sequence[bool]  #: of each token that begins a word: whether it is among the likeliest
 
 
-def halves(text: str) -> tuple[str, str]:
+def halves(text: str, sizes: Sizes) -> tuple[str, str]:
     """The words of a prompt, and those after them that are scored."""
     words = text.split(" ")
-    middle, end = _PROMPT_WORDS, _PROMPT_WORDS + _SCORED_WORDS
-    return " ".join(words[:middle]), " " + " ".join(words[middle:end])
+    end = sizes.prompt_words + sizes.scored_words
+    return " ".join(words[: sizes.prompt_words]), " " + " ".join(words[sizes.prompt_words : end])
 
 
 def score(folder: Path, client: Client, model: str, before: str, text: str) -> Score:
@@ -108,7 +110,7 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
     """Everything about one writer."""
     texts = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n") if text.strip()]
     known = list(some_words(texts, sizes.words))
-    enough = _PROMPT_WORDS + _SCORED_WORDS
+    enough = sizes.prompt_words + sizes.scored_words
     held_out = [text for text in texts[len(known) :] if len(text.split(" ")) >= enough][: sizes.texts]
     if len(held_out) < sizes.texts:
         raise SystemExit(f"{file} has too few texts of {enough} words behind the first {sizes.words:,} words.")
@@ -119,7 +121,7 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
         models = {"base": "pocketllm:base", "personal": "pocketllm:latest" if served != "base" else "pocketllm:base"}
         scores: dict[str, list[Score]] = {name: [] for name in _SETTINGS}
         for number, text in enumerate(held_out):
-            prompt, rest = halves(text)
+            prompt, rest = halves(text, sizes)
             passages = recalled(client, prompt)
             for name in _SETTINGS:
                 before = passages + prompt if name.endswith("recall") else prompt
@@ -158,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             title,
             ["writer", *_SETTINGS],
             [[name, *(f"{one[what][setting]:.{digits}f}" for setting in _SETTINGS)] for name, one in raw.items()],
-            caption=f"Of {sizes.texts} held-out texts of each writer, {_SCORED_WORDS} words each.",
+            caption=f"Of {sizes.texts} held-out texts of each writer, {sizes.scored_words} words each.",
         )
         for title, what, digits in (("Nats a token", "nats", 3), ("Next words among the top three, %", "top3", 1))
     ]

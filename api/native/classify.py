@@ -34,9 +34,17 @@ class ClassifyIn(Body):
         fail_fast=True,
         min_length=2,
         max_length=_MAX_LABELS,
+        json_schema_extra={"uniqueItems": True},
         description="Default: the labels that stored texts have, which only the owner may leave out.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
+
+    @field_validator("text")
+    @classmethod
+    def _some_words(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("it is empty")
+        return text
 
     @field_validator("labels")
     @classmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_core import from_json
 
 from pocketllm.api.bodies import Body
@@ -18,6 +18,7 @@ DEFAULT_SOURCE = "unknown"
 #: The most texts in a request: bounds the daemon's memory, and how long a worker waits for the database.
 MAX_TEXTS = 30_000
 MAX_LABEL_CHARACTERS = 100
+_COMPONENTS = "#/components/schemas/"
 
 
 #: `check` says it better than a pattern's error.
@@ -107,12 +108,18 @@ KINDS = (PlainIn, CompletionIn, LabelledIn, ChatIn)
 Example = PlainIn | CompletionIn | LabelledIn | ChatIn
 
 
-def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """A kind's JSON schema without $defs, which OpenAPI would resolve elsewhere."""
-    schema = kind.model_json_schema()
-    for definition in schema.pop("$defs", {}).values():
-        schema["properties"]["messages"]["items"] = definition
-    return schema
+def schemas() -> dict[str, Any]:
+    """The JSON schemas of the kinds and their parts, for the OpenAPI document's components, by name."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        schema = kind.model_json_schema(ref_template=f"{_COMPONENTS}{{model}}")
+        found |= schema.pop("$defs", {}) | {kind.__name__: schema}
+    return found
+
+
+def references() -> list[dict[str, str]]:
+    """References to the kinds there."""
+    return [{"$ref": f"{_COMPONENTS}{kind.__name__}"} for kind in KINDS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,10 +56,16 @@ class AskIn(Body):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {"prompt": "Wind west,", "max_tokens": 60, "seed": 1},
-            "oneOf": [
-                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
-                {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
-            ],
+            # Neither, or both. Generators of clients understand no `oneOf` beside properties.
+            "not": {
+                "anyOf": [
+                    {"properties": {"prompt": {"type": "null"}, "messages": {"type": "null"}}},
+                    {
+                        "required": ["prompt", "messages"],
+                        "properties": {"prompt": {"type": "string"}, "messages": {"type": "array"}},
+                    },
+                ]
+            },
         }
     )
 

@@ -47,20 +47,20 @@ class BlockerOut(BaseModel):
     since: datetime
 
 
-class VerdictOut(BaseModel):
+class GateOut(BaseModel):
     """Whether a job may run, and every blocker."""
 
     allowed: bool
     blockers: list[BlockerOut]
 
     @classmethod
-    def of(cls, verdict: Verdict) -> "VerdictOut":
+    def of(cls, verdict: Verdict) -> "GateOut":
         """From the gate's."""
         blockers = [BlockerOut.model_validate(blocker, from_attributes=True) for blocker in verdict.blockers]
         return cls(allowed=verdict.allowed, blockers=blockers)
 
 
-class TrainingStatus(VerdictOut):
+class TrainingStatus(GateOut):
     """Whether a job may run now, and when it might."""
 
     run_mode: str
@@ -146,7 +146,7 @@ def status(services: ServicesDep) -> StatusOut:
         uptime_seconds=round(services.uptime_seconds, 1),
         model=_model(services),
         training=TrainingStatus(
-            **VerdictOut.of(verdict).model_dump(),
+            **GateOut.of(verdict).model_dump(),
             run_mode=services.settings.gate.run_mode,
             snoozed_until=services.store.preferences.snoozed_until(),
             expected_at=scheduler.expected_at(services.now()),
@@ -232,9 +232,9 @@ class SnoozeOut(BaseModel):
 
 
 @router.post("/status/what-if", dependencies=[Depends(json_only)])
-def what_if(services: ServicesDep, body: WhatIfIn) -> VerdictOut:
+def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
     """The gate's verdict on these readings. Changes nothing."""
-    return VerdictOut.of(
+    return GateOut.of(
         services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
     )
 

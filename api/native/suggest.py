@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import aclosing
-from http import HTTPStatus
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
-from pocketllm.api.errors import Problem
 from pocketllm.daemon.generation.service import Done, SuggestionRequest
 
 router = APIRouter(tags=["generate"])
@@ -53,7 +51,7 @@ class SuggestionOut(BaseModel):
 
 
 class SuggestOut(BaseModel):
-    """The suggestions, the likeliest first. Fewer than `n` where no more words begin so."""
+    """The suggestions, the likeliest first. Fewer than `n` where no more words begin so, or time was up."""
 
     suggestions: list[SuggestionOut]
     model: str
@@ -79,8 +77,7 @@ async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
         async with asyncio.timeout(body.timeout_ms and body.timeout_ms / 1000):
             async with aclosing(services.generator.generate(request)) as events:
                 done = await anext(events)
-    except TimeoutError:
-        detail = f"There is no suggestion within {body.timeout_ms} ms: the model is busy or being loaded. Ask again."
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="too_late") from None
+    except TimeoutError:  # the model is busy or being loaded
+        return SuggestOut(suggestions=[], model=services.settings.model, adapter=adapter)
     assert isinstance(done, Done), "there are no pieces"
     return SuggestOut(**done.summary, model=services.settings.model, adapter=adapter)

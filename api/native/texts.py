@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep, app_of
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import DEFAULT_SOURCE, KINDS, MAX_TEXTS, Limits, check, parse, schema_of
+from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, Limits, check, parse, references
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.schemas.jobs import AddedOut, DeletedOut, Page, TextOut
 from pocketllm.daemon.services import Services
@@ -20,7 +20,6 @@ from pocketllm.storage.tables import Deletion, JobState, Outcome
 
 router = APIRouter(tags=["texts"])
 
-_SCHEMAS = [schema_of(kind) for kind in KINDS]
 _EXAMPLES: dict[str, Any] = {
     "plain": {"text": "Wind west, glass rising.", "source": "notes"},
     "completion": {"prompt": "Who has the watch tonight?", "completion": "Anna until four.", "source": "chat"},
@@ -38,10 +37,10 @@ _BODY_DOC = {
             "application/json": {
                 "schema": {
                     "anyOf": [
-                        *_SCHEMAS,
+                        *references(),
                         {
                             "type": "array",
-                            "items": {"anyOf": _SCHEMAS},
+                            "items": {"anyOf": references()},
                             "minItems": 1,
                             # Tools that test this document would spend minutes on a maxItems.
                             "description": f"At most {MAX_TEXTS:,}.",
@@ -101,16 +100,12 @@ def list_texts(
 ) -> Page[TextOut]:
     """A page of texts, newest first; `after` is the last id of the page before.
 
-    With `query` those that have one of its words, the best first: with most of them, and the rarest. One page of them.
+    With `query` those that have one of its words, the best first: with most of them, and the rarest.
     """
-    if query is not None:
-        if after is not None:
-            detail = "A search has one page: leave out `after`, or ask for more with `limit`."
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="after")
-        found = services.store.passages.search(query, limit=4 * limit)
-        texts = list({passage.text.id: passage.text for passage in found}.values())
-        return Page(data=[TextOut.of(text) for text in texts[:limit]], has_more=False, next=None)
-    rows = services.store.texts.page(after=after, limit=limit + 1)
+    if query is None:
+        rows = services.store.texts.page(after=after, limit=limit + 1)
+    else:
+        rows = services.store.passages.texts(query, after=after, limit=limit + 1)
     return Page.of([TextOut.of(row) for row in rows], limit)
 
 

@@ -7,19 +7,21 @@ in the text, so that it needs no table of its own.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import Connection, TextClause
 from sqlalchemy import text as sql
 from sqlmodel import Session, col, select
 
 from pocketllm.storage.database import Database
+from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Text
 
 #: Words of a passage; a longer line is cut.
 PASSAGE_WORDS = 100
 #: Words of a query that count: the last ones.
 MAX_QUERY_WORDS = 64
-#: Passages that are looked at until enough of an app's own are found.
+#: Passages that are ranked.
 _MAX_RANKED = 5000
 #: Digits of a text's id that a passage's number begins with, and bits for its place in the text.
 _ID_DIGITS, _PLACE_BITS = 12, 15
@@ -52,16 +54,16 @@ class PassageStore:
 
         app: only of the texts that this app has sent; None: of all.
         """
-        if not (terms := _terms(query)):
-            return []
         with self._database.read() as session:
-            ranked = session.connection().execute(_RANKED, {"query": terms, "limit": _MAX_RANKED}).scalars()
-            found: list[Passage] = []
-            for number in ranked:
-                found += [one for one in _at(session, number) if app is None or one.text.app == app]
-                if len(found) >= limit:
-                    break
-            return found[:limit]
+            return list(islice((one for one in _ranked(session, query) if app is None or one.text.app == app), limit))
+
+    def texts(self, query: str, *, after: str | None, limit: int) -> list[Text]:
+        """The texts of these passages, from behind the text `after`. Raises NotFound where that is not among them."""
+        with self._database.read() as session:
+            found = _distinct(passage.text for passage in _ranked(session, query))
+            if after is not None and not any(text.id == after for text in found):
+                raise NotFound(f"The search does not find the text {after!r}.")
+            return list(islice(found, limit))
 
 
 def passages_of(text: str, completion: str | None) -> list[str]:
@@ -110,6 +112,22 @@ def _at(session: Session, number: int) -> Iterator[Passage]:
     for text in session.exec(select(Text).where(col(Text.id).between(beginning, beginning + "g"))):
         if place < len(parts := passages_of(text.text, text.completion)):
             yield Passage(text=text, words=parts[place])
+
+
+def _ranked(session: Session, query: str) -> Iterator[Passage]:
+    """The passages that have any of the query's words, the best first."""
+    if terms := _terms(query):
+        ranked = session.connection().execute(_RANKED, {"query": terms, "limit": _MAX_RANKED})
+        for number in ranked.scalars():
+            yield from _at(session, number)
+
+
+def _distinct(texts: Iterable[Text]) -> Iterator[Text]:
+    seen: set[str] = set()
+    for text in texts:
+        if text.id not in seen:
+            seen.add(text.id)
+            yield text
 
 
 def _terms(query: str) -> str:

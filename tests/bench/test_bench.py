@@ -359,8 +359,36 @@ def test_the_last_line_is_for_machines(
     kept = [] if bench == "year" else ["--models", str(models)]
     options = ["--quick", *kept, "--results", str(tmp_path), *arguments]
     code, last = run_module(f"bench.{bench}", *options)
-    assert (code, last["ok"], last["bench"], last["quick"]) == (0, True, bench, True)
+    assert (code, last["ok"], last["bench"], last["quick"]) == (0, True, {"tasks": "sst2"}.get(bench, bench), True)
     always = {"bench", "commit", "date", "arguments", "machine", "values", "limits", "ok", "quick"}
     assert last.keys() - {"at_least"} == always
     assert {name for name, value in last["values"].items() if value is not None} >= names
-    assert json.loads((tmp_path / f"{bench}-quick.json").read_text())["values"] == last["values"]
+    assert json.loads((tmp_path / f"{last['bench']}-quick.json").read_text())["values"] == last["values"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bench", "names"),
+    [
+        ("keys", {"top3_gain", "top3_gain_1k", "keystrokes_saved", "suggest_p50_ms", "suggest_p99_ms_training"}),
+        ("recall", {"recall_over_base_nats", "recall_and_adapter_over_adapter_nats", "found_at_5"}),
+    ],
+)
+def test_benches_of_a_writer(bench: str, names: set[str], models: Path, tmp_path: Path) -> None:
+    text = "\n\n".join(f"Day {number}. Wind west, glass up, and two mugs of tea." for number in range(60))
+    (tmp_path / "writer.txt").write_text(text, encoding="utf-8")
+    options = ["--quick", "--models", str(models), "--results", str(tmp_path), "--text", str(tmp_path / "writer.txt")]
+    code, last = run_module(f"bench.{bench}", *options)
+    assert code == 0 and last["values"].keys() >= names
+
+
+@pytest.mark.slow
+def test_the_bench_of_a_few_labels(models: Path, tmp_path: Path) -> None:
+    data = tmp_path / "sst2"
+    data.mkdir()
+    rows = [f"a {word} film\t{label}" for word, label in (("fine", 1), ("dull", 0), ("sweet", 1), ("loud", 0))]
+    for name in ("train.tsv", "dev.tsv"):
+        (data / name).write_text("\n".join(["sentence\tlabel", *rows * 4, ""]), encoding="utf-8")
+    options = ["--quick", "--models", str(models), "--results", str(tmp_path), "--data", str(data), "--seeds", "1"]
+    code, last = run_module("bench.tasks.labels", *options)
+    assert code == 0 and last["values"].keys() >= {"labels_personal", "labels_probe", "labels_base"}

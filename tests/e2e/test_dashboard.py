@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.commands import commands
-from tests.support.real_daemon import Daemon, running
+from tests.support.real_daemon import Daemon, eventually, running
 from tests.support.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
@@ -23,6 +23,7 @@ JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKE
 #: Where to put pictures of it, for the README.
 PICTURES = os.environ.get("DASHBOARD_PICTURES")
 SECONDS = 60_000
+UNDO_MS = 10_000
 SIZES = {"narrow": {"width": 360, "height": 740}, "wide": {"width": 1280, "height": 900}}
 
 
@@ -67,6 +68,7 @@ class Visit:
         self.daemon = daemon
         self.context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
         self.page: Page = self.context.new_page()
+        self.page.clock.install()
         self.wrong: list[str] = []
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
@@ -110,8 +112,55 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     page.get_by_role("button", name="Pause").first.click()
     expect(page.locator("#jobs li").first).to_contain_text("paused by the owner", timeout=SECONDS)
     page.get_by_role("button", name="Cancel").first.click()
+    expect(page.locator("#jobs li").first).to_contain_text("Is cancelled in ten seconds")
+    page.clock.run_for(UNDO_MS)
     expect(page.locator("#jobs li").first).to_contain_text("cancelled", timeout=SECONDS)
     visit.end()
+
+
+def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(browser: Browser, daemon: Daemon) -> None:
+    [identity] = daemon.client.post("/texts", json={"text": "To be gone.", "source": "leaving"}).json()["ids"]
+    visit = Visit(browser, daemon, "wide")
+    visit.sign_in()
+    group = visit.page.locator("details", has_text="leaving")
+    group.locator("> summary").click()
+    group.locator("li > details > summary").click()
+    group.get_by_role("button", name="Delete").click()
+    visit.page.goto("about:blank")
+    eventually(lambda: daemon.client.get(f"/texts/{identity}").status_code == 404, "the text is gone")
+    visit.end()
+
+
+def test_a_text_is_added_found_and_suggested_from(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "narrow")
+    page = visit.page
+    visit.sign_in()
+    page.get_by_label("A text to learn from").fill("The lighthouse keeper plays the oboe.")
+    page.get_by_role("button", name="Add").click()
+    expect(page.get_by_label("A text to learn from")).to_have_value("")
+    page.get_by_label("Search").fill("oboe")
+    page.keyboard.press("Enter")
+    expect(page.locator("#texts summary")).to_have_text(["Found: 1 text", "The lighthouse keeper plays the oboe."])
+    page.get_by_label("Search").fill("xylophone")
+    page.keyboard.press("Enter")
+    expect(page.locator("#texts")).to_have_text("No text has these words.")
+    writing = page.get_by_label("Type, and take a suggestion")
+    writing.fill("Wind w")
+    first = page.locator("#suggestions button").first
+    expect(first).to_be_visible(timeout=SECONDS)
+    word = first.inner_text()
+    page.keyboard.press("Alt+1")
+    expect(writing).to_have_value(f"Wind {word} ")
+    visit.end()
+
+
+def test_an_empty_installation_says_how_to_bring_text(browser: Browser, tmp_path: Path) -> None:
+    tiny_model_folder(tmp_path / "models")
+    with running(tmp_path, MODEL="tiny") as daemon:
+        visit = Visit(browser, daemon, "narrow")
+        visit.sign_in()
+        expect(visit.page.locator("#empty")).to_contain_text("pocketllm import")
+        visit.end()
 
 
 def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
@@ -119,10 +168,17 @@ def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
     page = visit.page
     visit.sign_in()
     group = page.locator("details", has_text="<b>hostile</b>")
-    group.locator("summary").click()
-    expect(group.locator("pre")).to_have_text("<img src=x onerror=alert(1)> [not] markup")
-    group.get_by_role("button", name="Delete").click()
-    expect(group).to_have_count(0)
+    group.locator("> summary").click()
+    folded = group.locator("li > details")
+    expect(folded.locator("summary")).to_have_text("<img src=x onerror=alert(1)> [not] markup")
+    folded.locator("summary").click()
+    folded.get_by_role("button", name="Delete").click()
+    folded.get_by_role("button", name="Undo").click()
+    page.clock.run_for(UNDO_MS)
+    assert "<b>hostile</b>" in {text["source"] for text in daemon.client.get("/texts?limit=500").json()["data"]}
+    folded.get_by_role("button", name="Delete").click()
+    page.clock.run_for(UNDO_MS)
+    expect(group).to_have_count(0, timeout=SECONDS)
     kept = daemon.client.get("/texts?limit=500").json()["data"]
     assert "<b>hostile</b>" not in {text["source"] for text in kept}
     visit.end()

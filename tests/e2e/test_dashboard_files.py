@@ -25,7 +25,8 @@ def redeemed(api: InProcessApp, code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/dashboard/app.js", "/dashboard/plot.js", "/dashboard/suggest.js", "/dashboard/style.css"]
+    "path",
+    ["/", *(f"/dashboard/{name}.js" for name in ("app", "call", "dom", "jobs", "plot", "suggest", "texts"))],
 )
 def test_the_files_let_nothing_in(tmp_path: Path, path: str) -> None:
     with in_process_app(tmp_path / "data") as api:

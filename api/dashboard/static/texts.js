@@ -7,8 +7,8 @@ let oldest = null; // the last text of those that are shown
 
 export async function showTexts(after = null) {
   const query = element("query").value.trim();
-  const asked = query ? `query=${encodeURIComponent(query)}` : after ? `after=${after}` : "";
-  const page = await call("GET", `/texts?limit=${TEXTS}&${asked}`);
+  const asked = new URLSearchParams({ limit: TEXTS, ...(query && { query }), ...(after && { after }) });
+  const page = await call("GET", `/texts?${asked}`);
   if (!after) element("texts").replaceChildren();
   for (const text of page.data) sourceList(text.source, query).append(textItem(text));
   for (const group of element("texts").children) tally(group);

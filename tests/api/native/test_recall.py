@@ -72,7 +72,7 @@ def test_an_app_gets_no_words_of_others(trained: TrainedDaemon) -> None:
     add(trained, "The safe opens with 4711.")
     notes, other = app(trained, "notes"), app(trained, "other")
     add(trained, "The safe is behind the clock.", headers=notes)
-    asked: dict[str, Any] = {"prompt": "The safe", "context": "recall"}
+    asked: dict[str, Any] = {"prompt": "Safe", "context": "recall"}
     assert len(answer(trained, **asked)["recalled"]) == 2
     [own] = answer(trained, headers=notes, **asked)["recalled"]
     assert own["passage"] == "The safe is behind the clock."
@@ -105,6 +105,9 @@ def test_texts_are_searched(trained: TrainedDaemon) -> None:
     page = client.get("/texts", params={"query": "oboe tune"}).json()
     assert [one["text"][:8] for one in page["data"]] == ["The oboe", "The ligh"]
     assert page["has_more"] is False and page["next"] is None
+    first = client.get("/texts", params={"query": "oboe tune", "limit": 1}).json()
+    assert first["has_more"] and first["data"] == page["data"][:1]
+    rest = client.get("/texts", params={"query": "oboe tune", "after": first["next"]}).json()
+    assert rest["data"] == page["data"][1:] and not rest["has_more"]
     assert client.get("/texts", params={"query": "?"}).json()["data"] == []
-    assert len(client.get("/texts", params={"query": "oboe", "limit": 1}).json()["data"]) == 1
-    assert_problem(client.get("/texts", params={"query": "oboe", "after": "x"}), 422, "invalid_value")
+    assert_problem(client.get("/texts", params={"query": "oboe", "after": "x"}), 404, "not_found")
