@@ -69,12 +69,13 @@ def by_lm_eval(url: str, folder: Path, *, tokenized: bool) -> list[float]:
 
 @torch.inference_mode()
 def by_transformers(folder: Path) -> list[float]:
-    """The same, with lm-eval's own split into tokens: an empty context is the end of a text."""
+    """The same, with lm-eval's own split into tokens: an empty context is the tokenizer's first special token."""
     model = build(folder, "float32").eval()
     tokenizer = open_model_folder(folder).tokenizer()
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     found = []
     for context, text in _PAIRS:
-        before = tokenizer(context, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        before = tokenizer(context, add_special_tokens=False)["input_ids"] or [first]
         whole = [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
         logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
         found.append(sum(float(logprobs[place - 1, whole[place]]) for place in range(len(before), len(whole))))

@@ -38,6 +38,8 @@ def prepare(page: Page, url: str) -> None:
     page.get_by_role("button", name="Compare").click()
     expect(page.locator("#answers h3")).to_have_count(2, timeout=_MILLISECONDS)
     expect(page.locator("#curve polyline.training")).to_have_count(1, timeout=_MILLISECONDS)
+    expect(page.locator("#won-words li")).not_to_have_count(0, timeout=_MILLISECONDS)
+    expect(page.locator("#now")).to_contain_text("Nothing to learn", timeout=_MILLISECONDS)
     page.evaluate("window.scrollTo(0, 0)")
 
 

@@ -88,8 +88,10 @@ class SharedRequest(Body):
 
     def unsupported(self) -> str | None:
         """A parameter that asks for what the model cannot do, and whose answer without it would be wrong."""
-        given = (self.model_extra or {}).items()
-        return next((name for name, value in given if value and value not in _OTHER_ANSWERS.get(name, (value,))), None)
+        given = self.model_extra or {}
+        return next(
+            (name for name, allowed in _OTHER_ANSWERS.items() if given.get(name) and given[name] not in allowed), None
+        )
 
     @property
     def warnings(self) -> list[str]:

@@ -1,6 +1,6 @@
 // The dashboard: signing in, watching, and what its forms and buttons do.
 import { call, forgetToken, isSignedIn, keepToken, onRefusal, useToken } from "/dashboard/call.js";
-import { button, count, during, element, fill, loss, made, number, tell, when } from "/dashboard/dom.js";
+import { button, count, during, element, fill, loss, made, tell, when } from "/dashboard/dom.js";
 import { onChange, showJobs, showMoreJobs } from "/dashboard/jobs.js";
 import { plot } from "/dashboard/plot.js";
 import { suggestAsTyped } from "/dashboard/suggest.js";
@@ -13,13 +13,9 @@ let round = 0; // of signing in: the watch of an earlier one ends
 const bytes = (value) => (value === null ? "unknown" : `${(value / 1e6).toFixed(0)} MB`);
 
 function showStatus(status) {
-  const { training, worker, texts, model } = status;
+  const { texts, model } = status;
   element("model").textContent = `${model.name}, ${model.adapter ? "personal" : "as it came"}`;
-  const waiting = `${count(texts.new_words, "new word")}; ${number(texts.threshold_words)} start a job`;
-  const blockers = worker.running ? [] : training.blockers;
-  if (!worker.running) element("now").textContent = blockers.length ? "It cannot learn now:" : `Nothing to learn: ${waiting}.`;
-  fill(element("blockers"), blockers.map((blocker) => made("li", `${blocker.message} (since ${when(blocker.since)})`)));
-  element("texts-count").textContent = `${count(texts.count, "text")}, ${waiting}.`;
+  element("texts-count").textContent = `${count(texts.count, "text")}, ${count(texts.new_words, "new word")}.`;
   element("empty").hidden = texts.count > 0;
 }
 
@@ -102,8 +98,7 @@ async function showDay() {
 }
 
 async function look() {
-  showStatus(await call("GET", "/status"));
-  await showJobs();
+  showStatus(await showJobs());
   await showAdapters();
   await showDay();
 }

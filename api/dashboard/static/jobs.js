@@ -1,6 +1,6 @@
 // What it is doing, what the last job won, the jobs, and the curve of one of them.
 import { call } from "/dashboard/call.js";
-import { button, count, duration, element, fill, isPending, later, loss, made, takeBack, when } from "/dashboard/dom.js";
+import { button, count, duration, element, fill, isPending, later, loss, made, number, takeBack, when } from "/dashboard/dom.js";
 import { plot } from "/dashboard/plot.js";
 
 const MOST_JOBS = 200, MORE_JOBS = 40, OPEN = ["queued", "running", "paused"];
@@ -14,13 +14,15 @@ export const onChange = (act) => { changed = act; };
 const title = (job) => (job.words === null ? "Job" : `${count(job.words, "word")} in ${count(job.texts, "text")}`);
 
 export async function showJobs() {
+  const status = await call("GET", "/status");
   const { data, has_more } = await call("GET", `/jobs?limit=${shown}`);
   element("more-jobs").hidden = !has_more || shown >= MOST_JOBS;
   fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "No jobs yet: one starts when there are enough new words.")]);
   const running = data.find((job) => job.state === "running");
-  showRunning(running);
+  showNow(status, running);
   await showWon(data.find((job) => job.state === "succeeded"));
   await showCurve(data, running);
+  return status;
 }
 
 export async function showMoreJobs() {
@@ -28,25 +30,32 @@ export async function showMoreJobs() {
   await showJobs();
 }
 
-function showRunning(job) {
+function showNow({ training, worker, texts }, job) {
+  const blockers = worker.running ? [] : training.blockers;
+  fill(element("blockers"), blockers.map((blocker) => made("li", `${blocker.message} (since ${when(blocker.since)})`)));
   element("progress").hidden = !job;
-  if (!job) return;
-  element("progress").value = job.step / Math.max(1, job.total_steps);
+  element("progress").value = job ? job.step / Math.max(1, job.total_steps) : 0;
+  element("now").textContent = job ? `Learning ${title(job)}: ${stage(job)}.`
+    : worker.running ? "Writing down what was learned."
+    : blockers.length ? "It cannot learn now:" : `Nothing to learn: ${count(texts.new_words, "new word")}; ${number(texts.threshold_words)} start a job.`;
+}
+
+function stage(job) {
   const left = job.eta_seconds === null ? "" : `, ${duration(job.eta_seconds)} left`;
-  const stage = job.step ? `step ${job.step} of ${job.total_steps}${left}` : job.reasons[0] ?? "preparing";
-  element("now").textContent = `Learning ${title(job)}: ${stage}.`;
+  return job.step ? `step ${job.step} of ${job.total_steps}${left}` : job.reasons[0] ?? "preparing";
 }
 
 async function showWon(job) {
   if (!job || job.id === reported) return;
-  const report = await call("GET", `/jobs/${job.id}/report`).catch(() => null);
+  if (!(await call("GET", `/jobs/${job.id}`)).report) return; // it is written after the job has succeeded
+  const report = await call("GET", `/jobs/${job.id}/report`);
   reported = job.id;
-  const { before, now } = report?.verdict.overall ?? { before: job.held_out_loss_before, now: job.held_out_loss_now };
+  const { before, now } = report.verdict.overall;
   const likelier = Math.exp(before - now);
   element("won").textContent = job.outcome === "learned"
     ? `The last job: each word piece of text it had not seen is ${likelier.toFixed(2)} times as likely.`
     : `The last job's outcome: ${job.outcome}.`;
-  const words = (report?.words ?? []).slice(0, 8).map(({ word, base, personal }) => {
+  const words = (report.words ?? []).slice(0, 8).map(({ word, base, personal }) => {
     const found = made("li", word);
     found.title = `${(100 * base).toFixed(2)} % to the base model, ${(100 * personal).toFixed(2)} % to yours`;
     return found;

@@ -91,7 +91,7 @@ async def the_whole_way(client: Any, name: str) -> None:
     assert (paused.status, paused.to_dict()["state"]) == ("queued", "paused")
     assert paused.to_dict()["reasons"] == ["paused by the owner"]
     resumed = await settled(client.fine_tuning.jobs.resume(started.id))
-    assert resumed.to_dict()["reasons"] == []
+    assert resumed.to_dict()["reasons"] == ["resumed; the conditions are checked next"]
     done = await until(client, started.id, "succeeded", "succeeded")
     assert done.fine_tuned_model.startswith(f"ft:tiny:pocketllm:{name}:adapter-")
     assert done.trained_tokens > 0 and done.finished_at >= done.created_at and done.error is None
