@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.support.commands import commands
 from tests.support.real_daemon import Daemon, eventually, running
@@ -61,6 +61,10 @@ def serve_newest(daemon: Daemon) -> None:
     assert daemon.client.post(f"/adapters/{newest}/serve").status_code == 200
 
 
+def _told(said: ConsoleMessage) -> str:
+    return f"{said.text} {said.location['url']}"
+
+
 class Visit:
     """A browser's tab on the page; notes what must not be."""
 
@@ -70,7 +74,7 @@ class Visit:
         self.page: Page = self.context.new_page()
         self.page.clock.install()
         self.wrong: list[str] = []
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        self.page.on("console", lambda said: self.wrong.append(_told(said)) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", lambda request: self._elsewhere(request.url))
 

@@ -20,7 +20,7 @@ export async function showJobs() {
   fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "No jobs yet: one starts when there are enough new words.")]);
   const running = data.find((job) => job.state === "running");
   showNow(status, running);
-  await showWon(data.find((job) => job.state === "succeeded"));
+  await showWon(data.find((job) => job.state === "succeeded" && job.id !== status.worker.job)); // else it is being written
   await showCurve(data, running);
   return status;
 }
@@ -47,7 +47,7 @@ function stage(job) {
 
 async function showWon(job) {
   if (!job || job.id === reported) return;
-  if (!(await call("GET", `/jobs/${job.id}`)).report) return; // it is written after the job has succeeded
+  if (!(await call("GET", `/jobs/${job.id}`)).report) return;
   const report = await call("GET", `/jobs/${job.id}/report`);
   reported = job.id;
   const { before, now } = report.verdict.overall;
