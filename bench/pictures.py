@@ -48,7 +48,7 @@ def main() -> int:
     options = _options()
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         model = learner(models, quick=False).absolute()
-        with daemon_on(Path(scratch), model) as client, sync_playwright() as playwright:
+        with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client, sync_playwright() as playwright:
             progress("learning the sample notes ...")
             trained(client, [{"text": text, "source": "logbook"} for text in sample_notes()])
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

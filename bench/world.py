@@ -40,13 +40,13 @@ def until(found: Callable[[], Any], what: str, *, between_seconds: float = _BETW
 
 
 @contextmanager
-def daemon_on(folder: Path, model: Path) -> Iterator[Client]:
-    """The real daemon on a data folder, with this model; jobs need not wait."""
+def daemon_on(folder: Path, model: Path, **more: str) -> Iterator[Client]:
+    """The real daemon on a data folder, with this model and more settings; jobs need not wait."""
     (folder / "models").mkdir(parents=True, exist_ok=True)
     link = folder / "models" / model.name
     if not link.exists():
         link.symlink_to(model)
-    settings = {"TICK_SECONDS": "0.5", "IDLE_TICK_SECONDS": "0.5", "GATE__MINIMUM_PAUSE_SECONDS": "0"}
+    settings = {"TICK_SECONDS": "0.5", "IDLE_TICK_SECONDS": "0.5", "GATE__MINIMUM_PAUSE_SECONDS": "0"} | more
     command = [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]
     with running_daemon(folder, command, settings=settings) as client:
         yield client
