@@ -56,7 +56,7 @@ class Sizes:
 
 
 _FULL = Sizes(words=10_000, texts=60, queries=200)
-_QUICK = Sizes(words=100, texts=2, queries=5, prompt_words=5, scored_words=5)
+_QUICK = Sizes(words=100, texts=2, queries=5, prompt_words=2, scored_words=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def score(folder: Path, client: Client, model: str, before: str, text: str) -> S
     scored = [row for row in rows if row[0] >= len(before)]
     return Score(
         nats=[nats for _, _, nats, _ in scored],
-        hits=[nats >= sorted(top.values())[-_TOP] for _, token, nats, top in scored if token[:1] == " "],
+        hits=[sum(other > nats for other in top.values()) < _TOP for _, token, nats, top in scored if token[:1] == " "],
     )
 
 
