@@ -99,13 +99,16 @@ def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:
 def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
     headers = {"authorization": f"Bearer {token(daemon, 'tasker', 'ingest')}"}
     page = (EXAMPLES / "tasker.md").read_text()
-    share, screen = re.findall(r"`POST`, `http://127\.0\.0\.1:2407(\S+)`", page)
+    share, suggest, screen = re.findall(r"`POST`, `http://127\.0\.0\.1:2407(\S+)`", page)
     kind = re.findall(r"type `(\S+)`", page)[0]
     sent = daemon.stranger.post(share, content="Shared.", headers={**headers, "content-type": kind})
     assert sent.status_code == 201
     assert texts(daemon, "share") == ["Shared."]
     bodies = re.findall(r'`(\{"on": \w+\})`', page)
     assert len(bodies) == 2
+    [context] = re.findall(r'`(\{"context": .*\})`', page)
+    suggested = daemon.client.post(suggest, content=context, headers={"content-type": "application/json"})
+    assert suggested.status_code == 200, suggested.text
     for body in bodies:
         told = daemon.stranger.post(screen, content=body, headers={**headers, "content-type": "application/json"})
         assert told.status_code == 200, told.text

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -42,11 +43,12 @@ def generated(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_a_text_is_added_learned_and_found(daemon: Daemon, generated: str) -> None:
-    client = import_module(f"{generated}.client").AuthenticatedClient(base_url=daemon.url, token=daemon.token)
     models = import_module(f"{generated}.models")
+    made = partial(import_module(f"{generated}.client").AuthenticatedClient, base_url=daemon.url, token=daemon.token)
 
     def call(route: str, **given: Any) -> Any:
-        answer = import_module(f"{generated}.api.{route}").sync(client=client, **given)
+        with made() as client:
+            answer = import_module(f"{generated}.api.{route}").sync(client=client, **given)
         assert answer is not None
         return answer
 
@@ -65,6 +67,6 @@ def test_a_text_is_added_learned_and_found(daemon: Daemon, generated: str) -> No
 
 
 def test_without_its_token_it_is_refused(daemon: Daemon, generated: str) -> None:
-    client = import_module(f"{generated}.client").Client(base_url=daemon.url)
-    answer = import_module(f"{generated}.api.texts.list_texts_texts_get").sync_detailed(client=client)
+    with import_module(f"{generated}.client").Client(base_url=daemon.url) as client:
+        answer = import_module(f"{generated}.api.texts.list_texts_texts_get").sync_detailed(client=client)
     assert answer.status_code == 401

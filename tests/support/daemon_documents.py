@@ -148,6 +148,7 @@ ANSWER: Document = {
     "prompt_tokens": 4,
     "completion_tokens": 3,
     "tokens_per_second": 12.5,
+    "recalled": [],
     "seed": 1,
 }
 REPORT: Document = {

@@ -150,6 +150,7 @@ def test_a_prompt_is_continued(daemon: Daemon) -> None:
         "completion_tokens",
         "tokens_per_second",
         "seed",
+        "recalled",
     }
     assert (document["model"], document["adapter"], document["seed"]) == ("tiny", None, 3)
     assert document["prompt_tokens"] == len(PROMPT) + 1  # a token a byte, behind the separator

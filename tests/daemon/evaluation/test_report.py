@@ -34,7 +34,14 @@ LETTERS: dict[str, Any] = {
 COMPLETIONS = [
     NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)
 ]
-EXACT: dict[str, Any] = {"method": "exact", "steps": 24, "batch": 4, "block_tokens": 64, "measure_every": 8}
+EXACT: dict[str, Any] = {
+    "method": "exact",
+    "steps": 24,
+    "batch": 4,
+    "block_tokens": 64,
+    "measure_every": 8,
+    "rate": 8e-3,
+}
 
 
 def run(
