@@ -111,6 +111,11 @@ def trained(client: Client, texts: list[dict[str, Any]]) -> str:
     return "base" if served is None else str(served)
 
 
+def texts_of(file: Path) -> list[str]:
+    """A writer's texts, which have blank lines between."""
+    return [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n") if text.strip()]
+
+
 def some_words(texts: Sequence[str], words: int) -> Iterator[str]:
     """The first texts, of so many words in all."""
     for text in texts:
@@ -122,7 +127,7 @@ def some_words(texts: Sequence[str], words: int) -> Iterator[str]:
 
 def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, Any]:
     """Everything about one writer."""
-    texts = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n") if text.strip()]
+    texts = texts_of(file)
     known = list(some_words(texts, sizes.words))
     held_out = places(texts[len(known) :], sizes.places)
     if len(held_out) < sizes.places:

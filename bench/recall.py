@@ -23,7 +23,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.keys import learned, some_words
+from bench.keys import learned, some_words, texts_of
 from bench.shapes import learner, models_folder
 from bench.world import as_owner, daemon_on
 from pocketllm.api.native.recall import front
@@ -108,7 +108,7 @@ def found_share(client: Client, texts: Sequence[str], count: int) -> float:
 
 def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, Any]:
     """Everything about one writer."""
-    texts = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n") if text.strip()]
+    texts = texts_of(file)
     known = list(some_words(texts, sizes.words))
     enough = sizes.prompt_words + sizes.scored_words
     held_out = [text for text in texts[len(known) :] if len(text.split(" ")) >= enough][: sizes.texts]
