@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.importer import ImportProgress, calibrate_again, import_model
@@ -18,6 +19,7 @@ from pocketllm.engine.planning.calibration import (
     TOLERANCE,
     calibrate,
     choose_dtype,
+    gemm_flops,
     mean_loss,
     passage,
 )
@@ -72,6 +74,15 @@ def test_a_fast_one_that_is_wrong_is_passed_over(loss: float | None) -> None:
     )
 
 
+def test_a_first_product_that_is_slow_is_not_taken_for_an_emulated_one() -> None:
+    readings = count()
+
+    def clock() -> float:
+        return time.perf_counter() + (1.0 if next(readings) else 0.0)  # the first product seems to take a second
+
+    assert gemm_flops((64, 64), torch.float32, clock) > 1e6
+
+
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """A model that is stored in fp16, where every weight fits, and overflows when it computes in it."""
@@ -123,7 +134,7 @@ def test_a_masked_model_guesses_what_is_behind_masks(tmp_path: Path) -> None:
 def test_a_product_that_takes_too_long_is_estimated(tiny: ModelFolder) -> None:
     readings = count(0, 10)  # each product takes ten seconds, though it has few rows
     found = calibrate(tiny, lambda: float(next(readings)))
-    assert next(readings) == (3 + 1) * 2 * 10  # three dtypes, one product each, and a forward
+    assert next(readings) == (3 * 2 + 1) * 2 * 10  # three dtypes, two products each, and a forward
     assert (found.forward_seconds, found.forward_tokens) == (10.0, TIMED_ROWS * passage(tiny).inputs.numel())
     # Most of this model's products are from 32 to 64: two maps of each layer.
     assert found.gemm_flops == pytest.approx(2 * ROWS * 32 * 64 / (10 * ROWS / 32))
