@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     describe_uncaught()
     _die_with_parent()
-    with suppress(OSError):  # at the lowest priority already, or not permitted
-        os.nice(19)
+    _lowest_priority()
     prefer_as_victim()
     fail_where_memory_ends()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -118,6 +117,16 @@ def _ran_in_memory(run: TrainingRun) -> bool:
         return False
     run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=_now())
     return True
+
+
+def _lowest_priority() -> None:
+    """Leave the processors to whatever else wants them."""
+    with suppress(OSError):  # it has it already, or is not permitted
+        os.nice(19)
+    with suppress(
+        OSError
+    ):  # where Linux divides the time between sessions, and nice counts within ours alone (sched(7))
+        Path("/proc/self/autogroup").write_text("19")
 
 
 def _die_with_parent() -> None:
