@@ -9,6 +9,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -23,6 +24,8 @@ MAX_CHARACTERS, MAX_TOKENS = 4000, 512
 _CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
 #: Candidates that are kept between two questions about the same context.
 _MAX_NODES = 100
+#: Probabilities that are remembered of each token.
+_ENDINGS = 8
 #: Tokens of a phrase, for each of its words but the first.
 _TOKENS_PER_WORD = 3
 #: No space is missing after these.
@@ -34,7 +37,7 @@ class Suggestion:
     """Words that may come next, the first with what is typed of it."""
 
     text: str
-    probability: float  #: that the text goes on with exactly these words
+    probability: float  #: that the text goes on with exactly these words; of single words mostly an estimate
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class Suggester:
     """Suggests next words by a model with its current parameters.
 
     It keeps the cache of the last context with its candidates: one more letter needs a pass over new candidates alone,
-    and a word that was a candidate is part of the next context without a pass.
+    and a word that was a candidate is part of the next context without a pass. It also remembers how often a word ended
+    with each first token, which changes little between contexts: with that, most questions need no candidates.
     """
 
     def __init__(self, model: LanguageModel, vocabulary: Vocabulary) -> None:
@@ -141,6 +145,7 @@ class Suggester:
         self._tokens: list[int] = []
         self._following: torch.Tensor | None = None  #: (vocabulary,) probabilities behind those tokens
         self._nodes: dict[tuple[int, ...], _Followed] = {}  #: the candidates behind them, by their tokens
+        self._endings: dict[int, list[float]] = {}  #: by first token: probabilities that a word ended with it
 
     @torch.inference_mode()
     def suggest(
@@ -159,6 +164,8 @@ class Suggester:
         self._follow(context[cut(len(context), MAX_TOKENS) :])
         beginnings = self._vocabulary.beginning(beginning)
         first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n)
+        if words == 1 and (estimated := self._estimated(first, beginning, n)):
+            return estimated
         found = self._searched(first, beginning, n, late)
         if not found:  # too late: as if every word ended with its first token
             whole = [one for one in first if len(one.text) > len(beginning)]
@@ -201,6 +208,20 @@ class Suggester:
         self._nodes = {}
         if more := self._cache.get_seq_length() - tokens:
             self._cache.crop(-more)
+
+    def _estimated(self, first: list[_Candidate], beginning: str, n: int) -> list[Suggestion]:
+        """The n likeliest words of one token, by what is remembered. Empty where a longer word may be likelier."""
+        whole, longer = dict[str, float](), 0.0
+        for one in first:
+            probability, ends = math.exp(one.logprob), 0.0
+            if len(one.text) > len(beginning):
+                if (known := self._endings.get(one.path[0])) is None:
+                    return []
+                ends = fmean(known)
+                whole.setdefault(one.text.strip(), probability * ends)
+            longer = max(longer, probability * (1 - ends))
+        best = sorted(whole.items(), key=lambda one: -one[1])[:n]
+        return [Suggestion(*one) for one in best] if len(best) == n and longer <= best[-1][1] else []
 
     def _searched(
         self, candidates: list[_Candidate], beginning: str, n: int, late: Callable[[], bool]
@@ -266,6 +287,9 @@ class Suggester:
         following = logits.softmax(-1)
         ended = (following @ self._vocabulary.ending).tolist()
         continued = (following * self._vocabulary.continues).topk(_BRANCHES).indices.tolist()
+        for one, end in zip(candidates, ended, strict=True):
+            if len(one.path) == 1:
+                self._endings[one.path[0]] = [*self._endings.get(one.path[0], []), end][-_ENDINGS:]
         return [
             _Followed(one, row, tokens, math.exp(one.logprob) * end)
             for one, row, tokens, end in zip(cached, following, continued, ended, strict=True)
