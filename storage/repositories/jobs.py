@@ -14,13 +14,14 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, Superseded, WrongState
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of
+from pocketllm.storage.repositories.ids import full_id
 from pocketllm.storage.repositories.reports import NewReport, add_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Requester
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
-_ASIDE = ": it was not to start from what is served"
+_ASIDE = ": it was requested to start from something by name"
 #: The states of a job that its worker may write to.
 _OF_ITS_WORKER = (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)
 #: Compiled once: the scheduler queries at every tick.
@@ -97,9 +98,9 @@ class JobStore:
         return job
 
     def get(self, job_id: str) -> Job:
-        """The job with this id. Raises NotFound."""
+        """The job whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found_job(session, job_id)
+            return found_job(session, full_id(session, Job, job_id))
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, after the job `after`. Raises NotFound for an unknown `after`."""
@@ -237,17 +238,16 @@ class JobStore:
         """End a running job in one transaction: job, adapter, serving adapter, report, learned texts.
 
         publish: the adapter is better than the one that was serving when the job started. If another one is serving by
-        now (after a rollback or another job), the adapter is not served, and the job's texts stay new, unless the job
-        was requested to start from something else.
+        now (after a rollback or another job), the adapter is not served, and the job's texts stay new. That of a job
+        that was requested to start from something by name is kept beside.
         """
         with self._database.write() as session:
             job = found_job(session, job_id)
-            outdated = job.compared_with not in (None, _served(session, job.model))
-            aside = outdated and job.start_from is not None
-            fate = "served" if publish and not outdated else "kept, not served"
-            why = ""
-            if outdated:
-                why = _ASIDE if aside else _OUTDATED
+            aside = job.start_from is not None
+            outdated = not aside and job.compared_with not in (None, _served(session, job.model))
+            served = publish and not aside and not outdated
+            fate = "served" if served else "kept, not served"
+            why = _ASIDE if aside else _OUTDATED if outdated else ""
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
             _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
@@ -255,9 +255,9 @@ class JobStore:
             session.add(adapter)
             if report is not None:
                 add_report(session, job, report)
-            if publish and not outdated:
+            if served:
                 serve_from_now_on(session, adapter.model, adapter)
-            if aside or not outdated:
+            if not outdated:
                 mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:

@@ -13,16 +13,17 @@ from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
 from tests.support.workers import NOW
 
 QUEUED, RUNNING, PAUSED = OPEN_STATES
 LATER = NOW + timedelta(hours=1)
 
 
-def create(store: Store, *, immediate: bool = False, at: datetime = NOW) -> Job:
+def create(store: Store, *, immediate: bool = False, at: datetime = NOW, tuning: Tuning | None = None) -> Job:
     return store.jobs.create(
         model="tiny",
         seed=3,
@@ -31,6 +32,7 @@ def create(store: Store, *, immediate: bool = False, at: datetime = NOW) -> Job:
         requested_by=Requester.OWNER,
         immediate=immediate,
         now=at,
+        tuning=tuning,
     )
 
 
@@ -265,6 +267,15 @@ def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(st
     assert serving is not None and serving.id == "fast"
     assert "adapter slow is kept, not served: what is served is no longer" in store.jobs.events(slow.id)[-1].message
     assert (store.jobs.get(slow.id).adapter, store.texts.counts().new_words) == ("slow", 1)
+
+
+def test_what_was_to_start_from_the_base_is_kept_beside_also_where_nothing_is_served(store: Store) -> None:
+    text = NewText(text="one two", source="file")
+    job = create(store, tuning=Tuning(document={}, texts=(text,), start_from=BASE))
+    store.jobs.start(job.id, now=NOW)
+    store.jobs.succeed(job.id, adapter=adapter("a", job.id), publish=True, now=LATER)
+    assert store.adapters.serving("tiny") is None and store.texts.counts().new_words == 0
+    assert "adapter a is kept, not served" in store.jobs.events(job.id)[-1].message
 
 
 def test_the_database_itself_refuses_a_second_served_adapter(store: Store, tmp_path: Path) -> None:
