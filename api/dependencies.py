@@ -22,6 +22,24 @@ async def services_of(request: Request) -> Services:
 
 ServicesDep = Annotated[Services, Depends(services_of)]
 
+
+def _job_id(job_id: str, services: ServicesDep) -> str:
+    return services.store.jobs.get(job_id).id
+
+
+def _adapter_id(adapter_id: str, services: ServicesDep) -> str:
+    return services.store.adapters.get(adapter_id).id
+
+
+def _text_id(text_id: str, services: ServicesDep) -> str:
+    return services.store.texts.get(text_id).id
+
+
+#: Ids in a path: the beginning of one is enough where no other begins like it. Else NotFound.
+JobId = Annotated[str, Depends(_job_id)]
+AdapterId = Annotated[str, Depends(_adapter_id)]
+TextId = Annotated[str, Depends(_text_id)]
+
 SERVING, BASE = "serving", "base"
 
 

@@ -181,9 +181,9 @@ class Client:
         """Serve this adapter. Returns the same as roll_back."""
         return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve")
 
-    def delete_adapter(self, adapter_id: str) -> Document:
+    def delete_adapter(self, adapter_id: str) -> None:
         """Delete an adapter and its files."""
-        return self._call("DELETE", f"/adapters/{path_part(adapter_id)}")
+        self._answer("DELETE", f"/adapters/{path_part(adapter_id)}")
 
     @contextmanager
     def export_adapter(self, adapter_id: str, *, format: str) -> Iterator[Iterator[bytes]]:

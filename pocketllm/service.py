@@ -18,6 +18,10 @@ from pocketllm.daemon.conditions.discovery import is_termux
 
 _COMMAND_SECONDS = 30
 _UNIT = "pocketllm.service"
+_WITHOUT_SYSTEMD = """Nothing was installed: systemd does not answer here. What helps:
+- after `su` or `sudo`: log in as this user, at the machine or by ssh, and run it again;
+- where this user never logs in: `sudo pocketllm service install --system`;
+- in a container, or without systemd: let what starts things there run `pocketllm serve`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,10 @@ class Systemd:
         lines = [
             f"ExecStart={self.command} serve" if line.startswith("ExecStart=") else line for line in text.splitlines()
         ]
+        try:
+            _run(*self.systemctl, "show-environment")
+        except CommandError as error:
+            raise CommandError(f"{error}\n{_WITHOUT_SYSTEMD}") from error
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unit.write_text("\n".join(lines) + "\n", encoding="utf-8")
         _run(*self.systemctl, "daemon-reload")

@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -14,8 +15,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import Body
-from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.native.schemas.jobs import AdapterOut, DeletedOut
+from pocketllm.api.dependencies import AdapterId, ServicesDep, json_only
+from pocketllm.api.native.schemas.jobs import AdapterOut
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf
@@ -81,16 +82,15 @@ def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> ServingO
 
 
 @router.post("/adapters/{adapter_id}/serve")
-def serve(adapter_id: str, services: ServicesDep) -> ServingOut:
+def serve(adapter_id: AdapterId, services: ServicesDep) -> ServingOut:
     """Serve this adapter for its model, whatever its job's outcome."""
     return ServingOut.of(services.store.adapters.serve(adapter_id, usable=_usable(services), now=services.now()))
 
 
-@router.delete("/adapters/{adapter_id}")
-def delete(services: ServicesDep, adapter_id: str) -> DeletedOut:
+@router.delete("/adapters/{adapter_id}", status_code=HTTPStatus.NO_CONTENT)
+def delete(services: ServicesDep, adapter_id: AdapterId) -> None:
     """Delete an adapter and its files, unless it is served or others were made from it."""
     delete_adapter(services, adapter_id)
-    return DeletedOut(id=adapter_id)
 
 
 @router.get(

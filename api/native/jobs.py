@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import ConfigDict, Field
 
 from pocketllm.api.bodies import MAX_SEED, Body
-from pocketllm.api.dependencies import ServicesDep, json_only, may_monitor
+from pocketllm.api.dependencies import JobId, ServicesDep, json_only, may_monitor
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, job_detail
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut, whole_report
@@ -110,7 +110,7 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, services: ServicesDep) -> JobDetailOut:
+def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
     """One job with its settings, its losses, what happened to it, and what was learned in numbers."""
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
@@ -127,19 +127,19 @@ def get_job(job_id: str, services: ServicesDep) -> JobDetailOut:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(job_id: str, services: ServicesDep) -> JobOut:
+def cancel_job(job_id: JobId, services: ServicesDep) -> JobOut:
     """Cancel a job; its worker ends at once. Its progress is deleted."""
     return _out(services, services.scheduler.cancel(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause_job(job_id: str, services: ServicesDep) -> JobOut:
+def pause_job(job_id: JobId, services: ServicesDep) -> JobOut:
     """Pause a job until it is resumed; its worker ends at once. It loses nothing."""
     return _out(services, services.scheduler.pause(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume_job(job_id: str, services: ServicesDep) -> JobOut:
+def resume_job(job_id: JobId, services: ServicesDep) -> JobOut:
     """Resume a paused job; it continues when the conditions allow it."""
     job = services.scheduler.resume(job_id, services.now())
     services.wake()
@@ -198,7 +198,7 @@ def _duration(seconds: float) -> str:
 
 
 @router.get("/jobs/{job_id}/report")
-def get_report(job_id: str, services: ServicesDep) -> ReportOut:
+def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     """What a job has learned: the verdict, the loss curve, the words whose probability rose most, both models'
     completions of held-out text, and how much of the taught text comes out word for word.
 
@@ -220,7 +220,7 @@ OCTETS = "application/octet-stream"
     response_class=Response,
     responses={200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
 )
-def get_step_log(job_id: str, services: ServicesDep) -> Response:
+def get_step_log(job_id: JobId, services: ServicesDep) -> Response:
     """The steps of a job, made so far, in a few bytes each: scalars, learning rates, losses. It holds no text."""
     job = services.store.jobs.get(job_id)
     data = export_step_log(job, services.store.step_log.encoded(job_id), base_sha256=_base_sha256(services, job))

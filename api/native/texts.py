@@ -10,11 +10,11 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import ServicesDep, app_of
+from pocketllm.api.dependencies import ServicesDep, TextId, app_of
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, Limits, check, parse, references
 from pocketllm.api.native.ingest import Ingest
-from pocketllm.api.native.schemas.jobs import AddedOut, DeletedOut, Page, TextOut
+from pocketllm.api.native.schemas.jobs import AddedOut, Identified, Page, TextOut
 from pocketllm.daemon.services import Services
 from pocketllm.storage.tables import Deletion, JobState, Outcome
 
@@ -111,7 +111,7 @@ def list_texts(
 
 @router.get("/texts/{text_id}")
 def get_text(text_id: str, services: ServicesDep) -> TextOut:
-    """One text."""
+    """One text, by its id or the beginning of it."""
     return TextOut.of(services.store.texts.get(text_id))
 
 
@@ -152,14 +152,15 @@ class DeletionOut(BaseModel):
         )
 
 
-class TextDeletedOut(DeletedOut):
+class TextDeletedOut(Identified):
     """A text is gone."""
 
+    deleted: bool = True
     deletion: DeletionOut
 
 
 @router.delete("/texts/{text_id}")
-def delete_text(text_id: str, services: ServicesDep) -> TextDeletedOut:
+def delete_text(text_id: TextId, services: ServicesDep) -> TextDeletedOut:
     """Delete a text and what was derived from it. A job that learns it starts again; served is the newest adapter that
     has not learned it, and a job is queued to learn again what is left.
     """

@@ -45,7 +45,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Ownerless:
-    """A chat that was left out, since none of its writers is known to be the owner."""
+    """A chat or a mailbox that was left out, since none of its writers is known to be the owner."""
 
     messages: dict[str, int]  #: by writer, how many
 

@@ -36,8 +36,8 @@ class Tally:
 
     kinds: dict[Kind, KindCount] = field(default_factory=dict)
     skipped: dict[str, SkippedCount] = field(default_factory=dict)
-    writers: Counter[str] = field(default_factory=Counter)  #: of messages in chats whose owner is unknown
-    ownerless: list[str] = field(default_factory=list)  #: the files that hold these chats
+    writers: Counter[str] = field(default_factory=Counter)  #: of messages whose owner is unknown
+    ownerless: list[str] = field(default_factory=list)  #: the files that hold these
 
     @property
     def files(self) -> int:

@@ -1,11 +1,13 @@
 """Mail: mailboxes, read one mail at a time, and single mails."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from email import message_from_bytes, policy
 from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import EmailMessage, Message
+from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pocketllm.readers.base import (
     MAX_TEXT_BYTES,
     Example,
     Found,
+    Ownerless,
     ReadOptions,
     Skipped,
     Unreadable,
@@ -38,13 +41,33 @@ QUOTES = frozenset({"blockquote"})
 
 
 def read_mbox(path: Path, read_options: ReadOptions) -> Iterator[Found]:
-    """Yield the text of each mail in a mailbox. Raises Unreadable."""
+    """Yield the text of each mail in a mailbox. Raises Unreadable.
+
+    If the owner's names are not given and several people wrote the mails, it yields an Ownerless alone.
+    """
+    if not read_options.me and len(messages := mails_by_address(path)) > 1:
+        yield Ownerless(messages=messages)
+        return
     number = 0
     for number, data in enumerate(split_mbox(path), 1):
         # A mailbox escapes a body's line that begins with "From ".
         yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", read_options)
     if not number:
         raise Unreadable("no mailbox: no line in it begins with 'From '")
+
+
+def mails_by_address(path: Path) -> dict[str, int]:
+    """Return how many mails of a mailbox are from each address."""
+    found: Counter[str] = Counter()
+    for data in split_mbox(path):
+        if HUGE_HEADER.search(data):
+            continue
+        try:
+            pairs = from_pairs(BytesHeaderParser(policy=policy.default).parsebytes(data))
+        except BROKEN:
+            continue
+        found.update(name_key(address) for _, address in pairs[:1] if address)
+    return dict(found)
 
 
 def read_eml(path: Path, read_options: ReadOptions) -> Iterator[Found]:
@@ -98,9 +121,13 @@ def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Fo
 
 def senders(message: EmailMessage) -> set[str]:
     """Return the addresses and names that a mail is from."""
+    return {name_key(part) for pair in from_pairs(message) for part in pair if part}
+
+
+def from_pairs(message: EmailMessage) -> list[tuple[str, str]]:
+    """Return whom a mail is from: names, which may be empty, with addresses."""
     lines = [str(value)[:FROM_CHARACTERS] for name, value in message.raw_items() if name.lower() == "from"]
-    found = getaddresses([str(make_header(decode_header(line))) for line in lines])
-    return {name_key(part) for pair in found for part in pair if part}
+    return getaddresses([str(make_header(decode_header(line))) for line in lines])
 
 
 def mail_text(message: EmailMessage) -> str:

@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.repositories.ids import full_id
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Text
 
 
@@ -33,9 +34,9 @@ class AdapterStore:
         self._database = database
 
     def get(self, adapter_id: str) -> Adapter:
-        """The adapter with this id. Raises NotFound."""
+        """The adapter whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found_adapter(session, adapter_id)
+            return found_adapter(session, full_id(session, Adapter, adapter_id))
 
     def all(self) -> list[Adapter]:
         """All adapters, newest first."""

@@ -14,6 +14,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import withdrawn_jobs
+from pocketllm.storage.repositories.ids import full_id
 from pocketllm.storage.tables import JobText, Text
 
 #: One text in this many is held out of training.
@@ -95,9 +96,9 @@ class TextStore:
             return _add(session, texts, now)
 
     def get(self, identity: str) -> Text:
-        """The text with this id. Raises NotFound."""
+        """The text whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return _found(session.get(Text, identity), identity)
+            return _found(session.get(Text, full_id(session, Text, identity)), identity)
 
     def page(self, *, after: str | None, limit: int) -> list[Text]:
         """Up to `limit` texts, newest first, after the text `after`. Raises NotFound for an unknown `after`."""

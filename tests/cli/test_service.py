@@ -47,7 +47,9 @@ def test_a_unit_is_installed_and_started_twice_in_a_row_and_taken_away(home: Pat
         [start] = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
         command = Path(start.removeprefix("ExecStart=").removesuffix(" serve"))
         assert command.is_absolute() and command.is_file() and command.name == "pocketllm"
-    expected = [f"systemctl --user {verb}" for verb in ("daemon-reload", "enable pocketllm.service")]
+    expected = [
+        f"systemctl --user {verb}" for verb in ("show-environment", "daemon-reload", "enable pocketllm.service")
+    ]
     expected += ["systemctl --user restart pocketllm.service", "loginctl enable-linger"]
     assert calls(home) == expected * 2
     status = alone("service", "status", "--json")
@@ -60,11 +62,12 @@ def test_a_unit_is_installed_and_started_twice_in_a_row_and_taken_away(home: Pat
     assert "nothing to do" in alone("service", "uninstall").stdout
 
 
-def test_what_systemctl_refuses_is_said(home: Path) -> None:
+def test_without_a_users_bus_nothing_is_installed_and_it_says_what_to_do(home: Path) -> None:
     executable(home.parent / "bin", "systemctl", "echo >&2 'Failed to connect to bus'; exit 1")
     result = alone("service", "install")
-    assert result.exit_code == 1
+    assert result.exit_code == 1 and not (home / ".config/systemd/user/pocketllm.service").exists()
     assert "Failed to connect to bus" in result.stderr and "Traceback" not in result.stderr
+    assert "sudo pocketllm service install --system" in result.stderr
     assert alone("service", "status").exit_code == 1
 
 

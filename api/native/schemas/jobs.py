@@ -60,12 +60,6 @@ class AddedOut(BaseModel):
     duplicates: int
 
 
-class DeletedOut(Identified):
-    """Something is gone."""
-
-    deleted: bool = True
-
-
 class JobProgressOut(Identified):
     """How far a job is: nothing that could hold a word of the owner's."""
 

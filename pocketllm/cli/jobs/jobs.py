@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 20
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `pocketllm jobs` shows it.")]
+JobId = Annotated[
+    str, typer.Argument(metavar="ID", help="The job's id, as `pocketllm jobs` shows it, or its beginning.")
+]
 Limit = Annotated[int, typer.Option(min=1, help="How many jobs to show.")]
 
 jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)

@@ -14,7 +14,9 @@ from pocketllm.cli.files import whole_file
 
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")
 
-AdapterId = Annotated[str, typer.Argument(metavar="ID", help="The adapter's id, as `pocketllm adapters` shows it.")]
+AdapterId = Annotated[
+    str, typer.Argument(metavar="ID", help="The adapter's id, as `pocketllm adapters` shows it, or its beginning.")
+]
 
 
 class Format(StrEnum):
@@ -63,8 +65,8 @@ def serve_adapter(options: Common, adapter_id: AdapterId) -> None:
 def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
     """Delete an adapter and its files, unless it is served or others were made from it."""
     with connected(options) as client:
-        gone = client.delete_adapter(adapter_id)
-    show(options, gone, f"{gone['id']} and its files are gone.")
+        client.delete_adapter(adapter_id)
+    show(options, {"deleted": adapter_id}, f"{adapter_id} and its files are gone.")
 
 
 @adapters_app.command(
@@ -85,11 +87,8 @@ def export_adapter(
     ] = Format.PEFT,
 ) -> None:
     """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`), or as a file for llama.cpp."""
-    target = to / (f"{adapter_id}.gguf" if export_format is Format.GGUF else adapter_id)
-    if target.exists():
-        raise UsageError(f"{target} is there already. Choose another folder with --to.")
     if export_format is Format.GGUF:
-        export_gguf(adapter_id, target, options)
+        export_gguf(adapter_id, unused(to / f"{adapter_id}.gguf"), options)
         return
     with (
         connected(options) as client,
@@ -100,8 +99,17 @@ def export_adapter(
             whole.write(piece)
         whole.seek(0)
         with tarfile.open(fileobj=whole) as archive:
+            full_id = archive.getnames()[0].split("/")[0]
+            target = unused(to / full_id)
             archive.extractall(to, filter="data")
-    show(options, {"id": adapter_id, "folder": str(target)}, f"Wrote {target}.")
+    show(options, {"id": full_id, "folder": str(target)}, f"Wrote {target}.")
+
+
+def unused(target: Path) -> Path:
+    """Return the path. Raises UsageError where something is there already."""
+    if target.exists():
+        raise UsageError(f"{target} is there already. Choose another folder with --to.")
+    return target
 
 
 def export_gguf(adapter_id: str, target: Path, options: Common) -> None:

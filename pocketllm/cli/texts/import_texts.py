@@ -13,7 +13,7 @@ from pocketllm.readers.base import MAX_TEXT_BYTES, Kind, ReadOptions, name_key
 if TYPE_CHECKING:
     from pocketllm.readers.gathering import Tally
 
-MAX_NAMES = 12  # of the writers in chats whose owner nobody has named
+MAX_NAMES = 12  # of the writers where nobody has named the owner
 MAX_SOURCE = 200  # characters
 
 EPILOG = examples(
@@ -89,7 +89,7 @@ def check(paths: list[Path], source: str | None) -> None:
 
 
 def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
-    """Print what was found and stored. Raises CommandError when that is nothing, or when a chat has no owner."""
+    """Print what was found and stored. Raises CommandError when that is nothing, or when the owner is to be named."""
     from pocketllm.cli.texts.import_view import import_view
 
     show(options, {**tally.as_document(), **sent}, import_view(tally, sent), soft_wrap=True)
@@ -100,12 +100,12 @@ def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
 
 
 def who_are_you(tally: "Tally") -> str:
-    """Return who takes part in the chats whose owner nobody has named, and how to name them."""
+    """Return who wrote in the chats and mailboxes whose owner nobody has named, and how to name them."""
     named = [f"{name!r} ({count:,})" for name, count in tally.writers.most_common(MAX_NAMES)]
     more = len(tally.writers) - len(named)
     who = ", ".join(named) + (f" and {more:,} more" if more > 0 else "")
     files = tally.ownerless[0] + (f" and {len(tally.ownerless) - 1:,} more" if len(tally.ownerless) > 1 else "")
     return (
         f"Who of these are you? In {files} these wrote (with how many messages): {who}. Run it again with "
-        "--me NAME, to learn what NAME answers to the others."
+        "--me NAME, to learn what NAME wrote; --me may be given several times."
     )

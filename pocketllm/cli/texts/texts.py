@@ -11,7 +11,9 @@ from pocketllm.cli.errors import CommandError
 DEFAULT_LIMIT = 20
 MAX_LISTED = 500  # the most that the daemon gives in a page
 
-TextId = Annotated[str, typer.Argument(metavar="ID", help="The text's id, as `pocketllm texts` shows it.")]
+TextId = Annotated[
+    str, typer.Argument(metavar="ID", help="The text's id, as `pocketllm texts` shows it, or its beginning.")
+]
 
 texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 
@@ -80,7 +82,7 @@ def delete_texts(
 ) -> None:
     """Delete texts; their bytes are overwritten on disk.
 
-    What was learned from them stays in the adapters made so far: `pocketllm rollback` goes back behind these.
+    The adapters that have learned them are no longer served, and a job is queued to learn again what is left.
     """
     gone: list[str] = []
     with connected(options) as client:

@@ -383,3 +383,15 @@ def test_what_is_answered_201_is_in_the_file(api: InProcessApp) -> None:
     [identity] = api.add("here to stay")
     with closing(sqlite3.connect(api.services.folder.database)) as other:
         assert other.execute("SELECT text FROM text WHERE id = ?", [identity]).fetchall() == [("here to stay",)]
+
+
+def test_the_beginning_of_an_id_is_enough_where_no_other_begins_like_it(api: InProcessApp) -> None:
+    ids = api.post("/texts", json=[{"text": f"Note {number}."} for number in range(40)]).json()["ids"]
+    chosen = ids[0]
+    short = next(chosen[:size] for size in range(5, 29) if sum(one.startswith(chosen[:size]) for one in ids) == 1)
+    assert api.get(f"/texts/{short}").json()["id"] == chosen
+    several = assert_problem(api.get(f"/texts/{short[:-1]}"), 404, "not_found")
+    assert "Give more of it" in several["detail"]
+    assert_problem(api.get(f"/texts/{chosen[5:]}"), 404, "not_found")
+    assert api.delete(f"/texts/{short}").json()["id"] == chosen
+    assert_problem(api.get(f"/texts/{short}"), 404, "not_found")
