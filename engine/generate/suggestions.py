@@ -214,9 +214,7 @@ class Suggester:
         whole, longer = dict[str, float](), 0.0
         for one in first:
             probability, ends = math.exp(one.logprob), 0.0
-            if len(one.text) > len(beginning):
-                if (known := self._endings.get(one.path[0])) is None:
-                    return []
+            if len(one.text) > len(beginning) and (known := self._endings.get(one.path[0])):
                 ends = fmean(known)
                 whole.setdefault(one.text.strip(), probability * ends)
             longer = max(longer, probability * (1 - ends))

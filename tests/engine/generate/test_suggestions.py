@@ -102,6 +102,19 @@ def test_what_is_remembered_changes_nothing(model: LanguageModel, vocabulary: Vo
     assert_equal(typing.suggest(shorter, " ", n=2), Suggester(model, vocabulary).suggest(shorter, " ", n=2))
 
 
+def test_what_is_known_of_endings_needs_no_pass_and_no_other_words(model: LanguageModel) -> None:
+    every_token_ends_a_word = Vocabulary(byte_tokenizer(), VOCABULARY, stop_ids=range(VOCABULARY))
+    typing = Suggester(model, every_token_ends_a_word)
+    typing.suggest(CONTEXT, "", n=3)
+    longer = [*CONTEXT, *byte_tokenizer()(" old")["input_ids"]]
+    found = typing.suggest(longer, "", n=3)
+    assert_equal(found, Suggester(model, every_token_ends_a_word).suggest(longer, "", n=3))
+    for one in found:
+        assert one.probability == pytest.approx(
+            by_plain_passes(model, every_token_ends_a_word, one.text, longer), rel=1e-3
+        )
+
+
 def assert_equal(found: list[Suggestion], wanted: list[Suggestion]) -> None:
     assert [one.text for one in found] == [one.text for one in wanted]
     assert [one.probability for one in found] == pytest.approx([one.probability for one in wanted], rel=1e-3)
