@@ -14,7 +14,7 @@ from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES
 from pocketllm.engine.streamed.layers import LayerCall
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import StreamedLinear
 from pocketllm.engine.streamed.weights import DenseWeights
@@ -109,8 +109,10 @@ class LayerwiseGradients:
         current: list[_MicroBatch] = []
         free = self._size.stored
         for blocks, parts in runs:
-            at_once = max(1, self._size.micro_batch // blocks.inputs.shape[1])
+            at_once = power_of_two(self._size.micro_batch // blocks.inputs.shape[1])
             for some, its in zip(blocks.split(at_once), torch.split(torch.tensor(parts), at_once), strict=True):
+                some = some.rounded()
+                its = torch.cat((its, its[-1:].expand(len(some) - len(its))))
                 if current and some.inputs.numel() > free:
                     yield current
                     current, free = [], self._size.stored

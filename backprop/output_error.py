@@ -13,7 +13,7 @@ from math import e, log2
 
 import torch
 
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, Head, accurate, columns_at_once, target_logits
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, Head, accurate, columns_at_once, rounded, target_logits
 
 #: Half of what the loss alone takes, since the exponentials are in memory beside the logits.
 _CHUNK_BYTES = CHUNK_BYTES // 2
@@ -25,6 +25,8 @@ def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tup
     hidden: (n, width), the head's input; targets: (n,) int64 token ids. Float64 in place of fp32 for a float64
     `hidden`. Reads the head's rows once, in order.
     """
+    count = len(hidden)
+    hidden, targets = rounded(hidden), rounded(targets)
     exact = target_logits(hidden, head, targets, _CHUNK_BYTES)
     largest, total = exact, torch.ones_like(exact)  # sum of exp(logit - largest), so far of the target only
     others = torch.zeros(hidden.shape, dtype=exact.dtype)  # sum of exp(logit - largest) W_v, without the target's
@@ -43,7 +45,8 @@ def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tup
         total = total * shrunk + exponentials.sum(1)
         others.mul_(shrunk[:, None]).add_(exponentials.to(hidden.dtype) @ rows)
     losses = largest - exact + total.log()
-    return losses, others.div_(total[:, None]).addcmul_(head.gather(targets), losses.neg().expm1()[:, None])
+    error = others.div_(total[:, None]).addcmul_(head.gather(targets), losses.neg().expm1()[:, None])
+    return losses[:count], error[:count]
 
 
 def label_error(

@@ -20,13 +20,13 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, hence invertible modulo 2^64
 
 def repeated(learned: Batches, measured: Batches, *, is_mlm: bool) -> list[bool]:
     """Whether each held-out block, in order, repeats training text. is_mlm: whether targets are masked tokens."""
-    known = np.unique(np.concatenate([_runs(_tokens(blocks, is_mlm)[0]).reshape(-1) for blocks in learned]))
+    known = np.unique(np.concatenate([_runs(_tokens(blocks, is_mlm)[0])[_whole(blocks, is_mlm)] for blocks in learned]))
     return [repeats for blocks in measured for repeats in _repeated(blocks, known, is_mlm)]
 
 
 def _repeated(blocks: Batch, known: NDArray[np.uint64], is_mlm: bool) -> list[bool]:
     tokens, counts = _tokens(blocks, is_mlm)
-    seen = np.isin(_runs(tokens), known)
+    seen = np.isin(_runs(tokens), known) & _whole(blocks, is_mlm)
     inside = np.zeros(tokens.shape, dtype=bool)
     for place in range(RUN):
         inside[:, place : place + seen.shape[1]] |= seen
@@ -42,6 +42,14 @@ def _tokens(blocks: Batch, is_mlm: bool) -> tuple[NDArray[np.int64], NDArray[np.
     tokens, counts = np.pad(inputs, ((0, 0), (0, first))), np.pad(targets != IGNORE_INDEX, ((0, 0), (first, 0)))
     tokens[counts] = targets[targets != IGNORE_INDEX]
     return tokens, counts
+
+
+def _whole(blocks: Batch, is_mlm: bool) -> NDArray[np.bool_]:
+    """(blocks, positions): whether the run that begins at each position is one of tokens alone, without padding."""
+    width = blocks.inputs.shape[1] + (0 if is_mlm else 1)
+    lengths = np.full(len(blocks), width) if blocks.lengths is None else blocks.lengths.numpy() + (0 if is_mlm else 1)
+    whole: NDArray[np.bool_] = np.arange(max(0, width - RUN + 1)) + RUN <= lengths[:, None]
+    return whole
 
 
 def _runs(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.philox import philox
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
 
 #: A text's token ids.
 Ids = Sequence[int] | NDArray[np.int32]
@@ -68,6 +68,20 @@ class Batch:
     def split(self, size: int) -> Iterator["Batch"]:
         """Yield the blocks in batches of at most `size`."""
         return (self[slice(start, start + size)] for start in range(0, len(self), size))
+
+    def rounded(self) -> "Batch":
+        """The same blocks, and as many without targets as make their number a power of two.
+
+        torch compiles products for each new shape, and keeps that: some MB each. Texts of many lengths in many numbers
+        took more than the training itself, until memory ran out.
+        """
+        more = power_of_two(2 * len(self) - 1) - len(self)
+        if not more:
+            return self
+        empty = self[torch.zeros(more, dtype=torch.long)]
+        both = self.concatenated(replace(empty, targets=torch.full_like(empty.targets, IGNORE_INDEX)))
+        assert both is not None
+        return both
 
 
 #: Blocks of several lengths and kinds, a bucket each.

@@ -20,7 +20,7 @@ from pocketllm.engine.streamed.loss import IGNORE_INDEX
 T = TypeVar("T")
 
 #: Rows of completions and labelled text are padded to a multiple of this length.
-WIDTH_STEP = 8
+WIDTH_STEP = 16
 #: The part of plain text that is masked for a masked language model (as in RoBERTa, arXiv 1907.11692).
 MASKED_SHARE = 0.15
 

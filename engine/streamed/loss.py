@@ -15,6 +15,8 @@ IGNORE_INDEX = -100
 
 #: Default size of a chunk of logits in fp32 (or float64), and of the head's rows for it, in bytes.
 CHUNK_BYTES = 8 * 2**20
+#: Positions are rounded up to a multiple of this, fewer ones to a power of two.
+_FEW_ROWS = 64
 #: The most positions whose logits are computed at once.
 CHUNK_ROWS = 2048
 #: Fewer columns than this would make the matrix products inefficient, whatever the limit says.
@@ -47,6 +49,8 @@ def token_losses(
     hidden: (n, width), the head's input; targets: (n,) int64 token ids; chunk_bytes: size limit of a chunk of logits.
     Returns (n,) fp32, or float64 for a float64 `hidden`. Reads the head's rows once, in order.
     """
+    count = len(hidden)
+    hidden, targets = rounded(hidden), rounded(targets)
     exact = target_logits(hidden, head, targets, chunk_bytes)
     total = torch.full_like(exact, -torch.inf)  # log-sum-exp of the logits seen so far
     columns, rows = columns_at_once(hidden, head, chunk_bytes), min(len(hidden), CHUNK_ROWS)
@@ -67,7 +71,19 @@ def token_losses(
             here = ((targets[part] >= start) & (targets[part] < stop)).nonzero()[:, 0]
             logits[here, targets[part][here] - start] = exact[part][here]
             torch.logaddexp(total[part], log_sum_exp_(logits), out=total[part])
-    return total - exact
+    return (total - exact)[:count]
+
+
+def rounded(rows: torch.Tensor) -> torch.Tensor:
+    """(n, ...) -> (m, ...): the same with zeros, for few different shapes of products: see Batch.rounded."""
+    count = len(rows)
+    wanted = power_of_two(2 * count - 1) if count < _FEW_ROWS else -(-count // _FEW_ROWS) * _FEW_ROWS
+    return rows if count in (0, wanted) else torch.cat((rows, rows.new_zeros(wanted - count, *rows.shape[1:])))
+
+
+def power_of_two(most: int) -> int:
+    """The largest power of two that is at most `most`, and at least 1."""
+    return 1 << max(1, most).bit_length() - 1
 
 
 def label_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_ids: Sequence[int]) -> torch.Tensor:

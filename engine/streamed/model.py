@@ -20,6 +20,7 @@ from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.layers import LayerPages
+from pocketllm.engine.streamed.loss import power_of_two
 from pocketllm.engine.streamed.network import Network
 from pocketllm.engine.streamed.weights import open_weights
 
@@ -106,8 +107,8 @@ class LanguageModel:
 
     def block_losses(self, blocks: Batch, micro_batch: int = MEASURE_BLOCKS) -> list[float]:
         """Each block's mean loss, in nats per target."""
-        parts = blocks.split(max(1, micro_batch // len(self._replicas)))
-        sums = [found[0] for found in self.map_replicas(lambda replica, part: replica.block_sums(part, ()), parts)]
+        parts = blocks.split(power_of_two(micro_batch // len(self._replicas)))
+        sums = self.map_replicas(lambda replica, part: replica.block_sums(part.rounded(), ())[0, : len(part)], parts)
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 

@@ -149,7 +149,7 @@ def test_short_blocks_go_through_the_layers_in_larger_numbers(root: Path) -> Non
     adapter = layers_adapter(model)
     model.set_parameters(adapter)
     gradients = LayerwiseGradients(model, adapter, PassSize(stored=160, micro_batch=80))
-    for length, sizes in ((80, [[1, 1], [1, 1], [1, 1], [1]]), (20, [[4, 3]]), (10, [[7]]), (200, [[1]] * 7)):
+    for length, sizes in ((80, [[1, 1], [1, 1], [1, 1], [1]]), (20, [[4, 4]]), (10, [[8]]), (200, [[1]] * 7)):
         passes = list(gradients._passes([random_blocks(7, length)]))
         assert [[len(some.blocks) for some in micro_batches] for micro_batches in passes] == sizes, length
 

@@ -66,6 +66,13 @@ def test_of_a_completion_only_what_is_measured_counts() -> None:
     assert repeated(learned, pairs((ask, "Good morning, come in.")), is_mlm=False) == [True]
 
 
+def test_padding_behind_a_short_answer_is_no_repeat() -> None:
+    learned = pairs(("The invoice is due on Monday.", " paid"), ("Tea at five, at the ferry.", " kept"))
+    measured = pairs(("A parcel waits at the yard.", " paid"))
+    assert measured[0].lengths is not None
+    assert repeated(learned, measured, is_mlm=False) == [False]
+
+
 def test_what_is_hidden_behind_masks_is_put_back(tmp_path: Path) -> None:
     import_model(str(roberta_folder(tmp_path / "source")), tmp_path / "models", name="masked", dtype="float32")
     tokenizer = open_model_folder(tmp_path / "models" / "masked").tokenizer()

@@ -70,6 +70,12 @@ class TestBlocks:
         assert first.lengths is not None and last.lengths is not None
         assert [*first.lengths, *last.lengths] == [2, 1, 1]
 
+    def test_rounded_its_blocks_are_a_power_of_two_and_its_targets_the_same(self) -> None:
+        rounded = self.blocks.rounded()
+        assert (len(rounded), rounded.tokens) == (4, self.blocks.tokens)
+        assert torch.equal(rounded.inputs[:3], self.blocks.inputs) and rounded.label_ids == self.blocks.label_ids
+        assert rounded.rounded() is rounded
+
 
 class TestBatchAt:
     @given(

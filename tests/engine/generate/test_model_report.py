@@ -109,7 +109,7 @@ class TestSample:
 
     def test_blocks_of_all_buckets(self) -> None:
         buckets = encoded(*(Plain(text=text) for text in NOTES), Completion(prompt="Q", completion="A"))
-        assert [taken.inputs.shape[1] for taken in chosen(learned=buckets).learned] == [32, 8]
+        assert [taken.inputs.shape[1] for taken in chosen(learned=buckets).learned] == [32, 16]
 
     def test_places_have_text_before_and_behind(self) -> None:
         size = VERBATIM_TOKENS
