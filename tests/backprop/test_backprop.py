@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import fresh_adapter
-from pocketllm.engine.data.batches import pack
+from pocketllm.engine.data.batches import batch_at, pack
+from pocketllm.engine.data.examples import Completion, encode
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
@@ -34,6 +35,7 @@ from tests.support.backpropagation import (
 )
 from tests.support.learning import imported, random_blocks, some_adapter
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
+from tests.support.tiny_models import byte_tokenizer
 
 #: Sums in another order, in float64.
 TOLERANCE = 1e-9
@@ -152,6 +154,23 @@ def test_short_blocks_go_through_the_layers_in_larger_numbers(root: Path) -> Non
     for length, sizes in ((80, [[1, 1], [1, 1], [1, 1], [1]]), (20, [[4, 4]]), (10, [[8]]), (200, [[1]] * 7)):
         passes = list(gradients._passes([random_blocks(7, length)]))
         assert [[len(some.blocks) for some in micro_batches] for micro_batches in passes] == sizes, length
+
+
+def test_texts_of_many_lengths_make_few_shapes(root: Path) -> None:
+    """torch keeps what it compiles for each shape."""
+    model = model_of(root, "llama")
+    adapter = layers_adapter(model)
+    model.set_parameters(adapter)
+    gradients = LayerwiseGradients(model, adapter, PassSize(stored=512, micro_batch=512))
+    pairs = [Completion(prompt="?" * length, completion="!") for length in range(1, 62)]
+    buckets = encode(pairs, byte_tokenizer(), length=64, eos=0)
+    shapes = {
+        some.blocks.inputs.shape
+        for step in range(1, 40)
+        for micro_batches in gradients._passes([batch_at(buckets, step=step, size=7, seed=0)])
+        for some in micro_batches
+    }
+    assert shapes <= {(blocks, width) for blocks in (1, 2, 4, 8) for width in (16, 32, 48, 64)}
 
 
 def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
