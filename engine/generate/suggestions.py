@@ -213,11 +213,11 @@ class Suggester:
         """The n likeliest words of one token, by what is remembered. Empty where a longer word may be likelier."""
         whole, longer = dict[str, float](), 0.0
         for one in first:
-            probability, ends = math.exp(one.logprob), 0.0
+            probability, ending = math.exp(one.logprob), 0.0
             if len(one.text) > len(beginning) and (known := self._endings.get(one.path[0])):
-                ends = fmean(known)
-                whole.setdefault(one.text.strip(), probability * ends)
-            longer = max(longer, probability * (1 - ends))
+                ending = fmean(known)
+                whole.setdefault(one.text.strip(), probability * ending)
+            longer = max(longer, probability * (1 - ending))
         best = sorted(whole.items(), key=lambda one: -one[1])[:n]
         return [Suggestion(*one) for one in best] if len(best) == n and longer <= best[-1][1] else []
 

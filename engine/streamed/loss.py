@@ -77,8 +77,8 @@ def token_losses(
 def rounded(rows: torch.Tensor) -> torch.Tensor:
     """(n, ...) -> (m, ...): the same with zeros, for few different shapes of products: see Batch.rounded."""
     count = len(rows)
-    wanted = power_of_two(2 * count - 1) if count < _FEW_ROWS else -(-count // _FEW_ROWS) * _FEW_ROWS
-    return rows if count in (0, wanted) else torch.cat((rows, rows.new_zeros(wanted - count, *rows.shape[1:])))
+    size = power_of_two(2 * count - 1) if count < _FEW_ROWS else -(-count // _FEW_ROWS) * _FEW_ROWS
+    return rows if count in (0, size) else torch.cat((rows, rows.new_zeros(size - count, *rows.shape[1:])))
 
 
 def power_of_two(most: int) -> int:
