@@ -31,6 +31,7 @@ import httpx
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import as_owner, daemon_on, until
+from bench.writers import ended
 from pocketllm.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -79,12 +80,7 @@ def taught(client: Client, *, secret: bool) -> None:
 
 def learned(client: Client, steps: int) -> None:
     """Train one job to its end, and serve its adapter whatever came of it."""
-    job = str(client.start_job(steps=steps, seed=_SEED, method="exact")["id"])
-    # Asked more often, the daemon would take half of the worker's time.
-    until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end", between_seconds=1)
-    found = client.job(job)
-    if found["state"] != "succeeded":
-        raise SystemExit(f"The job failed: {found['error']}")
+    found = ended(client, str(client.start_job(steps=steps, seed=_SEED, method="exact")["id"]))
     client.serve_adapter(found["adapter"])
 
 

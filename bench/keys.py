@@ -11,20 +11,18 @@ is worst, and of latency the longest; any other one is the mean over the writers
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, quantiles
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Limit, finish, parser, progress, start, table
-from bench.shapes import learner, models_folder
+from bench.harness import Limit, finish, progress, start, table
 from bench.world import daemon_on, until
+from bench.writers import learned, measure_each, options_of, some_words, texts_of
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -93,38 +91,6 @@ def keys(ask: Suggestions, adapter: str, held_out: Sequence[tuple[str, str]]) ->
     return pressed, sum(len(word) + 1 for _, word in held_out)
 
 
-def learned(client: Client, texts: Sequence[str]) -> str:
-    """Learn these texts by a default job. Returns what is served then: its adapter, or the base model."""
-    return trained(client, [{"text": text, "source": "writer"} for text in texts])
-
-
-def trained(client: Client, texts: list[dict[str, Any]]) -> str:
-    """The same for texts as POST /texts takes them."""
-    client.add_texts(texts)
-    job = str(client.start_job()["id"])
-    until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end", between_seconds=1)
-    found = client.job(job)
-    if found["state"] != "succeeded":
-        raise SystemExit(f"The job failed: {found['error']}")
-    progress(f"{found['outcome']}: {found['held_out_loss_before']} -> {found['held_out_loss_now']}")
-    served = client.status()["model"]["adapter"]
-    return "base" if served is None else str(served)
-
-
-def texts_of(file: Path) -> list[str]:
-    """A writer's texts, which have blank lines between."""
-    return [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n") if text.strip()]
-
-
-def some_words(texts: Sequence[str], words: int) -> Iterator[str]:
-    """The first texts, of so many words in all."""
-    for text in texts:
-        if words <= 0:
-            return
-        yield text
-        words -= len(text.split())
-
-
 def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, Any]:
     """Everything about one writer."""
     texts = texts_of(file)
@@ -171,13 +137,8 @@ def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
-    options = _options(arguments)
-    sizes = _QUICK if options.quick else _FULL
-    raw = {}
-    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
-        model = learner(models, quick=options.quick).absolute()
-        for file in options.text:
-            raw[file.stem] = measured(file, model, sizes, Path(scratch))
+    options = options_of(arguments, "bench.keys", "What suggestions are worth to a writer, and how long they take.")
+    raw = measure_each(options, measured, full=_FULL, quick=_QUICK)
     writers = raw.values()
     values: dict[str, float | None] = {
         "top3_gain": min(one["top3_personal"] - one["top3_base"] for one in writers),
@@ -192,19 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ("top3_base", "top3_few", "top3_personal", "saved_base", "saved_personal")
     rows = [[name, *(f"{one[column]:.1f}" for column in names)] for name, one in raw.items()]
     columns = ["writer", "top 3, base", "1,000 words", "10,000 words", "keys saved, base", "personal"]
-    shown = table("Suggestions, per cent", columns, rows, caption=f"Of {sizes.places} held-out words of each writer.")
+    shown = table(
+        "Suggestions, per cent",
+        columns,
+        rows,
+        caption=f"Of {(_QUICK if options.quick else _FULL).places} held-out words of each writer.",
+    )
     return finish("keys", [shown], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
     return quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    made = parser("bench.keys", "What suggestions are worth to a writer, and how long they take.")
-    made.add_argument("--text", type=Path, nargs="+", required=True, help="a writer's texts, oldest first")
-    made.add_argument("--models", type=Path, help="keep the model in this folder, and use what is there")
-    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":

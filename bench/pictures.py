@@ -17,9 +17,9 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 from bench.harness import progress
-from bench.keys import trained
 from bench.shapes import learner, models_folder
 from bench.world import daemon_on
+from bench.writers import trained
 from pocketllm.demo import sample_notes
 
 SIZES = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}

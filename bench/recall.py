@@ -11,21 +11,18 @@ were stored, how often three of their words find their text among five. Values a
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Limit, finish, parser, progress, start, table
-from bench.keys import learned, some_words, texts_of
-from bench.shapes import learner, models_folder
+from bench.harness import Limit, finish, progress, start, table
 from bench.world import as_owner, daemon_on
+from bench.writers import learned, measure_each, options_of, some_words, texts_of
 from pocketllm.api.native.recall import front
 from pocketllm.storage.repositories.passages import passages_of
 
@@ -136,13 +133,8 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
-    options = _options(arguments)
-    sizes = _QUICK if options.quick else _FULL
-    raw = {}
-    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
-        model = learner(models, quick=options.quick).absolute()
-        for file in options.text:
-            raw[file.stem] = measured(file, model, sizes, Path(scratch))
+    options = options_of(arguments, "bench.recall", "What the owner's own passages in front of a prompt are worth.")
+    raw, sizes = measure_each(options, measured, full=_FULL, quick=_QUICK), _QUICK if options.quick else _FULL
     writers = list(raw.values())
 
     def gain(what: str, one: str, other: str) -> float:
@@ -165,13 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for title, what, digits in (("Nats a token", "nats", 3), ("Next words among the top three, %", "top3", 1))
     ]
     return finish("recall", shown, values=values, limits=LIMITS, raw=raw, options=options)
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    made = parser("bench.recall", "What the owner's own passages in front of a prompt are worth.")
-    made.add_argument("--text", type=Path, nargs="+", required=True, help="a writer's texts, oldest first")
-    made.add_argument("--models", type=Path, help="keep the model in this folder, and use what is there")
-    return made.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench import measured
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.keys import trained
 from bench.shapes import learner, models_folder
 from bench.tasks.datasets import task_of
 from bench.tasks.runs import sampled
 from bench.world import daemon_on
+from bench.writers import trained
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
