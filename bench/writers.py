@@ -46,7 +46,7 @@ def texts_of(file: Path) -> list[str]:
 
 
 def some_words(texts: Sequence[str], words: int) -> Iterator[str]:
-    """The first texts, of so many words in all."""
+    """The first texts, until they have this number of words in all."""
     for text in texts:
         if words <= 0:
             return

@@ -123,9 +123,8 @@ def _lowest_priority() -> None:
     """Leave the processors to whatever else wants them."""
     with suppress(OSError):  # it has it already, or is not permitted
         os.nice(19)
-    with suppress(
-        OSError
-    ):  # where Linux divides the time between sessions, and nice counts within ours alone (sched(7))
+    # Where Linux divides the time between sessions, nice counts within ours alone (sched(7), autogroup).
+    with suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.philox import philox
-from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
+from pocketllm.engine.streamed.loss import IGNORE_INDEX, next_power_of_two
 
 #: A text's token ids.
 Ids = Sequence[int] | NDArray[np.int32]
@@ -75,7 +75,7 @@ class Batch:
         torch compiles products for each new shape, and keeps that: some MB each. Texts of many lengths in many numbers
         took more than the training itself, until memory ran out.
         """
-        more = power_of_two(2 * len(self) - 1) - len(self)
+        more = next_power_of_two(len(self)) - len(self)
         if not more:
             return self
         empty = self[torch.zeros(more, dtype=torch.long)]

@@ -77,13 +77,18 @@ def token_losses(
 def rounded(rows: torch.Tensor) -> torch.Tensor:
     """(n, ...) -> (m, ...): the same with zeros, for few different shapes of products: see Batch.rounded."""
     count = len(rows)
-    size = power_of_two(2 * count - 1) if count < _FEW_ROWS else -(-count // _FEW_ROWS) * _FEW_ROWS
+    size = next_power_of_two(count) if count < _FEW_ROWS else -(-count // _FEW_ROWS) * _FEW_ROWS
     return rows if count in (0, size) else torch.cat((rows, rows.new_zeros(size - count, *rows.shape[1:])))
 
 
 def power_of_two(most: int) -> int:
     """The largest power of two that is at most `most`, and at least 1."""
     return 1 << max(1, most).bit_length() - 1
+
+
+def next_power_of_two(least: int) -> int:
+    """The smallest power of two that is at least `least`."""
+    return 1 << max(0, least - 1).bit_length()
 
 
 def label_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_ids: Sequence[int]) -> torch.Tensor:
