@@ -157,7 +157,7 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
 
 
 def _announce(services: Services, listeners: list[socket.socket]) -> None:
-    """Write the daemon's address to the data folder, for local programs of the same owner."""
+    """Write the daemon's address and settings to the data folder, for local programs of the same owner."""
     folder, port = services.folder, listeners[0].getsockname()[1]
     about = {
         "pid": os.getpid(),
@@ -167,6 +167,7 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
         "socket": str(folder.socket) if listeners[1:] else None,
         "version": __version__,
         "started_at": services.started_at.isoformat(),
+        "settings": services.settings.model_dump(mode="json"),
     }
     scratch = folder.announcement.with_suffix(".new")
     scratch.write_text(json.dumps(about, indent=2) + "\n")

@@ -102,6 +102,13 @@ def announced_target(folder: Path) -> Target | None:
     return Target(url=url, token=None, without_token=_NOT_ANNOUNCED.format(folder, url))
 
 
+def running_settings(folder: Path) -> Document | None:
+    """Return the settings of the daemon that runs on this folder; None when none runs, or it does not say."""
+    record = read_document(folder / "daemon.json")
+    settings = record.get("settings")
+    return settings if isinstance(settings, dict) and _is_running(record) else None
+
+
 def owner_token(data_dir: Path | None) -> str:
     """Return the owner's token of a data folder. Raises CommandError when the folder has none yet."""
     tokens_file = (data_dir or configured_data_dir()) / "tokens.json"

@@ -228,6 +228,18 @@ def test_labels_in_the_file_take_the_place_of_the_default_ones(config: Path, mon
     assert load_settings({}).training.label_words == {"yes": " yes", "no": " no"}
 
 
+def test_a_daemons_settings_are_read_again_whatever_the_shell_says(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text('[training]\nmode = "full"\n[gate]\nhours = ["22:00-07:00"]\n')
+    announced = load_settings({}).model_dump(mode="json")
+    config.write_text("[training]\nbatch = 3\n")
+    monkeypatch.setenv("POCKETLLM_GATE__REQUIRE_POWER", "false")
+    again = load_settings(announced)
+    assert (again.training.mode, again.training.batch, again.gate.require_power) == ("full", None, True)
+    assert again.model_dump(mode="json") == announced
+
+
 def test_settings_do_not_change() -> None:
     settings = load_settings({})
     with pytest.raises(ValueError, match="frozen"):

@@ -6,6 +6,8 @@ import signal
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +18,7 @@ from safetensors import safe_open
 
 from pocketllm import __version__
 from tests.support.in_process_app import assert_problem, in_process_app
-from tests.support.real_daemon import Daemon, children, eventually, is_running, refused_start, running
+from tests.support.real_daemon import Daemon, children, environment, eventually, is_running, refused_start, running
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
@@ -78,11 +80,22 @@ def idle(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Dae
 
 def test_it_says_where_it_is(idle: Daemon) -> None:
     announced = json.loads((idle.folder / "daemon.json").read_text())
-    assert set(announced) == {"pid", "process_started", "port", "url", "socket", "version", "started_at"}
+    assert set(announced) == {"pid", "process_started", "port", "url", "socket", "version", "started_at", "settings"}
     assert announced["pid"] == idle.process.pid
     assert announced["url"] == f"http://127.0.0.1:{announced['port']}"
     assert announced["version"] == __version__
     assert idle.stranger.get("/health").json() == {"status": "ok", "version": __version__, "pid": idle.process.pid}
+
+
+def test_the_doctor_reads_the_settings_of_the_daemon_that_runs(idle: Daemon) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pocketllm", "doctor", "--json", "--data-dir", str(idle.folder)],
+        env=environment(idle.folder, {"MODEL": "another"}),
+        capture_output=True,
+        check=False,
+    )
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["model"] | {"advice": None} == {"name": "model", "state": "good", "message": "tiny", "advice": None}
 
 
 def test_its_files_are_its_owners_alone(idle: Daemon) -> None:

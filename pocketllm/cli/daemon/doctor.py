@@ -7,6 +7,7 @@ import typer
 
 from pocketllm.cli.common import Common, examples, local_options, show
 from pocketllm.cli.errors import CommandError
+from pocketllm.cli.home import configured_data_dir, running_settings
 
 EPILOG = examples("pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor && echo all is well")
 _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red")}
@@ -16,6 +17,7 @@ _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red
 def doctor(options: Common) -> None:
     """Check what works, what is unknown and what is missing, and say what to do about it. Needs no daemon.
 
+    The settings are those of the daemon that runs on the data folder; while none runs, those that it would start with.
     The exit code is 0 when nothing keeps jobs from running, else 1.
     """
     from rich.console import Group
@@ -28,8 +30,9 @@ def doctor(options: Common) -> None:
     from pocketllm.daemon.settings import load_settings
     from pocketllm.daemon.tools.doctor import examine
 
+    running = running_settings(options.data_dir or configured_data_dir())
     try:
-        settings = load_settings({} if options.data_dir is None else {"data_dir": options.data_dir})
+        settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
     except DaemonError as error:
         raise CommandError(str(error)) from error
     places = Places(supplies=settings.power_supplies)
