@@ -1,25 +1,24 @@
 """Memory of processes: current and peak, and a limit that the kernel enforces."""
 
 import ctypes
+import math
 import resource
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_STATUS, _MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 #: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h.
 _RETURN_LARGE_BLOCKS = {-3: 2**20, -1: 2**21, -8: 1}
 #: Private data that the kernel counts but that is hardly touched: thread stacks, allocator arenas, generated code.
 #: Measured on x86-64: 81 MB more than became resident.
 UNTOUCHED_BYTES = 100 * 10**6
 #: Messages of torch, oneDNN and C++ when an allocation fails; on the CPU they have no exception of their own.
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "could not create a primitive",
-    "could not create a memory",
-    "could not execute a primitive",
-    "std::bad_alloc",
-)
+_OUT_OF_MEMORY = ("can't allocate memory", "could not create a memory", "std::bad_alloc")
+#: oneDNN says these also for other reasons, as where a sandbox forbids it to write code and run it.
+_PERHAPS_OUT_OF_MEMORY = ("could not create a primitive", "could not execute a primitive")
+#: With more than this left, memory is not the reason.
+_LITTLE_BYTES = 256 * 10**6
 
 
 def peak_bytes() -> int:
@@ -43,11 +42,8 @@ def cap_anonymous_memory(more_bytes: int) -> None:
     RuntimeError) instead of waking the kernel's OOM killer, which might kill another one. Mapped weights do not count.
     Does nothing without /proc/self/status.
     """
-    try:
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        # The limit is on VmData, which is larger than the resident part.
-        current = int(lines["VmData"].removesuffix("kB").strip()) * 1024
-    except (OSError, KeyError, ValueError):
+    # The limit is on VmData, which is larger than the resident part.
+    if (current := _bytes_of(_STATUS, "VmData")) is None:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (current + more_bytes + UNTOUCHED_BYTES, hard))
@@ -87,8 +83,28 @@ def prefer_as_victim() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+    """Whether an allocation failed. To be asked while the error is handled, when what it refers to is not yet free."""
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+        return True
+    return any(words in said for words in _PERHAPS_OUT_OF_MEMORY) and _free_bytes() < _LITTLE_BYTES
+
+
+def _free_bytes() -> float:
+    """What this process may still allocate, as far as the system says."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = math.inf if limit == resource.RLIM_INFINITY else limit - (_bytes_of(_STATUS, "VmData") or 0)
+    available = _bytes_of(_MEMORY, "MemAvailable")
+    return allowed if available is None else min(allowed, available)
+
+
+def _bytes_of(file: Path, name: str) -> int | None:
+    """A size that /proc gives in kB; None if it does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in file.read_text().splitlines())
+        return int(lines[name].removesuffix("kB").strip()) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def give_back_free_memory() -> None:
