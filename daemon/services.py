@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
-from pocketllm.daemon.conditions.wake_lock import WakeLock
+from pocketllm.daemon.conditions.wake_lock import RELEASE, TAKE, WakeLock
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
@@ -72,6 +72,7 @@ def build_services(
     folder = DataFolder(settings.data_dir)
     folder.make()
     store = Store.open(folder.database)
+    places = Places(supplies=settings.power_supplies)
     generator = Generator(
         folder.models / settings.model,
         keep_alive_seconds=settings.keep_alive_seconds,
@@ -83,14 +84,14 @@ def build_services(
     scheduler = Scheduler(
         store,
         folder,
-        sensor_set or discover_sensors(folder.root, folder.idle_stamp, Places(supplies=settings.power_supplies)),
+        sensor_set or discover_sensors(folder.root, folder.idle_stamp, places),
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),
         planner=lambda training, steps: plan_job(
             open_model_folder(folder.models / settings.model), training, steps=steps
         ),
-        wake_lock=WakeLock.of_this_machine(),
+        wake_lock=WakeLock(places.command(TAKE), places.command(RELEASE)),
         generator_bytes=lambda: generator.held_bytes,
         uptime=uptime,
     )

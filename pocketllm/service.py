@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pocketllm.cli.errors import CommandError
-from pocketllm.daemon.conditions.discovery import is_termux
+from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
 
 _COMMAND_SECONDS = 30
 _UNIT = "pocketllm.service"
@@ -50,7 +50,10 @@ class ServiceManager(Protocol):
 
 def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> ServiceManager:
     """Return this machine's service manager. Raises CommandError where there is none."""
-    if is_termux(environment):
+    places = Places(environment=environment)
+    if places.is_proot:
+        raise CommandError(f"Nothing starts services inside of a proot. Instead, {PROOT_ADVICE}.")
+    if places.is_termux:
         return Runit(home=Path(environment["HOME"]), prefix=Path(environment.get("PREFIX", "")), command=own_command())
     if shutil.which("systemctl", path=environment.get("PATH")) is None:
         raise CommandError(

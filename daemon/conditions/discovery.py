@@ -26,6 +26,13 @@ from pocketllm.daemon.conditions.readings import Absent, FirstKnown, Sensor, Unk
 #: Exists where systemd's logind runs.
 SEATS = Path("/run/systemd/seats")
 GRAPHICS = Path("/sys/class/drm")
+#: Where Termux has its commands, which a proot inside of it may run, too.
+TERMUX_COMMANDS = Path("/data/data/com.termux/files/usr/bin")
+#: What to do instead of starting the daemon by a service inside of a proot.
+PROOT_ADVICE = (
+    "outside of it, in Termux, run `sh termux/install.sh`, which installs PocketLLM there; or let a script in "
+    "~/.termux/boot run `proot-distro login NAME -- pocketllm serve`"
+)
 _NO_TERMUX_API = (
     f"{COMMAND} is not there: install the app Termux:API and run `pkg install termux-api`; see `pocketllm doctor`"
 )
@@ -50,20 +57,28 @@ class Places:
     graphics: Path = GRAPHICS
     getprop: str = field(default_factory=lambda: _system_command(GETPROP))
     dumpsys: str = field(default_factory=lambda: _system_command(DUMPSYS))
+    termux_commands: Path = TERMUX_COMMANDS
 
     @property
     def is_android(self) -> bool:
-        """By Termux's variables; a proot inherits the prefix."""
-        return is_termux(self.environment)
+        """Whether this is Android: Termux, or a proot inside of it."""
+        return self.is_termux or self.is_proot
+
+    @property
+    def is_termux(self) -> bool:
+        """By Termux's own variables."""
+        return "TERMUX_VERSION" in self.environment or "com.termux" in self.environment.get("PREFIX", "")
+
+    @property
+    def is_proot(self) -> bool:
+        """Whether this is a Linux distribution inside of Termux (proot-distro), which has no variable of Termux's."""
+        of_android = {"ANDROID_ROOT", "ANDROID_DATA"} & self.environment.keys()
+        return not self.is_termux and (bool(of_android) or Path(self.getprop).is_file())
 
     def command(self, name: str) -> str | None:
-        """The path of a command; None if it is not on the PATH."""
-        return shutil.which(name, path=self.environment.get("PATH", os.defpath))
-
-
-def is_termux(environment: Mapping[str, str]) -> bool:
-    """Whether this is the environment of a program under Termux."""
-    return "TERMUX_VERSION" in environment or "com.termux" in environment.get("PREFIX", "")
+        """The path of a command on the PATH, or of Termux's; None if there is none."""
+        path = self.environment.get("PATH", os.defpath)
+        return shutil.which(name, path=f"{path}{os.pathsep}{self.termux_commands}" if self.is_android else path)
 
 
 def _system_command(file: str) -> str:
@@ -116,7 +131,7 @@ def _idleness(pace: Pace, places: Places) -> Sensor:
     """By logind if it runs; without it and without a display, nobody uses the machine."""
     if places.seats.is_dir() and (command := places.command(logind_idle.COMMAND)):
         return logind_idle.LogindIdleness.by_command(pace, command)
-    if any(places.graphics.glob("card*-*/status")):
+    if _may_have_display(places.graphics):
         return Unknown(
             "idle",
             "s",
@@ -125,3 +140,13 @@ def _idleness(pace: Pace, places: Places) -> Sensor:
             "POST /status/screen",
         )
     return Absent("idle", "s", "there is no display")
+
+
+def _may_have_display(graphics: Path) -> bool:
+    """Whether there is a connector for a display, or the system does not say."""
+    try:
+        return any(entry.match("card*-*") for entry in graphics.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True

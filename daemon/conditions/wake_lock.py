@@ -4,9 +4,7 @@ Termux has one lock for all programs and does not count its users, so this modul
 """
 
 import logging
-import shutil
 import threading
-from typing import Self
 
 from pocketllm.daemon.conditions.poller import ProbeFailed, run
 
@@ -25,11 +23,6 @@ class WakeLock:
         self._users = 0
         self._lock = threading.Lock()
         self._last: threading.Thread | None = None
-
-    @classmethod
-    def of_this_machine(cls) -> Self:
-        """By Termux's commands, if they are on the PATH."""
-        return cls(shutil.which(TAKE), shutil.which(RELEASE))
 
     @property
     def in_use(self) -> bool:

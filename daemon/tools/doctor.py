@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pocketllm.daemon.conditions.discovery import Places, SensorSet
+from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places, SensorSet
 from pocketllm.daemon.conditions.gate import GateContext, decide
 from pocketllm.daemon.conditions.readings import Reading, shown, unanswered
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
@@ -23,9 +23,6 @@ State = Literal["good", "unknown", "bad"]
 #: How long to wait for slow sensors.
 LONGEST_SECONDS = 12.0
 _POLL_SECONDS = 0.05
-LOADAVG = Path("/proc/loadavg")
-#: The content of proot-distro's fake file.
-_PROOTS_LOADAVG = "0.12 0.07 0.02"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ def examine(settings: Settings, sensor_set: SensorSet, places: Places, now: Call
     return [
         *_of_folder(DataFolder(settings.data_dir), settings),
         *_of_readings(readings, settings, now()),
-        *(_of_android(places) if places.is_android else _of_linux(places)),
+        *_of_system(places),
     ]
 
 
@@ -115,13 +112,44 @@ def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime)
                 name=reading.name,
                 state="bad" if matters else "unknown",
                 message=f"{reading.source}: {reading.reason}",
-                advice=f'else add "{reading.name}" to gate.train_when_unknown' if matters else None,
+                advice="until it is known, no job starts by itself; docs/scheduling.md says where it is read"
+                if matters
+                else None,
             )
         else:
             yield Finding(name=reading.name, state="good", message=f"{shown(reading)} ({reading.source})")
 
 
-def _of_android(places: Places) -> Iterator[Finding]:
+def _of_system(places: Places) -> Iterator[Finding]:
+    """What starts the daemon here."""
+    if places.is_termux:
+        yield from _of_termux(places)
+    elif places.is_proot:
+        yield Finding(
+            name="service",
+            state="unknown",
+            message="this is a Linux distribution inside of Termux, in which nothing starts the daemon",
+            advice=PROOT_ADVICE,
+        )
+    elif places.command("systemctl") is None:
+        yield Finding(
+            name="service",
+            state="unknown",
+            message="there is no systemd here to start the daemon",
+            advice="start `pocketllm serve` by whatever starts services here",
+        )
+    if places.is_android:
+        yield Finding(
+            name="Android's limits",
+            state="unknown",
+            message="an app cannot see whether Android kills child processes (12 and later) or sleeps Termux",
+            advice="take Termux, Termux:API and Termux:Boot out of battery optimisation, and switch on 'Disable child "
+            "process restrictions' in the developer options, or once, from a computer, run `adb shell settings put "
+            "global settings_enable_monitor_phantom_procs false`",
+        )
+
+
+def _of_termux(places: Places) -> Iterator[Finding]:
     home, prefix = (Path(places.environment.get(name, "/nowhere")) for name in ("HOME", "PREFIX"))
     yield _there(
         prefix / "var/service/pocketllm/run",
@@ -152,39 +180,6 @@ def _of_android(places: Places) -> Iterator[Finding]:
             state="unknown",
             message="SVDIR is not set, so sv-enable and sv-disable act on the wrong folder",
             advice="`pkg install termux-services` and a new session set it",
-        )
-    yield Finding(
-        name="Android's limits",
-        state="unknown",
-        message="an app cannot see whether Android kills child processes (12 and later) or sleeps Termux",
-        advice="take Termux, Termux:API and Termux:Boot out of battery optimisation, and switch on 'Disable child "
-        "process restrictions' in the developer options",
-    )
-    yield from _of_proot()
-
-
-def _of_linux(places: Places) -> Iterator[Finding]:
-    if places.command("systemctl") is None:
-        yield Finding(
-            name="service",
-            state="unknown",
-            message="there is no systemd here to start the daemon",
-            advice="start `pocketllm serve` by whatever starts services here",
-        )
-    yield from _of_proot()
-
-
-def _of_proot() -> Iterator[Finding]:
-    try:
-        faked = LOADAVG.read_text().startswith(_PROOTS_LOADAVG)
-    except OSError:
-        faked = False
-    if faked:
-        yield Finding(
-            name="proot",
-            state="unknown",
-            message="this looks like proot-distro, which makes up parts of /proc",
-            advice="install PocketLLM in Termux itself if readings look wrong",
         )
 
 

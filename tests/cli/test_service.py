@@ -98,6 +98,16 @@ def test_under_termux_it_is_runit_and_a_boot_entry(home: Path, phone: Path) -> N
     assert not run.exists() and not boot.exists()
 
 
+def test_inside_of_a_proot_it_says_where_to_install_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANDROID_ROOT", "/system")
+    result = alone("service", "install")
+    assert result.exit_code == 1 and "in Termux, run `sh termux/install.sh`" in result.stderr
+    assert not (home / ".config").exists() and calls(home) == []
+    _, found = findings("--data-dir", str(home / "data"))
+    assert "proot-distro login" in found["service"]["advice"] and "adb shell" in found["Android's limits"]["advice"]
+    assert found["power"]["state"] == "bad" and "train_when_unknown" not in json.dumps(found)
+
+
 def findings(*arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
     result = alone("doctor", "--json", *arguments)
     document = json.loads(result.stdout)

@@ -1,5 +1,6 @@
 """Which sensors a machine is found to have: a phone, a laptop, a desktop, a server."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,11 @@ def path(tmp_path: Path) -> Path:
     return folder
 
 
-def places(path: Path, tmp_path: Path, *, android: bool, **others: Path) -> Places:
-    environment = {"PATH": f"{path}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    if android:
+def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False, **others: Path) -> Places:
+    environment = {"PATH": "/usr/bin:/bin" if proot else f"{path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    if proot:  # what proot-distro's launcher passes on
+        environment |= {"ANDROID_ROOT": "/system", "ANDROID_DATA": "/data", "TERM": "xterm-256color", "LANG": "C.UTF-8"}
+    elif android:
         environment |= {"TERMUX_VERSION": "0.119", "PREFIX": "/data/data/com.termux/files/usr"}
     return Places(
         environment=environment,
@@ -46,14 +49,17 @@ def places(path: Path, tmp_path: Path, *, android: bool, **others: Path) -> Plac
         graphics=others.get("graphics", tmp_path / "drm"),
         getprop=str(path / "getprop"),
         dumpsys=str(path / "dumpsys"),
+        termux_commands=path,
     )
 
 
-def test_a_phone(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("proot", [False, True], ids=["termux", "proot"])
+def test_a_phone(path: Path, tmp_path: Path, *, proot: bool) -> None:
+    """In a proot, too, it is Termux's commands that say how the phone is."""
     said = '{"percentage": 55, "plugged": "PLUGGED_USB", "status": "CHARGING", "temperature": 30.1, "health": "GOOD"}'
     answering(path, "termux-battery-status", said)
     answering(path, "getprop", "1\n")
-    found = read(places(path, tmp_path, android=True), tmp_path)
+    found = read(places(path, tmp_path, android=True, proot=proot), tmp_path)
     assert list(found) == ALL
     values = {name: found[name].value for name in ALL[:7]}
     assert values == {
@@ -114,6 +120,15 @@ def test_a_desktop_without_logind_does_not_say_whether_it_is_used(path: Path, tm
     status.write_text("connected\n")
     found = read(places(path, tmp_path, android=False), tmp_path)
     assert found["idle"].unknown and "gate.require_idle" in str(found["idle"].reason)
+
+
+def test_a_proot_is_known_by_androids_own_command_too(path: Path, tmp_path: Path) -> None:
+    here = replace(places(path, tmp_path, android=False), termux_commands=tmp_path / "none")
+    assert not here.is_android
+    answering(path, "getprop", "1\n")
+    assert (here.is_android, here.is_proot, here.is_termux) == (True, True, False)
+    found = read(here, tmp_path)
+    assert found["power"].unknown and found["battery"].unknown and found["screen"].value is False
 
 
 def test_this_machines_sensors_answer_whatever_it_is(tmp_path: Path) -> None:
