@@ -168,7 +168,11 @@ class Runit:
         if self._supervised:
             _run("sv", "restart", str(self._service))
             return [*done, "It runs now, and from now on after each boot."]
-        return [*done, "It starts with the next session of Termux, or the next boot."]
+        if shutil.which("service-daemon") is None:
+            return [*done, "It starts with the next boot; after `pkg install termux-services`, with the next session."]
+        places = (f"SVDIR={self.prefix}/var/service", f"LOGDIR={self.prefix}/var/log")
+        _run("env", *places, "service-daemon", "start")
+        return [*done, "It runs now, and from now on after each boot."]
 
     def uninstall(self) -> list[str]:
         """See ServiceManager."""

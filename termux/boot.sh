@@ -5,10 +5,14 @@
 exec >>"$HOME/.pocketllm-boot.log" 2>&1
 echo "boot $(date)"
 export SVDIR="$PREFIX/var/service" LOGDIR="$PREFIX/var/log"
-# One runsvdir: termux-services may have started one already, for a login shell.
-if [ -f "$PREFIX/var/run/service-daemon.pid" ] && kill -0 "$(cat "$PREFIX/var/run/service-daemon.pid")" 2>/dev/null; then
+# One runsvdir: termux-services starts one for a login shell, unless this file names a process that is one. It outlasts
+# a reboot, after which its number may be another program's.
+pid_file="$PREFIX/var/run/service-daemon.pid"
+if pid=$(cat "$pid_file" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = runsvdir ]; then
     echo "the services run already"
     exit 0
 fi
+mkdir -p "$PREFIX/var/run"
+echo $$ >"$pid_file"
 # runsvdir stays a task of the Termux app this way, which Android kills last.
 exec runsvdir "$SVDIR"

@@ -1,6 +1,7 @@
 #!/data/data/com.termux/files/usr/bin/sh
 # Installs PocketLLM on an Android phone, under Termux: sh termux/install.sh [FOLDER OR WHEEL]
-# It can be read, and run again: what is there already is left, or brought up to date. termux/uninstall.sh undoes it.
+# It can be read, and run again: it goes on where it was killed, and brings up to date what is there. termux/uninstall.sh
+# undoes it.
 #
 # Before: install Termux, Termux:API and Termux:Boot from the same place (F-Droid or GitHub), open each once, and take
 # all three out of Android's battery optimisation.
@@ -16,19 +17,50 @@ hook=$HOME/.local/bin/pocketllm-idle-hook
 
 say() { printf '%s\n' "== $*"; }
 
-say "1. Packages of Termux: Python with torch and numpy, runit, and what compiles the rest"
-pkg install -y python python-pip python-torch python-numpy runit termux-api rust binutils clang make tur-repo
-# tokenizers would be compiled for half an hour; Termux's user repository has it.
-pkg install -y python-tokenizers || say "python-tokenizers is not to be had; pip will compile it"
+say "1. Packages of Termux"
+# All of Termux first: Termux does not support a part of it that is newer than the rest.
+pkg upgrade -y
+pkg install -y python python-pip python-torch python-numpy python-greenlet termux-services termux-api \
+    rust binutils clang make tur-repo
+# These would be compiled for most of an hour; Termux's user repository has them.
+for name in python-tokenizers python-hf-xet maturin; do
+    pkg install -y "$name" || say "$name is not to be had; pip will compile it"
+done
 # Answers come several times as fast by llama.cpp; without it they are transformers'.
 pkg install -y llama-cpp || say "llama-cpp is not to be had; answers will take longer"
+if ! python -c 'import torch'; then
+    say "Termux's torch cannot be loaded. Run \`pkg upgrade\`, open a new session of Termux, and run this again."
+    exit 1
+fi
+
+# With the screen off the phone would sleep, and compile for hours.
+if command -v termux-wake-lock >/dev/null 2>&1; then
+    termux-wake-lock
+    trap termux-wake-unlock EXIT
+fi
 
 say "2. A virtual environment that sees the distribution's torch: $venv"
+python_version=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if [ -d "$venv" ] && [ ! -d "$venv/lib/python$python_version" ]; then
+    say "it was made by another Python than $python_version, and is made anew"
+    rm -rf "$venv"
+fi
 [ -x "$venv/bin/python" ] || python -m venv --system-site-packages "$venv"
 # Wheels for Android are built for level 24, whatever the phone has; and one compiler at a time, or Android kills them.
-ANDROID_API_LEVEL=24 CARGO_BUILD_JOBS=1 HF_HUB_DISABLE_XET=1 \
-    CXXFLAGS="-D__ANDROID_MIN_SDK_VERSION__=$(getprop ro.build.version.sdk 2>/dev/null || echo 24)" \
-    "$venv/bin/python" -m pip install --upgrade "$source"
+export ANDROID_API_LEVEL=24 CARGO_BUILD_JOBS=1 HF_HUB_DISABLE_XET=1
+CXXFLAGS="-D__ANDROID_MIN_SDK_VERSION__=$(getprop ro.build.version.sdk 2>/dev/null || echo 24)"
+export CXXFLAGS
+install() {
+    "$venv/bin/python" -m pip install --constraint "$here/constraints.txt" \
+        --extra-index-url https://termux-user-repository.github.io/pypi/ "$@"
+}
+# One after the other: what was compiled is kept, should Android kill the next.
+for name in pydantic safetensors regex pyyaml; do
+    say "$name, which may be compiled for some minutes"
+    install "$name"
+done
+say "the rest, and PocketLLM"
+install --upgrade "$source"
 
 say "3. The model"
 if "$venv/bin/pocketllm" models list --json | grep -q '"name"'; then
@@ -61,9 +93,10 @@ if [ -x "$PREFIX/libexec/termux-api" ]; then
 fi
 
 say "7. Start"
-if command -v sv >/dev/null 2>&1 && [ -e "$service/supervise/ok" ]; then
+if [ -e "$service/supervise/ok" ]; then
     sv restart "$service"
 else
-    say "open a new session of Termux, or reboot, to start the service; until then: $venv/bin/pocketllm serve"
+    # It does nothing where the services run already: then runsvdir sees the new one within five seconds.
+    SVDIR=$PREFIX/var/service LOGDIR=$PREFIX/var/log service-daemon start
 fi
 say "Done. $venv/bin/pocketllm doctor says what works and what is missing."

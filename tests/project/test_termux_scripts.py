@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from tests.support.real_daemon import eventually
 
 TERMUX = ROOT / "termux"
-SCRIPTS = sorted(path for path in TERMUX.rglob("*") if path.is_file())
+SCRIPTS = sorted(path for path in TERMUX.rglob("*") if path.is_file() and path.suffix != ".txt")
 SHEBANG = "#!/data/data/com.termux/files/usr/bin/sh"
 
 
@@ -46,16 +46,21 @@ class Phone:
         self.bin.mkdir()
         (self.prefix / "libexec").mkdir(parents=True)
         self.note = self.root / "calls"
-        for name in ("pkg", "sv", "getprop"):
+        for name in ("pkg", "sv", "getprop", "service-daemon", "termux-wake-lock", "termux-wake-unlock"):
             self.command(name)
         self.command("termux-api", folder=self.prefix / "libexec")
         # A virtual environment is made, with a python and a pocketllm that note their calls, too.
+        self.python("3.14")
+        self.command("made")
+
+    def python(self, version: str) -> None:
+        """The phone's Python, which makes such an environment."""
         self.command(
             "python",
-            'for folder; do :; done; mkdir -p "$folder/bin"; '
+            f'case "$2" in *version_info*) echo {version} ;; esac; [ "$1" = -c ] && exit; '
+            f'for folder; do :; done; mkdir -p "$folder/bin" "$folder/lib/python{version}"; '
             f'cp {self.bin}/made "$folder/bin/python"; cp {self.bin}/made "$folder/bin/pocketllm"',
         )
-        self.command("made")
 
     def command(self, name: str, script: str = "", folder: Path | None = None) -> None:
         """A command that notes how it is called, and then does this."""
@@ -116,8 +121,13 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert "@VENV@" not in "".join(files.values())
     calls = phone.calls()
     assert any(call.startswith("pkg install -y python ") and "python-torch" in call for call in calls)
-    assert "pkg install -y llama-cpp" in calls
-    assert any("pip install --upgrade" in call for call in calls)
+    assert calls.index("pkg upgrade -y") == 0 and "pkg install -y llama-cpp" in calls
+    compiled = [call.rpartition(" ")[2] for call in calls if "--constraint" in call and "--upgrade" not in call]
+    assert compiled == ["pydantic", "safetensors", "regex", "pyyaml"]
+    [whole] = [call for call in calls if "--upgrade" in call]
+    assert whole.startswith("python -m pip install --constraint ") and whole.endswith(f" {ROOT}")
+    assert calls.index("termux-wake-lock ") < calls.index(whole) < calls.index("termux-wake-unlock ")
+    assert calls[-2:] == ["service-daemon start", "termux-wake-unlock "]
     hook = phone.home / ".local/bin/pocketllm-idle-hook"
     assert any(f"--es script {hook}" in call and "--ez idle true" in call for call in calls)
     assert "made models add" in " ".join(calls).replace("pocketllm models add", "made models add")
@@ -130,6 +140,24 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert gone.returncode == 0, gone.stderr
     assert phone.files() == {}
     assert phone.run("uninstall.sh").returncode == 0, "nothing to do is no error"
+
+
+def test_an_environment_of_another_python_is_made_anew(phone: Phone) -> None:
+    phone.run("install.sh")
+    environment = phone.home / ".local/share/pocketllm-venv"
+    (environment / "left").touch()
+    phone.run("install.sh")
+    assert (environment / "left").exists()
+    phone.python("3.15")
+    assert "made anew" in phone.run("install.sh").stdout
+    assert not (environment / "left").exists() and (environment / "lib/python3.15").is_dir()
+
+
+def test_a_torch_that_cannot_be_loaded_ends_it_before_hours_of_compiling(phone: Phone) -> None:
+    phone.command("python", "exit 1")
+    ended = phone.run("install.sh")
+    assert ended.returncode == 1 and "Termux's torch cannot be loaded" in ended.stdout
+    assert not any("pip install" in call for call in phone.calls())
 
 
 def test_the_owners_words_stay_unless_told_otherwise(phone: Phone) -> None:
@@ -159,7 +187,7 @@ def test_an_installer_that_fails_says_so(phone: Phone) -> None:
 
 
 def test_what_only_makes_it_faster_may_be_missing(phone: Phone) -> None:
-    phone.command("pkg", 'case "$*" in *llama-cpp | *python-tokenizers) exit 100 ;; esac')
+    phone.command("pkg", 'case "$*" in *llama-cpp | *python-tokenizers | *maturin) exit 100 ;; esac')
     ended = phone.run("install.sh")
     assert ended.returncode == 0, ended.stderr
     assert "llama-cpp is not to be had; answers will take longer" in ended.stdout
@@ -201,19 +229,22 @@ def test_at_boot_the_services_are_started(phone: Phone) -> None:
     assert "boot " in (phone.home / ".pocketllm-boot.log").read_text()
 
 
-def test_at_boot_one_runsvdir_is_enough(phone: Phone) -> None:
+@pytest.mark.parametrize("noted", ["runsvdir", "another", "dead"])
+def test_at_boot_one_runsvdir_is_enough(phone: Phone, noted: str) -> None:
+    """The number that was noted before a reboot may be another program's, or nobody's."""
     phone.command("runsvdir")
-    sleeper = subprocess.Popen(["sleep", "600"])
+    running = subprocess.Popen([executable(phone.root, "another" if noted == "dead" else noted, "sleep 600 & wait")])
+    (phone.prefix / "var/run").mkdir(parents=True)
+    (phone.prefix / "var/run/service-daemon.pid").write_text(str(running.pid))
     try:
-        (phone.prefix / "var/run").mkdir(parents=True)
-        (phone.prefix / "var/run/service-daemon.pid").write_text(str(sleeper.pid))
+        if noted == "dead":
+            running.kill()
+            running.wait()
         assert phone.run("boot.sh").returncode == 0
     finally:
-        sleeper.kill()
-        sleeper.wait()
-    assert phone.calls() == []
-    assert phone.run("boot.sh").returncode == 0
-    assert phone.calls() == [f"runsvdir {phone.prefix}/var/service"], "the one that was noted is dead"
+        running.kill()
+        running.wait()
+    assert phone.calls() == ([] if noted == "runsvdir" else [f"runsvdir {phone.prefix}/var/service"])
 
 
 def test_the_idle_hook_touches_the_stamp(phone: Phone) -> None:
