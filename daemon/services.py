@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
+from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.wake_lock import RELEASE, TAKE, WakeLock
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
@@ -41,6 +42,7 @@ class Services:
     store: Store
     scheduler: Scheduler
     generator: Generator
+    fresh_look: FreshLook
     now: Callable[[], datetime]
     wake: Waker = field(default_factory=Waker)
     ending: threading.Event = field(default_factory=threading.Event)  #: set when the daemon is to end
@@ -73,6 +75,8 @@ def build_services(
     folder.make()
     store = Store.open(folder.database)
     places = Places(supplies=settings.power_supplies)
+    sensor_set = sensor_set or discover_sensors(folder.root, folder.idle_stamp, places)
+    wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE))
     generator = Generator(
         folder.models / settings.model,
         keep_alive_seconds=settings.keep_alive_seconds,
@@ -84,14 +88,14 @@ def build_services(
     scheduler = Scheduler(
         store,
         folder,
-        sensor_set or discover_sensors(folder.root, folder.idle_stamp, places),
+        sensor_set,
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),
         planner=lambda training, steps: plan_job(
             open_model_folder(folder.models / settings.model), training, steps=steps
         ),
-        wake_lock=WakeLock(places.command(TAKE), places.command(RELEASE)),
+        wake_lock=wake_lock,
         generator_bytes=lambda: generator.held_bytes,
         uptime=uptime,
     )
@@ -102,6 +106,7 @@ def build_services(
         store=store,
         scheduler=scheduler,
         generator=generator,
+        fresh_look=FreshLook(wake_lock, sensor_set.pace, uptime),
         now=now,
         uptime=uptime,
         started_uptime=uptime(),

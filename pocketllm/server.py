@@ -131,17 +131,23 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
 
     async def tick() -> float:
         await asyncio.to_thread(scheduler.tick, services.now())
+        services.fresh_look.settle(scheduler.readings)
         await services.generator.unload_if_idle()
         manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
-        soon = scheduler.worker_pid or unanswered(scheduler.readings)
+        soon = scheduler.worker_pid or services.fresh_look.under_way or unanswered(scheduler.readings)
         return settings.tick_seconds if soon else settings.idle_tick_seconds
 
     ticker = Ticker(tick, services.now, seconds=settings.idle_tick_seconds)
+
+    def look() -> None:
+        services.fresh_look.begin(services.now())
+        ticker.tick_now()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ticker.start()
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, look)  # Android's idle hook
         services.wake.listener = lambda: loop.call_soon_threadsafe(ticker.tick_now)
         _announce(services, listeners)
         manager.notify("READY=1", f"STATUS=serving {settings.model}")

@@ -4,7 +4,9 @@
 # With --register: ask JobScheduler for that, which the installer does, and the service at each start, since an update
 # of Termux:API, or a force stop, forgets it. The same number again replaces what was asked before.
 if [ "${1-}" != --register ]; then
-    exec touch "${XDG_DATA_HOME:-$HOME/.local/share}/pocketllm/idle.stamp"
+    touch "${XDG_DATA_HOME:-$HOME/.local/share}/pocketllm/idle.stamp"
+    # SIGUSR1: the daemon looks at once, with the wake lock. Of itself it would sleep again with the phone.
+    exec sv 1 "$PREFIX/var/service/pocketllm"
 fi
 # The script termux-job-scheduler has no flag for idleness, but the app reads it.
 # Without the app this call never ends.

@@ -88,6 +88,7 @@ class Pace:
     """How often sources are polled: more often while a job runs."""
 
     training: bool = False
+    asked_anew: datetime | None = None  #: polls that began before this are made again at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,8 @@ class Background(Generic[Answer]):
         return self._thread is not None and self._thread.is_alive()
 
     def _due(self, now: datetime) -> bool:
-        if self._asked_at is None:
+        anew = self._pace.asked_anew
+        if self._asked_at is None or (anew is not None and self._asked_at < anew):
             return True
         wait = self._training if self._pace.training else self._idle
         if self._failures:

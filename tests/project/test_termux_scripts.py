@@ -247,11 +247,11 @@ def test_at_boot_one_runsvdir_is_enough(phone: Phone, noted: str) -> None:
     assert phone.calls() == ([] if noted == "runsvdir" else [f"runsvdir {phone.prefix}/var/service"])
 
 
-def test_the_idle_hook_touches_the_stamp(phone: Phone) -> None:
+def test_the_idle_hook_touches_the_stamp_and_wakes_the_daemon(phone: Phone) -> None:
     stamp = phone.home / ".local/share/pocketllm/idle.stamp"
     stamp.parent.mkdir(parents=True)
     assert phone.run("idle-hook.sh").returncode == 0
-    assert stamp.is_file()
+    assert stamp.is_file() and phone.calls() == [f"sv 1 {phone.prefix}/var/service/pocketllm"]
 
 
 def test_the_service_asks_android_anew_and_becomes_the_daemon(phone: Phone) -> None:

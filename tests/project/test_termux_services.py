@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from pocketllm.service import Runit, own_command
-from tests.support.executables import executable
+from tests.support.executables import answering, executable
 from tests.support.real_daemon import eventually
 from tests.support.tiny_models import tiny_model_folder
 
@@ -20,6 +20,18 @@ pytestmark = pytest.mark.skipif(
     shutil.which("runsvdir") is None or shutil.which("start-stop-daemon") is None,
     reason="runit is not installed: apt-get install runit",
 )
+#: Nothing is looked at again for a minute, as on a phone that sleeps.
+CONFIG = """port = 0
+model = "tiny"
+idle_tick_seconds = 60
+[training]
+new_words = 20
+steps = 2
+block_tokens = 16
+batch = 1
+rank = 2
+method = "mezo"
+"""
 TERMUX_SHELL = "/data/data/com.termux/files/usr/bin/sh"
 
 
@@ -31,17 +43,25 @@ class Phone:
         self.data = self.home / ".local/share/pocketllm"
         self.boots: list[subprocess.Popen[bytes]] = []
         tiny_model_folder(self.data / "models")
-        for name in ("bin", "tmp", "libexec"):
-            (self.prefix / name).mkdir(parents=True)
-        executable(self.prefix / "bin", "service-daemon", "")  # nothing runs yet
+        (self.prefix / "tmp").mkdir(parents=True)
+        commands = self.prefix / "bin"
+        executable(commands, "service-daemon", "")  # nothing runs yet
+        battery = {"percentage": 90, "plugged": "PLUGGED_AC", "status": "CHARGING", "temperature": 25.0}
+        answering(commands, "termux-battery-status", json.dumps(battery))
+        answering(commands, "getprop", "1\n")  # the screen is off
+        self.calls = root / "calls"
+        self.calls.touch()
+        for name in ("termux-wake-lock", "termux-wake-unlock"):
+            executable(commands, name, f'echo {name} >> "{self.calls}"')
         self.environment = {
             "HOME": str(self.home),
             "PREFIX": str(self.prefix),
+            "TERMUX_VERSION": "0.119",
             "PATH": f"{self.prefix}/bin:/usr/bin:/bin:/usr/sbin",
             "POCKETLLM_CONFIG": str(self.home / "config.toml"),
             "POCKETLLM_FINISH_SECONDS": "0",
         }
-        (self.home / "config.toml").write_text('port = 0\nmodel = "tiny"\n')
+        (self.home / "config.toml").write_text(CONFIG)
 
     def install(self) -> None:
         """Install the service, with this machine's shell in the place of Termux's."""
@@ -142,3 +162,20 @@ def test_a_boot_after_a_login_starts_no_second_supervisor(phone: Phone) -> None:
     assert phone.boot().wait(timeout=30) == 0
     assert phone.supervisors() == running and len(running) == 1
     assert "the services run already" in (phone.home / ".pocketllm-boot.log").read_text()
+
+
+def test_androids_idle_hook_starts_the_job_that_waits(phone: Phone) -> None:
+    """The screen has been off for less than ten minutes, as far as the daemon has seen: Android knows better."""
+    phone.boot()
+    eventually(lambda: phone.daemon, "an answer after the boot")
+    url = json.loads((phone.data / "daemon.json").read_text())["url"]
+    token = json.loads((phone.data / "tokens.json").read_text())["owner"]
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, trust_env=False) as client:
+        texts = [{"text": f"Note {number}: wind west, glass rising.", "source": "notes"} for number in range(40)]
+        assert client.post("/texts", json=texts).status_code == 201
+        job = eventually(lambda: client.get("/jobs").json()["data"], "a job")[0]
+        assert job["state"] == "queued" and "in use 0 minutes ago" in job["reasons"][0], job
+        subprocess.run(["dash", phone.home / ".local/bin/pocketllm-idle-hook"], env=phone.environment, check=True)
+        eventually(lambda: client.get("/jobs").json()["data"][0]["state"] == "succeeded", "the end of the job")
+    eventually(lambda: "unlock" in phone.calls.read_text(), "the lock is given back")
+    assert phone.calls.read_text().split() == ["termux-wake-lock", "termux-wake-unlock"], "one for look and job"
