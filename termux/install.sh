@@ -55,7 +55,7 @@ install() {
         --extra-index-url https://termux-user-repository.github.io/pypi/ "$@"
 }
 # One after the other: what was compiled is kept, should Android kill the next.
-for name in pydantic safetensors regex pyyaml; do
+for name in pydantic safetensors regex pyyaml ijson; do
     say "$name, which may be compiled for some minutes"
     install "$name"
 done

@@ -123,7 +123,7 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert any(call.startswith("pkg install -y python ") and "python-torch" in call for call in calls)
     assert calls.index("pkg upgrade -y") == 0 and "pkg install -y llama-cpp" in calls
     compiled = [call.rpartition(" ")[2] for call in calls if "--constraint" in call and "--upgrade" not in call]
-    assert compiled == ["pydantic", "safetensors", "regex", "pyyaml"]
+    assert compiled == ["pydantic", "safetensors", "regex", "pyyaml", "ijson"]
     [whole] = [call for call in calls if "--upgrade" in call]
     assert whole.startswith("python -m pip install --constraint ") and whole.endswith(f" {ROOT}")
     assert calls.index("termux-wake-lock ") < calls.index(whole) < calls.index("termux-wake-unlock ")
