@@ -88,14 +88,11 @@ def test_it_says_where_it_is(idle: Daemon) -> None:
 
 
 def test_the_doctor_reads_the_settings_of_the_daemon_that_runs(idle: Daemon) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pocketllm", "doctor", "--json", "--data-dir", str(idle.folder)],
-        env=environment(idle.folder, {"MODEL": "another"}),
-        capture_output=True,
-        check=False,
-    )
-    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert findings["model"] | {"advice": None} == {"name": "model", "state": "good", "message": "tiny", "advice": None}
+    command = [sys.executable, "-m", "pocketllm", "doctor", "--json", "--data-dir", str(idle.folder)]
+    of_the_shell = environment(idle.folder, {"MODEL": "another"})
+    done = subprocess.run(command, env=of_the_shell, capture_output=True, check=False)
+    found = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert (found["model"]["state"], found["model"]["message"]) == ("good", "tiny")
 
 
 def test_its_files_are_its_owners_alone(idle: Daemon) -> None:

@@ -34,6 +34,11 @@ class Phone:
     def now(self) -> datetime:
         return NOW + timedelta(seconds=self.seconds)
 
+    @property
+    def state(self) -> tuple[bool, bool]:
+        """Whether it is under way, and whether the lock is held."""
+        return self.look.under_way, self.look.wake_lock.in_use
+
     def tick(self) -> None:
         """Read the sensor, as a tick of the daemon's does."""
         asked = self.source.latest(self.now)
@@ -55,12 +60,12 @@ def phone() -> Iterator[Phone]:
 
 def test_it_asks_anew_and_holds_the_lock_until_a_tick_has_seen_the_answers(phone: Phone) -> None:
     phone.look.begin(phone.now)
-    assert phone.look.wake_lock.in_use
+    assert phone.state == (True, True)
     phone.tick()
-    assert phone.look.under_way, "the answer is ten minutes old"
+    assert phone.state == (True, True), "the answer is ten minutes old"
     eventually(lambda: not phone.source.busy, "an answer")
     phone.tick()
-    assert phone.asked == 2 and not phone.look.under_way and not phone.look.wake_lock.in_use
+    assert (phone.asked, *phone.state) == (2, False, False)
     phone.tick()
     assert phone.asked == 2, "polled once an hour again"
 
@@ -72,16 +77,16 @@ def test_beginning_twice_takes_the_lock_once(phone: Phone) -> None:
     phone.tick()
     eventually(lambda: not phone.source.busy, "an answer")
     phone.tick()
-    assert not phone.look.wake_lock.in_use
+    assert phone.state == (False, False)
 
 
 def test_what_does_not_answer_is_not_waited_for(phone: Phone) -> None:
     phone.look.begin(phone.now)
     phone.seconds += LONGEST_SECONDS
     phone.tick()
-    assert not phone.look.under_way and not phone.look.wake_lock.in_use
+    assert phone.state == (False, False)
 
 
 def test_without_a_look_a_tick_changes_nothing(phone: Phone) -> None:
     phone.look.settle([])
-    assert not phone.look.under_way and not phone.look.wake_lock.in_use
+    assert phone.state == (False, False)
