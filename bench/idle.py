@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"The idle daemon, {passed:.0f} s",
         ["processor, % of a core", "wake-ups a minute"],
         [[f"{values['cpu_percent']:.3f}", f"{values['wakeups_a_minute']:.1f}"]],
-        caption="It looks at queue and sensors every 15 s, asks for the screen every 15 s and for the battery every "
-        "60 s, each in a thread of its own: an answer wakes that thread a few times.",
+        caption="With no job that waits, it looks at queue and sensors once a minute, and asks for screen and battery, "
+        "each in a thread of its own: an answer wakes that thread a few times.",
     )
     raw = {"seconds": passed, "cpu_seconds": cpu, "wakeups": wakeups}
     return finish("idle", [shown], values=values, limits=LIMITS, raw=raw, options=options)

@@ -286,7 +286,10 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
     tick_seconds: float = Field(2.0, gt=0, le=5, description="Seconds between sensor readings while a job runs.")
     idle_tick_seconds: float = Field(
-        15.0, gt=0, le=60, description="Seconds between sensor readings while no job runs."
+        15.0,
+        gt=0,
+        le=60,
+        description="Seconds between sensor readings while a job waits; while none does, four times that, at most 60.",
     )
     total_memory_bytes: int = Field(
         1000 * MB,

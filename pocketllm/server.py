@@ -43,6 +43,11 @@ SHUTDOWN_SECONDS = 5
 SWITCH_SECONDS = 0.001
 
 
+def tick_seconds_without_work(settings: Settings) -> float:
+    """Seconds between two ticks while no job waits: a phone should sleep. At most half of systemd's watchdog."""
+    return min(60.0, 4 * settings.idle_tick_seconds)
+
+
 def serve(overrides: dict[str, Any]) -> int:
     """Run the daemon until SIGTERM or Ctrl-C; returns the exit code.
 
@@ -134,8 +139,9 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
         services.fresh_look.settle(scheduler.readings)
         await services.generator.unload_if_idle()
         manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
-        soon = scheduler.worker_pid or services.fresh_look.under_way or unanswered(scheduler.readings)
-        return settings.tick_seconds if soon else settings.idle_tick_seconds
+        if scheduler.worker_pid or services.fresh_look.under_way or unanswered(scheduler.readings):
+            return settings.tick_seconds
+        return settings.idle_tick_seconds if scheduler.has_work else tick_seconds_without_work(settings)
 
     ticker = Ticker(tick, services.now, seconds=settings.idle_tick_seconds)
 

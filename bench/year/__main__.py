@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Limit, finish, parser, progress, start, table
+from bench.year.parts import Number, Worker, battery, no_plan
 from bench.year.timer import live_by_timer
 from bench.year.world import DAY, HOUR, World
-from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
+from pocketllm.daemon.conditions.android_battery import TermuxBattery
 from pocketllm.daemon.conditions.android_screen import PolledScreen, ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.poller import Asked, ProbeFailed
-from pocketllm.daemon.conditions.readings import Reading, Sensor
+from pocketllm.daemon.conditions.readings import Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.scheduler import Scheduler
-from pocketllm.daemon.scheduling.worker_process import Exit
 from pocketllm.daemon.settings import Settings
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Requester
@@ -61,36 +61,6 @@ _FAULTS = {
     "blind": {"screen", "idle"},
     "weak": {"charger"},
 }
-
-
-@dataclass
-class Worker:
-    """A worker without a process."""
-
-    job_id: str | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """See Runner."""
-        return 1 if self.job_id else None
-
-    @property
-    def cpu_seconds(self) -> float | None:
-        """See Runner."""
-        return None
-
-    def start(self, job_id: str, start: int) -> None:
-        """See Runner."""
-        self.job_id = job_id
-
-    def reap(self) -> Exit | None:
-        """See Runner: this one never ends by itself."""
-        return None
-
-    def kill(self) -> Exit | None:
-        """See Runner."""
-        job_id, self.job_id = self.job_id, None
-        return None if job_id is None else Exit(job_id=job_id, code=-9, last_words="", cpu_seconds=0.0)
 
 
 @dataclass
@@ -262,11 +232,11 @@ class Life:
         world, clock = self.world, lambda: self.world.at
         screen = PolledScreen(_Direct(lambda: screen_property(world.screen_says())), "getprop")
         sensors: list[Sensor] = [
-            *TermuxBattery(_Direct(lambda: _battery(world))).sensors,
+            *TermuxBattery(_Direct(lambda: battery(world))).sensors,
             screen,
             ScreenIdleness(screen, self.folder.idle_stamp, clock),
-            _Number("memory", "bytes", lambda: world.memory_bytes),
-            _Number("disk", "bytes", lambda: world.disk_bytes),
+            Number("memory", "bytes", lambda: world.memory_bytes),
+            Number("disk", "bytes", lambda: world.disk_bytes),
         ]
         return Scheduler(
             self.store,
@@ -275,22 +245,11 @@ class Life:
             self.worker,
             self.settings,
             model_problem=lambda: None,
-            planner=_no_plan,
+            planner=no_plan,
             wake_lock=WakeLock(),
             local=lambda now: now,
             uptime=clock,
         )
-
-
-def _no_plan(*_: object) -> Any:
-    raise AssertionError("no job is asked for here")
-
-
-def _battery(world: World) -> Battery:
-    said = world.battery_says()
-    if said is None:
-        raise ProbeFailed("termux-battery-status has not answered within 10 s")
-    return parse(said)
 
 
 class _Direct:
@@ -305,17 +264,6 @@ class _Direct:
             return Asked(at=now, answer=self._ask(), problem=None)
         except ProbeFailed as error:
             return Asked(at=now, answer=None, problem=str(error))
-
-
-@dataclass(frozen=True)
-class _Number:
-    name: str
-    unit: str
-    ask: Any
-
-    def read(self, now: datetime) -> Reading:
-        """See Sensor."""
-        return Reading(name=self.name, value=self.ask(), unit=self.unit, source="the world", at=now)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,7 +70,7 @@ class Scheduler:
         self._charge = Charge()
         self._trouble: StorageTrouble | None = None
         self.readings: Sequence[Reading] = ()
-        self.verdict = Verdict()
+        self.verdict, self.has_work = Verdict(), False
 
     @property
     def worker_pid(self) -> int | None:
@@ -124,6 +124,7 @@ class Scheduler:
         if not waiting and (job := self._queue_if_enough(now)):
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
+        self.has_work = bool(queue)
         self.verdict = self._decide(queue[0] if queue else None, now)
         if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
             self._runs.gate(self.verdict.allowed, now)
@@ -303,10 +304,9 @@ class Scheduler:
         The same text would fail again, and a cancelled job would come back at the next tick.
         """
         for last in self._store.jobs.page(after=None, limit=1):
-            recently = last.finished_at is not None and timedelta(0) <= now - last.finished_at < _AFTER_FAILURE
-            if last.state is JobState.CANCELLED or (last.state is JobState.FAILED and recently):
-                assert last.finished_at is not None
-                return self._store.texts.new_words_since(last.finished_at)
+            recently = (at := last.finished_at) is not None and timedelta(0) <= now - at < _AFTER_FAILURE
+            if at is not None and (last.state is JobState.CANCELLED or (last.state is JobState.FAILED and recently)):
+                return self._store.texts.new_words_since(at)
         return self._store.texts.counts().new_words
 
     def _decide(self, job: Job | None, now: datetime) -> Verdict:

@@ -327,6 +327,11 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         ),
         ("harm", [], {"ordinary_rise", "gain_kept", "nats_won"}),
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
+        (
+            "phone",
+            [],
+            {"first_start_s_after_plug", "violation_s", "eligible_used", "wakeups_per_hour_idle", "second_supervisor"},
+        ),
         ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
         ("siege", [], {"owner_p99_s", "refused_owner", "memory_growth_mb"}),

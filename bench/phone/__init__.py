@@ -1,0 +1,1 @@
+"""Nights of a phone that sleeps, and its installed service under the real runit."""

@@ -1,0 +1,134 @@
+"""The service as Termux has it, with the real runit and the real daemon, in a prefix that looks like Termux's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from pocketllm.service import Runit, own_command
+
+TERMUX_SHELL = "/data/data/com.termux/files/usr/bin/sh"
+PROGRAMS = ("runsvdir", "sv", "start-stop-daemon", "dash")
+_BATTERY = {"percentage": 90, "plugged": "PLUGGED_AC", "status": "CHARGING", "temperature": 25.0, "health": "GOOD"}
+#: Nothing is looked at again for a minute, as on a phone that sleeps; and a job of some milliseconds.
+_SETTINGS = """port = 0
+model = "{model}"
+idle_tick_seconds = 60
+[training]
+new_words = 20
+steps = 2
+block_tokens = 16
+batch = 1
+rank = 2
+method = "mezo"
+"""
+
+
+class InstalledPhone:
+    """A home and a prefix in which the service is installed, on the charger and with its screen off.
+
+    What Android's programs would be asked notes its calls in the file `calls`.
+    """
+
+    def __init__(self, root: Path, model: Path) -> None:
+        """model: a model's folder."""
+        self.home, self.prefix, self.calls = root / "home", root / "usr", root / "calls"
+        self.data = self.home / ".local/share/pocketllm"
+        self._boots: list[subprocess.Popen[bytes]] = []
+        (self.data / "models").mkdir(parents=True)
+        (self.data / "models" / model.name).symlink_to(model)
+        (self.home / "config.toml").write_text(_SETTINGS.format(model=model.name))
+        (self.prefix / "tmp").mkdir(parents=True)
+        self.calls.touch()
+        self._command("termux-battery-status", f"echo '{json.dumps(_BATTERY)}'")
+        self._command("getprop", "echo 1")
+        for name in ("termux-wake-lock", "termux-wake-unlock"):
+            self._command(name, f'echo {name} >> "{self.calls}"')
+        self.environment = {
+            "HOME": str(self.home),
+            "PREFIX": str(self.prefix),
+            "TERMUX_VERSION": "0.119",
+            "PATH": f"{self.prefix}/bin:/usr/bin:/bin:/usr/sbin",
+            "POCKETLLM_CONFIG": str(self.home / "config.toml"),
+            "POCKETLLM_FINISH_SECONDS": "0",
+        }
+        Runit(self.home, self.prefix, own_command()).install()
+        for file in [*(self.prefix / "var/service").rglob("*"), *self.home.glob(".*/**/*pocketllm*")]:
+            if file.is_file() and (text := file.read_text(errors="replace")).startswith(f"#!{TERMUX_SHELL}"):
+                file.write_text(text.replace(TERMUX_SHELL, shutil.which("dash") or "", 1))
+
+    def _command(self, name: str, script: str) -> None:
+        file = self.prefix / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+    def boot(self) -> subprocess.Popen[bytes]:
+        """What Termux:Boot does."""
+        script = str(self.home / ".termux/boot/00-pocketllm")
+        self._boots.append(subprocess.Popen(["dash", script], env=self.environment, start_new_session=True))
+        return self._boots[-1]
+
+    def log_in(self) -> None:
+        """What termux-services does for each login shell."""
+        pid_file, services = self.prefix / "var/run/service-daemon.pid", self.prefix / "var/service"
+        pid_file.parent.mkdir(parents=True, exist_ok=True)
+        supervisor = shutil.which("runsvdir") or ""
+        command = ["start-stop-daemon", "-S", "-b", "-m", "-p", pid_file, "-x", supervisor, "--", services]
+        subprocess.run(command, env=self.environment, check=False)
+
+    def idle(self) -> None:
+        """What Android's JobScheduler does while the phone is idle on the charger."""
+        hook = self.home / ".local/bin/pocketllm-idle-hook"
+        subprocess.run(["dash", hook], env=self.environment, check=True, capture_output=True)
+
+    def sv(self, *arguments: str) -> str:
+        """What runit says of the service."""
+        command = ["sv", *arguments, str(self.prefix / "var/service/pocketllm")]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
+
+    @property
+    def url(self) -> str:
+        """Where the daemon answers. Raises OSError or ValueError where none has said so."""
+        return str(json.loads((self.data / "daemon.json").read_text())["url"])
+
+    @property
+    def token(self) -> str:
+        """The owner's."""
+        return str(json.loads((self.data / "tokens.json").read_text())["owner"])
+
+    @property
+    def daemon(self) -> int | None:
+        """The process that answers, if one does."""
+        try:
+            return int(httpx.get(f"{self.url}/health", trust_env=False).json()["pid"])
+        except (OSError, ValueError, httpx.HTTPError):
+            return None
+
+    def supervisors(self) -> list[int]:
+        """The processes that supervise services here."""
+        return [
+            int(process.name)
+            for process in Path("/proc").glob("[0-9]*")
+            if f"runsvdir\0{self.prefix}/var/service" in _command_line(process)
+        ]
+
+    def switch_off(self) -> None:
+        """End the supervisors with their services."""
+        for pid in self.supervisors():
+            os.kill(pid, signal.SIGHUP)
+        for boot in self._boots:
+            boot.wait(timeout=60)
+
+
+def _command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
