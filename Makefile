@@ -1,6 +1,7 @@
 # make demo        from nothing to a model that has learned from sample notes
 # make test        format, lint, types and the quick tests, in about five minutes
 # make test-all    the same with every test, in about twenty; a program that its tests use and that is missing is a failure
+# make test-arm64  what a phone runs, on two emulated Arm cores; needs qemu-user and mmdebstrap
 # make soak        half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
 # make help        this text
 
@@ -14,10 +15,10 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PARALLEL := --numprocesses auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all soak format clean
+.PHONY: help demo lint test test-all test-arm64 soak format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
 
 $(VENV): $(VENV)/installed
 
@@ -47,6 +48,9 @@ test: lint
 test-all: lint
 	$(BIN)/pytest $(PARALLEL) --require-programs
 
+test-arm64: $(VENV)
+	$(BIN)/python -m tests.arm64
+
 soak: $(VENV)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
@@ -55,4 +59,4 @@ format: $(VENV)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm64 build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis

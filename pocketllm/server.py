@@ -179,7 +179,8 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
         "socket": str(folder.socket) if listeners[1:] else None,
         "version": __version__,
         "started_at": services.started_at.isoformat(),
-        "settings": services.settings.model_dump(mode="json"),
+        # But for those that hold words of the owner's.
+        "settings": services.settings.model_dump(mode="json", exclude={"training": {"template", "label_words"}}),
     }
     scratch = folder.announcement.with_suffix(".new")
     scratch.write_text(json.dumps(about, indent=2) + "\n")
