@@ -80,7 +80,7 @@ class InstalledPhone:
         pid_file, services = self.prefix / "var/run/service-daemon.pid", self.prefix / "var/service"
         pid_file.parent.mkdir(parents=True, exist_ok=True)
         supervisor = shutil.which("runsvdir") or ""
-        command = ["start-stop-daemon", "-S", "-b", "-m", "-p", pid_file, "-x", supervisor, "--", services]
+        command = ["start-stop-daemon", "-S", "-b", "-m", "-p", str(pid_file), "-x", supervisor, "--", str(services)]
         subprocess.run(command, env=self.environment, check=False)
 
     def idle(self) -> None:
