@@ -1,6 +1,7 @@
 """Jobs by exact gradients through the real worker: what they make, how they survive, what they continue."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,10 @@ def folder(tmp_path: Path) -> DataFolder:
 
 
 @pytest.fixture
-def store(folder: DataFolder) -> Store:
-    return Store.open(folder.database)
+def store(folder: DataFolder) -> Iterator[Store]:
+    opened = Store.open(folder.database)
+    yield opened
+    opened.close()
 
 
 def other_notes(count: int = 60) -> list[NewText]:
@@ -118,6 +121,7 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     ]
     assert rows[0] == rows[1]
     assert done.early_stopping == undisturbed.early_stopping
+    other.close()
 
 
 @pytest.mark.slow
@@ -163,6 +167,7 @@ def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
     assert job.method == "exact"
     before, after = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
     assert before is not None and after is not None and after.loss < before.loss
+    store.close()
 
 
 @pytest.mark.slow
@@ -229,6 +234,7 @@ def test_where_it_does_not_fit_auto_falls_back_and_exact_is_refused(tmp_path: Pa
     failed = store.jobs.get(refused.id)
     assert failed.state is JobState.FAILED
     assert failed.error is not None and "training.memory_bytes allows 50 MB. Set it to" in failed.error
+    store.close()
 
 
 @pytest.mark.slow

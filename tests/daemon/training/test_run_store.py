@@ -1,6 +1,6 @@
 """Runs of a tiny real model in a real database: killed at every write, they end like an undisturbed one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -150,8 +150,10 @@ def same(one: Adapter | FullWeights, other: Adapter | FullWeights) -> bool:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(data_folder(tmp_path).database)
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(data_folder(tmp_path).database)
+    yield opened
+    opened.close()
 
 
 @pytest.mark.slow
