@@ -23,12 +23,14 @@ from pocketllm.api.app import create_app
 from pocketllm.api.security.tokens import load_or_create_token
 from pocketllm.connections import BoundedProtocol
 from pocketllm.daemon import logs
+from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, PortInUse
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import return_large_blocks
 from pocketllm.daemon.processes import started_ticks
+from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.daemon.systemd_notify import ServiceManager
@@ -43,9 +45,16 @@ SHUTDOWN_SECONDS = 5
 SWITCH_SECONDS = 0.001
 
 
-def tick_seconds_without_work(settings: Settings) -> float:
-    """Seconds between two ticks while no job waits: a phone should sleep. At most half of systemd's watchdog."""
-    return min(60.0, 4 * settings.idle_tick_seconds)
+#: Seconds between two ticks, at most: half of systemd's watchdog.
+LONGEST_TICK_SECONDS = 60.0
+
+
+def seconds_to_next_tick(settings: Settings, scheduler: Scheduler, fresh_look: FreshLook) -> float:
+    """When to look again: soon while something happens, and seldom while no job waits, so that a phone can sleep."""
+    if scheduler.worker_pid or fresh_look.under_way or unanswered(scheduler.readings):
+        return settings.tick_seconds
+    seconds = settings.idle_tick_seconds
+    return seconds if scheduler.has_work else min(LONGEST_TICK_SECONDS, 4 * seconds)
 
 
 def serve(overrides: dict[str, Any]) -> int:
@@ -139,9 +148,7 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
         services.fresh_look.settle(scheduler.readings)
         await services.generator.unload_if_idle()
         manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
-        if scheduler.worker_pid or services.fresh_look.under_way or unanswered(scheduler.readings):
-            return settings.tick_seconds
-        return settings.idle_tick_seconds if scheduler.has_work else tick_seconds_without_work(settings)
+        return seconds_to_next_tick(settings, scheduler, services.fresh_look)
 
     ticker = Ticker(tick, services.now, seconds=settings.idle_tick_seconds)
 

@@ -171,7 +171,7 @@ class Runit:
         if shutil.which("service-daemon") is None:
             return [*done, "It starts with the next boot; after `pkg install termux-services`, with the next session."]
         places = (f"SVDIR={self.prefix}/var/service", f"LOGDIR={self.prefix}/var/log")
-        _run("env", *places, "service-daemon", "start")
+        _run("env", *places, "service-daemon", "start", may_fail=True)  # as where the services run already
         return [*done, "It runs now, and from now on after each boot."]
 
     def uninstall(self) -> list[str]:

@@ -96,7 +96,7 @@ say "7. Start"
 if [ -e "$service/supervise/ok" ]; then
     sv restart "$service"
 else
-    # It does nothing where the services run already: then runsvdir sees the new one within five seconds.
-    SVDIR=$PREFIX/var/service LOGDIR=$PREFIX/var/log service-daemon start
+    # It fails where the services run already: then runsvdir sees the new one within five seconds.
+    SVDIR=$PREFIX/var/service LOGDIR=$PREFIX/var/log service-daemon start || true
 fi
 say "Done. $venv/bin/pocketllm doctor says what works and what is missing."

@@ -17,21 +17,20 @@ from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.year.parts import Number, Worker, battery, no_plan
+from bench.year.parts import Number, Worker, battery, no_plan, queued_job
 from bench.year.world import DAY, HOUR, MINUTE, World
 from pocketllm.daemon.conditions.android_battery import TermuxBattery
 from pocketllm.daemon.conditions.android_screen import STAMP_IDLE_SECONDS, PolledScreen, ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.poller import Background, Pace
-from pocketllm.daemon.conditions.readings import Sensor, unanswered
+from pocketllm.daemon.conditions.readings import Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings
-from pocketllm.server import tick_seconds_without_work
+from pocketllm.server import seconds_to_next_tick
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Requester
 
 Answer = TypeVar("Answer")
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -199,30 +198,14 @@ class Phone:
             if self._first_start_seconds is not None:
                 self.seen.first_starts.append(self._first_start_seconds)
                 self._first_start_seconds = None
-        self._timer = self._tick_seconds()
+        self._timer = seconds_to_next_tick(self.settings, self._scheduler, self._look)
         self._watchful -= 1
         if self.running and self._watchful < 0 and not self._close_to_a_threshold:
             self._timer = _STRIDE
 
-    def _tick_seconds(self) -> float:
-        """As in pocketllm.server."""
-        if self.running or self._look.under_way or unanswered(self._scheduler.readings):
-            return self.settings.tick_seconds
-        work = self._scheduler.has_work
-        return self.settings.idle_tick_seconds if work else tick_seconds_without_work(self.settings)
-
     def _queue(self) -> None:
         """A job for the night: the text came in by day."""
-        job = self._store.jobs.create(
-            model=self.settings.model,
-            seed=0,
-            total_steps=10**6,
-            settings={},
-            requested_by=Requester.OWNER,
-            immediate=False,
-            now=self.now,
-        )
-        self._job, self._learned = job.id, 0.0
+        self._job, self._learned = queued_job(self._store, self.settings, self.now).id, 0.0
 
     def _end_job(self) -> None:
         assert self._job is not None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Limit, finish, parser, progress, start, table
-from bench.year.parts import Number, Worker, battery, no_plan
+from bench.year.parts import Number, Worker, battery, no_plan, queued_job
 from bench.year.timer import live_by_timer
 from bench.year.world import DAY, HOUR, World
 from pocketllm.daemon.conditions.android_battery import TermuxBattery
@@ -36,7 +36,6 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Requester
 
 LIMITS = {
     "violation_s": Limit(at_most=0, always=True),
@@ -91,15 +90,7 @@ class Life:
         self.paused_at: float | None = None
         self.watchful = 0  # polls still to be made, one by one
         self.scheduler = self._daemon()
-        self.store.jobs.create(
-            model=settings.model,
-            seed=0,
-            total_steps=10**6,
-            settings={},
-            requested_by=Requester.OWNER,
-            immediate=False,
-            now=self.now,
-        )
+        queued_job(self.store, settings, self.now)
 
     @property
     def now(self) -> datetime:

@@ -10,11 +10,15 @@ from pocketllm.daemon.conditions.android_battery import Battery, parse
 from pocketllm.daemon.conditions.poller import ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.worker_process import Exit
+from pocketllm.storage.tables import Requester
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from bench.year.world import World
+    from pocketllm.daemon.settings import Settings
+    from pocketllm.storage.store import Store
+    from pocketllm.storage.tables import Job
 
 
 @dataclass
@@ -58,6 +62,19 @@ class Number:
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
         return Reading(name=self.name, value=self.ask(), unit=self.unit, source="the world", at=now)
+
+
+def queued_job(store: Store, settings: Settings, now: datetime) -> Job:
+    """Queue a job that has more steps than it will ever make."""
+    return store.jobs.create(
+        model=settings.model,
+        seed=0,
+        total_steps=10**6,
+        settings={},
+        requested_by=Requester.OWNER,
+        immediate=False,
+        now=now,
+    )
 
 
 def battery(world: World) -> Battery:

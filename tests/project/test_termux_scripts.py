@@ -179,6 +179,12 @@ def test_a_service_that_runs_is_restarted(phone: Phone) -> None:
     assert f"sv exit {phone.prefix}/var/service/pocketllm" in phone.calls()
 
 
+def test_services_that_run_already_are_no_failure(phone: Phone) -> None:
+    phone.command("service-daemon", "exit 1")
+    ended = phone.run("install.sh")
+    assert ended.returncode == 0 and "== Done." in ended.stdout
+
+
 def test_an_installer_that_fails_says_so(phone: Phone) -> None:
     phone.command("pkg", "exit 100")
     ended = phone.run("install.sh")
