@@ -1,9 +1,12 @@
-# make demo        from nothing to a model that has learned from sample notes
-# make test        format, lint, types and the quick tests, in about five minutes
-# make test-all    the same with every test, in about twenty; a program that its tests use and that is missing is a failure
-# make test-arm64  what a phone runs, on two emulated Arm cores; needs qemu-user and mmdebstrap
-# make soak        half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
-# make help        this text
+# make demo               from nothing to a model that has learned from sample notes
+# make test               format, lint, types and the quick tests, in about five minutes
+# make test-all           the same with every test, in about twenty; a program that they use and that is missing is a failure
+# make test-lowest        `make test` with the oldest versions that pyproject.toml admits
+# make test-newest        `make test` with Debian's newest Python and the newest versions; needs mmdebstrap and root's rights
+# make test-arm64         what a phone runs, on two emulated Arm cores; needs mmdebstrap and qemu-user
+# make test-arm64-system  both systemd units on an emulated machine; needs qemu-system-arm as well, and root's rights
+# make soak               half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
+# make help               this text
 
 # Python 3.11 or newer. Another one: make PYTHON=python3.13 test
 PYTHON ?= python3
@@ -15,10 +18,10 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PARALLEL := --numprocesses auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all test-arm64 soak format clean
+.PHONY: help demo lint test test-all test-lowest test-newest test-arm64 test-arm64-system soak format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
 
 $(VENV): $(VENV)/installed
 
@@ -48,8 +51,14 @@ test: lint
 test-all: lint
 	$(BIN)/pytest $(PARALLEL) --require-programs
 
+test-lowest test-newest: $(VENV)
+	$(BIN)/python -m tests.versions $(@:test-%=%)
+
 test-arm64: $(VENV)
 	$(BIN)/python -m tests.arm64
+
+test-arm64-system: $(VENV)
+	$(BIN)/python -m tests.arm64_system
 
 soak: $(VENV)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
@@ -59,4 +68,4 @@ format: $(VENV)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .arm64 build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm64 .versions build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -172,7 +172,7 @@ def autograd(peer: Peer, rate: float, seed: int) -> Step:
     def step(batch: Batch, _number: int, share: float) -> float:
         optimizer.param_groups[0]["lr"] = rate * share
         loss = peer.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())

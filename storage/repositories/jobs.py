@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, tuple_
+from sqlalchemy import func, literal, tuple_
 from sqlalchemy.dialects import sqlite
 from sqlmodel import Session, col, select, update
 
@@ -109,7 +109,7 @@ class JobStore:
             if after is not None:
                 last = found_job(session, after)
                 newest_first = newest_first.where(
-                    tuple_(col(Job.created_at), col(Job.id)) < tuple_(last.created_at, last.id)
+                    tuple_(col(Job.created_at), col(Job.id)) < tuple_(literal(last.created_at), literal(last.id))
                 )
             return list(session.exec(newest_first))
 

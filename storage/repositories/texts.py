@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, cast, func, tuple_
+from sqlalchemy import ColumnElement, LargeBinary, cast, func, literal, tuple_
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
@@ -249,7 +249,7 @@ def _row(identity: str, new: NewText, now: datetime) -> Text:
 
 
 def _behind(last: Text) -> ColumnElement[bool]:
-    return tuple_(col(Text.created_at), col(Text.id)) < tuple_(last.created_at, last.id)
+    return tuple_(col(Text.created_at), col(Text.id)) < tuple_(literal(last.created_at), literal(last.id))
 
 
 def _found(text: Text | None, identity: str) -> Text:

@@ -107,7 +107,7 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
             objective = objective + samples_weight * whole_loss(network, samples(step))
         optimizer.zero_grad()
         unit = batch(step).tokens / (1 - samples_weight)  # see whole_gradients
-        (objective * unit).backward()  # type: ignore[no-untyped-call]
+        (objective * unit).backward()
         for leaf in leaves:
             assert leaf.grad is not None
             leaf.grad.div_(unit)

@@ -21,7 +21,7 @@ TEXT = {"text": "The shed to myself."}
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data", MODEL="tiny") as made:
+    with in_process_app(tmp_path / "data", model="tiny") as made:
         tiny_model_folder(made.services.folder.models)
         yield made
 

@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+import torch
+from torch.torch_version import TorchVersion
 
 from pocketllm.engine.formats.model_folder import ModelFolder
 from tests.support.learning import fresh_process
@@ -110,6 +112,9 @@ print(json.dumps({
 }))
 """
 
+#: torch.utils.checkpoint, which transformers imports.
+_CHECKPOINT_IMPORTS_SYMPY = TorchVersion(torch.__version__) < "2.8"
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -145,5 +150,5 @@ def test_distributed_torch_is_as_before() -> None:
 
 def test_a_walk_needs_none_of_it_either(tiny: ModelFolder) -> None:
     seen = fresh_process(_WALKS, tiny.path)
-    assert seen["heavy"] == []
+    assert seen["heavy"] == (["sympy"] if _CHECKPOINT_IMPORTS_SYMPY else [])
     assert len(seen["losses"]) == 1

