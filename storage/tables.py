@@ -284,6 +284,8 @@ class RunWindow(SQLModel, table=True):
     cpu_seconds: float = 0.0
     battery_began_percent: float | None = None
     battery_ended_percent: float | None = None
+    #: What went into the battery, less what it gave.
+    battery_watt_hours: float | None = None
     hottest_battery_celsius: float | None = None
     hottest_zone_celsius: float | None = None
 

@@ -55,6 +55,7 @@ class Places:
     supplies: Path = linux_power.POWER_SUPPLIES
     seats: Path = SEATS
     graphics: Path = GRAPHICS
+    cgroups: Path = Path("/sys/fs/cgroup")
     getprop: str = field(default_factory=lambda: _system_command(GETPROP))
     dumpsys: str = field(default_factory=lambda: _system_command(DUMPSYS))
     termux_commands: Path = TERMUX_COMMANDS
@@ -122,6 +123,7 @@ def _of_linux(pace: Pace, reported_screen: ReportedScreen, _stamp: Path, places:
         linux_power.BatterySensor(supplies),
         linux_power.BatteryTemperatureSensor(supplies),
         linux_power.BatteryHealthSensor(supplies),
+        linux_power.BatteryPowerSensor(supplies),
         FirstKnown([Absent("screen", None, "see idle"), reported_screen]),
         _idleness(pace, places),
     ]

@@ -106,6 +106,23 @@ class BatteryHealthSensor:
         )
 
 
+@dataclass(frozen=True)
+class BatteryPowerSensor:
+    """What flows into the battery; the sum of several batteries."""
+
+    folder: Path = POWER_SUPPLIES
+
+    def read(self, now: datetime) -> Reading:
+        """Watts, below zero while it discharges; absent if no battery tells its current or its power."""
+        try:
+            watts = [power for battery in _batteries(self.folder) if (power := _watts(battery)) is not None]
+        except (OSError, ValueError) as error:
+            return unknown("battery power", "W", self.folder, now, error)
+        if not watts:
+            return absent("battery power", "W", self.folder, now, "no battery that tells its current")
+        return Reading(name="battery power", value=sum(watts), unit="W", source=str(self.folder), at=now)
+
+
 #: Type of a supply -> plug, the strongest first.
 _PLUGS = {"Mains": "ac", "USB": "usb", "Wireless": "wireless"}
 
@@ -152,6 +169,18 @@ def _percentage(text: str) -> float:
     if not 0 <= level <= 100:  # also catches NaN
         raise ValueError(f"{level} is not a percentage")
     return level
+
+
+def _watts(battery: Path) -> float | None:
+    """From microwatts, or microamperes and microvolts. Drivers disagree about the sign; the state tells it."""
+    microwatts, microamperes, microvolts = (_word(battery / f"{name}_now") for name in ("power", "current", "voltage"))
+    if microwatts:
+        watts = abs(float(microwatts)) / 1e6
+    elif microamperes and microvolts:
+        watts = abs(float(microamperes)) * float(microvolts) / 1e12
+    else:
+        return None
+    return {"Charging": watts, "Discharging": -watts}.get(_word(battery / "status"), 0.0)
 
 
 def _plausible(celsius: float) -> float:

@@ -89,6 +89,7 @@ def _observed(readings: Sequence[Reading], cpu: float | None) -> Observed:
         cpu_seconds=cpu,
         battery_percent=_number(by_name, "battery"),
         battery_celsius=_number(by_name, "temperature"),
+        battery_watts=_number(by_name, "battery power"),
         zone_celsius=_number(by_name, "heat"),
     )
 

@@ -9,6 +9,8 @@ from sqlmodel import Session, col, delete, or_, select, update
 from pocketllm.storage.database import Database
 from pocketllm.storage.tables import IdleWindow, RunWindow
 
+#: A reading of power counts for as long, at most.
+_SAME_POWER_FOR = timedelta(minutes=5)
 #: For how long idle windows are kept.
 _IDLE_WINDOWS_FOR = timedelta(days=30)
 
@@ -20,6 +22,7 @@ class Observed:
     cpu_seconds: float | None = None
     battery_percent: float | None = None
     battery_celsius: float | None = None
+    battery_watts: float | None = None  #: into the battery; below zero: out of it
     zone_celsius: float | None = None
 
 
@@ -102,6 +105,10 @@ def _open(session: Session, window_id: int) -> RunWindow:
 
 
 def _note(window: RunWindow, seen: Observed, now: datetime) -> None:
+    if seen.battery_watts is not None:
+        lasted = max(timedelta(0), min(now - window.seen_at, _SAME_POWER_FOR))
+        spent = seen.battery_watts * (lasted / timedelta(hours=1))
+        window.battery_watt_hours = (window.battery_watt_hours or 0.0) + spent
     window.seen_at = max(window.seen_at, now)  # a clock may have been set back
     if seen.cpu_seconds is not None:
         window.cpu_seconds = max(window.cpu_seconds, seen.cpu_seconds)

@@ -21,6 +21,7 @@ WINDOW: dict[str, Any] = {
     "cpu_seconds": 6000.0,
     "battery_began_percent": 80.0,
     "battery_ended_percent": 78.0,
+    "battery_watt_hours": -3.26,
     "hottest_battery_celsius": 36.4,
     "hottest_zone_celsius": None,
 }
@@ -30,7 +31,9 @@ DAY = {
     "seconds": 7200.0,
     "cpu_seconds": 6000.0,
     "battery_lost_percent": 2.0,
+    "battery_watt_hours": 11.04,
     "hottest_battery_celsius": 36.4,
+    "nats_per_hour": 0.123,
 }
 
 
@@ -43,6 +46,7 @@ def shown(width: int = 150, **changed: Any) -> str:
 
 def test_a_run_says_why_it_began_and_ended_and_what_it_took() -> None:
     text = shown()
+    assert "-3.3 Wh" in text and "+11.0 Wh" in text and "0.12 nats" in text
     for part in ("2:00:00", "80 to 78 %", "36 °C", "power, battery 80 %", "not on external power", "2026-03-01"):
         assert part in text
 

@@ -29,10 +29,10 @@ def later(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def seen(battery: float | None = None, celsius: float | None = None) -> list[Reading]:
+def seen(battery: float | None = None, celsius: float | None = None, watts: float | None = None) -> list[Reading]:
     return [
         Reading(name=name, value=value, unit=None, source="test", at=NOW)
-        for name, value in (("battery", battery), ("temperature", celsius))
+        for name, value in (("battery", battery), ("temperature", celsius), ("battery power", watts))
     ]
 
 
@@ -47,6 +47,24 @@ def test_a_window_from_its_beginning_to_its_end(store: Store, job: str) -> None:
     assert (window.began_because, window.ended_because) == ("power, battery 80 %", "not on external power")
     assert (window.battery_began_percent, window.battery_ended_percent) == (80, 77)
     assert (window.hottest_battery_celsius, window.hottest_zone_celsius, window.cpu_seconds) == (33, None, 55.5)
+
+
+def test_what_flowed_into_the_battery_and_out_of_it(store: Store, job: str) -> None:
+    runs = RunRecorder(store.runs)
+    runs.begin(job, because="asked for now", readings=seen(watts=9), now=NOW)
+    runs.observe(None, seen(watts=6), later(120))  # 6 W for two minutes
+    runs.observe(None, seen(watts=-12), later(240))
+    runs.observe(None, seen(), later(300))  # unknown
+    assert store.runs.of_job(job)[0].battery_watt_hours == pytest.approx(6 / 30 - 12 / 30)
+    runs.end(because="done", cpu=None, readings=seen(watts=60), now=later(300 + 3600))  # the machine slept
+    assert store.runs.of_job(job)[0].battery_watt_hours == pytest.approx(-6 / 30 + 60 / 12)
+
+
+def test_without_a_current_nothing_is_known_of_energy(store: Store, job: str) -> None:
+    runs = RunRecorder(store.runs)
+    runs.begin(job, because="asked for now", readings=seen(80), now=NOW)
+    runs.end(because="done", cpu=None, readings=seen(79), now=later(100))
+    assert store.runs.of_job(job)[0].battery_watt_hours is None
 
 
 def test_what_a_killed_daemon_left_open_ends_where_it_was_last_seen(store: Store, job: str) -> None:

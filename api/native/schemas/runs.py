@@ -20,6 +20,9 @@ class RunOut(BaseModel):
     cpu_seconds: float
     battery_began_percent: float | None
     battery_ended_percent: float | None
+    battery_watt_hours: float | None = Field(
+        description="What went into the battery, less what it gave; null where it tells no current and voltage."
+    )
     hottest_battery_celsius: float | None
     hottest_zone_celsius: float | None
 
@@ -38,7 +41,12 @@ class DayOut(BaseModel):
     seconds: float
     cpu_seconds: float
     battery_lost_percent: float = Field(description="What the battery lost during runs; a gain is none.")
+    battery_watt_hours: float | None = Field(description="As in a run, of all runs.")
     hottest_battery_celsius: float | None
+    nats_per_hour: float | None = Field(
+        description="By how much the held-out loss of jobs that ended on this day sank per hour that they ran; null "
+        "where none ended."
+    )
 
 
 class RunsOut(BaseModel):

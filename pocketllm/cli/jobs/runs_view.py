@@ -15,7 +15,7 @@ def runs_tables(found: Document, *, days: int) -> RenderableType:
     if not found["data"]:
         return Text(f"Nothing has run in the last {days} days. `pocketllm status` says what it waits for.")
     runs = Table(title="Runs", title_justify="left")
-    for heading in ("Began", "Took", "CPU", "Battery", "Hottest", "Why it began", "Why it ended"):
+    for heading in ("Began", "Took", "CPU", "Battery", "Into battery", "Hottest", "Why it began", "Why it ended"):
         runs.add_column(heading, overflow="fold")
     for window in reversed(found["data"]):
         ended = window["ended_because"]
@@ -24,12 +24,13 @@ def runs_tables(found: Document, *, days: int) -> RenderableType:
             duration_text(window["seconds"]),
             duration_text(window["cpu_seconds"]),
             _battery(window),
+            _watt_hours(window["battery_watt_hours"]),
             _celsius(window["hottest_battery_celsius"]),
             Text(printable(window["began_because"])),
             Text("it still runs", style="cyan") if ended is None else Text(printable(ended)),
         )
     by_day = Table(title="Days", title_justify="left")
-    for heading in ("Day", "Runs", "Took", "CPU", "Battery lost", "Hottest"):
+    for heading in ("Day", "Runs", "Took", "CPU", "Battery lost", "Into battery", "Hottest", "Won per hour"):
         by_day.add_column(heading)
     for day in reversed(found["days"]):
         by_day.add_row(
@@ -38,7 +39,9 @@ def runs_tables(found: Document, *, days: int) -> RenderableType:
             duration_text(day["seconds"]),
             duration_text(day["cpu_seconds"]),
             f"{day['battery_lost_percent']:.0f} %",
+            _watt_hours(day["battery_watt_hours"]),
             _celsius(day["hottest_battery_celsius"]),
+            UNKNOWN if day["nats_per_hour"] is None else f"{day['nats_per_hour']:.2f} nats",
         )
     return Group(runs, by_day)
 
@@ -50,6 +53,11 @@ def _time(text: str) -> str:
 def _battery(window: Document) -> str:
     began, ended = window["battery_began_percent"], window["battery_ended_percent"]
     return UNKNOWN if began is None or ended is None else f"{began:.0f} to {ended:.0f} %"
+
+
+def _watt_hours(value: float | None) -> str:
+    """Below zero: the battery gave more than it got."""
+    return UNKNOWN if value is None else f"{value:+.1f} Wh"
 
 
 def _celsius(value: float | None) -> str:

@@ -40,7 +40,9 @@ def battery(**changes: Any) -> Battery:
 
 
 def test_a_whole_answer() -> None:
-    assert battery() == Battery(external_power=True, plug="ac", level_percent=76, celsius=31.4, health="good")
+    assert battery() == Battery(
+        external_power=True, plug="ac", level_percent=76, celsius=31.4, health="good", watts=2.110976
+    )
 
 
 POWER_ROWS = {
@@ -122,6 +124,23 @@ def test_health(said: Any, health: str | None) -> None:
     assert battery(health=said).health == health
 
 
+@pytest.mark.parametrize(
+    ("status", "current", "voltage", "watts"),
+    [
+        ("CHARGING", 1_500_000, 4000, 6.0),
+        ("CHARGING", -1_500_000, 4000, 6.0),  # the sign is the vendor's
+        ("DISCHARGING", 500_000, 3800, -1.9),
+        ("FULL", 12_000, 4350, 0.0),
+        ("UNKNOWN", 500_000, 3800, None),
+        ("CHARGING", ..., 4000, None),
+        ("CHARGING", "many", 4000, None),
+        ("CHARGING", 1_500_000, -1000, None),  # the app does not know
+    ],
+)
+def test_power(status: str, current: Any, voltage: Any, watts: float | None) -> None:
+    assert battery(status=status, current=current, voltage=voltage).watts == watts
+
+
 def test_an_old_apps_answer() -> None:
     said = {
         "health": "GOOD",
@@ -165,6 +184,7 @@ def test_a_real_command(tmp_path: Path) -> None:
         "battery": (76, "%"),
         "temperature": (31.4, "°C"),
         "health": ("good", None),
+        "battery power": (2.110976, "W"),
     }
     assert all(one.at == NOW and one.source.endswith("termux-battery-status") for one in found.values())
 
@@ -181,5 +201,5 @@ def test_a_real_command(tmp_path: Path) -> None:
 )
 def test_a_real_command_that_fails(tmp_path: Path, script: str, reason: str) -> None:
     found = readings(executable(tmp_path, "termux-battery-status", script), 0.3 if "sleep" in script else 9.0)
-    assert len(found) == 5
+    assert len(found) == 6
     assert all(one.unknown and one.reason and reason in one.reason for one in found.values())

@@ -12,7 +12,7 @@ from tests.support.real_daemon import eventually
 from tests.support.workers import NOW
 
 ALL = [
-    *("power", "plug", "battery", "temperature", "health"),
+    *("power", "plug", "battery", "temperature", "health", "battery power"),
     *("screen", "idle", "memory", "memory pressure", "heat", "disk"),
 ]
 
@@ -61,13 +61,14 @@ def test_a_phone(path: Path, tmp_path: Path, *, proot: bool) -> None:
     answering(path, "getprop", "1\n")
     found = read(places(path, tmp_path, android=True, proot=proot), tmp_path)
     assert list(found) == ALL
-    values = {name: found[name].value for name in ALL[:7]}
+    values = {name: found[name].value for name in ALL[:8]}
     assert values == {
         "power": True,
         "plug": "usb",
         "battery": 55,
         "temperature": 30.1,
         "health": "good",
+        "battery power": None,
         "screen": False,
         "idle": pytest.approx(0, abs=30),
     }

@@ -6,6 +6,7 @@ import pytest
 
 from pocketllm.daemon.conditions.linux_power import (
     BatteryHealthSensor,
+    BatteryPowerSensor,
     BatterySensor,
     BatteryTemperatureSensor,
     PlugSensor,
@@ -219,3 +220,27 @@ def test_a_battery_that_does_not_tell_its_temperature_has_none(tmp_path: Path) -
 def test_the_batterys_health(tmp_path: Path, health: str, value: str | None) -> None:
     reading = BatteryHealthSensor(supplies(tmp_path / "power_supply", battery(health=health))).read(NOW)
     assert (reading.value, reading.absent) == (value, value is None)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "watts"),
+    [
+        ({"status": "Charging", "power_now": "18500000"}, 18.5),
+        ({"status": "Discharging", "power_now": "-6000000"}, -6.0),  # some drivers write a sign, most do not
+        ({"status": "Charging", "current_now": "2000000", "voltage_now": "3800000"}, 7.6),
+        ({"status": "Discharging", "current_now": "500000", "voltage_now": "4000000"}, -2.0),
+        ({"status": "Full", "power_now": "0"}, 0.0),
+        ({"status": "Not charging", "power_now": "20000"}, 0.0),
+    ],
+)
+def test_what_flows_into_the_battery(tmp_path: Path, attributes: dict[str, str], watts: float) -> None:
+    folder = supplies(tmp_path / "power_supply", battery(**attributes))
+    reading = BatteryPowerSensor(folder).read(NOW)
+    assert reading.value == pytest.approx(watts)
+    assert reading.unit == "W"
+
+
+def test_a_battery_that_tells_neither_current_nor_power(tmp_path: Path) -> None:
+    assert BatteryPowerSensor(supplies(tmp_path / "power_supply", DISCHARGING)).read(NOW).absent
+    said = battery(power_now="nothing")
+    assert BatteryPowerSensor(supplies(tmp_path / "another", said)).read(NOW).unknown
