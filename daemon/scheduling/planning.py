@@ -1,5 +1,6 @@
 """Plans: how a job will run on a model, its predicted memory and time, and the reductions to fit into memory."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -174,7 +175,7 @@ def _with_probes(shapes: Shapes, training: TrainingSettings, steps: int, *, prob
         rank=training.rank,
         targets=training.targets,
         micro_batch=micro_batch,
-        replicas=min(1 if shapes.packed else _cores(shapes), max(1, micro_batch // 2)),
+        replicas=min(_most_replicas(shapes), max(1, micro_batch // 2)),
         compute_dtype=shapes.compute_dtype,
     )
     return _fitted(shapes, plan, training)
@@ -193,9 +194,15 @@ def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
     return max(2, positions // block_tokens // 2 * 2)
 
 
-def _cores(shapes: Shapes) -> int:
-    """torch's number of threads at import, if known, else the number of cores."""
-    return int(shapes.calibration.get("threads") or os.cpu_count() or 1)
+def _most_replicas(shapes: Shapes) -> int:
+    """As many as torch has threads, if known, else as the processor has cores; one where that was measured as faster.
+
+    Each replica would unpack weights that are stored packed anew.
+    """
+    measured = shapes.calibration
+    if shapes.packed or (measured.get("replicas_seconds") or 0) > (measured.get("forward_seconds") or math.inf):
+        return 1
+    return int(measured.get("threads") or os.cpu_count() or 1)
 
 
 #: Plans a job with a number of steps on the configured model. Raises MezoError where that is not possible.

@@ -59,6 +59,7 @@ class Calibration:
     gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device supports
     forward_seconds: float  #: of a forward pass with loss, in one replica
     forward_tokens: int  #: its number of tokens
+    replicas_seconds: float | None  #: of the same with a replica per thread; None where a job would have but one
     machine: str  #: the processor architecture, such as "aarch64"
     threads: int  #: torch's number of threads
 
@@ -87,7 +88,9 @@ def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibrat
         exact=exact,
         loss_in=lambda dtype: mean_loss(model_folder, blocks, dtype),
     )
-    several = blocks.repeat(TIMED_ROWS)
+    threads = torch.get_num_threads()
+    several = blocks.repeat(max(TIMED_ROWS, threads))
+    splits = threads > 1 and dtype == model_folder.manifest.dtype
     return Calibration(
         compute_dtype=dtype,
         loss_deviation=deviation,
@@ -95,8 +98,9 @@ def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibrat
         gemm_flops_by_dtype=flops,
         forward_seconds=_forward_seconds(model_folder, several, dtype, clock),
         forward_tokens=several.inputs.numel(),
+        replicas_seconds=_forward_seconds(model_folder, several, dtype, clock, replicas=threads) if splits else None,
         machine=platform.machine(),
-        threads=torch.get_num_threads(),
+        threads=threads,
     )
 
 
@@ -123,21 +127,23 @@ def mean_loss(model_folder: ModelFolder, blocks: Batch, dtype: str) -> float:
 
 
 @torch.inference_mode()
-def _forward_seconds(model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float]) -> float:
+def _forward_seconds(
+    model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float], *, replicas: int = 1
+) -> float:
     """The time of a forward pass on these blocks; the second one's, unless the first was long."""
-    model = _model(model_folder, dtype)
+    model = _model(model_folder, dtype, replicas)
 
     def seconds() -> float:
         begun = clock()
-        model.block_losses(blocks)
+        model.block_losses(blocks, micro_batch=len(blocks))
         return clock() - begun
 
     first = seconds()
     return first if first > _LONG_SECONDS else min(first, seconds())
 
 
-def _model(model_folder: ModelFolder, dtype: str) -> LanguageModel:
-    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True)
+def _model(model_folder: ModelFolder, dtype: str, replicas: int = 1) -> LanguageModel:
+    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True, replicas=replicas)
 
 
 def _by_preference(flops: dict[str, float], stored: str) -> list[str]:

@@ -247,7 +247,7 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     rows = plan.batch * points_of(plan.probes)
     passes = math.ceil(rows / plan.micro_batch)
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # in a pass
-    computing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
+    computing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking, by_replicas=plan.replicas > 1)
     # Each pass generates its directions again, and the update all of the step's.
     directions = passes * min(plan.probes, plan.micro_batch) + plan.probes
     weights = shapes.multiplied + math.prod(shapes.head)
@@ -263,10 +263,13 @@ def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
     return EXACT_PASSES * computing + 3 * micro_batches * unpacking
 
 
-def _seconds_per_token(shapes: Shapes, unpacking: float) -> float:
+def _seconds_per_token(shapes: Shapes, unpacking: float, *, by_replicas: bool = False) -> float:
     """The time of a forward pass per token, without unpacking, which does not depend on the number of tokens."""
     rate = float(shapes.calibration.get("gemm_flops", GEMM_FLOPS))
     products = 2.0 * (shapes.multiplied + math.prod(shapes.head)) / rate
     if not (tokens := shapes.calibration.get("forward_tokens")):
         return OVERHEAD * products
-    return max(products, (float(shapes.calibration["forward_seconds"]) - unpacking) / int(tokens))
+    seconds = float(shapes.calibration["forward_seconds"])
+    if by_replicas:
+        seconds = float(shapes.calibration.get("replicas_seconds") or seconds)
+    return max(products, (seconds - unpacking) / int(tokens))

@@ -4,9 +4,12 @@ Where products use the stored weights without a copy, each core takes its own bl
 replica). Splitting each operation over the cores instead makes them wait for each other thousands of times a step.
 """
 
+import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Barrier
 from typing import TypeVar
@@ -35,6 +38,9 @@ DECODED_TOKENS = 16
 MEASURE_BLOCKS = 8
 #: How long a replica may hold Python's lock while another one waits.
 SWITCH_SECONDS = 50e-6
+
+#: The library's names under Termux and Debian.
+_OPENBLAS = ("libopenblas.so", "libopenblas.so.0")
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -206,7 +212,18 @@ def _threads(count: int) -> ThreadPoolExecutor:
     """A pool of `count` threads without threads of torch's own, started now: later the memory limit may prevent it."""
     # Replicas hold Python's lock for microseconds; with its default of 5 ms a step takes 2 % longer.
     sys.setswitchinterval(SWITCH_SECONDS)
+    _one_openblas_thread()
     pool = ThreadPoolExecutor(count, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,))
     ready = Barrier(count)
     wait([pool.submit(ready.wait) for _ in range(count)])
     return pool
+
+
+def _one_openblas_thread() -> None:
+    """Have an OpenBLAS that torch was linked to, as Termux's is, multiply in the thread that calls it.
+
+    One with threads of its own runs a single call at a time, so replicas would wait for each other.
+    """
+    for name in _OPENBLAS:
+        with suppress(OSError, AttributeError):  # not loaded, which is the rule; or an OpenBLAS without threads
+            ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW).openblas_set_num_threads(1)

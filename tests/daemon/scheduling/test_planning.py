@@ -127,7 +127,7 @@ class TestPlanJob:
             (4, "float32", {"batch": 8}, 1),
         ],
     )
-    def test_cores_take_lanes_where_weights_are_used_as_they_are_kept(
+    def test_cores_take_blocks_where_weights_are_used_as_they_are_kept(
         self, tiny_bf16: ModelFolder, threads: int, dtype: str, changes: dict[str, Any], replicas: int
     ) -> None:
         manifest = dataclasses.replace(
@@ -137,6 +137,15 @@ class TestPlanJob:
         )
         model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
         assert plan_job(model_folder, settings(**changes), steps=1).plan.replicas == replicas
+
+    @pytest.mark.parametrize(("replicas_seconds", "replicas"), [(None, 4), (0.9, 4), (1.1, 1)])
+    def test_where_threads_are_faster_there_are_no_replicas(
+        self, tiny_bf16: ModelFolder, replicas_seconds: float | None, replicas: int
+    ) -> None:
+        measured = {"threads": 4, "forward_seconds": 1.0, "forward_tokens": 9, "replicas_seconds": replicas_seconds}
+        manifest = dataclasses.replace(tiny_bf16.manifest, compute_dtype="bfloat16", calibration=measured)
+        model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
+        assert plan_job(model_folder, settings(batch=8), steps=1).plan.replicas == replicas
 
     def test_what_does_not_fit_is_reduced(self, tiny: ModelFolder) -> None:
         training = settings(batch=64, micro_batch=64, block_tokens=1024, memory_bytes=50 * MB)

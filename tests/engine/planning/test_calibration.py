@@ -134,8 +134,10 @@ def test_a_masked_model_guesses_what_is_behind_masks(tmp_path: Path) -> None:
 def test_a_product_that_takes_too_long_is_estimated(tiny: ModelFolder) -> None:
     readings = count(0, 10)  # each product takes ten seconds, though it has few rows
     found = calibrate(tiny, lambda: float(next(readings)))
-    assert next(readings) == (3 * 2 + 1) * 2 * 10  # three dtypes, two products each, and a forward
-    assert (found.forward_seconds, found.forward_tokens) == (10.0, TIMED_ROWS * passage(tiny).inputs.numel())
+    forwards = 1 if found.replicas_seconds is None else 2
+    assert next(readings) == (3 * 2 + forwards) * 2 * 10  # three dtypes, two products each
+    assert (found.forward_seconds, found.forward_tokens % passage(tiny).inputs.numel()) == (10.0, 0)
+    assert found.forward_tokens >= TIMED_ROWS * passage(tiny).inputs.numel()
     # Most of this model's products are from 32 to 64: two maps of each layer.
     assert found.gemm_flops == pytest.approx(2 * ROWS * 32 * 64 / (10 * ROWS / 32))
     assert (found.compute_dtype, found.loss_deviation) == ("float32", 0.0)

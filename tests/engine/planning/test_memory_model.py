@@ -195,6 +195,14 @@ class TestPredict:
         quick = dataclasses.replace(SMOLLM2, calibration=measured | {"gemm_flops": 1e9})
         assert predict(quick, PLAN).seconds_per_step > 100
 
+    def test_a_plan_with_replicas_takes_what_was_measured_with_them(self) -> None:
+        measured = {"gemm_flops": 1e15, "forward_seconds": 3.0, "forward_tokens": 1000, "replicas_seconds": 2.0}
+        shapes = dataclasses.replace(SMOLLM2, calibration=measured)
+        assert not shapes.packed
+        several = dataclasses.replace(PLAN, replicas=2)
+        ratio = predict(shapes, several).seconds_per_step / predict(shapes, PLAN).seconds_per_step
+        assert ratio == pytest.approx(2 / 3)
+
     def test_the_search_for_a_carries_along_what_is_counted(self) -> None:
         assert _SPARE_COLUMNS == directions._SPARE
 
