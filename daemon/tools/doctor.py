@@ -1,14 +1,20 @@
 """Checks what works on this machine, what is unknown, and what to do about it."""
 
 import os
+import resource
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Literal
 
+from pocketllm.daemon.child_environment import last_words
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places, SensorSet
 from pocketllm.daemon.conditions.gate import GateContext, decide
 from pocketllm.daemon.conditions.readings import Reading, shown, unanswered
@@ -22,7 +28,16 @@ from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 State = Literal["good", "unknown", "bad"]
 #: How long to wait for slow sensors.
 LONGEST_SECONDS = 12.0
+LONGEST_TRIAL_SECONDS = 120.0
+#: For the requests that are answered at once, the database, and the pipes of its processes.
+ENOUGH_FILES = 512
 _POLL_SECONDS = 0.05
+_TRIAL = """
+import torch, transformers
+numbers = torch.ones(64, 64)
+for dtype in (torch.float32, torch.bfloat16):
+    numbers.to(dtype) @ numbers.to(dtype)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +50,25 @@ class Finding:
     advice: str | None = None  #: what to do about it
 
 
-def examine(settings: Settings, sensor_set: SensorSet, places: Places, now: Callable[[], datetime]) -> list[Finding]:
-    """Run all checks. Takes as long as the slowest sensor, at most LONGEST_SECONDS."""
-    readings = settled(sensor_set, now)
-    return [
-        *_of_folder(DataFolder(settings.data_dir), settings),
-        *_of_readings(readings, settings, now()),
-        *_of_system(places),
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """The results of all checks, and what the sensors said."""
+
+    findings: list[Finding]
+    readings: list[Reading]
+
+
+def examine(settings: Settings, sensor_set: SensorSet, places: Places, now: Callable[[], datetime]) -> Examination:
+    """Run all checks. Takes as long as the slowest sensor, or as torch's import."""
+    with torch_tried() as tried:
+        readings = settled(sensor_set, now)
+        findings = [
+            *_of_folder(DataFolder(settings.data_dir), settings),
+            _of_torch(tried),
+            *_of_readings(readings, settings, now()),
+            *_of_system(places),
+        ]
+    return Examination(findings=findings, readings=readings)
 
 
 def settled(sensor_set: SensorSet, now: Callable[[], datetime]) -> list[Reading]:
@@ -75,14 +101,40 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
         yield _of_backend(model_folder, settings)
     except (ModelNotFound, ModelFileError) as error:
         yield Finding(name="model", state="bad", message=str(error), advice="run `pocketllm models add`")
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        yield Finding(
+
+
+@contextmanager
+def torch_tried(program: str = _TRIAL) -> Iterator[subprocess.Popen[str]]:
+    """A child that imports the libraries and multiplies. Some processors lack what their build wants, which ends it."""
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def _of_torch(tried: subprocess.Popen[str]) -> Finding:
+    try:
+        _, said = tried.communicate(timeout=LONGEST_TRIAL_SECONDS)
+    except subprocess.TimeoutExpired:
+        message = f"torch could not be imported within {LONGEST_TRIAL_SECONDS:g} s"
+        return Finding(name="libraries", state="bad", message=message, advice="look at the load of this machine")
+    if tried.returncode == 0:
+        return Finding(name="libraries", state="good", message="torch and transformers work")
+    if tried.returncode == -signal.SIGILL:
+        return Finding(
             name="libraries",
             state="bad",
-            message=f"{' and '.join(missing)} cannot be imported",
-            advice="install them into the environment that `pocketllm` runs in",
+            message="torch ends by an illegal instruction: its build wants a newer processor than this one",
+            advice='on an Armv8.0 processor, such as Raspberry Pi 4, install "torch<2.10"',
         )
+    return Finding(
+        name="libraries",
+        state="bad",
+        message=f"torch and transformers cannot be imported: {last_words(said.encode())}",
+        advice="install them into the environment that `pocketllm` runs in",
+    )
 
 
 def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
@@ -138,6 +190,21 @@ def _of_system(places: Places) -> Iterator[Finding]:
             message="there is no systemd here to start the daemon",
             advice="start `pocketllm serve` by whatever starts services here",
         )
+    elif not _limits_memory(places.cgroups):
+        yield Finding(
+            name="memory limit",
+            state="unknown",
+            message="the kernel has no memory cgroups, so MemoryMax in the unit is void; a job keeps its own limit",
+            advice="on a Raspberry Pi, add cgroup_enable=memory to /boot/firmware/cmdline.txt and restart",
+        )
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= most_files < ENOUGH_FILES:
+        yield Finding(
+            name="open files",
+            state="unknown",
+            message=f"a process may open {most_files} files; many apps at once may need more",
+            advice=f"raise the limit to {ENOUGH_FILES}: `ulimit -n`, or LimitNOFILE= in a unit",
+        )
     if places.is_android:
         yield Finding(
             name="Android's limits",
@@ -147,6 +214,14 @@ def _of_system(places: Places) -> Iterator[Finding]:
             "process restrictions' in the developer options, or once, from a computer, run `adb shell settings put "
             "global settings_enable_monitor_phantom_procs false`",
         )
+
+
+def _limits_memory(cgroups: Path) -> bool:
+    """Whether the kernel has memory cgroups: listed in version 2, a folder in version 1."""
+    try:
+        return "memory" in (cgroups / "cgroup.controllers").read_text().split()
+    except OSError:
+        return (cgroups / "memory").is_dir()
 
 
 def _of_termux(places: Places) -> Iterator[Finding]:

@@ -2,23 +2,35 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, examples, local_options, show
+from pocketllm.cli.common import Common, examples, local_options, make_console, show
 from pocketllm.cli.errors import CommandError
 from pocketllm.cli.home import configured_data_dir, running_settings
 
-EPILOG = examples("pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor && echo all is well")
+if TYPE_CHECKING:
+    from pocketllm.daemon.settings import Settings
+    from pocketllm.daemon.tools.doctor import Examination
+
+EPILOG = examples("pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor --report phone.json")
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Rehearse a night, and write all to a new file.")
+]
 _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red")}
 
 
 @local_options
-def doctor(options: Common) -> None:
+def doctor(options: Common, report: Report = None) -> None:
     """Check what works, what is unknown and what is missing, and say what to do about it. Needs no daemon.
 
     The settings are those of the daemon that runs on the data folder; while none runs, those that it would start with.
     The exit code is 0 when nothing keeps jobs from running, else 1.
+
+    With --report it also rehearses a night, in a minute or more: a short job on sample notes, a kill, an answer. The
+    file holds versions, readings and times, and no text of yours.
     """
     from rich.console import Group
     from rich.table import Table
@@ -37,7 +49,10 @@ def doctor(options: Common) -> None:
         raise CommandError(str(error)) from error
     places = Places(supplies=settings.power_supplies)
     sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
-    findings = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
+    if report is not None and report.exists():
+        raise CommandError(f"{report} exists. Name a new file.")
+    examination = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
+    findings = examination.findings
     bad = [finding for finding in findings if finding.state == "bad"]
     table = Table.grid(padding=(0, 2))
     for finding in findings:
@@ -48,4 +63,17 @@ def doctor(options: Common) -> None:
     document = {"ok": not bad, "findings": [asdict(finding) for finding in findings]}
     verdict = f"{len(bad)} of these keep jobs from running." if bad else "Nothing keeps jobs from running."
     show(options, document, Group(table, verdict))
+    if report is not None:
+        _write_report(report, settings, examination)
     raise typer.Exit(1 if bad else 0)
+
+
+def _write_report(file: Path, settings: "Settings", examination: "Examination") -> None:
+    from pocketllm.device_report import device_report, summary, write_report
+
+    console = make_console(stderr=True)
+    with console.status("Rehearsing ...") as status:
+        made = device_report(settings, examination, say=lambda text: status.update(f"Rehearsing: {text} ..."))
+    write_report(file, made)
+    console.print(summary(made))
+    console.print(f"Written: {file}. Read it, and attach it to an issue: it helps the next owner of such a device.")

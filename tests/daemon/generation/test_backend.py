@@ -113,8 +113,7 @@ def test_the_doctor_says_what_answers(
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": preference})
     places = Places(supplies=tmp_path)
-    findings = examine(
-        settings, discover_sensors(tmp_path, tmp_path / "idle", places), places, lambda: datetime.now(UTC)
-    )
+    sensors = discover_sensors(tmp_path, tmp_path / "idle", places)
+    findings = examine(settings, sensors, places, lambda: datetime.now(UTC)).findings
     [found] = [finding for finding in findings if finding.name == "answers"]
     assert (found.state, found.message.startswith(message)) == (state, True)
