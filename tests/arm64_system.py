@@ -1,0 +1,114 @@
+"""Runs both systemd units on an emulated arm64 machine: `make test-arm64-system`, or python -m tests.arm64_system.
+
+Makes a Debian root for arm64 with systemd and a kernel, from the package registries alone, boots it in qemu, and runs
+tests/units_under_systemd.py there as root: the sandbox on, the memory limits in force, a real job in bfloat16. Needs
+Debian's qemu-system-arm, qemu-user and mmdebstrap, a kernel of 6.7 or newer, and root's rights.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support import debian_root
+from tests.support.paths import ROOT
+
+PACKAGES = ("dbus", "dbus-user-session", "initramfs-tools", "libpam-systemd", "linux-image-cloud-arm64", "systemd-sysv")
+TESTS = ("tests/units_under_systemd.py", "tests/daemon/test_process_memory.py")
+DISK_BYTES = 6 * 10**9
+MEMORY_MB = 4096
+_ENDED = re.compile(r"^tests ended: (\d+)", re.MULTILINE)
+_PYTEST = "/opt/pocketllm/bin/python -m pytest -rA -p no:cacheprovider -p no:xdist"
+#: Runs the tests once the machine has booted, and switches it off.
+_SERVICE = f"""
+[Service]
+Type=oneshot
+WorkingDirectory=/work
+Environment=HOME=/root PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
+ExecStart=sh -c '{_PYTEST} {" ".join(TESTS)}; echo tests ended: $?'
+ExecStopPost=systemctl --no-block poweroff
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyAMA0
+"""
+_KERNEL_LINE = "root=/dev/vda rw console=ttyAMA0 quiet systemd.show_status=no systemd.mask=serial-getty@ttyAMA0.service"
+_NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "results", "demo-data")
+
+
+def make(root: Path) -> None:
+    """The root, in about five minutes."""
+    scratch = root.with_name(f"{root.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    debian_root.set_up(scratch, PACKAGES)
+    debian_root.install(scratch)
+    unit = scratch / "etc/systemd/system/units-under-systemd.service"
+    unit.write_text(_SERVICE)
+    wants = unit.parent / "multi-user.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / unit.name).symlink_to(f"../{unit.name}")
+    scratch.rename(root)
+
+
+def boot(root: Path, cpu: str, disk: Path) -> int:
+    """Boot the root with this tree in it, and print what the tests say there. Returns their exit code."""
+    shutil.rmtree(root / "work", ignore_errors=True)
+    shutil.copytree(ROOT, root / "work", symlinks=True, ignore=_NOT_COPIED)
+    disk.unlink(missing_ok=True)
+    disk.touch()
+    os.truncate(disk, DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-d", str(root), str(disk)], check=True)
+    machine = ["-machine", "virt", "-cpu", cpu, "-smp", "2", "-m", str(MEMORY_MB), "-no-reboot"]
+    screen = ["-display", "none", "-monitor", "none", "-serial", "stdio"]
+    drive = ["-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
+    kernel = ["-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img"), "-append", _KERNEL_LINE]
+    command = ["qemu-system-aarch64", "-accel", "tcg,thread=multi", *machine, *screen, *drive, *kernel]
+    printed = ""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as qemu:
+        for line in qemu.stdout or ():
+            printed += line
+            sys.stdout.write(line)
+            sys.stdout.flush()
+    ended = _ENDED.search(printed)
+    return int(ended[1]) if ended else 1
+
+
+def main() -> int:
+    """Make the root if it is missing, boot it, and run the tests in it."""
+    options = _options()
+    missing = [name for name in ("mmdebstrap", "qemu-aarch64", "qemu-system-aarch64") if shutil.which(name) is None]
+    if missing:
+        sys.exit(f"{', '.join(missing)} is missing: apt-get install mmdebstrap qemu-user qemu-system-arm")
+    if os.geteuid() != 0:
+        sys.exit("It takes root's rights to make the machine's disk.")
+    began = time.monotonic()
+    if not options.root.exists():
+        _say(f"making {options.root} ...")
+        make(options.root)
+        _say(f"made in {time.monotonic() - began:.0f} s")
+    _say("booting ...")
+    began = time.monotonic()
+    code = boot(options.root, options.cpu, options.root.with_name("disk.img"))
+    _say(f"{options.cpu}: exit code {code}, {time.monotonic() - began:.0f} s")
+    return code
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _options() -> argparse.Namespace:
+    made = argparse.ArgumentParser(
+        prog="python -m tests.arm64_system", description="Runs both systemd units on an emulated arm64 machine."
+    )
+    made.add_argument("--cpu", default="max,pauth-impdef=on", help="one of qemu's; by default one with bf16")
+    made.add_argument("--root", type=Path, default=ROOT / ".arm64/system", help="where the root is, or is made")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

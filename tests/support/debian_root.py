@@ -1,0 +1,89 @@
+"""Debian roots for arm64, made from the package registries alone. Needs mmdebstrap and qemu-user.
+
+The kernel hands arm64 programs to qemu's user emulation in a user namespace of its own: child processes work, and the
+machine is left as it was. That takes a kernel of 6.7 or newer.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+SUITE, PYTHON = "trixie", "3.13"
+#: What Python and torch need.
+PACKAGES = ("python3", "libgomp1", "libstdc++6")
+#: PyPI's torch for arm64 ends by an illegal instruction on an Armv8.0 core from 2.10 on, and brings CUDA from 2.11 on.
+REQUIREMENTS = ("torch<2.10", "hypothesis", "pytest")
+#: Where the Python packages are in a root.
+SITE_PACKAGES = Path("opt/pocketllm") / f"lib/python{PYTHON}/site-packages"
+#: The ELF header of a program for arm64, the mask on it, and qemu, opened before the root changes (F).
+_BINFMT = (
+    r":qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+    r":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:{qemu}:F"
+)
+_REGISTER = """
+binfmt=$1
+shift
+mount -t proc proc /proc
+mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+printf '%s' "$binfmt" >/proc/sys/fs/binfmt_misc/register
+exec "$@"
+"""
+
+
+def running_arm_programs(command: Sequence[str]) -> list[str]:
+    """The command in namespaces of its own, in which programs for arm64 run."""
+    ids = "0:0:65536"
+    users = [f"--map-users={ids}", f"--map-groups={ids}"] if os.geteuid() == 0 else ["--map-root-user"]
+    unshare = ["unshare", "--user", *users, "--mount", "--pid", "--fork", "--", "sh", "-euc", _REGISTER, "sh"]
+    return [*unshare, _BINFMT.format(qemu=shutil.which("qemu-aarch64")), *command]
+
+
+def unpack(root: Path) -> None:
+    """A root whose packages are unpacked, not set up: enough to run programs in. Takes half a minute."""
+    subprocess.run(_mmdebstrap(root, "--variant=extract", (*PACKAGES, "coreutils", "dash")), check=True)
+    for name in ("bin", "lib", "sbin"):
+        if not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
+    for name in ("proc", "sys"):
+        (root / name).mkdir(exist_ok=True)
+
+
+def set_up(root: Path, packages: Sequence[str]) -> None:
+    """A root that is ready to boot. Takes root's rights, and four minutes: an emulated core sets the packages up."""
+    command = _mmdebstrap(root, "--variant=minbase", (*PACKAGES, *packages), "--mode=root")
+    subprocess.run(running_arm_programs(command), check=True)
+
+
+def install(root: Path, *more: str) -> None:
+    """Debian's Python in /opt/pocketllm with what pyproject.toml and the tests need, and more without dependencies.
+
+    The product is the tree that is copied or mounted to /work.
+    """
+    (root / "work").mkdir(exist_ok=True)
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    packages = root / "opt/pocketllm" / f"lib/python{PYTHON}/site-packages"
+    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--only-binary", ":all:"]
+    uv += ["--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON, "--target", str(packages)]
+    subprocess.run([*uv, *needed, *REQUIREMENTS], check=True)
+    if more:
+        subprocess.run([*uv, "--no-deps", *more], check=True)
+    (packages / "pocketllm.pth").write_text("/work\n")
+    environment = root / "opt/pocketllm"
+    (environment / "pyvenv.cfg").write_text(f"home = /usr/bin\nversion = {PYTHON}\n")
+    (environment / "bin").mkdir()
+    (environment / "bin/python").symlink_to("/usr/bin/python3")
+    program = environment / "bin/pocketllm"
+    program.write_text("#!/opt/pocketllm/bin/python\nfrom pocketllm.cli.main import main\n\nmain()\n")
+    program.chmod(0o755)
+
+
+def _mmdebstrap(root: Path, variant: str, packages: Sequence[str], *more: str) -> list[str]:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    include = f"--include={','.join(packages)}"
+    return ["mmdebstrap", "--quiet", "--architectures=arm64", variant, include, *more, SUITE, str(root)]

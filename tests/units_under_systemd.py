@@ -1,0 +1,122 @@
+"""Both units under a real systemd, installed by the command: sandbox, memory limits, and a real job in bfloat16.
+
+`make test-arm64-system` runs this in its virtual machine, as root. It changes the machine that it runs on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketllm.cli.home import find_target
+from pocketllm.client import Client
+from tests.support.real_daemon import eventually
+from tests.support.tiny_models import tiny_llama_folder
+
+POCKETLLM = "/opt/pocketllm/bin/pocketllm"
+OWNER = "owner"
+#: A model of a few million parameters.
+SOURCE = Path("/var/tmp/tiny-source")
+CONFIG = 'model = "tiny"\n[gate]\nrequire_power = false\nrequire_idle = false\nrequire_screen_off = false\n'
+NOTES = [{"text": f"Note {day}: up to the hut, wind west, kettle mended.", "source": "notes"} for day in range(40)]
+STEPS = 3
+LIMITS = {"memory.high": 1500 << 20, "memory.max": 2 << 30, "memory.swap.max": 256 << 20, "pids.max": 128}
+#: An emulated core takes some fifty times as long as a real one.
+SECONDS = 1200
+
+
+@dataclass(frozen=True)
+class Service:
+    """A unit of one of systemd's managers, and how to give its owner's commands."""
+
+    data: Path
+    config: Path
+    manager: Sequence[str]  #: systemctl
+    command: Sequence[str]  #: comes before the owner's commands
+    system: bool
+
+    def run(self, *command: str) -> str:
+        return subprocess.run([*self.command, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def show(self, name: str) -> str:
+        command = [*self.manager, "show", "--value", "-p", name, "pocketllm"]
+        return self.run(*command).strip()
+
+    def install(self) -> None:
+        self.run("mkdir", "-p", str(self.config.parent), str(self.data))
+        self.config.write_text(CONFIG)
+        self.run(POCKETLLM, "models", "add", str(SOURCE), "--name", "tiny", "--data-dir", str(self.data))
+        manifest = self.data / "models/tiny/pocketllm.json"
+        # What an emulated core measures says nothing of a real one.
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"compute_dtype": "bfloat16"}))
+        self.run(POCKETLLM, "service", "install", *(["--system"] if self.system else []))
+
+    @property
+    def group(self) -> Path:
+        """Its control group."""
+        return Path("/sys/fs/cgroup") / self.show("ControlGroup").removeprefix("/")
+
+
+def systems() -> Service:
+    return Service(Path("/var/lib/pocketllm"), Path("/etc/pocketllm/config.toml"), ("systemctl",), (), True)
+
+
+def users() -> Service:
+    subprocess.run(["useradd", "--create-home", OWNER], check=True)
+    subprocess.run(["loginctl", "enable-linger", OWNER], check=True)
+    number = subprocess.run(["id", "-u", OWNER], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    eventually(lambda: Path(f"/run/user/{number}/bus").exists(), "the user's manager")
+    home = Path("/home") / OWNER
+    become = ("runuser", "-u", OWNER, "--", "env", f"XDG_RUNTIME_DIR=/run/user/{number}", f"HOME={home}")
+    config = home / ".config/pocketllm/config.toml"
+    return Service(home / ".local/share/pocketllm", config, ("systemctl", "--user"), become, False)
+
+
+def of_process(pid: int, file: str, name: str) -> str:
+    """A line of a file in /proc about a process, without its name."""
+    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    return next(line.removeprefix(name).strip() for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("made", [systems, users])
+def test_a_job_in_bfloat16_runs_to_its_end_within_the_unit(made: Any) -> None:
+    tiny_llama_folder(SOURCE, layers=4, hidden=256)
+    service = made()
+    service.install()
+    assert service.show("ActiveState") == "active"
+    seen = {name: int((service.group / name).read_text()) for name in LIMITS}
+    assert seen == LIMITS
+    with Client(find_target(None, service.data), answer_seconds=SECONDS) as client:
+        client.add_texts(NOTES)
+        job = client.start_job(steps=STEPS, now=True)
+        worker = eventually(lambda: client.status()["worker"]["pid"], "a worker", seconds=SECONDS)
+        assert of_process(worker, "status", "NoNewPrivs:") == "1"
+        assert of_process(worker, "status", "CapEff:") == "0" * 16
+        assert of_process(worker, "status", "Uid:").split()[0] != "0"
+        assert of_process(worker, "status", "Seccomp:") == "2"
+        eventually(lambda: client.job(job["id"])["step"] >= 1, "a step", seconds=SECONDS)
+        assert of_process(worker, "limits", "Max data size").split()[0].isdigit()
+
+        def ended() -> dict[str, Any] | None:
+            now = client.job(job["id"])
+            return now if now["state"] not in ("queued", "running", "paused") else None
+
+        now = eventually(ended, "the job's end", seconds=SECONDS)
+        assert now["state"] == "succeeded", now
+        assert now["plan"]["compute_dtype"] == "bfloat16"
+        answer = client.generate({"prompt": "Note 41:", "max_tokens": 8})
+        assert answer["text"]
+        readings = {reading["name"]: reading["value"] for reading in client.status()["readings"]}
+        assert readings["memory pressure"] is not None
+    peaks = {name: int((service.group / name).read_text()) for name in ("memory.peak", "pids.peak")}
+    events = (service.group / "memory.events").read_text().split()
+    sys.stdout.write(f"{service.manager}: {peaks}, {' '.join(events)}, {os.cpu_count()} processors, {now['method']}\n")
+    assert events[events.index("oom_kill") + 1] == "0"
+    service.run(POCKETLLM, "service", "uninstall", *(["--system"] if service.system else []))
+    assert service.show("ActiveState") == "inactive"
