@@ -11,9 +11,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 source=${1:-$(dirname "$here")}
 : "${PREFIX:?This is for Termux: PREFIX is not set}"
 venv=${POCKETLLM_VENV:-$HOME/.local/share/pocketllm-venv}
-service=$PREFIX/var/service/pocketllm
-boot=$HOME/.termux/boot/00-pocketllm
-hook=$HOME/.local/bin/pocketllm-idle-hook
 
 say() { printf '%s\n' "== $*"; }
 
@@ -70,33 +67,12 @@ else
     "$venv/bin/pocketllm" models add
 fi
 
-say "4. The service: $service"
-mkdir -p "$service/log" "$PREFIX/var/run" "$PREFIX/var/log/sv/pocketllm"
-put() { # put FROM TO: an executable copy that names the environment
-    sed "s|@VENV@|$venv|g" "$1" >"$2.new"
-    chmod 755 "$2.new"
-    mv "$2.new" "$2"
-}
-put "$here/service/run" "$service/run"
-put "$here/service/finish" "$service/finish"
-put "$here/service/log/run" "$service/log/run"
+say "4. The service, now and at boot"
+"$venv/bin/pocketllm" service install
 
-say "5. At boot: $boot"
-mkdir -p "$(dirname "$boot")"
-put "$here/boot.sh" "$boot"
-
-say "6. Android's own opinion of idleness: $hook"
-mkdir -p "$(dirname "$hook")"
-put "$here/idle-hook.sh" "$hook"
+say "5. Android's own opinion of idleness"
 if [ -x "$PREFIX/libexec/termux-api" ]; then
-    sh "$hook" --register || say "Termux:API has not answered; idleness then follows the screen alone"
-fi
-
-say "7. Start"
-if [ -e "$service/supervise/ok" ]; then
-    sv restart "$service"
-else
-    # It fails where the services run already: then runsvdir sees the new one within five seconds.
-    SVDIR=$PREFIX/var/service LOGDIR=$PREFIX/var/log service-daemon start || true
+    sh "$HOME/.local/bin/pocketllm-idle-hook" --register ||
+        say "Termux:API has not answered; idleness then follows the screen alone"
 fi
 say "Done. $venv/bin/pocketllm doctor says what works and what is missing."

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def test_shellcheck_finds_nothing() -> None:
     assert ended.returncode == 0, ended.stdout
 
 
+#: What `pocketllm service install` does on a phone.
+_INSTALL = """
+import sys
+from pathlib import Path
+from pocketllm.service import Runit
+Runit(*map(Path, sys.argv[1:])).install()
+"""
+
+
 @dataclass
 class Phone:
     """A home, a prefix, and commands on the PATH."""
@@ -51,7 +61,7 @@ class Phone:
         self.command("termux-api", folder=self.prefix / "libexec")
         # A virtual environment is made, with a python and a pocketllm that note their calls, too.
         self.python("3.14")
-        self.command("made")
+        self.command("made", f'[ "$1" != service ] || exec {sys.executable} -c "{_INSTALL}" "$HOME" "$PREFIX" "$0"')
 
     def python(self, version: str) -> None:
         """The phone's Python, which makes such an environment."""
@@ -127,7 +137,7 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     [whole] = [call for call in calls if "--upgrade" in call]
     assert whole.startswith("python -m pip install --constraint ") and whole.endswith(f" {ROOT}")
     assert calls.index("termux-wake-lock ") < calls.index(whole) < calls.index("termux-wake-unlock ")
-    assert calls[-2:] == ["service-daemon start", "termux-wake-unlock "]
+    assert calls.index("service-daemon start") < calls.index("termux-wake-unlock ") == len(calls) - 1
     hook = phone.home / ".local/bin/pocketllm-idle-hook"
     assert any(f"--es script {hook}" in call and "--ez idle true" in call for call in calls)
     assert "made models add" in " ".join(calls).replace("pocketllm models add", "made models add")
