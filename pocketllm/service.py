@@ -16,7 +16,8 @@ from typing import Protocol
 from pocketllm.cli.errors import CommandError
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
 
-_COMMAND_SECONDS = 30
+#: A unit may take 300 s to start (TimeoutStartSec), and `systemctl restart` waits for that.
+_COMMAND_SECONDS = 330
 _UNIT = "pocketllm.service"
 _WITHOUT_SYSTEMD = """Nothing was installed: systemd does not answer here. What helps:
 - after `su` or `sudo`: log in as this user, at the machine or by ssh, and run it again;
