@@ -19,7 +19,9 @@ from tests.support.paths import ROOT
 
 #: Debian's next release has Python versions before a stable one has them.
 SUITE, PYTHON = "forky", "python3.15"
-PACKAGES = (PYTHON, f"{PYTHON}-venv", "ca-certificates", "dash", "make", "runit", "shellcheck", "systemd", "util-linux")
+PACKAGES = (PYTHON, "ca-certificates", "chromium", "dash", "git", "make", "runit", "shellcheck", "systemd")
+#: A mirror may lag behind.
+_APT = '--aptopt=Acquire::Check-Valid-Until "false"'
 _UV = str(Path(sys.executable).parent / "uv")
 #: Where the tree and the environment are in the root.
 _SOURCE, _ENVIRONMENT = "/work", "/environment"
@@ -55,7 +57,8 @@ def newest(root: Path) -> int:
         scratch = root.with_name(f"{root.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
         include = f"--include={','.join(PACKAGES)}"
-        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", include, SUITE, str(scratch)], check=True)
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", _APT, include, SUITE, str(scratch)]
+        subprocess.run(command, check=True)
         scratch.rename(root)
     shutil.copy(_UV, root / "usr/local/bin/uv")
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
