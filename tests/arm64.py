@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.support import debian_root
+from tests.support.debian_root import install, running_arm_programs, unpack
 from tests.support.paths import ROOT
 
 #: Raspberry Pi 3's and older phones' core, without half precision; and that of a Raspberry Pi 5 and newer phones.
@@ -46,8 +46,8 @@ def make(root: Path) -> None:
     """The root, in about a minute."""
     scratch = root.with_name(f"{root.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    debian_root.unpack(scratch)
-    debian_root.install(scratch)
+    unpack(scratch)
+    install(scratch)
     scratch.rename(root)
 
 
@@ -63,7 +63,7 @@ def inside(root: Path, cpu: str, command: Sequence[str]) -> subprocess.Completed
     enter = ["sh", "-euc", _ENTER, "sh", str(root.absolute()), str(ROOT)]
     there = ["/usr/bin/env", "-C", "/work", "PATH=/usr/bin:/bin", *command]
     return subprocess.run(
-        debian_root.running_arm_programs([*enter, *there]),
+        running_arm_programs([*enter, *there]),
         env=environment,
         stdout=subprocess.PIPE,
         text=True,

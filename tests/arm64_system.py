@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support import debian_root
+from tests.support.debian_root import install, install_product, set_up
 from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_model_folder
 
@@ -25,6 +25,7 @@ DISK_BYTES = 6 * 10**9
 MEMORY_MB = 4096
 _ENDED = re.compile(r"^tests ended: (\d+)", re.MULTILINE)
 _PYTEST = "/opt/pocketllm/bin/python -m pytest -rA -s --color no -p no:cacheprovider -p no:xdist"
+_UNIT = "units-under-systemd.service"
 #: Runs the tests once the machine has booted, and switches it off.
 _SERVICE = f"""
 [Service]
@@ -45,13 +46,11 @@ def make(root: Path) -> None:
     """The root, in about five minutes."""
     scratch = root.with_name(f"{root.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    debian_root.set_up(scratch, PACKAGES)
-    debian_root.install(scratch)
-    unit = scratch / "etc/systemd/system/units-under-systemd.service"
-    unit.write_text(_SERVICE)
-    wants = unit.parent / "multi-user.target.wants"
+    set_up(scratch, PACKAGES)
+    install(scratch)
+    wants = scratch / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(exist_ok=True)
-    (wants / unit.name).symlink_to(f"../{unit.name}")
+    (wants / _UNIT).symlink_to(f"../{_UNIT}")
     scratch.rename(root)
 
 
@@ -59,7 +58,9 @@ def boot(root: Path, cpu: str, disk: Path) -> int:
     """Boot the root with this tree in it, and print what the tests say there. Returns their exit code."""
     for made_here in (root / "work", root / "var/tmp/models"):
         shutil.rmtree(made_here, ignore_errors=True)
+    (root / "etc/systemd/system" / _UNIT).write_text(_SERVICE)
     shutil.copytree(ROOT, root / "work", symlinks=True, ignore=_NOT_COPIED)
+    install_product(root)
     # Made here, since an emulated core takes minutes; and what that one would measure says nothing of a real one.
     model = tiny_model_folder(root / "var/tmp/models", layers=4, hidden=256)
     manifest = json.loads((model / "pocketllm.json").read_text())

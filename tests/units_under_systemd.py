@@ -55,10 +55,14 @@ class Service:
         return self.run(*command).strip()
 
     def install(self) -> None:
+        """Install it. Of a failure, systemd knows more than the command."""
         self.run("mkdir", "-p", str(self.config.parent), str(self.data))
         self.run("cp", "-r", str(MODELS), str(self.data))
         self.config.write_text(CONFIG)
-        self.run(POCKETLLM, "service", "install", *(["--system"] if self.system else []))
+        try:
+            self.run(POCKETLLM, "service", "install", *(["--system"] if self.system else []))
+        finally:
+            say(subprocess.run(["journalctl", "-n", "30", "-o", "cat"], stdout=subprocess.PIPE, text=True).stdout)
 
     @property
     def group(self) -> Path:

@@ -60,20 +60,11 @@ def set_up(root: Path, packages: Sequence[str]) -> None:
     subprocess.run(running_arm_programs(command), check=True)
 
 
-def install(root: Path, *more: str) -> None:
-    """Debian's Python in /opt/pocketllm with what pyproject.toml and the tests need, and more without dependencies.
-
-    The product is the tree that is copied or mounted to /work.
-    """
+def install(root: Path) -> None:
+    """Debian's Python in /opt/pocketllm, with what pyproject.toml and the tests need."""
     (root / "work").mkdir(exist_ok=True)
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    packages = root / "opt/pocketllm" / f"lib/python{PYTHON}/site-packages"
-    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--only-binary", ":all:"]
-    uv += ["--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON, "--target", str(packages)]
-    subprocess.run([*uv, *needed, *REQUIREMENTS], check=True)
-    if more:
-        subprocess.run([*uv, "--no-deps", *more], check=True)
-    (packages / "pocketllm.pth").write_text("/work\n")
+    _uv_install(root, "--only-binary", ":all:", *needed, *REQUIREMENTS)
     environment = root / "opt/pocketllm"
     (environment / "pyvenv.cfg").write_text(f"home = /usr/bin\nversion = {PYTHON}\n")
     (environment / "bin").mkdir()
@@ -81,6 +72,19 @@ def install(root: Path, *more: str) -> None:
     program = environment / "bin/pocketllm"
     program.write_text("#!/opt/pocketllm/bin/python\nfrom pocketllm.cli.main import main\n\nmain()\n")
     program.chmod(0o755)
+
+
+def install_product(root: Path) -> None:
+    """The product, from the tree that was copied to /work."""
+    _uv_install(root, "--no-deps", "--reinstall-package", "pocketllm", str(root / "work"))
+
+
+def _uv_install(root: Path, *options: str) -> None:
+    target = str(root / f"opt/pocketllm/lib/python{PYTHON}/site-packages")
+    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--target", target]
+    subprocess.run(
+        [*uv, "--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON, *options], check=True
+    )
 
 
 def _mmdebstrap(root: Path, variant: str, packages: Sequence[str], *more: str) -> list[str]:

@@ -18,6 +18,8 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Requester
 from tests.support.tiny_models import tiny_model_folder
 
+#: How long a worker may take: on an emulated core, minutes until it has imported torch.
+WORKER_SECONDS = 900.0
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TRAINING = TrainingSettings(method="mezo", steps=8, batch=2, block_tokens=16, rank=2, step_size=1e-2, measure_every=4)
 
@@ -84,7 +86,7 @@ def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
 
 
-def finish(worker: subprocess.Popen[bytes], *, seconds: float = 120) -> str:
+def finish(worker: subprocess.Popen[bytes], *, seconds: float = WORKER_SECONDS) -> str:
     """Wait for a worker to end by itself; returns what it said. Raises AssertionError when it failed."""
     assert worker.stdin is not None and worker.stderr is not None
     with worker.stderr, worker.stdin:
@@ -93,13 +95,13 @@ def finish(worker: subprocess.Popen[bytes], *, seconds: float = 120) -> str:
     return said
 
 
-def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = 120) -> int:
+def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = WORKER_SECONDS) -> int:
     """Kill -9 a worker as soon as its step log has reached a step; returns the step it had really reached."""
     kill_when(worker, lambda: store.step_log.last_step(job.id) >= step, seconds=seconds)
     return store.step_log.last_step(job.id)
 
 
-def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, seconds: float = 120) -> None:
+def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, seconds: float = WORKER_SECONDS) -> None:
     """Kill -9 a worker as soon as it has got somewhere."""
     deadline = time.monotonic() + seconds
     while not there():
