@@ -86,24 +86,24 @@ def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
 
 
-def finish(worker: subprocess.Popen[bytes], *, seconds: float = WORKER_SECONDS) -> str:
+def finish(worker: subprocess.Popen[bytes]) -> str:
     """Wait for a worker to end by itself; returns what it said. Raises AssertionError when it failed."""
     assert worker.stdin is not None and worker.stderr is not None
     with worker.stderr, worker.stdin:
         said = worker.stderr.read().decode()
-        assert worker.wait(seconds) == 0, said
+        assert worker.wait(WORKER_SECONDS) == 0, said
     return said
 
 
-def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int, *, seconds: float = WORKER_SECONDS) -> int:
+def kill_at(store: Store, worker: subprocess.Popen[bytes], job: Job, step: int) -> int:
     """Kill -9 a worker as soon as its step log has reached a step; returns the step it had really reached."""
-    kill_when(worker, lambda: store.step_log.last_step(job.id) >= step, seconds=seconds)
+    kill_when(worker, lambda: store.step_log.last_step(job.id) >= step)
     return store.step_log.last_step(job.id)
 
 
-def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool], *, seconds: float = WORKER_SECONDS) -> None:
+def kill_when(worker: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
     """Kill -9 a worker as soon as it has got somewhere."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + WORKER_SECONDS
     while not there():
         with suppress(subprocess.TimeoutExpired):  # leaves the processor to the worker, whose priority is the lowest
             worker.wait(0.005)
