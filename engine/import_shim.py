@@ -90,7 +90,7 @@ class _Whole(MetaPathFinder, Loader):
         if name not in sys.modules:
             return None
         # It came along. The import that asked for it is not to run it a second time.
-        spec = spec_from_loader(name, self)
+        spec = spec_from_loader(name, self)  # type: ignore[arg-type, unused-ignore]
         assert spec is not None
         spec.loader_state = sys.modules[name].__spec__
         return spec

@@ -119,7 +119,7 @@ class Peer:
         states, targets = self._states(blocks).flatten(0, 1), blocks.targets.flatten()
         head = self.model.get_output_embeddings()
         if self.chunks:
-            loss: torch.Tensor = ChunkedLoss.apply(states, head.weight, targets)  # type: ignore[no-untyped-call]
+            loss: torch.Tensor = ChunkedLoss.apply(states, head.weight, targets)  # type: ignore[no-untyped-call, unused-ignore]
             return loss
         return F.cross_entropy(head(states).float(), targets, ignore_index=IGNORE_INDEX)
 

@@ -51,7 +51,7 @@ def attention(
         return result
     causal = (getattr(module, "is_causal", True) if is_causal is None else is_causal) and attention_mask is None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: torch.Tensor = _Attention.apply(query, key, value, attention_mask, causal, scale)  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _Attention.apply(query, key, value, attention_mask, causal, scale)  # type: ignore[no-untyped-call, unused-ignore]
     return output, None
 
 

@@ -24,7 +24,7 @@ def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tens
     The output is zero if `linear.output_needed` is False.
     """
     a, b = (None, None) if linear.lora is None else linear.lora.leaves or (None, None)
-    y: torch.Tensor = _Linear.apply(x.to(linear.context.dtype), a, b, linear)  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _Linear.apply(x.to(linear.context.dtype), a, b, linear)  # type: ignore[no-untyped-call, unused-ignore]
     return y
 
 

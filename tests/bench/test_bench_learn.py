@@ -34,7 +34,7 @@ def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient() -> None:
     states, head = torch.randn(300, 16, requires_grad=True), torch.randn(50, 16)
     targets = torch.randint(50, (300,))
     targets[::7] = IGNORE_INDEX
-    chunked: torch.Tensor = ChunkedLoss.apply(states, head, targets)  # type: ignore[no-untyped-call]
+    chunked: torch.Tensor = ChunkedLoss.apply(states, head, targets)  # type: ignore[no-untyped-call, unused-ignore]
     whole = torch.nn.functional.cross_entropy(states @ head.t(), targets, ignore_index=IGNORE_INDEX)
     assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
     (one,), (other,) = torch.autograd.grad(chunked * 3, states), torch.autograd.grad(whole * 3, states)
