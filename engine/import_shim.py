@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 import torch.distributed
+import transformers.utils as transformers_utils
 
 _COMPILER = "torch._dynamo"
 #: The module that transformers wants of it, and the context manager in there, which only custom masks enter.
 _WRAPPER, _CONTEXT = f"{_COMPILER}._trace_wrapped_higher_order_op", "TransformGetItemToIndex"
 #: Parts of torch.distributed that transformers imports where it is available.
 _DISTRIBUTED_PARTS = ("tensor", "fsdp", "device_mesh")
+_FLEXIBLE = "is_torch_flex_attn_available"
 #: Decorators that mean nothing without a compiler.
 _DECORATORS = ("disable", "assume_constant_result", "allow_in_graph")
 
@@ -47,12 +49,19 @@ def lean_transformers() -> Iterator[None]:
     sys.meta_path.insert(0, _WHOLE)
     available = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
+    _say_of_flex_attention(lambda: False)
     # Others (PEFT) take it for granted that transformers has imported these.
     vars(torch.distributed).setdefault("__getattr__", _distributed_part)
     try:
         yield
     finally:
         torch.distributed.is_available = available
+
+
+def _say_of_flex_attention(available: Callable[[], bool]) -> None:
+    """Flex attention is for GPUs; from torch 2.15 on it imports symbolic algebra."""
+    for module in (transformers_utils, transformers_utils.import_utils):
+        setattr(module, _FLEXIBLE, available)
 
 
 class _StandIn(ModuleType):
@@ -83,6 +92,8 @@ def _distributed_part(name: str) -> ModuleType:
 class _Whole(MetaPathFinder, Loader):
     """Lets an import of one of the compiler's parts bring in the compiler before it, as is usual with packages."""
 
+    flex_attention: Callable[[], bool] = staticmethod(getattr(transformers_utils, _FLEXIBLE))
+
     def find_spec(self, name: str, _path: object, _target: object = None) -> ModuleSpec | None:
         if not name.startswith(f"{_COMPILER}."):
             return None
@@ -110,6 +121,7 @@ def _real(name: str) -> ModuleType:
     """The module itself, after taking the stand-ins away."""
     if _WHOLE in sys.meta_path:
         sys.meta_path.remove(_WHOLE)
+        _say_of_flex_attention(_WHOLE.flex_attention)
         for module in (_COMPILER, _WRAPPER):
             sys.modules.pop(module, None)
     return importlib.import_module(name)
