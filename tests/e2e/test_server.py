@@ -22,6 +22,7 @@ from tests.support.real_daemon import Daemon, children, environment, eventually,
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
+IDLE_BYTES = (120 if sys.version_info >= (3, 15) else 100) * MB  # 111 MB by Python 3.15, 84 by 3.11
 #: So small a job that its steps take milliseconds.
 SMALL_JOB = {
     "MODEL": "tiny",
@@ -129,7 +130,7 @@ def test_it_is_small_while_it_idles(idle: Daemon) -> None:
     pid = idle.process.pid
     assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
     assert children(pid) == []
-    assert resident_bytes(pid) < 100 * MB
+    assert resident_bytes(pid) < IDLE_BYTES
 
 
 def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
@@ -386,7 +387,7 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         eventually(lambda: not children(daemon.process.pid), "the generator's end")
         generator = daemon.status()["generator"]
         assert (generator["running"], generator["pid"], generator["unloads_in_seconds"]) == (False, None, None)
-        assert resident_bytes(daemon.process.pid) < 100 * MB
+        assert resident_bytes(daemon.process.pid) < IDLE_BYTES
         assert "Traceback" not in daemon.log
 
 
