@@ -36,7 +36,8 @@ def test_a_report_tells_of_the_device_and_a_rehearsal_and_nothing_of_the_owner(
     assert 2 <= rehearsal["killed_at_step"] < 6
     assert "crashed" in [event["kind"] for event in rehearsal["events"]]
     assert rehearsal["answer"]["text"]
-    assert report["versions"]["torch"] and report["calibration"]["threads"] > 0
+    assert report["versions"]["torch"]
+    assert report["calibration"] is None  # the tiny model was never measured
     assert all(reading["age_seconds"] >= 0 for reading in report["readings"])
     assert "The rehearsal made 6 steps" in ended.stderr
     assert not list(data.glob("rehearsal-*"))
