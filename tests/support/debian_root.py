@@ -80,8 +80,7 @@ def install_product(root: Path) -> None:
 
 
 def _uv_install(root: Path, *options: str) -> None:
-    target = str(root / f"opt/pocketllm/lib/python{PYTHON}/site-packages")
-    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--target", target]
+    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--target", str(root / SITE_PACKAGES)]
     subprocess.run(
         [*uv, "--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON, *options], check=True
     )
