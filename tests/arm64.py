@@ -7,7 +7,6 @@ memory limits. Needs Debian's qemu-user and mmdebstrap, and a kernel of 6.7 or n
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 
-from tests.support.debian_root import install, running_arm_programs, unpack
+from tests.support.debian_root import (
+    PROGRAMS,
+    check_programs,
+    install,
+    make_if_missing,
+    running_arm_programs,
+    say,
+    unpack,
+)
 from tests.support.paths import ROOT
 
 #: Raspberry Pi 3's and older phones' core, without half precision; and that of a Raspberry Pi 5 and newer phones.
@@ -45,17 +52,15 @@ exec chroot "$root" "$@"
 
 def make(root: Path) -> None:
     """The root, in about a minute."""
-    scratch = root.with_name(f"{root.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    unpack(scratch)
-    install(scratch)
-    scratch.rename(root)
+    unpack(root)
+    install(root)
 
 
-def inside(root: Path, cpu: str, command: Sequence[str], *, on: int) -> subprocess.CompletedProcess[str]:
-    """Run a command in the root on an emulated core; what it printed. on: the processor that emulates it.
+def inside(root: Path, cpu: str, command: Sequence[str], *, on: int) -> int:
+    """Run a command in the root on an emulated core; its exit code. on: the processor that emulates it.
 
-    On one, torch has one thread: emulated threads wait for each other for longer than they compute.
+    Each line that it prints begins with the core's name. On one processor, torch has one thread: emulated threads wait
+    for each other for longer than they compute.
     """
     environment = {
         "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
@@ -66,44 +71,42 @@ def inside(root: Path, cpu: str, command: Sequence[str], *, on: int) -> subproce
     }
     enter = ["taskset", "--cpu-list", str(on), "sh", "-euc", _ENTER, "sh", str(root.absolute()), str(ROOT)]
     there = ["/usr/bin/env", "-C", "/work", "PATH=/usr/bin:/bin", *command]
-    return subprocess.run(
-        running_arm_programs([*enter, *there]),
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    entered = running_arm_programs([*enter, *there])
+    with subprocess.Popen(entered, env=environment, stdout=subprocess.PIPE, text=True) as emulator:
+        for line in emulator.stdout or ():
+            say(f"{cpu}: {line.rstrip()}")
+    return emulator.returncode
 
 
 def main() -> int:
     """Make the root if it is missing, and run the tests on each core."""
     options = _options()
-    missing = [name for name in ("mmdebstrap", "qemu-aarch64", "unshare") if shutil.which(name) is None]
-    if missing:
-        sys.exit(f"{', '.join(missing)} is missing: apt-get install mmdebstrap qemu-user")
-    if not options.root.exists():
-        began = time.monotonic()
-        _say(f"making {options.root} ...")
-        make(options.root)
-        _say(f"made in {time.monotonic() - began:.0f} s")
-    _say(f"testing on {', '.join(options.cpu)}, which takes about 20 minutes on two processors ...")
-    pytest = ["/opt/pocketllm/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    check_programs(PROGRAMS)
+    make_if_missing(options.root, make)
+    say(f"testing on {', '.join(options.cpu)}, which takes about 27 minutes on two processors ...")
+    pytest = [
+        "/opt/pocketllm/bin/python",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-v",
+        "--durations",
+        "5",
+    ]
 
     def test(cpu: str, on: int) -> bool:
         began = time.monotonic()
-        ended = inside(options.root, cpu, [*pytest, "--durations", "5", *(options.tests or TESTS)], on=on)
-        _say(f"{ended.stdout}{cpu}: exit code {ended.returncode}, {time.monotonic() - began:.0f} s")
-        return ended.returncode == 0
+        code = inside(options.root, cpu, [*pytest, *(options.tests or TESTS)], on=on)
+        say(f"{cpu}: exit code {code}, {time.monotonic() - began:.0f} s")
+        return code == 0
 
     processors = sorted(os.sched_getaffinity(0))
     with ThreadPoolExecutor(len(processors)) as pool:
         passed = list(pool.map(test, options.cpu, cycle(processors)))
     return not all(passed)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _options() -> argparse.Namespace:

@@ -15,7 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.debian_root import install, install_product, set_up
+from tests.support.debian_root import (
+    PROGRAMS,
+    check_programs,
+    install,
+    install_product,
+    make_if_missing,
+    say,
+    set_up,
+)
 from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_model_folder
 
@@ -44,14 +52,11 @@ _NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "results
 
 def make(root: Path) -> None:
     """The root, in about five minutes."""
-    scratch = root.with_name(f"{root.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    set_up(scratch, PACKAGES)
-    install(scratch)
-    wants = scratch / "etc/systemd/system/multi-user.target.wants"
+    set_up(root, PACKAGES)
+    install(root)
+    wants = root / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / _UNIT).symlink_to(f"../{_UNIT}")
-    scratch.rename(root)
 
 
 def boot(root: Path, cpu: str, disk: Path) -> int:
@@ -88,26 +93,15 @@ def boot(root: Path, cpu: str, disk: Path) -> int:
 def main() -> int:
     """Make the root if it is missing, boot it, and run the tests in it."""
     options = _options()
-    missing = [name for name in ("mmdebstrap", "qemu-aarch64", "qemu-system-aarch64") if shutil.which(name) is None]
-    if missing:
-        sys.exit(f"{', '.join(missing)} is missing: apt-get install mmdebstrap qemu-user qemu-system-arm")
+    check_programs({**PROGRAMS, "qemu-system-aarch64": "qemu-system-arm"})
     if os.geteuid() != 0:
         sys.exit("It takes root's rights to make the machine's disk.")
-    began = time.monotonic()
-    if not options.root.exists():
-        _say(f"making {options.root} ...")
-        make(options.root)
-        _say(f"made in {time.monotonic() - began:.0f} s")
-    _say("booting ...")
+    make_if_missing(options.root, make)
+    say("booting ...")
     began = time.monotonic()
     code = boot(options.root, options.cpu, options.root.with_name("disk.img"))
-    _say(f"{options.cpu}: exit code {code}, {time.monotonic() - began:.0f} s")
+    say(f"{options.cpu}: exit code {code}, {time.monotonic() - began:.0f} s")
     return code
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _options() -> argparse.Namespace:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.debian_root import check_programs, make_if_missing
 from tests.support.paths import ROOT
 
 #: Debian's next release has Python versions before a stable one has them.
@@ -51,15 +52,15 @@ def lowest(folder: Path) -> int:
     return _make_test(["make", f"VENV={folder}", "test"])
 
 
+def make(root: Path) -> None:
+    """A Debian root with its newest Python, in half a minute."""
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", _APT, f"--include={','.join(PACKAGES)}", SUITE, str(root)]
+    subprocess.run(command, check=True)
+
+
 def newest(root: Path) -> int:
     """In a Debian root, with the newest versions."""
-    if not root.exists():
-        scratch = root.with_name(f"{root.name}.new")
-        shutil.rmtree(scratch, ignore_errors=True)
-        include = f"--include={','.join(PACKAGES)}"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", _APT, include, SUITE, str(scratch)]
-        subprocess.run(command, check=True)
-        scratch.rename(root)
+    make_if_missing(root, make)
     shutil.copy(_UV, root / "usr/local/bin/uv")
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")
@@ -90,8 +91,9 @@ def main() -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if options.which == "lowest":
         return lowest(folder)
-    if os.geteuid() != 0 or shutil.which("mmdebstrap") is None:
-        sys.exit("It takes root's rights and mmdebstrap: apt-get install mmdebstrap")
+    check_programs({"mmdebstrap": "mmdebstrap"})
+    if os.geteuid() != 0:
+        sys.exit("It takes root's rights to make a Debian root.")
     return newest(folder)
 
 

@@ -1,4 +1,4 @@
-"""Debian roots for arm64, made from the package registries alone. Needs mmdebstrap and qemu-user.
+"""Debian roots, made from the package registries alone; most are for arm64.
 
 The kernel hands arm64 programs to qemu's user emulation in a user namespace of its own: child processes work, and the
 machine is left as it was. That takes a kernel of 6.7 or newer.
@@ -8,13 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.support.paths import ROOT
 
 SUITE, PYTHON = "trixie", "3.13"
+#: Programs that make a root and run its programs -> the packages with them.
+PROGRAMS = {"mmdebstrap": "mmdebstrap", "qemu-aarch64": "qemu-user"}
 #: What Python and torch need.
 PACKAGES = ("python3", "libgomp1", "libstdc++6")
 #: PyPI's torch for arm64 ends by an illegal instruction on an Armv8.0 core from 2.10 on, and brings CUDA from 2.11 on.
@@ -34,6 +37,32 @@ mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
 printf '%s' "$binfmt" >/proc/sys/fs/binfmt_misc/register
 exec "$@"
 """
+
+
+def check_programs(packages: Mapping[str, str]) -> None:
+    """Exit, saying what to install, where a program is missing. packages: programs -> the Debian packages with them."""
+    missing = {package for program, package in packages.items() if shutil.which(program) is None}
+    if missing:
+        sys.exit(f"Missing: apt-get install {' '.join(sorted(missing))}")
+
+
+def make_if_missing(root: Path, make: Callable[[Path], None]) -> None:
+    """Make a root, under another name until it is whole."""
+    if root.exists():
+        return
+    began = time.monotonic()
+    say(f"making {root} ...")
+    scratch = root.with_name(f"{root.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    make(scratch)
+    scratch.rename(root)
+    say(f"made in {time.monotonic() - began:.0f} s")
+
+
+def say(text: str) -> None:
+    """Print it at once: what follows takes minutes."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def running_arm_programs(command: Sequence[str]) -> list[str]:
