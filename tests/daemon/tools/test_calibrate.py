@@ -24,7 +24,7 @@ def test_a_process_of_its_own_measures(tiny: ModelFolder) -> None:
     found = measure(tiny.path)
     assert found["compute_dtype"] in FLOAT_DTYPES
     assert found["gemm_flops"] > 0
-    # torch and transformers, and no model yet: neither nothing nor a gigabyte.
+    # torch, transformers and a tiny model: neither nothing nor a gigabyte.
     assert 50 * MB < found["library_anonymous_bytes"] < 800 * MB
     assert 20 * MB < found["library_file_bytes"] < 800 * MB
 
@@ -77,5 +77,6 @@ def test_what_the_user_set_stays_in_a_childs_environment(monkeypatch: pytest.Mon
 def test_threads_look_for_work_for_a_moment_before_they_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     assert 0 < int(child_environment()["GOMP_SPINCOUNT"]) < 10_000, "a long look would take the core from others"
+    assert child_environment()["KMP_BLOCKTIME"] == "80us"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert child_environment()["GOMP_SPINCOUNT"] == "7"
