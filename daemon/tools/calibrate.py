@@ -17,6 +17,7 @@ from typing import Any
 
 from pocketllm.daemon.child_environment import child_environment, last_words
 from pocketllm.daemon.errors import CalibrationFailed
+from pocketllm.daemon.process_memory import give_back_free_memory
 
 #: For the largest models on the slowest phones; usually it takes a few seconds.
 TIMEOUT_SECONDS = 1800
@@ -57,20 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
 
-    # A worker's libraries, before a model is loaded. Imported here, since callers of `measure` do not need them.
-    importlib.import_module("pocketllm.daemon.training.worker")
-    gc.collect()
-    libraries = resident_bytes()
-
+    # Here, since callers of `measure` need none of it.
     import torch
 
     from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.model_folder import open_model_folder
     from pocketllm.engine.planning.calibration import calibrate
 
+    importlib.import_module("pocketllm.daemon.training.worker")  # whose libraries are measured
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a worker does
     try:
-        answer = libraries | calibrate(open_model_folder(options.folder), time.perf_counter).to_json()
+        answer = calibrate(open_model_folder(options.folder), time.perf_counter).to_json()
+        # Only now, since libraries take memory at their first use too: SmolLM2's forward pass left 60 MB.
+        gc.collect()
+        give_back_free_memory()
+        answer |= resident_bytes()
     except MezoError as error:
         answer = {"error": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -18,7 +18,7 @@ Mode = Literal["lora", "full"]
 Method = Literal["exact", "mezo"]
 
 MB = 10**6
-#: Anonymous and file-backed memory of a worker before it loads a model, if not measured at import.
+#: Anonymous and file-backed memory of a worker between steps, if not measured at import.
 LIBRARY_ANONYMOUS_BYTES, LIBRARY_FILE_BYTES = 200 * MB, 95 * MB
 #: Speed of matrix products if not measured at import: a slow phone's.
 GEMM_FLOPS = 20e9
@@ -89,7 +89,7 @@ class JobPlan:
 class Prediction:
     """A plan's memory and time."""
 
-    library_bytes: int  #: resident memory of the worker before it loads a model
+    library_bytes: int  #: resident memory of the worker between steps
     working_bytes: int  #: anonymous memory on top of that, which `memory_bytes` limits
     anonymous_bytes: int  #: including libraries
     file_bytes: int  #: file-backed pages: libraries and the current layer; the kernel can drop them

@@ -13,7 +13,7 @@ class PredictionOut(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    library_bytes: int = Field(description="Of the worker before it has a model.")
+    library_bytes: int = Field(description="Of the worker between steps.")
     working_bytes: int = Field(description="Anonymous memory on top: what memory_limit_bytes limits.")
     anonymous_bytes: int = Field(description="Anonymous memory, libraries included.")
     file_bytes: int = Field(description="Pages of files, which the kernel can drop.")
