@@ -141,8 +141,8 @@ class TestRoute:
         assert api.get(path).content == response.content
 
     def test_it_needs_the_token_and_a_job(self, api: InProcessApp) -> None:
-        assert_problem(api.get("/jobs/job-0/steps", token=None), 401, "missing_token")
-        assert "'job-0'" in assert_problem(api.get("/jobs/job-0/steps"), 404, "not_found")["detail"]
+        assert_problem(api.get("/jobs/job-none/steps", token=None), 401, "missing_token")
+        assert "'job-none'" in assert_problem(api.get("/jobs/job-none/steps"), 404, "not_found")["detail"]
 
     @pytest.mark.parametrize(
         ("model", "started", "known"),

@@ -238,7 +238,7 @@ def test_an_answer_ends_where_the_context_does(daemon: Daemon) -> None:
 
 
 def test_an_unknown_adapter(daemon: Daemon) -> None:
-    for name in ("adapter-0", "../../etc", ""):
+    for name in ("adapter-none", "../../etc", ""):
         response = daemon.client.post("/generate", json={"prompt": PROMPT, "adapter": name})
         document = assert_problem(response, 404, "not_found")
         assert repr(name) in document["detail"] and "GET /adapters" in document["detail"]

@@ -230,12 +230,12 @@ def test_a_limit_out_of_range(api: InProcessApp, limit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/jobs/job-0"), ("POST", "/jobs/job-0/cancel"), ("GET", "/jobs?after=job-0")]
+    ("method", "path"), [("GET", "/jobs/job-none"), ("POST", "/jobs/job-none/cancel"), ("GET", "/jobs?after=job-none")]
 )
 def test_an_unknown_id(api: InProcessApp, method: str, path: str) -> None:
     ask(api)
     document = assert_problem(api.request(method, path), 404, "not_found")
-    assert "'job-0'" in document["detail"] and "GET /jobs" in document["detail"]
+    assert "'job-none'" in document["detail"] and "GET /jobs" in document["detail"]
 
 
 def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> None:

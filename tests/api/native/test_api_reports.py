@@ -116,7 +116,7 @@ def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
 
 
 def test_jobs_that_will_never_have_one(api: InProcessApp) -> None:
-    assert "GET /jobs" in assert_problem(api.get("/jobs/job-0/report"), 404, "not_found")["detail"]
+    assert "GET /jobs" in assert_problem(api.get("/jobs/job-none/report"), 404, "not_found")["detail"]
     api.add("Wind west.")
     cancelled = ask(api)
     api.post(f"/jobs/{cancelled}/cancel")

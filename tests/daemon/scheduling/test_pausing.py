@@ -79,7 +79,7 @@ def test_what_cannot_be_held_or_released(world: SchedulerWorld) -> None:
     world.add(5)
     job_id = world.request()
     with pytest.raises(NotFound):
-        world.scheduler.pause("job-0", world.clock.now)
+        world.scheduler.pause("job-none", world.clock.now)
     with pytest.raises(WrongState, match="was not paused by its owner"):
         world.scheduler.resume(job_id, world.clock.now)
     world.scheduler.pause(job_id, world.clock.now)
@@ -101,5 +101,5 @@ def test_over_http(tmp_path: Path) -> None:
         assert (held["state"], held["paused_by_owner"], held["reasons"]) == ("paused", True, [PAUSED_BY_OWNER])
         assert_problem(api.post(f"/jobs/{job}/pause"), 409, "wrong_state")
         assert api.post(f"/jobs/{job}/resume").json()["paused_by_owner"] is False
-        assert_problem(api.post("/jobs/job-0/resume"), 404, "not_found")
+        assert_problem(api.post("/jobs/job-none/resume"), 404, "not_found")
         assert_problem(api.post(f"/jobs/{job}/resume", token=None), 401, "missing_token")
