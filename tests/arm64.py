@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support.debian_root import (
     PROGRAMS,
+    PYTEST,
     check_programs,
     install,
     make_if_missing,
@@ -84,18 +85,7 @@ def main() -> int:
     check_programs(PROGRAMS)
     make_if_missing(options.root, make)
     say(f"testing on {', '.join(options.cpu)}, which takes about 27 minutes on two processors ...")
-    pytest = [
-        "/opt/pocketllm/bin/python",
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-v",
-        "--durations",
-        "5",
-    ]
+    pytest = f"{PYTEST} -v --durations 5".split()
 
     def test(cpu: str, on: int) -> bool:
         began = time.monotonic()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support.debian_root import (
     PROGRAMS,
+    PYTEST,
     check_programs,
     install,
     install_product,
@@ -32,7 +33,6 @@ TESTS = ("tests/units_under_systemd.py", "tests/daemon/test_process_memory.py")
 DISK_BYTES = 6 * 10**9
 MEMORY_MB = 4096
 _ENDED = re.compile(r"^tests ended: (\d+)", re.MULTILINE)
-_PYTEST = "/opt/pocketllm/bin/python -m pytest -rA -s --color no -p no:cacheprovider -p no:xdist"
 _UNIT = "units-under-systemd.service"
 #: Runs the tests once the machine has booted, and switches it off.
 _SERVICE = f"""
@@ -40,7 +40,7 @@ _SERVICE = f"""
 Type=oneshot
 WorkingDirectory=/work
 Environment=HOME=/root PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
-ExecStart=sh -c '{_PYTEST} {" ".join(TESTS)}; echo tests ended: $?'
+ExecStart=sh -c '{PYTEST} -rA -s --color no {" ".join(TESTS)}; echo tests ended: $?'
 ExecStopPost=systemctl --no-block poweroff
 StandardOutput=tty
 StandardError=tty
@@ -84,8 +84,7 @@ def boot(root: Path, cpu: str, disk: Path) -> int:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as qemu:
         for line in qemu.stdout or ():
             printed += line
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            say(line.rstrip())
     ended = _ENDED.search(printed)
     return int(ended[1]) if ended else 1
 

@@ -24,6 +24,8 @@ PACKAGES = ("python3", "libgomp1", "libstdc++6")
 REQUIREMENTS = ("torch<2.10", "hypothesis", "pytest")
 #: Where the Python packages are in a root.
 SITE_PACKAGES = Path("opt/pocketllm") / f"lib/python{PYTHON}/site-packages"
+#: pytest in a root.
+PYTEST = "/opt/pocketllm/bin/python -m pytest -p no:cacheprovider -p no:xdist"
 #: The ELF header of a program for arm64, the mask on it, and qemu, opened before the root changes (F).
 _BINFMT = (
     r":qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
@@ -60,7 +62,7 @@ def make_if_missing(root: Path, make: Callable[[Path], None]) -> None:
 
 
 def say(text: str) -> None:
-    """Print it at once: what follows takes minutes."""
+    """Print a line, flushed: minutes of work follow."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
