@@ -220,18 +220,21 @@ def stored_runs(name: str, options: argparse.Namespace, *, seconds: float, key: 
     """Return `raw` of the results that `keep` wrote; None where there are none.
 
     seconds: the length of a run. key: the fields that tell runs apart. Raises SystemExit if the file is unreadable,
-    or of other runs.
+    of other runs, or of another commit: what is compared is measured by one.
     """
     file = results_file(name, options)
     if not file.exists():
         return None
     try:
-        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["raw"]
-        length, runs = raw["seconds"], list(raw["runs"])
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        raw: dict[str, Any] = stored["raw"]
+        commit, length, runs = stored["commit"], raw["seconds"], list(raw["runs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"--only and --resume keep figures, but {file} is unreadable: {error!r}") from error
+        raise SystemExit(f"--resume keeps figures, but {file} is unreadable: {error!r}") from error
     if length != seconds or not all(isinstance(run, dict) and key <= run.keys() for run in runs):
-        raise SystemExit(f"{file} is of runs of {length:g} s, or of another form: leave --only and --resume out.")
+        raise SystemExit(f"{file} is of runs of {length:g} s, or of another form: leave --resume out.")
+    if commit != options.commit:
+        raise SystemExit(f"{file} is of commit {commit}, and this is {options.commit}: leave --resume out.")
     return raw
 
 

@@ -1,4 +1,4 @@
-"""What the daemon costs while it does nothing: processor time and wake-ups, with all sensors polling as on a phone.
+"""What the daemon costs while it does nothing: processor time, wake-ups and memory, with all sensors as on a phone.
 
 python -m bench.idle [--minutes 10] [--quick]
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.child import memory_of
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import ensure, models_folder
 from pocketllm.cli.child import running_daemon
@@ -47,17 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(seconds)
             passed = time.monotonic() - began
             cpu, wakeups = _cpu_seconds(pid) - cpu, _wakeups(pid) - wakeups
+            resident = memory_of(pid)["VmRSS"]
             readings = {reading["name"]: reading["value"] for reading in client.status()["readings"]}
     if (readings["battery"], readings["screen"]) != (60, False):
         raise SystemExit(f"The daemon has not taken this for a phone: {readings}")
     values: dict[str, float | None] = {
         "cpu_percent": 100 * cpu / passed,
         "wakeups_a_minute": 60 * wakeups / passed,
+        "memory_mb": resident / 1e6,
     }
     shown = table(
         f"The idle daemon, {passed:.0f} s",
-        ["processor, % of a core", "wake-ups a minute"],
-        [[f"{values['cpu_percent']:.3f}", f"{values['wakeups_a_minute']:.1f}"]],
+        ["processor, % of a core", "wake-ups a minute", "resident memory, MB"],
+        [[f"{values['cpu_percent']:.3f}", f"{values['wakeups_a_minute']:.1f}", f"{values['memory_mb']:.0f}"]],
         caption="With no job that waits, it looks at queue and sensors once a minute, and asks for screen and battery, "
         "each in a thread of its own: an answer wakes that thread a few times.",
     )

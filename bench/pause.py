@@ -5,7 +5,7 @@ python -m bench.pause [--pauses 20] [--quick]
 The daemon is shown a folder laid out as the kernel lays out power supplies. For each pause the charger's `online` goes
 from 1 to 0 while the worker runs, and the bench takes the time from that moment until the worker's process is gone: the
 wait for the daemon's next poll is part of it. Then back to 1, until a worker runs again. At last the job runs to its
-end, and its adapter is compared, byte by byte, with that of a job that nothing disturbed.
+end, and its adapter is compared, byte by byte, with that of a job that nothing disturbed, whose worker's memory counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,9 @@ from safetensors.numpy import load_file
 
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from bench.world import until
-from pocketllm.cli.child import running_daemon
+from bench.world import daemon_on, until
+from bench.writers import ended
+from pocketllm.demo import sample_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,21 +71,16 @@ class Charger:
 @contextmanager
 def daemon(folder: Path, model: Path, charger: Charger, *, quick: bool) -> Iterator[Client]:
     """The real daemon on a folder of its own."""
-    (folder / "models").mkdir(parents=True)
-    (folder / "models" / model.name).symlink_to(model)
     settings = {
         "POWER_SUPPLIES": str(charger.folder),
         "TICK_SECONDS": f"{POLL_SECONDS:g}",
         "IDLE_TICK_SECONDS": f"{POLL_SECONDS:g}",
         "GATE__REQUIRE_POWER": "true",
-        "GATE__MINIMUM_PAUSE_SECONDS": "0",
         "TRAINING__NEW_WORDS": "10000000",
         **({"TRAINING__METHOD": "mezo", "TRAINING__PROBES": "1"} if quick else {}),
     }
-    command = [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]
-    with running_daemon(folder, command, settings=settings) as client:
-        notes = files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8")
-        client.add_texts([{"text": part, "source": "bench"} for part in notes.split("\n\n") if part.strip()])
+    with daemon_on(folder, model, **settings) as client:
+        client.add_texts([{"text": text, "source": "bench"} for text in sample_notes()])
         yield client
 
 
@@ -102,12 +97,6 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-def ask_for_job(client: Client, steps: int) -> str:
-    """A job that waits for the charger."""
-    job = client.start_job(steps=steps, seed=_SEED, now=False)
-    return str(job["id"])
 
 
 def disturb(
@@ -129,15 +118,6 @@ def disturb(
     return paused, resumed
 
 
-def finished(client: Client, job: str) -> dict[str, Any]:
-    """The job, once it has ended. Raises SystemExit when it failed."""
-    until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end")
-    found = client.job(job)
-    if found["state"] != "succeeded":
-        raise SystemExit(f"The job failed: {found['error']}")
-    return found
-
-
 def adapter_sum(folder: Path, job: dict[str, Any]) -> str:
     """The checksum of what a job has made: of its tensors, since the file also names the job."""
     made = hashlib.sha256()
@@ -151,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     pauses = _QUICK_PAUSES if options.quick else options.pauses
     steps = options.steps or (_QUICK_STEPS if options.quick else _STEPS)
-    sums = []
+    sums, job = [], {}
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         model = ensure(models, "llama-tiny" if options.quick else SMOLLM2, "bfloat16").absolute()
         charger = Charger(Path(scratch) / "power_supply")
@@ -161,16 +141,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(scratch) / name
             progress(f"{name} job of {steps} steps ...")
             with daemon(folder, model, charger, quick=options.quick) as client:
-                job = ask_for_job(client, steps)
+                asked = str(client.start_job(steps=steps, seed=_SEED, now=False)["id"])  # it waits for the charger
                 if name == "disturbed":
                     paused, resumed = disturb(
                         client, charger, pauses, _QUICK_RUN_SECONDS if options.quick else _RUN_SECONDS
                     )
-                sums.append(adapter_sum(folder, finished(client, job)))
+                job = ended(client, asked)
+                sums.append(adapter_sum(folder, job))
     values: dict[str, float | None] = {
         "worst_unplug_to_exit_s": max(paused),
         "median_unplug_to_exit_s": median(paused),
         "worst_plug_to_worker_s": max(resumed),
+        "worker_peak_mb": job["peak_memory_bytes"] / 1e6,
         "bit_equal": float(sums[0] == sums[1]),
     }
     rows = [

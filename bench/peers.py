@@ -2,11 +2,12 @@
 
 A model that was calibrated computes, like ours, in the dtype that is fastest here, or in the one that is named.
 
-python -m bench.peers {forward,textbook,lora,adam} (--shape SHAPE | --folder DIR) --batch N --tokens N
+python -m bench.peers {forward,textbook,lora,adam,int8} (--shape SHAPE | --folder DIR) --batch N --tokens N
 
 runs steps of one peer in this process and prints one line of JSON, or takes turns (--turns: see bench.turns). A causal
 model learns to continue the text, its loss over every token. A RoBERTa gets a head of two classes, as people who
 fine-tune it on labelled text do; that is its best: the whole logits over the vocabulary would cost it gigabytes.
+`int8` is for causal shapes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 
+from bench import int8
 from bench.child import memory_of, write_line
 from bench.shapes import SHAPES, config_of
 from bench.turns import serve
@@ -113,13 +115,16 @@ def textbook_step(model: Any, batch: Batch, micro_batch: int) -> Step:
 
 def lora_step(model: Any, batch: Batch, micro_batch: int) -> Step:
     """Exact backpropagation into low-rank factors of every linear layer (peft), AdamW."""
+    return _descent(_adapted(model), batch, micro_batch)
+
+
+def _adapted(model: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     settings: dict[str, Any] = {} if "ForCausalLM" in type(model).__name__ else {"task_type": "SEQ_CLS"}
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", **settings)
     # Without the cast, the factors stay in bf16 and nothing is converted on the way: smaller and faster.
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    return _descent(adapted, batch, micro_batch)
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def adam_step(model: Any, batch: Batch, micro_batch: int) -> Step:
@@ -127,15 +132,32 @@ def adam_step(model: Any, batch: Batch, micro_batch: int) -> Step:
     return _descent(model, batch, micro_batch)
 
 
+def int8_step(model: Any, batch: Batch, micro_batch: int) -> Step:
+    """The same as `lora_step` with frozen maps in int8 and the loss in chunks; see bench.int8."""
+    from bench.learn.peers import Peer
+    from pocketllm.engine.data.batches import Batch as Blocks
+    from pocketllm.engine.streamed.loss import IGNORE_INDEX
+
+    peer = Peer(model, checkpointing=False, chunks=True)  # checkpointing is the caller's
+    peer.add_factors(_SEED)
+
+    def loss(input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # as transformers shifts them
+        return peer.loss(Blocks(inputs=input_ids, targets=targets))
+
+    return _descent(model, batch, micro_batch, loss)
+
+
 PEERS: dict[str, Callable[[Any, Batch, int], Step]] = {
     "forward": forward_step,
     "textbook": textbook_step,
     "lora": lora_step,
     "adam": adam_step,
+    "int8": int8_step,
 }
 
 
-def _descent(model: Any, batch: Batch, micro_batch: int) -> Step:
+def _descent(model: Any, batch: Batch, micro_batch: int, loss_of: Callable[..., torch.Tensor] | None = None) -> Step:
     # Gradient checkpointing is for training mode alone. There is no dropout.
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -145,7 +167,7 @@ def _descent(model: Any, batch: Batch, micro_batch: int) -> Step:
     def step() -> float:
         total = 0.0
         for part, share in _micro_batches(batch, micro_batch):
-            loss = model(**part).loss * share
+            loss = (loss_of(**part) if loss_of else model(**part).loss) * share
             loss.backward()
             total += float(loss.detach())
         optimizer.step()
@@ -172,7 +194,7 @@ def _micro_batches(batch: Batch, size: int) -> list[tuple[Batch, float]]:
 
 def prepare_step(peer: str, source: str | Path, options: argparse.Namespace) -> Step:
     """Build the peer and its batch."""
-    model = build(source, options.dtype)
+    model = int8.build(str(source)) if peer == "int8" else build(source, options.dtype)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = random_batch(model, batch=options.batch, tokens=options.tokens)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: The one that is imported.
 SMOLLM2 = "smollm2-135m"
-_DEVIATION = 0.02  # of the weights: with it, activations stay finite at any depth
+WEIGHTS_DEVIATION = 0.02  # of the weights: with it, activations stay finite at any depth
 _CHUNK_BYTES = 16 << 20
 _SEED = 0
 
@@ -251,7 +251,7 @@ def _write_tokenizer(folder: Path) -> None:
 def _random_rows(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, packing: str | None, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """The tensor in runs of rows: weights of mean 0 and _DEVIATION, packed or not; norms 1, biases 0."""
+    """The tensor in runs of rows: weights of mean 0 and WEIGHTS_DEVIATION, packed or not; norms 1, biases 0."""
     import torch
 
     from pocketllm.engine.streamed.quantization import MINIMA
@@ -265,12 +265,12 @@ def _random_rows(
             yield torch.randint(0, 256, size, dtype=dtype, generator=generator)
         elif packing:
             # The deviation of n evenly likely whole numbers is n / sqrt(12). In 4 bits their mean is 7.5.
-            scale = _DEVIATION * math.sqrt(12) / (255 if packing == "int8" else 16)
+            scale = WEIGHTS_DEVIATION * math.sqrt(12) / (255 if packing == "int8" else 16)
             yield torch.full(size, -7.5 * scale if name.endswith(MINIMA) else scale, dtype=dtype)
         elif len(size) == 1:
             yield torch.full(size, 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
         else:
-            yield torch.normal(0.0, _DEVIATION, size, generator=generator).to(dtype)
+            yield torch.normal(0.0, WEIGHTS_DEVIATION, size, generator=generator).to(dtype)
 
 
 def main() -> int:

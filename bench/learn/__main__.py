@@ -1,10 +1,12 @@
 """What is learned from a text in equal time: our methods, the peers at their best, and the prompt alone.
 
-python -m bench.learn --text FILE [FILE ...] [--seconds 120] [--seeds 3] [--only NAME ...] [--resume] [--model DIR]
+python -m bench.learn --text FILE [FILE ...] [--seconds 120] [--seeds 3] [--resume] [--model DIR]
 
 Each file is a writer's. Each run is a process of its own, one after the other, on the same blocks of the same text. It
-has the same number of seconds from when its model is loaded; the held-out loss is measured off the clock. A value with
-a limit is that of the writer for whom it is worst, any other one the mean over the writers.
+has the same number of seconds from when its model is loaded; the held-out loss is measured off the clock. So are the
+base model's samples drawn, once a model, which `samples_seconds` gives. With the first seed the rates are searched;
+with each further one all methods take a turn. A value with a limit is that of the writer for whom it is worst, any
+other one the mean over the writers.
 """
 
 from __future__ import annotations
@@ -47,17 +49,19 @@ LIMITS = {
     "mezo_over_textbook": Limit(at_least=2),
 }
 _OURS, _PEERS = "bench.learn.ours", "bench.learn.peers"
+#: The peer that takes the least memory.
+_CHECKPOINTED = "autograd, checkpointing, chunks"
 #: Name -> the module that runs it, its method there, and further options.
 CONTENDERS: dict[str, tuple[str, ...]] = {
     "inference": (_OURS, "inference"),
     "prompt": (_OURS, "prompt"),
     "mezo": (_OURS, "mezo"),
-    "exact": (_OURS, "exact"),
     "textbook": (_PEERS, "textbook"),
+    "exact": (_OURS, "exact"),
     "autograd, chunks": (_PEERS, "autograd", "--chunks"),
     "autograd": (_PEERS, "autograd"),
     "autograd, checkpointing": (_PEERS, "autograd", "--checkpointing"),
-    "autograd, checkpointing, chunks": (_PEERS, "autograd", "--checkpointing", "--chunks"),
+    _CHECKPOINTED: (_PEERS, "autograd", "--checkpointing", "--chunks"),
     # As the weights are stored: half the memory, and slower where ours compute in fp32.
     "autograd, chunks, bfloat16": (_PEERS, "autograd", "--chunks", "--dtype", "bfloat16"),
 }
@@ -78,7 +82,8 @@ _CAPTION = (
     "rate is searched with the first seed, by the contender that stands here with several, until the best is at no "
     "edge; the best goes on to the others. Prompt: no training, 960 tokens of the training text in "
     "front of each held-out block. Peak: resident memory of the whole "
-    "process when it has learned."
+    "process when it has learned. In all: seconds of the whole process, with imports, measuring and, for exact, "
+    "drawing the base model's samples, which are kept with the model."
 )
 
 
@@ -119,7 +124,7 @@ class Writer:
             return None
         if "reduction" in found.report:
             progress(f"  {found.report['reduction']:.4f} nats")
-        self._runs.append(key | provenance(options) | found.report)
+        self._runs.append(key | provenance(options) | {"total_seconds": found.seconds} | found.report)
         self._save()
         return self._runs[-1]
 
@@ -140,11 +145,14 @@ class Writer:
             rates, most = (RATES[method][:1], 1) if quick else (RATES[method], MAX_RATES)
             self._rates[method] = search(rates, score, max_rates=most)
 
-    def further_seeds(self, method: str) -> None:
-        """Of the best contender of a method, at its best rate."""
-        best = best_runs([run for run in self._runs if run["writer"] == self._name], method)
-        for seed in range(1, self._options.seeds if best else 0):
-            self.run(best[0]["contender"], seed, best[0]["rate"])
+    def further_seeds(self) -> None:
+        """Of the best contender of each method, at its best rate; a seed at a time, so that the methods take turns."""
+        first = [run for run in self._runs if run["writer"] == self._name]
+        methods = dict.fromkeys(method for _, method, *_ in CONTENDERS.values() if method != "inference")
+        best = [found[0] for method in methods if (found := best_runs(first, method))]
+        for seed in range(1, self._options.seeds):
+            for run in best:
+                self.run(run["contender"], seed, run["rate"])
 
 
 def figures(runs: Sequence[Run]) -> dict[str, float | None]:
@@ -152,10 +160,9 @@ def figures(runs: Sequence[Run]) -> dict[str, float | None]:
     exact, peer, mezo, textbook, prompt, inference = (
         best_runs(runs, method) for method in ("exact", "autograd", "mezo", "textbook", "prompt", "inference")
     )
-    nats = {
-        f"{name}_nats": _mean([run["reduction"] for run in found])
-        for name, found in (("exact", exact), ("peer", peer), ("mezo", mezo), ("textbook", textbook))
-    }
+    checkpointed = [run for run in runs if run["contender"] == _CHECKPOINTED]
+    learned = {"exact": exact, "peer": peer, "checkpointed": checkpointed, "mezo": mezo, "textbook": textbook}
+    nats = {f"{name}_nats": _mean([run["reduction"] for run in found]) for name, found in learned.items()}
     # In a quick run the prompts are shorter.
     for number, tokens in enumerate(PROMPTS):
         nats[f"prompt{tokens}_nats"] = _mean([list(run["prompts"].values())[number] for run in prompt])
@@ -167,7 +174,9 @@ def figures(runs: Sequence[Run]) -> dict[str, float | None]:
         "exact_over_peer": _over(nats["exact_nats"], nats["peer_nats"]),
         "seconds_to_equal_loss_ratio": _mean([_speed(our, other) for our, other in zip(exact, peer, strict=False)]),
         "exact_peak_over_peer": _over(peak, min((run["peak_rss_bytes"] for run in peer), default=None)),
+        "exact_peak_over_checkpointed": _over(peak, min((run["peak_rss_bytes"] for run in checkpointed), default=None)),
         "exact_peak_over_our_inference": _over(peak, min((run["peak_rss_bytes"] for run in inference), default=None)),
+        "samples_seconds": _mean([run["samples_seconds"] for run in exact]),
         "exact_over_prompt960": _over(nats["exact_nats"], nats[f"prompt{PROMPTS[-1]}_nats"]),
         "adapter_and_prompt_over_adapter": _over(nats["adapter_and_prompt_nats"], nats["exact_nats"]),
         "mezo_over_textbook": _over(nats["mezo_nats"], mezo_peer),
@@ -210,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len({text.stem for text in options.text or ()}) < len(options.text or ()):
         raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
     key = {"writer", "contender", "rate", "seed"}
-    found = stored_runs("learn", options, seconds=options.seconds, key=key) if options.only or options.resume else None
+    found = stored_runs("learn", options, seconds=options.seconds, key=key) if options.resume else None
     raw = {"seconds": options.seconds, "sizes": {}, "runs": []} | (found or {})
     runs, sizes = raw["runs"], raw["sizes"]
 
@@ -228,16 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             blocks = Path(scratch) / "blocks.npz"
             sizes[text.stem] = divide(text, folder, blocks)
             progress(f"{text.name}: {sizes[text.stem]}")
-            chosen = options.only or list(CONTENDERS)
-            if not options.resume:  # what is run anew goes; the rest stays
-                again = {(text.stem, contender) for contender in chosen}
-                runs[:] = [run for run in runs if (run["writer"], run["contender"]) not in again]
             writer = Writer(text.stem, folder, blocks, options, runs, save)
-            for contender in chosen:
+            for contender in CONTENDERS:
                 writer.first_runs(contender)
-            for method in dict.fromkeys(CONTENDERS[contender][1] for contender in chosen):
-                if method != "inference":
-                    writer.further_seeds(method)
+            writer.further_seeds()
     tables = [_table([run for run in runs if run["writer"] == writer]) for writer in sizes]
     exit_code = finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
     file = results_file("learn", options)
@@ -266,11 +269,13 @@ def _table(runs: Sequence[Run]) -> Any:
                 f"{stdev(nats):.4f} ({len(nats)})" if len(nats) > 1 else "-",
                 f"{mean(run['steps'] for run in found):.0f}" if "steps" in found[0] else "-",
                 f"{max(run['peak_rss_bytes'] for run in found) / _MB:.0f}" if "peak_rss_bytes" in found[0] else "-",
+                f"{mean(run['total_seconds'] for run in found):.0f}",
             ]
         )
     rows.sort(key=lambda row: row[1], reverse=True)
     title = runs[0]["writer"] if runs else ""
-    return table(title, ["contender", "fell by, nats", "spread (seeds)", "steps", "peak, MB"], rows, caption=_CAPTION)
+    columns = ["contender", "fell by, nats", "spread (seeds)", "steps", "peak, MB", "in all, s"]
+    return table(title, columns, rows, caption=_CAPTION)
 
 
 def divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
@@ -294,14 +299,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--text", type=Path, nargs="+", help="a writer's text each (UTF-8); by default the sample notes")
     made.add_argument("--seconds", type=float, default=120, help="for each run")
     made.add_argument("--seeds", type=int, default=3, help="runs of a method; its rate is chosen with the first")
-    made.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        choices=list(CONTENDERS),
-        metavar="NAME",
-        help="run these on these texts, and keep what the results file has of all others",
-    )
     made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
     made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
     made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")

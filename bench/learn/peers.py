@@ -89,9 +89,9 @@ class ChunkedLoss(torch.autograd.Function):
 class Peer:
     """transformers' model with low-rank factors on every linear map of its layers."""
 
-    def __init__(self, folder: Path, *, checkpointing: bool, chunks: bool, dtype: str | None = None) -> None:
+    def __init__(self, model: Any, *, checkpointing: bool, chunks: bool) -> None:
         """checkpointing: keep what enters each layer alone, and recompute; chunks: never all logits at once."""
-        self.model = peers.build(folder, dtype).eval()
+        self.model = model.eval()
         self.model.requires_grad_(False)
         if checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -201,10 +201,15 @@ def teach(
     return curve
 
 
+def _peer(options: argparse.Namespace) -> Peer:
+    model = peers.build(options.folder, options.dtype)
+    return Peer(model, checkpointing=options.checkpointing, chunks=options.chunks)
+
+
 def learn(options: argparse.Namespace) -> dict[str, Any]:
     """One run; the held-out loss over time."""
     division = learn_text.load(options.blocks)
-    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks, dtype=options.dtype)
+    peer = _peer(options)
     training = (division.training[slice(0, -1)],)  # the last is short
 
     def batch(number: int) -> Batch:
@@ -218,7 +223,7 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
 
 def take_turns(options: argparse.Namespace) -> None:
     """Steps on one batch of random tokens."""
-    peer = Peer(options.folder, checkpointing=options.checkpointing, chunks=options.chunks, dtype=options.dtype)
+    peer = _peer(options)
     step = METHODS[options.method](peer, options.rate, options.seed)
     ids = torch.randint(peer.model.config.vocab_size, (options.batch, options.turns + 1))
     blocks = Batch(inputs=ids[:, :-1], targets=ids[:, 1:])

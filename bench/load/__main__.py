@@ -16,9 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -28,13 +26,12 @@ import httpx
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.load.bare import running_bare
 from bench.load.clients import Plan, Report, load, loading, quantile, reported
-from bench.load.decode import LLAMACPP, TRANSFORMERS, Decoding, measure
+from bench.load.decode import DTYPES, LLAMA_SERVER, LLAMACPP, TRANSFORMERS, Decoding, measure
 from bench.shapes import SMOLLM2, ensure, models_folder
-from pocketllm.cli.child import running_daemon
+from bench.world import daemon_on, until
+from pocketllm.demo import sample_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.table import Table
 
     from pocketllm.client import Client
@@ -54,6 +51,9 @@ PACE_SECONDS, PACED_ASK_EVERY = 1.0, 4
 #: One client at ease asks so often.
 EASE_SECONDS = 0.05
 _MANY_STEPS = 1_000_000
+#: How often the daemon looks by default.
+_SETTINGS = {"TICK_SECONDS": "2", "IDLE_TICK_SECONDS": "15"}
+_QUICK_SETTINGS = {"TRAINING__METHOD": "mezo", "TRAINING__PROBES": "1"}
 _LOOK_SECONDS = 0.05
 _LONGEST_SECONDS = 600.0
 _PAGE = 500
@@ -91,7 +91,7 @@ class Job:
     def hold(self) -> None:
         """Let it wait, listed as it is, so that the daemon idles."""
         self._client.pause_job(self._id)
-        _until(lambda: not self._client.status()["worker"]["running"], "the worker's end")
+        until(lambda: not self._client.status()["worker"]["running"], "the worker's end", between_seconds=_LOOK_SECONDS)
 
     def release(self) -> None:
         """Let it go on."""
@@ -100,7 +100,7 @@ class Job:
     def training(self) -> int:
         """The worker's process id, once it makes steps."""
         before = self._step()
-        _until(lambda: self._step() > before, "a step of the job")
+        until(lambda: self._step() > before, "a step of the job", between_seconds=_LOOK_SECONDS)
         pid = self._client.status()["worker"]["pid"]
         if pid is None:  # it has ended with that step
             return self.training()
@@ -211,11 +211,9 @@ class Load:
 
 def measure_load(scratch: Path, model: Path, work: Work, *, quick: bool) -> Load:
     """Load the daemon and the bare endpoint in turns, kill the daemon, and look what is there."""
-    folder = scratch / "data"
-    (folder / "models").mkdir(parents=True)
-    (folder / "models" / model.name).symlink_to(model)
-    with running_bare(scratch / "bare.db") as bare_port, _daemon(folder, model, quick=quick) as client:
-        client.add_texts(_notes())
+    folder, settings = scratch / "data", _SETTINGS | (_QUICK_SETTINGS if quick else {})
+    with running_bare(scratch / "bare.db") as bare_port, daemon_on(folder, model, **settings) as client:
+        client.add_texts([{"text": text, "source": "notes"} for text in sample_notes()])
         port, token = int(client.target.url.rpartition(":")[2]), client.target.token
 
         def plan(label: str, **others: Any) -> Plan:
@@ -240,31 +238,9 @@ def measure_load(scratch: Path, model: Path, work: Work, *, quick: bool) -> Load
         paced = under_load(plan("paced", pace_seconds=PACE_SECONDS, ask_every=PACED_ASK_EVERY), job)
         progress("killed ...")
         killed = kill_under_load(client, plan("killed"), job)
-    with _daemon(folder, model, quick=quick) as client:
+    with daemon_on(folder, model, **settings) as client:
         kept = stored(client)
     return Load(idle=idle, daemon=daemon, bare=bare, paced=paced, killed=killed, kept=kept)
-
-
-@contextmanager
-def _daemon(folder: Path, model: Path, *, quick: bool) -> Iterator[Client]:
-    """The real one, which queues no job by itself."""
-    settings = {"TRAINING__METHOD": "mezo", "TRAINING__PROBES": "1"} if quick else {}
-    command = [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]
-    with running_daemon(folder, command, settings=settings) as client:
-        yield client
-
-
-def _notes() -> list[dict[str, str]]:
-    notes = files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8")
-    return [{"text": part, "source": "notes"} for part in notes.split("\n\n") if part.strip()]
-
-
-def _until(look: Any, what: str) -> None:
-    deadline = time.monotonic() + _LONGEST_SECONDS
-    while not look():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{what}: not within {_LONGEST_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = found.values() | {
         "decode_over_transformers": decoding.over_peer(TRANSFORMERS),
         "llamacpp_over_transformers": decoding.over_peer(LLAMACPP),
+        "llamacpp_over_llama_server": decoding.over_peer(LLAMACPP, LLAMA_SERVER),
         "first_token_warm_s": median(decoding.warm[decoding.used]),
         "first_token_cold_s": median(decoding.cold[decoding.used]),
     }
@@ -319,7 +296,7 @@ def _load_table(found: Load) -> Table:
 def _decode_table(decoding: Decoding) -> Table:
     rows = [
         [
-            f"transformers' generate, {name}" if name not in decoding.warm else f"the daemon, {name}",
+            f"the daemon, {name}" if name in decoding.warm else f"transformers, {name}" if name in DTYPES else name,
             f"{median(rates):.1f}",
             *(f"{median(kind[name]):.2f}" if name in kind else "-" for kind in (decoding.warm, decoding.cold)),
         ]
@@ -329,8 +306,9 @@ def _decode_table(decoding: Decoding) -> Table:
         "Writing",
         ["who", "tokens/s", "first words warm, s", "cold, s"],
         rows,
-        caption=f"The peer is {decoding.peer}. Cold: the generator has to be started; its weights are in the page "
-        "cache.",
+        caption="All with an adapter. The daemon's llama.cpp and llama-server by itself read the GGUF file that was "
+        "imported (SmolLM2: Q4_1); transformers' weights are in the dtype that is named, of which the faster is the "
+        f"peer here: {decoding.peer}. Cold: the generator has to be started; its weights are in the page cache.",
     )
 
 

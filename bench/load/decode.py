@@ -1,9 +1,10 @@
-"""How fast the daemon's generator writes, beside transformers' own `generate` on the same prompt, and how soon.
+"""How fast the daemon's generator writes with an adapter, beside the peers on the same prompt, and how soon.
 
-python -m bench.load.decode FOLDER DTYPE --tokens N
+python -m bench.load.decode FOLDER DTYPE --adapter DIR --tokens N
 
-is the peer: it loads the model as transformers does, writes greedily after each line of its input, and says each time
-how many tokens and seconds that were.
+is one peer, transformers' own `generate`: it loads model and adapter, merges the two, which is its fastest, writes
+greedily after each line of its input, and says each time how many tokens and seconds that were. The other one is
+llama.cpp's server itself, on the GGUF files of model and adapter that the daemon's llama.cpp reads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +27,12 @@ import httpx
 
 from bench.child import write_line
 from bench.harness import ROOT, as_by_itself, progress
-from pocketllm.cli.child import running_daemon
+from bench.world import daemon_on, until
+from bench.writers import ended
+from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
+from pocketllm.daemon.generation.llama.server import LlamaServer, ServerPlan, Timeouts
+from pocketllm.demo import sample_notes
+from pocketllm.engine.formats.model_folder import open_model_folder
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -36,12 +43,16 @@ PROMPT = "Wind west, glass rising. I walked down to the harbour before breakfast
 DTYPES = ("bfloat16", "float32")
 #: The backend that is always there, and the one that needs a program and the model's GGUF file.
 TRANSFORMERS, LLAMACPP = "transformers", "llamacpp"
+#: llama.cpp's own server.
+LLAMA_SERVER = "llama-server"
 #: Settings for each; llama.cpp is chosen by itself where it can be had.
 _BACKENDS = {TRANSFORMERS: {"BACKEND": "transformers"}, LLAMACPP: {"BACKEND": "auto"}}
+#: Of the job that makes the adapter: how good it is makes no difference to the time.
+_STEPS = 4
+#: As the daemon has it: room for the prompt and the answer.
+_CONTEXT = 2048
 _LONGEST_SECONDS = 600.0
 _LOOK_SECONDS = 0.05
-#: So that an unwanted generator goes soon.
-_IDLE_TICK_SECONDS = 0.5
 
 #: Writes the answer once; tokens a second.
 Speaker = Callable[[], float]
@@ -56,12 +67,12 @@ class Decoding:
     warm: dict[str, list[float]]
     cold: dict[str, list[float]]
 
-    def over_peer(self, backend: str) -> float | None:
-        """The median of the rounds' own ratios; None for a backend that is not there."""
-        if backend not in self.rates:
+    def over_peer(self, backend: str, peer: str | None = None) -> float | None:
+        """The median of the rounds' own ratios to a peer, by default transformers; None where one is not there."""
+        peer = peer or self.peer
+        if backend not in self.rates or peer not in self.rates:
             return None
-        rounds = zip(self.rates[backend], self.rates[self.peer], strict=True)
-        return median(ours / theirs for ours, theirs in rounds)
+        return median(ours / theirs for ours, theirs in zip(self.rates[backend], self.rates[peer], strict=True))
 
     @property
     def used(self) -> str:
@@ -76,12 +87,15 @@ def decodes_with(client: Client) -> str:
 
 def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool) -> Decoding:
     """Let all write in turns; then see how soon each backend begins. chats: the model has a template for it."""
+    adapter = _learned(scratch / TRANSFORMERS, model)
+    shutil.copytree(scratch / TRANSFORMERS, scratch / LLAMACPP, symlinks=True)
     with ExitStack() as stack:
         speakers: dict[str, Speaker] = {
-            dtype: stack.enter_context(transformers_speaker(model, dtype, tokens)) for dtype in DTYPES
+            dtype: stack.enter_context(transformers_speaker(model, scratch / TRANSFORMERS / adapter, dtype, tokens))
+            for dtype in DTYPES
         }
         clients = {
-            backend: stack.enter_context(_daemon(scratch / backend, model, settings))
+            backend: stack.enter_context(daemon_on(scratch / backend, model, **settings))
             for backend, settings in _BACKENDS.items()
         }
         speakers |= {backend: _daemon_speaker(client, tokens) for backend, client in clients.items()}
@@ -90,6 +104,10 @@ def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool
         for name in [name for name, client in clients.items() if decodes_with(client) != name]:
             progress(f"{name}: not to be had here")
             del clients[name], speakers[name]
+        if LLAMACPP in clients:  # which has made the adapter's GGUF file by now
+            lora = scratch / LLAMACPP / adapter / "adapter_model.gguf"
+            speakers[LLAMA_SERVER] = stack.enter_context(llama_speaker(model, lora, scratch, tokens))
+            progress(f"{LLAMA_SERVER}: {speakers[LLAMA_SERVER]():.1f} tokens/s at first")
         rates: dict[str, list[float]] = {name: [] for name in speakers}
         for number in range(rounds):
             for name, speak in speakers.items():
@@ -100,29 +118,50 @@ def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool
     return Decoding(rates=rates, peer=max(DTYPES, key=lambda dtype: median(rates[dtype])), warm=warm, cold=cold)
 
 
-@contextmanager
-def _daemon(folder: Path, model: Path, settings: dict[str, str]) -> Iterator[Client]:
-    (folder / "models").mkdir(parents=True)
-    (folder / "models" / model.name).symlink_to(model)
-    command = [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]
-    looks = {"IDLE_TICK_SECONDS": str(_IDLE_TICK_SECONDS)}
-    with running_daemon(folder, command, settings=settings | looks) as client:
-        yield client
+def _learned(folder: Path, model: Path) -> Path:
+    """An adapter that is served on a new data folder, by its path in there."""
+    with daemon_on(folder, model) as client:
+        client.add_texts([{"text": text, "source": "notes"} for text in sample_notes()])
+        adapter = str(ended(client, str(client.start_job(steps=_STEPS, seed=1)["id"]))["adapter"])
+        client.serve_adapter(adapter)
+        return Path("adapters") / adapter
 
 
 def _daemon_speaker(client: Client, tokens: int) -> Speaker:
     def speak() -> float:
         began = time.perf_counter()
-        answer = client.generate({"prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "adapter": "base"})
+        answer = client.generate({"prompt": PROMPT, "max_tokens": tokens, "temperature": 0})
         return float(answer["completion_tokens"]) / (time.perf_counter() - began)
 
     return speak
 
 
 @contextmanager
-def transformers_speaker(model: Path, dtype: str, tokens: int) -> Iterator[Speaker]:
+def llama_speaker(model: Path, lora: Path, scratch: Path, tokens: int) -> Iterator[Speaker]:
+    """llama.cpp's server, started as the daemon starts it, and asked as its users ask it; ended with the block."""
+    found = find_llamacpp(open_model_folder(model), "auto")
+    assert isinstance(found, LlamaCpp)
+    threads, socket = len(os.sched_getaffinity(0)), scratch / "llama.sock"
+    plan = ServerPlan(program=found.program, base=found.base, lora=lora, context=_CONTEXT, threads=threads)
+    with (
+        LlamaServer(plan, socket, lambda _: [], Timeouts()),
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=_LONGEST_SECONDS) as http,
+    ):
+
+        def speak() -> float:
+            began = time.perf_counter()
+            asked = {"prompt": PROMPT, "n_predict": tokens, "temperature": 0}
+            answer = http.post("http://localhost/completion", json=asked).raise_for_status().json()
+            return float(answer["tokens_predicted"]) / (time.perf_counter() - began)
+
+        yield speak
+
+
+@contextmanager
+def transformers_speaker(model: Path, adapter: Path, dtype: str, tokens: int) -> Iterator[Speaker]:
     """The peer in a process of its own, ended with the block."""
-    command = [sys.executable, "-m", "bench.load.decode", str(model), dtype, "--tokens", str(tokens)]
+    command = [sys.executable, "-m", "bench.load.decode", str(model), dtype]
+    command += ["--adapter", str(adapter), "--tokens", str(tokens)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=as_by_itself(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -151,7 +190,7 @@ def first_token(client: Client, *, chats: bool) -> float:
     """Seconds from sending a streamed request as OpenAI's clients do to the first words of the answer."""
     asked = {"messages": [{"role": "user", "content": PROMPT}]} if chats else {"prompt": PROMPT}
     # Bytes of a tiny model that knows nothing may make no character for long.
-    body = {"model": "base", "stream": True, "temperature": 0, "max_tokens": 8, **asked}
+    body = {"model": "pocketllm:latest", "stream": True, "temperature": 0, "max_tokens": 8, **asked}
     headers = {"Authorization": f"Bearer {client.target.token}"}
     path = "/v1/chat/completions" if chats else "/v1/completions"
     with httpx.Client(base_url=client.target.url, headers=headers, timeout=_LONGEST_SECONDS, trust_env=False) as http:
@@ -176,11 +215,7 @@ def _has_words(line: str) -> bool:
 def _cold(client: Client, *, chats: bool) -> float:
     """The same, while no generator runs; the weights are still in the page cache."""
     client.generate({"prompt": PROMPT, "max_tokens": 1, "keep_alive": 0})
-    deadline = time.monotonic() + _LONGEST_SECONDS
-    while client.status()["generator"]["running"]:
-        if time.monotonic() > deadline:
-            raise SystemExit("The generator does not go.")
-        time.sleep(_LOOK_SECONDS)
+    until(lambda: not client.status()["generator"]["running"], "the generator's end", between_seconds=_LOOK_SECONDS)
     return first_token(client, chats=chats)
 
 
@@ -189,9 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.load.decode", description="transformers' own generate.")
     parser.add_argument("folder", type=Path, help="a model folder stored as floats")
     parser.add_argument("dtype", choices=DTYPES)
+    parser.add_argument("--adapter", type=Path, required=True, help="in peft's format")
     parser.add_argument("--tokens", type=int, required=True)
     options = parser.parse_args(arguments)
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -201,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model: Any = AutoModelForCausalLM.from_pretrained(
         options.folder, dtype=getattr(torch, options.dtype), local_files_only=True
     )
+    model = PeftModel.from_pretrained(model, options.adapter).merge_and_unload()
     for _ in sys.stdin:
         began = time.perf_counter()
         inputs = tokenizer(PROMPT, return_tensors="pt")

@@ -137,9 +137,11 @@ def measure(row: Row, models: Path, *, cap_gb: float, limits: bool, quick: bool)
 
 
 def values_of(rows: Sequence[Measured]) -> dict[str, float | None]:
-    """The bench's values, of the rows that were measured; a failed row's are None."""
+    """The bench's values; those of a peer that was not measured, and a failed row's, are None."""
     ours = {row["key"]: row for row in rows if row["method"] in (OURS, EXACT)}
-    values: dict[str, float | None] = {f"{key}_peak_mb": row["peak_rss_mb"] for key, row in ours.items()}
+    values: dict[str, float | None] = {f"{row.key}_peak_mb": None for row in PEER_ROWS}
+    values |= {f"{row['key']}_peak_mb": row["peak_rss_mb"] for row in rows}
+    values |= {f"{row['key']}_died_mb": row["died_mb"] for row in rows if row["died_mb"]}
     if first := ours.get("opt13_lora_bs8"):
         values["opt13_lora_bs8_anon_mb"] = first["peak_anonymous_mb"] if first["peak_rss_mb"] else None
         values["opt13_smallest_cgroup_mb"] = _survived(first, first["smallest_limit_mb"])

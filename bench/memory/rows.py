@@ -13,6 +13,7 @@ from bench.shapes import SMOLLM2
 #: Values of `Row.method`.
 OURS, EXACT = "MeZO, ours", "exact, ours"
 FORWARD, TEXTBOOK, BACKPROP, ADAM = "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
+INT8 = "LoRA, exact, loss in chunks"
 #: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
 _TINY = {
     "opt-1.3b": "opt-tiny",
@@ -59,7 +60,7 @@ class Row:
         work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
         if self.ours:
             return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]
-        peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam"}[self.method]
+        peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam", INT8: "int8"}[self.method]
         command = [sys.executable, "-m", "bench.peers", peer, "--shape", self.shape, *work, "--cap-gb", f"{cap_gb:.3f}"]
         if self.micro_batch:
             command += ["--micro-batch", str(self.micro_batch)]
@@ -93,6 +94,9 @@ OUR_ROWS: Sequence[Row] = (
     _ours("llama7b", "llama-2-7b", paper_gb=None, dtype="int4", batch=2, tokens=64, under_limit=True),
 )
 
+_INT8_BS8 = Row(
+    key="opt13_int8_bs8", method=INT8, shape="opt-1.3b", dtype="int8", mode="lora", checkpointing=True, steps=2
+)
 _OPT_PEERS: Sequence[Row] = (
     Row(key="opt13_forward_bs8", method=FORWARD, shape="opt-1.3b"),
     Row(key="opt13_forward_bs64_micro8", method=FORWARD, shape="opt-1.3b", batch=64, micro_batch=8),
@@ -109,6 +113,8 @@ _OPT_PEERS: Sequence[Row] = (
         micro_batch=8,
         checkpointing=True,
     ),
+    _INT8_BS8,
+    replace(_INT8_BS8, key="opt13_int8_bs64_micro8", batch=64, micro_batch=8),
     # Two steps: from the second on, the moments are there while activations are.
     Row(key="opt13_adam_bs8", method=ADAM, shape="opt-1.3b", steps=2),
     Row(key="opt13_adam_bs64", method=ADAM, shape="opt-1.3b", batch=64, steps=2),

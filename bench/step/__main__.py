@@ -45,6 +45,8 @@ _RATIOS: Mapping[str, tuple[str, Sequence[str], float]] = {
     "lora_over_floor": (LORA, [FLOOR], 2),
     "lora_over_textbook": (LORA, [TEXTBOOK], 1),
     "lora_over_autograd": (LORA, AUTOGRAD, 1),
+    # What the worker does by default beside what autograd does: its step is as long as several of one direction.
+    "directions_over_autograd": (DIRECTIONS, AUTOGRAD, 1),
     "directions_over_floor": (DIRECTIONS, [FLOOR], DIRECTIONS_POINTS * DIRECTIONS_BATCH / 8),
     "full_over_two_forwards": (FULL, [FORWARDS], 1),
     # Forward, once more with a graph, and the products of the errors: the weights themselves have no gradient.

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 
 from bench.child import write_line
 from bench.learn.curve import Curve
-from bench.learn.ours import open_model, teach_exact, teach_mezo
+from bench.learn.ours import open_model, teach_exact, teach_mezo, timed_rehearsal
 from bench.learn.peers import METHODS as PEERS
 from bench.learn.peers import Peer, Step, teach
-from bench.ours import load_model, planned, rehearsal_of
+from bench.ours import load_model, planned
+from bench.peers import build
 from bench.tasks.datasets import Task, task_of
 from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
@@ -153,15 +154,15 @@ def exact(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[
     tokens = max(bucket.inputs.shape[1] for bucket in training)
     plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
     model = load_model(options.folder, plan.replicas)
-    samples = rehearsal_of(model)  # once a model, so not on the clock
+    samples, samples_seconds = timed_rehearsal(model)
     curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev), points=_POINTS)
     found = teach_exact(model, plan, training, curve, seed=options.seed, samples=samples)
-    return _report(curve) | found
+    return _report(curve) | found | {"samples_seconds": samples_seconds}
 
 
 def peer(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
     """Textbook MeZO or autograd, over rank 8 factors of every linear map."""
-    taught = Peer(options.folder, checkpointing=False, chunks=False)
+    taught = Peer(build(options.folder), checkpointing=False, chunks=False)
 
     def prepare() -> Step:
         return PEERS[options.method](taught, options.rate, options.seed)

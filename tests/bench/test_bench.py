@@ -316,14 +316,15 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
     [
         (
             "memory",
-            ["--rows", "opt13_lora_bs8", "opt13_exact_bs8", "smollm2_directions", "opt13_forward_bs8"],
-            {"opt13_lora_bs8_peak_mb", "opt13_exact_bs8_peak_mb", "smollm2_directions_peak_mb"},
+            ["--rows", "opt13_lora_bs8", "opt13_exact_bs8", "smollm2_directions", "opt13_int8_bs8"],
+            {"opt13_lora_bs8_peak_mb", "opt13_exact_bs8_peak_mb", "opt13_int8_bs8_peak_mb"},
         ),
         ("parity", [], {"trajectory_rel_error", "gradient_worst_cosine", "int8_loss_delta", "int4_loss_delta"}),
         (
             "learn",
             ["--seeds", "2"],
-            {"exact_nats", "mezo_nats", "textbook_nats", "peer_nats", "prompt256_nats", "prompt960_nats"},
+            {"exact_nats", "mezo_nats", "textbook_nats", "peer_nats", "prompt256_nats", "prompt960_nats"}
+            | {"exact_peak_over_peer", "exact_peak_over_checkpointed", "samples_seconds"},
         ),
         ("harm", [], {"ordinary_rise", "gain_kept", "nats_won"}),
         ("year", ["--seed", "0", "1"], {"violation_s", "flaps", "unexplained_pauses", "eligible_used", "wall_s"}),
@@ -332,8 +333,8 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
             [],
             {"first_start_s_after_plug", "violation_s", "eligible_used", "wakeups_per_hour_idle", "second_supervisor"},
         ),
-        ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "bit_equal"}),
-        ("idle", [], {"cpu_percent", "wakeups_a_minute"}),
+        ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "worker_peak_mb", "bit_equal"}),
+        ("idle", [], {"cpu_percent", "wakeups_a_minute", "memory_mb"}),
         ("siege", [], {"owner_p99_s", "refused_owner", "memory_growth_mb"}),
         ("forget", [], {"files_with_bytes", "completion_over_never_seen", "seconds_to_safe_serving"}),
         ("faults", [], {"lost_adapter_damaged", "recovered_adapter_damaged", "recovered_database_damaged"}),
@@ -342,19 +343,15 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         (
             "load",
             [],
-            {
-                *("ingest_over_bare", "jobs_p99_over_idle_p50", "errors_5xx", "lost", "decode_over_transformers"),
-                *("first_token_warm_s", "first_token_cold_s"),  # llama.cpp has no file of the tiny model
-            },
+            {"ingest_over_bare", "jobs_p99_over_idle_p50", "errors_5xx", "lost", "decode_over_transformers"}
+            | {"first_token_warm_s", "first_token_cold_s"},  # llama.cpp has no file of the tiny model
         ),
-        ("tasks", ["--seeds", "1"], {"zero_shot", "probe", "textbook", "mezo", "autograd", "exact"}),
+        ("tasks", ["--seeds", "1"], {"zero_shot", "probe", "textbook", "mezo", "autograd", "exact", "samples_seconds"}),
         (
             "step",
             [],
-            {
-                *("lora_over_two_forwards", "lora_over_floor", "lora_over_autograd", "directions_over_floor"),
-                *("full_over_two_forwards", "exact_over_floor", "exact_over_autograd", "load_s"),
-            },
+            {"lora_over_two_forwards", "lora_over_floor", "lora_over_autograd", "directions_over_floor", "load_s"}
+            | {"full_over_two_forwards", "exact_over_floor", "exact_over_autograd", "directions_over_autograd"},
         ),
     ],
 )

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench.harness import parser, stored_runs
+from bench.int8 import Int8Linear
 from bench.learn import __main__ as learn
 from bench.learn.curve import seconds_to
 from bench.learn.peers import ChunkedLoss
@@ -39,6 +41,15 @@ def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient() -> None:
     assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
     (one,), (other,) = torch.autograd.grad(chunked * 3, states), torch.autograd.grad(whole * 3, states)
     assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_the_int8_peer_multiplies_and_propagates_as_a_dense_map_does() -> None:
+    weight, scale, bias = torch.randint(-127, 128, (24, 32), dtype=torch.int8), torch.rand(24, 1), torch.randn(24)
+    x = torch.randn(5, 32, requires_grad=True)
+    one, other = Int8Linear(weight, scale, bias)(x), torch.nn.functional.linear(x, weight * scale, bias)
+    assert torch.allclose(one, other)
+    (ours,), (theirs,) = (torch.autograd.grad(y.square().sum(), x) for y in (one, other))
+    assert torch.allclose(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +93,12 @@ def test_the_values_of_learn_are_those_of_the_worst_writer_and_the_best_peer() -
         peer = [[0.0, 0, 5.0], [100.0, 50, 4.5]]
         return [
             a_run("inference", writer=writer),
-            a_run("exact", writer=writer, reduction=nats, curve=curve, prompted_reduction=nats + 0.1),
+            a_run(
+                "exact", writer=writer, reduction=nats, curve=curve, prompted_reduction=nats + 0.1, samples_seconds=90.0
+            ),
             a_run("autograd", writer=writer, rate=4e-3, reduction=0.4, curve=peer, peak_rss_bytes=150),
             a_run("autograd, chunks", writer=writer, rate=8e-3, reduction=0.5, curve=peer, peak_rss_bytes=200),
+            a_run("autograd, checkpointing, chunks", writer=writer, rate=8e-3, reduction=0.49, peak_rss_bytes=125),
         ]
 
     values = learn.values_of([*runs_of("diary", 1.0), *runs_of("letters", 0.4)])
@@ -92,6 +106,8 @@ def test_the_values_of_learn_are_those_of_the_worst_writer_and_the_best_peer() -
     assert values["seconds_to_equal_loss_ratio"] == 0  # it never gets there on one of them
     assert values["seconds_to_equal_loss_ratio/diary"] == pytest.approx(2)
     assert values["exact_peak_over_peer"] == 0.5 and values["exact_peak_over_our_inference"] == 1
+    assert values["exact_peak_over_checkpointed"] == 0.8 and values["checkpointed_nats"] == pytest.approx(0.49)
+    assert values["samples_seconds"] == 90
     assert values["adapter_and_prompt_over_adapter"] == pytest.approx((1.1 + 1.25) / 2)  # no limit: the mean
     assert values["mezo_over_textbook"] is None and values["exact_over_prompt960"] is None
 
@@ -110,21 +126,40 @@ def test_a_prompt_stands_in_front_of_each_held_out_block_and_predicts_nothing() 
 
 def test_exact_has_to_come_within_a_standard_error_of_autograd() -> None:
     def runs_of(method: str, rate: float | None, *accuracies: float) -> tasks.Runs:
-        key = {"method": method, "rate": rate, "dev_rows": 900}
+        key = {"method": method, "rate": rate, "dev_rows": 900, "samples_seconds": 90.0}
         return [key | {"seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate(accuracies)]
 
     runs = [*runs_of("autograd", 1e-3, 0.9, 0.9), *runs_of("autograd", 2e-3, 0.8), *runs_of("exact", None, 0.88, 0.9)]
     assert tasks.values_of(runs)["exact_minus_autograd_errors"] == pytest.approx(-1)
+    assert tasks.values_of(runs)["samples_seconds"] == 90
     assert tasks.values_of([])["exact_minus_autograd_errors"] is None
 
 
 @pytest.mark.slow
 def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    options = ["--quick", "--results", str(tmp_path)]
-    learn.main([*options, "--only", "inference"])
-    learn.main([*options, "--resume", "--only", "inference", "prompt"])
-    raw = json.loads((tmp_path / "learn-quick.json").read_text())["raw"]
-    assert [(run["contender"], run["arguments"]["resume"]) for run in raw["runs"]] == [
-        ("inference", False),
-        *[("prompt", True)] * 3,
+    options, file = ["--quick", "--seeds", "2", "--results", str(tmp_path)], tmp_path / "learn-quick.json"
+    learn.main(options)
+    whole = json.loads(file.read_text())
+    runs = whole["raw"]["runs"]
+    assert {run["commit"] for run in runs} == {whole["commit"]}
+    # With the second seed all take turns.
+    assert [run["contender"].partition(",")[0] for run in runs if run["seed"] == 1] == [
+        *("prompt", "mezo", "textbook", "exact", "autograd"),
     ]
+    exact = next(run for run in runs if run["contender"] == "exact")
+    assert 0 < exact["samples_seconds"] < exact["total_seconds"]
+    whole["raw"]["runs"] = [run for run in runs if run["contender"] != "prompt"]
+    file.write_text(json.dumps(whole))
+    learn.main([*options, "--resume"])
+    runs = json.loads(file.read_text())["raw"]["runs"]
+    assert [run["contender"] for run in runs if run["arguments"]["resume"]] == ["prompt"] * 2
+
+
+def test_runs_of_two_commits_are_not_compared(tmp_path: Path) -> None:
+    options = parser("bench.learn", "").parse_args(["--results", str(tmp_path)])
+    stored = {"commit": options.commit, "raw": {"seconds": 120, "runs": [{"seed": 0}]}}
+    (tmp_path / "learn.json").write_text(json.dumps(stored))
+    assert stored_runs("learn", options, seconds=120, key={"seed"}) == stored["raw"]
+    (tmp_path / "learn.json").write_text(json.dumps(stored | {"commit": "of yesterday"}))
+    with pytest.raises(SystemExit, match="commit"):
+        stored_runs("learn", options, seconds=120, key={"seed"})

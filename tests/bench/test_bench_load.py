@@ -81,5 +81,7 @@ def test_speed_is_told_by_the_rounds_own_ratios() -> None:
     rates = {"bfloat16": [10.0, 20, 30], "float32": [5.0, 5, 5], "transformers": [20.0, 30, 30]}
     decoding = Decoding(rates=rates, peer="bfloat16", warm={"transformers": [1]}, cold={"transformers": [2]})
     assert decoding.over_peer("transformers") == 1.5
+    assert decoding.over_peer("transformers", "float32") == 6
+    assert decoding.over_peer("transformers", "llama-server") is None
     assert decoding.over_peer("llamacpp") is None and LIMITS["llamacpp_over_transformers"].where_measurable
     assert decoding.used == "transformers"
