@@ -1,6 +1,6 @@
 # make demo               from nothing to a model that has learned from sample notes
-# make test               format, lint, types and the quick tests, in about five minutes
-# make test-all           the same with every test, in about twenty; a program that they use and that is missing is a failure
+# make test               format, lint, types and the quick tests
+# make test-all           the same with every test; a program that they use and that is missing is a failure
 # make test-lowest        `make test` with the oldest versions that pyproject.toml admits
 # make test-newest        `make test` with Debian's newest Python and the newest versions; needs mmdebstrap and root's rights
 # make test-arm64         what a phone runs, on two emulated Arm cores; needs mmdebstrap and qemu-user

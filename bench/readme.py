@@ -13,6 +13,14 @@ the unit is another one:
     The step takes <!-- figure: step lora_over_floor .2f -->1.54<!-- end --> times the floor,
     <!-- figure: load ingest_over_bare .0f *100 -->56<!-- end --> % of ...
 
+The table of all limits that the committed results miss:
+
+    <!-- missed: all -->
+    <!-- end -->
+
+A bench without committed results was not run since it changed: its figures are "(not measured)", and its table says so.
+`python -m bench.NAME` and then this command bring both back.
+
 A table of the settings of a section, or of the routes with a tag (bench.reference):
 
     <!-- settings: training -->
@@ -30,21 +38,34 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import unified_diff
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, ROOT, Limit
 from bench.reference import routes_table, settings_table
 
-_MARK = re.compile(r"(<!-- (results|figure|settings|routes): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
-_BEGINNING = re.compile(r"<!-- (?:results|figure|settings|routes):")
+_KINDS = "results|figure|missed|settings|routes"
+_MARK = re.compile(rf"(<!-- ({_KINDS}): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
+_BEGINNING = re.compile(rf"<!-- (?:{_KINDS}):")
+_NOT_MEASURED = "(not measured)"
+#: Benches that are not modules of their own name.
+_MODULES = {"sst2": "bench.tasks", "labels": "bench.tasks.labels"}
 
 
 def markdown_files() -> list[Path]:
     """Those that may hold figures."""
     return [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")]
+
+
+def limits_of(name: str) -> Mapping[str, Limit]:
+    """The limits in the code of the bench with this name in its results. Raises ModuleNotFoundError."""
+    module = _MODULES.get(name, f"bench.{name}")
+    is_package = (ROOT / module.replace(".", "/")).is_dir()
+    found: Mapping[str, Limit] = import_module(f"{module}.__main__" if is_package else module).LIMITS
+    return found
 
 
 def filled_in(text: str, results: Path = RESULTS) -> str:
@@ -57,13 +78,19 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
             if kind in ("settings", "routes"):
                 table = settings_table(name) if kind == "settings" else routes_table(name)
                 return f"{opening}\n{table}\n{closing}"
-            summary = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+            if kind == "missed":
+                return f"{opening}\n{_missed(results)}\n{closing}"
+            file, summary = results / f"{name}.json", None
+            if file.exists():
+                summary = json.loads(file.read_text(encoding="utf-8"))
+            else:
+                limits_of(name)  # there is such a bench
             if kind == "results":
-                return f"{opening}\n{_table(summary, words)}\n{closing}"
+                return f"{opening}\n{_table(summary, words) if summary else _NOT_MEASURED}\n{closing}"
             if text[: found.start()].rpartition("\n")[2].strip() == "":
                 raise ValueError("it begins a line")
-            return f"{opening}{_figure(summary, words)}{closing}"
-        except (OSError, ValueError, LookupError) as error:
+            return f"{opening}{_figure(summary, words) if summary else _NOT_MEASURED}{closing}"
+        except (OSError, ImportError, ValueError, LookupError) as error:
             raise ValueError(f"{opening}: {error!r}") from error
 
     if len(_MARK.findall(text)) != len(_BEGINNING.findall(text)):
@@ -77,19 +104,35 @@ def _figure(summary: dict[str, Any], words: Sequence[str]) -> str:
     formats = [word for word in rest if not word.startswith("*")]
     value = summary["values"][name]
     if value is None:
-        raise ValueError(f"{name} was not measured")
+        return _NOT_MEASURED
     for factor in factors:
         value *= float(factor[1:])
     return format(value, formats[0] if formats else ".3g")
 
 
+def _limits(summary: dict[str, Any]) -> dict[str, Limit]:
+    floors = summary.get("at_least", ())
+    return {
+        name: Limit(at_least=bound) if name in floors else Limit(at_most=bound)
+        for name, bound in summary["limits"].items()
+    }
+
+
+def _missed(results: Path) -> str:
+    rows = ["| bench | value | measured | limit |", "|---|---|---|---|"]
+    for file in sorted(results.glob("*.json")):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        for name, limit in _limits(summary).items():
+            value = summary["values"].get(name)
+            if value is not None and limit.verdict(value) == "missed" and "quick" not in summary:
+                rows.append(f"| {summary['bench']} | {name} | {value:.4g} | {limit} |")
+    return "\n".join(rows)
+
+
 def _table(summary: dict[str, Any], names: Sequence[str]) -> str:
-    rows = ["| value | measured | limit | |", "|---|---|---|---|"]
+    rows, limits = ["| value | measured | limit | |", "|---|---|---|---|"], _limits(summary)
     for name in names or summary["values"]:
-        value, bound = summary["values"][name], summary["limits"].get(name)
-        limit = None
-        if bound is not None:
-            limit = Limit(at_least=bound) if name in summary.get("at_least", ()) else Limit(at_most=bound)
+        value, limit = summary["values"][name], limits.get(name)
         shown = "-" if value is None else f"{value:.4g}"
         rows.append(f"| {name} | {shown} | {limit or ''} | {limit.verdict(value) if limit else ''} |")
     machine = f"{summary['machine']['cpu']}, {summary['machine']['cores']} cores"

@@ -70,7 +70,7 @@ class Network:
         self.stack = LayerStack(self.module, self.parameters, weights, pages)
 
     def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
-        """See LanguageModel.use."""
+        """See LanguageModel.set_parameters."""
         self.context.perturbations = ()
         self.head.lora = None
         for linear in self.linears.values():

@@ -1,13 +1,18 @@
-"""The Markdown files: figures are those of the committed results, reference is the code's, and links lead somewhere."""
+"""The Markdown files: figures are those of the committed results, reference is the code's, and links lead somewhere.
+
+The results: each says what it was measured on, and its limits are the code's.
+"""
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.harness import ROOT
-from bench.readme import filled_in, markdown_files
+from bench.harness import RESULTS, ROOT
+from bench.readme import filled_in, limits_of, markdown_files
 
 TABLE = """<!-- results: step -->
 | value | measured | limit | |
@@ -22,11 +27,29 @@ TABLE = """<!-- results: step -->
 
 #: Of the README.
 MAX_WORDS = 1300
+#: Numbers with a unit that benches measure in, and decimal fractions.
+UNITS = r"(?:MB|GB|GFLOP/s|Wh|nats|ms\b|%|times)"
+QUANTITY = re.compile(rf"(?<![\w.-])(?:\d[\d.,]*(?:e-\d+)?(?: (?:to|or|and) \d+)? ?{UNITS}|\d+\.\d+(?![\w.]))")
+NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!-- (?!end).*?<!-- end -->", re.DOTALL)
+#: File -> such numbers in it that no bench measures.
+OTHERS = {
+    "README.md": {"3.11"},  # Python
+    "docs/adapters.md": {"0.0002"},  # tests/daemon/generation compares llama.cpp
+    "docs/benchmarks.md": {"2407.01031"},  # arXiv
+    "docs/methods.md": {"0.001", "0.5", "0.5 nats", "0.87", "360 MB", "2109.01903"},  # settings, constants, arXiv
+    "docs/phone.md": {"25 to 60 GFLOP/s", "4 to 8 Wh"},  # reckoned, and said so
+    "docs/linux.md": {"2 to 4 Wh", "2 GB"},  # reckoned; the unit's limit
+    "docs/raspberry-pi.md": {"15 GFLOP/s", "50 GFLOP/s", "18 Wh", "9 Wh", "2 GB"},  # reckoned; a requirement
+    "docs/scheduling.md": {"150 MB", "200 MB", "700 MB", "20 times"},  # settings; how often the bench does it
+}
+#: Sizes of downloads, an adapter of rank 8, the default of total_memory_bytes, the paper's memory.
+ANYWHERE = {"1.3 GB", "1.5 GB", "280 MB", "9.8 MB", "1 GB", "6.5 GB", "4 GB"}
+COMMITTED = [pytest.param(file, id=file.stem) for file in sorted(RESULTS.glob("*.json")) if "-quick" not in file.stem]
 
 
 def test_the_readme_is_one_page_and_links_every_other() -> None:
     text = (ROOT / "README.md").read_text()
-    assert len(text.split()) <= MAX_WORDS
+    assert len(re.sub("<!--.*?-->", "", text).split()) <= MAX_WORDS
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name}" not in text]
     assert not missing
 
@@ -41,9 +64,51 @@ def test_links_lead_to_files_and_headings(file: Path) -> None:
             assert heading in [re.sub(r"[^a-z0-9 -]", "", found.lower()).replace(" ", "-") for found in headings]
 
 
+def documents() -> list[Path]:
+    return [file for file in markdown_files() if file.parent.name != "bench"]
+
+
+@pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in documents()])
+def test_a_figure_is_drawn_from_a_result(file: Path) -> None:
+    allowed = ANYWHERE | OTHERS.get(str(file.relative_to(ROOT)), set())
+    written = set(QUANTITY.findall(NOT_PROSE.sub("", file.read_text())))
+    assert not written - allowed, "mark it as bench/readme.py says, or name it above if no bench measures it"
+
+
+def read(file: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(file.read_text())
+    return summary
+
+
+@pytest.mark.parametrize("file", COMMITTED)
+def test_a_result_says_what_it_was_measured_on(file: Path) -> None:
+    summary = read(file)
+    assert re.fullmatch(r"[0-9a-f]{40}", summary.get("commit", "")), "run the bench on a commit"
+    assert datetime.fromisoformat(summary["date"]).tzinfo is not None
+    assert summary["arguments"]["quick"] is False and summary["machine"]["cpu"]
+
+
+@pytest.mark.parametrize("file", COMMITTED)
+def test_a_results_limits_are_those_of_the_code(file: Path) -> None:
+    summary, limits = read(file), limits_of(file.stem)
+    assert summary["limits"] == {name: limit.bound for name, limit in limits.items()}, "run the bench again"
+    assert set(summary.get("at_least", ())) == {name for name, limit in limits.items() if limit.at_most is None}
+    assert limits.keys() <= summary["values"].keys()
+
+
+@pytest.mark.parametrize("file", COMMITTED)
+def test_what_is_compared_was_measured_in_one_run(file: Path) -> None:
+    summary = read(file)
+    if file.stem == "memory":  # rows of memory alone do not depend on the hour
+        assert all(len(row["commit"]) == 40 for row in summary["raw"])
+    elif isinstance(runs := summary["raw"].get("runs"), list):
+        assert {run.get("commit", summary["commit"]) for run in runs} == {summary["commit"]}
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     summary = {
+        "bench": "step",
         "commit": "0123456789abcdef",
         "date": "2026-11-27T01:02Z",
         "machine": {"cpu": "A CPU", "cores": 2},
@@ -61,6 +126,18 @@ def test_what_is_marked_is_filled_in(file: Path) -> None:
     assert text == filled_in(text), "run `python -m bench.readme`"
 
 
+def test_a_bench_without_results_has_no_figures(tmp_path: Path) -> None:
+    text = "At most <!-- figure: pause bit_equal -->0.00<!-- end --> s.\n<!-- results: pause -->\n| 0 |\n<!-- end -->"
+    wanted = text.replace("0.00", "(not measured)").replace("| 0 |", "(not measured)")
+    assert filled_in(text, tmp_path) == wanted
+
+
+def test_all_missed_limits_are_listed(results: Path) -> None:
+    rows = ["| bench | value | measured | limit |", "|---|---|---|---|", "| step | over_floor | 1.538 | at most 1.5 |"]
+    assert filled_in("<!-- missed: all --><!-- end -->", results).splitlines()[1:-1] == rows
+    assert "<!-- missed: all -->" in (ROOT / "docs/benchmarks.md").read_text()
+
+
 def test_a_table_holds_values_and_limits(results: Path) -> None:
     assert filled_in("<!-- results: step --><!-- end -->", results) == TABLE
     assert filled_in(TABLE, results) == TABLE
@@ -68,7 +145,12 @@ def test_a_table_holds_values_and_limits(results: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mark", "shown"),
-    [("step over_floor", "1.54"), ("step over_floor .1f", "1.5"), ("step over_floor .0f *100", "154")],
+    [
+        ("step over_floor", "1.54"),
+        ("step over_floor .1f", "1.5"),
+        ("step over_floor .0f *100", "154"),
+        ("step unlimited", "(not measured)"),
+    ],
 )
 def test_a_wrong_figure_is_corrected(mark: str, shown: str, results: Path) -> None:
     text = f"It takes <!-- figure: {mark} -->9.99<!-- end --> times."
@@ -80,7 +162,6 @@ def test_a_wrong_figure_is_corrected(mark: str, shown: str, results: Path) -> No
     [
         pytest.param("a <!-- figure: step no_such_value -->1<!-- end -->", id="unknown value"),
         pytest.param("a <!-- figure: stairs over_floor -->1<!-- end -->", id="unknown bench"),
-        pytest.param("a <!-- figure: step unlimited -->1<!-- end -->", id="not measured"),
         pytest.param("a\n<!-- figure: step over_floor -->1<!-- end -->", id="begins a line"),
         pytest.param("<!-- routes: nowhere --><!-- end -->", id="no such tag"),
         pytest.param("<!-- settings: nowhere --><!-- end -->", id="no such section"),
