@@ -5,7 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketllm.daemon.errors import BadSettings
+from pocketllm.daemon.errors import BadSettings, DaemonError
 
 #: The permissions of all but the owner.
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -13,16 +13,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 def default_data_dir() -> Path:
     """$XDG_DATA_HOME/pocketllm, by default ~/.local/share/pocketllm."""
-    home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "pocketllm"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pocketllm"
 
 
 def config_file() -> Path:
     """$POCKETLLM_CONFIG, else $XDG_CONFIG_HOME/pocketllm/config.toml, by default under ~/.config."""
     if named := os.environ.get("POCKETLLM_CONFIG"):
         return Path(named)
-    home = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(home) if home else Path.home() / ".config") / "pocketllm" / "config.toml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pocketllm" / "config.toml"
 
 
 def adapter_id_of(job_id: str) -> str:
@@ -121,8 +119,8 @@ class DataFolder:
     def make(self) -> None:
         """Create the folder, and make all that is in it the owner's alone, whatever the umask was.
 
-        Raises BadSettings when it cannot be used, is another user's, or has a symbolic link in it, through which a
-        write would land elsewhere. Models may be links.
+        Raises BadSettings when it is another user's, or has a symbolic link in it, through which a write would land
+        elsewhere, and DaemonError when it cannot be used now. Models may be links.
         """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,7 +134,7 @@ class DataFolder:
                 for name in (*folders, *files):
                     _make_private(within / name)
         except OSError as error:
-            raise BadSettings(f"The data folder {self.root} cannot be used: {error.strerror}.") from error
+            raise DaemonError(f"The data folder {self.root} cannot be used: {error.strerror}.") from error
 
 
 def _make_private(path: Path) -> None:

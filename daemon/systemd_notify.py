@@ -11,7 +11,6 @@ class ServiceManager:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
-        self.watchdog_seconds = _watchdog_seconds(environment)  #: None: no watchdog
 
     def notify(self, *lines: str) -> None:
         """Send lines such as READY=1. Never raises, even if the service manager is gone."""
@@ -20,15 +19,3 @@ class ServiceManager:
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
             channel.sendto("\n".join(lines).encode(), address)
-
-
-def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """The watchdog's timeout."""
-    meant_for = environment.get("WATCHDOG_PID")
-    if meant_for not in (None, str(os.getpid())):
-        return None
-    try:
-        microseconds = int(environment.get("WATCHDOG_USEC", ""))
-    except ValueError:
-        return None
-    return microseconds / 1e6 if microseconds > 0 else None

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from pocketllm.api.app import create_app
 from pocketllm.api.security.tokens import load_or_create_token
 from pocketllm.connections import BoundedProtocol
 from pocketllm.daemon import logs
+from pocketllm.daemon.conditions.android_screen import register_idle_hook
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, PortInUse
@@ -72,7 +73,7 @@ def serve(overrides: dict[str, Any]) -> int:
     return_large_blocks()
     folder = DataFolder(settings.data_dir)
     folder.make()
-    with _only_daemon(folder) as acquired:
+    with locked(folder.daemon_lock) as acquired:
         if not acquired:
             raise AlreadyRunning(
                 f"Another daemon runs on {folder.root}. Stop it first, or choose another folder with --data-dir."
@@ -158,16 +159,19 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticker.start()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, look)  # Android's idle hook
+        # Android's idle hook, ignored before and after; what it does before is there for the first tick.
+        signal.signal(signal.SIGUSR1, lambda *_: loop.call_soon_threadsafe(look))
+        ticker.start()
         services.wake.listener = lambda: loop.call_soon_threadsafe(ticker.tick_now)
         _announce(services, listeners)
         manager.notify("READY=1", f"STATUS=serving {settings.model}")
+        threading.Thread(target=register_idle_hook, daemon=True).start()
         try:
             yield
         finally:
             manager.notify("STOPPING=1")
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             services.wake.listener = None
             ticker.stop()
             await services.generator.close()
@@ -195,10 +199,6 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
     log.info("serving %s on %s", services.settings.model, about["url"])
     if problem := services.model_problem():
         log.warning("%s", problem)
-
-
-def _only_daemon(folder: DataFolder) -> AbstractContextManager[bool]:
-    return locked(folder.daemon_lock)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
 
 from pocketllm.cli.errors import CommandError
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
@@ -19,6 +18,10 @@ from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
 #: A unit may take 300 s to start (TimeoutStartSec), and `systemctl restart` waits for that.
 _COMMAND_SECONDS = 330
 _UNIT = "pocketllm.service"
+#: What the system unit does not see (ProtectHome, PrivateTmp), by the first part of the path.
+_HIDDEN = ("home", "root", "run", "tmp")
+#: What means something else within quotes in ExecStart= (man systemd.syntax).
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%"})
 _WITHOUT_SYSTEMD = """Nothing was installed: systemd does not answer here. What helps:
 - after `su` or `sudo`: log in as this user, at the machine or by ssh, and run it again;
 - where this user never logs in: `sudo pocketllm service install --system`;
@@ -36,20 +39,7 @@ class ServiceState:
     message: str
 
 
-class ServiceManager(Protocol):
-    """A service manager: starts the daemon and keeps it running."""
-
-    def install(self) -> list[str]:
-        """Install the service and start it; returns what was done, in sentences. Raises CommandError."""
-
-    def uninstall(self) -> list[str]:
-        """Stop and remove the service; returns what was done. The owner's data stay."""
-
-    def status(self) -> ServiceState:
-        """Return the state of the service."""
-
-
-def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> ServiceManager:
+def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> "Systemd | Runit":
     """Return this machine's service manager. Raises CommandError where there is none."""
     places = Places(environment=environment)
     if places.is_proot:
@@ -90,27 +80,35 @@ class Systemd:
         return self.folder / _UNIT
 
     def install(self) -> list[str]:
-        """See ServiceManager."""
+        """Install the unit and start it; returns what was done, in sentences. Raises CommandError."""
+        is_users = "--user" in self.systemctl
+        paths = (self.command, self.command.resolve(), Path(sys.executable).resolve(), Path(__file__).resolve())
+        if not is_users and (hidden := [path for path in paths if path.parts[1] in _HIDDEN]):
+            raise CommandError(
+                f"The system unit's sandbox hides {hidden[0]}. Install Python and PocketLLM elsewhere, such as in "
+                "/opt/pocketllm, and run this again by the command that is there."
+            )
         text = files("pocketllm").joinpath("systemd", self.template).read_text(encoding="utf-8")
-        lines = [
-            f"ExecStart={self.command} serve" if line.startswith("ExecStart=") else line for line in text.splitlines()
-        ]
+        start = f'ExecStart="{str(self.command).translate(_ESCAPES)}" serve'
+        lines = [start if line.startswith("ExecStart=") else line for line in text.splitlines()]
         try:
             _run(*self.systemctl, "show-environment")
         except CommandError as error:
             raise CommandError(f"{error}\n{_WITHOUT_SYSTEMD}") from error
+        if not is_users:
+            _run("systemd-sysusers", "--inline", 'u pocketllm - "PocketLLM" /var/lib/pocketllm')
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unit.write_text("\n".join(lines) + "\n", encoding="utf-8")
         _run(*self.systemctl, "daemon-reload")
         _run(*self.systemctl, "enable", _UNIT)
         _run(*self.systemctl, "restart", _UNIT)
         done = [f"Written: {self.unit}.", "It runs now, and from now on whenever the machine starts."]
-        if "--user" in self.systemctl:
+        if is_users:
             done.append(_linger())
         return done
 
     def uninstall(self) -> list[str]:
-        """See ServiceManager."""
+        """Stop and remove it; returns what was done. The owner's data stay."""
         if not self.unit.exists():
             return [f"There is no {self.unit}: nothing to do."]
         _run(*self.systemctl, "disable", "--now", _UNIT)
@@ -119,12 +117,9 @@ class Systemd:
         return [f"Stopped and deleted: {self.unit}. Texts, models and adapters stay."]
 
     def status(self) -> ServiceState:
-        """See ServiceManager."""
+        """Return its state."""
         installed = self.unit.exists()
-        try:
-            said = _run(*self.systemctl, "is-active", _UNIT, may_fail=True).strip()
-        except CommandError as error:
-            said = str(error)
+        said = _run(*self.systemctl, "is-active", _UNIT, may_fail=True).strip()
         running = {"active": True, "inactive": False, "failed": False, "activating": False}.get(said)
         return ServiceState(
             manager="systemd, the user's" if "--user" in self.systemctl else "systemd, the system's",
@@ -156,7 +151,7 @@ class Runit:
         }
 
     def install(self) -> list[str]:
-        """See ServiceManager."""
+        """Install the service and start it; returns what was done, in sentences. Raises CommandError."""
         environment = str(self.command.parent.parent)
         for file, source in self._places.items():
             text = files("pocketllm").joinpath("termux", *source).read_text(encoding="utf-8")
@@ -166,8 +161,14 @@ class Runit:
             scratch.chmod(0o755)
             scratch.rename(file)
         done = [f"Written: {file}." for file in self._places]
+        link = self.prefix / "bin/pocketllm"
+        if not link.exists():
+            link.unlink(missing_ok=True)  # to an environment that is gone
+            link.symlink_to(self.command)
+        elif not link.samefile(self.command):
+            done.append(f"{link} is another program and stays; PocketLLM's is {self.command}.")
         if self._supervised:
-            _run("sv", "restart", str(self._service))
+            _run("sv", "-w", "60", "restart", str(self._service))
             return [*done, "It runs now, and from now on after each boot."]
         if shutil.which("service-daemon") is None:
             return [*done, "It starts with the next boot; after `pkg install termux-services`, with the next session."]
@@ -176,16 +177,19 @@ class Runit:
         return [*done, "It runs now, and from now on after each boot."]
 
     def uninstall(self) -> list[str]:
-        """See ServiceManager."""
+        """Stop and remove it; returns what was done. The owner's data stay."""
         if self._supervised:
             _run("sv", "exit", str(self._service), may_fail=True)
         shutil.rmtree(self._service, ignore_errors=True)
         for file in self._places:
             file.unlink(missing_ok=True)
+        link = self.prefix / "bin/pocketllm"
+        if link.is_symlink() and link.readlink() == self.command:
+            link.unlink()
         return ["Stopped and deleted. Texts, models and adapters stay."]
 
     def status(self) -> ServiceState:
-        """See ServiceManager."""
+        """Return its state."""
         there = tuple(str(file) for file in self._places if file.is_file())
         said = _run("sv", "status", str(self._service), may_fail=True).strip() if self._supervised else "not supervised"
         return ServiceState(

@@ -14,17 +14,24 @@ venv=${POCKETLLM_VENV:-$HOME/.local/share/pocketllm-venv}
 
 say() { printf '%s\n' "== $*"; }
 
+# What stops at no question about a changed file of settings: the owner's stays.
+packages() {
+    pkg "$@" -y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold
+}
+
 say "1. Packages of Termux"
+# What a kill has left half installed.
+dpkg --force-confdef --force-confold --configure -a
 # All of Termux first: Termux does not support a part of it that is newer than the rest.
-pkg upgrade -y
-pkg install -y python python-pip python-torch python-numpy python-greenlet termux-services termux-api \
+packages upgrade
+packages install python python-pip python-torch python-numpy python-greenlet termux-services termux-api \
     rust binutils clang make tur-repo
 # These would be compiled for most of an hour; Termux's user repository has them.
 for name in python-tokenizers python-hf-xet maturin; do
-    pkg install -y "$name" || say "$name is not to be had; pip will compile it"
+    packages install "$name" || say "$name is not to be had; pip will compile it"
 done
 # Answers come several times as fast by llama.cpp; without it they are transformers'.
-pkg install -y llama-cpp || say "llama-cpp is not to be had; answers will take longer"
+packages install llama-cpp || say "llama-cpp is not to be had; answers will take longer"
 if ! python -c 'import torch'; then
     say "Termux's torch cannot be loaded. Run \`pkg upgrade\`, open a new session of Termux, and run this again."
     exit 1
@@ -33,18 +40,18 @@ fi
 # With the screen off the phone would sleep, and compile for hours.
 if command -v termux-wake-lock >/dev/null 2>&1; then
     termux-wake-lock
+    # dash runs the trap of EXIT at an exit alone.
     trap termux-wake-unlock EXIT
+    trap 'exit 1' HUP INT TERM
 fi
 
 say "2. A virtual environment that sees the distribution's torch: $venv"
 python_version=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-if [ -d "$venv" ] && [ ! -d "$venv/lib/python$python_version" ]; then
-    say "it was made by another Python than $python_version, and is made anew"
-    rm -rf "$venv"
-fi
-[ -x "$venv/bin/python" ] || python -m venv --system-site-packages "$venv"
+# One of another Python's, or half made, is made anew.
+[ -x "$venv/lib/python$python_version/../../bin/python" ] ||
+    python -m venv --clear --system-site-packages "$venv"
 # Wheels for Android are built for level 24, whatever the phone has; and one compiler at a time, or Android kills them.
-export ANDROID_API_LEVEL=24 CARGO_BUILD_JOBS=1 HF_HUB_DISABLE_XET=1
+export ANDROID_API_LEVEL=24 CARGO_BUILD_JOBS=1
 CXXFLAGS="-D__ANDROID_MIN_SDK_VERSION__=$(getprop ro.build.version.sdk 2>/dev/null || echo 24)"
 export CXXFLAGS
 install() {
@@ -69,10 +76,4 @@ fi
 
 say "4. The service, now and at boot"
 "$venv/bin/pocketllm" service install
-
-say "5. Android's own opinion of idleness"
-if [ -x "$PREFIX/libexec/termux-api" ]; then
-    sh "$HOME/.local/bin/pocketllm-idle-hook" --register ||
-        say "Termux:API has not answered; idleness then follows the screen alone"
-fi
-say "Done. $venv/bin/pocketllm doctor says what works and what is missing."
+say "Done. \`pocketllm doctor\` says what works and what is missing."

@@ -13,8 +13,9 @@ fi
 if [ -x "$PREFIX/libexec/termux-api" ]; then
     timeout 20 "$PREFIX/libexec/termux-api" JobScheduler --ez cancel true --ei job_id 4242 || true
 fi
+[ "$(readlink "$PREFIX/bin/pocketllm")" != "$venv/bin/pocketllm" ] || rm "$PREFIX/bin/pocketllm"
 rm -rf "$service" "$venv"
-rm -f "$HOME/.termux/boot/00-pocketllm" "$HOME/.local/bin/pocketllm-idle-hook" "$PREFIX/var/run/pocketllm.failures"
+rm -f "$HOME/.termux/boot/00-pocketllm" "$HOME/.local/bin/pocketllm-idle-hook" "$PREFIX/var/run/pocketllm".*
 if [ "${1:-}" = --data ]; then
     rm -rf "${XDG_DATA_HOME:-$HOME/.local/share}/pocketllm"
     echo "PocketLLM and all that it has learned are gone."

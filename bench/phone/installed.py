@@ -30,16 +30,25 @@ method = "mezo"
 """
 
 
+#: Termux:API: for no network it schedules the job and then fails; and a job whose conditions hold runs at once.
+_TERMUX_API = """echo "$*" >>"{asked}"
+case "$*" in *"network none"*) exit 1 ;; esac
+[ ! -e "{idle}" ] || dash "$4"
+"""
+
+
 class InstalledPhone:
     """A home and a prefix in which the service is installed, on the charger and with its screen off.
 
-    What Android's programs would be asked notes its calls in the file `calls`.
+    What Android's programs would be asked notes its calls in the file `calls`, Termux:API in `asked`. Where the file
+    `idle` is, Android considers the phone idle.
     """
 
     def __init__(self, root: Path, model: Path) -> None:
         """model: a model's folder."""
         self.home, self.prefix, self.calls = root / "home", root / "usr", root / "calls"
         self.data = self.home / ".local/share/pocketllm"
+        self.idle_file, self.asked = root / "idle", root / "asked"
         self._boots: list[subprocess.Popen[bytes]] = []
         (self.data / "models").mkdir(parents=True)
         (self.data / "models" / model.name).symlink_to(model)
@@ -48,6 +57,7 @@ class InstalledPhone:
         self.calls.touch()
         self._command("termux-battery-status", f"echo '{json.dumps(_BATTERY)}'")
         self._command("getprop", "echo 1")
+        self._command("termux-api", _TERMUX_API.format(asked=self.asked, idle=self.idle_file), "libexec")
         for name in ("termux-wake-lock", "termux-wake-unlock"):
             self._command(name, f'echo {name} >> "{self.calls}"')
         self.environment = {
@@ -56,15 +66,15 @@ class InstalledPhone:
             "TERMUX_VERSION": "0.119",
             "PATH": f"{self.prefix}/bin:/usr/bin:/bin:/usr/sbin",
             "POCKETLLM_CONFIG": str(self.home / "config.toml"),
-            "POCKETLLM_FINISH_SECONDS": "0",
+            "POCKETLLM_BACKOFF_SECONDS": "0",
         }
         Runit(self.home, self.prefix, own_command()).install()
         for file in [*(self.prefix / "var/service").rglob("*"), *self.home.glob(".*/**/*pocketllm*")]:
             if file.is_file() and (text := file.read_text(errors="replace")).startswith(f"#!{TERMUX_SHELL}"):
                 file.write_text(text.replace(TERMUX_SHELL, shutil.which("dash") or "", 1))
 
-    def _command(self, name: str, script: str) -> None:
-        file = self.prefix / "bin" / name
+    def _command(self, name: str, script: str, folder: str = "bin") -> None:
+        file = self.prefix / folder / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
@@ -92,6 +102,12 @@ class InstalledPhone:
         """What runit says of the service."""
         command = ["sv", *arguments, str(self.prefix / "var/service/pocketllm")]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
+
+    @property
+    def log(self) -> str:
+        """What the service has written."""
+        file = self.prefix / "var/log/sv/pocketllm/current"
+        return file.read_text() if file.exists() else ""
 
     @property
     def url(self) -> str:

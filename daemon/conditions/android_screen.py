@@ -4,6 +4,7 @@ Android sets a property whenever the display changes its state, which any app ma
 dumpsys works after the owner has granted two permissions by adb, and an automation app can report it.
 """
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Self
 from pocketllm.daemon.conditions.poller import Answers, Background, Pace, ProbeFailed, run
 from pocketllm.daemon.conditions.readings import Reading, Sensor, not_yet
 from pocketllm.daemon.uptime import uptime
+
+log = logging.getLogger(__name__)
 
 GETPROP, PROPERTY = "/system/bin/getprop", "debug.tracing.screen_state"
 DUMPSYS = "/system/bin/dumpsys"
@@ -28,6 +31,16 @@ REPORT_VALID = timedelta(hours=12)
 #: Android's JobScheduler considers a device idle after this time without use, by default, and runs our job, which
 #: touches the stamp, every 15 minutes while it lasts.
 STAMP_IDLE_SECONDS, STAMP_FOR = 31 * 60.0, timedelta(minutes=20)
+
+
+def register_idle_hook() -> None:
+    """Have JobScheduler run the idle hook that `service install` has put in place; on Linux there is none."""
+    hook = Path.home() / ".local/bin/pocketllm-idle-hook"
+    if hook.is_file():
+        try:
+            run(["sh", str(hook), "--register"], timeout_seconds=30)
+        except ProbeFailed as error:
+            log.warning("Android's own opinion of idleness is not to be had; the screen says it alone: %s", error)
 
 
 def screen_property(output: str) -> bool:

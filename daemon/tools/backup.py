@@ -97,6 +97,8 @@ def read_backup(file: Path, into: Path) -> Contents:
             raise BackupUnusable(f"{file} is of a newer PocketLLM (format {manifest['format']}).")
         damaged = [name for name, digest in manifest["sha256"].items() if _digest(into / name) != digest]
         contents = Contents(**manifest["contents"])
+    except PermissionError:
+        raise
     except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
         raise BackupUnusable(f"{file} is no backup, or it is cut short: {error}") from error
     if damaged:

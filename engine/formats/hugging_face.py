@@ -176,9 +176,10 @@ def fetch(hub_id: str) -> Path:
     Pickled weights are never downloaded. The hub's client shows its own progress on a terminal. Raises
     ModelNotFound when `hub_id` is invalid, when the hub has no such model, or when it cannot be reached.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    constants.HF_HUB_DISABLE_XET = True  # its Rust part fails on Termux; of the variable it is too late
     if not _HUB_ID.fullmatch(hub_id) or hub_id.endswith((".gguf", ".safetensors", *PICKLE_SUFFIXES)):
         raise ModelNotFound(
             f"There is no file or folder {hub_id}, and it is not a hub id (org/name). Give a GGUF file, a Hugging "

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -38,7 +38,7 @@ def running_daemon(
     settings: by their names in the environment, without the prefix.
     """
     log = data_dir / "daemon.log"
-    with signals_raise(signal.SIGTERM, signal.SIGHUP), log.open("wb") as output:
+    with handled(leave, signal.SIGTERM, signal.SIGHUP), log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", "0", "--data-dir", str(data_dir)],
             stdin=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def log_tail(log: Path) -> str:
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
     """Stop the daemon and its children: ask, wait, then kill. A second Ctrl-C does not interrupt this."""
-    with signals_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    with handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
@@ -124,27 +124,17 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-@contextmanager
-def signals_raise(*signals: signal.Signals) -> Iterator[None]:
-    """Have these signals raise SystemExit, so that `finally` blocks run."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def leave(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by SystemExit, so that `finally` blocks run."""
+    raise SystemExit(128 + number)
 
 
 @contextmanager
-def signals_ignored(*signals: signal.Signals) -> Iterator[None]:
-    """Ignore these signals inside the block."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers, *signals: int) -> Iterator[None]:
+    """Handle these signals so inside the block."""
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

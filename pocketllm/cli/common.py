@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pocketllm.cli.errors import CommandError, Interrupted, UsageError
-from pocketllm.cli.home import find_target
+from pocketllm.cli.home import become_owner, find_target
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -61,6 +61,8 @@ def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
     outer = ctx.obj if isinstance(ctx.obj, Common) else Common()
     options = Common(url=url or outer.url, data_dir=data_dir or outer.data_dir, json=json_wanted or outer.json)
     ctx.obj = options
+    if ctx.invoked_subcommand is None:
+        become_owner(options.data_dir)
     return options
 
 
@@ -116,6 +118,9 @@ class Program(TyperGroup):
             if caught.errno == errno.EPIPE:  # the reader of our pipe is gone; typer ends quietly
                 raise
             error = CommandError(f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught))
+            if isinstance(caught, PermissionError):
+                user = os.environ.get("LOGNAME", os.geteuid())
+                error = CommandError(f"{error} The command runs as {user}: name a file that this user may use.")
         except Exception as caught:
             # A usage error of typer's, whose base class is not public in all supported versions.
             if not json_wanted or not hasattr(caught, "format_message"):

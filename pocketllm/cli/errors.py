@@ -11,11 +11,12 @@ CommandError          exit 1
 └── DaemonRefused     carries the daemon's own problem document
 """
 
+import os
 from typing import Any
 
-EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+EXIT_CONFIG = os.EX_CONFIG  # 78, by which systemd's units and Termux's `finish` know it
 EXIT_INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 Document = dict[str, Any]

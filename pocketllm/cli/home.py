@@ -7,6 +7,8 @@ names for a process that still runs.
 
 import json
 import os
+import pwd
+import sys
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +47,28 @@ def configured_data_dir() -> Path:
         return Path(named)
     named = config_document().get("data_dir")
     return Path(named) if isinstance(named, str) else default_data_dir()
+
+
+def become_owner(data_dir: Path | None) -> None:
+    """Let root become the owner of the data folder for good: what root makes there, the owner's daemon cannot write.
+
+    HOME and the places of settings are then the owner's, too. Raises CommandError if the owner cannot run PocketLLM.
+    """
+    folder = (data_dir or configured_data_dir()).absolute()
+    if os.geteuid() != 0 or not folder.exists() or (owner := folder.stat().st_uid) == 0:
+        return
+    try:
+        user = pwd.getpwuid(owner)
+    except KeyError as error:
+        raise CommandError(f"{folder} is of user {owner}, who does not exist. Give it to one who does.") from error
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(owner)
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        os.environ.pop(name, None)
+    os.environ |= {"HOME": user.pw_dir, "LOGNAME": user.pw_name, "POCKETLLM_DATA_DIR": str(folder)}
+    if not os.access(__file__, os.R_OK):
+        raise CommandError(f"{user.pw_name} may not read {sys.prefix}. Install PocketLLM where all may, as in /opt.")
 
 
 def configured_text_bytes() -> int | None:

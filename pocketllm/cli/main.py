@@ -20,7 +20,8 @@ from pocketllm.cli.daemon import doctor as cli_doctor
 from pocketllm.cli.daemon import snooze as cli_snooze
 from pocketllm.cli.daemon.service import service_app
 from pocketllm.cli.daemon.token import token_app
-from pocketllm.cli.errors import CommandError
+from pocketllm.cli.errors import EXIT_CONFIG, EXIT_ERROR, CommandError
+from pocketllm.cli.home import become_owner
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
@@ -89,15 +90,18 @@ def serve(
 
     What is not given here comes from the environment (POCKETLLM_...) and from config.toml.
     """
-    from pocketllm.daemon.errors import DaemonError
+    from pocketllm.daemon.errors import BadSettings, DaemonError
     from pocketllm.server import serve as run
     from pocketllm.storage.errors import StorageError
 
+    become_owner(data_dir)
     given = {"port": port, "model": model, "data_dir": data_dir, "log_level": log_level}
     try:
         code = run({name: value for name, value in given.items() if value is not None})
     except (DaemonError, StorageError) as error:
-        raise CommandError(str(error)) from error
+        refused = CommandError(str(error))
+        refused.exit_code = EXIT_CONFIG if isinstance(error, BadSettings) else EXIT_ERROR
+        raise refused from error
     raise typer.Exit(code)
 
 

@@ -34,18 +34,3 @@ def test_an_abstract_socket() -> None:
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/at/all"}])
 def test_where_nobody_listens_nothing_happens(environment: dict[str, str]) -> None:
     ServiceManager(environment).notify("READY=1")
-
-
-@pytest.mark.parametrize(
-    ("environment", "seconds"),
-    [
-        ({}, None),
-        ({"WATCHDOG_USEC": "120000000"}, 120.0),
-        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": str(os.getpid())}, 120.0),
-        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": "1"}, None),
-        ({"WATCHDOG_USEC": "soon"}, None),
-        ({"WATCHDOG_USEC": "0"}, None),
-    ],
-)
-def test_how_often_the_watchdog_wants_to_hear(environment: dict[str, str], seconds: float | None) -> None:
-    assert ServiceManager(environment).watchdog_seconds == seconds

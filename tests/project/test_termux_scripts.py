@@ -1,6 +1,8 @@
 """The scripts for Termux, run by dash in folders that stand for a phone's, with commands that note their calls."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketllm.cli.errors import EXIT_CONFIG
 from tests.support.executables import executable
 from tests.support.paths import ROOT
 from tests.support.real_daemon import eventually
@@ -54,9 +57,9 @@ class Phone:
         self.home, self.prefix, self.bin = self.root / "home", self.root / "usr", self.root / "bin"
         self.home.mkdir(parents=True)
         self.bin.mkdir()
-        (self.prefix / "libexec").mkdir(parents=True)
+        (self.prefix / "bin").mkdir(parents=True)
         self.note = self.root / "calls"
-        for name in ("pkg", "sv", "getprop", "service-daemon", "termux-wake-lock", "termux-wake-unlock"):
+        for name in ("dpkg", "pkg", "sv", "getprop", "service-daemon", "termux-wake-lock", "termux-wake-unlock"):
             self.command(name)
         self.command("termux-api", folder=self.prefix / "libexec")
         # A virtual environment is made, with a python and a pocketllm that note their calls, too.
@@ -68,7 +71,8 @@ class Phone:
         self.command(
             "python",
             f'case "$2" in *version_info*) echo {version} ;; esac; [ "$1" = -c ] && exit; '
-            f'for folder; do :; done; mkdir -p "$folder/bin" "$folder/lib/python{version}"; '
+            f'for folder; do :; done; [ "$3" != --clear ] || rm -rf "$folder"; '
+            f'mkdir -p "$folder/bin" "$folder/lib/python{version}"; '
             f'cp {self.bin}/made "$folder/bin/python"; cp {self.bin}/made "$folder/bin/pocketllm"',
         )
 
@@ -80,18 +84,17 @@ class Phone:
         """Run one of the scripts."""
         return subprocess.run(
             ["dash", str(TERMUX / script), *arguments],
-            env={
-                "HOME": str(self.home),
-                "PREFIX": str(self.prefix),
-                "PATH": f"{self.bin}:/usr/bin:/bin",
-                **environment,
-            },
+            env=self.environment() | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
+
+    def environment(self) -> dict[str, str]:
+        """What a shell has there."""
+        return {"HOME": str(self.home), "PREFIX": str(self.prefix), "PATH": f"{self.bin}:/usr/bin:/bin"}
 
     def calls(self) -> list[str]:
         """What was called, and how."""
@@ -113,6 +116,7 @@ def phone(tmp_path: Path) -> Phone:
 
 
 SERVICE = "usr/var/service/pocketllm"
+NO_QUESTION = "-y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
 INSTALLED = {
     f"{SERVICE}/run",
     f"{SERVICE}/finish",
@@ -130,16 +134,18 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert f'"{phone.home}/.local/share/pocketllm-venv/bin/pocketllm" serve' in files[f"{SERVICE}/run"]
     assert "@VENV@" not in "".join(files.values())
     calls = phone.calls()
-    assert any(call.startswith("pkg install -y python ") and "python-torch" in call for call in calls)
-    assert calls.index("pkg upgrade -y") == 0 and "pkg install -y llama-cpp" in calls
+    assert calls[:2] == ["dpkg --force-confdef --force-confold --configure -a", f"pkg upgrade {NO_QUESTION}"]
+    assert any(call.startswith("pkg install python ") and "python-torch" in call for call in calls)
+    assert f"pkg install llama-cpp {NO_QUESTION}" in calls
+    assert all(call.endswith(NO_QUESTION) for call in calls if call.startswith("pkg "))
     compiled = [call.rpartition(" ")[2] for call in calls if "--constraint" in call and "--upgrade" not in call]
     assert compiled == ["pydantic", "safetensors", "regex", "pyyaml", "ijson"]
     [whole] = [call for call in calls if "--upgrade" in call]
     assert whole.startswith("python -m pip install --constraint ") and whole.endswith(f" {ROOT}")
     assert calls.index("termux-wake-lock ") < calls.index(whole) < calls.index("termux-wake-unlock ")
     assert calls.index("service-daemon start") < calls.index("termux-wake-unlock ") == len(calls) - 1
-    hook = phone.home / ".local/bin/pocketllm-idle-hook"
-    assert any(f"--es script {hook}" in call and "--ez idle true" in call for call in calls)
+    link = phone.prefix / "bin/pocketllm"
+    assert link.readlink() == phone.home / ".local/share/pocketllm-venv/bin/pocketllm"
     assert "made models add" in " ".join(calls).replace("pocketllm models add", "made models add")
 
     again = phone.run("install.sh")
@@ -148,7 +154,7 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
 
     gone = phone.run("uninstall.sh")
     assert gone.returncode == 0, gone.stderr
-    assert phone.files() == {}
+    assert phone.files() == {} and not link.is_symlink()
     assert phone.run("uninstall.sh").returncode == 0, "nothing to do is no error"
 
 
@@ -159,7 +165,7 @@ def test_an_environment_of_another_python_is_made_anew(phone: Phone) -> None:
     phone.run("install.sh")
     assert (environment / "left").exists()
     phone.python("3.15")
-    assert "made anew" in phone.run("install.sh").stdout
+    phone.run("install.sh")
     assert not (environment / "left").exists() and (environment / "lib/python3.15").is_dir()
 
 
@@ -184,7 +190,7 @@ def test_a_service_that_runs_is_restarted(phone: Phone) -> None:
     supervise.mkdir(parents=True)
     (supervise / "ok").touch()
     assert phone.run("install.sh").returncode == 0
-    assert f"sv restart {phone.prefix}/var/service/pocketllm" in phone.calls()
+    assert f"sv -w 60 restart {phone.prefix}/var/service/pocketllm" in phone.calls()
     assert phone.run("uninstall.sh").returncode == 0
     assert f"sv exit {phone.prefix}/var/service/pocketllm" in phone.calls()
 
@@ -203,7 +209,7 @@ def test_an_installer_that_fails_says_so(phone: Phone) -> None:
 
 
 def test_what_only_makes_it_faster_may_be_missing(phone: Phone) -> None:
-    phone.command("pkg", 'case "$*" in *llama-cpp | *python-tokenizers | *maturin) exit 100 ;; esac')
+    phone.command("pkg", 'case "$2" in llama-cpp | python-tokenizers | maturin) exit 100 ;; esac')
     ended = phone.run("install.sh")
     assert ended.returncode == 0, ended.stderr
     assert "llama-cpp is not to be had; answers will take longer" in ended.stdout
@@ -225,17 +231,27 @@ def test_it_is_refused_outside_of_termux(tmp_path: Path) -> None:
 def test_after_failures_the_service_waits_longer_and_longer(phone: Phone) -> None:
     (phone.prefix / "var/run").mkdir(parents=True)
 
-    def waits(code: str) -> str:
-        ended = phone.run("service/finish", code, "0", POCKETLLM_FINISH_SECONDS="0")
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout.strip()
+    state = phone.prefix / "var/run/pocketllm.failures"
+    told = phone.prefix / "var/run/pocketllm.wait"
 
-    said = [waits("1") for _ in range(9)]
-    assert [line.split()[-2] for line in said] == ["15", "30", "60", "120", "240", "480", "900", "900", "900"]
-    assert waits("0") == ""
-    assert waits("-1").split()[-2] == "15"
-    (phone.prefix / "var/run/pocketllm.failures").write_text("many")
-    assert waits("1").split()[-2] == "15"
+    def waits(code: int, by_signal: int = 0) -> str:
+        told.unlink(missing_ok=True)
+        ended = phone.run("service/finish", str(code), str(by_signal))
+        assert ended.returncode == 0, ended.stderr
+        return told.read_text().strip() if told.exists() else ""
+
+    assert [waits(1) for _ in range(9)] == ["15", "30", "60", "120", "240", "480", "900", "900", "900"]
+    assert waits(0) == ""
+    assert waits(-1, signal.SIGKILL) == "15"
+    assert waits(-1, signal.SIGTERM) == "" and not state.exists(), "ended by sv while it started"
+    state.write_text("many")
+    assert waits(1) == "15"
+
+
+def test_after_bad_settings_the_service_does_not_start_again(phone: Phone) -> None:
+    ended = phone.run("service/finish", str(EXIT_CONFIG), "0")
+    assert ended.returncode == 0 and "mend the settings, then run `sv up " in ended.stdout
+    assert [call.split()[:2] for call in phone.calls()] == [["sv", "down"]]
 
 
 def test_at_boot_the_services_are_started(phone: Phone) -> None:
@@ -270,19 +286,44 @@ def test_the_idle_hook_touches_the_stamp_and_wakes_the_daemon(phone: Phone) -> N
     assert stamp.is_file() and phone.calls() == [f"sv 1 {phone.prefix}/var/service/pocketllm"]
 
 
-def test_the_service_asks_android_anew_and_becomes_the_daemon(phone: Phone) -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_installer_and_gives_the_wake_lock_back(phone: Phone, number: signal.Signals) -> None:
+    phone.command("getprop", f'echo began >"{phone.root}/began"; exec sleep 600')  # what it does for long
+    command = ["dash", str(TERMUX / "install.sh")]
+    with subprocess.Popen(command, env=phone.environment(), stdout=subprocess.DEVNULL, start_new_session=True) as run:
+        eventually((phone.root / "began").exists, "its work")
+        os.killpg(run.pid, number)
+        assert run.wait(30) != 0
+    assert phone.calls()[-1] == "termux-wake-unlock "
+
+
+def test_another_program_of_the_name_stays(phone: Phone) -> None:
+    another = phone.prefix / "bin/pocketllm"
+    another.write_text("another")
+    for script in ("install.sh", "install.sh", "uninstall.sh"):
+        assert phone.run(script).returncode == 0
+        assert another.read_text() == "another"
+
+
+def test_the_idle_hook_is_registered_for_an_idle_phone_that_charges(phone: Phone) -> None:
+    phone.run("install.sh")
+    phone.note.unlink()
+    assert phone.run("idle-hook.sh", "--register").returncode == 0
+    [asked] = phone.calls()
+    assert asked.startswith(f"termux-api JobScheduler --es script {TERMUX}/idle-hook.sh --ei job_id 4242")
+    assert all(f"--ez {one} true" in asked for one in ("idle", "charging", "persisted")) and "network any" in asked
+
+
+def test_the_service_becomes_the_daemon(phone: Phone) -> None:
     phone.run("install.sh")
     phone.note.unlink()
     ended = subprocess.run(
         ["dash", str(phone.root / SERVICE / "run")],
-        env={"HOME": str(phone.home), "PREFIX": str(phone.prefix), "PATH": f"{phone.bin}:/usr/bin:/bin"},
+        env=phone.environment(),
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
     assert ended.stderr == ""
-    eventually(lambda: len(phone.calls()) == 2, "both were called")
-    asked, serving = sorted(phone.calls(), key=lambda call: call.endswith("serve"))
-    assert f"--es script {phone.home}/.local/bin/pocketllm-idle-hook --ei job_id 4242" in asked
-    assert serving.endswith("pocketllm serve")
+    assert [call.split()[-2:] for call in phone.calls()] == [["pocketllm", "serve"]]

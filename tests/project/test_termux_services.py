@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,7 @@ def test_it_runs_from_the_boot_on_and_comes_back_when_it_is_killed(phone: Instal
         os.kill(pid, signal.SIGKILL)
         before, pid = pid, eventually(lambda: phone.daemon, "an answer after the kill")
         assert pid != before
-    log = phone.prefix / "var/log/sv/pocketllm/current"
-    assert "ended with code -1; starting again" in eventually(lambda: log.read_text(), "a log")
+    assert "ended with code -1; starting again" in eventually(lambda: phone.log, "a log")
     phone.sv("down")
     eventually(lambda: phone.daemon is None and phone.sv("status").startswith("down: "), "it stays down")
 
@@ -74,3 +74,65 @@ def test_androids_idle_hook_starts_the_job_that_waits(phone: InstalledPhone) -> 
         eventually(lambda: client.get("/jobs").json()["data"][0]["state"] == "succeeded", "the end of the job")
     eventually(lambda: "unlock" in phone.calls.read_text(), "the lock is given back")
     assert phone.calls.read_text().split() == ["termux-wake-lock", "termux-wake-unlock"], "one for look and job"
+
+
+def test_an_idle_hook_that_runs_as_soon_as_it_is_registered_ends_nothing(phone: InstalledPhone) -> None:
+    """Android runs a job at once when the phone is idle and charging as it is scheduled."""
+    phone.idle_file.touch()
+    phone.boot()
+    pid = eventually(lambda: phone.daemon, "an answer after the boot")
+    eventually((phone.data / "idle.stamp").exists, "the hook")
+    assert "--es network any" in phone.asked.read_text()
+    eventually(lambda: phone.calls.read_text().count("unlock"), "the end of the look that it asked for")
+    assert phone.daemon == pid and "ended with code" not in phone.log
+
+
+def test_the_idle_hook_may_run_while_the_daemon_starts_and_ends(phone: InstalledPhone) -> None:
+    phone.boot()
+    eventually(lambda: phone.sv("status").startswith("run: "), "the service")
+    eventually(lambda: phone.sv("1") or phone.daemon, "an answer, with a signal at each look")
+    phone.sv("down")
+    eventually(lambda: phone.sv("1") or phone.sv("status").startswith("down: "), "the end")
+    assert "ended with code" not in phone.log
+
+
+def test_a_restart_does_not_wait_for_the_back_off(phone: InstalledPhone) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        phone.environment |= {"POCKETLLM_PORT": port, "POCKETLLM_BACKOFF_SECONDS": "613"}
+        phone.boot()
+        eventually(lambda: "ended with code 1; starting again" in phone.log, "the first failure")
+        eventually(lambda: waiting("613"), "the back-off")
+        assert phone.sv("restart").startswith("ok: run: ")
+        eventually(lambda: phone.log.count("starting again") == 2, "the second failure")
+    eventually(lambda: waiting("613"), "the back-off")
+    assert phone.sv("restart").startswith("ok: run: ")
+    eventually(lambda: phone.daemon, "an answer")
+    assert not waiting("613")
+    phone.sv("down")
+
+
+def waiting(seconds: str) -> list[str]:
+    """The processes that wait for so long."""
+    lines = [_read(process / "cmdline") for process in Path("/proc").glob("[0-9]*")]
+    return [line for line in lines if line == f"sleep\0{seconds}\0"]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_bad_settings_end_the_service_until_they_are_mended(phone: InstalledPhone) -> None:
+    config = phone.home / "config.toml"
+    good = config.read_text()
+    config.write_text(good.replace("port = 0", "port = 99999"))
+    phone.boot()
+    eventually(lambda: "does not start again by itself" in phone.log, "an explanation")
+    eventually(lambda: phone.sv("status").startswith("down: "), "the service's end")
+    assert phone.log.count("Setting port has the value 99999") == 1
+    config.write_text(good)
+    phone.sv("up")
+    eventually(lambda: phone.daemon, "an answer")

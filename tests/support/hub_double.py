@@ -57,6 +57,9 @@ def serve_hub(repository: str, folder: Path) -> Iterator[Hub]:
             if status == 404:
                 self.send_header("X-Error-Code", "RepoNotFound")
             self.send_header("X-Repo-Commit", COMMIT)
+            if name in files:  # as the hub does for files that it has in its chunk store, which this one lacks
+                self.send_header("X-Xet-Hash", hashlib.sha256(body).hexdigest())
+                self.send_header("X-Xet-Refresh-Route", f"{hub.url}/api/models/{repository}/xet-read-token/{COMMIT}")
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
             self.send_header("Content-Type", "application/json" if path in answers else "application/octet-stream")
             self.send_header("Content-Length", str(len(body)))

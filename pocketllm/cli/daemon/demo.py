@@ -7,6 +7,7 @@ import typer
 
 from pocketllm.cli.common import Json, emit, examples, make_console
 from pocketllm.cli.errors import EXIT_ERROR
+from pocketllm.cli.home import become_owner
 
 EPILOG = examples("pocketllm demo", "pocketllm demo --steps 50", "pocketllm demo --data-dir ~/try-pocketllm")
 
@@ -28,6 +29,7 @@ def demo(
     from pocketllm.cli.models.models import install_default
     from pocketllm.demo import run_demo
 
+    become_owner(data_dir)
     # With --json, stdout is for the document alone.
     console = make_console(stderr=json_wanted)
     result = run_demo(console, data_dir=data_dir, steps=steps, keep=keep, install=install_default)
