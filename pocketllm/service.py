@@ -4,6 +4,7 @@ The files come from systemd/ and termux/, with the command's path filled in. Ins
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,8 @@ from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
 #: A unit may take 300 s to start (TimeoutStartSec), and `systemctl restart` waits for that.
 _COMMAND_SECONDS = 330
 _UNIT = "pocketllm.service"
-#: What the system unit does not see (ProtectHome, PrivateTmp), by the first part of the path.
-_HIDDEN = ("home", "root", "run", "tmp")
-#: What means something else within quotes in ExecStart= (man systemd.syntax).
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%"})
+#: With these in its path systemd starts no program; a % is doubled, and the rest may stand in quotes.
+_REFUSED = re.compile(r"""["'\\\x00-\x1f\x7f]""")
 _WITHOUT_SYSTEMD = """Nothing was installed: systemd does not answer here. What helps:
 - after `su` or `sudo`: log in as this user, at the machine or by ssh, and run it again;
 - where this user never logs in: `sudo pocketllm service install --system`;
@@ -82,15 +81,15 @@ class Systemd:
     def install(self) -> list[str]:
         """Install the unit and start it; returns what was done, in sentences. Raises CommandError."""
         is_users = "--user" in self.systemctl
-        paths = (self.command, self.command.resolve(), Path(sys.executable).resolve(), Path(__file__).resolve())
-        if not is_users and (hidden := [path for path in paths if path.parts[1] in _HIDDEN]):
-            raise CommandError(
-                f"The system unit's sandbox hides {hidden[0]}. Install Python and PocketLLM elsewhere, such as in "
-                "/opt/pocketllm, and run this again by the command that is there."
-            )
+        paths = (self.command, self.command.resolve(), (self.command.parent / "python").resolve())
+        for path in paths:  # by ProtectHome and PrivateTmp
+            if _REFUSED.search(str(path)) or (not is_users and path.parts[1] in ("home", "root", "run", "tmp")):
+                raise CommandError(
+                    f"The unit's sandbox hides {path}, or systemd cannot start it. Install Python and PocketLLM "
+                    "elsewhere, such as in /opt/pocketllm, and run this again by the command that is there."
+                )
         text = files("pocketllm").joinpath("systemd", self.template).read_text(encoding="utf-8")
-        start = f'ExecStart="{str(self.command).translate(_ESCAPES)}" serve'
-        lines = [start if line.startswith("ExecStart=") else line for line in text.splitlines()]
+        start = 'ExecStart="{}" serve'.format(str(self.command).replace("%", "%%"))
         try:
             _run(*self.systemctl, "show-environment")
         except CommandError as error:
@@ -98,7 +97,7 @@ class Systemd:
         if not is_users:
             _run("systemd-sysusers", "--inline", 'u pocketllm - "PocketLLM" /var/lib/pocketllm')
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.unit.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.unit.write_text(re.sub("(?m)^ExecStart=.*", lambda _: start, text), encoding="utf-8")
         _run(*self.systemctl, "daemon-reload")
         _run(*self.systemctl, "enable", _UNIT)
         _run(*self.systemctl, "restart", _UNIT)

@@ -4,9 +4,9 @@ Android sets a property whenever the display changes its state, which any app ma
 dumpsys works after the owner has granted two permissions by adb, and an automation app can report it.
 """
 
-import logging
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Self
 from pocketllm.daemon.conditions.poller import Answers, Background, Pace, ProbeFailed, run
 from pocketllm.daemon.conditions.readings import Reading, Sensor, not_yet
 from pocketllm.daemon.uptime import uptime
-
-log = logging.getLogger(__name__)
 
 GETPROP, PROPERTY = "/system/bin/getprop", "debug.tracing.screen_state"
 DUMPSYS = "/system/bin/dumpsys"
@@ -34,13 +32,11 @@ STAMP_IDLE_SECONDS, STAMP_FOR = 31 * 60.0, timedelta(minutes=20)
 
 
 def register_idle_hook() -> None:
-    """Have JobScheduler run the idle hook that `service install` has put in place; on Linux there is none."""
+    """Have JobScheduler run the idle hook that `service install` has put in place. It may fail: the screen says enough."""
     hook = Path.home() / ".local/bin/pocketllm-idle-hook"
     if hook.is_file():
-        try:
+        with suppress(ProbeFailed):
             run(["sh", str(hook), "--register"], timeout_seconds=30)
-        except ProbeFailed as error:
-            log.warning("Android's own opinion of idleness is not to be had; the screen says it alone: %s", error)
 
 
 def screen_property(output: str) -> bool:

@@ -117,10 +117,10 @@ class Program(TyperGroup):
         except OSError as caught:
             if caught.errno == errno.EPIPE:  # the reader of our pipe is gone; typer ends quietly
                 raise
-            error = CommandError(f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught))
-            if isinstance(caught, PermissionError):
-                user = os.environ.get("LOGNAME", os.geteuid())
-                error = CommandError(f"{error} The command runs as {user}: name a file that this user may use.")
+            user = os.environ.get("LOGNAME", os.geteuid())
+            advice = f" The command runs as {user}: name a file that this user may use."
+            said = f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught)
+            error = CommandError(said + advice * isinstance(caught, PermissionError))
         except Exception as caught:
             # A usage error of typer's, whose base class is not public in all supported versions.
             if not json_wanted or not hasattr(caught, "format_message"):

@@ -8,7 +8,6 @@ names for a process that still runs.
 import json
 import os
 import pwd
-import sys
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,8 +66,9 @@ def become_owner(data_dir: Path | None) -> None:
     for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         os.environ.pop(name, None)
     os.environ |= {"HOME": user.pw_dir, "LOGNAME": user.pw_name, "POCKETLLM_DATA_DIR": str(folder)}
-    if not os.access(__file__, os.R_OK):
-        raise CommandError(f"{user.pw_name} may not read {sys.prefix}. Install PocketLLM where all may, as in /opt.")
+    for file in (__file__, os.__file__):
+        if not os.access(file, os.R_OK):
+            raise CommandError(f"{user.pw_name} may not read {file}. Install all where everybody may, as in /opt.")
 
 
 def configured_text_bytes() -> int | None:

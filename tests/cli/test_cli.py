@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from pocketllm.cli.child import running_daemon
 from pocketllm.cli.common import json_text
+from pocketllm.cli.errors import EXIT_CONFIG
 from pocketllm.cli.main import app
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
 from tests.support.daemon_documents import JOB
@@ -323,10 +324,10 @@ def test_serve_says_in_a_sentence_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for arguments, words in (
-            (["--port", port], f"Port {port} on 127.0.0.1 cannot be used"),
-            (["--log-level", "loud"], "Setting log_level has the value 'loud'"),
-            (["--data-dir", str(tmp_path / "file")], "cannot be used"),
+        for arguments, code, words in (
+            (["--port", port], 1, f"Port {port} on 127.0.0.1 cannot be used"),
+            (["--log-level", "loud"], EXIT_CONFIG, "Setting log_level has the value 'loud'"),
+            (["--data-dir", str(tmp_path / "file")], 1, "cannot be used"),
         ):
             child = subprocess.run(
                 [sys.executable, "-m", "pocketllm", "serve", *arguments],
@@ -335,6 +336,6 @@ def test_serve_says_in_a_sentence_why_it_cannot(tmp_path: Path) -> None:
                 text=True,
                 timeout=WAIT_SECONDS,
             )
-            assert child.returncode == 1
+            assert child.returncode == code
             assert words in child.stderr
             assert "Traceback" not in child.stderr

@@ -1,11 +1,17 @@
 """`pocketllm service` and `pocketllm doctor`, with a systemctl that notes its calls, and with a phone's folders."""
 
 import json
+import os
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
+from pocketllm.cli.errors import CommandError
+from pocketllm.service import Systemd, own_command
 from tests.support.commands import commands
 from tests.support.executables import executable
 
@@ -20,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("POCKETLLM_CONFIG", str(folder / "config.toml"))
-    for name in ("systemctl", "loginctl"):
+    for name in ("systemctl", "loginctl", "systemd-sysusers"):
         executable(
             tmp_path / "bin",
             name,
@@ -45,7 +51,7 @@ def test_a_unit_is_installed_and_started_twice_in_a_row_and_taken_away(home: Pat
         result = alone("service", "install")
         assert result.exit_code == 0, result.stderr
         [start] = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
-        command = Path(start.removeprefix("ExecStart=").removesuffix(" serve"))
+        command = Path(start.removeprefix('ExecStart="').removesuffix('" serve'))
         assert command.is_absolute() and command.is_file() and command.name == "pocketllm"
     expected = [
         f"systemctl --user {verb}" for verb in ("show-environment", "daemon-reload", "enable pocketllm.service")
@@ -71,6 +77,60 @@ def test_without_a_users_bus_nothing_is_installed_and_it_says_what_to_do(home: P
     assert alone("service", "status").exit_code == 1
 
 
+def system_unit(home: Path, command: str) -> Systemd:
+    """The system's unit, in a folder of the test's own."""
+    return Systemd(home / "units", ("systemctl",), "pocketllm-system.service", Path(command))
+
+
+@pytest.mark.parametrize("command", ["/home/anna/venv/bin/pocketllm", "/root/venv/bin/pocketllm", "/tmp/x/pocketllm"])
+def test_a_program_that_the_system_units_sandbox_hides_is_refused(home: Path, command: str) -> None:
+    with pytest.raises(CommandError, match=f"sandbox hides {command}.* /opt/pocketllm"):
+        system_unit(home, command).install()
+    assert calls(home) == [] and not (home / "units").exists()
+
+
+def test_a_python_that_the_system_units_sandbox_hides_is_refused(home: Path) -> None:
+    """As uv's own, which is in the home of who has installed it."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))  # neither hidden nor the system's
+    (folder / "python").symlink_to("/root/.local/share/uv/python/bin/python3")
+    try:
+        with pytest.raises(CommandError, match=r"sandbox hides /root/\.local/share/uv"):
+            system_unit(home, str(folder / "pocketllm")).install()
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_the_system_unit_has_a_user_before_it_starts(home: Path) -> None:
+    system_unit(home, "/opt/pocketllm/bin/pocketllm").install()
+    done = calls(home)
+    made = done.index('systemd-sysusers --inline u pocketllm - "PocketLLM" /var/lib/pocketllm')
+    assert made < done.index("systemctl restart pocketllm.service")
+    assert "\nUser=pocketllm\n" in (home / "units/pocketllm.service").read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("folder", ["a b", "50%h", "$HOME", "süß"])
+def test_systemd_finds_a_program_whose_path_needs_quotes(home: Path, folder: str) -> None:
+    command = Path(executable(home / folder, "pocketllm", ""))
+    Systemd(home / "units", ("systemctl", "--user"), "pocketllm.service", command).install()
+    ended = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--user", str(home / "units/pocketllm.service")],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (0, ""), ended.stderr
+
+
+@pytest.mark.parametrize("folder", ['say "so"', "back\\slash", "it's", "a\nb"])
+def test_a_program_that_systemd_would_not_start_is_refused(home: Path, folder: str) -> None:
+    with pytest.raises(CommandError, match=r"systemd cannot start it.* /opt/pocketllm"):
+        Systemd(home, ("systemctl", "--user"), "pocketllm.service", home / folder / "pocketllm").install()
+    assert calls(home) == []
+
+
 def test_where_nothing_starts_services_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home))  # an empty folder
     result = alone("service", "install")
@@ -81,7 +141,7 @@ def test_where_nothing_starts_services_it_says_so(home: Path, monkeypatch: pytes
 def phone(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same under Termux; the prefix."""
     prefix = home.parent / "com.termux" / "usr"
-    prefix.mkdir(parents=True)
+    (prefix / "bin").mkdir(parents=True)
     monkeypatch.setenv("PREFIX", str(prefix))
     monkeypatch.setenv("TERMUX_VERSION", "0.119")
     return prefix
@@ -91,11 +151,29 @@ def test_under_termux_it_is_runit_and_a_boot_entry(home: Path, phone: Path) -> N
     assert alone("service", "install").exit_code == 0
     run = phone / "var/service/pocketllm/run"
     boot = home / ".termux/boot/00-pocketllm"
+    link = phone / "bin/pocketllm"
     assert "@VENV@" not in run.read_text() and run.stat().st_mode & 0o111 and boot.is_file()
+    assert link.samefile(own_command())
+    assert alone("service", "install").exit_code == 0 and link.is_symlink(), "twice is harmless"
     document = json.loads(alone("service", "status", "--json").stdout)
     assert document["installed"] and document["manager"].startswith("runit")
     assert alone("service", "uninstall").exit_code == 0
-    assert not run.exists() and not boot.exists()
+    assert not run.exists() and not boot.exists() and not link.is_symlink()
+
+
+def test_under_termux_a_link_to_an_environment_that_is_gone_is_made_anew(home: Path, phone: Path) -> None:
+    link = phone / "bin/pocketllm"
+    link.symlink_to(home / "gone/bin/pocketllm")
+    assert alone("service", "install").exit_code == 0 and link.samefile(own_command())
+
+
+def test_under_termux_another_program_of_the_name_stays(home: Path, phone: Path) -> None:
+    executable(phone / "bin", "pocketllm", "echo another")
+    installed = alone("service", "install")
+    assert (
+        installed.exit_code == 0 and f"is another program and stays; PocketLLM's is {own_command()}" in installed.stdout
+    )
+    assert alone("service", "uninstall").exit_code == 0 and (phone / "bin/pocketllm").is_file()
 
 
 def test_inside_of_a_proot_it_says_where_to_install_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.errors import BadSettings
+from pocketllm.daemon.errors import BadSettings, DaemonError
 from pocketllm.daemon.paths import DataFolder
 
 
@@ -59,5 +59,5 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadSettings, match="cannot be used"):
+    with pytest.raises(DaemonError, match="cannot be used"):
         DataFolder(tmp_path / "file").make()

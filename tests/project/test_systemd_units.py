@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketllm.cli.errors import EXIT_CONFIG
 from tests.support.paths import ROOT
 from tests.support.real_daemon import running
 from tests.support.tiny_models import tiny_model_folder
@@ -60,6 +61,11 @@ def test_the_system_unit_is_walled_in(tmp_path: Path) -> None:
     rating = re.search(r"Overall exposure level for .*: ([\d.]+)", ended.stdout)
     assert rating is not None, ended.stdout + ended.stderr
     assert float(rating[1]) <= MAX_EXPOSED, ended.stdout
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_daemon_that_is_refused_for_its_settings_is_not_started_again(unit: str) -> None:
+    assert f"RestartPreventExitStatus={EXIT_CONFIG}" in (SYSTEMD / unit).read_text().splitlines()
 
 
 @pytest.mark.parametrize("unit", UNITS)

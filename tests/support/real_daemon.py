@@ -174,8 +174,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def refused_start(folder: Path, *, arguments: Sequence[str] = ANY_PORT, **settings: str) -> str:
-    """Start a daemon that must refuse to: exit code 1 and one clear sentence, which is returned."""
+def refused_start(folder: Path, *, arguments: Sequence[str] = ANY_PORT, code: int = 1, **settings: str) -> str:
+    """Start a daemon that must refuse to: this exit code and one clear sentence, which is returned."""
     ended = subprocess.run(
         command(folder, arguments),
         env=environment(folder, settings),
@@ -185,7 +185,7 @@ def refused_start(folder: Path, *, arguments: Sequence[str] = ANY_PORT, **settin
         text=True,
     )
     said = ended.stdout + ended.stderr
-    assert ended.returncode == 1, said
+    assert ended.returncode == code, said
     assert "Traceback" not in said and said.startswith("Error: ") and said.count("\n") == 1, said
     return said
 
