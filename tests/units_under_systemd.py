@@ -129,5 +129,11 @@ def test_a_job_in_bfloat16_runs_to_its_end_within_the_unit(made: Any) -> None:
     events = (service.group / "memory.events").read_text().split()
     say(f"{service.manager}: {peaks}, {' '.join(events)}, {os.cpu_count()} processors, {now['method']}")
     assert events[events.index("oom_kill") + 1] == "0"
+    if service.system:
+        files = Path("/var/backups/pocketllm")
+        service.run("install", "-d", "-o", "pocketllm", str(files))
+        service.run(POCKETLLM, "backup", "--data-dir", str(service.data), str(files / "today.tar"))
+        others = [path for path in service.data.rglob("*") if path.lstat().st_uid != service.data.stat().st_uid]
+        assert service.data.owner() == "pocketllm" and others == []
     service.run(POCKETLLM, "service", "uninstall", *(["--system"] if service.system else []))
     assert service.show("ActiveState") == "inactive"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import sqlite3
@@ -18,6 +19,7 @@ from pathlib import Path
 import httpx
 
 from bench.faults.disks import CannotInject, Kind, device_of, mount_image, run
+from bench.phone.installed import PROGRAMS, InstalledPhone
 from bench.world import World, until
 
 
@@ -209,6 +211,33 @@ def clock_set_back(world: World) -> str:
     return f"paused after {paused:.1f} s, running again {time.monotonic() - began - paused:.1f} s later"
 
 
+def idle_hook_at_start(world: World) -> str:
+    """On an idle phone that charges, Android runs the idle hook as the service registers it, and while it starts."""
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
+        raise CannotInject(f"{', '.join(missing)}: not installed")
+    world.stop()
+    phone = InstalledPhone(world.folder.parent / "phone", world.model)
+    phone.environment |= world.settings() | {
+        "POCKETLLM_DATA_DIR": str(world.folder),
+        "POCKETLLM_MODEL": world.model.name,
+        "POCKETLLM_PORT": str(world.port),
+    }
+    phone.idle_file.touch()
+    phone.boot()
+    try:
+        until(lambda: phone.sv("status").startswith("run: "), "the service")
+        until(lambda: phone.sv("1") or world.answers(), "an answer, with a signal at each look")
+        until((phone.data / "idle.stamp").exists, "the idle hook")
+        said = posted(world, "a text after the idle hook")
+        if "ended with code" in phone.log:
+            raise SystemExit(f"The daemon must outlive the idle hook: {phone.log}")
+        return said
+    finally:
+        phone.switch_off()
+        until(lambda: not world.answers(), "the service's end")
+        world.start()
+
+
 @contextmanager
 def _filled(world: World) -> Iterator[None]:
     """Meanwhile the world's disk has no byte left."""
@@ -327,4 +356,5 @@ FAULTS: Mapping[str, Case] = {
     "no_descriptors": Case(inject=no_descriptors),
     "idle_connections": Case(inject=idle_connections),
     "clock_set_back": Case(inject=clock_set_back),
+    "idle_hook_at_start": Case(inject=idle_hook_at_start, quick=True),
 }

@@ -32,7 +32,7 @@ STAMP_IDLE_SECONDS, STAMP_FOR = 31 * 60.0, timedelta(minutes=20)
 
 
 def register_idle_hook() -> None:
-    """Have JobScheduler run the idle hook that `service install` has put in place. It may fail: the screen says enough."""
+    """Have JobScheduler run the idle hook that `service install` puts in place. May fail: the screen says enough."""
     hook = Path.home() / ".local/bin/pocketllm-idle-hook"
     if hook.is_file():
         with suppress(ProbeFailed):
