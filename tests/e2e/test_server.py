@@ -17,7 +17,6 @@ import pytest
 from safetensors import safe_open
 
 from pocketllm import __version__
-from pocketllm.cli.errors import EXIT_CONFIG
 from tests.support.in_process_app import assert_problem, in_process_app
 from tests.support.real_daemon import Daemon, children, environment, eventually, is_running, refused_start, running
 from tests.support.tiny_models import edit_json, tiny_model_folder
@@ -173,7 +172,7 @@ def test_a_data_folder_that_cannot_be(tmp_path: Path, place: str) -> None:
 )
 def test_a_bad_setting_in_the_file(tmp_path: Path, toml: str, key: str, value: str) -> None:
     (tmp_path / "config.toml").write_text(toml)
-    said = refused_start(tmp_path, arguments=[], code=EXIT_CONFIG)
+    said = refused_start(tmp_path, arguments=[], code=78)
     assert key in said and value in said
 
 
@@ -187,7 +186,7 @@ def test_a_bad_setting_in_the_file(tmp_path: Path, toml: str, key: str, value: s
     ],
 )
 def test_a_bad_setting_in_the_environment(tmp_path: Path, name: str, key: str, value: str) -> None:
-    said = refused_start(tmp_path, arguments=[], code=EXIT_CONFIG, **{name: value})
+    said = refused_start(tmp_path, arguments=[], code=78, **{name: value})
     assert f"Setting {key} has the value '{value}'" in said
 
 
