@@ -33,6 +33,7 @@ from pocketllm.api.openai import models as openai_models
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.api.security.guard import Guard, add_security
 from pocketllm.api.security.rates import Rate
+from pocketllm.api.security.sessions import Sessions
 from pocketllm.api.security.tokens import Credentials
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.settings import Settings
@@ -48,15 +49,16 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         description="Learns to write like its owner, on the owner's device.",
         default_response_class=PrettyJSONResponse,
         lifespan=lifespan,
-        # The documentation pages would load scripts from a CDN; /openapi.json needs the token.
+        # The documentation pages would load scripts from a CDN; /openapi.json needs a token.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses=problems.PROBLEM_RESPONSES,
     )
     app.state.services = services
-    app.state.credentials = credentials = Credentials(token, services.store.tokens, services.now)
+    app.state.sessions = sessions = Sessions(services.folder.sessions, services.now)
+    app.state.credentials = credentials = Credentials(token, services.store.tokens, sessions)
     app.state.ingest = ingest = Ingest(services.store.texts, services.now)
-    app.state.sessions = dashboard.Sessions(credentials, services.now)
     for module in (
         dashboard,
         status,
@@ -86,6 +88,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app.add_middleware(ReadPriorityMiddleware, ingest=ingest)
     app.add_middleware(
         Guard,
+        routes=app.routes,
         credentials=credentials,
         rate=Rate(settings.app_requests_per_second, lambda: services.now().timestamp()),
         max_body_bytes=settings.max_body_bytes,

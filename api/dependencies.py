@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from pocketllm.api.errors import Problem
-from pocketllm.api.security.tokens import OWNERS, Scope
+from pocketllm.api.security.tokens import OWNER, Scope
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.services import Services
 
@@ -64,7 +64,7 @@ def resolve_adapter(services: Services, name: str) -> tuple[str | None, Path | N
 def app_of(request: Request) -> str | None:
     """The name of the app that sends a request; None for the owner."""
     caller = request.scope.get("state", {}).get("caller")
-    return None if caller is None or caller in OWNERS else str(caller)
+    return None if caller in (None, OWNER) else str(caller)
 
 
 def may_monitor(request: Request) -> bool:

@@ -122,9 +122,9 @@ def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | Non
 def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> ProblemResponse:
     """The response for an error."""
     headers = {}
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE):
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE) or code == "not_yet":
         headers["Retry-After"] = str(_RETRY_SECONDS)
-    if status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
+    elif status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
         headers["X-Should-Retry"] = "false"
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"

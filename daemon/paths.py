@@ -45,6 +45,11 @@ class DataFolder:
         return self.root / "tokens.json"
 
     @property
+    def sessions(self) -> Path:
+        """Digests of the sessions of browsers, mode 0600."""
+        return self.root / "sessions.json"
+
+    @property
     def announcement(self) -> Path:
         """The running daemon's address; absent while none runs."""
         return self.root / "daemon.json"

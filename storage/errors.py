@@ -10,6 +10,7 @@ StorageError
 │   └── DatabaseUnusable
 ├── Superseded
 └── WrongState
+    └── NotYet
 """
 
 
@@ -54,3 +55,7 @@ class NotFound(StorageError):
 
 class WrongState(StorageError):
     """The job is not in a state that allows this."""
+
+
+class NotYet(WrongState):
+    """The job is not in a state that allows this yet. Ask again later."""

@@ -1,9 +1,5 @@
 """The dashboard at /: static files, which get their data from the API; and signing in a browser."""
 
-import secrets
-import threading
-from collections.abc import Callable
-from datetime import datetime, timedelta
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated
@@ -12,10 +8,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from pocketllm.api.bodies import Body
-from pocketllm.api.dependencies import json_only
 from pocketllm.api.errors import Problem
-from pocketllm.api.security.tokens import Credentials
+from pocketllm.api.security.sessions import CODE, SESSION, Sessions, cookie_name
 
 router = APIRouter(tags=["dashboard"])
 
@@ -35,7 +29,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-_CODE_FOR = timedelta(minutes=2)
 
 
 @router.get("/", response_class=Response)
@@ -57,33 +50,6 @@ def _file(name: str) -> Response:
     return Response(content, media_type=_FILES[name], headers=_HEADERS)
 
 
-class Sessions:
-    """One-time codes that sign a browser in. They expire soon, since browsers keep URLs in their history."""
-
-    def __init__(self, credentials: Credentials, now: Callable[[], datetime]) -> None:
-        self._credentials, self._now, self._lock = credentials, now, threading.Lock()
-        self._codes: dict[str, datetime] = {}
-
-    def code(self) -> str:
-        """A new code."""
-        with self._lock:
-            now = self._now()
-            self._codes = {code: until for code, until in self._codes.items() if until > now}
-            code = secrets.token_urlsafe(32)
-            self._codes[code] = now + _CODE_FOR
-            return code
-
-    def token(self, code: str) -> str | None:
-        """A token for a code; None for an invalid code."""
-        with self._lock:
-            until = self._codes.pop(code, None)
-        return self._credentials.session() if until is not None and until > self._now() else None
-
-    def end(self, token: str) -> None:
-        """Sign a browser out."""
-        self._credentials.end_session(token)
-
-
 class CodeOut(BaseModel):
     """A code that signs a browser in, by /#code=CODE."""
 
@@ -91,16 +57,10 @@ class CodeOut(BaseModel):
     seconds: float = Field(description="For how long it is good; once.")
 
 
-class CodeIn(Body):
-    """A code."""
-
-    code: str = Field(min_length=1, max_length=200)
-
-
 class SessionOut(BaseModel):
-    """A token for this browser, good for thirty days, until it signs out, or the daemon stops."""
+    """Half of a session of seven days; the other is a cookie."""
 
-    token: str
+    page_key: str = Field(description="To be sent as `X-Page-Key`, with the cookie.")
 
 
 def sessions_of(request: Request) -> Sessions:
@@ -114,22 +74,24 @@ SessionsDep = Annotated[Sessions, Depends(sessions_of)]
 
 
 @router.post("/sessions", status_code=HTTPStatus.CREATED)
-def begin(sessions: SessionsDep) -> CodeOut:
+def begin(request: Request, sessions: SessionsDep) -> CodeOut:
     """A code by which a browser signs in without its user seeing a token."""
-    return CodeOut(code=sessions.code(), seconds=_CODE_FOR.total_seconds())
+    return CodeOut(code=sessions.code(request.state.token), seconds=CODE.total_seconds())
 
 
-@router.post("/sessions/redeem", dependencies=[Depends(json_only)])
-def redeem(sessions: SessionsDep, body: CodeIn) -> SessionOut:
-    """A token for a code. Open without a token; a code is good once."""
-    token = sessions.token(body.code)
-    if token is None:
-        detail = "This code is not good any more: `pocketllm dashboard` opens the page with a new one."
-        raise Problem(HTTPStatus.FORBIDDEN, detail, param="code")
-    return SessionOut(token=token)
+@router.post("/sessions/redeem")
+def redeem(request: Request, response: Response, sessions: SessionsDep) -> SessionOut:
+    """Sign a browser in: a session for the token or code that is sent as the token. A code is good once. The session
+    ends after seven days, or with the token.
+    """
+    cookie, page_key = sessions.begin(request.state.token)
+    age = int(SESSION.total_seconds())
+    response.set_cookie(cookie_name(request), cookie, max_age=age, httponly=True, samesite="strict")
+    return SessionOut(page_key=page_key)
 
 
 @router.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)
-def sign_out(request: Request, sessions: SessionsDep) -> None:
-    """Revoke the token of the browser that asks."""
-    sessions.end(request.headers["authorization"].partition(" ")[2].strip())
+def sign_out(request: Request, response: Response, sessions: SessionsDep) -> None:
+    """Sign out all browsers that were signed in with the same token."""
+    sessions.end(request.state.token)
+    response.delete_cookie(cookie_name(request), httponly=True, samesite="strict")

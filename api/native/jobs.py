@@ -19,7 +19,7 @@ from pocketllm.daemon.services import Services
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import Mode
-from pocketllm.storage.errors import WrongState
+from pocketllm.storage.errors import NotYet
 from pocketllm.storage.repositories.step_log import Progress
 from pocketllm.storage.step_log_export import export_step_log
 from pocketllm.storage.tables import Job
@@ -207,7 +207,7 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     store = services.store
     report = store.reports.of(store.jobs.get(job_id))
     if report.content is None and services.scheduler.running_job == job_id:
-        raise WrongState(f"The report of job {job_id} is being made. Ask again in some seconds.")
+        raise NotYet(f"The report of job {job_id} is being made. Ask again in some seconds.")
     return whole_report(report, store.step_log.curve(job_id))
 
 

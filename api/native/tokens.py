@@ -24,7 +24,7 @@ class TokenIn(Body):
 
     name: str = Field(pattern=_NAME, description="Small letters, digits, dots, dashes and underscores.")
     scopes: list[Annotated[Scope, Field(strict=False)]] = Field(
-        min_length=1, description="ingest: hand over text. generate: ask the model. admin: all."
+        min_length=1, description="What each allows: docs/security.md."
     )
 
 

@@ -91,7 +91,9 @@ class ChatAnswer(_Answer):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
-    recalled: list[RecalledOut] | None = Field(None, description="With `context`: see POST /generate.")
+    recalled: list[RecalledOut] | None = Field(
+        None, description="With `context`: see POST /generate. In a stream the first chunk has it."
+    )
 
 
 class TextAnswer(_Answer):

@@ -103,7 +103,7 @@ async def _answered(
     if body.stream:
         events = _chunks(generator, requests, builder, usage_wanted=body.usage_wanted)
         first = await anext(events)  # before it there is no answer at all: an error still has its status
-        return StreamingResponse(_stream(first, events), media_type="text/event-stream")
+        return StreamingResponse(_stream(first | builder.remarks(), events), media_type="text/event-stream")
     answers: list[Done] = []
     for one in requests:
         async with aclosing(generator.generate(one)) as pieces:

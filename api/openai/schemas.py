@@ -200,11 +200,16 @@ class AnswerBuilder(ABC):
     def whole(self, answers: list[Done]) -> dict[str, Any]:
         """The complete answer."""
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return self._document(self.kind, choices) | {"usage": usage(answers)} | self._remarks()
+        return self._document(self.kind, choices) | {"usage": usage(answers)} | self.remarks()
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """A part of a stream."""
-        return self._document(self.chunk_kind, choices) | self._remarks()
+        return self._document(self.chunk_kind, choices)
+
+    def remarks(self) -> dict[str, Any]:
+        """What is said once, by a whole answer or by the first part of a stream: warnings, and passages read before."""
+        remarks = {"warnings": self.warnings, "recalled": self.recalled}
+        return {name: value for name, value in remarks.items() if value}
 
     @abstractmethod
     def first(self, index: int) -> list[dict[str, Any]]:
@@ -230,10 +235,6 @@ class AnswerBuilder(ABC):
             "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
-
-    def _remarks(self) -> dict[str, Any]:
-        remarks = {"warnings": self.warnings, "recalled": self.recalled}
-        return {name: value for name, value in remarks.items() if value}
 
 
 class ChatBuilder(AnswerBuilder):

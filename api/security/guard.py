@@ -6,33 +6,36 @@ On a phone every app reaches 127.0.0.1, so the token is the boundary. A route th
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
 from pocketllm.api.security.rates import Rate
-from pocketllm.api.security.tokens import OWNERS, Caller, Credentials, Scope
+from pocketllm.api.security.sessions import credential_of
+from pocketllm.api.security.tokens import OWNER, Caller, Credentials, Scope
 
-#: Routes without content, which never need a token; the dashboard's page asks for one.
-_EMPTY = (("GET", re.compile(r"/health|/|/dashboard/[^/]+")), ("POST", re.compile("/sessions/redeem")))
+#: GET routes without content, which never need a token; the dashboard's page asks for one.
+_EMPTY = re.compile(r"/health|/|/dashboard/[^/]+")
 #: The GET route that needs no token unless the setting open_routes is false. Without one it answers in numbers alone.
 OPEN_ROUTE = "/jobs"
 
 #: The name under which callers without a token are counted; no app can have it.
 _ANONYMOUS = ""
-#: Simultaneous requests of all callers without a token, and of one app. The owner is never refused.
-_MOST_ANONYMOUS, _MOST_OF_AN_APP = 8, 16
-#: A body without a token: that of POST /sessions/redeem.
-_ANONYMOUS_BODY_BYTES = 1024
+#: Simultaneous requests of an app; callers without a token count as one. The owner is never refused.
+_MOST_OF_AN_APP = 16
 #: More digits than any length has.
 _LENGTH_DIGITS = 15
+#: A Host header.
+_HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 #: The code of a WebSocket that is refused (RFC 6455, 7.4.1).
 _POLICY_VIOLATION = 1008
 
@@ -40,7 +43,7 @@ _POLICY_VIOLATION = 1008
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
     ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
-    ("POST", re.compile("/status/what-if"), frozenset({Scope.INGEST, Scope.GENERATE})),
+    ("POST", re.compile("/status/what-if"), frozenset({Scope.MONITOR})),
     (
         "POST",
         re.compile("/generate|/compare|/suggest|/classify|/v1/chat/completions|/v1/completions"),
@@ -52,12 +55,13 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
         frozenset({Scope.MONITOR}),
     ),
     ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
+    ("GET", re.compile("/openapi.json"), frozenset(Scope)),
 )
 
 
 def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
     """Whether a route needs a token. open_routes: the setting."""
-    if any(method == verb and route.fullmatch(path) for verb, route in _EMPTY):
+    if method == "GET" and _EMPTY.fullmatch(path):
         return False
     return not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
 
@@ -95,6 +99,7 @@ class Guard:
         self,
         app: ASGIApp,
         *,
+        routes: Sequence[BaseRoute],
         credentials: Credentials,
         rate: Rate,
         max_body_bytes: int,
@@ -102,66 +107,74 @@ class Guard:
         open_routes: bool,
     ) -> None:
         """rate: per app. max_requests: concurrent ones of all apps. open_routes: whether OPEN_ROUTE needs no token."""
-        self._app, self._credentials, self._rate = app, credentials, rate
+        self._app, self._routes, self._credentials, self._rate = app, routes, credentials, rate
         self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
         self._running: Counter[str] = Counter()  #: by caller
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        """Handle one request. Nothing is spent on a caller before it is known who calls."""
+        """Handle one request. Nothing is spent on a caller, and no body read, before it is known who calls."""
         if connection["type"] == "websocket":
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         if connection["type"] != "http":
             await self._app(connection, receive, send)
             return
-        headers = Headers(scope=connection)
-        caller, refusal = self._identified(headers)
+        request = HTTPConnection(connection)
+        foreign = _foreign(request.headers)
+        if foreign is None and self._is_free(connection):
+            await self._app(connection, receive, _not_stored(send))
+            return
+        caller, refusal = self._identified(request) if foreign is None else (None, foreign)
         name = caller.name if caller else _ANONYMOUS
-        refusal = _foreign(headers) or refusal or self._not_allowed(caller, connection)
-        refusal = refusal or self._too_much(name, headers) or self._too_often(name)
+        refusal = refusal or self._not_allowed(caller, connection)
+        refusal = refusal or self._too_much(name, request.headers) or self._too_often(name)
         if refusal is not None:
             await _refuse(refusal, connection, receive, send)
             return
-        connection.setdefault("state", {}).update(caller=name, scopes=caller.scopes if caller else frozenset())
+        known = {"scopes": caller.scopes, "token": caller.token} if caller else {"scopes": frozenset()}
+        connection.setdefault("state", {}).update(caller=name, **known)
         self._running[name] += 1
         try:
-            received = receive if caller else _at_most(_ANONYMOUS_BODY_BYTES, receive)
-            await self._app(connection, received, _not_stored(send))
+            await self._app(connection, receive, _not_stored(send))
         finally:
             self._running[name] -= 1
             if not self._running[name]:
                 del self._running[name]
 
-    def _identified(self, headers: Headers) -> tuple[Caller | None, Refusal | None]:
-        """The caller; None without a token. The refusal is of a wrong token."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given:
-            return None, None
-        caller = self._credentials.caller(given.strip())
-        if caller is not None:
+    def _is_free(self, connection: Connection) -> bool:
+        """Whether the answer costs next to nothing and is everybody's: an empty route's, or 404 or 405 for no route."""
+        if connection["method"] == "GET" and _EMPTY.fullmatch(connection["path"]):
+            return True
+        return not any(route.matches(dict(connection))[0] is Match.FULL for route in self._routes)
+
+    def _identified(self, request: HTTPConnection) -> tuple[Caller | None, Refusal | None]:
+        """The caller; None without a token. The refusal is of a wrong token, or a session that has ended."""
+        credential = credential_of(request)
+        caller = None if credential is None else self._credentials.caller(credential)
+        if credential is None or caller is not None:
             return caller, None
-        detail = "The token is wrong; `pocketllm token` prints the right one."
+        detail = (
+            "The token, code or session is not valid, or no longer: `pocketllm token` prints the owner's token, "
+            "`pocketllm dashboard` signs a browser in."
+        )
         return None, Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
 
     def _too_much(self, name: str, headers: Headers) -> Refusal | None:
         # A body of unknown length is counted while it is read (app.py).
-        length, longest = headers.get("content-length", ""), self._max_body_bytes
-        if name == _ANONYMOUS:
-            longest = min(longest, _ANONYMOUS_BODY_BYTES)
-        if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > longest):
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > self._max_body_bytes):
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             return Refusal(status, TOO_LARGE, code_for(status))
-        if name in OWNERS:
+        if name == OWNER:
             return None
-        most = _MOST_ANONYMOUS if name == _ANONYMOUS else _MOST_OF_AN_APP
-        others = sum(count for other, count in self._running.items() if other not in OWNERS)
-        if self._running[name] < most and others < self._max_requests:
+        others = sum(count for other, count in self._running.items() if other != OWNER)
+        if self._running[name] < _MOST_OF_AN_APP and others < self._max_requests:
             return None
         detail = f"{others} requests are being answered (setting max_requests). Try again in a second."
         return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
 
     def _too_often(self, name: str) -> Refusal | None:
-        if name in OWNERS or (wait := self._rate.wait_seconds(name)) <= 0:
+        if name == OWNER or (wait := self._rate.wait_seconds(name)) <= 0:
             return None
         who = "Callers without a token ask" if name == _ANONYMOUS else f"The app {name!r} asks"
         detail = f"{who} too often (setting app_requests_per_second)."
@@ -172,22 +185,12 @@ class Guard:
         if not needs_token(method, path, open_routes=self._open_routes):
             return None
         if caller is None:
-            detail = 'This needs a token: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it.'
+            detail = (
+                'This needs a token: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it. '
+                "`pocketllm dashboard` signs a browser in."
+            )
             return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
         return _out_of_scope(caller, method, path)
-
-
-def _at_most(limit: int, receive: Receive) -> Receive:
-    """Receive a body up to a limit; beyond it, as if the client had gone."""
-    seen = 0
-
-    async def bounded() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        return message if seen <= limit else {"type": "http.disconnect"}
-
-    return bounded
 
 
 def _not_stored(send: Send) -> Send:
@@ -204,10 +207,11 @@ def _not_stored(send: Send) -> Send:
 def _foreign(headers: Headers) -> Refusal | None:
     """Refuse a foreign Host (DNS rebinding) or Origin."""
     host = headers.get("host", "")
-    if not is_local(f"//{host}"):
+    if not is_local(host):
         return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")
     origin = headers.get("origin")
-    if origin is not None and not (origin.lower().startswith(("http://", "https://")) and is_local(origin)):
+    scheme, _, host = (origin or "").lower().partition("://")
+    if origin is not None and not (scheme in ("http", "https") and is_local(host)):
         return Refusal(HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin")
     if headers.get("sec-fetch-site", "").lower() == "cross-site":
         return Refusal(HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site")
@@ -226,16 +230,12 @@ def _out_of_scope(caller: Caller, method: str, path: str) -> Refusal | None:
     return Refusal(HTTPStatus.FORBIDDEN, detail, "out_of_scope")
 
 
-def is_local(url: str) -> bool:
-    """Whether a URL's host is this device: localhost in any case, also with the root's dot, or a loopback address."""
-    try:
-        parts = urlsplit(url)
-        name = parts.hostname
-        parts.port  # noqa: B018 - raises ValueError for what is no port
-    except ValueError:
+def is_local(host: str) -> bool:
+    """Whether host[:port] is this device: localhost in any case, also with the root's dot, or a loopback address."""
+    found = _HOST.fullmatch(host)
+    if found is None:
         return False
-    if name is None or "@" in parts.netloc:
-        return False
+    name = found["name"].lower().strip("[]")
     if name in ("localhost", "localhost."):
         return True
     try:

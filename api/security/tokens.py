@@ -5,22 +5,22 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.storage.errors import AlreadyThere
-from pocketllm.storage.repositories.tokens import TokenStore
-from pocketllm.storage.tables import AppToken
+
+if TYPE_CHECKING:  # the command line reads the scopes here, without a database
+    from pocketllm.api.security.sessions import Sessions
+    from pocketllm.storage.repositories.tokens import TokenStore
+    from pocketllm.storage.tables import AppToken
 
 OWNER = "owner"
-#: An app's name cannot contain a space.
-_BROWSER = "the dashboard"
-#: The callers that are the owner.
-OWNERS = (OWNER, _BROWSER)
 #: Identifies our tokens, for secret scanners.
 _PREFIX = "pllm_"
 
@@ -40,36 +40,25 @@ class Caller:
 
     name: str
     scopes: frozenset[Scope]
-
-    @property
-    def is_owner(self) -> bool:
-        """Whether this is the owner, or a browser that the owner has signed in."""
-        return self.name in OWNERS
-
-
-_SIGNED_IN = Caller(_BROWSER, frozenset({Scope.ADMIN}))
-#: How long a browser stays signed in.
-SESSION = timedelta(days=30)
+    token: str  #: digest of the caller's token, or of the one that signed the browser in
 
 
 class Credentials:
-    """All valid tokens. Thread-safe."""
+    """All valid tokens, and the sessions of browsers that they have signed in. Thread-safe."""
 
-    def __init__(self, owner_token: str, store: TokenStore, now: Callable[[], datetime]) -> None:
-        self._store, self._now, self._changing = store, now, threading.Lock()
-        self._sessions: dict[str, datetime] = {}  #: digest -> until when
-        self._owner = (_digest(owner_token), Caller(OWNER, frozenset({Scope.ADMIN})))
+    def __init__(self, owner_token: str, store: "TokenStore", sessions: "Sessions") -> None:
+        self._store, self._sessions, self._changing = store, sessions, threading.Lock()
+        owner = digest_of(owner_token)
+        self._owner = {owner: Caller(OWNER, frozenset({Scope.ADMIN}), owner)}
         self._callers = self._load()
 
-    def caller(self, token: str) -> Caller | None:
-        """The caller with this token; None if it is not valid.
+    def caller(self, credential: str) -> Caller | None:
+        """The caller with this token, session or code; None if it is not valid, or no longer.
 
         Compares digests, so that the time reveals nothing about a token.
         """
-        digest = _digest(token)
-        if (until := self._sessions.get(digest)) is not None:
-            return _SIGNED_IN if self._now() < until else None
-        return self._callers.get(digest)
+        digest = digest_of(credential)
+        return self._callers.get(self._sessions.token(digest) or digest)
 
     def create(self, name: str, scopes: Iterable[Scope], now: datetime) -> str:
         """Create a token for an app; it is stored nowhere. Raises AlreadyThere."""
@@ -77,40 +66,26 @@ class Credentials:
             raise AlreadyThere("The owner has a token; `pocketllm token` prints it.")
         token = _PREFIX + secrets.token_urlsafe(32)
         with self._changing:
-            # 256 random bits need neither a salt nor a slow hash.
-            self._store.create(name, digest=_digest(token), scopes=sorted(scopes), now=now)
+            self._store.create(name, digest=digest_of(token), scopes=sorted(scopes), now=now)
             self._callers = self._load()
         return token
 
-    def session(self) -> str:
-        """A token for the owner's browser, valid for SESSION, until it is ended, or the daemon stops."""
-        token, now = _PREFIX + secrets.token_urlsafe(32), self._now()
-        with self._changing:
-            valid = {digest: until for digest, until in self._sessions.items() if now < until}
-            self._sessions = valid | {_digest(token): now + SESSION}
-        return token
-
-    def end_session(self, token: str) -> None:
-        """Revoke a browser's token, if it is one."""
-        with self._changing:
-            self._sessions = {digest: until for digest, until in self._sessions.items() if digest != _digest(token)}
-
     def revoke(self, name: str) -> None:
-        """Revoke an app's token. Raises NotFound."""
+        """Revoke an app's token, and with it the sessions that it has begun. Raises NotFound."""
         with self._changing:
             self._store.delete(name)
             self._callers = self._load()
 
-    def all(self) -> list[AppToken]:
+    def all(self) -> "list[AppToken]":
         """The apps with tokens, by name."""
         return self._store.all()
 
     def _load(self) -> dict[str, Caller]:
         apps = {
-            token.digest: Caller(token.name, frozenset(Scope(scope) for scope in token.scopes))
+            token.digest: Caller(token.name, frozenset(Scope(scope) for scope in token.scopes), token.digest)
             for token in self._store.all()
         }
-        return {self._owner[0]: self._owner[1], **apps}
+        return self._owner | apps
 
 
 def load_or_create_token(path: Path) -> str:
@@ -133,16 +108,22 @@ def load_or_create_token(path: Path) -> str:
 
 def _create_token(path: Path) -> str:
     token = secrets.token_urlsafe(32)  # 256 bits
+    write_private(path, {OWNER: token})
+    return token
+
+
+def write_private(path: Path, document: Any) -> None:
+    """Write a JSON document to a file that only the owner can read. What is cut short changes nothing."""
     scratch = path.with_suffix(".new")
     scratch.unlink(missing_ok=True)
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump({OWNER: token}, file)
+        json.dump(document, file)
         file.flush()
         os.fsync(descriptor)
     scratch.rename(path)
-    return token
 
 
-def _digest(token: str) -> str:
+def digest_of(token: str) -> str:
+    """The hexadecimal SHA-256 of a token: 256 random bits need neither a salt nor a slow hash."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -14,7 +14,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import WrongState
+from pocketllm.storage.errors import NotYet, WrongState
 from pocketllm.storage.repositories.jobs import found_job
 from pocketllm.storage.step_log_codec import decode, encode, losses_in, steps_in
 from pocketllm.storage.tables import OPEN_STATES, CompactStepLog, Evaluation, Event, Job, Step
@@ -261,7 +261,7 @@ def _encoded(session: Session, job_id: str) -> bytes:
     if session.get(Step, (job_id, 1)) is None:
         if job.state not in OPEN_STATES:
             raise WrongState(f"Job {job_id} has ended without a step, so there are no steps. Choose another job.")
-        raise WrongState(f"Job {job_id} has made no step yet, so there are no steps. Ask again when it has.")
+        raise NotYet(f"Job {job_id} has made no step yet, so there are no steps. Ask again when it has.")
     try:
         return encode(_rows(session, job_id))
     except ValueError as error:

@@ -49,7 +49,6 @@ FAULTY: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", f"/texts/{WORD}", {}),
     ("DELETE", f"/texts?source={WORD}", {}),
     ("GET", f"/{WORD}?{WORD}={WORD}", {}),
-    ("POST", "/sessions/redeem", {"json": {"code": WORD}}),
 ]
 
 

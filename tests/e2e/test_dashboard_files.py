@@ -1,27 +1,10 @@
-"""What stands behind the dashboard: its files, the codes that sign a browser in, and what the sensors have seen."""
+"""What stands behind the dashboard: its files, and what the sensors have seen."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-
-
-def test_a_code_is_good_once_and_not_for_long(tmp_path: Path) -> None:
-    with in_process_app(tmp_path / "data") as api:
-        code = api.post("/sessions").json()["code"]
-        token = redeemed(api, code)
-        assert api.get("/texts", token=token).status_code == 200
-        assert_problem(api.post("/sessions/redeem", token=None, json={"code": code}), 403, "forbidden")
-        late = api.post("/sessions").json()["code"]
-        api.clock.advance(121)
-        assert_problem(api.post("/sessions/redeem", token=None, json={"code": late}), 403, "forbidden")
-        assert_problem(api.post("/sessions", token=None), 401, "missing_token")
-        assert api.get("/tokens").json()["data"] == [], "a browser is no app"
-
-
-def redeemed(api: InProcessApp, code: str) -> str:
-    return str(api.post("/sessions/redeem", token=None, json={"code": code}).json()["token"])
+from tests.support.in_process_app import assert_problem, in_process_app
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,6 @@ OPEN = [
 ]
 
 
-#: Takes a code in place of a token.
-REDEEM = ("POST", "/sessions/redeem")
-
-
 def routes(of: list[BaseRoute]) -> Iterator[tuple[str, str]]:
     """Every method and path, included routers' too."""
     for route in of:

@@ -1,5 +1,5 @@
 // The dashboard: signing in, watching, and what its forms and buttons do.
-import { call, forgetToken, isSignedIn, keepToken, onRefusal, useToken } from "/dashboard/call.js";
+import { beginSession, call, forgetSession, isSignedIn, onRefusal } from "/dashboard/call.js";
 import { button, count, during, element, fill, loss, made, tell, when } from "/dashboard/dom.js";
 import { onChange, showJobs, showMoreJobs } from "/dashboard/jobs.js";
 import { plot } from "/dashboard/plot.js";
@@ -8,7 +8,7 @@ import { addText, showOlderTexts, showTexts } from "/dashboard/texts.js";
 
 const LOOK_MS = 2000, HISTORY_MS = 60000;
 let historyAt = 0;
-let round = 0; // of signing in: the watch of an earlier one ends
+let round = 0; // of signing in and out: the watch of an earlier one ends
 
 const bytes = (value) => (value === null ? "unknown" : `${(value / 1e6).toFixed(0)} MB`);
 
@@ -104,7 +104,7 @@ async function look() {
 }
 
 async function watch(mine) {
-  if (!isSignedIn() || mine !== round) return;
+  if (mine !== round) return;
   if (document.visibilityState === "visible") {
     try {
       await look();
@@ -118,20 +118,20 @@ async function watch(mine) {
 }
 
 function signOut() {
-  forgetToken();
+  forgetSession();
+  round++;
   for (const id of ["home", "sign-out"]) element(id).hidden = true;
   element("sign-in").hidden = false;
 }
 
 async function signIn() {
   try {
-    await showTexts(); // which takes the token, as little else does
+    await showTexts();
   } catch (error) {
     tell(error.message);
     return;
   }
   tell(null);
-  keepToken();
   for (const id of ["home", "sign-out"]) element(id).hidden = false;
   element("sign-in").hidden = true;
   watch(++round);
@@ -150,9 +150,9 @@ function onSubmit(id, act) {
 
 element("sign-in").addEventListener("submit", (event) => {
   event.preventDefault();
-  useToken(element("token").value.trim());
+  const token = element("token").value.trim();
   element("token").value = "";
-  signIn();
+  beginSession(token).then(signIn, (error) => tell(error.message));
 });
 element("sign-out").addEventListener("click", async () => {
   const ended = call("DELETE", "/sessions").catch(() => {}); // the daemon may be gone
@@ -176,11 +176,7 @@ async function enter() {
   const code = new URLSearchParams(location.hash.slice(1)).get("code");
   if (code) {
     history.replaceState(null, "", "/");
-    try {
-      useToken((await call("POST", "/sessions/redeem", { code })).token);
-    } catch (error) {
-      tell(error.message);
-    }
+    await beginSession(code).catch((error) => tell(error.message));
   }
   if (isSignedIn()) await signIn();
   else signOut();

@@ -1,32 +1,24 @@
-// Asks the daemon, as the one whose token is kept until signed out.
-const KEPT = "pocketllm-token";
-let token = localStorage.getItem(KEPT);
+// Asks the daemon. A session is half a cookie, which no script can read, and half a key that only pages from this port can.
+const KEPT = "pocketllm-page-key";
 let refused = () => {};
 
-export const isSignedIn = () => token !== null;
+export const isSignedIn = () => localStorage.getItem(KEPT) !== null;
 export const onRefusal = (act) => { refused = act; };
+export const forgetSession = () => localStorage.removeItem(KEPT);
 
-export function useToken(given) {
-  token = given;
+// credential: a token, or a code that is good once.
+export async function beginSession(credential) {
+  localStorage.setItem(KEPT, (await call("POST", "/sessions/redeem", undefined, credential)).page_key);
 }
 
-export function keepToken() {
-  localStorage.setItem(KEPT, token);
-}
-
-export function forgetToken() {
-  token = null;
-  localStorage.removeItem(KEPT);
-}
-
-export async function call(method, path, body) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+export async function call(method, path, body, credential) {
+  const headers = credential ? { Authorization: `Bearer ${credential}` } : { "X-Page-Key": localStorage.getItem(KEPT) };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   // A deletion or a cancellation that waited ends even if the page is left meanwhile.
   const keepalive = method !== "GET" && body === undefined;
   const response = await fetch(path, { method, headers, keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
   const document = response.status === 204 ? null : await response.json();
-  if (response.status === 401) refused();
+  if (response.status === 401 && !credential) refused();
   if (!response.ok) throw new Error(document?.detail ?? `${path}: ${response.status}`);
   return document;
 }

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pocketllm.api.security.tokens import Scope
 from pocketllm.cli.common import Common, connected, emit, examples, shared_options, show
 from pocketllm.cli.errors import Document
 from pocketllm.cli.home import owner_token
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 token_app = typer.Typer(invoke_without_command=True)
-
-
-class Scope(StrEnum):
-    """The scope of a token."""
-
-    INGEST = "ingest"
-    GENERATE = "generate"
-    ADMIN = "admin"
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What the app is called.")]
@@ -52,6 +44,7 @@ def token(options: Common, ctx: typer.Context) -> None:
     epilog=examples(
         "pocketllm token create notes --scope ingest",
         "pocketllm token create keyboard --scope generate",
+        "pocketllm token create widget --scope monitor",
         "TOKEN=$(pocketllm token create notes --scope ingest)",
     ),
 )
@@ -61,7 +54,7 @@ def create(
     name: Name,
     scope: Annotated[
         list[Scope],
-        typer.Option(help="ingest: hand over text, read nothing. generate: ask the model. admin: everything."),
+        typer.Option(metavar="SCOPE", help=f"{', '.join(Scope)}: docs/security.md says what each allows."),
     ],
 ) -> None:
     """Create a token for an app and print it; it is stored nowhere. --scope can be repeated."""

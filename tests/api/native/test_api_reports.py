@@ -111,7 +111,7 @@ def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
     identity = ask(api)
     detail = api.get(f"/jobs/{identity}").json()
     assert detail["report"] is None and detail["curve"] == {"held_out": [], "training": []}
-    document = assert_problem(api.get(f"/jobs/{identity}/report"), 409, "wrong_state")
+    document = assert_problem(api.get(f"/jobs/{identity}/report"), 409, "not_yet")
     assert "is queued" in document["detail"] and "Ask again" in document["detail"]
 
 

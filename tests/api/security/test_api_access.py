@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from pocketllm.api.security.tokens import load_or_create_token
+from pocketllm.api.security.tokens import Scope, load_or_create_token
 from pocketllm.daemon.errors import DaemonError
 from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
-from tests.support.routes import OPEN, REDEEM, routes
+from tests.support.routes import OPEN, routes
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,20 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessApp]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def tokens(api: InProcessApp) -> dict[str, str]:
+    """A token of each scope."""
+    made = {scope: api.post("/tokens", json={"name": scope, "scopes": [scope]}) for scope in Scope}
+    return {scope: str(response.json()["token"]) for scope, response in made.items()}
+
+
 def closed_routes(api: InProcessApp) -> list[tuple[str, str]]:
     found = set(routes(api.app.routes))
     documented = {(method.upper(), path) for path, methods in api.app.openapi()["paths"].items() for method in methods}
     # Neither may know of a route that the other doesn't.
     assert {route for route in found if route[1] != "/openapi.json"} == documented
     assert set(OPEN) < found
-    return sorted(found - {*OPEN, REDEEM})
+    return sorted(found - {*OPEN})
 
 
 def test_every_route_but_the_open_ones_wants_the_token(api: InProcessApp) -> None:
@@ -68,23 +75,35 @@ def test_the_open_routes_answer_without_one(api: InProcessApp) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "status", "code"),
     [
-        ("POST", "/jobs"),
-        ("POST", "/health"),
-        ("DELETE", "/jobs/job-0"),
-        ("GET", "/jobs/"),
-        ("GET", "/jobs/job-0/cancel"),
-        ("GET", "/jobs/../texts"),
-        ("GET", "/jobs/..%2ftexts"),
-        ("GET", "/jobs//job-0"),
-        ("GET", "/Jobs"),
-        ("GET", "/nothing"),
-        ("OPTIONS", "/jobs"),
+        ("POST", "/jobs", 401, "missing_token"),
+        ("GET", "/jobs/job-0", 401, "missing_token"),
+        ("GET", "/jobs/../texts", 401, "missing_token"),
+        ("POST", "/health", 405, "method_not_allowed"),
+        ("DELETE", "/jobs/job-0", 405, "method_not_allowed"),
+        ("GET", "/jobs/job-0/cancel", 405, "method_not_allowed"),
+        ("OPTIONS", "/jobs", 405, "method_not_allowed"),
+        ("HEAD", "/health", 405, "method_not_allowed"),
+        ("GET", "/jobs/", 404, "not_found"),
+        ("GET", "/jobs/..%2ftexts", 404, "not_found"),
+        ("GET", "/jobs//job-0", 404, "not_found"),
+        ("GET", "/Jobs", 404, "not_found"),
+        ("GET", "/docs", 404, "not_found"),
+        ("POST", "/nothing", 404, "not_found"),
+        ("BREW", "/nothing", 404, "not_found"),
     ],
 )
-def test_nothing_near_the_open_routes_is_open(api: InProcessApp, method: str, path: str) -> None:
-    assert_problem(api.request(method, path, token=None), 401, "missing_token")
+def test_nothing_near_the_open_routes_is_open(
+    api: InProcessApp, tokens: dict[str, str], method: str, path: str, status: int, code: str
+) -> None:
+    """What is no route is none for anybody: nobody is told to come back with another token."""
+    for token in (None,) if status == 401 else (None, "wrong", TOKEN, *tokens.values()):
+        response = api.request(method, path, token=token)
+        if method == "HEAD":
+            assert response.status_code == status
+        else:
+            assert_problem(response, status, code)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +163,20 @@ def test_local_names_are_let_in(api: InProcessApp, host: str) -> None:
         "localhost@evil.example",
         "evil.example@localhost",
         "localhost.evil.com",
+        "localhost#.evil.com",
+        "localhost?.evil.com",
+        "localhost/.evil.com",
+        "localhost\\.evil.com",
+        "localhost%23.evil.com",
+        "127.0.0.1#",
+        "127.0.0.1:2407#.evil.com",
+        "127.0.0.1:",
+        "127.0.0.1:123456",
+        "[127.0.0.1]",
+        "::1",
+        " localhost",
+        "localhost,evil.com",
+        "localhost:\u0662".encode(),
         "localhost..",
         "localhost:port",
         "127.1",
@@ -158,7 +191,7 @@ def test_local_names_are_let_in(api: InProcessApp, host: str) -> None:
         "x" * 5000,
     ],
 )
-def test_other_names_are_not(api: InProcessApp, host: str) -> None:
+def test_other_names_are_not(api: InProcessApp, host: str | bytes) -> None:
     """A web page could have its own name lead to this device, and so read what we answer."""
     for path, token in (("/health", None), ("/texts", TOKEN)):
         response = api.get(path, token=token, headers={"host": host})
@@ -205,7 +238,16 @@ def test_local_pages_are_let_in_with_the_token(api: InProcessApp, origin: str) -
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost@evil.example", "", "["],
+    [
+        *("https://evil.example", "null", "http://localhost.evil.example", "http://localhost@evil.example", "", "["),
+        *(
+            "http://localhost#.evil.example",
+            "http://localhost/",
+            "localhost",
+            "ftp://localhost",
+            "http://http://localhost",
+        ),
+    ],
 )
 def test_foreign_pages_are_refused_even_with_the_token(api: InProcessApp, origin: str) -> None:
     for method, path in (("GET", "/health"), ("GET", "/texts"), ("POST", "/texts"), ("OPTIONS", "/texts")):
@@ -225,6 +267,14 @@ def test_no_answer_is_kept_by_a_cache_but_the_pages_own_files(api: InProcessApp)
     for path in ("/texts", "/jobs", "/status", "/health", "/v1/files/file-inbox/content", "/none"):
         assert api.get(path).headers["cache-control"] == "no-store"
     assert api.get("/").headers["cache-control"] == "no-cache"
+
+
+def test_every_token_may_read_the_document_and_there_is_no_page_of_it(
+    api: InProcessApp, tokens: dict[str, str]
+) -> None:
+    for token in tokens.values():
+        assert "paths" in api.get("/openapi.json", token=token).json()
+    assert_problem(api.get("/openapi.json", token=None), 401, "missing_token")
 
 
 def test_nobody_without_a_token_gets_a_body_read(api: InProcessApp) -> None:

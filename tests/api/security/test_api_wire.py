@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def test_a_body_that_is_too_large_is_answered_while_it_is_being_sent(daemon: Dae
         response = daemon.client.post("/texts", content=content, headers=headers)
         assert_problem(response, 413, "too_large")
     assert daemon.status()["texts"]["count"] == before
+
+
+def test_the_owner_signs_in_beside_bodies_that_never_end(daemon: Daemon) -> None:
+    port = daemon.client.base_url.port
+    lines = ("POST /sessions/redeem", "POST /texts", "GET /", "POST /none")
+    rest = "HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with ExitStack() as held:
+        for number in range(64):
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.sendall(f"{lines[number % len(lines)]} {rest}".encode())
+            assert connection.recv(1), "it is answered before its body is read"
+        for path in ("/", "/dashboard/app.js"):
+            assert daemon.stranger.get(path).status_code == 200
+        code = daemon.client.post("/sessions").json()["code"]
+        signed_in = daemon.stranger.post("/sessions/redeem", headers={"authorization": f"Bearer {code}"})
+        page_key = {"x-page-key": signed_in.json()["page_key"]}
+        assert daemon.stranger.get("/status", headers=page_key).status_code == 200
+    daemon.stranger.cookies.clear()
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,6 @@ HALF = "\\ud83d"  # half of a pair
         ("/v1/completions", '{"model": "m", "prompt": [' + "-1," * 100_000 + "-1]}", None, "prompt."),
         ("/v1/completions", '{"model": "m", "prompt": [' + "1," * 200_000 + "1]}", None, "at most 100000 items"),
         ("/v1/chat/completions", f'{{"model": "{HALF}", "messages": []}}', None, "no character"),
-        (
-            "/sessions/redeem",
-            json.dumps({"code": "x"} | dict.fromkeys(map(str, range(20_000)), 0)),
-            None,
-            "20,001 fields",
-        ),
         ("/jobs", json.dumps(dict.fromkeys(map(str, range(MAX_FIELDS + 1)), 0)), None, f"the most are {MAX_FIELDS}"),
         ("/jobs", '{"now": 1}', "now", "valid boolean"),
         ("/status/what-if", '{"readings": {"battery": NaN}}', "readings.battery", "finite number"),
@@ -99,11 +93,6 @@ def test_every_reference_in_the_document_leads_somewhere(api: InProcessApp) -> N
         for name in reference.removeprefix("#/").split("/"):
             assert name in place, reference
             place = place[name]
-
-
-def test_a_body_without_a_token_is_small(api: InProcessApp) -> None:
-    response = api.post("/sessions/redeem", json={"code": "x" * 2000}, token=None)
-    assert_problem(response, 413, "too_large")
 
 
 @pytest.fixture

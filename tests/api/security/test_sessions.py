@@ -1,0 +1,153 @@
+"""Browsers: a session begins with a token or a code, outlives the daemon, and ends with its token."""
+
+import json
+import stat
+from collections.abc import Iterator, Mapping
+from http.cookies import Morsel, SimpleCookie
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pocketllm.api.app import create_app
+from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
+
+COOKIE = "pocketllm-2407"
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
+        yield made
+
+
+def cookie_of(response: httpx.Response) -> Morsel[str]:
+    return SimpleCookie(response.headers["set-cookie"])[COOKIE]
+
+
+def signed_in(api: InProcessApp, credential: str = TOKEN) -> dict[str, str]:
+    """What a page of the browser then sends along."""
+    response = api.post("/sessions/redeem", token=credential)
+    assert response.status_code == 200, response.text
+    return {"cookie": f"{COOKIE}={cookie_of(response).value}", "x-page-key": response.json()["page_key"]}
+
+
+def asked(api: InProcessApp, session: Mapping[str, str], path: str = "/texts") -> httpx.Response:
+    return api.get(path, token=None, headers=session)
+
+
+def admin_app(api: InProcessApp, name: str = "notes") -> str:
+    return str(api.post("/tokens", json={"name": name, "scopes": ["admin"]}).json()["token"])
+
+
+def test_a_token_begins_a_session(api: InProcessApp) -> None:
+    response = api.post("/sessions/redeem")
+    cookie = cookie_of(response)
+    assert cookie["httponly"] and cookie["samesite"] == "strict" and cookie["path"] == "/"
+    assert cookie["max-age"] == str(7 * DAY) and not cookie["domain"]
+    assert response.headers["cache-control"] == "no-store"
+    session = signed_in(api)
+    assert asked(api, session).status_code == 200
+    assert api.post("/texts", token=None, headers=session, json={"text": "From the page."}).status_code == 201
+    assert asked(api, session, "/events?wait=0").status_code == 200
+    assert api.get("/tokens").json()["data"] == [], "a browser is no app"
+
+
+def test_a_code_is_good_once_and_not_for_long(api: InProcessApp) -> None:
+    code = api.post("/sessions").json()["code"]
+    assert asked(api, signed_in(api, code)).status_code == 200
+    assert_problem(api.post("/sessions/redeem", token=code), 401, "bad_token")
+    late = api.post("/sessions").json()["code"]
+    api.clock.advance(121)
+    document = assert_problem(api.post("/sessions/redeem", token=late), 401, "bad_token")
+    assert "`pocketllm dashboard` signs a browser in" in document["detail"]
+    assert_problem(api.post("/sessions", token=None), 401, "missing_token")
+    assert_problem(api.post("/sessions/redeem", token=None), 401, "missing_token")
+
+
+def test_half_of_a_session_is_worth_nothing(api: InProcessApp) -> None:
+    """The cookie also goes to other apps' servers on this device, and the page key to whoever reads the page's data."""
+    session, other = signed_in(api), signed_in(api)
+    cookie, page_key = session["cookie"].partition("=")[2], session["x-page-key"]
+    for half in ({"cookie": session["cookie"]}, {"x-page-key": page_key}, session | {"x-page-key": ""}):
+        assert_problem(asked(api, half), 401, "missing_token")
+    for mixed in (session | {"x-page-key": other["x-page-key"]}, session | {"cookie": f"{COOKIE}={page_key}"}):
+        assert_problem(asked(api, mixed), 401, "bad_token")
+    for token in (cookie, page_key):
+        assert_problem(api.get("/texts", token=token), 401, "bad_token")
+
+
+def test_another_page_cannot_use_the_session(api: InProcessApp) -> None:
+    session = signed_in(api)
+    assert_problem(asked(api, session | {"sec-fetch-site": "cross-site"}), 403, "cross_site")
+    assert_problem(asked(api, session | {"origin": "https://evil.example"}), 403, "foreign_origin")
+    # A page from another local port must ask first whether it may send the header. It may not.
+    preflight = {"origin": "http://127.0.0.1:9999", "access-control-request-headers": "x-page-key"}
+    response = api.request("OPTIONS", "/texts", token=None, headers=preflight | {"cookie": session["cookie"]})
+    assert_problem(response, 405, "method_not_allowed")
+    assert not any(name.startswith("access-control") for name in response.headers)
+
+
+@pytest.mark.parametrize("scopes", [["ingest", "generate"], ["monitor"]])
+def test_a_token_that_may_not_see_the_page_begins_no_session(api: InProcessApp, scopes: list[str]) -> None:
+    token = api.post("/tokens", json={"name": "notes", "scopes": scopes}).json()["token"]
+    for path in ("/sessions", "/sessions/redeem"):
+        assert_problem(api.post(path, token=token), 403, "out_of_scope")
+
+
+def test_a_session_expires(api: InProcessApp) -> None:
+    session = signed_in(api)
+    api.clock.advance(7 * DAY - 1)
+    assert asked(api, session).status_code == 200
+    api.clock.advance(1)
+    assert_problem(asked(api, session), 401, "bad_token")
+    signed_in(api)
+    assert len(json.loads(api.services.folder.sessions.read_text())) == 1, "what has expired is not kept"
+
+
+def test_signing_out_ends_the_sessions_of_this_token(api: InProcessApp) -> None:
+    session, second, of_app = signed_in(api), signed_in(api), signed_in(api, admin_app(api))
+    gone = api.delete("/sessions", token=None, headers=session)
+    assert gone.status_code == 204 and cookie_of(gone).value == "" and cookie_of(gone)["max-age"] == "0"
+    for ended in (session, second):
+        assert_problem(asked(api, ended), 401, "bad_token")
+    assert asked(api, of_app).status_code == 200 and api.get("/texts").status_code == 200
+
+
+def test_a_session_ends_with_the_token_that_began_it(api: InProcessApp) -> None:
+    token = admin_app(api)
+    session, owners = signed_in(api, token), signed_in(api)
+    assert asked(api, session).status_code == 200
+    assert api.post("/texts", token=None, headers=session, json={"text": "The app's."}).status_code == 201
+    assert api.delete("/apps/notes/texts").json()["texts"] == 1, "it is the app that writes"
+    api.delete("/tokens/notes")
+    assert_problem(asked(api, session), 401, "bad_token")
+    admin_app(api)
+    assert_problem(asked(api, session), 401, "bad_token")
+    assert asked(api, owners).status_code == 200
+
+
+def test_sessions_outlive_the_daemon_but_not_the_owners_token(tmp_path: Path) -> None:
+    with in_process_app(tmp_path / "data") as api:
+        session, ended = signed_in(api), signed_in(api, admin_app(api))
+        api.delete("/sessions", token=None, headers=ended)
+        file = api.services.folder.sessions
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    kept = file.read_text()
+    assert not any(half in kept for half in (session["cookie"].partition("=")[2], session["x-page-key"], TOKEN))
+    with in_process_app(tmp_path / "data") as api:
+        assert asked(api, session).status_code == 200
+        assert_problem(asked(api, ended), 401, "bad_token")
+        api.app = create_app(api.services, token="another")
+        assert_problem(asked(api, session), 401, "bad_token")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff", b'{"a": 1}', b'{"a": ["b", "c"]}', b'{"a": ["b"]}']
+)
+def test_a_damaged_file_costs_a_sign_in_and_no_more(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sessions.json").write_bytes(content)
+    with in_process_app(tmp_path / "data") as api:
+        assert asked(api, signed_in(api)).status_code == 200
