@@ -5,8 +5,9 @@ python -m bench.siege [--seconds 10] [--quick]
 One attack after another, each from a process of its own: sockets that send a request a byte at a time, requests whose
 body or answer stalls, idle sockets, an app that sends as much as it is let, and small requests that were once costly.
 Meanwhile the owner asks GET /jobs with the token, each time over a new connection, in turn by TCP and by the Unix
-socket. `refused_owner` counts the owner's questions that got anything but their answer. `memory_growth_mb` is how much
-more memory the daemon has after all attacks than it had after the first round of them.
+socket; and now and then opens the page in a browser, signs in and looks at it. `refused_owner` counts the owner's
+questions that got anything but their answer. `memory_growth_mb` is how much more memory the daemon has after all
+attacks than it had after the first round of them, `memory_mb` the most that it had after any.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ LIMITS = {
     "owner_p99_s": Limit(at_most=0.5),
     "refused_owner": Limit(at_most=0, always=True),
     "memory_growth_mb": Limit(at_most=20),
+    "memory_mb": Limit(at_most=250),
 }
 _ASK_SECONDS, _PATIENCE_SECONDS = 0.05, 10.0
+_VISIT_EVERY = 10  # questions
 _SLOW_SOCKETS, _STALLED, _IDLE_SOCKETS, _APP_THREADS = 200, 64, 1200, 16
 _HEAD = "{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -76,9 +79,26 @@ def stalled_streams(target: Target, until: float) -> None:
 
 
 def stalled_bodies(target: Target, until: float) -> None:
-    """Bodies of which only the first byte comes, for the route that takes one without a token."""
+    """Bodies of which only the first byte comes, without a token."""
     head = _HEAD.format("POST /sessions/redeem") + "Content-Length: 100\r\n\r\n{"
     _sent(target, _STALLED, head.encode(), until)
+
+
+def slow_bodies(target: Target, until: float) -> None:
+    """Bodies without a token that come a byte at a time, for where the owner signs in, and for texts."""
+    held: list[socket.socket] = []
+    paths = ("/sessions/redeem", "/texts")
+    while time.monotonic() < until:
+        held = [one for one in held if not _is_gone(one)]
+        for number, one in enumerate(_connected(target, _STALLED - len(held))):
+            head = _HEAD.format(f"POST {paths[number % 2]}") + "Content-Length: 1000\r\n\r\n"
+            with suppress(OSError):
+                one.sendall(head.encode())
+                held.append(one)
+        for one in held:
+            with suppress(OSError):
+                one.send(b"{")
+        time.sleep(0.2)
 
 
 def idle_sockets(target: Target, until: float) -> None:
@@ -106,7 +126,7 @@ def many_numbers(target: Target, until: float) -> None:
 
 
 def many_fields(target: Target, until: float) -> None:
-    """A sign-in with 790,000 fields, without a token."""
+    """A body with 790,000 fields, without a token."""
     body = json.dumps(dict.fromkeys(map(str, range(790_000)), 0)).encode()
     _flooded(target, "/sessions/redeem", body, None, until)
 
@@ -121,6 +141,7 @@ ATTACKS: tuple[Callable[[Target, float], None], ...] = (
     slow_heads,
     stalled_streams,
     stalled_bodies,
+    slow_bodies,
     idle_sockets,
     greedy_app,
     many_zeros,
@@ -160,6 +181,19 @@ def _is_closed(one: socket.socket) -> bool:
         return True
 
 
+def _is_gone(one: socket.socket) -> bool:
+    """Whether a connection was closed, behind the answer that may have come."""
+    one.setblocking(False)
+    try:
+        while one.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _flooded(target: Target, path: str, body: bytes, token: str | None, until: float, *, threads: int = 4) -> None:
     """Send a request again and again, by several threads."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
@@ -192,8 +226,30 @@ def asked(url: str, beside: str, token: str, until: float) -> Answers:
         except httpx.HTTPError as error:
             answers.refused.append(type(error).__name__)
         answers.seconds.append(time.monotonic() - began)
+        if number % _VISIT_EVERY == 1:
+            _visited(url, token, answers)
         time.sleep(_ASK_SECONDS)
     return answers
+
+
+def _visited(url: str, token: str, answers: Answers) -> None:
+    """Add what a browser gets that opens the page, signs in and looks, each time over a new connection."""
+    session, cookies = {"authorization": f"Bearer {token}"}, httpx.Cookies()
+    pages = ("/", "/dashboard/app.js", "/dashboard/call.js")
+    for method, path in [("GET", page) for page in pages] + [("POST", "/sessions/redeem"), ("GET", "/status")]:
+        headers = {} if path in pages else session
+        began = time.monotonic()
+        try:
+            with httpx.Client(base_url=url, cookies=cookies, timeout=_PATIENCE_SECONDS, trust_env=False) as client:
+                answer = client.request(method, path, headers=headers)
+            if not answer.is_success:
+                answers.refused.append(f"{path}: {answer.status_code}")
+            elif method == "POST":
+                session = {"x-page-key": answer.json()["page_key"]}
+                cookies.update(answer.cookies)
+        except httpx.HTTPError as error:
+            answers.refused.append(f"{path}: {type(error).__name__}")
+        answers.seconds.append(time.monotonic() - began)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,13 +268,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             token = json.loads((folder / "tokens.json").read_text())["owner"]
             app = client.create_token("siege", ["ingest", "generate"])["token"]
             target, pid = Target(port=announced["port"], app=app), int(announced["pid"])
-            memory = []
+            memory, most = [], 0.0
             for number in range(2):
                 for attack in ATTACKS:
                     progress(f"round {number + 1}: {attack.__name__.replace('_', ' ')} ...")
                     found = _besieged(attack, target, announced, token, seconds)
                     everything.seconds += found.seconds
                     everything.refused += found.refused
+                    most = max(most, memory_of(pid)["VmRSS"] / 1e6)
                     rows.append(
                         [
                             attack.__name__.replace("_", " "),
@@ -236,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "owner_max_s": max(everything.seconds),
         "refused_owner": float(len(everything.refused)),
         "memory_growth_mb": memory[1] - memory[0],
+        "memory_mb": most,
         "log_kb": log_bytes / 1e3,
     }
     columns = ["attack", "owner p50, s", "p99, s", "refused", "daemon, MB"]

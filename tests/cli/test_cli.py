@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pocketllm.api.security.tokens import Scope
 from pocketllm.cli.child import running_daemon
 from pocketllm.cli.common import json_text
 from pocketllm.cli.errors import EXIT_CONFIG
@@ -204,6 +205,13 @@ def test_the_dashboard_is_opened_by_a_code(run: Run, double: DaemonDouble) -> No
 def test_a_token_without_a_scope_is_wrong_usage(run: Run) -> None:
     assert run("token", "create", "notes").exit_code == 2
     assert run("token", "create", "notes", "--scope", "everything").exit_code == 2
+
+
+def test_every_scope_of_the_api_can_be_given(run: Run, double: DaemonDouble) -> None:
+    told = run("token", "create", "--help").stdout
+    for scope in Scope:
+        assert scope in told and run("token", "create", f"app-{scope}", "--scope", scope).exit_code == 0
+    assert [body["scopes"] for body in double.bodies("POST", "/tokens")] == [[scope] for scope in Scope]
 
 
 def test_status(run: Run) -> None:

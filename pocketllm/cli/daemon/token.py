@@ -54,7 +54,7 @@ def create(
     name: Name,
     scope: Annotated[
         list[Scope],
-        typer.Option(metavar="SCOPE", help=f"{', '.join(Scope)}: docs/security.md says what each allows."),
+        typer.Option(help=f"{', '.join(Scope)}: docs/security.md says what each allows."),
     ],
 ) -> None:
     """Create a token for an app and print it; it is stored nowhere. --scope can be repeated."""

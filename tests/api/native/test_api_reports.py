@@ -111,8 +111,10 @@ def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
     identity = ask(api)
     detail = api.get(f"/jobs/{identity}").json()
     assert detail["report"] is None and detail["curve"] == {"held_out": [], "training": []}
-    document = assert_problem(api.get(f"/jobs/{identity}/report"), 409, "not_yet")
+    response = api.get(f"/jobs/{identity}/report")
+    document = assert_problem(response, 409, "not_yet")
     assert "is queued" in document["detail"] and "Ask again" in document["detail"]
+    assert response.headers["retry-after"] and "x-should-retry" not in response.headers
 
 
 def test_jobs_that_will_never_have_one(api: InProcessApp) -> None:

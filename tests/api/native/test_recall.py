@@ -1,5 +1,6 @@
 """Recall with a real daemon and a tiny model: what is put before a prompt, and for whom."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,17 @@ def test_a_chat_reads_them_in_its_last_message(trained: TrainedDaemon) -> None:
     openai = trained.daemon.client.post("/v1/chat/completions", json=asked).json()
     assert openai["recalled"] == found["recalled"] and "warnings" not in openai
     assert openai["usage"]["prompt_tokens"] == found["prompt_tokens"]
+
+
+def test_a_stream_names_them_and_what_was_ignored_once(trained: TrainedDaemon) -> None:
+    add(trained, FERRY)
+    question = [{"role": "user", "content": "When does the ferry leave?"}]
+    asked = {"model": "pocketllm:base", "messages": question, "max_tokens": 6, "context": "recall", "top_k": 3}
+    whole = trained.daemon.client.post("/v1/chat/completions", json=asked).json()
+    said = trained.daemon.client.post("/v1/chat/completions", json=asked | {"stream": True}).text
+    first, *rest = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: {")]
+    assert first["recalled"] == whole["recalled"] and first["warnings"] == whole["warnings"]
+    assert len(rest) > 2 and not any({"recalled", "warnings"} & set(chunk) for chunk in rest)
 
 
 def test_where_nothing_fits_nothing_is_put_before(trained: TrainedDaemon) -> None:
