@@ -2,15 +2,18 @@
 
 import hashlib
 import logging
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME as MODEL_WEIGHTS_NAME
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter
+from pocketllm.storage.tables import OPEN_STATES, Adapter, JobState
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,16 @@ def digest_of(folder: Path) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def set_aside_problem(folder: DataFolder) -> str | None:
+    """What the owner is to do about adapters that were set aside; None where none were."""
+    if not folder.set_aside.is_dir() or not any(folder.set_aside.iterdir()):
+        return None
+    return (
+        f"The database does not know the adapters in {folder.set_aside}. Is it new? Stop the daemon, put the former "
+        "database back, and move them to adapters. If nobody needs them, delete that folder."
+    )
 
 
 class AdapterFiles:
@@ -63,6 +76,22 @@ class AdapterFiles:
         self.notice = f"{problem} Served is {change.serving or 'the base model'}; its texts will be learned again."
         log.error("%s", self.notice)
         return self._store.adapters.serving(model)
+
+    def sweep(self, jobs: Mapping[str, JobState], now: datetime) -> None:
+        """Delete what ended jobs have left without an adapter, and set aside what is of none. No worker may run."""
+        known = {adapter.id for adapter in self._store.adapters.all()}
+        known |= {adapter_id_of(job) for job, state in jobs.items() if state in OPEN_STATES}
+        ours = known | set(map(adapter_id_of, jobs))
+        for left in self._folder.adapters.iterdir() if self._folder.adapters.is_dir() else ():
+            if left.name in known:
+                continue
+            if left.name.removeprefix(".").removesuffix(".writing") in ours:
+                shutil.rmtree(left, ignore_errors=True)
+                continue
+            target = self._folder.set_aside / left.name
+            with suppress(OSError):  # the next sweep tries again
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                left.rename(f"{target}-{now:%Y%m%dT%H%M%SZ}" if target.exists() else target)
 
     def _read(self, adapter: Adapter, folder: Path) -> str | None:
         try:

@@ -99,6 +99,11 @@ class DataFolder:
         return self.adapters / adapter_id
 
     @property
+    def set_aside(self) -> Path:
+        """Adapters that the database does not know."""
+        return self.root / "set-aside"
+
+    @property
     def starts(self) -> Path:
         """One folder an open job."""
         return self.root / "starts"

@@ -15,7 +15,10 @@ from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, DatabaseUnusa
 BUSY_TIMEOUT_SECONDS = 15
 #: SQLite needs some pages for a transaction; with less free space, an I/O error is one of want of room.
 _LEAST_FREE_BYTES = 1_000_000
-_DAMAGED = "Put a backup in its place with `pocketllm restore FILE`, or move it away to start afresh."
+_DAMAGED = (
+    "Put a backup in its place with `pocketllm restore FILE`. Without one, move it away and keep it: then a "
+    "new one begins, without texts, and the adapters are kept in the folder set-aside."
+)
 #: The low byte of SQLite's extended result codes is the primary code.
 _PRIMARY_CODE = 0xFF
 

@@ -161,7 +161,7 @@ class Job(SQLModel, table=True):
     starts: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: Crashes since the last step that was made. A pause is not a crash.
     attempts: int = 0
-    #: Not before this time, after a crash.
+    #: Not before this time, after a crash or a kill.
     not_before: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
     peak_memory_bytes: int | None = None
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
@@ -170,12 +170,14 @@ class Job(SQLModel, table=True):
 
 
 class JobText(SQLModel, table=True):
-    """Which texts a job learns from: fixed at its first start or before, less those deleted since."""
+    """A job's texts and their roles: fixed at its first start or before, less those deleted since."""
 
     __tablename__ = "job_text"
 
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     text_id: str = Field(sa_column=Column(ForeignKey("text.id", ondelete="CASCADE"), primary_key=True, index=True))
+    #: The job that had learned the text by then: it is replayed. None: it is new to this job.
+    learned_in: str | None = None
 
 
 class Step(SQLModel, table=True):

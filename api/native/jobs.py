@@ -62,7 +62,7 @@ def request_job(
 ) -> JobOut:
     """Request a job. It starts within seconds if the conditions allow it; otherwise `reasons` says why it waits.
 
-    Without a body, a queued job that waits for the conditions is asked to wait no more, if there is one.
+    Without particular wishes, an open job on new text goes on instead, if there is one, also one that was paused.
     A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
     do.
     """
@@ -83,7 +83,9 @@ def request_job(
 @router.post("/jobs/plan", dependencies=[Depends(json_only)])
 def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     """What a job would take. Nothing is queued."""
-    return _plan(services, (body or JobIn()).requested())
+    planned, counts = services.scheduler.plans.plan((body or JobIn()).requested()), services.store.texts.counts()
+    enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+    return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
 
 
 @router.get(
@@ -144,13 +146,6 @@ def resume_job(job_id: JobId, services: ServicesDep) -> JobOut:
     job = services.scheduler.resume(job_id, services.now())
     services.wake()
     return _out(services, job)
-
-
-def _plan(services: Services, requested: JobRequest) -> PlanOut:
-    planned = services.scheduler.plans.plan(requested)
-    counts = services.store.texts.counts()
-    enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
-    return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
 
 
 def _out(services: Services, job: Job) -> JobOut:

@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pocketllm.api.bodies import Body
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.native.schemas.jobs import ModelOut
+from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Verdict
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
@@ -45,6 +46,7 @@ class BlockerOut(BaseModel):
     threshold: float | None
     unit: str | None
     since: datetime
+    until: datetime | None = Field(description="When it ends by itself; null if unknown.")
 
 
 class GateOut(BaseModel):
@@ -148,7 +150,7 @@ def status(services: ServicesDep) -> StatusOut:
         training=TrainingStatus(
             **GateOut.of(verdict).model_dump(),
             run_mode=services.settings.gate.run_mode,
-            snoozed_until=services.store.preferences.snoozed_until(),
+            snoozed_until=services.store.preferences.snoozed_until(services.now()),
             expected_at=scheduler.expected_at(services.now()),
         ),
         readings=[ReadingOut.model_validate(r, from_attributes=True) for r in scheduler.readings],
@@ -253,7 +255,7 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     now = services.now()
     latest = max(body.until or now, now + timedelta(minutes=body.minutes or 0))
     until = latest if latest > now else None
-    services.scheduler.snooze(until)
+    services.store.preferences.snooze(until, now)
     services.wake()
     return SnoozeOut(snoozed_until=until)
 
@@ -278,12 +280,12 @@ def models(services: ServicesDep) -> ListOut:
 
 
 def _model(services: Services) -> ModelStatus:
-    problem = services.model_problem()
+    problem, left = services.model_problem(), set_aside_problem(services.folder)
     serving = services.store.adapters.serving(services.settings.model)
     return ModelStatus(
         name=services.settings.model,
         ready=problem is None,
-        message=problem or services.scheduler.adapter_files.notice,
+        message=" ".join(filter(None, (problem, services.scheduler.adapter_files.notice, left))) or None,
         adapter=serving.id if serving else None,
     )
 

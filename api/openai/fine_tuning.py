@@ -141,8 +141,8 @@ def _changed(services: Services, tuning_id: str, change: Callable[..., Job]) -> 
 
 def _same(services: Services, document: dict[str, Any]) -> Job | None:
     """The youngest job of which the same was said a while ago: the client has not seen the answer to that."""
-    recent = services.now() - _AGAIN_WITHIN
-    same = [job for job in services.store.jobs.open() if job.tuning == document and job.created_at > recent]
+    now, found = services.now(), services.store.jobs.open()
+    same = [job for job in found if job.tuning == document and timedelta(0) <= now - job.created_at < _AGAIN_WITHIN]
     return max(same, key=lambda job: job.created_at, default=None)
 
 

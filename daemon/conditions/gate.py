@@ -39,6 +39,7 @@ class Blocker:
     threshold: float | None = None
     unit: str | None = None
     since: datetime
+    until: datetime | None = None  #: when it ends by itself, where that is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,8 @@ def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
     yield from _hours(settings, at)
     if at.snoozed_until is not None and at.now < at.snoozed_until:
         until = at.snoozed_until.astimezone(at.by_the_clock.tzinfo)
-        yield Blocker(name="snooze", message=f"snoozed until {until:%Y-%m-%d %H:%M}", since=at.now)
+        message = f"snoozed until {until:%Y-%m-%d %H:%M}"
+        yield Blocker(name="snooze", message=message, since=at.now, until=at.snoozed_until)
     if settings.minutes_per_day is not None and at.used_today_seconds >= 60 * settings.minutes_per_day:
         used = at.used_today_seconds / 60
         yield Blocker(

@@ -5,7 +5,6 @@ then it is tried again at the next tick.
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,9 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Crashes in a row, without a step between them, after which a job fails.
 MAX_ATTEMPTS = 4
-#: The wait after the first crash in a row; it doubles with each.
-RETRY_SECONDS = 30
-LONGEST_RETRY = timedelta(seconds=RETRY_SECONDS * 2 ** (MAX_ATTEMPTS - 2))
+#: The wait after a worker that was not paused: at first, and at most. It doubles with each until one makes a step.
+RETRY_SECONDS, LONGEST_RETRY = 15, timedelta(minutes=15)
 #: A worker that has used no processor for so long is killed.
 STALL_SECONDS = 120.0
 
@@ -36,7 +34,8 @@ class _End:
     job_id: str
     because: str
     exit: Exit | None = None
-    reasons: list[str] | None = None  #: its job is paused for these; None: it ended by itself, or hung
+    reasons: list[str] | None = None  #: its job is paused for these; None: it is tried again
+    is_crash: bool = False
 
 
 class Attempts:
@@ -50,6 +49,7 @@ class Attempts:
         self._stall = StallWatch(uptime)
         self._step_at_start = 0
         self._end: _End | None = None
+        self._tries = 0  #: in a row, without a step between them
 
     @property
     def pid(self) -> int | None:
@@ -68,7 +68,7 @@ class Attempts:
         try:
             self._runner.start(job.id, started.starts)
         except OSError as error:  # out of processes, memory or disk
-            self._crashed(started, f"the worker could not be started: {error}", now)
+            self._try_again(started, f"the worker could not be started: {error}", now)
             return
         self._wake_lock.take()
         self._runs.begin(job.id, because=because, readings=readings, now=now)
@@ -77,12 +77,12 @@ class Attempts:
     def watch(self) -> None:
         """Notice that the worker has ended, or kill it when it hangs."""
         if ended := self._runner.reap():
-            self._note(_End(job_id=ended.job_id, because=ended.description, exit=ended))
+            self._note(_End(job_id=ended.job_id, because=ended.description, exit=ended, is_crash=ended.is_crash))
             return
         idle = self._stall.idle_seconds(self._runner.cpu_seconds)
         if self._runner.job_id is not None and idle >= STALL_SECONDS:
-            job_id = self._runner.job_id
-            self._note(_End(job_id=job_id, because=f"the worker hung for {idle:.0f} s", exit=self._runner.kill()))
+            job_id, hung = self._runner.job_id, f"the worker hung for {idle:.0f} s"
+            self._note(_End(job_id=job_id, because=hung, exit=self._runner.kill(), is_crash=True))
 
     def pause(self, reasons: list[str]) -> None:
         """Kill the worker, if one runs; `settle` stores that its job is paused for these reasons."""
@@ -92,7 +92,7 @@ class Attempts:
     def settle(self, readings: Sequence[Reading], now: datetime) -> bool:
         """Store the end of the last worker; returns whether there was one. Raises StorageTrouble: call it again.
 
-        A job that is marked as running without a worker has crashed.
+        A job that is marked as running without a worker is tried again.
         """
         end = self._end
         if end is not None:
@@ -102,12 +102,16 @@ class Attempts:
             cpu = end.exit.cpu_seconds if end.exit else None
             self._runs.end(because=because, cpu=cpu, readings=readings, now=now)
             if running:
-                self._put_back(job, end, now)
+                if end.reasons is None:
+                    self._try_again(job, because, now, is_crash=end.is_crash)
+                else:
+                    attempts = self._attempts_before(job)
+                    self._store.jobs.pause(job.id, reasons=end.reasons, attempts=attempts, now=now)
             log.info("job %s: %s", job.id, because)
             self._end = None
         for job in self._store.jobs.open():
             if job.state is JobState.RUNNING and job.id != self._runner.job_id:
-                self._crashed(job, "its worker is gone", now)
+                self._try_again(job, "its worker is gone", now)
         return end is not None
 
     def observe(self, readings: Sequence[Reading], now: datetime) -> None:
@@ -118,29 +122,22 @@ class Attempts:
         self._end = end
         self._wake_lock.release()
 
-    def _put_back(self, job: Job, end: _End, now: datetime) -> None:
-        """Pause the job, with a time for the next attempt where it did not end by a pause."""
-        if end.reasons is not None:
-            progressed = self._progressed(job.id)
-            self._store.jobs.pause(job.id, reasons=end.reasons, now=now, progressed=progressed)
-        elif end.exit is not None and end.exit.code == os.EX_TEMPFAIL:  # no crash: it could not go on for now
-            retry_at = now + timedelta(seconds=RETRY_SECONDS)
-            reason = f"{end.exit.last_words or end.because}; next try at {retry_at:%H:%M:%S} UTC"
-            self._store.jobs.pause(job.id, reasons=[reason], now=now, not_before=retry_at)
-        else:
-            self._crashed(job, end.because, now)
-
-    def _crashed(self, job: Job, what: str, now: datetime) -> None:
-        """Schedule the next attempt, or fail the job."""
-        attempts = 1 if self._progressed(job.id) else job.attempts + 1
-        log.warning("job %s: %s (in a row: %d)", job.id, what, attempts)
+    def _try_again(self, job: Job, why: str, now: datetime, *, is_crash: bool = False) -> None:
+        """Pause the job until its next try. Too many crashes fail it; a kill from outside says nothing about it."""
+        attempts = self._attempts_before(job) + is_crash
+        log.warning("job %s: %s (crashes in a row: %d)", job.id, why, attempts)
         if attempts >= MAX_ATTEMPTS:
-            error = f"{what}; given up after {attempts} times without a step between them"
+            error = f"{why}; given up after {attempts} times without a step between them"
             self._store.jobs.fail(job.id, error=error, now=now)
             return
-        retry_at = now + timedelta(seconds=RETRY_SECONDS * 2 ** (attempts - 1))
-        self._store.jobs.crashed(job.id, error=what, attempts=attempts, retry_at=retry_at, now=now)
+        retry_at = now + min(timedelta(seconds=RETRY_SECONDS * 2 ** min(self._tries, 9)), LONGEST_RETRY)
+        self._tries += 1
+        reasons, kind = [f"{why}; next try at {retry_at:%H:%M:%S} UTC"], "crashed" if is_crash else "interrupted"
+        self._store.jobs.pause(job.id, reasons=reasons, kind=kind, attempts=attempts, not_before=retry_at, now=now)
 
-    def _progressed(self, job_id: str) -> bool:
-        """Whether the job's last step changed since its worker started."""
-        return self._store.step_log.last_step(job_id) != self._step_at_start
+    def _attempts_before(self, job: Job) -> int:
+        """The job's crashes in a row before this end: none if its last step changed since its worker started."""
+        if self._store.step_log.last_step(job.id) == self._step_at_start:
+            return job.attempts
+        self._tries = 0
+        return 0

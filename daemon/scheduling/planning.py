@@ -231,9 +231,9 @@ class Plans:
         except (ModelFileError, ModelNotFound) as error:
             raise ModelNotReady(str(error)) from error
 
-    def predicted_bytes(self) -> int | None:
-        """The predicted peak memory of a job with the default settings; None if it cannot be planned."""
+    def default(self) -> Planned | None:
+        """Plan a job with the default settings; None if it cannot be planned."""
         try:
-            return self.plan(JobRequest()).prediction.peak_bytes
+            return self.plan(JobRequest())
         except (ModelNotReady, MezoError):
             return None

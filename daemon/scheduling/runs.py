@@ -44,7 +44,7 @@ class RunRecorder:
         if self._allowed:
             return now
         for window in self._store.idle_windows(now - _DAY):
-            end = window.ended_at or now
+            end = min(window.ended_at or now, now)  # the clock may have been set back since
             if end - window.began_at >= _WORTHWHILE:
                 return max(now, window.began_at + _DAY)
         return None

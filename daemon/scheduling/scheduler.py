@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
-from pocketllm.daemon.adapter_files import AdapterFiles
+from pocketllm.daemon.adapter_files import AdapterFiles, set_aside_problem
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide
 from pocketllm.daemon.conditions.readings import Reading, shown
@@ -17,24 +18,26 @@ from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.logs import summary
-from pocketllm.daemon.paths import DataFolder, adapter_id_of
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import Admission
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
-from pocketllm.daemon.scheduling.planning import JobRequest, Planner, Plans
+from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import Runner
-from pocketllm.daemon.settings import Settings, TrainingSettings
+from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
 from pocketllm.storage.errors import StorageTrouble
 from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Deletion, Job, JobState, Requester
+from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobState, Requester
 
 log = logging.getLogger(__name__)
 
 PAUSED_BY_OWNER = "paused by the owner"
 #: After a failed job, older text alone is tried again by itself only after this time.
 _AFTER_FAILURE = timedelta(days=1)
+#: The blocker that is no condition.
+_HELD_BACK = "held back"
 
 
 class Scheduler:
@@ -90,14 +93,16 @@ class Scheduler:
         return "; ".join(self.verdict.reasons) or "nothing to learn"
 
     def recover(self, now: datetime) -> None:
-        """At start: pause the jobs that a dead daemon left running, and delete the files of closed jobs."""
+        """At start: pause the jobs that a dead daemon left running, and see to files that are left."""
         with self._lock:
             self._runs.recover(now)
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
             shutil.rmtree(self._folder.exports, ignore_errors=True)
-            self._sweep()
+            self._sweep(now)
+            if left := set_aside_problem(self._folder):
+                log.warning("%s", left)
 
     def tick(self, now: datetime) -> None:
         """Reap the worker, read the sensors, queue a job if there is enough new text, start or pause a job.
@@ -125,9 +130,9 @@ class Scheduler:
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
         self.has_work = bool(queue)
-        self.verdict = self._decide(queue[0] if queue else None, now)
+        self.verdict = self._decide(queue[0] if queue else None, now, self._held_back(waiting, queue, now))
         if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
-            self._runs.gate(self.verdict.allowed, now)
+            self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
         if queue:
             self._advance_alone(queue[0], now)
         for behind in queue[1:]:
@@ -147,17 +152,16 @@ class Scheduler:
     def _settle(self, now: datetime) -> None:
         """Store the end of the last worker, and delete what it has left."""
         if self._attempts.settle(self.readings, now):
-            self._sweep()
+            self._sweep(now)
 
-    def _sweep(self) -> None:
-        """Delete the files of jobs that have ended, and adapters that no job has stored."""
-        jobs = {job.id for job in self._store.jobs.open()}
-        adapters = {adapter.id for adapter in self._store.adapters.all()} | set(map(adapter_id_of, jobs))
-        folder = self._folder
-        for place, names in ((folder.starts, jobs), (folder.runs, jobs), (folder.adapters, adapters)):
+    def _sweep(self, now: datetime) -> None:
+        """Delete the files of jobs that have ended. What no job of the database has left stays, or is set aside."""
+        states = self._store.jobs.states()
+        for place in (self._folder.starts, self._folder.runs):
             for left in place.iterdir() if place.is_dir() else ():
-                if left.name not in names:
+                if states.get(left.name, JobState.PAUSED) not in OPEN_STATES:
                     shutil.rmtree(left, ignore_errors=True)
+        self.adapter_files.sweep(states, now)
 
     def _carry_out(self, deletions: Sequence[Deletion], now: datetime) -> None:
         """Do what follows from deletions; what a kill or a reader of the log prevents is done at a later tick."""
@@ -192,31 +196,27 @@ class Scheduler:
         tuning: Tuning | None = None,
         request_key: str | None = None,
     ) -> Job:
-        """Queue a job for the owner, once for each key; where nothing particular is requested, the one that waits for
-        the conditions is hastened instead. Raises NothingToLearn, and what `Plans.plan` raises.
+        """Queue a job for the owner, once for each key; where nothing particular is requested, an open job on new text
+        proceeds instead. Raises NothingToLearn, and what `Plans.plan` raises.
         """
-        is_plain = (requested, immediate, seed, tuning, request_key) == (JobRequest(), True, None, None, None)
-        if is_plain and (waiting := self._store.jobs.hasten(now=now)) is not None:
-            return waiting
         if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        planned = self.plans.plan(requested)
+        is_plain = (requested, seed, tuning) == (JobRequest(), None, None)
+        more: dict[str, Any] = {"tuning": tuning, "request_key": request_key, "proceed": is_plain}
         return self._create(
-            Requester.OWNER,
-            training=planned.training,
-            steps=planned.plan.steps,
-            seed=seed,
-            immediate=immediate,
-            predicted_bytes=planned.prediction.peak_bytes,
-            tuning=tuning,
-            request_key=request_key,
-            now=now,
+            Requester.OWNER, self.plans.plan(requested), seed=seed, immediate=immediate, now=now, **more
         )
 
     def expected_at(self, now: datetime) -> datetime | None:
-        """When a job can probably run next, judging by yesterday; None where nothing is known of yesterday."""
+        """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
         with self._lock:
-            return self._runs.expected_at(now)
+            expected = self._runs.expected_at(now)
+        for blocker in self.verdict.blockers:
+            if blocker.until is not None:
+                expected = expected and max(expected, blocker.until)
+            elif blocker.name == _HELD_BACK:
+                return None
+        return expected
 
     def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
         """The gate's verdict on these readings in place of the sensors'; None is unknown."""
@@ -234,10 +234,6 @@ class Scheduler:
     def screen(self, on: bool, now: datetime) -> None:
         """Record that the screen went on or off, as an app reports it."""
         self._sensor_set.reported_screen.report(on, now)
-
-    def snooze(self, until: datetime | None) -> None:
-        """Run no job until then; None ends that."""
-        self._store.preferences.snooze(until)
 
     def pause(self, job_id: str, now: datetime) -> Job:
         """Pause an open job until `resume`; its worker is killed. Raises NotFound or WrongState."""
@@ -260,7 +256,7 @@ class Scheduler:
                 self._attempts.pause(["cancelled by the owner"])
                 self._settle(now)
             elif self._attempts.job_id is None:  # else its files are deleted when that worker has ended
-                self._sweep()
+                self._sweep(now)
             return job
 
     def forget(self, delete: Callable[[], Deletion], now: datetime) -> Deletion:
@@ -279,43 +275,52 @@ class Scheduler:
 
     def _queue_if_enough(self, now: datetime) -> Job | None:
         """Queue a job if there is enough new text and no job is open."""
-        if self._new_words(now) < self._settings.training.new_words or self._model_problem() is not None:
+        held = self._came_to_nothing(now)
+        words = self._store.texts.counts(beside=held.id if held else "").new_words
+        if words < self._settings.training.new_words or self._model_problem() is not None:
             return None
         return self._queue(now)
 
     def _queue(self, now: datetime) -> Job:
         """Queue a job on new text with the default settings."""
-        training = self._settings.training
-        job = self._create(
-            Requester.THRESHOLD,
-            training=training,
-            steps=training.steps,
-            seed=None,
-            immediate=False,
-            predicted_bytes=self.plans.predicted_bytes(),
-            now=now,
-        )
+        job = self._create(Requester.THRESHOLD, self.plans.default(), immediate=False, now=now)
         log.info("job %s queued on new text", job.id)
         return job
 
-    def _new_words(self, now: datetime) -> int:
-        """Words not yet trained on; after a job that came to nothing, for a while only newer ones.
+    def _came_to_nothing(self, now: datetime) -> Job | None:
+        """The last job if its texts are left alone for now: they would fail again, or the owner has cancelled it."""
+        last = self._store.jobs.last()
+        if last is None or last.finished_at is None:
+            return None
+        recently = last.state is JobState.FAILED and timedelta(0) <= now - last.finished_at < _AFTER_FAILURE
+        return last if recently or last.state is JobState.CANCELLED else None
 
-        The same text would fail again, and a cancelled job would come back at the next tick.
-        """
-        for last in self._store.jobs.page(after=None, limit=1):
-            recently = (at := last.finished_at) is not None and timedelta(0) <= now - at < _AFTER_FAILURE
-            if at is not None and (last.state is JobState.CANCELLED or (last.state is JobState.FAILED and recently)):
-                return self._store.texts.new_words_since(at)
-        return self._store.texts.counts().new_words
+    def _held_back(self, waiting: Sequence[Job], queue: Sequence[Job], now: datetime) -> Blocker | None:
+        """What keeps new text from being learned under any conditions, and until when."""
+        until, since = queue[0].not_before if queue else None, now
+        if queue:
+            # A longer time means that the clock was set back.
+            if self._attempts.pid or until is None or not timedelta(0) < until - now <= LONGEST_RETRY:
+                return None
+            message = f"{queue[0].id}: {'; '.join(queue[0].reasons)}"
+        elif waiting:
+            message = f"{waiting[0].id} is paused by the owner; `pocketllm train` goes on with it"
+        else:
+            last = self._came_to_nothing(now)
+            if last is None or self._store.texts.counts().new_words < self._settings.training.new_words:
+                return None
+            message, since = f"{last.id} {last.state}; `pocketllm train` learns its texts", last.finished_at or now
+            until = since + _AFTER_FAILURE if last.state is JobState.FAILED else None
+            message += f", or they are tried again from {until:%Y-%m-%d %H:%M} UTC on" if until else ""
+        return Blocker(name=_HELD_BACK, message=message, since=since, until=until)
 
-    def _decide(self, job: Job | None, now: datetime) -> Verdict:
+    def _decide(self, job: Job | None, now: datetime, hold: Blocker | None) -> Verdict:
         verdict = decide(self.readings, self._settings.gate, self._context(job, now), self.verdict)
         problem = self._model_problem()
         missing = Blocker(name="model", message=problem, since=now) if problem else None
-        own = [blocker for blocker in (missing, self._admission.blocker(job, now)) if blocker]
+        own = [blocker for blocker in (hold, missing, self._admission.blocker(job, now)) if blocker]
         known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
-        own = [replace(blocker, since=known.get(blocker.name, now)) for blocker in own]
+        own = [replace(blocker, since=known.get(blocker.name, blocker.since)) for blocker in own]
         return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
 
     def _context(self, job: Job | None, now: datetime) -> GateContext:
@@ -328,7 +333,7 @@ class Scheduler:
             paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
             charge=self._charge,
             used_today_seconds=self._runs.seconds_since(midnight_of(local), now) if limited else 0.0,
-            snoozed_until=self._store.preferences.snoozed_until(),
+            snoozed_until=self._store.preferences.snoozed_until(now),
         )
 
     def _advance_alone(self, job: Job, now: datetime) -> None:
@@ -348,8 +353,8 @@ class Scheduler:
                 self._attempts.pause(self.verdict.reasons)
                 self._settle(now)
                 self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
-        elif job.not_before is not None and timedelta(0) < job.not_before - now <= LONGEST_RETRY:
-            return  # waits for its retry; a longer time means that the clock was set back
+        elif _HELD_BACK in {blocker.name for blocker in self.verdict.blockers}:
+            return  # its reasons say why it is tried again
         elif self.verdict.allowed:
             self._start(job, now)
         else:
@@ -372,29 +377,16 @@ class Scheduler:
         known = [shown(reading) for reading in self.readings if reading.value is not None]
         return ", ".join(["asked for now", *known] if job.immediate else known)
 
-    def _create(
-        self,
-        requested_by: Requester,
-        *,
-        training: TrainingSettings,
-        steps: int,
-        seed: int | None,
-        immediate: bool,
-        predicted_bytes: int | None,
-        now: datetime,
-        tuning: Tuning | None = None,
-        request_key: str | None = None,
-    ) -> Job:
+    def _create(self, requested_by: Requester, planned: Planned | None, *, seed: int | None = None, **more: Any) -> Job:
+        """Queue a job, by default with the default settings. more: see `JobStore.create`."""
+        training = planned.training if planned else self._settings.training
         return self._store.jobs.create(
             model=self._settings.model,
             mode=training.mode,
             seed=secrets.randbits(31) if seed is None else seed,
-            total_steps=steps,
+            total_steps=planned.plan.steps if planned else training.steps,
             settings=training.model_dump(mode="json"),
             requested_by=requested_by,
-            immediate=immediate,
-            predicted_bytes=predicted_bytes,
-            tuning=tuning,
-            request_key=request_key,
-            now=now,
+            predicted_bytes=planned.prediction.peak_bytes if planned else None,
+            **more,
         )

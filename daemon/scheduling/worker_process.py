@@ -1,6 +1,7 @@
 """The worker as a child process: start, reap, kill."""
 
 import logging
+import os
 import resource
 import signal
 import subprocess
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: The most characters of a worker's last line in a job's error.
 _ERROR_CHARACTERS = 300
+#: The signals by which a process ends itself; any other was sent to it.
+_FAULTS = {getattr(signal, f"SIG{name}") for name in ("SEGV", "ABRT", "ILL", "BUS", "FPE", "SYS", "TRAP")}
 #: How long a killed process is waited for. One that waits for a device dies when that answers.
 _KILL_SECONDS = 10.0
 
@@ -30,10 +33,17 @@ class Exit:
     cpu_seconds: float | None = None
 
     @property
+    def is_crash(self) -> bool:
+        """Whether the worker has failed by itself; else it could not go on for now, or was killed from outside."""
+        return self.code != os.EX_TEMPFAIL if self.code >= 0 else -self.code in _FAULTS
+
+    @property
     def description(self) -> str:
         """A sentence for people."""
         if self.code < 0:
             return f"the worker was ended by signal {-self.code}"
+        if self.code == os.EX_TEMPFAIL and self.last_words:
+            return self.last_words
         return f"the worker ended with code {self.code}: {self.last_words or 'it said nothing'}"
 
 

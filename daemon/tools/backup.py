@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pocketllm.daemon.adapter_files import digest_of
+from pocketllm.daemon.adapter_files import digest_of, set_aside_problem
 from pocketllm.daemon.errors import BackupUnusable
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
@@ -141,6 +141,8 @@ def verify(folder: DataFolder) -> Iterator[Check]:
         except OSError as error:
             problem = f"{error.strerror}"
         yield Check(name=f"adapter {identity}", problem=problem)
+    if problem := set_aside_problem(folder):
+        yield Check(name="set aside", problem=problem)
     for model in sorted(folder.models.iterdir()) if folder.models.is_dir() else ():
         if not model.name.startswith("."):
             try:

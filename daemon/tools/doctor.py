@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Literal
 
+from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.child_environment import last_words
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places, SensorSet
 from pocketllm.daemon.conditions.gate import GateContext, decide
@@ -101,6 +102,9 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
         yield _of_backend(model_folder, settings)
     except (ModelNotFound, ModelFileError) as error:
         yield Finding(name="model", state="bad", message=str(error), advice="run `pocketllm models add`")
+
+    if problem := set_aside_problem(folder):
+        yield Finding(name="set aside", state="unknown", message=problem)
 
 
 @contextmanager

@@ -197,7 +197,6 @@ class TrainingRun:
             self._say("reduced", sentence)
         predicted = planned.prediction.peak_bytes
         self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=predicted)
-        self.store.jobs.set_method(self.job.id, planned.plan.method)
         return planned.plan
 
     def _begin_anew(self) -> None:

@@ -318,9 +318,10 @@ def expected_text(training: Document, now: datetime) -> str:
 def model_text(model: Document) -> Text:
     """Return the model's name and whether it can be used."""
     text = Text(model.get("name") or "none")
-    if model.get("ready"):
-        return text.append(", ready", style="green")
-    return text.append(f": {printable(model.get('message') or 'not ready')}", style="red")
+    if not model.get("ready"):
+        return text.append(f": {printable(model.get('message') or 'not ready')}", style="red")
+    text.append(", ready", style="green")
+    return text.append(f". {printable(model['message'])}", style="yellow") if model.get("message") else text
 
 
 def generator_text(generator: Document) -> str:

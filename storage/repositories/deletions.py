@@ -142,6 +142,9 @@ def _restarted(session: Session, jobs: Collection[str], now: datetime) -> list[s
         if job.started_at is None:
             continue
         forget_steps(session, job)
+        now_in = select(Text.learned_in).where(col(Text.id) == col(JobText.text_id)).scalar_subquery()
+        old = update(JobText).where(col(JobText.job_id) == job.id, col(JobText.learned_in).is_not(None))
+        session.exec(old.values(learned_in=now_in))  # that of a withdrawn adapter is new again
         start, serving = start_of(session, job), serving_adapter(session, job.model)
         job.parent = start.id if start and start.mode == job.mode else None
         job.compared_with = job.start_from or (serving.id if serving else BASE)

@@ -22,6 +22,8 @@ from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Job
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
 _ASIDE = ": it was requested to start from something by name"
+#: Why a job waits that the owner has resumed.
+_RESUMED = "resumed; the conditions are checked next"
 #: The states of a job that its worker may write to.
 _OF_ITS_WORKER = (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)
 #: Compiled once: the scheduler queries at every tick.
@@ -64,10 +66,12 @@ class JobStore:
         predicted_bytes: int | None = None,
         tuning: Tuning | None = None,
         request_key: str | None = None,
+        proceed: bool = False,
     ) -> Job:
         """Queue a job and store its texts, atomically.
 
-        request_key: makes the request idempotent: if a job has the key, it is returned.
+        request_key: makes the request idempotent: if a job has the key, it is returned. proceed: an open job on new
+        text is returned instead and goes on, at once if immediate.
         """
         job = Job(
             id=f"job-{secrets.token_hex(6)}",
@@ -90,6 +94,14 @@ class JobStore:
                 there = session.exec(select(Job).where(col(Job.request_key) == request_key)).first()
                 if there is not None:
                     return there
+            if proceed and (there := session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first()):
+                there.request_key = there.request_key or request_key
+                if there.paused_by_owner or (immediate and (there.not_before or not there.immediate)):
+                    there.paused_by_owner, there.immediate = False, there.immediate or immediate
+                    there.not_before = None if immediate else there.not_before
+                    there.reasons = [] if there.state is JobState.RUNNING else [_RESUMED]
+                    _event(session, there.id, now, "hastened", "the owner has asked for it")
+                return there
             session.add(job)
             session.flush()  # the event's foreign key wants the row
             if tuning and tuning.texts is not None:
@@ -112,6 +124,17 @@ class JobStore:
                     tuple_(col(Job.created_at), col(Job.id)) < tuple_(literal(last.created_at), literal(last.id))
                 )
             return list(session.exec(newest_first))
+
+    def last(self) -> Job | None:
+        """The job that was queued last, whatever the clock said then."""
+        queued = select(Job).join(Event, col(Event.job_id) == col(Job.id)).where(Event.kind == "queued")
+        with self._database.read() as session:
+            return session.exec(queued.order_by(col(Event.id).desc()).limit(1)).first()
+
+    def states(self) -> dict[str, JobState]:
+        """The state of each job."""
+        with self._database.read() as session:
+            return {job_id: JobState(state) for job_id, state in session.exec(select(Job.id, Job.state))}
 
     def counts(self) -> dict[JobState, int]:
         """The number of jobs in each state."""
@@ -159,19 +182,19 @@ class JobStore:
         *,
         reasons: Sequence[str],
         now: datetime,
-        progressed: bool = False,
+        kind: str = "paused",
+        attempts: int | None = None,
         not_before: datetime | None = None,
     ) -> None:
         """Mark a running job as paused for these reasons. Raises WrongState when it is not running.
 
-        progressed: it has made a step since its start, so that earlier crashes no longer count. not_before: when it may
-        run again.
+        kind: of the event. attempts: its crashes in a row; None: as before. not_before: when it may run again.
         """
         with self._database.write() as session:
             job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
             job.reasons, job.not_before = list(reasons), not_before
-            job.attempts = 0 if progressed else job.attempts
-            _event(session, job_id, now, "paused", "; ".join(reasons))
+            job.attempts = job.attempts if attempts is None else attempts
+            _event(session, job_id, now, kind, "; ".join(reasons))
 
     def pause_by_owner(self, job_id: str, *, reason: str, now: datetime) -> Job:
         """Pause a waiting job until `resume_by_owner`. Raises WrongState when it is not waiting."""
@@ -189,7 +212,7 @@ class JobStore:
             job = found_job(session, job_id)
             if not job.paused_by_owner or job.state not in OPEN_STATES:
                 raise WrongState(f"Job {job_id} is {job.state} and was not paused by its owner.")
-            job.paused_by_owner, job.reasons = False, ["resumed; the conditions are checked next"]
+            job.paused_by_owner, job.reasons = False, [_RESUMED]
             _event(session, job_id, now, "resumed by owner", "it may go on")
         return job
 
@@ -201,26 +224,6 @@ class JobStore:
                 .where(col(Job.id) == job_id, col(Job.state).in_((JobState.QUEUED, JobState.PAUSED)))
                 .values(reasons=list(reasons))
             )
-
-    def crashed(self, job_id: str, *, error: str, attempts: int, retry_at: datetime, now: datetime) -> None:
-        """Mark a running job as paused until `retry_at`, after its crash number `attempts` in a row."""
-        with self._database.write() as session:
-            job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
-            job.attempts, job.not_before = attempts, retry_at
-            job.reasons = [f"{error}; next try at {retry_at:%H:%M:%S} UTC"]
-            _event(session, job_id, now, "crashed", error)
-
-    def hasten(self, *, now: datetime) -> Job | None:
-        """Let the job of the threshold that waits for its first start wait no more; None where there is none."""
-        waiting = select(Job).where(
-            Job.state == JobState.QUEUED, Job.requested_by == Requester.THRESHOLD, col(Job.paused_by_owner).is_(False)
-        )
-        with self._database.write() as session:
-            job = session.exec(waiting.order_by(col(Job.created_at))).first()
-            if job is not None and not job.immediate:
-                job.immediate = True
-                session.add(Event(job_id=job.id, at=now, kind="hastened", message="the owner asked for it now"))
-            return job
 
     def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
         """Cancel an open job. Raises WrongState when it has ended."""
@@ -261,12 +264,8 @@ class JobStore:
                 mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
-        """Store the worker's plan and its predicted peak memory."""
-        self._set(job_id, plan=plan, predicted_bytes=predicted_bytes)
-
-    def set_method(self, job_id: str, method: str) -> None:
-        """Store the job's method."""
-        self._set(job_id, method=method)
+        """Store the worker's plan, its method, and its predicted peak memory."""
+        self._set(job_id, plan=plan, method=plan["method"], predicted_bytes=predicted_bytes)
 
     def set_parent(self, job_id: str, parent: str | None) -> Job:
         """Change the adapter that the job starts from; None is the base model. Returns the job."""
@@ -357,6 +356,8 @@ def _ended(
     of: Sequence[JobState] = OPEN_STATES,
 ) -> Job:
     job = _change_state(session, job_id, to, of=of)
+    if job.texts is None:  # it never started: no job starts by itself on these
+        job.texts, job.words = assign_to_job(session, job_id, given=False, replay=False)
     job.finished_at, job.reasons, job.not_before = now, [], None
     _event(session, job_id, now, to, message)
     return job

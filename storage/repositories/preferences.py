@@ -15,18 +15,20 @@ class PreferenceStore:
         self._database = database
         self._cache: dict[str, str | None] = {}  # read at every look at the conditions
 
-    def snooze(self, until: datetime | None) -> None:
-        """Run no job until then; None ends that."""
-        value = None if until is None else until.isoformat()
+    def snooze(self, until: datetime | None, now: datetime) -> None:
+        """Run no job until then; None ends that. Stored is the interval from now on, as ISO 8601 writes it."""
+        value = None if until is None else f"{now.isoformat()}/{until.isoformat()}"
         with self._database.write() as session:
             session.merge(Preference(key=_SNOOZED_UNTIL, value=value))
         self._cache[_SNOOZED_UNTIL] = value
 
-    def snoozed_until(self) -> datetime | None:
-        """Until when no job runs; may be in the past."""
+    def snoozed_until(self, now: datetime) -> datetime | None:
+        """Until when no job runs; may be over. One that was set in the future, by a wrong clock, is none."""
         if _SNOOZED_UNTIL not in self._cache:
             with self._database.read() as session:
                 found = session.get(Preference, _SNOOZED_UNTIL)
             self._cache[_SNOOZED_UNTIL] = found.value if found else None
-        value = self._cache[_SNOOZED_UNTIL]
-        return None if value is None else datetime.fromisoformat(value)
+        since, _, until = (self._cache[_SNOOZED_UNTIL] or "").rpartition("/")  # older versions stored the end alone
+        if not until or (since and datetime.fromisoformat(since) > now):
+            return None
+        return datetime.fromisoformat(until)

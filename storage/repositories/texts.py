@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, cast, func, literal, tuple_
+from sqlalchemy import ColumnElement, LargeBinary, and_, cast, func, literal, tuple_
 from sqlmodel import Session, col, select, update
+from sqlmodel.sql.expression import SelectOfScalar
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
@@ -109,9 +110,10 @@ class TextStore:
                 newest_first = newest_first.where(_behind(last))
             return list(session.exec(newest_first))
 
-    def counts(self) -> TextCounts:
-        """The number of texts and of new words."""
-        new_words = func.coalesce(func.sum(Text.words).filter(col(Text.learned_in).is_(None)), 0)
+    def counts(self, *, beside: str = "") -> TextCounts:
+        """The number of texts, and of new words in those that this job does not have."""
+        new = and_(col(Text.learned_in).is_(None), col(Text.id).not_in(_ids_of(beside)))
+        new_words = func.coalesce(func.sum(Text.words).filter(new), 0)
         with self._database.read() as session:
             texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
         return TextCounts(texts=texts, new_words=words)
@@ -128,28 +130,21 @@ class TextStore:
             return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
 
     def count_of(self, app: str, *, since: datetime) -> int:
-        """The number of texts that an app has added since a moment."""
-        count = select(func.count()).where(col(Text.app) == app, col(Text.created_at) > since)
+        """The number of texts that an app has added in the day after a moment."""
+        day = col(Text.created_at).between(since, since + timedelta(days=1))
         with self._database.read() as session:
-            return session.exec(count).one()
-
-    def new_words_since(self, moment: datetime) -> int:
-        """The number of new words that were added after a moment."""
-        words = select(func.coalesce(func.sum(Text.words), 0))
-        with self._database.read() as session:
-            return session.exec(words.where(col(Text.learned_in).is_(None), col(Text.created_at) > moment)).one()
+            return session.exec(select(func.count()).where(col(Text.app) == app, day)).one()
 
     def of_job(self, job_id: str) -> list[Text]:
-        """A job's texts, oldest first; the order is stable."""
+        """A job's texts, oldest first, in a stable order; `learned_in` is the one of JobText."""
+        texts = select(Text, JobText.learned_in).join(JobText, col(JobText.text_id) == col(Text.id))
         with self._database.read() as session:
-            return list(
-                session.exec(
-                    select(Text)
-                    .join(JobText, col(JobText.text_id) == col(Text.id))
-                    .where(JobText.job_id == job_id)
-                    .order_by(col(Text.created_at), col(Text.id))
-                )
-            )
+            rows = session.exec(
+                texts.where(JobText.job_id == job_id).order_by(col(Text.created_at), col(Text.id))
+            ).all()
+        for text, learned_in in rows:  # which no session tracks any more
+            text.learned_in = learned_in
+        return [text for text, _ in rows]
 
 
 def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
@@ -175,7 +170,7 @@ def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: da
 
 
 def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -> tuple[int, int]:
-    """Fix the job's texts: all new ones, and as many words of old text, which is replayed against forgetting.
+    """Fix the job's texts and roles: all new ones, and as many words of old text, replayed against forgetting.
 
     The choice of old texts depends on the job's id; a tenth of them is held-out text, if there is as much, to detect
     forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
@@ -183,7 +178,7 @@ def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -
     words.
     """
     texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
-    own = set(session.exec(select(JobText.text_id).where(JobText.job_id == job_id)))
+    own = set(session.exec(_ids_of(job_id)))
     new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
     # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
@@ -191,7 +186,9 @@ def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -
         words = max(MIN_REPLAY_WORDS, sum(text.words for text in new))
         kept = _first([text for text in old if text.held_out], words // HELD_OUT_ONE_IN)
         old = kept + _first([text for text in old if not text.held_out], words - sum(text.words for text in kept))
-    session.add_all(JobText(job_id=job_id, text_id=text.id) for text in new + old if text.id not in own)
+    session.add_all(
+        JobText(job_id=job_id, text_id=text.id, learned_in=text.learned_in) for text in new + old if text.id not in own
+    )
     return len(new + old), sum(text.words for text in new + old)
 
 
@@ -221,8 +218,13 @@ def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
 
 def mark_learned(session: Session, job_id: str) -> None:
     """Mark a succeeded job's texts as learned."""
-    of_job = select(JobText.text_id).where(JobText.job_id == job_id)
-    session.exec(update(Text).where(col(Text.id).in_(of_job), col(Text.learned_in).is_(None)).values(learned_in=job_id))
+    new = update(Text).where(col(Text.id).in_(_ids_of(job_id)), col(Text.learned_in).is_(None))
+    session.exec(new.values(learned_in=job_id))
+
+
+def _ids_of(job_id: str) -> SelectOfScalar[str]:
+    """A job's texts."""
+    return select(JobText.text_id).where(JobText.job_id == job_id)
 
 
 def _known(session: Session, ids: list[str]) -> set[str]:

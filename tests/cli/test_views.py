@@ -221,6 +221,11 @@ def test_status_of_a_busy_daemon() -> None:
     assert "waits for" not in text
 
 
+def test_a_status_says_what_the_owner_is_to_know_of_a_model_that_works() -> None:
+    model = STATUS["model"] | {"message": "The database does not know the adapters in set-aside."}
+    assert "ready. The database does not know" in rendered(status_panel(STATUS | {"model": model}, NOW), width=120)
+
+
 def test_status_without_a_model_says_what_to_do() -> None:
     missing = STATUS | {
         "model": {"name": None, "ready": False, "message": "Run `pocketllm models add`.", "adapter": None}

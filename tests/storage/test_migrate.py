@@ -128,7 +128,8 @@ def test_what_the_first_schema_held_stays(path: Path) -> None:
     assert (open_job.state, open_job.reasons, open_job.attempts) == (JobState.PAUSED, ["battery"], 1)
     for job in (ended, open_job):
         assert (job.mode, job.predicted_bytes, job.plan, job.early_stopping) == ("lora", None, None, None)
-    assert [text.id for text in store.texts.of_job("job-2")] == ["text-1"]
+    assert [(text.id, text.learned_in) for text in store.texts.of_job("job-2")] == [("text-1", "job-1")]
+    assert [(text.id, text.learned_in) for text in store.texts.of_job("job-1")] == [("text-1", None)]
     assert [event.message for event in store.jobs.events("job-1")] == ["queued by owner"]
     evaluation = store.step_log.evaluation("job-1", 0)
     assert evaluation is not None
@@ -184,7 +185,7 @@ def test_states_out_of_events_become_columns(path: Path) -> None:
     first, second = store.reports.of(jobs[0]), store.reports.of(jobs[1])
     assert first.numbers == {"verdict": {"outcome": "learned"}, "verbatim_recall": None}
     assert second.numbers["verbatim_recall"] == {"places": 8, "base": 0.0, "personal": 0.5}
-    assert store.preferences.snoozed_until() == NOW
+    assert store.preferences.snoozed_until(NOW) == NOW
     assert [window.ended_at for window in store.runs.idle_windows(NOW)] == [None]
     assert [sample.battery for sample in store.sensor_history.since(NOW - timedelta(days=2))] == [80]
     assert store.step_log.last_step("first") == 2

@@ -66,11 +66,6 @@ Operation = Callable[[Store, str], Any]
 OPERATIONS: dict[str, tuple[Operation, tuple[JobState, ...], JobState]] = {
     "start": (lambda store, job: store.jobs.start(job, now=LATER), (QUEUED, PAUSED), RUNNING),
     "pause": (lambda store, job: store.jobs.pause(job, reasons=["rain"], now=LATER), (RUNNING,), PAUSED),
-    "crashed": (
-        lambda store, job: store.jobs.crashed(job, error="bang", attempts=1, retry_at=LATER, now=LATER),
-        (RUNNING,),
-        PAUSED,
-    ),
     "cancel": (lambda store, job: store.jobs.cancel(job, message="no", now=LATER), OPEN_STATES, JobState.CANCELLED),
     "fail": (lambda store, job: store.jobs.fail(job, error="bang", now=LATER), OPEN_STATES, JobState.FAILED),
     "succeed": (
@@ -194,26 +189,26 @@ def test_only_a_waiting_job_is_explained_and_that_is_no_event(store: Store, stat
 
 def test_a_crash_is_kept_with_its_number_and_the_time_of_the_next_try(store: Store) -> None:
     job = in_state(store, RUNNING)
-    store.jobs.crashed(job.id, error="signal 9", attempts=2, retry_at=LATER, now=NOW)
+    store.jobs.pause(job.id, reasons=["code 1"], kind="crashed", attempts=2, not_before=LATER, now=NOW)
     crashed = store.jobs.get(job.id)
     assert (crashed.state, crashed.attempts, crashed.not_before) == (PAUSED, 2, LATER)
-    assert crashed.reasons == ["signal 9; next try at 04:04:05 UTC"]
-    assert (store.jobs.events(job.id)[-1].kind, store.jobs.events(job.id)[-1].message) == ("crashed", "signal 9")
+    assert crashed.reasons == ["code 1"]
+    assert (store.jobs.events(job.id)[-1].kind, store.jobs.events(job.id)[-1].message) == ("crashed", "code 1")
 
 
-@pytest.mark.parametrize(("progressed", "attempts"), [(False, 2), (True, 0)])
-def test_a_pause_takes_earlier_crashes_off_only_after_a_step(store: Store, progressed: bool, attempts: int) -> None:
+@pytest.mark.parametrize(("given", "attempts"), [(None, 2), (0, 0)])
+def test_a_pause_leaves_the_crashes_as_they_were_unless_told(store: Store, given: int | None, attempts: int) -> None:
     job = in_state(store, RUNNING)
-    store.jobs.crashed(job.id, error="bang", attempts=2, retry_at=NOW, now=NOW)
+    store.jobs.pause(job.id, reasons=["bang"], attempts=2, now=NOW)
     assert store.jobs.start(job.id, now=NOW).attempts == 2
-    store.jobs.pause(job.id, reasons=["dark"], now=NOW, progressed=progressed)
+    store.jobs.pause(job.id, reasons=["dark"], attempts=given, now=NOW)
     assert store.jobs.get(job.id).attempts == attempts
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cancel", "cancelled"), ("fail", "failed"), ("succeed", "succeeded")])
 def test_a_job_that_has_ended_waits_for_nothing(store: Store, name: str, kind: str) -> None:
     job = in_state(store, RUNNING)
-    store.jobs.crashed(job.id, error="bang", attempts=1, retry_at=LATER, now=NOW)
+    store.jobs.pause(job.id, reasons=["bang"], attempts=1, not_before=LATER, now=NOW)
     if name == "succeed":
         store.jobs.start(job.id, now=NOW)
     OPERATIONS[name][0](store, job.id)

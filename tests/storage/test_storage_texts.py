@@ -238,13 +238,26 @@ def test_a_text_stays_learned_in_the_job_that_was_first(store: Store) -> None:
     assert store.texts.get(identity).learned_in == first.id
 
 
-def test_words_since_a_moment_are_those_that_came_in_later_and_are_new(store: Store) -> None:
-    assert store.texts.new_words_since(NOW) == 0
-    add(store, "learned by now", after_seconds=1)
+def test_what_is_new_to_a_job_stays_new_to_it(store: Store) -> None:
+    [old] = add(store, "old")
+    earlier = queue_job(store)
+    learn(store, earlier.id)
+    [new] = add(store, "new", after_seconds=1)
+    job, other = queue_job(store), queue_job(store)
+    learn(store, other.id)
+    assert store.texts.get(new).learned_in == other.id
+    assert [(text.id, text.learned_in) for text in store.texts.of_job(job.id)] == [(old, earlier.id), (new, None)]
+
+
+def test_new_words_beside_a_job_are_those_of_other_texts_whenever_they_came(store: Store) -> None:
+    add(store, "learned by now")
     learn(store, queue_job(store).id)
-    for second in (2, 3, 4):
+    add(store, "of the job")
+    job = queue_job(store)
+    for second in (-9, 9):
         add(store, f"two {second}", after_seconds=second)
-    assert store.texts.new_words_since(NOW + timedelta(seconds=2)) == 4
+    assert store.texts.counts(beside=job.id).new_words == 4
+    assert store.texts.counts().new_words == 7
 
 
 @pytest.mark.parametrize(

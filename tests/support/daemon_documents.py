@@ -79,6 +79,7 @@ STATUS: Document = {
                 "threshold": 40.0,
                 "unit": "%",
                 "since": "2026-05-01T09:00:00Z",
+                "until": None,
             }
         ],
     },

@@ -70,7 +70,8 @@ class SchedulerWorld:
     def add(self, words: int, about: str = "word") -> None:
         self.store.texts.add([NewText(text=f"{about} " * words, source="test")], now=self.clock.now)
 
-    def request(self, *, immediate: bool = False, seed: int | None = None) -> str:
+    def request(self, *, immediate: bool = False, seed: int | None = 1) -> str:
+        """Ask for a job; without a seed, for the open one if there is one."""
         return self.scheduler.request(JobRequest(), seed=seed, immediate=immediate, now=self.clock.now).id
 
     def job(self, job_id: str) -> Job:

@@ -14,7 +14,7 @@ const bytes = (value) => (value === null ? "unknown" : `${(value / 1e6).toFixed(
 
 function showStatus(status) {
   const { texts, model } = status;
-  element("model").textContent = `${model.name}, ${model.adapter ? "personal" : "as it came"}`;
+  element("model").textContent = `${model.name}, ${model.adapter ? "personal" : "as it came"}${model.message ? `. ${model.message}` : ""}`;
   element("texts-count").textContent = `${count(texts.count, "text")}, ${count(texts.new_words, "new word")}.`;
   element("empty").hidden = texts.count > 0;
 }

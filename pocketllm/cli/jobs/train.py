@@ -45,8 +45,8 @@ def train(
 ) -> None:
     """Train on the stored texts now, and show the progress.
 
-    It does not wait for the charger or for more words, only while battery or memory is short. `pocketllm plan` says
-    beforehand what it takes.
+    It does not wait for the charger or for more words, only while battery or memory is short. Without options, a job
+    that is open goes on, also one that was paused. `pocketllm plan` says beforehand what it takes.
 
     Ctrl-C stops the watching, not the job.
     """

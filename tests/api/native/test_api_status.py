@@ -95,6 +95,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Pat
                 "threshold": None,
                 "unit": None,
                 "since": since,
+                "until": None,
             },
             {
                 "name": "battery",
@@ -103,6 +104,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Pat
                 "threshold": 40.0,
                 "unit": "%",
                 "since": since,
+                "until": None,
             },
             {
                 "name": "memory",
@@ -111,6 +113,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Pat
                 "threshold": 7e8,
                 "unit": "bytes",
                 "since": since,
+                "until": None,
             },
         ],
     }
@@ -168,7 +171,7 @@ def test_a_broken_model_is_explained(api: InProcessApp, with_model: Path) -> Non
 
 def test_counts_and_the_worker(api: InProcessApp, with_model: Path) -> None:
     api.add("one two three", "four five")
-    first, second = (api.post("/jobs").json()["id"] for _ in range(2))
+    first, second = (api.post("/jobs", json={"seed": seed}).json()["id"] for seed in range(2))
     api.post(f"/jobs/{second}/cancel")
     api.tick()
     document = status(api)

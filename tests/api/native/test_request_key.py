@@ -41,10 +41,17 @@ def test_a_job_that_has_ended_is_not_made_again(api: InProcessApp) -> None:
     assert (again["id"], again["state"], jobs(api)) == (job, "cancelled", 1)
 
 
+def test_a_job_that_is_open_is_gone_on_with_and_remembers_the_key(api: InProcessApp) -> None:
+    job = api.post("/jobs", json={}).json()["id"]
+    assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job
+    api.post(f"/jobs/{job}/cancel")
+    assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job and jobs(api) == 1
+
+
 def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
     token = api.post("/tokens", json={"name": "app", "scopes": ["admin"]}).json()["token"]
     for sent in (TOKEN, token):
-        assert api.post("/jobs", json={}, headers=KEY, token=sent).status_code == 202
+        assert api.post("/jobs", json={"steps": 3}, headers=KEY, token=sent).status_code == 202
     assert jobs(api) == 2
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pocketllm.daemon.scheduling.attempts import RETRY_SECONDS, STALL_SECONDS
+from pocketllm.daemon.paths import adapter_id_of
+from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, RETRY_SECONDS, STALL_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import Superseded
 from pocketllm.storage.repositories.jobs import Tuning
@@ -16,7 +17,7 @@ from tests.support.scheduler_world import SchedulerWorld
 
 
 def test_a_crash_that_cannot_be_stored_is_stored_when_there_is_room(world: SchedulerWorld, running: str) -> None:
-    world.runner.ends(-9)
+    world.runner.ends(1, "boom")
     with no_room():
         world.tick()
         world.tick()
@@ -25,7 +26,7 @@ def test_a_crash_that_cannot_be_stored_is_stored_when_there_is_room(world: Sched
     assert blocker.name == "storage" and str(world.folder.database) in blocker.message
     world.tick()
     assert (world.job(running).state, world.job(running).attempts) == (JobState.PAUSED, 1)
-    assert world.scheduler.verdict.allowed
+    assert [blocker.name for blocker in world.scheduler.verdict.blockers] == ["held back"]
     world.tick(RETRY_SECONDS)
     assert world.runner.started == [running, running]
 
@@ -52,12 +53,12 @@ def test_while_nothing_can_be_stored_nothing_runs(world: SchedulerWorld, running
     assert world.job(behind).reasons == [f"waits for {running}"]
 
 
-def test_a_job_that_is_running_without_a_worker_has_crashed(world: SchedulerWorld) -> None:
+def test_a_job_that_is_running_without_a_worker_is_tried_again(world: SchedulerWorld) -> None:
     world.add(5)
     job_id = world.request()
     world.store.jobs.start(job_id, now=world.clock.now)
     world.tick()
-    assert (world.job(job_id).state, world.job(job_id).attempts) == (JobState.PAUSED, 1)
+    assert (world.job(job_id).state, world.job(job_id).attempts) == (JobState.PAUSED, 0)
     assert world.job(job_id).reasons[0].startswith("its worker is gone; next try at ")
 
 
@@ -84,7 +85,7 @@ def test_a_worker_that_could_not_go_on_for_now_has_not_crashed(world: SchedulerW
         job = world.job(running)
         assert (job.state, job.attempts) == (JobState.PAUSED, 0)
         assert job.reasons[0].startswith("another worker holds this data folder; next try at ")
-        world.tick(RETRY_SECONDS)
+        world.tick(LONGEST_RETRY.total_seconds())
     assert len(world.runner.started) == 10
 
 
@@ -112,7 +113,8 @@ def test_what_ended_jobs_and_dead_workers_left_is_deleted(world: SchedulerWorld,
     waiting = world.request()
     kept = [world.folder.start(waiting), world.folder.adapter(f"of-{running}")]
     folder = world.folder
-    left = [folder.start(running), folder.run(running), folder.adapter("adapter-0"), folder.adapter(".a.writing")]
+    adapter = adapter_id_of(running)
+    left = [folder.start(running), folder.run(running), folder.adapter(adapter), folder.adapter(f".{adapter}.writing")]
     for path in kept + left:
         path.mkdir(parents=True)
     world.succeed(running)

@@ -8,7 +8,8 @@ from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.scheduling.attempts import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.tables import JobState, Requester
+from pocketllm.storage.repositories.jobs import Tuning
+from pocketllm.storage.tables import BASE, JobState, Requester
 from tests.support.in_process_app import FakeRunner
 from tests.support.scheduler_world import SchedulerWorld
 
@@ -160,11 +161,52 @@ def test_who_asks_for_a_job_gets_the_one_that_waits(world: SchedulerWorld) -> No
     world.tick()
     waiting = world.only_job()
     assert not waiting.immediate
-    assert world.request(immediate=True) == waiting.id == world.only_job().id
+    assert world.request(immediate=True, seed=None) == waiting.id == world.only_job().id
     world.tick()
     assert world.runner.started == [waiting.id]
     assert world.store.jobs.events(waiting.id)[1].kind == "hastened"
-    assert world.request(immediate=True) != waiting.id  # it runs already
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "paused by its owner", "after a crash"])
+def test_who_asks_for_a_job_goes_on_with_the_open_one(world: SchedulerWorld, state: str) -> None:
+    """A second job on the same texts would run to its end to be thrown away."""
+    world.add(20)
+    world.tick()
+    job_id = world.only_job().id
+    world.step(job_id)
+    if state == "paused":
+        world.power.value = False
+        world.tick()
+    elif state == "paused by its owner":
+        world.scheduler.pause(job_id, world.clock.now)
+    elif state == "after a crash":
+        world.runner.ends(1, "boom")
+        world.tick()
+    world.power.value = False
+    assert world.request(immediate=False, seed=None) == job_id
+    assert world.request(immediate=True, seed=None) == job_id == world.only_job().id
+    world.tick(61)
+    job = world.job(job_id)
+    assert (job.state, job.immediate, job.paused_by_owner, job.reasons) == (JobState.RUNNING, True, False, [])
+    assert set(world.runner.started) == {job_id}
+    events = len(world.store.jobs.events(job_id))
+    assert world.request(immediate=True, seed=None) == job_id
+    assert len(world.store.jobs.events(job_id)) == events
+
+
+def test_a_fine_tuning_job_is_not_gone_on_with(world: SchedulerWorld) -> None:
+    """It has texts, or a start, of its own."""
+    world.add(20)
+    tuning = Tuning(document={"seed": None}, start_from=BASE)
+    tuned = world.scheduler.request(JobRequest(), seed=None, immediate=False, now=world.clock.now, tuning=tuning).id
+    assert world.request(immediate=True, seed=None) != tuned
+
+
+def test_requests_at_once_make_one_job(world: SchedulerWorld) -> None:
+    world.add(20)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: world.request(immediate=True, seed=None), range(8)))
+    assert set(found) == {world.only_job().id}
 
 
 def test_who_asks_for_a_certain_job_gets_one_of_its_own(world: SchedulerWorld) -> None:
@@ -172,7 +214,6 @@ def test_who_asks_for_a_certain_job_gets_one_of_its_own(world: SchedulerWorld) -
     world.power.value = False
     world.tick()
     waiting = world.only_job().id
-    assert world.request(immediate=False) != waiting
     assert world.request(immediate=True, seed=3) != waiting
     assert not world.job(waiting).immediate
 
@@ -230,12 +271,12 @@ def test_a_day_after_a_failure_its_text_is_tried_again(world: SchedulerWorld, en
 
 def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: SchedulerWorld, running: str) -> None:
     for attempt in range(1, MAX_ATTEMPTS):
-        world.runner.ends(-9)
+        world.runner.ends(1, "boom")
         world.tick()
         wait = RETRY_SECONDS * 2 ** (attempt - 1)
         job = world.job(running)
         assert (job.state, job.attempts) == (JobState.PAUSED, attempt)
-        assert job.reasons[0].startswith("the worker was ended by signal 9; next try at ")
+        assert job.reasons[0].startswith("the worker ended with code 1: boom; next try at ")
         world.tick(wait - 1)
         assert len(world.runner.started) == attempt
         world.tick(1)
@@ -254,7 +295,7 @@ def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: Schedul
 def test_a_step_between_crashes_makes_the_next_one_the_first(world: SchedulerWorld, running: str) -> None:
     for _ in range(2 * MAX_ATTEMPTS):
         world.step(running)
-        world.runner.ends(-9)
+        world.runner.ends(1, "boom")
         world.tick()
         assert world.job(running).attempts == 1
         world.tick(RETRY_SECONDS)
@@ -264,7 +305,7 @@ def test_a_step_between_crashes_makes_the_next_one_the_first(world: SchedulerWor
 def test_a_pause_is_no_crash_and_takes_none_off_unless_a_step_was_made(
     world: SchedulerWorld, running: str, step: bool, attempts: int
 ) -> None:
-    world.runner.ends(-9)
+    world.runner.ends(1, "boom")
     world.tick()
     world.tick(RETRY_SECONDS)
     if step:
@@ -273,7 +314,7 @@ def test_a_pause_is_no_crash_and_takes_none_off_unless_a_step_was_made(
     world.tick()
     world.power.value = True
     world.tick(world.settings.gate.minimum_pause_seconds)
-    world.runner.ends(-9)
+    world.runner.ends(1, "boom")
     world.tick()
     assert world.job(running).attempts == attempts
 
@@ -283,7 +324,7 @@ def test_a_clock_that_was_set_back_does_not_prolong_the_wait(world: SchedulerWor
     if after == "a pause":
         world.power.value = False
     else:
-        world.runner.ends(-9)
+        world.runner.ends(1, "boom")
     world.tick()
     assert world.runner.job_id is None
     world.power.value = True
@@ -298,22 +339,24 @@ class NoProcessLeft(FakeRunner):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
-def test_a_worker_that_cannot_be_started_counts_as_a_crash(world: SchedulerWorld) -> None:
+def test_a_worker_that_cannot_be_started_is_no_crash(world: SchedulerWorld) -> None:
     world.add(5)
     job_id = world.request()
     scheduler = world.scheduler_with(NoProcessLeft())
     scheduler.tick(world.clock.now)
     job = world.job(job_id)
-    assert (job.state, job.attempts) == (JobState.PAUSED, 1)
+    assert (job.state, job.attempts) == (JobState.PAUSED, 0)
     assert job.reasons[0].startswith("the worker could not be started: [Errno 11] Resource temporarily unavailable")
-    for _ in range(MAX_ATTEMPTS - 1):
+    for _ in range(MAX_ATTEMPTS):
         scheduler.tick(world.clock.advance(600))
-    assert world.job(job_id).state is JobState.FAILED
+    assert world.job(job_id).state is JobState.PAUSED
 
 
 def test_a_new_daemon_goes_on_where_a_dead_one_was(world: SchedulerWorld, running: str) -> None:
-    world.folder.start(running).mkdir(parents=True)
-    world.folder.start("job-of-the-past").mkdir()
+    ended = world.request()
+    world.store.jobs.cancel(ended, message="test", now=world.clock.now)
+    for job_id in (running, ended):
+        world.folder.start(job_id).mkdir(parents=True)
     runner = FakeRunner()
     scheduler = world.scheduler_with(runner)
     scheduler.recover(world.clock.now)

@@ -12,7 +12,7 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Outcome
+from pocketllm.storage.tables import Adapter, Job, JobState, Outcome
 from tests.support.learning import equal
 from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
 
@@ -59,6 +59,26 @@ def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
         losses = [store.step_log.evaluation(job.id, step) for job in (one, two)]
         assert losses[0] is not None and losses[1] is not None
         assert losses[0].block_losses == losses[1].block_losses
+
+
+@pytest.mark.slow
+def test_a_paused_job_learns_the_same_bits_whatever_another_job_has_learned_meanwhile(
+    folder: DataFolder, store: Store
+) -> None:
+    """Which texts are new to a job is fixed with them: else its batches would change under it."""
+    store.texts.add(notes(10), now=NOW)
+    earlier = queue_job(store)
+    row = Adapter(id="earlier", job_id=earlier.id, model="tiny", outcome=Outcome.NO_PROOF, created_at=NOW)
+    store.jobs.succeed(earlier.id, adapter=row, publish=False, now=NOW)
+    store.texts.add([NewText(text=f"Paid the grocer {i} shillings.", source="ledger") for i in range(30)], now=NOW)
+
+    paused, other = (queue_job(store, seed=7, steps=12) for _ in range(2))
+    assert 0 < kill_at(store, start_worker(folder, paused), paused, 2) < 12
+    finish(start_worker(folder, other))  # which learns the same texts
+    assert store.texts.counts().new_words == 0
+    finish(start_worker(folder, paused))
+    one, two = ended(store, paused).adapter, ended(store, other).adapter
+    assert one and two and equal(load_adapter(folder.adapter(one)), load_adapter(folder.adapter(two)))
 
 
 def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, store: Store) -> None:

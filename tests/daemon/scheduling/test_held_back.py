@@ -1,0 +1,212 @@
+"""What keeps new text from being learned: kills from outside, jobs that came to nothing, a clock that was wrong."""
+
+import signal
+from datetime import timedelta
+
+import pytest
+
+from pocketllm.daemon.conditions.gate import Blocker
+from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, MAX_ATTEMPTS, RETRY_SECONDS
+from pocketllm.daemon.scheduling.worker_process import Exit
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.tables import JobState
+from tests.support.scheduler_world import SchedulerWorld
+
+OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGXCPU", "SIGUSR1")
+FAULTS = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE")
+
+
+def hold(world: SchedulerWorld) -> Blocker | None:
+    """The blocker that is no condition."""
+    return {blocker.name: blocker for blocker in world.scheduler.verdict.blockers}.get("held back")
+
+
+@pytest.mark.parametrize(
+    ("code", "is_crash"),
+    [
+        *((-getattr(signal, name), False) for name in OUTSIDE),
+        *((-getattr(signal, name), True) for name in FAULTS),
+        *((0, True), (1, True), (75, False), (137, True)),
+    ],
+)
+def test_only_the_workers_own_end_is_a_crash(code: int, is_crash: bool) -> None:
+    assert Exit(job_id="job-1", code=code, last_words="").is_crash is is_crash
+
+
+def test_kills_from_outside_never_fail_a_job_and_the_wait_grows_until_a_step(
+    world: SchedulerWorld, running: str
+) -> None:
+    for number in range(3 * MAX_ATTEMPTS):
+        world.runner.ends(-signal.SIGKILL)
+        now = world.tick()
+        wait = min(timedelta(seconds=RETRY_SECONDS * 2**number), LONGEST_RETRY)
+        job = world.job(running)
+        assert (job.state, job.attempts, job.not_before) == (JobState.PAUSED, 0, now + wait)
+        blocker = hold(world)
+        assert blocker is not None and blocker.until == now + wait
+        assert blocker.message.startswith(f"{running}: the worker was ended by signal 9; next try at ")
+        assert not world.scheduler.verdict.allowed
+        assert world.scheduler.expected_at(now) == now + wait, "the conditions would allow it now"
+        world.tick(wait.total_seconds() - 1)
+        assert len(world.runner.started) == number + 1
+        world.tick(1)
+        assert len(world.runner.started) == number + 2 and hold(world) is None
+    world.step(running)
+    world.runner.ends(-signal.SIGTERM)
+    now = world.tick()
+    assert world.job(running).not_before == now + timedelta(seconds=RETRY_SECONDS)
+
+
+def test_a_pause_by_the_conditions_is_no_kill(world: SchedulerWorld, running: str) -> None:
+    world.power.value = False
+    world.tick()
+    assert world.job(running).not_before is None and hold(world) is None
+
+
+def test_a_job_that_failed_holds_its_texts_back_for_a_day_and_says_so(world: SchedulerWorld) -> None:
+    world.add(20)
+    world.tick()
+    job_id = world.only_job().id
+    world.store.jobs.fail(job_id, error="too little memory", now=world.clock.now)
+    world.runner.ends(0)
+    failed, now = world.clock.now, world.tick()
+    blocker = hold(world)
+    assert blocker == Blocker(
+        name="held back",
+        message=f"{job_id} failed; `pocketllm train` learns its texts, or they are tried again from 2026-03-02 12:00 "
+        "UTC on",
+        since=failed,
+        until=failed + timedelta(days=1),
+    )
+    assert world.scheduler.expected_at(now) == blocker.until
+    world.tick(86_400)
+    assert hold(world) is None and len(world.runner.started) == 2
+
+
+def test_a_job_that_was_cancelled_holds_its_texts_back_and_says_what_ends_that(world: SchedulerWorld) -> None:
+    world.add(20)
+    world.tick()
+    job_id = world.only_job().id
+    world.scheduler.cancel(job_id, world.clock.now)
+    now = world.tick()
+    blocker = hold(world)
+    assert blocker is not None and blocker.until is None
+    assert blocker.message == f"{job_id} cancelled; `pocketllm train` learns its texts"
+    assert world.scheduler.expected_at(now) is None
+    assert world.request(immediate=True, seed=None) != job_id
+    world.tick()
+    assert hold(world) is None and len(world.runner.started) == 2
+
+
+def test_a_job_that_was_cancelled_before_it_started_keeps_its_texts_back_too(world: SchedulerWorld) -> None:
+    world.add(20)
+    world.power.value = False
+    world.tick()
+    world.scheduler.cancel(world.only_job().id, world.clock.now)
+    world.power.value = True
+    world.tick()
+    assert world.runner.started == [] and hold(world) is not None
+    world.add(20, "newer")
+    world.tick()
+    assert len(world.runner.started) == 1
+
+
+def test_too_little_new_text_is_held_back_by_nothing(world: SchedulerWorld) -> None:
+    world.add(19)
+    world.scheduler.cancel(world.request(), world.clock.now)
+    world.tick()
+    assert hold(world) is None
+
+
+def test_a_job_that_its_owner_paused_is_said(world: SchedulerWorld, running: str) -> None:
+    world.scheduler.pause(running, world.clock.now)
+    since = world.tick()
+    world.tick(3600)
+    blocker = hold(world)
+    assert blocker is not None and (blocker.since, blocker.until) == (since, None)
+    assert blocker.message == f"{running} is paused by the owner; `pocketllm train` goes on with it"
+
+
+# The clock.
+
+FUTURE = timedelta(days=400)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_a_job_that_ended_in_the_future_holds_nothing_newer_back(world: SchedulerWorld, end: str) -> None:
+    """The clock was wrong by a year while a job came to nothing, and is right again."""
+    world.clock.now += FUTURE
+    world.add(20)
+    world.tick()
+    first = world.only_job().id
+    if end == "cancelled":
+        world.scheduler.cancel(first, world.clock.now)
+    else:
+        world.store.jobs.fail(first, error="too little memory", now=world.clock.now)
+        world.runner.ends(0)
+    world.clock.now -= FUTURE
+    world.add(20, "newer")
+    world.tick()
+    world.tick()
+    assert len(world.runner.started) == 2
+    second = world.runner.started[1]
+    # The second one is the last, whatever its date says.
+    world.store.jobs.fail(second, error="again", now=world.clock.now)
+    world.runner.ends(0)
+    world.tick()
+    world.tick()
+    assert len(world.runner.started) == 2
+    blocker = hold(world)
+    assert blocker is not None and blocker.message.startswith(second)
+
+
+def test_texts_of_the_future_do_not_start_one_job_after_the_other(world: SchedulerWorld) -> None:
+    world.clock.now += FUTURE
+    world.add(20)
+    world.clock.now -= FUTURE
+    world.tick()
+    for job in world.store.jobs.open():
+        world.store.jobs.fail(job.id, error="too little memory", now=world.clock.now)
+        world.runner.ends(0)
+    for _ in range(3):
+        world.tick()
+    assert len(world.runner.started) == 1
+
+
+def test_a_snooze_that_was_set_in_the_future_is_none(world: SchedulerWorld) -> None:
+    world.add(20)
+    wrong = world.clock.now + FUTURE
+    world.store.preferences.snooze(wrong + timedelta(hours=1), wrong)
+    world.tick()
+    assert world.scheduler.verdict.allowed and len(world.runner.started) == 1
+    now = world.clock.now
+    world.store.preferences.snooze(now + timedelta(hours=1), now)
+    world.tick()
+    [blocker] = world.scheduler.verdict.blockers
+    assert (blocker.name, blocker.until) == ("snooze", now + timedelta(hours=1))
+    assert world.store.preferences.snoozed_until(now - timedelta(seconds=1)) is None
+
+
+def test_a_job_is_not_expected_before_the_end_of_a_snooze(world: SchedulerWorld) -> None:
+    for _ in range(25):
+        world.tick(3600)  # the conditions held all day
+    until = world.clock.now + timedelta(hours=9)
+    world.store.preferences.snooze(until, world.clock.now)
+    now = world.tick()
+    assert world.scheduler.expected_at(now) == until
+
+
+def test_an_idle_time_of_the_future_is_no_forecast(world: SchedulerWorld) -> None:
+    world.clock.now += FUTURE
+    world.tick()
+    world.power.value = False
+    world.tick(3600)
+    world.clock.now -= FUTURE
+    assert world.scheduler.expected_at(world.tick()) is None
+
+
+def test_an_app_may_post_although_its_texts_are_dated_in_the_future(world: SchedulerWorld) -> None:
+    now = world.clock.now
+    for number, at in enumerate((now + FUTURE, now)):
+        world.store.texts.add([NewText(text=f"text {number}", source="test", app="notes")], now=at)
+    assert world.store.texts.count_of("notes", since=now - timedelta(days=1)) == 1
