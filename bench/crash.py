@@ -6,7 +6,7 @@ Clients post texts and note what was acknowledged; one job after another trains,
 MeZO; now and then somebody generates. One process after another gets SIGKILL: half of them at a random time, and half
 right when the database's log changes, which is in the middle of a write. A killed daemon is started again, as a service
 manager does. In the end every acknowledged text must be there once, and every adapter must be that of a job that
-nothing disturbed, byte by byte.
+nothing disturbed, byte by byte. Every third kill hits a worker before its first step, as Android's do all night.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ LIMITS = {
     "restart_s": Limit(at_most=2),
 }
 _CLIENTS = 4
+#: Every third kill hits a worker before its first step.
+_EARLY = 3
 #: Every second kill comes when a worker has had the time to begin.
 _BETWEEN_KILLS = ((0.3, 1.5), (2.5, 6.0))
 _QUICK_EPOCHS = 2
@@ -129,9 +131,9 @@ class Losses:
 def kill_one(world: World, rng: random.Random, losses: Losses) -> str:
     """Kill one process; returns which. A daemon is started again."""
     found = victims(world)
-    # A worker seldom runs, since it waits after a crash and begins anew with the daemon.
+    # A worker seldom runs, since it waits after a kill and begins anew with the daemon.
     name = "worker" if "worker" in found and rng.random() < 0.5 else rng.choice(sorted(found))
-    if name == "worker" and not makes_a_step(world):  # a job whose workers die without a step is given up
+    if name == "worker" and not makes_a_step(world):
         name = "daemon"
     if rng.random() < 0.5:
         at_a_write(world)
@@ -147,6 +149,22 @@ def kill_one(world: World, rng: random.Random, losses: Losses) -> str:
         world.process.wait()
         world.start()
     return name
+
+
+def kill_early(world: World) -> bool:
+    """Kill a worker as soon as it runs, before its first step; whether there was one within two minutes."""
+    ends = time.monotonic() + 120
+    with suppress(httpx.HTTPError, OSError):
+        for (job,) in world.query("SELECT id FROM job WHERE state = 'running'"):  # it has made some: another worker
+            world.call("POST", f"/jobs/{job}/pause")
+            world.call("POST", f"/jobs/{job}/resume")
+    while time.monotonic() < ends:
+        with suppress(httpx.HTTPError, OSError):
+            if pid := victims(world).get("worker"):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def makes_a_step(world: World) -> bool:
@@ -220,6 +238,7 @@ def disturbed(
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Train, post and kill; what came of it."""
     rng, counts, losses = random.Random(SEED), dict.fromkeys(("daemon", "worker", "generator"), 0), Losses()
+    early = 0
     with posting(world) as posters:
         for number in range(1, kills + 1):
             if number == kills // 2 + 1:
@@ -233,7 +252,11 @@ def disturbed(
                 if number % 4 == 0:
                     world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4})
             time.sleep(rng.uniform(*_BETWEEN_KILLS[number % 2]))
-            counts[kill_one(world, rng, losses)] += 1
+            if number % _EARLY == 0 and kill_early(world):
+                early += 1
+                counts["worker"] += 1
+            else:
+                counts[kill_one(world, rng, losses)] += 1
             if number % 10 == 0:
                 progress(f"{number} kills: {counts}")
     until(lambda: not world.open_jobs(), "the end of all jobs")
@@ -252,6 +275,7 @@ def disturbed(
         "restart_max_s": max(world.restarts),
         "acknowledged": float(len(acknowledged)),
         "jobs": float(sum(map(len, found.values()))),
+        "kills_before_a_step": float(early),
     }
     return values, {"kills": counts, "sums": found, "expected": expected, "restarts": world.restarts}
 

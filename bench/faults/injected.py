@@ -86,6 +86,22 @@ def worker_stopped(world: World) -> str:
     return _last_event(world)
 
 
+def worker_killed_early(world: World) -> str:
+    """Something else kills four workers in a row before their first step, as Android does."""
+    known = {world.call("GET", "/status")["worker"]["pid"]}
+    (job,) = world.open_jobs()
+    world.call("POST", f"/jobs/{job['id']}/pause")
+    world.call("POST", f"/jobs/{job['id']}/resume")
+    for _ in range(4):
+        until(lambda: world.call("GET", "/status")["worker"]["pid"] not in {None, *known}, "a new worker")
+        known.add(pid := world.call("GET", "/status")["worker"]["pid"])
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: _blockers(world), "what holds the job back")
+    said = _blockers(world)
+    until(lambda: world.call("GET", "/status")["worker"]["pid"] not in {None, *known}, "the next try")
+    return said
+
+
 def generator_stopped(world: World) -> str:
     """The generator is stopped while it answers."""
     world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4})
@@ -151,6 +167,31 @@ def database_damaged(world: World) -> str:
     return said
 
 
+def database_missing(world: World) -> str:
+    """The database is moved away. The owner puts it back with the adapters that were set aside, as it says."""
+    until(lambda: not world.open_jobs(), "the job's end")
+    world.stop()
+    elsewhere, adapters = world.folder.parent / "elsewhere", world.folder / "adapters"
+    elsewhere.mkdir()
+    learned = {path.name for path in adapters.iterdir()}
+    for file in world.folder.glob("pocketllm.db*"):
+        file.rename(elsewhere / file.name)
+    world.start()
+    said = str(world.call("GET", "/status")["model"]["message"])
+    world.stop()
+    kept = list((world.folder / "set-aside").iterdir())
+    if {path.name for path in kept} != learned:
+        raise SystemExit(f"Of the adapters {learned}, {kept} were kept.")
+    for path in kept:
+        path.rename(adapters / path.name)
+    for file in world.folder.glob("pocketllm.db*"):
+        file.unlink()
+    for file in elsewhere.iterdir():
+        file.rename(world.folder / file.name)
+    world.start()
+    return said
+
+
 def second_daemon(world: World) -> str:
     """A second daemon is started on the same folder."""
     return _refused_start(world)
@@ -187,19 +228,7 @@ def idle_connections(world: World) -> str:
 
 def clock_set_back(world: World) -> str:
     """The daemon's clock is set back by an hour; it must still pause and start jobs at once."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    if library is None:
-        raise CannotInject("libfaketime is not installed")
-    world.stop()
-    offset = world.folder.parent / "offset"
-    offset.write_text("+0\n")
-    world.environment = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    world.start()
+    offset = _with_clock(world, "+0\n")
     time.sleep(2)
     offset.write_text("-3600\n")
     began = time.monotonic()
@@ -236,6 +265,34 @@ def idle_hook_at_start(world: World) -> str:
         phone.switch_off()
         until(lambda: not world.answers(), "the service's end")
         world.start()
+
+
+def clock_was_wrong(world: World) -> str:
+    """The clock is wrong by a year while a job is snoozed; once it is right, the job must go on at once."""
+    offset = _with_clock(world, "+31536000\n")
+    world.call("POST", "/status/snooze", {"minutes": 60})
+    until(lambda: world.call("GET", "/status")["worker"]["pid"] is None, "the pause")
+    offset.write_text("+0\n")
+    waited = until(lambda: world.call("GET", "/status")["worker"]["pid"], "a worker again")
+    return f"running again {waited:.1f} s after the clock was right"
+
+
+def _with_clock(world: World, offset: str) -> Path:
+    """Start the daemon again with another clock; the file that sets it, in seconds. Raises CannotInject."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        raise CannotInject("libfaketime is not installed")
+    world.stop()
+    file = world.folder.parent / "offset"
+    file.write_text(offset)
+    world.environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    world.start()
+    return file
 
 
 @contextmanager
@@ -344,6 +401,7 @@ FAULTS: Mapping[str, Case] = {
     "read_only_disk": Case(inject=read_only_disk, disk="image", quick=True),
     "no_file_growth": Case(inject=no_file_growth),
     "worker_stopped": Case(inject=worker_stopped),
+    "worker_killed_early": Case(inject=worker_killed_early),
     "worker_out_of_memory": Case(inject=worker_out_of_memory),
     "generator_stopped": Case(inject=generator_stopped),
     "adapter_damaged": Case(inject=adapter_damaged, quick=True),
@@ -352,9 +410,11 @@ FAULTS: Mapping[str, Case] = {
     "checkpoint_damaged": Case(inject=checkpoint_damaged),
     "database_locked": Case(inject=database_locked),
     "database_damaged": Case(inject=database_damaged, quick=True),
+    "database_missing": Case(inject=database_missing, quick=True),
     "second_daemon": Case(inject=second_daemon, quick=True),
     "no_descriptors": Case(inject=no_descriptors),
     "idle_connections": Case(inject=idle_connections),
     "clock_set_back": Case(inject=clock_set_back),
     "idle_hook_at_start": Case(inject=idle_hook_at_start, quick=True),
+    "clock_was_wrong": Case(inject=clock_was_wrong),
 }
