@@ -275,8 +275,8 @@ class Scheduler:
 
     def _queue_if_enough(self, now: datetime) -> Job | None:
         """Queue a job if there is enough new text and no job is open."""
-        held = self._came_to_nothing(now)
-        words = self._store.texts.counts(beside=held.id if held else "").new_words
+        last = self._came_to_nothing(now)
+        words = self._store.texts.counts(beside=last.id if last else "").new_words
         if words < self._settings.training.new_words or self._model_problem() is not None:
             return None
         return self._queue(now)

@@ -130,6 +130,7 @@ def test_no_folder_holds_more_than_one_can_survey() -> None:
     full = {
         str(folder.relative_to(ROOT)): n for folder in folders if (n := len(list(folder.glob("*.py")))) > MAX_MODULES
     }
+    full.pop("storage/migrations/versions", None)  # a list that only grows
     assert not full
 
 

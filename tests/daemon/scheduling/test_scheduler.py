@@ -189,9 +189,6 @@ def test_who_asks_for_a_job_goes_on_with_the_open_one(world: SchedulerWorld, sta
     job = world.job(job_id)
     assert (job.state, job.immediate, job.paused_by_owner, job.reasons) == (JobState.RUNNING, True, False, [])
     assert set(world.runner.started) == {job_id}
-    events = len(world.store.jobs.events(job_id))
-    assert world.request(immediate=True, seed=None) == job_id
-    assert len(world.store.jobs.events(job_id)) == events
 
 
 def test_a_fine_tuning_job_is_not_gone_on_with(world: SchedulerWorld) -> None:
