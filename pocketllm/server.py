@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -144,14 +145,14 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     """The app's lifespan: the ticker, `daemon.json`, and systemd's notifications."""
     manager, settings, scheduler = ServiceManager(), services.settings, services.scheduler
 
-    async def tick() -> float:
+    async def tick() -> tuple[float, Sequence[datetime]]:
         await asyncio.to_thread(scheduler.tick, services.now())
         services.fresh_look.settle(scheduler.readings)
         await services.generator.unload_if_idle()
         manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
-        return seconds_to_next_tick(settings, scheduler, services.fresh_look)
+        return seconds_to_next_tick(settings, scheduler, services.fresh_look), scheduler.due
 
-    ticker = Ticker(tick, services.now, seconds=settings.idle_tick_seconds)
+    ticker = Ticker(tick, seconds=settings.idle_tick_seconds)
 
     def look() -> None:
         services.fresh_look.begin(services.now())

@@ -1,69 +1,63 @@
-"""The daemon's timer: APScheduler, and a watch over it for when somebody sets the clock."""
+"""The daemon's timer: APScheduler's jobs ask for ticks, and one task makes them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-_TICK = "tick"
+log = logging.getLogger(__name__)
+
 #: How late a tick may be before it is made up for.
 LATE_SECONDS = 1.0
 
 
 class Ticker:
-    """Calls `tick` at an interval, one call at a time.
+    """Calls `tick` at an interval, at given times and when asked, one call at a time.
 
-    APScheduler computes times by the wall clock, so after that is set back by an hour it would wait for an hour. A
-    timer of the event loop, whose clock nobody sets, makes up for a tick that is late.
+    Whatever asks for a tick while one runs leads to one more, right after it.
     """
 
-    def __init__(self, tick: Callable[[], Awaitable[float]], now: Callable[[], datetime], *, seconds: float) -> None:
-        """tick: returns the seconds until the next one. now: the wall clock. seconds: the first interval."""
-        self._tick, self._now, self._seconds = tick, now, seconds
-        self._scheduler = AsyncIOScheduler(timezone="UTC")
-        self._late: asyncio.TimerHandle | None = None
+    def __init__(self, tick: Callable[[], Awaitable[tuple[float, Sequence[datetime]]]], *, seconds: float) -> None:
+        """tick: returns the seconds until the next one, and times at which to tick besides. seconds: as long as
+        `tick` fails.
+        """
+        self._tick, self._seconds = tick, seconds
+        # A suspend or a busy loop makes a job late, and it counts all the same.
+        self._scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"misfire_grace_time": None})
+        self._asked = asyncio.Event()
 
     def start(self) -> None:
         """Start ticking, in the running event loop."""
-        self._scheduler.add_job(
-            self._tick_once,
-            "interval",
-            id=_TICK,
-            seconds=self._seconds,
-            next_run_time=self._now(),
-            coalesce=True,  # one tick after a suspend
-            max_instances=1,
-            misfire_grace_time=None,
-        )
         self._scheduler.start()
-        self._await_next()
+        self._ticks = asyncio.create_task(self._run())
 
     def stop(self) -> None:
         """Stop ticking."""
-        if self._late is not None:
-            self._late.cancel()
+        self._ticks.cancel()
         self._scheduler.shutdown(wait=False)
 
     def tick_now(self) -> None:
         """Do not wait for the next tick. Called in the event loop."""
-        with suppress(JobLookupError):  # ending
-            self._scheduler.modify_job(_TICK, next_run_time=self._now())
+        self._asked.set()
 
-    def _await_next(self) -> None:
-        """Tick if the next tick is late."""
-        self._late = asyncio.get_running_loop().call_later(self._seconds + LATE_SECONDS, self.tick_now)
+    async def _due(self) -> None:
+        self._asked.set()
 
-    async def _tick_once(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-        try:
-            seconds = await self._tick()
-            if seconds != self._seconds:
-                self._seconds = seconds
-                with suppress(JobLookupError):  # ending
-                    self._scheduler.reschedule_job(_TICK, trigger="interval", seconds=seconds)
-        finally:
-            self._await_next()
+    async def _run(self) -> None:
+        while True:
+            self._asked.clear()
+            times: Sequence[datetime] = ()
+            try:
+                self._seconds, times = await self._tick()
+            except Exception:
+                log.exception("a tick failed")
+            self._scheduler.remove_all_jobs()
+            self._scheduler.add_job(self._due, "interval", seconds=self._seconds)
+            for at in times:
+                self._scheduler.add_job(self._due, "date", run_date=at)
+            # APScheduler goes by the wall clock: after that is set back by an hour, it would wait for an hour.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), self._seconds + LATE_SECONDS)

@@ -1,10 +1,11 @@
-"""Some days of the same life by the daemon's own timer: APScheduler and its watch, in an event loop of a fake clock."""
+"""Some days of the same life by the daemon's own timer, in an event loop of a fake clock."""
 
 from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import time_machine
@@ -51,17 +52,17 @@ def live_by_timer(life: Life) -> Seen:
             life.pass_until(min(end, life.world.at + seconds))
             clock.move_to(life.now)
 
-        async def tick() -> float:
+        async def tick() -> tuple[float, Sequence[datetime]]:
             if not life.asleep:
                 life.seen.late = max(life.seen.late, life.world.at - due[0])
                 life.tick()
             settings = life.settings
             seconds = settings.tick_seconds if life.running else settings.idle_tick_seconds
             due[0] = life.world.at + seconds
-            return seconds
+            return seconds, life.scheduler.due
 
         async def live() -> None:
-            ticker = Ticker(tick, lambda: life.now, seconds=life.settings.idle_tick_seconds)
+            ticker = Ticker(tick, seconds=life.settings.idle_tick_seconds)
             ticker.start()
             while life.world.at < end:
                 await asyncio.sleep(3600.0)

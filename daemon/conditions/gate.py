@@ -7,7 +7,7 @@ pairs, a strict one to start and a lax one to pause, so that a job does not flap
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import get_args
 
 from pocketllm.daemon.conditions.readings import Reading
@@ -122,6 +122,14 @@ def decide(
     found += _pause(settings, context)
     since = {blocker.name: blocker.since for blocker in before.blockers}
     return Verdict(blockers=tuple(replace(blocker, since=since.get(blocker.name, blocker.since)) for blocker in found))
+
+
+def hours_edges(settings: GateSettings, local: datetime) -> list[datetime]:
+    """The times of this day and the next at which allowed hours begin or end, and midnight, when a weekday does."""
+    hours = [Hours.parse(text) for text in settings.hours]
+    edges = {time.min, *(one.start for one in hours), *(one.end for one in hours)}
+    days = [local.date() + timedelta(days=day) for day in (0, 1)]
+    return [datetime.combine(day, edge, local.tzinfo) for day in days for edge in edges]
 
 
 def _fresh(reading: Reading, settings: GateSettings, now: datetime) -> Reading:

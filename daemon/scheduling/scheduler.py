@@ -12,7 +12,7 @@ from typing import Any
 
 from pocketllm.daemon.adapter_files import AdapterFiles, set_aside_problem
 from pocketllm.daemon.conditions.discovery import SensorSet
-from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide
+from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide, hours_edges
 from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
@@ -74,6 +74,7 @@ class Scheduler:
         self._trouble: StorageTrouble | None = None
         self.readings: Sequence[Reading] = ()
         self.verdict, self.has_work = Verdict(), False
+        self.due: Sequence[datetime] = ()  #: the times at which to tick, besides the interval's
 
     @property
     def worker_pid(self) -> int | None:
@@ -122,7 +123,8 @@ class Scheduler:
     def _evaluate(self, now: datetime) -> None:
         """Queue, start, pause and explain jobs by the readings."""
         self._carry_out(self._store.deletions.pending(), now)
-        for expired in self._store.files.expired(now):
+        expiries = self._store.files.expiries()
+        for expired in (identity for identity, at in expiries if at <= now):
             self.forget(lambda identity=expired: self._store.files.delete(identity, now=now), now)  # type: ignore[misc]
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
@@ -139,12 +141,15 @@ class Scheduler:
             self._explain(behind, [f"waits for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
         self._history.add(self.readings, now)
+        waits = [self._store.preferences.snoozed_until(), *(job.not_before for job in queue)]
+        edges = hours_edges(self._settings.gate, self._local(now))
+        self.due = [at for at in (*waits, *edges, *(at for _, at in expiries)) if at is not None and at > now]
 
     def _wait_for_store(self, trouble: StorageTrouble, now: datetime) -> None:
         """End the worker, which could not store its steps either, and let the verdict say why."""
         if str(trouble) != str(self._trouble):  # once, not at every tick
             log.error("%s", trouble)
-        self._trouble = trouble
+        self._trouble, self.due = trouble, ()
         since = {blocker.name: blocker.since for blocker in self.verdict.blockers}.get("storage", now)
         self.verdict = Verdict(blockers=(Blocker(name="storage", message=str(trouble), since=since),))
         self._attempts.pause([str(trouble)])
@@ -209,8 +214,7 @@ class Scheduler:
 
     def expected_at(self, now: datetime) -> datetime | None:
         """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
-        with self._lock:
-            expected = self._runs.expected_at(now)
+        expected = self._runs.expected_at(now)
         for blocker in self.verdict.blockers:
             if blocker.until is not None:
                 expected = expected and max(expected, blocker.until)

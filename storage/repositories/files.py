@@ -62,10 +62,11 @@ class FileStore:
                 raise NotFound(_no_file(identity))
         return deletion
 
-    def expired(self, now: datetime) -> list[str]:
-        """The ids of the files that are to be deleted by now."""
+    def expiries(self) -> list[tuple[str, datetime]]:
+        """The files that expire: id, and when to delete it."""
         with self._database.read() as session:
-            return list(session.exec(select(UploadedFile.id).where(col(UploadedFile.expires_at) <= now)))
+            found = session.exec(select(UploadedFile.id, UploadedFile.expires_at))
+            return [(identity, at) for identity, at in found if at is not None]
 
 
 def _no_file(identity: str) -> str:

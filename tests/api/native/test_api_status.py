@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from pocketllm import __version__
+from pocketllm.storage.errors import NotFound
+from pocketllm.storage.tables import Deletion
 from tests.support.in_process_app import Document, InProcessApp, in_process_app
 from tests.support.tiny_models import edit_json, tiny_model_folder
 
@@ -201,3 +205,23 @@ def test_the_models(api: InProcessApp, with_model: Path) -> None:
 def test_without_models_and_adapters_the_lists_are_empty(api: InProcessApp) -> None:
     for path in ("/models", "/adapters"):
         assert api.get(path).json() == {"data": []}
+
+
+def test_nobody_waits_for_the_scheduler(api: InProcessApp) -> None:
+    """It may hold its lock for ten seconds, while a worker that it has killed waits for a device."""
+    held, ended = Event(), Event()
+
+    def delete() -> Deletion:
+        held.set()
+        ended.wait(60)
+        raise NotFound("There was nothing to delete.")
+
+    with ThreadPoolExecutor(2) as threads:
+        holding = threads.submit(api.services.scheduler.forget, delete, api.clock.now)
+        assert held.wait(60)
+        try:
+            for path in ("/status", "/health", "/jobs", "/metrics"):
+                assert threads.submit(api.get, path).result(timeout=20).status_code == 200
+        finally:
+            ended.set()
+        assert isinstance(holding.exception(), NotFound)
