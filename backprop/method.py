@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import cos, pi, sqrt
+from math import cos, isfinite, pi, sqrt
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.nadam import NAdam
 from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -96,6 +97,8 @@ class Exact:
             of_a = {f"a.{path}": a for path, (a, _) in gradients.items()}
             of_b = {f"b.{path}": b for path, (_, b) in gradients.items()}
             square += sum(float(norm) ** 2 for norm in torch._foreach_norm([*of_a.values(), *of_b.values()]))
+            if not isfinite(square):
+                raise TrainingDiverged("A gradient is no number. Start again with a smaller training.rate.")
             self._optimizer.update(of_a, step=number, rate=rate)
             self._optimizer.update(of_b, step=number, rate=rate * B_RATE)
 

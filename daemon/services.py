@@ -76,7 +76,7 @@ def build_services(
     store = Store.open(folder.database)
     places = Places(supplies=settings.power_supplies)
     sensor_set = sensor_set or discover_sensors(folder.root, folder.idle_stamp, places)
-    wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE))
+    wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE), folder.wake_lock)
     generator = Generator(
         folder.models / settings.model,
         keep_alive_seconds=settings.keep_alive_seconds,

@@ -28,7 +28,7 @@ class Method(Protocol):
         """Take step `number` (from 1) on a batch.
 
         remaining: the remaining part of the run, from 1 to 0. share: early stopping's factor on the rate.
-        Raises TrainingDiverged, with nothing changed, where the loss is not finite.
+        Raises TrainingDiverged where the loss or a gradient is not finite; then restore it before the next step.
         """
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -107,6 +107,7 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
     finally:
         folder.announcement.unlink(missing_ok=True)
         services.scheduler.close(services.now())
+        services.fresh_look.wake_lock.close()
         services.store.close()
 
 

@@ -6,18 +6,21 @@ are a run's whole state; so a run that is killed, however often, ends with the s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Protocol
 
 import torch
 
-from pocketllm.daemon.training.early_stopping import EarlyStopping, Verdict
+from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping, Verdict
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
 
-#: Time between checkpoints: the most that a kill loses.
-CHECKPOINT_SECONDS = 8.0
+#: Time between checkpoints, at least; and the bytes of them that a run writes, at most, since flash wears.
+CHECKPOINT_SECONDS, CHECKPOINT_BYTES = 8.0, 10**9
+#: Checks that roll-backs repeat, at most.
+_REPEATED = MAX_HALVINGS * PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,10 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
     stopping = store.early_stopping() or EarlyStopping()
     recorded = len(store.records())
     step = _resume(method, store, stopping)
+    size = sum(tensor.nbytes for tensor in method.state().values())
+    checks, every = intervals(size, steps=run.steps, check_every=run.check_every)
+    run = replace(run, check_every=checks)
+    halfway = (step + recorded + 1) // 2  # to where a kill came: so a job gets on, however often it is killed
     if stopping.validated_on != run.validated_on and not stopping.ended:
         stopping.begin(run.validated_on)
     verdict = _check(step, method, store, run, stopping)
@@ -99,6 +106,7 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
         try:
             record = method.step(step + 1, run.batch(step + 1), remaining=run.remaining(step + 1), share=stopping.share)
         except TrainingDiverged:
+            _resume(method, store, stopping)
             verdict = stopping.go_back()
             continue
         step += 1
@@ -106,11 +114,23 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
             store.append(record, seconds=run.clock() - started)
             recorded = step
         verdict = _check(step, method, store, run, stopping)
-        if run.clock() - saved >= CHECKPOINT_SECONDS and verdict in (Verdict.NEW_BEST, Verdict.GO_ON):
+        late = step % checks % every == 0 and run.clock() - saved >= CHECKPOINT_SECONDS
+        if verdict is Verdict.GO_ON and step < run.steps and (late or step == halfway):
             _save(step, method, store, stopping)
+        if verdict is Verdict.NEW_BEST or late:
             saved = run.clock()
     run.measure(stopping.best_step)
     return stopping
+
+
+def intervals(size: int, *, steps: int, check_every: int) -> tuple[int, int]:
+    """The steps between two checks, and between two checkpoints of `size` bytes: all are CHECKPOINT_BYTES at most.
+
+    Where that leaves one a check, those of checks that roll-backs repeat come on top.
+    """
+    checks = max(check_every, ceil(steps * size / CHECKPOINT_BYTES))
+    each = CHECKPOINT_BYTES // (max(1, size) * ceil(steps / checks + _REPEATED))
+    return checks, ceil(checks / max(1, each))
 
 
 def _resume(method: Method, store: RunStore, stopping: EarlyStopping) -> int:

@@ -235,6 +235,18 @@ def test_an_adapter_of_the_head_is_refused(root: Path) -> None:
         LayerwiseGradients(model, adapter, WHOLE)
 
 
+def test_what_overflows_has_diverged_and_is_no_model_without_layers(tiny: ModelFolder) -> None:
+    """As a model may in fp16, which is the fastest on many phones."""
+    model = LanguageModel(tiny, dtype=torch.float16)
+    adapter = layers_adapter(model, dtype=torch.float32)
+    next(iter(adapter.b.values())).fill_(1e5)  # above fp16's largest number
+    model.set_parameters(adapter)
+    gradients, told = LayerwiseGradients(model, adapter, WHOLE), list[Gradients]()
+    with pytest.raises(TrainingDiverged, match=r"training\.rate"):
+        gradients([(random_blocks(3, 20), 1.0)], told.append)
+    assert not told
+
+
 def test_a_model_without_a_list_of_layers_is_refused(root: Path) -> None:
     model = model_of(root, "llama")
     network: Any = torch.nn.Module()

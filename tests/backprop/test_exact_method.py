@@ -183,6 +183,31 @@ def test_a_loss_that_is_no_number_changes_nothing(tiny: ModelFolder) -> None:
     assert all(torch.equal(before[name], after[name]) or before[name].isnan().any() for name in before)
 
 
+@torch.no_grad()
+def test_a_gradient_that_is_no_number_does_not_enter_the_optimizer(tiny: ModelFolder) -> None:
+    """The loss is one: what overflows is the gradient of a B that is zero, in the lowest layer, the last to be updated.
+
+    Layers above were updated before; so the run is restored, and ends as if nothing had happened.
+    """
+    undisturbed, training = Training(tiny), Training(tiny)
+    records = undisturbed.run()
+    training.run(last=2)
+    state = {name: tensor.clone() for name, tensor in training.exact.state().items()}
+    path = adapted_paths(training.model)[0]
+    training.adapter.b[path].zero_()
+    training.adapter.a[path].fill_(1e25)
+    with pytest.raises(TrainingDiverged, match=r"A gradient is no number.*training\.rate"):
+        training.run(first=3)
+    after = training.exact.state()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    for kind in ("a", "b"):
+        assert torch.equal(after[f"mean.{kind}.{path}"], state[f"mean.{kind}.{path}"])
+        assert torch.equal(after[f"square.{kind}.{path}"], state[f"square.{kind}.{path}"])
+    training.exact.restore(state, ())
+    assert training.run(first=3) == records[2:]
+    assert equal(training.adapter, undisturbed.adapter)
+
+
 class TestFreshAdapter:
     def test_it_is_of_every_linear_map_of_the_layers_and_adds_nothing_yet(self, root: Path) -> None:
         for name in ARCHITECTURES:

@@ -1,6 +1,6 @@
 """The training loop on plain functions of B, in place of a language model, with methods of both kinds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import count
 from math import isfinite, nan
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping
-from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS, Run, train
+from pocketllm.daemon.training.trainer import CHECKPOINT_BYTES, CHECKPOINT_SECONDS, Checkpoint, Run, intervals, train
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.lora import Adapter
@@ -271,6 +271,80 @@ def test_a_checkpoint_bounds_what_is_done_again() -> None:
         assert taken == list(range(taken[0], STEPS + 1))
         assert len(taken) - 1 <= most
         assert memory.records()[: STEPS - 1] == records
+
+
+@every_method
+def test_a_step_that_has_changed_something_before_it_diverged_leaves_no_trace(make: Make) -> None:
+    """Exact gradients update the upper layers before those of a lower one may turn out to be no numbers.
+
+    Here it is the step after the best one, after which the run ends.
+    """
+
+    def torn(b: torch.Tensor) -> float:
+        if len(memory.kept) < 2 * EVERY:
+            return distance(b)
+        b.add_(1)
+        return nan
+
+    memory, whole = Memory(), Memory()
+    b, stopping, _ = run(memory, make, loss=torn)
+    expected, *_ = run(whole, make, steps=2 * EVERY, remaining=lambda step: 1 - (step - 1) / STEPS)
+    assert stopping.best_step == 2 * EVERY and stopping.halvings == MAX_HALVINGS + 1
+    assert torch.equal(b, expected)
+
+
+@pytest.mark.parametrize("check_every", [10, 18, 100])
+@pytest.mark.parametrize("steps", [1, 60, 300, 3000])
+@pytest.mark.parametrize("megabytes", [1, 8, 29, 60, 120, 235])
+def test_a_run_writes_a_gigabyte_of_checkpoints_at_most(megabytes: int, steps: int, check_every: int) -> None:
+    size = megabytes * 10**6
+    checks, every = intervals(size, steps=steps, check_every=check_every)
+    assert checks >= check_every and 1 <= every <= checks
+    of_steps = sum(1 for step in range(1, steps + 1) if step % checks % every == 0)
+    repeated = MAX_HALVINGS * PATIENCE * -(-checks // every)  # of what roll-backs make again
+    more = 0 if every < checks else MAX_HALVINGS * PATIENCE * size
+    assert (of_steps + repeated) * size <= CHECKPOINT_BYTES + more
+    assert of_steps * size <= CHECKPOINT_BYTES
+
+
+def test_large_checkpoints_are_few_however_long_a_step_takes() -> None:
+    """Of 32 steps with checkpoints of a ninth of what may be written: each best one, and no other."""
+
+    class Sized(Momentum):
+        def state(self) -> dict[str, torch.Tensor]:
+            return super().state() | {"sized": torch.empty(CHECKPOINT_BYTES // 36, device="meta")}
+
+        def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
+            super().restore({name: tensor for name, tensor in state.items() if name != "sized"}, records)
+
+    class Counting(Memory):
+        def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
+            super().save(checkpoint, stopping)
+            saved.append(checkpoint.step)
+
+    saved: list[int] = []
+    run(Counting(), lambda b, loss: Sized(b, loss=loss), steps=32, clock=ticks(60))
+    assert saved == [4, 8, 12, 16, 20, 24, 28, 32]
+
+
+@pytest.mark.parametrize("life", [1, 2, 5])
+def test_a_job_gets_on_that_is_killed_more_often_than_it_writes_checkpoints(life: int) -> None:
+    """Each process is killed after so many steps, and a checkpoint is due after 300 of them."""
+
+    def cutting(b: torch.Tensor) -> float:
+        if next(left, None) is None:
+            raise Cut
+        return distance(b)
+
+    memory, lives = Memory(), 0
+    while memory.kept_stopping is None or not memory.kept_stopping.ended:
+        left, lives = iter(range(life)), lives + 1
+        assert lives < 8 * STEPS
+        try:
+            run(memory, momentum, loss=cutting, every=300)
+        except Cut:
+            memory = deepcopy(memory)
+    assert memory.kept_stopping.best_step == STEPS
 
 
 def test_seconds_are_those_of_the_step_by_the_clock_that_is_handed_in() -> None:
