@@ -32,6 +32,7 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.ModelNotReady, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GeneratorBusy, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
+    (daemon.GenerationTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
     # The request is valid: with more memory, or another model, it would succeed.

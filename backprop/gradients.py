@@ -253,10 +253,7 @@ class LayerwiseGradients:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Find products to skip. Raise UnsupportedModel if layers pass more to each other than hidden states.
-
-        Where even the model's own code overflows on these words, as in fp16, only a step can tell.
-        """
+        """Find products to skip. Raise UnsupportedModel if layers pass more to each other than hidden states."""
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
@@ -268,6 +265,7 @@ class LayerwiseGradients:
                 self._skip_last_product(number, some.states[-1], some.calls[number])
                 self._run(some, number)
         loss = float(self._output(some, torch.ones(1, dtype=torch.float64)).sum())
+        # Where the model itself overflows on these words, as in fp16, a step will tell.
         if isfinite(expected) and not abs(loss - expected) <= _TOLERANCE * abs(expected):
             raise UnsupportedModel(
                 "The model's layers pass more to each other than hidden states. Use training.method = mezo."

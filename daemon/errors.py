@@ -12,6 +12,7 @@ DaemonError
 ├── CannotReplay
 ├── ExportFailed
 ├── BackupUnusable
+├── GenerationTooLarge
 └── BadGeneration
 """
 
@@ -65,6 +66,10 @@ class ExportFailed(DaemonError):
 
 class BackupUnusable(DaemonError):
     """The backup cannot be made or used."""
+
+
+class GenerationTooLarge(DaemonError):
+    """There is not enough memory for this request. Shorten the prompt, or lower max_tokens."""
 
 
 class BadGeneration(DaemonError):

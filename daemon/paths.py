@@ -80,11 +80,6 @@ class DataFolder:
         return self.root / "worker.log"
 
     @property
-    def wake_lock(self) -> Path:
-        """There while the daemon holds Android's wake lock."""
-        return self.root / "wake.lock"
-
-    @property
     def idle_stamp(self) -> Path:
         """Touched by Android's job scheduler while it considers the phone idle."""
         return self.root / "idle.stamp"

@@ -1,7 +1,7 @@
 """What the system says of a process, in /proc/PID/stat."""
 
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PROCESSES = Path("/proc")
@@ -30,16 +30,18 @@ def cpu_seconds(pid: int, processes: Path = PROCESSES) -> float | None:
 
 def session_cpu_seconds(session: int, processes: Path = PROCESSES) -> float | None:
     """CPU seconds of all living processes of a session; None if the system does not say."""
-    found = [_seconds(fields) for fields in _all_fields(processes) if int(fields[_SESSION]) == session]
+    found = [cpu_seconds(pid, processes) or 0.0 for pid in session_pids(session, processes)]
     return sum(found) if found else None
 
 
-def _all_fields(processes: Path) -> Iterator[list[str]]:
+def session_pids(session: int, processes: Path = PROCESSES) -> list[int]:
+    """The living processes of a session."""
+    found = []
     for folder in processes.glob("[0-9]*"):
-        try:
-            yield _fields(folder)
-        except OSError:  # gone meanwhile, or another user's
-            continue
+        with suppress(OSError):  # gone meanwhile, or another user's
+            if int(_fields(folder)[_SESSION]) == session:
+                found.append(int(folder.name))
+    return found
 
 
 def _fields(folder: Path) -> list[str]:

@@ -20,6 +20,9 @@ from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.store import Store
 
+#: Private memory of the daemon, about.
+DAEMON_BYTES = 100_000_000
+
 
 class Waker:
     """Called, it has the scheduler look at once, not when its time comes; while nobody listens, nothing happens."""
@@ -76,13 +79,14 @@ def build_services(
     store = Store.open(folder.database)
     places = Places(supplies=settings.power_supplies)
     sensor_set = sensor_set or discover_sensors(folder.root, folder.idle_stamp, places)
-    wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE), folder.wake_lock)
+    wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE))
     generator = Generator(
         folder.models / settings.model,
         keep_alive_seconds=settings.keep_alive_seconds,
         max_waiting=settings.max_waiting,
         clock=time.monotonic,
         socket=folder.llama_socket,
+        memory_bytes=settings.total_memory_bytes - DAEMON_BYTES,
         preference=settings.backend,
     )
     scheduler = Scheduler(
@@ -96,7 +100,7 @@ def build_services(
             open_model_folder(folder.models / settings.model), training, steps=steps
         ),
         wake_lock=wake_lock,
-        generator_bytes=lambda: generator.held_bytes,
+        generator_bytes=lambda: (used := generator.held_bytes) and used + DAEMON_BYTES,
         uptime=uptime,
     )
     generator.before_start = lambda: scheduler.tick(now())

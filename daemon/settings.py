@@ -294,7 +294,8 @@ class Settings(BaseSettings):
     total_memory_bytes: int = Field(
         1000 * MB,
         ge=1,
-        description="Memory of worker and generator together, at most; weights count once. Beyond it training waits.",
+        description="Memory of daemon, worker and generator together, at most; weights count once. A job that does not "
+        "fit waits, and a request for text that needs more is refused.",
     )
     keep_alive_seconds: float = Field(300, ge=0, description="Seconds after which an idle generator is unloaded.")
     max_text_bytes: int = Field(1 * MB, ge=1, description="Size of a text, at most.")

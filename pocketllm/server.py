@@ -87,6 +87,7 @@ def serve(overrides: dict[str, Any]) -> int:
 def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket]) -> None:
     services = build_services(settings)
     try:
+        services.fresh_look.wake_lock.release()  # a killed daemon leaves it taken
         services.scheduler.recover(services.now())
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listeners))
         # What exists now lives until the end. Under load the collector would scan it every few seconds, which stops

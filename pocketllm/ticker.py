@@ -10,22 +10,14 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 log = logging.getLogger(__name__)
 
-#: How late a tick may be before it is made up for.
-LATE_SECONDS = 1.0
-
 
 class Ticker:
-    """Calls `tick` at an interval, at given times and when asked, one call at a time.
-
-    Whatever asks for a tick while one runs leads to one more, right after it.
-    """
+    """Calls `tick` at an interval, at given times and when asked; what asks during a call leads to one more then."""
 
     def __init__(self, tick: Callable[[], Awaitable[tuple[float, Sequence[datetime]]]], *, seconds: float) -> None:
-        """tick: returns the seconds until the next one, and times at which to tick besides. seconds: as long as
-        `tick` fails.
-        """
+        """tick: returns the seconds to the next one, and more times to tick at. seconds: the same while it fails."""
         self._tick, self._seconds = tick, seconds
-        # A suspend or a busy loop makes a job late, and it counts all the same.
+        # After a suspend a job is late, and counts all the same.
         self._scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"misfire_grace_time": None})
         self._asked = asyncio.Event()
 
@@ -60,4 +52,4 @@ class Ticker:
                 self._scheduler.add_job(self._due, "date", run_date=at)
             # APScheduler goes by the wall clock: after that is set back by an hour, it would wait for an hour.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), self._seconds + LATE_SECONDS)
+                await asyncio.wait_for(self._asked.wait(), self._seconds + 1.0)

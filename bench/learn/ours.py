@@ -26,9 +26,10 @@ from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearse
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.run import PCA_BLOCKS
-from pocketllm.daemon.training.trainer import Checkpoint, Run, train
+from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
@@ -47,8 +48,8 @@ def open_model(folder: Path) -> LanguageModel:
     return load_model(folder, torch.get_num_threads())
 
 
-class Scratch:
-    """pocketllm.daemon.training.trainer.RunStore of an undisturbed run: checkpoints in a folder, the rest in memory."""
+class Scratch(StoredRun):
+    """A StoredRun of an undisturbed run: checkpoints in a folder, the rest in memory."""
 
     def __init__(self, folder: Path, curve: Curve) -> None:
         self._folder, self._curve = folder, curve
@@ -56,34 +57,34 @@ class Scratch:
         self.back: list[tuple[int, int]] = []  #: from which step to which the run has gone back
 
     def records(self) -> list[StepRecord]:
-        """See RunStore."""
+        """See StoredRun."""
         return list(self._records)
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         self._records.append(record)
         self._curve.stepped()
 
     def early_stopping(self) -> EarlyStopping | None:
-        """See RunStore: no run here has begun before."""
+        """See StoredRun: no run here has begun before."""
         return None
 
     def keep(self, stopping: EarlyStopping) -> None:
-        """See RunStore."""
+        """See StoredRun."""
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         del self._records[stopping.best_step :]
         if step > stopping.best_step:
             self.back.append((step, stopping.best_step))
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         name = "best" if checkpoint.step == stopping.best_step else "latest"
         write_tensors(self._folder / name, checkpoint.state)
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """See RunStore: without a kill, only the best is ever gone on from."""
+        """See StoredRun: without a kill, only the best is ever gone on from."""
         file = self._folder / "best"
         if not stopping.best_step or not file.exists():
             return None
@@ -106,6 +107,7 @@ def teach(
             store,
             Run(
                 steps=_STEPS,
+                checkpoint_bytes=10**18,  # of so many steps there would be few checks
                 batch=shuffled(training, size=batch, seed=seed),
                 remaining=lambda _step: curve.remaining,
                 validation_loss=lambda: model.mean_loss(validation),

@@ -6,7 +6,7 @@ pairs, a strict one to start and a lax one to pause, so that a job does not flap
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime, time, timedelta
 from typing import get_args
 
@@ -126,9 +126,8 @@ def decide(
 
 def hours_edges(settings: GateSettings, local: datetime) -> list[datetime]:
     """The times of this day and the next at which allowed hours begin or end, and midnight, when a weekday does."""
-    hours = [Hours.parse(text) for text in settings.hours]
-    edges = {time.min, *(one.start for one in hours), *(one.end for one in hours)}
-    days = [local.date() + timedelta(days=day) for day in (0, 1)]
+    edges = {time.min} | {edge for text in settings.hours for edge in astuple(Hours.parse(text))}
+    days = [local.date(), local.date() + timedelta(days=1)]
     return [datetime.combine(day, edge, local.tzinfo) for day in days for edge in edges]
 
 

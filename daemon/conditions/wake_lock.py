@@ -1,13 +1,10 @@
 """Android's wake lock, held while a job runs: without it the phone's processor sleeps with the screen.
 
-Termux has one lock for all programs and does not count its users, so this module does. A killed daemon leaves it taken:
-a file says so, and the next daemon gives it back.
+Termux has one lock for all programs and does not count its users, so this module does.
 """
 
 import logging
 import threading
-from contextlib import suppress
-from pathlib import Path
 
 from pocketllm.daemon.conditions.poller import ProbeFailed, run
 
@@ -20,14 +17,12 @@ _TIMEOUT_SECONDS = 10.0
 class WakeLock:
     """A counted lock: the first user takes it, the last one releases it."""
 
-    def __init__(self, take: str | None = None, release: str | None = None, taken: Path | None = None) -> None:
-        """take, release: the commands; None does nothing. taken: a file that is there while it is taken."""
-        self._take, self._release, self._taken = take, release, taken
+    def __init__(self, take: str | None = None, release: str | None = None) -> None:
+        """take, release: the commands; None does nothing."""
+        self._take, self._release = take, release
         self._users = 0
         self._lock = threading.Lock()
         self._last: threading.Thread | None = None
-        if taken and taken.exists():
-            self._run(release)
 
     @property
     def in_use(self) -> bool:
@@ -49,9 +44,9 @@ class WakeLock:
                 self._run(self._release)
 
     def close(self) -> None:
-        """Release it for all users, and wait for that: this process ends."""
-        while self.in_use:
-            self.release()
+        """Release it, whoever has taken it, and wait for that."""
+        self._users = 0
+        self.release()
         self.settle(_TIMEOUT_SECONDS)
 
     def settle(self, timeout_seconds: float) -> None:
@@ -68,14 +63,9 @@ class WakeLock:
         def work() -> None:
             if before is not None:
                 before.join()
-            with suppress(OSError):  # on a full disk it is taken all the same
-                if self._taken and command == self._take:
-                    self._taken.touch()
             try:
                 run([command], timeout_seconds=_TIMEOUT_SECONDS)
-                if self._taken and command == self._release:
-                    self._taken.unlink(missing_ok=True)
-            except (ProbeFailed, OSError) as error:
+            except ProbeFailed as error:
                 log.warning("%s", error)
 
         self._last = threading.Thread(target=work, name="wake lock", daemon=True)

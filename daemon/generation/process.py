@@ -20,10 +20,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pocketllm.daemon import process_memory
+from pocketllm.daemon.errors import GenerationTooLarge
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.daemon.logs import describe_uncaught
-from pocketllm.daemon.process_memory import out_of_memory
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--backend", choices=get_args(BackendPreference), default="auto")
     parser.add_argument("--socket", type=Path, required=True, help="Where one of llama.cpp may be.")
+    parser.add_argument("--memory-bytes", type=int, required=True, help="Anonymous memory, with llama.cpp's, at most.")
     options = parser.parse_args(arguments)
     # Whatever else prints must not end up between our lines.
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -61,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MezoError as error:
         say(fatal=str(error))
         return os.EX_DATAERR
+    # llama.cpp's process inherits the limit.
+    share = options.memory_bytes // (2 if answerer.backend.name == "llamacpp" else 1)
+    more = share - (process_memory.anonymous_bytes(os.getpid()) or 0) - process_memory.UNTOUCHED_BYTES
+    process_memory.cap_anonymous_memory(max(64 * 10**6, more))  # for short answers, however little there is
     say(ready=True, backend=asdict(answerer.backend))
     while True:
         request = requests.next()
@@ -69,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MezoError as error:
             say(id=request["id"], error={"kind": type(error).__name__, "message": str(error)})
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not process_memory.out_of_memory(error):
                 raise
-            message = "There is not enough memory for this request. Shorten the prompt or lower max_tokens."
-            say(id=request["id"], error={"kind": "OutOfMemory", "message": message})
+            say(id=request["id"], error={"kind": GenerationTooLarge.__name__, "message": GenerationTooLarge.__doc__})
+        process_memory.give_back_free_memory()  # a job may need it
 
 
 class Requests:

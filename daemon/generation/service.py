@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pocketllm.daemon.child_environment import child_environment
-from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.errors import BadGeneration, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.processes import session_cpu_seconds
+from pocketllm.daemon.processes import session_cpu_seconds, session_pids
 from pocketllm.daemon.stalls import StallWatch
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -49,10 +49,6 @@ class GenerationRequest(Sampling):
     keep_alive_seconds: float | None = None  #: time until the idle process is unloaded; None: the setting
     compare: bool = False  #: answer with the adapter and without, and score the first answer by both
 
-    def line(self, request_id: int) -> bytes:
-        """The request as a line of the protocol."""
-        return _line(self, request_id, "compare" if self.compare else "generate")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestionRequest:
@@ -66,10 +62,6 @@ class SuggestionRequest:
     adapter: Path | None = None
     keep_alive_seconds: float | None = None
 
-    def line(self, request_id: int) -> bytes:
-        """The request as a line of the protocol."""
-        return _line(self, request_id, "suggest")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRequest:
@@ -81,10 +73,6 @@ class ClassifyRequest:
     label_words: dict[str, str]  #: see engine/data/label_templates.py
     adapter: Path | None = None
     keep_alive_seconds: float | None = None
-
-    def line(self, request_id: int) -> bytes:
-        """The request as a line of the protocol."""
-        return _line(self, request_id, "classify")
 
 
 Request = GenerationRequest | SuggestionRequest | ClassifyRequest
@@ -104,7 +92,12 @@ class Done:
     summary: dict[str, Any]
 
 
-def _line(request: Request, request_id: int, task: str) -> bytes:
+def _line(request: Request, request_id: int) -> bytes:
+    """The request as a line of the protocol."""
+    if isinstance(request, GenerationRequest):
+        task = "compare" if request.compare else "generate"
+    else:
+        task = "suggest" if isinstance(request, SuggestionRequest) else "classify"
     adapter = str(request.adapter) if request.adapter else None
     return json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "task": task}).encode() + b"\n"
 
@@ -120,16 +113,17 @@ class Generator:
         max_waiting: int,
         clock: Callable[[], float],
         socket: Path,
+        memory_bytes: int = 10**9,
         preference: BackendPreference = "auto",
         look_seconds: float = 5.0,
     ) -> None:
-        """socket: for llama.cpp, if the process uses it. preference: the decoder. look_seconds: the time between looks
-        at whether a process that is to answer hangs.
+        """socket: for llama.cpp, if the process uses it. memory_bytes: private memory of both, at most. preference: the
+        decoder. look_seconds: the time between looks at whether a process that is to answer hangs.
         """
         self._model, self._default_keep_alive = model, keep_alive_seconds
         self._socket, self._preference, self._look_seconds = socket, preference, look_seconds
         self._backend: Backend | None = None
-        self._max_waiting, self._clock = max_waiting, clock
+        self._max_waiting, self._clock, self._memory_bytes = max_waiting, clock, memory_bytes
         self._keep_alive = keep_alive_seconds  # of the last request
         self._process: Process | None = None
         self._lock = asyncio.Lock()
@@ -147,10 +141,10 @@ class Generator:
 
     @property
     def held_bytes(self) -> int:
-        """Anonymous memory of the process, also while it is starting; mapped weights are shared with the worker."""
+        """Anonymous memory of it and llama.cpp, also while it starts. Mapped weights are shared with the worker."""
         if self.pid is None:
             return _START_BYTES if self._starting else 0
-        return max(_START_BYTES, anonymous_bytes(self.pid) or 0)
+        return max(_START_BYTES, sum(anonymous_bytes(pid) or 0 for pid in session_pids(self.pid)))
 
     @property
     def backend(self) -> Backend | None:
@@ -229,7 +223,8 @@ class Generator:
 
     async def _started(self) -> Process:
         command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
-        command += ["--backend", self._preference, "--socket", str(self._socket)]
+        options = {"--backend": self._preference, "--socket": self._socket, "--memory-bytes": self._memory_bytes}
+        command += [str(part) for option in options.items() for part in option]
         self._process = process = await asyncio.create_subprocess_exec(
             *command,
             stdin=PIPE,
@@ -246,7 +241,7 @@ class Generator:
         return process
 
     async def _answers(self, process: Process, request_id: int, request: Request) -> AsyncGenerator[Piece | Done]:
-        await self._send(process, request.line(request_id))
+        await self._send(process, _line(request, request_id))
         finished = False
         try:
             while not finished:
@@ -255,6 +250,9 @@ class Generator:
                     continue  # the rest of a cancelled answer
                 finished = "text" not in line
                 if "error" in line:
+                    if line["error"]["kind"] == GenerationTooLarge.__name__:
+                        await self.close()  # what is left of its memory is full of holes
+                        raise GenerationTooLarge
                     raise BadGeneration(line["error"]["message"])
                 if "backend" in line:
                     self._backend = Backend(**line["backend"])

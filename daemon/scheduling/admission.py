@@ -14,7 +14,7 @@ class Admission:
     """Limits the memory of worker and generator together."""
 
     def __init__(self, total_bytes: int, generator_bytes: Callable[[], int]) -> None:
-        """generator_bytes: memory of the generator, without weights that it shares with the worker; 0 without one."""
+        """generator_bytes: memory of daemon and generator, without weights that the worker shares; 0 without one."""
         self._total, self._generator_bytes = total_bytes, generator_bytes
 
     def blocker(self, job: Job | None, now: datetime) -> Blocker | None:
@@ -23,8 +23,8 @@ class Admission:
         if not used or not needed or used + needed <= self._total:
             return None
         message = (
-            f"text is being generated: that takes {used // _MB} MB, the job would take {needed // _MB} MB more, and "
-            f"both together may take {self._total // _MB} MB (setting total_memory_bytes)"
+            f"text is being generated: that takes {used // _MB} MB with the daemon, the job would take "
+            f"{needed // _MB} MB more, and all may take {self._total // _MB} MB (setting total_memory_bytes)"
         )
         return Blocker(
             name=NAME,

@@ -70,11 +70,10 @@ class Scheduler:
         self._history = History(store.sensor_history)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
-        self._charge = Charge()
         self._trouble: StorageTrouble | None = None
         self.readings: Sequence[Reading] = ()
-        self.verdict, self.has_work = Verdict(), False
-        self.due: Sequence[datetime] = ()  #: the times at which to tick, besides the interval's
+        self.verdict, self.has_work, self._charge = Verdict(), False, Charge()
+        self.due: Sequence[datetime] = ()  #: times at which to tick, besides the interval's
 
     @property
     def worker_pid(self) -> int | None:
@@ -124,7 +123,7 @@ class Scheduler:
         """Queue, start, pause and explain jobs by the readings."""
         self._carry_out(self._store.deletions.pending(), now)
         expiries = self._store.files.expiries()
-        for expired in (identity for identity, at in expiries if at <= now):
+        for expired in (identity for identity, at in expiries.items() if at <= now):
             self.forget(lambda identity=expired: self._store.files.delete(identity, now=now), now)  # type: ignore[misc]
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
@@ -141,9 +140,9 @@ class Scheduler:
             self._explain(behind, [f"waits for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
         self._history.add(self.readings, now)
-        waits = [self._store.preferences.snoozed_until(), *(job.not_before for job in queue)]
+        waits = [*(job.not_before for job in queue), *expiries.values(), self._store.preferences.snoozed_until()]
         edges = hours_edges(self._settings.gate, self._local(now))
-        self.due = [at for at in (*waits, *edges, *(at for _, at in expiries)) if at is not None and at > now]
+        self.due = [at for at in (*waits, *edges) if at is not None and at > now]
 
     def _wait_for_store(self, trouble: StorageTrouble, now: datetime) -> None:
         """End the worker, which could not store its steps either, and let the verdict say why."""

@@ -1,12 +1,13 @@
 """Durable storage of a run: records and early stopping in the database, checkpoints in a folder."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from pocketllm.daemon.training.early_stopping import EarlyStopping
-from pocketllm.daemon.training.trainer import Checkpoint
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import StepRecord
@@ -18,32 +19,43 @@ from pocketllm.storage.tables import Step
 _LATEST, _BEST = "latest-{}-{}.safetensors", "best-{}.safetensors"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A method's state after a step."""
+
+    step: int
+    state: Mapping[str, torch.Tensor]  #: empty if the records are enough
+
+
 class StoredRun:
-    """pocketllm.daemon.training.trainer.RunStore of a job."""
+    """A job's run: records, checkpoints, early stopping."""
 
     def __init__(self, store: Store, job_id: str, folder: Path) -> None:
         """folder: of the checkpoints; created with the first."""
         self._store, self._job_id, self._folder = store, job_id, folder
 
     def records(self) -> Sequence[StepRecord]:
-        """See RunStore."""
+        """All records, from the first step."""
         return [record_of(row) for row in self._store.step_log.steps(self._job_id)]
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
-        """See RunStore."""
+        """Write a new record to disk."""
         self._store.step_log.append(Step(job_id=self._job_id, seconds=seconds, **asdict(record)))
 
     def early_stopping(self) -> EarlyStopping | None:
-        """See RunStore."""
+        """The last stored state; None before the first."""
         document = self._store.jobs.get(self._job_id).early_stopping
         return None if document is None else EarlyStopping.from_json(document)
 
     def keep(self, stopping: EarlyStopping) -> None:
-        """See RunStore."""
+        """Store early stopping."""
         self._store.jobs.set_early_stopping(self._job_id, stopping.to_json())
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """See RunStore. Adds an event, unless there is nothing to roll back."""
+        """Delete the records beyond the best step and store early stopping, atomically. step: the current one.
+
+        Adds an event, unless there is nothing to roll back.
+        """
         self._store.step_log.go_back(
             self._job_id,
             step=stopping.best_step,
@@ -54,7 +66,10 @@ class StoredRun:
         )
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """See RunStore. Raises OSError when the disk is full; earlier checkpoints stay."""
+        """Write a checkpoint atomically, as the best one if it is of the best step.
+
+        Raises OSError when the disk is full; earlier checkpoints stay.
+        """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         best = _BEST.format(stopping.best_step)
         name = best if checkpoint.step == stopping.best_step else _LATEST.format(checkpoint.step, stopping.halvings)
@@ -66,7 +81,7 @@ class StoredRun:
                 old.unlink()
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """See RunStore."""
+        """The checkpoint to resume from; None before the first. Raises MezoError if it is missing."""
         last = self._store.step_log.last_step(self._job_id)
         found = {stopping.best_step: self._folder / _BEST.format(stopping.best_step)} if stopping.best_step else {}
         for file in self._folder.glob(_LATEST.format("*", stopping.halvings)):

@@ -5,55 +5,18 @@ beyond the best step and restores the method to it, as after a kill. The step lo
 are a run's whole state; so a run that is killed, however often, ends with the same bits as an undisturbed one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Protocol
 
-import torch
-
+from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
 from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping, Verdict
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
-from pocketllm.engine.method import Method, StepRecord
+from pocketllm.engine.method import Method
 
 #: Time between checkpoints, at least; and the bytes of them that a run writes, at most, since flash wears.
 CHECKPOINT_SECONDS, CHECKPOINT_BYTES = 8.0, 10**9
-#: Checks that roll-backs repeat, at most.
-_REPEATED = MAX_HALVINGS * PATIENCE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A method's state after a step."""
-
-    step: int
-    state: Mapping[str, torch.Tensor]  #: empty if the records are enough
-
-
-class RunStore(Protocol):
-    """Durable storage of a run: records, checkpoints, early stopping."""
-
-    def records(self) -> Sequence[StepRecord]:
-        """All records, from the first step."""
-
-    def append(self, record: StepRecord, *, seconds: float) -> None:
-        """Write a new record to disk."""
-
-    def early_stopping(self) -> EarlyStopping | None:
-        """The last stored state; None before the first."""
-
-    def keep(self, stopping: EarlyStopping) -> None:
-        """Store early stopping."""
-
-    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """Delete the records beyond the best step and store early stopping, atomically. step: the current one."""
-
-    def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """Write a checkpoint atomically, as the best one if it is of the best step."""
-
-    def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """The checkpoint to resume from; None before the first. Raises MezoError if it is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +32,10 @@ class Run:
     measure: Callable[[int], None]  #: called every `measure_every` steps, at the start and at the end
     measure_every: int
     clock: Callable[[], float]  #: monotonic seconds
+    checkpoint_bytes: int = CHECKPOINT_BYTES
 
 
-def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
+def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
     """Train to the end of the run or until early stopping ends it. Leaves the method at its best step.
 
     Raises TrainingDiverged if the first validation loss is not finite.
@@ -80,7 +44,7 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
     recorded = len(store.records())
     step = _resume(method, store, stopping)
     size = sum(tensor.nbytes for tensor in method.state().values())
-    checks, every = intervals(size, steps=run.steps, check_every=run.check_every)
+    checks, every = intervals(size, run)
     run = replace(run, check_every=checks)
     halfway = (step + recorded + 1) // 2  # to where a kill came: so a job gets on, however often it is killed
     if stopping.validated_on != run.validated_on and not stopping.ended:
@@ -123,17 +87,17 @@ def train(method: Method, store: RunStore, run: Run) -> EarlyStopping:
     return stopping
 
 
-def intervals(size: int, *, steps: int, check_every: int) -> tuple[int, int]:
-    """The steps between two checks, and between two checkpoints of `size` bytes: all are CHECKPOINT_BYTES at most.
+def intervals(size: int, run: Run) -> tuple[int, int]:
+    """The steps between two checks, and between two checkpoints of `size` bytes: all are checkpoint_bytes at most.
 
     Where that leaves one a check, those of checks that roll-backs repeat come on top.
     """
-    checks = max(check_every, ceil(steps * size / CHECKPOINT_BYTES))
-    each = CHECKPOINT_BYTES // (max(1, size) * ceil(steps / checks + _REPEATED))
+    checks = max(run.check_every, ceil(run.steps * size / run.checkpoint_bytes))
+    each = run.checkpoint_bytes // (max(1, size) * ceil(run.steps / checks + MAX_HALVINGS * PATIENCE))
     return checks, ceil(checks / max(1, each))
 
 
-def _resume(method: Method, store: RunStore, stopping: EarlyStopping) -> int:
+def _resume(method: Method, store: StoredRun, stopping: EarlyStopping) -> int:
     """Restore the method to where its run was; returns the step."""
     if not method.state():
         records = store.records()
@@ -145,7 +109,7 @@ def _resume(method: Method, store: RunStore, stopping: EarlyStopping) -> int:
     return 0 if found is None else found.step
 
 
-def _check(step: int, method: Method, store: RunStore, run: Run, stopping: EarlyStopping) -> Verdict:
+def _check(step: int, method: Method, store: StoredRun, run: Run, stopping: EarlyStopping) -> Verdict:
     """Check the validation loss if it is due."""
     due = (step % run.check_every == 0 and step < run.steps) or stopping.first_loss is None
     if not due or step <= stopping.looked_at:
@@ -158,6 +122,6 @@ def _check(step: int, method: Method, store: RunStore, run: Run, stopping: Early
     return verdict
 
 
-def _save(step: int, method: Method, store: RunStore, stopping: EarlyStopping) -> None:
+def _save(step: int, method: Method, store: StoredRun, stopping: EarlyStopping) -> None:
     if step and (state := method.state()):
         store.save(Checkpoint(step=step, state=state), stopping)

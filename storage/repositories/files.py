@@ -62,11 +62,11 @@ class FileStore:
                 raise NotFound(_no_file(identity))
         return deletion
 
-    def expiries(self) -> list[tuple[str, datetime]]:
-        """The files that expire: id, and when to delete it."""
+    def expiries(self) -> dict[str, datetime]:
+        """When to delete the files that expire, by id."""
         with self._database.read() as session:
             found = session.exec(select(UploadedFile.id, UploadedFile.expires_at))
-            return [(identity, at) for identity, at in found if at is not None]
+            return {identity: at for identity, at in found if at is not None}
 
 
 def _no_file(identity: str) -> str:

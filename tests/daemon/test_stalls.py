@@ -1,12 +1,14 @@
 """Processes that do nothing are found by their CPU time."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from pocketllm.daemon.processes import cpu_seconds, session_cpu_seconds
+from pocketllm.daemon.processes import cpu_seconds, session_cpu_seconds, session_pids
 from pocketllm.daemon.stalls import LONGEST_GAP_SECONDS, StallWatch
 from tests.support.real_daemon import eventually
 
@@ -44,3 +46,13 @@ def test_idle_time_adds_up_until_there_is_progress() -> None:
     assert found == [0, 2, 4, 0, 2, 0, 0]
     watch.idle_seconds(1.5)
     assert watch.idle_seconds(1.5) == LONGEST_GAP_SECONDS, "whoever looks was stopped, too"
+
+
+def test_a_session_has_its_leader_and_what_that_has_started() -> None:
+    leader = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+    try:
+        found = eventually(lambda: (pids := session_pids(leader.pid)) and len(pids) == 2 and pids, "the child")
+        assert leader.pid in found
+    finally:
+        os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()

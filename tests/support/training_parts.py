@@ -7,8 +7,8 @@ from math import isfinite
 
 import torch
 
+from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
 from pocketllm.daemon.training.early_stopping import EarlyStopping
-from pocketllm.daemon.training.trainer import Checkpoint
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
@@ -29,8 +29,8 @@ def distance(b: torch.Tensor) -> float:
 
 
 @dataclass
-class Memory:
-    """A RunStore that copies, as a disk does."""
+class Memory(StoredRun):
+    """One in memory that copies, as a disk does."""
 
     kept: list[StepRecord] = field(default_factory=list)
     kept_stopping: EarlyStopping | None = None
@@ -41,32 +41,32 @@ class Memory:
     seconds: list[float] = field(default_factory=list)
 
     def records(self) -> list[StepRecord]:
-        """See RunStore."""
+        """See StoredRun."""
         return list(self.kept)
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         assert record.step == len(self.kept) + 1
         self.kept.append(record)
         self.seconds.append(seconds)
 
     def early_stopping(self) -> EarlyStopping | None:
-        """See RunStore."""
+        """See StoredRun."""
         return deepcopy(self.kept_stopping)
 
     def keep(self, stopping: EarlyStopping) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         self.kept_stopping = deepcopy(stopping)
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         self.forgotten.append(self.kept[stopping.best_step :])
         del self.kept[stopping.best_step :]
         self.keep(stopping)
         self.went_back.append((step, stopping.best_step))
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """See RunStore."""
+        """See StoredRun."""
         copied = deepcopy(checkpoint)
         if checkpoint.step == stopping.best_step:
             self.best = copied
@@ -74,7 +74,7 @@ class Memory:
             self.latest = copied, stopping.halvings
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """See RunStore."""
+        """See StoredRun."""
         if self.latest is not None:
             latest, halvings = self.latest
             if halvings == stopping.halvings and stopping.best_step < latest.step <= len(self.kept):

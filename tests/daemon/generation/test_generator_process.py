@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pocketllm.daemon.errors import BadGeneration, GeneratorBusy, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.errors import BadGeneration, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
 from tests.support.real_daemon import is_running
@@ -317,3 +317,28 @@ def test_a_model_that_is_not_there_is_named_with_what_to_do(bench: Bench, models
     with pytest.raises(ModelNotReady, match="none; run `pocketllm models add`"):
         bench.run(whole(generator, SHORT))
     assert generator.pid is None
+
+
+@pytest.mark.slow
+def test_a_request_that_would_take_too_much_memory_fails_and_the_next_one_is_answered(models: Path) -> None:
+    """The kernel holds the limit. What is left of the process's memory is full of holes, so there is a new one."""
+    generator = Generator(
+        models / "tiny",
+        keep_alive_seconds=KEEP_ALIVE_SECONDS,
+        max_waiting=1,
+        clock=Clock(),
+        socket=models / "small.sock",
+        memory_bytes=1,  # it has what an answer of some words takes, however little this is
+    )
+
+    async def run() -> None:
+        await whole(generator, SHORT)
+        first = generator.pid
+        huge = GenerationRequest(tokens=[5] * (CONTEXT - 8), max_tokens=4, alternatives=20, echo=True)
+        with pytest.raises(GenerationTooLarge, match="Shorten the prompt, or lower max_tokens"):
+            await whole(generator, huge)
+        assert await whole(generator, SHORT)
+        assert generator.pid not in (None, first)
+        await generator.close()
+
+    asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS))

@@ -44,7 +44,7 @@ def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
     assert (found is None) == fits
     if found:
         assert found.name == "generator" and found.threshold == 1000 * MB
-        assert "that takes 300 MB, the job would take 700 MB more" in found.message
+        assert "that takes 300 MB with the daemon, the job would take 700 MB more" in found.message
 
 
 def test_without_a_job_there_is_nothing_to_say() -> None:

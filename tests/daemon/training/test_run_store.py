@@ -13,9 +13,9 @@ import torch
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan
 from pocketllm.daemon.tools.replay import rebuild
-from pocketllm.daemon.training.checkpoints import StoredRun, ended_early
+from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun, ended_early
 from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, EarlyStopping
-from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS, Checkpoint, Run, train
+from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS, Run, train
 from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import ModelFolder

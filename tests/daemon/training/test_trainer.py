@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import count
 from math import isfinite, nan
 
 import pytest
 import torch
 
+from pocketllm.daemon.training.checkpoints import Checkpoint
 from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping
-from pocketllm.daemon.training.trainer import CHECKPOINT_BYTES, CHECKPOINT_SECONDS, Checkpoint, Run, intervals, train
+from pocketllm.daemon.training.trainer import CHECKPOINT_BYTES, CHECKPOINT_SECONDS, Run, intervals, train
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.lora import Adapter
@@ -39,6 +41,20 @@ def rising(b: torch.Tensor) -> float:
     return 1 + 0.01 * float(b.double().abs().sum())
 
 
+def run_of(steps: int, check_every: int) -> Run:
+    return Run(
+        steps=steps,
+        batch=lambda _step: BLOCK,
+        remaining=lambda step: 1 - (step - 1) / steps,
+        validation_loss=lambda: 1.0,
+        validated_on="",
+        check_every=check_every,
+        measure=lambda _step: None,
+        measure_every=10,
+        clock=lambda: 0.0,
+    )
+
+
 def run(
     memory: Memory,
     make: Make = mezo,
@@ -53,18 +69,16 @@ def run(
 ) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
     """B at the end, early stopping, and after which steps was measured."""
     b, measured = torch.zeros(4, 2), list[int]()
+    parts = run_of(steps, every)
     stopping = train(
         make(b, loss),
         memory,
-        Run(
-            steps=steps,
-            batch=lambda _step: BLOCK,
-            remaining=remaining or (lambda step: 1 - (step - 1) / steps),
+        replace(
+            parts,
+            remaining=remaining or parts.remaining,
             validation_loss=lambda: check(b),
             validated_on=validated_on,
-            check_every=every,
             measure=measured.append,
-            measure_every=10,
             clock=clock,
         ),
     )
@@ -298,7 +312,7 @@ def test_a_step_that_has_changed_something_before_it_diverged_leaves_no_trace(ma
 @pytest.mark.parametrize("megabytes", [1, 8, 29, 60, 120, 235])
 def test_a_run_writes_a_gigabyte_of_checkpoints_at_most(megabytes: int, steps: int, check_every: int) -> None:
     size = megabytes * 10**6
-    checks, every = intervals(size, steps=steps, check_every=check_every)
+    checks, every = intervals(size, run_of(steps, check_every))
     assert checks >= check_every and 1 <= every <= checks
     of_steps = sum(1 for step in range(1, steps + 1) if step % checks % every == 0)
     repeated = MAX_HALVINGS * PATIENCE * -(-checks // every)  # of what roll-backs make again
