@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ import httpx
 from bench.faults.disks import CannotInject, Kind, device_of, mount_image, run
 from bench.phone.installed import PROGRAMS, InstalledPhone
 from bench.world import World, until
+from pocketllm.daemon.process_memory import anonymous_bytes
+
+#: The default of total_memory_bytes.
+_TOTAL_BYTES = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +300,61 @@ def _with_clock(world: World, offset: str) -> Path:
     return file
 
 
+def wake_lock_left(world: World) -> str:
+    """The daemon is killed while it holds Android's wake lock; the next one gives it back."""
+    world.stop()
+    commands, calls = world.folder.parent / "bin", world.folder.parent / "calls"
+    commands.mkdir()
+    for name in ("wake-lock", "wake-unlock"):
+        (commands / f"termux-{name}").write_text(f"#!/bin/sh\necho {name} >> {calls}\n")
+        (commands / f"termux-{name}").chmod(0o755)
+    world.environment = {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+    world.start()
+    until(lambda: calls.exists() and calls.read_text().endswith("wake-lock\n"), "the wake lock")
+    assert world.process is not None
+    world.process.kill()
+    world.process.wait()
+    calls.unlink()
+    world.start()
+    until(lambda: calls.exists() and calls.read_text().startswith("wake-unlock\n"), "its release")
+    return "released at the next start"
+
+
+def total_memory(world: World) -> str:
+    """Many ask for scored text at once while a job runs: all processes together stay below the setting's 1 GB."""
+    body = {"model": "pocketllm", "prompt": "Wind west", "max_tokens": 100, "logprobs": 5, "n": 4}
+    assert world.process is not None
+    pid, most = world.process.pid, 0
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(_status_of, world, body) for _ in range(24)]
+        while not all(one.done() for one in asked):
+            family = [pid, *_children(pid), *(one for child in _children(pid) for one in _children(child))]
+            most = max(most, sum(anonymous_bytes(one) or 0 for one in family))
+            time.sleep(0.02)
+    if most >= _TOTAL_BYTES:
+        raise SystemExit(f"All processes together took {most / 1e6:.0f} MB.")
+    answers = sorted({one.result() for one in asked})
+    return f"{most / 1e6:.0f} MB at most; answers {', '.join(answers)}"
+
+
+def _children(pid: int) -> list[int]:
+    """The children of a process."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += map(int, listing.read_text().split())
+    return found
+
+
+def _status_of(world: World, body: Mapping[str, object]) -> str:
+    """The status of an answer."""
+    try:
+        world.call("POST", "/v1/completions", body, seconds=300)
+    except httpx.HTTPStatusError as error:
+        return str(error.response.status_code)
+    return "200"
+
+
 @contextmanager
 def _filled(world: World) -> Iterator[None]:
     """Meanwhile the world's disk has no byte left."""
@@ -417,4 +477,6 @@ FAULTS: Mapping[str, Case] = {
     "clock_set_back": Case(inject=clock_set_back),
     "idle_hook_at_start": Case(inject=idle_hook_at_start, quick=True),
     "clock_was_wrong": Case(inject=clock_was_wrong),
+    "wake_lock_left": Case(inject=wake_lock_left),
+    "total_memory": Case(inject=total_memory),
 }
