@@ -322,7 +322,7 @@ def wake_lock_left(world: World) -> str:
 
 def total_memory(world: World) -> str:
     """Many ask for scored text at once while a job runs: all processes together stay below the setting's 1 GB."""
-    body = {"model": "pocketllm", "prompt": "Wind west", "max_tokens": 100, "logprobs": 5, "n": 4}
+    body = {"model": "pocketllm:base", "prompt": "Wind west", "max_tokens": 100, "logprobs": 5, "n": 4}
     assert world.process is not None
     pid, most = world.process.pid, 0
     with ThreadPoolExecutor(8) as threads:
