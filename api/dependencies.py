@@ -10,6 +10,7 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.security.tokens import OWNER, Scope
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.services import Services
+from pocketllm.storage.tables import PERSON
 
 
 async def services_of(request: Request) -> Services:
@@ -65,6 +66,16 @@ def app_of(request: Request) -> str | None:
     """The name of the app that sends a request; None for the owner."""
     caller = request.scope.get("state", {}).get("caller")
     return None if caller in (None, OWNER) else str(caller)
+
+
+def owner_of(request: Request) -> str:
+    """Whose what a request adds is: PERSON, or an app by its name."""
+    return app_of(request) or PERSON
+
+
+def sees(request: Request, owner: str) -> bool:
+    """Whether a request may see files and jobs of this owner."""
+    return Scope.ADMIN in request.state.scopes or owner == owner_of(request)
 
 
 def may_monitor(request: Request) -> bool:

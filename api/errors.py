@@ -99,12 +99,12 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Problem(Exception):
+class Problem(HTTPException):
     """An error that a route raises itself."""
 
     def __init__(self, status: HTTPStatus, detail: str, *, param: str | None = None, code: str | None = None) -> None:
         """code: for programs; by default from the status."""
-        super().__init__(detail)
+        super().__init__(status, detail)
         self.status, self.detail, self.param, self.code = status, detail, param, code or code_for(status)
 
 
@@ -123,7 +123,8 @@ def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | Non
 def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> ProblemResponse:
     """The response for an error."""
     headers = {}
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE) or code == "not_yet":
+    retriable = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE)
+    if status in retriable or code == "not_yet":
         headers["Retry-After"] = str(_RETRY_SECONDS)
     elif status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
         headers["X-Should-Retry"] = "false"
@@ -224,8 +225,6 @@ def explain(findings: Sequence[Any]) -> tuple[str, str | None]:
 
 
 def _sentence(finding: Any) -> str:
-    if finding["type"] == "json_invalid":
-        return f"The body is not valid JSON: {finding['ctx']['error']}."
     message = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
     message = message.removeprefix("Value error, ")
     return f"{_field(finding) or 'body'}: {message} (got {_cut(_SHORT.repr(finding.get('input')))})."
@@ -233,8 +232,6 @@ def _sentence(finding: Any) -> str:
 
 def _field(finding: Any) -> str | None:
     """The field's name, with dots between its parts; None for the whole document."""
-    if finding["type"] == "json_invalid":  # its location is an offset
-        return None
     return _cut(".".join(str(part) for part in finding["loc"])) or None
 
 

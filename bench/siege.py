@@ -7,7 +7,7 @@ body or answer stalls, idle sockets, an app that sends as much as it is let, and
 Meanwhile the owner asks GET /jobs with the token, each time over a new connection, in turn by TCP and by the Unix
 socket; and now and then opens the page in a browser, signs in and looks at it. `refused_owner` counts the owner's
 questions that got anything but their answer. `memory_growth_mb` is how much more memory the daemon has after all
-attacks than it had after the first round of them, `memory_mb` the most that it had after any.
+attacks than it had after the first round of them, `memory_mb` the most that it ever had.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from bench.child import memory_of
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.load.clients import quantile
 from bench.shapes import ensure, models_folder
+from pocketllm.api.bodies import MAX_VALUES
 from pocketllm.cli.child import running_daemon
 
 LIMITS = {
@@ -125,6 +126,36 @@ def many_numbers(target: Target, until: float) -> None:
     _flooded(target, "/v1/completions", body, target.app, until)
 
 
+def many_objects(target: Target, until: float) -> None:
+    """2.6 million texts that are none."""
+    _flooded(target, "/texts", b"[" + b"{}," * 2_600_000 + b"{}]", target.app, until)
+
+
+def most_objects(target: Target, until: float) -> None:
+    """As many as are looked at."""
+    _flooded(target, "/texts", b"[" + b"{}," * (MAX_VALUES // 2 - 1) + b"{}]", target.app, until)
+
+
+def many_lists(target: Target, until: float) -> None:
+    """A prompt of 2.6 million lists."""
+    _flooded(target, "/generate", b'{"prompt": [' + b"[]," * 2_600_000 + b"[]]}", target.app, until)
+
+
+def many_parts(target: Target, until: float) -> None:
+    """Chats of as many parts as are looked at."""
+    part = {"type": "text", "text": "a"}
+    messages = [{"role": "user", "content": [part] * 8} for _ in range(1000)]
+    body = json.dumps({"model": "pocketllm:latest", "messages": messages, "stop": 0}).encode()
+    _flooded(target, "/v1/chat/completions", body, target.app, until)
+
+
+def many_chats(target: Target, until: float) -> None:
+    """1,400 chats, the last of which is none."""
+    chat = {"messages": [{"role": "assistant", "content": "a" * 30}] * 58}
+    body = json.dumps([chat] * 1400 + [{}]).encode()
+    _flooded(target, "/texts", body, target.app, until)
+
+
 def many_fields(target: Target, until: float) -> None:
     """A body with 790,000 fields, without a token."""
     body = json.dumps(dict.fromkeys(map(str, range(790_000)), 0)).encode()
@@ -146,6 +177,11 @@ ATTACKS: tuple[Callable[[Target, float], None], ...] = (
     greedy_app,
     many_zeros,
     many_numbers,
+    many_objects,
+    most_objects,
+    many_lists,
+    many_parts,
+    many_chats,
     many_fields,
     long_stop,
 )
@@ -268,14 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             token = json.loads((folder / "tokens.json").read_text())["owner"]
             app = client.create_token("siege", ["ingest", "generate"])["token"]
             target, pid = Target(port=announced["port"], app=app), int(announced["pid"])
-            memory, most = [], 0.0
+            memory = []
             for number in range(2):
                 for attack in ATTACKS:
                     progress(f"round {number + 1}: {attack.__name__.replace('_', ' ')} ...")
                     found = _besieged(attack, target, announced, token, seconds)
                     everything.seconds += found.seconds
                     everything.refused += found.refused
-                    most = max(most, memory_of(pid)["VmRSS"] / 1e6)
                     rows.append(
                         [
                             attack.__name__.replace("_", " "),
@@ -287,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     )
                     raw[f"{attack.__name__} {number + 1}"] = {"seconds": found.seconds, "refused": found.refused}
                 memory.append(memory_of(pid)["VmRSS"] / 1e6)
+            most = memory_of(pid)["VmHWM"] / 1e6
             log_bytes = (folder / "daemon.log").stat().st_size
     values: dict[str, float | None] = {
         "owner_p99_s": quantile(everything.seconds, 0.99),

@@ -1,7 +1,7 @@
 """Fine-tunes on a file by OpenAI's own client, and asks the result: TOKEN=... python fine_tune.py chats.jsonl "Tea?"
 
-pip install openai; the token needs the scope admin. A line of the file is {"messages": [...]}, {"prompt", "completion"}
-or {"text"}. Ctrl-C leaves the job to the daemon; `pocketllm jobs` shows it.
+pip install openai; the token needs the scopes train and generate. A line of the file is {"messages": [...]},
+{"prompt", "completion"} or {"text"}. Ctrl-C leaves the job to the daemon; `pocketllm jobs` shows it.
 """
 
 import os

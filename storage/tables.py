@@ -45,6 +45,8 @@ def _enum(members: type[StrEnum]) -> Enum:
     return Enum(members, values_callable=lambda enum: [member.value for member in enum], native_enum=False)
 
 
+#: An owner that is no app.
+PERSON = "owner"
 #: What `Job.start_from` says for the base model.
 BASE = "base"
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
@@ -93,8 +95,6 @@ class Text(SQLModel, table=True):
     words: int
     #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
     held_out: bool
-    #: The app that has sent it; None: the owner, or unknown from older versions.
-    app: str | None = Field(default=None, index=True)
     #: The succeeded job that has seen this text; None while it is new.
     learned_in: str | None = Field(default=None, index=True)
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
@@ -107,6 +107,16 @@ class Text(SQLModel, table=True):
         if self.completion is not None:
             return Kind.COMPLETION
         return Kind.PLAIN if self.label is None else Kind.LABELLED
+
+
+class TextOwner(SQLModel, table=True):
+    """One of those who have sent a text, PERSON or an app by its name. The last one to let it go deletes it."""
+
+    __tablename__ = "text_owner"
+
+    text_id: str = Field(sa_column=Column(ForeignKey("text.id", ondelete="CASCADE"), primary_key=True))
+    owner: str = Field(primary_key=True, index=True)
+    sent_at: datetime = Field(sa_type=UtcDateTime)
 
 
 class Job(SQLModel, table=True):
@@ -151,7 +161,7 @@ class Job(SQLModel, table=True):
     withdrawn: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     #: The caller's name and the Idempotency-Key that it sent: asked again with these, the job is not made again.
     request_key: str | None = Field(default=None, index=True, unique=True)
-    #: Where it was asked for as a fine-tuning job: what was said then, to be said back.
+    #: Where it was asked for as a fine-tuning job: what was said then, to be said back, and by whom.
     tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
     #: The adapter it made.
     adapter: str | None = None
@@ -167,6 +177,11 @@ class Job(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
     started_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
     finished_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+
+    @property
+    def owner(self) -> str:
+        """PERSON, or the app that has asked for it as a fine-tuning job."""
+        return str((self.tuning or {}).get("owner", PERSON))
 
 
 class JobText(SQLModel, table=True):
@@ -336,11 +351,12 @@ class SensorSample(SQLModel, table=True):
 
 
 class UploadedFile(SQLModel, table=True):
-    """A file that a fine-tuning job may be asked to learn. Its id is derived from what it is, so it is there once."""
+    """A file that a fine-tuning job may be asked to learn. Each owner has it once: its id derives from all of it."""
 
     __tablename__ = "uploaded_file"
 
     id: str = Field(primary_key=True)
+    owner: str = Field(default=PERSON, sa_column_kwargs={"server_default": PERSON})
     filename: str
     purpose: str
     size: int  #: bytes

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import AdapterId, ServicesDep, json_only
 from pocketllm.api.native.schemas.jobs import AdapterOut
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
@@ -24,7 +24,7 @@ from pocketllm.storage.errors import WrongState
 from pocketllm.storage.repositories.adapters import Change
 from pocketllm.storage.tables import Adapter
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], route_class=JSONRoute)
 
 _TAR, _GGUF = "application/x-tar", "application/octet-stream"
 _PIECE_BYTES = 1 << 20

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Label, Words
 from pocketllm.daemon.generation.service import ClassifyRequest, Done
 from pocketllm.daemon.services import Services
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
 _MAX_LABELS = 50
 

@@ -1,17 +1,14 @@
 """Parses and checks examples: texts of four kinds, one or many."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_core import from_json
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import Body, check_size, parsed
 from pocketllm.api.errors import Problem, explain
-from pocketllm.daemon.settings import Settings
 from pocketllm.storage.repositories.texts import NewText, chat_text
 
 DEFAULT_SOURCE = "unknown"
@@ -122,47 +119,43 @@ def references() -> list[dict[str, str]]:
     return [{"$ref": f"{_COMPONENTS}{kind.__name__}"} for kind in KINDS]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The settings for examples."""
-
-    max_bytes: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Limits":
-        """From the settings."""
-        return cls(max_bytes=settings.max_text_bytes)
-
-
-def parse(body: bytes, content_type: str, source: str) -> list[tuple[str, Example]]:
-    """The examples in a request's body, each with its place for error messages. Raises Problem."""
+def parse(body: bytes, content_type: str, source: str, max_bytes: int) -> Iterator[Example]:
+    """The examples in a request's body. Raises Problem, which names the place."""
     kind = content_type.partition(";")[0].strip().lower()
-    text = decoded(body)
     if kind == "text/plain":
-        return [("", PlainIn(text=text, source=source))]
-    if kind == "application/json":
-        document = _parsed(text, "")
-        if not isinstance(document, list):
-            return [("", validated(document, ""))]
-        placed = [(f"item {number}: ", item) for number, item in enumerate(document, 1)]
-        return [(place, validated(item, place)) for place, item in _countable(placed)]
-    if kind in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
-        return [(place, validated(document, place)) for place, document in parse_lines(text)]
-    raise Problem(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        f"Content-Type is {kind or 'missing'}; send application/json, application/x-ndjson or text/plain.",
-    )
+        placed: Iterable[tuple[str, Any]] = [("", {"text": _decoded(body), "source": source})]
+    elif kind == "application/json":
+        placed = _items(body)
+    elif kind in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
+        placed = parse_lines(body)
+    else:
+        detail = f"Content-Type is {kind or 'missing'}; send application/json, application/x-ndjson or text/plain."
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    for place, document in placed:
+        yield validated(document, place, max_bytes)
 
 
-def parse_lines(text: str) -> Iterator[tuple[str, Any]]:
+def _items(body: bytes) -> Iterable[tuple[str, Any]]:
+    check_size(body)
+    document = parsed(_decoded(body))
+    if not isinstance(document, list):
+        return [("", document)]
+    _check_count(len(document))
+    return ((f"item {number}: ", item) for number, item in enumerate(document, 1))
+
+
+def parse_lines(body: bytes) -> Iterator[tuple[str, Any]]:
     """The JSON document in each non-empty line, with its place for error messages. Raises Problem."""
-    # Not splitlines(): a JSON string may contain other line separators.
-    lines = [(f"line {number}: ", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for place, line in _countable(lines):
-        yield place, _parsed(line, place)
+    check_size(body)
+    # Blank lines count, too. Not splitlines(): a JSON string may contain other line separators.
+    text = _decoded(body).rstrip()
+    _check_count(text.count("\n") + bool(text))
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}: ", parsed(line, f"line {number}: ")
 
 
-def check(example: Example, place: str, limits: Limits) -> None:
+def _check(example: Example, place: str, max_bytes: int) -> None:
     """Refuse an example that is empty or too long. Raises Problem naming place and field."""
     words = _words(example)
     for name, text in words.items():
@@ -170,9 +163,9 @@ def check(example: Example, place: str, limits: Limits) -> None:
             detail = f"{place}The {name} is empty. Send some words."
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=name)
     size = sum(len(text.encode()) for text in words.values())
-    if size > limits.max_bytes:
+    if size > max_bytes:
         name = " with its ".join(words)
-        limit = f"the longest allowed is {limits.max_bytes:,} (setting max_text_bytes)"
+        limit = f"the longest allowed is {max_bytes:,} (setting max_text_bytes)"
         detail = f"{place}The {name} is {size:,} bytes; {limit}. Split it."
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param=next(iter(words)))
 
@@ -188,7 +181,7 @@ def _words(example: Example) -> dict[str, str]:
     return {"text": example.text}
 
 
-def decoded(body: bytes) -> str:
+def _decoded(body: bytes) -> str:
     """The body as text. Raises Problem."""
     try:
         return body.decode()
@@ -197,22 +190,15 @@ def decoded(body: bytes) -> str:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
 
 
-def _parsed(text: str, place: str) -> Any:
-    """The JSON document. The parser refuses lone surrogates."""
-    try:
-        return from_json(text)
-    except ValueError as error:
-        detail = f"{place}This is not valid JSON: {error}."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail) from error
-
-
-def validated(document: Any, place: str) -> Example:
+def validated(document: Any, place: str, max_bytes: int) -> Example:
     """The example in a document. Raises Problem."""
     try:
-        return _kind(document, place).model_validate(document)
+        example = _kind(document, place).model_validate(document)
     except ValidationError as error:
         detail, param = explain(error.errors(include_url=False))
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
+    _check(example, place, max_bytes)
+    return example
 
 
 def _kind(document: Any, place: str) -> type[Example]:
@@ -231,11 +217,10 @@ def _kind(document: Any, place: str) -> type[Example]:
     return ChatIn if "messages" in found[0] else CompletionIn
 
 
-def _countable(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The items. Raises Problem when there are none, or too many."""
-    if not items:
+def _check_count(count: int) -> None:
+    """Refuse no texts, and too many. Raises Problem."""
+    if not count:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no text in the body. Send at least one.")
-    if len(items) > MAX_TEXTS:
-        detail = f"These are {len(items):,} texts; at most {MAX_TEXTS:,} go into one request. Send them in parts."
+    if count > MAX_TEXTS:
+        detail = f"These are {count:,} texts; at most {MAX_TEXTS:,} go into one request. Send them in parts."
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
-    return items

@@ -14,7 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import MAX_SEED, Body
+from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
@@ -24,7 +24,7 @@ from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.passages import Passage
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
 _DURATION = re.compile(r"^(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)$")
 KeepAlive = Annotated[
@@ -32,7 +32,7 @@ KeepAlive = Annotated[
     WithJsonSchema({"anyOf": [{"type": ["number", "null"]}, {"type": "string", "pattern": _DURATION.pattern}]}),
 ]
 _StopString = Annotated[str, Field(min_length=1, max_length=256)]
-_StopStrings = Annotated[list[_StopString], Field(max_length=16)]
+_StopStrings = Annotated[list[_StopString], Field(fail_fast=True, max_length=16)]
 #: Strings at which to stop, which are looked for after each token; one may stand alone.
 StopStrings = Annotated[
     _StopStrings,
@@ -74,7 +74,7 @@ class AskIn(Body):
     context: Literal["recall"] | None = Field(
         None,
         description="`recall` puts what the owner's texts say about it before the prompt, or into a chat's last "
-        "message. An app gets the texts that it has sent itself.",
+        "message. It takes the scope admin.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")

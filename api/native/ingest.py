@@ -54,13 +54,13 @@ class Ingest:
             if not self._readers:
                 self._no_readers.set()
 
-    async def add(self, texts: Sequence[NewText]) -> Added:
+    async def add(self, texts: Sequence[NewText], *, owner: str) -> Added:
         """Store all of the texts or none. They are on disk when this returns.
 
         In one thread at a time: a second one would wait for the database's write lock while it holds a connection.
         """
         async with self._writing:
-            return await run_in_threadpool(self._texts.add, texts, now=self._now())
+            return await run_in_threadpool(self._texts.add, texts, owner=owner, now=self._now())
 
 
 class ReadPriorityMiddleware:

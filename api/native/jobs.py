@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import ConfigDict, Field
 
-from pocketllm.api.bodies import MAX_SEED, Body
+from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, json_only, may_monitor
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, job_detail
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
@@ -24,7 +24,7 @@ from pocketllm.storage.repositories.step_log import Progress
 from pocketllm.storage.step_log_export import export_step_log
 from pocketllm.storage.tables import Job
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
 
 class JobIn(Body):

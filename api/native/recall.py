@@ -1,11 +1,13 @@
 """Recall: what the owner has written about the matter before, put before what the model reads."""
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from pocketllm.api.dependencies import app_of
+from pocketllm.api.errors import Problem
+from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.passages import Passage
 
@@ -21,8 +23,11 @@ class RecalledOut(BaseModel):
 
 
 def recall(request: Request, services: Services, query: str) -> list[Passage]:
-    """The passages that fit best, the best first. An app gets its own texts alone."""
-    return services.store.passages.search(query, limit=PASSAGES, app=app_of(request))
+    """The passages that fit best, the best first. Raises Problem for who may not read texts."""
+    if Scope.ADMIN not in request.state.scopes:  # even of an app's own, the order tells which words others have used
+        detail = "context: recall takes the scope admin. Put what the model is to read into the prompt."
+        raise Problem(HTTPStatus.FORBIDDEN, detail, param="context", code="out_of_scope")
+    return services.store.passages.search(query, limit=PASSAGES)
 
 
 def described(passages: Sequence[Passage]) -> list[dict[str, str]]:

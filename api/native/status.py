@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.native.schemas.jobs import ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
@@ -17,7 +17,7 @@ from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
 
-router = APIRouter(tags=["status"])
+router = APIRouter(tags=["status"], route_class=JSONRoute)
 
 
 class HealthOut(BaseModel):

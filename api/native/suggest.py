@@ -7,11 +7,11 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
 from pocketllm.daemon.generation.service import Done, SuggestionRequest
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
 #: The search ends after this time, if no other is given; and what is left of it for sending the answer.
 _TIMEOUT_MS, _SENDING_MS = 1000, 10

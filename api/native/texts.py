@@ -1,7 +1,6 @@
 """/texts: add, list and delete texts."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Self
@@ -10,9 +9,10 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import ServicesDep, TextId, app_of
+from pocketllm.api.bodies import unless_large
+from pocketllm.api.dependencies import ServicesDep, TextId, app_of, owner_of
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, Limits, check, parse, references
+from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.schemas.jobs import AddedOut, Identified, Page, TextOut
 from pocketllm.daemon.services import Services
@@ -68,22 +68,19 @@ async def add_texts(
     text. `source` in the query is for text/plain. An app is not told which texts were there already: they may be
     another's.
     """
-    limits = Limits.of(services.settings)
     ingest: Ingest = request.app.state.ingest
     body = await request.body()  # before the slot, so that a slow sender does not block others
+    kind, app, most = request.headers.get("content-type", ""), app_of(request), services.settings.max_text_bytes
     async with ingest.slot():
-        examples = parse(body, request.headers.get("content-type", ""), source)
-        for place, example in examples:
-            check(example, place, limits)
-        app = app_of(request)
+        texts = await unless_large(body, lambda: [one.new() for one in parse(body, kind, source, most)])
         if app is not None:
-            await run_in_threadpool(_check_quota, services, app, len(examples))
-        added = await ingest.add([replace(example.new(), app=app) for _, example in examples])
+            await run_in_threadpool(check_quota, services, app, len(texts))
+        added = await ingest.add(texts, owner=owner_of(request))
     created = added.created if app is None else len(set(added.ids))
     return AddedOut(ids=list(added.ids), created=created, duplicates=len(added.ids) - created)
 
 
-def _check_quota(services: Services, app: str, count: int) -> None:
+def check_quota(services: Services, app: str, count: int) -> None:
     """Refuse more texts than an app may send in a day. Raises Problem."""
     most = services.settings.app_texts_per_day
     if services.store.texts.count_of(app, since=services.now() - timedelta(days=1)) + count > most:
@@ -179,7 +176,9 @@ def delete_texts(
 
 @router.delete("/apps/{app}/texts")
 def delete_texts_of_app(services: ServicesDep, app: str) -> DeletionOut:
-    """Delete all texts that an app has sent, likewise. An app is named as its token."""
+    """Delete all texts that an app alone has sent, likewise. What others have sent, too, stays theirs. An app is named
+    as its token.
+    """
     return _forgotten(services, lambda now: services.store.deletions.app(app, now=now))
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from pocketllm.api.bodies import Body
+from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.security.tokens import Credentials, Scope
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], route_class=JSONRoute)
 
 #: A name that can stand in a path and in a shell.
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
 from pocketllm.api.errors import Problem, code_of, problem_body, status_of
 from pocketllm.api.native.recall import before_question, described, recall
@@ -31,7 +32,7 @@ from pocketllm.daemon.generation.service import Done, GenerationRequest, Generat
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.passages import Passage
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JSONRoute)
 
 _DEFAULTS = GenerationRequest()
 

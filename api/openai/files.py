@@ -3,28 +3,26 @@
 import csv
 import io
 import json
+from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.dependencies import ServicesDep, owner_of, sees
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import Limits
 from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.api.openai.fine_tuning_schemas import INBOX
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.tables import Job, JobState, Text, UploadedFile
-
-router = APIRouter(prefix="/v1/files", tags=["openai"])
+from pocketllm.storage.tables import PERSON, Job, JobState, Text, UploadedFile
 
 RESULTS = "fine-tune-results"
 #: The file that a job that has succeeded leaves has this id, with what is behind "job-" in the job's.
@@ -35,6 +33,26 @@ _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 #: A form has no null.
 _SECONDS = WithJsonSchema({"type": "integer", "minimum": 3600, "maximum": 2_592_000})
+
+
+def check_own(request: Request, services: Services, *identities: str) -> None:
+    """Refuse an app files and jobs of others, as if there were none. Raises NotFound."""
+    for identity in () if sees(request, PERSON) else identities:
+        job_id = identity.replace(_RESULT, "job-", 1).replace("ftjob-", "job-", 1)
+        if job_id.startswith("job-"):
+            owner = services.store.jobs.get(job_id).owner
+        else:
+            owner = PERSON if identity == INBOX else services.store.files.get(identity).owner
+        if owner != owner_of(request):
+            raise NotFound(f"There is no {identity!r} of yours. GET /v1/files and /v1/fine_tuning/jobs list what is.")
+
+
+def check_path(request: Request, services: ServicesDep) -> None:
+    """Likewise for what is named in the path."""
+    check_own(request, services, *request.path_params.values())
+
+
+router = APIRouter(prefix="/v1/files", tags=["openai"], dependencies=[Depends(check_path)])
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
@@ -74,6 +92,7 @@ class FileDeleted(BaseModel):
 
 @router.post("")
 async def upload(
+    request: Request,
     services: ServicesDep,
     file: UploadFile,
     purpose: Annotated[Purpose, Form()],
@@ -85,10 +104,12 @@ async def upload(
     """
     data = await file.read()
     if purpose == FINE_TUNE:  # in a thread: a large file takes a second
-        await run_in_threadpool(examples_in, data, source=INBOX, limits=Limits.of(services.settings))
+        examples = examples_in(data, source=INBOX, max_bytes=services.settings.max_text_bytes)
+        await run_in_threadpool(deque, examples, maxlen=0)
     now = services.now()
     row = await run_in_threadpool(
         services.store.files.add,
+        owner=owner_of(request),
         filename=(file.filename or "file")[:200],
         purpose=purpose,
         data=data,
@@ -100,6 +121,7 @@ async def upload(
 
 @router.get("")
 def files(
+    request: Request,
     services: ServicesDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -107,12 +129,13 @@ def files(
     purpose: str | None = None,
 ) -> Listing[FileOut]:
     """The uploaded files, and `file-inbox`, which holds all texts. The results of jobs are listed by their purpose,
-    `fine-tune-results`, alone.
+    `fine-tune-results`, alone. An app sees its own.
     """
     if purpose == RESULTS:
-        found = [_result(services, job) for job in jobs_behind(services, None) if results_of(job)]
+        found = [_result(services, job) for job in jobs_behind(request, services, None) if results_of(job)]
     else:
-        found = [*(FileOut.of(row) for row in services.store.files.all()), _inbox(services)]
+        found = [FileOut.of(row) for row in services.store.files.all() if sees(request, row.owner)]
+        found += [_inbox(services)] * sees(request, PERSON)
         found = [file for file in found if purpose in (None, file.purpose)]
     found.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
     return page_of(found, after=after, limit=limit)
@@ -166,10 +189,10 @@ def results_of(job: Job) -> list[str]:
     return [job.id.replace("job-", _RESULT, 1)] if job.state is JobState.SUCCEEDED else []
 
 
-def jobs_behind(services: Services, after: str | None) -> Iterator[Job]:
-    """All jobs, newest first, from behind one of them. Raises NotFound."""
+def jobs_behind(request: Request, services: Services, after: str | None) -> Iterator[Job]:
+    """All jobs that the caller may see, newest first, from behind one of them. Raises NotFound."""
     while rows := services.store.jobs.page(after=after, limit=_PAGE):
-        yield from rows
+        yield from (row for row in rows if sees(request, row.owner))
         after = rows[-1].id
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from pocketllm.api.dependencies import ServicesDep, json_only
+from pocketllm.api.bodies import JSONRoute
+from pocketllm.api.dependencies import ServicesDep, app_of, json_only, owner_of
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import Limits
+from pocketllm.api.native.texts import check_quota
 from pocketllm.api.openai import fine_tuning_documents as documents
-from pocketllm.api.openai.files import jobs_behind, stored
+from pocketllm.api.openai.files import check_own, check_path, jobs_behind, stored
 from pocketllm.api.openai.fine_tuning_schemas import (
     INBOX,
     Checkpoint,
@@ -24,6 +25,7 @@ from pocketllm.api.openai.fine_tuning_schemas import (
 from pocketllm.api.openai.models import LATEST, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
+from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
@@ -31,7 +33,9 @@ from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.repositories.texts import NewText, count_words
 from pocketllm.storage.tables import BASE, Job
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"])
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs", tags=["openai"], dependencies=[Depends(check_path)], route_class=JSONRoute
+)
 
 #: The most steps of a job.
 _MAX_STEPS = 1_000_000
@@ -45,13 +49,21 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
     """Ask for a job that learns an uploaded file. It starts from what is served, or from what `model` names.
 
     Where it starts from what is served, old texts are mixed in, and it is served if it proves better, as with any job.
+    An app learns its own files, from the base model; from another, which may know texts of others, takes `generate`.
     """
-    document = body.model_dump(mode="json", exclude={"now", "integrations"}) | {"warnings": body.warnings}
+    document = body.model_dump(mode="json", exclude={"now", "integrations"})
+    document |= {"warnings": body.warnings, "owner": owner_of(request)}
+    check_own(request, services, body.training_file, *filter(None, [body.validation_file]))
     if request.headers.get(_SENT_AGAIN, "0") != "0" and (job := _same(services, document)):
         return documents.of_job(services, job)
     adapter, _ = resolve(services, body.model)
     start = None if body.model == LATEST else adapter or BASE
+    if start != BASE and not request.state.scopes & {Scope.GENERATE, Scope.ADMIN}:
+        detail = "To start from a model that was taught takes the scope generate, too. Start from pocketllm:base."
+        raise Problem(HTTPStatus.FORBIDDEN, detail, param="model", code="out_of_scope")
     asked, texts = body.chosen_hyperparameters, _texts(services, body)
+    if (app := app_of(request)) is not None:
+        check_quota(services, app, len(texts or []))
     epochs, batch = explicit(asked.n_epochs), explicit(asked.batch_size)
     job = services.scheduler.request(
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
@@ -75,7 +87,7 @@ def list_jobs(
         if name.startswith("metadata[") and name.endswith("]")
     }
     found: list[Job] = []
-    for job in jobs_behind(services, None if after is None else _job_id(after)):
+    for job in jobs_behind(request, services, None if after is None else _job_id(after)):
         said = (job.tuning or {}).get("metadata") or {}
         if filters.items() <= said.items():
             found.append(job)
@@ -165,7 +177,7 @@ def _of_file(services: Services, file_id: str, param: str, *, held_out: bool | N
         detail = f"{param}: {file_id} was uploaded for {file.purpose}. Upload it with the purpose {FINE_TUNE}."
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=param)
     # A text that stands in the training file is not also measured with: the sources differ, the ids do, too.
-    examples = examples_in(file.data, source=file.id, limits=Limits.of(services.settings))
+    examples = examples_in(file.data, source=file.id, max_bytes=services.settings.max_text_bytes)
     return [example.new(held_out=held_out) for example in examples]
 
 

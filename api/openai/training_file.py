@@ -1,12 +1,13 @@
 """A fine-tuning file: JSON lines, each a chat, a prompt with its completion, or a text."""
 
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
 
 from pocketllm.api.errors import Problem, explain
-from pocketllm.api.native.examples import Example, Limits, check, decoded, parse_lines, validated
+from pocketllm.api.native.examples import Example, parse_lines, validated
 from pocketllm.api.openai.schemas import ChatMessage
 
 FINE_TUNE = "fine-tune"
@@ -14,16 +15,13 @@ FINE_TUNE = "fine-tune"
 _BESIDE = ("tools", "functions", "parallel_tool_calls")
 
 
-def examples_in(data: bytes, *, source: str, limits: Limits) -> list[Example]:
+def examples_in(data: bytes, *, source: str, max_bytes: int) -> Iterator[Example]:
     """The examples in a file, as texts from `source`. Raises Problem, which names the line that is wrong."""
-    text = decoded(data).removeprefix("\ufeff")
-    placed = [(place, _example(document, place, source)) for place, document in parse_lines(text)]
-    for place, example in placed:
-        check(example, place, limits)
-    return [example for _, example in placed]
+    for place, document in parse_lines(data.removeprefix(b"\xef\xbb\xbf")):
+        yield validated(_as_text(document, place, source), place, max_bytes)
 
 
-def _example(document: Any, place: str, source: str) -> Example:
+def _as_text(document: Any, place: str, source: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}This is no JSON object. {_EXPECTED}")
     if not document.keys() & {"messages", "prompt", "completion", "text"}:
@@ -31,7 +29,7 @@ def _example(document: Any, place: str, source: str) -> Example:
     kept = {name: value for name, value in document.items() if name not in _BESIDE} | {"source": source}
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_message(message, place) for message in kept["messages"]]
-    return validated(kept, place)
+    return kept
 
 
 _EXPECTED = 'A line is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.'

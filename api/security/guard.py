@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
+from pocketllm.api.bodies import LARGE_BYTES
 from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.sessions import credential_of
@@ -39,6 +40,8 @@ _HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGN
 #: The code of a WebSocket that is refused (RFC 6455, 7.4.1).
 _POLICY_VIOLATION = 1008
 
+#: The methods of the routes of files and fine-tuning jobs, which show each app its own.
+_OF_FILES = ("GET", "POST", "DELETE")
 #: The routes of the scopes below admin.
 _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
@@ -49,6 +52,7 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
         re.compile("/generate|/compare|/suggest|/classify|/v1/chat/completions|/v1/completions"),
         frozenset({Scope.GENERATE}),
     ),
+    *((verb, re.compile("/v1/(files|fine_tuning/jobs)(/.*)?"), frozenset({Scope.TRAIN})) for verb in _OF_FILES),
     (
         "GET",
         re.compile("/status|/metrics|/runs|/ledger|/history|/events|/jobs|/jobs/[^/]+"),
@@ -133,11 +137,12 @@ class Guard:
             return
         known = {"scopes": caller.scopes, "token": caller.token} if caller else {"scopes": frozenset()}
         connection.setdefault("state", {}).update(caller=name, **known)
-        self._running[name] += 1
+        weight = _weight(request.headers)
+        self._running[name] += weight
         try:
             await self._app(connection, receive, _not_stored(send))
         finally:
-            self._running[name] -= 1
+            self._running[name] -= weight
             if not self._running[name]:
                 del self._running[name]
 
@@ -168,7 +173,7 @@ class Guard:
         if name == OWNER:
             return None
         others = sum(count for other, count in self._running.items() if other != OWNER)
-        if self._running[name] < _MOST_OF_AN_APP and others < self._max_requests:
+        if self._running[name] + _weight(headers) <= _MOST_OF_AN_APP and others < self._max_requests:
             return None
         detail = f"{others} requests are being answered (setting max_requests). Try again in a second."
         return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
@@ -191,6 +196,13 @@ class Guard:
             )
             return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
         return _out_of_scope(caller, method, path)
+
+
+def _weight(headers: Headers) -> int:
+    """As how many requests this one counts: of large bodies, which are held whole, an app sends two at once."""
+    length = headers.get("content-length", "0")  # _too_much has seen it
+    is_large = "transfer-encoding" in headers or (length.isdecimal() and int(length) > LARGE_BYTES)
+    return _MOST_OF_AN_APP // 2 if is_large else 1
 
 
 def _not_stored(send: Send) -> Send:

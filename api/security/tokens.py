@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the command line reads the scopes here, without a database
     from pocketllm.storage.repositories.tokens import TokenStore
     from pocketllm.storage.tables import AppToken
 
-OWNER = "owner"
+OWNER = "owner"  #: as storage.tables.PERSON
 #: Identifies our tokens, for secret scanners.
 _PREFIX = "pllm_"
 
@@ -30,6 +30,7 @@ class Scope(StrEnum):
 
     INGEST = "ingest"  #: add texts and report the screen; read nothing
     GENERATE = "generate"  #: use the model, which may repeat texts of other apps
+    TRAIN = "train"  #: upload files, and run fine-tuning jobs on them; see no others
     MONITOR = "monitor"  #: see jobs with their settings and errors, readings and metrics; no texts
     ADMIN = "admin"  #: everything
 

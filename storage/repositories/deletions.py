@@ -17,6 +17,7 @@ from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.step_log import forget_steps
+from pocketllm.storage.repositories.texts import UNOWNED, disown
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
 
 _AGAIN = "one of its texts was deleted: it starts again without it"
@@ -37,8 +38,11 @@ class DeletionStore:
         return self._delete(col(Text.source) == source, f"There is no text of the source {source!r}.", now)
 
     def app(self, app: str, *, now: datetime) -> Deletion:
-        """Delete all texts that an app has sent. Raises NotFound."""
-        return self._delete(col(Text.app) == app, f"There is no text of the app {app!r}.", now)
+        """Delete all texts that an app alone has sent; the others are its own no longer. Raises NotFound."""
+        with self._database.write() as session:
+            if not disown(session, app):
+                raise NotFound(f"There is no text of the app {app!r}. GET /texts lists those that are here.")
+            return delete_texts(session, UNOWNED, now) or empty_deletion(session, now)
 
     def get(self, deletion_id: str) -> Deletion:
         """The receipt with this id. Raises NotFound."""

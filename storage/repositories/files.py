@@ -13,9 +13,9 @@ from pocketllm.storage.repositories.deletions import delete_texts, empty_deletio
 from pocketllm.storage.tables import Deletion, Text, UploadedFile
 
 
-def file_id(filename: str, purpose: str, data: bytes) -> str:
-    """The id of a file: a hash of its name, purpose and content, so that a repeated upload is the same file."""
-    named = f"{filename}\0{purpose}\0".encode()
+def file_id(owner: str, filename: str, purpose: str, data: bytes) -> str:
+    """The id of a file: a hash of its owner, name, purpose and content: a repeated upload is the same file."""
+    named = f"{owner}\0{filename}\0{purpose}\0".encode()
     return f"file-{hashlib.sha256(named + data).hexdigest()[:24]}"
 
 
@@ -26,16 +26,17 @@ class FileStore:
         self._database = database
 
     def add(
-        self, *, filename: str, purpose: str, data: bytes, expires_at: datetime | None, now: datetime
+        self, *, owner: str, filename: str, purpose: str, data: bytes, expires_at: datetime | None, now: datetime
     ) -> UploadedFile:
         """Store a file, or find it if it exists. It is on disk when this returns."""
-        identity = file_id(filename, purpose, data)
+        identity = file_id(owner, filename, purpose, data)
         with self._database.write() as session:
             file = session.get(UploadedFile, identity)
             if file is None:
                 file = UploadedFile(
                     id=identity, filename=filename, purpose=purpose, size=len(data), data=data, created_at=now
                 )
+                file.owner = owner
             file.expires_at = expires_at
             session.add(file)
         return file

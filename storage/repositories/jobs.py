@@ -105,7 +105,7 @@ class JobStore:
             session.add(job)
             session.flush()  # the event's foreign key wants the row
             if tuning and tuning.texts is not None:
-                job.texts, job.words = give_to_job(session, job.id, tuning.texts, now)
+                job.texts, job.words = give_to_job(session, job, tuning.texts, now)
             session.add(Event(job_id=job.id, at=now, kind="queued", message=f"queued by {requested_by}"))
         return job
 

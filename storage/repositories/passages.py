@@ -49,13 +49,10 @@ class PassageStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def search(self, query: str, *, limit: int, app: str | None = None) -> list[Passage]:
-        """The passages with the rarest and most of the query's words, the best first.
-
-        app: only of the texts that this app has sent; None: of all.
-        """
+    def search(self, query: str, *, limit: int) -> list[Passage]:
+        """The passages with the rarest and most of the query's words, the best first."""
         with self._database.read() as session:
-            return list(islice((one for one in _ranked(session, query) if app is None or one.text.app == app), limit))
+            return list(islice(_ranked(session, query), limit))
 
     def texts(self, query: str, *, after: str | None, limit: int) -> list[Text]:
         """The texts of these passages, from behind the text `after`. Raises NotFound where that is not among them."""

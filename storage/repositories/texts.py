@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, LargeBinary, and_, cast, func, literal, tuple_
-from sqlmodel import Session, col, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlmodel import Session, col, delete, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from pocketllm.storage.database import Database
@@ -16,7 +17,7 @@ from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import withdrawn_jobs
 from pocketllm.storage.repositories.ids import full_id
-from pocketllm.storage.tables import JobText, Text
+from pocketllm.storage.tables import PERSON, Job, JobText, Text, TextOwner
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
@@ -34,7 +35,6 @@ class NewText:
     label: str | None = None
     messages: list[dict[str, Any]] | None = None
     held_out: bool | None = None  #: None: by its id
-    app: str | None = None  #: that has sent it; None: the owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ class TextStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
-        """Store all of the texts or none. They are on disk when this returns."""
+    def add(self, texts: Sequence[NewText], *, now: datetime, owner: str = PERSON) -> Added:
+        """Store all of the texts or none, as its owner's, too. They are on disk when this returns."""
         with self._database.write() as session:
-            return _add(session, texts, now)
+            return _add(session, texts, owner, now)
 
     def get(self, identity: str) -> Text:
         """The text whose id is this, or alone begins like this. Raises NotFound."""
@@ -130,10 +130,10 @@ class TextStore:
             return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
 
     def count_of(self, app: str, *, since: datetime) -> int:
-        """The number of texts that an app has added in the day after a moment."""
-        day = col(Text.created_at).between(since, since + timedelta(days=1))
+        """The number of texts that an app has added in the day after a moment, whether others had them or not."""
+        day = col(TextOwner.sent_at).between(since, since + timedelta(days=1))
         with self._database.read() as session:
-            return session.exec(select(func.count()).where(col(Text.app) == app, day)).one()
+            return session.exec(select(func.count()).where(col(TextOwner.owner) == app, day)).one()
 
     def of_job(self, job_id: str) -> list[Text]:
         """A job's texts, oldest first, in a stable order; `learned_in` is the one of JobText."""
@@ -147,8 +147,8 @@ class TextStore:
         return [text for text, _ in rows]
 
 
-def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
-    """Store the texts that do not exist yet."""
+def _add(session: Session, texts: Sequence[NewText], owner: str, now: datetime) -> Added:
+    """Store the texts that do not exist yet, and whose they are."""
     ids = tuple(map(text_id, texts))
     rows = dict(zip(ids, texts, strict=True))
     for known in _known(session, list(rows)):
@@ -156,13 +156,16 @@ def _add(session: Session, texts: Sequence[NewText], now: datetime) -> Added:
     added = [_row(identity, new, now) for identity, new in rows.items()]
     passages.index(session.connection(), ((row.id, row.text, row.completion) for row in added))
     session.add_all(added)
+    session.flush()
+    if ids:
+        owned = [{"text_id": identity, "owner": owner, "sent_at": now} for identity in dict.fromkeys(ids)]
+        session.connection().execute(insert(TextOwner).on_conflict_do_nothing(), owned)
     return Added(ids=ids, created=len(rows))
 
 
-def give_to_job(session: Session, job_id: str, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
-    """Store texts and assign them to a job. Returns the number of texts and of words."""
-    ids = dict.fromkeys(_add(session, texts, now).ids)
-    session.flush()
+def give_to_job(session: Session, job: Job, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
+    """Store texts as the owner's of a job, and assign them to it. Returns the number of texts and of words."""
+    job_id, ids = job.id, dict.fromkeys(_add(session, texts, job.owner, now).ids)
     session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
     session.flush()
     of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))
@@ -216,6 +219,15 @@ def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
     return found
 
 
+def disown(session: Session, owner: str) -> int:
+    """Let an owner's texts go; their number. UNOWNED ones are to be deleted."""
+    return session.exec(delete(TextOwner).where(col(TextOwner.owner) == owner)).rowcount
+
+
+#: Texts of which every owner has let go.
+UNOWNED = col(Text.id).not_in(select(TextOwner.text_id))
+
+
 def mark_learned(session: Session, job_id: str) -> None:
     """Mark a succeeded job's texts as learned."""
     new = update(Text).where(col(Text.id).in_(_ids_of(job_id)), col(Text.learned_in).is_(None))
@@ -245,7 +257,6 @@ def _row(identity: str, new: NewText, now: datetime) -> Text:
         messages=new.messages,
         words=count_words(new.text) + count_words(new.completion or ""),
         held_out=is_held_out(identity) if new.held_out is None else new.held_out,
-        app=new.app,
         created_at=now,
     )
 

@@ -88,7 +88,7 @@ def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": "Wind west, glass rising."}
     chats = [{"messages": [{"role": "user", "content": f"How was day {day}?"}, answer]} for day in range(20)]
     file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    given = {"URL": daemon.url, "TOKEN": token(daemon, "tune", "admin")}
+    given = {"URL": daemon.url, "TOKEN": token(daemon, "tune", "ingest", "generate", "train")}
     ended = run(sys.executable, str(EXAMPLES / "fine_tune.py"), str(file), "How was it?", **given)
     assert ended.returncode == 0, ended.stderr
     told = ended.stdout.splitlines()

@@ -22,7 +22,7 @@ from pocketllm.storage.migrate import current_revision, migrate, upgrade
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import BASE, JobState, Kind
+from pocketllm.storage.tables import BASE, PERSON, JobState, Kind
 from tests.support.workers import NOW
 
 
@@ -265,6 +265,23 @@ def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> 
     with pytest.raises(DatabaseUnusable, match="already exists"):
         Store.open(path)
     assert schema(path) == before
+
+
+def test_a_text_stays_its_apps_or_the_persons(path: Path) -> None:
+    at_revision(path, "0013")
+    with closing(connect(path)) as raw, raw:
+        row = "INSERT INTO text (id, source, text, words, held_out, app, created_at) VALUES"
+        for identity, app in (("text-1111", "NULL"), ("text-2222", "'notes'")):
+            raw.execute(f"{row} ('{identity}', 'notes', 'Wind west.', 2, 0, {app}, '2026-01-01 00:00:00.000000')")
+        raw.execute(
+            "INSERT INTO uploaded_file VALUES ('file-1', 'a', 'evals', 1, 'a', '2026-01-01 00:00:00.000000', NULL)"
+        )
+    store = Store.open(path)
+    assert store.files.get("file-1").owner == PERSON
+    assert store.deletions.app("notes", now=NOW).texts == 1
+    assert [text.id for text in store.texts.page(after=None, limit=5)] == ["text-1111"]
+    assert store.deletions.app(PERSON, now=NOW).texts == 1
+    store.close()
 
 
 def test_older_texts_are_found(path: Path) -> None:

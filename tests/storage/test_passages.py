@@ -16,12 +16,12 @@ from tests.support.workers import NOW
 LONG = "\n".join(f"Line {number} is about boats and the {number} boards that they have." for number in range(60))
 
 
-def add(store: Store, *texts: str, app: str | None = None) -> tuple[str, ...]:
-    return store.texts.add([NewText(text=text, source="notes", app=app) for text in texts], now=NOW).ids
+def add(store: Store, *texts: str) -> tuple[str, ...]:
+    return store.texts.add([NewText(text=text, source="notes") for text in texts], now=NOW).ids
 
 
-def found(store: Store, query: str, *, limit: int = 5, app: str | None = None) -> list[str]:
-    return [passage.words for passage in store.passages.search(query, limit=limit, app=app)]
+def found(store: Store, query: str, *, limit: int = 5) -> list[str]:
+    return [passage.words for passage in store.passages.search(query, limit=limit)]
 
 
 def test_the_passage_with_the_rarest_words_is_the_first(store: Store) -> None:
@@ -44,14 +44,6 @@ def test_accents_and_capitals_do_not_count(store: Store) -> None:
 def test_completions_are_searched_too(store: Store) -> None:
     store.texts.add([NewText(text="Who has the watch?", completion="Anna until four.", source="chat")], now=NOW)
     assert found(store, "Anna") == ["Who has the watch?\nAnna until four."]
-
-
-def test_an_app_finds_its_own_texts(store: Store) -> None:
-    add(store, "The alarm code is 4711.")
-    add(store, "The alarm rang twice.", app="notes")
-    assert found(store, "alarm", app="notes") == ["The alarm rang twice."]
-    assert found(store, "alarm", app="other") == []
-    assert len(found(store, "alarm")) == 2
 
 
 @pytest.mark.parametrize("query", ["", " ", "?!", '"', "AND", "a* OR b", "words:x", "-x", "x" * 9000, "\0"])

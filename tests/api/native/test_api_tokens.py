@@ -32,6 +32,12 @@ LETS_IN = {
     ("GET", "/adapters"): {"generate"},
     **{("GET", f"/{name}"): {"monitor"} for name in ("status", "metrics", "runs", "ledger", "history", "events")},
     ("GET", "/jobs/{job_id}"): {"monitor"},
+    **{(method, "/v1/files"): {"train"} for method in ("GET", "POST")},
+    **{(method, "/v1/files/{file_id}"): {"train"} for method in ("GET", "DELETE")},
+    ("GET", "/v1/files/{file_id}/content"): {"train"},
+    **{(method, "/v1/fine_tuning/jobs"): {"train"} for method in ("GET", "POST")},
+    **{("GET", f"/v1/fine_tuning/jobs/{{job_id}}{path}"): {"train"} for path in ("", "/events", "/checkpoints")},
+    **{("POST", f"/v1/fine_tuning/jobs/{{job_id}}/{act}"): {"train"} for act in ("cancel", "pause", "resume")},
 }
 
 
@@ -47,7 +53,7 @@ def token_for(api: InProcessApp, *scopes: str, name: str = "notes") -> str:
     return str(response.json()["token"])
 
 
-@pytest.mark.parametrize("scope", ["ingest", "generate", "monitor", "admin"])
+@pytest.mark.parametrize("scope", ["ingest", "generate", "train", "monitor", "admin"])
 def test_a_scope_lets_in_what_it_says_and_nothing_else(api: InProcessApp, scope: str) -> None:
     token = token_for(api, scope)
     for method, path in sorted(set(routes(api.app.routes)) - {*OPEN}):

@@ -11,6 +11,7 @@ from pocketllm.api.native.ingest import AT_ONCE, Ingest
 from pocketllm.storage.database import Database
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 from pocketllm.storage.store import Store
+from pocketllm.storage.tables import PERSON
 from tests.support.workers import NOW
 
 
@@ -26,13 +27,13 @@ class Watched(TextStore):
         self.most_at_once = 0
         self._at_once, self._refused = 0, refused
 
-    def add(self, texts: Sequence[NewText], *, now: datetime) -> Added:
+    def add(self, texts: Sequence[NewText], *, now: datetime, owner: str = PERSON) -> Added:
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             if any(text.text == self._refused for text in texts):
                 raise DiskFull
-            return super().add(texts, now=now)
+            return super().add(texts, now=now, owner=owner)
         finally:
             self._at_once -= 1
 
@@ -55,7 +56,9 @@ def test_one_is_written_at_a_time(database: Database) -> None:
 
     async def ask() -> list[Added]:
         ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(*(ingest.add(new(f"text {number}", "in all")) for number in range(20)))
+        return await asyncio.gather(
+            *(ingest.add(new(f"text {number}", "in all"), owner=PERSON) for number in range(20))
+        )
 
     answers = asyncio.run(ask())
     assert texts.most_at_once == 1
@@ -68,7 +71,9 @@ def test_an_error_is_told_to_who_brought_the_text_and_the_next_is_written(databa
 
     async def ask() -> list[Added | BaseException]:
         ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(*(ingest.add(new(name)) for name in ("a", "b")), return_exceptions=True)
+        return await asyncio.gather(
+            *(ingest.add(new(name), owner=PERSON) for name in ("a", "b")), return_exceptions=True
+        )
 
     first, second = asyncio.run(ask())
     assert isinstance(first, DiskFull) and isinstance(second, Added)
@@ -78,8 +83,8 @@ def test_an_error_is_told_to_who_brought_the_text_and_the_next_is_written(databa
 def test_who_goes_away_takes_nobody_along(database: Database) -> None:
     async def ask() -> Added:
         ingest = Ingest(TextStore(database), lambda: NOW)
-        first = asyncio.create_task(ingest.add(new("a")))
-        second = asyncio.create_task(ingest.add(new("b")))
+        first = asyncio.create_task(ingest.add(new("a"), owner=PERSON))
+        second = asyncio.create_task(ingest.add(new("b"), owner=PERSON))
         await asyncio.sleep(0)  # both have come in
         first.cancel()
         return await second

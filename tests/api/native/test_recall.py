@@ -86,9 +86,8 @@ def test_an_app_gets_no_words_of_others(trained: TrainedDaemon) -> None:
     add(trained, "The safe is behind the clock.", headers=notes)
     asked: dict[str, Any] = {"prompt": "Safe", "context": "recall"}
     assert len(answer(trained, **asked)["recalled"]) == 2
-    [own] = answer(trained, headers=notes, **asked)["recalled"]
-    assert own["passage"] == "The safe is behind the clock."
-    assert answer(trained, headers=other, **asked)["recalled"] == []
+    for headers in (notes, other):
+        assert_problem(trained.daemon.client.post("/generate", json=asked, headers=headers), 403, "out_of_scope")
     assert trained.daemon.client.get("/texts", params={"query": "safe"}, headers=notes).status_code == 403
 
 

@@ -134,10 +134,14 @@ async def the_whole_way(client: Any, name: str) -> None:
 @pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI], ids=["sync", "async"])
 def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type, strict: bool) -> None:
+    name = f"{kind.__name__}-{strict}".lower()
+    token = {"name": name, "scopes": ["ingest", "generate", "train"]}  # as README creates one
+
     async def run() -> None:
-        client = kind(base_url=f"{daemon.url}/v1", api_key=daemon.token, _strict_response_validation=strict)
+        key = daemon.client.post("/tokens", json=token).json()["token"]
+        client = kind(base_url=f"{daemon.url}/v1", api_key=key, _strict_response_validation=strict)
         try:
-            await the_whole_way(client, f"{kind.__name__}-{strict}".lower())
+            await the_whole_way(client, name)
         finally:
             await settled(client.close())
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from pocketllm.api.bodies import MAX_FIELDS
+from pocketllm.api.security.guard import _weight
 from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 
 JSON = {"content-type": "application/json"}
@@ -30,12 +32,18 @@ HALF = "\\ud83d"  # half of a pair
         ("/generate", '{"prompt": "a", "stop": [""]}', "stop.0", "at least 1 character"),
         ("/generate", '{"prompt": "a", "stream": 0}', "stream", "valid boolean"),
         ("/generate", '{"prompt": "a", "temperature": NaN}', "temperature", "finite number"),
-        ("/generate", f'{{"prompt": "{HALF}"}}', None, "no character"),
-        ("/generate", f'{{"messages": [{{"role": "user", "content": "{HALF}"}}]}}', "messages.0", "no character"),
-        ("/generate", f'{{"prompt": "a", "{HALF}": 1}}', None, "no character"),
+        ("/generate", f'{{"prompt": "{HALF}"}}', None, "not valid JSON"),
+        ("/generate", f'{{"messages": [{{"role": "user", "content": "{HALF}"}}]}}', None, "not valid JSON"),
+        ("/generate", f'{{"prompt": "a", "{HALF}": 1}}', None, "not valid JSON"),
+        ("/generate", '{"prompt": [' + "[]," * 2_600_000 + "[]]}", None, "too many values"),
+        ("/generate", '{"messages": [' + "{}," * 10_000 + "{}]}", None, "too many values"),
+        ("/generate", '{"prompt": "a", "stop": [' + "0," * 200_000 + "0]}", "stop.0", "valid string"),
+        ("/texts", "[" + "{}," * 2_600_000 + "{}]", None, "too many values"),
+        ("/texts", "[" + '"",' * 1_300_000 + '""]', None, "too many values"),
+        ("/texts", "[" + "{}," * 40_000 + "{}]", None, "40,001 texts"),
         ("/v1/completions", '{"model": "m", "prompt": [' + "-1," * 100_000 + "-1]}", None, "prompt."),
         ("/v1/completions", '{"model": "m", "prompt": [' + "1," * 200_000 + "1]}", None, "at most 100000 items"),
-        ("/v1/chat/completions", f'{{"model": "{HALF}", "messages": []}}', None, "no character"),
+        ("/v1/chat/completions", f'{{"model": "{HALF}", "messages": []}}', None, "not valid JSON"),
         ("/jobs", json.dumps(dict.fromkeys(map(str, range(MAX_FIELDS + 1)), 0)), None, f"the most are {MAX_FIELDS}"),
         ("/jobs", '{"now": 1}', "now", "valid boolean"),
         ("/status/what-if", '{"readings": {"battery": NaN}}', "readings.battery", "finite number"),
@@ -101,6 +109,17 @@ def as_app(tmp_path: Path) -> Iterator[tuple[InProcessApp, str]]:
     with in_process_app(tmp_path / "data", app_texts_per_day=5) as made:
         token = made.post("/tokens", json={"name": "notes", "scopes": ["ingest"]}).json()["token"]
         yield made, token
+
+
+def test_words_count_for_nothing_however_they_are_written(api: InProcessApp) -> None:
+    words = '{"a", [b]}, \\\\ "' * 40_000  # 200,000 marks, and more quotes and backslashes
+    response = api.post("/texts", json=[{"text": words}, {"text": f"{words} again"}])
+    assert response.status_code == 201, response.text
+
+
+def test_of_large_bodies_an_app_sends_two_at_once() -> None:
+    small, large, chunked = {"content-length": "65536"}, {"content-length": "65537"}, {"transfer-encoding": "chunked"}
+    assert [_weight(Headers(one)) for one in (small, large, chunked, {})] == [1, 8, 8, 1]
 
 
 def test_an_app_is_not_told_what_was_there_already(as_app: tuple[InProcessApp, str]) -> None:

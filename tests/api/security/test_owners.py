@@ -1,0 +1,143 @@
+"""What is whose: an app sees and deletes its own, and nothing that it sees tells what others have."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.in_process_app import TOKEN, Document, InProcessApp, assert_problem, in_process_app
+from tests.support.tiny_models import tiny_model_folder
+
+GUESS = {"text": "My PIN is 4711.", "source": "diary"}
+LINES = b'{"text": "The shed to myself."}\n'
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data", model="tiny", app_texts_per_day=5) as made:
+        tiny_model_folder(made.services.folder.models)
+        yield made
+
+
+def app(api: InProcessApp, name: str, *scopes: str) -> str:
+    return str(api.post("/tokens", json={"name": name, "scopes": scopes}).json()["token"])
+
+
+def uploaded(api: InProcessApp, token: str = TOKEN, lines: bytes = LINES) -> str:
+    files, data = {"file": ("a.jsonl", lines)}, {"purpose": "fine-tune"}
+    response = api.post("/v1/files", files=files, data=data, token=token)
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"])
+
+
+def job(api: InProcessApp, file: str, token: str, **fields: Any) -> Document:
+    body = {"model": "pocketllm:base", "training_file": file, **fields}
+    response = api.post("/v1/fine_tuning/jobs", json=body, token=token)
+    assert response.status_code == 200, response.text
+    document: Document = response.json()
+    return document
+
+
+def texts(api: InProcessApp) -> list[str]:
+    return sorted(row["text"] for row in api.get("/texts").json()["data"])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_tells_an_app_whether_a_text_was_there(api: InProcessApp, there: bool) -> None:
+    notes = app(api, "notes", "ingest", "generate")
+    if there:
+        api.post("/texts", json=GUESS)
+    first = api.post("/texts", json=[GUESS, GUESS], token=notes).json()
+    assert (first["created"], first["duplicates"]) == (1, 1)
+    for path, more in (("/generate", {"seed": 1}), ("/v1/chat/completions", {"model": "pocketllm:base"})):
+        asked = {"messages": [{"role": "user", "content": "PIN 4711"}], "context": "recall", **more}
+        assert_problem(api.post(path, json=asked, token=notes), 403, "out_of_scope")
+    rest = [{"text": f"words {number}"} for number in range(5)]
+    problem = api.post("/texts", json=rest, token=notes)
+    assert_problem(problem, 429, "too_many_texts")
+    assert int(problem.headers["retry-after"]) > 0
+    assert api.post("/texts", json=rest[:4], token=notes).status_code == 201
+
+
+@pytest.mark.parametrize("person_first", [True, False])
+def test_what_both_have_sent_outlives_the_apps_texts(api: InProcessApp, person_first: bool) -> None:
+    notes = app(api, "notes", "ingest")
+    for token in (TOKEN, notes) if person_first else (notes, TOKEN):
+        api.post("/texts", json=GUESS, token=token)
+    api.post("/texts", json={"text": "The app's alone."}, token=notes)
+    assert api.request("DELETE", "/apps/notes/texts").json()["texts"] == 1
+    assert texts(api) == [GUESS["text"]]
+    assert_problem(api.request("DELETE", "/apps/notes/texts"), 404, "not_found")
+
+
+def test_the_last_of_several_apps_to_let_go_deletes(api: InProcessApp) -> None:
+    for name in ("notes", "other"):
+        api.post("/texts", json=GUESS, token=app(api, name, "ingest"))
+    assert api.request("DELETE", "/apps/notes/texts").json()["texts"] == 0
+    assert texts(api) == [GUESS["text"]]
+    assert api.request("DELETE", "/apps/other/texts").json()["texts"] == 1
+    assert texts(api) == []
+
+
+def test_what_the_person_deletes_is_gone_for_all(api: InProcessApp) -> None:
+    notes = app(api, "notes", "ingest")
+    api.post("/texts", json=GUESS)
+    [identity] = api.post("/texts", json=GUESS, token=notes).json()["ids"]
+    api.request("DELETE", f"/texts/{identity}")
+    assert texts(api) == []
+    assert_problem(api.request("DELETE", "/apps/notes/texts"), 404, "not_found")
+
+
+def test_with_the_scope_train_an_app_has_its_own_files_and_jobs(api: InProcessApp) -> None:
+    one, other = app(api, "one", "train"), app(api, "other", "train")
+    file, others, persons = uploaded(api, one), uploaded(api, other), uploaded(api)
+    assert len({file, others, persons}) == 3
+    mine, foreign = job(api, file, one), job(api, others, other)
+    persons_job = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": persons}).json()
+    assert [row["id"] for row in api.get("/v1/files", token=one).json()["data"]] == [file]
+    assert [row["id"] for row in api.get("/v1/fine_tuning/jobs", token=one).json()["data"]] == [mine["id"]]
+    assert api.get(f"/v1/files/{file}/content", token=one).content == LINES
+    for path in ("", "/events", "/checkpoints"):
+        assert api.get(f"/v1/fine_tuning/jobs/{mine['id']}{path}", token=one).status_code == 200
+        for hidden in (foreign["id"], persons_job["id"], persons_job["id"].replace("ftjob", "job")):
+            assert_problem(api.get(f"/v1/fine_tuning/jobs/{hidden}{path}", token=one), 404, "not_found")
+    for act in ("cancel", "pause", "resume"):
+        assert_problem(api.post(f"/v1/fine_tuning/jobs/{foreign['id']}/{act}", token=one), 404, "not_found")
+    for hidden in (others, persons, "file-inbox", foreign["id"].replace("ftjob-", "file-result-")):
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            assert_problem(api.request(method, f"/v1/files/{hidden}{path}", token=one), 404, "not_found")
+        for which in ({"training_file": hidden}, {"training_file": file, "validation_file": hidden}):
+            asked = {"model": "pocketllm:base", **which}
+            assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=one), 404, "not_found")
+    assert api.post(f"/v1/fine_tuning/jobs/{mine['id']}/cancel", token=one).json()["status"] == "cancelled"
+    assert {row["id"] for row in api.get("/v1/files").json()["data"]} == {file, others, persons, "file-inbox"}
+    assert len(api.get("/v1/fine_tuning/jobs").json()["data"]) == 3
+    assert_problem(api.get("/texts", token=one), 403, "out_of_scope")
+    assert len(texts(api)) == 3
+    assert api.request("DELETE", f"/v1/files/{file}", token=one).json()["deleted"]
+    assert len(texts(api)) == 2
+
+
+def test_texts_to_train_on_count_as_any(api: InProcessApp) -> None:
+    token = app(api, "one", "train")
+    lines = "".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(6)).encode()
+    asked = {"model": "pocketllm:base", "training_file": uploaded(api, token, lines)}
+    assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=token), 429, "too_many_texts")
+
+
+def test_to_start_from_what_others_taught_takes_generate(api: InProcessApp) -> None:
+    train, both = app(api, "train", "train"), app(api, "both", "train", "generate")
+    asked = {"model": "pocketllm:latest", "training_file": uploaded(api, train)}
+    assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=train), 403, "out_of_scope")
+    assert job(api, uploaded(api, both), both, model="pocketllm:latest")["status"] == "queued"
+
+
+def test_a_request_that_is_sent_again_is_the_same_apps_job(api: InProcessApp) -> None:
+    token = app(api, "one", "train")
+    file = uploaded(api, token)
+    first = job(api, file, token)
+    body = {"model": "pocketllm:base", "training_file": file}
+    again = api.post("/v1/fine_tuning/jobs", json=body, token=token, headers={"x-stainless-retry-count": "1"})
+    assert again.json()["id"] == first["id"]
