@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pocketllm.daemon.conditions.gate import hours_edges
 from pocketllm.daemon.scheduling.attempts import RETRY_SECONDS
 from pocketllm.daemon.settings import GateSettings
+from pocketllm.storage.tables import PERSON
 from tests.support.in_process_app import NOON
 from tests.support.scheduler_world import SchedulerWorld
 
@@ -20,7 +21,7 @@ def test_a_retry(world: SchedulerWorld, running: str) -> None:
 
 def test_a_snoozes_end(world: SchedulerWorld) -> None:
     until = world.clock.now + timedelta(minutes=7)
-    world.scheduler.snooze(until)
+    world.store.preferences.snooze(until, world.clock.now)
     world.tick()
     assert min(world.scheduler.due) == until
     world.tick(7 * 60)
@@ -29,8 +30,12 @@ def test_a_snoozes_end(world: SchedulerWorld) -> None:
 
 def test_a_files_expiry(world: SchedulerWorld) -> None:
     at = world.clock.now + timedelta(minutes=7)
-    world.store.files.add(filename="f", purpose="fine-tune", data=b"{}", expires_at=at, now=world.clock.now)
-    world.store.files.add(filename="g", purpose="fine-tune", data=b"{ }", expires_at=None, now=world.clock.now)
+    world.store.files.add(
+        owner=PERSON, filename="f", purpose="fine-tune", data=b"{}", expires_at=at, now=world.clock.now
+    )
+    world.store.files.add(
+        owner=PERSON, filename="g", purpose="fine-tune", data=b"{ }", expires_at=None, now=world.clock.now
+    )
     world.tick()
     assert min(world.scheduler.due) == at
     world.tick(7 * 60)
@@ -39,7 +44,7 @@ def test_a_files_expiry(world: SchedulerWorld) -> None:
 
 
 def test_none_is_over_so_that_no_tick_follows_another_at_once(world: SchedulerWorld, running: str) -> None:
-    world.scheduler.snooze(world.clock.now - timedelta(minutes=1))
+    world.store.preferences.snooze(world.clock.now - timedelta(minutes=1), world.clock.now)
     world.runner.ends(1)
     for seconds in (1, RETRY_SECONDS, 3600, 86_400):
         now = world.tick(seconds)

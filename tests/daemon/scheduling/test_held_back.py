@@ -208,5 +208,5 @@ def test_an_idle_time_of_the_future_is_no_forecast(world: SchedulerWorld) -> Non
 def test_an_app_may_post_although_its_texts_are_dated_in_the_future(world: SchedulerWorld) -> None:
     now = world.clock.now
     for number, at in enumerate((now + FUTURE, now)):
-        world.store.texts.add([NewText(text=f"text {number}", source="test", app="notes")], now=at)
+        world.store.texts.add([NewText(text=f"text {number}", source="test")], now=at, owner="notes")
     assert world.store.texts.count_of("notes", since=now - timedelta(days=1)) == 1
