@@ -1,6 +1,7 @@
 """The log of a process: without the owner's words, and without end repetitions."""
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -32,7 +33,10 @@ def describe_uncaught() -> None:
     """Let an exception that ends this process be described as in the log."""
 
     def hook(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-        sys.stderr.write(described(error))
+        try:
+            sys.stderr.write(described(error))
+        except OSError:  # no room for the log: whatever it was, it is tried again
+            os._exit(os.EX_TEMPFAIL)
 
     sys.excepthook = hook
 

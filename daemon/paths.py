@@ -122,6 +122,16 @@ class DataFolder:
         return self.runs / job_id
 
     @property
+    def backups(self) -> Path:
+        """Where backups were written, each path ended by a zero byte; locked while one is."""
+        return self.root / "backups"
+
+    @property
+    def reserve(self) -> Path:
+        """Room for deleting texts when the disk is full."""
+        return self.root / "reserve"
+
+    @property
     def exports(self) -> Path:
         """One folder for each file that is being exported; deleted when it is sent."""
         return self.root / "exports"

@@ -4,7 +4,7 @@ with Client(find_target(None, None)) as client:
     print(client.status()["texts"]["count"])
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -96,9 +96,13 @@ class Client:
         """Return one text."""
         return self._call("GET", f"/texts/{path_part(text_id)}")
 
-    def delete_text(self, text_id: str) -> Document:
-        """Delete a text; its bytes are overwritten on disk."""
-        return self._call("DELETE", f"/texts/{path_part(text_id)}")
+    def deletion_cost(self, text_ids: list[str]) -> Document:
+        """Return what it would cost to delete these texts."""
+        return self._call("GET", "/deletions/cost", params={"id": text_ids})
+
+    def delete_texts(self, text_ids: list[str]) -> Document:
+        """Delete texts; their bytes are overwritten on disk."""
+        return self._call("DELETE", "/texts", params={"id": text_ids})
 
     def jobs(self, *, limit: int) -> tuple[list[Document], bool]:
         """Return up to `limit` jobs, newest first, and whether there are older ones."""
@@ -177,9 +181,10 @@ class Client:
         """Serve the parent of the served adapter. Returns model, was, serving and skipped."""
         return self._call("POST", "/adapters/rollback", body={} if model is None else {"model": model})
 
-    def serve_adapter(self, adapter_id: str) -> Document:
-        """Serve this adapter. Returns the same as roll_back."""
-        return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve")
+    def serve_adapter(self, adapter_id: str, *, deleted_text: bool = False) -> Document:
+        """Serve this adapter, with `deleted_text` even if it has learned such. Returns the same as roll_back."""
+        allowed = {"deleted_text": str(deleted_text).lower()}
+        return self._call("POST", f"/adapters/{path_part(adapter_id)}/serve", params=allowed)
 
     def delete_adapter(self, adapter_id: str) -> None:
         """Delete an adapter and its files."""
@@ -251,7 +256,7 @@ class Client:
         path: str,
         *,
         body: object = None,
-        params: dict[str, str] | None = None,
+        params: Mapping[str, str | list[str]] | None = None,
         seconds: float | None = None,
     ) -> httpx.Response:
         timeout = self._http.timeout if seconds is None else httpx.Timeout(seconds, connect=CONNECT_SECONDS)

@@ -28,6 +28,7 @@ from pocketllm.daemon.conditions.android_screen import register_idle_hook
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, PortInUse
+from pocketllm.daemon.leftovers import reserve_lent
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import return_large_blocks
@@ -36,6 +37,7 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.daemon.systemd_notify import ServiceManager
+from pocketllm.storage.errors import DatabaseFull
 from pocketllm.ticker import Ticker
 
 log = logging.getLogger(__name__)
@@ -85,10 +87,14 @@ def serve(overrides: dict[str, Any]) -> int:
 
 
 def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket]) -> None:
-    services = build_services(settings)
+    with reserve_lent(folder):
+        services = build_services(settings)
+        try:
+            services.scheduler.recover(services.now())
+        except DatabaseFull as full:  # reading needs no room
+            log.warning("%s", full)
     try:
         services.fresh_look.wake_lock.release()  # a killed daemon leaves it taken
-        services.scheduler.recover(services.now())
         app = create_app(services, token=load_or_create_token(folder.tokens), lifespan=_lifespan(services, listeners))
         # What exists now lives until the end. Under load the collector would scan it every few seconds, which stops
         # all answers for 150 ms on a fast machine.
@@ -197,8 +203,13 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
         "settings": services.settings.model_dump(mode="json", exclude={"training": {"template", "label_words"}}),
     }
     scratch = folder.announcement.with_suffix(".new")
-    scratch.write_text(json.dumps(about, indent=2) + "\n")
-    scratch.rename(folder.announcement)
+    try:
+        with reserve_lent(folder):
+            scratch.write_text(json.dumps(about, indent=2) + "\n")
+            scratch.rename(folder.announcement)
+    except OSError as error:
+        advice = "give commands --url %s and the environment variable POCKETLLM_TOKEN"
+        log.warning(f"%s cannot be written (%s): {advice}", folder.announcement, error.strerror, about["url"])
     log.info("serving %s on %s", services.settings.model, about["url"])
     if problem := services.model_problem():
         log.warning("%s", problem)

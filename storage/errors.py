@@ -10,6 +10,7 @@ StorageError
 │   └── DatabaseUnusable
 ├── Superseded
 └── WrongState
+    ├── HasDeletedText
     └── NotYet
 """
 
@@ -55,6 +56,10 @@ class NotFound(StorageError):
 
 class WrongState(StorageError):
     """The job is not in a state that allows this."""
+
+
+class HasDeletedText(WrongState):
+    """The adapter has learned text that was deleted since."""
 
 
 class NotYet(WrongState):

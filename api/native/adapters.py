@@ -55,7 +55,7 @@ class ServingOut(BaseModel):
     model: str
     was: str | None
     serving: str | None
-    skipped: list[str] = Field(description="Adapters whose turn it would have been, but their files are damaged.")
+    skipped: list[str] = Field(description="Passed over: damaged, or with text that was deleted since.")
 
     @classmethod
     def of(cls, change: Change) -> "ServingOut":
@@ -82,9 +82,12 @@ def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> ServingO
 
 
 @router.post("/adapters/{adapter_id}/serve")
-def serve(adapter_id: AdapterId, services: ServicesDep) -> ServingOut:
-    """Serve this adapter for its model, whatever its job's outcome."""
-    return ServingOut.of(services.store.adapters.serve(adapter_id, usable=_usable(services), now=services.now()))
+def serve(adapter_id: AdapterId, services: ServicesDep, deleted_text: bool = False) -> ServingOut:
+    """Serve this adapter for its model, whatever its job's outcome. 409 if it has learned text that was deleted since,
+    unless `deleted_text`.
+    """
+    usable, now = _usable(services), services.now()
+    return ServingOut.of(services.store.adapters.serve(adapter_id, usable=usable, now=now, deleted_text=deleted_text))
 
 
 @router.delete("/adapters/{adapter_id}", status_code=HTTPStatus.NO_CONTENT)

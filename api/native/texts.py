@@ -1,6 +1,6 @@
 """/texts: add, list and delete texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Self
@@ -15,10 +15,12 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.schemas.jobs import AddedOut, Identified, Page, TextOut
+from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
 from pocketllm.storage.tables import Deletion, JobState, Outcome
 
 router = APIRouter(tags=["texts"])
+Ids = Annotated[Sequence[str], Query(alias="id", max_length=500)]
 
 _EXAMPLES: dict[str, Any] = {
     "plain": {"text": "Wind west, glass rising.", "source": "notes"},
@@ -130,12 +132,27 @@ class DeletionOut(BaseModel):
     job: str | None = Field(description="The job that learns again what is left; null: none is needed.")
     job_state: JobState | None
     outcome: Outcome | None = Field(description="Of that job.")
+    copies: list[str] = Field(
+        description="Copies of the database that may have them, and that the daemon does not change: backups that it "
+        "knows of, and what was there before a restore."
+    )
+    summary: str = Field(description="All this in words.")
 
     @classmethod
     def of(cls, services: Services, row: Deletion) -> Self:
         """From storage."""
         job = None if row.job is None else services.store.jobs.get(row.job)
         serving = services.store.adapters.serving(services.settings.model)
+        kept = copies(services.folder)
+        parts = [f"Deleted {row.texts:,} {'text' if row.texts == 1 else 'texts'}."]
+        if not row.erased:  # another program reads the log, or writes a backup
+            parts.append(f"Their bytes are overwritten when nobody else reads: GET /deletions/{row.id} says it then.")
+        if row.replaced:
+            parts.append(f"Served is now {serving.id if serving else 'the base model'}.")
+        if row.job:
+            parts.append(f"{row.job} learns again what is left.")
+        if kept:
+            parts.append(f"Copies may still have them; delete those that you do not need: {', '.join(kept)}.")
         return cls(
             id=row.id,
             at=row.at,
@@ -146,6 +163,8 @@ class DeletionOut(BaseModel):
             job=row.job,
             job_state=job.state if job else None,
             outcome=job.outcome if job else None,
+            copies=kept,
+            summary=" ".join(parts),
         )
 
 
@@ -161,17 +180,22 @@ def delete_text(text_id: TextId, services: ServicesDep) -> TextDeletedOut:
     """Delete a text and what was derived from it. A job that learns it starts again; served is the newest adapter that
     has not learned it, and a job is queued to learn again what is left.
     """
-    deletion = _forgotten(services, lambda now: services.store.deletions.text(text_id, now=now))
+    deletion = _forgotten(services, lambda now: services.store.deletions.texts([text_id], now=now))
     return TextDeletedOut(id=text_id, deletion=deletion)
 
 
 @router.delete("/texts")
 def delete_texts(
     services: ServicesDep,
-    source: Annotated[str, Query(min_length=1, max_length=200)],
+    source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    ids: Ids = (),
 ) -> DeletionOut:
-    """Delete all texts of a source, likewise."""
-    return _forgotten(services, lambda now: services.store.deletions.source(source, now=now))
+    """Delete all texts of a source, or those with these ids, likewise."""
+    deletions = services.store.deletions
+    if source is not None:
+        return _forgotten(services, lambda now: deletions.source(source, now=now))
+    found = [services.store.texts.get(identity).id for identity in ids]
+    return _forgotten(services, lambda now: deletions.texts(found, now=now))
 
 
 @router.delete("/apps/{app}/texts")
@@ -187,6 +211,28 @@ def _forgotten(services: Services, delete: Callable[[datetime], Deletion]) -> De
     row = services.scheduler.forget(lambda: delete(now), now)
     services.wake()
     return DeletionOut.of(services, row)
+
+
+class DeletionCostOut(BaseModel):
+    """What a deletion would cost."""
+
+    adapters: list[str] = Field(
+        description="Adapters that have learned one of the texts, or started from one that has."
+    )
+    serving: str | None = Field(description="What would be served then; null is the base model.")
+    summary: str = Field(description="That in words; empty where it costs nothing.")
+
+
+@router.get("/deletions/cost")
+def get_deletion_cost(services: ServicesDep, ids: Ids = (), source: str = "", app: str = "") -> DeletionCostOut:
+    """What it would cost to delete these texts, those of a source, and those of an app. Changes nothing."""
+    store, model = services.store, services.settings.model
+    found = [store.texts.get(identity).id for identity in ids]
+    adapters, then = store.deletions.cost(model, ids=found, source=source, app=app)
+    summary = f"{', '.join(adapters)} learned from that." if adapters else ""
+    if (serving := store.adapters.serving(model)) is not None and serving.id in adapters:
+        summary += f" Until what is left is learned again, which begins at once, {then or 'the base model'} is served."
+    return DeletionCostOut(adapters=adapters, serving=then, summary=summary)
 
 
 @router.get("/deletions/{deletion_id}")

@@ -44,12 +44,44 @@ def disk_full(world: World) -> str:
 
 
 def full_disk_at_start(world: World) -> str:
-    """The daemon is started on a full disk, and again when there is room."""
+    """The daemon is started on a full disk: texts are read and deleted."""
     world.stop()
-    with _filled(world):
-        said = _refused_start(world)
-    world.start()
+    return _used_on_full_disk(world)
+
+
+def full_disk_after_kill(world: World) -> str:
+    """The same after a kill, by which the log is left as it was."""
+    _kill(world)
+    return _used_on_full_disk(world)
+
+
+def worker_log_unwritable(world: World) -> str:
+    """No file of the worker may grow, its log neither."""
+    pid = world.call("GET", "/status")["worker"]["pid"]
+    with _limited(pid, resource.RLIMIT_FSIZE, 0):
+        until(lambda: world.call("GET", "/status")["worker"]["pid"] != pid, "the worker's end")
+    if (said := _last_event(world)).startswith("crashed"):
+        raise SystemExit(f"Want of room counts as a crash: {said}")
     return said
+
+
+def backup_killed(world: World) -> str:
+    """A backup is killed while it is written; the next deletion takes away what it has left."""
+    place = world.folder.parent / "backups"
+    place.mkdir()
+    _killed(world, "backup", str(place / "backup.tar"), when=lambda: list(place.iterdir()))
+    _deleted_for_good(world)
+    return _left(list(place.iterdir()))
+
+
+def restore_killed(world: World) -> str:
+    """A restore is killed while it unpacks; the next start takes away what it has left."""
+    backup = world.folder.parent / "backup.tar"
+    _command(world, "backup", str(backup))
+    world.stop()
+    _killed(world, "restore", str(backup), "--yes", when=lambda: list(world.folder.glob(".restore-*")))
+    world.start()
+    return _left(list(world.folder.glob(".restore-*")))
 
 
 def read_only_disk(world: World) -> str:
@@ -58,9 +90,7 @@ def read_only_disk(world: World) -> str:
     device = device_of(place)
     Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("1")
     said = _posted_for(world, 8, "read-only disk")
-    assert world.process is not None
-    world.process.kill()
-    world.process.wait()
+    _kill(world)
     until(lambda: not subprocess.run(["umount", str(place)], check=False, capture_output=True).returncode, "the disk")
     subprocess.run(["e2fsck", "-fy", str(place.with_suffix(".img"))], check=False, capture_output=True)
     mount_image(place)
@@ -138,9 +168,7 @@ def checkpoint_damaged(world: World) -> str:
     (job,) = world.open_jobs()
     run = world.folder / "runs" / job["id"]
     until(lambda: list(run.glob("*.safetensors")), "a checkpoint")
-    assert world.process is not None
-    world.process.kill()
-    world.process.wait()
+    _kill(world)
     newest = max(run.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     os.truncate(newest, newest.stat().st_size // 2)
     world.start()
@@ -355,6 +383,35 @@ def _status_of(world: World, body: Mapping[str, object]) -> str:
     return "200"
 
 
+def _used_on_full_disk(world: World) -> str:
+    """What a daemon says on a full disk, on which it must start, find texts and delete one."""
+    with _filled(world):
+        world.start()
+        found = world.call("GET", "/texts?limit=500&query=fault")["data"]
+        _deleted_for_good(world)
+        return f"{len(found)} texts found, one deleted; then {posted(world, 'a text for a full disk')}"
+
+
+def _deleted_for_good(world: World) -> None:
+    """Delete an acknowledged text. Raises SystemExit unless its bytes are gone."""
+    gone = world.acknowledged.pop(0)
+    ((identity,),) = world.query("SELECT id FROM text WHERE text = ?", gone)
+    if not world.call("DELETE", f"/texts/{identity}")["deletion"]["erased"]:
+        raise SystemExit("A deleted text is not erased.")
+
+
+def _left(files: list[Path]) -> str:
+    if files:
+        raise SystemExit(f"Left by a kill: {files}")
+    return "nothing is left"
+
+
+def _kill(world: World) -> None:
+    assert world.process is not None
+    world.process.kill()
+    world.process.wait()
+
+
 @contextmanager
 def _filled(world: World) -> Iterator[None]:
     """Meanwhile the world's disk has no byte left."""
@@ -450,14 +507,27 @@ def _refused_start(world: World) -> str:
     return said.strip()
 
 
-def _command(world: World, *words: str) -> None:
+def _killed(world: World, *words: str, when: Callable[[], object]) -> None:
+    """Run a command, and kill it once something is so."""
     command = [sys.executable, "-m", "pocketllm", words[0], "--data-dir", str(world.folder), *words[1:]]
-    run(*command)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        until(lambda: process.poll() is not None or when(), "the moment for the kill", between_seconds=0.0002)
+        process.kill()
+    if process.returncode != -signal.SIGKILL:
+        raise CannotInject("the command was done before it could be killed")
+
+
+def _command(world: World, name: str, *words: str) -> None:
+    run(sys.executable, "-m", "pocketllm", name, "--data-dir", str(world.folder), *words)
 
 
 FAULTS: Mapping[str, Case] = {
     "disk_full": Case(inject=disk_full, disk="small"),
     "full_disk_at_start": Case(inject=full_disk_at_start, disk="small", quick=True),
+    "full_disk_after_kill": Case(inject=full_disk_after_kill, disk="small", quick=True),
+    "worker_log_unwritable": Case(inject=worker_log_unwritable),
+    "backup_killed": Case(inject=backup_killed, quick=True),
+    "restore_killed": Case(inject=restore_killed),
     "read_only_disk": Case(inject=read_only_disk, disk="image", quick=True),
     "no_file_growth": Case(inject=no_file_growth),
     "worker_stopped": Case(inject=worker_stopped),

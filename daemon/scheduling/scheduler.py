@@ -17,6 +17,7 @@ from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
+from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import Admission
@@ -99,7 +100,7 @@ class Scheduler:
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
-            shutil.rmtree(self._folder.exports, ignore_errors=True)
+            sweep(self._folder, starting=True)
             self._sweep(now)
             if left := set_aside_problem(self._folder):
                 log.warning("%s", left)
@@ -180,9 +181,9 @@ class Scheduler:
             if deletion.restarts:
                 self._store.deletions.restarted(deletion.id)
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
-                waiting = self._store.jobs.open()
-                self._store.deletions.rebuilt_by(deletion.id, (waiting[0] if waiting else self._queue(now)).id)
-        self._store.deletions.erase(deletions)
+                self._store.deletions.rebuilt_by(deletion.id, self._queue(now).id)
+        if deletions and sweep(self._folder):
+            self._store.deletions.erase(deletions)
 
     def _read_sensors(self, now: datetime) -> None:
         running = self._attempts.pid is not None
@@ -265,9 +266,8 @@ class Scheduler:
 
     def forget(self, delete: Callable[[], Deletion], now: datetime) -> Deletion:
         """Delete texts, and stop a worker that has them in memory. Returns the receipt. Raises what `delete` raises."""
-        with self._lock:
-            deletion = delete()
-            self._carry_out([deletion], now)
+        with self._lock, reserve_lent(self._folder):
+            self._carry_out([deletion := delete()], now)
             return self._store.deletions.get(deletion.id)
 
     def close(self, now: datetime) -> None:

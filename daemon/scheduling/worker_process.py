@@ -42,8 +42,8 @@ class Exit:
         """A sentence for people."""
         if self.code < 0:
             return f"the worker was ended by signal {-self.code}"
-        if self.code == os.EX_TEMPFAIL and self.last_words:
-            return self.last_words
+        if self.code == os.EX_TEMPFAIL:
+            return self.last_words or "there is no room for its log"
         return f"the worker ended with code {self.code}: {self.last_words or 'it said nothing'}"
 
 

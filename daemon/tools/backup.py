@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from pocketllm.daemon.adapter_files import digest_of, set_aside_problem
 from pocketllm.daemon.errors import BackupUnusable
+from pocketllm.daemon.leftovers import FORMER_PREFIX, RESTORE_PREFIX
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
@@ -52,14 +53,12 @@ class Check:
 
 def write_backup(folder: DataFolder, file: BinaryIO, *, now: datetime) -> Contents:
     """Write a backup of a data folder. Raises BackupUnusable for a damaged database."""
-    folder.exports.mkdir(mode=0o700, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=folder.exports) as scratch,
+        tempfile.NamedTemporaryFile(dir=folder.root, delete=False) as snapshot,
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        snapshot = Path(scratch) / _DATABASE
-        counts = _snapshot(folder.database, snapshot)
-        members = {_DATABASE: snapshot, _TOKENS: folder.tokens}
+        counts = _snapshot(folder.database, Path(snapshot.name))
+        members = {_DATABASE: Path(f"/proc/self/fd/{snapshot.fileno()}"), _TOKENS: folder.tokens}
         members |= {
             f"{_ADAPTERS}/{path.relative_to(folder.adapters)}": path
             for identity in counts["ids"]
@@ -99,7 +98,7 @@ def read_backup(file: Path, into: Path) -> Contents:
         contents = Contents(**manifest["contents"])
     except PermissionError:
         raise
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
+    except (tarfile.TarError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BackupUnusable(f"{file} is no backup, or it is cut short: {error}") from error
     if damaged:
         raise BackupUnusable(f"{file} is damaged: {damaged[0]} is not what was written.")
@@ -115,9 +114,9 @@ def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents,
     with locked(folder.daemon_lock) as acquired:
         if not acquired:
             raise BackupUnusable(f"A daemon runs on {folder.root}. Stop it first.")
-        with tempfile.TemporaryDirectory(dir=folder.root, prefix=".restore-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.root, prefix=RESTORE_PREFIX) as scratch:
             contents = read_backup(file, Path(scratch))
-            former = folder.root / f"before-restore-{now:%Y%m%dT%H%M%SZ}"
+            former = folder.root / f"{FORMER_PREFIX}{now:%Y%m%dT%H%M%SZ}"
             there = [path for path in _replaced(folder) if path.exists()]
             if there:
                 former.mkdir(mode=0o700)
@@ -131,15 +130,14 @@ def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents,
 
 def verify(folder: DataFolder) -> Iterator[Check]:
     """Look at the database, at each adapter, and at the weights of each model."""
-    yield Check(name="database", problem=_database_problem(folder.database))
-    with closing(sqlite3.connect(f"file:{folder.database}?mode=ro", uri=True)) as database:
-        rows = database.execute("SELECT id, sha256 FROM adapter ORDER BY created_at").fetchall()
+    problem, rows = _looked_at(folder.database)
+    yield Check(name="database", problem=problem)
     for identity, digest in rows:
         try:
-            sound = digest is None or digest_of(folder.adapter(identity)) == digest
+            sound = digest is None or digest_of(folder.adapter(str(identity))) == digest
             problem = None if sound else "it is not what was written"
-        except OSError as error:
-            problem = f"{error.strerror}"
+        except (OSError, ValueError) as error:  # a damaged id may be no file's name
+            problem = str(error)
         yield Check(name=f"adapter {identity}", problem=problem)
     if problem := set_aside_problem(folder):
         yield Check(name="set aside", problem=problem)
@@ -148,38 +146,40 @@ def verify(folder: DataFolder) -> Iterator[Check]:
             try:
                 open_model_folder(model, verify=True)
                 yield Check(name=f"model {model.name}", problem=None)
-            except (ModelFileError, ModelNotFound) as error:
+            except (ModelFileError, ModelNotFound, OSError) as error:
                 yield Check(name=f"model {model.name}", problem=str(error))
 
 
-def _database_problem(path: Path) -> str | None:
+def _looked_at(path: Path) -> tuple[str | None, list[tuple[str, str | None]]]:
+    """What is wrong with a database, and the adapters that it names with their digests, as far as it can be read."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            found = [row[0] for row in database.execute("PRAGMA integrity_check(1)")]
-            orphans = database.execute("PRAGMA foreign_key_check").fetchone()
+            (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+            orphan = database.execute("PRAGMA foreign_key_check").fetchone()
+            rows = database.execute("SELECT id, sha256 FROM adapter ORDER BY created_at").fetchall()
     except sqlite3.DatabaseError as error:
-        return str(error)
-    if found != ["ok"]:
-        return str(found[0])
-    return None if orphans is None else f"a row of {orphans[0]} refers to what is gone"
+        return str(error), []
+    if found == "ok" and orphan is not None:
+        found = f"a row of {orphan[0]} refers to what is gone"
+    return None if found == "ok" else str(found), rows
 
 
 def _snapshot(database: Path, target: Path) -> dict[str, Any]:
-    """Copy a database while it is in use; returns what is in the copy."""
+    """Copy a database while it is in use; returns what is in the copy. The target loses its name first."""
     try:
-        with (
-            closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as source,
-            closing(sqlite3.connect(target)) as copy,
-        ):
-            target.chmod(0o600)
-            source.backup(copy)
-            if (found := copy.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise BackupUnusable(f"The database {database} is damaged: {found}")
-            return {
-                "texts": copy.execute("SELECT count(*) FROM text").fetchone()[0],
-                "jobs": copy.execute("SELECT count(*) FROM job").fetchone()[0],
-                "ids": [row[0] for row in copy.execute("SELECT id FROM adapter")],
-            }
+        with closing(sqlite3.connect(target)) as copy:
+            copy.execute("PRAGMA journal_mode = OFF")  # a journal would have a name
+            target.unlink()
+            with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None)) as source:
+                source.execute("BEGIN")  # what is counted is what is copied
+                if (found := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                    raise BackupUnusable(f"The database {database} is damaged: {found}")
+                source.backup(copy)
+                return {
+                    "texts": source.execute("SELECT count(*) FROM text").fetchone()[0],
+                    "jobs": source.execute("SELECT count(*) FROM job").fetchone()[0],
+                    "ids": [row[0] for row in source.execute("SELECT id FROM adapter")],
+                }
     except sqlite3.DatabaseError as error:
         raise BackupUnusable(f"The database {database} cannot be read: {error}.") from error
 
@@ -192,9 +192,9 @@ def _replaced(folder: DataFolder) -> list[Path]:
 
 def _added(tar: tarfile.TarFile, name: str, path: Path) -> str:
     """Add a file, readable by its owner alone; returns its SHA-256."""
-    about = tar.gettarinfo(path, name)
-    about.mode, about.uid, about.gid, about.uname, about.gname = 0o600, 0, 0, "", ""
     with path.open("rb") as content:
+        about = tar.gettarinfo(arcname=name, fileobj=content)
+        about.mode, about.uid, about.gid, about.uname, about.gname = 0o600, 0, 0, "", ""
         tar.addfile(about, content)
     return _digest(path)
 

@@ -40,6 +40,8 @@ COMMAND_ORDER = [
     *("add", "import", "texts", "export", "plan", "train"),
     *("jobs", "report", "adapters", "rollback", "steps", "replay", "suggest", "classify", "generate", "chat", "token"),
 ]
+#: Their errors are sentences for people.
+OWN_ERRORS = ("pocketllm.daemon.errors", "pocketllm.engine.errors", "pocketllm.storage.errors")
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # for a file or a pipe, where rich would cut tables at 80
 
@@ -122,10 +124,13 @@ class Program(TyperGroup):
             said = f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught)
             error = CommandError(said + advice * isinstance(caught, PermissionError))
         except Exception as caught:
+            if any(kind.__module__ in OWN_ERRORS for kind in type(caught).__mro__):
+                error = CommandError(str(caught))
             # A usage error of typer's, whose base class is not public in all supported versions.
-            if not json_wanted or not hasattr(caught, "format_message"):
+            elif not json_wanted or not hasattr(caught, "format_message"):
                 raise
-            error = UsageError(caught.format_message())
+            else:
+                error = UsageError(caught.format_message())
         report(error, json_wanted=json_wanted)
         raise typer.Exit(error.exit_code)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pocketllm.cli.errors import CommandError
+from pocketllm.daemon.leftovers import scratch_prefix
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -23,7 +24,7 @@ def check_target(path: Path, *, force: bool) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, readable by its owner alone. It gets its name when the block succeeds; else it is deleted."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".pocketllm-")
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=scratch_prefix(path))
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

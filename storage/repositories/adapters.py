@@ -12,9 +12,9 @@ from sqlalchemy import or_
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound, WrongState
+from pocketllm.storage.errors import HasDeletedText, NotFound, WrongState
 from pocketllm.storage.repositories.ids import full_id
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Text
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Change:
     model: str
     was: str | None
     serving: str | None
-    skipped: tuple[str, ...] = ()  #: ancestors that were skipped, since their files are gone or damaged
+    skipped: tuple[str, ...] = ()  #: ancestors that were skipped: damaged, or with text that was deleted since
 
 
 class AdapterStore:
@@ -51,19 +51,19 @@ class AdapterStore:
     def roll_back(self, model: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
         """Serve the parent of the serving adapter, at last the base model.
 
-        Skips ancestors whose files are gone or damaged. The texts that only the withdrawn jobs have learned are set
-        aside until the adapter is served again: they stay marked as learned, so that no job starts by itself to learn
-        them again, and later jobs do not use them as old text (see `texts.assign_to_job`). Raises WrongState when the
-        base model is serving.
+        Skips ancestors that are not usable, or have learned text that was deleted since. The texts that only the
+        withdrawn jobs have learned are set aside until the adapter is served again: they stay marked as learned, so
+        that no job starts by itself to learn them again, and later jobs do not use them as old text (see
+        `texts.assign_to_job`). Raises WrongState when the base model is serving.
         """
         with self._database.write() as session:
             serving = serving_adapter(session, model)
             if serving is None:
                 raise WrongState(f"There is nothing to roll back: the base model is served already ({model}).")
-            _, *ancestors = _chain(session, serving)
+            _, *ancestors = chain_of(session, serving)
             skipped: list[str] = []
             for ancestor in ancestors:
-                if usable(ancestor):
+                if usable(ancestor) and not _has_deleted_text(session, ancestor):
                     return _serve(session, model, serving, ancestor, tuple(skipped), now)
                 skipped.append(ancestor.id)
             return _serve(session, model, serving, None, tuple(skipped), now)
@@ -82,13 +82,23 @@ class AdapterStore:
             session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
             return Change(model=damaged.model, was=adapter_id, serving=sound.id if sound else None)
 
-    def serve(self, adapter_id: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
-        """Serve this adapter, whatever its outcome. Raises NotFound, or WrongState when its files are not usable."""
+    def serve(
+        self, adapter_id: str, *, usable: Callable[[Adapter], bool], now: datetime, deleted_text: bool = False
+    ) -> Change:
+        """Serve this adapter, whatever its outcome. Raises NotFound, or WrongState when its files are not usable.
+
+        Raises HasDeletedText unless `deleted_text` allows an adapter that has learned text that was deleted since.
+        """
         with self._database.write() as session:
             adapter = found_adapter(session, adapter_id)
             if not usable(adapter):
                 raise WrongState(
                     f"The files of adapter {adapter.id} are gone or damaged. GET /adapters says where they were."
+                )
+            if not deleted_text and _has_deleted_text(session, adapter):
+                raise HasDeletedText(
+                    f"Adapter {adapter.id} has learned text that was deleted since, and may repeat it. To serve it all "
+                    "the same, say so: `pocketllm adapters serve ID --yes`, or ?deleted_text=true."
                 )
             return _serve(session, adapter.model, serving_adapter(session, adapter.model), adapter, (), now)
 
@@ -144,10 +154,10 @@ def publish(session: Session, model: str, adapter: Adapter | None) -> None:
 
 def use_newest(session: Session, serving: Adapter, *, usable: Callable[[Adapter], bool]) -> Adapter | None:
     """Serve the newest usable ancestor; None is the base model. Texts that only later ones learned are new again."""
-    _, *ancestors = _chain(session, serving)
-    newest = next((adapter for adapter in ancestors if usable(adapter)), None)
+    _, *ancestors = chain_of(session, serving)
+    newest = next((one for one in ancestors if usable(one) and not _has_deleted_text(session, one)), None)
     publish(session, serving.model, newest)
-    kept = _chain(session, newest)
+    kept = chain_of(session, newest)
     lost = [adapter.job_id for adapter in (serving, *ancestors) if adapter not in kept]
     session.exec(update(Text).where(col(Text.learned_in).in_(lost)).values(learned_in=None))
     return newest
@@ -158,7 +168,13 @@ def withdrawn_jobs(session: Session) -> set[str]:
     return set(session.exec(select(Job.id).where(col(Job.withdrawn))))
 
 
-def _chain(session: Session, adapter: Adapter | None) -> list[Adapter]:
+def _has_deleted_text(session: Session, adapter: Adapter) -> bool:
+    """Whether it, or an adapter that it started from, has learned text that was deleted since."""
+    chain = {one.id for one in chain_of(session, adapter)}
+    return any(chain.intersection(known) for known in session.exec(select(Deletion.adapters)))
+
+
+def chain_of(session: Session, adapter: Adapter | None) -> list[Adapter]:
     """An adapter and its ancestors, the first of the chain last."""
     chain: list[Adapter] = []
     while adapter is not None and adapter not in chain:
@@ -170,7 +186,7 @@ def _chain(session: Session, adapter: Adapter | None) -> list[Adapter]:
 def _serve(
     session: Session, model: str, was: Adapter | None, adapter: Adapter | None, skipped: tuple[str, ...], now: datetime
 ) -> Change:
-    before, after = _chain(session, was), _chain(session, adapter)
+    before, after = chain_of(session, was), chain_of(session, adapter)
     change = Change(model=model, was=was.id if was else None, serving=adapter.id if adapter else None, skipped=skipped)
     if change.was == change.serving:
         return change

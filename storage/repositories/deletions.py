@@ -9,15 +9,15 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, null
+from sqlalchemy import ColumnElement, Select, func, null, or_
 from sqlmodel import Session, col, delete, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
-from pocketllm.storage.repositories.adapters import serving_adapter, start_of, use_newest
+from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.step_log import forget_steps
-from pocketllm.storage.repositories.texts import UNOWNED, disown
+from pocketllm.storage.repositories.texts import UNOWNED, alone, disown
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
 
 _AGAIN = "one of its texts was deleted: it starts again without it"
@@ -29,9 +29,9 @@ class DeletionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def text(self, text_id: str, *, now: datetime) -> Deletion:
-        """Delete a text. Raises NotFound."""
-        return self._delete(col(Text.id) == text_id, f"There is no text {text_id!r}.", now)
+    def texts(self, ids: Sequence[str], *, now: datetime) -> Deletion:
+        """Delete texts. Raises NotFound when there is none of them."""
+        return self._delete(col(Text.id).in_(ids), f"There is no text {', '.join(ids)!r}.", now)
 
     def source(self, source: str, *, now: datetime) -> Deletion:
         """Delete all texts of a source. Raises NotFound."""
@@ -43,6 +43,16 @@ class DeletionStore:
             if not disown(session, app):
                 raise NotFound(f"There is no text of the app {app!r}. GET /texts lists those that are here.")
             return delete_texts(session, UNOWNED, now) or empty_deletion(session, now)
+
+    def cost(self, model: str, *, ids: Collection[str], source: str, app: str) -> tuple[list[str], str | None]:
+        """What the deletion of these texts, and those of a source and of an app, would cost a model: the adapters that
+        know one of them, and which one would be served then, None being the base model.
+        """
+        which = or_(col(Text.id).in_(ids), col(Text.source) == source, col(Text.id).in_(alone(app)))
+        with self._database.read() as session:
+            known = sorted(adapter.id for adapter in _affected(session, which)[2])
+            chain = chain_of(session, serving_adapter(session, model))
+        return known, next((one.id for one in chain if one.id not in known), None)
 
     def get(self, deletion_id: str) -> Deletion:
         """The receipt with this id. Raises NotFound."""
@@ -92,12 +102,10 @@ def delete_texts(session: Session, which: ColumnElement[bool], now: datetime) ->
     Reports lose their words, open jobs start again, and what is served is the newest adapter that has not learned any
     of the texts. Texts that only later adapters have learned become new again.
     """
-    texts = session.exec(select(func.count()).select_from(Text).where(which)).one()
+    texts, jobs, adapters = _affected(session, which)
     if not texts:
         return None
-    jobs = _knowing(session, which)
     session.exec(update(Report).where(col(Report.job_id).in_(jobs)).values(content=null()))
-    adapters = list(session.exec(select(Adapter).where(col(Adapter.job_id).in_(jobs))))
     affected = {adapter.id for adapter in adapters}
     replaced = False
     for model in {adapter.model for adapter in adapters}:
@@ -119,6 +127,13 @@ def empty_deletion(session: Session, now: datetime) -> Deletion:
     deletion = Deletion(id=f"deletion-{secrets.token_hex(6)}", at=now, texts=0)
     session.add(deletion)
     return deletion
+
+
+def _affected(session: Session, which: ColumnElement[bool]) -> tuple[int, set[str], Sequence[Adapter]]:
+    """The number of these texts, the jobs that know one of them, and these jobs' adapters."""
+    texts = session.exec(select(func.count()).select_from(Text).where(which)).one()
+    jobs = _knowing(session, which)
+    return texts, jobs, session.exec(select(Adapter).where(col(Adapter.job_id).in_(jobs))).all()
 
 
 def _knowing(session: Session, texts: ColumnElement[bool]) -> set[str]:

@@ -224,6 +224,12 @@ def disown(session: Session, owner: str) -> int:
     return session.exec(delete(TextOwner).where(col(TextOwner.owner) == owner)).rowcount
 
 
+def alone(owner: str) -> SelectOfScalar[str]:
+    """The texts that this owner has alone."""
+    by_text = select(TextOwner.text_id).group_by(col(TextOwner.text_id))
+    return by_text.having(func.count() == 1, func.min(TextOwner.owner) == owner)
+
+
 #: Texts of which every owner has let go.
 UNOWNED = col(Text.id).not_in(select(TextOwner.text_id))
 

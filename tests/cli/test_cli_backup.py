@@ -1,9 +1,15 @@
 """`pocketllm backup`, `restore` and `verify`, on a real data folder with a real adapter."""
 
 import json
+import os
 import shutil
+import sqlite3
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +18,9 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.commands import Run, commands
+from pocketllm.storage.tables import PERSON
+from tests.support.commands import Run, child_environment, commands
+from tests.support.real_daemon import eventually, running
 from tests.support.replayable_jobs import learn, training
 from tests.support.workers import NOW, data_folder
 
@@ -94,3 +102,169 @@ def test_a_bit_that_flips_is_found(folder: DataFolder, run: Run) -> None:
     assert [check["problem"] for check in json.loads(found.stdout)["checks"] if check["problem"]] == [
         "it is not what was written"
     ]
+
+
+SECRET = b"the secret of the harbour master"
+
+
+def killed(folder: DataFolder, *words: str, when: Callable[[], object]) -> None:
+    """Run a command and kill it once something is so."""
+    command = [sys.executable, "-m", "pocketllm", *words]
+    with subprocess.Popen(command, env=child_environment(folder.root), stdout=subprocess.DEVNULL) as process:
+        eventually(lambda: process.poll() is not None or when(), "the moment for the kill")
+        process.kill()
+    assert process.returncode == -9, "it had ended before"
+
+
+def holding(root: Path, secret: bytes) -> list[str]:
+    """The files that hold something, but for backups that have their name."""
+    return [str(path) for path in root.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+def add_much(folder: DataFolder) -> None:
+    """Let a backup take a while."""
+    store = Store.open(folder.database)
+    data = SECRET + os.urandom(64 << 20)
+    store.files.add(owner=PERSON, filename="much", purpose="fine-tune", data=data, expires_at=None, now=NOW)
+    store.close()
+
+
+def test_a_killed_backup_leaves_nothing_that_a_deletion_does_not_reach(folder: DataFolder, tmp_path: Path) -> None:
+    add_much(folder)
+    elsewhere = tmp_path / "stick"
+    elsewhere.mkdir()
+    kept = elsewhere / "kept.tar"
+    commands(folder.root)("backup", str(kept))
+
+    def written() -> bool:
+        return any(path.stat().st_size > len(SECRET) + 1000 for path in elsewhere.glob(".pocketllm-*"))
+
+    killed(folder, "backup", str(elsewhere / "backup.tar"), when=written)
+    assert list(elsewhere.glob(".pocketllm-*")) and len(holding(folder.root, SECRET)) == 1  # the database alone
+    with running(folder.root) as daemon:
+        assert list(elsewhere.iterdir()) == [kept]
+        (text,) = daemon.client.get("/texts").json()["data"]
+        receipt = daemon.client.delete(f"/texts/{text['id']}").json()["deletion"]
+    assert receipt["erased"] and receipt["copies"] == [str(kept)]
+    assert f"Copies may still have them; delete those that you do not need: {kept}." in receipt["summary"]
+
+
+def test_a_killed_restore_leaves_nothing_after_the_next_start(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+    add_much(folder)
+    backup = tmp_path / "backup.tar"
+    run("backup", str(backup))
+
+    def unpacked() -> list[Path]:
+        return list(folder.root.glob(".restore-*/pocketllm.db"))
+
+    killed(folder, "restore", str(backup), "--yes", when=unpacked)
+    assert len(holding(folder.root, SECRET)) == 2 or unpacked()
+    with running(folder.root):
+        assert holding(folder.root, SECRET) == [str(folder.database)]
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def in_place_of(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def sql(statement: str) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as database:
+            database.execute(statement)
+            database.commit()
+
+    return change
+
+
+def garbled(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("r+b") as content:
+        for page in range(4096, size, 2 * 4096):
+            content.seek(page)
+            content.write(b"\xff" * 512)
+
+
+DATABASE, ADAPTER, MODEL = "pocketllm.db", "adapters/*/adapter_model.safetensors", "models/tiny/model.safetensors"
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "database: something else": (DATABASE, lambda file: file.write_bytes(b"something else" * 999), "database"),
+    "database: empty": (DATABASE, lambda file: file.write_bytes(b""), "database"),
+    "database: truncated": (DATABASE, cut, "database"),
+    "database: a few bytes": (DATABASE, lambda file: os.truncate(file, 10), "database"),
+    "database: pages overwritten": (DATABASE, garbled, "database"),
+    "database: a table is missing": (DATABASE, sql("DROP TABLE adapter"), "database"),
+    "database: another's": (DATABASE, sql("ALTER TABLE adapter RENAME COLUMN sha256 TO other"), "database"),
+    "database: an id that is no name": (DATABASE, sql("UPDATE adapter SET id = 'a' || char(0)"), "adapter"),
+    "database: an id that is a number": (DATABASE, sql("UPDATE adapter SET id = x'ff00'"), "adapter"),
+    "adapter: missing": (ADAPTER, Path.unlink, "adapter"),
+    "adapter: empty": (ADAPTER, lambda file: file.write_bytes(b""), "adapter"),
+    "adapter: truncated": (ADAPTER, cut, "adapter"),
+    "adapter: its folder is missing": ("adapters", shutil.rmtree, "adapter"),
+    "adapter: a folder in its place": (ADAPTER, in_place_of, "adapter"),
+    "model: missing weights": (MODEL, Path.unlink, "model"),
+    "model: empty weights": (MODEL, lambda file: file.write_bytes(b""), "model"),
+    "model: truncated weights": (MODEL, cut, "model"),
+    "model: a folder in their place": (MODEL, in_place_of, "model"),
+    "model: no manifest": ("models/tiny/pocketllm.json", Path.unlink, "model"),
+    "model: a manifest of something else": ("models/tiny/pocketllm.json", lambda f: f.write_bytes(b"\xff[1]"), "model"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_each_kind_of_damage_is_told_with_what_to_do(folder: DataFolder, run: Run, what: str) -> None:
+    place, damage, name = DAMAGE[what]
+    (file,) = folder.root.glob(place)
+    damage(file)
+    found = run("verify")
+    assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
+    assert "Traceback" not in found.output
+    assert any(line.split()[:2] == ["!", name] for line in found.stdout.splitlines()), found.stdout
+    assert "what to do" in found.stdout
+    checks = json.loads(run("verify", "--json").stdout)
+    assert not checks["ok"] and [check for check in checks["checks"] if check["problem"]]
+
+
+def test_a_database_that_is_missing(folder: DataFolder, run: Run) -> None:
+    folder.database.unlink()
+    found = run("verify")
+    assert found.exit_code == 1 and "There is no database" in found.stderr and "--data-dir" in found.stderr
+
+
+def manifest(text: bytes) -> Callable[[Path], None]:
+    """A backup in which the manifest is this."""
+
+    def change(file: Path) -> None:
+        with tarfile.open(file, "w") as tar:
+            (file.parent / "manifest").write_bytes(text)
+            tar.add(file.parent / "manifest", "backup.json")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        Path.unlink,
+        in_place_of,
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"no archive" * 999),
+        manifest(b"[]"),
+        manifest(b'{"format": 1, "sha256": [], "contents": {}}'),
+        manifest(b'{"format": 1, "sha256": {"pocketllm.db": "0"}, "contents": {}}'),
+        manifest(b"[" * 100_000),
+    ],
+)
+def test_each_kind_of_damage_to_a_backup_is_told(
+    folder: DataFolder, run: Run, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    backup = tmp_path / "backup.tar"
+    run("backup", str(backup))
+    damage(backup)
+    found = run("restore", str(backup), "--yes")
+    assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
+    assert str(backup) in found.stderr and not list(folder.root.glob("before-restore-*"))

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from pocketllm.cli.texts.texts_view import text_details, texts_table
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Outcome
 from tests.support.commands import Run, commands, output, terminal
 from tests.support.real_daemon import Daemon, running
+from tests.support.workers import queue_job, write_adapter_files
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -52,12 +55,44 @@ def test_show(daemon: Daemon, real: Run, words: list[str]) -> None:
 def test_delete(daemon: Daemon, real: Run) -> None:
     first, second, third = add(daemon, "Gone one.", "Gone two.", "Gone three.")
     assert real("texts", "delete", first).stdout == "Deleted 1 text.\n"
-    assert json.loads(real("texts", "delete", second, second, "--json").stdout) == {"deleted": [second]}
+    receipt = json.loads(real("texts", "delete", second, second, "--json").stdout)
+    assert receipt == daemon.client.get(f"/deletions/{receipt['id']}").json() and receipt["texts"] == 1
     result = real("texts", "delete", third, first)
-    assert result.exit_code == 1
-    assert f"Deleted before: {third}." in result.stderr
-    for gone in (first, second, third):
-        assert daemon.client.get(f"/texts/{gone}").status_code == 404
+    assert (result.exit_code, "There is no text" in result.stderr) == (1, True)
+    for text, status in ((first, 404), (second, 404), (third, 200)):
+        assert daemon.client.get(f"/texts/{text}").status_code == status
+
+
+def served_after_learning(daemon: Daemon) -> str:
+    """Let a job learn what is new, and serve its adapter."""
+    store = Store.open(daemon.folder / "pocketllm.db")
+    job = queue_job(store)
+    row = Adapter(id=f"adapter-{job.id[4:]}", job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
+    write_adapter_files(daemon.folder / "adapters" / row.id)
+    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+    store.close()
+    return row.id
+
+
+def test_what_a_deletion_costs_is_said_before_and_after(tmp_path: Path) -> None:
+    with running(tmp_path / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000") as daemon:
+        real = commands(daemon.folder)
+        learned, kept = add(daemon, "Learned text.", "Kept text.")
+        adapter = served_after_learning(daemon)
+        asked = real("texts", "delete", learned, stdin="n\n")
+        cost = (
+            f"{adapter} learned from that. Until what is left is learned again, which begins at once, the base model is"
+        )
+        assert asked.exit_code == 1 and f"{cost} served. Delete it? [y/N]" in asked.output
+        refused = real("texts", "delete", learned, "--json")
+        assert refused.exit_code == 2 and "Give --yes" in refused.stderr
+        assert daemon.client.get(f"/texts/{learned}").status_code == 200
+        said = real("texts", "delete", learned, stdin="y\n").stdout
+        assert "Deleted 1 text. Served is now the base model. job-" in said and "learns again what is left." in said
+        assert not real("texts", "delete", kept, "--yes").exit_code
+        refused = real("adapters", "serve", adapter)
+        assert refused.exit_code == 1 and "has learned text that was deleted since" in refused.stderr
+        assert f"from the next request on it is {adapter}" in real("adapters", "serve", adapter, "--yes").stdout
 
 
 def test_unknown_texts(real: Run) -> None:

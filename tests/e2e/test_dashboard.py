@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
 from tests.support.commands import commands
 from tests.support.real_daemon import Daemon, eventually, running
@@ -58,7 +58,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def serve_newest(daemon: Daemon) -> None:
     """Serve the adapter, which is withdrawn when one of its texts is deleted."""
     newest = daemon.client.get("/adapters").json()["data"][0]["id"]
-    assert daemon.client.post(f"/adapters/{newest}/serve").status_code == 200
+    assert daemon.client.post(f"/adapters/{newest}/serve?deleted_text=true").status_code == 200
 
 
 def _told(said: ConsoleMessage) -> str:
@@ -181,8 +181,10 @@ def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
     page.clock.run_for(UNDO_MS)
     assert "<b>hostile</b>" in {text["source"] for text in daemon.client.get("/texts?limit=500").json()["data"]}
     folded.get_by_role("button", name="Delete").click()
+    expect(folded).to_contain_text("learned from that. Until what is left is learned again")
     page.clock.run_for(UNDO_MS)
     expect(group).to_have_count(0, timeout=SECONDS)
+    expect(page.locator("#problem")).to_contain_text("Served is now the base model.")
     kept = daemon.client.get("/texts?limit=500").json()["data"]
     assert "<b>hostile</b>" not in {text["source"] for text in kept}
     visit.end()
@@ -197,8 +199,17 @@ def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Da
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator("#model")).to_have_text("tiny, as it came", timeout=SECONDS)
     assert daemon.status()["model"]["adapter"] is None
+    asked: list[str] = []
+
+    def say_yes(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", say_yes)
     page.get_by_role("button", name="Serve").first.click()
     expect(page.locator("#model")).to_have_text("tiny, personal", timeout=SECONDS)
+    assert "has learned text that was deleted since" in asked[0]
+    assert "409 (Conflict)" in visit.wrong.pop()  # the browser notes the refusal
     visit.end()
 
 

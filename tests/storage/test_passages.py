@@ -64,7 +64,7 @@ def test_the_words_of_a_deleted_text_are_in_no_file(store: Store, tmp_path: Path
     add(store, *(f"{LONG} {number}" for number in range(others)))
     secret, kept = add(store, f"{LONG} quillfeather {LONG}", "kept quillpen")
     assert found(store, "quillfeather")
-    store.deletions.text(secret, now=NOW)
+    store.deletions.texts([secret], now=NOW)
     store.deletions.erase(store.deletions.pending())
     assert found(store, "quillfeather") == [] and found(store, "quillpen") == ["kept quillpen"]
     assert store.texts.get(kept)

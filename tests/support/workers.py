@@ -67,7 +67,7 @@ def write_adapter_files(folder: Path) -> None:
 
 def delete_text(store: Store, text_id: str) -> None:
     """Delete a text, and its bytes in the log."""
-    assert store.deletions.erase([store.deletions.text(text_id, now=NOW)])
+    assert store.deletions.erase([store.deletions.texts([text_id], now=NOW)])
 
 
 def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:

@@ -31,8 +31,12 @@ function adapterItem(adapter) {
   item.append(made("strong", adapter.serving ? "served" : "kept"), ` ${name}`);
   const change = `held-out loss ${loss(adapter.held_out_loss_before)} to ${loss(adapter.held_out_loss_now)}`;
   item.append(made("p", `${adapter.id}: ${adapter.outcome}, from ${adapter.parent ?? "the base model"}; ${change}`, "faint"));
-  const serve = async () => { await call("POST", `/adapters/${adapter.id}/serve`); await look(); };
-  if (!adapter.serving) item.append(button("Serve", name, serve));
+  const serve = async (allowed) => { await call("POST", `/adapters/${adapter.id}/serve?deleted_text=${allowed}`); await look(); };
+  const asked = (error) => {
+    if (error.code !== "has_deleted_text" || !confirm(`${error.message}\n\nServe it?`)) throw error;
+    return serve(true);
+  };
+  if (!adapter.serving) item.append(button("Serve", name, () => serve(false).catch(asked)));
   return item;
 }
 

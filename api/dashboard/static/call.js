@@ -19,6 +19,6 @@ export async function call(method, path, body, credential) {
   const response = await fetch(path, { method, headers, keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
   const document = response.status === 204 ? null : await response.json();
   if (response.status === 401 && !credential) refused();
-  if (!response.ok) throw new Error(document?.detail ?? `${path}: ${response.status}`);
+  if (!response.ok) throw Object.assign(new Error(document?.detail ?? `${path}: ${response.status}`), { code: document?.error?.code });
   return document;
 }

@@ -1,6 +1,6 @@
 // The owner's texts: adding one, searching, and deleting.
 import { call } from "/dashboard/call.js";
-import { button, count, element, later, made, takeBack, when } from "/dashboard/dom.js";
+import { button, count, element, later, made, takeBack, tell, when } from "/dashboard/dom.js";
 
 const TEXTS = 50, LINE = 80;
 let oldest = null; // the last text of those that are shown
@@ -46,14 +46,17 @@ function textItem(text) {
   const buttons = made("p");
   const remove = async () => {
     later(text.id, async () => {
-      await call("DELETE", `/texts/${text.id}`);
+      const { deletion } = await call("DELETE", `/texts/${text.id}`);
+      tell(deletion.adapters.length || deletion.copies.length ? deletion.summary : null);
       const group = item.closest("#texts > details");
       item.remove();
       if (group) tally(group);
     });
     const undo = async () => { takeBack(text.id); buttons.replaceChildren(button("Delete", about, remove)); };
-    buttons.replaceChildren(made("span", "Is deleted in ten seconds, with what was learned from it. "), button("Undo", about, undo));
+    const note = made("span", "Is deleted in ten seconds. ");
+    buttons.replaceChildren(note, button("Undo", about, undo));
     folded.open = true;
+    note.append(`${(await call("GET", `/deletions/cost?id=${text.id}`)).summary} `);
   };
   buttons.append(button("Delete", about, remove));
   folded.append(made("p", `${when(text.created_at)}, ${count(text.words, "word")}`, "faint"), buttons);

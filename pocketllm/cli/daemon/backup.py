@@ -1,10 +1,9 @@
 """`pocketllm backup`, `restore` and `verify`: all that the daemon has, as one file; and whether it is sound."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,11 +16,17 @@ from pocketllm.daemon.paths import DataFolder
 if TYPE_CHECKING:
     from pocketllm.daemon.tools.backup import Check
 
-Result = TypeVar("Result")
-
 BACKUP_EPILOG = examples("pocketllm backup pocketllm.tar", "pocketllm backup pocketllm.tar --force")
 RESTORE_EPILOG = examples("pocketllm restore pocketllm.tar", "pocketllm restore pocketllm.tar --yes")
 VERIFY_EPILOG = examples("pocketllm verify", "pocketllm verify --replay --json")
+
+#: What to do where something is damaged, by the first word of its name.
+ADVICE = {
+    "database": "Put a backup in its place: `pocketllm restore FILE`.",
+    "adapter": "The daemon serves one before it, and its texts are learned again. `pocketllm adapters delete ID`.",
+    "model": "Delete its folder in `models`, and get it again: `pocketllm models add`.",
+    "steps": "The adapter is not what its steps give. Serve another: `pocketllm rollback`.",
+}
 
 
 @local_options
@@ -34,12 +39,13 @@ def backup(
 
     Models are not in it: `pocketllm models add` gets them again. Whoever has the file can read all your texts.
     """
+    from pocketllm.daemon.leftovers import noted_backup
     from pocketllm.daemon.tools.backup import write_backup
 
     check_target(file, force=force)
     folder = _folder(options)
-    with whole_file(file) as target:
-        contents = _explained(lambda: write_backup(folder, target, now=datetime.now(UTC)))
+    with noted_backup(folder, file), whole_file(file) as target:
+        contents = write_backup(folder, target, now=datetime.now(UTC))
     view = f"Wrote {file}: {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
     show(options, asdict(contents) | {"file": str(file)}, view)
 
@@ -61,7 +67,7 @@ def restore(
         if options.json:
             raise UsageError("There is a database already. Give --yes to replace it.")
         typer.confirm(f"Replace the texts, jobs and adapters in {folder.root} by those of {file}?", abort=True)
-    contents, former = _explained(lambda: tool.restore(file, folder, now=datetime.now(UTC)))
+    contents, former = tool.restore(file, folder, now=datetime.now(UTC))
     view = f"Restored {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
     if former is not None:
         view += f" What was there before is in {former}; delete it when you do not need it."
@@ -85,12 +91,14 @@ def verify(
 
     folder = _folder(options)
     with make_console(stderr=True).status("Reading..."):
-        checks = _explained(lambda: list(tool.verify(folder)))
+        checks = list(tool.verify(folder))
         if replay and all(check.problem is None for check in checks):
             checks += _replayed(folder)
     table = Table.grid(padding=(0, 2))
     for check in checks:
         table.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
+    for kind in dict.fromkeys(check.name.split()[0] for check in checks if check.problem is not None):
+        table.add_row("", "what to do", ADVICE[kind])
     sound = all(check.problem is None for check in checks)
     show(options, {"ok": sound, "checks": [asdict(check) for check in checks]}, table)
     raise typer.Exit(0 if sound else EXIT_ERROR)
@@ -110,12 +118,3 @@ def _folder(options: Common) -> DataFolder:
     if not folder.database.is_file():
         raise CommandError(f"There is no database {folder.database}. Say where the data folder is with --data-dir.")
     return folder
-
-
-def _explained(work: Callable[[], Result]) -> Result:
-    from pocketllm.daemon.errors import DaemonError
-
-    try:
-        return work()
-    except DaemonError as error:
-        raise CommandError(str(error)) from error

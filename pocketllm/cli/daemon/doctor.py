@@ -37,16 +37,12 @@ def doctor(options: Common, report: Report = None) -> None:
     from rich.text import Text
 
     from pocketllm.daemon.conditions.discovery import Places, discover_sensors
-    from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
     from pocketllm.daemon.settings import load_settings
     from pocketllm.daemon.tools.doctor import examine
 
     running = running_settings(options.data_dir or configured_data_dir())
-    try:
-        settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
-    except DaemonError as error:
-        raise CommandError(str(error)) from error
+    settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
     places = Places(supplies=settings.power_supplies)
     sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
     if report is not None and report.exists():

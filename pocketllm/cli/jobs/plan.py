@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.errors import CommandError, Document, NoDaemon, UsageError
+from pocketllm.cli.errors import Document, NoDaemon, UsageError
 from pocketllm.cli.home import announced_target, configured_data_dir
 from pocketllm.cli.store import stored
 
@@ -110,27 +110,22 @@ def plan_of_daemon(options: Common, requested: Document) -> Document | None:
 def plan_here(data_dir: "Path | None", requested: Document, *, model: str | None) -> Document:
     """Return the plan that a daemon on the data folder would give, from its settings and the model's files.
 
-    Raises CommandError when the job cannot fit, when there is no such model, or when a setting cannot be used.
+    Raises MezoError when the job cannot fit or there is no such model, and BadSettings.
     """
     from pocketllm.api.native.schemas.plan import PlanOut
-    from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
     from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
     from pocketllm.daemon.settings import load_settings
-    from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.model_folder import open_model_folder
 
     overrides = {"data_dir": data_dir, "model": model}
-    try:
-        settings = load_settings({name: value for name, value in overrides.items() if value is not None})
-        folder = DataFolder(settings.data_dir)
-        planned = plan_job(
-            open_model_folder(folder.models / settings.model),
-            with_request(settings.training, JobRequest(**requested)),
-            steps=requested.get("steps", settings.training.steps),
-        )
-    except (DaemonError, MezoError) as error:
-        raise CommandError(str(error)) from error
+    settings = load_settings({name: value for name, value in overrides.items() if value is not None})
+    folder = DataFolder(settings.data_dir)
+    planned = plan_job(
+        open_model_folder(folder.models / settings.model),
+        with_request(settings.training, JobRequest(**requested)),
+        steps=requested.get("steps", settings.training.steps),
+    )
     enough_text = stored_text(folder.database)
     return PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
 

@@ -17,7 +17,7 @@ HELD_OUT_MARK, TRAINING_MARK = "●", "·"
 NOTABLE_RECALL = 0.02
 
 MEANING = {
-    "learned": "so it is served.",
+    "learned": "which is more than chance; `pocketllm adapters` shows what is served.",
     "no proof of learning": "which may be chance, so it is kept, not served.",
     "worse": "so it is kept, not served.",
 }

@@ -54,10 +54,14 @@ def adapters(options: Common, ctx: typer.Context) -> None:
 
 @adapters_app.command("serve", epilog=examples("pocketllm adapters serve ID"))
 @shared_options
-def serve_adapter(options: Common, adapter_id: AdapterId) -> None:
+def serve_adapter(
+    options: Common,
+    adapter_id: AdapterId,
+    yes: Annotated[bool, typer.Option("--yes", help="Even if it has learned text that was deleted since.")] = False,
+) -> None:
     """Serve an adapter: to undo a rollback, or one that was not promoted."""
     with connected(options) as client:
-        show_change(client.serve_adapter(adapter_id), options)
+        show_change(client.serve_adapter(adapter_id, deleted_text=yes), options)
 
 
 @adapters_app.command("delete", epilog=examples("pocketllm adapters delete ID"))

@@ -47,7 +47,7 @@ def served_text(change: Document) -> str:
         return f"For {change['model']} {serving} is served already."
     sentences = [f"For {change['model']} {was} was served; from the next request on it is {serving}."]
     if change["skipped"]:
-        sentences.append(f"The files of {', '.join(change['skipped'])} are gone.")
+        sentences.append(f"Damaged, or with text that was deleted since: {', '.join(change['skipped'])}.")
     if change["was"]:
         sentences.append(f"`pocketllm adapters serve {was}` takes that back.")
     return " ".join(sentences)

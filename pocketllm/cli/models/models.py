@@ -121,17 +121,12 @@ def calibrate_model(
     Importing does this by itself; do it again for a folder that came from another device.
     """
     from pocketllm.cli.models.models_view import calibration_text
-    from pocketllm.daemon.errors import CalibrationFailed
     from pocketllm.daemon.tools.calibrate import measure
-    from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.importer import calibrate_again
 
     if not any(model["name"] == name for model in installed(models_dir(options))):
         raise CommandError(f"There is no model {name!r}; `pocketllm models` lists those that there are.")
-    try:
-        manifest = calibrate_again(models_dir(options) / name, measure)
-    except (MezoError, CalibrationFailed) as error:
-        raise CommandError(str(error)) from error
+    manifest = calibrate_again(models_dir(options) / name, measure)
     document = json.loads(manifest.to_json())
     show(options, document, calibration_text(document))
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
-from pocketllm.cli.errors import CommandError
+from pocketllm.cli.errors import UsageError
 
 DEFAULT_LIMIT = 20
 MAX_LISTED = 500  # the most that the daemon gives in a page
@@ -74,24 +74,23 @@ def show_text(options: Common, text_id: TextId) -> None:
     show(options, text, text_details(text, datetime.now(UTC)), soft_wrap=True)
 
 
-@texts_app.command("delete", epilog=examples("pocketllm texts delete ID", "pocketllm texts delete ID ID ID"))
+@texts_app.command("delete", epilog=examples("pocketllm texts delete ID ID ID", "pocketllm texts delete ID --yes"))
 @shared_options
 def delete_texts(
     options: Common,
     text_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids, as `pocketllm texts` shows them.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, whatever it costs.")] = False,
 ) -> None:
-    """Delete texts; their bytes are overwritten on disk.
+    """Delete texts, all or none; their bytes are overwritten on disk.
 
-    The adapters that have learned them are no longer served, and a job is queued to learn again what is left.
+    The adapters that have learned them are no longer served, and a job is queued to learn again what is left. Where
+    that is so, the command says what it costs, and asks.
     """
-    gone: list[str] = []
     with connected(options) as client:
-        for text_id in dict.fromkeys(text_ids):
-            try:
-                client.delete_text(text_id)
-            except CommandError as error:
-                if not gone:
-                    raise
-                raise CommandError(f"{error} Deleted before: {', '.join(gone)}.") from error
-            gone.append(text_id)
-    show(options, {"deleted": gone}, f"Deleted {len(gone)} {'text' if len(gone) == 1 else 'texts'}.")
+        cost = client.deletion_cost(text_ids)["summary"]
+        if cost and not yes:
+            if options.json:
+                raise UsageError(f"{cost} Give --yes to delete it all the same.")
+            typer.confirm(f"{cost} Delete it?", abort=True)
+        receipt = client.delete_texts(text_ids)
+    show(options, receipt, receipt["summary"])

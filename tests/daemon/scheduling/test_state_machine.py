@@ -115,7 +115,7 @@ class Daemon(RuleBasedStateMachine):
 
     @rule(text=texts)
     def owner_deletes_a_text(self, text: str) -> None:
-        self.delete(lambda: self.world.store.deletions.text(text, now=self.world.clock.now), {text})
+        self.delete(lambda: self.world.store.deletions.texts([text], now=self.world.clock.now), {text})
 
     @rule(source=st.sampled_from(["notes", "chat"]))
     def owner_deletes_a_source(self, source: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.storage.store import Store
+from tests.support.faults import no_room
 from tests.support.real_daemon import is_running
 
 #: There is no such job: its worker fails as soon as it has looked.
@@ -122,9 +123,17 @@ def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) 
     [
         (-9, "Segmentation fault", "the worker was ended by signal 9"),
         (1, "MemoryError", "the worker ended with code 1: MemoryError"),
-        (75, "", "the worker ended with code 75: it said nothing"),
+        (75, "", "the worker ended with code 75: there is no room for its log"),
         (0, "", "the worker ended with code 0: it said nothing"),
     ],
 )
 def test_an_exit_is_described_in_a_sentence(code: int, last_words: str, description: str) -> None:
     assert Exit(job_id=NO_JOB, code=code, last_words=last_words).description == description
+
+
+def test_a_worker_that_cannot_write_why_it_ended_is_no_crash(runner: WorkerProcess) -> None:
+    with no_room():
+        wait_for_end(start(runner))
+        ended = runner.reap()
+    assert ended is not None and ended.code == os.EX_TEMPFAIL
+    assert "there is no room for its log" in ended.description

@@ -1,0 +1,157 @@
+"""What a deletion costs, before and after; relearning; and serving what has learned deleted text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketllm.storage.tables import Adapter, Outcome
+from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.tiny_models import tiny_model_folder
+from tests.support.workers import write_adapter_files
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[InProcessApp]:
+    with in_process_app(tmp_path / "data") as made:
+        tiny_model_folder(made.services.folder.models)
+        yield made
+
+
+def learn(api: InProcessApp, name: str, *texts: str) -> list[str]:
+    """Let a job learn texts and be served; the texts' ids."""
+    ids = api.add(*texts)
+    job = api.post("/jobs").json()["id"]
+    api.tick(60)
+    store, now = api.services.store, api.clock.now
+    row = Adapter(
+        id=name,
+        job_id=job,
+        model="tiny",
+        parent=store.jobs.get(job).parent,
+        outcome=Outcome.LEARNED,
+        created_at=now,
+    )
+    write_adapter_files(api.services.folder.adapter(name))
+    store.jobs.succeed(job, adapter=row, publish=True, now=now)
+    api.runner.ends(0)
+    api.tick()
+    return ids
+
+
+def serving(api: InProcessApp) -> str | None:
+    name: str | None = api.get("/status").json()["model"]["adapter"]
+    return name
+
+
+def test_the_cost_is_told_before_and_changes_nothing(api: InProcessApp) -> None:
+    first, _ = learn(api, "adapter-0", "the first text", "and another")
+    (second,) = learn(api, "adapter-1", "the second text")
+    (new,) = api.add("a new text", source="new")
+    cost = api.get("/deletions/cost", params={"id": [second]}).json()
+    assert (cost["adapters"], cost["serving"]) == (["adapter-1"], "adapter-0")
+    assert cost["summary"] == (
+        "adapter-1 learned from that. Until what is left is learned again, which begins at once, adapter-0 is served."
+    )
+    both = api.get("/deletions/cost", params={"id": [first, second]}).json()
+    assert (both["adapters"], both["serving"]) == (["adapter-0", "adapter-1"], None)
+    assert "the base model is served" in both["summary"]
+    assert api.get("/deletions/cost", params={"source": "test"}).json() == both
+    for free in ({"id": new}, {"source": "new"}, {"app": "none"}, {}):
+        assert api.get("/deletions/cost", params=free).json()["summary"] == ""
+    assert_problem(api.get("/deletions/cost", params={"id": "text-none"}), 404, "not_found")
+    assert_problem(api.get("/deletions/cost", token=None), 401, "missing_token")
+    assert len(api.get("/texts").json()["data"]) == 4 and serving(api) == "adapter-1"
+
+
+def test_the_cost_of_what_is_not_served_takes_nothing_away(api: InProcessApp) -> None:
+    learn(api, "adapter-0", "the first text")
+    (second,) = learn(api, "adapter-1", "the second text")
+    api.post("/adapters/rollback")
+    assert api.get("/deletions/cost", params={"id": second}).json() == {
+        "adapters": ["adapter-1"],
+        "serving": "adapter-0",
+        "summary": "adapter-1 learned from that.",
+    }
+
+
+@pytest.mark.parametrize("state", ["paused", "paused by the owner", "running"])
+def test_what_is_left_is_learned_again_whatever_another_job_does(api: InProcessApp, state: str) -> None:
+    (first,) = learn(api, "adapter-0", "the first text")
+    (second, _) = learn(api, "adapter-1", "the second text", "the third text")
+    api.add("a new text")
+    other = api.post("/jobs").json()["id"]
+    api.tick(60)
+    if state == "paused":
+        api.power.value, api.battery.value = False, 10.0
+        api.tick()
+        assert api.get(f"/jobs/{other}").json()["state"] == "paused"
+    elif state == "paused by the owner":
+        api.post(f"/jobs/{other}/pause")
+    receipt = api.delete(f"/texts/{second}").json()["deletion"]
+    assert receipt["adapters"] == ["adapter-1"] and receipt["serving"] == "adapter-0"
+    assert receipt["job"] not in (None, other) and receipt["job_state"] == "queued"
+    assert receipt["summary"] == (
+        f"Deleted 1 text. Served is now adapter-0. {receipt['job']} learns again what is left."
+    )
+    assert api.delete(f"/texts/{first}").json()["deletion"]["serving"] is None
+
+
+def test_several_texts_have_one_receipt(api: InProcessApp) -> None:
+    first, second, third = api.add("one", "two", "three")
+    assert_problem(api.delete("/texts", params={"id": [first, "text-none"]}), 404, "not_found")
+    assert len(api.get("/texts").json()["data"]) == 3  # all or none
+    receipt = api.delete("/texts", params={"id": [first, second[:20], first]}).json()
+    assert (receipt["texts"], receipt["summary"]) == (2, "Deleted 2 texts.")
+    assert [text["id"] for text in api.get("/texts").json()["data"]] == [third]
+    assert_problem(api.delete("/texts"), 404, "not_found")
+
+
+def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessApp) -> None:
+    learn(api, "adapter-0", "the first text")
+    (second,) = learn(api, "adapter-1", "the second text")
+    learn(api, "adapter-2", "the third text")
+    api.delete(f"/texts/{second}")
+    assert serving(api) == "adapter-0"
+    for withdrawn in ("adapter-1", "adapter-2"):
+        refused = assert_problem(api.post(f"/adapters/{withdrawn}/serve"), 409, "has_deleted_text")
+        assert "has learned text that was deleted since" in refused["detail"] and "--yes" in refused["detail"]
+    assert serving(api) == "adapter-0"
+    assert api.post("/adapters/adapter-2/serve?deleted_text=true").json()["serving"] == "adapter-2"
+    rolled_back = api.post("/adapters/rollback").json()
+    assert (rolled_back["serving"], rolled_back["skipped"]) == ("adapter-0", ["adapter-1"])
+
+
+def test_what_is_served_in_place_of_a_damaged_one_has_not_learned_deleted_text(api: InProcessApp) -> None:
+    learn(api, "adapter-0", "the first text")
+    (second,) = learn(api, "adapter-1", "the second text")
+    learn(api, "adapter-2", "the third text")
+    api.delete(f"/texts/{second}")
+    api.post("/adapters/adapter-2/serve?deleted_text=true")
+    (api.services.folder.adapter("adapter-2") / "adapter_model.safetensors").unlink()
+    api.tick()
+    assert serving(api) == "adapter-0"
+
+
+def test_what_is_made_from_such_an_adapter_is_not_served_without_a_yes_either(api: InProcessApp) -> None:
+    (first,) = learn(api, "adapter-0", "the first text")
+    api.delete(f"/texts/{first}")
+    api.post("/adapters/adapter-0/serve?deleted_text=true")
+    learn(api, "adapter-1", "the second text")
+    api.post("/adapters/rollback")
+    assert serving(api) is None
+    assert_problem(api.post("/adapters/adapter-1/serve"), 409, "has_deleted_text")
+
+
+def test_a_deletion_is_erased_only_when_a_running_backup_is_done(api: InProcessApp, tmp_path: Path) -> None:
+    from pocketllm.daemon.leftovers import noted_backup
+
+    (first,) = api.add("a text")
+    with noted_backup(api.services.folder, tmp_path / "backup.tar"):
+        (tmp_path / "backup.tar").touch()
+        receipt = api.delete(f"/texts/{first}").json()["deletion"]
+        assert not receipt["erased"] and receipt["copies"] == [str(tmp_path / "backup.tar")]
+        api.tick()
+        assert not api.get(f"/deletions/{receipt['id']}").json()["erased"]
+    api.tick()
+    assert api.get(f"/deletions/{receipt['id']}").json()["erased"]
