@@ -102,8 +102,8 @@ class LayerwiseGradients:
         runs: list[tuple[Batch, list[int]]] = []
         for part, blocks in enumerate(batch):
             of = [part] * len(blocks)
-            if runs and (both := runs[-1][0].concatenated(blocks)) is not None:
-                runs[-1] = (both, runs[-1][1] + of)
+            if runs and runs[-1][0].kind == blocks.kind:
+                runs[-1] = (runs[-1][0].concatenated(blocks), runs[-1][1] + of)
             else:
                 runs.append((blocks, of))
         current: list[_MicroBatch] = []

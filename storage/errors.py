@@ -27,7 +27,7 @@ class AlreadyThere(StorageError):
 
 
 class DatabaseTooNew(StorageError):
-    """This database was written by a newer PocketLLM. Install that version again, or move the file away."""
+    """This database is of a newer PocketLLM, or of one before the first release. Install that version, or move it away."""
 
 
 class StorageTrouble(StorageError):

@@ -7,23 +7,25 @@ from sqlmodel import SQLModel
 
 from pocketllm.storage import tables as _tables  # noqa: F401 - which SQLModel.metadata then knows
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import DatabaseTooNew
+from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.passages import CREATE_INDEX
 
 
 def migrate(database: Database) -> None:
-    """Run the missing revisions in one transaction. Raises DatabaseTooNew for a newer database."""
+    """Run the missing revisions in one transaction. Raises DatabaseTooNew; DatabaseUnusable for another program's."""
     with database.write() as session:
         connection = session.connection()
         if not inspect(connection).get_table_names():
             _create(connection)
-        elif current_revision(connection) != HEAD:
+        elif (revision := current_revision(connection)) is None:
+            raise DatabaseUnusable(f"{database.path} is no database of PocketLLM's. Move it away.")
+        elif revision != HEAD:
             upgrade(connection)
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The database's revision; None if it is empty."""
+    """The database's revision; None if it is empty, or another program's."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

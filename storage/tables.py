@@ -62,9 +62,10 @@ class Requester(StrEnum):
 class Outcome(StrEnum):
     """What the held-out text says of a finished job."""
 
-    LEARNED = "learned"  # better than what was served by more than the noise
+    LEARNED = "learned"  # significantly better on new text than what was served
+    TOO_LITTLE = "too little text to tell yet"  # kept, not served; its texts stay new, and the next job starts from it
     NO_PROOF = "no proof of learning"  # kept, not served
-    WORSE = "worse"  # by more than the noise, on all of it or on old text alone; kept, not served
+    WORSE = "worse"  # significantly, on new text, on old text, or far worse on ordinary text; kept, not served
 
 
 class Kind(StrEnum):
@@ -193,6 +194,8 @@ class JobText(SQLModel, table=True):
     text_id: str = Field(sa_column=Column(ForeignKey("text.id", ondelete="CASCADE"), primary_key=True, index=True))
     #: The job that had learned the text by then: it is replayed. None: it is new to this job.
     learned_in: str | None = None
+    #: Measured with, not trained on.
+    held_out: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
 class Step(SQLModel, table=True):

@@ -21,7 +21,7 @@ from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Evaluation, Job
+from pocketllm.storage.tables import BASE, Evaluation, Job
 
 #: Ordinary text for a first job: at most this many blocks of this many tokens.
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
@@ -57,6 +57,7 @@ class HeldOutEvaluation:
     store: Store
     model: LanguageModel
     held_out: Batches
+    texts: Sequence[str]  #: the id of each block's text
     ordinary: Batch | None  #: see `ordinary_text`; None where there is old text
     dtype: torch.dtype
     micro_batch: int  #: the most blocks that pass through the layers together
@@ -87,9 +88,9 @@ class HeldOutEvaluation:
 
     def evaluate(self, job: Job, step: int, trainable: Adapter | FullWeights) -> None:
         """Store each block's loss after a step; at step 0 that of the serving adapter, and of the base model."""
-        served = self._served_otherwise(job) if step == 0 else None
-        losses = self._losses(self.model) if served is None else served
-        if step == 0 and isinstance(trainable, Adapter) and (job.parent is not None or served is not None):
+        rival = self._rival(job) if step == 0 else None
+        losses = self._losses(self.model) if rival is None else rival
+        if step == 0 and isinstance(trainable, Adapter) and job.compared_with not in (None, BASE):
             self.model.set_parameters(None)
             self._record(job, BASE_STEP, self._losses(self.model))
         self.model.set_parameters(trainable)
@@ -115,13 +116,15 @@ class HeldOutEvaluation:
     def _losses(self, model: LanguageModel) -> list[float]:
         return [x for bucket in self.held_out for x in model.block_losses(bucket, self.micro_batch)]
 
-    def _served_otherwise(self, job: Job) -> list[float] | None:
-        """The losses of the serving adapter, if the job does not start from it."""
-        serving = self.store.adapters.serving(job.model)
-        if serving is None or serving.id == job.parent:
+    def _rival(self, job: Job) -> list[float] | None:
+        """The losses of what the job must beat, if it does not start from it."""
+        if job.compared_with in (None, job.parent or BASE):
             return None
-        if serving.mode == "full":
-            return self._losses(LanguageModel(open_model_folder(self.folder.adapter(serving.id)), dtype=self.dtype))
-        # A full-parameter job: its weights are still the base model's.
-        self.model.set_parameters(load_adapter(self.folder.adapter(serving.id)))
-        return self._losses(self.model)
+        rival = None if job.compared_with == BASE else self.store.adapters.get(job.compared_with or "")
+        if rival is not None and rival.mode == "full":
+            return self._losses(LanguageModel(open_model_folder(self.folder.adapter(rival.id)), dtype=self.dtype))
+        # A full-parameter job's own model may have other weights than the base model's.
+        base = self.folder.models / job.model
+        model = LanguageModel(open_model_folder(base), dtype=self.dtype) if job.mode == "full" else self.model
+        model.set_parameters(None if rival is None else load_adapter(self.folder.adapter(rival.id)))
+        return self._losses(model)

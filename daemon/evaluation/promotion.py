@@ -1,24 +1,30 @@
-"""Promotion: a new adapter is served only if its held-out loss is lower, by more than the noise.
+"""Promotion: a new adapter is served only if its held-out loss on new text is lower, by more than the noise.
 
-The candidate and the serving adapter are compared block by block on held-out text, new and old; the base model is
-measured too, for the record. Three rules keep harmful text from promoting itself:
+The candidate and the serving adapter are compared text by text (a text's blocks are alike, and so one observation), by
+Student's t test, one-sided; unequal lengths and heavy tails make it more careful (Ibragimov and Mueller, "t-statistic
+based correlation and heterogeneity robust inference", 2010). Rules keep harmful text from promoting itself:
 
-- If old text, or that of any one job, became worse, the candidate forgets, however much it learned of the new text.
+- If new text, or the old text of any one job, became significantly worse, the candidate is not served, however much it
+  learned elsewhere. The more parts are looked at, the surer a single one must be (`cutoff_of`).
 - A held-out block that repeats training text (contamination.py) proves nothing. It can still show harm.
 - Before there is old text, ordinary text that comes with the program takes its place: a first job on noise, or on text
   that the base model cannot read, makes it far worse, and nothing else would show that.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, compress, pairwise
-from math import inf, sqrt
+from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
+from math import atan, cos, pi, sin, sqrt
 from typing import Any
 
 from pocketllm.storage.tables import Outcome
 
-#: Old text counts as forgotten beyond this many standard errors.
-FORGOTTEN_ERRORS = 2.0
+#: The greatest chance of noise that still counts. The promise is 0.05; this leaves room for what the test assumes.
+SIGNIFICANCE = 0.04
+#: A gain in nats per token that is worth having. Texts that would not show it are too few to tell.
+WORTHWHILE = 0.1
+#: A text of this many targets counts half as much as an endless one (the best of 8 to 400 in bench.promotion).
+HALF_WEIGHT = 64
 #: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
 #: below; noise, another alphabet or one sentence again and again exceed it (test_bad_text.py).
 MAX_ORDINARY_RISE = 0.5
@@ -30,7 +36,8 @@ class Comparison:
 
     before: float  #: nats per token
     now: float
-    standard_error: float | None  #: of the reduction; None with a single block
+    standard_error: float | None  #: of the reduction; None with a single text
+    texts: int
 
     @property
     def reduction(self) -> float:
@@ -38,53 +45,37 @@ class Comparison:
         return self.before - self.now
 
     @property
-    def better(self) -> bool:
-        """Whether the loss fell by more than its standard error."""
-        return self.standard_error is not None and self.reduction > self.standard_error
+    def rise_chance(self) -> float:
+        """The probability that noise alone makes such a rise, or a greater one."""
+        return self.chance(-self.reduction)
 
-    @property
-    def worse(self) -> bool:
-        """Whether the loss rose by more than its standard error."""
-        return self.rise_errors > 1
-
-    @property
-    def rise_errors(self) -> float:
-        """The rise in standard errors; 0 where the loss did not rise, or the error is unknown."""
-        if self.standard_error is None or self.reduction >= 0:
-            return 0.0
-        return -self.reduction / self.standard_error if self.standard_error else inf
-
-    def to_json(self) -> dict[str, Any]:
-        """The numbers, in nats per token."""
-        return {
-            "before": self.before,
-            "now": self.now,
-            "reduction": self.reduction,
-            "standard_error": self.standard_error,
-        }
+    def chance(self, change: float) -> float:
+        """The probability that noise alone makes such a change, or a greater one; 1 with a single text."""
+        if self.standard_error is None:
+            return 1.0
+        if not self.standard_error:
+            return 0.0 if change > 0 else 1.0
+        return t_tail(change / self.standard_error, self.texts - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationVerdict:
     """The comparisons on held-out text, and what follows from them."""
 
-    overall: Comparison  #: with the serving adapter, on blocks that do not repeat training text
-    old: Comparison | None  #: the same on old text alone; None where there is none
+    new: Comparison  #: with the serving adapter, on blocks of new text that do not repeat training text
+    old: Comparison | None  #: with the serving adapter on old text; None where there is none
     worst: Comparison | None = None  #: the part of the old text that became worse most surely
+    cutoff: float = SIGNIFICANCE  #: the greatest chance of a part's rise that is significant; see `cutoff_of`
     base: Comparison | None  #: with the base model; None where the base model is serving
     ordinary: Comparison | None = None  #: with the base model on ordinary text; None where there is old text
     blocks: int  #: the number of held-out blocks
     repeats: int = 0  #: the number of these that repeat training text
-
-    @property
-    def repetitive(self) -> bool:
-        """Whether fewer than two blocks are left without repeats; then `overall` is of all blocks."""
-        return self.repeats > 0 and self.blocks - self.repeats < 2
+    repetitive: bool = False  #: whether fewer than two new texts are left without repeats; then `new` is of all blocks
 
     @property
     def forgets(self) -> bool:
-        """Whether old text became worse by more than FORGOTTEN_ERRORS."""
-        return any(part.rise_errors > FORGOTTEN_ERRORS for part in (self.old, self.worst) if part)
+        """Whether old text became significantly worse."""
+        return self.worst is not None and self.worst.rise_chance <= self.cutoff
 
     @property
     def spoils(self) -> bool:
@@ -93,23 +84,27 @@ class EvaluationVerdict:
 
     @property
     def outcome(self) -> Outcome:
-        """LEARNED only if the loss fell by more than its standard error, and nothing is forgotten or spoiled."""
-        if self.overall.worse or self.forgets or self.spoils:
+        """LEARNED only if new text became significantly better, and nothing is forgotten or spoiled."""
+        if self.new.rise_chance <= self.cutoff or self.forgets or self.spoils:
             return Outcome.WORSE
-        return Outcome.LEARNED if self.overall.better and not self.repetitive else Outcome.NO_PROOF
+        if self.repetitive:
+            return Outcome.NO_PROOF
+        if self.new.chance(self.new.reduction) <= SIGNIFICANCE:
+            return Outcome.LEARNED
+        return Outcome.NO_PROOF if self.new.chance(WORTHWHILE) <= SIGNIFICANCE else Outcome.TOO_LITTLE
 
     @property
     def sentence(self) -> str:
         """What to tell the owner."""
-        if self.overall.standard_error is None:
-            return f"{self.outcome}: there is too little held-out text to tell; add more text"
-        parts = [f"{self.outcome}: against what is served the held-out loss {_change(self.overall)}"]
+        parts = [f"{self.outcome}: against what is served the held-out loss on new text {_change(self.new)}"]
+        if self.outcome is Outcome.TOO_LITTLE:
+            parts.append("that may be chance; its texts stay new, and a job on more text goes on from here")
         if self.repeats:
             proof = "which proves nothing" if self.repetitive else "which was left out"
             parts.append(f"{self.repeats} of {self.blocks} held-out blocks repeat what was learned, {proof}")
         if self.old is not None and self.old.standard_error is not None:
             parts.append(f"on old text it {_change(self.old)}")
-            if self.worst is not None and self.worst.rise_errors > self.old.rise_errors:
+            if self.worst is not None and self.worst.reduction < self.old.reduction:
                 parts[-1] += f", on one job's it {_change(self.worst)}"
             parts[-1] += ", which is forgetting" if self.forgets else ""
         if self.base is not None:
@@ -121,16 +116,9 @@ class EvaluationVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers."""
-        return {
-            "outcome": self.outcome.value,
-            "overall": self.overall.to_json(),
-            "old": self.old and self.old.to_json(),
-            "worst": self.worst and self.worst.to_json(),
-            "base": self.base and self.base.to_json(),
-            "ordinary": self.ordinary and self.ordinary.to_json(),
-            "blocks": self.blocks,
-            "repeats": self.repeats,
-        }
+        parts = {name: getattr(self, name) for name in ("old", "worst", "base", "ordinary")} | {"overall": self.new}
+        numbers = {"outcome": self.outcome.value, "blocks": self.blocks, "repeats": self.repeats}
+        return numbers | {name: part and asdict(part) | {"reduction": part.reduction} for name, part in parts.items()}
 
 
 def evaluate(
@@ -138,56 +126,80 @@ def evaluate(
     now: Sequence[float],
     weights: Sequence[int],
     *,
+    texts: Sequence[Any] | None = None,
     old_blocks: Sequence[int] = (),
     base: Sequence[float] | None = None,
     repeats: Sequence[bool] | None = None,
     ordinary: Comparison | None = None,
 ) -> EvaluationVerdict:
-    """Compare each held-out block's loss with the serving adapter's. weights: the blocks' numbers of targets.
+    """Compare each held-out text's loss with the serving adapter's. weights: the blocks' numbers of targets.
 
-    old_blocks: how many of the blocks, at the end, belong to each part of old text. base: the base model's losses, if
-    it is not serving. repeats: which blocks repeat training text; None: none. ordinary: see EvaluationVerdict.
+    texts: the number of each block's text; None: each block is a text. old_blocks: how many of the blocks, at the end,
+    belong to each part of old text. base: the base model's losses, if it is not serving. repeats: which blocks repeat
+    training text; None: none. ordinary: see EvaluationVerdict.
     """
-
-    def compared(part: slice) -> Comparison:
-        return compare(before[part], now[part], weights[part])
-
+    texts = range(len(weights)) if texts is None else texts
     bounds = list(accumulate(old_blocks, initial=len(weights) - sum(old_blocks)))
-    parts = [compared(slice(start, end)) for start, end in pairwise(bounds)]
-    of_old = compared(slice(bounds[0], None)) if parts else None
-    repeats = [False] * len(weights) if repeats is None else repeats
-    proving = [not repeat for repeat in repeats]
-    counted = proving if sum(proving) > 1 else [True] * len(weights)
-    candidate, tokens = list(compress(now, counted)), list(compress(weights, counted))
+
+    def compared(at: Sequence[int], rival: Sequence[float] = before) -> Comparison:
+        return compare([rival[i] for i in at], [now[i] for i in at], [weights[i] for i in at], [texts[i] for i in at])
+
+    parts = [compared(range(start, end)) for start, end in pairwise(bounds)]
+    counted = [place for place in range(bounds[0]) if not (repeats and repeats[place])]
+    repetitive = len(counted) < bounds[0] and len({texts[place] for place in counted}) < 2
+    counted = list(range(bounds[0])) if repetitive else counted
+    new = compared(counted)
     return EvaluationVerdict(
-        overall=compare(list(compress(before, counted)), candidate, tokens),
-        old=of_old,
-        worst=max(parts, key=lambda part: part.rise_errors, default=None),
-        base=None if base is None else compare(list(compress(base, counted)), candidate, tokens),
+        new=new,
+        old=compared(range(bounds[0], len(weights))) if parts else None,
+        worst=min(parts, key=lambda part: part.rise_chance, default=None),
+        cutoff=cutoff_of([part.rise_chance for part in (new, *parts) if part.standard_error is not None]),
+        base=None if base is None else compared(counted, base),
         ordinary=ordinary,
-        blocks=len(proving),
-        repeats=len(proving) - sum(proving),
+        blocks=len(weights),
+        repeats=sum(repeats or ()),
+        repetitive=repetitive,
     )
 
 
-def compare(before: Sequence[float], now: Sequence[float], weights: Sequence[int]) -> Comparison:
-    """Compare each block's loss before and now.
+def compare(
+    before: Sequence[float], now: Sequence[float], weights: Sequence[int], texts: Sequence[Any] | None = None
+) -> Comparison:
+    """Compare the losses before and now, text by text. weights: the blocks' numbers of targets; texts: see `evaluate`.
 
-    Pairing removes the blocks' difficulty from the error: only differences between their changes count.
+    Pairing removes the texts' difficulty from the error: only differences between their changes count.
     """
-    total = sum(weights)
-    falls = [b - n for b, n in zip(before, now, strict=True)]
-    reduction = _mean(falls, weights)
-    count = len(falls)
+    sums: dict[object, list[float]] = {}
+    for text, weight, b, n in zip(texts or range(len(weights)), weights, before, now, strict=True):
+        of_text = sums.setdefault(text, [0.0, 0.0, 0.0])
+        of_text[:] = of_text[0] + weight, of_text[1] + weight * b, of_text[2] + weight * n
+    # Each text's mean losses, multiplied by what it counts.
+    total = sum(count / (count + HALF_WEIGHT) for count, _, _ in sums.values())
+    of_before, of_now = ([of[k] / (of[0] + HALF_WEIGHT) for of in sums.values()] for k in (1, 2))
+    falls = [b - n for b, n in zip(of_before, of_now, strict=True)]
+    count, mean = len(falls), sum(falls) / len(falls)
     error = None
     if count > 1:
-        square = sum((weight * (fall - reduction)) ** 2 for fall, weight in zip(falls, weights, strict=True))
-        error = sqrt(square * count / (count - 1)) / total
-    return Comparison(before=_mean(before, weights), now=_mean(now, weights), standard_error=error)
+        # Not of the deviations from the weighted mean: where one text has most of the weight, they are too small.
+        error = sqrt(sum((fall - mean) ** 2 for fall in falls) * count / (count - 1)) / total
+    return Comparison(before=sum(of_before) / total, now=sum(of_now) / total, standard_error=error, texts=count)
 
 
-def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+def cutoff_of(chances: Sequence[float]) -> float:
+    """The greatest of these chances that is significant, by Benjamini and Hochberg; below 0 if none is."""
+    ranked = enumerate(sorted(chances), 1)
+    return max((chance for rank, chance in ranked if chance * len(chances) <= SIGNIFICANCE * rank), default=-1.0)
+
+
+def t_tail(t: float, degrees: int) -> float:
+    """The probability that Student's t with these degrees of freedom is above t (Abramowitz and Stegun 26.7.3-4)."""
+    angle, odd = atan(t / sqrt(degrees)), degrees % 2
+    term, series = cos(angle) if odd else 1.0, 0.0
+    for number in range(2 + odd, degrees + 1, 2):
+        series += term
+        term *= (number - 1) / number * cos(angle) ** 2
+    within = sin(angle) * series
+    return (1 - (2 / pi * (angle + within) if odd else within)) / 2
 
 
 def _change(comparison: Comparison) -> str:

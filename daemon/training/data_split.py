@@ -1,42 +1,47 @@
 """Splits a job's texts into training and held-out blocks, new text apart from old."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain
 from pocketllm.engine.data.label_templates import Template, question
 from pocketllm.engine.errors import BadRequest
-from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN
+from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN, MAX_HELD_OUT_SHARE, MIN_HELD_OUT
 from pocketllm.storage.tables import Text
 
-#: Held-out text of an earlier job is evaluated on its own from this number of words on, some four blocks.
-PART_WORDS = 200
+#: Held-out text of an earlier job is evaluated on its own from this number of words, and of texts, on.
+PART_WORDS, PART_TEXTS = 200, 4
+#: A single text is evaluated by this many stretches at most.
+STRETCHES = 10
+#: Encodes texts as blocks. apart: no block holds more than one plain text.
+Encode = Callable[..., Batches]
+#: Held-out blocks, and the text that each is of: its id, or the number of a stretch of the only text.
+HeldOut = tuple[Batches, list[str]]
 
 
-def example_of(text: Text, template: Template) -> Example:
+def example_of(text: Text, template: Template, *, apart: bool = False) -> Example:
     """A stored text as a training example. template: of labels; one that it has no word for is a completion."""
     if text.messages is not None:
         return Chat(messages=text.messages)
     if text.completion is not None:
         return Completion(prompt=text.text, completion=text.completion)
     if text.label is None:
-        return Plain(text=text.text)
+        return Completion(prompt="", completion=text.text) if apart else Plain(text=text.text)
     if text.label in template.words:
         return Labelled(text=text.text, label=text.label)
     prompt, completion, _ = question(text.text, text.label, template)
     return Completion(prompt=prompt, completion=completion)
 
 
-def split(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]) -> tuple[Batches, Batches]:
-    """Training blocks and held-out blocks; one text in ten is held out, by its id.
-
-    If the ids hold out no text or all of them, the last tenth of the blocks is held out. Raises BadRequest when there
-    is too little text for both.
+def split(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut]:
+    """Training blocks and held-out ones; where one of them would be missing, the last blocks of all text are held out:
+    a tenth, or more of little text. Raises BadRequest when there is too little text for both.
     """
     training = [text for text in texts if not text.held_out]
-    held_out = [text for text in texts if text.held_out]
-    if training and held_out:
-        return encoded(training), encoded(held_out)
+    measured = apart([text for text in texts if text.held_out], encoded)
+    if training and measured[0]:
+        return encoded(training), measured
     buckets = encoded(texts)
     count = sum(len(bucket) for bucket in buckets)
     if count < 2:
@@ -44,13 +49,29 @@ def split(texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]) -
             f"{sum(bucket.tokens for bucket in buckets)} tokens are too few to train on and to evaluate with; "
             f"more than {buckets[0].inputs.shape[1]} are needed. Add some text."
         )
-    kept = max(1, count // HELD_OUT_ONE_IN)
-    return first_blocks(buckets, count - kept), last_blocks(buckets, kept)
+    kept = max(1, count // HELD_OUT_ONE_IN, min(MIN_HELD_OUT, int(MAX_HELD_OUT_SHARE * count)))
+    last = blocks_between(buckets, count - kept, count)
+    return blocks_between(buckets, 0, count - kept), (last, stretches(kept))
 
 
-def with_replay(
-    texts: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]
-) -> tuple[Batches, Batches, tuple[int, ...]]:
+def apart(texts: Sequence[Text], encoded: Encode) -> HeldOut:
+    """Blocks that each hold one text, or a part of one. A single long text is evaluated by its stretches."""
+    by_kind: dict[object, list[tuple[Batch, str]]] = {}
+    for text in texts:
+        with suppress(BadRequest):  # it has no tokens
+            for blocks in encoded([text], apart=True):
+                by_kind.setdefault(blocks.kind, []).append((blocks, text.id))
+    ids = [identity for some in by_kind.values() for blocks, identity in some for _ in range(len(blocks))]
+    joined = tuple(first.concatenated(*(more for more, _ in rest)) for (first, _), *rest in by_kind.values())
+    return joined, stretches(len(ids)) if len(texts) == 1 and len(ids) >= STRETCHES else ids
+
+
+def stretches(count: int) -> list[str]:
+    """Group blocks that follow each other: neighbours are alike, so a stretch of them is one observation."""
+    return [str(place * min(count, STRETCHES) // count) for place in range(count)]
+
+
+def with_replay(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut, tuple[int, ...]]:
     """Training and held-out blocks, new text before old; and the number of held-out blocks of each part of old text.
 
     Text that an earlier job has learned is old; if all text is old, all of it counts as new. Old text is evaluated too,
@@ -60,25 +81,23 @@ def with_replay(
     new = [text for text in texts if text.learned_in is None]
     if not old or not new:
         return *split(texts, encoded), ()
-    training, held_out = split(new, encoded)
+    training, measured = split(new, encoded)
     repeated, parts = _replayed(old, encoded)
-    counts = tuple(sum(len(bucket) for bucket in part) for part in parts)
-    return training + repeated, sum(parts, held_out), counts
+    blocks = sum((blocks for blocks, _ in parts), measured[0])
+    ids = [identity for _, part in (measured, *parts) for identity in part]
+    return training + repeated, (blocks, ids), tuple(len(part) for _, part in parts)
 
 
-def _replayed(old: Sequence[Text], encoded: Callable[[Sequence[Text]], Batches]) -> tuple[Batches, list[Batches]]:
-    """Training blocks and parts of held-out blocks of old text: as by `split`, but held-out text stays held out, and a
-    single block is for training.
-    """
+def _replayed(old: Sequence[Text], encoded: Encode) -> tuple[Batches, list[HeldOut]]:
+    """Training blocks and parts of held-out blocks of old text. Of a single text the last blocks have been held out."""
     kept = [text for text in old if text.held_out]
-    if kept:
-        repeated = [text for text in old if not text.held_out]
-        return encoded(repeated) if repeated else (), [encoded(part) for part in _by_job(kept)]
-    try:
-        repeated_blocks, measured = split(old, encoded)
-    except BadRequest:
-        return encoded(old), []
-    return repeated_blocks, [measured]
+    if not kept and len(old) == 1:
+        with suppress(BadRequest):  # a single block
+            training, measured = split(old, encoded)
+            return training, [measured]
+    repeated = [text for text in old if not text.held_out]
+    parts = [apart(part, encoded) for part in _by_job(kept)]
+    return encoded(repeated) if repeated else (), [part for part in parts if part[0]]
 
 
 def _by_job(texts: Sequence[Text]) -> list[list[Text]]:
@@ -86,26 +105,16 @@ def _by_job(texts: Sequence[Text]) -> list[list[Text]]:
     by_job: dict[str | None, list[Text]] = {}
     for text in texts:
         by_job.setdefault(text.learned_in, []).append(text)
-    large = [part for part in by_job.values() if sum(text.words for text in part) >= PART_WORDS]
+    enough = [part for part in by_job.values() if len(part) >= PART_TEXTS]
+    large = [part for part in enough if sum(text.words for text in part) >= PART_WORDS]
     rest = [text for part in by_job.values() if part not in large for text in part]
     return [*large, rest] if rest else large
 
 
-def first_blocks(buckets: Batches, count: int) -> Batches:
-    """The first `count` blocks."""
-    found = []
+def blocks_between(buckets: Batches, start: int, stop: int) -> Batches:
+    """The blocks from number `start` up to `stop`, counted over all buckets."""
+    found, first = [], 0
     for bucket in buckets:
-        if count > 0:
-            found.append(bucket[slice(0, count)])
-            count -= len(bucket)
-    return tuple(found)
-
-
-def last_blocks(buckets: Batches, count: int) -> Batches:
-    """The last `count` blocks."""
-    found: list[Batch] = []
-    for bucket in reversed(buckets):
-        if count > 0:
-            found.insert(0, bucket[slice(max(0, len(bucket) - count), None)])
-            count -= len(bucket)
-    return tuple(found)
+        found.append(bucket[slice(max(0, start - first), max(0, stop - first))])
+        first += len(bucket)
+    return tuple(blocks for blocks in found if len(blocks))

@@ -25,7 +25,7 @@ from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.checkpoints import StoredRun
-from pocketllm.daemon.training.data_split import example_of, first_blocks, with_replay
+from pocketllm.daemon.training.data_split import HeldOut, blocks_between, example_of, with_replay
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
@@ -67,13 +67,14 @@ class TrainingRun:
         # it aborts the process where it cannot allocate.
         tokenizer = self.model_folder.tokenizer()
         self.eos = eos_id(tokenizer)
-        self.buckets, held_out, self.old_blocks = self._examples(tokenizer)
+        self.buckets, (held_out, owners), self.old_blocks = self._examples(tokenizer)
         is_mlm = self.model_folder.manifest.is_mlm
         self.evaluation = HeldOutEvaluation(
             folder=folder,
             store=store,
             model=self.model,
             held_out=held_out,
+            texts=owners,
             ordinary=None if self.old_blocks else ordinary_text(tokenizer, self.buckets, is_mlm=is_mlm),
             dtype=self.dtype,
             micro_batch=self.plan.micro_batch,
@@ -207,14 +208,14 @@ class TrainingRun:
         shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
         shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
-    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, Batches, tuple[int, ...]]:
+    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
 
         template = Template(pattern=self.settings.template, words=self.settings.label_words)
 
-        def encoded(texts: Sequence[Text]) -> Batches:
+        def encoded(texts: Sequence[Text], *, apart: bool = False) -> Batches:
             return encode(
-                [example_of(text, template) for text in texts],
+                [example_of(text, template, apart=apart and not self.model_folder.manifest.is_mlm) for text in texts],
                 tokenizer,
                 length=self.plan.block_tokens,
                 eos=self.eos,
@@ -266,7 +267,7 @@ class TrainingRun:
             return fresh_adapter(self.model, rank=self.plan.rank, seed=self.job.seed)
         return adapter_along_activations(
             self.model,
-            first_blocks(self.buckets, PCA_BLOCKS),
+            blocks_between(self.buckets, 0, PCA_BLOCKS),
             targets=self.settings.targets,
             rank=self.plan.rank,
             seed=self.job.seed,
@@ -287,6 +288,7 @@ class TrainingRun:
             self.evaluation.paired(before),
             self.evaluation.paired(now),
             self.evaluation.weights,
+            texts=self.evaluation.texts,
             old_blocks=self.old_blocks,
             base=None if base is None else self.evaluation.paired(base),
             repeats=repeated(self.buckets, self.evaluation.held_out, is_mlm=self.model_folder.manifest.is_mlm),

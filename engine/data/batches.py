@@ -56,14 +56,16 @@ class Batch:
         lengths = None if self.lengths is None else self.lengths.repeat(count)
         return replace(self, inputs=inputs, targets=targets, lengths=lengths)
 
-    def concatenated(self, other: "Batch") -> "Batch | None":
-        """These blocks followed by the other ones; None if they differ in length or kind."""
-        kind, others = ((some.inputs.shape[1], some.label_ids, some.lengths is None) for some in (self, other))
-        if kind != others:
-            return None
+    @property
+    def kind(self) -> tuple[int, tuple[int, ...] | None, bool]:
+        """What the blocks of a batch have in common: length, labels, and whether all are without padding."""
+        return self.inputs.shape[1], self.label_ids, self.lengths is None
+
+    def concatenated(self, *others: "Batch") -> "Batch":
+        """These blocks followed by the other ones, which are of the same kind."""
         names = ("inputs", "targets") if self.lengths is None else ("inputs", "targets", "lengths")
-        both: dict[str, Any] = {name: torch.cat((getattr(self, name), getattr(other, name))) for name in names}
-        return replace(self, **both)
+        every: dict[str, Any] = {name: torch.cat([getattr(some, name) for some in (self, *others)]) for name in names}
+        return replace(self, **every)
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Yield the blocks in batches of at most `size`."""
@@ -79,9 +81,7 @@ class Batch:
         if not more:
             return self
         empty = self[torch.zeros(more, dtype=torch.long)]
-        both = self.concatenated(replace(empty, targets=torch.full_like(empty.targets, IGNORE_INDEX)))
-        assert both is not None
-        return both
+        return self.concatenated(replace(empty, targets=torch.full_like(empty.targets, IGNORE_INDEX)))
 
 
 #: Blocks of several lengths and kinds, a bucket each.

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select, update
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import HasDeletedText, NotFound, WrongState
 from pocketllm.storage.repositories.ids import full_id
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, Text
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, Outcome, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +135,32 @@ def serving_adapter(session: Session, model: str) -> Adapter | None:
 
 
 def start_of(session: Session, job: Job) -> Adapter | None:
-    """The adapter that a job starts from: the requested one, else the serving one; None is the base model.
-
-    Raises NotFound.
+    """The adapter that a job starts from: the requested one, else the last job's that could not tell yet, else the
+    serving one; None is the base model. Raises NotFound.
     """
     if job.start_from is None:
-        return serving_adapter(session, job.model)
+        last = undecided(session)
+        can_go_on = last is not None and (last.model, last.mode) == (job.model, job.mode)
+        return last if can_go_on else serving_adapter(session, job.model)
     return None if job.start_from == BASE else found_adapter(session, job.start_from)
+
+
+def undecided(session: Session) -> Adapter | None:
+    """The adapter of the last job, where that could not tell yet: the next job goes on from it.
+
+    None once another adapter is served than it was compared with, it was rolled back, a text that it has seen was
+    deleted, or a job that started from it failed.
+    """
+    ended = select(Job).where(col(Job.adapter).is_not(None), col(Job.start_from).is_(None))
+    last = session.exec(ended.order_by(col(Job.finished_at).desc())).first()
+    if last is None or last.outcome is not Outcome.TOO_LITTLE or last.withdrawn:
+        return None
+    serving = serving_adapter(session, last.model)
+    spoiled = {one for receipt in session.exec(select(Deletion.adapters)) for one in receipt}
+    spoiled |= set(session.exec(select(Job.parent).where(Job.state == JobState.FAILED)))
+    if last.adapter in spoiled or last.compared_with != (serving.id if serving else BASE):
+        return None
+    return session.get(Adapter, last.adapter)
 
 
 def publish(session: Session, model: str, adapter: Adapter | None) -> None:
@@ -175,12 +194,12 @@ def _has_deleted_text(session: Session, adapter: Adapter) -> bool:
 
 
 def chain_of(session: Session, adapter: Adapter | None) -> list[Adapter]:
-    """An adapter and its ancestors, the first of the chain last."""
+    """An adapter and its ancestors, the first of the chain last; without ancestors that were too uncertain to serve."""
     chain: list[Adapter] = []
     while adapter is not None and adapter not in chain:
         chain.append(adapter)
         adapter = session.get(Adapter, adapter.parent) if adapter.parent else None
-    return chain
+    return [one for one in chain if one is chain[0] or one.outcome is not Outcome.TOO_LITTLE]
 
 
 def _serve(

@@ -17,11 +17,12 @@ from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.ids import full_id
 from pocketllm.storage.repositories.reports import NewReport, add_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Requester
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Requester
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
 _ASIDE = ": it was requested to start from something by name"
+_UNDECIDED = ": its texts stay new, and the next job on them starts from it"
 #: Why a job waits that the owner has resumed.
 _RESUMED = "resumed; the conditions are checked next"
 #: The states of a job that its worker may write to.
@@ -250,7 +251,8 @@ class JobStore:
             outdated = not aside and job.compared_with not in (None, _served(session, job.model))
             served = publish and not aside and not outdated
             fate = "served" if served else "kept, not served"
-            why = _ASIDE if aside else _OUTDATED if outdated else ""
+            undecided = not aside and adapter.outcome is Outcome.TOO_LITTLE
+            why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
             _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
@@ -260,7 +262,7 @@ class JobStore:
                 add_report(session, job, report)
             if served:
                 serve_from_now_on(session, adapter.model, adapter)
-            if not outdated:
+            if not outdated and not undecided:
                 mark_learned(session, job_id)
 
     def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:

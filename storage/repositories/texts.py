@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, and_, cast, func, literal, tuple_
+from sqlalchemy import ColumnElement, LargeBinary, cast, func, literal, tuple_
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, delete, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
-from pocketllm.storage.repositories.adapters import withdrawn_jobs
+from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
 from pocketllm.storage.repositories.ids import full_id
 from pocketllm.storage.tables import PERSON, Job, JobText, Text, TextOwner
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
+#: Of little new text a job holds out more: this many texts, with at most this share of the words.
+MIN_HELD_OUT, MAX_HELD_OUT_SHARE = 12, 0.4
 #: The least words of old text that a job replays, if there are as many.
 MIN_REPLAY_WORDS = 5000
 
@@ -52,7 +55,7 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCounts:
-    """The number of texts, and of words that no job has learned."""
+    """The number of texts, and of words that no job has learned, nor the last one tried to."""
 
     texts: int
     new_words: int
@@ -112,10 +115,11 @@ class TextStore:
 
     def counts(self, *, beside: str = "") -> TextCounts:
         """The number of texts, and of new words in those that this job does not have."""
-        new = and_(col(Text.learned_in).is_(None), col(Text.id).not_in(_ids_of(beside)))
-        new_words = func.coalesce(func.sum(Text.words).filter(new), 0)
         with self._database.read() as session:
-            texts, words = session.exec(select(func.count(col(Text.id)), new_words)).one()
+            last = undecided(session)
+            tried = select(JobText.text_id).where(col(JobText.job_id).in_((beside, last.job_id if last else "")))
+            new = func.sum(Text.words).filter(col(Text.learned_in).is_(None), col(Text.id).not_in(tried))
+            texts, words = session.exec(select(func.count(col(Text.id)), func.coalesce(new, 0))).one()
         return TextCounts(texts=texts, new_words=words)
 
     def labels(self) -> list[str]:
@@ -136,15 +140,14 @@ class TextStore:
             return session.exec(select(func.count()).where(col(TextOwner.owner) == app, day)).one()
 
     def of_job(self, job_id: str) -> list[Text]:
-        """A job's texts, oldest first, in a stable order; `learned_in` is the one of JobText."""
-        texts = select(Text, JobText.learned_in).join(JobText, col(JobText.text_id) == col(Text.id))
+        """A job's texts, oldest first, in a stable order; `learned_in` and `held_out` are those of JobText."""
+        of_job = select(Text, JobText).join(JobText).where(JobText.job_id == job_id)
         with self._database.read() as session:
-            rows = session.exec(
-                texts.where(JobText.job_id == job_id).order_by(col(Text.created_at), col(Text.id))
-            ).all()
-        for text, learned_in in rows:  # which no session tracks any more
-            text.learned_in = learned_in
-        return [text for text, _ in rows]
+            found = session.exec(of_job.order_by(col(Text.created_at), col(Text.id))).all()
+        for text, role in found:
+            set_committed_value(text, "learned_in", role.learned_in)
+            set_committed_value(text, "held_out", role.held_out)
+        return [text for text, _ in found]
 
 
 def _add(session: Session, texts: Sequence[NewText], owner: str, now: datetime) -> Added:
@@ -175,7 +178,7 @@ def give_to_job(session: Session, job: Job, texts: Sequence[NewText], now: datet
 def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -> tuple[int, int]:
     """Fix the job's texts and roles: all new ones, and as many words of old text, replayed against forgetting.
 
-    The choice of old texts depends on the job's id; a tenth of them is held-out text, if there is as much, to detect
+    The choice of old texts depends on the job's id; a tenth of them is held out, if there is as much, to detect
     forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
     the job has its own texts, which count as new. replay: False excludes old text. Returns the number of texts and of
     words.
@@ -185,12 +188,20 @@ def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -
     new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
     # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
+    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None))
+    trained = set(session.exec(of_adapters.where(~col(JobText.held_out))))
+    held_out = ({text.id for text in texts if text.held_out} | set(session.exec(of_adapters))) - trained
     if new:
         words = max(MIN_REPLAY_WORDS, sum(text.words for text in new))
-        kept = _first([text for text in old if text.held_out], words // HELD_OUT_ONE_IN)
-        old = kept + _first([text for text in old if not text.held_out], words - sum(text.words for text in kept))
+        kept = _first([text for text in old if text.id in held_out], words // HELD_OUT_ONE_IN)
+        rest = [text for text in old if text not in kept and (text.id in trained or not text.held_out)]
+        old = kept + _first(rest, words - sum(text.words for text in kept))
+        held_out = to_hold_out(new, trained, more=not given) | {text.id for text in kept}
+    session.exec(delete(JobText).where(col(JobText.job_id) == job_id))
+    roles = [(text, None) for text in new] + [(text, text.learned_in) for text in old]
     session.add_all(
-        JobText(job_id=job_id, text_id=text.id, learned_in=text.learned_in) for text in new + old if text.id not in own
+        JobText(job_id=job_id, text_id=text.id, learned_in=learned_in, held_out=text.id in held_out)
+        for text, learned_in in roles
     )
     return len(new + old), sum(text.words for text in new + old)
 
@@ -200,6 +211,20 @@ class _Weighed(NamedTuple):
     words: int
     learned_in: str | None
     held_out: bool
+
+
+def to_hold_out(new: Sequence[_Weighed], trained: Collection[str], *, more: bool = True) -> set[str]:
+    """The new texts to measure with: those that always are, and of little text `more`, by their ids.
+
+    trained: the texts that a job has trained on, which prove nothing.
+    """
+    kept = {text.id: text.words for text in new if text.held_out and text.id not in trained}
+    most = MAX_HELD_OUT_SHARE * sum(text.words for text in new)
+    for text in sorted(new) if more else ():  # by their ids, which are hashes
+        if len(kept) < MIN_HELD_OUT and sum(kept.values()) + text.words <= most and text.id not in trained:
+            kept[text.id] = text.words
+    # Where nothing would be left to train on, all text is, but for its last blocks (data_split.py).
+    return set(kept) if len(kept) < len(new) else set()
 
 
 def _old(session: Session, texts: Sequence[_Weighed], own: Collection[str], job_id: str) -> list[_Weighed]:

@@ -336,6 +336,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
         ("pause", [], {"worst_unplug_to_exit_s", "worst_plug_to_worker_s", "worker_peak_mb", "bit_equal"}),
         ("idle", [], {"cpu_percent", "wakeups_a_minute", "memory_mb"}),
         ("siege", [], {"owner_p99_s", "refused_owner", "memory_growth_mb"}),
+        ("promotion", [], {"false_learned", "false_forgets", "power_400", "power_1000", "power_4000"}),
         ("forget", [], {"files_with_bytes", "completion_over_never_seen", "seconds_to_safe_serving"}),
         ("faults", [], {"lost_adapter_damaged", "recovered_adapter_damaged", "recovered_database_damaged"}),
         ("soak", [], {"lost", "stuck_jobs", "errors_5xx", "memory_growth_mb", "descriptors_growth"}),
@@ -358,7 +359,7 @@ def test_a_plot_needs_results(tmp_path: Path) -> None:
 def test_the_last_line_is_for_machines(
     bench: str, arguments: list[str], names: set[str], models: Path, tmp_path: Path
 ) -> None:
-    kept = [] if bench == "year" else ["--models", str(models)]
+    kept = [] if bench in ("year", "promotion") else ["--models", str(models)]
     options = ["--quick", *kept, "--results", str(tmp_path), *arguments]
     code, last = run_module(f"bench.{bench}", *options)
     assert (code, last["ok"], last["bench"], last["quick"]) == (0, True, {"tasks": "sst2"}.get(bench, bench), True)

@@ -52,7 +52,13 @@ def test_narrow_completions_stand_one_below_the_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said"), [("no proof of learning", "may be chance"), ("worse", "kept, not served"), ("odd", "0.0100)")]
+    ("outcome", "said"),
+    [
+        ("no proof of learning", "may be chance"),
+        ("too little text to tell yet", "goes on from it, with more text"),
+        ("worse", "kept, not served"),
+        ("odd", "0.0100)"),
+    ],
 )
 def test_outcomes_that_are_not_served(outcome: str, said: str) -> None:
     text = evaluated(outcome=outcome, overall=WORSE)
@@ -65,7 +71,7 @@ def test_old_text_and_the_base_model() -> None:
 
 
 def test_too_little_to_be_sure() -> None:
-    assert "one block" in evaluated(overall=WORSE | {"standard_error": None})
+    assert "one text" in evaluated(overall=WORSE | {"standard_error": None})
 
 
 def test_without_content_it_says_why() -> None:

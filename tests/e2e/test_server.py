@@ -363,7 +363,7 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert (finished["step"], finished["total_steps"], finished["seed"]) == (3, 3, 1)
         assert (finished["texts"], finished["words"]) == (len(NOTES), sum(len(note.split()) for note in NOTES))
         assert finished["loss"] > 0 and finished["held_out_loss_before"] > 0 and finished["held_out_loss_now"] > 0
-        assert finished["outcome"] in ("learned", "no proof of learning")
+        assert finished["outcome"] in ("learned", "too little text to tell yet", "no proof of learning")
         assert finished["peak_memory_bytes"] > 10 * MB
         assert [event["kind"] for event in finished["events"]][-2:] == ["evaluated", "succeeded"]
 

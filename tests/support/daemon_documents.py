@@ -156,7 +156,7 @@ REPORT: Document = {
     "job": "job-1",
     "verdict": {
         "outcome": "learned",
-        "overall": {"before": 3.5, "now": 3.25, "reduction": 0.25, "standard_error": 0.01},
+        "overall": {"before": 3.5, "now": 3.25, "reduction": 0.25, "standard_error": 0.01, "texts": 9},
         "old": None,
         "worst": None,
         "base": None,

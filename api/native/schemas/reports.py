@@ -14,15 +14,16 @@ class ComparisonOut(BaseModel):
     before: float
     now: float
     reduction: float = Field(description="How much it fell; positive is better.")
-    standard_error: float | None = Field(description="Of the reduction; null where one block says nothing about it.")
+    standard_error: float | None = Field(description="Of the reduction; null where one text says nothing about it.")
+    texts: int | None = Field(None, description="Texts, or stretches of a single one; null in older reports.")
 
 
 class VerdictOut(BaseModel):
     """What the held-out text says of what was learned, and so whether it is served."""
 
     outcome: Outcome
-    overall: ComparisonOut = Field(description="With what was served before.")
-    old: ComparisonOut | None = Field(description="The same on text of earlier jobs alone; null where there is none.")
+    overall: ComparisonOut = Field(description="With what was served before, on new text; until 0.1.0 on all text.")
+    old: ComparisonOut | None = Field(description="The same on text of earlier jobs; null where there is none.")
     worst: ComparisonOut | None = Field(None, description="Of these jobs the one whose text is most surely worse.")
     base: ComparisonOut | None = Field(description="With the base model; null where that is what was served.")
     ordinary: ComparisonOut | None = Field(

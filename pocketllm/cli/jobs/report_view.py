@@ -18,6 +18,7 @@ NOTABLE_RECALL = 0.02
 
 MEANING = {
     "learned": "which is more than chance; `pocketllm adapters` shows what is served.",
+    "too little text to tell yet": "so it is kept, not served; the next job goes on from it, with more text.",
     "no proof of learning": "which may be chance, so it is kept, not served.",
     "worse": "so it is kept, not served.",
 }
@@ -63,7 +64,7 @@ def comparison_text(comparison: Document) -> str:
     """Return how a loss changed and how sure that is."""
     change = f"{loss_text(comparison['before'])} -> {loss_text(comparison['now'])} nats per token"
     if comparison["standard_error"] is None:
-        return f"{change} (of one block, which says nothing about chance)"
+        return f"{change} (of one text, which says nothing about chance)"
     return f"{change} ({-comparison['reduction']:+.4f}, standard error {comparison['standard_error']:.4f})"
 
 

@@ -13,7 +13,7 @@ from sqlite3 import connect
 import pytest
 import torch
 
-from pocketllm.daemon.evaluation.promotion import Comparison, compare
+from pocketllm.daemon.evaluation.promotion import SIGNIFICANCE, Comparison, compare
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.data.batches import pack
@@ -132,11 +132,11 @@ def learned(bases: tuple[Path, Path], tmp_path: Path) -> Iterator[Chain]:
 @pytest.mark.parametrize("bad", BAD)
 def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: Callable[[], list[str]]) -> None:
     good = learned.served
-    # At the rate of the settings, replay and rehearsal keep all but a fiftieth of a nat of the owner's text.
-    job = learned.job(bad(), training=TRAINING.model_copy(update={"rate": 4 * TRAINING.rate}))
+    # At four times the settings' rate, replay and rehearsal keep all but a hundredth of a nat of ten held-out notes.
+    job = learned.job(bad(), training=TRAINING.model_copy(update={"rate": 12 * TRAINING.rate}))
     # The job did learn what it was given, and the owner's text was the price.
-    assert learned.change(bad(), good, job.adapter).better
-    assert learned.change(owners_notes(), good, job.adapter).worse
+    assert learned.change(bad(), good, job.adapter).reduction > 0
+    assert learned.change(owners_notes(), good, job.adapter).rise_chance < SIGNIFICANCE
     assert job.outcome is Outcome.WORSE and "which is forgetting" in learned.said(job)
     assert learned.served == good
 
@@ -145,7 +145,7 @@ def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: C
 def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Callable[[], list[str]]) -> None:
     """There is no old text to be forgotten yet; what is ordinary must not be spoiled, as it is without rehearsal."""
     job = fresh.job(bad(), steps=150, training=TRAINING.model_copy(update={"rehearsal": 0.0}))
-    assert fresh.change(bad(), None, job.adapter).better
+    assert fresh.change(bad(), None, job.adapter).reduction > 0
     assert fresh.change(owners_notes(), None, job.adapter).reduction < -1
     assert job.outcome is Outcome.WORSE and "more than" in fresh.said(job)
     assert fresh.served is None
@@ -164,8 +164,8 @@ def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_repla
     held_out = [note for note in owners_notes() if is_held_out(text_id(NewText(text=note, source="test")))]
     for new in formal_text():
         learned.job(new)
-    # The gate lets two standard errors pass for noise, in each of two jobs.
-    assert learned.change(held_out, first, learned.served).rise_errors < 3
+    # The gate lets some pass for noise, in each of two jobs.
+    assert learned.change(held_out, first, learned.served).rise_chance > 0.001
 
     for forgetful in opened(bases[1], tmp_path / "forgetful"):
         with closing(connect(forgetful.folder.database)) as raw, raw:
@@ -174,7 +174,7 @@ def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_repla
         for new in formal_text():
             assert forgetful.job(new).outcome is Outcome.LEARNED
         change = forgetful.change(held_out, first, forgetful.served)
-        assert change.rise_errors > 5 and change.reduction < -0.1
+        assert change.rise_chance < 1e-4 and change.reduction < -0.1
 
 
 def formal_text() -> list[list[str]]:

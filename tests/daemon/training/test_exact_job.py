@@ -128,6 +128,8 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
 def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(80), now=NOW)
     first = run(folder, store)
+    assert first.adapter
+    store.adapters.serve(first.adapter, usable=lambda _: True, now=NOW)
     store.texts.add(other_notes(), now=NOW)
     done = run(folder, store, parent=first.adapter)
     assert done.parent == first.adapter

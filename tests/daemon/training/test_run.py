@@ -9,7 +9,7 @@ import torch
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training.data_split import PART_WORDS, first_blocks, last_blocks, split, with_replay
+from pocketllm.daemon.training.data_split import PART_WORDS, STRETCHES, blocks_between, split, with_replay
 from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -71,7 +71,7 @@ def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_step_log(
     assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
     assert job.plan is not None
     assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
-    assert any(any(row.scalars) for row in rows) or job.outcome is Outcome.NO_PROOF
+    assert any(any(row.scalars) for row in rows) or job.outcome in (Outcome.NO_PROOF, Outcome.TOO_LITTLE)
     store.close()
 
 
@@ -140,13 +140,15 @@ def test_a_budget_that_is_too_small_for_anything_names_the_one_that_would_do(tmp
     store.close()
 
 
-def texts(*held_out: bool) -> list[Text]:
+def texts(*held_out: bool, about: str = "") -> list[Text]:
+    """Texts of nine tokens each."""
     return [
-        Text(id=str(i), source="s", text="x" * 9, words=1, held_out=h, created_at=NOW) for i, h in enumerate(held_out)
+        Text(id=f"{about} {i}", source="s", text="x" * 9, words=1, held_out=h, created_at=NOW)
+        for i, h in enumerate(held_out)
     ]
 
 
-def packed(rows: Sequence[Text]) -> Batches:
+def packed(rows: Sequence[Text], *, apart: bool = False) -> Batches:
     blocks = pack([[3] * len(row.text) for row in rows], length=4, eos=0)
     return blocks[slice(0, 3)], blocks[slice(3, None)]
 
@@ -155,61 +157,97 @@ def count(buckets: Batches) -> int:
     return sum(len(bucket) for bucket in buckets)
 
 
-def test_divide_follows_the_ids_where_it_can() -> None:
-    training, held_out = split(texts(False, True, False), packed)
-    assert [sum(bucket.tokens for bucket in buckets) for buckets in (training, held_out)] == [19, 9]
+def test_the_held_out_texts_are_measured_each_by_itself() -> None:
+    rows = texts(False, True, False, True)
+    training, (held_out, owners) = split(rows, packed)
+    assert [sum(bucket.tokens for bucket in buckets) for buckets in (training, held_out)] == [19, 2 * 9]
+    assert sorted(owners) == [rows[1].id] * 3 + [rows[3].id] * 3
+    rows[1].text = ""  # has no tokens, and so no block
+    training, (held_out, owners) = split(rows, encoded_or_refused)
+    assert owners == [rows[3].id] * 3
+
+
+def encoded_or_refused(rows: Sequence[Text], *, apart: bool = False) -> Batches:
+    if not any(row.text for row in rows):
+        raise BadRequest
+    return packed(rows)
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_divide_keeps_the_last_tenth_where_the_ids_picked_none_or_all(held_out: bool) -> None:
-    rows = texts(*[held_out] * 9)
-    training, measured = split(rows, packed)
-    assert count(training) + count(measured) == count(packed(rows))
-    assert count(measured) == max(1, count(packed(rows)) // 10)
+def test_the_last_blocks_are_held_out_where_no_text_or_every_text_is(held_out: bool) -> None:
+    rows = texts(*[held_out] * 60)
+    training, (measured, owners) = split(rows, packed)
+    assert count(training) + count(measured) == count(packed(rows)) == 150
+    assert count(measured) == len(owners) == 15
+    assert [owners.count(str(number)) for number in range(STRETCHES)] == [2, 1] * 5 and owners == sorted(owners)
+
+
+def test_of_little_text_more_blocks_are_held_out() -> None:
+    rows = texts(*[False] * 5)
+    training, (measured, owners) = split(rows, packed)
+    assert (count(training), count(measured), len(set(owners))) == (8, 5, 5)
+
+
+def test_a_single_long_text_that_is_held_out_is_measured_by_its_stretches() -> None:
+    rows = texts(False, True)
+    assert split(rows, packed)[1][1] == [rows[1].id] * 3
+    rows[1].text = "x" * 40
+    assert split(rows, packed)[1][1] == [str(number) for number in range(STRETCHES)]
 
 
 def test_divide_refuses_what_is_too_little_for_both() -> None:
     with pytest.raises(BadRequest, match="Add some text"):
-        split(texts(False), lambda rows: (pack([[3, 3]], length=4, eos=0),))
+        split(texts(False), lambda rows, apart=False: (pack([[3, 3]], length=4, eos=0),))
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 4, 23])
 def test_first_and_last_blocks_together_are_all(wanted: int) -> None:
     buckets = packed(texts(*[False] * 9))
-    first, last = first_blocks(buckets, wanted), last_blocks(buckets, count(buckets) - wanted)
+    first, last = blocks_between(buckets, 0, wanted), blocks_between(buckets, wanted, count(buckets))
     rows = torch.cat([bucket.inputs for bucket in (*first, *last)])
     assert torch.equal(rows, torch.cat([bucket.inputs for bucket in buckets]))
     assert count(first) == wanted
 
 
-def learned_in(job: str | None, rows: Sequence[Text], *, words: int = PART_WORDS) -> list[Text]:
+def learned_in(job: str | None, *held_out: bool, words: int = PART_WORDS) -> list[Text]:
+    rows = texts(*held_out, about=str(job))
     for row in rows:
-        row.id, row.learned_in, row.words = f"{job} {row.id}", job, words
-    return list(rows)
+        row.learned_in, row.words = job, words
+    return rows
 
 
 def test_old_text_is_measured_job_by_job_and_that_of_small_jobs_together() -> None:
     rows = [
-        *learned_in("a", texts(False, True, True)),
-        *learned_in("b", texts(True)),
-        *learned_in("c", texts(True), words=9),
-        *learned_in("d", texts(True, False), words=9),
-        *learned_in(None, texts(False, True)),
+        *learned_in("a", False, True, True, True, True),
+        *learned_in("b", True),  # long, and a single text
+        *learned_in("c", *[True] * 5, words=9),
+        *learned_in("d", True, False, words=9),
+        *learned_in(None, False, True, True),
     ]
-    training, held_out, parts = with_replay(rows, packed)
-    assert parts == tuple(count(packed(texts(*[True] * number))) for number in (2, 1, 2))
-    assert count(held_out) == count(packed(texts(True))) + sum(parts)
+    training, (held_out, owners), parts = with_replay(rows, packed)
+    assert parts == (4 * 3, 7 * 3)
+    assert count(held_out) == len(owners) == 2 * 3 + sum(parts)
+    assert {len({owners[place] for place in part}) for part in (range(6), range(6, 18), range(18, 39))} == {2, 4, 7}
     assert count(training) == count(packed(texts(False))) + count(packed(texts(False, False)))
 
 
-def test_old_text_of_which_the_ids_have_picked_none_is_measured_with_its_last_tenth() -> None:
-    rows = [*learned_in("a", texts(*[False] * 9)), *learned_in(None, texts(False, True))]
-    _, held_out, (old,) = with_replay(rows, packed)
-    assert old == max(1, count(packed(texts(*[False] * 9))) // 10)
-    assert count(held_out) == count(packed(texts(True))) + old
+def test_of_a_single_old_text_the_blocks_are_measured_that_were_held_out_before() -> None:
+    old = texts(False, about="old")
+    old[0].text = "x" * 400
+    _, (before, _) = split(old, packed)
+    old[0].learned_in = "a"
+    _, (held_out, _), (part,) = with_replay([*old, *texts(False, True)], packed)
+    assert part == count(before) and torch.equal(held_out[-1].inputs, before[-1].inputs)
+
+
+def test_old_text_that_was_trained_on_is_not_measured() -> None:
+    """What is served has memorized it, and would always be better."""
+    rows = [*learned_in("a", *[False] * 9), *learned_in(None, False, True)]
+    training, _, parts = with_replay(rows, packed)
+    assert parts == () and count(training) == count(packed(texts(False))) + count(packed(texts(*[False] * 9)))
 
 
 def test_held_out_text_is_never_learned_from_even_when_it_is_all_the_old_text_there_is() -> None:
-    rows = [*learned_in("a", texts(True, True)), *learned_in(None, texts(False, True))]
+    rows = [*learned_in("a", True, True), *learned_in(None, False, True)]
     training, _, (old,) = with_replay(rows, packed)
-    assert (count(training), old) == (count(packed(texts(False))), count(packed(texts(True, True))))
+    assert (count(training), old) == (count(packed(texts(False))), 2 * 3)
