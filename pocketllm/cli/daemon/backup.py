@@ -97,7 +97,8 @@ def verify(
     table = Table.grid(padding=(0, 2))
     for check in checks:
         table.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
-    for kind in dict.fromkeys(check.name.split()[0] for check in checks if check.problem is not None):
+    damaged = dict.fromkeys(check.name.split()[0] for check in checks if check.problem is not None)
+    for kind in damaged.keys() & ADVICE:  # what is set aside says it itself
         table.add_row("", "what to do", ADVICE[kind])
     sound = all(check.problem is None for check in checks)
     show(options, {"ok": sound, "checks": [asdict(check) for check in checks]}, table)

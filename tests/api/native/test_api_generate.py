@@ -75,7 +75,7 @@ def test_what_is_no_number(api: InProcessApp, number: str) -> None:
 def test_half_of_a_surrogate_pair(api: InProcessApp) -> None:
     headers = {"content-type": "application/json"}
     response = api.post("/generate", content=b'{"prompt": "a\\ud800"}', headers=headers)
-    assert "prompt contains half of a surrogate pair" in assert_problem(response, 422, "invalid_value")["detail"]
+    assert "not valid JSON" in assert_problem(response, 422, "invalid_value")["detail"]
 
 
 def test_only_json_is_taken(api: InProcessApp) -> None:

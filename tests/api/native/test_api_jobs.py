@@ -153,10 +153,10 @@ def test_a_faulty_wish(api: InProcessApp, requested: Any, param: str | None) -> 
     ("content", "status", "code"),
     [
         (b'{"steps": ', 422, "invalid_value"),
-        (b'{"steps": \xff}', 400, "bad_request"),
+        (b'{"steps": \xff}', 422, "invalid_value"),
         (b'{"\\ud800": 1}', 422, "invalid_value"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", 400, "bad_request"),
-        (b"[" * 100_000, 400, "bad_request"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", 422, "invalid_value"),
+        (b"[" * 100_000, 422, "invalid_value"),
     ],
     ids=["half an object", "not UTF-8", "half of a surrogate pair", "a number without end", "deep"],
 )

@@ -19,7 +19,7 @@ LETS_IN = {
     ("POST", "/texts"): {"ingest"},
     ("POST", "/status/screen"): {"ingest"},
     ("POST", "/status/what-if"): {"monitor"},
-    ("GET", "/openapi.json"): {"ingest", "generate", "monitor"},
+    ("GET", "/openapi.json"): {"ingest", "generate", "monitor", "train"},
     ("POST", "/generate"): {"generate"},
     ("POST", "/suggest"): {"generate"},
     ("POST", "/classify"): {"generate"},
