@@ -27,7 +27,7 @@ class AlreadyThere(StorageError):
 
 
 class DatabaseTooNew(StorageError):
-    """This database is of a newer PocketLLM, or of one before the first release. Install that, or move the file away."""
+    """This database is of a newer PocketLLM, or of one before the first release. Install that, or move it away."""
 
 
 class StorageTrouble(StorageError):

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import httpx
 
+from bench.faults.acts import Case, posted
 from bench.faults.disks import CannotInject, disk
-from bench.faults.injected import FAULTS, Case, posted
+from bench.faults.injected import FAULTS
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import ensure, models_folder
 from bench.world import World, free_port, until

@@ -9,8 +9,9 @@ from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.worker_process import Exit
 from pocketllm.storage.repositories.texts import NewText
-from pocketllm.storage.tables import JobState
+from pocketllm.storage.tables import Adapter, JobState, Outcome
 from tests.support.scheduler_world import SchedulerWorld
+from tests.support.workers import write_adapter_files
 
 OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGXCPU", "SIGUSR1")
 FAULTS = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE")
@@ -210,3 +211,23 @@ def test_an_app_may_post_although_its_texts_are_dated_in_the_future(world: Sched
     for number, at in enumerate((now + FUTURE, now)):
         world.store.texts.add([NewText(text=f"text {number}", source="test")], now=at, owner="notes")
     assert world.store.texts.count_of("notes", since=now - timedelta(days=1)) == 1
+
+
+def test_after_a_job_that_could_not_tell_only_newer_words_queue_the_next(world: SchedulerWorld) -> None:
+    world.add(25)
+    world.tick()
+    first = world.only_job()
+    row = Adapter(id="undecided", job_id=first.id, model="tiny", outcome=Outcome.TOO_LITTLE, created_at=world.clock.now)
+    write_adapter_files(world.folder.adapter(row.id))
+    world.store.jobs.succeed(first.id, adapter=row, publish=False, now=world.clock.now)
+    world.runner.ends(0)
+    for _ in range(5):
+        world.tick()
+    assert world.only_job().id == first.id
+    world.add(19, "newer")
+    world.tick()
+    assert world.only_job().id == first.id
+    world.add(1, "one more")
+    world.tick()
+    [second, _] = world.store.jobs.page(after=None, limit=9)
+    assert (second.parent, second.words) == ("undecided", 25 + 19 + 2)

@@ -9,10 +9,9 @@ from pocketllm.daemon.scheduling.attempts import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.jobs import Tuning
-from pocketllm.storage.tables import BASE, Adapter, JobState, Outcome, Requester
+from pocketllm.storage.tables import BASE, JobState, Requester
 from tests.support.in_process_app import FakeRunner
 from tests.support.scheduler_world import SchedulerWorld
-from tests.support.workers import write_adapter_files
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
 
@@ -398,23 +397,3 @@ def test_a_job_that_ends_just_before_the_close_has_ended(world: SchedulerWorld, 
     world.succeed(running)
     world.scheduler.close(world.clock.now)
     assert (world.job(running).state, world.runner.pid) == (JobState.SUCCEEDED, None)
-
-
-def test_after_a_job_that_could_not_tell_only_newer_words_queue_the_next(world: SchedulerWorld) -> None:
-    world.add(25)
-    world.tick()
-    first = world.only_job()
-    row = Adapter(id="undecided", job_id=first.id, model="tiny", outcome=Outcome.TOO_LITTLE, created_at=world.clock.now)
-    write_adapter_files(world.folder.adapter(row.id))
-    world.store.jobs.succeed(first.id, adapter=row, publish=False, now=world.clock.now)
-    world.runner.ends(0)
-    for _ in range(5):
-        world.tick()
-    assert world.only_job().id == first.id
-    world.add(19, "newer")
-    world.tick()
-    assert world.only_job().id == first.id
-    world.add(1, "one more")
-    world.tick()
-    [second, _] = world.store.jobs.page(after=None, limit=9)
-    assert (second.parent, second.words) == ("undecided", 25 + 19 + 2)
