@@ -141,8 +141,8 @@ class Scheduler:
             self._explain(behind, [f"waits for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
         self._history.add(self.readings, now)
-        ends = (blocker.until for blocker in self.verdict.blockers)
-        waits = [*(job.not_before for job in queue), *expiries.values(), *ends]
+        over = (blocker.until for blocker in self.verdict.blockers)
+        waits = [*(job.not_before for job in queue), *expiries.values(), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
         self.due = [at for at in (*waits, *edges) if at is not None and at > now]
 

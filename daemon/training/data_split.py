@@ -62,8 +62,8 @@ def apart(texts: Sequence[Text], encoded: Encode) -> HeldOut:
             for blocks in encoded([text], apart=True):
                 by_kind.setdefault(blocks.kind, []).append((blocks, text.id))
     ids = [identity for some in by_kind.values() for blocks, identity in some for _ in range(len(blocks))]
-    joined = tuple(first.concatenated(*(more for more, _ in rest)) for (first, _), *rest in by_kind.values())
-    return joined, stretches(len(ids)) if len(texts) == 1 and len(ids) >= STRETCHES else ids
+    buckets = tuple(first.concatenated(*(more for more, _ in rest)) for (first, _), *rest in by_kind.values())
+    return buckets, stretches(len(ids)) if len(texts) == 1 and len(ids) >= STRETCHES else ids
 
 
 def stretches(count: int) -> list[str]:

@@ -226,8 +226,8 @@ def database_with_texts(folder: Path) -> Path:
     ("spoil", "says"),
     [
         (broken_tokens, "Delete it to get new ones"),
-        (garbage_for_a_database, "move it away to start afresh"),
-        (damaged_database, "move it away to start afresh"),
+        (garbage_for_a_database, "move it away and keep it"),
+        (damaged_database, "move it away and keep it"),
         (newer_database, "newer PocketLLM"),
     ],
 )
