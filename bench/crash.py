@@ -32,12 +32,14 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.pause import adapter_sum
 from bench.shapes import ensure, models_folder
 from bench.world import EPOCHS, METHODS, SEED, World, free_port, until
+from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS
 
 LIMITS = {
     "lost": Limit(at_most=0, always=True),
     "duplicated": Limit(at_most=0, always=True),
     "steps_lost_per_kill_max": Limit(at_most=1, always=True),
-    "exact_seconds_lost_per_kill_max": Limit(at_most=10, always=True),
+    # Two checkpoints are 8 seconds apart at least, or some steps; those of the tiny model are short.
+    "exact_seconds_lost_per_kill_max": Limit(at_most=2 * CHECKPOINT_SECONDS, always=True),
     "bit_equal": Limit(at_least=1, always=True),
     "integrity_ok": Limit(at_least=1, always=True),
     "stuck_jobs": Limit(at_most=0, always=True),
