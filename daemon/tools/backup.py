@@ -81,6 +81,13 @@ def write_backup(folder: DataFolder, file: BinaryIO, *, now: datetime) -> Conten
     return contents
 
 
+def unpack(tar: tarfile.TarFile, into: Path) -> None:
+    """Extract the ordinary files whose names stay below `into`. tarfile's own filter came with Python 3.11.4."""
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)
+    inside = [one for one in tar if one.type == tarfile.REGTYPE and ".." not in Path(one.name).parts]
+    tar.extractall(into, [one for one in inside if not Path(one.name).is_absolute()])
+
+
 def read_backup(file: Path, into: Path) -> Contents:
     """Unpack a backup into an empty folder. Raises BackupUnusable unless all of it is as it was written."""
     try:
@@ -90,7 +97,7 @@ def read_backup(file: Path, into: Path) -> Contents:
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
             tarfile.open(fileobj=cast(BinaryIO, data), mode="r:") as tar,
         ):
-            tar.extractall(into, [one for one in tar if one.type == tarfile.REGTYPE], filter="data")
+            unpack(tar, into)
         manifest = json.loads((into / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise BackupUnusable(f"{file} is of a newer PocketLLM (format {manifest['format']}).")

@@ -16,6 +16,7 @@ import pytest
 
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.tools.backup import unpack
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import PERSON
@@ -268,3 +269,18 @@ def test_each_kind_of_damage_to_a_backup_is_told(
     found = run("restore", str(backup), "--yes")
     assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
     assert str(backup) in found.stderr and not list(folder.root.glob("before-restore-*"))
+
+
+def test_an_archive_writes_nothing_beside_the_folder_it_is_unpacked_into(tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    with tarfile.open(tmp_path / "hostile.tar", "w") as tar:
+        for name in ("kept/file", "../escaped", "kept/../../escaped", str(tmp_path / "escaped")):
+            tar.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+    with tarfile.open(tmp_path / "hostile.tar") as tar:
+        unpack(tar, into)
+    assert [str(path.relative_to(into)) for path in into.rglob("*")] == ["kept", "kept/file"]
+    assert not (tmp_path / "escaped").exists()

@@ -91,6 +91,8 @@ def export_adapter(
     ] = Format.PEFT,
 ) -> None:
     """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`), or as a file for llama.cpp."""
+    from pocketllm.daemon.tools.backup import unpack
+
     if export_format is Format.GGUF:
         export_gguf(adapter_id, unused(to / f"{adapter_id}.gguf"), options)
         return
@@ -105,7 +107,7 @@ def export_adapter(
         with tarfile.open(fileobj=whole) as archive:
             full_id = archive.getnames()[0].split("/")[0]
             target = unused(to / full_id)
-            archive.extractall(to, filter="data")
+            unpack(archive, to)
     show(options, {"id": full_id, "folder": str(target)}, f"Wrote {target}.")
 
 
