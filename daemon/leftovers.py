@@ -25,7 +25,7 @@ def reserve_lent(folder: DataFolder) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError), folder.reserve.open("wb") as file:
+        with suppress(OSError, AttributeError), folder.reserve.open("wb") as file:  # not every libc can allocate
             os.posix_fallocate(file.fileno(), 0, min(RESERVE_BYTES, shutil.disk_usage(folder.root).free))
 
 
