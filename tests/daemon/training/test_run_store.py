@@ -284,7 +284,7 @@ class TestCheckpoints:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "back"),
-    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.05}, 2), ({"mode": "full", "step_size": 0.2}, 4)],
+    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.1}, 2), ({"mode": "full", "step_size": 0.4}, 4)],
     ids=["to the best at the end", "full, with smaller steps", "full, to the start"],
 )
 def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
