@@ -98,16 +98,15 @@ def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, 
 
 
 @pytest.mark.slow
-def test_a_second_job_goes_on_from_the_adapter_that_it_is_given(folder: DataFolder, store: Store) -> None:
+def test_a_second_job_goes_on_from_what_is_served(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(), now=NOW)
     first = queue_job(store)
     finish(start_worker(folder, first))
     parent = ended(store, first).adapter
-    second = queue_job(store, seed=1)
-    store.jobs.pause(second.id, reasons=["test"], now=NOW)
-    with store._database.write() as session:
-        session.merge(Job(**{**store.jobs.get(second.id).model_dump(), "parent": parent}))
-    finish(start_worker(folder, store.jobs.start(second.id, now=NOW)))
+    assert parent is not None
+    store.adapters.serve(parent, usable=lambda _: True, now=NOW)
+    second = store.jobs.set_parent(queue_job(store, seed=1).id, parent)
+    finish(start_worker(folder, second))
     before = store.step_log.evaluation(second.id, 0)
     after_first = store.step_log.evaluation(first.id, TRAINING.steps)
     assert before and after_first
