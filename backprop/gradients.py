@@ -8,6 +8,8 @@ from math import isfinite, prod
 
 import torch
 
+from pocketllm.backprop.graph_layer import GraphLayer, vjp
+from pocketllm.backprop.llama_layer import MAPS, LlamaLayer, has_its_parts
 from pocketllm.backprop.output_error import label_error, output_error
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
@@ -16,8 +18,7 @@ from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.modules import StreamedLinear
-from pocketllm.engine.streamed.weights import DenseWeights
+from pocketllm.engine.streamed.weights import DenseWeights, Scratch
 
 #: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -33,6 +34,7 @@ class PassSize:
 
     stored: int  #: positions whose states are stored at a time; more take another pass
     micro_batch: int  #: positions that go through a layer together; at least one block does
+    kept: int = 0  #: layers, from the top, whose activations are kept; the others compute them again
 
 
 @dataclass(kw_only=True)
@@ -44,6 +46,7 @@ class _MicroBatch:
     calls: list[LayerCall] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)  #: the input of each layer from the lowest adapted one on
     slots: list[torch.Tensor] = field(default_factory=list)  #: where the states are kept, in their order
+    activations: dict[int, list[torch.Tensor]] = field(default_factory=dict)  #: of the layers that keep theirs
     error: torch.Tensor | None = None  #: dLoss/dh, h being the output of the layer whose backward pass is next
 
     def keep(self, state: torch.Tensor) -> None:
@@ -52,7 +55,7 @@ class _MicroBatch:
 
     def free(self) -> None:
         """Give memory back before the next pass."""
-        self.calls, self.states, self.slots, self.error = [], [], [], None
+        self.calls, self.states, self.slots, self.activations, self.error = [], [], [], {}, None
 
 
 class LayerwiseGradients:
@@ -60,16 +63,19 @@ class LayerwiseGradients:
 
     def __init__(self, model: LanguageModel, adapter: Adapter, size: PassSize) -> None:
         """Raises UnsupportedModel if the model cannot run layer by layer, or the adapter is not of its layers."""
-        self._adapter, self._size = adapter, size
-        self._paths: dict[int, list[str]] = defaultdict(list)
+        paths: dict[int, list[str]] = defaultdict(list)
         for path in adapter.a:
             number = model.stack.number_of(path)
             if number is None:
                 raise UnsupportedModel(f"{path} is in none of the model's layers. Use training.method = mezo.")
-            self._paths[number].append(path)
+            paths[number].append(path)
+        self._adapter, self._size = adapter, size
         self._network, self._stack, self._context = model.first_replica, model.stack, model.context
-        self._dense = DenseWeights()
-        self._lowest = min(self._paths)
+        self._dense, self._kept_states, self._kept_activations = DenseWeights(), Scratch(), Scratch()
+        self._lowest = min(paths)
+        self._layers: list[GraphLayer | LlamaLayer] = [
+            GraphLayer(self._network, number, paths[number], adapter) for number in range(self._stack.count)
+        ]
         self._check()
 
     def __call__(self, batch: Sequence[tuple[Batch, float]], on_layer: OnLayer) -> list[float]:
@@ -137,20 +143,32 @@ class LayerwiseGradients:
         return [self._output(some, of_target) for some in micro_batches]
 
     def _make_slots(self, micro_batches: Sequence[_MicroBatch]) -> None:
-        """Keep all states of a pass in one piece of memory, which goes back to the system as a whole.
+        """Keep all states of a pass in one piece of memory, and all activations in another.
 
         As pieces of their own they would leave holes in the heap, which grows from step to step.
         """
-        count = self._stack.count - self._lowest + 1
+        first = micro_batches[0].states[0]
         sizes = [some.states[0].numel() for some in micro_batches]
-        whole = micro_batches[0].states[0].new_empty(count, sum(sizes))
+        whole = self._kept_states.take((self._stack.count - self._lowest + 1, sum(sizes)), first.dtype)
         for some, piece in zip(micro_batches, torch.split(whole, sizes, dim=1), strict=True):
             first = some.states.pop()
             some.slots = [row.view(first.shape) for row in piece]
             some.keep(first)
+        numbers = range(max(self._lowest, self._stack.count - self._size.kept), self._stack.count)
+        shapes = [
+            (some, number, (some.blocks.inputs.numel(), width))
+            for number in numbers
+            for some in micro_batches
+            for width in self._layers[number].widths
+        ]
+        dtype = torch.bfloat16 if first.dtype == torch.float32 else first.dtype
+        flat = self._kept_activations.take((sum(map(prod, (shape for *_, shape in shapes))),), dtype)
+        for (some, number, shape), piece in zip(shapes, flat.split([prod(s) for *_, s in shapes]), strict=True):
+            some.activations.setdefault(number, []).append(piece.view(shape))
 
     def _run(self, some: _MicroBatch, number: int) -> None:
-        hidden = self._stack.run(number, some.states[-1], some.calls[number])
+        layer, call, keep = self._layers[number], some.calls[number], some.activations.get(number, ())
+        hidden = layer.forward(some.states[-1], call, keep)
         if number < self._lowest:
             some.states.clear()  # no layer below is adapted
         some.keep(hidden)
@@ -172,7 +190,7 @@ class LayerwiseGradients:
             losses, error = label_error(rows, head, targets, blocks.label_ids)
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
-        (some.error,) = _vjp(hidden, [last], at_hidden)
+        (some.error,) = vjp(hidden, [last], at_hidden)
         if self._context.release:
             self._network.head.weights.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
@@ -182,44 +200,21 @@ class LayerwiseGradients:
     ) -> None:
         """From the top to the lowest adapted layer: add gradients to `sums`, or pass them to on_layer if complete."""
         for number in reversed(range(self._lowest, self._stack.count)):
-            paths = self._paths[number]
-            leaves = [
-                leaf.to(self._context.dtype).detach().requires_grad_()
-                for path in paths
-                for leaf in (self._adapter.a[path], self._adapter.b[path] * self._adapter.scaling)
-            ]
-            with self._layer(number, number - 1):
-                found = [self._vjp(some, number, leaves) for some in micro_batches]
-            if paths:
-                self._add(found, paths, unit, sums)
-            if on_layer is not None and paths:
-                on_layer({path: sums.pop(path) for path in paths})
+            with self._layer(number, number - 1) as layer:
+                found = [self._vjp(some, number) for some in micro_batches]
+            if layer.paths:
+                self._add(found, layer.paths, unit, sums)
+            if on_layer is not None and layer.paths:
+                on_layer({path: sums.pop(path) for path in layer.paths})
         for some in micro_batches:
             some.free()
 
-    def _vjp(self, some: _MicroBatch, number: int, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The gradients with respect to a layer's leaves; the one with respect to its input becomes the error."""
-        for path, a, b in zip(self._paths[number], leaves[::2], leaves[1::2], strict=True):
-            branch = self._network.linears[path].lora
-            assert branch is not None, "the adapter is the model's current parameters"
-            branch.leaves = (a, b)
+    def _vjp(self, some: _MicroBatch, number: int) -> list[torch.Tensor]:
+        """The gradients of a layer's factors; the one with respect to its input becomes the error."""
         assert some.error is not None
-        some.error, *found = self._layer_vjp(number, some.states.pop(), some.calls[number], some.error, leaves)
+        kept = some.activations.pop(number, ())
+        some.error, found = self._layers[number].vjp(some.states.pop(), some.calls[number], some.error, kept)
         return found
-
-    def _layer_vjp(
-        self,
-        number: int,
-        state: torch.Tensor,
-        call: LayerCall,
-        error: torch.Tensor,
-        leaves: Sequence[torch.Tensor] = (),
-    ) -> tuple[torch.Tensor, ...]:
-        """The gradients of <layer(state), error> with respect to `state` and the leaves."""
-        with torch.enable_grad():
-            hidden = state.detach().requires_grad_()
-            output = self._stack.run(number, hidden, call)
-        return _vjp(output, [hidden, *leaves], error)
 
     def _add(self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, sums: Gradients) -> None:
         """Add the micro-batches' gradients in order, since a sum of floats depends on it."""
@@ -233,8 +228,8 @@ class LayerwiseGradients:
             sums[path] = (a, b) if before is None else (before[0].add_(a), before[1].add_(b))
 
     @contextmanager
-    def _layer(self, number: int, following: int | None = None) -> Iterator[None]:
-        """Keep a layer's weights in memory, dense if that is small, and prefetch the following layer's."""
+    def _layer(self, number: int, following: int | None = None) -> Iterator[GraphLayer | LlamaLayer]:
+        """Load a layer, its weights dense if that is small, and prefetch the following layer's weights."""
         release = self._context.release
         if release and following is not None and 0 <= following < self._stack.count:
             for weight in self._stack.weights_of(following):
@@ -243,7 +238,8 @@ class LayerwiseGradients:
         dense = sum(prod(weight.shape) for weight in weights) * self._context.dtype.itemsize
         self._context.dense = self._dense if dense <= DENSE_LAYER_BYTES else None
         try:
-            yield
+            self._layers[number].load()
+            yield self._layers[number]
         finally:
             self._context.dense = None
             self._dense.clear()
@@ -253,7 +249,7 @@ class LayerwiseGradients:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Find products to skip. Raise UnsupportedModel if layers pass more to each other than hidden states."""
+        """Find the layers of Llama's kind. Raise UnsupportedModel if layers pass on more than hidden states."""
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
@@ -262,8 +258,8 @@ class LayerwiseGradients:
         some.states = [hidden]
         for number in range(self._stack.count):
             with self._layer(number):
-                self._skip_last_product(number, some.states[-1], some.calls[number])
                 self._run(some, number)
+            self._try_by_hand(number, some)
         loss = float(self._output(some, torch.ones(1, dtype=torch.float64)).sum())
         # Where the model itself overflows on these words, as in fp16, a step will tell.
         if isfinite(expected) and not abs(loss - expected) <= _TOLERANCE * abs(expected):
@@ -271,28 +267,15 @@ class LayerwiseGradients:
                 "The model's layers pass more to each other than hidden states. Use training.method = mezo."
             )
 
-    def _skip_last_product(self, number: int, state: torch.Tensor, call: LayerCall) -> None:
-        """Skip the layer's last product in the backward pass if no gradient depends on its output.
-
-        That is so in most layers, which only add it to the residual stream.
-        """
-        called: list[StreamedLinear] = []
-        linears = [linear for path, linear in self._network.linears.items() if self._stack.number_of(path) == number]
-        hooks = [linear.register_forward_hook(lambda linear, *_: called.append(linear)) for linear in linears]
-        self._stack.run(number, state, call)
-        for hook in hooks:
-            hook.remove()
-        error = torch.randn(state.shape, generator=torch.Generator().manual_seed(0)).to(state.dtype)
-        last = called[-1]
-        last.output_needed = True
-        (expected,) = self._layer_vjp(number, state, call, error)
-        last.output_needed = False
-        (found,) = self._layer_vjp(number, state, call, error)
-        last.output_needed = not torch.equal(found, expected)
-
-
-def _vjp(output: torch.Tensor, inputs: Sequence[torch.Tensor], error: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The gradients of <output, error>. Passing `error` as grad_outputs would import sympy (38 MB)."""
-    with torch.enable_grad():
-        product = (output * error).sum()
-    return torch.autograd.grad(product, inputs)
+    def _try_by_hand(self, number: int, some: _MicroBatch) -> None:
+        """Differentiate a layer by hand if it has Llama's parts, all with adapters, and computes what they do."""
+        layer = self._layers[number]
+        if not has_its_parts(self._stack.layers[number]) or len(layer.paths) < len(MAPS):
+            return
+        self._layers[number] = by_hand = LlamaLayer(
+            self._stack.layers[number], f"{self._stack.path}.{number}", self._adapter
+        )
+        with self._layer(number):
+            found = by_hand.forward(some.states[-2], some.calls[number])
+        if not float((found - some.states[-1]).norm()) <= _TOLERANCE * float(some.states[-1].norm()):
+            self._layers[number] = layer

@@ -1,6 +1,7 @@
 """Exact gradients as the trainer runs them: LoRA's A and B (arXiv 2106.09685), NAdam (nadam.py)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import cos, isfinite, pi, sqrt
 
@@ -82,7 +83,8 @@ class Exact:
         """
         self._model, self._adapter, self._plan, self._to_start, self._samples = model, adapter, plan, to_start, samples
         self._learning = replace(adapter, alpha=adapter.alpha / SERVED)  # the same A and B
-        self._gradients = LayerwiseGradients(model, self._learning, size)
+        with self._as_learned():
+            self._gradients = LayerwiseGradients(model, self._learning, size)
         self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
         self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
         self._optimizer = NAdam(self._parameters)
@@ -106,11 +108,8 @@ class Exact:
         parts = [(batch, 1 - weight)]
         if self._samples and weight:
             parts.append((self._samples(number), weight))
-        self._model.set_parameters(self._learning)
-        try:
+        with self._as_learned():
             loss, *_ = self._gradients(parts, on_layer)
-        finally:
-            self._model.set_parameters(self._adapter)
         return StepRecord(
             step=number,
             seed=self._plan.seed,
@@ -119,6 +118,15 @@ class Exact:
             learning_rate=float(np.float32(rate)),
             tokens=batch.tokens,
         )
+
+    @contextmanager
+    def _as_learned(self) -> Iterator[None]:
+        """The model with the adapter at the strength that is trained, which is more than what is served."""
+        self._model.set_parameters(self._learning)
+        try:
+            yield
+        finally:
+            self._model.set_parameters(self._adapter)
 
     def state(self) -> dict[str, torch.Tensor]:
         """A, B and NAdam's moments of each."""

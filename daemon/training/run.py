@@ -38,7 +38,8 @@ from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.planning.memory_model import EXACT_PASSES, MIN_ROWS, JobPlan, points_of
+from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of
+from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.method import MeZO, MeZOPlan
@@ -158,7 +159,7 @@ class TrainingRun:
                 to_start=lambda: self._to_start(trainable),
                 samples=None if samples is None else shuffled((samples,), size=count, seed=self.job.seed),
             )
-            return exact, EXACT_PASSES
+            return exact, exact_passes(read_shapes(self.model_folder), self.plan)
         mezo = MeZO(
             lambda points, batch: self.model.losses_at(points, batch, self.plan.micro_batch),
             trainable,
@@ -352,7 +353,11 @@ class TrainingRun:
 
 def pass_size(plan: JobPlan) -> PassSize:
     """A plan's sizes in positions: short blocks, as labelled sentences are, go through the layers in larger numbers."""
-    return PassSize(stored=plan.pass_blocks * plan.block_tokens, micro_batch=plan.micro_batch * plan.block_tokens)
+    return PassSize(
+        stored=plan.pass_blocks * plan.block_tokens,
+        micro_batch=plan.micro_batch * plan.block_tokens,
+        kept=plan.kept_layers,
+    )
 
 
 def _now() -> datetime:

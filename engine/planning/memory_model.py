@@ -42,8 +42,9 @@ DENSE_BYTES, MIN_DENSE_ROWS = 5 * MB, 512
 #: Memory of a layer's graph and backward pass for each position: in outputs of its linear maps, and in fp32 vectors of
 #: the hidden width for its norms.
 GRAPH_OUTPUTS, GRAPH_HIDDENS = 5, 12
-#: Time of an exact step over that of a forward pass: forward, forward again, and backward.
-EXACT_PASSES = 3.5
+#: Time of an exact step over that of a forward pass: forward, forward again, and backward; and what is saved where
+#: all layers keep their activations.
+EXACT_PASSES, KEPT_PASSES = 3.4, 0.65
 #: Oversampling columns of the activation PCA (engine/params/activation_pca.py).
 _SPARE_COLUMNS = 4
 #: The shortest blocks that a plan is reduced to.
@@ -79,6 +80,7 @@ class JobPlan:
     compute_dtype: str  #: of the layers; fixed by the plan, so that a resumed run computes the same
     method: Method = "mezo"  #: absent in the oldest plans
     pass_blocks: int = 0  #: exact: blocks whose states are stored at a time
+    kept_layers: int = 0  #: exact: layers, from the top, whose activations are kept
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -96,6 +98,8 @@ class Prediction:
     peak_bytes: int  #: resident memory
     seconds_per_step: float
     seconds: float  #: all steps
+    kept_bytes: int = 0  #: of working_bytes: the activations that are kept
+    kept_seconds: float = 0.0  #: that these save in a step
 
 
 def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
@@ -113,14 +117,17 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
         peak_bytes=anonymous + working + files + window,
         seconds_per_step=seconds,
         seconds=seconds * plan.steps,
+        kept_bytes=_kept_bytes(shapes, plan),
+        kept_seconds=_seconds(shapes, replace(plan, kept_layers=0)) - seconds,
     )
 
 
 def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
     """The requested plan, reduced until its working memory fits the limit; and a sentence for each reduction.
 
-    Reduces the micro-batch and the replicas first, which only costs speed; then the length of the blocks. Raises
-    DoesNotFit, naming the smallest sufficient limit; and BadRequest for a request that cannot be trained at all.
+    Reduces the micro-batch and the replicas first, which only costs speed; then the length of the blocks. What memory
+    is left keeps activations. Raises DoesNotFit, naming the smallest sufficient limit; and BadRequest for a request
+    that cannot be trained at all.
     """
     _check_trainable(shapes, requested)
     fewest = replace(
@@ -152,7 +159,15 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
         for name, (what, then) in _REDUCED.items()
         if getattr(plan, name) < getattr(requested, name)
     ]
+    if plan.method == "exact" and (of_layer := _kept_bytes(shapes, replace(plan, kept_layers=1))):
+        free = limit_bytes - predict(shapes, plan).working_bytes
+        plan = replace(plan, kept_layers=max(0, min(shapes.layers, free // of_layer)))
     return plan, sentences
+
+
+def exact_passes(shapes: Shapes, plan: JobPlan) -> float:
+    """The time of an exact step over that of a forward pass."""
+    return EXACT_PASSES - KEPT_PASSES * plan.kept_layers / max(1, shapes.layers)
 
 
 def points_of(probes: int) -> int:
@@ -217,7 +232,12 @@ def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
     states = positions * size * shapes.hidden * (shapes.layers + 1)
     at_once = plan.micro_batch * plan.block_tokens
     graph, error = at_once * graph_bytes(shapes), CHUNK_BYTES + at_once * 12 * shapes.hidden
-    return copies * factors + states + SLACK * max(graph, error)
+    return copies * factors + states + _kept_bytes(shapes, plan) + SLACK * max(graph, error)
+
+
+def _kept_bytes(shapes: Shapes, plan: JobPlan) -> int:
+    """The activations that are kept."""
+    return plan.kept_layers * plan.pass_blocks * plan.block_tokens * shapes.kept_bytes
 
 
 def graph_bytes(shapes: Shapes) -> int:
@@ -256,11 +276,11 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
 
 
 def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
-    """The time of a step: forward, forward again, and backward."""
+    """The time of a step: forward, forward again where nothing is kept, and backward."""
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # for a micro-batch, in all layers
     micro_batches = math.ceil(plan.batch / plan.micro_batch)
     computing = plan.batch * plan.block_tokens * _seconds_per_token(shapes, unpacking)
-    return EXACT_PASSES * computing + 3 * micro_batches * unpacking
+    return exact_passes(shapes, plan) * computing + 3 * micro_batches * unpacking
 
 
 def _seconds_per_token(shapes: Shapes, unpacking: float, *, by_replicas: bool = False) -> float:

@@ -16,6 +16,8 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 DENSE_LAYER_BYTES = 16 * 2**20
 #: Linear maps with the same input as another one of their layer: the activation PCA keeps one sketch for both.
 _SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
+#: The linear maps of a layer of Llama's kind.
+LLAMA_MAPS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 #: Parts of the names of embedding tables (tokens, positions, token types), which are no linear maps.
 _TABLES = ("embed", "wte", "wpe")
 
@@ -85,6 +87,16 @@ class Shapes:
     def layer_outputs(self) -> int:
         """The sum of the output widths of a layer's linear maps."""
         return sum(out for path, (out, _) in self.linears.items() if layer_of(path)) // max(1, self.layers)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The activations of one position in a layer of Llama's kind (backprop/llama_layer.py); 0 of another kind.
+
+        They are the outputs of all maps but the last, as bfloat16.
+        """
+        outputs = {path.rpartition(".")[2]: out for path, (out, _) in self.linears.items() if layer_of(path)}
+        last = outputs.get("down_proj", 0)
+        return 2 * (self.layer_outputs - last) if outputs.keys() == LLAMA_MAPS else 0
 
     @property
     def multiplied(self) -> int:

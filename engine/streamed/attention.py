@@ -56,53 +56,75 @@ def attention(
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale Q K^T) V. The backward pass computes the scores again; storing them would take too much memory."""
+    """`attend` with a graph. The backward pass computes the scores again; storing them would take too much memory."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> torch.Tensor:
-        batch, heads, tokens, _ = query.shape
-        output = query.new_empty(batch, tokens, heads, value.shape[-1])
-        for rows in _row_parts(query):
-            groups = _Groups(query[rows], key[rows], mask if mask is None else mask[rows], causal, scale)
-            outputs = groups.by_query(output[rows])
-            values = value[rows].flatten(0, 1)
-            for part, seen, weights in groups.weights():
-                outputs[:, :, part] = torch.bmm(weights, values[:, :seen]).view(outputs[:, :, part].shape)
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.causal, ctx.scale = causal, scale
-        return output
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.rest = rest
+        return attend(query, key, value, *rest)
 
     @staticmethod
     def backward(ctx: Any, error: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, mask = ctx.saved_tensors
-        at_query, at_key, at_value = (
-            torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
-        )
-        for rows in _row_parts(query):
-            groups = _Groups(query[rows], key[rows], mask if mask is None else mask[rows], ctx.causal, ctx.scale)
-            errors = groups.by_query(error[rows]).flatten(0, 1)  # (groups of all rows, tokens, shared, size)
-            to_query = groups.by_query(at_query[rows].transpose(1, 2))
-            to_key, to_value = at_key[rows].flatten(0, 1), at_value[rows].flatten(0, 1)
-            values = value[rows].flatten(0, 1)
-            for part, seen, weights in groups.weights():
-                dy = errors[:, part].flatten(1, 2)
-                to_value[:, :seen] += torch.bmm(weights.transpose(1, 2), dy)
-                at_weights = torch.bmm(dy, values[:, :seen].transpose(1, 2))
-                # dS = P * (dP - sum(dP * P))
-                at_scores = at_weights.mul_(weights)
-                at_scores.addcmul_(weights, at_scores.sum(2, keepdim=True), value=-1)
-                to_key[:, :seen] += torch.bmm(at_scores.transpose(1, 2), groups.queries_of(part))
-                made = torch.bmm(at_scores, groups.keys[:, :seen]).mul_(ctx.scale)
-                to_query[:, :, part] = made.view(to_query[:, :, part].shape)
-        return at_query, at_key, at_value, None, None, None
+        query, key, value = ctx.saved_tensors
+        mask, causal, scale = ctx.rest
+        *found, _ = attend_vjp(query, key, value, mask, causal, scale, error)
+        return *found, None, None, None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """softmax(scale Q K^T) V: (batch, heads or groups, tokens, size) each -> (batch, tokens, heads, size)."""
+    batch, heads, tokens, _ = query.shape
+    output = query.new_empty(batch, tokens, heads, value.shape[-1])
+    for rows in _row_parts(query):
+        groups = _Groups(query[rows], key[rows], mask if mask is None else mask[rows], causal, scale)
+        outputs = groups.by_query(output[rows])
+        values = value[rows].flatten(0, 1)
+        for part, seen, weights in groups.weights():
+            outputs[:, :, part] = torch.bmm(weights, values[:, :seen]).view(outputs[:, :, part].shape)
+    return output
+
+
+def attend_vjp(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+    error: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of <attend(...), error> with respect to queries, keys and values; and the output, once more."""
+    at_query, at_key, at_value = (
+        torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
+    )
+    output = torch.empty_like(error)
+    for rows in _row_parts(query):
+        groups = _Groups(query[rows], key[rows], mask if mask is None else mask[rows], causal, scale)
+        errors = groups.by_query(error[rows]).flatten(0, 1)  # (groups of all rows, tokens, shared, size)
+        outputs = groups.by_query(output[rows])
+        to_query = groups.by_query(at_query[rows].transpose(1, 2))
+        to_key, to_value = at_key[rows].flatten(0, 1), at_value[rows].flatten(0, 1)
+        values = value[rows].flatten(0, 1)
+        for part, seen, weights in groups.weights():
+            dy = errors[:, part].flatten(1, 2)
+            found = torch.bmm(weights, values[:, :seen])
+            outputs[:, :, part] = found.view(outputs[:, :, part].shape)
+            to_value[:, :seen] += torch.bmm(weights.transpose(1, 2), dy)
+            # dS = P * (dP - sum(dP * P)), and that sum over keys is the one of dy * output over a head.
+            at_scores = torch.bmm(dy, values[:, :seen].transpose(1, 2))
+            at_scores.sub_(found.mul_(dy).sum(2, keepdim=True)).mul_(weights)
+            to_key[:, :seen] += torch.bmm(at_scores.transpose(1, 2), groups.queries_of(part))
+            made = torch.bmm(at_scores, groups.keys[:, :seen]).mul_(scale)
+            to_query[:, :, part] = made.view(to_query[:, :, part].shape)
+    return at_query, at_key, at_value, output
 
 
 def _row_parts(query: torch.Tensor) -> Iterator[slice]:

@@ -75,7 +75,7 @@ class LayerStack:
         found = [(path, m) for path, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
         path, layers = found[0] if found else ("", nn.ModuleList())
         self.path: str = path
-        self.count = len(layers)
+        self.layers, self.count = layers, len(layers)
         self._forwards = [layer.forward for layer in layers]
         self._skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor] | None = None
         self._in_tuples = False

@@ -216,8 +216,6 @@ class StreamedLinear(nn.Module):
         self.weights = StreamedWeight(weight, context)
         self.biases = None if bias is None else StreamedWeight(bias, context)
         self.lora: LoRABranch | None = None
-        #: False if no gradient depends on the output: a pass with a graph then skips the product (vjp.py).
-        self.output_needed = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (batch, ..., in) -> (batch, ..., out). Differentiable (vjp.py)."""
@@ -245,13 +243,12 @@ class StreamedLinear(nn.Module):
                     torch.addmm(bias[columns], part, weight.t(), out=into[:, columns])
         return y
 
-    def product_with_transposed(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, out) -> (n, in): W^T y, unperturbed."""
-        chunks = self.weights.chunks()
-        columns, (weight, *_) = next(chunks)
-        x = rows[:, columns] @ weight
-        for columns, (weight, *_) in chunks:
-            x.addmm_(rows[:, columns], weight)
+    def product_with_transposed(self, rows: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, out) -> (n, in): W^T y, unperturbed; added to `into` if that is given."""
+        x = into
+        for columns, (weight, *_) in self.weights.chunks():
+            x = rows[:, columns] @ weight if x is None else x.addmm_(rows[:, columns], weight)
+        assert x is not None, "a weight has rows"
         return x
 
     def _decode(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tensor:
-    """x: (batch, ..., in) -> (batch, ..., out), with a graph to x and to the leaves of the LoRA branch.
-
-    The output is zero if `linear.output_needed` is False.
-    """
+    """x: (batch, ..., in) -> (batch, ..., out), with a graph to x and to the leaves of the LoRA branch."""
     a, b = (None, None) if linear.lora is None else linear.lora.leaves or (None, None)
     y: torch.Tensor = _Linear.apply(x.to(linear.context.dtype), a, b, linear)  # type: ignore[no-untyped-call, unused-ignore]
     return y
@@ -39,12 +36,9 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, linear.in_features)
         low = None if a is None else rows @ a.t()
-        if not linear.output_needed:
-            y = rows.new_zeros(1).expand(len(rows), linear.out_features)
-        else:
-            y = linear.product(rows)
-            if low is not None and b is not None:
-                y.addmm_(low, b.t())
+        y = linear.product(rows)
+        if low is not None and b is not None:
+            y.addmm_(low, b.t())
         ctx.linear = linear
         ctx.save_for_backward(rows if a is not None else None, low, a, b)
         return y.view(*x.shape[:-1], linear.out_features)

@@ -69,6 +69,7 @@ class TestWithDaemon:
             "Peak memory 348.0 MB",
             "libraries 280.0 MB",
             "learning 61.0 MB of 1.5 GB allowed (training.memory_bytes)",
+            "of it activations kept of 2 layers: 4.7 MB, saves 0.05 s a step",
             "a layer's pages 7.0 MB",
             "Time 0:10, 250 ms a step",
             "Text 3 stored, 300 new words",

@@ -106,6 +106,8 @@ PREDICTED: Document = {
     "peak_bytes": 348_000_000,
     "seconds_per_step": 0.25,
     "seconds": 10.0,
+    "kept_bytes": 4_700_000,
+    "kept_seconds": 0.05,
 }
 SLOWER: Document = {"peak_bytes": 340_000_000, "seconds_per_step": 1.5, "seconds": 60.0}
 PLAN: Document = {
@@ -117,6 +119,7 @@ PLAN: Document = {
     "block_tokens": 64,
     "probes": 1,
     "micro_batch": 8,
+    "kept_layers": 2,
     "reductions": [],
     "predicted": PREDICTED,
     "alternatives": [

@@ -20,6 +20,8 @@ class PredictionOut(BaseModel):
     peak_bytes: int = Field(description="Resident memory, all of it.")
     seconds_per_step: float
     seconds: float = Field(description="Of all steps.")
+    kept_bytes: int = Field(description="Of working_bytes: the activations that a step keeps.")
+    kept_seconds: float = Field(description="That these save in a step.")
 
 
 class AlternativeOut(BaseModel):
@@ -58,6 +60,7 @@ class PlanOut(BaseModel):
     block_tokens: int
     probes: int = Field(description="Directions that are looked along in a step.")
     micro_batch: int = Field(description="Blocks, each at every point of the probes, that go through together.")
+    kept_layers: int = Field(description="The layers whose activations a step keeps, in place of computing them again.")
     reductions: list[str] = Field(description="A sentence for each thing that was reduced to make it fit.")
     predicted: PredictionOut
     alternatives: list[AlternativeOut] = Field(description="Each method, the chosen one among them.")
@@ -77,6 +80,7 @@ class PlanOut(BaseModel):
             block_tokens=plan.block_tokens,
             probes=plan.probes,
             micro_batch=plan.micro_batch,
+            kept_layers=plan.kept_layers,
             reductions=planned.reductions,
             predicted=PredictionOut.model_validate(planned.prediction),
             alternatives=[AlternativeOut.model_validate(one) for one in planned.alternatives],

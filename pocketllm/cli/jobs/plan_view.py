@@ -22,6 +22,9 @@ def plan_view(plan: Document) -> RenderableType:
     grid.add_row("  libraries", bytes_text(predicted["library_bytes"]))
     working = f"{bytes_text(predicted['working_bytes'])} of {bytes_text(plan['memory_limit_bytes'])} allowed"
     grid.add_row("  learning", f"{working} (training.memory_bytes)")
+    if plan["kept_layers"]:
+        saved = f"{bytes_text(predicted['kept_bytes'])}, saves {predicted['kept_seconds']:.2g} s a step"
+        grid.add_row("  of it", f"activations kept of {plan['kept_layers']} layers: {saved}")
     grid.add_row("  a layer's pages", bytes_text(plan_window(predicted)))
     grid.add_row("Time", time_text(predicted))
     grid.add_row("Text", text_to_learn(plan["enough_text"]))

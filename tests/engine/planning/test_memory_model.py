@@ -132,7 +132,8 @@ class TestPredict:
         assert found.peak_bytes == found.anonymous_bytes + found.file_bytes
         assert found.anonymous_bytes - found.working_bytes < found.library_bytes
         assert found.seconds == pytest.approx(found.seconds_per_step * plan.steps)
-        assert min(dataclasses.astuple(found)) > 0
+        assert (found.kept_bytes, found.kept_seconds) == (0, 0), "MeZO needs no activations"
+        assert min(dataclasses.astuple(found)[:-2]) > 0
 
     @given(plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
     def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
@@ -265,7 +266,19 @@ class TestExact:
         names = ("micro_batch", "pass_blocks", "replicas", "block_tokens")
         assert len(said) == sum(getattr(plan, name) < getattr(requested, name) for name in names)
         as_wished = {name: getattr(requested, name) for name in names}
-        assert dataclasses.replace(plan, **as_wished) == requested
+        assert dataclasses.replace(plan, **as_wished, kept_layers=0) == requested
+
+    @pytest.mark.parametrize("layers", [0, 1, SMOLLM2.layers, SMOLLM2.layers + 1])
+    def test_what_memory_is_left_keeps_activations(self, layers: int) -> None:
+        requested = exact_plan()
+        of_layer = predict(SMOLLM2, dataclasses.replace(requested, kept_layers=1)).kept_bytes
+        plan, said = fit(SMOLLM2, requested, working(SMOLLM2, requested) + layers * of_layer)
+        kept = min(layers, SMOLLM2.layers)
+        assert (plan, said) == (dataclasses.replace(requested, kept_layers=kept), [])
+        faster, slower = predict(SMOLLM2, plan), predict(SMOLLM2, requested)
+        assert (faster.working_bytes - slower.working_bytes, faster.kept_bytes) == (kept * of_layer, kept * of_layer)
+        assert faster.kept_seconds == pytest.approx(slower.seconds_per_step - faster.seconds_per_step)
+        assert (faster.kept_seconds > 0) is (kept > 0)
 
     def test_speed_is_given_up_before_length(self) -> None:
         requested = exact_plan(replicas=2)

@@ -1,0 +1,250 @@
+"""A decoder layer of Llama's kind and its vector-Jacobian product in closed form: no graph, no autograd.
+
+With x (positions, width) the input, N a norm (RMSNorm: arXiv 1910.07467), R the rotation by position (arXiv
+2104.09864), L(x) = W x + s B A x a linear map with its adapter, and . the product of elements, the layer computes
+
+    u = N1(x)        q, k, v = L_q u, L_k u, L_v u
+    o = softmax(R Nq(q) (R Nk(k))^T / sqrt(size)) v             by head; keys are shared; Nq and Nk in Qwen 3 alone
+    m = x + L_o o
+    w = N2(m)        g, p = L_gate w, L_up w                    (SwiGLU: arXiv 2002.05202)
+    y = m + L_down(silu(g) . p)
+
+and from the error dy = dLoss/dy, with L^T and N^T for what takes an error from an output to its input,
+
+    da = L_down^T dy     dp = da . silu(g)     dg = da . p . silu'(g)
+    dm = dy + N2^T(L_gate^T dg + L_up^T dp)
+    dq, dk, dv = attention^T(L_o^T dm)
+    dx = dm + N1^T(L_q^T dq + L_k^T dk + L_v^T dv)
+
+where for each map with input x and error e: dA = (e s B)^T x and d(s B) = e^T (x A^T) (LoRA: arXiv 2106.09685).
+The vector-Jacobian product needs x and six activations: q, k, v, m, g, p. (By hand on phones: MeSP, arXiv 2602.13069;
+MeBP, arXiv 2510.03425.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.layers import LayerCall
+from pocketllm.engine.streamed.modules import StreamedLinear
+
+with lean_transformers():
+    from pocketllm.engine.streamed.attention import attend, attend_vjp
+
+#: A layer's linear maps.
+MAPS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+
+
+class Activations(NamedTuple):
+    """What the vector-Jacobian product needs besides the layer's input: (positions, width of each)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    middle: torch.Tensor  #: the state between attention and the feed-forward part
+    gate: torch.Tensor
+    up: torch.Tensor
+
+
+class LlamaLayer:
+    """One layer with the adapters of its maps. `load` comes before its passes, while its weights are in memory."""
+
+    def __init__(self, module: Any, path: str, adapter: Adapter) -> None:
+        """module: the layer, as `has_its_parts` admits it; path: its path in the model."""
+        attention = module.self_attn
+        self._norm, self._mlp_norm = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
+        head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self._query_norm, self._key_norm = (None if norm is None else _Norm(norm) for norm in head_norms)
+        self._size, self._scale = int(attention.head_dim), float(attention.scaling)
+        self.paths = [f"{path}.{name}" for name in MAPS]
+        linears = [module.get_submodule(name) for name in MAPS]
+        self._qkv, self._out, self._gate_up, self._down = (
+            _Maps(linears[some], self.paths[some], adapter)
+            for some in (slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7))
+        )
+        self.widths = [linear.out_features for linear in linears[:6]]  #: of the activations
+
+    def load(self) -> None:
+        """Copy the adapters' factors in the compute dtype, and add them to weights that are dense copies in fp32."""
+        for maps in (self._qkv, self._out, self._gate_up, self._down):
+            maps.load()
+
+    def forward(self, x: torch.Tensor, call: LayerCall, keep: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """(blocks, tokens, width) -> the same. Copies the activations to `keep`, if that is given."""
+        found = self._activations(x, call)
+        for slot, activation in zip(keep, found, strict=bool(keep)):
+            slot.copy_(activation)
+        (y,) = self._down(F.silu(found.gate).mul_(found.up))
+        return y.add_(found.middle).view(x.shape)
+
+    def _activations(self, x: torch.Tensor, call: LayerCall) -> Activations:
+        """All but the last product."""
+        rows = x.reshape(-1, x.shape[-1])
+        query, key, value = self._qkv(self._norm(rows))
+        q, k, v = self._heads(query, key, value, x.shape, call)
+        attended = attend(q, k, v, *self._visible(call))
+        (middle,) = self._out(attended.view(len(rows), -1))
+        middle.add_(rows)
+        gate, up = self._gate_up(self._mlp_norm(middle))
+        return Activations(query, key, value, middle, gate, up)
+
+    def vjp(
+        self, x: torch.Tensor, call: LayerCall, error: torch.Tensor, kept: Sequence[torch.Tensor] = ()
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The gradients of <layer(x), error> with respect to x, and to A and s B of each map in the order of `paths`.
+
+        kept: the layer's activations; they are computed again if there are none.
+        """
+        kept = Activations(*(tensor.to(x.dtype) for tensor in kept)) if kept else self._activations(x, call)
+        dy = error.reshape(-1, error.shape[-1])
+        gated = F.silu(kept.gate)
+        of_down = self._down.gradients(gated * kept.up, [dy])
+        at_down = self._down.at_input([dy])
+        at_up = gated.mul_(at_down)
+        at_gate = torch.ops.aten.silu_backward(at_down.mul_(kept.up), kept.gate)
+        of_gate_up = self._gate_up.gradients(self._mlp_norm(kept.middle), [at_gate, at_up])
+        at_middle = self._mlp_norm.vjp(kept.middle, self._gate_up.at_input([at_gate, at_up])).add_(dy)
+        at_x, of_attention = self._attention_vjp(x, call, kept, at_middle)
+        return at_x.add_(at_middle).view(x.shape), [*of_attention, *of_gate_up, *of_down]
+
+    def _attention_vjp(
+        self, x: torch.Tensor, call: LayerCall, kept: Activations, at_middle: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        rows = x.reshape(-1, x.shape[-1])
+        at_attended = self._out.at_input([at_middle])
+        q, k, v = self._heads(kept.query, kept.key, kept.value, x.shape, call)
+        heads = at_attended.view(*x.shape[:2], -1, self._size)
+        at_q, at_k, at_v, attended = attend_vjp(q, k, v, *self._visible(call), heads)
+        of_out = self._out.gradients(attended.view(len(rows), -1), [at_middle])
+        cos, sin = _rotation(call)
+        at_query = _rotated(at_q.transpose(1, 2), cos, -sin)
+        at_key = _rotated(at_k.transpose(1, 2), cos, -sin)
+        if self._query_norm is not None and self._key_norm is not None:
+            at_query = self._query_norm.vjp(kept.query.view(at_query.shape), at_query)
+            at_key = self._key_norm.vjp(kept.key.view(at_key.shape), at_key)
+        errors = [e.reshape(len(rows), -1) for e in (at_query, at_key, at_v.transpose(1, 2))]
+        of_qkv = self._qkv.gradients(self._norm(rows), errors)
+        return self._norm.vjp(rows, self._qkv.at_input(errors)), [*of_qkv, *of_out]
+
+    def _heads(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: torch.Size, call: LayerCall
+    ) -> tuple[torch.Tensor, ...]:
+        """Queries and keys normed and rotated, and values: (blocks, heads, tokens, size) each."""
+        query, key, value = (rows.view(*shape[:2], -1, self._size) for rows in (query, key, value))
+        if self._query_norm is not None and self._key_norm is not None:
+            query, key = self._query_norm(query), self._key_norm(key)
+        cos, sin = _rotation(call)
+        return tuple(x.transpose(1, 2) for x in (_rotated(query, cos, sin), _rotated(key, cos, sin), value))
+
+    def _visible(self, call: LayerCall) -> tuple[torch.Tensor | None, bool, float]:
+        """The mask, whether a query sees earlier keys alone, and the scale of the scores."""
+        mask = call.options.get("attention_mask")
+        return mask, mask is None, self._scale
+
+
+class _Maps:
+    """Linear maps of one input, with their adapters: all A are one matrix."""
+
+    def __init__(self, linears: Sequence[StreamedLinear], paths: Sequence[str], adapter: Adapter) -> None:
+        self.linears, self._context = linears, linears[0].context
+        self._factors = [(adapter.a[path], adapter.b[path]) for path in paths]
+        self._ranks, self._scaling = [len(a) for a, _ in self._factors], adapter.scaling
+
+    def load(self) -> None:
+        """See LlamaLayer.load. In half precision a sum of weight and adapter would round small updates away."""
+        context = self._context
+        self._a = torch.cat([a.to(context.dtype) for a, _ in self._factors])
+        self._b = [(b * self._scaling).to(context.dtype) for _, b in self._factors]
+        copied = context.dense is not None and all(linear.weights.as_stored is None for linear in self.linears)
+        self._merged = copied and context.dtype.itemsize >= 4
+        if self._merged and context.dense is not None:
+            for linear, a, b in zip(self.linears, self._a.split(self._ranks), self._b, strict=True):
+                context.dense.of(linear.weights.weight, context.dtype).addmm_(b, a)
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(positions, in) -> (positions, out) of each map."""
+        outputs = [linear.product(x) for linear in self.linears]
+        if not self._merged:
+            for y, low, b in zip(outputs, (x @ self._a.t()).split(self._ranks, 1), self._b, strict=True):
+                y.addmm_(low, b.t())
+        return outputs
+
+    def at_input(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The maps' errors, (positions, out) each -> the error at their input, (positions, in)."""
+        x = self.linears[0].product_with_transposed(errors[0])
+        for linear, error in zip(self.linears[1:], errors[1:], strict=True):
+            linear.product_with_transposed(error, into=x)
+        return x if self._merged else x.addmm_(self._at_low(errors), self._a)
+
+    def gradients(self, x: torch.Tensor, errors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients of A and of s B, map by map."""
+        of_a = (self._at_low(errors).t() @ x).split(self._ranks)
+        low = (x @ self._a.t()).split(self._ranks, 1)
+        of_b = (error.t() @ its for error, its in zip(errors, low, strict=True))
+        return [gradient for both in zip(of_a, of_b, strict=True) for gradient in both]
+
+    def _at_low(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(positions, rank of all maps): the errors behind A."""
+        return torch.cat([error @ b for error, b in zip(errors, self._b, strict=True)], 1)
+
+
+class _Norm:
+    """RMSNorm in fp32, with transformers' own order of roundings: y = gain . x r with r = (mean(x^2) + eps)^-1/2."""
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._epsilon = module, float(module.variance_epsilon)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) -> the same."""
+        wide = x.float()
+        return (wide * self._inverse(wide)).to(x.dtype).mul_(self._gain)
+
+    def vjp(self, x: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+        """dx = r e - x r^3 mean(e . x) with e = gain . error."""
+        wide = x.float()
+        inverse = self._inverse(wide)
+        e = (error * self._gain).float()
+        along = (e * wide).sum(-1, keepdim=True).mul_(-0.5).mul_(inverse.pow(3)).div_(x.shape[-1])
+        return e.mul_(inverse).add_(wide * along.mul_(2)).to(x.dtype)
+
+    @property
+    def _gain(self) -> torch.Tensor:
+        gain: torch.Tensor = self._module.weight
+        return gain
+
+    def _inverse(self, wide: torch.Tensor) -> torch.Tensor:
+        return wide.pow(2).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
+
+
+def _rotation(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor]:
+    """(blocks or 1, tokens, 1, size / 2): cosine and sine of each pair's angle."""
+    cos, sin = call.options["position_embeddings"]
+    half = cos.shape[-1] // 2
+    return cos[:, :, None, :half], sin[:, :, None, :half]
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(blocks, tokens, heads, size) -> the same, a new tensor; by the negative angle with -sin."""
+    first, second = x.chunk(2, -1)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    half = first.shape[-1]
+    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin)
+    return y
+
+
+def has_its_parts(module: nn.Module) -> bool:
+    """Whether a layer has the parts of Llama's. Whether it computes the same, a trial has to show."""
+    names = {name for name, _ in module.named_modules()} - {""}
+    parts = {"self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm", *MAPS}
+    return parts <= names and names - parts in (set(), {"self_attn.q_norm", "self_attn.k_norm"})
