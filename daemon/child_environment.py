@@ -38,12 +38,13 @@ _LAST_WORDS_CHARACTERS = 300
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, with CHILD_SETTINGS where the user has set nothing.
+    """This process's environment, with CHILD_SETTINGS where the user has set nothing; and no backtraces of Rust's:
+    to print one where memory has run out takes memory, and hangs.
 
     OpenMP's threads spin endlessly by default. At the lowest priority, on shared cores, a spinning thread takes the
     time of the one it waits for: a step took seven times as long, and a tiny model's a hundred times.
     """
-    return {**CHILD_SETTINGS, **os.environ}
+    return {**CHILD_SETTINGS, **os.environ, "RUST_BACKTRACE": "0"}
 
 
 def last_words(output: bytes) -> str:

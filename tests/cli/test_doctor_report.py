@@ -34,7 +34,7 @@ def test_a_report_tells_of_the_device_and_a_rehearsal_and_nothing_of_the_owner(
     rehearsal = report["rehearsal"]
     assert (rehearsal["error"], rehearsal["state"], rehearsal["steps"]) == (None, "succeeded", 6)
     assert 2 <= rehearsal["killed_at_step"] < 6
-    assert "crashed" in [event["kind"] for event in rehearsal["events"]]
+    assert "interrupted" in [event["kind"] for event in rehearsal["events"]]
     assert rehearsal["answer"]["text"]
     assert report["versions"]["torch"]
     assert report["calibration"] is None  # the tiny model was never measured

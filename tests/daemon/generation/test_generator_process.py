@@ -335,7 +335,8 @@ def test_a_request_that_would_take_too_much_memory_fails_and_the_next_one_is_ans
         await whole(generator, SHORT)
         first = generator.pid
         huge = GenerationRequest(tokens=[5] * (CONTEXT - 8), max_tokens=4, alternatives=20, echo=True)
-        with pytest.raises(GenerationTooLarge, match="Shorten the prompt, or lower max_tokens"):
+        # A library in Rust or C++ may end the process before anybody can say so.
+        with pytest.raises((GenerationTooLarge, GeneratorFailed), match="lower max_tokens"):
             await whole(generator, huge)
         assert await whole(generator, SHORT)
         assert generator.pid not in (None, first)
