@@ -60,6 +60,7 @@ def test_the_document(api: InProcessApp) -> None:
         "block_tokens": 64,
         "probes": 1,
         "micro_batch": 3,
+        "kept_layers": 2,
         "reductions": [],
         "predicted": {
             "library_bytes": found.library_bytes,
@@ -69,6 +70,8 @@ def test_the_document(api: InProcessApp) -> None:
             "peak_bytes": found.peak_bytes,
             "seconds_per_step": found.seconds_per_step,
             "seconds": found.seconds,
+            "kept_bytes": found.kept_bytes,
+            "kept_seconds": found.kept_seconds,
         },
         "alternatives": [
             {"method": one.method, "prediction": asdict(one.prediction) if one.prediction else None, "reason": None}
