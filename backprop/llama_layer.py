@@ -108,12 +108,15 @@ class LlamaLayer:
         kept = Activations(*(tensor.to(x.dtype) for tensor in kept)) if kept else self._activations(x, call)
         dy = error.reshape(-1, error.shape[-1])
         gated = F.silu(kept.gate)
-        of_down = self._down.gradients(gated * kept.up, [dy])
-        at_down = self._down.at_input([dy])
+        low = self._down.at_low([dy])
+        of_down = self._down.gradients(gated * kept.up, [dy], low)
+        at_down = self._down.at_input([dy], low)
         at_up = gated.mul_(at_down)
         at_gate = torch.ops.aten.silu_backward(at_down.mul_(kept.up), kept.gate)
-        of_gate_up = self._gate_up.gradients(self._mlp_norm(kept.middle), [at_gate, at_up])
-        at_middle = self._mlp_norm.vjp(kept.middle, self._gate_up.at_input([at_gate, at_up])).add_(dy)
+        errors = [at_gate, at_up]
+        low = self._gate_up.at_low(errors)
+        of_gate_up = self._gate_up.gradients(self._mlp_norm(kept.middle), errors, low)
+        at_middle = self._mlp_norm.vjp(kept.middle, self._gate_up.at_input(errors, low)).add_(dy)
         at_x, of_attention = self._attention_vjp(x, call, kept, at_middle)
         return at_x.add_(at_middle).view(x.shape), [*of_attention, *of_gate_up, *of_down]
 
@@ -121,11 +124,12 @@ class LlamaLayer:
         self, x: torch.Tensor, call: LayerCall, kept: Activations, at_middle: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         rows = x.reshape(-1, x.shape[-1])
-        at_attended = self._out.at_input([at_middle])
+        low = self._out.at_low([at_middle])
+        at_attended = self._out.at_input([at_middle], low)
         q, k, v = self._heads(kept.query, kept.key, kept.value, x.shape, call)
         heads = at_attended.view(*x.shape[:2], -1, self._size)
         at_q, at_k, at_v, attended = attend_vjp(q, k, v, *self._visible(call), heads)
-        of_out = self._out.gradients(attended.view(len(rows), -1), [at_middle])
+        of_out = self._out.gradients(attended.view(len(rows), -1), [at_middle], low)
         cos, sin = _rotation(call)
         at_query = _rotated(at_q.transpose(1, 2), cos, -sin)
         at_key = _rotated(at_k.transpose(1, 2), cos, -sin)
@@ -133,8 +137,9 @@ class LlamaLayer:
             at_query = self._query_norm.vjp(kept.query.view(at_query.shape), at_query)
             at_key = self._key_norm.vjp(kept.key.view(at_key.shape), at_key)
         errors = [e.reshape(len(rows), -1) for e in (at_query, at_key, at_v.transpose(1, 2))]
-        of_qkv = self._qkv.gradients(self._norm(rows), errors)
-        return self._norm.vjp(rows, self._qkv.at_input(errors)), [*of_qkv, *of_out]
+        low = self._qkv.at_low(errors)
+        of_qkv = self._qkv.gradients(self._norm(rows), errors, low)
+        return self._norm.vjp(rows, self._qkv.at_input(errors, low)), [*of_qkv, *of_out]
 
     def _heads(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: torch.Size, call: LayerCall
@@ -179,23 +184,23 @@ class _Maps:
                 y.addmm_(low, b.t())
         return outputs
 
-    def at_input(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The maps' errors, (positions, out) each -> the error at their input, (positions, in)."""
+    def at_low(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The maps' errors, (positions, out) each -> those behind A, (positions, rank of all maps)."""
+        return torch.cat([error @ b for error, b in zip(errors, self._b, strict=True)], 1)
+
+    def at_input(self, errors: Sequence[torch.Tensor], at_low: torch.Tensor) -> torch.Tensor:
+        """The maps' errors, and those behind A -> the error at their input, (positions, in)."""
         x = self.linears[0].product_with_transposed(errors[0])
         for linear, error in zip(self.linears[1:], errors[1:], strict=True):
             linear.product_with_transposed(error, into=x)
-        return x if self._merged else x.addmm_(self._at_low(errors), self._a)
+        return x if self._merged else x.addmm_(at_low, self._a)
 
-    def gradients(self, x: torch.Tensor, errors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def gradients(self, x: torch.Tensor, errors: Sequence[torch.Tensor], at_low: torch.Tensor) -> list[torch.Tensor]:
         """The gradients of A and of s B, map by map."""
-        of_a = (self._at_low(errors).t() @ x).split(self._ranks)
+        of_a = (at_low.t() @ x).split(self._ranks)
         low = (x @ self._a.t()).split(self._ranks, 1)
         of_b = (error.t() @ its for error, its in zip(errors, low, strict=True))
         return [gradient for both in zip(of_a, of_b, strict=True) for gradient in both]
-
-    def _at_low(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(positions, rank of all maps): the errors behind A."""
-        return torch.cat([error @ b for error, b in zip(errors, self._b, strict=True)], 1)
 
 
 class _Norm:

@@ -97,9 +97,10 @@ def verify(
     table = Table.grid(padding=(0, 2))
     for check in checks:
         table.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
-    damaged = dict.fromkeys(check.name.split()[0] for check in checks if check.problem is not None)
-    for kind in damaged.keys() & ADVICE:  # what is set aside says it itself
-        table.add_row("", "what to do", ADVICE[kind])
+    damaged = {check.name.split()[0] for check in checks if check.problem is not None}
+    for kind, advice in ADVICE.items():
+        if kind in damaged:
+            table.add_row("", "what to do", advice)
     sound = all(check.problem is None for check in checks)
     show(options, {"ok": sound, "checks": [asdict(check) for check in checks]}, table)
     raise typer.Exit(0 if sound else EXIT_ERROR)
