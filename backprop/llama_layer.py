@@ -80,22 +80,24 @@ class LlamaLayer:
             maps.load()
 
     def forward(self, x: torch.Tensor, call: LayerCall, keep: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-        """(blocks, tokens, width) -> the same. Copies the activations to `keep`, if that is given."""
-        found = self._activations(x, call)
+        """(blocks, tokens, width) -> the same. Leaves the activations in `keep`, if that is given."""
+        direct = keep if keep and keep[0].dtype == x.dtype else [None] * len(self.widths)
+        found = self._activations(x, call, direct)
         for slot, activation in zip(keep, found, strict=bool(keep)):
-            slot.copy_(activation)
-        (y,) = self._down(F.silu(found.gate).mul_(found.up))
+            if slot is not activation:
+                slot.copy_(activation)
+        (y,) = self._down(F.silu(found.gate).mul_(found.up), [None])
         return y.add_(found.middle).view(x.shape)
 
-    def _activations(self, x: torch.Tensor, call: LayerCall) -> Activations:
-        """All but the last product."""
+    def _activations(self, x: torch.Tensor, call: LayerCall, into: Sequence[torch.Tensor | None]) -> Activations:
+        """All but the last product. into: tensors of the activations to come, or None."""
         rows = x.reshape(-1, x.shape[-1])
-        query, key, value = self._qkv(self._norm(rows))
+        query, key, value = self._qkv(self._norm(rows), into[:3])
         q, k, v = self._heads(query, key, value, x.shape, call)
         attended = attend(q, k, v, *self._visible(call))
-        (middle,) = self._out(attended.view(len(rows), -1))
+        (middle,) = self._out(attended.view(len(rows), -1), into[3:4])
         middle.add_(rows)
-        gate, up = self._gate_up(self._mlp_norm(middle))
+        gate, up = self._gate_up(self._mlp_norm(middle), into[4:])
         return Activations(query, key, value, middle, gate, up)
 
     def vjp(
@@ -105,7 +107,8 @@ class LlamaLayer:
 
         kept: the layer's activations; they are computed again if there are none.
         """
-        kept = Activations(*(tensor.to(x.dtype) for tensor in kept)) if kept else self._activations(x, call)
+        made = [tensor.to(x.dtype) for tensor in kept] or self._activations(x, call, [None] * len(self.widths))
+        kept = Activations(*made)
         dy = error.reshape(-1, error.shape[-1])
         gated = F.silu(kept.gate)
         low = self._down.at_low([dy])
@@ -176,9 +179,9 @@ class _Maps:
             for linear, a, b in zip(self.linears, self._a.split(self._ranks), self._b, strict=True):
                 context.dense.of(linear.weights.weight, context.dtype).addmm_(b, a)
 
-    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(positions, in) -> (positions, out) of each map."""
-        outputs = [linear.product(x) for linear in self.linears]
+    def __call__(self, x: torch.Tensor, into: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        """(positions, in) -> (positions, out) of each map. into: their tensors, or None."""
+        outputs = [linear.product(x, slot) for linear, slot in zip(self.linears, into, strict=True)]
         if not self._merged:
             for y, low, b in zip(outputs, (x @ self._a.t()).split(self._ranks, 1), self._b, strict=True):
                 y.addmm_(low, b.t())

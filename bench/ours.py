@@ -64,13 +64,14 @@ def load_model(folder: Path, replicas: int = 1) -> LanguageModel:
     return LanguageModel(open_model_folder(folder), release_pages=True, replicas=replicas)
 
 
-def planned(folder: Path, *, mode: str, batch: int, tokens: int) -> Planned:
+def planned(folder: Path, *, mode: str, batch: int, tokens: int, memory_bytes: int | None = None) -> Planned:
     """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs.
 
-    mode: see MODES.
+    mode: see MODES. memory_bytes: in place of the default limit.
     """
     requested = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
-    limit = {"memory_bytes": _ENOUGH_BYTES} if mode == "full" else {}
+    memory_bytes = _ENOUGH_BYTES if mode == "full" else memory_bytes
+    limit = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
     step = {"batch": batch, "probes": CHEAP_PROBES[0] if mode == "directions" else 1, "block_tokens": tokens}
     settings = TrainingSettings.model_validate({**requested, **step, **limit})
     return plan_job(open_model_folder(folder), settings, steps=1)
@@ -111,15 +112,17 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Bat
     )
 
 
-def prepare_step(folder: Path, *, mode: str, batch: int, tokens: int) -> Callable[[], float]:
+def prepare_step(
+    folder: Path, *, mode: str, batch: int, tokens: int, memory_bytes: int | None = None
+) -> Callable[[], float]:
     """Open the model and return what does one whole step each time it is called, and returns the loss.
 
     A whole step: the forward passes on `batch` texts of `tokens` tokens, and the update, with the settings that
     the worker has by default. A causal model learns random token ids, its loss over every token; a masked model
     learns labelled texts, each of `tokens` tokens with one mask, its loss over two label words' rows.
-    mode: see MODES.
+    mode and memory_bytes: see `planned`.
     """
-    plan = planned(folder, mode=mode, batch=batch, tokens=tokens).plan
+    plan = planned(folder, mode=mode, batch=batch, tokens=tokens, memory_bytes=memory_bytes).plan
     model = load_model(folder, plan.replicas)
     blocks = random_blocks(model, batch, tokens)
     method: Method
@@ -266,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step.add_argument("--batch", type=int, required=True)
     step.add_argument("--tokens", type=int, required=True)
     step.add_argument("--steps", type=int, default=1)
+    step.add_argument("--memory-mb", type=int, help="training.memory_bytes in MB, in place of the default")
     step.add_argument("--turns", action="store_true", help="a step for each line of stdin")
     load = commands.add_parser("load", help="load a model, ready to run")
     for command in (step, load):
@@ -288,6 +292,7 @@ def _load(options: argparse.Namespace) -> dict[str, object]:
 
 def _steps(options: argparse.Namespace) -> dict[str, object]:
     work = {"mode": options.mode, "batch": options.batch, "tokens": options.tokens}
+    work["memory_bytes"] = options.memory_mb * 10**6 if options.memory_mb else None
     plan = planned(options.folder, **work)
     # What the libraries take is measured here, as it is for the worker when a model is imported.
     libraries = memory_of()
@@ -301,6 +306,7 @@ def _steps(options: argparse.Namespace) -> dict[str, object]:
         seconds.append(time.perf_counter() - started)
     return {
         "tokens": plan.plan.block_tokens,  # the plan may have shortened the texts
+        "kept_layers": plan.plan.kept_layers,
         "predicted_bytes": predicted,
         "seconds": seconds,
         "loss": loss,

@@ -2,12 +2,12 @@
 
 A model that was calibrated computes, like ours, in the dtype that is fastest here, or in the one that is named.
 
-python -m bench.peers {forward,textbook,lora,adam,int8} (--shape SHAPE | --folder DIR) --batch N --tokens N
+python -m bench.peers {forward,textbook,lora,adam,chunks,int8} (--shape SHAPE | --folder DIR) --batch N --tokens N
 
 runs steps of one peer in this process and prints one line of JSON, or takes turns (--turns: see bench.turns). A causal
 model learns to continue the text, its loss over every token. A RoBERTa gets a head of two classes, as people who
 fine-tune it on labelled text do; that is its best: the whole logits over the vocabulary would cost it gigabytes.
-`int8` is for causal shapes.
+`chunks` and `int8` are for causal models.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def adam_step(model: Any, batch: Batch, micro_batch: int) -> Step:
     return _descent(model, batch, micro_batch)
 
 
-def int8_step(model: Any, batch: Batch, micro_batch: int) -> Step:
-    """The same as `lora_step` with frozen maps in int8 and the loss in chunks; see bench.int8."""
+def chunks_step(model: Any, batch: Batch, micro_batch: int) -> Step:
+    """The same as `lora_step` with the loss in chunks. With frozen maps in int8 (bench.int8) it is the peer `int8`."""
     from bench.learn.peers import Peer
     from pocketllm.engine.data.batches import Batch as Blocks
     from pocketllm.engine.streamed.loss import IGNORE_INDEX
@@ -153,7 +153,8 @@ PEERS: dict[str, Callable[[Any, Batch, int], Step]] = {
     "textbook": textbook_step,
     "lora": lora_step,
     "adam": adam_step,
-    "int8": int8_step,
+    "chunks": chunks_step,
+    "int8": chunks_step,
 }
 
 

@@ -135,16 +135,6 @@ class TrainingSettings(_Section):
         description="Anonymous memory of the worker beyond its libraries, at most; the kernel enforces it.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_old_names(cls, values: Any) -> Any:
-        """Until 0.2: files and stored jobs may have the method that exact replaced, and a setting of it."""
-        if isinstance(values, dict):
-            values = {name: value for name, value in values.items() if name != "trunk_bytes"}
-            if values.get("method") == "guided":
-                values["method"] = "exact"
-        return values
-
     @model_validator(mode="after")
     def _micro_batch_in_batch(self) -> "TrainingSettings":
         if self.micro_batch is not None and self.batch is not None and self.micro_batch > self.batch:

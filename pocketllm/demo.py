@@ -28,6 +28,8 @@ MARKER = ".pocketllm-demo"
 FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
 SERVE = (sys.executable, "-m", "pocketllm", "serve")
 DEFAULT_STEPS = 60
+# Few blocks a step, and a held-out loss that is seen to fall: a first try should not take long.
+SETTINGS = {"TRAINING__BATCH": "4", "TRAINING__MEASURE_EVERY": "10"}
 STALL_SECONDS = 90.0  # a job that waits for longer than this ends the demo
 
 # Prompts in the style of the sample notes, which do not contain them.
@@ -63,7 +65,7 @@ def run_demo(
     console.print("1. The model", style="bold")
     model = install(data_dir / "models", console)
     console.print("2. The daemon", style="bold")
-    with running_daemon(data_dir, [*serve_command, "--model", model]) as client:
+    with running_daemon(data_dir, [*serve_command, "--model", model], settings=SETTINGS) as client:
         console.print(
             f"It runs at {client.target.url} and writes its log to {data_dir / 'daemon.log'}.", soft_wrap=True
         )

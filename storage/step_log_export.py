@@ -70,9 +70,7 @@ def export_step_log(job: "Job", encoded: bytes, *, base_sha256: str | None = Non
 def read_export(data: bytes) -> StepLogExport:
     """Read what `export_step_log` returned. Raises ValueError, whose message is a sentence, for invalid data."""
     if not data.startswith(MAGIC):
-        raise ValueError(
-            "This is not an exported step log, or it is damaged. `pocketllm steps JOB --export` writes one."
-        )
+        raise ValueError("This is not an exported step log, or it is damaged. `pocketllm steps JOB FILE` writes one.")
     line, newline, rest = data[len(MAGIC) :].partition(b"\n")
     checksum, encoded = rest[:_CHECKSUM_BYTES], rest[_CHECKSUM_BYTES:]
     if not newline or checksum != _checksum(line + newline, encoded):

@@ -62,7 +62,7 @@ def request_job(
 ) -> JobOut:
     """Request a job. It starts within seconds if the conditions allow it; otherwise `reasons` says why it waits.
 
-    Without particular wishes, an open job on new text goes on instead, if there is one, also one that was paused.
+    A request without parameters continues the open job on new text, if there is one, even a paused one.
     A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
     do.
     """
@@ -197,7 +197,7 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     """What a job has learned: the verdict, the loss curve, the words whose probability rose most, both models'
     completions of held-out text, and how much of the taught text comes out word for word.
 
-    409 while the job is open, or its report is being made; 404 when it has no report.
+    409 while the job is open, or its report is being made, and when it has ended without one.
     """
     store = services.store
     report = store.reports.of(store.jobs.get(job_id))
@@ -209,7 +209,6 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
 OCTETS = "application/octet-stream"
 
 
-@router.get("/jobs/{job_id}/journal", response_class=Response, deprecated=True)
 @router.get(
     "/jobs/{job_id}/steps",
     response_class=Response,

@@ -14,7 +14,6 @@ from pocketllm.storage.tables import RunWindow
 router = APIRouter(tags=["jobs"])
 
 
-@router.get("/ledger", deprecated=True)
 @router.get("/runs")
 def runs(services: ServicesDep, days: Annotated[int, Query(ge=1, le=366, description="How far back.")] = 7) -> RunsOut:
     """When workers ran, and what they used."""

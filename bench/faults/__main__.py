@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -37,8 +36,8 @@ LIMITS = {
 }
 
 
-def measured(name: str, case: Case, model: Path, scratch: Path) -> tuple[int, bool, str]:
-    """Texts lost, whether it recovered, and what the owner saw. Raises CannotInject."""
+def measured(name: str, case: Case, model: Path, scratch: Path) -> tuple[int, str, str]:
+    """Texts lost, what kept it from recovering ("" where it did), and what the owner saw. Raises CannotInject."""
     with disk(case.disk, scratch / name) as place:
         world = World(folder=place / "data", model=model, port=free_port(), method="exact")
         try:
@@ -49,26 +48,30 @@ def measured(name: str, case: Case, model: Path, scratch: Path) -> tuple[int, bo
             world.ask_for_job()
             until(lambda: world.call("GET", "/status")["worker"]["pid"], "a worker")
             saw = case.inject(world)
-            recovered = _recovers(world)
+            problem = _unrecovered(world)
             there = {row[0] for row in world.query("SELECT text FROM text WHERE source = 'faults'")}
-            return len(set(world.acknowledged) - there), recovered, saw
+            return len(set(world.acknowledged) - there), problem, saw
         finally:
             world.stop()
 
 
-def _recovers(world: World) -> bool:
-    """Whether a job succeeds and text is generated, without help."""
-    ends = time.monotonic() + _RECOVERY_SECONDS
+def _unrecovered(world: World) -> str:
+    """Why no job succeeds, or no text is generated, without help; "" where both do."""
+    ends, problem = time.monotonic() + _RECOVERY_SECONDS, ""
     while time.monotonic() < ends:
-        with suppress(httpx.HTTPError, OSError):
-            if not world.open_jobs():
+        try:
+            if not (waiting := world.open_jobs()):
                 world.ask_for_job()
                 until(lambda: not world.open_jobs(), "the job's end")
                 job = world.call("GET", "/jobs?limit=1")["data"][0]
                 text = world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4})
-                return bool(job["state"] == "succeeded" and text["completion_tokens"] > 0)
+                done = job["state"] == "succeeded" and text["completion_tokens"] > 0
+                return "" if done else f"job {job['state']}, {text['completion_tokens']} tokens generated"
+            problem = f"{waiting[0]['id']} is {waiting[0]['state']}: {'; '.join(waiting[0]['reasons'])}"
+        except (httpx.HTTPError, OSError) as error:
+            problem = repr(error)
         time.sleep(0.5)
-    return False
+    return problem
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,14 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             progress(f"{name.replace('_', ' ')} ...")
             try:
-                lost, recovered, saw = measured(name, case, model, Path(scratch))
+                lost, problem, saw = measured(name, case, model, Path(scratch))
             except CannotInject as error:
                 progress(f"not measured: {error}")
                 continue
-            values[f"lost_{name}"], values[f"recovered_{name}"] = float(lost), float(recovered)
+            values[f"lost_{name}"], values[f"recovered_{name}"] = float(lost), float(not problem)
             saw = re.sub(r"/\S*/", "", saw)  # where files are is this machine's own
-            raw[name] = {"saw": saw}
-            rows.append([name.replace("_", " "), str(lost), "yes" if recovered else "no", saw[:300]])
+            raw[name] = {"saw": saw, "problem": problem}
+            rows.append([name.replace("_", " "), str(lost), f"no: {problem}" if problem else "yes", saw[:300]])
     shown = table("Faults", ["fault", "lost", "recovered", "what the owner saw"], rows)
     return finish("faults", [shown], values=values, limits=LIMITS, raw=raw, options=options)
 

@@ -30,7 +30,8 @@ from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.generate.streaming_text import stop_ids_of
-from pocketllm.engine.planning.memory_model import EXACT_PASSES
+from pocketllm.engine.planning.memory_model import exact_passes
+from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Tokens of an answer, at most.
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     training, validation = split((division.training,))
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
     method = exact_method(model, plan, seed=options.seed, samples=samples)
+    points = exact_passes(read_shapes(model.folder), plan)
     with tempfile.TemporaryDirectory() as folder:
         curve = Curve(1e9, lambda: 0.0)  # only counts the steps
         stopping = train(
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 remaining=lambda step: 1 - (step - 1) / options.steps,
                 validation_loss=lambda: model.mean_loss(validation),
                 validated_on="",
-                check_every=validation_interval(training, validation, batch=batch, points=EXACT_PASSES),
+                check_every=validation_interval(training, validation, batch=batch, points=points),
                 measure=lambda _step: None,
                 measure_every=options.steps,
                 clock=time.monotonic,

@@ -35,7 +35,8 @@ from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.activation_pca import adapter_along_activations
-from pocketllm.engine.planning.memory_model import EXACT_PASSES, JobPlan, points_of
+from pocketllm.engine.planning.memory_model import JobPlan, exact_passes, points_of
+from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan
 
@@ -150,7 +151,8 @@ def teach_exact(
     """Learn by exact gradients, with samples of the base model as the worker has them; the model keeps the adapter."""
     method = exact_method(model, plan, seed=seed, samples=samples)
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
-    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=EXACT_PASSES)
+    points = exact_passes(read_shapes(model.folder), plan)
+    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=points)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from bench.shapes import SMOLLM2
 #: Values of `Row.method`.
 OURS, EXACT = "MeZO, ours", "exact, ours"
 FORWARD, TEXTBOOK, BACKPROP, ADAM = "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
-INT8 = "LoRA, exact, loss in chunks"
+CHUNKS = "LoRA, exact, loss in chunks"
 #: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
 _TINY = {
     "opt-1.3b": "opt-tiny",
@@ -36,6 +36,7 @@ class Row:
     batch: int = 8
     tokens: int = 128
     steps: int = 1
+    memory_mb: int | None = None  #: training.memory_bytes, if it is not the default
     micro_batch: int | None = None  #: texts at a time
     checkpointing: bool = False
     paper_gb: float | None = None  #: the paper's figure for the same task
@@ -51,17 +52,24 @@ class Row:
     def label(self) -> str:
         """For people."""
         extras = [f"micro-batch {self.micro_batch}"] if self.micro_batch else []
+        extras += [f"within {self.memory_mb} MB"] if self.memory_mb else []
         extras += ["checkpointing"] if self.checkpointing else []
         mode = f" {self.mode}" if self.method == OURS else ""
         return ", ".join([f"{self.shape} {self.method}{mode} {self.dtype}", *extras])
 
     def command(self, folder: Path | None, cap_gb: float) -> list[str]:
-        """The command line that runs it; `folder` is the model folder of one of ours, `cap_gb` stops a peer."""
+        """The command line that runs it.
+
+        folder: the model's, of ours and of what a peer cannot make from its shape. cap_gb: stops a peer.
+        """
         work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
         if self.ours:
+            work += ["--memory-mb", str(self.memory_mb)] if self.memory_mb else []
             return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]
-        peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam", INT8: "int8"}[self.method]
-        command = [sys.executable, "-m", "bench.peers", peer, "--shape", self.shape, *work, "--cap-gb", f"{cap_gb:.3f}"]
+        chunks = "int8" if self.dtype == "int8" else "chunks"
+        peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam", CHUNKS: chunks}[self.method]
+        source = ["--shape", self.shape] if folder is None else ["--folder", str(folder)]
+        command = [sys.executable, "-m", "bench.peers", peer, *source, *work, "--cap-gb", f"{cap_gb:.3f}"]
         if self.micro_batch:
             command += ["--micro-batch", str(self.micro_batch)]
         return [*command, "--checkpointing"] if self.checkpointing else command
@@ -79,12 +87,16 @@ def _exact(key: str, shape: str, *, paper_gb: float | None = None, **settings: o
 #: Figures of arXiv 2407.01031, in GB: the only typed-in ones.
 _PAPER_OPT, _PAPER_ROBERTA = 6.5, 4.0
 
+#: Of a worker that keeps some layers' activations, not all.
+_SMALL_MB = 250
+
 OUR_ROWS: Sequence[Row] = (
     _ours("opt13_lora_bs8", "opt-1.3b", paper_gb=_PAPER_OPT, under_limit=True, search_limit=True),
     _ours("opt13_lora_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
     _exact("opt13_exact_bs8", "opt-1.3b", paper_gb=_PAPER_OPT, under_limit=True),
     _exact("opt13_exact_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
     _exact("smollm2_exact", SMOLLM2, dtype="bfloat16", tokens=64),
+    _exact("smollm2_exact_small", SMOLLM2, dtype="bfloat16", tokens=64, memory_mb=_SMALL_MB),
     # As the worker runs MeZO by default: 15 directions that share four blocks.
     _ours("smollm2_directions", SMOLLM2, paper_gb=None, dtype="bfloat16", mode="directions", batch=4, tokens=64),
     # All four batch sizes are in the plot.
@@ -95,7 +107,7 @@ OUR_ROWS: Sequence[Row] = (
 )
 
 _INT8_BS8 = Row(
-    key="opt13_int8_bs8", method=INT8, shape="opt-1.3b", dtype="int8", mode="lora", checkpointing=True, steps=2
+    key="opt13_int8_bs8", method=CHUNKS, shape="opt-1.3b", dtype="int8", mode="lora", checkpointing=True, steps=2
 )
 _OPT_PEERS: Sequence[Row] = (
     Row(key="opt13_forward_bs8", method=FORWARD, shape="opt-1.3b"),
@@ -134,7 +146,9 @@ _PLOT_PEERS: Sequence[Row] = tuple(
         ),
     )
 )
-PEER_ROWS: Sequence[Row] = (*_OPT_PEERS, *_PLOT_PEERS)
+#: The fastest of bench.step.
+_SMOLLM2_PEER = Row(key="smollm2_peer", method=CHUNKS, shape=SMOLLM2, mode="lora", tokens=64, steps=2)
+PEER_ROWS: Sequence[Row] = (*_OPT_PEERS, _SMOLLM2_PEER, *_PLOT_PEERS)
 
 
 def chosen(patterns: Sequence[str] | None, *, skip_peers: bool, quick: bool) -> list[Row]:
@@ -155,5 +169,11 @@ def _shrunk(row: Row) -> Row:
     micro_batch = 2 if row.micro_batch else None
     batch = max(2, row.batch // 4)
     return replace(
-        row, shape=_TINY[row.shape], batch=batch, tokens=_QUICK_TOKENS, micro_batch=micro_batch, paper_gb=None
+        row,
+        shape=_TINY[row.shape],
+        batch=batch,
+        tokens=_QUICK_TOKENS,
+        memory_mb=None,
+        micro_batch=micro_batch,
+        paper_gb=None,
     )

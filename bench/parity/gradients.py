@@ -1,4 +1,4 @@
-"""Exact gradients as the worker takes them, against transformers' autograd in fp32 on the same blocks."""
+"""Exact gradients as the worker takes them, all activations kept, against transformers' autograd in fp32."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import torch
 import torch.nn.functional as F
 
 from bench import peers
-from bench.ours import load_model
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import fresh_adapter
 from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.model import LanguageModel
 
 _RANK, _SEED = 8, 0
 #: Of B, which is zero in a fresh adapter and would leave A without a gradient.
 _DEVIATION = 2e-3
 
 
-def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """The least cosine, over A and B of all maps, between ours in the model's own dtype and autograd's in fp32.
+def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> float:
+    """The least cosine, over A and B of all maps, between ours in this compute dtype and autograd's in fp32.
 
     inputs, targets: (blocks, tokens) int64.
     """
     blocks = Batch(inputs=inputs, targets=targets)
-    model, found = load_model(folder), Gradients()
+    model, found = LanguageModel(open_model_folder(folder), dtype=dtype, release_pages=True), Gradients()
     adapter = fresh_adapter(model, rank=_RANK, seed=_SEED)
     generator = torch.Generator().manual_seed(_SEED)
     for b in adapter.b.values():
         b.normal_(0, _DEVIATION, generator=generator)
     model.set_parameters(adapter)
-    size = PassSize(stored=inputs.numel(), micro_batch=inputs.numel())
+    size = PassSize(stored=inputs.numel(), micro_batch=inputs.numel(), kept=model.stack.count)
     LayerwiseGradients(model, adapter, size)([(blocks, 1.0)], found.update)
     expected = _autograd(folder, adapter, blocks)
     pairs = [pair for path in expected for pair in zip(found[path], expected[path], strict=True)]

@@ -26,8 +26,9 @@ LIMITS = {
     "lora_over_textbook": Limit(at_most=0.4),
     "lora_over_autograd": Limit(at_most=0.7),
     "full_over_two_forwards": Limit(at_most=1.25),
-    "exact_over_floor": Limit(at_most=1.6),
-    "exact_over_autograd": Limit(at_most=0.8),
+    "exact_over_floor": Limit(at_most=1.5),
+    "exact_over_autograd": Limit(at_most=1.0),
+    "exact_over_checkpointed": Limit(at_most=0.75),
     "load_s": Limit(at_most=2),
 }
 #: Contenders.
@@ -35,6 +36,7 @@ LORA, DIRECTIONS, FULL, EXACT = "MeZO", "MeZO, 15 directions", "MeZO, all parame
 FORWARDS, TEXTBOOK, FLOOR = "two plain forwards", "textbook MeZO", "floor of one pass"
 #: Of one kind: the fastest counts.
 AUTOGRAD = ("autograd, peft", "autograd", "autograd, chunks")
+CHECKPOINTED = ("autograd, peft, checkpointing", "autograd, chunks, checkpointing")
 #: The same as the weights are stored, where ours compute in fp32.
 STORED = "autograd, chunks, bfloat16"
 #: MeZO's 15 directions share the loss at theta and four blocks; one direction has two sides, on eight blocks.
@@ -49,9 +51,10 @@ _RATIOS: Mapping[str, tuple[str, Sequence[str], float]] = {
     "directions_over_autograd": (DIRECTIONS, AUTOGRAD, 1),
     "directions_over_floor": (DIRECTIONS, [FLOOR], DIRECTIONS_POINTS * DIRECTIONS_BATCH / 8),
     "full_over_two_forwards": (FULL, [FORWARDS], 1),
-    # Forward, once more with a graph, and the products of the errors: the weights themselves have no gradient.
-    "exact_over_floor": (EXACT, [FLOOR], 3),
+    # Forward, and the products of the errors: the weights themselves have no gradient.
+    "exact_over_floor": (EXACT, [FLOOR], 2),
     "exact_over_autograd": (EXACT, (*AUTOGRAD, STORED), 1),
+    "exact_over_checkpointed": (EXACT, CHECKPOINTED, 1),
     "exact_over_autograd_bfloat16": (EXACT, [STORED], 1),
 }
 _CAPTION = (
@@ -59,9 +62,10 @@ _CAPTION = (
     "process of its own; ours with the settings of the daemon's children, peers without. All compute in the dtype that "
     "calibration found fastest on this machine, unless another one is named. Peers: transformers, the loss from "
     "labels; autograd: LoRA of rank 8 on all linear maps of the layers and AdamW, by peft, or as in bench.learn, with "
-    "the loss of all logits or in chunks; no checkpointing, which would be slower. The floor: the matrix products of a "
-    "forward pass of {batch} texts at the best rate that a product of these sizes reached in the round. MeZO's step "
-    "counts two passes, the exact one three, and that of 15 directions, with 16 points on half as many texts, eight."
+    "the loss of all logits or in chunks; checkpointing: activations are computed again. The floor: the matrix "
+    "products of a forward pass of {batch} texts at the best rate that a product of these sizes reached in the round. "
+    "MeZO's step and the exact one count two passes, that of 15 directions, with 16 points on half as many texts, "
+    "eight."
 )
 _LOADS = 3
 
@@ -95,6 +99,8 @@ def contenders(
         AUTOGRAD[1]: peer("bench.learn.peers", *learning),
         AUTOGRAD[2]: peer("bench.learn.peers", *learning, "--chunks"),
         STORED: peer("bench.learn.peers", *learning, "--chunks", "--dtype", "bfloat16"),
+        CHECKPOINTED[0]: peer("bench.peers", "lora", "--turns", "--checkpointing", *length),
+        CHECKPOINTED[1]: peer("bench.learn.peers", *learning, "--chunks", "--checkpointing"),
         FLOOR: peer("bench.step.floor", *length),
     }
 

@@ -82,7 +82,7 @@ def our_logits(model: LanguageModel) -> Callable[[Batch], torch.Tensor]:
     def logits(blocks: Batch) -> torch.Tensor:
         head = model.head.at(None)
         rows = head.gather(torch.tensor(blocks.label_ids)).float()
-        return head.extended(model.hidden(blocks)[blocks.targets >= 0]).float() @ rows.t()
+        return features(model, blocks) @ rows.t()
 
     return logits
 

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -187,10 +186,8 @@ class TrainingRun:
 
     def _plan(self) -> JobPlan:
         """The job's plan, fixed at its first start, so that a resumed run computes the same."""
-        if self.job.plan is not None and self.job.plan.get("method") == "guided":
-            self._begin_anew()
         if self.job.plan is not None:
-            known = {field.name for field in fields(JobPlan)}  # an older version's plan may have more
+            known = {field.name for field in fields(JobPlan)}  # another version's plan may have more
             plan = {name: value for name, value in self.job.plan.items() if name in known}
             return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
         planned = plan_job(self.model_folder, self.settings, steps=self.job.total_steps)
@@ -200,14 +197,6 @@ class TrainingRun:
         predicted = planned.prediction.peak_bytes
         self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=predicted)
         return planned.plan
-
-    def _begin_anew(self) -> None:
-        """Delete the run of a job that was paused while it used a method that no longer exists."""
-        self._say("began anew", "the method guided is gone: the job starts again with exact gradients")
-        self.store.step_log.forget_run(self.job.id)
-        self.job = self.store.jobs.get(self.job.id)
-        shutil.rmtree(self.folder.start(self.job.id), ignore_errors=True)
-        shutil.rmtree(self.folder.run(self.job.id), ignore_errors=True)
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
@@ -253,11 +242,7 @@ class TrainingRun:
         if self.job.parent is None:
             return None
         adapter = load_adapter(self.folder.adapter(self.job.parent))
-        if self.plan.method == "exact":
-            fits = list(adapter.a) == adapted_paths(self.model)
-        else:
-            fits = self.model.head_path not in adapter.a
-        if fits:
+        if self.plan.method == "mezo" or list(adapter.a) == adapted_paths(self.model):
             return adapter
         self._say("began anew", f"{self.job.parent} adapts other linear maps than {self.plan.method} does")
         self.job = self.store.jobs.set_parent(self.job.id, None)

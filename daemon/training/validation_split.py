@@ -10,7 +10,7 @@ from pocketllm.engine.data.batches import Batch, Batches
 #: targets together, but at most one in 5.
 ONE_IN, MAX_BLOCKS, MIN_TARGETS, MAX_ONE_IN = 12, 24, 256, 5
 #: The longest time of a check, as a part of the steps between two checks; and the fewest steps between them.
-CHECK_SHARE, MIN_INTERVAL = 0.08, 10
+CHECK_SHARE, MIN_INTERVAL = 0.05, 10
 
 
 def split(buckets: Batches) -> tuple[Batches, Batches]:
@@ -41,4 +41,4 @@ def validation_interval(training: Batches, validation: Batches, *, batch: int, p
     batches = sum(ceil(len(blocks) / batch) for blocks in training)
     a_step = points * sum(blocks.inputs.numel() for blocks in training) / max(1, batches)
     a_check = sum(blocks.inputs.numel() for blocks in validation)
-    return max(MIN_INTERVAL, ceil(a_check / max(1.0, CHECK_SHARE * a_step)))
+    return max(MIN_INTERVAL, ceil(a_check / (CHECK_SHARE * max(1.0, a_step))))

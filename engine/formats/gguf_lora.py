@@ -3,9 +3,6 @@
 A file holds A and B of each map as NAME.weight.lora_a (rank x in) and NAME.weight.lora_b (out x rank), and llama.cpp
 adds alpha / rank * B A: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.cpp. Nothing here imports
 torch: the daemon writes the file while it is asked for, with the adapter's tensors mapped, not read.
-
-Adapters that versions before 0.2 made also adapt the output head. Where that is tied to the embeddings, llama.cpp's
-base files have no tensor for it, and there is no such file.
 """
 
 import json
@@ -30,8 +27,6 @@ from pocketllm.engine.params.lora_folder import (
 
 Numbers = NDArray[np.float32]
 
-#: The tensor of a base file that an adapter of the output head goes with, without its suffix.
-HEAD = "output"
 _PAIRED = ("attn_q", "attn_k")
 
 
@@ -126,33 +121,20 @@ class _Source:
         return found
 
     def check(self, folder: Path) -> None:
-        """Raise AdapterError if a factor is missing, is no matrix of fp32, or does not fit the model's weight.
-
-        Raises CannotExport if it adapts an output head that the model has no weights for but its embeddings.
-        """
+        """Raise AdapterError if a factor is missing, is no matrix of fp32, or does not fit the model's weight."""
         for path in self.config.paths:
             a, b = self.tensors.get(name_of_a(path)), self.tensors.get(name_of_b(path))
             if a is None or b is None or {a.dtype, b.dtype} != {"float32"} or (len(a.shape), len(b.shape)) != (2, 2):
                 raise AdapterError(f"The adapter in {folder} does not hold {path} as it should. Train a new one.")
             weight = self.of_model.get(f"{path}.weight")
-            if a.shape[0] != b.shape[1] or (weight.shape[0] if weight else b.shape[0]) != b.shape[0]:
-                raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
-            if weight is None and self.names[path] == HEAD:
-                raise CannotExport(
-                    f"{folder.name} adapts the output head, which the model shares with its embeddings, and llama.cpp "
-                    "has no tensor for that. Export it as PEFT, or train a new one."
-                )
             if weight is None:
                 raise AdapterError(f"The adapter in {folder} names {path}, which the model lacks. Train a new one.")
+            if (a.shape[0], b.shape) != (self.config.rank, (weight.shape[0], self.config.rank)):
+                raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
 
     def a(self, path: str) -> Numbers:
-        """(rank, in), at llama.cpp's scale; mapped where that is ours."""
-        a = self._mapped(name_of_a(path))
-        if (rank := a.shape[0]) != self.config.rank:
-            # All our maps have one scaling; llama.cpp divides the one alpha by each map's own rank. Of the head's
-            # factors this is by far the smaller one.
-            a = a * np.float32(rank / self.config.rank)
-        return a
+        """(rank, in), mapped."""
+        return self._mapped(name_of_a(path))
 
     def b(self, path: str) -> Numbers:
         """(out, rank), with its rows in llama.cpp's order; mapped where that is ours."""

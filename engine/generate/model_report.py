@@ -243,7 +243,7 @@ def _recalled(model: LanguageModel, blocks: Batch, logit_bytes: int, eos: int) -
 def _logits(model: LanguageModel, blocks: Batch, positions: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
     """Yield the logits at these positions, some of them at a time, each valid until the next."""
     head = model.head.at(None)
-    hidden = head.extended(model.hidden(blocks)[positions])
+    hidden = model.hidden(blocks)[positions]
     dtype = accurate(hidden)
     size = max(1, logit_bytes // (dtype.itemsize * head.vocabulary))
     space = torch.empty(min(size, len(hidden)), head.vocabulary, dtype=dtype)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pocketllm.engine.params.perturbation import Perturbation
-from pocketllm.engine.streamed.modules import ForwardContext, LoRABranch, StreamedWeight
+from pocketllm.engine.streamed.modules import ForwardContext, StreamedWeight
 from pocketllm.engine.streamed.weights import Scratch, Weight
 
 #: The head's output in place of logits. If the model returns another number, it scales or caps its logits.
@@ -19,14 +19,12 @@ class StreamedHead(nn.Module):
         self._context = context
         self.weights = StreamedWeight(weight, context)
         self.biases = None if bias is None else StreamedWeight(bias, context)
-        self.lora: LoRABranch | None = None
-        self.extended_rows = Scratch()
         self.input: torch.Tensor | None = None
 
     @property
     def is_perturbed(self) -> bool:
         """Whether its rows depend on the perturbation."""
-        return self.weights.number is not None or self.lora is not None
+        return self.weights.number is not None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Store hidden (batch, tokens, width) in `input`; return (batch, tokens, 1) of HEAD_MARK."""
@@ -39,30 +37,20 @@ class StreamedHead(nn.Module):
 
 
 class HeadAt:
-    """pocketllm.engine.streamed.loss.Head at one perturbation. With an adapter, it takes `extended` hidden states."""
+    """pocketllm.engine.streamed.loss.Head at one perturbation."""
 
     def __init__(self, head: StreamedHead, context: ForwardContext, perturbation: Perturbation | None) -> None:
         self._trained, self._context, self._perturbation = head.weights, context, perturbation
-        self._lora, self._extended = head.lora, head.extended_rows
         self.vocabulary = head.weights.weight.shape[0]
         self.bias = None if head.biases is None else self._bias(head.biases)
 
-    def extended(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, width) hidden states -> what `rows` multiply: followed by A's output, if there is an adapter."""
-        return hidden if self._lora is None else self._lora.extend(hidden)
-
     def of_token(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """(1, width) hidden state, not extended -> (1, vocabulary) fp32 logits without the bias.
+        """(1, width) hidden state -> (1, vocabulary) fp32 logits without the bias.
 
         None if the rows must be made dense first.
         """
         weight = self._trained.as_stored if self._perturbation is None else None
-        if weight is None:
-            return None
-        products = torch.mm(hidden, weight.t()).float()
-        if self._lora is not None:
-            self._lora.add_to(products, hidden.float())
-        return products
+        return None if weight is None else torch.mm(hidden, weight.t()).float()
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """(stop - start, width) dense rows, valid until the next call."""
@@ -70,9 +58,7 @@ class HeadAt:
         rows = weight.rows(start, stop, self._context.dtype, self._context.scratch)
         if self._context.release and start:
             weight.release_rows(max(0, start - (stop - start)), start)  # the previous call's rows
-        if self._perturbation is not None:
-            rows = self._trained.rows_at(rows, start, self._perturbation)
-        return rows if self._lora is None else self._lora.rows_at(self._perturbation, start, rows, self._extended)
+        return rows if self._perturbation is None else self._trained.rows_at(rows, start, self._perturbation)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """(n,) token ids -> (n, width) dense rows."""
@@ -80,8 +66,6 @@ class HeadAt:
         rows = self._trained.weight.gather(tokens, self._context.dtype, release=self._context.release)
         if self._perturbation is not None:
             rows = self._trained.gathered_at(rows, tokens, self._perturbation)
-        if self._lora is not None:
-            rows = self._lora.gathered_at(self._perturbation, tokens, rows)
         return rows[places]
 
     def _bias(self, trained: StreamedWeight) -> torch.Tensor:

@@ -73,7 +73,7 @@ class LanguageModel:
         self._pool = _threads(replicas) if replicas > 1 else None
         first = self.first_replica = self._replicas[0]
         self.context, self.network, self.head, self.linears = first.context, first.module, first.head, first.linears
-        self.head_path, self.stack = first.head_path, first.stack
+        self.stack = first.stack
         self._by_perturbation = False
 
     def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
@@ -187,7 +187,7 @@ class LanguageModel:
         logits = head.of_token(hidden) if len(hidden) == 1 else None
         if logits is None:
             starts = range(0, head.vocabulary, HEAD_ROWS)
-            states = head.extended(hidden).t()
+            states = hidden.t()
             parts = [head.rows(start, min(start + HEAD_ROWS, head.vocabulary)) @ states for start in starts]
             logits = torch.cat(parts).t().float()
         return logits if head.bias is None else logits + head.bias.float()

@@ -177,34 +177,6 @@ class LoRABranch:
             y[group].addmm_(both, torch.cat((b, z), 1).t(), alpha=self.scaling)
             first = group.stop
 
-    def extend(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, in) -> (n, in + rank): [x, A x]. `rows_at` gives the rows of the adapted map on it."""
-        return torch.cat((x, x @ self.a.t().to(x.dtype)), 1)
-
-    def rows_at(self, perturbation: Perturbation | None, start: int, rows: torch.Tensor, into: Scratch) -> torch.Tensor:
-        """(n, in) dense rows of the map from row `start` on -> (n, in + rank): [rows, scaling * B], B perturbed."""
-        b = self.b[start : start + len(rows)]
-        if perturbation is not None:
-            z = perturbation.direction.rows(self._number, self.b.shape, start, start + len(rows), b.dtype)
-            b = b.add(z, alpha=perturbation.distance)
-        return self._beside(rows, b, into)
-
-    def gathered_at(self, perturbation: Perturbation | None, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The same for rows with these (n,) row numbers."""
-        b = self.b[ids]
-        if perturbation is not None:
-            b = b.add(
-                perturbation.direction.gather(self._number, self.b.shape, ids, b.dtype), alpha=perturbation.distance
-            )
-        return self._beside(rows, b, Scratch())
-
-    def _beside(self, rows: torch.Tensor, b: torch.Tensor, into: Scratch) -> torch.Tensor:
-        width, rank = rows.shape[1], b.shape[1]
-        both = into.take((len(rows), width + rank), rows.dtype)
-        both[:, :width] = rows
-        both[:, width:] = b * self.scaling
-        return both
-
 
 class StreamedLinear(nn.Module):
     """nn.Linear on a streamed weight, with an optional LoRA branch."""
@@ -229,9 +201,9 @@ class StreamedLinear(nn.Module):
             self.lora.add_to(y, rows)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, in) -> (n, out): W x + bias, each part of the rows at its perturbation."""
-        y = rows.new_empty(len(rows), self.out_features)
+    def product(self, rows: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, in) -> (n, out), `into` if that is given: W x + bias, each part of the rows at its perturbation."""
+        y = rows.new_empty(len(rows), self.out_features) if into is None else into
         parts = self.weights.parts
         xs, ys = rows.chunk(parts), y.chunk(parts)
         biases = [None] * parts if self.biases is None else _each(self.biases, parts)

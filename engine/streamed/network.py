@@ -65,14 +65,12 @@ class Network:
         _check(model_folder, self.module, self.parameters, weights)
         self._trained: dict[str, list[StreamedWeight]] = {}
         self.linears: dict[str, StreamedLinear] = {}
-        self.head_path = ""
         self.head = self._replace()
         self.stack = LayerStack(self.module, self.parameters, weights, pages)
 
     def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
         """See LanguageModel.set_parameters."""
         self.context.perturbations = ()
-        self.head.lora = None
         for linear in self.linears.values():
             linear.lora = None
         for name, places in self._trained.items():
@@ -81,7 +79,7 @@ class Network:
         if not isinstance(trainable, Adapter):
             return
         for number, (path, a) in enumerate(trainable.a.items()):
-            adapted = self.head if path == self.head_path else self.linears.get(path)
+            adapted = self.linears.get(path)
             if adapted is None:
                 raise AdapterError(f"The adapter belongs to another model: {self._folder.path.name} has no {path}.")
             adapted.lora = LoRABranch(self.context, number=number, a=a, b=trainable.b[path], scaling=trainable.scaling)
@@ -128,7 +126,6 @@ class Network:
 
         def losses(hidden: torch.Tensor, targets: torch.Tensor, perturbation: Perturbation | None) -> torch.Tensor:
             head = self.head.at(perturbation)
-            hidden = head.extended(hidden)
             return (
                 token_losses(hidden, head, targets, chunk_bytes=self._logits_bytes)
                 if label_ids is None
@@ -177,7 +174,6 @@ class Network:
             made: nn.Module | None = None
             if module is head:
                 made = streamed_head = StreamedHead(self.context, *self._matrix(own))
-                self.head_path = path
                 self._note(own, weight=made.weights, bias=made.biases)
             elif type(module) is nn.Linear:
                 made = self.linears[path] = StreamedLinear(self.context, *self._matrix(own))

@@ -35,7 +35,7 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 COMMAND_ORDER = [
-    *("demo", "models", "serve", "service", "doctor", "status", "watch", "dashboard", "snooze"),
+    *("demo", "models", "serve", "service", "doctor", "status", "dashboard", "snooze"),
     *("backup", "restore", "verify"),
     *("add", "import", "texts", "export", "plan", "train"),
     *("jobs", "report", "adapters", "rollback", "steps", "replay", "suggest", "classify", "generate", "chat", "token"),

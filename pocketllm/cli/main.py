@@ -27,7 +27,6 @@ from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
 from pocketllm.cli.jobs import steps as cli_steps
 from pocketllm.cli.jobs import train as cli_train
-from pocketllm.cli.jobs import watch as cli_watch
 from pocketllm.cli.jobs.jobs import jobs_app
 from pocketllm.cli.models import adapters as cli_adapters
 from pocketllm.cli.models import chat as cli_chat
@@ -116,7 +115,6 @@ def status(options: Common) -> None:
     show(options, document, status_panel(document, datetime.now(UTC)))
 
 
-app.command("watch", epilog=cli_watch.EPILOG)(cli_watch.watch)
 app.command("dashboard", epilog=cli_dashboard.EPILOG)(cli_dashboard.dashboard)
 app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
 app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)

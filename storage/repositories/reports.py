@@ -7,10 +7,14 @@ from sqlalchemy import func
 from sqlmodel import Session, select
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound, NotYet
+from pocketllm.storage.errors import NotFound, NotYet, WrongState
 from pocketllm.storage.tables import OPEN_STATES, Job, JobState, JobText, Report
 
-_ENDED = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
+_ENDED = {
+    JobState.SUCCEEDED: "ended before there were reports",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "was cancelled",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +45,13 @@ class ReportStore:
             report.numbers, report.content = new.numbers, _allowed(session, job, new)
 
     def of(self, job: Job) -> Report:
-        """The report of an ended job. Raises NotYet while it is open, and NotFound without a report."""
+        """The report of a job. Raises NotYet while it is open, and WrongState where it has ended without one."""
         report = self.find(job.id)
         if report is not None:
             return report
         if job.state in OPEN_STATES:
             raise NotYet(f"Job {job.id} is {job.state}; its report is made at its end. Ask again when it has ended.")
-        if job.state is JobState.SUCCEEDED:
-            raise NotFound(f"Job {job.id} ended before there were reports. GET /jobs/{job.id} has its losses.")
-        raise NotFound(f"Job {job.id} {_ENDED[job.state]}, so there is no report. GET /jobs/{job.id} says more.")
+        raise WrongState(f"Job {job.id} {_ENDED[job.state]}, so there is no report. GET /jobs/{job.id} says more.")
 
 
 def add_report(session: Session, job: Job, new: NewReport) -> None:

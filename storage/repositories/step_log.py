@@ -129,11 +129,6 @@ class StepLog:
                 kind = "ended early" if ended else "went back"
                 session.add(Event(job_id=job_id, at=now, kind=kind, message=message))
 
-    def forget_run(self, job_id: str) -> None:
-        """Delete all steps and evaluations, early stopping and plan of an open job, so that it starts again."""
-        with self._database.write() as session:
-            forget_steps(session, found_job(session, job_id))
-
     def evaluate(
         self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
     ) -> None:

@@ -37,36 +37,19 @@ def encoded_steps(steps: int) -> bytes:
 
 
 class TestCommand:
-    def test_it_shows_a_short_table(self, run: Run, double: DaemonDouble) -> None:
-        double.steps = encoded_steps(100)
-        result = run("steps", "job-1")
-        assert result.exit_code == 0, result.stderr
-        lines = [line.split() for line in result.stdout.splitlines()]
-        assert ["Steps", "100", "of", "300"] in lines
-        assert ["Loss,", "first", "20", "3.8359", "nats", "per", "token"] in lines
-        assert ["Loss,", "last", "20", "2.5859", "nats", "per", "token"] in lines
-        assert f"Export {len(double.steps):,} bytes," in " ".join(lines[-1])
-        assert ("GET", "/jobs/job-1/steps", None) in double.requests
-
-    def test_encoded_steps_of_one_step(self, run: Run, double: DaemonDouble) -> None:
-        double.steps = encoded_steps(1)
-        assert "Loss, first 1 " in run("steps", "job-1").stdout
-
     def test_json(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
         double.steps = encoded_steps(3)
-        document = json.loads(run("steps", "job-1", "--json").stdout)
-        assert (document["job"], document["steps"], document["bytes"]) == ("job-1", 3, len(double.steps))
-        assert "file" not in document
         target = str(tmp_path / "x.steps")
-        assert json.loads(run("steps", "job-1", "--json", "--export", target).stdout)["file"] == target
+        document = json.loads(run("steps", "job-1", target, "--json").stdout)
+        assert document == {"job": "job-1", "steps": 3, "bytes": len(double.steps), "file": target}
+        assert ("GET", "/jobs/job-1/steps", None) in double.requests
 
     def test_it_writes_the_file(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
         double.steps = encoded_steps(100)
         target = tmp_path / "out" / "x.steps"
         target.parent.mkdir()
-        result = run("steps", "job-1", "--export", str(target))
-        size = len(double.steps)
-        assert result.stdout == f"Wrote {target}: 100 steps in {size:,} bytes, {size / 100:.1f} a step.\n"
+        result = run("steps", "job-1", str(target))
+        assert result.stdout == f"Wrote {target}: 100 steps in {len(double.steps):,} bytes.\n"
         assert target.read_bytes() == double.steps
         assert list(target.parent.iterdir()) == [target]
 
@@ -76,19 +59,19 @@ class TestCommand:
         double.steps = encoded_steps(2)
         target = tmp_path / "x.steps"
         target.write_text("mine")
-        result = run("steps", "job-1", "--export", str(target))
+        result = run("steps", "job-1", str(target))
         assert result.exit_code == 1 and "--force" in result.stderr
         assert target.read_text() == "mine" and double.requests == []
-        assert run("steps", "job-1", "--export", str(target), "--force").exit_code == 0
+        assert run("steps", "job-1", str(target), "--force").exit_code == 0
         assert target.read_bytes() == double.steps
 
     def test_places_where_no_file_can_be(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        assert "is a folder" in run("steps", "job-1", "--export", str(tmp_path), "--force").stderr
-        assert "There is no folder" in run("steps", "job-1", "--export", str(tmp_path / "no" / "x")).stderr
+        assert "is a folder" in run("steps", "job-1", str(tmp_path), "--force").stderr
+        assert "There is no folder" in run("steps", "job-1", str(tmp_path / "no" / "x")).stderr
         assert double.requests == []
 
     def test_a_job_that_is_not_there(self, run: Run, tmp_path: Path) -> None:
-        result = run("steps", "a/b", "--export", str(tmp_path / "x"))
+        result = run("steps", "a/b", str(tmp_path / "x"))
         assert result.exit_code == 1 and "There is no /jobs/a%2Fb/steps" in result.stderr
         assert not (tmp_path / "x").exists()
 
@@ -97,7 +80,7 @@ class TestCommand:
         self, run: Run, double: DaemonDouble, tmp_path: Path, spoiled: bytes
     ) -> None:
         double.steps = spoiled
-        result = run("steps", "job-1", "--export", str(tmp_path / "x"))
+        result = run("steps", "job-1", str(tmp_path / "x"))
         assert result.exit_code == 1 and "The daemon's steps of job-1 cannot be read" in result.stderr
         assert not (tmp_path / "x").exists()
 

@@ -246,13 +246,3 @@ def test_settings_do_not_change() -> None:
         settings.port = 5  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
         settings.gate.require_power = False  # type: ignore[misc]
-
-
-def test_what_was_said_of_the_method_that_exact_replaced_is_read(config: Path) -> None:
-    """In files, and in the settings of jobs that an older version stored."""
-    config.write_text('[training]\nmethod = "guided"\ntrunk_bytes = 1000\nrank = 4')
-    training = load_settings({}).training
-    assert (training.method, training.rank) == ("exact", 4)
-    stored = training.model_dump(mode="json")
-    assert TrainingSettings.model_validate({**stored, "method": "guided", "trunk_bytes": 5}) == training
-    assert "trunk_bytes" not in stored

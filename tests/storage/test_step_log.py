@@ -24,7 +24,7 @@ from pocketllm.storage.repositories.step_log import (
 )
 from pocketllm.storage.step_log_codec import decode, encode
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Evaluation, JobState, Step
+from pocketllm.storage.tables import Evaluation, Step
 from tests.support.workers import NOW, queue_job
 
 
@@ -377,16 +377,6 @@ class TestGoBack:
         assert store.step_log.evaluation(filled, 4) is not None
         job = store.jobs.get(filled)
         assert (job.early_stopping, job.total_steps) == ({"best_step": 2}, 8)
-
-    def test_a_run_may_be_forgotten_whole(self, store: Store, filled: str) -> None:
-        other = queue_job(store).id
-        append(store, other, 1)
-        store.jobs.set_plan(filled, {"method": "guided"}, predicted_bytes=1)
-        store.step_log.forget_run(filled)
-        assert (store.step_log.last_step(filled), store.step_log.last_step(other)) == (0, 1)
-        assert not any(store.step_log.evaluation(filled, step) for step in range(-1, 6))
-        job = store.jobs.get(filled)
-        assert (job.early_stopping, job.plan, job.state) == (None, None, JobState.RUNNING)
 
     def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
         other = queue_job(store).id

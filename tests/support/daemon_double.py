@@ -78,9 +78,9 @@ class DaemonDouble:
         self._thread.join()
 
 
-def problem(status: int, detail: str) -> tuple[int, Document]:
+def problem(status: int, detail: str, code: str | None = None) -> tuple[int, Document]:
     """Return a status and a problem document as the contract shapes it."""
-    error = {"message": detail, "type": "invalid_request_error", "code": None, "param": None}
+    error = {"message": detail, "type": "invalid_request_error", "code": code, "param": None}
     return status, {"type": "about:blank", "title": "Problem", "status": status, "detail": detail, "error": error}
 
 
@@ -128,6 +128,8 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return 200, {**job, **detail, "curve": {"held_out": [], "training": []}, "report": None, "runs": []}
         case "GET", ["jobs", job_id, "report"] if job_id in double.reports:
             return 200, double.reports[job_id]
+        case "GET", ["jobs", job_id, "report"] if any(job["id"] == job_id for job in double.jobs):
+            return problem(409, f"Job {job_id} has ended without a report.", "wrong_state")
         case "POST", ["jobs", job_id, "pause" | "resume"] if any(job["id"] == job_id for job in double.jobs):
             return 200, next(job for job in double.jobs if job["id"] == job_id)
         case "POST", ["jobs", job_id, "cancel"] if any(job["id"] == job_id for job in double.jobs):

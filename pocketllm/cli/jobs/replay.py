@@ -37,7 +37,7 @@ def replay(
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
     steps: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm steps JOB --export`)."),
+        typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm steps JOB FILE`)."),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write what comes out to this new folder.")] = None,
 ) -> None:

@@ -122,12 +122,12 @@ def test_jobs_that_will_never_have_one(api: InProcessApp) -> None:
     api.add("Wind west.")
     cancelled = ask(api)
     api.post(f"/jobs/{cancelled}/cancel")
-    document = assert_problem(api.get(f"/jobs/{cancelled}/report"), 404, "not_found")
+    document = assert_problem(api.get(f"/jobs/{cancelled}/report"), 409, "wrong_state")
     assert "was cancelled" in document["detail"] and f"GET /jobs/{cancelled}" in document["detail"]
     old = ask(api)
     api.tick()
     end(api, old, None)
-    assert "before there were reports" in assert_problem(api.get(f"/jobs/{old}/report"), 404, "not_found")["detail"]
+    assert "before there were reports" in assert_problem(api.get(f"/jobs/{old}/report"), 409, "wrong_state")["detail"]
 
 
 def test_the_documents_are_described(api: InProcessApp) -> None:

@@ -8,10 +8,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from pocketllm.engine.errors import CannotExport
 from pocketllm.engine.formats.gguf_lora import write_gguf_lora
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.formats.safetensors_io import read_header
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported, some_adapter
@@ -61,24 +59,4 @@ def test_the_layers(family: tuple[ModelFolder, Path], tmp_path: Path) -> None:
     write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
     expected = ours(model, adapter)
     assert apart(before, expected) > SEEN
-    assert apart(expected, next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")) < TOLERANCE
-
-
-def test_the_head_too_where_it_is_a_tensor_of_its_own(family: tuple[ModelFolder, Path], tmp_path: Path) -> None:
-    model_folder, base = family
-    model = LanguageModel(model_folder)
-    adapter, head = some_adapter(model, size=0.4), model.head_path
-    without = ours(model, adapter)
-    vocabulary, width = model.head.weights.weight.shape
-    generator = torch.Generator().manual_seed(0)
-    adapter.a[head] = torch.randn(6, width, generator=generator) * 0.3  # of another rank than the others
-    adapter.b[head] = torch.randn(vocabulary, 6, generator=generator)
-    adapter.save(tmp_path / "it")
-    if f"{head}.weight" not in read_header(model_folder.weights):
-        with pytest.raises(CannotExport):
-            write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
-        return
-    write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
-    expected = ours(model, adapter)
-    assert apart(without, expected) > SEEN
     assert apart(expected, next_log_probabilities(base, IDS, lora=tmp_path / "it.gguf")) < TOLERANCE

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 
 from pocketllm.daemon.generation.backend import Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.server import Timeouts
@@ -20,7 +19,6 @@ from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import some_adapter
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
 from tests.support.real_daemon import eventually, is_running
-from tests.support.tiny_models import VOCABULARY
 
 PROMPT = [50, 60]
 OTHER = 200  #: the token of the source that is asked where llama.cpp fails
@@ -81,13 +79,9 @@ def bench(from_gguf: Path, tmp_path: Path) -> Iterator[Bench]:
     assert not any(map(is_running, double.pids))
 
 
-def adapter(bench: Bench, name: str, *, head: bool = False) -> Path:
+def adapter(bench: Bench, name: str) -> Path:
     """Save an adapter of the model; its folder."""
-    model = LanguageModel(bench.model_folder)
-    made = some_adapter(model, targets=None)
-    if head:
-        made.a[model.head_path] = torch.full((4, 32), 0.1)
-        made.b[model.head_path] = torch.full((VOCABULARY, 4), 0.1)
+    made = some_adapter(LanguageModel(bench.model_folder), targets=None)
     folder = bench.model_folder.path.parent / name
     made.save(folder)
     return folder
@@ -120,11 +114,6 @@ def test_an_adapter_is_made_a_file_of_once_and_its_server_answers_for_the_base_t
     assert (one / LORA_NAME).stat().st_mtime_ns == made.st_mtime_ns
     loras = [options(arguments).get("--lora") for arguments in bench.double.notes("arguments")]
     assert loras == [str(folder / LORA_NAME) for folder in (one, other, one)]
-
-
-def test_an_adapter_of_a_tied_head_is_answered_otherwise(bench: Bench) -> None:
-    assert bench.tokens(adapter(bench, "headed", head=True)) == [OTHER] * 5
-    assert "shares with its embeddings" in str(bench.decoder.backend.reason)
 
 
 def test_what_is_no_adapter_for_llama_cpp_is_answered_otherwise_and_not_held_against_it(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Outcome, Step
+from pocketllm.storage.tables import Job, JobState, Outcome
 from tests.support.learning import equal
 from tests.support.taught_model import sample_notes
 from tests.support.tiny_architectures import roberta_folder
@@ -109,9 +109,9 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     other = Store.open(again.database)
     other.texts.add(notes(80), now=NOW)
     job = queue_job(other, training=EXACT, steps=EXACT.steps)
-    for step in (1, 7, 13, 22):  # two of them behind a checkpoint
+    for step in (1, 7, 19, 22):  # two of them behind a checkpoint
         kill_at(other, start_worker(again, job), job, step)
-        assert step < 13 or any(again.run(job.id).glob("best-*"))
+        assert step < 19 or any(again.run(job.id).glob("best-*"))
     finish(start_worker(again, job))
     done = other.jobs.get(job.id)
     assert equal(learned(folder, undisturbed), learned(again, done))
@@ -170,32 +170,6 @@ def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
     before, after = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
     assert before is not None and after is not None and after.loss < before.loss
     store.close()
-
-
-@pytest.mark.slow
-def test_a_job_that_was_paused_while_it_learned_by_the_guide_begins_anew(folder: DataFolder, store: Store) -> None:
-    """As the version before left it: its plan, a step, a measurement by place, and files."""
-    store.texts.add(notes(40), now=NOW)
-    job = queue_job(store, training=EXACT, steps=12)
-    old = {**with_method("exact", steps=12).model_dump(mode="json"), "method": "guided", "trunk_bytes": 10**8}
-    with store._database.write() as session:
-        found = session.get_one(Job, job.id)
-        found.settings, found.plan = old, {"method": "guided", "steps": 12, "trunk_dtype": "float32"}
-        found.early_stopping = {"best_step": 1, "looked_at": 1}
-    store.step_log.append(
-        Step(job_id=job.id, step=1, seed=0, scalars=[0.5], loss=9.0, learning_rate=0.1, tokens=9, seconds=1.0)
-    )
-    store.step_log.evaluate(job.id, step=0, block_losses={"0": 9.0}, weights=[1], now=NOW)
-    folder.start(job.id).mkdir(parents=True)
-    folder.run(job.id).mkdir(parents=True)
-    (folder.run(job.id) / "trunk").write_bytes(b"states")
-    finish(start_worker(folder, job))
-    done = store.jobs.get(job.id)
-    assert (done.state, done.method) == (JobState.SUCCEEDED, "exact"), done.error
-    assert "the method guided is gone" in said(store, done, "began anew")
-    rows = store.step_log.steps(job.id)
-    assert [row.step for row in rows] == list(range(1, done.total_steps + 1))
-    assert all(row.loss < 9 for row in rows)
 
 
 @pytest.mark.slow

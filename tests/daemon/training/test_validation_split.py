@@ -71,7 +71,7 @@ class TestValidationInterval:
         """57 blocks are checked once, 8 a step twice."""
         training, validation = split(numbered_blocks(MAX_BLOCKS * ONE_IN))
         every = validation_interval(training, validation, batch=8, points=2)
-        assert every == 45
+        assert every == 72
         assert sum(map(len, validation)) / (every * 16) <= CHECK_SHARE
 
     def test_costly_steps_let_checks_come_more_often(self) -> None:

@@ -30,15 +30,6 @@ def of_all_maps(model_folder: ModelFolder) -> Adapter:
     return some_adapter(LanguageModel(model_folder), targets=None, alpha=6.0)
 
 
-def with_head(adapter: Adapter, model_folder: ModelFolder, *, rank: int) -> Adapter:
-    """The same with the output head adapted too, as the guide does it."""
-    model = LanguageModel(model_folder)
-    generator = torch.Generator().manual_seed(1)
-    adapter.a[model.head_path] = torch.randn(rank, model.head.weights.weight.shape[1], generator=generator)
-    adapter.b[model.head_path] = torch.randn(model.head.weights.weight.shape[0], rank, generator=generator)
-    return adapter
-
-
 def exported(adapter: Adapter, model_folder: ModelFolder, folder: Path) -> gguf.GGUFReader:
     adapter.save(folder / "it")
     write_gguf_lora(folder / "it", model_folder, folder / "it.gguf")
@@ -94,26 +85,6 @@ def test_the_metadata(tiny: ModelFolder, tmp_path: Path) -> None:
         "adapter.type": "lora",
         "adapter.lora.alpha": 6.0,
     }
-
-
-def test_an_adapter_of_a_tied_head(tiny: ModelFolder, tmp_path: Path) -> None:
-    with_head(of_all_maps(tiny), tiny, rank=4).save(tmp_path / "it")
-    with pytest.raises(CannotExport, match="shares with its embeddings"):
-        write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
-
-
-def test_each_map_has_our_scaling_whatever_its_rank(tmp_path: Path) -> None:
-    """llama.cpp multiplies with alpha / the map's own rank, we with alpha / the first one's for all."""
-    untied = open_model_folder(tiny_model_folder(tmp_path / "models", tied=False))
-    adapter, folder = with_head(of_all_maps(untied), untied, rank=12), tmp_path / "adapters"
-    folder.mkdir()
-    reader = exported(adapter, untied, folder)
-    alpha, found = metadata(reader)["adapter.lora.alpha"], tensors(reader)
-    for path in adapter.a:
-        name = gguf_name(f"{path}.weight")
-        a, b = found[f"{name}.lora_a"], found[f"{name}.lora_b"]
-        assert np.array_equal(b, paired(path, adapter.b[path])), path
-        assert np.array_equal(a * (alpha / len(a)), adapter.a[path].numpy() * adapter.scaling), path
 
 
 @pytest.mark.parametrize(

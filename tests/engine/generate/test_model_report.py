@@ -167,18 +167,6 @@ class TestObserve:
         for prompt, answer in zip(found.prompts, observed.answers, strict=True):
             assert answer == greedy(model, [EOS, *prompt], stop_ids={EOS}, max_tokens=ANSWER_TOKENS)
 
-    def test_a_head_with_an_adapter(self, model: LanguageModel) -> None:
-        """Mean probabilities add up to one at any setting."""
-        torch.manual_seed(1)
-        a, b = torch.randn(2, 32), torch.randn(model.head.at(None).vocabulary, 2)
-        model.set_parameters(Adapter(base="tiny", alpha=2, a={model.head_path: a}, b={model.head_path: b}))
-        found = chosen(notes(), notes())
-        head = observe(model, found, 4).probabilities
-        model.set_parameters(None)
-        base = observe(model, found, 4).probabilities
-        assert head is not None and base is not None and not torch.allclose(head, base, atol=1e-3)
-        assert float(head.sum()) == pytest.approx(1, abs=1e-4)
-
 
 class TestGreedily:
     def test_it_stops_before_an_end(self, model: LanguageModel) -> None:

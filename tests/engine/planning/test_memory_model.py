@@ -264,21 +264,25 @@ class TestExact:
         assert plan.pass_blocks >= min(plan.micro_batch, requested.pass_blocks)
         assert min(MIN_TOKENS, requested.block_tokens) <= plan.block_tokens <= requested.block_tokens
         names = ("micro_batch", "pass_blocks", "replicas", "block_tokens")
-        assert len(said) == sum(getattr(plan, name) < getattr(requested, name) for name in names)
+        # Fewer blocks at a time may be faster, and are no reduction then.
+        assert len(said) <= sum(getattr(plan, name) < getattr(requested, name) for name in names)
         as_wished = {name: getattr(requested, name) for name in names}
         assert dataclasses.replace(plan, **as_wished, kept_layers=0) == requested
 
-    @pytest.mark.parametrize("layers", [0, 1, SMOLLM2.layers, SMOLLM2.layers + 1])
-    def test_what_memory_is_left_keeps_activations(self, layers: int) -> None:
+    def test_what_memory_is_left_keeps_activations(self) -> None:
         requested = exact_plan()
-        of_layer = predict(SMOLLM2, dataclasses.replace(requested, kept_layers=1)).kept_bytes
-        plan, said = fit(SMOLLM2, requested, working(SMOLLM2, requested) + layers * of_layer)
-        kept = min(layers, SMOLLM2.layers)
-        assert (plan, said) == (dataclasses.replace(requested, kept_layers=kept), [])
-        faster, slower = predict(SMOLLM2, plan), predict(SMOLLM2, requested)
-        assert (faster.working_bytes - slower.working_bytes, faster.kept_bytes) == (kept * of_layer, kept * of_layer)
+        kept = dataclasses.replace(requested, kept_layers=SMOLLM2.layers)
+        assert fit(SMOLLM2, requested, working(SMOLLM2, kept)) == (kept, [])
+        faster, slower = predict(SMOLLM2, kept), predict(SMOLLM2, requested)
+        assert faster.kept_bytes == faster.working_bytes - slower.working_bytes > 0
         assert faster.kept_seconds == pytest.approx(slower.seconds_per_step - faster.seconds_per_step)
-        assert (faster.kept_seconds > 0) is (kept > 0)
+
+    def test_where_it_is_short_fewer_blocks_at_a_time_keep_more_layers(self) -> None:
+        requested = exact_plan()
+        half = dataclasses.replace(requested, kept_layers=SMOLLM2.layers // 2)
+        plan, said = fit(SMOLLM2, requested, working(SMOLLM2, half))
+        assert said == [] and plan.pass_blocks < requested.pass_blocks and plan.kept_layers > half.kept_layers
+        assert predict(SMOLLM2, plan).seconds_per_step < predict(SMOLLM2, half).seconds_per_step
 
     def test_speed_is_given_up_before_length(self) -> None:
         requested = exact_plan(replicas=2)

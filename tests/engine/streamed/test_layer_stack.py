@@ -68,7 +68,6 @@ def test_every_layer_is_counted_and_numbered(root: Path, name: str) -> None:
         assert number == (None if f".{stack.path}." not in f".{path}" else int(path[len(stack.path) :].split(".")[1]))
     assert set(numbers.values()) == {None, 0, 1}
     assert stack.number_of(stack.path) is None
-    assert stack.number_of(model.head_path) is None
     assert stack.number_of(f"{stack.path}_of_another.1.fc2") is None
     assert stack.number_of(f"{stack.path}.12.fc2") == 12
 
