@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MARKER = ".pocketllm-demo"
 FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
 SERVE = (sys.executable, "-m", "pocketllm", "serve")
-DEFAULT_STEPS = 60
-# Few blocks a step, and a held-out loss that is seen to fall: a first try should not take long.
-SETTINGS = {"TRAINING__BATCH": "4", "TRAINING__MEASURE_EVERY": "10"}
+# A first try should not take long, and its held-out loss should be seen to fall.
+DEFAULT_STEPS = 26
+SETTINGS = {"TRAINING__BATCH": "4", "TRAINING__RATE": "3e-3", "TRAINING__MEASURE_EVERY": "9"}
 STALL_SECONDS = 90.0  # a job that waits for longer than this ends the demo
 
 # Prompts in the style of the sample notes, which do not contain them.
@@ -76,8 +76,8 @@ def run_demo(
         folder = adapter_folder(client, job)
         console.print("5. Before and after", style="bold")
         show_job(console, job, folder)
-        show_words(client, console, job["id"])
         answers = compare(client, console, job["adapter"]) if job["adapter"] else []
+        show_words(client, console, job["id"])  # the worker finds them meanwhile
     seconds = time.monotonic() - begun
     show_next_steps(console, data_dir, seconds)
     learned = job["outcome"] == "learned"

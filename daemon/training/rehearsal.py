@@ -29,7 +29,7 @@ FILE_NAME = "samples.safetensors"
 #: The most samples, and tokens of each.
 MAX_SAMPLES, TOKENS = 384, 64
 #: Samples to draw at the same time: a trade-off between the memory of the KV cache and time.
-AT_ONCE = 16
+AT_ONCE = 32
 
 
 def blocks_of_step(share: float, batch: int) -> int:
@@ -79,7 +79,9 @@ def _draw(model: LanguageModel, prompt: Sequence[int], *, generator: torch.Gener
     ids = torch.tensor([list(prompt)]).repeat(AT_ONCE, 1)
     cache, new = DynamicCache(config=model.network.config), ids
     while ids.shape[1] < TOKENS + 2:
-        new = torch.multinomial(model.next_logits(new, cache).softmax(1), 1, generator=generator)
+        below = model.next_logits(new, cache).softmax(1).cumsum(1)
+        # torch.multinomial draws a number for each word of the vocabulary, which takes a fifth of the time.
+        new = torch.searchsorted(below, below[:, -1:] * torch.rand(AT_ONCE, 1, generator=generator))
         ids = torch.cat((ids, new), 1)
     return ids
 

@@ -15,7 +15,7 @@ from pocketllm.engine.streamed.loss import IGNORE_INDEX, accurate, columns_at_on
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Size of the samples of held-out and of training text, at most: some seconds' work.
-MAX_BLOCKS, MAX_TOKENS = 32, 2048
+MAX_BLOCKS, MAX_TOKENS = 16, 1024
 #: Verbatim recall: this many correct tokens in a row, after as many tokens of context.
 VERBATIM_TOKENS = 8
 #: Held-out texts to continue, tokens of each prompt, and tokens of each continuation.
@@ -25,7 +25,7 @@ MIN_PROMPT_TOKENS, MAX_PROMPT_TOKENS = 3, 48
 #: The most token shifts in a report: enough of them are whole words.
 RISES = 200
 #: The most bytes of logits over the whole vocabulary, and of the head's rows for them, that exist at a time.
-LOGIT_BYTES, CHUNK_BYTES = 6 * 2**20, 2 * 2**20
+LOGIT_BYTES, CHUNK_BYTES = 16 * 2**20, 2 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ app = typer.Typer(
     # A traceback with the values of variables would print the owner's words.
     pretty_exceptions_enable=False,
     epilog=examples(
-        "pocketllm demo                      see it learn, in about three minutes",
+        "pocketllm demo                      see it learn, in a minute or two",
         "pocketllm models add                get the default model",
         "pocketllm serve                     run the daemon",
         "pocketllm import ~/notes",

@@ -20,7 +20,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Go on from what an earlier demo here learned.")] = False,
     json_wanted: Json = False,
 ) -> None:
-    """See it learn: the whole way from nothing to a personal model, in under five minutes.
+    """See it learn: the whole way from nothing to a personal model, in minutes.
 
     Gets the default model, starts a daemon of its own, gives it sample notes, trains, and shows what changed.
 
