@@ -56,7 +56,7 @@ def find_report(client: "Client", job_id: str) -> Document | None:
         try:
             return client.report(job_id)
         except DaemonRefused as error:
-            if error.document["error"]["code"] == "wrong_state":
+            if error.document.get("error", {}).get("code") == "wrong_state":
                 return None
             if error.status != HTTPStatus.CONFLICT or time.monotonic() >= deadline:
                 raise
