@@ -210,7 +210,7 @@ def test_the_exact_lora_peer_learns(shape: str) -> None:
 
 def test_a_peer_that_is_refused_memory_says_how_large_it_was() -> None:
     code, report = run_module(
-        "bench.peers", "adam", "--shape", "opt-tiny", "--batch", "64", "--tokens", "128", "--cap-gb", "0.1"
+        "bench.peers", "adam", "--shape", "opt-tiny", "--batch", "4096", "--tokens", "128", "--cap-gb", "1"
     )
     assert code == 0 and report["died_bytes"] > 0 and report["died_because"]
 
