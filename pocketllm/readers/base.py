@@ -76,6 +76,7 @@ class ReadOptions:
     me: frozenset[str] = field(default_factory=frozenset)  #: the owner's names and addresses, as `name_key` gives them
     format: Kind | None = None
     max_bytes: int = MAX_TEXT_BYTES
+    as_written: bool = False  #: notes keep their mark-up
 
 
 class Unreadable(Exception):

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pocketllm.readers.base import Example, Found, ReadOptions, Skipped, Unreadable, html_to_text, read_text
+from pocketllm.readers.markdown import prose
 
 MARKDOWN = {".md", ".markdown", ".mdown", ".qmd", ".rmd"}
 HTML = {".html", ".htm", ".xhtml"}
 SUFFIXES = {*MARKDOWN, *HTML, ".txt", ".text", ".org", ".rst", ".adoc", ".asciidoc", ".tex", ".fountain", ".wiki"}
 EMPTY = Skipped(reason="empty")
 #: A parsed page takes many times its size.
-MAX_HTML_CHARACTERS = 16_000_000
+MAX_PARSED_CHARACTERS = 16_000_000
 
 FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 FRONT_MATTER_LINE = re.compile(r"\s*\Z|\s*#|\s*-(?:\s|\Z)|\s+\S|[\w\"'][^:]*:(?:\s|\Z)|[\]}]")
@@ -20,13 +21,14 @@ BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield a file's text, in parts if it is longer than a text may be. Raises Unreadable."""
-    text = read_text(path)
-    if path.suffix.lower() in MARKDOWN:
+    text, suffix = read_text(path), path.suffix.lower()
+    to_prose = {**dict.fromkeys(HTML, html_to_text), **dict.fromkeys(() if read_options.as_written else MARKDOWN, prose)}
+    if suffix in MARKDOWN:
         text = without_front_matter(text)
-    elif path.suffix.lower() in HTML:
-        if len(text) > MAX_HTML_CHARACTERS:
-            raise Unreadable(f"a page of more than {MAX_HTML_CHARACTERS // 10**6} MB; save its text as plain text")
-        text = html_to_text(text)
+    if suffix in to_prose:
+        if len(text) > MAX_PARSED_CHARACTERS:
+            raise Unreadable(f"a page of more than {MAX_PARSED_CHARACTERS // 10**6} MB; save its text as plain text")
+        text = to_prose[suffix](text)
     parts = split_text(text, read_options.max_bytes)
     if not parts:
         yield EMPTY

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.readers.base import Kind
+from pocketllm.readers.markdown import prose
 from pocketllm.readers.notes import split_text, without_front_matter
 from pocketllm.readers.walk import walk
 from tests.support.reading import gathered, items, look, reasons, write
@@ -105,6 +106,30 @@ def test_the_owner_may_say_what_the_source_is(tmp_path: Path) -> None:
 )
 def test_front_matter_is_taken_off(text: str, kept: str | None) -> None:
     assert without_front_matter(text) == (text if kept is None else kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# Swimmer\n\n20 *feet*", "Swimmer\n\n20 feet"),
+        ("To do:\n- [x] 20 feet\n- [ ] milk\n  1. nested", "To do:\n20 feet\nmilk\nnested"),
+        ("A [link](http://a.b/c), <https://x.y>, https://bare.org and `code`.", "A link, , and code."),
+        ("![alt](p.png)[[Note|words]] ![[pic.png]]and [[Other]]", "words and Other"),
+        ("above\n\n```py\ncode\n```\n\n| a |\n|---|\n| 1 |\n\n<b>\nhtml\n</b>\n\nbelow", "above\n\nbelow"),
+        ("> said\n\n***\ntwo\nlines  \nthree", "said\n\ntwo\nlines\nthree"),
+        ("2 * 3 * 4 [and] a_b", "2 * 3 * 4 [and] a_b"),
+        ("```\nonly code", ""),
+        (">" * 5000 + "deep", ""),
+    ],
+)
+def test_markdown_gives_its_prose(text: str, words: str) -> None:
+    assert prose(text) == words
+
+
+def test_it_is_kept_as_written_where_the_owner_says_so(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.md", "---\ntitle: A\n---\n# Title\n- [x] done")
+    assert items(file) == [{"text": "Title\ndone"}]
+    assert items(file, as_written=True) == [{"text": "# Title\n- [x] done"}]
 
 
 def test_front_matter_is_markdowns(tmp_path: Path) -> None:

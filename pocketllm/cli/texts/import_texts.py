@@ -52,6 +52,9 @@ def import_texts(
         str | None,
         typer.Option(help="Where the words come from; else the kind and name of each file, or what its lines say."),
     ] = None,
+    as_written: Annotated[
+        bool, typer.Option("--as-written", help="Keep the mark-up of Markdown notes: else only their prose is learned.")
+    ] = False,
 ) -> None:
     """Import what you have written: folders of notes, mailboxes, chat exports, or what `export` wrote.
 
@@ -66,7 +69,7 @@ def import_texts(
 
     check(paths, source)
     names = frozenset(map(name_key, me or []))
-    read_options = ReadOptions(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES)
+    read_options = ReadOptions(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES, as_written=as_written)
     tally = Tally()
     found = gather(paths, read_options, tally, source=source)
     texts = counted(found, quiet=options.json, place=lambda text: text.place)
