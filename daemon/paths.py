@@ -80,6 +80,21 @@ class DataFolder:
         return self.root / "worker.log"
 
     @property
+    def folders(self) -> Path:
+        """The list of watched folders; absent while there is none."""
+        return self.root / "folders.json"
+
+    @property
+    def scans(self) -> Path:
+        """What the last scan of each of them found."""
+        return self.root / "scans.json"
+
+    @property
+    def scan_lock(self) -> Path:
+        """Held by who scans the watched folders."""
+        return self.root / "scan.lock"
+
+    @property
     def idle_stamp(self) -> Path:
         """Touched by Android's job scheduler while it considers the phone idle."""
         return self.root / "idle.stamp"

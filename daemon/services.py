@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.wake_lock import RELEASE, TAKE, WakeLock
+from pocketllm.daemon.folders import FolderScans
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
@@ -46,6 +47,7 @@ class Services:
     scheduler: Scheduler
     generator: Generator
     fresh_look: FreshLook
+    folder_scans: FolderScans
     now: Callable[[], datetime]
     wake: Waker = field(default_factory=Waker)
     ending: threading.Event = field(default_factory=threading.Event)  #: set when the daemon is to end
@@ -82,6 +84,7 @@ def build_services(
     wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE))
     generator = Generator(
         folder.models / settings.model,
+        database=folder.database,
         keep_alive_seconds=settings.keep_alive_seconds,
         max_waiting=settings.max_waiting,
         clock=time.monotonic,
@@ -89,6 +92,8 @@ def build_services(
         memory_bytes=settings.total_memory_bytes - DAEMON_BYTES,
         preference=settings.backend,
     )
+    wake = Waker()
+    folder_scans = FolderScans(folder, uptime, wake)
     scheduler = Scheduler(
         store,
         folder,
@@ -100,6 +105,7 @@ def build_services(
             open_model_folder(folder.models / settings.model), training, steps=steps
         ),
         wake_lock=wake_lock,
+        scan=folder_scans.begin,
         generator_bytes=lambda: (used := generator.held_bytes) and used + DAEMON_BYTES,
         uptime=uptime,
     )
@@ -110,8 +116,10 @@ def build_services(
         store=store,
         scheduler=scheduler,
         generator=generator,
+        folder_scans=folder_scans,
         fresh_look=FreshLook(wake_lock, sensor_set.pace, uptime),
         now=now,
+        wake=wake,
         uptime=uptime,
         started_uptime=uptime(),
     )

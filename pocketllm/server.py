@@ -114,6 +114,7 @@ def _serve(settings: Settings, folder: DataFolder, listeners: list[socket.socket
     finally:
         folder.announcement.unlink(missing_ok=True)
         services.scheduler.close(services.now())
+        services.folder_scans.close()
         services.fresh_look.wake_lock.close()
         services.store.close()
 
@@ -199,8 +200,7 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
         "socket": str(folder.socket) if listeners[1:] else None,
         "version": __version__,
         "started_at": services.started_at.isoformat(),
-        # But for those that hold words of the owner's.
-        "settings": services.settings.model_dump(mode="json", exclude={"training": {"template", "label_words"}}),
+        "settings": services.settings.model_dump(mode="json"),
     }
     scratch = folder.announcement.with_suffix(".new")
     try:

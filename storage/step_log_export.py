@@ -1,22 +1,18 @@
-"""Exports a job's step log as a file with a checksum, for a replay. It contains no text.
+"""A job's step log as JSON lines, for a replay: a header, then a line for each step. It contains no text.
 
-Layout: a magic line; the header, one line of JSON; CRC-32 of header line and rows, 4 bytes, little endian; the rows in
-step_log_codec's encoding.
+Scalars and learning rates are float32 in use, and a number in JSON has all their digits: a replay is bit-equal.
 """
 
 import json
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from pocketllm.storage.step_log_codec import ENCODING, StepRow, decode, probes_in
+from pydantic import BaseModel, Field, ValidationError
 
 if TYPE_CHECKING:  # the command line reads exports without the database's library
-    from pocketllm.storage.tables import Job
+    from pocketllm.storage.tables import Job, Step
 
-MAGIC = b"pocketllm journal 1\n"
 #: The settings that affect the run.
 SETTINGS = (
     "batch",
@@ -25,13 +21,22 @@ SETTINGS = (
     "step_size",
     "rank",
     "targets",
-    "template",
-    "label_words",
 )
-_CHECKSUM_BYTES = 4
 _FIELDS = frozenset(
-    ("job", "model", "mode", "seed", "probes", "noise", "total_steps", "settings", "parent", "base_sha256", "encoding")
+    ("job", "model", "mode", "seed", "probes", "noise", "total_steps", "settings", "parent", "base_sha256", "steps")
 )
+
+
+class StepRow(BaseModel, frozen=True, strict=True, allow_inf_nan=False, extra="forbid"):
+    """One step."""
+
+    step: int = Field(ge=1)
+    seed: int
+    scalars: tuple[float, ...] = Field(min_length=1, strict=False)
+    loss: float
+    learning_rate: float
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +44,15 @@ class StepLogExport:
     """The contents of an export file.
 
     header: job, model, mode, seed, probes, noise, total_steps, settings, parent, base_sha256 (of the base model's
-    weights; None if unknown) and encoding.
+    weights; None if unknown) and steps, the number of rows.
     """
 
     header: Mapping[str, Any]
     rows: list[StepRow]
 
 
-def export_step_log(job: "Job", encoded: bytes, *, base_sha256: str | None = None) -> bytes:
-    """The export of a job. encoded: its rows, from `StepLog.encoded` or `step_log_codec.encode`."""
+def export_step_log(job: "Job", rows: "Sequence[Step]", *, base_sha256: str | None = None) -> bytes:
+    """The export of a job. rows: one or more."""
     # The plan has the settings as reduced to fit memory.
     run = {**job.settings, **(job.plan or {})}
     header = {
@@ -55,45 +60,33 @@ def export_step_log(job: "Job", encoded: bytes, *, base_sha256: str | None = Non
         "model": job.model,
         "mode": job.mode,
         "seed": job.seed,
-        "probes": probes_in(encoded),
+        "probes": len(rows[0].scalars),
         "noise": job.settings.get("noise", "rademacher"),
         "total_steps": job.total_steps,
         "settings": {name: run[name] for name in SETTINGS if name in run},
         "parent": job.parent,
         "base_sha256": base_sha256,
-        "encoding": ENCODING,
+        "steps": len(rows),
     }
-    line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
-    return MAGIC + line + _checksum(line, encoded) + encoded
+    lines = [header, *(row.model_dump(exclude={"job_id"}) for row in rows)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def read_export(data: bytes) -> StepLogExport:
-    """Read what `export_step_log` returned. Raises ValueError, whose message is a sentence, for invalid data."""
-    if not data.startswith(MAGIC):
-        raise ValueError("This is not an exported step log, or it is damaged. `pocketllm steps JOB FILE` writes one.")
-    line, newline, rest = data[len(MAGIC) :].partition(b"\n")
-    checksum, encoded = rest[:_CHECKSUM_BYTES], rest[_CHECKSUM_BYTES:]
-    if not newline or checksum != _checksum(line + newline, encoded):
-        raise ValueError("This file of steps is cut short or damaged: its checksum does not fit. Export it again.")
-    header = _header(line)
-    rows = list(decode(encoded))
-    if header["probes"] != probes_in(encoded) or any(row.seed != header["seed"] for row in rows[:1]):
-        raise ValueError("This file's header does not fit its rows. Export it again.")
-    if not all(isfinite(number) for row in rows for number in (*row.scalars, row.learning_rate)):
-        raise ValueError("This file has a number that is not finite. Export it again.")
-    return StepLogExport(header=header, rows=rows)
-
-
-def _header(line: bytes) -> dict[str, Any]:
-    """Parse the header. Raises ValueError, since a valid checksum does not mean that we wrote it."""
+    """Read what `export_step_log` returned. Raises ValueError, whose message is a sentence, for other data."""
+    first, *lines = data.splitlines() or [b""]
     try:
-        header = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"This file's header is not JSON: {error}. Export it again.") from error
+        header = json.loads(first)
+    except (ValueError, RecursionError):
+        header = None
     if not isinstance(header, dict) or not header.keys() >= _FIELDS:
-        raise ValueError(f"This file's header lacks some of: {', '.join(sorted(_FIELDS))}. Export it again.")
-    return header
-
-
-def _checksum(line: bytes, encoded: bytes) -> bytes:
-    return zlib.crc32(encoded, zlib.crc32(line)).to_bytes(_CHECKSUM_BYTES, "little")
+        raise ValueError("This is not an exported step log, or it is damaged. `pocketllm steps JOB FILE` writes one.")
+    try:
+        rows = [StepRow.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        raise ValueError(f"A line of this file is no step ({error.errors()[0]['msg']}). Export it again.") from error
+    if [row.step for row in rows] != list(range(1, len(rows) + 1)) or len(rows) != header["steps"]:
+        raise ValueError("This file of steps is cut short or damaged: some steps are missing. Export it again.")
+    if any((row.seed, len(row.scalars)) != (header["seed"], header["probes"]) for row in rows):
+        raise ValueError("This file's header does not fit its rows. Export it again.")
+    return StepLogExport(header=header, rows=rows)

@@ -7,12 +7,12 @@ from pocketllm.storage.migrate import migrate
 from pocketllm.storage.repositories.adapters import AdapterStore
 from pocketllm.storage.repositories.deletions import DeletionStore
 from pocketllm.storage.repositories.files import FileStore
+from pocketllm.storage.repositories.folders import FolderStore
 from pocketllm.storage.repositories.jobs import JobStore, belongs_to
 from pocketllm.storage.repositories.passages import PassageStore
 from pocketllm.storage.repositories.preferences import PreferenceStore
 from pocketllm.storage.repositories.reports import ReportStore
 from pocketllm.storage.repositories.runs import RunWindowStore
-from pocketllm.storage.repositories.sensor_history import SensorHistoryStore
 from pocketllm.storage.repositories.step_log import StepLog
 from pocketllm.storage.repositories.texts import TextStore
 from pocketllm.storage.repositories.tokens import TokenStore
@@ -32,8 +32,8 @@ class Store:
         self.runs = RunWindowStore(database)
         self.preferences = PreferenceStore(database)
         self.tokens = TokenStore(database)
-        self.sensor_history = SensorHistoryStore(database)
         self.files = FileStore(database)
+        self.folders = FolderStore(database)
         self.deletions = DeletionStore(database)
 
     @classmethod

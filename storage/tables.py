@@ -111,7 +111,7 @@ class Text(SQLModel, table=True):
 
 
 class TextOwner(SQLModel, table=True):
-    """One of those who have sent a text, PERSON or an app by its name. The last one to let it go deletes it."""
+    """One of those who have a text: PERSON, an app by its name, or a watched file. The last to let it go deletes it."""
 
     __tablename__ = "text_owner"
 
@@ -212,16 +212,6 @@ class Step(SQLModel, table=True):
     learning_rate: float
     tokens: int
     seconds: float
-
-
-class CompactStepLog(SQLModel, table=True):
-    """All steps of a job that has ended, encoded by step_log_codec, in place of its rows in `step`."""
-
-    __tablename__ = "compact_step_log"
-
-    job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
-    steps: int
-    data: bytes
 
 
 class Evaluation(SQLModel, table=True):
@@ -341,18 +331,6 @@ class AppToken(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
 
 
-class SensorSample(SQLModel, table=True):
-    """The readings at a time; None is unknown or absent."""
-
-    __tablename__ = "sensor_sample"
-
-    at: datetime = Field(sa_column=Column(UtcDateTime, primary_key=True))
-    battery: float | None = None  #: percent
-    temperature: float | None = None  #: of the battery, degrees Celsius
-    heat: float | None = None  #: of the hottest thermal zone
-    memory: float | None = None  #: available, bytes
-
-
 class UploadedFile(SQLModel, table=True):
     """A file that a fine-tuning job may be asked to learn. Each owner has it once: its id derives from all of it."""
 
@@ -367,6 +345,17 @@ class UploadedFile(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
     #: It goes then, with the texts that jobs have taken from it.
     expires_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+
+
+class WatchedFile(SQLModel, table=True):
+    """A file of a watched folder, as it was when it was last read. It owns its texts."""
+
+    __tablename__ = "watched_file"
+
+    path: str = Field(primary_key=True)
+    version: int  #: a hash of inode, size, time of its last change and way to read it: what a scan compares
+    #: It was not there at the last scan, which may be a rumour.
+    missing_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class Adapter(SQLModel, table=True):

@@ -14,9 +14,9 @@ from pocketllm.daemon.adapter_files import AdapterFiles, set_aside_problem
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide, hours_edges
 from pocketllm.daemon.conditions.readings import Reading, shown
-from pocketllm.daemon.conditions.sensor_history import History
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import NothingToLearn
+from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS
 from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
@@ -56,19 +56,21 @@ class Scheduler:
         planner: Planner,
         wake_lock: WakeLock,
         generator_bytes: Callable[[], int] = lambda: 0,
+        scan: Callable[[float], bool] = lambda seconds: False,
         local: Callable[[datetime], datetime] = local_time,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem, planner: see Plans. generator_bytes: see Admission. local: to local time. uptime: seconds."""
+        """model_problem, planner: see Plans. generator_bytes: see Admission. scan: scans the watched folders if the
+        last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
+        """
         self._store, self._folder, self._sensor_set = store, folder, sensor_set
         self._settings, self._model_problem = settings, model_problem
         self.adapter_files = AdapterFiles(store, folder)
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
         self._admission = Admission(settings.total_memory_bytes, generator_bytes)
-        self._local, self._uptime = local, uptime
+        self._scan, self._local, self._uptime = scan, local, uptime
         self._runs = RunRecorder(store.runs)
         self._attempts = Attempts(store, runner, self._runs, wake_lock, uptime)
-        self._history = History(store.sensor_history)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
         self._trouble: StorageTrouble | None = None
@@ -126,6 +128,7 @@ class Scheduler:
         expiries = self._store.files.expiries()
         for expired in (identity for identity, at in expiries.items() if at <= now):
             self.forget(lambda identity=expired: self._store.files.delete(identity, now=now), now)  # type: ignore[misc]
+        self._scan(INTERVAL_SECONDS)
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
         if not waiting and (job := self._queue_if_enough(now)):
@@ -140,7 +143,6 @@ class Scheduler:
         for behind in queue[1:]:
             self._explain(behind, [f"waits for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
-        self._history.add(self.readings, now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *expiries.values(), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
@@ -374,6 +376,8 @@ class Scheduler:
         if waited and self._store.texts.counts().new_words == 0:
             self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
             return
+        if waited and self._scan(FRESH_SECONDS):
+            return self._explain(job, ["scans the watched folders first"])
         self._attempts.start(job, because=self._why(job), readings=self.readings, now=now)
 
     def _why(self, job: Job) -> str:

@@ -19,12 +19,14 @@ from pocketllm.engine.errors import CannotExport, MezoError
 TIMEOUT_SECONDS = 300
 
 
-def export_gguf(adapter: Path, model: Path, destination: Path) -> None:
-    """Write an adapter (its folder), trained on a model (its folder), as a GGUF LoRA file: engine/formats/gguf_lora.py.
+def export_gguf(adapter: Path, model: Path, destination: Path, *, merged: bool = False) -> None:
+    """Write an adapter (its folder), trained on a model (its folder), as a GGUF LoRA file, or merged into the model's
+    file: engine/formats/gguf_lora.py, gguf_merged.py.
 
     Raises CannotExport with the reason when there can be no such file, and ExportFailed when the process fails.
     """
     command = [sys.executable, "-m", "pocketllm.daemon.tools.export", str(adapter), str(model), str(destination)]
+    command += ["--merged"] if merged else []
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -43,14 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Writes an adapter as GGUF for a PocketLLM daemon, which starts it.")
     for name in ("adapter", "model", "destination"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--merged", action="store_true")
     options = parser.parse_args(arguments)
 
     # Imported here, since callers of `export_gguf` do not need it.
     from pocketllm.engine.formats.gguf_lora import write_gguf_lora
+    from pocketllm.engine.formats.gguf_merged import write_merged_gguf
     from pocketllm.engine.formats.model_folder import open_model_folder
 
+    write = write_merged_gguf if options.merged else write_gguf_lora
     try:
-        write_gguf_lora(options.adapter, open_model_folder(options.model), options.destination)
+        write(options.adapter, open_model_folder(options.model), options.destination)
     except MezoError as error:
         sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         return os.EX_DATAERR

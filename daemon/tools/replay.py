@@ -27,8 +27,7 @@ from pocketllm.engine.params.lora_folder import read_config
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.estimator import replay
-from pocketllm.storage.step_log_codec import StepRow
-from pocketllm.storage.step_log_export import StepLogExport
+from pocketllm.storage.step_log_export import StepLogExport, StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Job, Step
 

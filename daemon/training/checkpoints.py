@@ -11,7 +11,7 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import StepRecord
-from pocketllm.storage.step_log_codec import StepRow
+from pocketllm.storage.step_log_export import StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 

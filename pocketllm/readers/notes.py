@@ -1,11 +1,13 @@
 """Notes: plain text, Markdown and HTML files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
 from pocketllm.readers.base import Example, Found, ReadOptions, Skipped, Unreadable, html_to_text, read_text
-from pocketllm.readers.markdown import prose
 
 MARKDOWN = {".md", ".markdown", ".mdown", ".qmd", ".rmd"}
 HTML = {".html", ".htm", ".xhtml"}
@@ -13,6 +15,14 @@ SUFFIXES = {*MARKDOWN, *HTML, ".txt", ".text", ".org", ".rst", ".adoc", ".asciid
 EMPTY = Skipped(reason="empty")
 #: A parsed page takes many times its size.
 MAX_PARSED_CHARACTERS = 16_000_000
+
+#: CommonMark, and what note-taking programs add to it.
+PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+#: A link to another note: [[name]], [[name|words]]; and a note or picture that is shown in place: ![[name]].
+EMBEDDED, WIKI_LINK = re.compile(r"!\[\[[^\]\n]*\]\]"), re.compile(r"\[\[(?:[^\]|\n]*\|)?([^\]\n]*)\]\]")
+BOX = re.compile(r"\A\[[ xX/-]\][ \t]+")
+ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+")
+SPACES = re.compile(r"[ \t]{2,}")
 
 FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 FRONT_MATTER_LINE = re.compile(r"\s*\Z|\s*#|\s*-(?:\s|\Z)|\s+\S|[\w\"'][^:]*:(?:\s|\Z)|[\]}]")
@@ -22,7 +32,8 @@ BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield a file's text, in parts if it is longer than a text may be. Raises Unreadable."""
     text, suffix = read_text(path), path.suffix.lower()
-    to_prose = {**dict.fromkeys(HTML, html_to_text), **dict.fromkeys(() if read_options.as_written else MARKDOWN, prose)}
+    to_prose: dict[str, Callable[[str], str]] = dict.fromkeys(HTML, html_to_text)
+    to_prose |= dict.fromkeys(() if read_options.as_written else MARKDOWN, prose)
     if suffix in MARKDOWN:
         text = without_front_matter(text)
     if suffix in to_prose:
@@ -96,3 +107,29 @@ def packed(pieces: list[str], between: str, max_bytes: int) -> list[str]:
         size += more
     texts += [between.join(waiting)] if waiting else []
     return [text.strip() for text in texts if text.strip()]
+
+
+def prose(text: str) -> str:
+    """Return the words of a Markdown text, its blocks apart by a blank line where they are in the text."""
+    found: list[str] = []
+    tables = end = 0
+    for token in PARSER.parse(EMBEDDED.sub("", text)):
+        tables += {"table_open": 1, "table_close": -1}.get(token.type, 0)
+        if token.type == "inline" and token.map and not tables and (words := words_of(token)):
+            found += ["\n" if token.map[0] == end else "\n\n", words]
+            end = token.map[1]
+    return "".join(found[1:])
+
+
+def words_of(block: Token) -> str:
+    """Return the words of a paragraph, a heading or an item."""
+    parts, addresses = list[str](), 0
+    for token in block.children or ():
+        if token.info == "auto":  # <https://...>, whose words are its target
+            addresses += token.nesting
+        elif token.type in ("softbreak", "hardbreak"):
+            parts.append("\n")
+        elif token.type in ("text", "code_inline") and not addresses:
+            parts.append(token.content)
+    words = WIKI_LINK.sub(r"\1", BOX.sub("", "".join(parts)))
+    return SPACES.sub(" ", ADDRESS.sub("", words)).strip()

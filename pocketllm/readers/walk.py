@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class Entry:
     named: bool = False  #: the owner gave its path; else it was found in a folder
     folder: bool = False
     size: int = 0  #: bytes
+    version: str = ""  #: another one once the file has changed
+    changed_at: float = 0.0  #: seconds since the epoch
     reason: str = ""  #: why it cannot be read
 
 
@@ -29,7 +31,7 @@ def walk(paths: list[Path]) -> Iterator[Entry]:
 
     Hidden files and folders are left out unless the owner gave their path.
     """
-    seen: set[tuple[int, int]] = set()
+    seen = set[int]()
     for path in paths:
         entry = inspected(Entry(path=path, name=printable_name(path.name), named=True), seen)
         if entry.folder:
@@ -38,12 +40,13 @@ def walk(paths: list[Path]) -> Iterator[Entry]:
             yield entry
 
 
-def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
-    """Yield the files in a folder, but for links out of it.
+def below(folder: Path, seen: set[int] | None, ignored: Callable[[str], bool] = lambda name: False) -> Iterator[Entry]:
+    """Yield the files in a folder, but for links out of it, and what is ignored. ignored: of a folder's name with "/".
 
+    seen: what was yielded already, which is left out; None: files come under each of their names, and folders once.
     Not recursive, since folders may be nested deeper than Python's call stack.
     """
-    root, waiting = folder.resolve(), [(folder, "")]
+    root, waiting, folders_seen = folder.resolve(), [(folder, "")], set[int]()
     while waiting:
         folder, prefix = waiting.pop()
         try:
@@ -57,7 +60,9 @@ def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
             if path.name.startswith(".") or path.name in SKIPPED_FOLDERS:
                 yield replace(entry, reason="hidden, or of a program")
                 continue
-            entry = inspected(entry, seen)
+            entry = inspected(entry, folders_seen if seen is None else seen, files=seen is not None)
+            if ignored(f"{entry.name}/" if entry.folder else entry.name):
+                continue
             if not entry.reason and path.is_symlink() and not path.resolve().is_relative_to(root):
                 yield replace(entry, reason=OUTSIDE)
             elif entry.folder:
@@ -67,17 +72,24 @@ def below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
         waiting += reversed(folders)
 
 
-def inspected(entry: Entry, seen: set[tuple[int, int]]) -> Entry:
+def inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
     """Return an entry with its size and type, or with the reason why it cannot be read or was read before."""
     try:
         found = entry.path.stat()
     except OSError as error:
         return replace(entry, reason=f"cannot be opened: {error.strerror}")
-    key = found.st_dev, found.st_ino
-    if key in seen:
-        return replace(entry, reason=SAME_FILE)
-    seen.add(key)
-    return replace(entry, folder=stat.S_ISDIR(found.st_mode), size=found.st_size)
+    key = found.st_dev << 64 | found.st_ino
+    if files or stat.S_ISDIR(found.st_mode):
+        if key in seen:
+            return replace(entry, reason=SAME_FILE)
+        seen.add(key)
+    return replace(
+        entry,
+        folder=stat.S_ISDIR(found.st_mode),
+        size=found.st_size,
+        version=f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}",
+        changed_at=found.st_mtime,
+    )
 
 
 def printable_name(name: str) -> str:

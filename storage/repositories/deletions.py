@@ -44,15 +44,16 @@ class DeletionStore:
                 raise NotFound(f"There is no text of the app {app!r}. GET /texts lists those that are here.")
             return delete_texts(session, UNOWNED, now) or empty_deletion(session, now)
 
-    def cost(self, model: str, *, ids: Collection[str], source: str, app: str) -> tuple[list[str], str | None]:
-        """What the deletion of these texts, and those of a source and of an app, would cost a model: the adapters that
-        know one of them, and which one would be served then, None being the base model.
+    def cost(self, model: str, *, ids: Collection[str], source: str, app: str) -> tuple[int, list[str], str | None]:
+        """What the deletion of these texts, and those of a source and of an app, would cost a model: how many there
+        are, the adapters that know one of them, and which one would be served then, None being the base model.
         """
         which = or_(col(Text.id).in_(ids), col(Text.source) == source, col(Text.id).in_(alone(app)))
         with self._database.read() as session:
-            known = sorted(adapter.id for adapter in _affected(session, which)[2])
+            texts, _, adapters = _affected(session, which)
+            known = sorted(adapter.id for adapter in adapters)
             chain = chain_of(session, serving_adapter(session, model))
-        return known, next((one.id for one in chain if one.id not in known), None)
+        return texts, known, next((one.id for one in chain if one.id not in known), None)
 
     def get(self, deletion_id: str) -> Deletion:
         """The receipt with this id. Raises NotFound."""
@@ -96,8 +97,12 @@ class DeletionStore:
             session.exec(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
 
 
-def delete_texts(session: Session, which: ColumnElement[bool], now: datetime) -> Deletion | None:
+def delete_texts(
+    session: Session, which: ColumnElement[bool], now: datetime, *, withdraw: bool = True
+) -> Deletion | None:
     """Delete texts and what was derived from them; returns the receipt, or None when there is no such text.
+
+    withdraw: False where other texts have replaced them: what has learned the old wording is served on.
 
     Reports lose their words, open jobs start again, and what is served is the newest adapter that has not learned any
     of the texts. Texts that only later adapters have learned become new again.
@@ -105,6 +110,7 @@ def delete_texts(session: Session, which: ColumnElement[bool], now: datetime) ->
     texts, jobs, adapters = _affected(session, which)
     if not texts:
         return None
+    adapters = adapters if withdraw else ()
     session.exec(update(Report).where(col(Report.job_id).in_(jobs)).values(content=null()))
     affected = {adapter.id for adapter in adapters}
     replaced = False

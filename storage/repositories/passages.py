@@ -21,6 +21,8 @@ from pocketllm.storage.tables import Text
 PASSAGE_WORDS = 100
 #: Words of a query that count: the last ones.
 MAX_QUERY_WORDS = 64
+#: Passages that are written by one statement.
+_WRITTEN_TOGETHER = 1000
 #: Passages that are ranked.
 _MAX_RANKED = 5000
 #: Digits of a text's id that a passage's number begins with, and bits for its place in the text.
@@ -92,10 +94,13 @@ def forget(connection: Connection, texts: Iterable[tuple[str, str, str | None]])
 
 
 def _write(connection: Connection, statement: TextClause, texts: Iterable[tuple[str, str, str | None]]) -> None:
-    for identity, text, completion in texts:
-        parts = passages_of(text, completion)
-        if rows := [{"number": _number(identity, place), "words": part} for place, part in enumerate(parts)]:
-            connection.execute(statement, rows)
+    rows = (
+        {"number": _number(identity, place), "words": part}
+        for identity, text, completion in texts
+        for place, part in enumerate(passages_of(text, completion))
+    )
+    while some := list(islice(rows, _WRITTEN_TOGETHER)):
+        connection.execute(statement, some)
 
 
 def _number(text_id: str, place: int) -> int:

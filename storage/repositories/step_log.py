@@ -1,11 +1,7 @@
-"""The step log: one row a step, the held-out evaluations, and a job's progress.
+"""The step log: one row a step, the held-out evaluations, and a job's progress."""
 
-The rows of an ended job are compacted into one value of a tenth of their size, which only changes the last digits of
-loss, tokens and seconds (see step_log_codec).
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 from typing import Any
@@ -14,10 +10,8 @@ from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotYet, WrongState
 from pocketllm.storage.repositories.jobs import found_job
-from pocketllm.storage.step_log_codec import decode, encode, losses_in, steps_in
-from pocketllm.storage.tables import OPEN_STATES, CompactStepLog, Evaluation, Event, Job, Step
+from pocketllm.storage.tables import Evaluation, Event, Job, Step
 
 #: The step number of the base model's evaluation.
 BASE_STEP = -1
@@ -74,43 +68,12 @@ class StepLog:
     def steps(self, job_id: str) -> list[Step]:
         """All rows of a job, in order."""
         with self._database.read() as session:
-            compact = session.get(CompactStepLog, job_id)
-            if compact is not None:
-                return _decoded(compact, first=1)
-            return list(_rows(session, job_id))
+            return list(session.exec(select(Step).where(Step.job_id == job_id).order_by(col(Step.step))))
 
     def last_step(self, job_id: str) -> int:
         """The number of the last finished step; 0 before the first."""
         with self._database.read() as session:
             return _last_step(session, job_id)
-
-    def encoded(self, job_id: str) -> bytes:
-        """All rows of a job in step_log_codec's encoding.
-
-        Raises NotFound, and WrongState without a step, or for rows of an old version whose scalars are no float32.
-        """
-        with self._database.read() as session:
-            return _encoded(session, job_id)
-
-    def compact(self, job_id: str) -> bool:
-        """Put an ended job's rows into one value, in one transaction. Idempotent.
-
-        Returns False if the rows stay: there are none, or they are of an old version whose scalars are no float32.
-        Raises NotFound, and WrongState while the job is open.
-        """
-        with self._database.write() as session:
-            job = found_job(session, job_id)
-            if job.state in OPEN_STATES:
-                raise WrongState(f"Job {job_id} is {job.state}; its step log is compacted when it has ended.")
-            if session.get(CompactStepLog, job_id) is not None:
-                return True
-            try:
-                data = _encoded(session, job_id)
-            except WrongState:
-                return False
-            session.add(CompactStepLog(job_id=job_id, steps=steps_in(data), data=data))
-            session.exec(delete(Step).where(col(Step.job_id) == job_id))
-            return True
 
     def go_back(
         self, job_id: str, *, step: int, early_stopping: dict[str, Any], ended: bool, message: str | None, now: datetime
@@ -197,9 +160,6 @@ def _delete_after(session: Session, job_id: str, step: int) -> None:
 
 
 def _last_step(session: Session, job_id: str) -> int:
-    compact = session.exec(select(CompactStepLog.steps).where(CompactStepLog.job_id == job_id)).first()
-    if compact is not None:
-        return compact
     return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
 
 
@@ -218,9 +178,6 @@ def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
 
 def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, float]:
     """The training losses of some steps."""
-    compact = session.get(CompactStepLog, job_id)
-    if compact is not None:
-        return dict(zip(steps, losses_in(compact.data, steps), strict=True))
     found: dict[int, float] = {}
     # SQLite limits the number of bound parameters.
     for start in range(0, len(steps), 500):
@@ -231,33 +188,5 @@ def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, fl
 
 def _recent(session: Session, job_id: str) -> list[Step]:
     """The last rows, newest first."""
-    compact = session.get(CompactStepLog, job_id)
-    if compact is not None:
-        return _decoded(compact, first=max(1, compact.steps - RECENT_STEPS + 1))[::-1]
     newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
     return list(session.exec(newest_first.limit(RECENT_STEPS)))
-
-
-def _decoded(compact: CompactStepLog, *, first: int) -> list[Step]:
-    return [Step(job_id=compact.job_id, **asdict(row)) for row in decode(compact.data, first=first)]
-
-
-def _rows(session: Session, job_id: str) -> Iterator[Step]:
-    """A job's rows from the table, in order, a thousand at a time."""
-    rows = select(Step).where(Step.job_id == job_id).order_by(col(Step.step))
-    yield from session.exec(rows.execution_options(yield_per=1000))
-
-
-def _encoded(session: Session, job_id: str) -> bytes:
-    job = found_job(session, job_id)
-    compact = session.get(CompactStepLog, job_id)
-    if compact is not None:
-        return compact.data
-    if session.get(Step, (job_id, 1)) is None:
-        if job.state not in OPEN_STATES:
-            raise WrongState(f"Job {job_id} has ended without a step, so there are no steps. Choose another job.")
-        raise NotYet(f"Job {job_id} has made no step yet, so there are no steps. Ask again when it has.")
-    try:
-        return encode(_rows(session, job_id))
-    except ValueError as error:
-        raise WrongState(f"The step log of job {job_id} cannot be encoded: {error}") from error

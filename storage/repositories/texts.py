@@ -61,6 +61,15 @@ class TextCounts:
     new_words: int
 
 
+class SourceCount(NamedTuple):
+    """How much text there is from a source."""
+
+    source: str
+    texts: int
+    words: int
+    new_words: int  #: that no job has learned
+
+
 def text_id(new: NewText) -> str:
     """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
     # 0xff does not occur in UTF-8, so the encoding is unambiguous: the first zero byte separates source and text, and
@@ -97,35 +106,54 @@ class TextStore:
     def add(self, texts: Sequence[NewText], *, now: datetime, owner: str = PERSON) -> Added:
         """Store all of the texts or none, as its owner's, too. They are on disk when this returns."""
         with self._database.write() as session:
-            return _add(session, texts, owner, now)
+            return add_texts(session, texts, [owner] * len(texts), now)
 
     def get(self, identity: str) -> Text:
         """The text whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
             return _found(session.get(Text, full_id(session, Text, identity)), identity)
 
-    def page(self, *, after: str | None, limit: int) -> list[Text]:
-        """Up to `limit` texts, newest first, after the text `after`. Raises NotFound for an unknown `after`."""
+    def page(self, *, after: str | None, limit: int, source: str | None = None) -> list[Text]:
+        """Up to `limit` texts, of one source if it is given, newest first, after the text `after`. Raises NotFound for
+        an unknown `after`.
+        """
         newest_first = select(Text).order_by(col(Text.created_at).desc(), col(Text.id).desc()).limit(limit)
+        if source is not None:
+            newest_first = newest_first.where(Text.source == source)
         with self._database.read() as session:
             if after is not None:
                 last = _found(session.get(Text, after), after)
                 newest_first = newest_first.where(_behind(last))
             return list(session.exec(newest_first))
 
+    def sources(self) -> list[SourceCount]:
+        """How much there is from each source, the newest first."""
+        new = func.sum(Text.words).filter(col(Text.learned_in).is_(None), LEARNED_BY_JOBS)
+        of_each = select(Text.source, func.count(col(Text.id)), func.sum(Text.words), func.coalesce(new, 0))
+        with self._database.read() as session:
+            rows = session.exec(of_each.group_by(Text.source).order_by(func.max(Text.created_at).desc())).all()
+        return [SourceCount(*row) for row in rows]
+
     def counts(self, *, beside: str = "") -> TextCounts:
         """The number of texts, and of new words in those that this job does not have."""
         with self._database.read() as session:
             last = undecided(session)
             tried = select(JobText.text_id).where(col(JobText.job_id).in_((beside, last.job_id if last else "")))
-            new = func.sum(Text.words).filter(col(Text.learned_in).is_(None), col(Text.id).not_in(tried))
+            new = func.sum(Text.words).filter(
+                col(Text.learned_in).is_(None), LEARNED_BY_JOBS, col(Text.id).not_in(tried)
+            )
             texts, words = session.exec(select(func.count(col(Text.id)), func.coalesce(new, 0))).one()
         return TextCounts(texts=texts, new_words=words)
 
-    def labels(self) -> list[str]:
-        """The labels of all texts, sorted."""
+    def labelled(self, labels: Collection[str] | None, *, most: int) -> dict[str, list[str]]:
+        """The texts of these labels, or of all; of each label as many of the newest, `most` in all."""
+        newest = select(Text.label, Text.text).order_by(col(Text.created_at).desc(), col(Text.id))
+        which = col(Text.label).is_not(None) if labels is None else col(Text.label).in_(labels)
+        found: dict[str, list[str]] = {}
         with self._database.read() as session:
-            return sorted(label for label in session.exec(select(Text.label).distinct()) if label is not None)
+            for label, text in session.exec(newest.where(which)):
+                found.setdefault(str(label), []).append(text)
+        return {label: texts[: most // len(found)] for label, texts in found.items()}
 
     def size(self) -> int:
         """The bytes of all texts together."""
@@ -150,25 +178,26 @@ class TextStore:
         return [text for text, _ in found]
 
 
-def _add(session: Session, texts: Sequence[NewText], owner: str, now: datetime) -> Added:
-    """Store the texts that do not exist yet, and whose they are."""
+def add_texts(session: Session, texts: Sequence[NewText], owners: Sequence[str], now: datetime) -> Added:
+    """Store the texts that do not exist yet, and whose they are. owners: of each text."""
     ids = tuple(map(text_id, texts))
     rows = dict(zip(ids, texts, strict=True))
     for known in _known(session, list(rows)):
         del rows[known]
     added = [_row(identity, new, now) for identity, new in rows.items()]
-    passages.index(session.connection(), ((row.id, row.text, row.completion) for row in added))
-    session.add_all(added)
-    session.flush()
+    if added:  # as rows, not as objects: a folder brings 100,000 of them
+        session.connection().execute(insert(Text), added)
+        passages.index(session.connection(), ((row["id"], row["text"], row["completion"]) for row in added))
     if ids:
-        owned = [{"text_id": identity, "owner": owner, "sent_at": now} for identity in dict.fromkeys(ids)]
+        pairs = dict.fromkeys(zip(ids, owners, strict=True))
+        owned = [{"text_id": identity, "owner": owner, "sent_at": now} for identity, owner in pairs]
         session.connection().execute(insert(TextOwner).on_conflict_do_nothing(), owned)
     return Added(ids=ids, created=len(rows))
 
 
 def give_to_job(session: Session, job: Job, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
     """Store texts as the owner's of a job, and assign them to it. Returns the number of texts and of words."""
-    job_id, ids = job.id, dict.fromkeys(_add(session, texts, job.owner, now).ids)
+    job_id, ids = job.id, dict.fromkeys(add_texts(session, texts, [job.owner] * len(texts), now).ids)
     session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
     session.flush()
     of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))
@@ -183,7 +212,8 @@ def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -
     the job has its own texts, which count as new. replay: False excludes old text. Returns the number of texts and of
     words.
     """
-    texts = [_Weighed(*row) for row in session.exec(select(Text.id, Text.words, Text.learned_in, Text.held_out)).all()]
+    columns = select(Text.id, Text.words, Text.learned_in, Text.held_out).where(LEARNED_BY_JOBS)
+    texts = [_Weighed(*row) for row in session.exec(columns).all()]
     own = set(session.exec(_ids_of(job_id)))
     new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
     # A job whose own texts were deleted has nothing to learn.
@@ -255,6 +285,8 @@ def alone(owner: str) -> SelectOfScalar[str]:
     return by_text.having(func.count() == 1, func.min(TextOwner.owner) == owner)
 
 
+#: A text with a label is an example for /classify, which needs no job.
+LEARNED_BY_JOBS = col(Text.label).is_(None)
 #: Texts of which every owner has let go.
 UNOWNED = col(Text.id).not_in(select(TextOwner.text_id))
 
@@ -278,18 +310,18 @@ def _known(session: Session, ids: list[str]) -> set[str]:
     return known
 
 
-def _row(identity: str, new: NewText, now: datetime) -> Text:
-    return Text(
-        id=identity,
-        source=new.source,
-        text=new.text,
-        completion=new.completion,
-        label=new.label,
-        messages=new.messages,
-        words=count_words(new.text) + count_words(new.completion or ""),
-        held_out=is_held_out(identity) if new.held_out is None else new.held_out,
-        created_at=now,
-    )
+def _row(identity: str, new: NewText, now: datetime) -> dict[str, Any]:
+    return {
+        "id": identity,
+        "source": new.source,
+        "text": new.text,
+        "completion": new.completion,
+        "label": new.label,
+        "messages": new.messages,
+        "words": count_words(new.text) + count_words(new.completion or ""),
+        "held_out": is_held_out(identity) if new.held_out is None else new.held_out,
+        "created_at": now,
+    }
 
 
 def _behind(last: Text) -> ColumnElement[bool]:

@@ -1,13 +1,13 @@
 """`pocketllm steps`, against a small real server and against the app, and the route it asks."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy
 import pytest
 
-from pocketllm.storage.step_log_codec import StepRow, encode
 from pocketllm.storage.step_log_export import export_step_log, read_export
 from pocketllm.storage.tables import Job, JobState, Requester, Step
 from tests.support.commands import Run
@@ -29,11 +29,40 @@ def encoded_steps(steps: int) -> bytes:
         total_steps=300,
         created_at=NOW,
     )
-    rows = (
-        StepRow(step=n, seed=7, scalars=(0.5,), loss=4 - n / 64, learning_rate=0.5, tokens=9, seconds=1.0)
+    rows = [
+        Step(job_id=job.id, step=n, seed=7, scalars=[0.5], loss=4 - n / 64, learning_rate=0.5, tokens=9, seconds=1.0)
         for n in range(1, steps + 1)
-    )
-    return export_step_log(job, encode(rows))
+    ]
+    return export_step_log(job, rows)
+
+
+@pytest.mark.parametrize("scalar", [0.1, 1e-30, -3.4028234663852886e38, 1 / 3])
+def test_every_bit_of_a_scalar_comes_back(scalar: float) -> None:
+    exact = float(numpy.float32(scalar))
+    data = encoded_steps(1).replace(b"[0.5]", f"[{json.dumps(exact)}]".encode())
+    assert numpy.float32(read_export(data).rows[0].scalars[0]).tobytes() == numpy.float32(scalar).tobytes()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"",
+        lambda data: b"[" * 100_000,
+        lambda data: data.replace(b'"seed": 7, "probes"', b'"probes"'),
+        lambda data: data.replace(b'"seed": 7, "probes"', b'"seed": 8, "probes"'),
+        lambda data: data.replace(b'"probes": 1', b'"probes": 2'),
+        lambda data: data[: data.rindex(b"{")],
+        lambda data: data[:-9],
+        lambda data: data.replace(b"[0.5]", b"[NaN]", 1),
+        lambda data: data.replace(b"[0.5]", b"[]", 1),
+        lambda data: data.replace(b'"step": 2', b'"step": 3'),
+        lambda data: data + b'{"more": 1}\n',
+    ],
+)
+def test_a_file_that_is_damaged_is_said_to_be(spoil: Callable[[bytes], bytes]) -> None:
+    assert len(read_export(encoded_steps(3)).rows) == 3
+    with pytest.raises(ValueError, match="xport"):
+        read_export(spoil(encoded_steps(3)))
 
 
 class TestCommand:
@@ -75,7 +104,7 @@ class TestCommand:
         assert result.exit_code == 1 and "There is no /jobs/a%2Fb/steps" in result.stderr
         assert not (tmp_path / "x").exists()
 
-    @pytest.mark.parametrize("spoiled", [b"foreign", encoded_steps(3)[:-1]])
+    @pytest.mark.parametrize("spoiled", [b"foreign", encoded_steps(3)[:-9]])
     def test_what_cannot_be_read_is_not_written(
         self, run: Run, double: DaemonDouble, tmp_path: Path, spoiled: bytes
     ) -> None:
@@ -114,13 +143,12 @@ class TestRoute:
                 )
             )
         response = api.get(path)
-        assert response.headers["content-type"] == "application/octet-stream"
+        assert response.headers["content-type"] == "application/x-ndjson"
         assert response.headers["content-disposition"] == f'attachment; filename="{identity}.steps"'
         found = read_export(response.content)
         assert (found.header["job"], found.header["total_steps"], len(found.rows)) == (identity, 5, 2)
 
         api.post(f"/jobs/{identity}/cancel")
-        assert step_log.compact(identity)
         assert api.get(path).content == response.content
 
     def test_it_needs_the_token_and_a_job(self, api: InProcessApp) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.readers.base import Kind
-from pocketllm.readers.markdown import prose
-from pocketllm.readers.notes import split_text, without_front_matter
+from pocketllm.readers.notes import prose, split_text, without_front_matter
 from pocketllm.readers.walk import walk
 from tests.support.reading import gathered, items, look, reasons, write
 

@@ -1,18 +1,14 @@
 """The step log in a real database file: what was appended is read back, and progress is read off it."""
 
 import math
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.step_log import (
     BASE_STEP,
     CURVE_POINTS,
@@ -22,7 +18,6 @@ from pocketllm.storage.repositories.step_log import (
     CurvePoint,
     Progress,
 )
-from pocketllm.storage.step_log_codec import decode, encode
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, Step
 from tests.support.workers import NOW, queue_job
@@ -177,97 +172,6 @@ def some_steps(store: Store, job: str, count: int = 2 * RECENT_STEPS) -> None:
         append(store, job, number, scalars=(number / 8, -0.5), loss=3 + 1 / number, tokens=100 + number % 2)
 
 
-def in_tables(path: Path, job: str) -> tuple[int, int]:
-    """How many rows, and how many compact step logs, a job has."""
-    counts = (f"SELECT count(*) FROM {table} WHERE job_id = ?" for table in ("step", "compact_step_log"))
-    with closing(sqlite3.connect(path)) as raw:
-        rows, compact = (raw.execute(count, [job]).fetchone()[0] for count in counts)
-    return rows, compact
-
-
-def test_a_compact_step_log_gives_the_same_answers(store: Store, job: str, tmp_path: Path) -> None:
-    other = queue_job(store).id
-    for identity in (job, other):
-        some_steps(store, identity)
-    evaluate(store, job, step=0, losses=[4.0])
-    rows, progress, encoded = store.step_log.steps(job), store.step_log.progress(job), store.step_log.encoded(job)
-    store.jobs.cancel(job, message="", now=NOW)
-    assert store.step_log.compact(job)
-
-    assert in_tables(tmp_path / "pocketllm.db", job) == (0, 1)
-    assert in_tables(tmp_path / "pocketllm.db", other) == (len(rows), 0)
-    assert store.step_log.last_step(job) == len(rows)
-    exact = [(row.job_id, row.step, row.seed, row.scalars, row.learning_rate) for row in rows]
-    kept = store.step_log.steps(job)
-    assert [(row.job_id, row.step, row.seed, list(row.scalars), row.learning_rate) for row in kept] == exact
-    assert [row.loss for row in kept] == pytest.approx([row.loss for row in rows], rel=1e-7)
-    assert sum(row.tokens for row in kept) == sum(row.tokens for row in rows)
-    now = store.step_log.progress(job)
-    assert (now.step, now.held_out_loss_before, now.seconds_per_step) == (len(rows), 4.0, 2.0)
-    assert (now.loss, now.tokens_per_second) == pytest.approx((progress.loss, progress.tokens_per_second), rel=1e-6)
-    assert store.step_log.encoded(job) == encoded
-
-
-def test_to_compact_twice_changes_nothing(store: Store, job: str) -> None:
-    some_steps(store, job, 3)
-    store.jobs.cancel(job, message="", now=NOW)
-    assert store.step_log.compact(job)
-    before = store.step_log.encoded(job)
-    assert store.step_log.compact(job)
-    assert store.step_log.encoded(job) == before
-    assert store.step_log.last_step(job) == 3
-
-
-def test_an_open_job_keeps_its_rows(store: Store, job: str, tmp_path: Path) -> None:
-    some_steps(store, job, 3)
-    with pytest.raises(WrongState, match="is running; its step log is compacted when it has ended"):
-        store.step_log.compact(job)
-    store.jobs.pause(job, reasons=["battery"], now=NOW)
-    with pytest.raises(WrongState, match="is paused"):
-        store.step_log.compact(job)
-    assert in_tables(tmp_path / "pocketllm.db", job) == (3, 0)
-
-
-def test_what_is_not_there_is_not_made_compact(store: Store, job: str) -> None:
-    with pytest.raises(NotFound, match="'job-none'"):
-        store.step_log.compact("job-none")
-    with pytest.raises(NotFound, match="'job-none'"):
-        store.step_log.encoded("job-none")
-    with pytest.raises(WrongState, match="no step yet"):
-        store.step_log.encoded(job)
-    store.jobs.cancel(job, message="", now=NOW)
-    assert not store.step_log.compact(job)
-
-
-def test_rows_of_an_older_version_stay_as_they_are(store: Store, job: str, tmp_path: Path) -> None:
-    append(store, job, 1, scalars=[0.1])  # not a 32-bit float
-    with pytest.raises(WrongState, match="cannot be encoded: Step 1 of the step log has a scalar"):
-        store.step_log.encoded(job)
-    store.jobs.cancel(job, message="", now=NOW)
-    assert not store.step_log.compact(job)
-    assert in_tables(tmp_path / "pocketllm.db", job) == (1, 0)
-    assert store.step_log.steps(job)[0].scalars == [0.1]
-
-
-def test_a_step_log_that_cannot_be_made_compact_whole_keeps_all_rows(store: Store, job: str, tmp_path: Path) -> None:
-    some_steps(store, job, 3)
-    store.jobs.cancel(job, message="", now=NOW)
-    with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw, raw:
-        raw.execute(
-            "CREATE TRIGGER refuse BEFORE DELETE ON step WHEN OLD.step = 3 BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
-    with pytest.raises(IntegrityError, match="no"):
-        store.step_log.compact(job)
-    assert in_tables(tmp_path / "pocketllm.db", job) == (3, 0)
-
-
-def test_a_step_log_longer_than_a_part_is_encoded_whole(store: Store, job: str) -> None:
-    some_steps(store, job, 2100)
-    rows = list(decode(store.step_log.encoded(job)))
-    assert [row.step for row in rows] == list(range(1, 2101))
-    assert encode(rows) == store.step_log.encoded(job)
-
-
 class TestCurve:
     def test_before_the_first_step_it_is_empty(self, store: Store, job: str) -> None:
         assert store.step_log.curve(job) == store.step_log.curve("job-0") == Curve(held_out=[], training=[])
@@ -286,15 +190,14 @@ class TestCurve:
         statements = count(1)
 
         def go_back(*_: object) -> None:
-            if next(statements) == 4:  # after BEGIN, and two for the number of the last step
+            if next(statements) == 3:  # after BEGIN, and the number of the last step
                 store.step_log.go_back(job, step=1, early_stopping={}, ended=False, message=None, now=NOW)
 
         event.listen(store._database.engine, "before_cursor_execute", go_back)
         assert len(store.step_log.curve(job).training) == 3
         assert len(store.step_log.curve(job).training) == 1
 
-    @pytest.mark.parametrize("compact", [False, True])
-    def test_a_long_jobs_curve_is_thinned(self, store: Store, compact: bool) -> None:
+    def test_a_long_jobs_curve_is_thinned(self, store: Store) -> None:
         long = queue_job(store).id
         steps = 10 * CURVE_POINTS
         with store._database.write() as session:
@@ -313,9 +216,6 @@ class TestCurve:
                 )
             for step in range(0, steps + 1, 2):
                 session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses={"one": step / 64}, at=NOW))
-        if compact:
-            store.jobs.cancel(long, message="withdrawn", now=NOW)
-            assert store.step_log.compact(long)
         curve = store.step_log.curve(long)
         assert len(curve.training) == CURVE_POINTS == len(curve.held_out)
         assert [point.step for point in curve.training] == list(range(10, steps + 1, 10))
@@ -383,8 +283,3 @@ class TestGoBack:
         append(store, other, 1)
         store.step_log.go_back(filled, step=0, early_stopping={}, ended=False, message=None, now=NOW)
         assert store.step_log.last_step(other) == 1
-
-    def test_a_job_without_a_step_that_has_ended_has_no_steps(self, store: Store, job: str) -> None:
-        store.jobs.fail(job, error="x", now=NOW)
-        with pytest.raises(WrongState, match="has ended without a step"):
-            store.step_log.encoded(job)

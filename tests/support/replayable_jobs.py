@@ -35,7 +35,6 @@ def learn(
     *,
     seed: int = 3,
     parent: str | None = None,
-    compact: bool = True,
 ) -> Job:
     """A job that has succeeded: its rows are in the store, and its adapter is in the data folder."""
     job = store.jobs.create(
@@ -93,6 +92,4 @@ def learn(
         created_at=NOW,
     )
     store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
-    if compact:
-        store.step_log.compact(job.id)
     return store.jobs.get(job.id)

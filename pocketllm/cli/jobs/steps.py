@@ -21,7 +21,7 @@ def steps(
 ) -> None:
     """Write a job's steps to a file.
 
-    It holds a few bytes a step and no text. With the base model it is enough to do the learning again.
+    It has a line a step and no text. With the base model it is enough to do the learning again.
     """
     from pocketllm.storage.step_log_export import read_export
 

@@ -1,0 +1,170 @@
+"""`pocketllm folders`: the folders that are watched. Works without a daemon."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, examples, local_options, make_console, show
+from pocketllm.cli.errors import CommandError, UsageError
+from pocketllm.cli.home import configured_data_dir
+from pocketllm.cli.texts.import_texts import MAX_SOURCE, AsWritten, Me
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pocketllm.daemon.folders import Scan
+    from pocketllm.daemon.paths import DataFolder
+
+#: How long another scan may take before a command gives up.
+PATIENCE_SECONDS = 60.0
+
+folders_app = typer.Typer(invoke_without_command=True)
+Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder.")]
+
+
+@folders_app.callback(epilog=examples("pocketllm folders", "pocketllm folders add ~/notes", "pocketllm folders --json"))
+@local_options
+def folders(options: Common, ctx: typer.Context) -> None:
+    """List the watched folders, whose notes, mail and chats are learned from, or add one.
+
+    The daemon scans them every hour, and before a night's job. Without a command the list is shown.
+    """
+    if ctx.invoked_subcommand is None:
+        from pocketllm.daemon.folders import scans
+
+        show_scans(options, scans(data_folder(options)))
+
+
+@folders_app.command("add", epilog=examples("pocketllm folders add ~/notes", "pocketllm folders add ~/chats --me Anna"))
+@local_options
+def add_folder(
+    options: Common,
+    folder: Place,
+    me: Me = None,
+    name: Annotated[str | None, typer.Option(help="The source of its texts; else the folder's own name.")] = None,
+    as_written: AsWritten = False,
+) -> None:
+    """Watch a folder: what is written there is learned, what is deleted there is forgotten.
+
+    Hidden files, copies of sync programs, and what .pocketllmignore in it names (as .gitignore does) are not read.
+    """
+    from pocketllm.daemon.folders import WatchedFolder, watched_folders, write_folders
+
+    path = folder.expanduser().resolve()
+    if not path.is_dir():
+        raise CommandError(f"There is no folder {path}.")
+    source = name or path.name
+    if not 1 <= len(source) <= MAX_SOURCE:
+        raise UsageError(f"--name has {len(source)} characters; give it 1 to {MAX_SOURCE}.")
+    data = data_folder(options)
+    added = WatchedFolder(path=str(path), name=source, me=tuple(me or ()), as_written=as_written)
+    others = [one for one in watched_folders(data) if one.path != added.path]
+    for other in (Path(one.path) for one in others):
+        if path.is_relative_to(other) or other.is_relative_to(path):
+            raise CommandError(f"One of {path} and {other} is in the other. Remove that one first.")
+    write_folders(data, [*others, added])
+    scan_now(options, data)
+
+
+@folders_app.command("remove", epilog=examples("pocketllm folders remove ~/notes"))
+@local_options
+def remove_folder(options: Common, folder: Place) -> None:
+    """Watch a folder no longer. What was learned from it stays; `pocketllm texts delete --folder` deletes its texts."""
+    from pocketllm.daemon.folders import scans, watched_folders, write_folders
+
+    data, path = data_folder(options), str(folder.expanduser().resolve())
+    watched = watched_folders(data)
+    kept = [one for one in watched if one.path != path]
+    if len(kept) == len(watched):
+        raise CommandError(f"{path} is not watched. `pocketllm folders` lists those that are.")
+    write_folders(data, kept)
+    show_scans(options, scans(data))
+
+
+@folders_app.command("scan", epilog=examples("pocketllm folders scan", "pocketllm folders scan --forget"))
+@local_options
+def scan_folders(
+    options: Common,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget the files that are gone, however many they are.")
+    ] = False,
+) -> None:
+    """Scan the watched folders now, not within the hour."""
+    scan_now(options, data_folder(options), forget=forget)
+
+
+def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> None:
+    """Scan all folders, name each file that is read, and show the list. Raises CommandError."""
+    from pocketllm.cli.views import printable
+    from pocketllm.daemon.locks import locked
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.folders import scan_all
+    from pocketllm.storage.store import Store
+
+    with locked(data.scan_lock, wait_seconds=PATIENCE_SECONDS) as acquired:
+        if not acquired:
+            raise CommandError("Another scan is under way. Try again in a minute.")
+        store = Store.open(data.database)
+        try:
+            with make_console(stderr=True).status("Scanning ...") as status:
+                found = scan_all(
+                    data,
+                    store.folders,
+                    now=lambda: datetime.now(UTC),
+                    max_bytes=load_settings({"data_dir": data.root}).max_text_bytes,
+                    forget=forget,
+                    on_file=lambda name: status.update(f"Reading {printable(name)}"),
+                )
+        finally:
+            store.close()
+    show_scans(options, found)
+
+
+def show_scans(options: Common, found: "Sequence[Scan]") -> None:
+    """Show the watched folders with their last scans."""
+    show(options, {"data": [one.model_dump(mode="json") for one in found]}, scans_table(found))
+
+
+def scans_table(found: "Sequence[Scan]") -> "RenderableType":
+    """Return the folders as a table, with what is wrong below."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from pocketllm.cli.views import age_text, printable
+
+    if not found:
+        return Text("No folder is watched. `pocketllm folders add ~/notes` watches one.")
+    table = Table("Folder", "Texts", "Scanned", box=None, pad_edge=False, header_style="bold")
+    for one in found:
+        at = one.scanned_at.isoformat() if one.scanned_at else None
+        table.add_row(Text(printable(one.path)), f"{one.texts:,}", age_text(at, datetime.now(UTC)))
+    lines = [Text(f"{printable(one.path)}: {said}", style="yellow") for one in found for said in troubles(one)]
+    return Group(table, *lines)
+
+
+def troubles(one: "Scan") -> Iterator[str]:
+    """Yield what is wrong with a folder, and what to do."""
+    from pocketllm.cli.views import printable
+
+    if one.problem:
+        yield one.problem
+    if one.unreadable:
+        yield f"{one.unreadable:,} files or folders in it cannot be opened."
+    if one.nobodys:
+        said = f"{printable(one.nobodys[0])}{' and others' if one.nobodys[1:] else ''}"
+        yield f"Who are you in {said}? Add the folder again with --me NAME."
+    if one.vanished:
+        yield f"{one.vanished:,} files are gone at once. `pocketllm folders scan --forget` forgets what was in them."
+
+
+def data_folder(options: Common) -> "DataFolder":
+    """Return the data folder, made if it is missing."""
+    from pocketllm.daemon.paths import DataFolder
+
+    folder = DataFolder(options.data_dir or configured_data_dir())
+    folder.make()
+    return folder

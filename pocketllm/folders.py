@@ -1,0 +1,184 @@
+"""A scan of the watched folders: what is new or changed comes in, what is gone for certain is forgotten.
+
+A scan takes a stat a file, and reads only those that have changed. It may be killed at any time, and goes on then.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from hashlib import blake2b
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from pocketllm.daemon.folders import Scan, WatchedFolder, scans, watched_folders, write_scans
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.readers.base import Example, Found, Kind, Ownerless, ReadOptions, name_key
+from pocketllm.readers.notes import paragraphs
+from pocketllm.readers.reading import read
+from pocketllm.readers.walk import Entry, below
+from pocketllm.storage.repositories.folders import FileRead, FolderStore
+from pocketllm.storage.repositories.texts import NewText
+
+IGNORE_NAME = ".pocketllmignore"
+#: Copies and other things that programs leave.
+IGNORED = ("*.sync-conflict-*", "*conflicted copy*", "logseq/bak/", "@eaDir/", "~$*")
+#: A file that changed less than this ago may still be written.
+STILL_SECONDS = 5.0
+#: More files than these, and more than this part of all, are not forgotten at once unless the owner says so.
+FEW, MANY, ONE_IN = 1, 50, 5
+#: A paragraph with fewer words, as a heading is, belongs to the next one.
+SHORT_WORDS = 8
+#: Files of a transaction.
+TOGETHER = 200
+
+
+def scan_all(
+    folder: DataFolder,
+    store: FolderStore,
+    *,
+    now: Callable[[], datetime],
+    max_bytes: int,
+    forget: bool = False,
+    on_file: Callable[[str], None] = lambda name: None,
+) -> list[Scan]:
+    """Scan each folder of the list, and keep what was found. Raises BadSettings.
+
+    now: is called for each. max_bytes: of a text. forget: forget also where many files are gone at once. on_file:
+    called with each file that is read.
+    """
+    watched = watched_folders(folder)
+    store.keep_only([one.path for one in watched])
+    found = []
+    for one, last in zip(watched, scans(folder), strict=True):
+        options = ReadOptions(me=frozenset(map(name_key, one.me)), max_bytes=max_bytes, as_written=one.as_written)
+        found.append(scan(one, last, store, options, now=now(), forget=forget, on_file=on_file))
+    write_scans(folder, found)
+    return found
+
+
+def scan(
+    watched: WatchedFolder,
+    last: Scan,
+    store: FolderStore,
+    options: ReadOptions,
+    *,
+    now: datetime,
+    forget: bool,
+    on_file: Callable[[str], None],
+) -> Scan:
+    """Scan one folder. See `scan_all`."""
+    root, (versions, missing) = Path(watched.path), store.files(watched.path)
+    known = len(versions)
+    done = last.model_copy(update={"scanned_at": now, "unreadable": 0, "vanished": 0, "problem": None})
+    try:
+        done.device, is_empty = root.stat().st_dev, not any(root.iterdir())
+        ignored = ignored_in(root)
+    except OSError as error:
+        done.problem = f"It cannot be opened: {error.strerror}. Nothing is forgotten. {advice(error)}".strip()
+        return done
+    changed, back = list[FileRead](), list[str]()
+    way = watched.model_dump_json()  # a folder that is added again in another way is read again
+    for entry in below(root, None, ignored):
+        digest = blake2b(f"{entry.version} {way}".encode(), digest_size=8).digest()
+        version = int.from_bytes(digest, "big", signed=True)
+        before = versions.pop(entry.name, None)  # what is left of them in the end was not there
+        if entry.name in missing:
+            back.append(f"{watched.path}/{entry.name}")
+        if entry.reason:
+            done.unreadable += entry.reason.startswith("cannot")
+        elif before != version and is_still(entry, now):
+            on_file(entry.name)
+            kind, yielded = read(entry, options)
+            found = list(yielded)
+            done.nobodys = [name for name in done.nobodys if name != entry.name]
+            done.nobodys += [entry.name for one in found if isinstance(one, Ownerless)][:1]
+            texts = list(texts_of(found, kind, watched.name, options.max_bytes))
+            changed.append(FileRead(f"{watched.path}/{entry.name}", version, texts))
+        if len(changed) == TOGETHER:
+            store.put(changed, now)
+            changed = []
+    if changed:
+        store.put(changed, now)
+    store.drop_replaced(now)
+    store.mark(back, None)
+    if is_empty and known:
+        done.problem = "It is empty. Nothing is forgotten."
+    elif last.device in (0, done.device):
+        gone = [name for name in versions if is_gone(root / name)]
+        confirmed = [f"{watched.path}/{name}" for name in gone if name in missing]
+        store.mark([f"{watched.path}/{name}" for name in gone if name not in missing], now)
+        if len(confirmed) > max(FEW, min(MANY, known // ONE_IN)) and not forget:
+            done.vanished = len(confirmed)
+        elif confirmed:
+            store.forget(confirmed, now)
+    else:
+        done.problem = "It is on another disk than before. Nothing is forgotten at this scan."
+    done.texts = store.texts(watched.path)
+    return done
+
+
+def ignored_in(root: Path) -> Callable[[str], bool]:
+    """Whether the file or folder (with a slash at its end) of a name is not to be read, by IGNORED and IGNORE_NAME.
+
+    Raises OSError.
+    """
+    own: Sequence[str] = ()
+    with suppress(FileNotFoundError):
+        own = (root / IGNORE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    return GitIgnoreSpec.from_lines([*IGNORED, *own]).match_file
+
+
+def is_still(entry: Entry, now: datetime) -> bool:
+    """Whether nobody writes it. A time in the future is no reason to wait."""
+    return not 0 <= now.timestamp() - entry.changed_at < STILL_SECONDS
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is no such file; one that is hidden or excluded now is not gone, nor one that cannot be seen."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def texts_of(found: Iterable[Found], kind: Kind | None, source: str, max_bytes: int) -> Iterator[NewText]:
+    """Yield the texts of a file. A note's are its paragraphs, so that an edit changes one of them.
+
+    What POST /texts would refuse is left out.
+    """
+    if kind is Kind.NOTES:
+        notes = (one.item["text"] for one in found if isinstance(one, Example))
+        yield from (NewText(text=part, source=source) for note in notes for part in pieces(note))
+        return
+    from pocketllm.api.errors import Problem  # with 20 MB of libraries, which notes can do without
+    from pocketllm.api.native.examples import validated
+
+    for one in found:
+        if isinstance(one, Example):
+            with suppress(Problem):
+                yield validated({**one.item, "source": source}, "", max_bytes).new()
+
+
+def pieces(text: str) -> list[str]:
+    """Return a note's paragraphs, each with the short ones before it."""
+    found, before = list[str](), ""
+    for paragraph in paragraphs(text):
+        before = f"{before}\n\n{paragraph}" if before else paragraph
+        if len(paragraph.split()) >= SHORT_WORDS:
+            found.append(before)
+            before = ""
+    return [*found, before] if before else found
+
+
+def advice(error: OSError) -> str:
+    """What lets the daemon read a folder that it may not."""
+    if not isinstance(error, PermissionError):
+        return ""
+    if "TERMUX_VERSION" in os.environ:
+        return "Run termux-setup-storage, and allow it."
+    return "Under systemd its unit may hide it: BindReadOnlyPaths= with the folder's path shows it to the service."

@@ -1,0 +1,330 @@
+"""Watched folders: what a scan reads, what it forgets, and what it never forgets; and the commands."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.errors import BadSettings
+from pocketllm.daemon.folders import Scan, WatchedFolder, watched_folders, write_folders
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.folders import MANY, pieces, scan_all
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Text
+from tests.support.commands import Run, commands
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LONG = "This paragraph has rather more than the eight words {} it needs."
+
+
+class World:
+    """A folder of notes, a data folder, and a clock that a scan advances by an hour."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.notes, self.data = scratch / "notes", DataFolder(scratch / "data")
+        self.notes.mkdir()
+        self.data.make()
+        self.store = Store.open(self.data.database)
+        self.now = NOW
+        self.read = list[str]()
+        self.watch()
+
+    def watch(self, **more: object) -> None:
+        write_folders(self.data, [WatchedFolder.model_validate({"path": str(self.notes), "name": "notes", **more})])
+
+    def write(self, name: str, *words: str, age_seconds: float = 60) -> Path:
+        file = self.notes / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n\n".join(LONG.format(word) for word in words))
+        at = self.now.timestamp() - age_seconds
+        os.utime(file, (at, at))
+        return file
+
+    def scan(self, *, forget: bool = False) -> Scan:
+        self.read = []
+        (found,) = scan_all(
+            self.data,
+            self.store.folders,
+            now=lambda: self.now,
+            max_bytes=10_000,
+            forget=forget,
+            on_file=self.read.append,
+        )
+        self.now += timedelta(hours=1)
+        return found
+
+    def words(self) -> set[str]:
+        """What distinguishes the texts."""
+        return {text.text.partition("words ")[2].partition(" it")[0] for text in self.texts()}
+
+    def texts(self) -> list[Text]:
+        return self.store.texts.page(after=None, limit=1000)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.store.close()
+
+
+def test_a_look_reads_what_is_new_and_each_file_once(world: World) -> None:
+    world.write("a.md", "one", "two")
+    world.write("deep/er/b.txt", "three")
+    found = world.scan()
+    assert (found.texts, found.problem, found.scanned_at) == (3, None, NOW)
+    assert world.words() == {"one", "two", "three"}
+    assert {text.source for text in world.texts()} == {"notes"}
+    assert world.read == ["a.md", "deep/er/b.txt"]
+    world.scan()
+    assert world.read == []
+
+
+def test_an_edit_replaces_a_paragraph_and_keeps_the_others(world: World) -> None:
+    world.write("a.md", "one", "two")
+    world.scan()
+    kept = {text.id for text in world.texts() if "one" in text.text}
+    world.write("a.md", "one", "three", age_seconds=30)
+    world.scan()
+    assert world.words() == {"one", "three"}
+    assert kept < {text.id for text in world.texts()}
+
+
+def test_a_file_that_moves_keeps_its_texts(world: World) -> None:
+    file = world.write("a.md", "one")
+    world.scan()
+    before = world.texts()
+    file.rename(world.notes / "b.md")
+    for _ in range(3):
+        world.scan()
+        assert [text.created_at for text in world.texts()] == [before[0].created_at]
+
+
+def test_a_paragraph_that_moves_to_another_file_stays(world: World) -> None:
+    world.write("a.md", "one", "two")
+    world.scan()
+    world.write("a.md", "one", age_seconds=30)
+    world.write("b.md", "two", age_seconds=30)
+    world.scan()
+    assert world.words() == {"one", "two"}
+
+
+def test_what_is_gone_is_forgotten_at_the_second_look(world: World) -> None:
+    for name in "abcdefgh":
+        world.write(f"{name}.md", name)
+    world.scan()
+    (world.notes / "a.md").unlink()
+    world.scan()
+    assert "a" in world.words()
+    world.scan()
+    assert world.words() == set("bcdefgh")
+
+
+def test_a_file_that_comes_back_was_never_gone(world: World) -> None:
+    for name in "abcdefgh":
+        world.write(f"{name}.md", name)
+    world.scan()
+    shutil.move(world.notes / "a.md", world.data.root / "a.md")
+    world.scan()
+    shutil.move(world.data.root / "a.md", world.notes / "a.md")
+    world.scan()
+    (world.notes / "a.md").unlink()
+    world.scan()
+    assert "a" in world.words()
+
+
+def test_deletions_of_a_look_have_one_receipt(world: World) -> None:
+    for name in "abcdefghijklmnopqrst":
+        world.write(f"{name}.md", name)
+    world.scan()
+    for name in "abc":
+        (world.notes / f"{name}.md").unlink()
+    world.scan()
+    world.scan()
+    assert [deletion.texts for deletion in world.store.deletions.pending()] == [3]
+
+
+@pytest.mark.parametrize("files", [10, 300])
+def test_many_that_vanish_at_once_are_asked_about(world: World, files: int) -> None:
+    for number in range(files):
+        world.write(f"{number}.md", str(number))
+    world.scan()
+    too_many = min(files // 5, MANY) + 1
+    for number in range(too_many):
+        (world.notes / f"{number}.md").unlink()
+    world.scan()
+    assert world.scan().vanished == too_many
+    assert len(world.words()) == files
+    assert world.scan(forget=True).vanished == 0
+    assert len(world.words()) == files - too_many
+
+
+@pytest.mark.parametrize("loss", ["missing", "empty", "another disk", "unreadable"])
+def test_nothing_is_forgotten_when_the_folder_is_lost(world: World, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.write("a.md", "one")
+    world.scan()
+    if loss == "another disk":
+        scans = json.loads(world.data.scans.read_text())
+        scans[0]["device"] += 1
+        world.data.scans.write_text(json.dumps(scans))
+        (world.notes / "a.md").rename(world.notes / "b")
+    elif loss == "unreadable":
+        world.notes.rename(world.notes.with_name("away"))
+        world.notes.write_text("a file")
+    else:
+        shutil.rmtree(world.notes)
+        if loss == "empty":
+            world.notes.mkdir()
+    for _ in range(1 if loss == "another disk" else 3):
+        assert "Nothing is forgotten" in str(world.scan().problem)
+    assert world.words() == {"one"}
+
+
+def test_a_file_that_became_empty_keeps_its_texts(world: World) -> None:
+    world.write("a.md", "one")
+    world.scan()
+    world.write("a.md", age_seconds=30)
+    for _ in range(3):
+        world.scan()
+    assert world.words() == {"one"}
+
+
+def test_a_file_is_read_once_it_has_been_still(world: World) -> None:
+    world.write("a.md", "one", age_seconds=3)
+    world.write("b.md", "future", age_seconds=-3600)
+    world.scan()
+    assert world.words() == {"future"}
+    world.scan()
+    assert world.words() == {"one", "future"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".hidden.md",
+        ".trash/a.md",
+        "a.sync-conflict-20260301-120000-ABC.md",
+        "a (Anna's conflicted copy 2026-03-01).md",
+        "logseq/bak/a.md",
+        ".stversions/a.md",
+        "@eaDir/a.md",
+        "~$a.md",
+        "private/a.md",
+        "deep/draft.md",
+    ],
+)
+def test_what_is_not_the_owners_or_is_ignored_is_not_read(world: World, name: str) -> None:
+    (world.notes / ".pocketllmignore").write_text("private/\ndraft.md\n")
+    world.write(name, "hidden")
+    world.write("a.md", "seen")
+    world.scan()
+    assert world.words() == {"seen"}
+
+
+def test_what_a_pattern_excludes_later_stays(world: World) -> None:
+    for name in "abcdefgh":
+        world.write(f"{name}.md", name)
+    world.scan()
+    (world.notes / ".pocketllmignore").write_text("a.md\n")
+    for _ in range(3):
+        world.scan()
+    assert world.words() == set("abcdefgh")
+
+
+def test_links_out_of_the_folder_are_not_followed(world: World) -> None:
+    outside = world.data.root / "secret.md"
+    outside.write_text(LONG.format("secret"))
+    (world.notes / "link.md").symlink_to(outside)
+    (world.notes / "folder").symlink_to(world.data.root)
+    assert world.scan().texts == 0
+
+
+def test_texts_of_a_folder_that_is_watched_no_longer_stay(world: World) -> None:
+    world.write("a.md", "one")
+    world.scan()
+    write_folders(world.data, [])
+    assert scan_all(world.data, world.store.folders, now=lambda: world.now, max_bytes=1000) == []
+    assert world.words() == {"one"}
+    world.watch()
+    world.write("a.md", "two", age_seconds=30)
+    world.scan()
+    assert world.words() == {"two"}
+
+
+def test_what_somebody_else_has_sent_too_stays(world: World) -> None:
+    world.write("a.md", "one", "two")
+    world.scan()
+    shared = NewText(text=LONG.format("one"), source="notes")
+    world.store.texts.add([shared], now=NOW, owner="keyboard")
+    world.write("a.md", "three", age_seconds=30)
+    world.scan()
+    assert world.words() == {"one", "three"}
+
+
+def test_what_the_owner_has_deleted_does_not_come_back(world: World) -> None:
+    world.write("a.md", "one", "two")
+    world.scan()
+    (one,) = (text.id for text in world.texts() if "one" in text.text)
+    world.store.deletions.texts([one], now=NOW)
+    world.scan()
+    assert world.words() == {"two"}
+
+
+def test_notes_are_paragraphs_with_the_short_ones_before_them() -> None:
+    long = LONG.format("one")
+    assert pieces(f"Title\n\n{long}\n\nAnna\n\nBert\n\n{long}\n\nlast") == [
+        f"Title\n\n{long}",
+        f"Anna\n\nBert\n\n{long}",
+        "last",
+    ]
+    assert pieces("") == []
+
+
+def test_chats_and_mark_up_are_read_as_the_folder_says(world: World) -> None:
+    (world.notes / "a.md").write_text("# Title\n\n- [x] " + LONG.format("one"))
+    (world.notes / "chat.txt").write_text("01/03/2026, 10:00 - Bert: Tea?\n01/03/2026, 10:01 - Anna: Always.\n")
+    for file in world.notes.iterdir():
+        os.utime(file, (NOW.timestamp() - 60,) * 2)
+    assert world.scan().nobodys == ["chat.txt"]
+    assert world.scan().nobodys == ["chat.txt"]
+    world.watch(me=["Anna"])
+    assert world.scan().nobodys == []
+    texts = {text.text: text.completion for text in world.texts()}
+    assert f"Title\n\n{LONG.format('one')}" in texts
+    assert texts["Tea?\n"] == "Always."
+
+
+def test_a_list_that_is_none_is_said(world: World) -> None:
+    world.data.folders.write_text("{}")
+    with pytest.raises(BadSettings, match="Move it away"):
+        watched_folders(world.data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return commands(tmp_path / "data")
+
+
+def test_the_commands_add_list_look_and_remove(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "my notes"
+    notes.mkdir()
+    file = notes / "a.md"
+    file.write_text(LONG.format("one"))
+    os.utime(file, (0, 0))
+    assert "No folder is watched" in run("folders").stdout
+    added = json.loads(run("folders", "add", str(notes), "--me", "Anna", "--json").stdout)
+    assert [(one["path"], one["name"], one["texts"]) for one in added["data"]] == [(str(notes), "my notes", 1)]
+    assert "my notes  1" in run("folders").stdout
+    (notes / "b").mkdir()
+    refused = run("folders", "add", str(notes / "b"))
+    assert refused.exit_code == 1 and "is in the other" in refused.output
+    shutil.rmtree(notes)
+    assert "Nothing is forgotten" in run("folders", "scan").stdout
+    assert run("folders", "remove", str(notes)).exit_code == 0
+    assert run("folders", "remove", str(notes)).exit_code == 1
+    assert run("folders", "add", str(notes)).exit_code == 1
