@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.streamed.decoding import product
 from pocketllm.engine.streamed.modules import ForwardContext, StreamedWeight
 from pocketllm.engine.streamed.weights import Scratch, Weight
 
@@ -44,13 +45,13 @@ class HeadAt:
         self.vocabulary = head.weights.weight.shape[0]
         self.bias = None if head.biases is None else self._bias(head.biases)
 
-    def of_token(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """(1, width) hidden state -> (1, vocabulary) fp32 logits without the bias.
+    def of_tokens(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """(tokens, width) hidden states of a few tokens -> (tokens, vocabulary) fp32 logits without the bias.
 
         None if the rows must be made dense first.
         """
         weight = self._trained.as_stored if self._perturbation is None else None
-        return None if weight is None else torch.mm(hidden, weight.t()).float()
+        return None if weight is None else product(hidden, weight).float()
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """(stop - start, width) dense rows, valid until the next call."""

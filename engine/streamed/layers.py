@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.streamed.decoding import decoding_forward
+from pocketllm.engine.streamed.modules import ForwardContext
 from pocketllm.engine.streamed.weights import Weight
 
 with lean_transformers():
@@ -66,6 +68,7 @@ class LayerStack:
         names: Mapping[str, str],
         weights: Mapping[str, Weight],
         pages: LayerPages | None,
+        context: ForwardContext,
     ) -> None:
         """names: path of each parameter -> its name in `weights`. pages: None never releases pages.
 
@@ -85,6 +88,7 @@ class LayerStack:
             for number in range(self.count)
         ]
         for number, layer in enumerate(layers):
+            layer.forward = decoding_forward(layer, context)
             self._wrap(number, layer)
 
     def number_of(self, path: str) -> int | None:

@@ -184,7 +184,7 @@ class LanguageModel:
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, width) -> (tokens, vocabulary), fp32."""
         head = self.head.at(None)
-        logits = head.of_token(hidden) if len(hidden) == 1 else None
+        logits = head.of_tokens(hidden)
         if logits is None:
             starts = range(0, head.vocabulary, HEAD_ROWS)
             states = hidden.t()

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from pocketllm.engine.params.perturbation import Perturbation, Z
-from pocketllm.engine.streamed.fused_linear import FusedLinear
 from pocketllm.engine.streamed.vjp import differentiable_linear
 from pocketllm.engine.streamed.weights import DenseWeights, Scratch, Weight
 
@@ -31,21 +30,11 @@ class ForwardContext:
     perturbations: Sequence[Perturbation] = ()  #: one for each part of the batch; empty: theta itself
     rows: int = 0  #: blocks in the batch, over all parts; used only with perturbations
     release: bool = False  #: release a weight's pages after use
-    decoding: bool = False  #: a few tokens behind a cache: products are so small that starting them takes the time
+    decoding: bool = False  #: a few tokens behind a cache: see decoding.py
     scratch: Scratch = field(default_factory=Scratch)
     perturbed_scratch: list[Scratch] = field(default_factory=list)  #: one weight at each perturbation
-    fused: FusedLinear = field(default_factory=FusedLinear)
     #: The current layer's dense weights, shared by all micro-batches; None: each use makes its own, in chunks.
     dense: DenseWeights | None = None
-    _accurate: tuple[torch.Tensor | None, torch.Tensor] = (None, torch.empty(0))
-
-    def accurate(self, x: torch.Tensor) -> torch.Tensor:
-        """x in fp32, once for the maps that share it: in half precision, the small products of a LoRA branch take eight
-        times as long, since starting threads dominates.
-        """
-        if self._accurate[0] is not x:
-            self._accurate = x, x.float()
-        return self._accurate[1]
 
     def groups(self) -> Iterator[tuple[Z, list[Perturbation]]]:
         """The perturbations grouped by direction, so that each z is generated once."""
@@ -153,14 +142,11 @@ class LoRABranch:
         self.leaves: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """y (rows, out) += the branch's output for x (rows, in), in place; while decoding of any number of dimensions.
+        """y (rows, out) += the branch's output for x (rows, in), in place.
 
         At theta + distance z it is [A x, distance A x] [B, z]^T. One product serves both sides of a probe, and z keeps
         its exact signs, which the rounding of B + distance z could lose.
         """
-        if self._context.decoding:
-            y.add_(self._context.accurate(x) @ self.a.t() @ self.b.t(), alpha=self.scaling)
-            return
         low = x @ self.a.t().to(x.dtype)
         b = self.b.to(y.dtype)
         if not self._context.perturbations:
@@ -193,8 +179,6 @@ class StreamedLinear(nn.Module):
         """x: (batch, ..., in) -> (batch, ..., out). Differentiable (vjp.py)."""
         if x.requires_grad and torch.is_grad_enabled():
             return differentiable_linear(self, x)
-        if self.context.decoding and (weight := self.weights.as_stored) is not None:
-            return self._decode(x.to(self.context.dtype), weight)
         rows = x.reshape(-1, self.in_features).to(self.context.dtype)
         y = self.product(rows)
         if self.lora is not None:
@@ -222,16 +206,6 @@ class StreamedLinear(nn.Module):
             x = rows[:, columns] @ weight if x is None else x.addmm_(rows[:, columns], weight)
         assert x is not None, "a weight has rows"
         return x
-
-    def _decode(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """`forward` for a few tokens, where everything but the product would be measurable overhead."""
-        if self.biases is None:
-            y = self.context.fused.product(x, self.weights.weight, weight)
-        else:
-            y = nn.functional.linear(x, weight, self.biases.whole()[0])
-        if self.lora is not None:
-            self.lora.add_to(y, x)
-        return y
 
 
 def _each(trained: StreamedWeight, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:

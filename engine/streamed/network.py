@@ -66,7 +66,7 @@ class Network:
         self._trained: dict[str, list[StreamedWeight]] = {}
         self.linears: dict[str, StreamedLinear] = {}
         self.head = self._replace()
-        self.stack = LayerStack(self.module, self.parameters, weights, pages)
+        self.stack = LayerStack(self.module, self.parameters, weights, pages, self.context)
 
     def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
         """See LanguageModel.set_parameters."""

@@ -23,6 +23,7 @@ from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.streamed.layers import LayerStack
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.modules import ForwardContext
 from tests.support.backpropagation import (
     EXAMPLES,
     Parts,
@@ -288,6 +289,6 @@ def test_a_model_without_a_list_of_layers_is_refused(root: Path) -> None:
     network: Any = torch.nn.Module()
     network.config = model.network.config
     network.layers = torch.nn.ModuleList([torch.nn.Identity()])  # the config says that there are two
-    unlisted: Any = SimpleNamespace(stack=LayerStack(network, {}, {}, None))
+    unlisted: Any = SimpleNamespace(stack=LayerStack(network, {}, {}, None, ForwardContext(dtype=torch.float32)))
     with pytest.raises(UnsupportedModel, match="in none of the model's layers"):
         LayerwiseGradients(unlisted, layers_adapter(model), WHOLE)

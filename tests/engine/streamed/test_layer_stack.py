@@ -12,6 +12,7 @@ import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.layers import LayerPages, LayerStack
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.modules import ForwardContext
 from pocketllm.engine.streamed.network import Network
 from tests.support.learning import imported, random_blocks, some_adapter
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
@@ -76,7 +77,7 @@ def test_a_model_whose_layers_are_not_one_list_has_no_stack(root: Path) -> None:
     network: Any = torch.nn.Module()
     network.config = fresh(root, "llama").network.config
     network.layers = torch.nn.ModuleList([torch.nn.Identity()])  # the config says that there are two
-    stack = LayerStack(network, {}, {}, None)
+    stack = LayerStack(network, {}, {}, None, ForwardContext(dtype=torch.float32))
     assert stack.count == 0
     assert stack.number_of("layers.0") is None
     assert stack.number_of("") is None
