@@ -1,12 +1,15 @@
-"""What suggestions are worth: next words among the top three, keystrokes saved, and how long they take.
+"""What suggestions are worth: keystrokes saved, next words among the top three, non-words, and how long they take.
 
-python -m bench.keys --text FILE [FILE ...] [--quick]
+python -m bench.keys --text FILE [FILE ...] [--words LIST] [--quick]
 
-Each file is a writer's: texts, oldest first, with blank lines between. The daemon learns the first 10,000 words by a
-default job, and another one the first 1,000; later texts are held out. There, before each of some hundred words in a
-row, the base and what is served then suggest three. Then the same is typed letter by letter: a word that is suggested
-takes one more key, any other one all of its letters and a space. A value with a limit is that of the writer for whom it
-is worst, and of latency the longest; any other one is the mean over the writers.
+Each file is a writer's: texts, oldest first, with blank lines between. A daemon gets the first 100 words, one the first
+1,000, one the first 10,000, and learns them by a default job, but for the 100, which start none; later texts are held
+out. A thousand of their words are typed letter by letter: a word that is suggested takes one more key, any other one
+all of its letters and a space. That is done by the base model, with the owner's words counted beside it, by the adapter
+alone, and by both. Before each of the first five hundred words the base and what is served also suggest three next
+words. Non-words are those of what is served after the most words: at every letter, and before each of the five hundred.
+A value with a limit is that of the writer for whom it is worst, and of latency the longest; any other one is the
+mean over the writers. `_error` is a standard error, of a mean over the typed words. LIST has a word a line.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
-from statistics import mean, quantiles
+from statistics import mean, quantiles, stdev
 from typing import TYPE_CHECKING, Any
 
 from bench.harness import Limit, finish, progress, start, table
@@ -28,29 +32,37 @@ if TYPE_CHECKING:
     from pocketllm.client import Client
 
 LIMITS = {
-    "top3_gain": Limit(at_least=6),
-    "top3_gain_1k": Limit(at_least=2),
-    "suggest_p50_ms": Limit(at_most=50),
+    "non_words": Limit(at_most=0),
+    "keystrokes_saved_gain": Limit(at_least=7),
+    "suggest_p50_ms": Limit(at_most=45),
+    "suggest_p99_ms": Limit(at_most=200),
     "suggest_p99_ms_training": Limit(at_most=250),
 }
 _TOP = 3
+#: The first answer loads the model.
+_TIMEOUT_MS = 60_000
+#: Parts of words behind an apostrophe, such as the s of "it's", are no longer.
+_SHORT = 3
 #: As suggestions have them: letters and digits, with apostrophes.
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # noqa: RUF001
+
+
+#: What suggests: name -> whether by the adapter, and whether with the owner's words counted.
+_WAYS = {"neither": (False, False), "counts": (False, True), "adapter": (True, False), "both": (True, True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """How much is learned and measured."""
 
-    words: int  #: to learn
-    few_words: int
-    places: int  #: held-out words
-    typed: int  #: of which so many are typed
+    words: tuple[int, ...]  #: to learn; a job of the first ones is too small
+    places: int  #: held-out words before which three are suggested
+    typed: int  #: held-out words that are typed
     training: int  #: suggestions while a job runs
 
 
-_FULL = Sizes(words=10_000, few_words=1_000, places=500, typed=80, training=400)
-_QUICK = Sizes(words=300, few_words=100, places=6, typed=2, training=5)
+_FULL = Sizes(words=(100, 1_000, 10_000), places=500, typed=1000, training=400)
+_QUICK = Sizes(words=(30, 100, 300), places=6, typed=2, training=5)
 
 
 @dataclass(kw_only=True)
@@ -58,14 +70,18 @@ class Suggestions:
     """Asks for suggestions, and measures the time of each answer."""
 
     client: Client
+    adapter: str
+    counts: bool
     milliseconds: list[float] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)  #: all suggestions
 
-    def __call__(self, adapter: str, context: str, prefix: str) -> list[str]:
+    def __call__(self, context: str, prefix: str) -> list[str]:
         """What is suggested behind a text, for a word that begins like this."""
         began = time.perf_counter()
-        request = {"context": context, "prefix": prefix, "n": _TOP, "adapter": adapter}
-        found = [one["text"] for one in self.client.suggest(request)["suggestions"]]
+        request = {"context": context, "prefix": prefix, "n": _TOP, "adapter": self.adapter, "counts": self.counts}
+        found = [one["text"] for one in self.client.suggest(request | {"timeout_ms": _TIMEOUT_MS})["suggestions"]]
         self.milliseconds.append(1000 * (time.perf_counter() - began))
+        self.said.update(found)
         return found
 
 
@@ -75,47 +91,51 @@ def places(texts: Sequence[str], count: int) -> list[tuple[str, str]]:
     return found[:count]
 
 
-def top3(ask: Suggestions, adapter: str, held_out: Sequence[tuple[str, str]]) -> list[bool]:
-    """Before each word: whether it is among the three that are suggested."""
-    return [word in ask(adapter, before, "") for before, word in held_out]
-
-
-def keys(ask: Suggestions, adapter: str, held_out: Sequence[tuple[str, str]]) -> tuple[int, int]:
-    """The keys that typing these words takes with suggestions, and without: a letter or a space each."""
-    pressed = 0
+def keys(ask: Suggestions, held_out: Sequence[tuple[str, str]]) -> list[int]:
+    """The keys that typing each of these words takes with suggestions."""
+    pressed = []
     for before, word in held_out:
         typed = 0
-        while typed < len(word) and word not in ask(adapter, before, word[:typed]):
+        while typed < len(word) and word not in ask(before, word[:typed]):
             typed += 1
-        pressed += typed + 1
-    return pressed, sum(len(word) + 1 for _, word in held_out)
+        pressed.append(typed + 1)
+    return pressed
 
 
 def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, Any]:
     """Everything about one writer."""
     texts = texts_of(file)
-    known = list(some_words(texts, sizes.words))
-    held_out = places(texts[len(known) :], sizes.places)
-    if len(held_out) < sizes.places:
-        raise SystemExit(f"{file} has too few words behind the first {sizes.words:,}. Give a longer text.")
-    found: dict[str, Any] = {}
-    with daemon_on(scratch / f"{file.stem}-few", model) as client:
-        progress(f"{file.stem}: {sizes.few_words:,} words ...")
-        few = learned(client, list(some_words(texts, sizes.few_words)))
-        hits = {name: top3(Suggestions(client=client), name, held_out) for name in ("base", few)}
-        found["top3_base"], found["top3_few"] = (100 * mean(hits[name]) for name in ("base", few))
-    with daemon_on(scratch / file.stem, model) as client:
-        progress(f"{file.stem}: {sizes.words:,} words ...")
-        personal = learned(client, known)
-        found["top3_personal"] = 100 * mean(top3(Suggestions(client=client), personal, held_out))
-        progress(", ".join(f"{name} {found[f'top3_{name}']:.1f}" for name in ("base", "few", "personal")))
-        typed = held_out[: sizes.typed]
-        for name, adapter in (("base", "base"), ("personal", personal)):
-            ask = Suggestions(client=client)
-            pressed, all_keys = keys(ask, adapter, typed)
-            found[f"saved_{name}"] = 100 * (1 - pressed / all_keys)
-        found["milliseconds"] = ask.milliseconds[1:]  # the first one takes a new adapter into memory
-        found["milliseconds_training"] = while_training(client, personal, held_out, sizes.training)
+    known = list(some_words(texts, sizes.words[-1]))
+    held_out = places(texts[len(known) :], max(sizes.typed, sizes.places))
+    if len(held_out) < max(sizes.typed, sizes.places):
+        raise SystemExit(f"{file} has too few words behind the first {sizes.words[-1]:,}. Give a longer text.")
+    typed = held_out[: sizes.typed]
+    found: dict[str, Any] = {"keys": sum(len(word) + 1 for _, word in typed), "pressed": {}}
+    for size in sizes.words:
+        with daemon_on(scratch / f"{file.stem}-{size}", model) as client:
+            progress(f"{file.stem}: {size:,} words ...")
+            some = list(some_words(texts, size))
+            if size == sizes.words[0]:
+                client.add_texts([{"text": text, "source": "writer"} for text in some])
+                personal = "base"
+            else:
+                personal = learned(client, some)
+            for way, (by_adapter, counts) in _WAYS.items():
+                row = f"{way} {size}"
+                if (way == "neither" and found["pressed"]) or (by_adapter and personal == "base"):
+                    continue  # the same as before; or as without an adapter
+                ask = Suggestions(client=client, adapter=personal if by_adapter else "base", counts=counts)
+                found["pressed"][row] = keys(ask, typed)
+                progress(f"{row}: {100 * (1 - sum(found['pressed'][row]) / found['keys']):.1f} % of the keys saved")
+            ask.milliseconds.pop(0)  # the first one took a new adapter into memory
+            if size == sizes.words[-1]:
+                found["milliseconds"] = ask.milliseconds
+                for name, adapter in (("base", "base"), ("personal", personal)):
+                    three = Suggestions(client=client, adapter=adapter, counts=False)
+                    hits = [word in three(before, "") for before, word in held_out[: sizes.places]]
+                    found[f"top3_{name}"] = 100 * mean(hits)
+                found["said"] = sorted(ask.said | three.said)
+                found["milliseconds_training"] = while_training(client, personal, held_out, sizes.training)
     return found
 
 
@@ -123,10 +143,10 @@ def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, s
     """How long suggestions take, letter by letter, while a job runs."""
     job = str(client.start_job(steps=100_000)["id"])
     until(lambda: client.job(job)["step"] >= 1, "a step", between_seconds=0.2)
-    ask = Suggestions(client=client)
+    ask = Suggestions(client=client, adapter=adapter, counts=True)
     for before, word in held_out:
         for size in range(len(word)):
-            ask(adapter, before, word[:size])
+            ask(before, word[:size])
         if len(ask.milliseconds) > count:
             break
     if client.job(job)["state"] != "running":
@@ -135,31 +155,58 @@ def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, s
     return ask.milliseconds[1:]
 
 
+def gain(one: dict[str, Any], row: str) -> tuple[float, float]:
+    """The keys saved beyond the base model's, in per cent of all keys, and the standard error."""
+    base, pressed = next(iter(one["pressed"].values())), one["pressed"].get(row)
+    if pressed is None:
+        return 0.0, 0.0
+    saved = [before - now for before, now in zip(base, pressed, strict=True)]
+    return 100 * sum(saved) / one["keys"], 100 * stdev(saved) * sqrt(len(saved)) / one["keys"]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = options_of(arguments, "bench.keys", "What suggestions are worth to a writer, and how long they take.")
+    words = None
+    if options.words is not None:
+        words = {line.strip().lower() for line in options.words.read_text(encoding="utf-8").splitlines()}
+    sizes = _QUICK if options.quick else _FULL
     raw = measure_each(options, measured, full=_FULL, quick=_QUICK)
-    writers = raw.values()
+    for file in options.text:
+        own = {word.lower() for word in _WORD.findall(file.read_text(encoding="utf-8"))}
+        said = raw[file.stem].pop("said")
+        raw[file.stem]["non_words"] = None if words is None else [one for one in said if not is_word(one, words | own)]
+    writers = list(raw.values())
+    rows = list(dict.fromkeys(row for one in writers for row in one["pressed"]))
+    last = sizes.words[-1]
     values: dict[str, float | None] = {
+        "non_words": None if words is None else max(len(one["non_words"]) for one in writers),
+        "keystrokes_saved_gain": min(gain(one, f"both {last}")[0] for one in writers),
+        "keystrokes_saved_gain_error": max(gain(one, f"both {last}")[1] for one in writers),
+        "keystrokes_saved_base": mean(100 * (1 - sum(one["pressed"][rows[0]]) / one["keys"]) for one in writers),
         "top3_gain": min(one["top3_personal"] - one["top3_base"] for one in writers),
-        "top3_gain_1k": min(one["top3_few"] - one["top3_base"] for one in writers),
         "top3_personal": mean(one["top3_personal"] for one in writers),
-        "keystrokes_saved": mean(one["saved_personal"] for one in writers),
-        "keystrokes_saved_base": mean(one["saved_base"] for one in writers),
         "suggest_p50_ms": max(_percentile(one["milliseconds"], 50) for one in writers),
         "suggest_p99_ms": max(_percentile(one["milliseconds"], 99) for one in writers),
         "suggest_p99_ms_training": max(_percentile(one["milliseconds_training"], 99) for one in writers),
     }
-    names = ("top3_base", "top3_few", "top3_personal", "saved_base", "saved_personal")
-    rows = [[name, *(f"{one[column]:.1f}" for column in names)] for name, one in raw.items()]
-    columns = ["writer", "top 3, base", "1,000 words", "10,000 words", "keys saved, base", "personal"]
+    gains = {row: [gain(one, row) for one in writers] for row in rows[1:]}
+    values |= {f"gain/{row}": mean(value for value, _ in of_row) for row, of_row in gains.items()}
+    lines = [[row, *(f"{value:+.1f} ({error:.1f})" for value, error in of_row)] for row, of_row in gains.items()]
     shown = table(
-        "Suggestions, per cent",
-        columns,
-        rows,
-        caption=f"Of {(_QUICK if options.quick else _FULL).places} held-out words of each writer.",
+        "Keys saved beyond the base model's, in points (standard error)",
+        ["by, after words", *raw],
+        lines,
+        caption=f"Of {sizes.typed} held-out words of each writer, typed letter by letter.",
     )
     return finish("keys", [shown], values=values, limits=LIMITS, raw=raw, options=options)
+
+
+def is_word(text: str, words: Collection[str]) -> bool:
+    """Whether it is a word of the list, a number, or such with an apostrophe in it."""
+    text = text.lower().replace("’", "'")  # noqa: RUF001
+    parts = text.split("'")
+    return text in words or all(part in words or part.isdecimal() or len(part) < _SHORT for part in parts)
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:

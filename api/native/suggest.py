@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from http import HTTPStatus
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,12 +10,13 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
+from pocketllm.api.errors import Problem
 from pocketllm.daemon.generation.service import Done, SuggestionRequest
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
-#: The search ends after this time, if no other is given; and what is left of it for sending the answer.
-_TIMEOUT_MS, _SENDING_MS = 1000, 10
+#: Of the time, what is left for sending the answer.
+_SENDING_MS = 10
 
 
 class SuggestIn(Body):
@@ -34,12 +36,16 @@ class SuggestIn(Body):
     n: int = Field(3, ge=1, le=10, description="How many suggestions.")
     words: int = Field(1, ge=1, le=5, description="Words of each: with more than 1, short phrases.")
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
-    timeout_ms: int | None = Field(
+    counts: bool | None = Field(
         None,
+        description="Weigh the owner's own words, too, by how often they were written. Default: yes, but for 'base'.",
+    )
+    timeout_ms: int = Field(
+        1000,
         ge=1,
         le=60_000,
         description="Answer within this time, with what is found by then. 503 where the model is busy, or not yet in "
-        "memory. Default: wait for the model.",
+        "memory.",
     )
 
 
@@ -51,9 +57,10 @@ class SuggestionOut(BaseModel):
 
 
 class SuggestOut(BaseModel):
-    """The suggestions, the likeliest first. Fewer than `n` where no more words begin so, or time was up."""
+    """The suggestions, the likeliest first. Fewer than `n` where no more words begin so."""
 
     suggestions: list[SuggestionOut]
+    complete: bool = Field(description="False where time was up before the search was over.")
     model: str
     adapter: str | None = Field(description="By which they are made; null for the base model.")
 
@@ -70,14 +77,16 @@ async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
         prefix=body.prefix,
         n=body.n,
         words=body.words,
-        timeout_seconds=max(0, (body.timeout_ms or _TIMEOUT_MS) - _SENDING_MS) / 1000,
+        counts=body.adapter != "base" if body.counts is None else body.counts,
+        timeout_seconds=max(0, body.timeout_ms - _SENDING_MS) / 1000,
         adapter=folder,
     )
     try:
-        async with asyncio.timeout(body.timeout_ms and body.timeout_ms / 1000):
+        async with asyncio.timeout(body.timeout_ms / 1000):
             async with aclosing(services.generator.generate(request)) as events:
                 done = await anext(events)
-    except TimeoutError:  # the model is busy or being loaded
-        return SuggestOut(suggestions=[], model=services.settings.model, adapter=adapter)
+    except TimeoutError as error:
+        detail = "The model is busy, or being loaded. Ask again, or give it more time with timeout_ms."
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="not_in_time") from error
     assert isinstance(done, Done), "there are no pieces"
     return SuggestOut(**done.summary, model=services.settings.model, adapter=adapter)

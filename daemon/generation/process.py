@@ -16,7 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,6 +26,7 @@ from pocketllm.daemon import process_memory
 from pocketllm.daemon.errors import GenerationTooLarge
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
+from pocketllm.daemon.generation.owners_words import OwnersWords
 from pocketllm.daemon.logs import describe_uncaught
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
@@ -35,20 +38,23 @@ if TYPE_CHECKING:
     from pocketllm.daemon.generation.torch_models import TorchModels
     from pocketllm.engine.generate.sampling import Scored
 
-#: The tokens at the end of a text that decide on its label.
-MAX_CLASSIFIED_TOKENS = 512
 #: Text is sent at most this often.
 PIECE_SECONDS = 0.05
+#: Without a request after which memory is given back: between two keys that would cost 3 ms.
+_PAUSE_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer requests until the input ends."""
     parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--database", type=Path, required=True, help="Whose texts suggestions count the words of.")
     parser.add_argument("--backend", choices=get_args(BackendPreference), default="auto")
     parser.add_argument("--socket", type=Path, required=True, help="Where one of llama.cpp may be.")
     parser.add_argument("--memory-bytes", type=int, required=True, help="Anonymous memory, with llama.cpp's, at most.")
     options = parser.parse_args(arguments)
+    # oneDNN generates code for each number of tokens, and by itself keeps 1,024 of these: a megabyte each.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # Whatever else prints must not end up between our lines.
     answers, sys.stdout = sys.stdout, sys.stderr
     describe_uncaught()
@@ -59,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     requests = Requests()
     try:
-        answerer = Answerer(options.model, options.backend, options.socket)
+        answerer = Answerer(options.model, options.backend, options.socket, OwnersWords(options.database))
     except MezoError as error:
         say(fatal=str(error))
         return os.EX_DATAERR
     # llama.cpp's process inherits the limit.
     share = options.memory_bytes // (2 if answerer.backend.name == "llamacpp" else 1)
-    more = share - (process_memory.anonymous_bytes(os.getpid()) or 0) - process_memory.UNTOUCHED_BYTES
+    more = share - (process_memory.anonymous_bytes(os.getpid()) or 0)
     process_memory.cap_anonymous_memory(max(64 * 10**6, more))  # for short answers, however little there is
     say(ready=True, backend=asdict(answerer.backend))
     while True:
@@ -78,7 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not process_memory.out_of_memory(error):
                 raise
             say(id=request["id"], error={"kind": GenerationTooLarge.__name__, "message": GenerationTooLarge.__doc__})
-        process_memory.give_back_free_memory()  # a job may need it
 
 
 class Requests:
@@ -90,7 +95,10 @@ class Requests:
         threading.Thread(target=self._read, daemon=True, name="requests").start()
 
     def next(self) -> dict[str, Any]:
-        """The next request; waits for one."""
+        """The next request; waits for one, and soon gives back free memory, which a job may need."""
+        with suppress(queue.Empty):
+            return self._queue.get(timeout=_PAUSE_SECONDS)
+        process_memory.give_back_free_memory()
         return self._queue.get()
 
     def cancelled(self, request_id: int) -> bool:
@@ -110,8 +118,9 @@ class Requests:
 class Answerer:
     """Answers requests with llama.cpp where possible, else with torch."""
 
-    def __init__(self, model: Path, preference: BackendPreference, address: Path) -> None:
+    def __init__(self, model: Path, preference: BackendPreference, address: Path, words: OwnersWords) -> None:
         model_folder = open_model_folder(model)
+        self._words = words
         if model_folder.manifest.is_mlm:
             raise UnsupportedModel(
                 f"{model_folder.manifest.name} fills in masks; it cannot continue a text. Use another model."
@@ -121,6 +130,8 @@ class Answerer:
         found = find_llamacpp(model_folder, preference)
         self._tokenizer, self._decoding = open_tokenizer(model_folder, lean=isinstance(found, LlamaCpp))
         self._eos = eos_id(self._tokenizer)
+        #: Of the last contexts: with each letter of a word the same one is asked about.
+        self._tokens_of = lru_cache(maxsize=4)(self._encoded)
         self._llama: LlamaDecoder | None = None
         if isinstance(found, LlamaCpp):
             self._llama = LlamaDecoder(
@@ -182,6 +193,8 @@ class Answerer:
         self, folder: Path | None, prompt: list[int], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Generation:
         def by_torch() -> TokenSource:
+            if sampling.json_schema is not None:
+                raise BadRequest(f"Answers in JSON are made by llama.cpp alone, and {self.backend.reason}.")
             return self._models().tokens(folder)
 
         source = by_torch() if self._llama is None else self._llama.source(folder, by_torch)
@@ -194,32 +207,33 @@ class Answerer:
         started = time.monotonic()
         suggester = self._models().suggester(_folder(request), self._decoding)
         typed = Typed.of(request["context"], request["prefix"])
+        counts = self._words.counts() if request["counts"] else None
         recent = typed.context[cut(len(typed.context), MAX_CHARACTERS) :]
-        found = suggester.suggest(
-            [self._eos, *self._tokenizer(recent, add_special_tokens=False)["input_ids"]],
-            typed.beginning,
+        found, complete = suggester.suggest(
+            self._tokens_of(recent),
+            typed,
             n=request["n"],
             words=request["words"],
             late=lambda: time.monotonic() - started > request["timeout_seconds"],
+            counts=counts,
         )
-        say(id=request["id"], done={"suggestions": [asdict(one) for one in found]})
+        say(id=request["id"], done={"suggestions": [asdict(one) for one in found], "complete": complete})
 
     def _classify(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
-        """Answer with the log-probability of each label."""
-        from pocketllm.engine.data.label_templates import Template, question
+        """Answer with the probability of each label, as the examples say."""
+        import torch
 
-        template = Template(pattern=request["template"], words=request["label_words"])
-        logprobs = []
-        for label in request["labels"]:
-            prompt, completion, eos = question(request["text"], label, template)
-            asked, answer = (
-                [*self._tokenizer(text, add_special_tokens=False)["input_ids"]] for text in (prompt, completion)
-            )
-            answer += [self._eos] * eos
-            tokens = [self._eos, *asked[-MAX_CLASSIFIED_TOKENS:], *answer]
-            scored = self._models().score(_folder(request), tokens, 0)
-            logprobs.append(sum(one.logprob or 0.0 for one in scored[-len(answer) :]))
-        say(id=request["id"], done={"logprobs": logprobs})
+        from pocketllm.engine.generate.label_probe import LabelProbe
+
+        texts, labels = zip(*request["examples"], strict=True)
+        *examples, asked = self._models().features(_folder(request), [*texts, request["text"]], self._encoded)
+        probe = LabelProbe(torch.stack(examples), labels)
+        done = {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy}
+        say(id=request["id"], done=done)
+
+    def _encoded(self, text: str) -> list[int]:
+        """Its tokens behind one that separates texts."""
+        return [self._eos, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _models(self) -> TorchModels:
         """The models in torch, imported when needed, since that takes seconds and hundreds of MB."""

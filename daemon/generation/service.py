@@ -59,18 +59,17 @@ class SuggestionRequest:
     n: int
     words: int
     timeout_seconds: float  #: after which the search ends with what it has
+    counts: bool = False  #: weigh the owner's own words, by how often they were written
     adapter: Path | None = None
     keep_alive_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRequest:
-    """The probability of each of several labels of a text. The answer is Done, with `logprobs`, in their order."""
+    """The probability of each label of a text. The answer is Done, with `probabilities` and `accuracy`."""
 
     text: str
-    labels: list[str]
-    template: str
-    label_words: dict[str, str]  #: see engine/data/label_templates.py
+    examples: list[tuple[str, str]]  #: texts and their labels
     adapter: Path | None = None
     keep_alive_seconds: float | None = None
 
@@ -109,6 +108,7 @@ class Generator:
         self,
         model: Path,
         *,
+        database: Path,
         keep_alive_seconds: float,
         max_waiting: int,
         clock: Callable[[], float],
@@ -117,10 +117,11 @@ class Generator:
         preference: BackendPreference = "auto",
         look_seconds: float = 5.0,
     ) -> None:
-        """socket: for llama.cpp, if the process uses it. memory_bytes: private memory of both, at most. preference: the
-        decoder. look_seconds: the time between looks at whether a process that is to answer hangs.
+        """database: whose words suggestions count. socket: for llama.cpp, if the process uses it. memory_bytes: private
+        memory of both, at most. preference: the decoder. look_seconds: the time between looks at whether a process
+        that is to answer hangs.
         """
-        self._model, self._default_keep_alive = model, keep_alive_seconds
+        self._model, self._database, self._default_keep_alive = model, database, keep_alive_seconds
         self._socket, self._preference, self._look_seconds = socket, preference, look_seconds
         self._backend: Backend | None = None
         self._max_waiting, self._clock, self._memory_bytes = max_waiting, clock, memory_bytes
@@ -223,7 +224,12 @@ class Generator:
 
     async def _started(self) -> Process:
         command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
-        options = {"--backend": self._preference, "--socket": self._socket, "--memory-bytes": self._memory_bytes}
+        options = {
+            "--database": self._database,
+            "--backend": self._preference,
+            "--socket": self._socket,
+            "--memory-bytes": self._memory_bytes,
+        }
         command += [str(part) for option in options.items() for part in option]
         self._process = process = await asyncio.create_subprocess_exec(
             *command,

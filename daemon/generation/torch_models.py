@@ -1,12 +1,13 @@
 """The generator's models in torch, for what llama.cpp cannot do, or for everything without it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder, open_model_folder
+from pocketllm.engine.generate.label_probe import QUESTION, text_features
 from pocketllm.engine.generate.sampling import ModelTokens, Scored, score
 from pocketllm.engine.generate.streaming_text import Decoding
 from pocketllm.engine.generate.suggestions import Suggester, Vocabulary
@@ -29,6 +30,7 @@ class TorchModels:
 
         self._vocabulary: Vocabulary | None = None
         self._suggester: tuple[Path | None, Suggester] | None = None  #: the last used one, by folder
+        self._features: tuple[Path | None, dict[str, torch.Tensor]] = None, {}  #: of the last texts, by folder
 
     def at(self, folder: Path | None, *, exact: bool) -> LanguageModel:
         """The base model, with the adapter in this folder; or the full-parameter model in it.
@@ -60,6 +62,20 @@ class TorchModels:
         if self._suggester is None or self._suggester[0] != folder:
             self._suggester = folder, Suggester(model, self._vocabulary)
         return self._suggester[1]
+
+    def features(
+        self, folder: Path | None, texts: Sequence[str], encode: Callable[[str], Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """Each text's features for its label. The last texts' are remembered. encode: to tokens, after one that
+        separates texts.
+        """
+        known = self._features[1] if self._features[0] == folder else {}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            found = text_features(self.at(folder, exact=False), [encode(text) for text in new], encode(QUESTION)[1:])
+            known |= dict(zip(new, found, strict=True))
+        self._features = folder, {text: known[text] for text in texts}
+        return [known[text] for text in texts]
 
     def _exact(self) -> LanguageModel:
         """The base model in fp32, on the same mapped weights."""

@@ -9,12 +9,15 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pocketllm.engine.generate.streaming_text import TextTokenizer
+from pocketllm.engine.generate.word_counts import WORD, WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: The context that counts, in characters and in tokens. What is longer loses half of that at a time, so that the cache
@@ -23,11 +26,16 @@ MAX_CHARACTERS, MAX_TOKENS = 4000, 512
 #: Candidates of a pass, for each suggestion; continuations of a candidate; tokens of a word.
 _CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
 #: Candidates that are kept between two questions about the same context.
-_MAX_NODES = 100
-#: Probabilities that are remembered of each token.
-_ENDINGS = 8
+_MAX_NODES = 60
+#: Probabilities that are remembered of each token; answers; and beginnings of words with their tokens.
+_ENDINGS, _ANSWERS, _BEGINNINGS = 8, 256, 256
+#: A word is suggested if it is at least so probable among all that begin as it is typed, and beside the likeliest; and
+#: at all. Below, tokens come together that make no word.
+FLOOR, LEAST = 2e-3, 1e-11
 #: Tokens of a phrase, for each of its words but the first.
 _TOKENS_PER_WORD = 3
+#: Of the context, where its last word is looked for.
+_WORD_CHARACTERS = 100
 #: No space is missing after these.
 _OPENING = '([{<"“‘«-–—/\n'  # noqa: RUF001
 
@@ -38,6 +46,7 @@ class Suggestion:
 
     text: str
     probability: float  #: that the text goes on with exactly these words; of single words mostly an estimate
+    share: float  #: the same among all that begin as it is typed
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,12 @@ class Typed:
 
     context: str  #: without the space at its end
     beginning: str  #: of the word, after that space
+    may_be_whole: bool = False  #: the word may be finished: nobody says that it is not
 
     @classmethod
     def of(cls, context: str, prefix: str | None) -> "Typed":
         """prefix: what is typed of the word behind the context; None: the letters at the context's end."""
+        may_be_whole = prefix is None
         if prefix is None:
             size = len(context)
             while size and is_word_character(context[size - 1]):
@@ -59,7 +70,8 @@ class Typed:
         else:
             is_spaced = bool(context) and context[-1] not in _OPENING
         before = context.rstrip(" \t")
-        return cls(before, f" {prefix}" if is_spaced and before and before[-1] != "\n" else prefix)
+        beginning = f" {prefix}" if is_spaced and before and before[-1] != "\n" else prefix
+        return cls(before, beginning, may_be_whole and bool(prefix))
 
 
 def is_word_character(character: str) -> bool:
@@ -82,15 +94,19 @@ class Vocabulary:
         ]
         #: (vocabulary,): 1 for the tokens that end the word before them.
         self.ending = torch.tensor(ending, dtype=torch.float32)
+        #: The tokens that begin a new word after a space.
+        self.spaced = torch.tensor([token for token in range(count) if self.is_spaced_word(token)], dtype=torch.long)
         #: (vocabulary,): whether a token goes on with the word before it.
         self.continues = torch.tensor([_is_word(text) for text in self.texts]) & (self.ending == 0)
 
-    def beginning(self, text: str) -> list[int]:
+    @lru_cache(maxsize=_BEGINNINGS)  # noqa: B019 -- there is one vocabulary
+    def beginning(self, text: str) -> torch.Tensor:
         """The tokens that a word may begin with which begins like this: parts of it, and what goes on with letters."""
         parts = (text[:size] for size in range(1, len(text) + 1))
         found = [token for part in parts for token in self._between(part, part + "\0")]
         longer = self._between(text + "\0", text + "\U0010ffff")
-        return found + [token for token in longer if self._words[token] and (text or self.texts[token][0] != " ")]
+        found += [token for token in longer if self._words[token] and (text or self.texts[token][0] != " ")]
+        return torch.tensor(found, dtype=torch.long)
 
     def is_spaced_word(self, token: int) -> bool:
         """Whether it begins a new word after a space."""
@@ -117,6 +133,7 @@ class _Candidate:
 
     text: str = ""
     logprob: float = 0.0
+    share: float = 1.0  #: its probability among those that begin as it is typed
     path: tuple[int, ...] = ()  #: its tokens
     slots: tuple[int, ...] = ()  #: where they are in the cache, as far as they are in it
 
@@ -127,8 +144,18 @@ class _Followed:
 
     candidate: _Candidate
     following: torch.Tensor  #: (vocabulary,)
-    continued: list[int]  #: the likeliest tokens that go on with its word
-    probability: float  #: that the text goes on with the candidate, and its word ends there
+    continued: torch.Tensor  #: the likeliest tokens that go on with its word
+    ending: float  #: the probability that its word ends there
+
+    @property
+    def probability(self) -> float:
+        """That the text goes on with the candidate, and its word ends there."""
+        return math.exp(self.candidate.logprob) * self.ending
+
+    @property
+    def share(self) -> float:
+        """The same among those that begin as it is typed."""
+        return self.candidate.share * self.ending
 
 
 class Suggester:
@@ -146,33 +173,53 @@ class Suggester:
         self._following: torch.Tensor | None = None  #: (vocabulary,) probabilities behind those tokens
         self._nodes: dict[tuple[int, ...], _Followed] = {}  #: the candidates behind them, by their tokens
         self._endings: dict[int, list[float]] = {}  #: by first token: probabilities that a word ended with it
+        self._answers: dict[Any, list[Suggestion]] = {}  #: the last ones: what is remembered would change them
 
     @torch.inference_mode()
     def suggest(
         self,
         context: Sequence[int],
-        beginning: str,
+        typed: Typed,
         *,
         n: int,
         words: int = 1,
         late: Callable[[], bool] = lambda: False,
-    ) -> list[Suggestion]:
-        """The n likeliest words behind the context that begin like this, each with up to `words` - 1 behind it.
+        counts: WordCounts | None = None,
+    ) -> tuple[list[Suggestion], bool]:
+        """The n likeliest words behind the context that begin as typed, each with up to `words` - 1 behind it; and
+        whether the search was complete.
 
-        context: tokens, at least one. late: whether to end the search, with what it has found.
+        context: tokens, at least one, of `typed.context`. late: whether to end the search, with what it has found.
+        counts: the owner's words, which single ones are weighed with.
         """
-        self._follow(context[cut(len(context), MAX_TOKENS) :])
-        beginnings = self._vocabulary.beginning(beginning)
-        first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n)
-        if words == 1 and (estimated := self._estimated(first, beginning, n)):
-            return estimated
-        found = self._searched(first, beginning, n, late)
-        if not found:  # too late: as if every word ended with its first token
-            whole = [one for one in first if len(one.text) > len(beginning)]
-            return [Suggestion(one.text.strip(), math.exp(one.logprob)) for one in whole[:n]]
-        if words > 1:
-            found = self._lengthened(found, words, late)
-        return [Suggestion(one.candidate.text.strip(), one.probability) for one in found]
+        key = (*context,), typed, n, words
+        found, complete = self._answers.get(key), True
+        if found is None:
+            found, complete = self._found(context[cut(len(context), MAX_TOKENS) :], typed, n, words, late)
+        if complete:
+            if len(self._answers) >= _ANSWERS:
+                self._answers.pop(next(iter(self._answers)))
+            self._answers[key] = found
+        return (found if counts is None or words > 1 else mixed(found, typed, counts, n)), complete
+
+    def _found(
+        self, context: Sequence[int], typed: Typed, n: int, words: int, late: Callable[[], bool]
+    ) -> tuple[list[Suggestion], bool]:
+        """See `suggest`."""
+        self._follow(context)
+        assert self._following is not None
+        beginnings = self._vocabulary.beginning(typed.beginning)
+        first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n, typed=True)
+        if words == 1 and not typed.may_be_whole and (estimated := self._estimated(first, typed.beginning, n)):
+            return estimated, True
+        found = self._searched(first, typed, n, late)
+        likeliest = max((one.probability for one in found), default=0.0)
+        found = [one for one in found if one.probability >= max(LEAST, FLOOR * likeliest)]
+        if not found and late():  # as if every word ended with its first token
+            whole = [one for one in first if len(one.text) > len(typed.beginning) and one.share >= FLOOR]
+            return [Suggestion(one.text.strip(), math.exp(one.logprob), one.share) for one in whole[:n]], False
+        found = sorted(self._lengthened(found, words, late), key=lambda one: -one.probability)
+        return [Suggestion(one.candidate.text.strip(), one.probability, one.share) for one in found], not late()
 
     def _follow(self, tokens: Sequence[int]) -> None:
         """Let the cache hold these tokens; only those are computed that it does not."""
@@ -211,61 +258,80 @@ class Suggester:
 
     def _estimated(self, first: list[_Candidate], beginning: str, n: int) -> list[Suggestion]:
         """The n likeliest words of one token, by what is remembered. Empty where a longer word may be likelier."""
-        whole, longer = dict[str, float](), 0.0
+        whole, longer = dict[str, Suggestion](), 0.0
         for one in first:
             probability, ending = math.exp(one.logprob), 0.0
             if len(one.text) > len(beginning) and (known := self._endings.get(one.path[0])):
                 ending = fmean(known)
-                whole.setdefault(one.text.strip(), probability * ending)
+                if one.share * ending >= FLOOR:
+                    text = one.text.strip()
+                    whole.setdefault(text, Suggestion(text, probability * ending, one.share * ending))
             longer = max(longer, probability * (1 - ending))
-        best = sorted(whole.items(), key=lambda one: -one[1])[:n]
-        return [Suggestion(*one) for one in best] if len(best) == n and longer <= best[-1][1] else []
+        best = sorted(whole.values(), key=lambda one: -one.probability)[:n]
+        return best if len(best) == n and longer <= best[-1].probability else []
 
     def _searched(
-        self, candidates: list[_Candidate], beginning: str, n: int, late: Callable[[], bool]
+        self, candidates: list[_Candidate], typed: Typed, n: int, late: Callable[[], bool]
     ) -> list[_Followed]:
         """The n likeliest words, the likeliest first: a beam search that ends when no other one can be likelier."""
         found: dict[str, _Followed] = {}
+        candidates = [one for one in candidates if one.share >= FLOOR]
         while candidates and not late():
             children: list[_Candidate] = []
             for one in self._passed(candidates):
                 text = one.candidate.text
-                if len(text) > len(beginning) and (text not in found or one.probability > found[text].probability):
-                    found[text] = one
+                if len(text) > len(typed.beginning) and one.share >= FLOOR:
+                    found[text] = max(found.get(text, one), one, key=lambda one: one.probability)
                 if len(one.candidate.path) < _WORD_TOKENS:
-                    children += self._continued(one, beginning[len(text) :])
+                    children += self._continued(one, typed.beginning[len(text) :])
+                if typed.may_be_whole and text == typed.beginning:
+                    children += self._children(one.candidate, one.following, self._vocabulary.spaced, _CANDIDATES * n)
             best = sorted(found.values(), key=lambda one: -one.probability)[:n]
             least = best[-1].probability if len(best) == n else 0.0
             children.sort(key=lambda one: -one.logprob)
-            candidates = [one for one in children[: _CANDIDATES * n] if math.exp(one.logprob) > least]
+            candidates = [
+                one for one in children[: _CANDIDATES * n] if one.share >= FLOOR and math.exp(one.logprob) > least
+            ]
         return sorted(found.values(), key=lambda one: -one.probability)[:n]
 
     def _continued(self, one: _Followed, missing: str) -> list[_Candidate]:
         """The candidate with another token of its word. missing: what it lacks of the beginning."""
-        tokens = self._vocabulary.beginning(missing) if missing else one.continued
-        return self._children(one.candidate, one.following, tokens, _BRANCHES)
+        if not missing:
+            return self._children(one.candidate, one.following, one.continued, _BRANCHES)
+        tokens = self._vocabulary.beginning(missing)
+        return self._children(one.candidate, one.following, tokens, _BRANCHES, typed=True)
 
     def _children(
-        self, parent: _Candidate, following: torch.Tensor | None, tokens: Sequence[int], count: int
+        self,
+        parent: _Candidate,
+        following: torch.Tensor,
+        tokens: torch.Tensor,
+        count: int,
+        *,
+        typed: bool = False,
     ) -> list[_Candidate]:
-        """The parent with each of the likeliest of these tokens."""
-        assert following is not None
-        best = following[torch.tensor(tokens, dtype=torch.long)].log().topk(min(count, len(tokens)))
+        """The parent with each of the likeliest of these tokens. typed: no other token is as it is typed."""
+        probabilities = following[tokens]
+        total = max(1e-30, float(probabilities.sum())) if typed else 1.0
+        best = probabilities.topk(min(count, len(tokens)))
         return [
             replace(
                 parent,
-                text=parent.text + self._vocabulary.texts[tokens[place]],
-                logprob=parent.logprob + value,
-                path=(*parent.path, tokens[place]),
+                text=parent.text + self._vocabulary.texts[token],
+                logprob=parent.logprob + math.log(max(1e-30, value)),
+                share=parent.share * value / total,
+                path=(*parent.path, token),
             )
-            for place, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for token, value in zip(tokens[best.indices].tolist(), best.values.tolist(), strict=True)
         ]
 
     def _passed(self, candidates: Sequence[_Candidate]) -> list[_Followed]:
         """What follows each candidate, in one pass over the new ones."""
         if new := [one for one in candidates if one.path not in self._nodes]:
             self._nodes |= {one.candidate.path: one for one in self._computed(new)}
-        return [self._nodes[one.path] for one in candidates]
+        # A node may be of another beginning, of which it had another share.
+        nodes = [(self._nodes[one.path], one.share) for one in candidates]
+        return [replace(node, candidate=replace(node.candidate, share=share)) for node, share in nodes]
 
     def _computed(self, candidates: Sequence[_Candidate]) -> list[_Followed]:
         """The same for candidates of which the last token is not in the cache."""
@@ -284,12 +350,12 @@ class Suggester:
         )
         following = logits.softmax(-1)
         ended = (following @ self._vocabulary.ending).tolist()
-        continued = (following * self._vocabulary.continues).topk(_BRANCHES).indices.tolist()
+        continued = (following * self._vocabulary.continues).topk(_BRANCHES).indices
         for one, end in zip(candidates, ended, strict=True):
             if len(one.path) == 1:
                 self._endings[one.path[0]] = [*self._endings.get(one.path[0], []), end][-_ENDINGS:]
         return [
-            _Followed(one, row, tokens, math.exp(one.logprob) * end)
+            _Followed(one, row, tokens, end)
             for one, row, tokens, end in zip(cached, following, continued, ended, strict=True)
         ]
 
@@ -311,11 +377,21 @@ class Suggester:
         """With its likeliest next token; None where the phrase ends. is_whole: its word ends here."""
         token = int((one.following * self._vocabulary.ending if is_whole else one.following).argmax())
         spaced = self._vocabulary.is_spaced_word(token)
-        if spaced and len(one.candidate.text.split()) == words:
-            return None
-        if not spaced and not self._vocabulary.continues[token]:
-            return None
-        return self._children(one.candidate, one.following, [token], 1)[0]
+        is_over = len(one.candidate.text.split()) == words if spaced else not self._vocabulary.continues[token]
+        return None if is_over else self._children(one.candidate, one.following, torch.tensor([token]), 1)[0]
+
+
+def mixed(found: Sequence[Suggestion], typed: Typed, counts: WordCounts, n: int) -> list[Suggestion]:
+    """The model's suggestions and the owner's own words, weighed together."""
+    *_, before = ["", *WORD.findall(typed.context[-_WORD_CHARACTERS:])]
+    own, weight = counts.beginning(before, typed.beginning.strip())
+    shares = {one.text: (1 - weight) * one.share for one in found}
+    for word, share in own.items():
+        shares[word] = shares.get(word, 0.0) + weight * share
+    # That a text begins as typed at all; unknown where the model has said nothing.
+    begins = max((one.probability / one.share for one in found), default=1.0)
+    best = sorted(shares.items(), key=lambda one: -one[1])[:n]
+    return [Suggestion(text, begins * share, share) for text, share in best if share >= FLOOR]
 
 
 def cut(size: int, most: int) -> int:

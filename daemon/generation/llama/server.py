@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pocketllm.daemon.generation.llama import child as llama_child
+from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.generate.streaming_text import Sampling
 
 _POLL_SECONDS = 0.01
@@ -173,6 +174,8 @@ class LlamaServer:
         with closing(self._connect(self._timeouts.token_seconds)) as connection:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             with connection.getresponse() as response:
+                if response.status == HTTPStatus.BAD_REQUEST and "json_schema" in body:
+                    raise BadRequest("llama.cpp does not take this JSON schema. Simplify it.")
                 if response.status != HTTPStatus.OK:
                     raise LlamaFailed(f"llama.cpp answered with status {response.status}")
                 yield response
@@ -242,6 +245,7 @@ def _body(sampling: Sampling) -> dict[str, Any]:
         "seed": sampling.seed % (2**32 - 1),  # 2**32 - 1 means a random seed
         "return_tokens": True,
         "cache_prompt": True,
+        **({} if sampling.json_schema is None else {"json_schema": sampling.json_schema}),
     }
 
 

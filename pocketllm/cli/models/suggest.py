@@ -8,6 +8,11 @@ import typer
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
 from pocketllm.cli.errors import Document, UsageError
 
+#: The first question loads the model.
+PATIENCE_MS = 60_000
+#: A smaller probability is shown as less than this.
+LEAST_SHOWN = 0.001
+
 EPILOG = examples(
     'pocketllm suggest "We met at the "',
     'pocketllm suggest "We met at the sta"             endings of a word',
@@ -36,11 +41,13 @@ def suggest(
     if base and adapter is not None:
         raise UsageError("--base and --adapter exclude each other. Give one of them.")
     request: Document = {"n": number, "words": words, "adapter": "base" if base else adapter or "serving"}
+    request["timeout_ms"] = PATIENCE_MS
     with connected(options) as client:
         if text is None and sys.stdin.isatty():
             make_console(stderr=True).print("Type the beginning of a sentence, then Enter. Ctrl-D ends.", style="dim")
         for line in [text] if text is not None else sys.stdin:
-            answer = client.suggest(request | {"context": line.rstrip("\r\n")})
+            with make_console(stderr=True).status("Thinking ..."):
+                answer = client.suggest(request | {"context": line.rstrip("\r\n")})
             if options.json:
                 emit(answer)
             else:
@@ -53,7 +60,8 @@ def _show(answer: Document) -> None:
 
     console = make_console()
     for one in answer["suggestions"]:
-        console.print(f"{one['probability']:6.1%}  {printable(one['text'])}", markup=False, highlight=False)
+        likely = f"{one['probability']:.1%}" if one["probability"] >= LEAST_SHOWN else f"<{LEAST_SHOWN:.1%}"
+        console.print(f"{likely:>6}  {printable(one['text'])}", markup=False, highlight=False)
     if not answer["suggestions"]:
         console.print("No word that the model knows begins so.", style="dim")
     if answer["adapter"] is None:

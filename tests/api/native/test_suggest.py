@@ -13,13 +13,18 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]:
     with trained_daemon(tmp_path_factory.mktemp("suggest")) as made:
+        loading = {"context": "Wind ", "timeout_ms": 1}
+        assert_problem(made.daemon.client.post("/suggest", json=loading), 503, "not_in_time")
+        assert made.daemon.client.post("/suggest", json=loading | {"timeout_ms": 60_000}).json()["complete"]
         yield made
 
 
 def test_words_of_either_model(trained: TrainedDaemon) -> None:
     answers = {}
     for adapter, name in (("base", None), (trained.adapter.name, trained.adapter.name)):
-        answer = trained.daemon.client.post("/suggest", json={"context": "Wind we", "adapter": adapter}).json()
+        answer = trained.daemon.client.post(
+            "/suggest", json={"context": "Wind", "prefix": "we", "adapter": adapter}
+        ).json()
         assert (answer["model"], answer["adapter"]) == ("tiny", name)
         answers[adapter] = answer["suggestions"]
         assert len(answer["suggestions"]) == 3
@@ -27,10 +32,22 @@ def test_words_of_either_model(trained: TrainedDaemon) -> None:
     assert answers["base"] != answers[trained.adapter.name]
 
 
-def test_a_prefix_of_its_own_is_the_same_as_one_in_the_context(trained: TrainedDaemon) -> None:
-    ways = ({"context": "Wind we"}, {"context": "Wind ", "prefix": "we"}, {"context": "Wind", "prefix": "we"})
+def test_the_space_before_a_prefix_makes_no_difference(trained: TrainedDaemon) -> None:
+    ways = ({"context": "Wind ", "prefix": "we"}, {"context": "Wind", "prefix": "we"})
     found = [trained.daemon.client.post("/suggest", json=body).json()["suggestions"] for body in ways]
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
+
+
+def test_the_owners_words_are_offered_before_any_job_unless_they_are_not_wanted(trained: TrainedDaemon) -> None:
+    client = trained.daemon.client
+    assert client.post("/texts", json={"text": "Quillfeather rowed. " * 20, "source": "x"}).status_code == 201
+    asked = {"context": "Then", "prefix": "Qui"}
+    assert "Quillfeather" in [one["text"] for one in client.post("/suggest", json=asked).json()["suggestions"]]
+    for without in ({"counts": False}, {"adapter": "base"}):
+        found = client.post("/suggest", json=asked | without).json()["suggestions"]
+        assert "Quillfeather" not in [one["text"] for one in found]
+    found = client.post("/suggest", json=asked | {"adapter": "base", "counts": True}).json()["suggestions"]
+    assert found[0]["text"] == "Quillfeather"
 
 
 def test_phrases(trained: TrainedDaemon) -> None:
@@ -45,13 +62,6 @@ def test_nothing_typed_is_stored(trained: TrainedDaemon) -> None:
     data = trained.adapter.parent.parent
     found = [path for path in data.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert not found
-
-
-def test_in_time_or_not_at_all(trained: TrainedDaemon) -> None:
-    asked = {"context": "Wind ", "timeout_ms": 60_000}
-    assert trained.daemon.client.post("/suggest", json=asked).json()["suggestions"]
-    assert trained.daemon.client.post("/suggest", json=asked | {"timeout_ms": 1}).status_code == 200
-    assert trained.daemon.client.post("/suggest", json=asked).json()["suggestions"]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def generator(
 
         made = Generator(
             models / "tiny",
+            database=models / "none.db",
             keep_alive_seconds=300,
             max_waiting=1,
             clock=lambda: 0.0,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -14,7 +15,7 @@ import pytest
 
 from pocketllm.daemon.errors import BadGeneration, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
-from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
+from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, SuggestionRequest
 from tests.support.real_daemon import is_running
 from tests.support.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
 
@@ -71,6 +72,13 @@ async def whole(generator: Generator, request: GenerationRequest) -> dict[str, A
     return summary
 
 
+async def suggestions(generator: Generator, request: SuggestionRequest) -> list[dict[str, Any]]:
+    [done] = [event async for event in generator.generate(request)]
+    assert isinstance(done, Done)
+    found: list[dict[str, Any]] = done.summary["suggestions"]
+    return found
+
+
 async def first_piece(events: AsyncGenerator[Piece | Done]) -> None:
     assert isinstance(await anext(events), Piece)
 
@@ -97,6 +105,7 @@ def bench(models: Path) -> Iterator[Bench]:
 
         generator = Generator(
             models / "tiny",
+            database=Path("none.db"),
             keep_alive_seconds=KEEP_ALIVE_SECONDS,
             max_waiting=1,
             clock=clock,
@@ -312,7 +321,12 @@ def test_closing_fails_the_answer_under_way_and_leaves_no_process(bench: Bench) 
 
 def test_a_model_that_is_not_there_is_named_with_what_to_do(bench: Bench, models: Path) -> None:
     generator = Generator(
-        models / "none", keep_alive_seconds=1, max_waiting=1, clock=bench.clock, socket=models / "llama.sock"
+        models / "none",
+        database=Path("none.db"),
+        keep_alive_seconds=1,
+        max_waiting=1,
+        clock=bench.clock,
+        socket=models / "llama.sock",
     )
     with pytest.raises(ModelNotReady, match="none; run `pocketllm models add`"):
         bench.run(whole(generator, SHORT))
@@ -324,6 +338,7 @@ def test_a_request_that_would_take_too_much_memory_fails_and_the_next_one_is_ans
     """The kernel holds the limit. What is left of the process's memory is full of holes, so there is a new one."""
     generator = Generator(
         models / "tiny",
+        database=Path("none.db"),
         keep_alive_seconds=KEEP_ALIVE_SECONDS,
         max_waiting=1,
         clock=Clock(),
@@ -343,3 +358,17 @@ def test_a_request_that_would_take_too_much_memory_fails_and_the_next_one_is_ans
         await generator.close()
 
     asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS))
+
+
+def test_each_length_of_a_text_takes_no_more_memory(bench: Bench) -> None:
+    """oneDNN generates code for each, in bf16."""
+
+    def grown(lengths: range) -> int:
+        for length in lengths:
+            request = SuggestionRequest(context="w" * length, prefix="", n=3, words=1, timeout_seconds=60)
+            assert bench.run(suggestions(bench.generator, request))
+        status = Path(f"/proc/{bench.generator.pid}/status").read_text()
+        return int(re.findall(r"VmData:\s+(\d+) kB", status)[0]) * 1024
+
+    first = grown(range(20, 100))
+    assert grown(range(100, 180)) - first < 30 * 10**6

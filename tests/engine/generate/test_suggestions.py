@@ -2,13 +2,16 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
+from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.suggestions import Suggester, Suggestion, Typed, Vocabulary, cut
+from pocketllm.engine.generate.suggestions import FLOOR, Suggester, Suggestion, Typed, Vocabulary, cut
+from pocketllm.engine.generate.word_counts import WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported
 from tests.support.tiny_models import VOCABULARY, byte_tokenizer, tiny_model_folder
@@ -51,7 +54,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 def test_what_is_typed_is_divided_before_its_last_word(
     context: str, prefix: str | None, before: str, beginning: str
 ) -> None:
-    assert Typed.of(context, prefix) == Typed(before, beginning)
+    typed = Typed.of(context, prefix)
+    assert (typed.context, typed.beginning) == (before, beginning)
+    assert typed.may_be_whole == (prefix is None and bool(beginning.strip()))
+
+
+def suggested(
+    suggester: Suggester, context: list[int], beginning: str, *, may_be_whole: bool = False, **more: Any
+) -> list[Suggestion]:
+    """The suggestions of a search that was over."""
+    found, complete = suggester.suggest(context, Typed("", beginning, may_be_whole), **more)
+    assert complete
+    return found
 
 
 def test_the_tokens_that_a_word_may_begin_with(vocabulary: Vocabulary) -> None:
@@ -74,7 +88,7 @@ def by_plain_passes(model: LanguageModel, vocabulary: Vocabulary, text: str, con
 
 @pytest.mark.parametrize("beginning", [" ", " st", ""])
 def test_probabilities_are_those_of_plain_passes(model: LanguageModel, vocabulary: Vocabulary, beginning: str) -> None:
-    found = Suggester(model, vocabulary).suggest(CONTEXT, beginning, n=3)
+    found = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=3)
     assert len({one.text for one in found}) == 3
     assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
     space = " " if beginning.startswith(" ") else ""
@@ -84,7 +98,7 @@ def test_probabilities_are_those_of_plain_passes(model: LanguageModel, vocabular
 
 
 def test_no_single_letter_is_likelier_than_the_best_word(model: LanguageModel, vocabulary: Vocabulary) -> None:
-    (best,) = Suggester(model, vocabulary).suggest(CONTEXT, "", n=1)
+    (best,) = suggested(Suggester(model, vocabulary), CONTEXT, "", n=1)
     letters = (vocabulary.texts[token] for token in vocabulary.beginning(""))
     likeliest = max(by_plain_passes(model, vocabulary, letter) for letter in letters if letter.isascii())
     assert best.probability >= likeliest * (1 - 1e-3)
@@ -96,19 +110,19 @@ def test_what_is_remembered_changes_nothing(model: LanguageModel, vocabulary: Vo
     for size in range(1, len(text) + 1):
         typed = Typed.of(text[:size], None)
         tokens = [EOS, *byte_tokenizer()(typed.context)["input_ids"]]
-        found = typing.suggest(tokens, typed.beginning, n=2)
-        assert_equal(found, Suggester(model, vocabulary).suggest(tokens, typed.beginning, n=2))
+        found = suggested(typing, tokens, typed.beginning, n=2)
+        assert_equal(found, suggested(Suggester(model, vocabulary), tokens, typed.beginning, n=2))
     shorter = [EOS, *byte_tokenizer()("The boat")["input_ids"]]  # the cursor goes back
-    assert_equal(typing.suggest(shorter, " ", n=2), Suggester(model, vocabulary).suggest(shorter, " ", n=2))
+    assert_equal(suggested(typing, shorter, " ", n=2), suggested(Suggester(model, vocabulary), shorter, " ", n=2))
 
 
 def test_what_is_known_of_endings_needs_no_pass_and_no_other_words(model: LanguageModel) -> None:
     every_token_ends_a_word = Vocabulary(byte_tokenizer(), VOCABULARY, stop_ids=range(VOCABULARY))
     typing = Suggester(model, every_token_ends_a_word)
-    typing.suggest(CONTEXT, "", n=3)
+    suggested(typing, CONTEXT, "", n=3)
     longer = [*CONTEXT, *byte_tokenizer()(" old")["input_ids"]]
-    found = typing.suggest(longer, "", n=3)
-    assert_equal(found, Suggester(model, every_token_ends_a_word).suggest(longer, "", n=3))
+    found = suggested(typing, longer, "", n=3)
+    assert_equal(found, suggested(Suggester(model, every_token_ends_a_word), longer, "", n=3))
     for one in found:
         assert one.probability == pytest.approx(
             by_plain_passes(model, every_token_ends_a_word, one.text, longer), rel=1e-3
@@ -124,16 +138,83 @@ def test_phrases_begin_with_the_words_and_are_as_likely_as_plain_passes_say(
     model: LanguageModel, vocabulary: Vocabulary
 ) -> None:
     suggester = Suggester(model, vocabulary)
-    words = suggester.suggest(CONTEXT, "", n=3)
-    phrases = suggester.suggest(CONTEXT, "", n=3, words=3)
+    words = suggested(suggester, CONTEXT, "", n=3)
+    phrases = suggested(suggester, CONTEXT, "", n=3, words=3)
     for word, phrase in zip(words, phrases, strict=True):
         assert phrase.text.startswith(word.text) and len(phrase.text.split()) <= 3
         assert phrase.probability == pytest.approx(by_plain_passes(model, vocabulary, phrase.text), rel=1e-3)
 
 
 def test_too_late_it_suggests_what_it_has(model: LanguageModel, vocabulary: Vocabulary) -> None:
-    found = Suggester(model, vocabulary).suggest(CONTEXT, "", n=3, words=4, late=lambda: True)
-    assert len(found) == 3 and all(len(one.text) == 1 for one in found)
+    late = Suggester(model, vocabulary)
+    found, complete = late.suggest(CONTEXT, Typed("", ""), n=3, words=4, late=lambda: True)
+    assert not complete and len(found) == 3 and all(len(one.text) == 1 for one in found)
+    assert len(suggested(late, CONTEXT, "", n=3)) == 3, "it is not remembered"
+
+
+def test_the_same_question_has_the_same_answer(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    typing = Suggester(model, vocabulary)
+    first = suggested(typing, CONTEXT, " ", n=3)
+    for letter in "abcdefgh":
+        suggested(typing, [*CONTEXT, *byte_tokenizer()(f" {letter}")["input_ids"]], " ", n=3)
+    assert suggested(typing, CONTEXT, " ", n=3) == first
+
+
+def test_a_word_may_be_whole_or_half(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    for beginning in (" wa", " w"):
+        found = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=8, may_be_whole=True)
+        assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
+        for one in found:
+            assert f" {one.text}".startswith(beginning)
+            assert one.probability == pytest.approx(by_plain_passes(model, vocabulary, f" {one.text}"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_of_the_real_model_they_are_words(tmp_path: Path) -> None:
+    import_model(default_source(), tmp_path, name="smollm2")
+    folder = open_model_folder(tmp_path / "smollm2")
+    model, tokenizer = LanguageModel(folder), folder.tokenizer()
+    words = Vocabulary(tokenizer, model.head.at(None).vocabulary, stop_ids={EOS})
+    suggester = Suggester(model, words)
+
+    def asked(text: str, prefix: str | None = None, **more: Any) -> list[str]:
+        typed = Typed.of(text, prefix)
+        context = [EOS, *tokenizer(typed.context, add_special_tokens=False)["input_ids"]]
+        found, complete = suggester.suggest(context, typed, **more)
+        assert complete
+        return [one.text for one in found]
+
+    phrases = asked("I am looking", n=3, words=3)
+    assert "looking for" in " ".join(phrases) and not any("lookingf" in one for one in phrases)
+    assert all(one.startswith("happy ") for one in asked("I am happy", n=3))
+    assert "station" in asked("We met at the railway sta", n=3)
+    assert "station" in asked("We met at the railway", "sta", n=3)
+    assert not any(" " in one for one in asked("I am", "looking", n=5)), "the prefix is said to be unfinished"
+    assert asked("I am", "qxzvw", n=3) == []
+
+
+def test_nothing_below_the_floor_is_offered(
+    model: LanguageModel, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = suggested(Suggester(model, vocabulary), CONTEXT, "", n=10)
+    assert all(one.share >= FLOOR for one in everything)
+    monkeypatch.setattr("pocketllm.engine.generate.suggestions.FLOOR", 0.99 * everything[4].share)
+    found = suggested(Suggester(model, vocabulary), CONTEXT, "", n=10)
+    assert [one.text for one in found] == [one.text for one in everything[:5]]
+
+
+def test_the_owners_words_are_weighed_with_the_models(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    counts = WordCounts()
+    counts.add(["The boat was quick."] * 50)
+    alone = suggested(Suggester(model, vocabulary), CONTEXT, " q", n=3)
+    typed = Typed("The boat was", " q")
+    found, _ = Suggester(model, vocabulary).suggest(CONTEXT, typed, n=3, counts=counts)
+    assert found[0].text == "quick" and "quick" not in [one.text for one in alone]
+    assert {one.text for one in found[1:]} == {one.text for one in alone[:2]}
+    late, complete = Suggester(model, vocabulary).suggest(CONTEXT, typed, n=3, counts=counts, late=lambda: True)
+    assert late[0].text == "quick" and not complete
+    nothing, _ = Suggester(model, vocabulary).suggest(CONTEXT, typed, n=3, counts=WordCounts())
+    assert_equal(nothing, alone)
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "opt", "mistral"])
@@ -141,7 +222,7 @@ def test_of_other_families(architecture: str, tmp_path: Path) -> None:
     model = LanguageModel(imported(tmp_path, architecture, "float32"))
     words = Vocabulary(byte_tokenizer(), model.head.at(None).vocabulary, stop_ids={EOS})
     short = [EOS, 70]  # within the window of the layers that have one
-    for one in Suggester(model, words).suggest(short, "", n=3):
+    for one in suggested(Suggester(model, words), short, "", n=3):
         assert one.probability == pytest.approx(by_plain_passes(model, words, one.text, short), rel=1e-2)
 
 
