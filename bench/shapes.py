@@ -237,14 +237,12 @@ def _write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from pocketllm.daemon.settings import TrainingSettings
-
     alphabet = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
-    whole.add_tokens(list(TrainingSettings().label_words.values()))
+    whole.add_tokens([" great", " terrible"])
     whole.save_pretrained(folder)
 
 

@@ -23,6 +23,7 @@ def options_of(arguments: Sequence[str] | None, name: str, description: str) -> 
     made = parser(name, description)
     made.add_argument("--text", type=Path, nargs="+", required=True, help="a writer's texts, oldest first")
     made.add_argument("--models", type=Path, help="keep the model in this folder, and use what is there")
+    made.add_argument("--words", type=Path, help="a list of the language's words, one a line, for bench.keys")
     return made.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
 """/classify: which of several labels a text has."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
-from math import exp
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -19,6 +19,8 @@ from pocketllm.daemon.services import Services
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
 _MAX_LABELS = 50
+#: Examples that a label needs; and of all labels together, the newest that count: each takes time.
+MIN_EXAMPLES, MAX_EXAMPLES = 3, 256
 
 
 class ClassifyIn(Body):
@@ -35,7 +37,7 @@ class ClassifyIn(Body):
         min_length=2,
         max_length=_MAX_LABELS,
         json_schema_extra={"uniqueItems": True},
-        description="Default: the labels that stored texts have, which only the owner may leave out.",
+        description="Default: those with examples enough, which only the owner may leave out.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
 
@@ -68,38 +70,48 @@ class ClassifyOut(BaseModel):
 
     label: str = Field(description="The likeliest.")
     labels: list[LabelOut]
+    examples: int = Field(description="How many this is judged by.")
+    accuracy: float = Field(description="How often the other examples say an example's label rightly, from 0 to 1.")
     model: str
     adapter: str | None
 
 
 @router.post("/classify", dependencies=[Depends(json_only)])
 async def classify(request: Request, body: ClassifyIn, services: ServicesDep) -> ClassifyOut:
-    """The probability of each label of a text, as learned from texts with labels. Nothing is stored."""
-    labels = body.labels
-    if labels is None:
-        labels = await run_in_threadpool(_known, services, app_of(request))
+    """The probability of each label of a text, judged by the stored texts with labels: three examples of two labels
+    are enough, and no job is needed. Nothing is stored.
+    """
+    found = await run_in_threadpool(_examples, services, body.labels, app_of(request))
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
-    training = services.settings.training
-    asked = ClassifyRequest(
-        text=body.text, labels=labels, template=training.template, label_words=training.label_words, adapter=folder
-    )
+    examples = [(text, label) for label, texts in found.items() for text in texts]
+    asked = ClassifyRequest(text=body.text, examples=examples, adapter=folder)
     async with aclosing(services.generator.generate(asked)) as events:
         done = await anext(events)
     assert isinstance(done, Done), "there are no pieces"
-    logprobs = dict(zip(labels, done.summary["logprobs"], strict=True))
-    most = max(logprobs.values())
-    weights = {label: exp(logprob - most) for label, logprob in logprobs.items()}
-    found = [LabelOut(label=label, probability=weight / sum(weights.values())) for label, weight in weights.items()]
-    found.sort(key=lambda one: -one.probability)
-    return ClassifyOut(label=found[0].label, labels=found, model=services.settings.model, adapter=adapter)
+    labels = [LabelOut(label=label, probability=value) for label, value in done.summary["probabilities"].items()]
+    labels.sort(key=lambda one: -one.probability)
+    return ClassifyOut(
+        label=labels[0].label,
+        labels=labels,
+        examples=len(examples),
+        accuracy=done.summary["accuracy"],
+        model=services.settings.model,
+        adapter=adapter,
+    )
 
 
-def _known(services: Services, app: str | None) -> list[str]:
-    """The labels of stored texts. Raises Problem for an app, and where there are fewer than two, or too many."""
-    labels = services.store.texts.labels() if app is None else []
-    if not 2 <= len(labels) <= _MAX_LABELS:
+def _examples(services: Services, labels: Sequence[str] | None, app: str | None) -> dict[str, list[str]]:
+    """The texts of each label. Raises Problem where there are too few, and for an app that names no labels."""
+    if labels is None and app is not None:
         detail = f"Give 2 to {_MAX_LABELS} labels."
-        if app is None:
-            detail = f"There are {len(labels)} labels among the stored texts. {detail}"
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="labels")
-    return labels
+    found = services.store.texts.labelled(labels, most=MAX_EXAMPLES)
+    enough = {label: texts for label, texts in found.items() if len(texts) >= MIN_EXAMPLES}
+    if len(enough) < (2 if labels is None else len(labels)):
+        said = ", ".join(f"{len(found.get(label, []))} of {label!r}" for label in labels or found) or "none"
+        detail = (
+            f"Each label needs {MIN_EXAMPLES} examples, and two labels are needed; there are {said}. "
+            "POST /texts takes them, each with its label; so does `pocketllm add --label`."
+        )
+        raise Problem(HTTPStatus.CONFLICT, detail, code="too_few_examples", param="labels")
+    return enough

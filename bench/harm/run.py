@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, float]:
     """Nats per token on both texts, and the instructions answered, per cent; with what the model uses."""
     tokenizer = model.folder.tokenizer()
-    ordinary = ordinary_text(tokenizer, (division.training,), is_mlm=False)
+    ordinary = ordinary_text(tokenizer, is_mlm=False)
     assert ordinary is not None
     found = {"held_out": model.mean_loss([division.held_out]), "ordinary": model.mean_loss([ordinary])}
     stop_ids = stop_ids_of(model.network.config.eos_token_id, tokenizer)

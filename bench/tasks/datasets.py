@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketllm.engine.data.examples import Labelled
-from pocketllm.engine.data.label_templates import Template
+from bench.tasks.labelled import Labelled, Template
 
 _PATTERN = "{text} {label}"
 #: Words of a BoolQ passage that are read; behind them stands the question.

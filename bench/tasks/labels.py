@@ -1,21 +1,27 @@
-"""Labels of the owner's own, learned from 64 examples by the daemon.
+"""Labels of the owner's own from 64 examples, by the daemon.
 
-python -m bench.tasks.labels --data DIR [--seeds 3] [--quick]
+python -m bench.tasks.labels --data DIR --text FILE FILE [--seeds 3] [--quick]
 
-DIR is a task's folder, as for bench.tasks. The daemon gets 64 of its examples, with labels that no template has words
-for, and learns them by a default job; then POST /classify says for rows of the dev set which label they have, by the
-base and by what is served. The peer is logistic regression on the base model's features, from the same examples.
+Two tasks: that in DIR, a folder as for bench.tasks, and which of two writers has written a sentence; each FILE is a
+writer's, texts with blank lines between. A daemon first learns ten thousand words of the first writer by a default job,
+none of which it is asked about. For each task and seed it gets 64 examples with labels, and POST /classify says for 300
+other sentences which label they have, by the features of the base model and by those of what is served. The peer is
+logistic regression on the base model's features, from the same examples. first_answer_s is from the last example to
+the first answer, whichever took longest. labels_over_probe is that of the worse task; the other values are means.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench import measured
 from bench.harness import Limit, finish, parser, progress, start, table
@@ -23,15 +29,58 @@ from bench.shapes import learner, models_folder
 from bench.tasks.datasets import task_of
 from bench.tasks.runs import sampled
 from bench.world import daemon_on
-from bench.writers import trained
+from bench.writers import learned, some_words, texts_of
 
 if TYPE_CHECKING:
+    from bench.tasks.labelled import Labelled
     from pocketllm.client import Client
-    from pocketllm.engine.data.examples import Labelled
 
-LIMITS = {"labels_over_probe": Limit(at_least=1)}
-_EXAMPLES, _DEV_ROWS = 64, 300
-_QUICK_DEV_ROWS = 4
+LIMITS = {"labels_over_probe": Limit(at_least=1), "first_answer_s": Limit(at_most=5)}
+_EXAMPLES, _DEV_ROWS, _LEARNED_WORDS = 64, 300, 10_000
+_QUICK_DEV_ROWS, _QUICK_WORDS = 4, 300
+#: Of a sentence, in characters.
+_SHORTEST, _LONGEST = 40, 200
+_WAYS = ("probe", "base", "personal")
+
+
+def name_of(label: str) -> str:
+    """The label as an owner would call it: of no template."""
+    return f"said {label}".replace("_", " ")
+
+
+def write_writers(folder: Path, writers: Sequence[Sequence[str]], dev_rows: int) -> Path:
+    """Write sentences of two writers as a task in SST-2's form, the first one's as positive; returns its folder."""
+    draw, rows = random.Random(1), list[str]()
+    for label, texts in zip((1, 0), writers, strict=True):
+        sentences = [one for text in texts for one in re.split(r"(?<=[.;!?])\s+", " ".join(text.split()))]
+        rows += [f"{one}\t{label}" for one in sentences if _SHORTEST <= len(one) <= _LONGEST]
+    draw.shuffle(rows)
+    made = folder / "sst2"
+    made.mkdir()
+    for name, some in (("dev.tsv", rows[:dev_rows]), ("train.tsv", rows[dev_rows:])):
+        (made / name).write_text("\n".join(["sentence\tlabel", *some, ""]), encoding="utf-8")
+    return made
+
+
+def run(client: Client, model: Path, data: Path, served: str, seed: int, dev_rows: int) -> dict[str, float]:
+    """The accuracy of each way with the examples that this seed draws, and the seconds until the first answer."""
+    task = task_of(data)
+    rows, dev = task.examples(data, dev=False), task.examples(data, dev=True)[:dev_rows]
+    labels = sorted(task.template.words)
+    per_class = _EXAMPLES // len(labels)
+    examples = sampled(rows, seed, per_class)
+    client.add_texts([{"text": row.text, "label": name_of(row.label), "source": "labels"} for row in examples])
+    began = time.perf_counter()
+    client.classify({"text": dev[0].text, "labels": list(map(name_of, labels)), "adapter": served})
+    seconds = time.perf_counter() - began
+    names = [name_of(label) for label in labels]
+    found = {
+        "base": accuracy(client, "base", dev, names),
+        "personal": accuracy(client, served, dev, names),
+        "probe": probe(model, data, seed, per_class, dev_rows),
+    }
+    client.delete_texts((), source="labels")
+    return found | {"seconds": seconds}
 
 
 def accuracy(client: Client, adapter: str, rows: Sequence[Labelled], names: Sequence[str]) -> float:
@@ -39,11 +88,6 @@ def accuracy(client: Client, adapter: str, rows: Sequence[Labelled], names: Sequ
     asked = {"labels": list(names), "adapter": adapter}
     found = [client.classify({"text": row.text} | asked)["label"] for row in rows]
     return float(mean(label == name_of(row.label) for label, row in zip(found, rows, strict=True)))
-
-
-def name_of(label: str) -> str:
-    """The label as an owner would call it: of no template."""
-    return f"said {label}".replace("_", " ")
 
 
 def probe(folder: Path, data: Path, seed: int, per_class: int, dev_rows: int) -> float:
@@ -63,34 +107,37 @@ def probe(folder: Path, data: Path, seed: int, per_class: int, dev_rows: int) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = _options(arguments)
-    dev_rows = _QUICK_DEV_ROWS if options.quick else _DEV_ROWS
-    task = task_of(options.data)
-    rows, dev = task.examples(options.data, dev=False), task.examples(options.data, dev=True)[:dev_rows]
-    labels = sorted(task.template.words)
-    per_class = _EXAMPLES // len(labels)
-    runs: list[dict[str, Any]] = []
+    dev_rows, words = (_QUICK_DEV_ROWS, _QUICK_WORDS) if options.quick else (_DEV_ROWS, _LEARNED_WORDS)
+    first, second = map(texts_of, options.text)
+    known = list(some_words(first, words))
+    runs: dict[str, list[dict[str, float]]] = {}
     with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         model = learner(models, quick=options.quick).absolute()
-        for seed in range(options.seeds):
-            chosen = sampled(rows, seed, per_class)
-            with daemon_on(Path(scratch) / str(seed), model) as client:
-                texts = [{"text": row.text, "label": name_of(row.label), "source": "labels"} for row in chosen]
-                served = trained(client, texts)
-                names = [name_of(label) for label in labels]
-                run = {name: accuracy(client, name, dev, names) for name in ("base", served)}
-            run = {"seed": seed, "base": run["base"], "personal": run[served]}
-            run["probe"] = probe(model, options.data, seed, per_class, dev_rows)
-            progress(", ".join(f"{name} {value:.3f}" for name, value in run.items()))
-            runs.append(run)
+        writers = write_writers(Path(scratch), (first[len(known) :], second), dev_rows)
+        with daemon_on(Path(scratch) / "data", model) as client:
+            served = learned(client, known)
+            for name, data in ((options.data.name, options.data), ("writers", writers)):
+                for seed in range(options.seeds):
+                    found = run(client, model, data, served, seed, dev_rows)
+                    progress(f"{name} {seed}: " + ", ".join(f"{way} {found[way]:.3f}" for way in _WAYS))
+                    runs.setdefault(name, []).append(found)
+    means = {name: {way: mean(one[way] for one in found) for way in _WAYS} for name, found in runs.items()}
     values: dict[str, float | None] = {
-        f"labels_{name}": mean(run[name] for run in runs) for name in ("base", "probe", "personal")
+        "labels_over_probe": min(one["personal"] / one["probe"] for one in means.values()),
+        "first_answer_s": max(one["seconds"] for found in runs.values() for one in found),
     }
-    values["labels_over_probe"] = mean(run["personal"] for run in runs) / mean(run["probe"] for run in runs)
+    for way in _WAYS:
+        values[f"labels_{way}"] = mean(one[way] for one in means.values())
+        values |= {f"{name}/{way}": one[way] for name, one in means.items()}
     shown = table(
-        f"Labels from {per_class * len(labels)} examples",
-        ["seed", "base", "probe", "personal"],
-        [[str(run["seed"]), *(f"{run[name]:.3f}" for name in ("base", "probe", "personal"))] for run in runs],
-        caption=f"Accuracy on {len(dev)} rows of the dev set.",
+        f"Labels from {_EXAMPLES} examples",
+        ["task", "seed", *_WAYS],
+        [
+            [name, str(seed), *(f"{one[way]:.3f}" for way in _WAYS)]
+            for name, found in runs.items()
+            for seed, one in enumerate(found)
+        ],
+        caption=f"Accuracy on {dev_rows} sentences.",
     )
     return finish("labels", [shown], values=values, limits=LIMITS, raw={"runs": runs}, options=options)
 
@@ -98,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.tasks.labels", "Labels of the owner's own from 64 examples, by the daemon.")
     made.add_argument("--data", type=Path, required=True, help="a task's folder, as datasets.py names it")
+    made.add_argument("--text", type=Path, nargs=2, required=True, metavar="FILE", help="two writers' texts")
     made.add_argument("--seeds", type=int, default=3, help="each draws its examples")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     return made.parse_args(arguments)

@@ -25,9 +25,9 @@ from bench.learn.peers import Peer, Step, teach
 from bench.ours import load_model, planned
 from bench.peers import build
 from bench.tasks.datasets import Task, task_of
+from bench.tasks.labelled import Labelled, encode_labelled
 from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
-from pocketllm.engine.data.examples import Labelled, encode
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.model import LanguageModel
@@ -56,7 +56,7 @@ def sampled(rows: Sequence[Labelled], seed: int, count: int = PER_CLASS) -> list
 def blocks_of(folder: Path, task: Task, rows: Sequence[Labelled]) -> Batches:
     """As the worker makes them."""
     tokenizer = open_model_folder(folder).tokenizer()
-    return encode(rows, tokenizer, length=task.tokens, eos=eos_id(tokenizer), template=task.template)
+    return encode_labelled(rows, tokenizer, task.template, length=task.tokens, eos=eos_id(tokenizer))
 
 
 def accuracy(logits: Callable[[Batch], torch.Tensor], buckets: Batches) -> float:

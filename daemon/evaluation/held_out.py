@@ -27,9 +27,9 @@ from pocketllm.storage.tables import BASE, Evaluation, Job
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
 
 
-def ordinary_text(tokenizer: PreTrainedTokenizerBase, learned: Batches, *, is_mlm: bool) -> Batch | None:
-    """Ordinary text, on which a first job must not get much worse; None if the job trains no text generation."""
-    if is_mlm or all(bucket.label_ids is not None for bucket in learned):
+def ordinary_text(tokenizer: PreTrainedTokenizerBase, *, is_mlm: bool) -> Batch | None:
+    """Ordinary text, on which a first job must not get much worse; None for a model that generates no text."""
+    if is_mlm:
         return None
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from pocketllm.engine.data.batches import Batch, Batches
-from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain
-from pocketllm.engine.data.label_templates import Template, question
+from pocketllm.engine.data.examples import Chat, Completion, Example, Plain
 from pocketllm.engine.errors import BadRequest
 from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN, MAX_HELD_OUT_SHARE, MIN_HELD_OUT
 from pocketllm.storage.tables import Text
@@ -20,18 +19,13 @@ Encode = Callable[..., Batches]
 HeldOut = tuple[Batches, list[str]]
 
 
-def example_of(text: Text, template: Template, *, apart: bool = False) -> Example:
-    """A stored text as a training example. template: of labels; one that it has no word for is a completion."""
+def example_of(text: Text, *, apart: bool = False) -> Example:
+    """A stored text as a training example. apart: it shares no block with another text."""
     if text.messages is not None:
         return Chat(messages=text.messages)
     if text.completion is not None:
         return Completion(prompt=text.text, completion=text.completion)
-    if text.label is None:
-        return Completion(prompt="", completion=text.text) if apart else Plain(text=text.text)
-    if text.label in template.words:
-        return Labelled(text=text.text, label=text.label)
-    prompt, completion, _ = question(text.text, text.label, template)
-    return Completion(prompt=prompt, completion=completion)
+    return Completion(prompt="", completion=text.text) if apart else Plain(text=text.text)
 
 
 def split(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut]:

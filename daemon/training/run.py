@@ -29,7 +29,6 @@ from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.data.examples import encode
-from pocketllm.engine.data.label_templates import Template
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import ModelReport, sample
 from pocketllm.engine.generate.streaming_text import eos_id, stop_ids_of
@@ -75,7 +74,7 @@ class TrainingRun:
             model=self.model,
             held_out=held_out,
             texts=owners,
-            ordinary=None if self.old_blocks else ordinary_text(tokenizer, self.buckets, is_mlm=is_mlm),
+            ordinary=None if self.old_blocks else ordinary_text(tokenizer, is_mlm=is_mlm),
             dtype=self.dtype,
             micro_batch=self.plan.micro_batch,
         )
@@ -201,15 +200,12 @@ class TrainingRun:
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
 
-        template = Template(pattern=self.settings.template, words=self.settings.label_words)
-
         def encoded(texts: Sequence[Text], *, apart: bool = False) -> Batches:
             return encode(
-                [example_of(text, template, apart=apart and not self.model_folder.manifest.is_mlm) for text in texts],
+                [example_of(text, apart=apart and not self.model_folder.manifest.is_mlm) for text in texts],
                 tokenizer,
                 length=self.plan.block_tokens,
                 eos=self.eos,
-                template=template,
                 is_mlm=self.model_folder.manifest.is_mlm,
                 seed=self.job.seed,
             )
@@ -302,7 +298,6 @@ class TrainingRun:
             report=reporting.report(verdict, None, None),
             now=_now(),
         )
-        self.store.step_log.compact(self.job.id)
         return verdict
 
     def _report(self, trainable: Adapter | FullWeights, verdict: EvaluationVerdict) -> None:

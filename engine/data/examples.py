@@ -1,4 +1,4 @@
-"""Tokenizes examples into batches: plain text, prompts with completions, chats, and labelled text."""
+"""Tokenizes examples into batches: plain text, prompts with completions, and chats."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,14 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketllm.engine.data.batches import NO_TEXT, Batch, Batches, Ids, pack
 from pocketllm.engine.data.chats import Messages, turns
-from pocketllm.engine.data.label_templates import Form, Template, fit
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.philox import philox
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 T = TypeVar("T")
 
-#: Rows of completions and labelled text are padded to a multiple of this length.
+#: Rows of completions are padded to a multiple of this length.
 WIDTH_STEP = 16
 #: The part of plain text that is masked for a masked language model (as in RoBERTa, arXiv 1907.11692).
 MASKED_SHARE = 0.15
@@ -47,21 +46,13 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """A text and its label, which is the target."""
-
-    text: str
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Chat:
     """A chat in the model's template. The assistant's messages are targets."""
 
     messages: Messages
 
 
-Example = Plain | Completion | Chat | Labelled
+Example = Plain | Completion | Chat
 
 
 def encode(
@@ -70,36 +61,29 @@ def encode(
     *,
     length: int,
     eos: int,
-    template: Template | None = None,
     is_mlm: bool = False,
     seed: int = 0,
 ) -> Batches:
     """The examples as blocks of at most `length` positions, for batch_at; each bucket keeps the given order.
 
     Plain text is packed into one bucket of blocks of `length`, of which only the last is short. Other examples are
-    bucketed by length, rounded up to a multiple of WIDTH_STEP. Examples without tokens are dropped; but an empty text
-    may have a label, and an empty completion means that the text ends. `seed` decides which tokens are masked for a
-    masked language model.
+    bucketed by length, rounded up to a multiple of WIDTH_STEP. Examples without tokens are dropped; but an empty
+    completion means that the text ends. `seed` decides which tokens are masked for a masked language model.
 
-    The loss of labelled text is a softmax over the label words only (`label_ids`, in the labels' sorted order), as in
-    MeZO (arXiv 2305.17333, the appendix on prompts; `model_for_prompting_forward` in its medium_models/src/models.py).
-
-    Raises BadRequest when no example has tokens, or when the model or the template does not fit the examples.
+    Raises BadRequest when no example has tokens, or when the model does not fit the examples.
     """
     if is_mlm and any(isinstance(example, Completion | Chat) for example in examples):
         raise BadRequest(
-            "This is a masked language model, which cannot learn completions or chats; use plain or labelled text, or "
-            "a causal model."
+            "This is a masked language model, which cannot learn completions or chats; use plain text, or a causal "
+            "model."
         )
     plain = [example.text for example in examples if isinstance(example, Plain)]
     pairs = [example for example in examples if isinstance(example, Completion)]
     chats = [example for example in examples if isinstance(example, Chat)]
-    labelled = [example for example in examples if isinstance(example, Labelled)]
-    special = _SpecialTokens.of(tokenizer, length) if is_mlm else None
+    special = SpecialTokens.of(tokenizer, length) if is_mlm else None
     buckets = [
         *_plain(_tokenize(tokenizer, plain), tokenizer, special, length=length, eos=eos, seed=seed),
         *_continuations(pairs, chats, tokenizer, length=length, eos=eos),
-        *_labelled(labelled, tokenizer, template, special, length=length, eos=eos),
     ]
     if not buckets:
         raise BadRequest(NO_TEXT)
@@ -107,7 +91,7 @@ def encode(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SpecialTokens:
+class SpecialTokens:
     """The special tokens of a masked language model: each row begins with `start` and ends with `end`."""
 
     start: int
@@ -117,7 +101,8 @@ class _SpecialTokens:
     mask_text: str
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, length: int) -> "_SpecialTokens":
+    def of(cls, tokenizer: PreTrainedTokenizerBase, length: int) -> "SpecialTokens":
+        """Those of a tokenizer. length: of a row. Raises BadRequest when it has none, or a row no room for them."""
         if length < 3:
             raise BadRequest(
                 f"Blocks of {length} tokens have no room beside a start and an end token. Use longer ones."
@@ -136,17 +121,18 @@ class _SpecialTokens:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A row before padding."""
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
 
 
-def _bucketed(
-    rows: Iterable[_Row], *, length: int, pad: int, label_ids: tuple[int, ...] | None = None
+def bucketed(
+    rows: Iterable[Row], *, length: int, pad: int, label_ids: tuple[int, ...] | None = None
 ) -> Iterator[Batch]:
-    by_width = defaultdict[int, list[_Row]](list)
+    """Yield the rows in batches by their length, rounded up to a multiple of WIDTH_STEP."""
+    by_width = defaultdict[int, list[Row]](list)
     for row in rows:
         by_width[min(-(-len(row.inputs) // WIDTH_STEP) * WIDTH_STEP, length)].append(row)
     for width, members in sorted(by_width.items()):
@@ -176,14 +162,15 @@ def _blocks(
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[NDArray[np.int32]]:
     """Each text's tokens, without special ones."""
     ids: list[NDArray[np.int32]] = []
-    for part in _parts(texts, len):
+    for part in parts(texts, len):
         # verbose=False: transformers warns of texts longer than the model's context, which are cut later.
         encoded = tokenizer(list(part), add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids += [np.array(text, dtype=np.int32) for text in encoded["input_ids"]]
     return ids
 
 
-def _parts(items: Sequence[T], characters: Callable[[T], int]) -> Iterator[Sequence[T]]:
+def parts(items: Sequence[T], characters: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Yield the items in runs that a tokenizer takes at once."""
     first = size = 0
     for i, item in enumerate(items):
         if i > first and (i - first == _TEXTS_AT_ONCE or size + characters(item) > _CHARACTERS_AT_ONCE):
@@ -197,7 +184,7 @@ def _parts(items: Sequence[T], characters: Callable[[T], int]) -> Iterator[Seque
 def _plain(
     texts: Sequence[NDArray[np.int32]],
     tokenizer: PreTrainedTokenizerBase,
-    special: _SpecialTokens | None,
+    special: SpecialTokens | None,
     *,
     length: int,
     eos: int,
@@ -215,7 +202,7 @@ def _plain(
         yield masked
 
 
-def _mask(packed: Batch, special: _SpecialTokens, never: Sequence[int], seed: int) -> Batch:
+def _mask(packed: Batch, special: SpecialTokens, never: Sequence[int], seed: int) -> Batch:
     """Add start and end tokens to the packed rows and mask MASKED_SHARE of each. Drops rows without a masked token."""
     tokens, real = packed.inputs.numpy(), (packed.targets != IGNORE_INDEX).numpy()
     hidden = _some(real & ~np.isin(tokens, never), seed)
@@ -267,10 +254,10 @@ def _continuations(
     answers = _tokenize(tokenizer, [answer for _, answer in said])
     streams += [pair for pair in zip(before, answers, strict=True) if all(map(len, pair))]
     rows = (row for prompt, completion in streams for row in _windows(prompt, completion, length=length))
-    return _bucketed(rows, length=length, pad=eos)
+    return bucketed(rows, length=length, pad=eos)
 
 
-def _windows(prompt: Ids, completion: Ids, *, length: int) -> Iterator[_Row]:
+def _windows(prompt: Ids, completion: Ids, *, length: int) -> Iterator[Row]:
     """One row if the completion fits, with as much of the prompt's end as fits too; else several overlapping rows.
 
     Each token of the completion is a target in exactly one row, with at least half a row of context, if there is as
@@ -285,50 +272,5 @@ def _windows(prompt: Ids, completion: Ids, *, length: int) -> Iterator[_Row]:
         start = max(stop - length, 0)
         targets = stream[start + 1 : stop + 1].copy()
         targets[: done - start] = IGNORE_INDEX
-        yield _Row(stream[start:stop], targets)
+        yield Row(stream[start:stop], targets)
         done = stop
-
-
-def _labelled(
-    examples: Sequence[Labelled],
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template | None,
-    special: _SpecialTokens | None,
-    *,
-    length: int,
-    eos: int,
-) -> Iterator[Batch]:
-    if not examples:
-        return
-    if template is None:
-        raise BadRequest("Some texts have a label, but there is no template that says how to ask for it. Give one.")
-    # The error outlives the texts, so it does not quote them.
-    if count := sum(example.label not in template.words for example in examples):
-        raise BadRequest(
-            f"{count} of the texts have a label that the template has no word for. Give it one, or correct the texts."
-        )
-    form = fit(template, tokenizer, special.mask_text if special else None)
-    rows = _labelled_rows(examples, tokenizer, form, special, length=length, eos=eos)
-    label_ids = tuple(form.words[label] for label in sorted(form.words))
-    yield from _bucketed(rows, length=length, pad=special.pad if special else eos, label_ids=label_ids)
-
-
-def _labelled_rows(
-    examples: Sequence[Labelled],
-    tokenizer: PreTrainedTokenizerBase,
-    form: Form,
-    special: _SpecialTokens | None,
-    *,
-    length: int,
-    eos: int,
-) -> Iterator[_Row]:
-    for part in _parts(examples, lambda example: len(example.text)):
-        filled = form.fill(tokenizer, [example.text for example in part])
-        for example, one in zip(part, filled, strict=True):
-            ids, slot = one.cut(length - 2 if special else length - 1)
-            first, last = ([special.start], [special.end]) if special else ([eos], [])
-            ids, slot = np.concatenate([first, ids, last]).astype(np.int64), slot + 1
-            targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
-            # A masked language model predicts a token at its own position, a causal model one position earlier.
-            targets[slot if special else slot - 1] = form.words[example.label]
-            yield _Row(ids, targets)

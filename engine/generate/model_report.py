@@ -90,16 +90,14 @@ class ModelReport:
 
 
 def sample(learned: Batches, held_out: Batches, *, eos: int, stop_ids: frozenset[int], is_mlm: bool) -> Sample:
-    """Choose blocks and prompts, spread evenly over the text; none of labelled text.
+    """Choose blocks and prompts, spread evenly over the text.
 
     A masked language model has no prompts and no recall.
     """
-    written = tuple(blocks for blocks in held_out if blocks.label_ids is None)
-    trained = () if is_mlm else tuple(blocks for blocks in learned if blocks.label_ids is None)
     return Sample(
-        held_out=_some(written),
-        learned=_some(trained),
-        prompts=[] if is_mlm else _prompts(written, eos),
+        held_out=_some(held_out),
+        learned=_some(() if is_mlm else learned),
+        prompts=[] if is_mlm else _prompts(held_out, eos),
         eos=eos,
         stop_ids=stop_ids,
     )

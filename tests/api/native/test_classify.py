@@ -1,18 +1,21 @@
-"""/classify with a real daemon and a tiny model: probabilities as transformers has them, and what is refused."""
+"""/classify with a real daemon and a tiny model: what it needs, what it says, and what is refused."""
 
 import math
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.support.in_process_app import assert_problem
-from tests.support.tiny_models import byte_tokenizer
-from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
+from tests.support.trained_daemon import TrainedDaemon, trained_daemon
 
 pytestmark = pytest.mark.slow
 
-TEXT = "Mug of tea"
+TEXT = "qqqq qqqq"
+EXAMPLES = [
+    {"text": f"{letter * 4} {letter * size}", "label": label}
+    for label, letter in (("queue", "q"), ("zoo", "z"))
+    for size in (4, 5, 6)
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,47 +24,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]
         yield made
 
 
-def by_transformers(trained: TrainedDaemon, prompt: str, answers: list[list[int]]) -> list[float]:
-    """The probability of each answer, of them alone, to the personal model."""
-    before = [0, *byte_tokenizer()(prompt)["input_ids"]]
-    logprobs = [theirs(trained, [*before, *answer], personal=True)[-len(answer) :].sum() for answer in answers]
-    return torch.softmax(torch.stack(logprobs), 0).tolist()
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_labels_are_read_as_they_are_learned(trained: TrainedDaemon) -> None:
-    labels = ["work", "home"]
-    asked = {"text": TEXT, "labels": labels, "adapter": trained.adapter.name}
-    answer = trained.daemon.client.post("/classify", json=asked).json()
-    ids = [[*byte_tokenizer()(f" {label}")["input_ids"], 0] for label in labels]
-    wanted = dict(zip(labels, by_transformers(trained, f"{TEXT}\nLabel:", ids), strict=True))
-    found = {one["label"]: one["probability"] for one in answer["labels"]}
-    assert found == pytest.approx(wanted, abs=1e-3)
-    assert math.isclose(sum(found.values()), 1) and answer["label"] == max(found, key=found.__getitem__)
-    assert answer["adapter"] == trained.adapter.name
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_labels_with_words_are_read_in_their_template(trained: TrainedDaemon) -> None:
-    asked = {"text": TEXT, "labels": ["positive", "negative"], "adapter": trained.adapter.name}
-    answer = trained.daemon.client.post("/classify", json=asked).json()
-    ids = [byte_tokenizer()(word)["input_ids"] for word in (" great", " terrible")]
-    wanted = dict(zip(asked["labels"], by_transformers(trained, f"{TEXT} It was", ids), strict=True))
-    assert {one["label"]: one["probability"] for one in answer["labels"]} == pytest.approx(wanted, abs=1e-3)
-
-
-def test_without_labels_it_chooses_among_those_of_the_texts(trained: TrainedDaemon) -> None:
+def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: TrainedDaemon) -> None:
     client = trained.daemon.client
-    assert_problem(client.post("/classify", json={"text": TEXT}), 422, "invalid_value")
-    texts = [{"text": f"A {label} text", "label": label} for label in ("spam", "friends", "spam")]
-    assert client.post("/texts", json=texts).status_code == 201
+    waiting = client.get("/status").json()["texts"]["new_words"]
+    refused = client.post("/classify", json={"text": TEXT})
+    assert_problem(refused, 409, "too_few_examples")
+    assert client.post("/texts", json=EXAMPLES[:5]).status_code == 201
+    refused = client.post("/classify", json={"text": TEXT, "labels": ["queue", "zoo"]})
+    assert_problem(refused, 409, "too_few_examples")
+    assert "3 of 'queue', 2 of 'zoo'" in refused.json()["detail"]
+    assert client.post("/texts", json=EXAMPLES).status_code == 201
     answer = client.post("/classify", json={"text": TEXT}).json()
-    assert {one["label"] for one in answer["labels"]} == {"spam", "friends"}
+    assert (answer["label"], answer["examples"]) == ("queue", 6)
+    assert math.isclose(sum(one["probability"] for one in answer["labels"]), 1)
+    assert [one["label"] for one in answer["labels"]] == ["queue", "zoo"] and 0 <= answer["accuracy"] <= 1
+    assert client.post("/classify", json={"text": TEXT}).json() == answer
+    of_base = client.post("/classify", json={"text": TEXT, "adapter": "base"}).json()
+    assert of_base["adapter"] is None and of_base["labels"] != answer["labels"]
+    assert client.get("/status").json()["texts"]["new_words"] == waiting
+
     app = client.post("/tokens", json={"name": "app", "scopes": ["generate"]}).json()["token"]
     headers = {"Authorization": f"Bearer {app}"}
     assert_problem(client.post("/classify", json={"text": TEXT}, headers=headers), 422, "invalid_value")
-    named = {"text": TEXT, "labels": ["spam", "friends"]}
-    assert client.post("/classify", json=named, headers=headers).json()["label"] == answer["label"]
+    named = {"text": TEXT, "labels": ["zoo", "queue"]}
+    assert client.post("/classify", json=named, headers=headers).json() == answer
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,6 @@ from tests.support.tiny_architectures import ARCHITECTURES, roberta_folder
 from tests.support.tiny_models import byte_tokens
 from tests.support.workers import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
 
-LABELLED = [
-    NewText(text=f"Tea {i}: {word}.", source="t", label=label)
-    for i in range(20)
-    for word, label in (("good", "positive"), ("cold", "negative"))
-]
-LETTERS: dict[str, Any] = {
-    "template": "{text} It was {label}",
-    "label_words": {"positive": "g", "negative": "t"},
-    "block_tokens": 64,
-}
 COMPLETIONS = [
     NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)
 ]
@@ -113,18 +103,8 @@ def test_jobs_of_other_modes_and_models(
 
 
 @pytest.mark.slow
-def test_of_labels_the_numbers_alone_are_told(tmp_path: Path) -> None:
-    store, _, report = run(tmp_path, LABELLED, **LETTERS)
-    assert report.numbers["verbatim_recall"] is None and report.numbers["verdict"]["overall"]["before"] > 0
-    assert report.content == {"words": [], "completions": []}
-    store.close()
-
-
-@pytest.mark.slow
 def test_a_masked_model_repeats_nothing_and_goes_on_with_nothing(tmp_path: Path) -> None:
-    store, _, report = run(
-        tmp_path / "data", [*notes(), *LABELLED], source=roberta_folder(tmp_path / "source"), **LETTERS
-    )
+    store, _, report = run(tmp_path / "data", notes(), source=roberta_folder(tmp_path / "source"), block_tokens=64)
     assert report.numbers["verbatim_recall"] is None
     assert report.content is not None and report.content["completions"] == []
     store.close()

@@ -20,13 +20,6 @@ from pocketllm.storage.tables import Job, JobState, Outcome, Text
 from tests.support.tiny_architectures import ARCHITECTURES
 from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
 
-LABELLED = [
-    NewText(text=f"Tea {i}: {word}.", source="t", label=label)
-    for i in range(20)
-    for word, label in (("good", "positive"), ("cold", "negative"))
-]
-#: Of the byte tokenizer one character is a token, and a label word is one token.
-LETTERS = {"template": "{text} It was {label}", "label_words": {"positive": "g", "negative": "t"}, "block_tokens": 64}
 COMPLETIONS = [NewText(text=f"Q: {i} + 1 = ", completion=str(i + 1), source="t") for i in range(40)]
 
 
@@ -53,12 +46,12 @@ def opened(folder: DataFolder, texts: Sequence[NewText]) -> Store:
         ("llama", "bfloat16", notes(), {"probes": 3}),
         ("llama", "bfloat16", notes(), {"noise": "gaussian"}),
         ("llama", "int4", [*notes(), *COMPLETIONS], {}),
-        ("gemma3_text", "int8", [*notes(), *LABELLED], LETTERS),
+        ("gemma3_text", "int8", notes(), {"block_tokens": 64}),
         ("opt", "bfloat16", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 3e-3}),
-        ("roberta", "int8", [*notes(), *LABELLED], LETTERS),
+        ("roberta", "int8", notes(), {"block_tokens": 64}),
     ],
 )
-def test_jobs_of_every_kind_end_with_an_adapter_and_a_compact_step_log(
+def test_jobs_of_every_kind_end_with_an_adapter_and_a_step_log(
     tmp_path: Path, architecture: str, dtype: str, texts: list[NewText], settings: dict[str, object]
 ) -> None:
     source = ARCHITECTURES[architecture](tmp_path / "source")

@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.data.batches import Batch, Batches, pack
-from pocketllm.engine.data.examples import Completion, Labelled, Plain, encode
-from pocketllm.engine.data.label_templates import Template
+from pocketllm.engine.data.examples import Completion, Plain, encode
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import (
@@ -40,9 +39,8 @@ def chosen(learned: Batches = (), held_out: Batches = (), *, is_mlm: bool = Fals
     return sample(learned, held_out, eos=EOS, stop_ids=frozenset({EOS}), is_mlm=is_mlm)
 
 
-def encoded(*examples: Plain | Completion | Labelled, length: int = 32) -> Batches:
-    template = Template(pattern="{text} It was {label}", words={"positive": "g", "negative": "t"})
-    return encode(examples, byte_tokenizer(), length=length, eos=EOS, template=template)
+def encoded(*examples: Plain | Completion, length: int = 32) -> Batches:
+    return encode(examples, byte_tokenizer(), length=length, eos=EOS)
 
 
 def notes(*, length: int = 32) -> Batches:
@@ -118,11 +116,6 @@ class TestSample:
         two = pack(numbers(size, size + 2), length=128, eos=EOS)  # what follows must be of one text
         assert chosen(learned=(two,)).places == 3
         assert chosen(learned=(pack(numbers(100), length=size, eos=EOS),)).places == 0
-
-    def test_of_labels_there_is_nothing_to_tell(self) -> None:
-        labelled = encoded(Labelled(text="Tea.", label="positive"), Labelled(text="No tea.", label="negative"))
-        found = chosen(labelled, labelled)
-        assert (found.held_out, found.learned, found.prompts, found.places) == ((), (), [], 0)
 
     def test_no_text_at_all(self) -> None:
         assert chosen().prompts == []

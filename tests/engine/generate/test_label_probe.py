@@ -1,0 +1,67 @@
+"""The label probe against plain ridge regression that leaves each example out."""
+
+import pytest
+import torch
+
+from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.generate.label_probe import LabelProbe, text_features
+from pocketllm.engine.streamed.model import LanguageModel
+
+
+def examples(count: int, *, apart: float = 1.5, width: int = 24) -> tuple[torch.Tensor, list[str]]:
+    """Features of two labels whose means are this far apart."""
+    generator = torch.Generator().manual_seed(count)
+    labels = ["tea" if number % 2 else "rain" for number in range(count)]
+    features = torch.randn(count, width, generator=generator)
+    features[:, 0] += torch.tensor([apart * (label == "tea") for label in labels])
+    return features, labels
+
+
+def test_its_accuracy_is_that_of_leaving_each_example_out() -> None:
+    found_features, labels = examples(40)
+    probe = LabelProbe(found_features, labels)
+    x = probe._standard(found_features)
+    targets = torch.tensor([[label == "rain", label == "tea"] for label in labels]).double()
+    eigenvalues = torch.linalg.eigvalsh(x @ x.T).clamp(min=0)
+    found = []
+    for penalty in (share * float(eigenvalues.mean()) for share in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)):
+        right = 0
+        for out in range(len(x)):
+            kept = [number for number in range(len(x)) if number != out]
+            mean_x, mean_y = x[kept].mean(0), targets[kept].mean(0)
+            centred = x[kept] - mean_x
+            gram = centred.T @ centred + penalty * torch.eye(x.shape[1])
+            weights = torch.linalg.solve(gram, centred.T @ (targets[kept] - mean_y))
+            right += int((mean_y + (x[out] - mean_x) @ weights).argmax() == targets[out].argmax())
+        found.append(right / len(x))
+    assert any(probe.accuracy == pytest.approx(one) for one in found)
+
+
+def test_it_says_the_label_of_new_texts_and_how_sure_it_is() -> None:
+    probe = LabelProbe(*examples(80, apart=4))
+    others, labels = examples(50, apart=4)
+    said = [probe.probabilities(one) for one in others]
+    assert all(sum(one.values()) == pytest.approx(1) for one in said)
+    right = [max(one, key=one.__getitem__) == label for one, label in zip(said, labels, strict=True)]
+    assert sum(right) >= 45 and probe.accuracy > 0.9
+    unsure = LabelProbe(*examples(80, apart=0))
+    assert unsure.accuracy < 0.7
+    assert max(unsure.probabilities(others[0]).values()) < max(said[0].values())
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_few_examples_and_equal_ones_do(count: int) -> None:
+    features, labels = examples(count)
+    features[:] = features[0]
+    probe = LabelProbe(features, labels)
+    assert all(0 <= value <= 1 for value in probe.probabilities(features[0]).values())
+
+
+def test_padding_changes_no_mean(tiny: ModelFolder) -> None:
+    model = LanguageModel(tiny, dtype=torch.float32)
+    texts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [3]]
+    together = list(text_features(model, texts, [9, 3]))
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = text_features(model, [text], [9, 3])
+        assert len(alone) == 2 * model.network.config.hidden_size
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
