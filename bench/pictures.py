@@ -1,66 +1,99 @@
-"""The pictures of the page in docs/: of the real model, after it has learned the sample notes.
+"""The pictures of the page in docs/: of the real model, before, while and after it learns the sample notes.
 
 python -m bench.pictures [--models DIR] [--docs docs]
 
-Needs Chromium. The daemon learns the notes of `pocketllm demo` by a default job; then the page is signed in, a text is
-begun in its field, both models answer a prompt, and it is shown at 1280 and at 360 pixels, by day and in the dark.
+Needs Chromium. At 360 pixels the page is shown on a new daemon (empty), when it is snoozed (stopped), while a job runs
+(learning), and when the daemon is gone (error). Once the notes of `pocketllm demo` are learned, with a text begun in
+its field, it is shown at 1280 and 360 pixels, by day and in the dark.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Page, expect, sync_playwright
 
 from bench.harness import progress
 from bench.shapes import learner, models_folder
-from bench.world import daemon_on
-from bench.writers import trained
+from bench.world import daemon_on, until
+from bench.writers import ended
 from pocketllm.demo import sample_notes
 
-SIZES = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}
+if TYPE_CHECKING:
+    from pocketllm.client import Client
+
+SIZES = {
+    "wide": {"width": 1280, "height": 1000},
+    "narrow": {"width": 360, "height": 1400},
+}
 SCHEMES = {"": "light", "-dark": "dark"}
-_WRITING, _PROMPT = "Wind in the west and the gla", "Wind south-west this morning,"
+#: As much as a phone shows.
+_STATE = {"width": 360, "height": 740}
+_WRITING = "Wind in the west and the gla"
 _MILLISECONDS = 120_000
+#: Of the job, when it is shown.
+_STEPS = 40
 
 
-def prepare(page: Page, url: str) -> None:
-    """Sign in, and let the page show what it can."""
-    page.set_default_timeout(_MILLISECONDS)
-    page.goto(url)
+def learned(page: Page) -> None:
+    """Let the page show what it can."""
     page.get_by_label("Type, and take a suggestion").fill(_WRITING)
     expect(page.locator("#suggestions button")).to_have_count(3, timeout=_MILLISECONDS)
-    page.get_by_label("A text to go on from").fill(_PROMPT)
-    page.get_by_role("button", name="Compare").click()
-    expect(page.locator("#answers h3")).to_have_count(2, timeout=_MILLISECONDS)
-    expect(page.locator("#curve polyline.training")).to_have_count(1, timeout=_MILLISECONDS)
     expect(page.locator("#won-words li")).not_to_have_count(0, timeout=_MILLISECONDS)
-    expect(page.locator("#now")).to_contain_text("Nothing to learn", timeout=_MILLISECONDS)
+    expect(page.locator("#now")).to_contain_text("Nothing to do", timeout=_MILLISECONDS)
     page.evaluate("window.scrollTo(0, 0)")
 
 
 def main() -> int:
     """Make the pictures."""
     options = _options()
-    with models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
+    with (
+        models_folder(options.models) as models,
+        tempfile.TemporaryDirectory() as scratch,
+        sync_playwright() as program,
+    ):
         model = learner(models, quick=False).absolute()
-        with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client, sync_playwright() as playwright:
-            progress("learning the sample notes ...")
-            trained(client, [{"text": text, "source": "logbook"} for text in sample_notes()])
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = program.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+
+        def picture(name: str, client: Client, show: Callable[[Page], None], size: Any, scheme: str = "light") -> None:
+            context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+            page = context.new_page()
+            page.set_default_timeout(_MILLISECONDS)
+            page.goto(f"{client.target.url}/#code={client.begin_session()['code']}")
+            expect(page.locator("#now")).not_to_be_empty()
+            show(page)
+            page.screenshot(path=options.docs / f"dashboard-{name}.png")
+            progress(f"dashboard-{name}.png")
+            context.close()
+
+        with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client:
+            picture("empty", client, lambda page: None, _STATE)
+            client.add_texts([{"text": text, "source": "logbook"} for text in sample_notes()])
+            client.snooze(600)
+            picture("stopped", client, lambda page: page.locator("#why summary").click(), _STATE)
+            client.snooze(None)
+            job = str(client.start_job()["id"])
+            until(lambda: client.job(job)["step"] >= _STEPS, "some steps")
+            picture("learning", client, lambda page: None, _STATE)
+            ended(client, job)
             for size, viewport in SIZES.items():
                 for suffix, scheme in SCHEMES.items():
-                    context = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
-                    page = context.new_page()
-                    prepare(page, f"{client.target.url}/#code={client.begin_session()['code']}")
-                    page.screenshot(path=options.docs / f"dashboard-{size}{suffix}.png")
-                    progress(f"dashboard-{size}{suffix}.png")
-                    context.close()
-            browser.close()
+                    picture(f"{size}{suffix}", client, learned, viewport, scheme)
+
+            def gone(page: Page) -> None:
+                os.kill(client.health()["pid"], signal.SIGKILL)
+                expect(page.get_by_role("alert")).to_contain_text("does not answer")
+
+            picture("error", client, gone, _STATE)
+        browser.close()
     return 0
 
 

@@ -13,9 +13,10 @@ from pocketllm.api.security.sessions import CODE, SESSION, Sessions, cookie_name
 
 router = APIRouter(tags=["dashboard"])
 
+_SCRIPTS = ("app", "apps", "call", "dom", "labels", "learned", "plot", "state", "suggest", "words", "write")
 _FILES = {
     "page.html": "text/html",
-    **{f"{name}.js": "text/javascript" for name in ("app", "call", "dom", "jobs", "plot", "suggest", "texts")},
+    **dict.fromkeys((f"{name}.js" for name in _SCRIPTS), "text/javascript"),
     "style.css": "text/css",
 }
 _HEADERS = {

@@ -1,97 +1,26 @@
 """The dashboard in a real headless Chromium against a real daemon: narrow and wide, by day and in the dark."""
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, expect
 
-from tests.support.commands import commands
+from tests.support.page_visit import SECONDS, SIZES, Visit
 from tests.support.real_daemon import Daemon, eventually, running
 from tests.support.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 
-JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
-#: Where to put pictures of it, for the README.
-PICTURES = os.environ.get("DASHBOARD_PICTURES")
-SECONDS = 60_000
-UNDO_MS, LOOK_MS = 10_000, 2_000
-SIZES = {"narrow": {"width": 360, "height": 740}, "wide": {"width": 1280, "height": 900}}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield made
-        made.close()
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon that has learned once."""
-    folder = tmp_path_factory.mktemp("dashboard") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
-    with running(
-        folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", TRAINING__STEPS="100000", **JOB
-    ) as made:
-        notes = [{"text": f"Wind west, glass rising. Mug {i}.", "source": f"app {i % 2}"} for i in range(30)]
-        notes.append({"text": "<img src=x onerror=alert(1)> [not] markup", "source": "<b>hostile</b>"})
-        assert made.client.post("/texts", json=notes).status_code == 201
-        done = made.wait_for_job(made.start_job(steps=3, seed=1), "succeeded")
-        assert made.client.post(f"/adapters/{done['adapter']}/serve").status_code == 200
-        yield made
+UNDO_MS = 10_000
 
 
 def serve_newest(daemon: Daemon) -> None:
     """Serve the adapter, which is withdrawn when one of its texts is deleted."""
     newest = daemon.client.get("/adapters").json()["data"][0]["id"]
     assert daemon.client.post(f"/adapters/{newest}/serve?deleted_text=true").status_code == 200
-
-
-def _told(said: ConsoleMessage) -> str:
-    return f"{said.text} {said.location['url']}"
-
-
-class Visit:
-    """A browser's tab on the page; notes what must not be."""
-
-    def __init__(self, browser: Browser, daemon: Daemon, size: str, scheme: str = "light") -> None:
-        self.daemon = daemon
-        self.context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
-        self.page: Page = self.context.new_page()
-        self.page.clock.install()
-        self.wrong: list[str] = []
-        self.page.on("console", lambda said: self.wrong.append(_told(said)) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self._elsewhere(request.url))
-
-    def _elsewhere(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "data" and parts.netloc != urlsplit(self.daemon.url).netloc:
-            self.wrong.append(f"asked {url}")
-
-    def sign_in(self) -> None:
-        """As `pocketllm dashboard` does."""
-        said = commands(self.daemon.folder)("dashboard", "--no-browser").stdout
-        self.page.goto(said.strip())
-        expect(self.page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
-
-    def end(self) -> None:
-        assert self.wrong == []
-        self.context.close()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -102,18 +31,17 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     assert page.url == f"{daemon.url}/", "nothing of the code is left"
     daemon.client.post("/texts", json=[{"text": f"Rain again, day {i}.", "source": "app 0"} for i in range(20)])
     page.get_by_role("button", name="Learn now").click()
-    expect(page.locator("#now")).to_contain_text("Learning", timeout=SECONDS)
+    expect(page.locator("#now")).to_contain_text("It learns", timeout=SECONDS)
+    expect(page.get_by_role("button", name="Learn now")).to_be_hidden()
+    visit.open("Loss")
+    visit.open("Jobs")
     expect(page.locator("#curve-text")).to_contain_text("at step", timeout=SECONDS)
     line = page.locator("#curve polyline.training")
     before = line.get_attribute("points")
     expect(line).not_to_have_attribute("points", before or "", timeout=SECONDS)
-    if PICTURES:  # with something to see
-        expect(page.locator("#curve-text")).to_have_text(re.compile(r"at step [1-9]\d\d"), timeout=SECONDS)
     wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert wide[0] <= wide[1], "nothing has to be scrolled to the side"
-    if PICTURES:
-        page.screenshot(path=Path(PICTURES) / f"dashboard-{size}.png")
-    page.get_by_role("button", name="Pause").first.click()
+    page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.locator("#jobs li").first).to_contain_text("paused by the owner", timeout=SECONDS)
     page.get_by_role("button", name="Cancel").first.click()
     expect(page.locator("#jobs li").first).to_contain_text("Is cancelled in ten seconds")
@@ -126,10 +54,11 @@ def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(browser: Brow
     [identity] = daemon.client.post("/texts", json={"text": "To be gone.", "source": "leaving"}).json()["ids"]
     visit = Visit(browser, daemon, "wide")
     visit.sign_in()
-    group = visit.page.locator("details", has_text="leaving")
+    group = visit.page.locator("#texts > details", has_text="leaving")
     group.locator("> summary").click()
     group.locator("li > details > summary").click()
-    group.get_by_role("button", name="Delete").click()
+    group.get_by_role("button", name="Delete: ").click()
+    expect(group).to_contain_text("Is deleted in ten seconds")
     visit.page.goto("about:blank")
     eventually(lambda: daemon.client.get(f"/texts/{identity}").status_code == 404, "the text is gone")
     visit.end()
@@ -144,7 +73,8 @@ def test_a_text_is_added_found_and_suggested_from(browser: Browser, daemon: Daem
     expect(page.get_by_label("A text to learn from")).to_have_value("")
     page.get_by_label("Search").fill("oboe")
     page.keyboard.press("Enter")
-    expect(page.locator("#texts summary")).to_have_text(["Found: 1 text", "The lighthouse keeper plays the oboe."])
+    expect(page.locator("#texts summary")).to_have_text(["The lighthouse keeper plays the oboe."])
+    expect(page.locator("#texts")).to_contain_text("1 text found:")
     page.get_by_label("Search").fill("xylophone")
     page.keyboard.press("Enter")
     expect(page.locator("#texts")).to_have_text("No text has these words.")
@@ -163,7 +93,19 @@ def test_an_empty_installation_says_how_to_bring_text(browser: Browser, tmp_path
     with running(tmp_path, MODEL="tiny") as daemon:
         visit = Visit(browser, daemon, "narrow")
         visit.sign_in()
-        expect(visit.page.locator("#empty")).to_contain_text("pocketllm import")
+        expect(visit.page.locator("#empty")).to_contain_text("pocketllm folders add")
+        expect(visit.page.locator("#now")).to_have_text("It has none of your words yet.")
+        expect(visit.page.get_by_role("button", name="Learn now")).to_be_hidden()
+        (tmp_path / "a.md").write_text("Dropped words.")
+        (tmp_path / "b.md").write_bytes(b"\xff\xfe")
+        visit.page.set_input_files("#files", tmp_path / "a.md")
+        expect(visit.page.locator("#texts summary").first).to_have_text("a.md: 1 text, 2 words", timeout=SECONDS)
+        expect(visit.page.locator("#now")).to_contain_text(
+            "2 new words from a.md. It learns them by itself once there are"
+        )
+        visit.page.set_input_files("#files", tmp_path / "b.md")
+        expect(visit.page.get_by_role("alert")).to_contain_text("b.md is no text in UTF-8. Take pocketllm import.")
+        expect(visit.page.get_by_role("alert").locator("code")).to_have_text("pocketllm import")
         visit.end()
 
 
@@ -171,16 +113,16 @@ def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
     visit = Visit(browser, daemon, "narrow")
     page = visit.page
     visit.sign_in()
-    group = page.locator("details", has_text="<b>hostile</b>")
+    group = page.locator("#texts > details", has_text="<b>hostile</b>")
     group.locator("> summary").click()
     folded = group.locator("li > details")
     expect(folded.locator("summary")).to_have_text("<img src=x onerror=alert(1)> [not] markup")
     folded.locator("summary").click()
-    folded.get_by_role("button", name="Delete").click()
+    folded.get_by_role("button", name="Delete: ").click()
     folded.get_by_role("button", name="Undo").click()
     page.clock.run_for(UNDO_MS)
     assert "<b>hostile</b>" in {text["source"] for text in daemon.client.get("/texts?limit=500").json()["data"]}
-    folded.get_by_role("button", name="Delete").click()
+    folded.get_by_role("button", name="Delete: ").click()
     expect(folded).to_contain_text("learned from that. Until what is left is learned again")
     page.clock.run_for(UNDO_MS)
     expect(group).to_have_count(0, timeout=SECONDS)
@@ -196,6 +138,7 @@ def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Da
     page = visit.page
     visit.sign_in()
     expect(page.locator("#model")).to_have_text("tiny, personal")
+    visit.open("Adapters")
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator("#model")).to_have_text("tiny, as it came", timeout=SECONDS)
     assert daemon.status()["model"]["adapter"] is None
@@ -218,6 +161,7 @@ def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> Non
     visit = Visit(browser, daemon, "wide")
     page = visit.page
     visit.sign_in()
+    visit.open("Base and personal, side by side")
     page.get_by_label("A text to go on from").fill("Wind west")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -243,107 +187,13 @@ def test_it_is_accessible(browser: Browser, daemon: Daemon, size: str, scheme: s
     expect(visit.page.get_by_role("heading", name="Sign in")).to_be_visible()
     check("signing in")
     visit.sign_in()
-    visit.page.locator("summary").first.click()
+    for unfolded in visit.page.locator("summary").all():
+        if unfolded.is_visible():
+            unfolded.click()
     check("home")
+    wide = visit.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1], "nothing has to be scrolled to the side"
     visit.end()
-
-
-def test_a_token_typed_in_signs_in_and_a_wrong_one_does_not(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "wide")
-    page = visit.page
-    page.goto(daemon.url)
-    page.get_by_label("Token").fill("wrong")
-    with page.expect_console_message():  # Chromium itself notes the 401, before the page shows it or after
-        page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("pocketllm token", timeout=SECONDS)
-    page.get_by_label("Token").fill(daemon.token)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
-    page.reload()
-    expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
-    with page.expect_event("load"):  # the page is loaded again, which forgets all that it showed
-        page.get_by_role("button", name="Sign out").click()
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=SECONDS)
-    assert page.evaluate("localStorage.length") == 0 and visit.context.cookies() == []
-    assert visit.wrong and all("401" in noted for noted in visit.wrong)
-    visit.wrong.clear()
-    visit.end()
-
-
-def stored(page: Page) -> list[str]:
-    """What a script of the page, or of another server's at its address, can read."""
-    found: list[str] = page.evaluate(
-        "[...Object.values(localStorage), ...Object.values(sessionStorage), document.cookie]"
-    )
-    return [value for value in found if value]
-
-
-def test_the_page_goes_on_after_a_restart_of_the_daemon(browser: Browser, tmp_path: Path) -> None:
-    tiny_model_folder(tmp_path / "models")
-    with running(tmp_path, MODEL="tiny") as daemon:
-        port = str(urlsplit(daemon.url).port)
-        visit = Visit(browser, daemon, "narrow")
-        page = visit.page
-        visit.sign_in()
-        [cookie] = visit.context.cookies()
-        assert cookie["httpOnly"] and cookie["sameSite"] == "Strict"
-        for value in stored(page):
-            assert value not in (daemon.token, cookie["value"])
-            assert daemon.stranger.get("/status", headers={"authorization": f"Bearer {value}"}).status_code == 401
-        streamed = page.evaluate(
-            """async () => {
-              const headers = { Accept: "text/event-stream", "X-Page-Key": localStorage.getItem("pocketllm-page-key") };
-              const answer = await fetch("/events", { headers });
-              await answer.body.cancel();
-              return [answer.status, answer.headers.get("content-type")];
-            }"""
-        )
-        assert streamed[0] == 200 and streamed[1].startswith("text/event-stream")
-    page.clock.run_for(2 * LOOK_MS)
-    expect(page.get_by_role("alert")).to_contain_text("does not answer", timeout=SECONDS)
-    with running(tmp_path, arguments=("--port", port), MODEL="tiny") as daemon:
-        page.clock.run_for(2 * LOOK_MS)
-        expect(page.get_by_role("alert")).to_be_hidden(timeout=SECONDS)
-        assert all("ERR_" in noted for noted in visit.wrong)
-        visit.wrong.clear()
-        page.reload()
-        expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
-        visit.end()
-
-
-def test_the_page_of_a_token_that_is_revoked_wants_another(browser: Browser, daemon: Daemon) -> None:
-    made = daemon.client.post("/tokens", json={"name": "page", "scopes": ["admin"]}).json()
-    visit = Visit(browser, daemon, "wide")
-    page = visit.page
-    page.goto(daemon.url)
-    page.get_by_label("Token").fill(made["token"])
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
-    daemon.client.delete("/tokens/page")
-    page.clock.run_for(2 * LOOK_MS)
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=SECONDS)
-    expect(page.get_by_role("alert")).to_contain_text("pocketllm dashboard")
-    assert stored(page) == []
-    assert visit.wrong and all("401" in noted for noted in visit.wrong)
-    visit.wrong.clear()
-    visit.end()
-
-
-def test_signing_out_revokes_the_session(browser: Browser, daemon: Daemon) -> None:
-    visit, other = Visit(browser, daemon, "wide"), Visit(browser, daemon, "narrow")
-    for one in (visit, other):
-        one.sign_in()
-    [cookie], [page_key] = visit.context.cookies(), stored(visit.page)
-    session = {"cookie": f"{cookie['name']}={cookie['value']}", "x-page-key": page_key}
-    assert daemon.stranger.get("/status", headers=session).status_code == 200
-    with visit.page.expect_event("load"):
-        visit.page.get_by_role("button", name="Sign out").click()
-    assert daemon.stranger.get("/status", headers=session).status_code == 401
-    other.page.clock.run_for(2 * LOOK_MS)
-    expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=SECONDS)
-    visit.end()
-    other.wrong.clear()  # the 401
-    other.end()
 
 
 def test_older_jobs_are_a_button_away(browser: Browser, daemon: Daemon) -> None:
@@ -351,9 +201,111 @@ def test_older_jobs_are_a_button_away(browser: Browser, daemon: Daemon) -> None:
         daemon.client.post(f"/jobs/{daemon.start_job(steps=1)}/cancel")
     visit = Visit(browser, daemon, "narrow")
     visit.sign_in()
+    visit.open("Jobs")
     jobs, more = visit.page.locator("#jobs > li"), visit.page.get_by_role("button", name="Older jobs")
     expect(jobs).to_have_count(20, timeout=SECONDS)
     more.click()
     expect(jobs).to_have_count(len(daemon.client.get("/jobs?limit=60").json()["data"]), timeout=SECONDS)
     expect(more).to_be_hidden()
+    visit.end()
+
+
+def test_what_failed_is_said_where_one_is_and_nothing_goes_on_promising(browser: Browser, daemon: Daemon) -> None:
+    [identity] = daemon.client.post("/texts", json={"text": "Gone before.", "source": "gone"}).json()["ids"]
+    visit = Visit(browser, daemon, "narrow")
+    page = visit.page
+    visit.sign_in()
+    group = page.locator("#texts > details", has_text="gone")
+    group.locator("> summary").click()
+    group.locator("li > details > summary").click()
+    group.get_by_role("button", name="Delete: ").click()
+    expect(group).to_contain_text("Is deleted in ten seconds")
+    page.route("**/texts/text-*", lambda route: route.fulfill(status=500, json={"detail": "The disk is full."}))
+    page.clock.run_for(UNDO_MS)
+    expect(page.get_by_role("alert")).to_have_text("The disk is full.", timeout=SECONDS)
+    expect(page.get_by_role("alert")).to_be_in_viewport()
+    expect(group).not_to_contain_text("Is deleted in ten seconds")
+    assert daemon.client.get(f"/texts/{identity}").status_code == 200
+    visit.wrong.clear()  # the 500
+    visit.end()
+
+
+def test_a_source_is_counted_whole_and_deleted_whole(browser: Browser, daemon: Daemon) -> None:
+    many = [{"text": f"Note {number} of many.", "source": "many"} for number in range(120)]
+    daemon.client.post("/texts", json=many)
+    visit = Visit(browser, daemon, "wide")
+    page = visit.page
+    visit.sign_in()
+    group = page.locator("#texts > details", has_text="many")
+    expect(group.locator("> summary")).to_have_text("many: 120 texts, 480 words")
+    group.locator("> summary").click()
+    expect(group.locator("li")).to_have_count(50)
+    group.get_by_role("button", name="Older texts").click()
+    expect(group.locator("li")).to_have_count(100)
+    page.on("dialog", lambda dialog: dialog.accept())
+    group.get_by_role("button", name="Delete all").click()
+    expect(page.get_by_role("alert")).to_contain_text("Deleted 120 texts.", timeout=SECONDS)
+    expect(group).to_have_count(0)
+    visit.end()
+
+
+def test_a_label_is_given_and_asked_for(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "narrow")
+    page = visit.page
+    visit.sign_in()
+    page.get_by_label("A text", exact=True).fill("qqqq")
+    page.get_by_role("button", name="Which label?").click()
+    expect(page.get_by_role("alert")).to_contain_text("Each label needs 3 examples", timeout=SECONDS)
+    visit.wrong.clear()  # the 409
+    for label, letter in (("queue", "q"), ("zoo", "z")):
+        for size in (4, 5, 6):
+            page.get_by_label("A text", exact=True).fill(letter * size)
+            page.get_by_label("Its label").fill(label)
+            page.get_by_role("button", name="Give as an example").click()
+            expect(page.get_by_label("A text", exact=True)).to_have_value("")
+    page.get_by_label("A text", exact=True).fill("qqqqq qq")
+    page.get_by_role("button", name="Which label?").click()
+    expect(page.locator("#label-answer li").first).to_contain_text("queue:", timeout=SECONDS)
+    expect(page.locator("#labels-about")).to_contain_text("Judged by 6 examples")
+    visit.end()
+
+
+def test_an_app_gets_a_token_and_loses_it(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "wide")
+    page = visit.page
+    visit.sign_in()
+    page.get_by_label("An app's name").fill("keyboard")
+    page.get_by_label("It may").select_option("generate")
+    page.get_by_role("button", name="Make its token").click()
+    token = page.locator("#app-token code").inner_text()
+    headers = {"authorization": f"Bearer {token}"}
+    assert daemon.stranger.get("/models", headers=headers).status_code == 200
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Revoke: keyboard").click()
+    expect(page.locator("#apps")).not_to_contain_text("keyboard", timeout=SECONDS)
+    assert daemon.stranger.get("/models", headers=headers).status_code == 401
+    visit.end()
+
+
+def test_a_chat_answers(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "narrow")
+    page = visit.page
+    visit.sign_in()
+    visit.open("Chat")
+    page.get_by_label("Your message").fill("How was the wind?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#said p")).to_have_count(2)
+    expect(page.locator("#said p.mine")).to_have_text("How was the wind?")
+    visit.end()
+
+
+def test_a_snooze_is_begun_and_ended(browser: Browser, daemon: Daemon) -> None:
+    visit = Visit(browser, daemon, "narrow")
+    page = visit.page
+    visit.sign_in()
+    page.get_by_role("button", name="Not for 8 hours").click()
+    expect(page.get_by_role("button", name="End the snooze")).to_be_visible(timeout=SECONDS)
+    assert daemon.status()["training"]["snoozed_until"]
+    page.get_by_role("button", name="End the snooze").click()
+    expect(page.get_by_role("button", name="Not for 8 hours")).to_be_visible(timeout=SECONDS)
     visit.end()

@@ -5,9 +5,19 @@ export const element = (id) => document.getElementById(id);
 
 export function made(tag, text, kind) {
   const found = document.createElement(tag);
-  if (text !== undefined) found.textContent = text;
+  if (text !== undefined) found.append(...said(text));
   if (kind) found.className = kind;
   return found;
+}
+
+// A sentence, with what stands between backticks as code.
+export function said(text) {
+  return String(text).split("`").map((part, place) => {
+    if (place % 2 === 0) return part;
+    const code = document.createElement("code");
+    code.textContent = part;
+    return code;
+  });
 }
 
 // Put children into a list, unless they are there already, and leave the focus where it was.
@@ -28,12 +38,12 @@ export function button(name, about, act) {
   return found;
 }
 
-// A button that was pressed waits until what it does is done, and says what went wrong.
+// A button that was pressed waits until what it does is done, and says what went wrong, or what the act returns to say.
 export async function during(pressed, act) {
   pressed.disabled = true;
   try {
-    await act();
-    tell(null);
+    const told = await act();
+    tell(typeof told === "string" ? told : null);
   } catch (error) {
     tell(error.message);
   } finally {
@@ -41,9 +51,24 @@ export async function during(pressed, act) {
   }
 }
 
+export function onClick(id, act) {
+  element(id).addEventListener("click", (event) => during(event.target, act));
+}
+
+// act: called with the button that was pressed.
+export function onSubmit(id, act) {
+  element(id).addEventListener("submit", (event) => {
+    event.preventDefault();
+    const pressed = event.submitter ?? event.target.querySelector("button");
+    during(pressed, () => act(pressed));
+  });
+}
+
+// At the bottom of the window, wherever one has scrolled to.
 export function tell(problem) {
-  element("problem").hidden = !problem;
-  element("problem").textContent = problem ?? "";
+  const place = element("problem");
+  place.hidden = !problem;
+  place.replaceChildren(...said(problem ?? ""));
 }
 
 // What is to happen in ten seconds unless it is taken back, by a key; leaving the page does it at once.
@@ -51,12 +76,14 @@ const pending = new Map();
 
 export const isPending = (key) => pending.has(key);
 
-export function later(key, act) {
+// failed: called when it could not be done.
+export function later(key, act, failed = () => {}) {
   const run = () => {
     clearTimeout(pending.get(key)?.timer);
     if (pending.delete(key)) return act();
   };
-  pending.set(key, { run, timer: setTimeout(() => run().catch((error) => tell(error.message)), UNDO_MS) });
+  const late = (error) => { tell(error.message); failed(); };
+  pending.set(key, { run, timer: setTimeout(() => run().catch(late), UNDO_MS) });
 }
 
 export function takeBack(key) {
