@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
@@ -31,7 +32,7 @@ from pocketllm.api.openai import files as openai_files
 from pocketllm.api.openai import fine_tuning
 from pocketllm.api.openai import models as openai_models
 from pocketllm.api.responses import PrettyJSONResponse
-from pocketllm.api.security.guard import Guard, add_security
+from pocketllm.api.security.guard import Guard, add_security, pattern_of
 from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.sessions import Sessions
 from pocketllm.api.security.tokens import Credentials
@@ -86,6 +87,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     # Inside of the guard and of the error handlers, so that its error has the common shape.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(ReadPriorityMiddleware, ingest=ingest)
+    origins = pattern_of(settings.allowed_origins)
     app.add_middleware(
         Guard,
         routes=app.routes,
@@ -94,6 +96,13 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         max_body_bytes=settings.max_body_bytes,
         max_requests=settings.max_requests,
         open_routes=settings.open_routes,
+        origins=origins,
+    )
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origin_regex=origins.pattern,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization"],
     )
     return app
 

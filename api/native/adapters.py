@@ -35,6 +35,7 @@ class Format(StrEnum):
 
     PEFT = "peft"  #: its folder as a tar file
     GGUF = "gguf"  #: a LoRA file for llama.cpp
+    MERGED = "merged"  #: added to the base model's file
 
 
 class AdaptersOut(BaseModel):
@@ -105,28 +106,33 @@ def export(
     services: ServicesDep,
     adapter_id: str,
     export_format: Annotated[
-        Format, Query(alias="format", description="peft: a tar file of the folder; gguf: a LoRA file for llama.cpp.")
+        Format,
+        Query(
+            alias="format",
+            description="peft: a tar file of the folder; gguf: a LoRA file for llama.cpp; merged: one file with the "
+            "base model.",
+        ),
     ] = Format.PEFT,
 ) -> StreamingResponse:
     """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model.
 
-    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model.
+    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model, or merged into one.
     """
     adapter = services.store.adapters.get(adapter_id)
     folder = services.folder.adapter(adapter.id)
     if not folder.is_dir():
         raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
-    if export_format is Format.GGUF:
-        return _gguf(services, folder, services.folder.models / adapter.model)
+    if export_format is not Format.PEFT:
+        return _gguf(services, folder, services.folder.models / adapter.model, merged=export_format is Format.MERGED)
     return StreamingResponse(tar(folder), media_type=_TAR, headers=_named(f"{adapter.id}.tar"))
 
 
-def _gguf(services: Services, folder: Path, model: Path) -> StreamingResponse:
+def _gguf(services: Services, folder: Path, model: Path, *, merged: bool) -> StreamingResponse:
     # In the data folder, since a folder for temporary files may be in memory.
     services.folder.exports.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=services.folder.exports) as scratch:
         whole = Path(scratch) / "whole.gguf"
-        export_gguf(folder, model, whole)
+        export_gguf(folder, model, whole, merged=merged)
         size, file = whole.stat().st_size, whole.open("rb")  # its name may go, its bytes stay until it is closed
     headers = _named(f"{folder.name}.gguf") | {"Content-Length": str(size)}
     return StreamingResponse(_pieces(file), media_type=_GGUF, headers=headers)

@@ -19,10 +19,10 @@ from pocketllm.daemon.services import Services
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import Mode
-from pocketllm.storage.errors import NotYet
+from pocketllm.storage.errors import NotYet, WrongState
 from pocketllm.storage.repositories.step_log import Progress
 from pocketllm.storage.step_log_export import export_step_log
-from pocketllm.storage.tables import Job
+from pocketllm.storage.tables import OPEN_STATES, Job
 
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
@@ -206,20 +206,25 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     return whole_report(report, store.step_log.curve(job_id))
 
 
-OCTETS = "application/octet-stream"
+JSON_LINES = "application/x-ndjson"
 
 
 @router.get(
     "/jobs/{job_id}/steps",
     response_class=Response,
-    responses={200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}}},
 )
 def get_step_log(job_id: JobId, services: ServicesDep) -> Response:
-    """The steps of a job, made so far, in a few bytes each: scalars, learning rates, losses. It holds no text."""
+    """The steps of a job, made so far, as JSON lines: scalars, learning rates, losses. It holds no text."""
     job = services.store.jobs.get(job_id)
-    data = export_step_log(job, services.store.step_log.encoded(job_id), base_sha256=_base_sha256(services, job))
+    rows = services.store.step_log.steps(job_id)
+    if not rows and job.state not in OPEN_STATES:
+        raise WrongState(f"Job {job_id} has ended without a step, so there are no steps. Choose another job.")
+    if not rows:
+        raise NotYet(f"Job {job_id} has made no step yet, so there are no steps. Ask again when it has.")
+    data = export_step_log(job, rows, base_sha256=_base_sha256(services, job))
     name = f"{job.id}.steps"
-    return Response(data, media_type=OCTETS, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    return Response(data, media_type=JSON_LINES, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
 def _base_sha256(services: Services, job: Job) -> str | None:

@@ -1,11 +1,11 @@
-"""/health, /status, /models, /history: the daemon's state, readings, models, and the readings of the last days."""
+"""/health, /status, /models: the daemon's state, readings, and models."""
 
 import os
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
@@ -288,26 +288,3 @@ def _model(services: Services) -> ModelStatus:
         message=" ".join(filter(None, (problem, services.scheduler.adapter_files.notice, left))) or None,
         adapter=serving.id if serving else None,
     )
-
-
-class SampleOut(BaseModel):
-    """The readings at a time. null is unknown, or absent."""
-
-    at: datetime
-    battery: float | None
-    temperature: float | None
-    heat: float | None
-    memory: float | None
-
-
-class HistoryOut(BaseModel):
-    """Oldest first, in the units of /status: percent, degrees Celsius, bytes."""
-
-    data: list[SampleOut]
-
-
-@router.get("/history")
-def history(services: ServicesDep, hours: Annotated[float, Query(gt=0, le=48)] = 24) -> HistoryOut:
-    """Past readings, every five minutes."""
-    rows = services.store.sensor_history.since(services.now() - timedelta(hours=hours))
-    return HistoryOut(data=[SampleOut.model_validate(row, from_attributes=True) for row in rows])

@@ -15,6 +15,7 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.schemas.jobs import AddedOut, Identified, Page, TextOut
+from pocketllm.daemon.folders import Scan, scans
 from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
 from pocketllm.storage.tables import Deletion, JobState, Outcome
@@ -96,13 +97,14 @@ def list_texts(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     after: str | None = None,
     query: Annotated[str | None, Query(max_length=1000)] = None,
+    source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
 ) -> Page[TextOut]:
-    """A page of texts, newest first; `after` is the last id of the page before.
+    """A page of texts, newest first, of one source if you name it; `after` is the last id of the page before.
 
     With `query` those that have one of its words, the best first: with most of them, and the rarest.
     """
     if query is None:
-        rows = services.store.texts.page(after=after, limit=limit + 1)
+        rows = services.store.texts.page(after=after, limit=limit + 1, source=source)
     else:
         rows = services.store.passages.texts(query, after=after, limit=limit + 1)
     return Page.of([TextOut.of(row) for row in rows], limit)
@@ -112,6 +114,40 @@ def list_texts(
 def get_text(text_id: str, services: ServicesDep) -> TextOut:
     """One text, by its id or the beginning of it."""
     return TextOut.of(services.store.texts.get(text_id))
+
+
+class SourceOut(BaseModel):
+    """How much text there is from a source."""
+
+    source: str
+    texts: int
+    words: int
+    new_words: int = Field(description="That no job has learned.")
+
+
+class SourcesOut(BaseModel):
+    """All sources."""
+
+    data: list[SourceOut]
+
+
+@router.get("/sources")
+def list_sources(services: ServicesDep) -> SourcesOut:
+    """How much text there is from each source, the one with the newest text first."""
+    found = services.store.texts.sources()
+    return SourcesOut(data=[SourceOut.model_validate(one._asdict()) for one in found])
+
+
+class FoldersOut(BaseModel):
+    """All watched folders."""
+
+    data: list[Scan]
+
+
+@router.get("/folders")
+def list_folders(services: ServicesDep) -> FoldersOut:
+    """The watched folders, with the last scan of each. `pocketllm folders add` watches one more; no route does."""
+    return FoldersOut(data=scans(services.folder))
 
 
 class DeletionOut(BaseModel):
@@ -216,6 +252,7 @@ def _forgotten(services: Services, delete: Callable[[datetime], Deletion]) -> De
 class DeletionCostOut(BaseModel):
     """What a deletion would cost."""
 
+    texts: int = Field(description="How many there are.")
     adapters: list[str] = Field(
         description="Adapters that have learned one of the texts, or started from one that has."
     )
@@ -228,11 +265,11 @@ def get_deletion_cost(services: ServicesDep, ids: Ids = (), source: str = "", ap
     """What it would cost to delete these texts, those of a source, and those of an app. Changes nothing."""
     store, model = services.store, services.settings.model
     found = [store.texts.get(identity).id for identity in ids]
-    adapters, then = store.deletions.cost(model, ids=found, source=source, app=app)
+    texts, adapters, then = store.deletions.cost(model, ids=found, source=source, app=app)
     summary = f"{', '.join(adapters)} learned from that." if adapters else ""
     if (serving := store.adapters.serving(model)) is not None and serving.id in adapters:
         summary += f" Until what is left is learned again, which begins at once, {then or 'the base model'} is served."
-    return DeletionCostOut(adapters=adapters, serving=then, summary=summary)
+    return DeletionCostOut(texts=texts, adapters=adapters, serving=then, summary=summary)
 
 
 @router.get("/deletions/{deletion_id}")

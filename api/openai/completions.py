@@ -80,6 +80,7 @@ async def _requests(
             stop=tuple(body.stop or ()),
             seed=seed,
             alternatives=None if body.stream else body.alternatives,
+            json_schema=None if body.response_format is None else body.response_format.schema_wanted,
         )
         for given in inputs
         for seed in body.seeds(first)

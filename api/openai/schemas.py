@@ -63,6 +63,30 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+class JSONSchema(Body):
+    """A schema, as OpenAI's clients wrap it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    of: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Body):
+    """The form of an answer: text, or JSON, which llama.cpp alone can make."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchema | None = None
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that the answer is to follow."""
+        if self.json_schema is not None:
+            return self.json_schema.of
+        return None if self.type == "text" else {"type": "object"}
+
+
 class SharedRequest(Body):
     """What both kinds of request have in common."""
 
@@ -76,6 +100,9 @@ class SharedRequest(Body):
     n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(
+        None, description="JSON, by a schema or any object. 400 where llama.cpp does not answer."
+    )
 
     @property
     def usage_wanted(self) -> bool:
@@ -108,10 +135,8 @@ _OTHER_ANSWERS: dict[str, tuple[Any, ...]] = {
     "functions": (),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
-    "suffix": (),
 }
 
 

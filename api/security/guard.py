@@ -6,7 +6,7 @@ On a phone every app reaches 127.0.0.1, so the token is the boundary. A route th
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -55,7 +55,7 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     *((verb, re.compile("/v1/(files|fine_tuning/jobs)(/.*)?"), frozenset({Scope.TRAIN})) for verb in _OF_FILES),
     (
         "GET",
-        re.compile("/status|/metrics|/runs|/history|/events|/jobs|/jobs/[^/]+"),
+        re.compile("/status|/metrics|/runs|/events|/jobs|/jobs/[^/]+"),
         frozenset({Scope.MONITOR}),
     ),
     ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
@@ -109,10 +109,14 @@ class Guard:
         max_body_bytes: int,
         max_requests: int,
         open_routes: bool,
+        origins: re.Pattern[str],
     ) -> None:
-        """rate: per app. max_requests: concurrent ones of all apps. open_routes: whether OPEN_ROUTE needs no token."""
+        """rate: per app. max_requests: concurrent ones of all apps. open_routes: whether OPEN_ROUTE needs no token.
+        origins: beside this device's own, from which requests may come.
+        """
         self._app, self._routes, self._credentials, self._rate = app, routes, credentials, rate
         self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
+        self._origins = origins
         self._running: Counter[str] = Counter()  #: by caller
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
@@ -124,7 +128,7 @@ class Guard:
             await self._app(connection, receive, send)
             return
         request = HTTPConnection(connection)
-        foreign = _foreign(request.headers)
+        foreign = _foreign(request.headers, self._origins)
         if foreign is None and self._is_free(connection):
             await self._app(connection, receive, _not_stored(send))
             return
@@ -216,15 +220,24 @@ def _not_stored(send: Send) -> Send:
     return sending
 
 
-def _foreign(headers: Headers) -> Refusal | None:
+def pattern_of(origins: Iterable[str]) -> re.Pattern[str]:
+    """What matches these origins: of one that ends with ://, any host."""
+    parts = (re.escape(origin) + ("[^/]*" if origin.endswith("://") else "") for origin in origins)
+    return re.compile("|".join(parts) or "(?!)")
+
+
+def _foreign(headers: Headers, origins: re.Pattern[str]) -> Refusal | None:
     """Refuse a foreign Host (DNS rebinding) or Origin."""
     host = headers.get("host", "")
     if not is_local(host):
         return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")
     origin = headers.get("origin")
+    if origin is not None and origins.fullmatch(origin):
+        return None
     scheme, _, host = (origin or "").lower().partition("://")
     if origin is not None and not (scheme in ("http", "https") and is_local(host)):
-        return Refusal(HTTPStatus.FORBIDDEN, f"Web pages from {origin[:80]!r} are not let in.", "foreign_origin")
+        detail = f"Pages from {origin[:80]!r} are not let in; the setting allowed_origins names those that are."
+        return Refusal(HTTPStatus.FORBIDDEN, detail, "foreign_origin")
     if headers.get("sec-fetch-site", "").lower() == "cross-site":
         return Refusal(HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site")
     return None

@@ -8,6 +8,7 @@ digest of both is stored.
 import json
 import secrets
 import threading
+from base64 import b64decode
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -74,10 +75,20 @@ def cookie_name(connection: HTTPConnection) -> str:
     return f"pocketllm-{connection.url.port or 80}"
 
 
+def _password(basic: str) -> str:
+    """What stands behind the colon in HTTP Basic's credentials; empty where these are none."""
+    try:
+        return b64decode(basic, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def credential_of(connection: HTTPConnection) -> str | None:
     """What a request is sent with: a token or code, or both halves of a session."""
     scheme, _, given = connection.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and given:
+    if scheme.lower() == "basic":  # of programs that know an address alone: http://x:TOKEN@localhost:2407
+        given = _password(given)
+    if scheme.lower() in ("basic", "bearer") and given:
         return given.strip()
     cookie, page_key = connection.cookies.get(cookie_name(connection)), connection.headers.get("x-page-key")
     return cookie + page_key if cookie and page_key else None

@@ -6,8 +6,11 @@ torch: the daemon writes the file while it is asked for, with the adapter's tens
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -56,14 +59,21 @@ def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) 
     when such a file cannot hold it, AdapterError when the adapter is broken or another model's, and ModelFileError when
     the model is broken.
     """
-    source = _Source.open(folder, model_folder)
-    scratch = destination.with_name(f".{destination.name}.writing")
-    writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture])
-    try:
+    source = LoraSource.open(folder, model_folder)
+    with whole_or_nothing(destination, source) as writer:
         _describe(writer, source, folder.name)
         for path, name in source.names.items():
             writer.add_tensor(f"{name}.weight.lora_a", source.a(path))
             writer.add_tensor(f"{name}.weight.lora_b", source.b(path))
+
+
+@contextmanager
+def whole_or_nothing(destination: Path, source: "LoraSource", **more: Any) -> Iterator[gguf.GGUFWriter]:
+    """Yield a writer of a GGUF file for the family of the adapter's model; it is there once all is written."""
+    scratch = destination.with_name(f".{destination.name}.writing")
+    writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture], **more)
+    try:
+        yield writer
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -78,7 +88,7 @@ def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class LoraSource:
     """An adapter's folder with the model that it belongs to, and what its maps are called in GGUF."""
 
     config: AdapterConfig
@@ -90,7 +100,7 @@ class _Source:
     names: dict[str, str]  #: path of a map -> its name in GGUF, without a suffix
 
     @classmethod
-    def open(cls, folder: Path, model_folder: ModelFolder) -> "_Source":
+    def open(cls, folder: Path, model_folder: ModelFolder) -> "LoraSource":
         """Look at both, and raise if the one does not go with the other, or not with llama.cpp."""
         family = _family_of(folder, model_folder)
         config = read_config(folder)
@@ -179,7 +189,7 @@ def _names(config: AdapterConfig, family: _Family, layers: int) -> dict[str, str
     return {path: str(name) for path, name in names.items()}
 
 
-def _describe(writer: gguf.GGUFWriter, source: _Source, name: str) -> None:
+def _describe(writer: gguf.GGUFWriter, source: LoraSource, name: str) -> None:
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(name)
     writer.add_base_model_count(1)

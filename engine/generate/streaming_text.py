@@ -25,6 +25,7 @@ class Sampling:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
+    json_schema: dict[str, Any] | None = None  #: which the answer is to follow; llama.cpp alone can do that
 
     @property
     def is_greedy(self) -> bool:

@@ -58,21 +58,6 @@ def test_curl(daemon: Daemon) -> None:
     assert "No jobs yet" in ended.stdout and '"finish_reason"' in ended.stdout
 
 
-def test_notes_are_fed_once(daemon: Daemon, tmp_path: Path) -> None:
-    (tmp_path / "deep er").mkdir()
-    (tmp_path / "deep er" / "a 'quoted' name.md").write_text("One note.")
-    (tmp_path / "two.txt").write_text("Another\nnote.")
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    given = {"URL": daemon.url, "TOKEN": token(daemon, "feed", "ingest")}
-    for _ in range(2):
-        ended = run("dash", str(EXAMPLES / "feed_notes.sh"), str(tmp_path), **given)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert texts(daemon, "notes") == ["Another\nnote.", "One note."]
-    refused = run("dash", str(EXAMPLES / "feed_notes.sh"), str(tmp_path), URL=daemon.url, TOKEN="wrong")
-    assert refused.stderr.count("not taken: ") == 2
-
-
 def test_openais_client(daemon: Daemon) -> None:
     given = {"URL": daemon.url, "TOKEN": token(daemon, "chat", "generate")}
     said = []
@@ -126,3 +111,19 @@ def test_each_is_in_the_index() -> None:
     index = (EXAMPLES / "README.md").read_text()
     for file in EXAMPLES.iterdir():
         assert file.name == "README.md" or f"]({file.name})" in index
+
+
+def test_what_editors_are_told_to_send(daemon: Daemon) -> None:
+    page = (EXAMPLES / "editors.md").read_text()
+    completions, chat = re.findall(r"http://127\.0\.0\.1:2407(/v1/\S*completions)", page)
+    assert page.count("pocketllm:latest") == 3
+    common = {"model": "pocketllm:latest", "max_tokens": 12}
+    authorization = f"Bearer {token(daemon, 'editor', 'generate')}"
+    asked = {**common, "prompt": "Wind west,", "stream": False, "stop": ["\n"]}
+    answer = daemon.stranger.post(completions, json=asked, headers={"authorization": authorization})
+    assert answer.status_code == 200 and "warnings" not in answer.json()
+    for origin in ("app://obsidian.md", "capacitor://localhost"):
+        asked = {**common, "messages": [{"role": "user", "content": "Wind west,"}]}
+        headers = {"authorization": authorization, "origin": origin}
+        answer = daemon.stranger.post(chat, json=asked, headers=headers)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin

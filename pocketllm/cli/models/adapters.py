@@ -24,6 +24,7 @@ class Format(StrEnum):
 
     PEFT = "peft"
     GGUF = "gguf"
+    MERGED = "merged"
 
 
 adapters_app = typer.Typer(invoke_without_command=True)
@@ -79,6 +80,7 @@ def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
         "pocketllm adapters export ID",
         "pocketllm adapters export ID --to ~/peft",
         "pocketllm adapters export ID --format gguf",
+        "pocketllm adapters export ID --merged",
     ),
 )
 @shared_options
@@ -89,12 +91,19 @@ def export_adapter(
     export_format: Annotated[
         Format, typer.Option("--format", help="peft: the adapter's folder; gguf: a LoRA file for llama.cpp, ID.gguf.")
     ] = Format.PEFT,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The personal model as one GGUF file, for programs that load a model.")
+    ] = False,
 ) -> None:
-    """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`), or as a file for llama.cpp."""
+    """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`), or as a file for llama.cpp.
+
+    With --merged it is the whole personal model, in one file.
+    """
     from pocketllm.daemon.tools.backup import unpack
 
-    if export_format is Format.GGUF:
-        export_gguf(adapter_id, unused(to / f"{adapter_id}.gguf"), options)
+    export_format = Format.MERGED if merged else export_format
+    if export_format is not Format.PEFT:
+        export_gguf(adapter_id, export_format, unused(to / f"{adapter_id}.gguf"), options)
         return
     with (
         connected(options) as client,
@@ -118,17 +127,18 @@ def unused(target: Path) -> Path:
     return target
 
 
-def export_gguf(adapter_id: str, target: Path, options: Common) -> None:
-    """Write the adapter's LoRA file, whole or not at all, and print its path."""
+def export_gguf(adapter_id: str, export_format: Format, target: Path, options: Common) -> None:
+    """Write the file for llama.cpp, whole or not at all, and print its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         connected(options) as client,
-        client.export_adapter(adapter_id, format=Format.GGUF) as pieces,
+        client.export_adapter(adapter_id, format=export_format) as pieces,
         whole_file(target) as file,
     ):
         for piece in pieces:
             file.write(piece)
-    sentence = f"Wrote {target}. llama.cpp loads it: -m BASE.gguf --lora {target}"
+    usage = f"-m {target}" if export_format is Format.MERGED else f"-m BASE.gguf --lora {target}"
+    sentence = f"Wrote {target}. llama.cpp loads it: {usage}"
     show(options, {"id": adapter_id, "file": str(target)}, sentence)
 
 

@@ -56,7 +56,7 @@ def test_the_cost_is_told_before_and_changes_nothing(api: InProcessApp) -> None:
     both = api.get("/deletions/cost", params={"id": [first, second]}).json()
     assert (both["adapters"], both["serving"]) == (["adapter-0", "adapter-1"], None)
     assert "the base model is served" in both["summary"]
-    assert api.get("/deletions/cost", params={"source": "test"}).json() == both
+    assert api.get("/deletions/cost", params={"source": "test"}).json() == both | {"texts": 3}
     for free in ({"id": new}, {"source": "new"}, {"app": "none"}, {}):
         assert api.get("/deletions/cost", params=free).json()["summary"] == ""
     assert_problem(api.get("/deletions/cost", params={"id": "text-none"}), 404, "not_found")
@@ -69,6 +69,7 @@ def test_the_cost_of_what_is_not_served_takes_nothing_away(api: InProcessApp) ->
     (second,) = learn(api, "adapter-1", "the second text")
     api.post("/adapters/rollback")
     assert api.get("/deletions/cost", params={"id": second}).json() == {
+        "texts": 1,
         "adapters": ["adapter-1"],
         "serving": "adapter-0",
         "summary": "adapter-1 learned from that.",

@@ -174,8 +174,6 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> No
         {"tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]},
         {"functions": [{"name": "weather", "parameters": {"type": "object"}}]},
         {"tool_choice": "required"},
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
         {"modalities": ["audio"]},
     ],
 )
@@ -184,6 +182,19 @@ def test_what_no_text_can_be_is_refused_by_name(client: openai.OpenAI, parameter
     with pytest.raises(openai.BadRequestError, match=name) as refused:
         client.chat.completions.create(model=BASE, messages=CHAT, **parameters)
     assert refused.value.param == name and refused.value.code == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(
+    "form", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}]
+)
+def test_json_takes_llama_cpp(client: openai.OpenAI, form: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"made by llama\.cpp alone, and"):
+        client.chat.completions.create(model=BASE, messages=CHAT, response_format=form)
+
+
+def test_a_suffix_is_ignored_and_said_to_be(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=BASE, prompt="Wind", suffix="rising", max_tokens=2)
+    assert answer.model_extra == {"warnings": ["suffix is ignored"]}
 
 
 def test_a_picture_is_refused_by_name(client: openai.OpenAI) -> None:

@@ -1,6 +1,7 @@
 """Who gets in: local names, no foreign web pages, and a token for everything that holds content."""
 
 import asyncio
+import base64
 import json
 import stat
 from collections.abc import Iterator
@@ -254,6 +255,41 @@ def test_foreign_pages_are_refused_even_with_the_token(api: InProcessApp, origin
         response = api.request(method, path, headers={"origin": origin})
         assert_problem(response, 403, "foreign_origin")
         assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["app://obsidian.md", "capacitor://localhost", "vscode-webview://0a1b2c", "vscode-webview://x.y"]
+)
+def test_programs_in_a_browsers_shell_are_let_in_with_the_token(api: InProcessApp, origin: str) -> None:
+    preflight = {"origin": origin, "access-control-request-method": "POST"}
+    preflight["access-control-request-headers"] = "authorization, content-type"
+    answer = api.request("OPTIONS", "/suggest", token=None, headers=preflight)
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
+    assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+    headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+    answer = api.get("/texts", headers=headers)
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
+    assert_problem(api.get("/texts", token=None, headers=headers), 401, "missing_token")
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "app://obsidian.md.evil.example", "xapp://obsidian.md", "vscode-webview://a/b"]
+)
+def test_a_foreign_pages_preflight_is_refused(api: InProcessApp, origin: str) -> None:
+    preflight = {"origin": origin, "access-control-request-method": "POST"}
+    answer = api.request("OPTIONS", "/suggest", headers=preflight)
+    assert answer.status_code == 400 and "access-control-allow-origin" not in answer.headers
+
+
+def test_the_token_may_be_the_password_of_http_basic(api: InProcessApp) -> None:
+    def asked(credential: str) -> int:
+        header = {"authorization": "Basic " + base64.b64encode(credential.encode()).decode()}
+        return api.get("/texts", token=None, headers=header).status_code
+
+    assert (asked(f"x:{TOKEN}"), asked(f":{TOKEN}"), asked("x:wrong"), asked(TOKEN)) == (200, 200, 401, 401)
+    for damaged in ("", "====", "\u00e4", "a" * 10_000):
+        header = {"authorization": f"Basic {damaged}".encode("latin-1")}
+        assert api.get("/texts", token=None, headers=header).status_code == 401
 
 
 def test_what_a_browser_calls_cross_site_is_refused(api: InProcessApp) -> None:

