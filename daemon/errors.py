@@ -37,7 +37,7 @@ class PortInUse(DaemonError):
 
 
 class NothingToLearn(DaemonError):
-    """There is no text to learn from. POST /texts first, or use `pocketllm add`."""
+    """There is no text to learn from. Add some: `pocketllm add` does, and POST /texts."""
 
 
 class ModelNotReady(DaemonError):

@@ -32,25 +32,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _with_two_places(template: str) -> str:
-    if template.count("{text}") != 1 or template.count("{label}") != 1:
-        raise ValueError("it must contain {text} once and {label} once")
-    return template
-
-
-def _telling_apart(label_words: dict[str, str]) -> dict[str, str]:
-    if len(label_words) < 2:
-        raise ValueError("there must be at least two labels")
-    labels: dict[str, str] = {}
-    for label, words in label_words.items():
-        if not label.strip() or not words.strip():
-            raise ValueError("labels and their words must not be empty")
-        other = labels.setdefault(words.strip(), label)
-        if other != label:
-            raise ValueError(f"{other!r} and {label!r} stand for the same words")
-    return label_words
-
-
 #: Defaults by mode: all weights take far smaller steps than an adapter's few numbers.
 _EPSILON = {"lora": 1e-2, "full": 1e-3}
 _STEP_SIZE = {"lora": 3e-3, "full": 1e-4}
@@ -119,15 +100,6 @@ class TrainingSettings(_Section):
         ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "value", "dense"),
         min_length=1,
         description="Linear maps that mezo adapts, by name; unknown names are ignored. exact adapts all maps.",
-    )
-    template: Annotated[str, AfterValidator(_with_two_places)] = Field(
-        "{text} It was{label}",
-        max_length=1000,
-        description="The sentence for a labelled text: {text} is the text, {label} the label's words.",
-    )
-    label_words: Annotated[dict[str, str], AfterValidator(_telling_apart)] = Field(
-        {"positive": " great", "negative": " terrible"},
-        description="The labels that the template is for, each with its words in it; others are learned as they are.",
     )
     memory_bytes: int = Field(
         360 * MB,
@@ -298,6 +270,11 @@ class Settings(BaseSettings):
     open_routes: bool = Field(
         True,
         description="GET /jobs needs no token. Without one it shows states, steps, losses and times alone.",
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        ("app://obsidian.md", "capacitor://localhost", "vscode-webview://"),
+        description="Origins of programs in a browser's shell that may ask, with a token. One that ends with :// is of "
+        "any host.",
     )
     max_waiting: int = Field(8, ge=0, description="Requests to generate that wait while one is answered, at most.")
     power_supplies: Path = Field(

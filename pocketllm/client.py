@@ -4,7 +4,7 @@ with Client(find_target(None, None)) as client:
     print(client.status()["texts"]["count"])
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -96,13 +96,15 @@ class Client:
         """Return one text."""
         return self._call("GET", f"/texts/{path_part(text_id)}")
 
-    def deletion_cost(self, text_ids: list[str]) -> Document:
-        """Return what it would cost to delete these texts."""
-        return self._call("GET", "/deletions/cost", params={"id": text_ids})
+    def deletion_cost(self, text_ids: Sequence[str] = (), *, source: str = "", app: str = "") -> Document:
+        """Return what it would cost to delete these texts, those of a source and those of an app."""
+        return self._call("GET", "/deletions/cost", params={"id": list(text_ids), "source": source, "app": app})
 
-    def delete_texts(self, text_ids: list[str]) -> Document:
-        """Delete texts; their bytes are overwritten on disk."""
-        return self._call("DELETE", "/texts", params={"id": text_ids})
+    def delete_texts(self, text_ids: Sequence[str] = (), *, source: str = "", app: str = "") -> Document:
+        """Delete texts, or those of a source or of an app; their bytes are overwritten on disk."""
+        if app:
+            return self._call("DELETE", f"/apps/{path_part(app)}/texts")
+        return self._call("DELETE", "/texts", params={"source": source} if source else {"id": list(text_ids)})
 
     def jobs(self, *, limit: int) -> tuple[list[Document], bool]:
         """Return up to `limit` jobs, newest first, and whether there are older ones."""
@@ -159,7 +161,7 @@ class Client:
     def steps(self, job_id: str) -> bytes:
         """Return the steps of a job as a file that `pocketllm.storage.step_log_export.read_export` reads."""
         response = self._answer("GET", f"/jobs/{path_part(job_id)}/steps")
-        if response.headers.get("content-type") != "application/octet-stream":
+        if response.headers.get("content-type") != "application/x-ndjson":
             raise self._not_a_daemon(response)
         return response.content
 

@@ -35,7 +35,11 @@ hypothesis.settings.register_profile("quick", max_examples=25)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if a process has tried to leave this machine."""
     notes = Path(os.environ[loopback_only.NOTES])
-    if "PYTEST_XDIST_WORKER" not in os.environ and (tried := notes.read_text()):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    tried = notes.read_text()
+    notes.unlink()
+    if tried:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.get_terminal_writer().line(f"\nProcesses have tried to leave this machine:\n{tried}", red=True)
 

@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 #: Debian's next release has Python versions before a stable one has them.
 SUITE, PYTHON = "forky", "python3.15"
-PACKAGES = (PYTHON, "ca-certificates", "chromium", "dash", "git", "make", "runit", "shellcheck", "systemd")
+PACKAGES = (PYTHON, "ca-certificates", "chromium", "dash", "faketime", "git", "make", "runit", "shellcheck", "systemd")
 #: A mirror may lag behind.
 _APT = '--aptopt=Acquire::Check-Valid-Until "false"'
 _UV = str(Path(sys.executable).parent / "uv")
@@ -36,7 +36,7 @@ exec chroot "$root" "$@"
 
 def environment_commands(uv: str, python: str, environment: str, *options: str) -> list[list[str]]:
     """The commands that make an environment, in the tree."""
-    install = [uv, "pip", "install", "--quiet", "--python", f"{environment}/bin/python"]
+    install = [uv, "pip", "install", "--no-sources", "--quiet", "--python", f"{environment}/bin/python"]
     return [
         [uv, "venv", "--quiet", "--clear", "--python", python, environment],
         [*install, *options, "--requirements", "pyproject.toml", "--extra", "dev"],

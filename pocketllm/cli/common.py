@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 COMMAND_ORDER = [
     *("demo", "models", "serve", "service", "doctor", "status", "dashboard", "snooze"),
     *("backup", "restore", "verify"),
-    *("add", "import", "texts", "export", "plan", "train"),
+    *("add", "import", "folders", "texts", "export", "plan", "train"),
     *("jobs", "report", "adapters", "rollback", "steps", "replay", "suggest", "classify", "generate", "chat", "token"),
 ]
 #: Their errors are sentences for people.

@@ -38,6 +38,7 @@ from pocketllm.cli.models.models import models_app
 from pocketllm.cli.texts import add as cli_add
 from pocketllm.cli.texts import export as cli_export
 from pocketllm.cli.texts import import_texts as cli_import
+from pocketllm.cli.texts.folders import folders_app
 from pocketllm.cli.texts.texts import texts_app
 
 app = typer.Typer(
@@ -124,6 +125,7 @@ app.command("restore", epilog=cli_backup.RESTORE_EPILOG)(cli_backup.restore)
 app.command("verify", epilog=cli_backup.VERIFY_EPILOG)(cli_backup.verify)
 app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
 app.command("import", epilog=cli_import.EPILOG)(cli_import.import_texts)
+app.add_typer(folders_app, name="folders")
 app.add_typer(texts_app, name="texts")
 app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)

@@ -120,9 +120,16 @@ def progress_line(job: Document) -> str:
         parts.append(speed_text(job))
     if left_text(job) != UNKNOWN:
         parts.append(f"{left_text(job)} left")
-    if waits_for(job):
-        parts.append("; ".join(waits_for(job)))
+    if said := waits_for(job) or preparing(job):
+        parts.append("; ".join(said))
     return "  ".join(parts)
+
+
+def preparing(job: Document) -> list[str]:
+    """Return what a job does before its first step, which can take minutes."""
+    if job["state"] != "running" or job.get("step"):
+        return []
+    return [event["message"] for event in job.get("events") or [] if event["kind"] == "preparing"][-1:] or ["preparing"]
 
 
 def live_job(job: Document, spinner: Spinner) -> RenderableType:
@@ -140,7 +147,8 @@ def live_job(job: Document, spinner: Spinner) -> RenderableType:
     numbers.append(f"held-out loss {change_text(job)}", style="bold")
     numbers.append(f"   loss {loss_text(job.get('loss'))}   {speed_text(job)}", style="dim")
     reasons = [Text(f"  waiting: {reason}", style="yellow") for reason in waits_for(job)]
-    return Group(top, numbers, *reasons)
+    about = [Text(f"  {said}", style="dim") for said in preparing(job)] or [numbers]
+    return Group(top, *about, *reasons)
 
 
 def outcome(job: Document, folder: str | None) -> RenderableType:

@@ -373,25 +373,28 @@ def test_the_last_line_is_for_machines(
 @pytest.mark.parametrize(
     ("bench", "names"),
     [
-        ("keys", {"top3_gain", "top3_gain_1k", "keystrokes_saved", "suggest_p50_ms", "suggest_p99_ms_training"}),
+        ("keys", {"top3_gain", "gain/counts 300", "keystrokes_saved_gain", "suggest_p99_ms_training"}),
         ("recall", {"recall_over_base_nats", "recall_and_adapter_over_adapter_nats", "found_at_5"}),
     ],
 )
 def test_benches_of_a_writer(bench: str, names: set[str], models: Path, tmp_path: Path) -> None:
     text = "\n\n".join(f"{number} wind west rain mugs" for number in range(150))  # short, as the tiny model's context
     (tmp_path / "writer.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "words.txt").write_text("wind\nwest\nrain\nmugs\n", encoding="utf-8")
     options = ["--quick", "--models", str(models), "--results", str(tmp_path), "--text", str(tmp_path / "writer.txt")]
-    code, last = run_module(f"bench.{bench}", *options)
+    code, last = run_module(f"bench.{bench}", *options, "--words", str(tmp_path / "words.txt"))
     assert code == 0 and last["values"].keys() >= names
 
 
 @pytest.mark.slow
 def test_the_bench_of_a_few_labels(models: Path, tmp_path: Path) -> None:
-    data = tmp_path / "sst2"
-    data.mkdir()
-    rows = [f"a {word} film\t{label}" for word, label in (("fine", 1), ("dull", 0), ("sweet", 1), ("loud", 0))]
+    (data := tmp_path / "sst2").mkdir()
+    words = {1: "fine sweet warm kind", 0: "dull loud cold sad"}
+    rows = [f"a {word} film\t{label}" for label in words for word in words[label].split()]
     for name in ("train.tsv", "dev.tsv"):
-        (data / name).write_text("\n".join(["sentence\tlabel", *rows * 4, ""]), encoding="utf-8")
+        (data / name).write_text("\n".join(["sentence\tlabel", *rows, ""]), encoding="utf-8")
+    writer = tmp_path / "writer.txt"
+    writer.write_text("\n\n".join(f"On {day} the wind was in the west, and it rained." for day in range(150)))
     options = ["--quick", "--models", str(models), "--results", str(tmp_path), "--data", str(data), "--seeds", "1"]
-    code, last = run_module("bench.tasks.labels", *options)
-    assert code == 0 and last["values"].keys() >= {"labels_personal", "labels_probe", "labels_base"}
+    code, last = run_module("bench.tasks.labels", *options, "--text", str(writer), str(writer))
+    assert code == 0 and last["values"].keys() >= {"labels_personal", "labels_probe", "labels_base", "first_answer_s"}

@@ -90,7 +90,7 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    first = "demo models serve service doctor status dashboard snooze backup restore verify add import texts"
+    first = "demo models serve service doctor status dashboard snooze backup restore verify add import folders texts"
     rest = "export plan train jobs report adapters rollback steps replay suggest classify generate chat token"
     assert lines == f"{first} {rest}".split()
 

@@ -14,7 +14,6 @@ from pocketllm.cli.texts.export import PAGE_TEXTS, as_given
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.real_daemon import Daemon, running
 
-LABELS = {"TRAINING__LABEL_WORDS": '{"positive": " great", "negative": " terrible"}'}
 GIVEN: list[dict[str, str]] = [
     *({"text": f"Note {number}.", "source": "notes"} for number in range(2 * PAGE_TEXTS + 3)),
     {"text": " kept as\r\nit is \u2028 \0 \\u0041", "source": "a\0b"},
@@ -25,7 +24,7 @@ GIVEN: list[dict[str, str]] = [
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with running(tmp_path_factory.mktemp("export") / "data", **LABELS) as started:
+    with running(tmp_path_factory.mktemp("export") / "data") as started:
         assert started.client.post("/texts", json=GIVEN).json()["created"] == len(GIVEN)
         yield started
 
@@ -51,7 +50,7 @@ def test_what_is_exported_is_imported_to_the_same_ids(real: Run, daemon: Daemon,
     lines = (tmp_path / "all.jsonl").read_text(encoding="utf-8").split("\n")
     assert sorted(key(json.loads(line)) for line in lines if line) == sorted(map(key, GIVEN))
     assert "Added 0 texts. 106 were known already." in real("import", str(tmp_path / "all.jsonl")).stdout
-    with running(tmp_path / "other", **LABELS) as other:
+    with running(tmp_path / "other") as other:
         assert "Added 106 texts." in commands(other.folder)("import", str(tmp_path / "all.jsonl")).stdout
         assert ids(other) == ids(daemon)
 

@@ -37,16 +37,6 @@ class TestModels:
         assert "pocketllm models add" in run_alone("models").stdout
         assert json.loads(run_alone("models", "list", "--json").stdout) == {"data": []}
 
-    def test_suggestions_say_what_fits_and_how_to_get_it(self, run_alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown = run_alone("models", "suggest").stdout
-        assert "pocketllm models add HuggingFaceTB/SmolLM2-360M-Instruct" in shown and "with an account" in shown
-        assert "measures this device" in shown
-        default, *others = json.loads(run_alone("models", "suggest", "--json").stdout)["data"]
-        assert default["fits"] and default["peak_bytes"] < 1e9 and default["job_seconds"] > 0
-        assert all(one["job_seconds"] > default["job_seconds"] for one in others if one["fits"])
-        monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")
-        assert "too much" in run_alone("models", "suggest").stdout
-
     @pytest.mark.slow
     def test_add_and_list(self, run_alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))

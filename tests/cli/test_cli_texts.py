@@ -1,6 +1,7 @@
 """`pocketllm texts`: what there is to learn from, seen and deleted."""
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +94,29 @@ def test_what_a_deletion_costs_is_said_before_and_after(tmp_path: Path) -> None:
         refused = real("adapters", "serve", adapter)
         assert refused.exit_code == 1 and "has learned text that was deleted since" in refused.stderr
         assert f"from the next request on it is {adapter}" in real("adapters", "serve", adapter, "--yes").stdout
+
+
+def test_delete_by_source_by_app_and_by_folder(daemon: Daemon, real: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "diary"
+    notes.mkdir()
+    note = notes / "a.txt"
+    note.write_text("This note has rather more than the eight words that it needs.")
+    os.utime(note, (0, 0))
+    assert real("folders", "add", str(notes)).exit_code == 0
+    for number in range(2):
+        daemon.client.post("/texts", json={"text": f"Of a source {number}.", "source": "by source"})
+    app = daemon.client.post("/tokens", json={"name": "sender", "scopes": ["ingest"]}).json()["token"]
+    headers = {"authorization": f"Bearer {app}"}
+    assert daemon.stranger.post("/texts", json={"text": "Of an app."}, headers=headers).status_code == 201
+    for which, count in ((["--source", "by source"], 2), (["--app", "sender"], 1), (["--folder", str(notes)], 1)):
+        asked = real("texts", "delete", *which, stdin="n\n")
+        assert asked.exit_code == 1 and f"{count:,} texts. Delete it? [y/N]" in asked.output
+        assert real("texts", "delete", *which, "--json").exit_code == 2
+        said = real("texts", "delete", *which, "--yes").stdout
+        assert said.startswith(f"Deleted {count} text")
+    for which in (["--source", "none"], ["--app", "none"], ["--folder", str(tmp_path)]):
+        assert real("texts", "delete", *which, "--yes").exit_code == 1
+    assert real("texts", "delete", "--source", "a", "--app", "b").exit_code == 2
 
 
 def test_unknown_texts(real: Run) -> None:

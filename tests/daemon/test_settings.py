@@ -101,13 +101,6 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
         ("[training]\nprobes = 65", "training.probes", "65"),
         ('[training]\nnoise = "pink"', "training.noise", "'pink'"),
         ("[training]\nmicro_batch = 0", "training.micro_batch", "0"),
-        ('[training]\ntemplate = "{text}"', "training.template", "'{text}'"),
-        ('[training]\ntemplate = "{text}{label}{label}"', "training.template", "'{text}{label}{label}'"),
-        ('[training]\ntemplate = "{text} {labels}"', "training.template", "'{text} {labels}'"),
-        ('[training.label_words]\ngood = " great"', "training.label_words", "{'good': ' great'}"),
-        ('[training.label_words]\na = " x"\nb = " "', "training.label_words", "{'a': ' x', 'b': ' '}"),
-        ('[training.label_words]\na = " x"\n" " = "y"', "training.label_words", "{'a': ' x', ' ': 'y'}"),
-        ('[training.label_words]\na = " x"\nb = 1', "training.label_words.b", "1"),
         ("[training]\nmemory_bytes = 1", "training.memory_bytes", "1"),
         ("[gate]\nbattery_start_percent = 101", "gate.battery_start_percent", "101"),
         ("[gate]\nbattery_stop_percent = nan", "gate.battery_stop_percent", "nan"),
@@ -194,8 +187,6 @@ def test_files_lie_where_the_desktop_standard_says(
 def test_settings_that_clash_are_both_named(config: Path) -> None:
     config.write_text("[training]\nmicro_batch = 8\nbatch = 4\n")
     assert "micro_batch (8) is above batch (4)" in refused()
-    config.write_text('[training.label_words]\ngood = " fine"\nwell = "fine "\n')
-    assert "'good' and 'well' stand for the same words" in refused()
 
 
 def test_any_noise_goes_with_any_mode(config: Path) -> None:
@@ -215,17 +206,6 @@ def test_lengths_follow_the_mode_unless_they_are_given(config: Path) -> None:
     assert load_settings({}).training.step_size == 0.5
     config.write_text('[training]\nmode = "half"\n')
     assert refused().count("Setting ") == 1  # not of the lengths, too
-
-
-def test_labels_in_the_file_take_the_place_of_the_default_ones(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config.write_text(
-        '[training]\ntemplate = "{text}\\n{label}"\n[training.label_words]\nspam = "junk"\nham = "mail"\n'
-    )
-    training = load_settings({}).training
-    assert (training.template, training.label_words) == ("{text}\n{label}", {"spam": "junk", "ham": "mail"})
-    config.unlink()
-    monkeypatch.setenv("POCKETLLM_TRAINING__LABEL_WORDS", '{"yes": " yes", "no": " no"}')
-    assert load_settings({}).training.label_words == {"yes": " yes", "no": " no"}
 
 
 def test_a_daemons_settings_are_read_again_whatever_the_shell_says(

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.real_daemon import Daemon, eventually, running
+from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
 WORD = "quillfeather"
@@ -26,8 +26,6 @@ SETTINGS = {
     "TRAINING__BATCH": "2",
     "TRAINING__BLOCK_TOKENS": "16",
     "TRAINING__RANK": "2",
-    "TRAINING__TEMPLATE": f"{{text}} {WORD} {{label}}",
-    "TRAINING__LABEL_WORDS": json.dumps({WORD: "good", "other": "bad"}),
 }
 EXAMPLES = [
     {"text": f"plain {WORD} words", "source": f"{WORD} notes"},
@@ -65,8 +63,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         daemon.wait_for_job(daemon.start_job(steps=4, seed=1), "succeeded")
         assert client.post("/generate", json={"prompt": WORD, "max_tokens": 4}).status_code == 200
         assert client.post("/texts", json=LABELLED).status_code == 201
-        failing = daemon.start_job(steps=4, seed=1)  # the tiny model reads the label's word as several tokens
-        eventually(lambda: daemon.job(failing)["state"] in ("failed", "succeeded"), "the job's end")
+        assert client.post("/classify", json={"text": WORD, "labels": [WORD, "other"]}).status_code == 409
         for method, path, request in FAULTY:
             assert client.request(method, path, **request).is_error, path
         yield daemon

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from bench.tasks.labelled import Labelled, Template, encode_labelled
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import adapted_paths
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.data.examples import Chat, Completion, Example, Labelled, Plain, encode
-from pocketllm.engine.data.label_templates import Template
+from pocketllm.engine.data.examples import Chat, Completion, Example, Plain, encode
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
@@ -25,7 +25,8 @@ from tests.support.tiny_models import byte_tokenizer
 #: Blocks with their weight in the objective.
 Parts = Sequence[tuple[Batch, float]]
 
-TEMPLATE = Template(pattern="{text} It was {label}", words={"bad": "x", "good": "y"})
+LABELS = Template(pattern="{text} It was {label}", words={"bad": "x", "good": "y"})
+LABELLED = [Labelled(text="grim" * (number + 1), label=("bad", "good")[number % 2]) for number in range(3)]
 EXAMPLES: dict[str, list[Example]] = {
     "plain": [Plain(text=f"Wind west, glass {number} rising.") for number in range(4)],
     "completion": [
@@ -35,21 +36,16 @@ EXAMPLES: dict[str, list[Example]] = {
         Chat(messages=[{"role": "user", "content": f"Hm {number}"}, {"role": "assistant", "content": "Aye."}])
         for number in range(3)
     ],
-    "label": [Labelled(text="grim" * (number + 1), label=("bad", "good")[number % 2]) for number in range(3)],
+    "label": [],  # LABELLED, which the benches alone know
 }
 
 
 def buckets_of(kind: str, *, is_mlm: bool) -> list[Batch]:
     """Small examples of one kind, encoded as a job does."""
-    made = encode(
-        EXAMPLES[kind],
-        masking_tokenizer() if is_mlm else byte_tokenizer(),
-        length=24 if kind == "plain" else 48,
-        eos=2,
-        template=TEMPLATE,
-        is_mlm=is_mlm,
-    )
-    return list(made)
+    tokenizer = masking_tokenizer() if is_mlm else byte_tokenizer()
+    if kind == "label":
+        return list(encode_labelled(LABELLED, tokenizer, LABELS, length=48, eos=2, is_mlm=is_mlm))
+    return list(encode(EXAMPLES[kind], tokenizer, length=24 if kind == "plain" else 48, eos=2, is_mlm=is_mlm))
 
 
 def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64, rank: int = 3) -> Adapter:

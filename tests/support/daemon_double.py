@@ -206,7 +206,7 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
                 elif parts.path == "/generate" and body["stream"]:
                     self.send_stream()
                 elif steps and double.steps:
-                    self.send_bytes(200, double.steps, "application/octet-stream")
+                    self.send_bytes(200, double.steps, "application/x-ndjson")
                 else:
                     self.send_document(*answer(double, method, parts.path, query, body))
 

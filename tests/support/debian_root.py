@@ -111,7 +111,15 @@ def install_product(root: Path) -> None:
 
 
 def _uv_install(root: Path, *options: str) -> None:
-    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--target", str(root / SITE_PACKAGES)]
+    uv = [
+        str(Path(sys.executable).parent / "uv"),
+        "pip",
+        "install",
+        "--no-sources",
+        "--quiet",
+        "--target",
+        str(root / SITE_PACKAGES),
+    ]
     subprocess.run(
         [*uv, "--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON, *options], check=True
     )

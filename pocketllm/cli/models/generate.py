@@ -67,6 +67,10 @@ def generate(
             return
         answer = write_stream(client, request) if stream else write_whole(client, request)
     console = make_console(stderr=True)
+    from pocketllm.cli.texts.texts_view import one_line
+
+    for one in answer["recalled"]:
+        console.print(f"It has read, of {one['text_id']}: {one_line(one['passage'])}", style="dim", soft_wrap=True)
     if console.is_terminal:
         console.print(facts(answer), style="dim")
 
@@ -114,6 +118,4 @@ def facts(answer: Document) -> str:
     parts = [model, f"{answer['completion_tokens']} tokens"]
     parts += [f"{speed:.1f} tokens/s"] if speed is not None else []
     ending = "cut at --max-tokens" if answer["finish_reason"] == "length" else "ended by itself or --stop"
-    recalled = [one["text_id"] for one in answer["recalled"]]
-    parts += [f"with {' '.join(recalled)}"] if recalled else []
     return ", ".join([*parts, f"seed {answer['seed']}", ending])

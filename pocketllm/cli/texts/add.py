@@ -1,6 +1,7 @@
 """`pocketllm add`: adds texts from arguments, files or stdin."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ EPILOG = examples(
     'pocketllm add "Wind north-west. Two mugs of tea in the shed, then home."',
     "pocketllm add --file diary.txt --split",
     "pocketllm add -f may.txt -f june.txt --source letters",
+    'pocketllm add --label work "Invoice 8123 is due"',
     "pocketllm add --jsonl examples.jsonl",
     "my-notes-app --export | pocketllm add - --split",
 )
@@ -40,6 +42,7 @@ def add(
         ),
     ] = None,
     source: Annotated[str, typer.Option(help="Where the words come from; shown beside each text.")] = "cli",
+    label: Annotated[str | None, typer.Option(help="What kind of text it is: an example for `classify`.")] = None,
     split: Annotated[
         bool, typer.Option("--split/--no-split", help="Make each paragraph (between blank lines) its own text.")
     ] = False,
@@ -57,6 +60,8 @@ def add(
     texts_of += [(str(path), read_jsonl(path, source)) for path in jsonl or []]
     empty = [name for name, texts in texts_of if not texts]
     texts = [text for _, found in texts_of for text in found]
+    if label is not None:
+        texts = [replace(text, item={"label": label, **text.item}) for text in texts]
     if not texts:
         raise CommandError(nothing_to_add(empty))
     sent = send(options, counted(texts, quiet=options.json, place=lambda text: text.place))

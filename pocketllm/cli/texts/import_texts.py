@@ -25,6 +25,19 @@ EPILOG = examples(
     "pocketllm import backup.jsonl",
 )
 
+Me = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--me",
+        metavar="NAME",
+        help="Your name in a chat, or your address in mail; may be given several times. Only what you wrote is "
+        "learned: messages as answers to what stands before them, mails as texts.",
+    ),
+]
+AsWritten = Annotated[
+    bool, typer.Option("--as-written", help="Keep the mark-up of Markdown notes: else only their prose is learned.")
+]
+
 
 @shared_options
 def import_texts(
@@ -33,15 +46,7 @@ def import_texts(
         list[Path],
         typer.Argument(metavar="PATH...", help="Files, or folders that are read with all folders in them."),
     ],
-    me: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--me",
-            metavar="NAME",
-            help="Your name in a chat, or your address in mail; may be given several times. Only what you wrote is "
-            "learned: messages as answers to what stands before them, mails as texts.",
-        ),
-    ] = None,
+    me: Me = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be imported, and send nothing. Needs no daemon.")
     ] = False,
@@ -52,9 +57,7 @@ def import_texts(
         str | None,
         typer.Option(help="Where the words come from; else the kind and name of each file, or what its lines say."),
     ] = None,
-    as_written: Annotated[
-        bool, typer.Option("--as-written", help="Keep the mark-up of Markdown notes: else only their prose is learned.")
-    ] = False,
+    as_written: AsWritten = False,
 ) -> None:
     """Import what you have written: folders of notes, mailboxes, chat exports, or what `export` wrote.
 
@@ -69,7 +72,9 @@ def import_texts(
 
     check(paths, source)
     names = frozenset(map(name_key, me or []))
-    read_options = ReadOptions(me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES, as_written=as_written)
+    read_options = ReadOptions(
+        me=names, format=kind, max_bytes=configured_text_bytes() or MAX_TEXT_BYTES, as_written=as_written
+    )
     tally = Tally()
     found = gather(paths, read_options, tally, source=source)
     texts = counted(found, quiet=options.json, place=lambda text: text.place)

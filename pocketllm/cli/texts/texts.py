@@ -1,12 +1,15 @@
 """`pocketllm texts`: list, show and delete texts."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
-from pocketllm.cli.errors import UsageError
+from pocketllm.cli.errors import CommandError, UsageError
+from pocketllm.cli.home import configured_data_dir
+from pocketllm.daemon.paths import DataFolder
 
 DEFAULT_LIMIT = 20
 MAX_LISTED = 500  # the most that the daemon gives in a page
@@ -58,7 +61,7 @@ def texts(
 
     with connected(options) as client:
         page = client.texts(limit=limit, after=after, query=query)
-    show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC)))
+    show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC), query=query))
 
 
 @texts_app.command(
@@ -74,23 +77,50 @@ def show_text(options: Common, text_id: TextId) -> None:
     show(options, text, text_details(text, datetime.now(UTC)), soft_wrap=True)
 
 
-@texts_app.command("delete", epilog=examples("pocketllm texts delete ID ID ID", "pocketllm texts delete ID --yes"))
+@texts_app.command(
+    "delete",
+    epilog=examples(
+        "pocketllm texts delete ID ID", "pocketllm texts delete --source notes", "pocketllm texts delete ID --yes"
+    ),
+)
 @shared_options
 def delete_texts(
     options: Common,
-    text_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids, as `pocketllm texts` shows them.")],
+    text_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="The ids, as `pocketllm texts` shows them.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="All texts of this source.")] = "",
+    app: Annotated[str, typer.Option(metavar="NAME", help="All texts that this app alone has sent.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="All texts of the source of this watched folder.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, whatever it costs.")] = False,
 ) -> None:
     """Delete texts, all or none; their bytes are overwritten on disk.
 
     The adapters that have learned them are no longer served, and a job is queued to learn again what is left. Where
-    that is so, the command says what it costs, and asks.
+    that is so, or several are deleted together, the command says how many and what it costs, and asks.
     """
+    if folder is not None:
+        source = source_of(folder, options)
+    if sum(map(bool, (text_ids, source, app))) != 1:
+        raise UsageError("Say what to delete: ids, or one of --source, --app and --folder.")
+    which = {"source": source, "app": app}
     with connected(options) as client:
-        cost = client.deletion_cost(text_ids)["summary"]
-        if cost and not yes:
+        cost = client.deletion_cost(text_ids or (), **which)
+        said = (f"{cost['texts']:,} texts. " * bool(source or app) + cost["summary"]).strip()
+        if said and not yes:
             if options.json:
-                raise UsageError(f"{cost} Give --yes to delete it all the same.")
-            typer.confirm(f"{cost} Delete it?", abort=True)
-        receipt = client.delete_texts(text_ids)
+                raise UsageError(f"{said} Give --yes to delete it all the same.")
+            typer.confirm(f"{said} Delete it?", abort=True)
+        receipt = client.delete_texts(text_ids or (), **which)
     show(options, receipt, receipt["summary"])
+
+
+def source_of(folder: Path, options: Common) -> str:
+    """Return the source of a watched folder's texts. Raises CommandError for another folder."""
+    from pocketllm.daemon.folders import watched_folders
+
+    path = str(folder.expanduser().resolve())
+    for one in watched_folders(DataFolder(options.data_dir or configured_data_dir())):
+        if one.path == path:
+            return one.name
+    raise CommandError(f"{path} is not watched. Name its texts with --source, as `pocketllm texts` shows it.")

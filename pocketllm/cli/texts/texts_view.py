@@ -11,14 +11,16 @@ from pocketllm.cli.errors import Document
 from pocketllm.cli.views import NARROW_COLUMNS, age_text, printable
 
 
-def texts_table(page: Document, *, width: int, now: datetime) -> RenderableType:
-    """Return a page of texts, newest first as given, in a table that fits `width` columns."""
+def texts_table(page: Document, *, width: int, now: datetime, query: str | None = None) -> RenderableType:
+    """Return a page of texts, in their order, in a table that fits `width` columns. query: what was searched for."""
     texts = page["data"]
+    if not texts and query is not None:
+        return Text("No text has these words.")
     if not texts:
         return Text("No texts here. Give the model something to learn with `pocketllm add` or `pocketllm import`.")
     wide = width >= NARROW_COLUMNS
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Text", no_wrap=True)
+    table.add_column("Text", no_wrap=True, min_width=max(len(text["id"]) for text in texts))  # to be copied
     if wide:
         table.add_column("Kind", no_wrap=True)
         table.add_column("Source", no_wrap=True, max_width=width // 4)
