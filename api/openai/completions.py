@@ -68,8 +68,8 @@ async def _requests(
     if (name := body.unsupported()) is not None:
         detail = f"{name} is not supported: the model reads and writes plain text alone. Leave it out."
         raise Problem(HTTPStatus.BAD_REQUEST, detail, param=name, code="unsupported_parameter")
-    wanted = None if body.response_format is None else body.response_format.schema_wanted
-    backend = None if wanted is None else await run_in_threadpool(lambda: services.generator.backend)
+    json_schema = None if body.response_format is None else body.response_format.schema_wanted
+    backend = None if json_schema is None else await run_in_threadpool(lambda: services.generator.backend)
     if backend is not None and backend.name != "llamacpp":
         detail = f"Answers in JSON are made by llama.cpp alone, and {backend.reason}. Leave response_format out."
         raise Problem(HTTPStatus.BAD_REQUEST, detail, param="response_format", code="unsupported_parameter")
@@ -85,7 +85,7 @@ async def _requests(
             stop=tuple(body.stop or ()),
             seed=seed,
             alternatives=None if body.stream else body.alternatives,
-            json_schema=wanted,
+            json_schema=json_schema,
         )
         for given in inputs
         for seed in body.seeds(first)
