@@ -14,7 +14,6 @@ mean over the writers. `_error` is a standard error, of a mean over the typed wo
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from bench.harness import Limit, finish, progress, start, table
 from bench.world import daemon_on, until
 from bench.writers import learned, measure_each, options_of, some_words, texts_of
+from pocketllm.engine.generate.word_counts import WORD
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -43,10 +43,6 @@ _TOP = 3
 _TIMEOUT_MS = 60_000
 #: Parts of words behind an apostrophe, such as the s of "it's", are no longer.
 _SHORT = 3
-#: As suggestions have them: letters and digits, with apostrophes.
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # noqa: RUF001
-
-
 #: What suggests: name -> whether by the adapter, and whether with the owner's words counted.
 _WAYS = {"neither": (False, False), "counts": (False, True), "adapter": (True, False), "both": (True, True)}
 
@@ -87,7 +83,7 @@ class Suggestions:
 
 def places(texts: Sequence[str], count: int) -> list[tuple[str, str]]:
     """(The text before, the word) of the first words of these texts, the first word of each text aside."""
-    found = [(text[: word.start()], word[0]) for text in texts for word in _WORD.finditer(text) if word.start()]
+    found = [(text[: word.start()], word[0]) for text in texts for word in WORD.finditer(text) if word.start()]
     return found[:count]
 
 
@@ -173,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = _QUICK if options.quick else _FULL
     raw = measure_each(options, measured, full=_FULL, quick=_QUICK)
     for file in options.text:
-        own = {word.lower() for word in _WORD.findall(file.read_text(encoding="utf-8"))}
+        own = {word.lower() for word in WORD.findall(file.read_text(encoding="utf-8"))}
         said = raw[file.stem].pop("said")
         raw[file.stem]["non_words"] = None if words is None else [one for one in said if not is_word(one, words | own)]
     writers = list(raw.values())

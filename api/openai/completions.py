@@ -71,7 +71,7 @@ async def _requests(
     json_schema = None if body.response_format is None else body.response_format.schema_wanted
     backend = None if json_schema is None else await run_in_threadpool(lambda: services.generator.backend)
     if backend is not None and backend.name != "llamacpp":
-        detail = f"Answers in JSON are made by llama.cpp alone, and {backend.reason}. Leave response_format out."
+        detail = f"{backend.refusal_of_json} Leave response_format out."
         raise Problem(HTTPStatus.BAD_REQUEST, detail, param="response_format", code="unsupported_parameter")
     adapter, folder = await run_in_threadpool(resolve, services, body.model)
     first = secrets.randbits(31) if body.seed is None else body.seed

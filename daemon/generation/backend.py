@@ -30,6 +30,11 @@ class Backend:
     name: Literal["transformers", "llamacpp"]
     reason: str | None = None
 
+    @property
+    def refusal_of_json(self) -> str:
+        """Why it does not hold an answer to a JSON schema, where it is not llama.cpp."""
+        return f"Answers in JSON are made by llama.cpp alone, and {self.reason}."
+
 
 def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> LlamaCpp | Backend:
     """llama.cpp for this model; else the other backend, with the reason."""

@@ -194,7 +194,7 @@ class Answerer:
     ) -> Generation:
         def by_torch() -> TokenSource:
             if sampling.json_schema is not None:
-                raise BadRequest(f"Answers in JSON are made by llama.cpp alone, and {self.backend.reason}.")
+                raise BadRequest(self.backend.refusal_of_json)
             return self._models().tokens(folder)
 
         source = by_torch() if self._llama is None else self._llama.source(folder, by_torch)

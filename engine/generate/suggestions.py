@@ -196,10 +196,10 @@ class Suggester:
         found, complete = self._answers.get(key), True
         if found is None:
             found, complete = self._found(context[cut(len(context), MAX_TOKENS) :], typed, n, words, late)
-        if complete:
-            if len(self._answers) >= _ANSWERS:
-                self._answers.pop(next(iter(self._answers)))
-            self._answers[key] = found
+            if complete:
+                self._answers[key] = found
+                if len(self._answers) > _ANSWERS:
+                    self._answers.pop(next(iter(self._answers)))
         return (found if counts is None or words > 1 else mixed(found, typed, counts, n)), complete
 
     def _found(
