@@ -36,7 +36,7 @@ from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.modules import StreamedLinear
 
 with lean_transformers():
-    from pocketllm.engine.streamed.attention import attend, attend_vjp
+    from pocketllm.engine.streamed.attention import attend, attend_vjp, rotated, rotation
 
 #: A layer's linear maps.
 MAPS = (
@@ -133,9 +133,9 @@ class LlamaLayer:
         heads = at_attended.view(*x.shape[:2], -1, self._size)
         at_q, at_k, at_v, attended = attend_vjp(q, k, v, *self._visible(call), heads)
         of_out = self._out.gradients(attended.view(len(rows), -1), [at_middle], low)
-        cos, sin = _rotation(call)
-        at_query = _rotated(at_q.transpose(1, 2), cos, -sin)
-        at_key = _rotated(at_k.transpose(1, 2), cos, -sin)
+        cos, sin = rotation(call.options["position_embeddings"])
+        at_query = rotated(at_q.transpose(1, 2), cos, -sin)
+        at_key = rotated(at_k.transpose(1, 2), cos, -sin)
         if self._query_norm is not None and self._key_norm is not None:
             at_query = self._query_norm.vjp(kept.query.view(at_query.shape), at_query)
             at_key = self._key_norm.vjp(kept.key.view(at_key.shape), at_key)
@@ -151,8 +151,8 @@ class LlamaLayer:
         query, key, value = (rows.view(*shape[:2], -1, self._size) for rows in (query, key, value))
         if self._query_norm is not None and self._key_norm is not None:
             query, key = self._query_norm(query), self._key_norm(key)
-        cos, sin = _rotation(call)
-        return tuple(x.transpose(1, 2) for x in (_rotated(query, cos, sin), _rotated(key, cos, sin), value))
+        cos, sin = rotation(call.options["position_embeddings"])
+        return tuple(x.transpose(1, 2) for x in (rotated(query, cos, sin), rotated(key, cos, sin), value))
 
     def _visible(self, call: LayerCall) -> tuple[torch.Tensor | None, bool, float]:
         """The mask, whether a query sees earlier keys alone, and the scale of the scores."""
@@ -232,23 +232,6 @@ class _Norm:
 
     def _inverse(self, wide: torch.Tensor) -> torch.Tensor:
         return wide.pow(2).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-
-
-def _rotation(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor]:
-    """(blocks or 1, tokens, 1, size / 2): cosine and sine of each pair's angle."""
-    cos, sin = call.options["position_embeddings"]
-    half = cos.shape[-1] // 2
-    return cos[:, :, None, :half], sin[:, :, None, :half]
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(blocks, tokens, heads, size) -> the same, a new tensor; by the negative angle with -sin."""
-    first, second = x.chunk(2, -1)
-    y = torch.empty(x.shape, dtype=x.dtype)
-    half = first.shape[-1]
-    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin)
-    return y
 
 
 def has_its_parts(module: nn.Module) -> bool:

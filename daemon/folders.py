@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationErr
 
 from pocketllm.daemon.child_environment import last_words
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, write_private
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def watched_folders(folder: DataFolder) -> list[WatchedFolder]:
 
 def write_folders(folder: DataFolder, watched: Sequence[WatchedFolder]) -> None:
     """Replace the list, whole or not at all."""
-    _write(folder.folders, _FOLDERS.dump_json(list(watched), indent=2))
+    write_private(folder.folders, _FOLDERS.dump_json(list(watched), indent=2) + b"\n")
 
 
 def scans(folder: DataFolder) -> list[Scan]:
@@ -70,7 +70,7 @@ def scans(folder: DataFolder) -> list[Scan]:
 
 def write_scans(folder: DataFolder, found: Sequence[Scan]) -> None:
     """Replace the last scans."""
-    _write(folder.scans, _SCANS.dump_json(list(found)))
+    write_private(folder.scans, _SCANS.dump_json(list(found)))
 
 
 def _read(file: Path, kind: TypeAdapter[list[_T]]) -> list[_T]:
@@ -80,12 +80,6 @@ def _read(file: Path, kind: TypeAdapter[list[_T]]) -> list[_T]:
         return []
     except (OSError, ValidationError) as error:
         raise BadSettings(f"{file} cannot be read ({error}). Move it away, and add the folders again.") from error
-
-
-def _write(file: Path, content: bytes) -> None:
-    scratch = file.with_suffix(".new")
-    scratch.write_bytes(content + b"\n")
-    scratch.rename(file)
 
 
 class FolderScans:

@@ -28,6 +28,18 @@ def adapter_id_of(job_id: str) -> str:
     return job_id.replace("job-", "adapter-")
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file by one that only the owner can read. What is cut short changes nothing."""
+    scratch = path.with_suffix(".new")
+    scratch.unlink(missing_ok=True)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    scratch.rename(path)
+
+
 @dataclass(frozen=True)
 class DataFolder:
     """The data folder and the paths in it."""

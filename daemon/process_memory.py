@@ -19,6 +19,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "could not create a memory", "std::ba
 _PERHAPS_OUT_OF_MEMORY = ("could not create a primitive", "could not execute a primitive")
 #: With more than this left, memory is not the reason.
 _LITTLE_BYTES = 256 * 10**6
+#: What many small allocations leave to a library in Rust, in which a failed one may hang the process.
+_SPARE_BYTES = 16 * 10**6
 
 
 def peak_bytes() -> int:
@@ -88,6 +90,12 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
         return True
     return any(words in said for words in _PERHAPS_OUT_OF_MEMORY) and _free_bytes() < _LITTLE_BYTES
+
+
+def check_room() -> None:
+    """Raise MemoryError shortly before memory ends."""
+    if _free_bytes() < _SPARE_BYTES:
+        raise MemoryError
 
 
 def _free_bytes() -> float:

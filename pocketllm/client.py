@@ -299,7 +299,7 @@ class Client:
         if not response.is_error:
             return
         document = self._document(response)
-        if "detail" not in document and "title" not in document:
+        if not ({"detail", "title"} & document.keys() and isinstance(document.get("error", {}), dict)):
             raise self._not_a_daemon(response)
         raise DaemonRefused({"status": response.status_code, **document}, hint=self._hint(response.status_code))
 

@@ -30,7 +30,7 @@ from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, PortInUse
 from pocketllm.daemon.leftovers import reserve_lent
 from pocketllm.daemon.locks import locked
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, write_private
 from pocketllm.daemon.process_memory import return_large_blocks
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.scheduling.scheduler import Scheduler
@@ -202,11 +202,9 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
         "started_at": services.started_at.isoformat(),
         "settings": services.settings.model_dump(mode="json"),
     }
-    scratch = folder.announcement.with_suffix(".new")
     try:
         with reserve_lent(folder):
-            scratch.write_text(json.dumps(about, indent=2) + "\n")
-            scratch.rename(folder.announcement)
+            write_private(folder.announcement, json.dumps(about, indent=2).encode() + b"\n")
     except OSError as error:
         advice = "give commands --url %s and the environment variable POCKETLLM_TOKEN"
         log.warning(f"%s cannot be written (%s): {advice}", folder.announcement, error.strerror, about["url"])

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
-from pocketllm.api.security.tokens import digest_of, write_private
+from pocketllm.api.security.tokens import digest_of
+from pocketllm.daemon.paths import write_private
 
 #: How long a code is good, and a session.
 CODE, SESSION = timedelta(minutes=2), timedelta(days=7)
@@ -58,7 +59,8 @@ class Sessions:
             self._store({digest: entry for digest, entry in self._sessions.items() if entry[0] != token})
 
     def _store(self, sessions: dict[str, tuple[str, datetime]]) -> None:
-        write_private(self._path, {digest: [token, until.isoformat()] for digest, (token, until) in sessions.items()})
+        rows = {digest: [token, until.isoformat()] for digest, (token, until) in sessions.items()}
+        write_private(self._path, json.dumps(rows).encode())
         self._sessions = sessions
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import secrets
 import threading
 from collections.abc import Iterable
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pocketllm.daemon.errors import DaemonError
+from pocketllm.daemon.paths import write_private
 from pocketllm.storage.errors import AlreadyThere
 
 if TYPE_CHECKING:  # the command line reads the scopes here, without a database
@@ -109,20 +109,8 @@ def load_or_create_token(path: Path) -> str:
 
 def _create_token(path: Path) -> str:
     token = secrets.token_urlsafe(32)  # 256 bits
-    write_private(path, {OWNER: token})
+    write_private(path, json.dumps({OWNER: token}).encode())
     return token
-
-
-def write_private(path: Path, document: Any) -> None:
-    """Write a JSON document to a file that only the owner can read. What is cut short changes nothing."""
-    scratch = path.with_suffix(".new")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(descriptor)
-    scratch.rename(path)
 
 
 def digest_of(token: str) -> str:

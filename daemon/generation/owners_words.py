@@ -32,6 +32,11 @@ class OwnersWords:
                 self._version = version
         return self._counts
 
+    def close(self) -> None:
+        """Close the database."""
+        if self._opened is not None:
+            self._opened.close()
+
     def _follow(self, database: sqlite3.Connection) -> None:
         texts, last = database.execute("SELECT count(*), ifnull(max(rowid), 0) FROM text").fetchone()
         (new,) = database.execute("SELECT count(*) FROM text WHERE rowid > ?", [self._last]).fetchone()

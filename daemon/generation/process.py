@@ -276,6 +276,7 @@ class Answerer:
         say(id=request["id"], done={**parts, "prompt_tokens": len(prompt), "tokens": tokens})
 
     def _shown(self, scored: Scored) -> dict[str, Any]:
+        process_memory.check_room()
         return {
             "token": self._tokenizer.decode([scored.token]),
             "logprob": scored.logprob,

@@ -10,7 +10,8 @@ from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder, op
 from pocketllm.engine.generate.label_probe import QUESTION, text_features
 from pocketllm.engine.generate.sampling import ModelTokens, Scored, score
 from pocketllm.engine.generate.streaming_text import Decoding
-from pocketllm.engine.generate.suggestions import Suggester, Vocabulary
+from pocketllm.engine.generate.suggestions import Suggester
+from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -28,7 +29,7 @@ class TorchModels:
             None  #: the last used one, by (folder, exact)
         )
 
-        self._vocabulary: Vocabulary | None = None
+        self._words: tuple[Vocabulary, Dictionary] | None = None
         self._suggester: tuple[Path | None, Suggester] | None = None  #: the last used one, by folder
         self._features: tuple[Path | None, dict[str, torch.Tensor]] = None, {}  #: of the last texts, by folder
 
@@ -57,10 +58,11 @@ class TorchModels:
     def suggester(self, folder: Path | None, decoding: Decoding) -> Suggester:
         """The same as a source of next words, which remembers the last context."""
         model = self.at(folder, exact=False)
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(decoding.tokenizer, model.head.at(None).vocabulary, decoding.stop_ids)
+        if self._words is None:
+            vocabulary = Vocabulary(decoding.tokenizer, model.head.at(None).vocabulary, decoding.stop_ids)
+            self._words = vocabulary, Dictionary()
         if self._suggester is None or self._suggester[0] != folder:
-            self._suggester = folder, Suggester(model, self._vocabulary)
+            self._suggester = folder, Suggester(model, *self._words)
         return self._suggester[1]
 
     def features(

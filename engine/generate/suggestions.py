@@ -5,18 +5,15 @@ The candidates of a search are a tree behind the context, in which a token sees 
 """
 
 import math
-import unicodedata
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from pocketllm.engine.generate.streaming_text import TextTokenizer
+from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary, is_word_character
 from pocketllm.engine.generate.word_counts import WORD, WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -27,8 +24,8 @@ MAX_CHARACTERS, MAX_TOKENS = 4000, 512
 _CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
 #: Candidates that are kept between two questions about the same context.
 _MAX_NODES = 60
-#: Probabilities that are remembered of each token; answers; and beginnings of words with their tokens.
-_ENDINGS, _ANSWERS, _BEGINNINGS = 8, 256, 256
+#: Probabilities that are remembered of each token; and answers.
+_ENDINGS, _ANSWERS = 8, 256
 #: A word is suggested if it is at least so probable among all that begin as it is typed, and beside the likeliest; and
 #: at all. Below, tokens come together that make no word.
 FLOOR, LEAST = 2e-3, 1e-11
@@ -74,59 +71,6 @@ class Typed:
         return cls(before, beginning, may_be_whole and bool(prefix))
 
 
-def is_word_character(character: str) -> bool:
-    """Whether it is a letter, a digit, a mark on one, or an apostrophe."""
-    return character in "'’" or unicodedata.category(character)[0] in "LNM"  # noqa: RUF001
-
-
-class Vocabulary:
-    """The text of each token."""
-
-    def __init__(self, tokenizer: TextTokenizer, size: int, stop_ids: Collection[int]) -> None:
-        """size: of the model's output."""
-        count = min(size, len(tokenizer.get_vocab()))
-        self.texts = [*_texts(tokenizer, count), *[""] * (size - count)]
-        self._order = sorted(range(count), key=self.texts.__getitem__)
-        self._sorted = [self.texts[token] for token in self._order]
-        self._words = [_is_word(text.removeprefix(" ")) for text in self.texts]
-        ending = [
-            token in stop_ids or not text or not is_word_character(text[0]) for token, text in enumerate(self.texts)
-        ]
-        #: (vocabulary,): 1 for the tokens that end the word before them.
-        self.ending = torch.tensor(ending, dtype=torch.float32)
-        #: The tokens that begin a new word after a space.
-        self.spaced = torch.tensor([token for token in range(count) if self.is_spaced_word(token)], dtype=torch.long)
-        #: (vocabulary,): whether a token goes on with the word before it.
-        self.continues = torch.tensor([_is_word(text) for text in self.texts]) & (self.ending == 0)
-
-    @lru_cache(maxsize=_BEGINNINGS)  # noqa: B019 -- there is one vocabulary
-    def beginning(self, text: str) -> torch.Tensor:
-        """The tokens that a word may begin with which begins like this: parts of it, and what goes on with letters."""
-        parts = (text[:size] for size in range(1, len(text) + 1))
-        found = [token for part in parts for token in self._between(part, part + "\0")]
-        longer = self._between(text + "\0", text + "\U0010ffff")
-        found += [token for token in longer if self._words[token] and (text or self.texts[token][0] != " ")]
-        return torch.tensor(found, dtype=torch.long)
-
-    def is_spaced_word(self, token: int) -> bool:
-        """Whether it begins a new word after a space."""
-        return self._words[token] and self.texts[token][:1] == " "
-
-    def _between(self, first: str, last: str) -> list[int]:
-        return self._order[bisect_left(self._sorted, first) : bisect_left(self._sorted, last)]
-
-
-def _texts(tokenizer: TextTokenizer, count: int) -> list[str]:
-    """The text of each token behind another one: alone, some tokenizers drop its space."""
-    anchor = tokenizer.get_vocab().get("a", 0)
-    size = len(tokenizer.decode([anchor]))
-    return [tokenizer.decode([anchor, token], skip_special_tokens=True)[size:] for token in range(count)]
-
-
-def _is_word(text: str) -> bool:
-    return bool(text) and all(map(is_word_character, text))
-
-
 @dataclass(frozen=True, eq=False)
 class _Candidate:
     """Tokens behind the context: a node of the tree."""
@@ -136,6 +80,30 @@ class _Candidate:
     share: float = 1.0  #: its probability among those that begin as it is typed
     path: tuple[int, ...] = ()  #: its tokens
     slots: tuple[int, ...] = ()  #: where they are in the cache, as far as they are in it
+
+
+class _Words:
+    """Tells which candidates are words: of those of several tokens, the dictionary's and the owner's."""
+
+    def __init__(self, vocabulary: Vocabulary, dictionary: Dictionary | None, counts: WordCounts | None) -> None:
+        """dictionary: None where it says nothing, of another language."""
+        self._vocabulary, self._dictionary, self._counts = vocabulary, dictionary, counts
+
+    def have(self, one: _Candidate) -> bool:
+        """Whether it ends in a word."""
+        return self._judged(one, lambda words, last: last in words)
+
+    def begin(self, one: _Candidate) -> bool:
+        """Whether a word begins as it ends."""
+        return self._judged(one, lambda words, last: words.begins(last))
+
+    def _judged(self, one: _Candidate, judge: Callable[[Dictionary | WordCounts, str], bool]) -> bool:
+        if self._dictionary is None:
+            return True
+        last = one.text.rpartition(" ")[2]
+        if self._vocabulary.texts[one.path[-1]].strip() == last:
+            return True
+        return judge(self._dictionary, last) or (self._counts is not None and judge(self._counts, last))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +134,8 @@ class Suggester:
     with each first token, which changes little between contexts: with that, most questions need no candidates.
     """
 
-    def __init__(self, model: LanguageModel, vocabulary: Vocabulary) -> None:
-        self._model, self._vocabulary = model, vocabulary
+    def __init__(self, model: LanguageModel, vocabulary: Vocabulary, dictionary: Dictionary | None = None) -> None:
+        self._model, self._vocabulary, self._dictionary = model, vocabulary, dictionary
         self._cache = DynamicCache()  # no sliding windows in it: they could not be cut
         self._tokens: list[int] = []
         self._following: torch.Tensor | None = None  #: (vocabulary,) probabilities behind those tokens
@@ -192,10 +160,12 @@ class Suggester:
         context: tokens, at least one, of `typed.context`. late: whether to end the search, with what it has found.
         counts: the owner's words, which single ones are weighed with.
         """
-        key = (*context,), typed, n, words
+        key = (*context,), typed, n, words, None if counts is None else counts.state
         found, complete = self._answers.get(key), True
         if found is None:
-            found, complete = self._found(context[cut(len(context), MAX_TOKENS) :], typed, n, words, late)
+            english = self._dictionary if self._dictionary and self._dictionary.is_of(typed.context) else None
+            known = _Words(self._vocabulary, english, counts)
+            found, complete = self._found(context[cut(len(context), MAX_TOKENS) :], typed, n, words, late, known)
             if complete:
                 self._answers[key] = found
                 if len(self._answers) > _ANSWERS:
@@ -203,7 +173,13 @@ class Suggester:
         return (found if counts is None or words > 1 else mixed(found, typed, counts, n)), complete
 
     def _found(
-        self, context: Sequence[int], typed: Typed, n: int, words: int, late: Callable[[], bool]
+        self,
+        context: Sequence[int],
+        typed: Typed,
+        n: int,
+        words: int,
+        late: Callable[[], bool],
+        known: _Words,
     ) -> tuple[list[Suggestion], bool]:
         """See `suggest`."""
         self._follow(context)
@@ -212,11 +188,12 @@ class Suggester:
         first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n, typed=True)
         if words == 1 and not typed.may_be_whole and (estimated := self._estimated(first, typed.beginning, n)):
             return estimated, True
-        found = self._searched(first, typed, n, late)
+        found = self._searched(first, typed, n, late, known)
         likeliest = max((one.probability for one in found), default=0.0)
         found = [one for one in found if one.probability >= max(LEAST, FLOOR * likeliest)]
         if not found and late():  # as if every word ended with its first token
-            whole = [one for one in first if len(one.text) > len(typed.beginning) and one.share >= FLOOR]
+            longer = (one for one in first if len(one.text) > len(typed.beginning))
+            whole = [one for one in longer if one.share >= FLOOR and known.have(one)]
             return [Suggestion(one.text.strip(), math.exp(one.logprob), one.share) for one in whole[:n]], False
         found = sorted(self._lengthened(found, words, late), key=lambda one: -one.probability)
         return [Suggestion(one.candidate.text.strip(), one.probability, one.share) for one in found], not late()
@@ -271,7 +248,12 @@ class Suggester:
         return best if len(best) == n and longer <= best[-1].probability else []
 
     def _searched(
-        self, candidates: list[_Candidate], typed: Typed, n: int, late: Callable[[], bool]
+        self,
+        candidates: list[_Candidate],
+        typed: Typed,
+        n: int,
+        late: Callable[[], bool],
+        known: _Words,
     ) -> list[_Followed]:
         """The n likeliest words, the likeliest first: a beam search that ends when no other one can be likelier."""
         found: dict[str, _Followed] = {}
@@ -280,10 +262,10 @@ class Suggester:
             children: list[_Candidate] = []
             for one in self._passed(candidates):
                 text = one.candidate.text
-                if len(text) > len(typed.beginning) and one.share >= FLOOR:
+                if len(text) > len(typed.beginning) and one.share >= FLOOR and known.have(one.candidate):
                     found[text] = max(found.get(text, one), one, key=lambda one: one.probability)
                 if len(one.candidate.path) < _WORD_TOKENS:
-                    children += self._continued(one, typed.beginning[len(text) :])
+                    children += filter(known.begin, self._continued(one, typed.beginning[len(text) :]))
                 if typed.may_be_whole and text == typed.beginning:
                     children += self._children(one.candidate, one.following, self._vocabulary.spaced, _CANDIDATES * n)
             best = sorted(found.values(), key=lambda one: -one.probability)[:n]

@@ -27,6 +27,15 @@ class WordCounts:
         self._words = Counter[str]()
         self._after: dict[str, Counter[str]] = {}
         self._sorted: list[str] | None = None
+        self.state = object()  #: another one after each change
+
+    def __contains__(self, word: str) -> bool:
+        """Whether it was written."""
+        return word in self._words
+
+    def begins(self, letters: str) -> bool:
+        """Whether a word begins so that was written."""
+        return letters in self or bool(self._all(letters))
 
     def add(self, texts: Iterable[str]) -> None:
         """Count the words of these texts."""
@@ -35,7 +44,7 @@ class WordCounts:
             self._words.update(words)
             for before, word in pairwise(words):
                 self._after.setdefault(before, Counter())[word] += 1
-            self._sorted = None
+            self._sorted, self.state = None, object()
 
     def beginning(self, before: str, letters: str) -> tuple[Mapping[str, float], float]:
         """The probability of each word that begins with these letters and has more, behind the word `before`, among

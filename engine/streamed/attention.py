@@ -72,6 +72,25 @@ class _Attention(torch.autograd.Function):
         return *found, None, None, None
 
 
+def rotation(position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch or 1, tokens, 1, size / 2): cosine and sine of each pair's angle, of which transformers has all twice."""
+    cos, sin = (angles[:, :, None, : angles.shape[-1] // 2] for angles in position_embeddings)
+    return cos, sin
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens, heads, size) -> the same, a new tensor; by the negative angle with -sin.
+
+    Rotary position embeddings (arXiv 2104.09864, section 3.4.2).
+    """
+    first, second = x.chunk(2, -1)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    half = first.shape[-1]
+    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin)
+    return y
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -18,7 +18,7 @@ from pocketllm.engine.streamed.modules import ForwardContext, StreamedLinear
 from pocketllm.engine.streamed.weights import adjacent
 
 with lean_transformers():
-    from pocketllm.engine.streamed.attention import attention
+    from pocketllm.engine.streamed.attention import attention, rotated, rotation
 
 #: transformers' layers that compute what `_Decoder` does. Others have the same parts and compute something else.
 KINDS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -91,9 +91,7 @@ class _Decoder:
         if hasattr(self._attention, "q_norm"):
             queries, keys = heads[:, :, : self._queries], heads[:, :, self._queries :]
             heads = torch.cat((self._attention.q_norm(queries), self._attention.k_norm(keys)), 2)
-        cos, sin = (angles[:, :, None] for angles in position_embeddings)
-        first, second = heads.chunk(2, -1)
-        heads = (heads * cos + torch.cat((-second, first), -1) * sin).transpose(1, 2)
+        heads = rotated(heads, *rotation(position_embeddings)).transpose(1, 2)
         queries, keys = heads[:, : self._queries], heads[:, self._queries :]
         values = projected[..., -self._values :].view(*hidden.shape[:2], -1, self._size).transpose(1, 2)
         if cache is not None:

@@ -1,7 +1,6 @@
 """`pocketllm dashboard`: opens the dashboard, signed in."""
 
 import html
-import os
 import shutil
 import subprocess
 import webbrowser
@@ -12,6 +11,7 @@ import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, shared_options
 from pocketllm.cli.home import configured_data_dir
+from pocketllm.daemon.paths import write_private
 
 EPILOG = examples("pocketllm dashboard", "pocketllm dashboard --no-browser")
 
@@ -45,11 +45,9 @@ def _opened(address: str, data_dir: Path) -> bool:
         return subprocess.run([command, address], stdin=subprocess.DEVNULL, check=False).returncode == 0
     # Every user of a Linux machine can read command lines: the browser gets the name of a file that only its owner can.
     try:
-        scratch = data_dir / "sign-in.new"
-        scratch.unlink(missing_ok=True)
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n')
-        page = scratch.rename(data_dir / "sign-in.html")
+        page = data_dir / "sign-in.html"
+        refresh = f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n'
+        write_private(page, refresh.encode())
     except OSError:  # another user's daemon
         return False
     return webbrowser.open(page.as_uri())

@@ -29,4 +29,5 @@ def test_they_follow_what_comes_in_and_what_goes(tmp_path: Path) -> None:
     store.texts.add([NewText(text="Quay", source="notes")], now=NOW)
     store.deletions.texts(store.texts.add([NewText(text="Queen", source="notes")], now=NOW).ids, now=NOW)
     assert words.counts().beginning("", "Q")[0].keys() == {"Quite", "Quince", "Quay"}
+    words.close()
     store.close()

@@ -10,7 +10,8 @@ from transformers import DynamicCache
 
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.suggestions import FLOOR, Suggester, Suggestion, Typed, Vocabulary, cut
+from pocketllm.engine.generate.suggestions import FLOOR, Suggester, Suggestion, Typed, cut
+from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary
 from pocketllm.engine.generate.word_counts import WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported
@@ -228,3 +229,18 @@ def test_of_other_families(architecture: str, tmp_path: Path) -> None:
 
 def test_a_long_context_is_cut_in_steps() -> None:
     assert [cut(size, 512) for size in (0, 512, 513, 768, 769)] == [0, 0, 256, 256, 512]
+
+
+def test_of_several_tokens_only_words_that_there_are_or_that_the_owner_wrote(
+    model: LanguageModel, vocabulary: Vocabulary
+) -> None:
+    dictionary, typed = Dictionary(), Typed("The boat was", " st")
+    suggester = Suggester(model, vocabulary, dictionary)
+    found, complete = suggester.suggest(CONTEXT, typed, n=5)
+    assert complete and all(one.text in dictionary for one in found)
+    assert suggester.suggest(CONTEXT, Typed("Båten låg där", " st"), n=5)[0][0].text not in dictionary
+    (invented, *_) = suggested(Suggester(model, vocabulary), CONTEXT, " st", n=1)
+    own = WordCounts()
+    assert invented.text not in {one.text for one in suggester.suggest(CONTEXT, typed, n=5, counts=own)[0]}
+    own.add([invented.text])
+    assert suggester.suggest(CONTEXT, typed, n=5, counts=own)[0][0].text == invented.text

@@ -1,0 +1,39 @@
+"""The dictionary of English words."""
+
+import pytest
+
+from pocketllm.engine.generate.vocabulary import Dictionary
+
+
+@pytest.fixture(scope="module")
+def dictionary() -> Dictionary:
+    return Dictionary()
+
+
+@pytest.mark.parametrize("word", ["a", "swimmer", "Swimmer", "LONDON", "don’t", "swimmer's", "1664", "zulu"])  # noqa: RUF001
+def test_what_it_has(dictionary: Dictionary, word: str) -> None:
+    assert word in dictionary and dictionary.begins(word)
+
+
+@pytest.mark.parametrize("word", ["", "'s", "swimmerest", "lookin’s", "zzzz", "\n", "a\nb", "\U0010ffff"])  # noqa: RUF001
+def test_what_it_lacks(dictionary: Dictionary, word: str) -> None:
+    assert word not in dictionary
+
+
+def test_beginnings(dictionary: Dictionary) -> None:
+    assert all(dictionary.begins(letters) for letters in ("", "Swim", "swimmer’", "zul"))  # noqa: RUF001
+    assert not any(dictionary.begins(letters) for letters in ("swimmx", "qqqq", "\U0010ffff"))
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("", True),
+        ("We rowed up to the weir, and Quillfeather fell in.", True),
+        ("Als ich nach Hause kam, war die Tür offen.", False),
+        ("Hier soir, en rentrant à la maison, la porte était ouverte.", False),
+        ("När jag kom hem i går kväll var dörren öppen. " * 20 + "Then I went to bed. " * 30, True),
+    ],
+)
+def test_the_language_of_a_text(dictionary: Dictionary, text: str, known: bool) -> None:
+    assert dictionary.is_of(text) == known
