@@ -47,7 +47,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app = FastAPI(
         title="PocketLLM",
         version=version("pocketllm"),
-        description="Learns to write like its owner, on the owner's device.",
+        description="A small language model that learns to write like you, on your device.",
         default_response_class=PrettyJSONResponse,
         lifespan=lifespan,
         # The documentation pages would load scripts from a CDN; /openapi.json needs a token.

@@ -39,7 +39,7 @@ class Body(BaseModel):
         if not isinstance(values, dict):
             return values
         if len(values) > MAX_FIELDS:
-            raise ValueError(f"it has {len(values):,} fields; the most are {MAX_FIELDS}")
+            raise ValueError(f"{len(values):,} fields; at most {MAX_FIELDS} are allowed")
         # To JSON, 1.0 is an integer.
         return {
             name: int(value) if isinstance(value, float) and value.is_integer() else value
@@ -94,5 +94,5 @@ def check_size(text: bytes, max_objects: int = MAX_VALUES) -> None:
         objects = outside.count(b"{") + outside.count(b"[")
         if objects <= max_objects and objects + outside.count(b",") <= MAX_VALUES:
             return
-    detail = f"The body has too many values; at most {MAX_VALUES:,}, and {max_objects:,} objects and lists, are read."
+    detail = f"The body has too many values: at most {MAX_VALUES:,}, and {max_objects:,} objects or lists, are allowed."
     raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{detail} Send less, or in parts.")

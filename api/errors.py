@@ -51,7 +51,7 @@ _VALUE_CHARACTERS = 60
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 4 * _VALUE_CHARACTERS
 
-TOO_LARGE = "The request is too large (setting max_body_bytes). Send it in parts."
+TOO_LARGE = "The request is larger than the setting max_body_bytes allows. Send it in parts."
 
 #: Error codes that are not the status's name; these two names depend on Python's version.
 _CODES = {
@@ -61,16 +61,16 @@ _CODES = {
 
 
 class ErrorOut(BaseModel):
-    """The error as OpenAI's clients read it."""
+    """The error in the form that OpenAI's clients read."""
 
     message: str
-    type: str = Field(description="invalid_request_error, or server_error from 500 on.")
-    code: str = Field(description="For programs: missing_token, not_found, nothing_to_learn, ...")
-    param: str | None = Field(description="The field that is wrong, where one is.")
+    type: str = Field(description="`server_error` for a status of 500 or above, else `invalid_request_error`.")
+    code: str = Field(description="For programs, such as `missing_token`, `not_found` or `nothing_to_learn`.")
+    param: str | None = Field(description="The invalid field; null if the error is not about one field.")
 
 
 class ProblemOut(BaseModel):
-    """Any error, by RFC 9457. `detail` says what to do next."""
+    """An error (RFC 9457). `detail` says what to do next."""
 
     type: str
     title: str
@@ -90,9 +90,9 @@ def _problem_schema() -> dict[str, Any]:
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": (
-            "An error: 401 no or a wrong token, 403 a token without the scope, or a foreign Host or Origin, 404 no "
-            "such thing, 409 not in this state, 413 too large, 415 another content type, 422 a value that makes no "
-            "sense, 429 and 503 too much at once (see Retry-After), 507 a full disk, 500 our fault"
+            "An error: 401 missing or invalid access token; 403 missing scope, or foreign Host or Origin; 404 not "
+            "found; 409 wrong state; 413 too large; 415 unsupported content type; 422 invalid value; 429 too many "
+            "requests and 503 busy or not ready (see Retry-After); 507 disk full; 500 internal error"
         ),
         "content": {ProblemResponse.media_type: {"schema": _problem_schema()}},
     }
@@ -170,7 +170,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, OSError)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
-        detail = f"There is no room on the disk ({error.strerror}). Free some space, then try again."
+        detail = f"The disk is full ({error.strerror}). Free some space, then try again."
         return problem_response(HTTPStatus.INSUFFICIENT_STORAGE, detail, code="disk_full")
 
     async def http(request: Request, error: Exception) -> ProblemResponse:
@@ -183,7 +183,7 @@ def install(app: FastAPI) -> None:
         return response
 
     async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
-        detail = "Something went wrong inside the daemon; its log says what. Nothing that was answered 2xx is lost."
+        detail = "Internal error; the daemon's log has the details. Data that was acknowledged with 2xx is not lost."
         response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error")
         response.headers["Connection"] = "close"  # uvicorn closes the connection after an exception
         return response
@@ -206,8 +206,8 @@ def _methods_at(request: Request) -> set[str]:
 
 _HINTS = {
     HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
-    HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list the routes.",
-    HTTPStatus.METHOD_NOT_ALLOWED: "This route does not take that method.",
+    HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list all routes.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This route does not support that method; the Allow header lists those it does.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,
 }
 

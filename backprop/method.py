@@ -100,7 +100,7 @@ class Exact:
             of_b = {f"b.{path}": b for path, (_, b) in gradients.items()}
             square += sum(float(norm) ** 2 for norm in torch._foreach_norm([*of_a.values(), *of_b.values()]))
             if not isfinite(square):
-                raise TrainingDiverged("A gradient is no number. Start again with a smaller training.rate.")
+                raise TrainingDiverged("A gradient is not finite. Start again with a smaller training.rate.")
             self._optimizer.update(of_a, step=number, rate=rate)
             self._optimizer.update(of_b, step=number, rate=rate * B_RATE)
 

@@ -45,7 +45,7 @@ _STEPS = 40
 
 def learned(page: Page) -> None:
     """Let the page show what it can."""
-    page.get_by_label("Type, and take a suggestion").fill(_WRITING)
+    page.get_by_label("Type, and accept a suggestion").fill(_WRITING)
     expect(page.locator("#suggestions button")).to_have_count(3, timeout=_MILLISECONDS)
     expect(page.locator("#won-words li")).not_to_have_count(0, timeout=_MILLISECONDS)
     expect(page.locator("#now")).to_contain_text("Nothing to do", timeout=_MILLISECONDS)

@@ -38,8 +38,8 @@ def set_aside_problem(folder: DataFolder) -> str | None:
     if not folder.set_aside.is_dir() or not any(folder.set_aside.iterdir()):
         return None
     return (
-        f"The database does not know the adapters in {folder.set_aside}. Is it new? Stop the daemon, put the former "
-        "database back, and move them to adapters. If nobody needs them, delete that folder."
+        f"The database does not list the adapters in {folder.set_aside}. To use them, stop the daemon, put the former "
+        "database back and move them to the folder adapters. If you do not need them, delete that folder."
     )
 
 
@@ -58,7 +58,7 @@ class AdapterFiles:
         try:
             state = [(about.st_ino, about.st_size, about.st_mtime_ns) for about in map(Path.stat, files_of(folder))]
         except OSError as error:
-            return f"The files of adapter {adapter.id} are gone ({error.strerror})."
+            return f"The files of adapter {adapter.id} are missing ({error.strerror})."
         known = self._checked.get(adapter.id)
         if known is None or known[0] != state:
             known = self._checked[adapter.id] = state, self._read(adapter, folder)
@@ -73,7 +73,9 @@ class AdapterFiles:
         change = self._store.adapters.fall_back(
             serving.id, usable=lambda adapter: self.problem(adapter) is None, problem=problem, now=now
         )
-        self.notice = f"{problem} Served is {change.serving or 'the base model'}; its texts will be learned again."
+        self.notice = (
+            f"{problem} {change.serving or 'The base model'} is served instead, and its job's texts count as new."
+        )
         log.error("%s", self.notice)
         return self._store.adapters.serving(model)
 
@@ -99,4 +101,4 @@ class AdapterFiles:
                 return None
         except OSError as error:
             return f"The files of adapter {adapter.id} cannot be read ({error.strerror})."
-        return f"The files of adapter {adapter.id} are damaged: they are not what was written."
+        return f"The files of adapter {adapter.id} are damaged: their checksum does not match."

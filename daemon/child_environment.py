@@ -50,4 +50,4 @@ def child_environment() -> dict[str, str]:
 def last_words(output: bytes) -> str:
     """The last line of a process's output, shortened; of a traceback, the error."""
     lines = output.decode(errors="replace").strip().splitlines()
-    return lines[-1][:_LAST_WORDS_CHARACTERS] if lines else "it said nothing"
+    return lines[-1][:_LAST_WORDS_CHARACTERS] if lines else "no output"

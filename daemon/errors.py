@@ -18,18 +18,18 @@ DaemonError
 
 
 class DaemonError(Exception):
-    """The daemon could not do what was asked."""
+    """The daemon could not carry out the request."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
 
 
 class BadSettings(DaemonError):
-    """A setting has a value that cannot be used."""
+    """A setting has an invalid value."""
 
 
 class AlreadyRunning(DaemonError):
-    """Another daemon runs on this data folder. Stop it first, or choose another folder with --data-dir."""
+    """Another daemon is running on this data folder. Stop it first, or choose another folder with --data-dir."""
 
 
 class PortInUse(DaemonError):
@@ -37,7 +37,7 @@ class PortInUse(DaemonError):
 
 
 class NothingToLearn(DaemonError):
-    """There is no text to learn from. Add some: `pocketllm add` does, and POST /texts."""
+    """There is no text to train on. Add some with `pocketllm add` or POST /texts."""
 
 
 class ModelNotReady(DaemonError):
@@ -49,23 +49,23 @@ class GeneratorBusy(DaemonError):
 
 
 class GeneratorFailed(DaemonError):
-    """The process that answers has died, perhaps for want of memory. Try again, with a lower max_tokens."""
+    """The generator process died, perhaps because memory ran out. Try again with a lower max_tokens."""
 
 
 class CalibrationFailed(DaemonError):
-    """The model could not be measured on this device. Run `pocketllm models calibrate` to try again."""
+    """The model could not be calibrated on this device. Run `pocketllm models calibrate` to try again."""
 
 
 class CannotReplay(DaemonError):
-    """The job's learning cannot be done again. Choose a job that has succeeded."""
+    """The job cannot be replayed. Choose a job that has succeeded."""
 
 
 class ExportFailed(DaemonError):
-    """The process that writes the file has failed. Try again."""
+    """The export process failed. Try again."""
 
 
 class BackupUnusable(DaemonError):
-    """The backup cannot be made or used."""
+    """The backup cannot be written or used."""
 
 
 class GenerationTooLarge(DaemonError):
@@ -73,4 +73,4 @@ class GenerationTooLarge(DaemonError):
 
 
 class BadGeneration(DaemonError):
-    """The request for text cannot be carried out as it stands."""
+    """The generation request is invalid."""

@@ -35,17 +35,17 @@ class WatchedFolder(BaseModel, extra="forbid", frozen=True):
 
 
 class Scan(BaseModel):
-    """A watched folder, as the last scan found it."""
+    """A watched folder and its last scan."""
 
     path: str
     name: str = Field(description="The source of its texts.")
-    scanned_at: AwareDatetime | None = Field(None, description="null: not yet.")
+    scanned_at: AwareDatetime | None = Field(None, description="Null before the first scan.")
     texts: int = 0
     unreadable: int = Field(0, description="Files and folders in it that cannot be opened.")
-    vanished: int = Field(0, description="Files that are gone, all at once: kept until the owner says otherwise.")
+    vanished: int = Field(0, description="Files missing all at once. Their texts are kept until you confirm.")
     nobodys: list[str] = Field([], description="Chats and mailboxes in which none of the names is the owner's.")
-    problem: str | None = Field(None, description="Why nothing is read or forgotten.")
-    device: int = Field(0, description="The number of the file system that it is on.")
+    problem: str | None = Field(None, description="Why nothing was read or forgotten.")
+    device: int = Field(0, description="The device number of its file system.")
 
 
 _T = TypeVar("_T")
@@ -79,7 +79,7 @@ def _read(file: Path, kind: TypeAdapter[list[_T]]) -> list[_T]:
     except FileNotFoundError:
         return []
     except (OSError, ValidationError) as error:
-        raise BadSettings(f"{file} cannot be read ({error}). Move it away, and add the folders again.") from error
+        raise BadSettings(f"{file} cannot be read ({error}). Move it away and add the folders again.") from error
 
 
 class FolderScans:
@@ -116,7 +116,7 @@ class FolderScans:
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
         said = process.communicate()[1]
         if process.returncode:
-            log.warning("the scan of the watched folders ended: %s", last_words(said))
+            log.warning("the scan of the watched folders failed: %s", last_words(said))
         self._process = None
         self._ended()
 

@@ -92,7 +92,7 @@ class Sparing(logging.Filter):
         since, count = self._counts.pop(kind, (now, 0))
         if now - since >= _WINDOW_SECONDS:
             if count > _MOST:
-                record.msg = f"{record.msg} (and {count - _MOST:,} more like the last such)"
+                record.msg = f"{record.msg} (and {count - _MOST:,} more of this kind)"
             since, count = now, 0
         self._counts[kind] = since, count + 1
         if len(self._counts) > _KINDS:

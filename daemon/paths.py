@@ -172,7 +172,9 @@ class DataFolder:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.root.stat().st_uid != os.geteuid():
-                raise BadSettings(f"The data folder {self.root} is another user's. Choose another with --data-dir.")
+                raise BadSettings(
+                    f"The data folder {self.root} belongs to another user. Choose another with --data-dir."
+                )
             self.root.chmod(0o700)
             for folder, folders, files in os.walk(self.root):
                 within = Path(folder)
@@ -190,6 +192,6 @@ def _make_private(path: Path) -> None:
     except FileNotFoundError:  # deleted meanwhile by the daemon that runs on the folder
         return
     if stat.S_ISLNK(mode):
-        raise BadSettings(f"{path} is a symbolic link, through which others' files would be written to. Remove it.")
+        raise BadSettings(f"{path} is a symbolic link; writes to it would change files elsewhere. Remove it.")
     if mode & _OTHERS:
         path.chmod(stat.S_IMODE(mode) & ~_OTHERS)

@@ -40,20 +40,20 @@ _STEP_SIZE = {"lora": 3e-3, "full": 1e-4}
 class TrainingSettings(_Section):
     """Parameters of a job. A change applies to jobs queued afterwards."""
 
-    new_words: int = Field(400, ge=1, description="New words after which a job queues itself.")
-    steps: int = Field(300, ge=1, le=1_000_000, description="Steps of a job.")
+    new_words: int = Field(400, ge=1, description="Number of new words at which a job is queued by itself.")
+    steps: int = Field(300, ge=1, le=1_000_000, description="Steps per job.")
     method: Literal["auto", "exact", "mezo"] = Field(
         "auto",
-        description="exact takes gradients by backpropagation, a layer at a time; mezo estimates them by forward "
-        "passes along random directions; auto is exact where it fits memory_bytes, else mezo.",
+        description="exact computes gradients by backpropagation, one layer at a time; mezo estimates them by forward "
+        "passes along random directions; auto is exact if that fits into memory_bytes, else mezo.",
     )
     batch: int | None = Field(
-        None, ge=1, le=1024, description="Blocks of text per step; by default 8, or 4 where mezo takes many directions."
+        None, ge=1, le=1024, description="Blocks of text per step; by default 8, or 4 if mezo takes many directions."
     )
     block_tokens: int = Field(64, ge=2, le=4096, description="Tokens per block.")
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
     mode: Literal["lora", "full"] = Field(
-        "lora", description="What is trained: lora is a low-rank adapter, full all parameters."
+        "lora", description="What is trained: lora a low-rank adapter, full all parameters."
     )
     epsilon: float = Field(
         default_factory=lambda read: _EPSILON[read.get("mode", "lora")],
@@ -71,40 +71,40 @@ class TrainingSettings(_Section):
         2e-3,
         gt=0,
         lt=1,
-        description="Learning rate of exact for A on a long text; for B four times that, for a short text less.",
+        description="Learning rate of exact for A on long text; four times that for B, and less on short text.",
     )
     rehearsal: float = Field(
         0.125,
         ge=0,
         le=0.5,
-        description="Share of an exact step's blocks that are samples of the base model, against forgetting.",
+        description="Share of blocks per step of exact that are sampled from the base model, against forgetting.",
     )
     measure_every: int = Field(100, ge=1, description="Steps between held-out measurements.")
     probes: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Directions per step of mezo; by default 15 or 7 where a step takes at most 5 seconds, else 1.",
+        description="Directions per step of mezo; by default 15 or 7 if such a step takes at most 5 seconds, else 1.",
     )
     noise: Literal["rademacher", "gaussian"] = Field(
-        "rademacher", description="The distribution of directions: random signs, or normal numbers as in MeZO's paper."
+        "rademacher", description="Distribution of directions: random signs, or normal numbers as in MeZO's paper."
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Blocks per pass through the layers, at most, where they have block_tokens; by "
-        "default what memory allows. exact takes more of shorter ones.",
+        description="Maximum number of blocks of block_tokens per pass through the layers; by default, what memory "
+        "allows. exact takes more if blocks are shorter.",
     )
     targets: tuple[str, ...] = Field(
         # Not queries and keys: with them, mezo learns less in the same time (bench/README.md).
         ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "value", "dense"),
         min_length=1,
-        description="Linear maps that mezo adapts, by name; unknown names are ignored. exact adapts all maps.",
+        description="Names of the linear maps that mezo adapts; unknown names are ignored. exact adapts all maps.",
     )
     memory_bytes: int = Field(
         360 * MB,
         ge=50 * MB,
-        description="Anonymous memory of the worker beyond its libraries, at most; the kernel enforces it.",
+        description="Maximum anonymous memory of the worker beyond its libraries; the kernel enforces it.",
     )
 
     @model_validator(mode="after")
@@ -169,42 +169,42 @@ class GateSettings(_Section):
 
     run_mode: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="auto waits for all conditions; always only for those of safety (heat, memory, disk, an empty "
-        "battery); never runs nothing.",
+        description="auto waits for all conditions; always waits only for the safety conditions (heat, memory, disk, "
+        "an empty battery); with never, no job runs.",
     )
-    require_power: bool = Field(True, description="Train on external power only.")
+    require_power: bool = Field(True, description="Train only on external power.")
     power_sources: tuple[Literal["ac", "usb", "wireless", "dock", "another"], ...] = Field(
-        ("ac", "usb", "wireless", "dock", "another"), description="External power that counts."
+        ("ac", "usb", "wireless", "dock", "another"), description="Kinds of external power that count."
     )
     battery_start_percent: float = Field(40, ge=0, le=100, description="Start at this battery level or above.")
     battery_stop_percent: float = Field(30, ge=0, le=100, description="Pause below this battery level.")
     charge_loss_percent: float = Field(
-        3, gt=0, le=100, description="Pause when the battery loses this much on the charger: it is too weak."
+        3, gt=0, le=100, description="Pause when the battery loses this much on a charger, which is then too weak."
     )
-    temperature_start_celsius: float = Field(38, description="Start with the battery this warm or cooler.")
-    temperature_stop_celsius: float = Field(42, le=60, description="Pause with the battery warmer than this.")
-    heat_start_celsius: float = Field(70, description="Start with the hottest thermal zone this hot or cooler.")
-    heat_stop_celsius: float = Field(90, description="Pause with the hottest thermal zone hotter than this.")
-    require_screen_off: bool = Field(True, description="Train with the screen off only.")
+    temperature_start_celsius: float = Field(38, description="Start at this battery temperature or below.")
+    temperature_stop_celsius: float = Field(42, le=60, description="Pause above this battery temperature.")
+    heat_start_celsius: float = Field(70, description="Start with the hottest thermal zone at this or below.")
+    heat_stop_celsius: float = Field(90, description="Pause with the hottest thermal zone above this.")
+    require_screen_off: bool = Field(True, description="Train only while the screen is off.")
     require_idle: bool = Field(True, description="Train only when nobody has used the machine for a while.")
     idle_minutes: float = Field(10, ge=0, le=24 * 60, description="Minutes without use that count as idle.")
     hours: Annotated[tuple[str, ...], AfterValidator(_as_hours)] = Field(
-        (), description="Parts of the day, by the local clock, such as 22:00-07:00; by default all of it."
+        (), description="Hours in which jobs may run, in local time, such as 22:00-07:00; by default all day."
     )
-    weekdays: tuple[Weekday, ...] = Field((), description="Days of the week; by default all.")
-    minutes_per_day: float | None = Field(None, gt=0, description="Minutes of training per day, at most.")
-    memory_start_bytes: int = Field(700 * MB, ge=0, description="Start with this much memory available or more.")
-    memory_stop_bytes: int = Field(150 * MB, ge=0, description="Pause with less memory available.")
+    weekdays: tuple[Weekday, ...] = Field((), description="Weekdays on which jobs may run; by default all.")
+    minutes_per_day: float | None = Field(None, gt=0, description="Maximum minutes of training per day.")
+    memory_start_bytes: int = Field(700 * MB, ge=0, description="Start with at least this much available memory.")
+    memory_stop_bytes: int = Field(150 * MB, ge=0, description="Pause below this much available memory.")
     pressure_start_percent: float = Field(
-        10, ge=0, le=100, description="Start while work waits for memory no more than this part of the time."
+        10, ge=0, le=100, description="Start at this memory pressure (time in which work waits for memory) or below."
     )
-    pressure_stop_percent: float = Field(40, ge=0, le=100, description="Pause while it waits more than this.")
-    disk_start_bytes: int = Field(1000 * MB, ge=0, description="Start with this much free disk space or more.")
-    disk_stop_bytes: int = Field(200 * MB, ge=0, description="Pause with less free disk space.")
-    minimum_pause_seconds: float = Field(60, ge=0, description="Seconds to wait after a pause, at least.")
-    stale_seconds: float = Field(180, ge=90, description="Age in seconds beyond which a reading is unknown.")
+    pressure_stop_percent: float = Field(40, ge=0, le=100, description="Pause above this memory pressure.")
+    disk_start_bytes: int = Field(1000 * MB, ge=0, description="Start with at least this much free disk space.")
+    disk_stop_bytes: int = Field(200 * MB, ge=0, description="Pause below this much free disk space.")
+    minimum_pause_seconds: float = Field(60, ge=0, description="Minimum seconds to wait after a pause.")
+    stale_seconds: float = Field(180, ge=90, description="Age in seconds beyond which a reading counts as unknown.")
     train_when_unknown: tuple[Quantity, ...] = Field(
-        (), description="Readings that do not block while they are unknown."
+        (), description="Readings that do not block jobs while they are unknown."
     )
 
     @model_validator(mode="after")
@@ -219,7 +219,7 @@ class GateSettings(_Section):
     @model_validator(mode="after")
     def _no_contradictions(self) -> "GateSettings":
         if self.require_power and not self.power_sources:
-            raise ValueError("require_power (true) and power_sources (none) leave no power to train on")
+            raise ValueError("require_power is true, but power_sources is empty: no job could run")
         return self
 
 
@@ -236,14 +236,14 @@ class Settings(BaseSettings):
     )
 
     data_dir: Annotated[Path, AfterValidator(_expanded)] = Field(
-        default_factory=default_data_dir, description="The folder of texts, models and adapters."
+        default_factory=default_data_dir, description="The folder for texts, models and adapters."
     )
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 takes any free one.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(2407, description="Loopback port; 0 chooses a free one.")
     model: str = Field("smollm2-135m-instruct", description="The imported model that is trained and answers.")
     backend: BackendPreference = Field(
         "auto",
-        description="The decoder: transformers; llamacpp, which needs the model's GGUF file and is much faster; "
-        "auto is llamacpp where it is available, else transformers.",
+        description="The decoder: transformers; llamacpp, which needs the model's GGUF file and is much faster; or "
+        "auto, which is llamacpp if available, else transformers.",
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
     tick_seconds: float = Field(2.0, gt=0, le=5, description="Seconds between sensor readings while a job runs.")
@@ -251,34 +251,36 @@ class Settings(BaseSettings):
         15.0,
         gt=0,
         le=60,
-        description="Seconds between sensor readings while a job waits; while none does, four times that, at most 60.",
+        description="Seconds between sensor readings while a job waits; four times that, at most 60, while none does.",
     )
     total_memory_bytes: int = Field(
         1000 * MB,
         ge=1,
-        description="Memory of daemon, worker and generator together, at most; weights count once. A job that does not "
-        "fit waits, and a request for text that needs more is refused.",
+        description="Maximum memory of daemon, worker and generator together; weights count once. A job that does not "
+        "fit waits; a generation request that needs more is refused.",
     )
     keep_alive_seconds: float = Field(300, ge=0, description="Seconds after which an idle generator is unloaded.")
-    max_text_bytes: int = Field(1 * MB, ge=1, description="Size of a text, at most.")
-    max_body_bytes: int = Field(8 * MB, ge=1, description="Size of a request, at most.")
-    max_requests: int = Field(64, ge=1, description="Simultaneous requests, at most.")
+    max_text_bytes: int = Field(1 * MB, ge=1, description="Maximum size of a text.")
+    max_body_bytes: int = Field(8 * MB, ge=1, description="Maximum size of a request.")
+    max_requests: int = Field(64, ge=1, description="Maximum number of simultaneous requests from all apps.")
     app_requests_per_second: float = Field(
-        20, gt=0, description="Requests per second and app over time; ten seconds' worth at once."
+        20, gt=0, description="Average requests per second from an app; ten seconds' worth may come at once."
     )
-    app_texts_per_day: int = Field(20_000, ge=1, description="Texts that an app may add in 24 hours.")
+    app_texts_per_day: int = Field(20_000, ge=1, description="Maximum number of texts that an app may add in 24 hours.")
     open_routes: bool = Field(
         True,
-        description="GET /jobs needs no token. Without one it shows states, steps, losses and times alone.",
+        description="GET /jobs needs no access token. Without one, it shows only states, steps, losses and times.",
     )
     allowed_origins: tuple[str, ...] = Field(
         ("app://obsidian.md", "capacitor://localhost", "vscode-webview://"),
-        description="Origins of programs in a browser's shell that may ask, with a token. One that ends with :// is of "
-        "any host.",
+        description="Origins of browser-based programs that may send requests, with an access token. One that ends "
+        "with :// matches any host.",
     )
-    max_waiting: int = Field(8, ge=0, description="Requests to generate that wait while one is answered, at most.")
+    max_waiting: int = Field(
+        8, ge=0, description="Maximum number of generation requests that wait while one is answered."
+    )
     power_supplies: Path = Field(
-        Path("/sys/class/power_supply"), description="Linux's folder of power supplies; another one for tests."
+        Path("/sys/class/power_supply"), description="The folder of power supplies; change it only for tests."
     )
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
@@ -303,9 +305,7 @@ def load_settings(overrides: dict[str, Any]) -> Settings:
     except ValidationError as error:
         raise BadSettings(_explain(error)) from error
     except SettingsError as error:  # a list or a table in a variable, and not as JSON
-        raise BadSettings(
-            f"A POCKETLLM_ variable cannot be read: {error}. Lists and tables are given as JSON."
-        ) from error
+        raise BadSettings(f"A POCKETLLM_ variable cannot be read: {error}. Give lists and tables as JSON.") from error
     except (OSError, ValueError) as error:  # not readable, or TOML that does not parse
         raise BadSettings(f"{config_file()} cannot be read: {error}") from error
 

@@ -247,7 +247,7 @@ class Client:
                 yield Event(name=event.event, data=event.json())
                 if event.event == "done":
                     return
-        raise DaemonLost("The daemon stopped in the middle of the text. See its log, then ask again.")
+        raise DaemonLost("The daemon stopped in the middle of the text. See its log, then try again.")
 
     def _call(self, method: str, path: str, **more: Any) -> Document:
         return self._document(self._answer(method, path, **more))
@@ -286,11 +286,11 @@ class Client:
             raise NoDaemon(url) from error
         except httpx.TimeoutException as error:
             raise DaemonSlow(
-                f"The daemon at {url} is connected but does not answer. It may be busy; try again in a minute."
+                f"The daemon at {url} accepts connections but does not answer. It may be busy; try again in a minute."
             ) from error
         except httpx.RemoteProtocolError as error:
             raise DaemonLost(
-                f"The daemon at {url} closed the connection before it had answered. See its log, then try again."
+                f"The daemon at {url} closed the connection before answering. See its log, then try again."
             ) from error
         except httpx.TransportError as error:
             raise DaemonLost(f"The connection to {url} broke ({error}). Try again.") from error
@@ -308,7 +308,7 @@ class Client:
             return ""
         if self.target.token is None:
             return f"(No token was sent: {self.target.without_token})"
-        return "(The token that was sent is not this daemon's; check --data-dir and POCKETLLM_TOKEN.)"
+        return "(The token sent is not this daemon's; check --data-dir and POCKETLLM_TOKEN.)"
 
     def _document(self, response: httpx.Response) -> Document:
         try:
@@ -321,8 +321,8 @@ class Client:
 
     def _not_a_daemon(self, response: httpx.Response) -> NotADaemon:
         return NotADaemon(
-            f"{self.target.url} answers ({response.status_code} to {response.request.url.path}), but not as PocketLLM "
-            "does. Another program may use this port; say where the daemon is with --url or --data-dir."
+            f"{self.target.url} answers ({response.status_code} to {response.request.url.path}), but not like "
+            "PocketLLM. Another program may use this port; give the daemon's address with --url or --data-dir."
         )
 
 

@@ -69,9 +69,9 @@ def run_demo(
         console.print(
             f"It runs at {client.target.url} and writes its log to {data_dir / 'daemon.log'}.", soft_wrap=True
         )
-        console.print("3. The words", style="bold")
+        console.print("3. The texts", style="bold")
         add_notes(client, console)
-        console.print("4. Learning", style="bold")
+        console.print("4. Training", style="bold")
         job = learn(client, console, DEFAULT_STEPS if steps is None else steps)
         folder = adapter_folder(client, job)
         console.print("5. Before and after", style="bold")
@@ -94,7 +94,7 @@ def prepare_folder(data_dir: Path, *, keep: bool) -> None:
         raise CommandError(f"{data_dir} is a file. Choose a folder with --data-dir.")
     if data_dir.is_dir() and any(data_dir.iterdir()) and not marker.is_file():
         raise CommandError(
-            f"{data_dir} is not empty and no demo made it, so nothing in it was touched. "
+            f"{data_dir} is not empty and was not made by a demo, so nothing in it was touched. "
             "Choose another folder with --data-dir."
         )
     pid = answering_pid(data_dir)
@@ -179,7 +179,7 @@ class StallGuard:
             reasons = "; ".join(job["reasons"]) or "the daemon gave no reason"
             raise CommandError(
                 f"The job has been {job['state']} for {STALL_SECONDS:.0f} seconds: {reasons}. "
-                "Training starts when that is over; try the demo again then."
+                "Training starts when that is over; try again then."
             )
 
 
@@ -230,9 +230,9 @@ def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
     owner = f'-H "Authorization: Bearer $({command} token --data-dir {folder})"'
     body = "-H 'Content-Type: application/json' -d"
     lines = [
-        f"\nThe whole took {duration_text(seconds)}. The daemon is stopped. Start it again on this folder:",
+        f"\nThe demo took {duration_text(seconds)}. The daemon is stopped. To start it again on this folder:",
         f"  {command} serve --data-dir {folder}",
-        "and in another terminal see the job, ask the personal model, and give it words of yours:",
+        "Then, in another terminal, see the job, query the personal model and add a text of yours:",
         f"  curl {DEFAULT_URL}/jobs",
         f"  {command} report --data-dir {folder}",
         f'  curl {owner} {body} \'{{"prompt": "Calm, glass rising. The ferry"}}\' {DEFAULT_URL}/generate',

@@ -109,7 +109,7 @@ def _rehearsal(settings: "Settings", say: Callable[[str], None]) -> Document:
     except CommandError as error:
         return {"error": str(error)}
     except OSError as error:
-        raise CommandError(f"The rehearsal found no place in {settings.data_dir}: {error}.") from error
+        raise CommandError(f"The rehearsal could not write to {settings.data_dir}: {error}.") from error
 
 
 def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
@@ -126,7 +126,7 @@ def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
     worker = client.status()["worker"]["pid"]
     if worker is not None:
         os.kill(worker, signal.SIGKILL)
-        say(f"killed the worker after step {before['step']}; it goes on by itself")
+        say(f"killed the worker after step {before['step']}; the job continues by itself")
     ended = _wait(client, job, lambda now: False, say)
     seconds = time.monotonic() - began
     plan = ended["plan"] or {}
@@ -148,7 +148,7 @@ def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
         "events": ended["events"],
     }
     if ended["state"] == "succeeded":
-        say("asking for an answer")
+        say("generating text")
         began = time.monotonic()
         request = {"prompt": PROMPTS[0], "max_tokens": ANSWER_TOKENS, "adapter": ended["adapter"] or "base"}
         answer = client.generate(request)
@@ -186,6 +186,7 @@ def summary(report: Document) -> str:
         return f"The rehearsal failed: {found['error']}"
     return (
         f"The rehearsal made {found['steps']} steps ({found['method']}) in {found['seconds']:.0f} s, the first after "
-        f"{found['first_step_seconds']:.0f} s, with {found['peak_memory_bytes'] / 1e6:.0f} MB at most; its worker was "
-        f"killed after step {found['killed_at_step']} and went on; an answer took {found['answer']['seconds']:.0f} s."
+        f"{found['first_step_seconds']:.0f} s, with a peak of {found['peak_memory_bytes'] / 1e6:.0f} MB. Its worker "
+        f"was killed after step {found['killed_at_step']} and the job continued. Generating text took "
+        f"{found['answer']['seconds']:.0f} s."
     )

@@ -76,7 +76,7 @@ def scan(
         done.device, is_empty = root.stat().st_dev, not any(root.iterdir())
         ignored = ignored_in(root)
     except OSError as error:
-        done.problem = f"It cannot be opened: {error.strerror}. Nothing is forgotten. {advice(error)}".strip()
+        done.problem = f"It cannot be opened: {error.strerror}. Nothing was forgotten. {advice(error)}".strip()
         return done
     changed, back = list[FileRead](), list[str]()
     way = watched.model_dump_json()  # a folder that is added again in another way is read again
@@ -104,7 +104,7 @@ def scan(
     store.drop_replaced(now)
     store.mark(back, None)
     if is_empty and known:
-        done.problem = "It is empty. Nothing is forgotten."
+        done.problem = "It is empty. Nothing was forgotten."
     elif last.device in (0, done.device):
         gone = [name for name in versions if is_gone(root / name)]
         confirmed = [f"{watched.path}/{name}" for name in gone if name in missing]
@@ -114,7 +114,7 @@ def scan(
         elif confirmed:
             store.forget(confirmed, now)
     else:
-        done.problem = "It is on another disk than before. Nothing is forgotten at this scan."
+        done.problem = "It is on a different disk than before. Nothing was forgotten in this scan."
     done.texts = store.texts(watched.path)
     return done
 
@@ -180,5 +180,5 @@ def advice(error: OSError) -> str:
     if not isinstance(error, PermissionError):
         return ""
     if "TERMUX_VERSION" in os.environ:
-        return "Run termux-setup-storage, and allow it."
-    return "Under systemd its unit may hide it: BindReadOnlyPaths= with the folder's path shows it to the service."
+        return "Run termux-setup-storage and grant the permission."
+    return "Under systemd, the unit may hide it: add its path to the unit with BindReadOnlyPaths=."

@@ -21,10 +21,10 @@ _COMMAND_SECONDS = 330
 _UNIT = "pocketllm.service"
 #: With these in its path systemd starts no program; a % is doubled, and the rest may stand in quotes.
 _REFUSED = re.compile(r"""["'\\\x00-\x1f\x7f]""")
-_WITHOUT_SYSTEMD = """Nothing was installed: systemd does not answer here. What helps:
-- after `su` or `sudo`: log in as this user, at the machine or by ssh, and run it again;
-- where this user never logs in: `sudo pocketllm service install --system`;
-- in a container, or without systemd: let what starts things there run `pocketllm serve`."""
+_WITHOUT_SYSTEMD = """Nothing was installed, because systemd does not answer here. What to do:
+- After `su` or `sudo`: log in as this user, locally or by ssh, and run the command again.
+- If this user never logs in: `sudo pocketllm service install --system`.
+- In a container or without systemd: have your init or start script run `pocketllm serve`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ
     """Return this machine's service manager. Raises CommandError where there is none."""
     places = Places(environment=environment)
     if places.is_proot:
-        raise CommandError(f"Nothing starts services inside of a proot. Instead, {PROOT_ADVICE}.")
+        raise CommandError(f"Nothing starts services inside a proot. Instead, {PROOT_ADVICE}.")
     if places.is_termux:
         return Runit(home=Path(environment["HOME"]), prefix=Path(environment.get("PREFIX", "")), command=own_command())
     if shutil.which("systemctl", path=environment.get("PATH")) is None:
@@ -86,7 +86,7 @@ class Systemd:
             if _REFUSED.search(str(path)) or (not is_users and path.parts[1] in ("home", "root", "run", "tmp")):
                 raise CommandError(
                     f"The unit's sandbox hides {path}, or systemd cannot start it. Install Python and PocketLLM "
-                    "elsewhere, such as in /opt/pocketllm, and run this again by the command that is there."
+                    "elsewhere, such as in /opt/pocketllm, and run this again with the command installed there."
                 )
         text = files("pocketllm").joinpath("systemd", self.template).read_text(encoding="utf-8")
         start = 'ExecStart="{}" serve'.format(str(self.command).replace("%", "%%"))
@@ -101,7 +101,7 @@ class Systemd:
         _run(*self.systemctl, "daemon-reload")
         _run(*self.systemctl, "enable", _UNIT)
         _run(*self.systemctl, "restart", _UNIT)
-        done = [f"Written: {self.unit}.", "It runs now, and from now on whenever the machine starts."]
+        done = [f"Wrote {self.unit}.", "The daemon is running and starts at every boot."]
         if is_users:
             done.append(_linger())
         return done
@@ -109,11 +109,11 @@ class Systemd:
     def uninstall(self) -> list[str]:
         """Stop and remove it; returns what was done. The owner's data stay."""
         if not self.unit.exists():
-            return [f"There is no {self.unit}: nothing to do."]
+            return [f"{self.unit} does not exist; nothing to do."]
         _run(*self.systemctl, "disable", "--now", _UNIT)
         self.unit.unlink()
         _run(*self.systemctl, "daemon-reload")
-        return [f"Stopped and deleted: {self.unit}. Texts, models and adapters stay."]
+        return [f"Stopped the daemon and deleted {self.unit}. Texts, models and adapters stay."]
 
     def status(self) -> ServiceState:
         """Return its state."""
@@ -121,7 +121,7 @@ class Systemd:
         said = _run(*self.systemctl, "is-active", _UNIT, may_fail=True).strip()
         running = {"active": True, "inactive": False, "failed": False, "activating": False}.get(said)
         return ServiceState(
-            manager="systemd, the user's" if "--user" in self.systemctl else "systemd, the system's",
+            manager="systemd (user)" if "--user" in self.systemctl else "systemd (system)",
             installed=installed,
             running=running,
             files=(str(self.unit),) if installed else (),
@@ -159,21 +159,24 @@ class Runit:
             scratch.write_text(text.replace("@VENV@", environment), encoding="utf-8")
             scratch.chmod(0o755)
             scratch.rename(file)
-        done = [f"Written: {file}." for file in self._places]
+        done = [f"Wrote {file}." for file in self._places]
         link = self.prefix / "bin/pocketllm"
         if not link.exists():
             link.unlink(missing_ok=True)  # to an environment that is gone
             link.symlink_to(self.command)
         elif not link.samefile(self.command):
-            done.append(f"{link} is another program and stays; PocketLLM's is {self.command}.")
+            done.append(f"{link} is another program and was not replaced; PocketLLM's command is {self.command}.")
         if self._supervised:
             _run("sv", "-w", "60", "restart", str(self._service))
-            return [*done, "It runs now, and from now on after each boot."]
+            return [*done, "The daemon is running and starts at every boot."]
         if shutil.which("service-daemon") is None:
-            return [*done, "It starts with the next boot; after `pkg install termux-services`, with the next session."]
+            return [
+                *done,
+                "The daemon starts at the next boot, or in the next session after `pkg install termux-services`.",
+            ]
         places = (f"SVDIR={self.prefix}/var/service", f"LOGDIR={self.prefix}/var/log")
         _run("env", *places, "service-daemon", "start", may_fail=True)  # as where the services run already
-        return [*done, "It runs now, and from now on after each boot."]
+        return [*done, "The daemon is running and starts at every boot."]
 
     def uninstall(self) -> list[str]:
         """Stop and remove it; returns what was done. The owner's data stay."""
@@ -185,14 +188,14 @@ class Runit:
         link = self.prefix / "bin/pocketllm"
         if link.is_symlink() and link.readlink() == self.command:
             link.unlink()
-        return ["Stopped and deleted. Texts, models and adapters stay."]
+        return ["Stopped the daemon and deleted the service. Texts, models and adapters stay."]
 
     def status(self) -> ServiceState:
         """Return its state."""
         there = tuple(str(file) for file in self._places if file.is_file())
         said = _run("sv", "status", str(self._service), may_fail=True).strip() if self._supervised else "not supervised"
         return ServiceState(
-            manager="runit, Termux's",
+            manager="runit (Termux)",
             installed=len(there) == len(self._places),
             running=said.startswith("run:"),
             files=there,
@@ -214,8 +217,8 @@ def _linger() -> str:
     try:
         _run("loginctl", "enable-linger")
     except CommandError as error:
-        return f'It ends when you log out ({error}). `loginctl enable-linger "$USER"` changes that.'
-    return "It runs while you are logged out, too."
+        return f'It stops when you log out ({error}). To keep it running: `loginctl enable-linger "$USER"`.'
+    return "It keeps running when you log out."
 
 
 def _run(*command: str, may_fail: bool = False) -> str:

@@ -16,8 +16,8 @@ BUSY_TIMEOUT_SECONDS = 15
 #: SQLite needs some pages for a transaction; with less free space, an I/O error is one of want of room.
 _LEAST_FREE_BYTES = 1_000_000
 _DAMAGED = (
-    "Put a backup in its place with `pocketllm restore FILE`. Without one, move it away and keep it: then a "
-    "new one begins, without texts, and the adapters are kept in the folder set-aside."
+    "Restore a backup with `pocketllm restore FILE`. Without one, move the file away and keep it: the daemon then "
+    "creates a new database without texts, and moves the adapters to the folder set-aside."
 )
 #: The low byte of SQLite's extended result codes is the primary code.
 _PRIMARY_CODE = 0xFF
@@ -114,11 +114,11 @@ def trouble(path: Path, error: sqlite3.Error) -> StorageTrouble:
     """SQLite's error as a sentence that says what to do (codes: https://sqlite.org/rescode.html)."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY_CODE
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return DatabaseLocked(f"Another program holds the lock of the database {path}. Close it, then try again.")
+        return DatabaseLocked(f"Another program has locked the database {path}. Close that program, then try again.")
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
-        return DatabaseFull(f"There is no room for the database {path}. Free some space; nothing in it is lost.")
+        return DatabaseFull(f"The disk is too full for the database {path}. Free some space; no stored data is lost.")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
-        advice = "See whether the disk works, and whether this user may write there."
+        advice = "Check that the disk works and that this user may write there."
     else:
         advice = _DAMAGED
     return DatabaseUnusable(f"The database {path} cannot be used: {error}. {advice}")

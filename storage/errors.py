@@ -23,23 +23,23 @@ class StorageError(Exception):
 
 
 class AlreadyThere(StorageError):
-    """There is something with this name already."""
+    """This name is already taken."""
 
 
 class DatabaseTooNew(StorageError):
-    """This database is of a newer PocketLLM, or of one before the first release. Install that, or move it away."""
+    """The database belongs to a newer PocketLLM, or to one before the first release. Install that, or move it away."""
 
 
 class StorageTrouble(StorageError):
-    """The database cannot be read or written. It may be usable again later."""
+    """The database cannot be read or written. Try again later."""
 
 
 class DatabaseFull(StorageTrouble):
-    """There is no room for the database."""
+    """The disk is too full for the database."""
 
 
 class DatabaseLocked(StorageTrouble):
-    """Another program holds the database's lock."""
+    """Another program has locked the database."""
 
 
 class DatabaseUnusable(StorageTrouble):
@@ -47,7 +47,7 @@ class DatabaseUnusable(StorageTrouble):
 
 
 class Superseded(StorageError):
-    """The job of this worker was paused, has ended, or was given to another worker."""
+    """This worker's job was paused, has ended, or was given to another worker."""
 
 
 class NotFound(StorageError):
@@ -59,8 +59,8 @@ class WrongState(StorageError):
 
 
 class HasDeletedText(WrongState):
-    """The adapter has learned text that was deleted since."""
+    """The adapter was trained on text that was deleted since."""
 
 
 class NotYet(WrongState):
-    """The job is not in a state that allows this yet. Ask again later."""
+    """The job is not in a state that allows this yet. Try again later."""

@@ -19,7 +19,7 @@ def migrate(database: Database) -> None:
         if not inspect(connection).get_table_names():
             _create(connection)
         elif (revision := current_revision(connection)) is None:
-            raise DatabaseUnusable(f"{database.path} is no database of PocketLLM's. Move it away.")
+            raise DatabaseUnusable(f"{database.path} is not a PocketLLM database. Move it away.")
         elif revision != HEAD:
             upgrade(connection)
 

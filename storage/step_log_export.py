@@ -84,9 +84,9 @@ def read_export(data: bytes) -> StepLogExport:
     try:
         rows = [StepRow.model_validate_json(line) for line in lines]
     except ValidationError as error:
-        raise ValueError(f"A line of this file is no step ({error.errors()[0]['msg']}). Export it again.") from error
+        raise ValueError(f"A line of this file is not a step ({error.errors()[0]['msg']}). Export it again.") from error
     if [row.step for row in rows] != list(range(1, len(rows) + 1)) or len(rows) != header["steps"]:
-        raise ValueError("This file of steps is cut short or damaged: some steps are missing. Export it again.")
+        raise ValueError("This step log is truncated or damaged: some steps are missing. Export it again.")
     if any((row.seed, len(row.scalars)) != (header["seed"], header["probes"]) for row in rows):
-        raise ValueError("This file's header does not fit its rows. Export it again.")
+        raise ValueError("The header of this step log does not match its rows. Export it again.")
     return StepLogExport(header=header, rows=rows)

@@ -30,7 +30,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     QUEUED = "queued"  # waiting for its first start
     RUNNING = "running"  # a worker process is at it
@@ -53,14 +53,14 @@ OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
 
 
 class Requester(StrEnum):
-    """Who asked for a job."""
+    """Who requested a job."""
 
     OWNER = "owner"  # an explicit request
     THRESHOLD = "threshold"  # enough new text had come in
 
 
 class Outcome(StrEnum):
-    """What the held-out text says of a finished job."""
+    """The result of a job's evaluation on held-out text."""
 
     LEARNED = "learned"  # significantly better on new text than what was served
     TOO_LITTLE = "too little text to tell yet"  # kept, not served; its texts stay new, and the next job starts from it
@@ -69,7 +69,7 @@ class Outcome(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a text teaches."""
+    """The kind of a text."""
 
     PLAIN = "plain"  # all of its words
     COMPLETION = "completion"  # a prompt, and the words that follow it: only these are learned

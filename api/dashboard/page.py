@@ -34,15 +34,15 @@ _HEADERS = {
 
 @router.get("/", response_class=Response)
 def page() -> Response:
-    """The dashboard. Open without a token: it holds nothing, and asks for one."""
+    """The dashboard. No token needed: the page contains no data and asks you to sign in."""
     return _file("page.html")
 
 
 @router.get("/dashboard/{name}", response_class=Response)
 def part(name: str) -> Response:
-    """A part of the page."""
+    """A file of the dashboard."""
     if name not in _FILES:
-        raise Problem(HTTPStatus.NOT_FOUND, f"The dashboard has no part {name[:80]!r}.")
+        raise Problem(HTTPStatus.NOT_FOUND, f"The dashboard has no file {name[:80]!r}.")
     return _file(name)
 
 
@@ -52,16 +52,16 @@ def _file(name: str) -> Response:
 
 
 class CodeOut(BaseModel):
-    """A code that signs a browser in, by /#code=CODE."""
+    """A one-time code that signs a browser in at /#code=CODE."""
 
     code: str
-    seconds: float = Field(description="For how long it is good; once.")
+    seconds: float = Field(description="How long the code is valid.")
 
 
 class SessionOut(BaseModel):
-    """Half of a session of seven days; the other is a cookie."""
+    """Half of a session; the cookie is the other half."""
 
-    page_key: str = Field(description="To be sent as `X-Page-Key`, with the cookie.")
+    page_key: str = Field(description="Send it as `X-Page-Key`, with the cookie.")
 
 
 def sessions_of(request: Request) -> Sessions:
@@ -76,14 +76,14 @@ SessionsDep = Annotated[Sessions, Depends(sessions_of)]
 
 @router.post("/sessions", status_code=HTTPStatus.CREATED)
 def begin(request: Request, sessions: SessionsDep) -> CodeOut:
-    """A code by which a browser signs in without its user seeing a token."""
+    """Create a one-time code that signs a browser in, so that nobody has to paste an access token."""
     return CodeOut(code=sessions.code(request.state.token), seconds=CODE.total_seconds())
 
 
 @router.post("/sessions/redeem")
 def redeem(request: Request, response: Response, sessions: SessionsDep) -> SessionOut:
-    """Sign a browser in: a session for the token or code that is sent as the token. A code is good once. The session
-    ends after seven days, or with the token.
+    """Sign a browser in. Send the access token or a one-time code as the bearer token. The session ends after seven
+    days, or when the access token is revoked.
     """
     cookie, page_key = sessions.begin(request.state.token)
     age = int(SESSION.total_seconds())
@@ -93,6 +93,6 @@ def redeem(request: Request, response: Response, sessions: SessionsDep) -> Sessi
 
 @router.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)
 def sign_out(request: Request, response: Response, sessions: SessionsDep) -> None:
-    """Sign out all browsers that were signed in with the same token."""
+    """Sign out all browsers that were signed in with the same access token."""
     sessions.end(request.state.token)
     response.delete_cookie(cookie_name(request), httponly=True, samesite="strict")

@@ -39,24 +39,24 @@ class Format(StrEnum):
 
 
 class AdaptersOut(BaseModel):
-    """All adapters; their parents make the chains."""
+    """All adapters. `parent` is the adapter that an adapter started from."""
 
     data: list[AdapterOut]
 
 
 class RollbackIn(Body):
-    """Which model to roll back."""
+    """The model to roll back."""
 
     model: str | None = Field(None, min_length=1, description="Default: the setting model.")
 
 
 class ServingOut(BaseModel):
-    """What was served until now, and what is from the next request on. null is the base model."""
+    """The adapter that was served before, and the one served from the next request on. Null is the base model."""
 
     model: str
     was: str | None
     serving: str | None
-    skipped: list[str] = Field(description="Passed over: damaged, or with text that was deleted since.")
+    skipped: list[str] = Field(description="Skipped adapters: damaged, or trained on text that was deleted since.")
 
     @classmethod
     def of(cls, change: Change) -> "ServingOut":
@@ -66,17 +66,17 @@ class ServingOut(BaseModel):
 
 @router.get("/adapters")
 def adapters(services: ServicesDep) -> AdaptersOut:
-    """The adapters, newest first, with their parents and folders."""
+    """List adapters, newest first, with their parents and folders."""
     rows = services.store.adapters.all()
     return AdaptersOut(data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
 
 
 @router.post("/adapters/rollback", dependencies=[Depends(json_only)])
 def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> ServingOut:
-    """Serve the parent of the served adapter, at last the base model. Deletes nothing.
+    """Serve the parent of the serving adapter, or the base model if it has none. Deletes nothing.
 
-    Texts that only the withdrawn jobs have learned are set aside: no job learns them again unless the adapter is served
-    again. A running job's adapter will not be served.
+    Texts that only the withdrawn adapters were trained on are set aside: no job trains on them again unless the adapter
+    is served again. The adapter of a running job will not be served.
     """
     model = (body or RollbackIn()).model or services.settings.model
     return ServingOut.of(services.store.adapters.roll_back(model, usable=_usable(services), now=services.now()))
@@ -84,8 +84,8 @@ def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> ServingO
 
 @router.post("/adapters/{adapter_id}/serve")
 def serve(adapter_id: AdapterId, services: ServicesDep, deleted_text: bool = False) -> ServingOut:
-    """Serve this adapter for its model, whatever its job's outcome. 409 if it has learned text that was deleted since,
-    unless `deleted_text`.
+    """Serve this adapter for its model, whatever its job's outcome. 409 if it was trained on text that was deleted
+    since, unless `deleted_text` is true.
     """
     usable, now = _usable(services), services.now()
     return ServingOut.of(services.store.adapters.serve(adapter_id, usable=usable, now=now, deleted_text=deleted_text))
@@ -93,7 +93,7 @@ def serve(adapter_id: AdapterId, services: ServicesDep, deleted_text: bool = Fal
 
 @router.delete("/adapters/{adapter_id}", status_code=HTTPStatus.NO_CONTENT)
 def delete(services: ServicesDep, adapter_id: AdapterId) -> None:
-    """Delete an adapter and its files, unless it is served or others were made from it."""
+    """Delete an adapter and its files. 409 if it is served, or if another adapter or an open job starts from it."""
     delete_adapter(services, adapter_id)
 
 
@@ -109,19 +109,21 @@ def export(
         Format,
         Query(
             alias="format",
-            description="peft: a tar file of the folder; gguf: a LoRA file for llama.cpp; merged: one file with the "
-            "base model.",
+            description="`peft`: a tar file of the folder; `gguf`: a LoRA file for llama.cpp; `merged`: a GGUF file of "
+            "the base model with the adapter.",
         ),
     ] = Format.PEFT,
 ) -> StreamingResponse:
-    """The adapter's folder as a tar file: what `PeftModel.from_pretrained` loads, or a whole model.
+    """Download an adapter. `peft` is its folder as a tar file, for `PeftModel.from_pretrained`; in mode `full`, it is a
+    whole model.
 
-    As GGUF it is the file for llama.cpp's `--lora`, on top of any GGUF file of the base model, or merged into one.
+    `gguf` is a file for llama.cpp's `--lora`, for use with any GGUF file of the base model. `merged` is such a file of
+    the base model with the adapter merged in.
     """
     adapter = services.store.adapters.get(adapter_id)
     folder = services.folder.adapter(adapter.id)
     if not folder.is_dir():
-        raise WrongState(f"The files of adapter {adapter.id} are gone. GET /adapters says where they were.")
+        raise WrongState(f"The files of adapter {adapter.id} are missing. GET /adapters shows where they were.")
     if export_format is not Format.PEFT:
         return _gguf(services, folder, services.folder.models / adapter.model, merged=export_format is Format.MERGED)
     return StreamingResponse(tar(folder), media_type=_TAR, headers=_named(f"{adapter.id}.tar"))

@@ -37,7 +37,7 @@ class ClassifyIn(Body):
         min_length=2,
         max_length=_MAX_LABELS,
         json_schema_extra={"uniqueItems": True},
-        description="Default: those with examples enough, which only the owner may leave out.",
+        description="Default: every label with enough examples; apps must name the labels.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
 
@@ -45,7 +45,7 @@ class ClassifyIn(Body):
     @classmethod
     def _some_words(cls, text: str) -> str:
         if not text.strip():
-            raise ValueError("it is empty")
+            raise ValueError("must not be empty")
         return text
 
     @field_validator("labels")
@@ -59,27 +59,27 @@ class ClassifyIn(Body):
 
 
 class LabelOut(BaseModel):
-    """A label and its probability; those of all labels add up to 1."""
+    """A label and its probability. The probabilities of all labels add up to 1."""
 
     label: str
     probability: float
 
 
 class ClassifyOut(BaseModel):
-    """The labels, the likeliest first."""
+    """The labels, likeliest first."""
 
-    label: str = Field(description="The likeliest.")
+    label: str = Field(description="The likeliest label.")
     labels: list[LabelOut]
-    examples: int = Field(description="How many this is judged by.")
-    accuracy: float = Field(description="How often the other examples say an example's label rightly, from 0 to 1.")
+    examples: int = Field(description="Number of examples used.")
+    accuracy: float = Field(description="Leave-one-out accuracy on the examples, from 0 to 1.")
     model: str
     adapter: str | None
 
 
 @router.post("/classify", dependencies=[Depends(json_only)])
 async def classify(request: Request, body: ClassifyIn, services: ServicesDep) -> ClassifyOut:
-    """The probability of each label of a text, judged by the stored texts with labels: three examples of two labels
-    are enough, and no job is needed. Nothing is stored.
+    """Return each label's probability for a text, judged by the stored texts with labels. Three examples each of two
+    labels are enough; no job is needed. Nothing is stored.
     """
     found = await run_in_threadpool(_examples, services, body.labels, app_of(request))
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
@@ -110,8 +110,8 @@ def _examples(services: Services, labels: Sequence[str] | None, app: str | None)
     if len(enough) < (2 if labels is None else len(labels)):
         said = ", ".join(f"{len(found.get(label, []))} of {label!r}" for label in labels or found) or "none"
         detail = (
-            f"Each label needs {MIN_EXAMPLES} examples, and two labels are needed; there are {said}. "
-            "POST /texts takes them, each with its label; so does `pocketllm add --label`."
+            f"Each label needs {MIN_EXAMPLES} examples, and at least two labels are needed; there are {said}. "
+            "Add texts with their labels with POST /texts or `pocketllm add --label`."
         )
         raise Problem(HTTPStatus.CONFLICT, detail, code="too_few_examples", param="labels")
     return enough

@@ -43,10 +43,10 @@ class NumberedEventOut(EventOut):
 
 
 class EventsOut(BaseModel):
-    """What happened, oldest first."""
+    """Events, oldest first."""
 
     data: list[NumberedEventOut]
-    last: int = Field(description="The `after` of the next question.")
+    last: int = Field(description="Pass this as `after` in the next request.")
 
 
 @router.get("/events", response_model=EventsOut, responses={200: {"content": {_STREAM: {}}}})
@@ -54,16 +54,16 @@ async def events(
     request: Request,
     services: ServicesDep,
     after: Annotated[
-        int | None, Query(ge=0, le=_LAST, description="The last event known; without it only news count.")
+        int | None, Query(ge=0, le=_LAST, description="The last event you know; by default, only new events count.")
     ] = None,
-    job: Annotated[str | None, Query(description="Of this job alone.")] = None,
-    wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for news, where there is none.")] = 0,
-    last_event_id: Annotated[str | None, Header(description="As browsers send it when they come back.")] = None,
+    job: Annotated[str | None, Query(description="Only events of this job.")] = None,
+    wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for an event if there is none.")] = 0,
+    last_event_id: Annotated[str | None, Header(description="Sent by browsers when they reconnect.")] = None,
 ) -> Response:
-    """Events of jobs.
+    """Return events of jobs.
 
-    With `Accept: text/event-stream`: events `job`, each with its number as id, and `progress` (a job) after steps;
-    until the client disconnects.
+    With `Accept: text/event-stream`, stream until the client disconnects: `job` events, each with its number as id, and
+    `progress` events (a job) after steps.
     """
     start = after
     if last_event_id and _NUMBER.fullmatch(last_event_id):

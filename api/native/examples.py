@@ -27,7 +27,7 @@ Label = Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS, json_schema_extra=
 
 
 class _Example(Body, ABC):
-    source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="Which app or place it is from.")
+    source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="The app or place it comes from.")
 
     @abstractmethod
     def _parts(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class _Example(Body, ABC):
 
 
 class PlainIn(_Example):
-    """A plain text, all of which is trained on."""
+    """A plain text. All of it is trained on."""
 
     text: Words
 
@@ -48,7 +48,7 @@ class PlainIn(_Example):
 
 
 class CompletionIn(_Example):
-    """A prompt and its completion; only the completion is trained on."""
+    """A prompt and its completion. Only the completion is trained on."""
 
     prompt: Words
     completion: Words
@@ -72,7 +72,7 @@ class MessageIn(Body):
 
     role: Literal["system", "user", "assistant"]
     content: str
-    weight: int | None = Field(None, ge=0, le=1, description="0: an assistant's message that is only read.")
+    weight: int | None = Field(None, ge=0, le=1, description="0: do not train on this assistant message.")
 
 
 #: A message with words to learn.
@@ -83,7 +83,7 @@ _LEARNED: dict[str, Any] = {
 
 
 class ChatIn(_Example):
-    """A chat; the assistant's messages are trained on."""
+    """A chat. Only the assistant's messages are trained on."""
 
     messages: list[MessageIn] = Field(
         fail_fast=True, min_length=1, max_length=1000, json_schema_extra={"contains": _LEARNED}
@@ -93,7 +93,7 @@ class ChatIn(_Example):
     @classmethod
     def _something_to_learn(cls, messages: list[MessageIn]) -> list[MessageIn]:
         if not any(one.role == "assistant" and one.content.strip() and one.weight != 0 for one in messages):
-            raise ValueError("none of the messages is an assistant's with words to learn")
+            raise ValueError("no assistant message has words to train on")
         return messages
 
     def _parts(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _check(example: Example, place: str, max_bytes: int) -> None:
     size = sum(len(text.encode()) for text in words.values())
     if size > max_bytes:
         name = " with its ".join(words)
-        limit = f"the longest allowed is {max_bytes:,} (setting max_text_bytes)"
+        limit = f"at most {max_bytes:,} are allowed (setting max_text_bytes)"
         detail = f"{place}The {name} is {size:,} bytes; {limit}. Split it."
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param=next(iter(words)))
 
@@ -208,8 +208,8 @@ def _kind(document: Any, place: str) -> type[Example]:
     found = [fields for group in groups if (fields := [name for name in group if name in named])]
     if len(found) > 1:
         detail = (
-            f"{place}{found[1][-1]}: it does not go together with {found[0][-1]}. Send a text alone, a text with its "
-            "label, a prompt with its completion, or the messages of a chat."
+            f"{place}{found[1][-1]} cannot be combined with {found[0][-1]}. Send a text alone, a text with its label, "
+            "a prompt with its completion, or the messages of a chat."
         )
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=found[1][-1])
     if not found or "text" in found[0] or "label" in found[0]:
@@ -220,7 +220,7 @@ def _kind(document: Any, place: str) -> type[Example]:
 def _check_count(count: int) -> None:
     """Refuse no texts, and too many. Raises Problem."""
     if not count:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no text in the body. Send at least one.")
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The body contains no text. Send at least one.")
     if count > MAX_TEXTS:
-        detail = f"These are {count:,} texts; at most {MAX_TEXTS:,} go into one request. Send them in parts."
+        detail = f"The body contains {count:,} texts; at most {MAX_TEXTS:,} are allowed. Send them in parts."
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail)

@@ -51,7 +51,7 @@ class Message(Body):
 
 
 class AskIn(Body):
-    """What to go on from, and how: `prompt` to continue a text, or `messages` to answer a chat."""
+    """A `prompt` to continue or chat `messages` to answer, and how to generate."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -73,8 +73,8 @@ class AskIn(Body):
     messages: list[Message] | None = Field(None, fail_fast=True, min_length=1, max_length=1000)
     context: Literal["recall"] | None = Field(
         None,
-        description="`recall` puts what the owner's texts say about it before the prompt, or into a chat's last "
-        "message. It takes the scope admin.",
+        description="`recall` puts matching passages from your texts before the prompt, or into a chat's last message. "
+        "Requires the scope `admin`.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")
@@ -85,8 +85,8 @@ class AskIn(Body):
     keep_alive: KeepAlive = Field(
         None,
         description=(
-            'How long the model stays in memory afterwards, as Ollama writes it: 300, "5m", 0 until the next look '
-            "(within 15 s), -1 for ever; default: the setting keep_alive_seconds, which is also the most for an app."
+            'How long the model stays in memory afterwards, in the format of Ollama: 300 or "5m"; 0 unloads it within '
+            "15 s, -1 never. Default: the setting keep_alive_seconds, which is also the maximum for apps."
         ),
     )
 
@@ -110,17 +110,17 @@ def seconds_of(keep_alive: float | str | None) -> float | None:
     if isinstance(keep_alive, str):
         found = _DURATION.fullmatch(keep_alive)
         if found is None:
-            raise ValueError('it is seconds, or a number with a unit, as "90s", "5m" or "1h"')
+            raise ValueError('must be seconds, or a number with a unit, such as "90s", "5m" or "1h"')
         keep_alive = float(found[1]) * _UNITS[found[2]]
     if isnan(keep_alive):
-        raise ValueError("it is no number")
+        raise ValueError("must be a number")
     return inf if keep_alive < 0 else keep_alive
 
 
 class GenerateIn(AskIn):
-    """What to generate."""
+    """A request to generate text."""
 
-    stream: bool = Field(False, description="Send the text as it comes, as server-sent events.")
+    stream: bool = Field(False, description="Stream the text as server-sent events.")
 
 
 class GenerateOut(BaseModel):
@@ -134,7 +134,7 @@ class GenerateOut(BaseModel):
     completion_tokens: int
     tokens_per_second: float | None
     seed: int
-    recalled: list[RecalledOut] = Field(description="With `context`: what the model has read before, the best first.")
+    recalled: list[RecalledOut] = Field(description="With `context`: the passages read before the prompt, best first.")
 
 
 @router.post(
@@ -144,7 +144,7 @@ class GenerateOut(BaseModel):
     responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
-    """Generate text. With `stream`: events `token` ({"text"}), then `done` (the whole answer) or `error`."""
+    """Generate text. With `stream`, send `token` events ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)
     events = services.generator.generate(generation)
     # The first event decides whether there is an answer at all, and so the status.
@@ -220,9 +220,9 @@ class AnswerOut(BaseModel):
 
 
 class TokenGainOut(BaseModel):
-    """A token of the personal answer, and the natural logarithm of its probability to each model."""
+    """A token of the personal answer, with the natural logarithm of its probability under each model."""
 
-    id: int = Field(description="The token's number in the model's vocabulary.")
+    id: int = Field(description="The token's id in the model's vocabulary.")
     token: str
     personal: float
     base: float
@@ -235,7 +235,7 @@ class CompareOut(BaseModel):
     base: AnswerOut
     tokens: list[TokenGainOut]
     gained_nats_per_token: float | None = Field(
-        description="By how much likelier the personal answer is to the personal model; null for an empty one."
+        description="Mean of `personal` minus `base` over the tokens; null for an empty answer."
     )
     prompt_tokens: int
     model: str
@@ -246,13 +246,13 @@ class CompareOut(BaseModel):
 
 @router.post("/compare", dependencies=[Depends(json_only)])
 async def compare(request: Request, body: AskIn, services: ServicesDep) -> CompareOut:
-    """Answer with the base model and with an adapter: the one that is served, or a named one.
+    """Answer with the base model and with an adapter: the serving one, or a named one.
 
-    The personal answer's tokens are then scored by both, in fp32.
+    Both models then score the tokens of the personal answer, in fp32.
     """
     generation, about = await asked(request, services, body)
     if generation.adapter is None:
-        detail = "Nothing that was learned is served: there is only the base model. `pocketllm train` starts a job."
+        detail = "There is no adapter to compare with the base model. Name one, or start a job with `pocketllm train`."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
     async with aclosing(services.generator.generate(replace(generation, compare=True))) as events:
         done = await anext(events)

@@ -28,16 +28,16 @@ router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
 
 class JobIn(Body):
-    """What to ask for; everything is optional."""
+    """The job to request; every field is optional."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"steps": 60, "now": False}})
 
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: drawn.")
-    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: random.")
+    now: bool = Field(True, description="Do not wait for power, idleness or hours. Safety limits always apply.")
     # Override the settings of the same names.
     mode: Mode | None = Field(None, description="What to train; default: the setting training.mode.")
-    method: RequestedMethod | None = Field(None, description="How to learn; default: the setting training.method.")
+    method: RequestedMethod | None = Field(None, description="Training method; default: the setting training.method.")
     batch: int | None = Field(None, ge=1, le=1024, description="Default: the setting training.batch.")
     probes: int | None = Field(None, ge=1, le=64, description="Default: the setting training.probes.")
 
@@ -56,15 +56,14 @@ def request_job(
     services: ServicesDep,
     response: Response,
     idempotency_key: Annotated[
-        str | None, Header(pattern="^[!-~]{1,255}$", description="Sent again with it, the job is not made again.")
+        str | None, Header(pattern="^[!-~]{1,255}$", description="The same key returns the job that it created.")
     ] = None,
     body: JobIn | None = None,
 ) -> JobOut:
     """Request a job. It starts within seconds if the conditions allow it; otherwise `reasons` says why it waits.
 
-    A request without parameters continues the open job on new text, if there is one, even a paused one.
-    A job that cannot fit into the memory that training.memory_bytes allows is refused; the answer names how much would
-    do.
+    A request without parameters continues the open job on new text, if there is one, even if it is paused.
+    A job that does not fit into training.memory_bytes is refused; the error names the smallest sufficient value.
     """
     asked = body or JobIn()
     job = services.scheduler.request(
@@ -82,7 +81,7 @@ def request_job(
 
 @router.post("/jobs/plan", dependencies=[Depends(json_only)])
 def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
-    """What a job would take. Nothing is queued."""
+    """Predict a job's memory and time. Nothing is queued."""
     planned, counts = services.scheduler.plans.plan((body or JobIn()).requested()), services.store.texts.counts()
     enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
     return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
@@ -96,8 +95,8 @@ def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
 def list_jobs(
     request: Request, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
 ) -> Response:
-    """A page of jobs, newest first; with `Accept: text/plain` a table. Open without a token: but reasons and errors,
-    which may hold words of the owner, or say whether somebody is there, take the scope monitor.
+    """List jobs, newest first; with `Accept: text/plain`, as a table. No token needed; reasons and errors, which may
+    contain your words or show that somebody is there, require `monitor`.
     """
     rows = services.store.jobs.page(after=after, limit=limit + 1)
     page: Page[JobProgressOut] | Page[JobOut]
@@ -113,7 +112,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
-    """One job with its settings, its losses, what happened to it, and what was learned in numbers."""
+    """Return a job with its settings, losses, events and results in numbers."""
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
     events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
@@ -130,13 +129,13 @@ def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(job_id: JobId, services: ServicesDep) -> JobOut:
-    """Cancel a job; its worker ends at once. Its progress is deleted."""
+    """Cancel a job. Its worker stops at once, and its progress is deleted."""
     return _out(services, services.scheduler.cancel(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/pause")
 def pause_job(job_id: JobId, services: ServicesDep) -> JobOut:
-    """Pause a job until it is resumed; its worker ends at once. It loses nothing."""
+    """Pause a job until you resume it. Its worker stops at once, and its progress is kept."""
     return _out(services, services.scheduler.pause(job_id, services.now()))
 
 
@@ -157,7 +156,7 @@ def _progress(services: Services, job: Job) -> Progress:
 
 
 _HEADINGS = ("JOB", "STATE", "STEP", "HELD-OUT LOSS", "LEFT", "WAITS FOR")
-_EMPTY = "No jobs yet. POST /texts gives the model something to learn, POST /jobs asks it to.\n"
+_EMPTY = "No jobs yet. Add texts with POST /texts, then request a job with POST /jobs.\n"
 
 
 def wants_plain_text(request: Request) -> bool:
@@ -194,15 +193,15 @@ def _duration(seconds: float) -> str:
 
 @router.get("/jobs/{job_id}/report")
 def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
-    """What a job has learned: the verdict, the loss curve, the words whose probability rose most, both models'
-    completions of held-out text, and how much of the taught text comes out word for word.
+    """Return a job's report: the verdict, the loss curve, the words whose probability rose most, both models'
+    completions of held-out text, and the verbatim recall of training text.
 
-    409 while the job is open, or its report is being made, and when it has ended without one.
+    409 while the job is open or its report is being made, or if it ended without a report.
     """
     store = services.store
     report = store.reports.of(store.jobs.get(job_id))
     if report.content is None and services.scheduler.running_job == job_id:
-        raise NotYet(f"The report of job {job_id} is being made. Ask again in some seconds.")
+        raise NotYet(f"The report of job {job_id} is being made. Try again in a few seconds.")
     return whole_report(report, store.step_log.curve(job_id))
 
 
@@ -215,13 +214,13 @@ JSON_LINES = "application/x-ndjson"
     responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}}},
 )
 def get_step_log(job_id: JobId, services: ServicesDep) -> Response:
-    """The steps of a job, made so far, as JSON lines: scalars, learning rates, losses. It holds no text."""
+    """Return a job's steps so far as JSON lines: scalars, learning rates and losses. Contains no text."""
     job = services.store.jobs.get(job_id)
     rows = services.store.step_log.steps(job_id)
     if not rows and job.state not in OPEN_STATES:
-        raise WrongState(f"Job {job_id} has ended without a step, so there are no steps. Choose another job.")
+        raise WrongState(f"Job {job_id} ended before its first step. Choose another job.")
     if not rows:
-        raise NotYet(f"Job {job_id} has made no step yet, so there are no steps. Ask again when it has.")
+        raise NotYet(f"Job {job_id} has not finished a step yet. Try again when it has.")
     data = export_step_log(job, rows, base_sha256=_base_sha256(services, job))
     name = f"{job.id}.steps"
     return Response(data, media_type=JSON_LINES, headers={"Content-Disposition": f'attachment; filename="{name}"'})

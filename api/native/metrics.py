@@ -13,7 +13,7 @@ _KIND = "text/plain; version=0.0.4"
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(services: ServicesDep) -> PlainTextResponse:
-    """Jobs by state, texts, blockers, readings and processes, in Prometheus' format."""
+    """Return jobs by state, texts, blockers, readings and processes in Prometheus format."""
     # Imported here, since the library takes 2 MB.
     from pocketllm.api.native.prometheus import exposition
 

@@ -27,7 +27,7 @@ class _Now(Collector):
         """Each metric, by the names in the documentation of /metrics."""
         services, scheduler = self._services, self._services.scheduler
         counts = services.store.texts.counts()
-        yield _gauge("uptime_seconds", "Since the daemon started.", services.uptime_seconds)
+        yield _gauge("uptime_seconds", "Seconds since the daemon started.", services.uptime_seconds)
         yield _gauge("training_allowed", "1 while a job may run.", scheduler.verdict.allowed)
         yield _gauge("worker_running", "1 while a worker runs.", scheduler.worker_pid is not None)
         yield _gauge("generator_running", "1 while the generator is loaded.", services.generator.pid is not None)

@@ -16,16 +16,16 @@ PASSAGES = 3
 
 
 class RecalledOut(BaseModel):
-    """A passage that the model has read before the prompt."""
+    """A passage from your texts that the model read before the prompt."""
 
-    text_id: str = Field(description="The text that it is from.")
+    text_id: str = Field(description="The text that contains the passage.")
     passage: str
 
 
 def recall(request: Request, services: Services, query: str) -> list[Passage]:
     """The passages that fit best, the best first. Raises Problem for who may not read texts."""
     if Scope.ADMIN not in request.state.scopes:  # even of an app's own, the order tells which words others have used
-        detail = "context: recall takes the scope admin. Put what the model is to read into the prompt."
+        detail = "context: recall requires the scope admin. Put the text for the model to read into the prompt."
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="context", code="out_of_scope")
     return services.store.passages.search(query, limit=PASSAGES)
 

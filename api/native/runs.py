@@ -15,8 +15,8 @@ router = APIRouter(tags=["jobs"])
 
 
 @router.get("/runs")
-def runs(services: ServicesDep, days: Annotated[int, Query(ge=1, le=366, description="How far back.")] = 7) -> RunsOut:
-    """When workers ran, and what they used."""
+def runs(services: ServicesDep, days: Annotated[int, Query(ge=1, le=366, description="Days back.")] = 7) -> RunsOut:
+    """List when workers ran and what they used, by run and by day."""
     rows = services.store.runs.since(services.now() - timedelta(days=days))
     by_day: dict[date, list[RunWindow]] = {}
     for row in rows:

@@ -21,7 +21,7 @@ router = APIRouter(tags=["status"], route_class=JSONRoute)
 
 
 class HealthOut(BaseModel):
-    """The daemon is there."""
+    """The daemon is running."""
 
     status: str = "ok"
     version: str
@@ -29,7 +29,7 @@ class HealthOut(BaseModel):
 
 
 class ModelStatus(BaseModel):
-    """The model that learns and answers."""
+    """The model that is trained and answers."""
 
     name: str
     ready: bool
@@ -38,7 +38,7 @@ class ModelStatus(BaseModel):
 
 
 class BlockerOut(BaseModel):
-    """A condition that does not hold."""
+    """A condition that keeps jobs from running."""
 
     name: str
     message: str
@@ -46,11 +46,11 @@ class BlockerOut(BaseModel):
     threshold: float | None
     unit: str | None
     since: datetime
-    until: datetime | None = Field(description="When it ends by itself; null if unknown.")
+    until: datetime | None = Field(description="When the blocker ends by itself; null if unknown.")
 
 
 class GateOut(BaseModel):
-    """Whether a job may run, and every blocker."""
+    """Whether a job may run, and everything that blocks it."""
 
     allowed: bool
     blockers: list[BlockerOut]
@@ -63,7 +63,7 @@ class GateOut(BaseModel):
 
 
 class TrainingStatus(GateOut):
-    """Whether a job may run now, and when it might."""
+    """Whether a job may run now, and when one probably can."""
 
     run_mode: str
     snoozed_until: datetime | None
@@ -73,7 +73,7 @@ class TrainingStatus(GateOut):
 
 
 class ReadingOut(BaseModel):
-    """A sensor's reading. Without a value, `reason` says why: unknown, or `absent` from this machine."""
+    """A sensor's reading. Without a value, `reason` says why; `absent` means that this device has no such sensor."""
 
     name: str
     value: bool | float | str | None
@@ -101,11 +101,11 @@ class GeneratorStatus(BaseModel):
     backend: Literal["transformers", "llamacpp"] | None = Field(
         description="The decoder of the last answer, or the expected one; null without a model."
     )
-    backend_reason: str | None = Field(description="Why that is not llama.cpp.")
+    backend_reason: str | None = Field(description="Why llama.cpp is not used.")
 
 
 class TextStatus(BaseModel):
-    """How much text there is."""
+    """How much text is stored."""
 
     count: int
     new_words: int
@@ -113,7 +113,7 @@ class TextStatus(BaseModel):
 
 
 class StatusOut(BaseModel):
-    """The daemon's state; contains no text."""
+    """The daemon's state. Contains no text."""
 
     version: str
     uptime_seconds: float
@@ -127,20 +127,20 @@ class StatusOut(BaseModel):
 
 
 class ListOut(BaseModel):
-    """A list that is short enough for one page."""
+    """A complete list."""
 
     data: list[Any]
 
 
 @router.get("/health")
 def health() -> HealthOut:
-    """Whether the daemon is there. Open without a token."""
+    """Check that the daemon is running. No token needed."""
     return HealthOut(version=version("pocketllm"), pid=os.getpid())
 
 
 @router.get("/status")
 def status(services: ServicesDep) -> StatusOut:
-    """Processes, readings, and every blocker."""
+    """Return the daemon's processes, readings and blockers."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
     verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
     return StatusOut(
@@ -172,13 +172,13 @@ def status(services: ServicesDep) -> StatusOut:
 
 
 class ReadingsIn(Body):
-    """Readings in place of the sensors', in the units of /status. null is unknown."""
+    """Readings to use instead of the sensors', in the units of /status. Null is unknown."""
 
     power: bool | None = None
-    plug: str | None = Field(None, description="ac, usb, wireless, dock, another or none")
+    plug: str | None = Field(None, description="`ac`, `usb`, `wireless`, `dock`, `another` or `none`.")
     battery: float | None = None
     temperature: float | None = None
-    health: str | None = Field(None, description="good, or what the battery's driver says instead")
+    health: str | None = Field(None, description="`good`, or another word of the battery's driver.")
     screen: bool | None = None
     idle: float | None = None
     memory: float | None = None
@@ -198,7 +198,7 @@ class WhatIfIn(Body):
 
 
 class ScreenIn(Body):
-    """The screen's state as an automation app reports it."""
+    """The screen's state, as reported by an automation app."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"on": False}})
 
@@ -213,29 +213,29 @@ def _moment(value: Any) -> Any:
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment
     except OverflowError as error:
-        raise ValueError("it is outside of the calendar") from error
+        raise ValueError("the date is out of range") from error
 
 
 class SnoozeIn(Body):
-    """For how long no job runs."""
+    """How long to snooze."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"minutes": 90}})
 
-    minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="So long from now.")
+    minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="Minutes from now.")
     until: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
-        None, description="Or until then; of both the later. Neither, or a time that is over, ends it."
+        None, description="Snooze until then. Of both fields, the later time counts. Neither, or a past time, ends it."
     )
 
 
 class SnoozeOut(BaseModel):
-    """Until when no job runs."""
+    """When the snooze ends; null if there is none."""
 
     snoozed_until: datetime | None
 
 
 @router.post("/status/what-if", dependencies=[Depends(json_only)])
 def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
-    """The gate's verdict on these readings. Changes nothing."""
+    """Return the gate's verdict on hypothetical readings. Changes nothing."""
     return GateOut.of(
         services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
     )
@@ -243,7 +243,7 @@ def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
 
 @router.post("/status/screen", dependencies=[Depends(json_only)])
 def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
-    """Report that the screen went on or off: for automation apps, on phones where it is unknown otherwise."""
+    """Report that the screen went on or off: for automation apps, on phones that do not reveal it otherwise."""
     services.scheduler.screen(body.on, services.now())
     services.wake()
     return body
@@ -251,7 +251,9 @@ def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
 
 @router.post("/status/snooze", dependencies=[Depends(json_only)])
 def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
-    """Run no job for a while; pauses a running one. An empty body ends it."""
+    """Run no job for a while, and pause a running one, except jobs requested with `now`. An empty object ends the
+    snooze.
+    """
     now = services.now()
     latest = max(body.until or now, now + timedelta(minutes=body.minutes or 0))
     until = latest if latest > now else None
@@ -262,7 +264,7 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
 
 @router.get("/models")
 def models(services: ServicesDep) -> ListOut:
-    """The imported models."""
+    """List the imported models."""
     return ListOut(
         data=[
             ModelOut(

@@ -20,56 +20,56 @@ _SENDING_MS = 10
 
 
 class SuggestIn(Body):
-    """What is typed so far, and what to suggest."""
+    """The text typed so far, and what to suggest."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"context": "We met at the sta", "n": 3}})
 
     context: str = Field(
-        max_length=100_000, description="The text before the cursor; its last 2,000 to 4,000 characters count."
+        max_length=100_000, description="The text before the cursor; its last 2,000 to 4,000 characters are used."
     )
     prefix: str | None = Field(
         None,
         max_length=100,
-        description="The beginning of the word that is being typed behind `context`; empty for the next word. Default: "
+        description="The beginning of the word being typed after `context`; empty to suggest the next word. Default: "
         "the letters at the end of `context`.",
     )
-    n: int = Field(3, ge=1, le=10, description="How many suggestions.")
-    words: int = Field(1, ge=1, le=5, description="Words of each: with more than 1, short phrases.")
+    n: int = Field(3, ge=1, le=10, description="Number of suggestions.")
+    words: int = Field(1, ge=1, le=5, description="Words per suggestion; more than 1 gives short phrases.")
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     counts: bool | None = Field(
         None,
-        description="Weigh the owner's own words, too, by how often they were written. Default: yes, but for 'base'.",
+        description="Also weigh words by how often you wrote them. Default: true, except for 'base'.",
     )
     timeout_ms: int = Field(
         1000,
         ge=1,
         le=60_000,
-        description="Answer within this time, with what is found by then. 503 where the model is busy, or not yet in "
-        "memory.",
+        description="Answer within this time, with the suggestions found by then. 503 if the model is busy or not yet "
+        "in memory.",
     )
 
 
 class SuggestionOut(BaseModel):
-    """Words that may come next, with what is typed of the first."""
+    """Words that may come next, including the typed letters of the first."""
 
     text: str
-    probability: float = Field(description="That the text goes on with exactly these words.")
+    probability: float = Field(description="Probability that the text continues with exactly these words.")
 
 
 class SuggestOut(BaseModel):
-    """The suggestions, the likeliest first. Fewer than `n` where no more words begin so."""
+    """The suggestions, likeliest first; fewer than `n` if no more words begin this way."""
 
     suggestions: list[SuggestionOut]
-    complete: bool = Field(description="False where time was up before the search was over.")
+    complete: bool = Field(description="False if time ran out before the search ended.")
     model: str
-    adapter: str | None = Field(description="By which they are made; null for the base model.")
+    adapter: str | None = Field(description="The adapter used; null for the base model.")
 
 
 @router.post("/suggest", dependencies=[Depends(json_only)])
 async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
-    """The likeliest next words, or endings of the word that is being typed. Nothing typed is stored.
+    """Suggest the likeliest next words, or endings of the word being typed. Nothing typed is stored.
 
-    Where nothing was learned yet, they are the base model's. The first request loads the model, which takes seconds.
+    Without an adapter, suggestions come from the base model. The first request loads the model, which takes seconds.
     """
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     request = SuggestionRequest(
@@ -86,7 +86,7 @@ async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
             async with aclosing(services.generator.generate(request)) as events:
                 done = await anext(events)
     except TimeoutError as error:
-        detail = "The model is busy, or being loaded. Ask again, or give it more time with timeout_ms."
+        detail = "The model is busy or still loading. Try again, or raise timeout_ms."
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="not_in_time") from error
     assert isinstance(done, Done), "there are no pieces"
     return SuggestOut(**done.summary, model=services.settings.model, adapter=adapter)

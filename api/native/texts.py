@@ -64,12 +64,12 @@ async def add_texts(
     services: ServicesDep,
     source: Annotated[str, Query(min_length=1, max_length=200)] = DEFAULT_SOURCE,
 ) -> AddedOut:
-    """Store one text (JSON object or text/plain), or many (JSON list or NDJSON): all of them or none.
+    """Store one text (JSON object or text/plain) or several (JSON list or NDJSON): all or none.
 
     A text is plain (`text`), a `prompt` with its `completion`, a `text` with its `label`, or a chat (`messages`, of
-    which the assistant's are learned). Answered when they are on disk. The same text from the same source twice is one
-    text. `source` in the query is for text/plain. An app is not told which texts were there already: they may be
-    another's.
+    which only the assistant's are trained on). The response is sent once they are on disk. The same text from the same
+    source is stored once. `source` in the query applies to text/plain. Apps are not told which texts existed already,
+    since another app may have sent them.
     """
     ingest: Ingest = request.app.state.ingest
     body = await request.body()  # before the slot, so that a slow sender does not block others
@@ -99,9 +99,10 @@ def list_texts(
     query: Annotated[str | None, Query(max_length=1000)] = None,
     source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
 ) -> Page[TextOut]:
-    """A page of texts, newest first, of one source if you name it; `after` is the last id of the page before.
+    """List texts, newest first, optionally of one source. `after` is the last id of the previous page.
 
-    With `query` those that have one of its words, the best first: with most of them, and the rarest.
+    With `query`, search all sources for texts that contain any of its words. Texts with the most and the rarest of
+    these words come first.
     """
     if query is None:
         rows = services.store.texts.page(after=after, limit=limit + 1, source=source)
@@ -112,17 +113,17 @@ def list_texts(
 
 @router.get("/texts/{text_id}")
 def get_text(text_id: str, services: ServicesDep) -> TextOut:
-    """One text, by its id or the beginning of it."""
+    """Return a text by its id or a unique prefix of it."""
     return TextOut.of(services.store.texts.get(text_id))
 
 
 class SourceOut(BaseModel):
-    """How much text there is from a source."""
+    """A source and how much text it has."""
 
     source: str
     texts: int
     words: int
-    new_words: int = Field(description="That no job has learned.")
+    new_words: int = Field(description="Words not yet trained on.")
 
 
 class SourcesOut(BaseModel):
@@ -133,7 +134,7 @@ class SourcesOut(BaseModel):
 
 @router.get("/sources")
 def list_sources(services: ServicesDep) -> SourcesOut:
-    """How much text there is from each source, the one with the newest text first."""
+    """List all sources and how much text each has, the one with the newest text first."""
     found = services.store.texts.sources()
     return SourcesOut(data=[SourceOut.model_validate(one._asdict()) for one in found])
 
@@ -146,33 +147,33 @@ class FoldersOut(BaseModel):
 
 @router.get("/folders")
 def list_folders(services: ServicesDep) -> FoldersOut:
-    """The watched folders, with the last scan of each. `pocketllm folders add` watches one more; no route does."""
+    """List the watched folders with the last scan of each. Only `pocketllm folders add` can add a folder."""
     return FoldersOut(data=scans(services.folder))
 
 
 class DeletionOut(BaseModel):
-    """The receipt for texts that were deleted."""
+    """The receipt of a deletion."""
 
     id: str
     at: datetime
-    texts: int = Field(description="How many there were.")
+    texts: int = Field(description="Number of texts deleted.")
     erased: bool = Field(
-        description="Their bytes are gone from the database and its log. False while another program reads: ask again. "
-        "The storage chip may keep old blocks until it reuses them."
+        description="Whether the bytes are gone from the database and its log. False while another program reads the "
+        "database; check again later. The storage chip may keep old blocks until it reuses them."
     )
     adapters: list[str] = Field(
-        description="Adapters that have learned one of them, or started from one that has. They stay until they are "
-        "deleted, and none is served."
+        description="Adapters that were trained on one of the texts, or started from such an adapter. They are kept "
+        "until you delete them, but are no longer served."
     )
-    serving: str | None = Field(description="What is served now; null is the base model.")
-    job: str | None = Field(description="The job that learns again what is left; null: none is needed.")
+    serving: str | None = Field(description="The serving adapter; null is the base model.")
+    job: str | None = Field(description="The job that trains on the remaining texts; null if none is needed.")
     job_state: JobState | None
-    outcome: Outcome | None = Field(description="Of that job.")
+    outcome: Outcome | None = Field(description="The outcome of that job.")
     copies: list[str] = Field(
-        description="Copies of the database that may have them, and that the daemon does not change: backups that it "
-        "knows of, and what was there before a restore."
+        description="Copies of the database that may still contain the texts: known backups, and files that a restore "
+        "replaced. The daemon does not change them."
     )
-    summary: str = Field(description="All this in words.")
+    summary: str = Field(description="The receipt in words.")
 
     @classmethod
     def of(cls, services: Services, row: Deletion) -> Self:
@@ -182,13 +183,15 @@ class DeletionOut(BaseModel):
         kept = copies(services.folder)
         parts = [f"Deleted {row.texts:,} {'text' if row.texts == 1 else 'texts'}."]
         if not row.erased:  # another program reads the log, or writes a backup
-            parts.append(f"Their bytes are overwritten when nobody else reads: GET /deletions/{row.id} says it then.")
+            parts.append(
+                f"Their bytes are erased once no other program reads the database; GET /deletions/{row.id} shows when."
+            )
         if row.replaced:
-            parts.append(f"Served is now {serving.id if serving else 'the base model'}.")
+            parts.append(f"{serving.id if serving else 'The base model'} is now served.")
         if row.job:
-            parts.append(f"{row.job} learns again what is left.")
+            parts.append(f"{row.job} trains on the remaining texts.")
         if kept:
-            parts.append(f"Copies may still have them; delete those that you do not need: {', '.join(kept)}.")
+            parts.append(f"These copies may still contain them; delete those you do not need: {', '.join(kept)}.")
         return cls(
             id=row.id,
             at=row.at,
@@ -205,7 +208,7 @@ class DeletionOut(BaseModel):
 
 
 class TextDeletedOut(Identified):
-    """A text is gone."""
+    """A deleted text."""
 
     deleted: bool = True
     deletion: DeletionOut
@@ -213,8 +216,8 @@ class TextDeletedOut(Identified):
 
 @router.delete("/texts/{text_id}")
 def delete_text(text_id: TextId, services: ServicesDep) -> TextDeletedOut:
-    """Delete a text and what was derived from it. A job that learns it starts again; served is the newest adapter that
-    has not learned it, and a job is queued to learn again what is left.
+    """Delete a text and what was derived from it. An open job that trains on it starts again. If the serving adapter
+    was trained on it, the newest adapter that was not is served instead, and a job on the remaining texts is queued.
     """
     deletion = _forgotten(services, lambda now: services.store.deletions.texts([text_id], now=now))
     return TextDeletedOut(id=text_id, deletion=deletion)
@@ -226,7 +229,7 @@ def delete_texts(
     source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
     ids: Ids = (),
 ) -> DeletionOut:
-    """Delete all texts of a source, or those with these ids, likewise."""
+    """Delete every text from a source, or the texts with these ids. The effects are those of deleting one text."""
     deletions = services.store.deletions
     if source is not None:
         return _forgotten(services, lambda now: deletions.source(source, now=now))
@@ -236,8 +239,8 @@ def delete_texts(
 
 @router.delete("/apps/{app}/texts")
 def delete_texts_of_app(services: ServicesDep, app: str) -> DeletionOut:
-    """Delete all texts that an app alone has sent, likewise. What others have sent, too, stays theirs. An app is named
-    as its token.
+    """Delete every text that only this app has sent; texts that others have sent too are kept. `app` is the name of
+    its access token.
     """
     return _forgotten(services, lambda now: services.store.deletions.app(app, now=now))
 
@@ -252,27 +255,27 @@ def _forgotten(services: Services, delete: Callable[[datetime], Deletion]) -> De
 class DeletionCostOut(BaseModel):
     """What a deletion would cost."""
 
-    texts: int = Field(description="How many there are.")
+    texts: int = Field(description="Number of texts.")
     adapters: list[str] = Field(
-        description="Adapters that have learned one of the texts, or started from one that has."
+        description="Adapters that were trained on one of the texts, or started from such an adapter."
     )
-    serving: str | None = Field(description="What would be served then; null is the base model.")
-    summary: str = Field(description="That in words; empty where it costs nothing.")
+    serving: str | None = Field(description="The adapter that would then be served; null is the base model.")
+    summary: str = Field(description="The cost in words; empty if there is none.")
 
 
 @router.get("/deletions/cost")
 def get_deletion_cost(services: ServicesDep, ids: Ids = (), source: str = "", app: str = "") -> DeletionCostOut:
-    """What it would cost to delete these texts, those of a source, and those of an app. Changes nothing."""
+    """Return the cost of deleting these texts, those of a source and those of an app. Changes nothing."""
     store, model = services.store, services.settings.model
     found = [store.texts.get(identity).id for identity in ids]
     texts, adapters, then = store.deletions.cost(model, ids=found, source=source, app=app)
-    summary = f"{', '.join(adapters)} learned from that." if adapters else ""
+    summary = f"{', '.join(adapters)} learned from it." if adapters else ""
     if (serving := store.adapters.serving(model)) is not None and serving.id in adapters:
-        summary += f" Until what is left is learned again, which begins at once, {then or 'the base model'} is served."
+        summary += f" {then or 'The base model'} is served until a job, queued at once, has trained on what remains."
     return DeletionCostOut(texts=texts, adapters=adapters, serving=then, summary=summary)
 
 
 @router.get("/deletions/{deletion_id}")
 def get_deletion(deletion_id: str, services: ServicesDep) -> DeletionOut:
-    """The receipt of a deletion as it stands: whether its bytes are erased, and what became of the job it queued."""
+    """Return the current receipt of a deletion: whether its bytes are erased, and the state of the job it queued."""
     return DeletionOut.of(services, services.store.deletions.get(deletion_id))

@@ -18,18 +18,18 @@ _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
 class TokenIn(Body):
-    """A new token."""
+    """A new access token."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
-    name: str = Field(pattern=_NAME, description="Small letters, digits, dots, dashes and underscores.")
+    name: str = Field(pattern=_NAME, description="Lower-case letters, digits, dots, dashes and underscores.")
     scopes: list[Annotated[Scope, Field(strict=False)]] = Field(
-        min_length=1, description="What each allows: docs/security.md."
+        min_length=1, description="docs/security.md describes each scope."
     )
 
 
 class TokenOut(BaseModel):
-    """An app with a token."""
+    """An app that has an access token."""
 
     name: str
     scopes: list[Scope]
@@ -37,13 +37,13 @@ class TokenOut(BaseModel):
 
 
 class NewTokenOut(TokenOut):
-    """The same with its token, which is shown only once."""
+    """An app with its new access token, which is shown only once."""
 
     token: str
 
 
 class TokensOut(BaseModel):
-    """All apps with tokens."""
+    """All apps that have access tokens."""
 
     data: list[TokenOut]
 
@@ -60,13 +60,13 @@ CredentialsDep = Annotated[Credentials, Depends(credentials_of)]
 
 @router.get("/tokens")
 def list_tokens(credentials: CredentialsDep) -> TokensOut:
-    """The apps that have a token of their own, by name. The owner's is not among them."""
+    """List the apps that have an access token, by name. The owner's token is not listed."""
     return TokensOut(data=[TokenOut.model_validate(token, from_attributes=True) for token in credentials.all()])
 
 
 @router.post("/tokens", status_code=HTTPStatus.CREATED, dependencies=[Depends(json_only)])
 def create_token(credentials: CredentialsDep, services: ServicesDep, body: TokenIn) -> NewTokenOut:
-    """Create a token for an app. It is in this response only: the daemon stores a digest."""
+    """Create an access token for an app. Only this response contains it: the daemon stores a digest."""
     now, scopes = services.now(), sorted(set(body.scopes))
     token = credentials.create(body.name, scopes, now)
     return NewTokenOut(name=body.name, scopes=scopes, created_at=now, token=token)
@@ -74,7 +74,7 @@ def create_token(credentials: CredentialsDep, services: ServicesDep, body: Token
 
 @router.delete("/tokens/{name}", status_code=HTTPStatus.NO_CONTENT)
 def revoke_token(
-    credentials: CredentialsDep, name: Annotated[str, Path(description="As GET /tokens gives it.")]
+    credentials: CredentialsDep, name: Annotated[str, Path(description="The name that GET /tokens lists.")]
 ) -> None:
-    """Revoke an app's token."""
+    """Revoke an app's access token."""
     credentials.revoke(name)

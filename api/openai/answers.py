@@ -14,7 +14,7 @@ class _Exact(BaseModel):
 
 
 class Usage(_Exact):
-    """How many tokens went in and came out."""
+    """Number of tokens in the prompts and the answers."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -30,7 +30,7 @@ class ScoredToken(_Exact):
 
 
 class AnswerToken(ScoredToken):
-    """One of the answer's, with the likeliest in its place."""
+    """A token of the answer, with the likeliest alternatives."""
 
     top_logprobs: list[ScoredToken]
 
@@ -60,7 +60,7 @@ class ChatChoice(_Exact):
 
 
 class TextLogprobs(_Exact):
-    """The tokens in columns. The first of a prompt in token ids has no probability."""
+    """The tokens in columns. The first token of a prompt given as token ids has no probability."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -83,16 +83,16 @@ class _Answer(_Exact):
     model: str
     system_fingerprint: str = Field(description="The base model, and the adapter or `base`.")
     usage: Usage
-    warnings: list[str] | None = Field(None, description="What was sent and means nothing here.")
+    warnings: list[str] | None = Field(None, description="Parameters that were ignored.")
 
 
 class ChatAnswer(_Answer):
-    """The answer to a chat. In a stream its chunks have `delta` in place of `message`."""
+    """The answer to a chat. In a stream, chunks have `delta` instead of `message`."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     recalled: list[RecalledOut] | None = Field(
-        None, description="With `context`: see POST /generate. In a stream the first chunk has it."
+        None, description="With `context`: see POST /generate. In a stream, only the first chunk has it."
     )
 
 
@@ -105,5 +105,5 @@ class TextAnswer(_Answer):
 
 def documented(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """A route's answers, for FastAPI: the whole one, or a stream of its parts."""
-    about = "The answer; with `stream` its parts, as server-sent events, and `[DONE]`"
+    about = "The answer; with `stream`, its chunks as server-sent events, then `[DONE]`"
     return {200: {"model": answer, "description": about, "content": {"text/event-stream": {}}}}

@@ -39,7 +39,7 @@ _DEFAULTS = GenerationRequest()
 
 @router.post("/chat/completions", dependencies=[Depends(json_only)], responses=documented(ChatAnswer))
 async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Response:
-    """Answer a chat. With `stream`: chunks as server-sent events, then `[DONE]`."""
+    """Answer a chat. With `stream`, send chunks as server-sent events, then `[DONE]`."""
     messages = [message.plain() for message in body.messages]
     passages = list[Passage]()
     if body.context:
@@ -52,7 +52,7 @@ async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Re
 
 @router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))
 async def complete(request: Request, body: CompletionRequest, services: ServicesDep) -> Response:
-    """Continue one text or several. With `stream`: chunks as server-sent events, then `[DONE]`."""
+    """Continue one or several texts. With `stream`, send chunks as server-sent events, then `[DONE]`."""
     requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])
     return await _answered(request, services.generator, requests, TextBuilder(id=f"cmpl-{_id()}", **about), body)
 
@@ -66,7 +66,7 @@ async def _requests(
 ) -> tuple[list[GenerationRequest], dict[str, Any]]:
     """What to generate, one request a choice, and what the documents of the answer share. Raises Problem."""
     if (name := body.unsupported()) is not None:
-        detail = f"{name} is not supported: the model reads and writes plain text alone. Leave it out."
+        detail = f"{name} is not supported: the model reads and writes plain text only. Leave it out."
         raise Problem(HTTPStatus.BAD_REQUEST, detail, param=name, code="unsupported_parameter")
     json_schema = None if body.response_format is None else body.response_format.schema_wanted
     backend = None if json_schema is None else await run_in_threadpool(lambda: services.generator.backend)

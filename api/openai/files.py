@@ -44,7 +44,7 @@ def check_own(request: Request, services: Services, *identities: str) -> None:
         else:
             owner = PERSON if identity == INBOX else services.store.files.get(identity).owner
         if owner != owner_of(request):
-            raise NotFound(f"There is no {identity!r} of yours. GET /v1/files and /v1/fine_tuning/jobs list what is.")
+            raise NotFound(f"You have no {identity!r}. GET /v1/files and GET /v1/fine_tuning/jobs list what you have.")
 
 
 def check_path(request: Request, services: ServicesDep) -> None:
@@ -83,7 +83,7 @@ class FileOut(Identified):
 
 
 class FileDeleted(BaseModel):
-    """A file is gone."""
+    """A deleted file."""
 
     id: str
     object: Literal["file"] = "file"
@@ -98,9 +98,9 @@ async def upload(
     purpose: Annotated[Purpose, Form()],
     seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000), _SECONDS] = None,
 ) -> FileOut:
-    """Store a file. One to fine-tune with is JSON lines: chats (`messages`), `prompt` with `completion`, or `text`.
+    """Store a file. Files for fine-tuning are JSON lines: chats (`messages`), `prompt` with `completion`, or `text`.
 
-    A line that is none of these is refused, and the file with it. Nothing is learned before a job asks for it.
+    If a line is none of these, the whole file is refused. Nothing is trained on until you create a job.
     """
     data = await file.read()
     if purpose == FINE_TUNE:  # in a thread: a large file takes a second
@@ -128,8 +128,8 @@ def files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> Listing[FileOut]:
-    """The uploaded files, and `file-inbox`, which holds all texts. The results of jobs are listed by their purpose,
-    `fine-tune-results`, alone. An app sees its own.
+    """List the uploaded files, and `file-inbox`, which contains all texts. Results of jobs are listed only with
+    `purpose=fine-tune-results`. Apps see only their own files.
     """
     if purpose == RESULTS:
         found = [_result(services, job) for job in jobs_behind(request, services, None) if results_of(job)]
@@ -143,7 +143,7 @@ def files(
 
 @router.get("/{file_id}")
 def file(services: ServicesDep, file_id: str) -> FileOut:
-    """One file."""
+    """Return a file's metadata."""
     if file_id == INBOX:
         return _inbox(services)
     if file_id.startswith(_RESULT):
@@ -157,7 +157,7 @@ def file(services: ServicesDep, file_id: str) -> FileOut:
     responses={200: {"content": dict.fromkeys(("application/octet-stream", _JSON_LINES, "text/csv"), _BYTES)}},
 )
 def content(services: ServicesDep, file_id: str) -> Response:
-    """What is in a file: as it was uploaded; a table in CSV of a job's losses; all texts as JSON lines."""
+    """Return a file's content: an upload as it was sent, a job's losses as CSV, or all texts as JSON lines."""
     if file_id == INBOX:
         return StreamingResponse(_texts(services), media_type=_JSON_LINES)
     if file_id.startswith(_RESULT):
@@ -167,9 +167,9 @@ def content(services: ServicesDep, file_id: str) -> Response:
 
 @router.delete("/{file_id}")
 def delete(services: ServicesDep, file_id: str) -> FileDeleted:
-    """Delete a file, and the texts that jobs have taken from it. What was learned stays in the adapters."""
+    """Delete a file and the texts that jobs have taken from it. Adapters keep what they learned from it."""
     if file_id == INBOX or file_id.startswith(_RESULT):
-        detail = f"{file_id} is made of what is stored elsewhere. DELETE /texts/ID deletes a text."
+        detail = f"{file_id} is made from other stored data and cannot be deleted. DELETE /texts/ID deletes a text."
         raise Problem(HTTPStatus.CONFLICT, detail)
     now = services.now()
     services.scheduler.forget(lambda: services.store.files.delete(file_id, now=now), now)
@@ -199,7 +199,7 @@ def jobs_behind(request: Request, services: Services, after: str | None) -> Iter
 def _job(services: Services, file_id: str) -> Job:
     job = services.store.jobs.get(file_id.replace(_RESULT, "job-", 1))
     if not results_of(job):
-        raise NotFound(f"Job {job.id} is {job.state}; it leaves results when it has succeeded.")
+        raise NotFound(f"Job {job.id} is {job.state}; only jobs that have succeeded have results.")
     return job
 
 

@@ -46,10 +46,11 @@ _AGAIN_WITHIN = timedelta(minutes=15)
 
 @router.post("", dependencies=[Depends(json_only)])
 def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> TuningJob:
-    """Ask for a job that learns an uploaded file. It starts from what is served, or from what `model` names.
+    """Request a job that trains on an uploaded file. `model` names the model to start from.
 
-    Where it starts from what is served, old texts are mixed in, and it is served if it proves better, as with any job.
-    An app learns its own files, from the base model; from another, which may know texts of others, takes `generate`.
+    With `pocketllm:latest`, old texts are mixed in, and the result is served if it proves better, as with any job.
+    Apps train on their own files only. Any start but `pocketllm:base` also requires `generate`, since that model may
+    know texts of others.
     """
     document = body.model_dump(mode="json", exclude={"now", "integrations"})
     document |= {"warnings": body.warnings, "owner": owner_of(request)}
@@ -59,7 +60,7 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
     adapter, _ = resolve(services, body.model)
     start = None if body.model == LATEST else adapter or BASE
     if start != BASE and not request.state.scopes & {Scope.GENERATE, Scope.ADMIN}:
-        detail = "To start from a model that was taught takes the scope generate, too. Start from pocketllm:base."
+        detail = "Starting from a trained model also requires the scope generate. Start from pocketllm:base instead."
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="model", code="out_of_scope")
     asked, texts = body.chosen_hyperparameters, _texts(services, body)
     if (app := app_of(request)) is not None:
@@ -80,7 +81,7 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
 def list_jobs(
     request: Request, services: ServicesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> Listing[TuningJob]:
-    """A part of the jobs, newest first; with `metadata[KEY]=VALUE` those alone of which this was said."""
+    """List jobs, newest first; with `metadata[KEY]=VALUE`, only those with this metadata."""
     filters = {
         name[len("metadata[") : -1]: value
         for name, value in request.query_params.items()
@@ -99,25 +100,25 @@ def list_jobs(
 
 @router.get("/{job_id}")
 def get(services: ServicesDep, job_id: str) -> TuningJob:
-    """One job."""
+    """Return one job."""
     return documents.of_job(services, _job(services, job_id))
 
 
 @router.post("/{job_id}/cancel")
 def cancel(services: ServicesDep, job_id: str) -> TuningJob:
-    """Withdraw a job; its worker ends at once. What it had learned so far is dropped."""
+    """Cancel a job. Its worker stops at once, and its progress is deleted."""
     return _changed(services, job_id, services.scheduler.cancel)
 
 
 @router.post("/{job_id}/pause")
 def pause(services: ServicesDep, job_id: str) -> TuningJob:
-    """Let a job wait until it is resumed; nothing that it has learned is lost. Its status is then `queued`."""
+    """Pause a job until you resume it. Its progress is kept, and its status is `queued`."""
     return _changed(services, job_id, services.scheduler.pause)
 
 
 @router.post("/{job_id}/resume")
 def resume(services: ServicesDep, job_id: str) -> TuningJob:
-    """Let a job that was paused so go on when its turn comes."""
+    """Resume a paused job."""
     return _changed(services, job_id, services.scheduler.resume)
 
 
@@ -125,7 +126,7 @@ def resume(services: ServicesDep, job_id: str) -> TuningJob:
 def events(
     services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> Listing[TuningEvent]:
-    """What happened to a job and what was measured, newest first."""
+    """List a job's events and measurements, newest first."""
     return page_of(documents.events_of(services, _job(services, job_id)), after=after, limit=limit)
 
 
@@ -133,7 +134,7 @@ def events(
 def checkpoints(
     services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
 ) -> Listing[Checkpoint]:
-    """The models that a job has made: one, when it has succeeded."""
+    """List the models that a job produced: one, once it has succeeded."""
     return page_of(documents.checkpoints_of(services, _job(services, job_id)), after=after, limit=limit)
 
 
@@ -174,7 +175,7 @@ def _of_file(services: Services, file_id: str, param: str, *, held_out: bool | N
     except NotFound as error:
         raise Problem(HTTPStatus.NOT_FOUND, str(error), param=param) from error
     if file.purpose != FINE_TUNE:
-        detail = f"{param}: {file_id} was uploaded for {file.purpose}. Upload it with the purpose {FINE_TUNE}."
+        detail = f"{param}: {file_id} has the purpose {file.purpose}. Upload it with the purpose {FINE_TUNE}."
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=param)
     # A text that stands in the training file is not also measured with: the sources differ, the ids do, too.
     examples = examples_in(file.data, source=file.id, max_bytes=services.settings.max_text_bytes)

@@ -33,7 +33,7 @@ LEVELS: dict[str, Literal["warn", "error"]] = {
 
 
 class Hyperparameters(Body):
-    """How to learn. `auto` is best: steps are as long as the loss itself says, and end when they bring nothing."""
+    """Hyperparameters. `auto` is best: early stopping ends the job when the validation loss no longer improves."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -43,7 +43,7 @@ class Hyperparameters(Body):
 
 
 class Supervised(Body):
-    """The method there is."""
+    """The supported method."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -60,15 +60,16 @@ class Method(Body):
 
 
 class FineTuningRequest(Body):
-    """A fine-tuning job to be."""
+    """A request for a fine-tuning job."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(
-        description="What to start from: `pocketllm:latest` (what is served), `pocketllm:base`, or a fine-tuned model."
+        description="The model to start from: `pocketllm:latest` (the serving one), `pocketllm:base`, or a fine-tuned "
+        "model."
     )
-    training_file: str = Field(description="An uploaded file, or `file-inbox`: all texts that no job has learned yet.")
-    validation_file: str | None = Field(None, description="What to measure with; else one example in ten is kept out.")
+    training_file: str = Field(description="An uploaded file, or `file-inbox`: all texts not yet trained on.")
+    validation_file: str | None = Field(None, description="Held-out examples. Default: one training example in ten.")
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
@@ -81,7 +82,7 @@ class FineTuningRequest(Body):
     ) = None
     integrations: Annotated[list[Any], Field(max_length=100)] | None = None
     #: Our own, which OpenAI's client passes on in extra_body.
-    now: bool = Field(True, description="Do not wait for the charger. Safety is never overridden.")
+    now: bool = Field(True, description="Do not wait for power, idleness or hours. Safety limits always apply.")
 
     @property
     def chosen_hyperparameters(self) -> Hyperparameters:
@@ -92,16 +93,16 @@ class FineTuningRequest(Body):
     @property
     def warnings(self) -> list[str]:
         """What was asked for and does not apply here."""
-        said = [f"{name} is not known here" for name in sorted(self.model_extra or {})]
+        said = [f"{name} is ignored: it is unknown" for name in sorted(self.model_extra or {})]
         if self.training_file == INBOX and self.validation_file is not None:
-            said.append(f"validation_file is ignored: {INBOX} is measured with one text in ten of its own")
+            said.append(f"validation_file is ignored: {INBOX} holds out one text in ten of its own")
         if self.chosen_hyperparameters.learning_rate_multiplier not in (None, "auto", 1):
-            said.append("learning_rate_multiplier is ignored: the step length is measured, not set")
-        return said + ["integrations are ignored: nobody else is told"] * bool(self.integrations)
+            said.append("learning_rate_multiplier is ignored: the daemon sets the learning rate")
+        return said + ["integrations are ignored: no other service is notified"] * bool(self.integrations)
 
 
 class TuningError(BaseModel):
-    """Why a job has failed."""
+    """Why a job failed."""
 
     code: str
     message: str
@@ -109,7 +110,7 @@ class TuningError(BaseModel):
 
 
 class TuningJob(Identified):
-    """A fine-tuning job. `state` and `reasons` are ours."""
+    """A fine-tuning job. `state` and `reasons` are PocketLLM's own fields."""
 
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
@@ -117,7 +118,7 @@ class TuningJob(Identified):
     estimated_finish: int | None
     status: str
     state: JobState
-    reasons: list[str] = Field(description="Why it waits.")
+    reasons: list[str] = Field(description="Why the job waits.")
     model: str
     fine_tuned_model: str | None
     error: TuningError | None
@@ -131,11 +132,11 @@ class TuningJob(Identified):
     organization_id: str = "pocketllm"
     metadata: dict[str, str] | None
     integrations: list[Any] = Field(default_factory=list)
-    warnings: list[str] = Field(description="What was asked for and does not apply here.")
+    warnings: list[str] = Field(description="Parameters that were ignored.")
 
 
 class TuningEvent(Identified):
-    """Something that happened to a job, or a measurement of it."""
+    """An event of a job, or a measurement of its loss."""
 
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
@@ -146,7 +147,7 @@ class TuningEvent(Identified):
 
 
 class Checkpoint(Identified):
-    """A model that a job has made."""
+    """A model that a job produced."""
 
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int

@@ -23,7 +23,7 @@ _TUNED = "ft:{model}:pocketllm:{suffix}:{id}"
 
 
 class OpenAIModel(BaseModel):
-    """A name that can be asked for. `parent` is what an adapter was made from; null for the base model."""
+    """A model that you can request. `parent` is the model that it started from; null for the base model."""
 
     id: str
     object: str = "model"
@@ -33,7 +33,7 @@ class OpenAIModel(BaseModel):
 
 
 class OpenAIModels(BaseModel):
-    """All names."""
+    """All models."""
 
     object: str = "list"
     data: list[OpenAIModel]
@@ -41,13 +41,13 @@ class OpenAIModels(BaseModel):
 
 @router.get("/models")
 def models(services: ServicesDep) -> OpenAIModels:
-    """The base model, what is served, and each adapter of the model in use, newest first."""
+    """List the serving model, the base model, and each adapter of the model in use, newest first."""
     return OpenAIModels(data=_all(services))
 
 
 @router.get("/models/{model_id:path}")
 def model(services: ServicesDep, model_id: str) -> OpenAIModel:
-    """One of them."""
+    """Return one model."""
     for found in _all(services):
         if found.id == model_id:
             return found
@@ -55,7 +55,7 @@ def model(services: ServicesDep, model_id: str) -> OpenAIModel:
 
 
 class ModelDeleted(BaseModel):
-    """A fine-tuned model is gone."""
+    """A deleted fine-tuned model."""
 
     id: str
     object: str = "model"
@@ -64,10 +64,10 @@ class ModelDeleted(BaseModel):
 
 @router.delete("/models/{model_id:path}")
 def delete(services: ServicesDep, model_id: str) -> ModelDeleted:
-    """Delete a fine-tuned model, unless it is served or others were made from it."""
+    """Delete a fine-tuned model. 409 if it is served, or if another adapter or an open job starts from it."""
     adapter, _ = resolve(services, model_id)
     if adapter is None or model_id == LATEST:
-        detail = f"{model_id} is no fine-tuned model. GET /v1/models lists those by their own names."
+        detail = f"{model_id} is not the name of a fine-tuned model. GET /v1/models lists these names."
         raise Problem(HTTPStatus.CONFLICT, detail, param="model")
     delete_adapter(services, adapter)
     return ModelDeleted(id=model_id)
@@ -115,5 +115,5 @@ def _model(name: str, created: datetime, parent: str | None) -> OpenAIModel:
 
 
 def _unknown(name: str) -> Problem:
-    detail = f"There is no model {name[:80]!r}. GET /v1/models lists what there is; {LATEST} is what is served."
+    detail = f"There is no model {name[:80]!r}. GET /v1/models lists all models; {LATEST} is the serving one."
     return Problem(HTTPStatus.NOT_FOUND, detail, param="model", code="model_not_found")

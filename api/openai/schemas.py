@@ -32,7 +32,7 @@ _HARMLESS = frozenset({"user", "metadata", "store", "safety_identifier", "prompt
 
 
 class Part(Body):
-    """A part of a message. Only text can be read."""
+    """A part of a message. Only text is supported."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -56,7 +56,7 @@ class ChatMessage(Body):
 
 
 class StreamOptions(Body):
-    """What else a stream is to hold."""
+    """Options of a stream."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,7 +64,7 @@ class StreamOptions(Body):
 
 
 class JSONSchema(Body):
-    """A schema, as OpenAI's clients wrap it."""
+    """A JSON schema, wrapped as OpenAI's clients send it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,7 +72,7 @@ class JSONSchema(Body):
 
 
 class ResponseFormat(Body):
-    """The form of an answer: text, or JSON, which llama.cpp alone can make."""
+    """The format of an answer: text, or JSON, which requires llama.cpp."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -92,7 +92,7 @@ class SharedRequest(Body):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str = Field(description="`pocketllm:latest`, `pocketllm:base`, or an id that GET /v1/models gives.")
+    model: str = Field(description="`pocketllm:latest`, `pocketllm:base`, or an id from GET /v1/models.")
     temperature: float | None = Field(None, ge=0, le=5)
     top_p: float | None = Field(None, gt=0, le=1)
     stop: StopStrings | None = None
@@ -101,7 +101,7 @@ class SharedRequest(Body):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = Field(
-        None, description="JSON, by a schema or any object. 400 where llama.cpp does not answer."
+        None, description="JSON: any object, or one that follows a schema. 400 if llama.cpp is not available."
     )
 
     @property
@@ -144,11 +144,11 @@ class ChatRequest(SharedRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(fail_fast=True, min_length=1, max_length=1000)
-    logprobs: bool | None = Field(None, description="Score the answer's tokens. Not in a stream.")
+    logprobs: bool | None = Field(None, description="Score the answer's tokens. Ignored in a stream.")
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_ALTERNATIVES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    context: Literal["recall"] | None = Field(None, description="As of POST /generate.")
+    context: Literal["recall"] | None = Field(None, description="See POST /generate.")
 
     def unsupported(self) -> str | None:
         """See SharedRequest; also a message with another part than text, such as an image."""
@@ -172,15 +172,15 @@ class CompletionRequest(SharedRequest):
     """POST /v1/completions."""
 
     prompt: str | _Prompts | _Tokens | _TokenPrompts = Field(
-        "", description="Words, or token ids, which are taken as they are; or several of either."
+        "", description="A text, or token ids, which are used as they are; or a list of either."
     )
     max_tokens: int | None = Field(None, ge=0)
-    echo: bool | None = Field(None, description="Begin with the prompt; with logprobs, score it, too.")
+    echo: bool | None = Field(None, description="Begin the answer with the prompt; with logprobs, score it too.")
     logprobs: int | None = Field(
         None,
         ge=0,
         le=_MAX_ALTERNATIVES,
-        description="Score each token, and as many of the likeliest. Not in a stream.",
+        description="Score each token and this many of the likeliest alternatives. Ignored in a stream.",
     )
 
     @property
@@ -355,7 +355,7 @@ Item = TypeVar("Item", bound=Identified)
 
 
 class Listing(BaseModel, Generic[Item]):
-    """A part of a list."""
+    """One page of a list."""
 
     object: Literal["list"] = "list"
     data: list[Item]
@@ -374,6 +374,6 @@ def page_of(items: Sequence[Item], *, after: str | None, limit: int) -> Listing[
     """A part of a whole list, from behind the item `after`. Raises NotFound where there is none with that id."""
     ids = [item.id for item in items]
     if after is not None and after not in ids:
-        raise NotFound(f"There is no {after!r} in this list. Ask again without `after`.")
+        raise NotFound(f"There is no {after!r} in this list. Try again without `after`.")
     start = 0 if after is None else ids.index(after) + 1
     return Listing.of(items[start : start + limit], has_more=start + limit < len(items))

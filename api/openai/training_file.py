@@ -23,16 +23,16 @@ def examples_in(data: bytes, *, source: str, max_bytes: int) -> Iterator[Example
 
 def _as_text(document: Any, place: str, source: str) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}This is no JSON object. {_EXPECTED}")
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}This is not a JSON object. {_EXPECTED}")
     if not document.keys() & {"messages", "prompt", "completion", "text"}:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}There is nothing to learn in it. {_EXPECTED}")
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}There is no text to train on. {_EXPECTED}")
     kept = {name: value for name, value in document.items() if name not in _BESIDE} | {"source": source}
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_message(message, place) for message in kept["messages"]]
     return kept
 
 
-_EXPECTED = 'A line is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.'
+_EXPECTED = 'Each line must be {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.'
 
 
 def _message(message: Any, place: str) -> dict[str, Any]:

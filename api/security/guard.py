@@ -78,7 +78,7 @@ def scopes_for(method: str, path: str) -> frozenset[Scope]:
 
 def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
     """Add to an OpenAPI document which routes need a token, and the scopes that allow each."""
-    token = {"type": "http", "scheme": "bearer", "description": "`pocketllm token` prints the owner's."}
+    token = {"type": "http", "scheme": "bearer", "description": "`pocketllm token` prints the owner's token."}
     schema["components"]["securitySchemes"] = {"token": token}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
@@ -163,7 +163,7 @@ class Guard:
         if credential is None or caller is not None:
             return caller, None
         detail = (
-            "The token, code or session is not valid, or no longer: `pocketllm token` prints the owner's token, "
+            "The access token, code or session is invalid or has expired. `pocketllm token` prints the owner's token; "
             "`pocketllm dashboard` signs a browser in."
         )
         return None, Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
@@ -179,14 +179,14 @@ class Guard:
         others = sum(count for other, count in self._running.items() if other != OWNER)
         if self._running[name] + _weight(headers) <= _MOST_OF_AN_APP and others < self._max_requests:
             return None
-        detail = f"{others} requests are being answered (setting max_requests). Try again in a second."
+        detail = f"Too many requests at once: {others} are in progress (setting max_requests). Try again in a second."
         return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
 
     def _too_often(self, name: str) -> Refusal | None:
         if name == OWNER or (wait := self._rate.wait_seconds(name)) <= 0:
             return None
-        who = "Callers without a token ask" if name == _ANONYMOUS else f"The app {name!r} asks"
-        detail = f"{who} too often (setting app_requests_per_second)."
+        who = "Callers without a token send" if name == _ANONYMOUS else f"The app {name!r} sends"
+        detail = f"{who} too many requests (setting app_requests_per_second)."
         return Refusal(HTTPStatus.TOO_MANY_REQUESTS, detail, "too_often", retry_seconds=math.ceil(wait))
 
     def _not_allowed(self, caller: Caller | None, connection: Connection) -> Refusal | None:
@@ -195,7 +195,7 @@ class Guard:
             return None
         if caller is None:
             detail = (
-                'This needs a token: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it. '
+                'An access token is required: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it. '
                 "`pocketllm dashboard` signs a browser in."
             )
             return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
@@ -236,10 +236,10 @@ def _foreign(headers: Headers, origins: re.Pattern[str]) -> Refusal | None:
         return None
     scheme, _, host = (origin or "").lower().partition("://")
     if origin is not None and not (scheme in ("http", "https") and is_local(host)):
-        detail = f"Pages from {origin[:80]!r} are not let in; the setting allowed_origins names those that are."
+        detail = f"Requests from {origin[:80]!r} are not allowed; the setting allowed_origins names those that are."
         return Refusal(HTTPStatus.FORBIDDEN, detail, "foreign_origin")
     if headers.get("sec-fetch-site", "").lower() == "cross-site":
-        return Refusal(HTTPStatus.FORBIDDEN, "Requests from other web sites are not let in.", "cross_site")
+        return Refusal(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", "cross_site")
     return None
 
 
@@ -249,8 +249,8 @@ def _out_of_scope(caller: Caller, method: str, path: str) -> Refusal | None:
         return None
     has, least = " and ".join(sorted(caller.scopes)), min(needed, key=list(Scope).index)
     detail = (
-        f"The token {caller.name!r} has the scope {has}; this takes {least}. "
-        f"`pocketllm token create NAME --scope {least}` makes such a one."
+        f"The access token {caller.name!r} has the scope {has}; this route requires {least}. "
+        f"`pocketllm token create NAME --scope {least}` creates one."
     )
     return Refusal(HTTPStatus.FORBIDDEN, detail, "out_of_scope")
 

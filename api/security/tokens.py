@@ -26,7 +26,7 @@ _PREFIX = "pllm_"
 
 
 class Scope(StrEnum):
-    """The permissions of a token."""
+    """The permissions of an access token."""
 
     INGEST = "ingest"  #: add texts and report the screen; read nothing
     GENERATE = "generate"  #: use the model, which may repeat texts of other apps
@@ -64,7 +64,7 @@ class Credentials:
     def create(self, name: str, scopes: Iterable[Scope], now: datetime) -> str:
         """Create a token for an app; it is stored nowhere. Raises AlreadyThere."""
         if name == OWNER:
-            raise AlreadyThere("The owner has a token; `pocketllm token` prints it.")
+            raise AlreadyThere(f"The name {OWNER!r} is that of your own token; `pocketllm token` prints it.")
         token = _PREFIX + secrets.token_urlsafe(32)
         with self._changing:
             self._store.create(name, digest=digest_of(token), scopes=sorted(scopes), now=now)
@@ -102,7 +102,7 @@ def load_or_create_token(path: Path) -> str:
     except FileNotFoundError:
         return _create_token(path)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        message = f"The tokens in {path} cannot be used ({type(error).__name__}: {error}). Delete it to get new ones."
+        message = f"{path} cannot be used ({type(error).__name__}: {error}). Delete it to get a new access token."
         raise DaemonError(message) from error
     return token
 

@@ -81,7 +81,7 @@ def battery(world: World) -> Battery:
     """What termux-battery-status says, parsed. Raises ProbeFailed."""
     said = world.battery_says()
     if said is None:
-        raise ProbeFailed("termux-battery-status has not answered within 10 s")
+        raise ProbeFailed("termux-battery-status did not answer within 10 s")
     return parse(said)
 
 

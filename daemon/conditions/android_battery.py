@@ -45,9 +45,9 @@ def parse(output: str) -> Battery:
     try:
         answer = json.loads(output)
     except (ValueError, RecursionError) as error:
-        raise ProbeFailed(f"{COMMAND} did not answer in JSON") from error
+        raise ProbeFailed(f"{COMMAND} did not return JSON") from error
     if not isinstance(answer, dict):
-        raise ProbeFailed(f"{COMMAND} did not answer with an object")
+        raise ProbeFailed(f"{COMMAND} did not return a JSON object")
     plug, health = _plug(answer.get("plugged")), answer.get("health")
     return Battery(
         external_power=_external_power(plug, answer.get("status")),
@@ -131,7 +131,7 @@ class TermuxBattery:
         if asked is None:
             return not_yet(name, unit, self._source, now)
         value = getattr(asked.answer, attribute) if asked.answer is not None else None
-        reason = None if value is not None else asked.problem or "it does not say"
+        reason = None if value is not None else asked.problem or "not reported"
         return Reading(name=name, value=value, unit=unit, source=self._source, at=asked.at, reason=reason)
 
 

@@ -51,7 +51,7 @@ def wakefulness(output: str) -> bool:
     """Whether the phone is awake, by `dumpsys power`. Raises ProbeFailed."""
     if found := _WAKEFULNESS.search(output):
         return found[1] == "Awake"
-    raise ProbeFailed("dumpsys power does not say: grant android.permission.DUMP by adb, as docs/scheduling.md shows")
+    raise ProbeFailed("dumpsys power hides the state: grant android.permission.DUMP by adb (docs/scheduling.md)")
 
 
 class PolledScreen:
@@ -109,7 +109,7 @@ class ReportedScreen:
             unit=None,
             source="POST /status/screen",
             at=now if known else (self.reported_at or now),
-            reason=None if known else "no app has reported it lately",
+            reason=None if known else "no app has reported it recently",
         )
 
 

@@ -30,11 +30,11 @@ GRAPHICS = Path("/sys/class/drm")
 TERMUX_COMMANDS = Path("/data/data/com.termux/files/usr/bin")
 #: What to do instead of starting the daemon by a service inside of a proot.
 PROOT_ADVICE = (
-    "outside of it, in Termux, run `sh termux/install.sh`, which installs PocketLLM there; or let a script in "
+    "outside of it, in Termux, run `sh termux/install.sh`, which installs PocketLLM there; or have a script in "
     "~/.termux/boot run `proot-distro login NAME -- pocketllm serve`"
 )
 _NO_TERMUX_API = (
-    f"{COMMAND} is not there: install the app Termux:API and run `pkg install termux-api`; see `pocketllm doctor`"
+    f"{COMMAND} is missing: install the app Termux:API and run `pkg install termux-api`; see `pocketllm doctor`"
 )
 
 
@@ -138,7 +138,7 @@ def _idleness(pace: Pace, places: Places) -> Sensor:
             "idle",
             "s",
             "logind",
-            "there is a display, but no systemd-logind: set gate.require_idle to false, or let the desktop "
+            "there is a display, but no systemd-logind: set gate.require_idle to false, or have the desktop "
             "POST /status/screen",
         )
     return Absent("idle", "s", "there is no display")

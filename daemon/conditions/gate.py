@@ -21,11 +21,11 @@ _HEALTHY = "good"
 #: (reading, its setting with {} for "start" or "stop", message). A setting in bytes is a minimum, shown in MB; the
 #: others are maxima.
 _LIMITS = (
-    ("temperature", "temperature_{}_celsius", "the battery has {value:.0f} °C, over {level:.0f} °C"),
-    ("heat", "heat_{}_celsius", "the hottest thermal zone has {value:.0f} °C, over {level:.0f} °C"),
-    ("memory", "memory_{}_bytes", "{value:.0f} MB of memory available, under {level:.0f} MB"),
-    ("memory pressure", "pressure_{}_percent", "work waits for memory {value:.0f} % of the time, over {level:.0f} %"),
-    ("disk", "disk_{}_bytes", "{value:.0f} MB of room on the disk, under {level:.0f} MB"),
+    ("temperature", "temperature_{}_celsius", "battery temperature {value:.0f} °C is above {level:.0f} °C"),
+    ("heat", "heat_{}_celsius", "hottest thermal zone {value:.0f} °C is above {level:.0f} °C"),
+    ("memory", "memory_{}_bytes", "available memory {value:.0f} MB is below {level:.0f} MB"),
+    ("memory pressure", "pressure_{}_percent", "memory pressure {value:.0f} % is above {level:.0f} %"),
+    ("disk", "disk_{}_bytes", "free disk space {value:.0f} MB is below {level:.0f} MB"),
 )
 
 
@@ -136,7 +136,7 @@ def _fresh(reading: Reading, settings: GateSettings, now: datetime) -> Reading:
     age = (now - reading.at).total_seconds()
     if reading.value is None or -_CLOCK_SLACK_SECONDS <= age <= settings.stale_seconds:
         return reading
-    reason = f"the last answer is {age:.0f} s old" if age > 0 else "the clock was set back since the last answer"
+    reason = f"the last reading is {age:.0f} s old" if age > 0 else "the clock was set back since the last reading"
     return replace(reading, value=None, reason=reason)
 
 
@@ -153,7 +153,7 @@ def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
         used = at.used_today_seconds / 60
         yield Blocker(
             name="minutes per day",
-            message=f"trained {used:.0f} minutes today, of {settings.minutes_per_day:g}",
+            message=f"trained {used:.0f} of {settings.minutes_per_day:g} minutes today",
             value=used,
             threshold=settings.minutes_per_day,
             unit="min",
@@ -178,14 +178,14 @@ def _power(readings: Mapping[str, Reading], settings: GateSettings, at: GateCont
         yield Blocker(name="power", message="not on external power", value=False, since=at.now)
     elif plug is not None and isinstance(plug.value, str) and plug.value not in (*settings.power_sources, "none"):
         counting = ", ".join(settings.power_sources)
-        message = f"the power comes from {plug.value}, and only {counting} counts"
+        message = f"power comes from {plug.value}; only {counting} counts (gate.power_sources)"
         yield Blocker(name="plug", message=message, value=plug.value, since=at.now)
     if at.charge.weak_at is not None:
         needed = min(100.0, at.charge.weak_at + settings.charge_loss_percent)
         level = readings["battery"].value
         yield Blocker(
             name="charger",
-            message=f"the battery loses charge on the charger; waiting for {needed:.0f} %",
+            message=f"the charger is too weak; waiting for a battery level of {needed:.0f} %",
             value=level if isinstance(level, float) else None,
             threshold=needed,
             unit="%",
@@ -206,7 +206,7 @@ def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
         elif idle.value < 60 * settings.idle_minutes:
             yield Blocker(
                 name="idle",
-                message=f"in use {idle.value / 60:.0f} minutes ago, under {settings.idle_minutes:g}",
+                message=f"idle for {idle.value / 60:.0f} of {settings.idle_minutes:g} minutes",
                 value=idle.value / 60,
                 threshold=settings.idle_minutes,
                 unit="min",
@@ -217,7 +217,7 @@ def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
 def _hours(settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     local = at.by_the_clock
     if settings.weekdays and _WEEKDAYS[local.weekday()] not in settings.weekdays:
-        message = f"today is {_WEEKDAYS[local.weekday()]}, and only {', '.join(settings.weekdays)} are allowed"
+        message = f"today is {_WEEKDAYS[local.weekday()]}; jobs run only on {', '.join(settings.weekdays)}"
         yield Blocker(name="weekday", message=message, since=at.now)
     if settings.hours and not any(Hours.parse(text).hold(local.time()) for text in settings.hours):
         message = f"it is {local:%H:%M}, outside {', '.join(settings.hours)}"
@@ -234,7 +234,7 @@ def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
         return
     level = settings.battery_stop_percent if at.running or forced else settings.battery_start_percent
     if battery.value < level:
-        message = f"battery {battery.value:.0f} % is under {level:.0f} %"
+        message = f"battery {battery.value:.0f} % is below {level:.0f} %"
         yield Blocker(name="battery", message=message, value=battery.value, threshold=level, unit="%", since=at.now)
 
 
@@ -275,7 +275,7 @@ def _pause(settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     left = settings.minimum_pause_seconds - at.paused_seconds
     yield Blocker(
         name="minimum pause",
-        message=f"paused {at.paused_seconds:.0f} s ago; {left:.0f} s to wait",
+        message=f"paused {at.paused_seconds:.0f} s ago; waiting {left:.0f} s more",
         value=at.paused_seconds,
         threshold=settings.minimum_pause_seconds,
         unit="s",

@@ -101,7 +101,7 @@ class BatteryHealthSensor:
             unit=None,
             source=str(self.folder),
             at=now,
-            reason=None if worst else "no battery that reports its health",
+            reason=None if worst else "no battery reports its health",
             absent=worst is None,
         )
 
@@ -119,7 +119,7 @@ class BatteryPowerSensor:
         except (OSError, ValueError) as error:
             return unknown("battery power", "W", self.folder, now, error)
         if not watts:
-            return absent("battery power", "W", self.folder, now, "no battery that tells its current")
+            return absent("battery power", "W", self.folder, now, "no battery reports its current")
         return Reading(name="battery power", value=sum(watts), unit="W", source=str(self.folder), at=now)
 
 
@@ -185,7 +185,7 @@ def _watts(battery: Path) -> float | None:
 
 def _plausible(celsius: float) -> float:
     if not is_of_a_battery(celsius):
-        raise ValueError(f"{celsius} °C is no battery's temperature")
+        raise ValueError(f"{celsius} °C is not a plausible battery temperature")
     return celsius
 
 

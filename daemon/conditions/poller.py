@@ -48,11 +48,11 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
         output = _read(process, deadline)
         code = process.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as error:
-        raise ProbeFailed(f"{command[0]} has not answered within {timeout_seconds:g} s") from error
+        raise ProbeFailed(f"{command[0]} did not answer within {timeout_seconds:g} s") from error
     finally:
         _end(process)
     if code:
-        raise ProbeFailed(f"{command[0]} ended with code {code}")
+        raise ProbeFailed(f"{command[0]} exited with code {code}")
     return output.decode(errors="replace")
 
 
@@ -71,7 +71,7 @@ def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
             return output
         output += chunk
         if len(output) > MAX_BYTES:
-            raise ProbeFailed(f"{process.args!r} answers without end")
+            raise ProbeFailed(f"{process.args!r} sends too much output")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 #: Why there is no value before the first answer.
-_NOT_YET = "it has not answered yet"
+_NOT_YET = "no answer yet"
 #: A battery temperature beyond these is a driver's error.
 _COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 

@@ -96,21 +96,21 @@ class EvaluationVerdict:
     @property
     def sentence(self) -> str:
         """What to tell the owner."""
-        parts = [f"{self.outcome}: against what is served the held-out loss on new text {_change(self.new)}"]
+        parts = [f"{self.outcome}: compared with the serving model, held-out loss on new text {_change(self.new)}"]
         if self.outcome is Outcome.TOO_LITTLE:
-            parts.append("that may be chance; its texts stay new, and a job on more text goes on from here")
+            parts.append("this may be chance; the texts stay new, and the next job continues from here")
         if self.repeats:
-            proof = "which proves nothing" if self.repetitive else "which was left out"
-            parts.append(f"{self.repeats} of {self.blocks} held-out blocks repeat what was learned, {proof}")
+            proof = "prove nothing" if self.repetitive else "were left out"
+            parts.append(f"{self.repeats} of {self.blocks} held-out blocks repeat training text and {proof}")
         if self.old is not None and self.old.standard_error is not None:
             parts.append(f"on old text it {_change(self.old)}")
             if self.worst is not None and self.worst.reduction < self.old.reduction:
-                parts[-1] += f", on one job's it {_change(self.worst)}"
+                parts[-1] += f", on one job's text it {_change(self.worst)}"
             parts[-1] += ", which is forgetting" if self.forgets else ""
         if self.base is not None:
-            parts.append(f"against the base model it {_change(self.base)}")
+            parts.append(f"compared with the base model, it {_change(self.base)}")
         if self.ordinary is not None:
-            spoiled = f", more than the {MAX_ORDINARY_RISE:g} that a first job may" if self.spoils else ""
+            spoiled = f", more than the {MAX_ORDINARY_RISE:g} allowed for a first job" if self.spoils else ""
             parts.append(f"on ordinary text it {_change(self.ordinary)}{spoiled}")
         return "; ".join(parts)
 

@@ -37,8 +37,8 @@ def attempt(work: Callable[[], Result], say: Callable[[str, str], None]) -> Resu
     try:
         return work()
     except Exception as error:
-        reason = "memory ran out" if out_of_memory(error) else f"an error of the kind {type(error).__name__}"
-        say("no report", f"what was learned could not be shown: {reason}")
+        reason = "memory ran out" if out_of_memory(error) else type(error).__name__
+        say("no report", f"the report is incomplete: {reason}")
         sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
         return None
 

@@ -33,13 +33,13 @@ class Backend:
     @property
     def refusal_of_json(self) -> str:
         """Why it does not hold an answer to a JSON schema, where it is not llama.cpp."""
-        return f"Answers in JSON are made by llama.cpp alone, and {self.reason}."
+        return f"Answers in JSON require llama.cpp, but {self.reason}."
 
 
 def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> LlamaCpp | Backend:
     """llama.cpp for this model; else the other backend, with the reason."""
     if preference == "transformers":
-        return Backend(name="transformers", reason="the setting backend says so")
+        return Backend(name="transformers", reason="the setting backend is transformers")
     try:
         base = find_origin(model_folder.manifest)
     except OriginChanged as changed:
@@ -48,7 +48,7 @@ def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> L
     if program is None:
         return Backend(
             name="transformers",
-            reason=f"there is no llama.cpp here: neither {EXECUTABLE} (`pkg install llama-cpp` in Termux) nor "
+            reason=f"llama.cpp is not installed: neither {EXECUTABLE} (`pkg install llama-cpp` in Termux) nor "
             f"{PACKAGE} (`pip install 'pocketllm[llamacpp]'`)",
         )
     return LlamaCpp(program=program, base=base)

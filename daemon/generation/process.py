@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Answer requests until the input ends."""
     parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--database", type=Path, required=True, help="Whose texts suggestions count the words of.")
+    parser.add_argument("--database", type=Path, required=True, help="The source of word counts for suggestions.")
     parser.add_argument("--backend", choices=get_args(BackendPreference), default="auto")
-    parser.add_argument("--socket", type=Path, required=True, help="Where one of llama.cpp may be.")
-    parser.add_argument("--memory-bytes", type=int, required=True, help="Anonymous memory, with llama.cpp's, at most.")
+    parser.add_argument("--socket", type=Path, required=True, help="The socket for llama.cpp.")
+    parser.add_argument("--memory-bytes", type=int, required=True, help="Maximum anonymous memory, with llama.cpp's.")
     options = parser.parse_args(arguments)
     # oneDNN generates code for each number of tokens, and by itself keeps 1,024 of these: a megabyte each.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -123,7 +123,7 @@ class Answerer:
         self._words = words
         if model_folder.manifest.is_mlm:
             raise UnsupportedModel(
-                f"{model_folder.manifest.name} fills in masks; it cannot continue a text. Use another model."
+                f"{model_folder.manifest.name} fills in masks and cannot continue a text. Use another model."
             )
         self._model_folder = model_folder
         self._torch: TorchModels | None = None
@@ -142,7 +142,7 @@ class Answerer:
                 encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
             )
         elif preference == "llamacpp":
-            raise UnsupportedModel(f"The setting backend is llamacpp, and {found.reason}.")
+            raise UnsupportedModel(f"The setting backend is llamacpp, but {found.reason}.")
         else:
             self._without = found
             self._models()  # errors in them show before the first request
@@ -320,7 +320,7 @@ def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> li
     if (given := request["tokens"]) is not None:
         vocabulary = len(tokenizer)
         if wrong := [token for token in given if not 0 <= token < vocabulary]:
-            raise BadRequest(f"{wrong[0]} is no token of this model, which has {vocabulary}: 0 to {vocabulary - 1}.")
+            raise BadRequest(f"{wrong[0]} is not a token of this model; its tokens are 0 to {vocabulary - 1}.")
         return list(given)
     if request["messages"] is None:
         given = tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]

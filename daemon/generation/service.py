@@ -190,7 +190,7 @@ class Generator:
         """Unload the process after the keep-alive time without use."""
         left = self.idle_seconds_left
         if left is not None and left <= 0:
-            log.info("the generator is idle: unloaded")
+            log.info("unloaded the idle generator")
             await self.close()
 
     async def close(self) -> None:
@@ -301,7 +301,7 @@ class Generator:
             while not reading.done():
                 await asyncio.wait({reading}, timeout=self._look_seconds)
                 if not reading.done() and watch.idle_seconds(session_cpu_seconds(process.pid)) >= _STALL_SECONDS:
-                    log.warning("the generator hung: killed")
+                    log.warning("killed the generator, which hung")
                     with suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)  # it leads its session
                     break

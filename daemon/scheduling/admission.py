@@ -23,8 +23,8 @@ class Admission:
         if not used or not needed or used + needed <= self._total:
             return None
         message = (
-            f"text is being generated: that takes {used // _MB} MB with the daemon, the job would take "
-            f"{needed // _MB} MB more, and all may take {self._total // _MB} MB (setting total_memory_bytes)"
+            f"generator and daemon use {used // _MB} MB, and the job needs {needed // _MB} MB more; together they may "
+            f"use {self._total // _MB} MB (setting total_memory_bytes)"
         )
         return Blocker(
             name=NAME,

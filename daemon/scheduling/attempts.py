@@ -127,7 +127,7 @@ class Attempts:
         attempts = self._attempts_before(job) + is_crash
         log.warning("job %s: %s (crashes in a row: %d)", job.id, why, attempts)
         if attempts >= MAX_ATTEMPTS:
-            error = f"{why}; given up after {attempts} times without a step between them"
+            error = f"{why}; gave up after {attempts} crashes without a step in between"
             self._store.jobs.fail(job.id, error=error, now=now)
             return
         retry_at = now + min(timedelta(seconds=RETRY_SECONDS * 2 ** min(self._tries, 9)), LONGEST_RETRY)

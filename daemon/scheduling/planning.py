@@ -114,7 +114,7 @@ def plan_for(shapes: Shapes, training: TrainingSettings, *, steps: int) -> Plann
 def method_message(planned: Planned) -> str:
     """The message for the choice of a method: the prediction for each, or why it is not possible."""
     predictions = {
-        one.method: f"{one.prediction.peak_bytes / 1e6:.0f} MB, {one.prediction.seconds_per_step:.2g} s a step"
+        one.method: f"{one.prediction.peak_bytes / 1e6:.0f} MB, {one.prediction.seconds_per_step:.2g} s per step"
         if one.prediction
         else str(one.reason)
         for one in planned.alternatives

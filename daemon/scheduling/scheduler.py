@@ -92,8 +92,8 @@ class Scheduler:
     def summary(self) -> str:
         """Its activity, or what it waits for, in one line."""
         if self._attempts.job_id:
-            return f"learning: {self._attempts.job_id}"
-        return "; ".join(self.verdict.reasons) or "nothing to learn"
+            return f"training: {self._attempts.job_id}"
+        return "; ".join(self.verdict.reasons) or "nothing to train on"
 
     def recover(self, now: datetime) -> None:
         """At start: pause the jobs that a dead daemon left running, and see to files that are left."""
@@ -141,7 +141,7 @@ class Scheduler:
         if queue:
             self._advance_alone(queue[0], now)
         for behind in queue[1:]:
-            self._explain(behind, [f"waits for {queue[0].id}"])
+            self._explain(behind, [f"waiting for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *expiries.values(), *over]
@@ -275,7 +275,7 @@ class Scheduler:
     def close(self, now: datetime) -> None:
         """Pause the running job and end its worker: the daemon stops."""
         with self._lock:
-            self._attempts.pause(["the daemon has stopped"])
+            self._attempts.pause(["the daemon was stopped"])
             with suppress(StorageTrouble):  # `recover` makes up for it
                 self._settle(now)
 
@@ -310,14 +310,14 @@ class Scheduler:
                 return None
             message = f"{queue[0].id}: {'; '.join(queue[0].reasons)}"
         elif waiting:
-            message = f"{waiting[0].id} is paused by the owner; `pocketllm train` goes on with it"
+            message = f"{waiting[0].id} is paused by the owner; `pocketllm train` resumes it"
         else:
             last = self._came_to_nothing(now)
             if last is None or self._store.texts.counts().new_words < self._settings.training.new_words:
                 return None
-            message, since = f"{last.id} {last.state}; `pocketllm train` learns its texts", last.finished_at or now
+            message, since = f"{last.id} {last.state}; `pocketllm train` retries its texts", last.finished_at or now
             until = since + _AFTER_FAILURE if last.state is JobState.FAILED else None
-            message += f", or they are tried again from {until:%Y-%m-%d %H:%M} UTC on" if until else ""
+            message += f", or the daemon does from {until:%Y-%m-%d %H:%M} UTC" if until else ""
         return Blocker(name=_HELD_BACK, message=message, since=since, until=until)
 
     def _decide(self, job: Job | None, now: datetime, hold: Blocker | None) -> Verdict:
@@ -350,7 +350,7 @@ class Scheduler:
             raise
         except Exception as error:
             log.exception("job %s cannot be run", job.id)
-            self._store.jobs.fail(job.id, error=f"it cannot be run ({summary(error)})", now=now)
+            self._store.jobs.fail(job.id, error=f"the job cannot be run ({summary(error)})", now=now)
 
     def _advance(self, job: Job, now: datetime) -> None:
         """Start, pause, or explain the job that is next."""
@@ -374,16 +374,16 @@ class Scheduler:
     def _start(self, job: Job, now: datetime) -> None:
         waited = job.requested_by is Requester.THRESHOLD and job.started_at is None
         if waited and self._store.texts.counts().new_words == 0:
-            self._store.jobs.cancel(job.id, message="another job has learned its texts meanwhile", now=now)
+            self._store.jobs.cancel(job.id, message="another job has trained on its texts meanwhile", now=now)
             return
         if waited and self._scan(FRESH_SECONDS):
-            return self._explain(job, ["scans the watched folders first"])
+            return self._explain(job, ["scanning the watched folders first"])
         self._attempts.start(job, because=self._why(job), readings=self.readings, now=now)
 
     def _why(self, job: Job) -> str:
         """The readings with which the worker started, in short."""
         known = [shown(reading) for reading in self.readings if reading.value is not None]
-        return ", ".join(["asked for now", *known] if job.immediate else known)
+        return ", ".join(["requested to run now", *known] if job.immediate else known)
 
     def _create(self, requested_by: Requester, planned: Planned | None, *, seed: int | None = None, **more: Any) -> Job:
         """Queue a job, by default with the default settings. more: see `JobStore.create`."""

@@ -41,10 +41,10 @@ class Exit:
     def description(self) -> str:
         """A sentence for people."""
         if self.code < 0:
-            return f"the worker was ended by signal {-self.code}"
+            return f"the worker was killed by signal {-self.code}"
         if self.code == os.EX_TEMPFAIL:
-            return self.last_words or "there is no room for its log"
-        return f"the worker ended with code {self.code}: {self.last_words or 'it said nothing'}"
+            return self.last_words or "the disk is too full for the worker's log"
+        return f"the worker exited with code {self.code}: {self.last_words or 'no output'}"
 
 
 class Runner(Protocol):
@@ -127,7 +127,7 @@ class WorkerProcess:
         try:
             self._process.wait(_KILL_SECONDS)
         except subprocess.TimeoutExpired:  # the lock that it holds keeps the next worker waiting
-            log.warning("worker %s does not die: it waits for a device", self._process.pid)
+            log.warning("worker %s does not end: it is waiting for a device", self._process.pid)
         return self._gone(_of_children() - before)
 
     def _gone(self, cpu_seconds: float) -> Exit:

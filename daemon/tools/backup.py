@@ -100,15 +100,15 @@ def read_backup(file: Path, into: Path) -> Contents:
             unpack(tar, into)
         manifest = json.loads((into / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise BackupUnusable(f"{file} is of a newer PocketLLM (format {manifest['format']}).")
+            raise BackupUnusable(f"{file} was written by a newer PocketLLM (format {manifest['format']}).")
         damaged = [name for name, digest in manifest["sha256"].items() if _digest(into / name) != digest]
         contents = Contents(**manifest["contents"])
     except PermissionError:
         raise
     except (tarfile.TarError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BackupUnusable(f"{file} is no backup, or it is cut short: {error}") from error
+        raise BackupUnusable(f"{file} is not a backup, or it is truncated: {error}") from error
     if damaged:
-        raise BackupUnusable(f"{file} is damaged: {damaged[0]} is not what was written.")
+        raise BackupUnusable(f"{file} is damaged: the checksum of {damaged[0]} does not match.")
     return contents
 
 
@@ -120,7 +120,7 @@ def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents,
     folder.make()
     with locked(folder.daemon_lock) as acquired:
         if not acquired:
-            raise BackupUnusable(f"A daemon runs on {folder.root}. Stop it first.")
+            raise BackupUnusable(f"A daemon is running on {folder.root}. Stop it first.")
         with tempfile.TemporaryDirectory(dir=folder.root, prefix=RESTORE_PREFIX) as scratch:
             contents = read_backup(file, Path(scratch))
             former = folder.root / f"{FORMER_PREFIX}{now:%Y%m%dT%H%M%SZ}"
@@ -142,7 +142,7 @@ def verify(folder: DataFolder) -> Iterator[Check]:
     for identity, digest in rows:
         try:
             sound = digest is None or digest_of(folder.adapter(str(identity))) == digest
-            problem = None if sound else "it is not what was written"
+            problem = None if sound else "its checksum does not match"
         except (OSError, ValueError) as error:  # a damaged id may be no file's name
             problem = str(error)
         yield Check(name=f"adapter {identity}", problem=problem)
@@ -167,7 +167,7 @@ def _looked_at(path: Path) -> tuple[str | None, list[tuple[str, str | None]]]:
     except sqlite3.DatabaseError as error:
         return str(error), []
     if found == "ok" and orphan is not None:
-        found = f"a row of {orphan[0]} refers to what is gone"
+        found = f"a row of {orphan[0]} refers to a missing row"
     return None if found == "ok" else str(found), rows
 
 

@@ -37,15 +37,15 @@ def measure(folder: Path) -> dict[str, Any]:
             command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment(), timeout=TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        raise CalibrationFailed(f"Measuring the model took more than {TIMEOUT_SECONDS} seconds.") from error
+        raise CalibrationFailed(f"Calibrating the model took more than {TIMEOUT_SECONDS} seconds.") from error
     except OSError as error:
-        raise CalibrationFailed(f"The process that measures the model could not start: {error}.") from error
+        raise CalibrationFailed(f"The calibration process could not start: {error}.") from error
     if done.returncode < 0:
         raise CalibrationFailed(
-            f"The process that measures the model was ended by signal {-done.returncode}, perhaps for want of memory."
+            f"The calibration process was killed by signal {-done.returncode}, perhaps because memory ran out."
         )
     if done.returncode:
-        raise CalibrationFailed(f"Measuring the model failed: {last_words(done.stderr)}.")
+        raise CalibrationFailed(f"Calibrating the model failed: {last_words(done.stderr)}.")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     if "error" in answer:
         raise CalibrationFailed(answer["error"])
@@ -54,7 +54,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Calibrate one model and print the result, or {"error": the reason}."""
-    parser = argparse.ArgumentParser(description="Measures a model for PocketLLM, which starts it.")
+    parser = argparse.ArgumentParser(description="Calibrates a model for PocketLLM, which starts it.")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
 

@@ -87,12 +87,15 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             name="data folder",
             state="bad",
-            message=f"{folder.root} is on shared storage, which has no locks and no owners",
+            message=f"{folder.root} is on shared storage, which has no locks and no file owners",
             advice="choose a folder under $HOME with POCKETLLM_DATA_DIR",
         )
     elif folder.root.is_dir() and not os.access(folder.root, os.W_OK):
         yield Finding(
-            name="data folder", state="bad", message=f"{folder.root} cannot be written", advice="make it yours (chown)"
+            name="data folder",
+            state="bad",
+            message=f"{folder.root} is not writable",
+            advice="take ownership of it (chown)",
         )
     else:
         yield Finding(name="data folder", state="good", message=str(folder.root))
@@ -123,14 +126,14 @@ def _of_torch(tried: subprocess.Popen[str]) -> Finding:
         _, said = tried.communicate(timeout=LONGEST_TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
         message = f"torch could not be imported within {LONGEST_TRIAL_SECONDS:g} s"
-        return Finding(name="libraries", state="bad", message=message, advice="look at the load of this machine")
+        return Finding(name="libraries", state="bad", message=message, advice="check the load of this machine")
     if tried.returncode == 0:
         return Finding(name="libraries", state="good", message="torch and transformers work")
     if tried.returncode == -signal.SIGILL:
         return Finding(
             name="libraries",
             state="bad",
-            message="torch ends by an illegal instruction: its build wants a newer processor than this one",
+            message="torch dies of an illegal instruction: its build needs a newer processor than this one",
             advice='on an Armv8.0 processor, such as Raspberry Pi 4, install "torch<2.10"',
         )
     return Finding(
@@ -145,13 +148,13 @@ def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
     """llama.cpp is optional: without it, generation is only slower."""
     found = find_llamacpp(model_folder, settings.backend)
     if isinstance(found, LlamaCpp):
-        return Finding(name="answers", state="good", message=f"by llama.cpp ({found.program}) from {found.base.name}")
+        return Finding(name="answers", state="good", message=f"llama.cpp ({found.program}) with {found.base.name}")
     if settings.backend == "transformers":
-        return Finding(name="answers", state="good", message=f"by transformers: {found.reason}")
+        return Finding(name="answers", state="good", message=f"transformers: {found.reason}")
     return Finding(
         name="answers",
         state="unknown" if settings.backend == "auto" else "bad",
-        message=f"by transformers, not llama.cpp: {found.reason}",
+        message=f"transformers, not llama.cpp: {found.reason}",
         advice=None if settings.backend == "auto" else "or set backend to auto",
     )
 
@@ -168,7 +171,7 @@ def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime)
                 name=reading.name,
                 state="bad" if matters else "unknown",
                 message=f"{reading.source}: {reading.reason}",
-                advice="until it is known, no job starts by itself; docs/scheduling.md says where it is read"
+                advice="until it is known, no job starts by itself; docs/scheduling.md lists the sources of readings"
                 if matters
                 else None,
             )
@@ -184,21 +187,21 @@ def _of_system(places: Places) -> Iterator[Finding]:
         yield Finding(
             name="service",
             state="unknown",
-            message="this is a Linux distribution inside of Termux, in which nothing starts the daemon",
+            message="this is a Linux distribution inside of Termux, where nothing starts the daemon",
             advice=PROOT_ADVICE,
         )
     elif places.command("systemctl") is None:
         yield Finding(
             name="service",
             state="unknown",
-            message="there is no systemd here to start the daemon",
-            advice="start `pocketllm serve` by whatever starts services here",
+            message="there is no systemd to start the daemon",
+            advice="start `pocketllm serve` with the service manager of this system",
         )
     elif not _limits_memory(places.cgroups):
         yield Finding(
             name="memory limit",
             state="unknown",
-            message="the kernel has no memory cgroups, so MemoryMax in the unit is void; a job keeps its own limit",
+            message="the kernel has no memory cgroups, so MemoryMax in the unit has no effect; a job has its own limit",
             advice="on a Raspberry Pi, add cgroup_enable=memory to /boot/firmware/cmdline.txt and restart",
         )
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -213,9 +216,9 @@ def _of_system(places: Places) -> Iterator[Finding]:
         yield Finding(
             name="Android's limits",
             state="unknown",
-            message="an app cannot see whether Android kills child processes (12 and later) or sleeps Termux",
-            advice="take Termux, Termux:API and Termux:Boot out of battery optimisation, and switch on 'Disable child "
-            "process restrictions' in the developer options, or once, from a computer, run `adb shell settings put "
+            message="an app cannot see whether Android kills child processes (12 and later) or suspends Termux",
+            advice="exclude Termux, Termux:API and Termux:Boot from battery optimisation; and switch on 'Disable child "
+            "process restrictions' in the developer options, or run once from a computer: `adb shell settings put "
             "global settings_enable_monitor_phantom_procs false`",
         )
 
@@ -233,7 +236,7 @@ def _of_termux(places: Places) -> Iterator[Finding]:
     yield _there(
         prefix / "var/service/pocketllm/run",
         name="service",
-        good="the runit service is in place",
+        good="the runit service is installed",
         bad="there is no runit service: nothing starts the daemon",
         advice="run termux/install.sh, or `pocketllm service install`",
     )
@@ -241,8 +244,8 @@ def _of_termux(places: Places) -> Iterator[Finding]:
     yield _there(
         boot / "00-pocketllm",
         name="boot",
-        good="Termux:Boot will start it after the first unlock",
-        bad="nothing starts it after a reboot",
+        good="Termux:Boot starts the daemon after the first unlock",
+        bad="nothing starts the daemon after a reboot",
         advice="run termux/install.sh, or `pocketllm service install`, and open the app Termux:Boot once",
     )
     folders = [entry.name for entry in boot.iterdir() if entry.is_dir()] if boot.is_dir() else []
@@ -250,7 +253,7 @@ def _of_termux(places: Places) -> Iterator[Finding]:
         yield Finding(
             name="boot folder",
             state="bad",
-            message=f"{boot} holds the folder {folders[0]}, at which Termux:Boot stops",
+            message=f"{boot} contains the folder {folders[0]}, at which Termux:Boot stops",
             advice="move it elsewhere",
         )
     if "SVDIR" not in places.environment:
@@ -258,7 +261,7 @@ def _of_termux(places: Places) -> Iterator[Finding]:
             name="SVDIR",
             state="unknown",
             message="SVDIR is not set, so sv-enable and sv-disable act on the wrong folder",
-            advice="`pkg install termux-services` and a new session set it",
+            advice="run `pkg install termux-services` and open a new session",
         )
 
 

@@ -30,14 +30,14 @@ def export_gguf(adapter: Path, model: Path, destination: Path, *, merged: bool =
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise ExportFailed(f"Writing the file took more than {TIMEOUT_SECONDS} seconds. Try again.") from error
+        raise ExportFailed(f"The export took more than {TIMEOUT_SECONDS} seconds. Try again.") from error
     except OSError as error:
-        raise ExportFailed(f"The process that writes the file could not start: {error}. Try again.") from error
+        raise ExportFailed(f"The export process could not start: {error}. Try again.") from error
     if done.returncode == os.EX_DATAERR:
         raise CannotExport(json.loads(done.stdout)["error"])
     if done.returncode:
         ended = f"code {done.returncode}: {last_words(done.stderr)}"
-        raise ExportFailed(f"The process that writes the file ended with {ended}. Look for free disk, and try again.")
+        raise ExportFailed(f"The export process exited with {ended}. Check the free disk space, then try again.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,7 +77,7 @@ def rebuild(
     if [row.step for row in rows] != list(range(1, job.total_steps + 1)):
         raise CannotReplay(
             f"The step log holds {len(rows)} of the {job.total_steps} steps of job {job_id}. "
-            "Take one that was exported after the job had ended."
+            "Use one that was exported after the job had ended."
         )
     with torch.inference_mode():
         trainable = _start(folder, job, made)
@@ -110,7 +110,7 @@ def replays(folder: DataFolder, store: Store) -> Iterator[Check]:
             continue
         try:
             differing = rebuild(folder, store, job.id).differing
-            problem = f"{len(differing)} tensors differ from what its steps give" if differing else None
+            problem = f"{len(differing)} tensors differ from the replay" if differing else None
         except (CannotReplay, MezoError, OSError) as error:
             problem = str(error)
         yield Check(name=f"steps of {job.id}", problem=problem)
@@ -118,31 +118,31 @@ def replays(folder: DataFolder, store: Store) -> Iterator[Check]:
 
 def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
     if job.state in OPEN_STATES:
-        raise CannotReplay(f"Job {job.id} is {job.state}; it can be replayed when it has ended. Wait for that.")
+        raise CannotReplay(f"Job {job.id} is {job.state}. Wait until it has ended, then replay it.")
     if job.adapter is None:
         raise CannotReplay(
-            f"Job {job.id} {job.state} and made no adapter, so there is nothing to compare with. "
+            f"Job {job.id} {job.state} without an adapter, so there is nothing to compare with. "
             "Choose one that succeeded; `pocketllm jobs` lists them."
         )
     if job.method != "mezo":
         raise CannotReplay(
             f"Job {job.id} used exact gradients, which depend on the texts and cannot be replayed from its step log. "
-            "Jobs with training.method = mezo can."
+            "Only jobs with training.method = mezo can."
         )
     made = folder.adapter(job.adapter)
     if not made.is_dir():
-        raise CannotReplay(f"What job {job.id} made is not in {made} any more. Choose another job.")
+        raise CannotReplay(f"The adapter of job {job.id} is no longer in {made}. Choose another job.")
     return made
 
 
 def _check_output(output: Path, job: Job) -> None:
     if output.exists():
-        raise CannotReplay(f"{output} exists. Give the name of a new folder.")
+        raise CannotReplay(f"{output} already exists. Give the name of a new folder.")
     if not output.absolute().parent.is_dir():
-        raise CannotReplay(f"There is no folder {output.parent}. Make it first.")
+        raise CannotReplay(f"There is no folder {output.parent}. Create it first.")
     if job.mode == "full" and not NAME_PATTERN.fullmatch(output.name):
         raise CannotReplay(
-            f"{output.name!r} cannot be the name of a model. Give a folder of small letters, digits, dots and dashes."
+            f"{output.name!r} is not a valid model name. Use lower-case letters, digits, dots and dashes."
         )
 
 
@@ -151,13 +151,13 @@ def _check_export(exported: StepLogExport, folder: DataFolder, job: Job) -> None
     for name, ours in (("job", job.id), ("model", job.model), ("mode", job.mode), ("seed", job.seed)):
         if header[name] != ours:
             raise CannotReplay(
-                f"These are the steps of another job: its {name} is {header[name]}, not {ours}. Export it again."
+                f"This is the step log of another job: its {name} is {header[name]}, not {ours}. Export it again."
             )
     known = _sums_of_the_start(folder, job)
     if header["base_sha256"] is not None and known and header["base_sha256"] not in known:
         raise CannotReplay(
-            f"The steps were made on other weights than those that {job.model} has here. "
-            "Import the model that it was made on."
+            f"The steps were made with other weights than those of {job.model} here. "
+            "Import the model that they were made with."
         )
 
 
@@ -209,7 +209,7 @@ def _differences(rebuilt: Mapping[str, torch.Tensor], stored: Mapping[str, torch
     """The largest difference of each tensor that is not bit-identical. Raises CannotReplay."""
     if rebuilt.keys() != stored.keys() or any(rebuilt[name].shape != stored[name].shape for name in stored):
         raise CannotReplay(
-            "What was stored has other tensors than what the job started from. One of the two folders was exchanged; "
+            "The stored adapter has other tensors than what the job started from. One of the two folders was replaced; "
             "put it back."
         )
     return {

@@ -95,7 +95,7 @@ class StoredRun:
             return Checkpoint(step=step, state=StoredTensors(found[step]))
         except (OSError, ModelFileError) as error:
             raise ModelFileError(
-                f"The job's checkpoint {found[step].name} is lost ({error}). Start the job again."
+                f"The job's checkpoint {found[step].name} cannot be read ({error}). Request a new job."
             ) from error
 
 
@@ -121,5 +121,5 @@ def _message(stopping: EarlyStopping, step: int) -> str:
         return ended_early(stopping, step)
     return (
         f"rolled back from step {step} to step {stopping.best_step}, which had the lowest validation loss, "
-        f"{stopping.best_loss:.4g} nats per token; continuing at {stopping.share:g} of the rate"
+        f"{stopping.best_loss:.4g} nats per token; continuing at {stopping.share:g} of the learning rate"
     )

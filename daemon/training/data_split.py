@@ -40,7 +40,7 @@ def split(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut]:
     count = sum(len(bucket) for bucket in buckets)
     if count < 2:
         raise BadRequest(
-            f"{sum(bucket.tokens for bucket in buckets)} tokens are too few to train on and to evaluate with; "
+            f"{sum(bucket.tokens for bucket in buckets)} tokens are too few for training and evaluation; "
             f"more than {buckets[0].inputs.shape[1]} are needed. Add some text."
         )
     kept = max(1, count // HELD_OUT_ONE_IN, min(MIN_HELD_OUT, int(MAX_HELD_OUT_SHARE * count)))

@@ -58,7 +58,7 @@ class EarlyStopping:
         """
         if self.first_loss is None:
             if not isfinite(loss):
-                raise TrainingDiverged(f"The loss is {loss} to begin with. Start from another adapter, or the base.")
+                raise TrainingDiverged(f"The initial loss is {loss}. Start from another adapter or the base model.")
             self.first_loss = loss
         self.looked_at = step
         if loss < self.best_loss:

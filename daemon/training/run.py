@@ -96,7 +96,7 @@ class TrainingRun:
         if before <= fewest:
             return False
         self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
-        self._say("reduced", f"{because} with {before} rows at once; going on with {self.plan.micro_batch}")
+        self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
         self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
         return True
 
@@ -142,7 +142,7 @@ class TrainingRun:
         return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
 
     def _sampled(self, done: int, count: int) -> None:
-        self._say("preparing", f"drew {done} of {count} samples of the base model, once a model")
+        self._say("preparing", f"drew {done} of {count} samples from the base model (once per model)")
 
     def _method(self, trainable: Adapter | FullWeights, samples: Batch | None, tokens: int) -> tuple[Method, float]:
         """The job's method, and the cost of its step in forward passes. tokens: of the training text."""

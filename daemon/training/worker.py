@@ -37,7 +37,7 @@ from pocketllm.storage.store import Store
 LOCK_SECONDS = 10.0
 OUT_OF_MEMORY = (
     "The job needs more memory than training.memory_bytes allows. "
-    "Lower training.block_tokens, or raise the limit; `pocketllm plan` says what a job takes."
+    "Lower training.block_tokens, or raise the limit; `pocketllm plan` shows what a job needs."
 )
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = DataFolder(options.data_dir)
     with locked(folder.worker_lock, wait_seconds=LOCK_SECONDS) as acquired:
         if not acquired:
-            sys.stderr.write("another worker holds this data folder\n")
+            sys.stderr.write("another worker is using this data folder\n")
             return os.EX_TEMPFAIL
         store = Store.open_for_worker(folder.database, options.job, options.start)
         try:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            sys.stderr.write(f"There is no room on the disk: {error}. Free some space.\n")
+            sys.stderr.write(f"The disk is full: {error}. Free some space.\n")
             return os.EX_TEMPFAIL
         finally:
             store.close()

@@ -16,7 +16,7 @@ from pocketllm.engine.streamed.loss import IGNORE_INDEX, next_power_of_two
 #: A text's token ids.
 Ids = Sequence[int] | NDArray[np.int32]
 
-NO_TEXT = "There is no text to learn from. POST /texts first."
+NO_TEXT = "There is no text to train on. Add some with POST /texts."
 
 #: The generator's stream for the order of the batches; those for the buckets' orders follow. The noise uses streams
 #: from 0 up.

@@ -74,7 +74,7 @@ def encode(
     """
     if is_mlm and any(isinstance(example, Completion | Chat) for example in examples):
         raise BadRequest(
-            "This is a masked language model, which cannot learn completions or chats; use plain text, or a causal "
+            "This is a masked language model, which cannot learn completions or chats. Use plain text, or a causal "
             "model."
         )
     plain = [example.text for example in examples if isinstance(example, Plain)]
@@ -105,7 +105,7 @@ class SpecialTokens:
         """Those of a tokenizer. length: of a row. Raises BadRequest when it has none, or a row no room for them."""
         if length < 3:
             raise BadRequest(
-                f"Blocks of {length} tokens have no room beside a start and an end token. Use longer ones."
+                f"Blocks of {length} tokens have no room for text beside a start and an end token. Use longer ones."
             )
         start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
         ids = {

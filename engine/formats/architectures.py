@@ -24,14 +24,14 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[Au
         name = None
     if name not in declared or config.is_encoder_decoder or config.get_text_config() is not config:
         raise UnsupportedModel(
-            f"Its config is of a {declared[0]}, which is neither a causal language model of text alone (such as "
+            f"Its config describes a {declared[0]}, which is neither a text-only causal language model (such as "
             f"LlamaForCausalLM) nor {' or '.join(MASKED_FAMILIES.values())}. Choose another model."
         )
     if family not in MASKED_FAMILIES:
         return AutoModelForCausalLM
     if getattr(config, "is_decoder", False):
         raise UnsupportedModel(
-            f"Its config makes a decoder of {name} (is_decoder), which then sees no word behind a mask. Choose another "
-            "model."
+            f"Its config makes {name} a decoder (is_decoder), which does not see the words behind a mask. Choose "
+            "another model."
         )
     return AutoModelForMaskedLM

@@ -181,4 +181,4 @@ class _Reader:
         self._position += count
 
     def _broken(self, what: str) -> ModelFileError:
-        return ModelFileError(f"{self._path} is not a whole GGUF file: {what}. Get the file again.")
+        return ModelFileError(f"{self._path} is not a complete GGUF file: {what}. Get the file again.")

@@ -135,7 +135,7 @@ class LoraSource:
         for path in self.config.paths:
             a, b = self.tensors.get(name_of_a(path)), self.tensors.get(name_of_b(path))
             if a is None or b is None or {a.dtype, b.dtype} != {"float32"} or (len(a.shape), len(b.shape)) != (2, 2):
-                raise AdapterError(f"The adapter in {folder} does not hold {path} as it should. Train a new one.")
+                raise AdapterError(f"The adapter in {folder} has no valid tensors for {path}. Train a new one.")
             weight = self.of_model.get(f"{path}.weight")
             if weight is None:
                 raise AdapterError(f"The adapter in {folder} names {path}, which the model lacks. Train a new one.")
@@ -165,14 +165,14 @@ def paired(b: Numbers, heads: int) -> Numbers:
 def _family_of(folder: Path, model_folder: ModelFolder) -> _Family:
     if not (folder / CONFIG_NAME).exists() and (folder / MANIFEST_NAME).exists():
         raise CannotExport(
-            f"{folder.name} is all weights of a model, and a GGUF LoRA file holds low-rank ones. Export it as PEFT, "
-            "and have llama.cpp's convert_hf_to_gguf.py make a model file of the folder."
+            f"{folder.name} holds all weights of a model, which a GGUF LoRA file cannot. Export it as PEFT and convert "
+            "the folder to a model file with llama.cpp's convert_hf_to_gguf.py."
         )
     family = _FAMILIES.get(model_folder.manifest.model_type)
     if family is None or model_folder.manifest.is_mlm:
         raise CannotExport(
-            f"{model_folder.manifest.name} is a {model_folder.manifest.architecture}, of which no GGUF LoRA file can "
-            f"be made here: only of {', '.join(_FAMILIES)}. Export {folder.name} as PEFT."
+            f"{model_folder.manifest.name} is a {model_folder.manifest.architecture}, but GGUF LoRA files can be made "
+            f"only for {', '.join(_FAMILIES)}. Export {folder.name} as PEFT."
         )
     return family
 
@@ -184,7 +184,7 @@ def _names(config: AdapterConfig, family: _Family, layers: int) -> dict[str, str
     if unknown:
         raise CannotExport(
             f"llama.cpp has no tensor for {unknown[0]} in models of architecture "
-            f"{gguf.MODEL_ARCH_NAMES[family.architecture]!r}. Export the adapter as PEFT, or train one of other maps."
+            f"{gguf.MODEL_ARCH_NAMES[family.architecture]!r}. Export the adapter as PEFT, or train other maps."
         )
     return {path: str(name) for path, name in names.items()}
 

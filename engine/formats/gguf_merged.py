@@ -26,7 +26,7 @@ def write_merged_gguf(folder: Path, model_folder: ModelFolder, destination: Path
     try:
         base = gguf.GGUFReader(find_origin(model_folder.manifest))
     except OriginChanged as error:
-        raise CannotExport(f"{error}. Export a LoRA file, or merge it by PEFT.") from error
+        raise CannotExport(f"{error}. Export a LoRA file, or merge it with PEFT.") from error
     paths = {f"{name}.weight": path for path, name in source.names.items()}
     scaling = source.config.alpha / source.config.rank
     with whole_or_nothing(destination, source, use_temp_file=True) as writer:

@@ -47,7 +47,7 @@ def find_origin(manifest: Manifest) -> Path:
         raise OriginChanged(
             f"{path}, which {manifest.name} was imported from, cannot be read: {error.strerror}"
         ) from error
-    raise OriginChanged(f"{path} is not the file any more that {manifest.name} was imported from")
+    raise OriginChanged(f"{path} is no longer the file that {manifest.name} was imported from")
 
 
 @lru_cache(maxsize=4)

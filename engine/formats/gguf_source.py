@@ -77,7 +77,7 @@ class GgufSource:
         from transformers import PreTrainedTokenizerFast
 
         if "tokenizer.ggml.tokens" not in self._header.metadata:
-            raise ModelFileError(f"{self.path} carries no tokenizer. Get a GGUF file that does.")
+            raise ModelFileError(f"{self.path} contains no tokenizer. Get a GGUF file that does.")
         try:
             # AutoTokenizer returns this class, too, after reading the metadata a second time.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(
@@ -187,7 +187,7 @@ class GgufSource:
                 count = min(rows_at_a_time, rows - start)
                 packed = np.fromfile(file, dtype=np.uint8, count=count * row_bytes)
                 if packed.nbytes != count * row_bytes:
-                    raise ModelFileError(f"{self.path} ended early. It changed while being read; try again.")
+                    raise ModelFileError(f"{self.path} ended early: it changed while being read. Try again.")
                 try:
                     # As one row, since gguf loops over groups of 16 rows; blocks do not span rows.
                     numbers = dequantize(packed.reshape(1, -1), tensor.kind)

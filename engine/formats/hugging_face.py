@@ -242,7 +242,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if len(files) == 1:
         return files
     if files:
-        raise ModelFileError(f"{folder} holds several safetensors files and no {_INDEX_NAME}. Get that file too.")
+        raise ModelFileError(f"{folder} holds several safetensors files but no {_INDEX_NAME}. Get that file too.")
     if any(file.suffix in PICKLE_SUFFIXES for file in folder.iterdir()):
         raise pickled(folder)
     raise ModelFileError(f"{folder} has a config.json but no weights. Put the model's .safetensors files beside it.")
@@ -251,8 +251,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def pickled(path: Path) -> ModelFileError:
     """Return the error for pickled weights at `path`."""
     return ModelFileError(
-        f"{path} holds pickled weights, and opening a pickle runs whatever code is in it. Get the model as "
-        "safetensors or GGUF."
+        f"{path} holds pickled weights, and opening a pickle can run any code. Get the model as safetensors or GGUF."
     )
 
 

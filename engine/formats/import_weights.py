@@ -44,7 +44,7 @@ def write_weights(
                     late.setdefault(name, []).append(part)
                 if not all(_is_finite(part) for part in (main, *others) if part.is_floating_point()):
                     raise ModelFileError(
-                        f"{source.path} holds {need.name} with numbers that are not finite as "
+                        f"{source.path} holds numbers in {need.name} that are not finite as "
                         f"{need.packing or need.dtype}. Import it as float32, or get the file again."
                     )
                 writer.write(need.name, main)

@@ -108,7 +108,7 @@ def import_model(
     report: Report = progress or (lambda _: None)
     dtype = str(dtype)  # the manifest stores a plain string, not an Enum
     if dtype not in DTYPES:
-        raise BadRequest(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
+        raise BadRequest(f"dtype is {dtype!r}. Choose one of {', '.join(DTYPES)}.")
     try:
         name = _checked_name(name, source)
         target = models_dir / name
@@ -116,7 +116,7 @@ def import_model(
         with _only_importer(models_dir):
             _clean_up(models_dir)
             if target.exists() and not replace:
-                raise ModelExists(f"{target} exists; choose another name, or replace the model.")
+                raise ModelExists(f"{target} already exists. Choose another name, or replace the model.")
             weights = _open_source(source, report)
             folder = models_dir / f".{name}.importing-{os.getpid()}"
             try:
@@ -133,7 +133,7 @@ def import_model(
     except OSError as error:
         if error.errno in _FULL_DISK:
             raise NotEnoughSpace(
-                f"The disk became full while importing into {models_dir}; free some space and import again."
+                f"The disk became full while importing into {models_dir}. Free some space and import again."
             ) from error
         raise MezoError(f"Importing {source} into {models_dir} failed: {error}.") from error
     return manifest
@@ -150,15 +150,15 @@ def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
         with _only_importer(folder.parent):
             return _calibrate(folder, model_folder.manifest, calibrate)
     except OSError as error:
-        raise MezoError(f"The measurement could not be written to {folder}: {error}.") from error
+        raise MezoError(f"The calibration could not be written to {folder}: {error}.") from error
 
 
 def require_space(folder: Path, needed: int, free: int) -> None:
     """Raise NotEnoughSpace when `needed` bytes do not fit into the `free` ones of the disk that holds `folder`."""
     if needed > free:
         raise NotEnoughSpace(
-            f"The model needs {needed / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free. Free some space, "
-            "or keep the data folder elsewhere."
+            f"The model needs {needed / 1e6:,.0f} MB in {folder}, but only {free / 1e6:,.0f} MB are free. Free some "
+            "space, or keep the data folder elsewhere."
         )
 
 
@@ -166,8 +166,8 @@ def _checked_name(name: str | None, source: str) -> str:
     checked = _derived_name(source) if name is None else name
     if not NAME_PATTERN.fullmatch(checked):
         raise BadRequest(
-            f"{checked!r} cannot be a model's name; give one of 1 to 64 characters from a-z, 0-9, '.', '_' and '-', "
-            "starting with a letter or a digit."
+            f"{checked!r} is not a valid model name. Use 1 to 64 characters from a-z, 0-9, '.', '_' and '-', starting "
+            "with a letter or a digit."
         )
     return checked
 
@@ -199,12 +199,12 @@ def _open_source(source: str, report: Report) -> WeightSource:
         path = resolve_cache(path)
         files = sorted(file.name for file in path.glob("*.gguf"))
         if files and not (path / "config.json").exists():
-            raise ModelFileError(f"{path} holds GGUF files; give one of them: {', '.join(files)}.")
+            raise ModelFileError(f"{path} contains GGUF files. Give one of them: {', '.join(files)}.")
         return HuggingFaceSource(path)
     if path.suffix in PICKLE_SUFFIXES:
         raise pickled(path)
     if path.suffix == ".safetensors":
-        raise ModelFileError(f"{path} holds weights alone; give the folder with its config.json and tokenizer.")
+        raise ModelFileError(f"{path} contains only weights. Give the folder with its config.json and tokenizer.")
     return GgufSource(path)
 
 
@@ -218,7 +218,7 @@ def _only_importer(models_dir: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise MezoError(
-                f"Another import into {models_dir} is running; wait for it to end, then try again."
+                f"Another import into {models_dir} is running. Wait until it ends, then try again."
             ) from error
         yield
     finally:
@@ -325,12 +325,12 @@ def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel)
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
     if not 0 < tokens <= embeddings.shape[0]:
         raise ModelFileError(
-            f"The tokenizer of {source.path} knows {tokens} tokens, the model {embeddings.shape[0]}. Get the "
+            f"The tokenizer of {source.path} has {tokens} tokens, but the model has {embeddings.shape[0]}. Get the "
             "tokenizer that belongs to the model."
         )
     if model.config.model_type in MASKED_FAMILIES and tokenizer.mask_token_id is None:
         raise ModelFileError(
-            f"The tokenizer of {source.path} has no mask token, and the model does nothing but fill in masks. Get the "
+            f"The tokenizer of {source.path} has no mask token, but the model is a masked language model. Get the "
             "tokenizer that belongs to the model."
         )
 

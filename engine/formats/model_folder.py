@@ -170,7 +170,7 @@ def open_model_folder(folder: Path, *, verify: bool = False) -> ModelFolder:
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelNotFound(f"There is no model in {folder}; run `pocketllm models add` to import one.") from error
+        raise ModelNotFound(f"There is no model in {folder}. Run `pocketllm models add` to import one.") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     try:
@@ -221,7 +221,7 @@ def _check_weights(model: ModelFolder, verify: bool) -> None:
                 f"{path} is {size} bytes, not {manifest.weights_bytes} as imported. Import the model again."
             )
         if verify and _sha256(path) != manifest.weights_sha256:
-            raise ModelFileError(f"{path} is not what was imported (its hash differs). Import it again.")
+            raise ModelFileError(f"{path} has changed since the import (its hash differs). Import it again.")
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}. Import the model again.") from error
 

@@ -95,7 +95,7 @@ def trusted_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _broken(path: Path, reason: str) -> ModelFileError:
-    return ModelFileError(f"{path} is not a whole safetensors file: {reason}. Get the file again.")
+    return ModelFileError(f"{path} is not a complete safetensors file: {reason}. Get the file again.")
 
 
 def read_rows(path: Path, entry: TensorEntry, at_once: int) -> Iterator[torch.Tensor]:
@@ -112,7 +112,7 @@ def read_rows(path: Path, entry: TensorEntry, at_once: int) -> Iterator[torch.Te
             # A bytearray, since torch warns of read-only buffers.
             data = bytearray(count * row_bytes)
             if file.readinto(data) != len(data):
-                raise ModelFileError(f"{path} ended early. It changed while being read; try again.")
+                raise ModelFileError(f"{path} ended early: it changed while being read. Try again.")
             yield torch.frombuffer(data, dtype=dtype).view((count, *entry.shape[1:]) if entry.shape else ())
 
 

@@ -93,8 +93,7 @@ def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedMod
     # Checked first: a wrong count would build modules until memory runs out.
     if isinstance(layers, int) and layers > source.tensor_count:
         raise ModelFileError(
-            f"{source.path} is said to have {layers} layers but holds {source.tensor_count} tensors. "
-            "Get the file again."
+            f"{source.path} claims {layers} layers but holds {source.tensor_count} tensors. Get the file again."
         )
     try:
         build: Callable[..., PreTrainedModel] = auto_class(config).from_config
@@ -166,7 +165,7 @@ def refuse_mismatch(path: Path, missing: Collection[str], misshapen: Collection[
         complaints.append(f"{len(misshapen)} of another shape ({_some(misshapen)})")
     if complaints:
         raise ModelFileError(
-            f"{path} does not hold the tensors that its config calls for: {', '.join(complaints)}. "
+            f"{path} does not hold the tensors that its config requires: {', '.join(complaints)}. "
             "Get the file again, or choose another model."
         )
 

@@ -164,5 +164,5 @@ def eos_id(tokenizer: TextTokenizer) -> int:
     """The token between training texts: <|endoftext|> if there is one, else the tokenizer's end token."""
     token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     if token is None:
-        raise BadRequest("The model's tokenizer has no end token, so texts cannot be told apart. Use another model.")
+        raise BadRequest("The model's tokenizer has no end token to separate texts with. Use another model.")
     return int(token)

@@ -49,8 +49,8 @@ def adapter_along_activations(
     if not paths:
         there = sorted({path.rpartition(".")[2] for path in model.linears})
         raise BadRequest(
-            f"None of training.targets ({', '.join(targets)}) is a linear map of {model.folder.manifest.name}, which "
-            f"has {', '.join(there)}. Name some of these."
+            f"None of training.targets ({', '.join(targets)}) is a linear map of {model.folder.manifest.name}. Name "
+            f"some of these: {', '.join(there)}."
         )
     search = _Search(model, paths, rank + _SPARE, seed)
     model.set_parameters(None)

@@ -45,7 +45,7 @@ class FullWeights:
         packed = [name for name, weight in weights.items() if weight.packed]
         if packed:
             raise BadRequest(
-                f"All weights can be trained only where they are stored as floats; {packed[0]} is packed. "
+                f"Mode full requires weights that are stored as floats, but {packed[0]} is packed. "
                 "Import the model as bfloat16, or train an adapter (training.mode = lora)."
             )
         return cls({name: weight.load(dtype or weight.floats.dtype) for name, weight in weights.items()})

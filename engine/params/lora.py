@@ -99,7 +99,7 @@ def load_adapter(folder: Path) -> Adapter:
     except KeyError as error:
         raise AdapterError(f"The adapter in {folder} has no tensor {error}. Train a new one.") from error
     if tensors or not a:
-        raise AdapterError(f"The adapter in {folder} does not hold what its config says. Train a new one.")
+        raise AdapterError(f"The adapter in {folder} does not match its config. Train a new one.")
     return Adapter(base=config.base, alpha=config.alpha, a=a, b=b)
 
 

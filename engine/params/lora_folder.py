@@ -48,9 +48,9 @@ def read_config(folder: Path) -> AdapterConfig:
             is_mlm=config.get("task_type") is None,
         )
         if any(alphas.get(path, found.alpha) * found.rank != found.alpha * rank for path, rank in ranks.items()):
-            raise AdapterError(f"The adapter in {folder} scales its maps differently. Train a new one.")
+            raise AdapterError(f"The adapter in {folder} scales its linear maps differently. Train a new one.")
         if config["peft_type"] != "LORA":
-            raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA can be used.")
+            raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA is supported.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
     return found

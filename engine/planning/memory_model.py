@@ -60,10 +60,10 @@ MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 _SLOWER = "slower, with the same result"
 #: The fields of a plan that may be reduced -> their description, and the consequence.
 _REDUCED = {
-    "replicas": ("the threads that each take rows of their own through the layers", _SLOWER),
-    "micro_batch": ("the rows that pass through the layers together", _SLOWER),
-    "pass_blocks": ("the blocks of a step that go through all layers together", _SLOWER),
-    "block_tokens": ("training.block_tokens", "the model learns from shorter pieces"),
+    "replicas": ("the number of threads that pass rows through the layers", _SLOWER),
+    "micro_batch": ("the number of rows that pass through the layers together", _SLOWER),
+    "pass_blocks": ("the number of a step's blocks that pass through all layers together", _SLOWER),
+    "block_tokens": ("training.block_tokens", "the model learns from shorter blocks"),
 }
 
 
@@ -157,8 +157,8 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
             change: dict[str, Any] = {name: value(plan)}
             plan = replace(plan, **change)
     sentences = [
-        f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} went from {getattr(requested, name)} to "
-        f"{getattr(plan, name)}: {then}."
+        f"To fit into training.memory_bytes ({limit_bytes // MB} MB), {what} was reduced from "
+        f"{getattr(requested, name)} to {getattr(plan, name)}: {then}."
         for name, (what, then) in _REDUCED.items()
         if getattr(plan, name) < getattr(requested, name)
     ]
@@ -189,22 +189,20 @@ def points_of(probes: int) -> int:
 def _check_trainable(shapes: Shapes, requested: JobPlan) -> None:
     if requested.mode == "full" and shapes.dtype not in ITEMSIZE:
         raise BadRequest(
-            f"All weights can be trained only where they are stored as floats, and {shapes.name} is stored as "
-            f"{shapes.dtype}. Import it as bfloat16, or train an adapter (mode lora)."
+            f"Mode full requires weights that are stored as floats, but {shapes.name} is stored as {shapes.dtype}. "
+            "Import it as bfloat16, or train an adapter (mode lora)."
         )
     if requested.method == "exact" and requested.mode == "full":
-        raise BadRequest(
-            "Exact gradients are of an adapter's factors (mode lora). Use training.method = mezo, or auto."
-        )
+        raise BadRequest("Exact gradients train an adapter only (mode lora). Use training.method = mezo, or auto.")
     if requested.method == "exact" and not shapes.layers:
         raise BadRequest(
-            f"{shapes.name} has no list of layers to take one at a time. Use training.method = mezo, or auto."
+            f"{shapes.name} has no list of layers, as exact gradients require. Use training.method = mezo, or auto."
         )
     if requested.mode == "lora" and requested.method == "mezo" and not adapted(shapes, requested.targets):
         there = ", ".join(sorted({path.rpartition(".")[2] for path in shapes.linears})) or "none"
         raise BadRequest(
-            f"None of training.targets ({', '.join(requested.targets)}) is a linear map of {shapes.name}, which has "
-            f"{there}. Name some of these."
+            f"None of training.targets ({', '.join(requested.targets)}) is a linear map of {shapes.name}. Name some of "
+            f"these: {there}."
         )
 
 
@@ -212,7 +210,7 @@ def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
     smallest = math.ceil(least / MB)
     otherwise = "train an adapter (mode lora)" if plan.mode == "full" else "choose a smaller model"
     return DoesNotFit(
-        f"The job needs at least {smallest} MB beyond the libraries, and training.memory_bytes allows "
+        f"The job needs at least {smallest} MB beyond the libraries, but training.memory_bytes allows "
         f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or {otherwise}."
     )
 

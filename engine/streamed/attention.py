@@ -43,7 +43,7 @@ def attention(
     """
     tokens = query.shape[2]
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise UnsupportedModel("The model caps its attention scores, or has sinks. Choose another model.")
+        raise UnsupportedModel("The model caps its attention scores or uses attention sinks. Choose another model.")
     if options.get("position_bias") is not None or key.shape[2] != tokens or not 1 < tokens <= MAX_TOKENS:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **options

@@ -158,8 +158,8 @@ class Network:
         assert found is not None
         if not (output.logits == HEAD_MARK).all():
             raise UnsupportedModel(
-                f"{self._folder.path} holds a model that scales or caps its logits behind the output head, which the "
-                "loss here would not see. Choose another model."
+                f"{self._folder.path} holds a model that scales or caps its logits after the output head, which is not "
+                "supported. Choose another model."
             )
         return found
 
@@ -187,12 +187,12 @@ class Network:
                 parent, _, name = path.rpartition(".")
                 setattr(self.module.get_submodule(parent), name, made)
         if streamed_head is None or not self.linears:
-            lacking = "linear maps of torch's kind" if streamed_head else "an output head"
+            lacking = "linear maps of type nn.Linear" if streamed_head else "an output head"
             raise UnsupportedModel(f"{self._folder.path} holds a model without {lacking}. Choose another model.")
         # A parameter of a module that also has sub-modules has no streamed replacement.
         if unplaced := set(self.parameters.values()) - self._trained.keys():
             raise UnsupportedModel(
-                f"{self._folder.path} holds a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
+                f"{self._folder.path} has a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
                 "model."
             )
         return streamed_head
@@ -268,6 +268,6 @@ def _check(
     for path, parameter in network.named_parameters(remove_duplicate=False):
         if (found := weights[names[path]].shape) != parameter.shape:
             raise ModelFileError(
-                f"{model_folder.weights} holds {names[path]} of shape {found}, but config.json asks for "
+                f"{model_folder.weights} holds {names[path]} of shape {found}, but config.json requires "
                 f"{tuple(parameter.shape)}. Import the model again."
             )

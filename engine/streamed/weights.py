@@ -204,7 +204,7 @@ def _view(path: Path, mapping: mmap.mmap, entry: TensorEntry) -> torch.Tensor:
     if entry.nbytes == 0:
         return torch.empty(entry.shape, dtype=dtype)
     if entry.offset % dtype.itemsize:
-        raise ModelFileError(f"{path} has tensor {entry.name!r} at an odd address. Import the model again.")
+        raise ModelFileError(f"{path} has tensor {entry.name!r} at an unaligned address. Import the model again.")
     return _mapped(mapping, dtype, entry.offset, entry.offset + entry.nbytes).view(entry.shape)
 
 
@@ -224,13 +224,13 @@ def _weight(path: Path, mapping: mmap.mmap, entries: Mapping[str, TensorEntry], 
         return Weight(entry.shape, {"": _view(path, mapping, entry)}, _pages(mapping, [entry]))
     shape = (*entry.shape[:-1], entry.shape[-1] * (2 if packing == "int4" else 1)) if entry.shape else ()
     if not packable(shape, packing):
-        raise ModelFileError(f"{path} holds {name} in {packing}, which its shape {shape} cannot be. Import it again.")
+        raise ModelFileError(f"{path} holds {name} in {packing}, which its shape {shape} rules out. Import it again.")
     parts = {}
     found = []
     for part_name, part_shape, dtype in packed_parts(name, shape, packing):
         part = entries.get(part_name)
         if part is None or part.shape != part_shape or f"torch.{part.dtype}" != str(dtype):
-            raise ModelFileError(f"{path} holds {name} in {packing} without a fitting {part_name}. Import it again.")
+            raise ModelFileError(f"{path} holds {name} in {packing} without a matching {part_name}. Import it again.")
         parts[part_name.removeprefix(name)] = _view(path, mapping, part)
         found.append(part)
     return Weight(shape, parts, _pages(mapping, found))

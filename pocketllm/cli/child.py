@@ -103,13 +103,13 @@ def wait_until_answering(
 
 def died(process: "subprocess.Popen[bytes]", log: Path) -> CommandError:
     """Return the error for a daemon that died."""
-    return CommandError(f"The daemon ended by itself with exit code {process.returncode}. {log_tail(log)}")
+    return CommandError(f"The daemon stopped with exit code {process.returncode}. {log_tail(log)}")
 
 
 def log_tail(log: Path) -> str:
     """Return the path and the last lines of the daemon's log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    return "\n".join([f"The end of its log, {log}:", *(f"  {line}" for line in lines)])
+    return "\n".join([f"Last lines of its log, {log}:", *(f"  {line}" for line in lines)])
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
     str | None,
-    typer.Option("--url", help="Address of the daemon (or POCKETLLM_URL). It is found by itself on this device."),
+    typer.Option("--url", help="The daemon's address (or POCKETLLM_URL); found automatically on this device."),
 ]
 DataDir = Annotated[
     Path | None,
@@ -34,11 +34,14 @@ DataDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
+#: A line for each panel of `pocketllm --help`.
 COMMAND_ORDER = [
-    *("demo", "models", "serve", "service", "doctor", "status", "dashboard", "snooze"),
-    *("backup", "restore", "verify"),
-    *("add", "import", "folders", "texts", "export", "plan", "train"),
-    *("jobs", "report", "adapters", "rollback", "steps", "replay", "suggest", "classify", "generate", "chat", "token"),
+    *("demo", "serve", "service", "status", "dashboard", "snooze", "token"),
+    *("models", "adapters", "rollback"),
+    *("add", "import", "folders", "texts", "export"),
+    *("plan", "train", "jobs", "report"),
+    *("generate", "suggest", "classify", "chat"),
+    *("doctor", "backup", "restore", "verify", "steps", "replay"),
 ]
 #: Their errors are sentences for people.
 OWN_ERRORS = ("pocketllm.daemon.errors", "pocketllm.engine.errors", "pocketllm.storage.errors")
@@ -120,7 +123,7 @@ class Program(TyperGroup):
             if caught.errno == errno.EPIPE:  # the reader of our pipe is gone; typer ends quietly
                 raise
             user = os.environ.get("LOGNAME", os.geteuid())
-            advice = f" The command runs as {user}: name a file that this user may use."
+            advice = f" The command runs as {user}: choose a file that this user can access."
             said = f"{caught.filename}: {caught.strerror}." if caught.filename else str(caught)
             error = CommandError(said + advice * isinstance(caught, PermissionError))
         except Exception as caught:

@@ -23,7 +23,7 @@ Document = dict[str, Any]
 
 
 class CommandError(Exception):
-    """The command could not do what it was asked."""
+    """The command failed."""
 
     exit_code = EXIT_ERROR
     label = "Error: "
@@ -38,7 +38,7 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """The command was called in a way that it does not understand."""
+    """The command's arguments are invalid."""
 
     exit_code = EXIT_USAGE
     code = "usage"
@@ -53,7 +53,7 @@ class Interrupted(CommandError):
 
 
 class NotReplayed(CommandError):
-    """The job could not be replayed, so nothing is known about its adapter."""
+    """The job could not be replayed, so its adapter was not checked."""
 
     exit_code = EXIT_USAGE
     code = "not_replayed"
@@ -67,12 +67,12 @@ class NoDaemon(CommandError):
     def __init__(self, url: str) -> None:
         super().__init__(
             f"No daemon answers at {url}. Start one with `pocketllm serve` in another terminal, "
-            "or say where it is with --url or --data-dir."
+            "or give its address with --url or its folder with --data-dir."
         )
 
 
 class DaemonLost(CommandError):
-    """The daemon went away in the middle of an answer."""
+    """The connection to the daemon was lost in the middle of an answer."""
 
     code = "daemon_lost"
 
@@ -84,7 +84,7 @@ class DaemonSlow(CommandError):
 
 
 class NotADaemon(CommandError):
-    """Something else than PocketLLM answers there."""
+    """A program other than PocketLLM answers there."""
 
     code = "not_a_daemon"
 

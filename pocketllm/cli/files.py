@@ -14,11 +14,11 @@ from pocketllm.daemon.leftovers import scratch_prefix
 def check_target(path: Path, *, force: bool) -> None:
     """Check that a file can be written, before any work is done. Raises CommandError."""
     if path.is_dir():
-        raise CommandError(f"{path} is a folder. Give the name of a file.")
+        raise CommandError(f"{path} is a folder. Give a file name.")
     if not path.parent.is_dir():
-        raise CommandError(f"There is no folder {path.parent}. Make it first.")
+        raise CommandError(f"There is no folder {path.parent}. Create it first.")
     if (path.exists() or path.is_symlink()) and not force:
-        raise CommandError(f"{path} is there already. Give another name, or --force to replace it.")
+        raise CommandError(f"{path} already exists. Give another name, or replace it with --force.")
 
 
 @contextmanager

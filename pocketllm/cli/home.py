@@ -18,7 +18,7 @@ from pocketllm.daemon.paths import config_file, default_data_dir
 from pocketllm.daemon.processes import started_ticks
 
 DEFAULT_URL = "http://127.0.0.1:2407"
-_NOT_ANNOUNCED = "{} does not say that its daemon is at {}; set POCKETLLM_TOKEN to send one."
+_NOT_ANNOUNCED = "the data folder {} names no running daemon at {}; set POCKETLLM_TOKEN to send a token."
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -59,7 +59,7 @@ def become_owner(data_dir: Path | None) -> None:
     try:
         user = pwd.getpwuid(owner)
     except KeyError as error:
-        raise CommandError(f"{folder} is of user {owner}, who does not exist. Give it to one who does.") from error
+        raise CommandError(f"{folder} belongs to user {owner}, who does not exist. Change its owner.") from error
     os.initgroups(user.pw_name, user.pw_gid)
     os.setgid(user.pw_gid)
     os.setuid(owner)
@@ -68,7 +68,7 @@ def become_owner(data_dir: Path | None) -> None:
     os.environ |= {"HOME": user.pw_dir, "LOGNAME": user.pw_name, "POCKETLLM_DATA_DIR": str(folder)}
     for file in (__file__, os.__file__):
         if not os.access(file, os.R_OK):
-            raise CommandError(f"{user.pw_name} may not read {file}. Install all where everybody may, as in /opt.")
+            raise CommandError(f"User {user.pw_name} cannot read {file}. Install where all users can, as in /opt.")
 
 
 def configured_text_bytes() -> int | None:
@@ -99,7 +99,7 @@ def find_target(url: str | None, data_dir: Path | None) -> Target:
     announced = announced_target(folder)
     given = url or (announced.url if announced and data_dir else None) or os.environ.get("POCKETLLM_URL")
     if given and not is_address(given):
-        raise UsageError(f"{given} is not the address of a daemon. One looks like {DEFAULT_URL}.")
+        raise UsageError(f"{given} is not a daemon's address. An address looks like {DEFAULT_URL}.")
     address = (given or (announced.url if announced else DEFAULT_URL)).rstrip("/")
     if announced and _same_port(address, announced.url):
         found = replace(announced, url=address)
@@ -117,7 +117,7 @@ def announced_target(folder: Path) -> Target | None:
         return None
     token = read_text_field(folder / "tokens.json", "owner")
     if token is None:
-        without = f"there is none in {folder / 'tokens.json'}; give --data-dir or set POCKETLLM_TOKEN."
+        without = f"{folder / 'tokens.json'} has no owner token; give --data-dir or set POCKETLLM_TOKEN."
         return Target(url=url, token=None, without_token=without)
     if isinstance(socket, str):
         return Target(url=url, token=token, socket=Path(socket))
@@ -139,8 +139,8 @@ def owner_token(data_dir: Path | None) -> str:
     token = read_text_field(tokens_file, "owner")
     if token is None:
         raise CommandError(
-            f"There is no token in {tokens_file} yet. The daemon makes one when it first starts: "
-            "run `pocketllm serve`, then ask again."
+            f"{tokens_file} has no access token yet. The daemon creates one when it first starts: "
+            "run `pocketllm serve`, then try again."
         )
     return token
 
@@ -180,7 +180,7 @@ def read_document(path: Path) -> Document:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
-        raise CommandError(f"{path} may not be read by this user. Run the command as the daemon's user.") from error
+        raise CommandError(f"This user cannot read {path}. Run the command as the daemon's user.") from error
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

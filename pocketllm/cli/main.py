@@ -41,14 +41,22 @@ from pocketllm.cli.texts import import_texts as cli_import
 from pocketllm.cli.texts.folders import folders_app
 from pocketllm.cli.texts.texts import texts_app
 
+#: The panels of `pocketllm --help`. COMMAND_ORDER has their order.
+SERVICE = "Service"
+MODELS = "Models and adapters"
+TEXTS = "Your texts"
+TRAINING = "Training"
+WRITING = "Writing"
+CHECKS = "Checks and backups"
+
 app = typer.Typer(
     cls=Program,
     no_args_is_help=True,
     # A traceback with the values of variables would print the owner's words.
     pretty_exceptions_enable=False,
     epilog=examples(
-        "pocketllm demo                      see it learn, in a minute or two",
-        "pocketllm models add                get the default model",
+        "pocketllm demo                      try it on sample notes, in a minute or two",
+        "pocketllm models add                install the default model",
         "pocketllm serve                     run the daemon",
         "pocketllm import ~/notes",
         "pocketllm train",
@@ -58,7 +66,7 @@ app = typer.Typer(
 
 
 def show_version(show: bool) -> None:
-    """Print the version and end, if that was asked for."""
+    """Print the version and exit if --version was given."""
     if show:
         typer.echo(f"pocketllm {__version__}")
         raise typer.Exit
@@ -67,28 +75,29 @@ def show_version(show: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Teach a small language model to write like you, on this device alone."""
+    """Train a small language model to write like you, on this device."""
 
 
 @app.command(
-    epilog=examples("pocketllm serve", "pocketllm serve --port 0 --data-dir ./try", "pocketllm serve --model NAME")
+    epilog=examples("pocketllm serve", "pocketllm serve --port 0 --data-dir ./try", "pocketllm serve --model NAME"),
+    rich_help_panel=SERVICE,
 )
 def serve(
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port on this device; 0 takes any free one. Default 2407.")
+        int | None, typer.Option(min=0, max=65535, help="Port on this device; 0 picks a free one. Default: 2407.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which installed model to teach (see `pocketllm models`).")
+        str | None, typer.Option(metavar="NAME", help="Installed model to train (see `pocketllm models`).")
     ] = None,
     data_dir: DataDir = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
 ) -> None:
     """Run the daemon until Ctrl-C. It listens on this device only.
 
-    What is not given here comes from the environment (POCKETLLM_...) and from config.toml.
+    Options override the environment (POCKETLLM_...), which overrides config.toml.
     """
     from pocketllm.daemon.errors import BadSettings, DaemonError
     from pocketllm.server import serve as run
@@ -105,10 +114,10 @@ def serve(
     raise typer.Exit(code)
 
 
-@app.command(epilog=examples("pocketllm status", "pocketllm status --json"))
+@app.command(epilog=examples("pocketllm status", "pocketllm status --json"), rich_help_panel=SERVICE)
 @shared_options
 def status(options: Common) -> None:
-    """Show what the daemon is doing, whether it may train now, and if not why not."""
+    """Show what the daemon is doing, whether it can train now, and if not, why."""
     from pocketllm.cli.views import status_panel
 
     with connected(options) as client:
@@ -116,33 +125,33 @@ def status(options: Common) -> None:
     show(options, document, status_panel(document, datetime.now(UTC)))
 
 
-app.command("dashboard", epilog=cli_dashboard.EPILOG)(cli_dashboard.dashboard)
-app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
-app.command("snooze", epilog=cli_snooze.EPILOG)(cli_snooze.snooze)
-app.add_typer(service_app, name="service")
-app.command("backup", epilog=cli_backup.BACKUP_EPILOG)(cli_backup.backup)
-app.command("restore", epilog=cli_backup.RESTORE_EPILOG)(cli_backup.restore)
-app.command("verify", epilog=cli_backup.VERIFY_EPILOG)(cli_backup.verify)
-app.command("add", epilog=cli_add.EPILOG)(cli_add.add)
-app.command("import", epilog=cli_import.EPILOG)(cli_import.import_texts)
-app.add_typer(folders_app, name="folders")
-app.add_typer(texts_app, name="texts")
-app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
-app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
-app.command("train", epilog=cli_train.EPILOG)(cli_train.train)
-app.add_typer(jobs_app, name="jobs")
-app.command("report", epilog=cli_report.EPILOG)(cli_report.report)
-app.add_typer(adapters_app, name="adapters")
-app.command("rollback", epilog=cli_adapters.EPILOG)(cli_adapters.rollback)
-app.command("steps", epilog=cli_steps.EPILOG)(cli_steps.steps)
-app.command("replay", epilog=cli_replay.EPILOG)(cli_replay.replay)
-app.command("generate", epilog=cli_generate.EPILOG)(cli_generate.generate)
-app.command("suggest", epilog=cli_suggest.EPILOG)(cli_suggest.suggest)
-app.command("classify", epilog=cli_classify.EPILOG)(cli_classify.classify)
-app.command("chat", epilog=cli_chat.EPILOG)(cli_chat.chat)
-app.add_typer(models_app, name="models")
-app.add_typer(token_app, name="token")
-app.command("demo", epilog=cli_demo.EPILOG)(cli_demo.demo)
+app.command("demo", epilog=cli_demo.EPILOG, rich_help_panel=SERVICE)(cli_demo.demo)
+app.add_typer(service_app, name="service", rich_help_panel=SERVICE)
+app.command("dashboard", epilog=cli_dashboard.EPILOG, rich_help_panel=SERVICE)(cli_dashboard.dashboard)
+app.command("snooze", epilog=cli_snooze.EPILOG, rich_help_panel=SERVICE)(cli_snooze.snooze)
+app.add_typer(token_app, name="token", rich_help_panel=SERVICE)
+app.add_typer(models_app, name="models", rich_help_panel=MODELS)
+app.add_typer(adapters_app, name="adapters", rich_help_panel=MODELS)
+app.command("rollback", epilog=cli_adapters.EPILOG, rich_help_panel=MODELS)(cli_adapters.rollback)
+app.command("add", epilog=cli_add.EPILOG, rich_help_panel=TEXTS)(cli_add.add)
+app.command("import", epilog=cli_import.EPILOG, rich_help_panel=TEXTS)(cli_import.import_texts)
+app.add_typer(folders_app, name="folders", rich_help_panel=TEXTS)
+app.add_typer(texts_app, name="texts", rich_help_panel=TEXTS)
+app.command("export", epilog=cli_export.EPILOG, rich_help_panel=TEXTS)(cli_export.export)
+app.command("plan", epilog=cli_plan.EPILOG, rich_help_panel=TRAINING)(cli_plan.plan)
+app.command("train", epilog=cli_train.EPILOG, rich_help_panel=TRAINING)(cli_train.train)
+app.add_typer(jobs_app, name="jobs", rich_help_panel=TRAINING)
+app.command("report", epilog=cli_report.EPILOG, rich_help_panel=TRAINING)(cli_report.report)
+app.command("generate", epilog=cli_generate.EPILOG, rich_help_panel=WRITING)(cli_generate.generate)
+app.command("suggest", epilog=cli_suggest.EPILOG, rich_help_panel=WRITING)(cli_suggest.suggest)
+app.command("classify", epilog=cli_classify.EPILOG, rich_help_panel=WRITING)(cli_classify.classify)
+app.command("chat", epilog=cli_chat.EPILOG, rich_help_panel=WRITING)(cli_chat.chat)
+app.command("doctor", epilog=cli_doctor.EPILOG, rich_help_panel=CHECKS)(cli_doctor.doctor)
+app.command("backup", epilog=cli_backup.BACKUP_EPILOG, rich_help_panel=CHECKS)(cli_backup.backup)
+app.command("restore", epilog=cli_backup.RESTORE_EPILOG, rich_help_panel=CHECKS)(cli_backup.restore)
+app.command("verify", epilog=cli_backup.VERIFY_EPILOG, rich_help_panel=CHECKS)(cli_backup.verify)
+app.command("steps", epilog=cli_steps.EPILOG, rich_help_panel=CHECKS)(cli_steps.steps)
+app.command("replay", epilog=cli_replay.EPILOG, rich_help_panel=CHECKS)(cli_replay.replay)
 
 
 def main() -> None:

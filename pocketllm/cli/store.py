@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def stored(path: Path) -> "Iterator[Store]":
     """Yield the store in a database file. Raises CommandError when it is missing or of another version."""
     if not path.is_file():
-        raise CommandError(f"There is no database {path}. Say where the daemon's data folder is with --data-dir.")
+        raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
     from pocketllm.storage.database import Database
     from pocketllm.storage.errors import StorageError
     from pocketllm.storage.migrate import current_revision
@@ -28,8 +28,8 @@ def stored(path: Path) -> "Iterator[Store]":
             revision = current_revision(session.connection())
         if revision != HEAD:
             raise CommandError(
-                f"The database {path} is of another version of PocketLLM. "
-                "Start this version's daemon on it once with `pocketllm serve`, which brings an older one up to date."
+                f"The database {path} was written by another version of PocketLLM. "
+                "Run `pocketllm serve` once: it upgrades an older database."
             )
         yield Store(database)
     except StorageError as error:

@@ -105,7 +105,7 @@ def waits_for(job: Document) -> list[str]:
     """Return what a job is waiting for; empty while it makes steps."""
     if job["state"] == "running" and not job.get("step"):
         events = job.get("events") or []
-        return [f"before the first step: {printable(events[-1]['message'])}" if events else "for the first step"]
+        return [f"before the first step: {printable(events[-1]['message'])}" if events else "before the first step"]
     return [printable(reason) for reason in job.get("reasons") or []]
 
 
@@ -166,11 +166,11 @@ def outcome(job: Document, folder: str | None) -> RenderableType:
     grid.add_row("Held-out loss", f"{change_text(job)} nats per token{percent_text(job)}")
     grid.add_row("Work", f"{job.get('step')} steps{took}, {speed_text(job)}")
     grid.add_row("Peak memory", bytes_text(job.get("peak_memory_bytes")))
-    grid.add_row("Adapter", Text(str(job.get("adapter") or "none was kept")))
+    grid.add_row("Adapter", Text(str(job.get("adapter") or "none")))
     if folder is not None:
         grid.add_row("Folder", Text(folder, overflow="fold"))
     if not learned:
-        note = "The held-out loss did not fall by more than the noise, so the adapter is kept but not served."
+        note = "The held-out loss did not fall by more than noise, so the adapter is kept but not served."
         return Group(grid, Text(note, style="yellow"))
     return grid
 
@@ -195,8 +195,8 @@ def jobs_table(jobs: Sequence[Document], *, has_more: bool, width: int, now: dat
     """Return the jobs, newest first as given, in a table that fits `width` columns of text."""
     if not jobs:
         return Text(
-            "No jobs yet. Give the model something to learn with `pocketllm add`, then run `pocketllm train`; "
-            "or wait: the daemon starts a job by itself once there are enough new words."
+            "No jobs yet. Add texts with `pocketllm add`, then run `pocketllm train`. "
+            "The daemon also starts a job by itself once there are enough new words."
         )
     wide = width >= NARROW_COLUMNS
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -216,7 +216,7 @@ def jobs_table(jobs: Sequence[Document], *, has_more: bool, width: int, now: dat
             row += [speed_text(job), left_text(job)]
             row.append(bytes_text(job.get("peak_memory_bytes")))
         table.add_row(*row, age_text(job.get("created_at"), now))
-    more = [Text("Older jobs are not shown; raise --limit to see them.", style="dim")] if has_more else []
+    more = [Text("Raise --limit to see older jobs.", style="dim")] if has_more else []
     return Group(table, *more)
 
 
@@ -228,7 +228,7 @@ def job_details(job: Document, now: datetime) -> RenderableType:
         state.append(f", {job['outcome']}")
     grid.add_row("State", state)
     for reason in job.get("reasons") or []:
-        grid.add_row("Waiting for", Text(printable(reason), style="yellow"))
+        grid.add_row("Waiting", Text(printable(reason), style="yellow"))
     if job.get("error"):
         grid.add_row("Error", Text(printable(job["error"]), style="red"))
     grid.add_row("Steps", steps_text(job))
@@ -239,7 +239,7 @@ def job_details(job: Document, now: datetime) -> RenderableType:
     grid.add_row("Peak memory", bytes_text(job.get("peak_memory_bytes")))
     grid.add_row("Model", Text(f"{job.get('model')}, {job.get('method')}, seed {job.get('seed')}"))
     grid.add_row("Learns from", learns_from_text(job))
-    grid.add_row("Started by", "the owner" if job.get("requested_by") == "owner" else "itself")
+    grid.add_row("Started by", "the owner" if job.get("requested_by") == "owner" else "the daemon")
     if job.get("attempts"):
         grid.add_row("Crashes in a row", str(job["attempts"]))
     grid.add_row("Adapter", Text(str(job.get("adapter") or UNKNOWN)))
@@ -278,7 +278,7 @@ def events_grid(events: Sequence[Document]) -> Table:
     return grid
 
 
-def answers_table(answers: Sequence[Document], *, title: str = "The same prompts, the same seed") -> Table:
+def answers_table(answers: Sequence[Document], *, title: str = "Same prompts, same seed") -> Table:
     """Return the base model's and the personal model's answers to the same prompts, side by side."""
     table = Table(title=title, show_lines=True, title_justify="left")
     for heading in ("Prompt", "Before", "After"):
@@ -293,7 +293,7 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     model = status["model"]
     grid.add_row("Model", model_text(model))
-    grid.add_row("Personal adapter", model.get("adapter") or "none yet: answers come from the base model")
+    grid.add_row("Personal adapter", model.get("adapter") or "none yet; the base model answers")
     grid.add_row("Texts", texts_text(status["texts"]))
     grid.add_row("Jobs", job_counts_text(status["jobs"]))
     worker, generator = status["worker"], status["generator"]
@@ -301,8 +301,8 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
     grid.add_row("Generator", generator_text(generator))
     blockers = status["training"]["blockers"]
     allowed = status["training"]["allowed"]
-    verdict = Text("yes", style="green") if allowed else Text("no, it waits for:", style="yellow")
-    grid.add_row("May train now", verdict)
+    verdict = Text("yes", style="green") if allowed else Text("no, blocked by:", style="yellow")
+    grid.add_row("Can train now", verdict)
     for blocker in blockers:
         grid.add_row(f"  {blocker['name']}", Text(blocker_text(blocker, now), style="yellow"))
     if not allowed:
@@ -343,9 +343,8 @@ def generator_text(generator: Document) -> str:
 
 def texts_text(texts: Document) -> str:
     """Return how much text is stored, and how many words start a job."""
-    return (
-        f"{texts['count']:,} stored, {plural(texts['new_words'], 'new word')}; {texts['threshold_words']:,} start a job"
-    )
+    new = plural(texts["new_words"], "new word")
+    return f"{texts['count']:,} stored, {new}; a job starts at {texts['threshold_words']:,}"
 
 
 def plural(count: int, one: str) -> str:
@@ -363,7 +362,7 @@ def blocker_text(blocker: Document, now: datetime) -> str:
     text, unit = printable(blocker["message"]), blocker.get("unit")
     if blocker.get("value") is not None and blocker.get("threshold") is not None:
         text += f" ({quantity(blocker['value'], unit)}, limit {quantity(blocker['threshold'], unit)})"
-    return f"{text}, since {age_text(blocker['since'], now)}" if blocker.get("since") else text
+    return f"{text}, began {age_text(blocker['since'], now)}" if blocker.get("since") else text
 
 
 def reading_text(reading: Document) -> Text:

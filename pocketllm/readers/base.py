@@ -106,7 +106,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises Unreadable for a pipe or a device, whose opening could block."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Unreadable("no regular file (a pipe or a device); save it as a file first")
+            raise Unreadable("not a regular file (a pipe or device); save it as a file first")
         return path.open("rb")
     except OSError as error:
         raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
@@ -123,7 +123,7 @@ def read_text(path: Path) -> str:
     with open_regular(path) as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise Unreadable(f"larger than the {MAX_FILE_BYTES // 10**6} MB that are read at once; cut it into parts")
+        raise Unreadable(f"larger than {MAX_FILE_BYTES // 10**6} MB; split it into parts")
     return decoded(data)
 
 
@@ -134,7 +134,7 @@ def decoded(data: bytes, *, final: bool = True) -> str:
     """
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if not wide and b"\0" in data:
-        raise Unreadable("no text: it holds zero bytes; export it as plain text first")
+        raise Unreadable("not text: it contains zero bytes; export it as plain text first")
     try:
         text = codecs.getincrementaldecoder("utf-16" if wide else "utf-8-sig")().decode(data, final)
     except UnicodeDecodeError as error:

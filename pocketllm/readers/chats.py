@@ -42,7 +42,7 @@ def examples(conversations: Iterable[Conversation], read_options: ReadOptions) -
         if not me:
             unowned.update(message.sender for message in conversation.messages)
         elif not any(is_from(message, me) for message in conversation.messages):
-            yield Skipped(reason="conversations without a message of yours")
+            yield Skipped(reason="conversations without messages from you")
         elif conversation.plain:
             own = [message.text for message in conversation.messages if is_from(message, me)]
             yield from plain(own, read_options.max_bytes)

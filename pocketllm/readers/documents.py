@@ -28,7 +28,7 @@ from pocketllm.readers.messages import conversations_of
 from pocketllm.readers.own import NO_OBJECT, is_own
 from pocketllm.readers.telegram import is_telegram, owner_names, telegram
 
-NO_CHAT = "JSON without messages that say who wrote them (sender and text) and without examples"
+NO_CHAT = "JSON without examples, and without messages that have a sender and a text"
 JSON_LINES = {".jsonl", ".ndjson"}
 HEAD_BYTES = 1000
 #: No export is nested as deeply.
@@ -55,7 +55,7 @@ def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator
     form = form_of(first, account)
     kind = form if read_options.format in (None, Kind.CHAT) else read_options.format
     if kind not in (Kind.CHAT, form):
-        raise Unreadable(f"no export of {kind.value}")
+        raise Unreadable(f"not a {kind.value} export")
     return kind, checked(conversations(kind, items, path), read_options)
 
 
@@ -79,7 +79,7 @@ class Source:
         data: bytes = self._file.read(size)
         self.since_item += len(data)
         if self.since_item > MAX_FILE_BYTES:
-            raise Unreadable(f"has more than {MAX_FILE_BYTES // 10**6} MB in one piece; cut it into parts")
+            raise Unreadable(f"has an item larger than {MAX_FILE_BYTES // 10**6} MB; split it into parts")
         return data
 
 
@@ -116,7 +116,7 @@ def events(source: Source) -> Iterator[tuple[str, Any]]:
     try:
         yield from ijson.basic_parse(source, use_float=True)
     except (ijson.JSONError, ValueError) as error:
-        raise Unreadable(f"no valid JSON: {str(error)[:100]}") from error
+        raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
 
 
 def own_items(items: Iterable[Any]) -> Iterator[Found]:
@@ -164,13 +164,11 @@ def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
             item = parsed(line)
             size += len(line or b"")
             if size > MAX_FILE_BYTES:
-                raise Unreadable(
-                    f"larger than the {MAX_FILE_BYTES // 10**6} MB of messages that are read at once; cut it up"
-                )
+                raise Unreadable(f"more than {MAX_FILE_BYTES // 10**6} MB of messages; split it into parts")
             if isinstance(item, dict):
                 items.append(item)
             elif line is None or line.strip():
-                yield Skipped(reason="lines that are no JSON object", place=f"line {number}")
+                yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
     yield from checked(conversations_of(items), read_options)
 
 

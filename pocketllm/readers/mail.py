@@ -53,7 +53,7 @@ def read_mbox(path: Path, read_options: ReadOptions) -> Iterator[Found]:
         # A mailbox escapes a body's line that begins with "From ".
         yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", read_options)
     if not number:
-        raise Unreadable("no mailbox: no line in it begins with 'From '")
+        raise Unreadable("not a mailbox: no line begins with 'From '")
 
 
 def mails_by_address(path: Path) -> dict[str, int]:
@@ -106,7 +106,7 @@ def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Fo
             yield Skipped(reason="broken mails", place=place)
             return
         if read_options.me and not read_options.me & senders(message):
-            yield Skipped(reason="mails that somebody else wrote", place=place)
+            yield Skipped(reason="mails from other people", place=place)
             return
         text = mail_text(message)
     except BROKEN:
@@ -114,7 +114,7 @@ def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Fo
         return
     parts = split_text(text, read_options.max_bytes)
     if not parts:
-        yield Skipped(reason="mails without words of their own", place=place)
+        yield Skipped(reason="mails without text of their own", place=place)
     for part in parts:
         yield Example(item={"text": part}, place=place)
 

@@ -38,7 +38,7 @@ def read_notes(path: Path, read_options: ReadOptions) -> Iterator[Found]:
         text = without_front_matter(text)
     if suffix in to_prose:
         if len(text) > MAX_PARSED_CHARACTERS:
-            raise Unreadable(f"a page of more than {MAX_PARSED_CHARACTERS // 10**6} MB; save its text as plain text")
+            raise Unreadable(f"a page larger than {MAX_PARSED_CHARACTERS // 10**6} MB; save it as plain text")
         text = to_prose[suffix](text)
     parts = split_text(text, read_options.max_bytes)
     if not parts:

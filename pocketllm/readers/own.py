@@ -8,7 +8,7 @@ from typing import Any
 from pocketllm.readers.base import Example, Found, Skipped, lines_of, open_regular
 
 KINDS = ({"text"}, {"text", "label"}, {"prompt", "completion"}, {"messages"})
-NO_OBJECT = "lines that are no example: {text}, {text, label}, {prompt, completion} or {messages}"
+NO_OBJECT = "lines that are not an example: {text}, {text, label}, {prompt, completion} or {messages}"
 
 
 def is_own(item: Any) -> bool:
@@ -32,7 +32,7 @@ def read_own(path: Path) -> Iterator[Found]:
         for number, line in lines_of(file):
             place = f"line {number}"
             if line is None:
-                yield Skipped(reason="lines longer than any request may be", place=place)
+                yield Skipped(reason="lines too long for one request", place=place)
             elif line.strip():
                 item = parsed(line.removeprefix(b"\xef\xbb\xbf"))
                 yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)

@@ -60,7 +60,7 @@ def without_errors(found: Iterator[Found]) -> Iterator[Found]:
     except RecursionError:
         yield Skipped(reason="nested too deeply")
     except OSError as error:
-        yield Skipped(reason=f"cannot be read to its end: {error.strerror or error}")
+        yield Skipped(reason=f"cannot be read to the end: {error.strerror or error}")
 
 
 def source_name(kind: Kind, name: str) -> str:

@@ -14,7 +14,7 @@ HEAD_BYTES = 64_000
 EXPORT_IT = "export it as plain text first"
 #: The first bytes of files whose text cannot be read here, and what to do with them.
 SIGNATURES = {
-    b"PK\x03\x04": "an archive or an office document; unpack a .zip and name its folder, export a document as text",
+    b"PK\x03\x04": "an archive or office document; unpack a .zip and import its folder, or export a document as text",
     b"\x1f\x8b": "compressed; unpack it first",
     b"%PDF": f"a PDF; {EXPORT_IT}",
     b"{\\rtf": f"rich text; {EXPORT_IT}",
@@ -22,8 +22,8 @@ SIGNATURES = {
 }
 #: HTML pages that are chat exports, which hold everybody's words.
 CHAT_PAGES = {
-    "<title>Exported Data</title>": "Telegram's export as a page; export it again as JSON",
-    "DiscordChatExporter": "a Discord export as a page; export it again as JSON",
+    "<title>Exported Data</title>": "a Telegram export in HTML; export it again as JSON",
+    "DiscordChatExporter": "a Discord export in HTML; export it again as JSON",
 }
 MAILBOX = re.compile(rb"From \S.*\r?\n(?:[>\w][\w-]*:|From )")
 MAIL_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):(?:\s|\Z)")
@@ -84,4 +84,4 @@ def text_kind(path: Path, text: str, *, named: bool) -> Kind:
         raise Unreadable(NO_HEADINGS)
     if suffix in SUFFIXES or named:
         return Kind.NOTES
-    raise Unreadable("not named like a note (.md, .txt, ...); give the file itself to have it read")
+    raise Unreadable("not named like a note (.md, .txt, ...); to read it anyway, give the path of the file itself")

@@ -22,7 +22,7 @@ from pocketllm.readers.own import KINDS
 
 DELIMITERS = ",;\t|"
 NO_HEADINGS = (
-    "a table whose first row does not name its columns; name them in it: sender and text, text and label, "
+    "a table without known column names in its first row; add them: sender and text, text and label, "
     "or prompt and completion"
 )
 
@@ -79,4 +79,4 @@ def rows(text: str, delimiter: str, names: list[str]) -> Iterator[tuple[int, Doc
             if number > 1 and cells:
                 yield number, dict(zip(names, cells, strict=False))
     except csv.Error as error:
-        raise Unreadable(f"no table from row {reader.line_num} on: {error}") from error
+        raise Unreadable(f"invalid CSV from row {reader.line_num} on: {error}") from error

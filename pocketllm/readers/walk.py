@@ -8,8 +8,8 @@ from pathlib import Path
 
 #: Folders of programs, not of their users.
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "$RECYCLE.BIN", "System Volume Information"}
-SAME_FILE = "the same file or folder under another name (a link)"
-OUTSIDE = "a link that leads out of the folder"
+SAME_FILE = "a second name (a link) for the same file or folder"
+OUTSIDE = "a link that leads outside the folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def below(folder: Path, seen: set[int] | None, ignored: Callable[[str], bool] = 
         for path in paths:
             entry = Entry(path=path, name=prefix + printable_name(path.name))
             if path.name.startswith(".") or path.name in SKIPPED_FOLDERS:
-                yield replace(entry, reason="hidden, or of a program")
+                yield replace(entry, reason="hidden, or a program's folder")
                 continue
             entry = inspected(entry, folders_seen if seen is None else seen, files=seen is not None)
             if ignored(f"{entry.name}/" if entry.folder else entry.name):

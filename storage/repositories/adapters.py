@@ -59,7 +59,7 @@ class AdapterStore:
         with self._database.write() as session:
             serving = serving_adapter(session, model)
             if serving is None:
-                raise WrongState(f"There is nothing to roll back: the base model is served already ({model}).")
+                raise WrongState(f"There is nothing to roll back: the base model {model} is already served.")
             _, *ancestors = chain_of(session, serving)
             skipped: list[str] = []
             for ancestor in ancestors:
@@ -93,12 +93,12 @@ class AdapterStore:
             adapter = found_adapter(session, adapter_id)
             if not usable(adapter):
                 raise WrongState(
-                    f"The files of adapter {adapter.id} are gone or damaged. GET /adapters says where they were."
+                    f"The files of adapter {adapter.id} are missing or damaged. GET /adapters shows where they were."
                 )
             if not deleted_text and _has_deleted_text(session, adapter):
                 raise HasDeletedText(
-                    f"Adapter {adapter.id} has learned text that was deleted since, and may repeat it. To serve it all "
-                    "the same, say so: `pocketllm adapters serve ID --yes`, or ?deleted_text=true."
+                    f"Adapter {adapter.id} was trained on text that was deleted since, and may repeat it. To serve it "
+                    "anyway: `pocketllm adapters serve ID --yes`, or ?deleted_text=true."
                 )
             return _serve(session, adapter.model, serving_adapter(session, adapter.model), adapter, (), now)
 
@@ -110,14 +110,14 @@ class AdapterStore:
         with self._database.write() as session:
             adapter = found_adapter(session, adapter_id)
             if adapter.serving:
-                raise WrongState(f"Adapter {adapter_id} is served. `pocketllm rollback` serves another one first.")
+                raise WrongState(f"Adapter {adapter_id} is served. Run `pocketllm rollback` first.")
             child = session.exec(select(Adapter.id).where(Adapter.parent == adapter_id)).first()
             if child is not None:
-                raise WrongState(f"Adapter {child} was made from {adapter_id}. Delete that one first.")
+                raise WrongState(f"Adapter {child} started from {adapter_id}. Delete {child} first.")
             from_it = or_(col(Job.parent) == adapter_id, col(Job.start_from) == adapter_id)
             starting = select(Job.id).where(from_it, col(Job.state).in_(OPEN_STATES))
             if job := session.exec(starting).first():
-                raise WrongState(f"Job {job} starts from {adapter_id}. Wait for its end, or cancel it.")
+                raise WrongState(f"Job {job} starts from {adapter_id}. Wait until it ends, or cancel it.")
             session.delete(adapter)
 
 
@@ -125,7 +125,7 @@ def found_adapter(session: Session, adapter_id: str) -> Adapter:
     """The adapter with this id. Raises NotFound."""
     adapter = session.get(Adapter, adapter_id)
     if adapter is None:
-        raise NotFound(f"There is no adapter {adapter_id!r}. GET /adapters lists those that are here.")
+        raise NotFound(f"There is no adapter {adapter_id!r}. GET /adapters lists all adapters.")
     return adapter
 
 
@@ -214,11 +214,11 @@ def _serve(
     serving = adapter.id if adapter else "the base model"
     for one in before:
         if one not in after:
-            message = f"adapter {one.id} was taken back by the owner: {serving} is served, and its texts are set aside"
+            message = f"the owner withdrew adapter {one.id}: {serving} is served, and its texts are set aside"
             _mark(session, one.job_id, withdrawn=True, message=message, now=now)
     for one in after:
         if one not in before and (one is adapter or one.job_id in withdrawn):
-            message = f"the owner has {serving} served"
+            message = f"the owner switched to {serving}"
             _mark(session, one.job_id, withdrawn=False, message=message, now=now)
     return change
 

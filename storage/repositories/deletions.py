@@ -20,7 +20,7 @@ from pocketllm.storage.repositories.step_log import forget_steps
 from pocketllm.storage.repositories.texts import UNOWNED, alone, disown
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
 
-_AGAIN = "one of its texts was deleted: it starts again without it"
+_AGAIN = "one of its texts was deleted; the job starts again without it"
 
 
 class DeletionStore:
@@ -35,13 +35,13 @@ class DeletionStore:
 
     def source(self, source: str, *, now: datetime) -> Deletion:
         """Delete all texts of a source. Raises NotFound."""
-        return self._delete(col(Text.source) == source, f"There is no text of the source {source!r}.", now)
+        return self._delete(col(Text.source) == source, f"The source {source!r} has no texts.", now)
 
     def app(self, app: str, *, now: datetime) -> Deletion:
         """Delete all texts that an app alone has sent; the others are its own no longer. Raises NotFound."""
         with self._database.write() as session:
             if not disown(session, app):
-                raise NotFound(f"There is no text of the app {app!r}. GET /texts lists those that are here.")
+                raise NotFound(f"The app {app!r} has no texts. GET /texts lists all texts.")
             return delete_texts(session, UNOWNED, now) or empty_deletion(session, now)
 
     def cost(self, model: str, *, ids: Collection[str], source: str, app: str) -> tuple[int, list[str], str | None]:
@@ -89,7 +89,7 @@ class DeletionStore:
         with self._database.write() as session:
             deletion = delete_texts(session, which, now)
         if deletion is None:
-            raise NotFound(f"{missing} GET /texts lists those that are here.")
+            raise NotFound(f"{missing} GET /texts lists all texts.")
         return deletion
 
     def _set(self, ids: Sequence[str], **values: object) -> None:

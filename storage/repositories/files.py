@@ -71,4 +71,4 @@ class FileStore:
 
 
 def _no_file(identity: str) -> str:
-    return f"There is no file {identity!r}. GET /v1/files lists those that are here."
+    return f"There is no file {identity!r}. GET /v1/files lists all files."

@@ -16,5 +16,5 @@ def full_id(session: Session, table: type[Adapter | Job | Text], given: str) -> 
     beginning = col(table.id).between(given, f"{given}\U0010ffff")
     found = session.exec(select(table.id).where(beginning).limit(2)).all()
     if len(found) > 1:
-        raise NotFound(f"More than one id begins with {given!r}: {found[0]}, {found[1]}. Give more of it.")
+        raise NotFound(f"More than one id begins with {given!r}: {found[0]}, {found[1]}. Give more characters.")
     return found[0] if found else given

@@ -20,8 +20,8 @@ from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Requester
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
-_OUTDATED = ": what is served is no longer what it was compared with; its texts stay new"
-_ASIDE = ": it was requested to start from something by name"
+_OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
+_ASIDE = ": its request named the model to start from"
 _UNDECIDED = ": its texts stay new, and the next job on them starts from it"
 #: Why a job waits that the owner has resumed.
 _RESUMED = "resumed; the conditions are checked next"
@@ -101,7 +101,7 @@ class JobStore:
                     there.paused_by_owner, there.immediate = False, there.immediate or immediate
                     there.not_before = None if immediate else there.not_before
                     there.reasons = [] if there.state is JobState.RUNNING else [_RESUMED]
-                    _event(session, there.id, now, "hastened", "the owner has asked for it")
+                    _event(session, there.id, now, "hastened", "requested by the owner")
                 return there
             session.add(job)
             session.flush()  # the event's foreign key wants the row
@@ -202,7 +202,7 @@ class JobStore:
         with self._database.write() as session:
             job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
             if job.paused_by_owner:
-                raise WrongState(f"Job {job_id} is paused already; POST /jobs/{job_id}/resume lets it go on.")
+                raise WrongState(f"Job {job_id} is already paused. POST /jobs/{job_id}/resume resumes it.")
             job.paused_by_owner, job.reasons = True, [reason]
             _event(session, job_id, now, "paused by owner", reason)
         return job
@@ -212,9 +212,9 @@ class JobStore:
         with self._database.write() as session:
             job = found_job(session, job_id)
             if not job.paused_by_owner or job.state not in OPEN_STATES:
-                raise WrongState(f"Job {job_id} is {job.state} and was not paused by its owner.")
+                raise WrongState(f"Job {job_id} is {job.state} and was not paused by the owner.")
             job.paused_by_owner, job.reasons = False, [_RESUMED]
-            _event(session, job_id, now, "resumed by owner", "it may go on")
+            _event(session, job_id, now, "resumed by owner", "it may continue")
         return job
 
     def explain(self, job_id: str, reasons: Sequence[str]) -> None:
@@ -330,7 +330,7 @@ def found_job(session: Session, job_id: str) -> Job:
     """The job with this id. Raises NotFound."""
     job = session.get(Job, job_id)
     if job is None:
-        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists those that are here.")
+        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists all jobs.")
     return job
 
 
@@ -344,7 +344,7 @@ def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[J
     """Change the job's state. The write lock is held."""
     job = found_job(session, job_id)
     if job.state not in of:
-        raise WrongState(f"Job {job_id} is {job.state}; that can only be done while it is {' or '.join(of)}.")
+        raise WrongState(f"Job {job_id} is {job.state}; this is possible only while it is {' or '.join(of)}.")
     job.state = to
     return job
 

@@ -61,7 +61,7 @@ class PassageStore:
         with self._database.read() as session:
             found = _distinct(passage.text for passage in _ranked(session, query))
             if after is not None and not any(text.id == after for text in found):
-                raise NotFound(f"The search does not find the text {after!r}.")
+                raise NotFound(f"The search results do not contain the text {after!r}.")
             return list(islice(found, limit))
 
 

@@ -50,8 +50,8 @@ class ReportStore:
         if report is not None:
             return report
         if job.state in OPEN_STATES:
-            raise NotYet(f"Job {job.id} is {job.state}; its report is made at its end. Ask again when it has ended.")
-        raise WrongState(f"Job {job.id} {_ENDED[job.state]}, so there is no report. GET /jobs/{job.id} says more.")
+            raise NotYet(f"Job {job.id} is {job.state}; its report is made at its end. Try again when it has ended.")
+        raise WrongState(f"Job {job.id} {_ENDED[job.state]}, so there is no report. GET /jobs/{job.id} has details.")
 
 
 def add_report(session: Session, job: Job, new: NewReport) -> None:

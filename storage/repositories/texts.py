@@ -335,4 +335,4 @@ def _found(text: Text | None, identity: str) -> Text:
 
 
 def _no_text(identity: str) -> str:
-    return f"There is no text {identity!r}. GET /texts lists those that are here."
+    return f"There is no text {identity!r}. GET /texts lists all texts."

@@ -20,7 +20,7 @@ class TokenStore:
         """Let an app in. Raises AlreadyThere for a name that is in use."""
         with self._database.write() as session:
             if session.get(AppToken, name) is not None:
-                raise AlreadyThere(f"There is a token {name!r} already; `pocketllm token revoke {name}` withdraws it.")
+                raise AlreadyThere(f"There is already a token {name!r}; `pocketllm token revoke {name}` revokes it.")
             session.add(AppToken(name=name, digest=digest, scopes=list(scopes), created_at=now))
 
     def all(self) -> list[AppToken]:
@@ -32,4 +32,4 @@ class TokenStore:
         """Let an app in no more. Raises NotFound."""
         with self._database.write() as session:
             if session.exec(delete(AppToken).where(col(AppToken.name) == name)).rowcount == 0:
-                raise NotFound(f"There is no token {name!r}. `pocketllm token list` lists them.")
+                raise NotFound(f"There is no token {name!r}. `pocketllm token list` lists all tokens.")

@@ -90,8 +90,8 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    first = "demo models serve service doctor status dashboard snooze backup restore verify add import folders texts"
-    rest = "export plan train jobs report adapters rollback steps replay suggest classify generate chat token"
+    first = "demo serve service status dashboard snooze token models adapters rollback add import folders texts export"
+    rest = "plan train jobs report generate suggest classify chat doctor backup restore verify steps replay"
     assert lines == f"{first} {rest}".split()
 
 
@@ -146,7 +146,7 @@ def test_a_wrong_token_is_explained(run: Run, double: DaemonDouble, home: Path) 
     double.write_home(home, token="of an older daemon")
     result = run("generate", "x")
     assert result.exit_code == 1
-    assert "A token is needed. (The token that was sent is not this daemon's" in result.stderr
+    assert "A token is needed. (The token sent is not this daemon's" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense"], ["jobs", "--limit", "0"], ["serve", "--port", "70000"]])
@@ -189,12 +189,12 @@ def test_token(run: Run, run_alone: Run) -> None:
 
 
 def test_apps_are_let_in_and_out(run: Run, double: DaemonDouble) -> None:
-    assert "No app has a token" in run("token", "list").stdout
+    assert "No app has an access token" in run("token", "list").stdout
     made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate")
     assert made.stdout == "pllm_notes\n", "so that it can be put into a variable"
     assert double.bodies("POST", "/tokens") == [{"name": "notes", "scopes": ["ingest", "generate"]}]
     assert "ingest, generate" in run("token", "list").stdout
-    assert run("token", "revoke", "notes").stdout == "notes is let in no more.\n"
+    assert run("token", "revoke", "notes").stdout == "Revoked notes's token.\n"
     assert double.tokens_of_apps == []
 
 
@@ -222,7 +222,7 @@ class TestJobs:
     def test_pause_and_resume(self, run: Run, double: DaemonDouble) -> None:
         double.jobs = [dict(JOB)]
         assert "pocketllm jobs resume job-1" in run("jobs", "pause", "job-1").stdout
-        assert "may go on" in run("jobs", "resume", "job-1").stdout
+        assert "continues when the conditions allow it" in run("jobs", "resume", "job-1").stdout
         assert [path for method, path, _ in double.requests if method == "POST"] == [
             "/jobs/job-1/pause",
             "/jobs/job-1/resume",
@@ -271,7 +271,7 @@ class TestJobs:
 def test_a_terminal_that_is_not_utf_8(double: DaemonDouble, home: Path) -> None:
     double.tokens = [" t\u00e9a"]
     ascii_only = child_environment(home) | {"PYTHONIOENCODING": "ascii"}
-    for arguments, words in ((["generate", "x"], " t?a"), (["status"], "May train now"), (["train"], "-7.1 %")):
+    for arguments, words in ((["generate", "x"], " t?a"), (["status"], "Can train now"), (["train"], "-7.1 %")):
         child = subprocess.run(
             [sys.executable, "-m", "pocketllm", *arguments],
             env=ascii_only,

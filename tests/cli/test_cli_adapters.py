@@ -22,8 +22,8 @@ def test_an_empty_list_says_how_to_begin(run: Run, double: DaemonDouble) -> None
 def test_rolling_back_says_what_was_served_what_is_and_how_to_undo_it(run: Run, double: DaemonDouble) -> None:
     said = run("rollback").stdout
     assert said == (
-        "For tiny adapter-2 was served; from the next request on it is adapter-1. "
-        "`pocketllm adapters serve adapter-2` takes that back.\n"
+        "From the next request on, tiny serves adapter-1 instead of adapter-2. "
+        "To undo: `pocketllm adapters serve adapter-2`.\n"
     )
     assert double.bodies("POST", "/adapters/rollback") == [{}]
 
@@ -37,9 +37,9 @@ def test_nothing_to_roll_back(run: Run, double: DaemonDouble) -> None:
     double.learned = False
     result = run("rollback")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "the base model is served already" in result.stderr
+    assert "the base model tiny is already served" in result.stderr
 
 
 def test_serving_one_by_its_id(run: Run) -> None:
     said = run("adapters", "serve", "adapter-3").stdout
-    assert said == "For tiny the base model was served; from the next request on it is adapter-3.\n"
+    assert said == "From the next request on, tiny serves adapter-3 instead of the base model.\n"

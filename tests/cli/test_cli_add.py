@@ -22,7 +22,7 @@ class TestAdd:
 
     def test_the_same_again_is_a_duplicate(self, run: Run) -> None:
         run("add", "first text")
-        assert run("add", "first text", "new").stdout == "Added 1 text. 1 was known already.\n"
+        assert run("add", "first text", "new").stdout == "Added 1 text. 1 was already stored.\n"
 
     def test_a_file_is_one_text(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_bytes("\ufeffOne.\r\n\r\nTwo é.\r\n".encode())
@@ -41,7 +41,7 @@ class TestAdd:
     def test_only_empty_input(self, run: Run) -> None:
         result = run("add", "-", "  ", stdin="\n\n")
         assert result.exit_code == 1
-        assert "stdin, argument 2 held no words" in result.stderr
+        assert "stdin, argument 2 contained no words" in result.stderr
 
     def test_an_empty_file_among_others_is_named(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "empty.txt").write_text("")
@@ -92,7 +92,7 @@ class TestAdd:
         (tmp_path / "large.txt").write_text("word " * (REQUEST_BYTES // 5))
         result = run("add", "before", "--file", str(tmp_path / "large.txt"))
         assert result.exit_code == 1
-        assert "large.txt: longer than any request may be" in result.stderr and "--split" in result.stderr
+        assert "large.txt: too long for one request" in result.stderr and "--split" in result.stderr
         assert double.requests == []
 
 
@@ -119,13 +119,13 @@ class TestJsonl:
     @pytest.mark.parametrize(
         ("line", "words"),
         [
-            ("{", "This is not valid JSON"),
-            ("words", "This is not valid JSON"),
-            ('{"text": "\\ud800"}', "This is not valid JSON"),
-            ('{"text": NaN}', "This is not valid JSON"),
-            ("[" * 100_000, "This is not valid JSON"),
-            ('["a"]', "This is no JSON object"),
-            (json.dumps({"prompt": "a", "completion": "x" * REQUEST_BYTES}), "longer than any request may be"),
+            ("{", "invalid JSON"),
+            ("words", "invalid JSON"),
+            ('{"text": "\\ud800"}', "invalid JSON"),
+            ('{"text": NaN}', "invalid JSON"),
+            ("[" * 100_000, "invalid JSON"),
+            ('["a"]', "not a JSON object"),
+            (json.dumps({"prompt": "a", "completion": "x" * REQUEST_BYTES}), "too long for one request"),
         ],
     )
     def test_a_line_that_cannot_be_sent_is_named(
@@ -160,7 +160,7 @@ class TestJsonl:
         (tmp_path / "empty.jsonl").write_text("\n \n")
         result = run("add", "--jsonl", str(tmp_path / "empty.jsonl"))
         assert result.exit_code == 1
-        assert "empty.jsonl held no words" in result.stderr
+        assert "empty.jsonl contained no words" in result.stderr
 
 
 def test_paragraphs() -> None:

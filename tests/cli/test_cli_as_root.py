@@ -120,7 +120,7 @@ def test_a_file_that_the_owner_may_not_use_is_named(data: Path, run: Run, tmp_pa
     for arguments in (("restore", str(tmp_path / "kept.tar"), "--yes"), ("backup", str(tmp_path / "made.tar"))):
         ended = run(*arguments)
         assert ended.returncode == 1 and "Traceback" not in ended.stderr
-        assert "Permission denied. The command runs as nobody: name a file that this user may use." in ended.stderr
+        assert "Permission denied. The command runs as nobody: choose a file that this user can access." in ended.stderr
     assert of_others(data) == []
 
 
@@ -130,10 +130,10 @@ def test_a_program_that_the_owner_may_not_read_is_named(data: Path, place: Path,
     shutil.copytree(ROOT / "pocketllm", place / "hidden/pocketllm", ignore=shutil.ignore_patterns("__pycache__"))
     ended = run("token", paths=f"{place / 'hidden'}{os.pathsep}{sysconfig.get_path('purelib')}")
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert f"nobody may not read {place}/hidden/pocketllm/cli/home.py" in ended.stderr
+    assert f"User nobody cannot read {place}/hidden/pocketllm/cli/home.py" in ended.stderr
 
 
 def test_a_folder_of_nobody_known_is_refused(data: Path, run: Run) -> None:
     os.chown(data, 54321, 54321)
     ended = run("token")
-    assert ended.returncode == 1 and "is of user 54321, who does not exist" in ended.stderr
+    assert ended.returncode == 1 and "belongs to user 54321, who does not exist" in ended.stderr

@@ -83,14 +83,14 @@ def test_a_damaged_backup_changes_nothing(folder: DataFolder, run: Run, tmp_path
     backup.write_bytes(data)
     assert "is damaged" in run("restore", str(backup), "--yes").stderr
     backup.write_bytes(data[: len(data) // 2])
-    assert "cut short" in run("restore", str(backup), "--yes").stderr
+    assert "truncated" in run("restore", str(backup), "--yes").stderr
     assert texts(folder) == before and not list(folder.root.glob("before-restore-*"))
 
 
 def test_it_is_not_restored_under_a_running_daemon(folder: DataFolder, run: Run, tmp_path: Path) -> None:
     run("backup", str(tmp_path / "backup.tar"))
     with locked(folder.daemon_lock):
-        assert "A daemon runs on" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
+        assert "A daemon is running on" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
 
 
 def test_a_bit_that_flips_is_found(folder: DataFolder, run: Run) -> None:
@@ -101,7 +101,7 @@ def test_a_bit_that_flips_is_found(folder: DataFolder, run: Run) -> None:
     found = run("verify", "--json")
     assert found.exit_code == 1
     assert [check["problem"] for check in json.loads(found.stdout)["checks"] if check["problem"]] == [
-        "it is not what was written"
+        "its checksum does not match"
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_killed_backup_leaves_nothing_that_a_deletion_does_not_reach(folder: D
         (text,) = daemon.client.get("/texts").json()["data"]
         receipt = daemon.client.delete(f"/texts/{text['id']}").json()["deletion"]
     assert receipt["erased"] and receipt["copies"] == [str(kept)]
-    assert f"Copies may still have them; delete those that you do not need: {kept}." in receipt["summary"]
+    assert f"These copies may still contain them; delete those you do not need: {kept}." in receipt["summary"]
 
 
 def test_a_killed_restore_leaves_nothing_after_the_next_start(folder: DataFolder, run: Run, tmp_path: Path) -> None:

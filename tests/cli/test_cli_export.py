@@ -49,7 +49,7 @@ def test_what_is_exported_is_imported_to_the_same_ids(real: Run, daemon: Daemon,
     # Not splitlines(): a JSON text may hold other line separators as they are.
     lines = (tmp_path / "all.jsonl").read_text(encoding="utf-8").split("\n")
     assert sorted(key(json.loads(line)) for line in lines if line) == sorted(map(key, GIVEN))
-    assert "Added 0 texts. 106 were known already." in real("import", str(tmp_path / "all.jsonl")).stdout
+    assert "Added 0 texts. 106 were already stored." in real("import", str(tmp_path / "all.jsonl")).stdout
     with running(tmp_path / "other") as other:
         assert "Added 106 texts." in commands(other.folder)("import", str(tmp_path / "all.jsonl")).stdout
         assert ids(other) == ids(daemon)
@@ -70,7 +70,7 @@ def test_a_file_that_is_there_stays_unless_forced(real: Run, tmp_path: Path) -> 
     (tmp_path / "all.jsonl").write_text("mine")
     refused = real("export", str(tmp_path / "all.jsonl"))
     assert refused.exit_code == 1
-    assert "is there already. Give another name, or --force" in refused.stderr
+    assert "already exists. Give another name, or replace it with --force" in refused.stderr
     assert (tmp_path / "all.jsonl").read_text() == "mine"
     assert real("export", str(tmp_path / "all.jsonl"), "--force").exit_code == 0
     assert (tmp_path / "all.jsonl").read_text() != "mine"

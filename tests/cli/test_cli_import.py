@@ -62,8 +62,8 @@ def test_a_folder_with_one_of_each(real: Run, daemon: Daemon, notes: Path) -> No
     result = real("import", str(notes), *me)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.endswith("Added 3 texts.\n")
-    assert "mails that somebody else wrote (Sent.mbox mail 2)" in result.stdout
-    assert "no text: it holds zero bytes; export it as plain text first (photo.jpg)" in result.stdout
+    assert "mails from other people (Sent.mbox mail 2)" in result.stdout
+    assert "not text: it contains zero bytes; export it as plain text first (photo.jpg)" in result.stdout
     assert stored(daemon, "notes: may.md") == [("Wind west, two mugs of tea.", None)]
     assert stored(daemon, "whatsapp: chats/anna.txt") == [("Tea?\n", "Yes.")]
     assert stored(daemon, "mbox: Sent.mbox") == [("The boat is dry.", None)]
@@ -80,13 +80,13 @@ def test_a_dry_run_counts_and_needs_no_daemon(tmp_path: Path, notes: Path) -> No
         ["mbox", "1", "1", "4"],
         ["notes", "1", "1", "6"],
         ["whatsapp", "1", "1", "2"],
-        ["all", "3", "3", "12"],
+        ["total", "3", "3", "12"],
     ]
-    assert result.stdout.endswith("A dry run: 3 texts with 12 words were found, none was sent.\n")
+    assert result.stdout.endswith("Dry run: found 3 texts with 12 words, sent none.\n")
     document = json.loads(alone("import", str(notes), "--dry-run", "--me", "Me", "--json").stdout)
     assert document["dry_run"] is True
     assert document["kinds"]["notes"] == {"files": 1, "texts": 1, "words": 6}
-    assert {"reason": "hidden, or of a program", "count": 1, "places": [".obsidian"]} in document["skipped"]
+    assert {"reason": "hidden, or a program's folder", "count": 1, "places": [".obsidian"]} in document["skipped"]
 
 
 def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path, notes: Path) -> None:
@@ -101,7 +101,7 @@ class TestOwners:
         for more in ([], ["--dry-run"]):
             result = real("import", str(path), *more)
             assert result.exit_code == 1
-            assert "In lonely.txt these wrote (with how many messages): 'Anna' (2), 'Me' (1)." in result.stderr
+            assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in result.stderr
             assert "--me NAME" in result.stderr
         assert stored(daemon, "whatsapp: lonely.txt") == []
 
@@ -113,7 +113,7 @@ class TestOwners:
         assert result.exit_code == 1
         assert json.loads(result.stdout)["created"] == 1
         assert json.loads(result.stdout)["writers"] == {"Anna": 2, "Me": 2}
-        assert "In a.txt and 1 more these wrote" in json.loads(result.stderr)["detail"]
+        assert "Writers in a.txt and 1 more, with" in json.loads(result.stderr)["detail"]
 
     def test_many_take_part(self, real: Run, tmp_path: Path) -> None:
         path = write(tmp_path / "group.json", [{"from": f"N{number}", "text": "x"} for number in range(50)])
@@ -123,7 +123,7 @@ class TestOwners:
         result = real("import", str(write(tmp_path / "a.txt", CHAT)), "--me", "Zoe")
         assert result.exit_code == 1
         assert "Nothing to import" in result.stderr
-        assert "conversations without a message of yours" in result.stdout
+        assert "conversations without messages from you" in result.stdout
 
 
 class TestUsage:
@@ -168,7 +168,7 @@ class TestSending:
         made = list(batches(texts, tally.skip))
         assert [len(batch) for batch in made] == [2, 1, 1, 1000, 1000, 500]
         assert [text for batch in made for text in batch] == [text for text in texts if text.place != "8000000"]
-        assert tally.skipped["longer than any request may be"].places == ["8000000"]
+        assert tally.skipped["too long for one request"].places == ["8000000"]
 
     def test_a_text_that_the_daemon_refuses_is_left_out(self, real: Run, tmp_path: Path) -> None:
         label = "w" * 101
@@ -193,7 +193,7 @@ class TestSending:
         assert result.exit_code == 1
         assert "The disk is full; free some space. 1,000 texts are stored; run the same command again" in result.stderr
         double.fail_after_batches = None
-        assert "Added 1,500 texts. 1,000 were known already." in run("import", str(path)).stdout
+        assert "Added 1,500 texts. 1,000 were already stored." in run("import", str(path)).stdout
 
     def test_ctrl_c_says_what_is_stored(self, home: Path, double: DaemonDouble) -> None:
         def texts() -> Iterator[Text]:
@@ -261,7 +261,7 @@ def test_progress_is_for_terminals(home: Path, double: DaemonDouble, tmp_path: P
     out, _ = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0
     assert b"50 texts" in seen and b"a.jsonl" in seen
-    assert out.endswith(b"Added 1 text. 49 were known already.\n")
+    assert out.endswith(b"Added 1 text. 49 were already stored.\n")
 
 
 def test_the_api_and_the_import_agree_on_ids(real: Run, daemon: Daemon, tmp_path: Path) -> None:
@@ -269,4 +269,4 @@ def test_the_api_and_the_import_agree_on_ids(real: Run, daemon: Daemon, tmp_path
     made: httpx.Response = daemon.client.post("/texts", json=given)
     assert made.json()["created"] == 1
     path = write(tmp_path / "a.jsonl", json.dumps(given))
-    assert "Added 0 texts. 1 was known already." in real("import", str(path)).stdout
+    assert "Added 0 texts. 1 was already stored." in real("import", str(path)).stdout

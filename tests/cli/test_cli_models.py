@@ -70,7 +70,7 @@ class TestModels:
         listed = run_alone("models").stdout
         assert "mine was measured on abacus" in " ".join(listed.split())
         said = run_alone("models", "calibrate", "mine").stdout
-        assert re.match(r"mine computes in ..(16|32) here.*\. Billion operations a second: fp32 ", said)
+        assert re.match(r"mine computes in ..(16|32) here.*\. Billion operations per second: fp32 ", said)
         assert "abacus" not in run_alone("models").stdout
         again = json.loads(run_alone("models", "calibrate", "mine", "--json").stdout)
         assert again["calibration"].keys() == added["calibration"].keys()
@@ -103,4 +103,4 @@ class TestModels:
     def test_a_name_that_cannot_be(self, run_alone: Run) -> None:
         result = run_alone("models", "add", "x.gguf", "--name", "../x", "--json")
         assert result.exit_code == 1
-        assert "cannot be a model's name" in json.loads(result.stderr)["detail"]
+        assert "is not a valid model name" in json.loads(result.stderr)["detail"]

@@ -64,14 +64,14 @@ class TestWithDaemon:
         assert lines == [
             "Model tiny",
             "Trains a low-rank adapter (lora)",
-            "Method exact; mezo: 340.0 MB, 1:00, 1.5 s a step",
-            "Work 40 steps of 4 blocks of 64 tokens, 8 rows at once",
+            "Method exact; mezo: 340.0 MB, 1:00, 1.5 s per step",
+            "Work 40 steps of 4 blocks of 64 tokens, 8 rows at a time",
             "Peak memory 348.0 MB",
             "libraries 280.0 MB",
-            "learning 61.0 MB of 1.5 GB allowed (training.memory_bytes)",
-            "of it activations kept of 2 layers: 4.7 MB, saves 0.05 s a step",
-            "a layer's pages 7.0 MB",
-            "Time 0:10, 250 ms a step",
+            "training 61.0 MB of 1.5 GB allowed (training.memory_bytes)",
+            "including activations of 2 layers: 4.7 MB, saves 0.05 s per step",
+            "a layer's weights 7.0 MB",
+            "Time 0:10, 250 ms per step",
             "Text 3 stored, 300 new words",
         ]
 
@@ -94,7 +94,7 @@ class TestWithoutDaemon:
         assert json.loads(result.stdout) == asked.json()
 
     def test_texts_are_counted_where_there_are_some(self, alone: Run, folder: DataFolder) -> None:
-        assert "none yet; give it some with `pocketllm add`" in alone("plan").stdout
+        assert "none yet; add some with `pocketllm add`" in alone("plan").stdout
         assert not folder.database.exists()
         store = Store.open(folder.database)
         store.texts.add([NewText(text="two words", source="t")], now=datetime(2026, 1, 2, tzinfo=UTC))
@@ -117,8 +117,8 @@ class TestWithoutDaemon:
         result = alone("plan")
         assert result.exit_code == 0, result.stderr
         assert "of 50.0 MB allowed" in result.stdout
-        assert "Reduced: To fit into training.memory_bytes (50 MB), the blocks of a step" in result.stdout
-        assert "went from 64 to" in result.stdout
+        assert "Reduced: To fit into training.memory_bytes (50 MB), the number of a step's blocks" in result.stdout
+        assert "was reduced from 64 to" in result.stdout
 
     def test_what_cannot_fit_names_the_memory_that_would_do(self, alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")

@@ -126,7 +126,7 @@ class TestRoute:
         api.add("Wind west, glass rising.")
         identity = api.post("/jobs", json={"steps": 5, "seed": 7}).json()["id"]
         path = f"/jobs/{identity}/steps"
-        assert "no step yet" in assert_problem(api.get(path), 409, "not_yet")["detail"]
+        assert "has not finished a step yet" in assert_problem(api.get(path), 409, "not_yet")["detail"]
         api.tick()
         step_log = api.services.store.step_log
         for number in (1, 2):

@@ -35,7 +35,7 @@ def add(daemon: Daemon, *texts: str) -> list[str]:
 
 
 def test_list_page_by_page(daemon: Daemon, real: Run) -> None:
-    assert "No texts here." in real("texts").stdout
+    assert "No texts." in real("texts").stdout
     added = add(daemon, *(f"Note {number}\n\x1b[2J of the boat." for number in range(5)))
     shown = real("texts", "--limit", "3").stdout
     assert "of the boat." in shown and "notes" in shown and "\x1b" not in shown
@@ -81,19 +81,17 @@ def test_what_a_deletion_costs_is_said_before_and_after(tmp_path: Path) -> None:
         learned, kept = add(daemon, "Learned text.", "Kept text.")
         adapter = served_after_learning(daemon)
         asked = real("texts", "delete", learned, stdin="n\n")
-        cost = (
-            f"{adapter} learned from that. Until what is left is learned again, which begins at once, the base model is"
-        )
-        assert asked.exit_code == 1 and f"{cost} served. Delete it? [y/N]" in asked.output
+        cost = "The base model is served until a job, queued at once, has trained on what remains."
+        assert asked.exit_code == 1 and f"{adapter} learned from it. {cost} Delete? [y/N]" in asked.output
         refused = real("texts", "delete", learned, "--json")
         assert refused.exit_code == 2 and "Give --yes" in refused.stderr
         assert daemon.client.get(f"/texts/{learned}").status_code == 200
         said = real("texts", "delete", learned, stdin="y\n").stdout
-        assert "Deleted 1 text. Served is now the base model. job-" in said and "learns again what is left." in said
+        assert "Deleted 1 text. The base model is now served. job-" in said and "trains on the remaining texts." in said
         assert not real("texts", "delete", kept, "--yes").exit_code
         refused = real("adapters", "serve", adapter)
-        assert refused.exit_code == 1 and "has learned text that was deleted since" in refused.stderr
-        assert f"from the next request on it is {adapter}" in real("adapters", "serve", adapter, "--yes").stdout
+        assert refused.exit_code == 1 and "was trained on text that was deleted since" in refused.stderr
+        assert f"From the next request on, tiny serves {adapter}" in real("adapters", "serve", adapter, "--yes").stdout
 
 
 def test_delete_by_source_by_app_and_by_folder(daemon: Daemon, real: Run, tmp_path: Path) -> None:
@@ -110,7 +108,7 @@ def test_delete_by_source_by_app_and_by_folder(daemon: Daemon, real: Run, tmp_pa
     assert daemon.stranger.post("/texts", json={"text": "Of an app."}, headers=headers).status_code == 201
     for which, count in ((["--source", "by source"], 2), (["--app", "sender"], 1), (["--folder", str(notes)], 1)):
         asked = real("texts", "delete", *which, stdin="n\n")
-        assert asked.exit_code == 1 and f"{count:,} texts. Delete it? [y/N]" in asked.output
+        assert asked.exit_code == 1 and f"{count:,} texts. Delete? [y/N]" in asked.output
         assert real("texts", "delete", *which, "--json").exit_code == 2
         said = real("texts", "delete", *which, "--yes").stdout
         assert said.startswith(f"Deleted {count} text")

@@ -68,7 +68,7 @@ class TestTrain:
         finally:
             child.kill()
         assert child.returncode == 130
-        assert "Stopped watching. Job job-1 goes on in the daemon." in stderr
+        assert "Stopped watching. Job job-1 continues in the daemon." in stderr
         assert "pocketllm jobs cancel job-1" in stderr
         assert "Traceback" not in stderr
         assert double.jobs[0]["state"] == "queued"
@@ -78,7 +78,7 @@ class TestTrain:
 def test_follow_survives_a_daemon_that_is_away_for_a_moment(double: DaemonDouble) -> None:
     seen: list[str] = []
     away = Client(Target(url="http://127.0.0.1:9", token=None))
-    with away, pytest.raises(CommandError, match=r"Job job-1 goes on when the daemon runs again"):
+    with away, pytest.raises(CommandError, match=r"Job job-1 continues when the daemon runs again"):
         follow(away, JOB, lambda job: seen.append(job["state"]), pause=lambda: None)
     assert len(seen) == FAILED_POLLS_ALLOWED + 1
 

@@ -96,7 +96,7 @@ def test_the_folders_token_goes_to_its_own_daemon_alone(environ: pytest.MonkeyPa
         (home / "daemon.json").write_text(json.dumps(record | ended))
         target = find_target(None, home)
         assert target.token is None
-        assert "does not say that its daemon is at http://127.0.0.1:1111" in target.without_token
+        assert "names no running daemon at http://127.0.0.1:1111" in target.without_token
     beside = str(home / "pocketllm.sock")
     (home / "daemon.json").write_text(json.dumps(record | {"process_started": 1, "socket": beside}))
     target = find_target(None, home)
@@ -214,7 +214,7 @@ def test_another_program_on_the_port(status: int) -> None:
         thread.start()
         with (
             Client(target(f"http://127.0.0.1:{server.server_port}")) as client,
-            pytest.raises(NotADaemon, match="not as PocketLLM"),
+            pytest.raises(NotADaemon, match="not like PocketLLM"),
         ):
             client.status()
         thread.join()

@@ -41,7 +41,7 @@ def test_a_report_tells_of_the_device_and_a_rehearsal_and_nothing_of_the_owner(
     assert all(reading["age_seconds"] >= 0 for reading in report["readings"])
     assert "The rehearsal made 6 steps" in ended.stderr
     assert not list(data.glob("rehearsal-*"))
-    assert "exists. Name a new file" in run("doctor", "--report", str(tmp_path / "report.json")).stderr
+    assert "already exists. Give a new file name" in run("doctor", "--report", str(tmp_path / "report.json")).stderr
 
 
 def test_without_a_model_the_report_says_so(tmp_path: Path) -> None:

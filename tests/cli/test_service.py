@@ -162,7 +162,8 @@ def test_under_termux_another_program_of_the_name_stays(home: Path, phone: Path)
     executable(phone / "bin", "pocketllm", "echo another")
     installed = alone("service", "install")
     assert (
-        installed.exit_code == 0 and f"is another program and stays; PocketLLM's is {own_command()}" in installed.stdout
+        installed.exit_code == 0
+        and f"is another program and was not replaced; PocketLLM's command is {own_command()}" in installed.stdout
     )
     assert alone("service", "uninstall").exit_code == 0 and (phone / "bin/pocketllm").is_file()
 
@@ -202,4 +203,4 @@ def test_the_doctor_warns_of_shared_storage(home: Path, phone: Path) -> None:
 def test_the_doctor_is_read_by_people_too(home: Path) -> None:
     result = alone("doctor", "--data-dir", str(home / "data"))
     assert result.exit_code == 1
-    assert "pocketllm models add" in result.stdout and "keep jobs from running" in result.stdout
+    assert "pocketllm models add" in result.stdout and "Problems that prevent jobs" in result.stdout

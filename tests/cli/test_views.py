@@ -112,7 +112,7 @@ def test_progress_line_of_every_state(state: str) -> None:
 
 def test_progress_line_before_the_first_step_says_what_takes_so_long() -> None:
     events = [{"at": "2026-05-01T10:00:05Z", "kind": "preparing", "message": "activation PCA: pass 1 of 3"}]
-    assert progress_line(JOB | {"state": "running"}).endswith("for the first step")
+    assert progress_line(JOB | {"state": "running"}).endswith("before the first step")
     assert progress_line(JOB | {"state": "running", "events": events}).endswith("pass 1 of 3")
     assert "pass 1 of 3" not in progress_line(JOB | RUNNING | {"events": events})
 
@@ -185,9 +185,9 @@ def test_a_sensor_that_the_machine_lacks_is_not_unknown() -> None:
 
 def test_status_shows_each_blocker_with_its_numbers() -> None:
     text = rendered(status_panel(STATUS, NOW))
-    assert "The battery is low. (31 %, limit 40 %), since 1 h ago" in text
+    assert "The battery is low. (31 %, limit 40 %), began 1 h ago" in text
     assert "unknown: no sensor" in text
-    assert "new words; 1,000 start a job" in text
+    assert "new words; a job starts at 1,000" in text
     assert "2 succeeded, 1 failed" in text
     assert "tiny, ready" in text
 
@@ -214,16 +214,16 @@ def test_status_of_a_busy_daemon() -> None:
         "adapter-1",
         "job job-1, pid 11",
         "loaded, pid 12, unloads in 1:01",
-        "3 stored, 1,200 new words; 1,000 start a job",
+        "3 stored, 1,200 new words; a job starts at 1,000",
         "none yet",
     ):
         assert part in text
-    assert "waits for" not in text
+    assert "blocked by" not in text
 
 
 def test_a_status_says_what_the_owner_is_to_know_of_a_model_that_works() -> None:
-    model = STATUS["model"] | {"message": "The database does not know the adapters in set-aside."}
-    assert "ready. The database does not know" in rendered(status_panel(STATUS | {"model": model}, NOW), width=120)
+    model = STATUS["model"] | {"message": "The database does not list the adapters in set-aside."}
+    assert "ready. The database does not list" in rendered(status_panel(STATUS | {"model": model}, NOW), width=120)
 
 
 def test_status_without_a_model_says_what_to_do() -> None:

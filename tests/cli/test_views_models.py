@@ -42,7 +42,7 @@ def test_empty_list_of_models_says_how_to_get_one(tmp_path: Path) -> None:
 def test_a_model_that_was_measured_elsewhere_is_named(tmp_path: Path) -> None:
     moved = MODEL | {"name": "other", "calibration": CALIBRATION | {"machine": "abacus"}}
     text = rendered(models_table([MODEL, moved], tmp_path), 300)
-    assert f"other was measured on abacus, and this device is {platform.machine()}" in text
+    assert f"other was measured on abacus, but this device is {platform.machine()}" in text
     assert "`pocketllm models calibrate other`" in text
     assert "calibrate smol" not in text
     assert moved_text(MODEL | {"calibration": None}) == ""
@@ -67,6 +67,6 @@ def test_encoding(model: dict[str, Any], text: str) -> None:
 def test_calibration() -> None:
     assert calibration_text(MODEL) == (
         "smol computes in bf16 here, 0.0004 nats per token from fp32's loss. "
-        "Billion operations a second: fp32 215, bf16 1,234."
+        "Billion operations per second: fp32 215, bf16 1,234."
     )
     assert calibration_text(MODEL | {"compute_dtype": "float32"}).startswith("smol computes in fp32 here. ")

@@ -53,7 +53,7 @@ def test_a_run_says_why_it_began_and_ended_and_what_it_took() -> None:
 
 def test_a_run_that_lasts_and_what_no_sensor_told() -> None:
     text = shown(ended_at=None, ended_because=None, battery_ended_percent=None, hottest_battery_celsius=None)
-    assert "it still runs" in text and "80 to" not in text
+    assert "still running" in text and "80 to" not in text
 
 
 def test_markup_and_escapes_in_a_reason_are_shown_not_obeyed() -> None:
@@ -70,7 +70,7 @@ def test_no_runs_says_what_to_do() -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(runs_tables({"data": [], "days": []}, days=3))
     assert isinstance(console.file, io.StringIO)
-    assert "Nothing has run in the last 3 days" in console.file.getvalue()
+    assert "No worker ran in the last 3 days" in console.file.getvalue()
     assert "pocketllm status" in console.file.getvalue()
 
 

@@ -89,7 +89,7 @@ def test_a_warning_that_comes_again_and_again_is_said_a_few_times(
     assert len(written.getvalue().splitlines()) == 11
     clock.advance(60)
     logger.warning("connection %d broke", 1000)
-    assert written.getvalue().splitlines()[-1] == "WARNING connection 1000 broke (and 990 more like the last such)"
+    assert written.getvalue().splitlines()[-1] == "WARNING connection 1000 broke (and 990 more of this kind)"
 
 
 def test_what_is_no_warning_is_always_said(log: tuple[logging.Logger, io.StringIO, Clock]) -> None:

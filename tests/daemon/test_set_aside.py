@@ -67,6 +67,6 @@ def test_nothing_is_said_where_nothing_was_set_aside(tmp_path: Path) -> None:
     learned(tmp_path)
     folder = tmp_path / "data"
     with in_process_app(folder) as api:
-        assert "database does not know" not in str(api.get("/status").json()["model"]["message"])
+        assert "database does not list" not in str(api.get("/status").json()["model"]["message"])
         findings = _of_folder(api.services.folder, load_settings({"data_dir": folder}))
         assert "set aside" not in [finding.name for finding in findings]

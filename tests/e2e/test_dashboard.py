@@ -31,7 +31,7 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     assert page.url == f"{daemon.url}/", "nothing of the code is left"
     daemon.client.post("/texts", json=[{"text": f"Rain again, day {i}.", "source": "app 0"} for i in range(20)])
     page.get_by_role("button", name="Learn now").click()
-    expect(page.locator("#now")).to_contain_text("It learns", timeout=SECONDS)
+    expect(page.locator("#now")).to_contain_text("Learning", timeout=SECONDS)
     expect(page.get_by_role("button", name="Learn now")).to_be_hidden()
     visit.open("Loss")
     visit.open("Jobs")
@@ -44,7 +44,7 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.locator("#jobs li").first).to_contain_text("paused by the owner", timeout=SECONDS)
     page.get_by_role("button", name="Cancel").first.click()
-    expect(page.locator("#jobs li").first).to_contain_text("Is cancelled in ten seconds")
+    expect(page.locator("#jobs li").first).to_contain_text("Cancelling in ten seconds")
     page.clock.run_for(UNDO_MS)
     expect(page.locator("#jobs li").first).to_contain_text("cancelled", timeout=SECONDS)
     visit.end()
@@ -58,7 +58,7 @@ def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(browser: Brow
     group.locator("> summary").click()
     group.locator("li > details > summary").click()
     group.get_by_role("button", name="Delete: ").click()
-    expect(group).to_contain_text("Is deleted in ten seconds")
+    expect(group).to_contain_text("Deleting in ten seconds")
     visit.page.goto("about:blank")
     eventually(lambda: daemon.client.get(f"/texts/{identity}").status_code == 404, "the text is gone")
     visit.end()
@@ -69,7 +69,7 @@ def test_a_text_is_added_found_and_suggested_from(browser: Browser, daemon: Daem
     page = visit.page
     visit.sign_in()
     page.get_by_label("A text to learn from").fill("The lighthouse keeper plays the oboe.")
-    page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Add", exact=True).click()
     expect(page.get_by_label("A text to learn from")).to_have_value("")
     page.get_by_label("Search").fill("oboe")
     page.keyboard.press("Enter")
@@ -77,8 +77,8 @@ def test_a_text_is_added_found_and_suggested_from(browser: Browser, daemon: Daem
     expect(page.locator("#texts")).to_contain_text("1 text found:")
     page.get_by_label("Search").fill("xylophone")
     page.keyboard.press("Enter")
-    expect(page.locator("#texts")).to_have_text("No text has these words.")
-    writing = page.get_by_label("Type, and take a suggestion")
+    expect(page.locator("#texts")).to_have_text("No text contains these words.")
+    writing = page.get_by_label("Type, and accept a suggestion")
     writing.fill("Wind w")
     first = page.locator("#suggestions button").first
     expect(first).to_be_visible(timeout=SECONDS)
@@ -94,17 +94,17 @@ def test_an_empty_installation_says_how_to_bring_text(browser: Browser, tmp_path
         visit = Visit(browser, daemon, "narrow")
         visit.sign_in()
         expect(visit.page.locator("#empty")).to_contain_text("pocketllm folders add")
-        expect(visit.page.locator("#now")).to_have_text("It has none of your words yet.")
+        expect(visit.page.locator("#now")).to_have_text("There are no texts yet.")
         expect(visit.page.get_by_role("button", name="Learn now")).to_be_hidden()
         (tmp_path / "a.md").write_text("Dropped words.")
         (tmp_path / "b.md").write_bytes(b"\xff\xfe")
         visit.page.set_input_files("#files", tmp_path / "a.md")
         expect(visit.page.locator("#texts summary").first).to_have_text("a.md: 1 text, 2 words", timeout=SECONDS)
         expect(visit.page.locator("#now")).to_contain_text(
-            "2 new words from a.md. It learns them by itself once there are"
+            "2 new words from a.md. Learning starts by itself once there are"
         )
         visit.page.set_input_files("#files", tmp_path / "b.md")
-        expect(visit.page.get_by_role("alert")).to_contain_text("b.md is no text in UTF-8. Take pocketllm import.")
+        expect(visit.page.get_by_role("alert")).to_contain_text("b.md is not UTF-8 text. Use pocketllm import.")
         expect(visit.page.get_by_role("alert").locator("code")).to_have_text("pocketllm import")
         visit.end()
 
@@ -123,10 +123,10 @@ def test_a_text_is_deleted(browser: Browser, daemon: Daemon) -> None:
     page.clock.run_for(UNDO_MS)
     assert "<b>hostile</b>" in {text["source"] for text in daemon.client.get("/texts?limit=500").json()["data"]}
     folded.get_by_role("button", name="Delete: ").click()
-    expect(folded).to_contain_text("learned from that. Until what is left is learned again")
+    expect(folded).to_contain_text("learned from it. The base model is served until")
     page.clock.run_for(UNDO_MS)
     expect(group).to_have_count(0, timeout=SECONDS)
-    expect(page.locator("#problem")).to_contain_text("Served is now the base model.")
+    expect(page.locator("#problem")).to_contain_text("The base model is now served.")
     kept = daemon.client.get("/texts?limit=500").json()["data"]
     assert "<b>hostile</b>" not in {text["source"] for text in kept}
     visit.end()
@@ -140,7 +140,7 @@ def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Da
     expect(page.locator("#model")).to_have_text("tiny, personal")
     visit.open("Adapters")
     page.get_by_role("button", name="Roll back").click()
-    expect(page.locator("#model")).to_have_text("tiny, as it came", timeout=SECONDS)
+    expect(page.locator("#model")).to_have_text("tiny, base model", timeout=SECONDS)
     assert daemon.status()["model"]["adapter"] is None
     asked: list[str] = []
 
@@ -151,7 +151,7 @@ def test_an_adapter_is_rolled_back_and_served_again(browser: Browser, daemon: Da
     page.on("dialog", say_yes)
     page.get_by_role("button", name="Serve").first.click()
     expect(page.locator("#model")).to_have_text("tiny, personal", timeout=SECONDS)
-    assert "has learned text that was deleted since" in asked[0]
+    assert "was trained on text that was deleted since" in asked[0]
     assert "409 (Conflict)" in visit.wrong.pop()  # the browser notes the refusal
     visit.end()
 
@@ -161,8 +161,8 @@ def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> Non
     visit = Visit(browser, daemon, "wide")
     page = visit.page
     visit.sign_in()
-    visit.open("Base and personal, side by side")
-    page.get_by_label("A text to go on from").fill("Wind west")
+    visit.open("Compare base and personal model")
+    page.get_by_label("A text to continue").fill("Wind west")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator("#answers h3")).to_have_text(["Base", "Personal"], timeout=SECONDS)
@@ -219,12 +219,12 @@ def test_what_failed_is_said_where_one_is_and_nothing_goes_on_promising(browser:
     group.locator("> summary").click()
     group.locator("li > details > summary").click()
     group.get_by_role("button", name="Delete: ").click()
-    expect(group).to_contain_text("Is deleted in ten seconds")
+    expect(group).to_contain_text("Deleting in ten seconds")
     page.route("**/texts/text-*", lambda route: route.fulfill(status=500, json={"detail": "The disk is full."}))
     page.clock.run_for(UNDO_MS)
     expect(page.get_by_role("alert")).to_have_text("The disk is full.", timeout=SECONDS)
     expect(page.get_by_role("alert")).to_be_in_viewport()
-    expect(group).not_to_contain_text("Is deleted in ten seconds")
+    expect(group).not_to_contain_text("Deleting in ten seconds")
     assert daemon.client.get(f"/texts/{identity}").status_code == 200
     visit.wrong.clear()  # the 500
     visit.end()
@@ -261,12 +261,12 @@ def test_a_label_is_given_and_asked_for(browser: Browser, daemon: Daemon) -> Non
         for size in (4, 5, 6):
             page.get_by_label("A text", exact=True).fill(letter * size)
             page.get_by_label("Its label").fill(label)
-            page.get_by_role("button", name="Give as an example").click()
+            page.get_by_role("button", name="Add as an example").click()
             expect(page.get_by_label("A text", exact=True)).to_have_value("")
     page.get_by_label("A text", exact=True).fill("qqqqq qq")
     page.get_by_role("button", name="Which label?").click()
     expect(page.locator("#label-answer li").first).to_contain_text("queue:", timeout=SECONDS)
-    expect(page.locator("#labels-about")).to_contain_text("Judged by 6 examples")
+    expect(page.locator("#labels-about")).to_contain_text("Based on 6 examples")
     visit.end()
 
 
@@ -276,7 +276,7 @@ def test_an_app_gets_a_token_and_loses_it(browser: Browser, daemon: Daemon) -> N
     visit.sign_in()
     page.get_by_label("An app's name").fill("keyboard")
     page.get_by_label("It may").select_option("generate")
-    page.get_by_role("button", name="Make its token").click()
+    page.get_by_role("button", name="Create its token").click()
     token = page.locator("#app-token code").inner_text()
     headers = {"authorization": f"Bearer {token}"}
     assert daemon.stranger.get("/models", headers=headers).status_code == 200
@@ -303,9 +303,9 @@ def test_a_snooze_is_begun_and_ended(browser: Browser, daemon: Daemon) -> None:
     visit = Visit(browser, daemon, "narrow")
     page = visit.page
     visit.sign_in()
-    page.get_by_role("button", name="Not for 8 hours").click()
+    page.get_by_role("button", name="Snooze for 8 hours").click()
     expect(page.get_by_role("button", name="End the snooze")).to_be_visible(timeout=SECONDS)
     assert daemon.status()["training"]["snoozed_until"]
     page.get_by_role("button", name="End the snooze").click()
-    expect(page.get_by_role("button", name="Not for 8 hours")).to_be_visible(timeout=SECONDS)
+    expect(page.get_by_role("button", name="Snooze for 8 hours")).to_be_visible(timeout=SECONDS)
     visit.end()

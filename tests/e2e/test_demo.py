@@ -104,7 +104,7 @@ def test_the_next_steps_can_be_copied(demo: Demo) -> None:
 def test_it_says_plainly_when_nothing_was_learned(demo: Demo) -> None:
     result = demo.run(following(RUNNING, UNPROVEN))
     assert result["learned"] is False
-    assert "did not fall by more than the noise" in demo.text
+    assert "did not fall by more than noise" in demo.text
     assert demo.daemon_is_gone
 
 

@@ -225,9 +225,9 @@ def database_with_texts(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (broken_tokens, "Delete it to get new ones"),
-        (garbage_for_a_database, "move it away and keep it"),
-        (damaged_database, "move it away and keep it"),
+        (broken_tokens, "Delete it to get a new access token"),
+        (garbage_for_a_database, "move the file away and keep it"),
+        (damaged_database, "move the file away and keep it"),
         (newer_database, "newer PocketLLM"),
     ],
 )
@@ -271,7 +271,7 @@ def test_being_asked_to_end_ends_everything_it_started(folder: Path) -> None:
         assert "failed" not in (folder / "worker.log").read_text()
     with closing(sqlite3.connect(folder / "pocketllm.db")) as database:
         assert database.execute("SELECT state, reasons FROM job").fetchall() == [
-            ("paused", '["the daemon has stopped"]')
+            ("paused", '["the daemon was stopped"]')
         ]
 
 
@@ -344,7 +344,7 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
         too_much = [{"text": f"SECRET {i} " + "too much " * 90_000} for i in range(5)]
         for body in (too_much, too_much[0]):
             document = assert_problem(daemon.client.post("/texts", json=body), 503, "database_unusable")
-            assert "See whether the disk works" in document["detail"]
+            assert "Check that the disk works" in document["detail"]
         assert "SECRET" not in daemon.log
         assert daemon.client.get("/health").status_code == 200
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))

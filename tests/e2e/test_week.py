@@ -156,7 +156,7 @@ def test_a_week_of_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     shutil.move(week.notes, tmp_path / "away")
     with week.morning() as daemon:  # the disk has vanished: nothing is forgotten, and it is said
         assert texts(daemon).keys() == left.keys() and served(daemon) == third
-        assert "Nothing is forgotten" in folder(daemon)["problem"]
+        assert "Nothing was forgotten" in folder(daemon)["problem"]
     shutil.move(tmp_path / "away", week.notes)
     with week.morning() as daemon:  # and returns
         assert texts(daemon).keys() == left.keys() and served(daemon) == third

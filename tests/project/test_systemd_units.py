@@ -78,6 +78,6 @@ def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytes
             assert "STATUS=serving tiny" in heard[-1]
             for _ in range(2):
                 hear("WATCHDOG=1")
-                assert "STATUS=nothing to learn" in heard.pop()
+                assert "STATUS=nothing to train on" in heard.pop()
             assert daemon.end(signal.SIGTERM) == 0
             hear("STOPPING=1")

@@ -69,7 +69,7 @@ def test_androids_idle_hook_starts_the_job_that_waits(phone: InstalledPhone) -> 
             return [reason for job in client.get("/jobs").json()["data"] for reason in job["reasons"]]
 
         [reason] = eventually(reasons, "a job, and why it waits")
-        assert "in use 0 minutes ago" in reason
+        assert "idle for 0 of" in reason
         phone.idle()
         eventually(lambda: client.get("/jobs").json()["data"][0]["state"] == "succeeded", "the end of the job")
     eventually(lambda: phone.calls.read_text().count("unlock") == 2, "the lock is given back")

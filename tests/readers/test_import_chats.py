@@ -164,7 +164,7 @@ def test_every_kind_of_chat(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / file, content)
     assert look(path, "Me") == (kind, [Example(item={"prompt": "Tea?\n", "completion": "Yes."})])
     assert "Me" in writers(path) or "me" in writers(path) or "x" in writers(path) or "m" in writers(path)
-    assert reasons(path, "Nobody") == ["conversations without a message of yours"]
+    assert reasons(path, "Nobody") == ["conversations without messages from you"]
 
 
 def test_an_owner_may_be_named_by_an_id(tmp_path: Path) -> None:
@@ -303,10 +303,10 @@ def test_the_owner_may_say_what_a_file_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "from,text\nAnna,Tea?\nMe,Yes.\n")
     assert items(path, format=Kind.NOTES) == [{"text": "from,text\nAnna,Tea?\nMe,Yes."}]
     assert reasons(path, format=Kind.WHATSAPP)[0].startswith("not a WhatsApp export")
-    assert reasons(path, format=Kind.TELEGRAM)[0].startswith("no valid JSON")
-    assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=Kind.TELEGRAM) == ["no export of telegram"]
+    assert reasons(path, format=Kind.TELEGRAM)[0].startswith("invalid JSON")
+    assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=Kind.TELEGRAM) == ["not a telegram export"]
 
 
 @pytest.mark.parametrize("document", [[], {}, [1, 2], {"a": {"b": []}}, [{"text": 1, "from": 2}], {"messages": []}])
 def test_json_that_is_no_chat(tmp_path: Path, document: Any) -> None:
-    assert reasons(write(tmp_path / "a.json", document))[0].startswith("JSON without messages")
+    assert reasons(write(tmp_path / "a.json", document))[0].startswith("JSON without examples")

@@ -82,8 +82,8 @@ def test_pipes_and_sockets_are_not_waited_for(tmp_path: Path) -> None:
         texts, tally = gathered(tmp_path)
         assert [text["text"] for text in texts] == ["words"]
         ((reason, count),) = tally.skipped.items()
-        assert reason.startswith("no regular file") and count.count == 2
-        assert reasons(tmp_path / "a.md")[0].startswith("no regular file")
+        assert reason.startswith("not a regular file") and count.count == 2
+        assert reasons(tmp_path / "a.md")[0].startswith("not a regular file")
 
 
 def test_huge_lines(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_huge_lines(tmp_path: Path) -> None:
     found = look(write(tmp_path / "a.jsonl", lines))[1]
     assert [isinstance(one, Skipped) for one in found] == [False, True, False]
     assert look(write(tmp_path / "b.mbox", b"From x\nFrom: a\n\n" + huge + b"\nshort\n"))[0] is Kind.MBOX
-    assert reasons(write(tmp_path / "c.csv", b"from,text\nAnna," + huge + b"\n"))[0].startswith("no table from row")
+    assert reasons(write(tmp_path / "c.csv", b"from,text\nAnna," + huge + b"\n"))[0].startswith("invalid CSV from row")
 
 
 def test_a_file_that_is_too_large_for_memory(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_file_that_is_too_large_for_memory(tmp_path: Path) -> None:
     with (tmp_path / "b.txt").open("wb") as file:
         file.write(b"words and words\n" * 4100)
         file.truncate(300_000_000)
-    assert reasons(tmp_path / "a.txt")[0].startswith("no text")
-    assert reasons(tmp_path / "b.txt")[0].startswith("larger than the 256 MB")
+    assert reasons(tmp_path / "a.txt")[0].startswith("not text")
+    assert reasons(tmp_path / "b.txt")[0].startswith("larger than 256 MB")
 
 
 def test_a_large_export_is_read_conversation_by_conversation(tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_a_piece_that_is_too_large_for_memory(tmp_path: Path, begin: str, monkey
     monkeypatch.setattr(documents, "MAX_FILE_BYTES", 1_000_000)
     small = json.dumps({"from": "Anna", "text": "words", "messages": []})
     export = write(tmp_path / "a.json", f"{begin}{', '.join([small] * 40_000)}")
-    assert "no valid JSON" in reasons(export)[0] or "who wrote them" in reasons(export)[0]
+    assert "invalid JSON" in reasons(export)[0] or "a sender and a text" in reasons(export)[0]
     huge = write(tmp_path / "b.json", f'{begin}{small}, ["{"x" * 2_000_000}"]')
-    assert reasons(huge) == ["has more than 1 MB in one piece; cut it into parts"]
+    assert reasons(huge) == ["has an item larger than 1 MB; split it into parts"]
 
 
 def test_a_page_that_is_too_large(tmp_path: Path) -> None:
     page = write(tmp_path / "a.html", "<p>words" * 2_100_000)
-    assert reasons(page) == ["a page of more than 16 MB; save its text as plain text"]
+    assert reasons(page) == ["a page larger than 16 MB; save it as plain text"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -66,7 +66,7 @@ def test_only_the_owners_mails(tmp_path: Path, me: str) -> None:
         "Grüße,",
     ]
     assert [one for one in found if isinstance(one, Skipped)] == [
-        Skipped(reason="mails that somebody else wrote", place="mail 2")
+        Skipped(reason="mails from other people", place="mail 2")
     ]
 
 
@@ -138,12 +138,12 @@ def test_own_words(text: str, own: str) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"From x\nFrom: a\n\n> quoted\n", "mails without words of their own"),
-        (b"From x\nFrom: a\nContent-Type: image/png\n\nAAAA\n", "mails without words of their own"),
-        (b"From x\nFrom: a\nContent-Type: multipart/mixed; boundary=b\n\n--b\n", "mails without words of their own"),
+        (b"From x\nFrom: a\n\n> quoted\n", "mails without text of their own"),
+        (b"From x\nFrom: a\nContent-Type: image/png\n\nAAAA\n", "mails without text of their own"),
+        (b"From x\nFrom: a\nContent-Type: multipart/mixed; boundary=b\n\n--b\n", "mails without text of their own"),
         (b"From x\nTo: " + b"a@b.c, " * 50_000 + b"\n\nwords\n", "broken mails"),
         (b"From x\nFrom: a\nContent-Type: " + b"<p" * 60_000 + b"\n\nwords\n", "broken mails"),
-        (b"From x\nFrom: a\nContent-Type: text/plain; charset=\xff\xfe\n\n\n", "mails without words of their own"),
+        (b"From x\nFrom: a\nContent-Type: text/plain; charset=\xff\xfe\n\n\n", "mails without text of their own"),
     ],
     ids=["quotes", "a picture", "no end", "endless headers", "an endless type", "no charset"],
 )
@@ -163,7 +163,7 @@ def test_parts_nested_without_end(tmp_path: Path) -> None:
 
 
 def test_no_mailbox(tmp_path: Path) -> None:
-    assert reasons(write(tmp_path / "m.txt", "words"), format=Kind.MBOX)[0].startswith("no mailbox")
+    assert reasons(write(tmp_path / "m.txt", "words"), format=Kind.MBOX)[0].startswith("not a mailbox")
 
 
 @pytest.mark.slow

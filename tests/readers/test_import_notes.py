@@ -30,7 +30,7 @@ def test_what_is_hidden_or_of_a_program_is_left_out(tmp_path: Path) -> None:
         write(tmp_path / name, "no")
     texts, tally = gathered(tmp_path)
     assert texts == []
-    assert tally.skipped["hidden, or of a program"].count == 5
+    assert tally.skipped["hidden, or a program's folder"].count == 5
 
 
 def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "notes" / "c").symlink_to(tmp_path / "elsewhere")
     texts, tally = gathered(tmp_path / "notes")
     assert [text["text"] for text in texts] == ["words"]
-    assert tally.skipped["a link that leads out of the folder"].places == ["b.md", "c"]
+    assert tally.skipped["a link that leads outside the folder"].places == ["b.md", "c"]
     assert [text["text"] for text in gathered(tmp_path / "notes" / "b.md")[0]] == ["not given"]  # the owner gave it
 
 
@@ -58,7 +58,7 @@ def test_loops_of_links_end_and_nothing_is_read_twice(tmp_path: Path) -> None:
     texts, tally = gathered(tmp_path, tmp_path / "a.md")
     assert [text["text"] for text in texts] == ["words"]
     assert {reason.partition(":")[0] for reason in tally.skipped} == {
-        "the same file or folder under another name (a link)",
+        "a second name (a link) for the same file or folder",
         "cannot be opened",
     }
 
@@ -150,19 +150,19 @@ def test_encodings(tmp_path: Path, data: bytes) -> None:
     ("name", "data", "reason"),
     [
         ("a.txt", "Größe".encode("latin1"), "not UTF-8"),
-        ("a.txt", b"ab\0c", "no text: it holds zero bytes"),
+        ("a.txt", b"ab\0c", "not text: it contains zero bytes"),
         ("a.txt", b"x" * 70_000 + b"\xff", "not UTF-8"),
-        ("a.txt", b"x" * 70_000 + b"\0", "no text: it holds zero bytes"),
+        ("a.txt", b"x" * 70_000 + b"\0", "not text: it contains zero bytes"),
         ("a.txt", b"\xff\xfea", "not UTF-8"),
         ("a.txt", b" \n\n", "empty"),
         ("a.md", b"", "empty"),
         ("a.zip", b"PK\x03\x04", "an archive"),
-        ("a.docx", b"PK\x03\x04", "an archive or an office document"),
+        ("a.docx", b"PK\x03\x04", "an archive or office document"),
         ("a.txt", b"%PDF-1.7", "a PDF"),
         ("a.json", b"", "empty"),
-        ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?", "Telegram's export as a page"),
-        ("a.json", b"words", "no valid JSON"),
-        ("a.csv", b"1,2,3\n", "a table whose first row does not name its columns"),
+        ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?", "a Telegram export in HTML"),
+        ("a.json", b"words", "invalid JSON"),
+        ("a.csv", b"1,2,3\n", "a table without known column names"),
     ],
 )
 def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:

@@ -192,7 +192,7 @@ def test_a_process_killed_in_a_transaction_leaves_the_file_as_before(store: Stor
 )
 def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(DatabaseUnusable, match=rf"{path} cannot be used: .*[Mm]ove it away"):
+    with pytest.raises(DatabaseUnusable, match=rf"{path} cannot be used: .*[Mm]ove the file away"):
         Store.open(path)
     assert path.read_bytes() == content
 

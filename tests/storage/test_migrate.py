@@ -183,6 +183,6 @@ def test_a_database_of_another_program_is_refused_and_left_alone(path: Path) -> 
     with closing(connect(path)) as raw, raw:
         raw.execute("CREATE TABLE job (something TEXT)")
     before = schema(path)
-    with pytest.raises(DatabaseUnusable, match="no database of PocketLLM"):
+    with pytest.raises(DatabaseUnusable, match="not a PocketLLM database"):
         Store.open(path)
     assert schema(path) == before

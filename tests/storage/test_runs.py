@@ -51,7 +51,7 @@ def test_a_window_from_its_beginning_to_its_end(store: Store, job: str) -> None:
 
 def test_what_flowed_into_the_battery_and_out_of_it(store: Store, job: str) -> None:
     runs = RunRecorder(store.runs)
-    runs.begin(job, because="asked for now", readings=seen(watts=9), now=NOW)
+    runs.begin(job, because="requested to run now", readings=seen(watts=9), now=NOW)
     runs.observe(None, seen(watts=6), later(120))  # 6 W for two minutes
     runs.observe(None, seen(watts=-12), later(240))
     runs.observe(None, seen(), later(300))  # unknown
@@ -62,14 +62,14 @@ def test_what_flowed_into_the_battery_and_out_of_it(store: Store, job: str) -> N
 
 def test_without_a_current_nothing_is_known_of_energy(store: Store, job: str) -> None:
     runs = RunRecorder(store.runs)
-    runs.begin(job, because="asked for now", readings=seen(80), now=NOW)
+    runs.begin(job, because="requested to run now", readings=seen(80), now=NOW)
     runs.end(because="done", cpu=None, readings=seen(79), now=later(100))
     assert store.runs.of_job(job)[0].battery_watt_hours is None
 
 
 def test_what_a_killed_daemon_left_open_ends_where_it_was_last_seen(store: Store, job: str) -> None:
     dead = RunRecorder(store.runs)
-    dead.begin(job, because="asked for now", readings=[], now=NOW)
+    dead.begin(job, because="requested to run now", readings=[], now=NOW)
     dead.observe(7.5, [], later(60))
     RunRecorder(store.runs).recover(later(9000))
     [window] = store.runs.of_job(job)

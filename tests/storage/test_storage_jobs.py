@@ -260,7 +260,7 @@ def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(st
     store.jobs.succeed(slow.id, adapter=row, publish=outcome is Outcome.LEARNED, now=LATER)
     serving = store.adapters.serving("tiny")
     assert serving is not None and serving.id == "fast"
-    assert "adapter slow is kept, not served: what is served is no longer" in store.jobs.events(slow.id)[-1].message
+    assert "adapter slow is kept, not served: the serving adapter changed" in store.jobs.events(slow.id)[-1].message
     assert (store.jobs.get(slow.id).adapter, store.texts.counts().new_words) == ("slow", 1)
 
 

@@ -139,7 +139,7 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
         case "POST", ["adapters", "rollback"] if double.learned:
             return 200, {"model": body.get("model", "tiny"), "was": "adapter-2", "serving": "adapter-1", "skipped": []}
         case "POST", ["adapters", "rollback"]:
-            return problem(409, "There is nothing to roll back: the base model is served already (tiny).")
+            return problem(409, "There is nothing to roll back: the base model tiny is already served.")
         case "POST", ["adapters", adapter_id, "serve"] if double.learned:
             return 200, {"model": "tiny", "was": None, "serving": adapter_id, "skipped": []}
         case "GET", ["models"]:

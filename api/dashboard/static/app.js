@@ -14,7 +14,7 @@ let round = 0; // of signing in and out: the watch of an earlier one ends
 async function look() {
   const status = await call("GET", "/status");
   const { model } = status;
-  element("model").replaceChildren(...said(`${model.name}, ${model.adapter ? "personal" : "as it came"}${model.ready && model.message ? `. ${model.message}` : ""}`));
+  element("model").replaceChildren(...said(`${model.name}, ${model.adapter ? "personal" : "base model"}${model.ready && model.message ? `. ${model.message}` : ""}`));
   const sources = await showWords(status);
   showState(status, await showLearned(status), sources);
   await showApps();

@@ -4,14 +4,14 @@ import { button, element, fill, made, onSubmit, when } from "/dashboard/dom.js";
 
 export async function showApps() {
   const { data } = await call("GET", "/tokens");
-  fill(element("apps"), data.length ? data.map(appItem) : [made("li", "None is let in yet.")]);
+  fill(element("apps"), data.length ? data.map(appItem) : [made("li", "No app has access yet.")]);
 }
 
 function appItem({ name, scopes, created_at }) {
   const item = made("li");
   item.append(made("strong", name), ` ${scopes.join(", ")}, since ${when(created_at)} `);
   const revoke = async () => {
-    if (!confirm(`Revoke the token of ${name}?`)) return;
+    if (!confirm(`Revoke the access token of ${name}?`)) return;
     await call("DELETE", `/tokens/${name}`);
     await showApps();
   };
@@ -25,7 +25,7 @@ async function create() {
   element("app-name").value = "";
   const shown = made("code");
   shown.textContent = token;
-  element("app-token").replaceChildren(`The token of ${name}, which is shown this once: `, shown);
+  element("app-token").replaceChildren(`The access token of ${name}, shown only once: `, shown);
   await showApps();
 }
 

@@ -3,10 +3,10 @@ import { call } from "/dashboard/call.js";
 import { element, made, onSubmit } from "/dashboard/dom.js";
 
 async function give(text, label) {
-  if (!label) throw new Error("Name the label that the text is an example of.");
+  if (!label) throw new Error("Enter the label of this example.");
   await call("POST", "/texts", { text, label, source: "labels" });
   element("label-text").value = "";
-  element("label-answer").replaceChildren(made("li", "Noted."));
+  element("label-answer").replaceChildren(made("li", "Added."));
 }
 
 async function ask(text) {
@@ -14,7 +14,7 @@ async function ask(text) {
   try {
     const { labels, examples, accuracy } = await call("POST", "/classify", { text });
     element("label-answer").replaceChildren(...labels.map((one) => made("li", `${one.label}: ${(100 * one.probability).toFixed(0)} %`)));
-    element("labels-about").textContent = `Judged by ${examples} examples; of each other they say ${(100 * accuracy).toFixed(0)} % rightly.`;
+    element("labels-about").textContent = `Based on ${examples} examples; they predict ${(100 * accuracy).toFixed(0)} % of each other's labels correctly.`;
   } catch (error) {
     element("label-answer").replaceChildren();
     throw error;

@@ -15,7 +15,7 @@ const title = (job) => (job.words === null ? "Job" : `${count(job.words, "word")
 export async function showLearned(status) {
   const { data, has_more } = await call("GET", `/jobs?limit=${shown}`);
   element("more-jobs").hidden = !has_more || shown >= MOST_JOBS;
-  fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "None yet: one starts when there are enough new words.")]);
+  fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "None yet. One starts when there are enough new words.")]);
   const running = data.find((job) => job.state === "running");
   if (running && !running.step) { // what it does before the first step, which can take minutes
     const { events } = await call("GET", `/jobs/${running.id}`);
@@ -35,11 +35,11 @@ async function showWon(job) {
   reported = job.id;
   const { before, now } = report.verdict.overall;
   element("won").textContent = job.outcome === "learned"
-    ? `Each word piece of yours that it had not seen is ${Math.exp(before - now).toFixed(2)} times as likely as before the last job.`
-    : `The last job changed nothing: ${job.outcome}.`;
+    ? `The last job made each token of your held-out text ${Math.exp(before - now).toFixed(2)} times as likely.`
+    : `The last job's adapter is not served: ${job.outcome}.`;
   const words = (report.words ?? []).slice(0, 8).map(({ word, base, personal }) => {
     const found = made("li", word);
-    found.title = `${(100 * base).toFixed(2)} % to the base model, ${(100 * personal).toFixed(2)} % to yours`;
+    found.title = `base model ${(100 * base).toFixed(2)} %, personal model ${(100 * personal).toFixed(2)} %`;
     return found;
   });
   element("won-words").replaceChildren(...words);
@@ -63,7 +63,7 @@ function jobButtons(job) {
   const post = (name) => async () => { await call("POST", `/jobs/${job.id}/${name}`); await look(); };
   const about = `job of ${when(job.created_at)}`;
   if (isPending(job.id))
-    return [made("span", "Is cancelled in ten seconds. "), button("Undo", about, async () => { takeBack(job.id); await look(); })];
+    return [made("span", "Cancelling in ten seconds. "), button("Undo", about, async () => { takeBack(job.id); await look(); })];
   const cancel = async () => { later(job.id, post("cancel"), look); await look(); };
   return [job.paused_by_owner ? button("Resume", about, post("resume")) : button("Pause", about, post("pause")), button("Cancel", about, cancel)];
 }
@@ -85,7 +85,7 @@ async function showCurve(jobs, usual) {
   const training = curve.training.map((point) => [point.step, point.loss]);
   const heldOut = curve.held_out.map((point) => [point.step, point.held_out_loss]);
   const last = training.at(-1);
-  element("curve-text").textContent = last ? `In nats per token: ${last[1].toFixed(3)} at step ${last[0]}.` : "No steps yet.";
+  element("curve-text").textContent = last ? `${last[1].toFixed(3)} nats per token at step ${last[0]}.` : "No steps yet.";
   let mean = training[0]?.[1];
   const smoothed = training.map(([step, value]) => [step, (mean = SMOOTH * mean + (1 - SMOOTH) * value)]);
   const lines = [{ name: "single", points: training }, { name: "training", points: smoothed }, { name: "held-out", points: heldOut, dots: true }];
@@ -101,12 +101,12 @@ async function showAdapters() {
 function adapterItem(adapter) {
   const item = made("li");
   const name = `adapter of ${when(adapter.created_at)}`;
-  item.append(made("strong", adapter.serving ? "served" : "kept"), ` ${name}`);
+  item.append(made("strong", adapter.serving ? "serving" : "not served"), ` ${name}`);
   const change = `held-out loss ${loss(adapter.held_out_loss_before)} to ${loss(adapter.held_out_loss_now)}`;
   item.append(made("p", `${adapter.id}: ${adapter.outcome}, from ${adapter.parent ?? "the base model"}; ${change}`, "faint"));
   const serve = async (allowed) => { await call("POST", `/adapters/${adapter.id}/serve?deleted_text=${allowed}`); await look(); };
   const asked = (error) => {
-    if (error.code !== "has_deleted_text" || !confirm(`${error.message}\n\nServe it?`)) throw error;
+    if (error.code !== "has_deleted_text" || !confirm(`${error.message}\n\nServe it anyway?`)) throw error;
     return serve(true);
   };
   if (!adapter.serving) item.append(button("Serve", name, () => serve(false).catch(asked)));
@@ -115,7 +115,7 @@ function adapterItem(adapter) {
 
 async function compare() {
   const prompt = element("prompt").value;
-  element("answers").replaceChildren(made("p", "Both models answer…", "faint"));
+  element("answers").replaceChildren(made("p", "Both models are answering…", "faint"));
   try {
     const found = await call("POST", "/compare", { prompt, max_tokens: 60 });
     const sides = made("div", undefined, "answers");
@@ -127,7 +127,7 @@ async function compare() {
     }
     const gained = found.gained_nats_per_token;
     const text = gained === null ? "The personal answer is empty."
-      : `Learning has made each token of the personal answer ${Math.exp(gained).toFixed(2)} times as likely. Most of all:`;
+      : `Training made each token of the personal answer ${Math.exp(gained).toFixed(2)} times as likely. Largest gains:`;
     element("answers").replaceChildren(sides, made("p", text, "faint"), risen(found.tokens));
   } catch (error) {
     element("answers").replaceChildren();

@@ -22,25 +22,25 @@ export function showState({ training, worker, texts, model }, job, sources) {
   element("train").hidden = Boolean(job) || !texts.new_words || !model.ready;
   element("bring").hidden = texts.count > 0;
   element("snooze").hidden = !job && !texts.new_words && !snoozed;
-  element("snooze").textContent = snoozed ? "End the snooze" : "Not for 8 hours";
+  element("snooze").textContent = snoozed ? "End the snooze" : "Snooze for 8 hours";
 
   function sentence() {
-    if (job) return `It learns ${job.words === null ? "your words" : count(job.words, "word")}: ${stage(job)}.`;
-    if (worker.running) return "It writes down what it has learned.";
+    if (job) return `Learning ${job.words === null ? "your words" : count(job.words, "word")}: ${stage(job)}.`;
+    if (worker.running) return "Writing the report of the last job.";
     if (!model.ready) return model.message ?? "The model is missing.";
-    if (!texts.count) return "It has none of your words yet.";
-    if (!texts.new_words) return "It has learned all your words. Nothing to do.";
-    if (texts.new_words < texts.threshold_words) return `${fresh}. It learns them by itself once there are ${number(texts.threshold_words)}.`;
+    if (!texts.count) return "There are no texts yet.";
+    if (!texts.new_words) return "All your texts are learned. Nothing to do.";
+    if (texts.new_words < texts.threshold_words) return `${fresh}. Learning starts by itself once there are ${number(texts.threshold_words)}.`;
     if (snoozed) return `Snoozed until ${when(training.snoozed_until)}; then it learns ${fresh}.`;
-    if (!blockers.length) return `It begins to learn ${fresh}.`;
-    const expected = training.expected_at ? `Probably ${when(training.expected_at)}` : "When it charges and is idle";
-    return `${expected} it learns ${fresh}.`;
+    if (!blockers.length) return `About to learn ${fresh}.`;
+    const expected = training.expected_at ? `probably at ${when(training.expected_at)}` : "when the device charges and is idle";
+    return `It will learn ${fresh}, ${expected}.`;
   }
 }
 
 function stage(job) {
   const left = job.eta_seconds === null ? "" : `, ${duration(job.eta_seconds)} left`;
-  return job.step ? `step ${job.step} of ${job.total_steps}${left}` : job.preparing ?? "it prepares";
+  return job.step ? `step ${job.step} of ${job.total_steps}${left}` : job.preparing ?? "preparing";
 }
 
 // look: shows everything anew.

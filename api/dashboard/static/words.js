@@ -22,8 +22,8 @@ function folderItem(folder) {
   item.append(made("p", folder.scanned_at ? `scanned ${when(folder.scanned_at)}` : "not scanned yet", "faint"));
   if (folder.problem) item.append(made("p", folder.problem, "bad"));
   if (folder.unreadable) item.append(made("p", `${count(folder.unreadable, "file")} cannot be opened.`, "bad"));
-  if (folder.nobodys.length) item.append(made("p", `Who are you in ${folder.nobodys[0]}? Add the folder again with \`--me NAME\`.`, "bad"));
-  if (folder.vanished) item.append(made("p", `${count(folder.vanished, "file")} are gone at once. \`pocketllm folders scan --forget\` forgets what was in them.`, "bad"));
+  if (folder.nobodys.length) item.append(made("p", `None of the names in ${folder.nobodys[0]} is yours. Add the folder again with \`--me NAME\`.`, "bad"));
+  if (folder.vanished) item.append(made("p", `${count(folder.vanished, "file")} missing. If you deleted them: \`pocketllm folders scan --forget\`.`, "bad"));
   return item;
 }
 
@@ -59,7 +59,7 @@ function sourceItem({ source, texts, words }, isOpen) {
 async function removeAll(source, texts) {
   const asked = new URLSearchParams({ source });
   const { summary } = await call("GET", `/deletions/cost?${asked}`);
-  if (!confirm(`Delete ${count(texts, "text")} of ${source}? ${summary}`)) return;
+  if (!confirm(`Delete ${count(texts, "text")} from ${source}? ${summary}`)) return;
   const receipt = await call("DELETE", `/texts?${asked}`);
   await look();
   return receipt.summary;
@@ -84,7 +84,7 @@ function textItem(text) {
       tell(deletion.adapters.length || deletion.copies.length ? deletion.summary : null);
     }, offer);
     const undo = async () => { takeBack(text.id); offer(); };
-    buttons.replaceChildren(made("span", `Is deleted in ten seconds. ${summary} `), button("Undo", about, undo));
+    buttons.replaceChildren(made("span", `Deleting in ten seconds. ${summary} `), button("Undo", about, undo));
   };
   offer();
   folded.append(made("p", `${text.source}, ${when(text.created_at)}, ${count(text.words, "word")}`, "faint"), buttons);
@@ -99,7 +99,7 @@ async function search() {
   const page = await call("GET", `/texts?${new URLSearchParams({ limit: TEXTS, query })}`);
   const list = made("ul");
   list.append(...page.data.map(textItem));
-  element("texts").replaceChildren(made("p", page.data.length ? `${count(page.data.length, "text")} found${page.has_more ? ", and more" : ""}:` : "No text has these words.", "faint"), list);
+  element("texts").replaceChildren(made("p", page.data.length ? `${count(page.data.length, "text")} found${page.has_more ? ", and more" : ""}:` : "No text contains these words.", "faint"), list);
 }
 
 async function add() {
@@ -112,9 +112,9 @@ async function add() {
 async function addFiles(files) {
   try {
     for (const file of files) {
-      if (file.size > MOST_BYTES) throw new Error(`${file.name} is too large for this page. Take \`pocketllm import\`.`);
+      if (file.size > MOST_BYTES) throw new Error(`${file.name} is too large for this page. Use \`pocketllm import\`.`);
       const text = new TextDecoder("utf-8", { fatal: true });
-      const words = await file.arrayBuffer().then((bytes) => text.decode(bytes)).catch(() => { throw new Error(`${file.name} is no text in UTF-8. Take \`pocketllm import\`.`); });
+      const words = await file.arrayBuffer().then((bytes) => text.decode(bytes)).catch(() => { throw new Error(`${file.name} is not UTF-8 text. Use \`pocketllm import\`.`); });
       if (words.trim()) await call("POST", "/texts", { text: words, source: file.name.slice(0, 200) });
     }
     tell(null);

@@ -8,7 +8,7 @@ const messages = [];
 
 async function suggestions(context) {
   const { suggestions, adapter } = await call("POST", "/suggest", { context, timeout_ms: SUGGEST_MS });
-  element("suggested-by").textContent = adapter ? "From your personal model." : "From the base model: nothing learned is served yet.";
+  element("suggested-by").textContent = adapter ? "From your personal model." : "From the base model: no adapter is served yet.";
   return suggestions;
 }
 

@@ -20,7 +20,7 @@ class Identified(BaseModel):
 
 
 class Page(BaseModel, Generic[Item]):
-    """A part of a list. `next` is the `after` of the next part."""
+    """One page of a list. Pass `next` as `after` to get the next page."""
 
     data: list[Item]
     has_more: bool
@@ -38,12 +38,12 @@ class TextOut(Identified):
 
     source: str
     kind: Kind
-    text: str = Field(description="All of it; of a completion the prompt; of a labelled text what the label is about.")
+    text: str = Field(description="The text; for a completion, its prompt; for a chat, `messages` in readable form.")
     completion: str | None
     label: str | None
-    messages: list[dict[str, Any]] | None = Field(description="Of a chat, whose `text` is the same for reading.")
+    messages: list[dict[str, Any]] | None = Field(description="The messages of a chat; null for other texts.")
     words: int
-    held_out: bool = Field(description="Kept out of training, to measure with.")
+    held_out: bool = Field(description="Used for evaluation, not for training.")
     created_at: datetime
 
     @classmethod
@@ -53,7 +53,7 @@ class TextOut(Identified):
 
 
 class AddedOut(BaseModel):
-    """What adding texts came to."""
+    """The result of adding texts."""
 
     ids: list[str]
     created: int
@@ -61,17 +61,17 @@ class AddedOut(BaseModel):
 
 
 class JobProgressOut(Identified):
-    """How far a job is: nothing that could hold a word of the owner's."""
+    """A job's progress. Contains no text."""
 
     state: JobState
     step: int
     total_steps: int
-    loss: float | None = Field(description="Training loss, nats per token, mean of the recent steps.")
+    loss: float | None = Field(description="Training loss in nats per token, averaged over recent steps.")
     held_out_loss_before: float | None
     held_out_loss_now: float | None
     outcome: Outcome | None
     tokens_per_second: float | None
-    eta_seconds: float | None = Field(description="At the recent speed, while it runs.")
+    eta_seconds: float | None = Field(description="Time left at the recent speed; null unless the job is running.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -83,15 +83,15 @@ class JobProgressOut(Identified):
 
 
 class JobOut(JobProgressOut):
-    """A job and how far it is."""
+    """A job and its progress."""
 
-    reasons: list[str] = Field(description="Why it waits.")
-    paused_by_owner: bool = Field(description="Until the owner resumes it.")
-    predicted_bytes: int | None = Field(description="The peak memory that was foretold.")
-    peak_memory_bytes: int | None = Field(description="Most resident memory of its worker, file pages included.")
+    reasons: list[str] = Field(description="Why the job waits.")
+    paused_by_owner: bool = Field(description="Whether the job waits until the owner resumes it.")
+    predicted_bytes: int | None = Field(description="Predicted peak memory.")
+    peak_memory_bytes: int | None = Field(description="Peak resident memory of its worker, including file pages.")
     model: str
     method: str
-    mode: str = Field(description="What is trained: lora is an adapter, full all parameters.")
+    mode: str = Field(description="What is trained: `lora` an adapter, `full` all parameters.")
     seed: int
     texts: int | None
     words: int | None
@@ -113,15 +113,15 @@ class JobDetailOut(JobOut):
     """A job with its settings and history."""
 
     settings: dict[str, Any]
-    plan: dict[str, Any] | None = Field(description="What the worker settled on so as to fit into memory.")
+    plan: dict[str, Any] | None = Field(description="The plan that fits into memory; null before the first start.")
     curve: CurveOut
-    report: ReportNumbersOut | None = Field(description="What was learned, once it has succeeded; all of it: /report.")
+    report: ReportNumbersOut | None = Field(description="Null until the job has succeeded. /report has all of it.")
     events: list[EventOut]
-    runs: list[RunOut] = Field(description="When its workers ran, and what they used.")
+    runs: list[RunOut] = Field(description="When its workers ran and what they used.")
 
 
 class AdapterOut(Identified):
-    """A finished adapter, in PEFT's format."""
+    """A finished adapter: a PEFT folder, or a whole model if `mode` is `full`."""
 
     job: str
     model: str

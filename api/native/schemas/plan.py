@@ -9,37 +9,37 @@ from pocketllm.engine.planning.memory_model import Method, Mode
 
 
 class PredictionOut(BaseModel):
-    """What a job is predicted to take on this device."""
+    """A job's predicted memory and time on this device."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    library_bytes: int = Field(description="Of the worker between steps.")
-    working_bytes: int = Field(description="Anonymous memory on top: what memory_limit_bytes limits.")
-    anonymous_bytes: int = Field(description="Anonymous memory, libraries included.")
-    file_bytes: int = Field(description="Pages of files, which the kernel can drop.")
-    peak_bytes: int = Field(description="Resident memory, all of it.")
+    library_bytes: int = Field(description="Resident memory of the worker between steps.")
+    working_bytes: int = Field(description="Anonymous memory beyond that; memory_limit_bytes limits it.")
+    anonymous_bytes: int = Field(description="All anonymous memory, including that of libraries.")
+    file_bytes: int = Field(description="File-backed pages, which the kernel can drop.")
+    peak_bytes: int = Field(description="Peak resident memory.")
     seconds_per_step: float
-    seconds: float = Field(description="Of all steps.")
-    kept_bytes: int = Field(description="Of working_bytes: the activations that a step keeps.")
-    kept_seconds: float = Field(description="That these save in a step.")
+    seconds: float = Field(description="Time for all steps.")
+    kept_bytes: int = Field(description="The part of working_bytes that caches activations.")
+    kept_seconds: float = Field(description="Seconds per step that the cached activations save.")
 
 
 class AlternativeOut(BaseModel):
-    """What a method would take."""
+    """The prediction for one method."""
 
     model_config = ConfigDict(from_attributes=True)
 
     method: Method
-    prediction: PredictionOut | None = Field(description="Null where it cannot be.")
-    reason: str | None = Field(description="Why it cannot be.")
+    prediction: PredictionOut | None = Field(description="Null if the method is not possible.")
+    reason: str | None = Field(description="Why the method is not possible.")
 
 
 class EnoughTextOut(BaseModel):
-    """Whether there is anything to learn from."""
+    """Whether there is any text to train on."""
 
     enough: bool
-    texts: int = Field(description="All that are stored.")
-    new_words: int = Field(description="Of the texts that no job has learned yet.")
+    texts: int = Field(description="Number of stored texts.")
+    new_words: int = Field(description="Words not yet trained on.")
 
     @classmethod
     def of(cls, texts: int, new_words: int) -> Self:
@@ -48,22 +48,24 @@ class EnoughTextOut(BaseModel):
 
 
 class PlanOut(BaseModel):
-    """How a job would run, and what it would take."""
+    """How a job would run, with its predicted memory and time."""
 
     model: str
-    mode: Mode = Field(description="What is trained: lora is an adapter, full all parameters.")
+    mode: Mode = Field(description="What is trained: `lora` an adapter, `full` all parameters.")
     method: Method = Field(
-        description="exact: gradients by backpropagation, a layer at a time; mezo: forward passes only."
+        description="`exact`: gradients by backpropagation, one layer at a time; `mezo`: forward passes only."
     )
     steps: int
-    batch: int = Field(description="Blocks a step.")
+    batch: int = Field(description="Blocks per step.")
     block_tokens: int
-    probes: int = Field(description="Directions that are looked along in a step.")
-    micro_batch: int = Field(description="Blocks, each at every point of the probes, that go through together.")
-    kept_layers: int = Field(description="The layers whose activations a step keeps, in place of computing them again.")
-    reductions: list[str] = Field(description="A sentence for each thing that was reduced to make it fit.")
+    probes: int = Field(description="Random directions per step of mezo.")
+    micro_batch: int = Field(
+        description="Rows that pass through the layers together; for mezo, a row is a block at one perturbation."
+    )
+    kept_layers: int = Field(description="Layers whose activations a step caches instead of recomputing them.")
+    reductions: list[str] = Field(description="A sentence for each value that was reduced to fit into memory.")
     predicted: PredictionOut
-    alternatives: list[AlternativeOut] = Field(description="Each method, the chosen one among them.")
+    alternatives: list[AlternativeOut] = Field(description="Every method, including the chosen one.")
     memory_limit_bytes: int = Field(description="The setting training.memory_bytes.")
     enough_text: EnoughTextOut
 

@@ -13,41 +13,45 @@ class ComparisonOut(BaseModel):
 
     before: float
     now: float
-    reduction: float = Field(description="How much it fell; positive is better.")
-    standard_error: float | None = Field(description="Of the reduction; null where one text says nothing about it.")
-    texts: int | None = Field(None, description="Texts, or stretches of a single one; null in older reports.")
+    reduction: float = Field(description="`before` minus `now`; positive is better.")
+    standard_error: float | None = Field(description="Standard error of the reduction; null for a single text.")
+    texts: int | None = Field(None, description="Texts, or stretches of a single text; null in older reports.")
 
 
 class VerdictOut(BaseModel):
-    """What the held-out text says of what was learned, and so whether it is served."""
+    """The evaluation on held-out text, which decides whether the adapter is served."""
 
     outcome: Outcome
-    overall: ComparisonOut = Field(description="With what was served before, on new text; until 0.1.0 on all text.")
-    old: ComparisonOut | None = Field(description="The same on text of earlier jobs; null where there is none.")
-    worst: ComparisonOut | None = Field(None, description="Of these jobs the one whose text is most surely worse.")
-    base: ComparisonOut | None = Field(description="With the base model; null where that is what was served.")
-    ordinary: ComparisonOut | None = Field(
-        None, description="With the base model on ordinary text, which a first job must not spoil; null after it."
+    overall: ComparisonOut = Field(
+        description="Compared with what was served before, on new text; up to 0.1.0, on all text."
     )
-    blocks: int = Field(description="Held-out blocks that were measured.")
-    repeats: int = Field(0, description="Blocks of them that repeat what was learned, and prove nothing.")
+    old: ComparisonOut | None = Field(description="The same on text of earlier jobs; null if there is none.")
+    worst: ComparisonOut | None = Field(
+        None, description="The same on text of the earlier job for which it most likely rose; null if there is none."
+    )
+    base: ComparisonOut | None = Field(description="Compared with the base model; null if that was served before.")
+    ordinary: ComparisonOut | None = Field(
+        None,
+        description="Compared with the base model on ordinary text, which a first job must not degrade; null for "
+        "later jobs.",
+    )
+    blocks: int = Field(description="Number of held-out blocks.")
+    repeats: int = Field(0, description="Held-out blocks that repeat training text and so prove nothing.")
 
 
 class VerbatimRecallOut(BaseModel):
-    """From how much of the text that was learned the next 8 tokens come out word for word, left to itself."""
+    """How often a model continues training text verbatim: 8 tokens, after 8 tokens of context."""
 
-    places: int = Field(description="That were looked at, each with 8 tokens before it.")
-    base: float = Field(description="Part of them from which the base model does so: 0 to 1.")
-    personal: float = Field(description="Part of them from which the personal one does so: 0 to 1.")
+    places: int = Field(description="Number of places tested.")
+    base: float = Field(description="Share of places where the base model does, from 0 to 1.")
+    personal: float = Field(description="Share of places where the personal model does, from 0 to 1.")
 
 
 class ReportNumbersOut(BaseModel):
-    """What a job has learned, in numbers. Holds no content."""
+    """A job's results in numbers. Contains no text."""
 
     verdict: VerdictOut
-    verbatim_recall: VerbatimRecallOut | None = Field(
-        description="Null where there is nothing to repeat, as of labels."
-    )
+    verbatim_recall: VerbatimRecallOut | None = Field(description="Null if there is nothing to recall, as with labels.")
 
 
 class HeldOutPoint(BaseModel):
@@ -58,14 +62,14 @@ class HeldOutPoint(BaseModel):
 
 
 class TrainingPoint(BaseModel):
-    """Some steps of training."""
+    """A few training steps."""
 
-    step: int = Field(description="The last of them.")
-    loss: float = Field(description="Nats per token, mean of up to 5 steps.")
+    step: int = Field(description="The last of these steps.")
+    loss: float = Field(description="Nats per token, averaged over up to 5 steps.")
 
 
 class CurveOut(BaseModel):
-    """How a job's losses went, thinned to at most 200 points each."""
+    """A job's losses, thinned to at most 200 points each."""
 
     held_out: list[HeldOutPoint]
     training: list[TrainingPoint]
@@ -80,7 +84,7 @@ class CurveOut(BaseModel):
 
 
 class WordOut(BaseModel):
-    """A word that the personal model expects more: its mean probability over the places in held-out text."""
+    """A word that became more probable, with its mean probability over held-out text under each model."""
 
     word: str
     base: float
@@ -88,7 +92,7 @@ class WordOut(BaseModel):
 
 
 class CompletionOut(BaseModel):
-    """The beginning of a held-out text, and how both models go on, always with the likeliest token."""
+    """The beginning of a held-out text, and how each model continues it, always with the likeliest token."""
 
     prompt: str
     base: str
@@ -96,14 +100,14 @@ class CompletionOut(BaseModel):
 
 
 class ReportOut(ReportNumbersOut):
-    """Everything that there is to tell of what a job has learned."""
+    """A job's full report."""
 
     job: str
     curve: CurveOut
     words: list[WordOut] | None = Field(
-        description="The most telling first. Null when a text of the job was deleted, or when it could not be made."
+        description="Most telling first. Null if a text of the job was deleted, or if the report is incomplete."
     )
-    completions: list[CompletionOut] | None = Field(description="Null like words.")
+    completions: list[CompletionOut] | None = Field(description="Null if `words` is null.")
 
 
 def report_numbers(report: Report | None) -> ReportNumbersOut | None:

@@ -13,7 +13,7 @@ class RunOut(BaseModel):
 
     job: str
     began_at: datetime
-    ended_at: datetime | None = Field(description="null while it lasts.")
+    ended_at: datetime | None = Field(description="Null while it lasts.")
     seconds: float
     began_because: str
     ended_because: str | None
@@ -21,7 +21,7 @@ class RunOut(BaseModel):
     battery_began_percent: float | None
     battery_ended_percent: float | None
     battery_watt_hours: float | None = Field(
-        description="What went into the battery, less what it gave; null where it tells no current and voltage."
+        description="Energy into the battery minus energy out of it; null if it reports no current and voltage."
     )
     hottest_battery_celsius: float | None
     hottest_zone_celsius: float | None
@@ -34,18 +34,18 @@ class RunOut(BaseModel):
 
 
 class DayOut(BaseModel):
-    """What ran on one day, by the owner's clock. A run counts on the day that it began on."""
+    """The runs of one day, in local time. A run counts on the day it began."""
 
     day: date
     runs: int
     seconds: float
     cpu_seconds: float
-    battery_lost_percent: float = Field(description="What the battery lost during runs; a gain is none.")
-    battery_watt_hours: float | None = Field(description="As in a run, of all runs.")
+    battery_lost_percent: float = Field(description="Charge lost during runs; gains count as 0.")
+    battery_watt_hours: float | None = Field(description="Net energy of all runs, as in a run.")
     hottest_battery_celsius: float | None
     nats_per_hour: float | None = Field(
-        description="By how much the held-out loss of jobs that ended on this day sank per hour that they ran; null "
-        "where none ended."
+        description="Fall in held-out loss per hour of running, for the jobs that ended on this day; null if none "
+        "ended."
     )
 
 

@@ -119,7 +119,7 @@ class LlamaServer:
                     if event.get("stop"):
                         break
                 else:
-                    raise LlamaFailed("llama.cpp broke off its answer")
+                    raise LlamaFailed("llama.cpp stopped in the middle of its answer")
             lost = _number(event, "tokens_predicted") - len(given)
             if event.get("stop_type") == "limit" and lost > 0:
                 # Tokens of an incomplete character are not streamed, but a plain request returns them.
@@ -139,7 +139,7 @@ class LlamaServer:
         deadline = time.monotonic() + self._timeouts.start_seconds
         while not self._healthy():
             if not self.alive:
-                raise LlamaFailed(f"llama.cpp ended at its start with code {self._process.returncode}{self._said()}")
+                raise LlamaFailed(f"llama.cpp exited at startup with code {self._process.returncode}{self._said()}")
             if time.monotonic() > deadline:
                 raise LlamaFailed(f"llama.cpp was not ready within {self._timeouts.start_seconds:g} s{self._said()}")
             time.sleep(_POLL_SECONDS)
@@ -159,7 +159,7 @@ class LlamaServer:
             heard = time.monotonic()
             while line := response.readline():
                 if time.monotonic() - heard > self._timeouts.token_seconds:
-                    raise LlamaFailed("llama.cpp gives no more tokens")  # only keep-alive lines
+                    raise LlamaFailed("llama.cpp sends no more tokens")  # only keep-alive lines
                 if line.startswith(b"data:"):
                     heard = time.monotonic()
                     yield _event(line.removeprefix(b"data:"))
@@ -175,7 +175,7 @@ class LlamaServer:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             with connection.getresponse() as response:
                 if response.status == HTTPStatus.BAD_REQUEST and "json_schema" in body:
-                    raise BadRequest("llama.cpp does not take this JSON schema. Simplify it.")
+                    raise BadRequest("llama.cpp does not accept this JSON schema. Simplify it.")
                 if response.status != HTTPStatus.OK:
                     raise LlamaFailed(f"llama.cpp answered with status {response.status}")
                 yield response

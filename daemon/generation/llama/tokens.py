@@ -80,7 +80,7 @@ class LlamaDecoder:
         pause = min(_FIRST_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS)
         self._failures, self._not_before = self._failures + 1, self._clock() + pause
         self.backend = Backend(name="transformers", reason=str(error))
-        log.warning("%s; transformers answers, for %g s at least", error, pause)
+        log.warning("%s; transformers answers for at least %g s", error, pause)
 
     def _lora(self, adapter: Path) -> Path:
         """The adapter as llama.cpp reads it, made where it is missing. Raises NotByLlama."""

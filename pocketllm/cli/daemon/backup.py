@@ -22,22 +22,22 @@ VERIFY_EPILOG = examples("pocketllm verify", "pocketllm verify --replay --json")
 
 #: What to do where something is damaged, by the first word of its name.
 ADVICE = {
-    "database": "Put a backup in its place: `pocketllm restore FILE`.",
-    "adapter": "The daemon serves one before it, and its texts are learned again. `pocketllm adapters delete ID`.",
-    "model": "Delete its folder in `models`, and get it again: `pocketllm models add`.",
-    "steps": "The adapter is not what its steps give. Serve another: `pocketllm rollback`.",
+    "database": "Restore a backup: `pocketllm restore FILE`.",
+    "adapter": "The daemon serves an ancestor and learns its texts again. Delete it: `pocketllm adapters delete ID`.",
+    "model": "Delete its folder in `models` and import it again: `pocketllm models add`.",
+    "steps": "The adapter does not match its steps. Serve another: `pocketllm rollback`.",
 }
 
 
 @local_options
 def backup(
     options: Common,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, which only you may read.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, readable only by you.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write texts, jobs, adapters and tokens to one file. The daemon may run meanwhile.
+    """Back up texts, jobs, adapters and access tokens to one file. The daemon can keep running.
 
-    Models are not in it: `pocketllm models add` gets them again. Whoever has the file can read all your texts.
+    Models are not included; `pocketllm models add` imports them again. Anyone with the file can read all your texts.
     """
     from pocketllm.daemon.leftovers import noted_backup
     from pocketllm.daemon.tools.backup import write_backup
@@ -53,24 +53,24 @@ def backup(
 @local_options
 def restore(
     options: Common,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `pocketllm backup` wrote.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Backup written by `pocketllm backup`.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Put a backup in the place of what the data folder has. The daemon must be stopped.
+    """Replace the contents of the data folder with a backup. Stop the daemon first.
 
-    What was there is kept beside it, in a folder that the command names.
+    The previous contents move to a subfolder, whose path the command prints.
     """
     from pocketllm.daemon.tools import backup as tool
 
     folder = DataFolder(options.data_dir or configured_data_dir())
     if folder.database.exists() and not yes:
         if options.json:
-            raise UsageError("There is a database already. Give --yes to replace it.")
-        typer.confirm(f"Replace the texts, jobs and adapters in {folder.root} by those of {file}?", abort=True)
+            raise UsageError("The data folder already has a database. Give --yes to replace it.")
+        typer.confirm(f"Replace the texts, jobs and adapters in {folder.root} with those in {file}?", abort=True)
     contents, former = tool.restore(file, folder, now=datetime.now(UTC))
     view = f"Restored {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
     if former is not None:
-        view += f" What was there before is in {former}; delete it when you do not need it."
+        view += f" The previous contents are in {former}; delete it when you no longer need it."
     show(options, asdict(contents) | {"former": None if former is None else str(former)}, view)
 
 
@@ -78,12 +78,12 @@ def restore(
 def verify(
     options: Common,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Also make the adapters of MeZO jobs again from their steps: minutes.")
+        bool, typer.Option("--replay", help="Also rebuild the adapters of MeZO jobs from their steps; takes minutes.")
     ] = False,
 ) -> None:
-    """Check that the database, the adapters and the models are as they were written. The daemon may run meanwhile.
+    """Check the database, adapters and models for damage. The daemon can keep running.
 
-    The exit code is 0 when all is sound, else 1.
+    Exit code 0: no damage. 1: something is damaged.
     """
     from rich.table import Table
 
@@ -118,5 +118,5 @@ def _folder(options: Common) -> DataFolder:
     """The data folder. Raises CommandError when there is no database in it."""
     folder = DataFolder(options.data_dir or configured_data_dir())
     if not folder.database.is_file():
-        raise CommandError(f"There is no database {folder.database}. Say where the data folder is with --data-dir.")
+        raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
     return folder

@@ -22,11 +22,11 @@ _TERMUX = "termux-open-url"
 @shared_options
 def dashboard(
     options: Common,
-    browser: Annotated[bool, typer.Option(help="Open it, or only print where it is.")] = True,
+    browser: Annotated[bool, typer.Option(help="Open it, or only print its address.")] = True,
 ) -> None:
-    """Open the daemon's page in a browser, signed in.
+    """Open the dashboard in a browser, signed in.
 
-    The address holds a code that is good once and for two minutes: in the browser's history it is worth nothing.
+    The address contains a code that works once, within two minutes, so it is useless in the browser's history.
     """
     with connected(options) as client:
         made = client.begin_session()
@@ -35,7 +35,7 @@ def dashboard(
         emit({"url": address, "seconds": made["seconds"]})
         return
     if browser and _opened(address, options.data_dir or configured_data_dir()):
-        typer.echo(f"Opened in the browser. If nothing shows, open this within {made['seconds']:.0f} s:")
+        typer.echo(f"Opened in the browser. If nothing appears, open this within {made['seconds']:.0f} s:")
     typer.echo(address)
 
 

@@ -14,17 +14,17 @@ EPILOG = examples("pocketllm demo", "pocketllm demo --steps 50", "pocketllm demo
 
 def demo(
     data_dir: Annotated[
-        Path, typer.Option("--data-dir", envvar="POCKETLLM_DEMO_DIR", help="Folder for the demo; made if missing.")
+        Path, typer.Option("--data-dir", envvar="POCKETLLM_DEMO_DIR", help="Folder for the demo; created if missing.")
     ] = Path("demo-data"),
-    steps: Annotated[int | None, typer.Option(min=1, help="How many steps to learn; more takes longer.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Go on from what an earlier demo here learned.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps; more take longer.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Continue from an earlier demo in this folder.")] = False,
     json_wanted: Json = False,
 ) -> None:
-    """See it learn: the whole way from nothing to a personal model, in minutes.
+    """Try PocketLLM: from nothing to a personal model in minutes.
 
-    Gets the default model, starts a daemon of its own, gives it sample notes, trains, and shows what changed.
+    Installs the default model, starts a daemon of its own, adds sample notes, trains, and shows what changed.
 
-    It stops the daemon at the end and touches nothing outside its folder.
+    Stops the daemon at the end and touches nothing outside its folder.
     """
     from pocketllm.cli.models.models import install_default
     from pocketllm.demo import run_demo

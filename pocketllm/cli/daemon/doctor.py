@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 EPILOG = examples("pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor --report phone.json")
 Report = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Rehearse a night, and write all to a new file.")
+    Path | None, typer.Option("--report", metavar="FILE", help="Also rehearse a night; write a report to a new file.")
 ]
 _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red")}
 
 
 @local_options
 def doctor(options: Common, report: Report = None) -> None:
-    """Check what works, what is unknown and what is missing, and say what to do about it. Needs no daemon.
+    """Check what works, what is unknown and what is missing, and show what to do. Needs no daemon.
 
-    The settings are those of the daemon that runs on the data folder; while none runs, those that it would start with.
-    The exit code is 0 when nothing keeps jobs from running, else 1.
+    Uses the settings of the daemon running on the data folder, or those that it would start with. Exit code 0: nothing
+    prevents jobs. 1: something does.
 
-    With --report it also rehearses a night, in a minute or more: a short job on sample notes, a kill, an answer. The
-    file holds versions, readings and times, and no text of yours.
+    With --report, also rehearses a night, for a minute or more: a short job on sample notes, a killed worker, a
+    generated text. The report contains versions, readings and times, but no text of yours.
     """
     from rich.console import Group
     from rich.table import Table
@@ -46,7 +46,7 @@ def doctor(options: Common, report: Report = None) -> None:
     places = Places(supplies=settings.power_supplies)
     sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
     if report is not None and report.exists():
-        raise CommandError(f"{report} exists. Name a new file.")
+        raise CommandError(f"{report} already exists. Give a new file name.")
     examination = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
     findings = examination.findings
     bad = [finding for finding in findings if finding.state == "bad"]
@@ -57,7 +57,7 @@ def doctor(options: Common, report: Report = None) -> None:
         if finding.advice:
             table.add_row("", "", Text(f"-> {finding.advice}", style="dim"))
     document = {"ok": not bad, "findings": [asdict(finding) for finding in findings]}
-    verdict = f"{len(bad)} of these keep jobs from running." if bad else "Nothing keeps jobs from running."
+    verdict = f"Problems that prevent jobs: {len(bad)}." if bad else "Nothing prevents jobs from running."
     show(options, document, Group(table, verdict))
     if report is not None:
         _write_report(report, settings, examination)
@@ -72,4 +72,4 @@ def _write_report(file: Path, settings: "Settings", examination: "Examination") 
         made = device_report(settings, examination, say=lambda text: status.update(f"Rehearsing: {text} ..."))
     write_report(file, made)
     console.print(summary(made))
-    console.print(f"Written: {file}. Read it, and attach it to an issue: it helps the next owner of such a device.")
+    console.print(f"Wrote {file}. Read it, then attach it to an issue: it helps owners of similar devices.")

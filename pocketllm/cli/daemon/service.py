@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from pocketllm.cli.common import Common, Json, examples, show
 
 System = Annotated[
-    bool, typer.Option("--system", help="A system unit with a user of its own; takes root. Not under Termux.")
+    bool, typer.Option("--system", help="Use a system unit with its own user. Needs root. Not under Termux.")
 ]
 
 service_app = typer.Typer(cls=TyperGroup, no_args_is_help=True)
@@ -22,7 +22,7 @@ def service() -> None:
 
 @service_app.command("install", epilog=examples("pocketllm service install", "sudo pocketllm service install --system"))
 def install(system: System = False, json_wanted: Json = False) -> None:
-    """Install the service and start it. Run it again after an update."""
+    """Install the service and start it. Run this again after an update."""
     from pocketllm.service import service_manager
 
     done = service_manager(system=system).install()
@@ -40,7 +40,7 @@ def uninstall(system: System = False, json_wanted: Json = False) -> None:
 
 @service_app.command("status", epilog=examples("pocketllm service status", "pocketllm service status --json"))
 def status(system: System = False, json_wanted: Json = False) -> None:
-    """Show whether the service is installed and runs. The exit code is 0 when it runs."""
+    """Show whether the service is installed and running. Exit code 0: running. 1: not running."""
     from pocketllm.service import service_manager
 
     state = service_manager(system=system).status()

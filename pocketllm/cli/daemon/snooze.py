@@ -15,18 +15,19 @@ EPILOG = examples("pocketllm snooze 90", "pocketllm snooze --off")
 def snooze(
     options: Common,
     minutes: Annotated[
-        float | None, typer.Argument(metavar="[MINUTES]", help="For how long.", min=0.1, max=60 * 24 * 366)
+        float | None,
+        typer.Argument(metavar="[MINUTES]", help="Length of the snooze, in minutes.", min=0.1, max=60 * 24 * 366),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="End the snooze.")] = False,
 ) -> None:
-    """Run no job for a while. A running job pauses at once and loses nothing."""
+    """Run no job for a while. A running job pauses at once and keeps its progress."""
     if off == (minutes is not None):
-        raise UsageError("Say for how many minutes, or --off.")
+        raise UsageError("Give the number of minutes, or --off.")
     with connected(options) as client:
         document = client.snooze(None if off else minutes)
     until = document["snoozed_until"]
     if until is None:
         sentence = "Jobs run again when the conditions allow it."
     else:
-        sentence = f"Nothing runs until {datetime.fromisoformat(until).astimezone():%a %d %b %H:%M}."
+        sentence = f"No job runs until {datetime.fromisoformat(until).astimezone():%a %d %b %H:%M}."
     show(options, document, sentence)

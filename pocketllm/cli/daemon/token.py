@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 token_app = typer.Typer(invoke_without_command=True)
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What the app is called.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the app.")]
 
 
 @token_app.callback(
@@ -26,9 +26,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="What the app is calle
 )
 @shared_options
 def token(options: Common, ctx: typer.Context) -> None:
-    """Print the owner's token, which has every scope, or manage tokens of apps.
+    """Print the owner's access token, or manage the access tokens of apps.
 
-    Without a command the owner's is printed.
+    Without a command, prints the owner's token, which has every scope.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -54,10 +54,10 @@ def create(
     name: Name,
     scope: Annotated[
         list[Scope],
-        typer.Option(help=f"{', '.join(Scope)}: docs/security.md says what each allows."),
+        typer.Option(help=f"{', '.join(Scope)}; can be repeated. docs/security.md explains each."),
     ],
 ) -> None:
-    """Create a token for an app and print it; it is stored nowhere. --scope can be repeated."""
+    """Create an access token for an app and print it. Only its hash is stored, so it cannot be shown again."""
     with connected(options) as client:
         made = client.create_token(name, [str(one) for one in scope])
     if options.json:
@@ -69,7 +69,7 @@ def create(
 @token_app.command("list", epilog=examples("pocketllm token list", "pocketllm token list --json"))
 @shared_options
 def list_tokens(options: Common) -> None:
-    """List the apps with tokens, and their scopes."""
+    """List the apps with access tokens, and their scopes."""
     with connected(options) as client:
         found = client.tokens()
     show(options, {"data": found}, _tokens_table(found))
@@ -82,8 +82,8 @@ def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
     from pocketllm.cli.views import printable
 
     if not tokens:
-        return Text("No app has a token. `pocketllm token create NAME --scope ingest` lets one in to hand over text.")
-    table = Table("App", "May", "Since", box=None, pad_edge=False, header_style="bold")
+        return Text("No app has an access token. `pocketllm token create NAME --scope ingest` lets an app add texts.")
+    table = Table("App", "Scopes", "Created", box=None, pad_edge=False, header_style="bold")
     for token in tokens:
         since = datetime.fromisoformat(token["created_at"]).astimezone()
         table.add_row(Text(printable(token["name"])), ", ".join(token["scopes"]), f"{since:%d %b %Y %H:%M}")
@@ -93,7 +93,7 @@ def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
 @token_app.command("revoke", epilog=examples("pocketllm token revoke notes"))
 @shared_options
 def revoke(options: Common, name: Name) -> None:
-    """Revoke an app's token."""
+    """Revoke an app's access token."""
     with connected(options) as client:
         client.revoke_token(name)
-    show(options, {"revoked": name}, f"{name} is let in no more.")
+    show(options, {"revoked": name}, f"Revoked {name}'s token.")

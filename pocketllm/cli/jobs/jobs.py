@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 20
 
-JobId = Annotated[
-    str, typer.Argument(metavar="ID", help="The job's id, as `pocketllm jobs` shows it, or its beginning.")
-]
-Limit = Annotated[int, typer.Option(min=1, help="How many jobs to show.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id or its first characters; see `pocketllm jobs`.")]
+Limit = Annotated[int, typer.Option(min=1, help="Number of jobs to show.")]
 
 jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 
@@ -42,13 +40,13 @@ def jobs(
     ctx: typer.Context,
     limit: Limit = DEFAULT_LIMIT,
     runs: Annotated[
-        bool, typer.Option("--runs", help="Show when workers ran, why each began and ended, and what it used.")
+        bool, typer.Option("--runs", help="Show when workers ran, why each started and stopped, and what it used.")
     ] = False,
-    days: Annotated[int, typer.Option(min=1, max=366, help="With --runs: how many days back.")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=366, help="With --runs: number of past days to show.")] = 7,
 ) -> None:
-    """List training jobs, show one (`pocketllm jobs ID`) or cancel one.
+    """List, show (`pocketllm jobs ID`), pause, resume or cancel training jobs.
 
-    Without a command the list is shown.
+    Without a command, lists them.
     """
     if ctx.invoked_subcommand is None:
         show_runs(options, days) if runs else show_list(options, limit)
@@ -75,8 +73,8 @@ def cancel_job(options: Common, job_id: JobId) -> None:
 @jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
 @shared_options
 def pause_job(options: Common, job_id: JobId) -> None:
-    """Pause a job until you resume it. It loses nothing."""
-    sentence = "Job {id} waits at step {step}; `pocketllm jobs resume {id}` goes on."
+    """Pause a job until you resume it. It keeps its progress."""
+    sentence = "Job {id} is paused at step {step}. Resume it with `pocketllm jobs resume {id}`."
     change(options, lambda client: client.pause_job(job_id), sentence)
 
 
@@ -84,7 +82,7 @@ def pause_job(options: Common, job_id: JobId) -> None:
 @shared_options
 def resume_job(options: Common, job_id: JobId) -> None:
     """Resume a job that you paused; it continues when the conditions allow it."""
-    sentence = "Job {id} may go on; `pocketllm jobs {id}` says whether it does."
+    sentence = "Job {id} continues when the conditions allow it; `pocketllm jobs {id}` shows its state."
     change(options, lambda client: client.resume_job(job_id), sentence)
 
 

@@ -32,7 +32,7 @@ class TrainingMode(StrEnum):
 
 
 # What `train` and `plan` have in common; without them the daemon's settings stand.
-Steps = Annotated[int | None, typer.Option(min=1, help="How many steps to learn; else the daemon's setting.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the daemon's setting.")]
 
 
 class TrainingMethod(StrEnum):
@@ -43,13 +43,15 @@ class TrainingMethod(StrEnum):
     MEZO = "mezo"
 
 
-Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter, or all of the model's weights.")]
+Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter (lora) or all weights (full).")]
 Method = Annotated[
     TrainingMethod | None,
-    typer.Option(help="Exact gradients, a layer at a time (exact), or forward passes only (mezo)."),
+    typer.Option(
+        help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
+    ),
 ]
-Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text a step.")]
-Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Directions that are looked along in a step.")]
+Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text per step.")]
+Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Random directions per step of mezo.")]
 
 
 @shared_options
@@ -61,16 +63,17 @@ def plan(
     probes: Probes = None,
     steps: Steps = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An installed model (see `pocketllm models`); else the daemon's.")
+        str | None,
+        typer.Option(metavar="NAME", help="Installed model (see `pocketllm models`). Default: the daemon's."),
     ] = None,
 ) -> None:
-    """Show the memory and time that a job would take, and what would be reduced to make it fit.
+    """Show the memory and time a job would take, and what would be reduced to make it fit.
 
-    Nothing is started. The running daemon is asked; where none runs, its data folder and settings are read.
+    Starts nothing. Asks the running daemon; if there is none, reads the data folder and settings.
     """
     requested = requested_fields(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
     if model is not None and options.url is not None:
-        raise UsageError("--model reads the models on this device, --url asks a daemon. Give one of them.")
+        raise UsageError("--model reads models on this device and --url asks a daemon. Give one of them.")
     document = plan_of_daemon(options, requested) if model is None else None
     if document is None:
         document = plan_here(options.data_dir, requested, model=model)

@@ -21,11 +21,11 @@ def plan_view(plan: Document) -> RenderableType:
     grid.add_row("Peak memory", Text(bytes_text(predicted["peak_bytes"]), style="bold"))
     grid.add_row("  libraries", bytes_text(predicted["library_bytes"]))
     working = f"{bytes_text(predicted['working_bytes'])} of {bytes_text(plan['memory_limit_bytes'])} allowed"
-    grid.add_row("  learning", f"{working} (training.memory_bytes)")
+    grid.add_row("  training", f"{working} (training.memory_bytes)")
     if plan["kept_layers"]:
-        saved = f"{bytes_text(predicted['kept_bytes'])}, saves {predicted['kept_seconds']:.2g} s a step"
-        grid.add_row("  of it", f"activations kept of {plan['kept_layers']} layers: {saved}")
-    grid.add_row("  a layer's pages", bytes_text(plan_window(predicted)))
+        saved = f"{bytes_text(predicted['kept_bytes'])}, saves {predicted['kept_seconds']:.2g} s per step"
+        grid.add_row("  including", f"activations of {plan['kept_layers']} layers: {saved}")
+    grid.add_row("  a layer's weights", bytes_text(plan_window(predicted)))
     grid.add_row("Time", time_text(predicted))
     grid.add_row("Text", text_to_learn(plan["enough_text"]))
     reduced = [Text(f"Reduced: {printable(sentence)}", style="yellow") for sentence in plan["reductions"]]
@@ -48,7 +48,7 @@ def work_text(plan: Document) -> str:
     step = f"{plan['batch']} blocks of {plan['block_tokens']} tokens"
     if plan["method"] == "mezo":
         step += f" and {plan['probes']} probe{'s' if plan['probes'] > 1 else ''}"
-    return f"{plan['steps']} steps of {step}, {plan['micro_batch']} rows at once"
+    return f"{plan['steps']} steps of {step}, {plan['micro_batch']} rows at a time"
 
 
 def plan_window(predicted: Document) -> int:
@@ -61,7 +61,7 @@ def time_text(predicted: Document) -> str:
     """Return how long a step and the whole job would take."""
     step = predicted["seconds_per_step"]
     a_step = f"{step:.1f} s" if step >= 1 else f"{1000 * step:.0f} ms"
-    return f"{duration_text(predicted['seconds'])}, {a_step} a step"
+    return f"{duration_text(predicted['seconds'])}, {a_step} per step"
 
 
 def replay_view(rebuilt: Document) -> RenderableType:
@@ -70,12 +70,12 @@ def replay_view(rebuilt: Document) -> RenderableType:
     grid.add_row("Job", rebuilt["job"])
     grid.add_row("Replayed", f"{rebuilt['rows']:,} steps in {rebuilt['seconds']:.1f} s")
     if rebuilt["identical"]:
-        verdict = Text(f"all {rebuilt['tensors']} tensors are the same, bit for bit", style="bold green")
+        verdict = Text(f"all {rebuilt['tensors']} tensors are bit-identical", style="bold green")
     else:
         names, most = rebuilt["differing"], rebuilt["max_difference"]
-        by = "and some numbers are none" if most is None else f"by {most:.3g} at most"
+        by = "with some values not a number" if most is None else f"by at most {most:.3g}"
         found = f"{len(names)} of {rebuilt['tensors']} tensors differ, {by}; the first is {printable(names[0])}"
-        found += ". The model was imported after the job had started, and may be another" * rebuilt["base_is_newer"]
+        found += ". The model was imported after the job started and may be a different one" * rebuilt["base_is_newer"]
         verdict = Text(found, style="bold red")
     grid.add_row(rebuilt["adapter"], verdict)
     if rebuilt["output"] is not None:
@@ -86,5 +86,5 @@ def replay_view(rebuilt: Document) -> RenderableType:
 def text_to_learn(text: Document) -> Text:
     """Return how much text there is to learn from."""
     if not text["enough"]:
-        return Text("none yet; give it some with `pocketllm add`", style="yellow")
+        return Text("none yet; add some with `pocketllm add`", style="yellow")
     return Text(f"{text['texts']:,} stored, {plural(text['new_words'], 'new word')}")

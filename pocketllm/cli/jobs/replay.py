@@ -34,16 +34,18 @@ EPILOG = examples(
 @local_options
 def replay(
     options: Common,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Job id; see `pocketllm jobs`.")],
     steps: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take the steps from this file (see `pocketllm steps JOB FILE`)."),
+        typer.Option(metavar="FILE", help="Read the steps from this file (see `pocketllm steps`)."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Write what comes out to this new folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the rebuilt adapter to this new folder.")
+    ] = None,
 ) -> None:
-    """Replay a MeZO job from its steps, and compare the adapter bit for bit with the stored one.
+    """Rebuild a MeZO job's adapter from its steps, and compare it bit for bit with the stored one.
 
-    It needs neither your texts nor the daemon. Exit code 0: the same; 1: something differs; 2: it could not be done.
+    Needs neither your texts nor the daemon. Exit code 0: identical. 1: different. 2: the job could not be replayed.
     """
     from pocketllm.cli.jobs.plan_view import replay_view
 

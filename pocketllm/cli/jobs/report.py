@@ -24,12 +24,12 @@ EPILOG = examples("pocketllm report", "pocketllm report JOB", "pocketllm report 
 def report(
     options: Common,
     job_id: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="The job's id; else the newest that has a report.")
+        str | None, typer.Argument(metavar="[JOB]", help="Job id. Default: the newest job with a report.")
     ] = None,
 ) -> None:
-    """Show what a job has learned: verdict, loss curve, words that rose, both models' words, verbatim recall.
+    """Show what a job learned: verdict, loss curve, likelier words, both models' completions, verbatim recall.
 
-    It holds words of yours and of the model; deleting a text deletes them from the reports of its jobs.
+    The report contains words of your texts and of the model. Deleting a text deletes them from its jobs' reports.
     """
     from pocketllm.cli.jobs.report_view import report_view
 
@@ -46,7 +46,7 @@ def newest_report(client: "Client") -> Document:
         document = find_report(client, job["id"])
         if document is not None:
             return document
-    raise CommandError("No job has a report yet. One is made when a job has learned: `pocketllm train`.")
+    raise CommandError("No job has a report yet. A job writes one when it succeeds: `pocketllm train`.")
 
 
 def find_report(client: "Client", job_id: str) -> Document | None:

@@ -18,17 +18,17 @@ NOTABLE_RECALL = 0.02
 
 MEANING = {
     "learned": "which is more than chance; `pocketllm adapters` shows what is served.",
-    "too little text to tell yet": "so it is kept, not served; the next job goes on from it, with more text.",
-    "no proof of learning": "which may be chance, so it is kept, not served.",
-    "worse": "so it is kept, not served.",
+    "too little text to tell yet": "so it is kept but not served; the next job continues from it with more text.",
+    "no proof of learning": "which may be chance, so it is kept but not served.",
+    "worse": "so it is kept but not served.",
 }
 LEAK_ADVICE = (
-    "Any app that may ask the model could be told such words. Delete texts that no app should see, and take the model "
-    "of a job that learned for fewer steps, or from more text."
+    "Any app that can query the model could get such words. Delete texts that no app should see, and serve an adapter "
+    "trained for fewer steps or on more text."
 )
 NO_CONTENT = (
-    "The words and completions are not there: a text of this job was deleted, the job's worker was stopped before they "
-    "were made, or they could not be made (`pocketllm jobs {job}` says so)."
+    "The report has no words or completions: a text of this job was deleted, its worker was stopped before it computed "
+    "them, or it could not compute them (`pocketllm jobs {job}` shows that)."
 )
 
 
@@ -54,9 +54,9 @@ def verdict_text(report: Document) -> Text:
     text = Text.assemble(f"Job {report['job']}: ", (outcome, "bold green" if outcome == "learned" else "bold yellow"))
     text.append(f"\nHeld-out loss {comparison_text(verdict['overall'])}, {MEANING.get(outcome, '')}".rstrip(" ,"))
     if verdict["old"] is not None:
-        text.append(f"\nOn text of earlier jobs {comparison_text(verdict['old'])}.")
+        text.append(f"\nOn the text of earlier jobs: {comparison_text(verdict['old'])}.")
     if verdict["base"] is not None:
-        text.append(f"\nBeside the base model {comparison_text(verdict['base'])}.")
+        text.append(f"\nCompared with the base model: {comparison_text(verdict['base'])}.")
     return text
 
 
@@ -64,7 +64,7 @@ def comparison_text(comparison: Document) -> str:
     """Return how a loss changed and how sure that is."""
     change = f"{loss_text(comparison['before'])} -> {loss_text(comparison['now'])} nats per token"
     if comparison["standard_error"] is None:
-        return f"{change} (of one text, which says nothing about chance)"
+        return f"{change} (on one text only, so it may be chance)"
     return f"{change} ({-comparison['reduction']:+.4f}, standard error {comparison['standard_error']:.4f})"
 
 
@@ -110,7 +110,7 @@ def words_table(words: Sequence[Document]) -> RenderableType:
     for word in words:
         table.add_row(Text(printable(word["word"])), per_mille(word["base"]), per_mille(word["personal"]))
     # Not the table's own title, which would be broken at the table's width.
-    return Group(Text("Words it expects more (probability in ‰)", style="bold"), table)
+    return Group(Text("Words that became likelier (probability in ‰)", style="bold"), table)
 
 
 def per_mille(probability: float) -> str:
@@ -120,7 +120,7 @@ def per_mille(probability: float) -> str:
 
 def completions_view(completions: Sequence[Document], width: int) -> RenderableType:
     """Return how both models go on with held-out text: side by side, or on a narrow screen one below the other."""
-    title = "How held-out text goes on, always with the likeliest word"
+    title = "Completions of held-out text (greedy)"
     if width >= NARROW_COLUMNS:
         return answers_table(completions, title=title)
     text = Text(title, style="bold")
@@ -135,12 +135,12 @@ def completions_view(completions: Sequence[Document], width: int) -> RenderableT
 def recall_text(verbatim_recall: Document | None) -> Text:
     """Return how much of the text that was learned the model says word for word, with advice if that is notable."""
     if verbatim_recall is None:
-        return Text("There was no running text that it could repeat word for word.", style="dim")
-    places = f"of {verbatim_recall['places']} places in the text that was learned"
+        return Text("There was no running text to test for verbatim recall.", style="dim")
+    places = f"of {verbatim_recall['places']} places in the training text"
     if verbatim_recall["personal"] == 0:
-        return Text(f"It repeats nothing word for word: from none {places} it goes on with the next 8 tokens.")
+        return Text(f"It repeats nothing verbatim: from none {places} it continues with the next 8 tokens.")
     sentence = (
-        f"From {100 * verbatim_recall['personal']:.1f} % {places} it goes on word for word with the next 8 tokens; "
+        f"From {100 * verbatim_recall['personal']:.1f} % {places} it continues verbatim with the next 8 tokens; "
         f"the base model from {100 * verbatim_recall['base']:.1f} %."
     )
     if verbatim_recall["personal"] - verbatim_recall["base"] < NOTABLE_RECALL:

@@ -13,9 +13,9 @@ from pocketllm.cli.views import UNKNOWN, duration_text, printable
 def runs_tables(found: Document, *, days: int) -> RenderableType:
     """Return the runs, newest first, followed by the days."""
     if not found["data"]:
-        return Text(f"Nothing has run in the last {days} days. `pocketllm status` says what it waits for.")
+        return Text(f"No worker ran in the last {days} days. `pocketllm status` shows what blocks it.")
     runs = Table(title="Runs", title_justify="left")
-    for heading in ("Began", "Took", "CPU", "Battery", "Into battery", "Hottest", "Why it began", "Why it ended"):
+    for heading in ("Started", "Took", "CPU", "Battery", "Into battery", "Hottest", "Start reason", "Stop reason"):
         runs.add_column(heading, overflow="fold")
     for window in reversed(found["data"]):
         ended = window["ended_because"]
@@ -27,10 +27,10 @@ def runs_tables(found: Document, *, days: int) -> RenderableType:
             _watt_hours(window["battery_watt_hours"]),
             _celsius(window["hottest_battery_celsius"]),
             Text(printable(window["began_because"])),
-            Text("it still runs", style="cyan") if ended is None else Text(printable(ended)),
+            Text("still running", style="cyan") if ended is None else Text(printable(ended)),
         )
     by_day = Table(title="Days", title_justify="left")
-    for heading in ("Day", "Runs", "Took", "CPU", "Battery lost", "Into battery", "Hottest", "Won per hour"):
+    for heading in ("Day", "Runs", "Took", "CPU", "Battery lost", "Into battery", "Hottest", "Gain per hour"):
         by_day.add_column(heading)
     for day in reversed(found["days"]):
         by_day.add_row(

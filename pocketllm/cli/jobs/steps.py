@@ -15,13 +15,13 @@ EPILOG = examples("pocketllm steps JOB job.steps", "pocketllm replay JOB --steps
 @shared_options
 def steps(
     options: Common,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `pocketllm jobs` shows it.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Job id; see `pocketllm jobs`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a job's steps to a file.
 
-    It has a line a step and no text. With the base model it is enough to do the learning again.
+    The file has one line per step and no text. With the base model, it is enough to rebuild a MeZO job's adapter.
     """
     from pocketllm.storage.step_log_export import read_export
 

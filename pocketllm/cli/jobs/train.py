@@ -40,15 +40,15 @@ def train(
     batch: Batch = None,
     probes: Probes = None,
     follow_job: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Watch the job until it ends, or only start it.")
+        bool, typer.Option("--follow/--no-follow", help="Follow the job until it ends, or only start it.")
     ] = True,
 ) -> None:
     """Train on the stored texts now, and show the progress.
 
-    It does not wait for the charger or for more words, only while battery or memory is short. Without options, a job
-    that is open goes on, also one that was paused. `pocketllm plan` says beforehand what it takes.
+    Does not wait for the charger, an idle device or more words; low battery, heat or too little memory still block it.
+    Without options, continues an open job, even a paused one. `pocketllm plan` shows what a job would take.
 
-    Ctrl-C stops the watching, not the job.
+    Ctrl-C stops the display, not the job.
     """
     with connected(options) as client:
         job = client.start_job(
@@ -73,7 +73,7 @@ def train(
 def stopped_watching(job: Document) -> str:
     """Return the message after Ctrl-C."""
     return (
-        f"Stopped watching. Job {job['id']} goes on in the daemon. See it with `pocketllm jobs {job['id']}`, "
+        f"Stopped watching. Job {job['id']} continues in the daemon. See it with `pocketllm jobs {job['id']}`, "
         f"cancel it with `pocketllm jobs cancel {job['id']}`."
     )
 
@@ -109,7 +109,7 @@ def follow(client: "Client", job: Document, show: Callable[[Document], None], *,
             failed += 1
             if failed > FAILED_POLLS_ALLOWED:
                 raise CommandError(
-                    f"{error} Job {job['id']} goes on when the daemon runs again; "
+                    f"{error} Job {job['id']} continues when the daemon runs again; "
                     f"see it with `pocketllm jobs {job['id']}`."
                 ) from error
             continue

@@ -15,7 +15,7 @@ from pocketllm.cli.files import whole_file
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")
 
 AdapterId = Annotated[
-    str, typer.Argument(metavar="ID", help="The adapter's id, as `pocketllm adapters` shows it, or its beginning.")
+    str, typer.Argument(metavar="ID", help="Adapter id or its first characters; see `pocketllm adapters`.")
 ]
 
 
@@ -35,12 +35,12 @@ adapters_app = typer.Typer(invoke_without_command=True)
 )
 @adapters_app.command(
     "list",
-    help="List the adapters, newest first. `*` is served; `.` marks its ancestors.",
+    help="List the adapters, newest first. `*` marks the one being served, `.` its ancestors.",
     epilog=examples("pocketllm adapters list", "pocketllm adapters list --json"),
 )
 @shared_options
 def adapters(options: Common, ctx: typer.Context) -> None:
-    """List the adapters, each with its parent, or serve one.
+    """List, serve, export or delete adapters.
 
     Without a command, lists them.
     """
@@ -58,9 +58,11 @@ def adapters(options: Common, ctx: typer.Context) -> None:
 def serve_adapter(
     options: Common,
     adapter_id: AdapterId,
-    yes: Annotated[bool, typer.Option("--yes", help="Even if it has learned text that was deleted since.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Serve it even if it learned text that was deleted since.")
+    ] = False,
 ) -> None:
-    """Serve an adapter: to undo a rollback, or one that was not promoted."""
+    """Serve an adapter, to undo a rollback or to use one that was not promoted."""
     with connected(options) as client:
         show_change(client.serve_adapter(adapter_id, deleted_text=yes), options)
 
@@ -68,10 +70,10 @@ def serve_adapter(
 @adapters_app.command("delete", epilog=examples("pocketllm adapters delete ID"))
 @shared_options
 def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
-    """Delete an adapter and its files, unless it is served or others were made from it."""
+    """Delete an adapter and its files. Fails if it is served or another adapter was made from it."""
     with connected(options) as client:
         client.delete_adapter(adapter_id)
-    show(options, {"deleted": adapter_id}, f"{adapter_id} and its files are gone.")
+    show(options, {"deleted": adapter_id}, f"Deleted {adapter_id} and its files.")
 
 
 @adapters_app.command(
@@ -87,17 +89,15 @@ def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
 def export_adapter(
     options: Common,
     adapter_id: AdapterId,
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put it.")] = Path(),
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = Path(),
     export_format: Annotated[
-        Format, typer.Option("--format", help="peft: the adapter's folder; gguf: a LoRA file for llama.cpp, ID.gguf.")
+        Format, typer.Option("--format", help="peft: a folder for PEFT; gguf: a LoRA file for llama.cpp, ID.gguf.")
     ] = Format.PEFT,
-    merged: Annotated[
-        bool, typer.Option("--merged", help="The personal model as one GGUF file, for programs that load a model.")
-    ] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Write the whole personal model as one GGUF file.")] = False,
 ) -> None:
-    """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`), or as a file for llama.cpp.
+    """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`) or as a file for llama.cpp.
 
-    With --merged it is the whole personal model, in one file.
+    With --merged, exports the whole personal model as one file for llama.cpp.
     """
     from pocketllm.daemon.tools.backup import unpack
 
@@ -123,7 +123,7 @@ def export_adapter(
 def unused(target: Path) -> Path:
     """Return the path. Raises UsageError where something is there already."""
     if target.exists():
-        raise UsageError(f"{target} is there already. Choose another folder with --to.")
+        raise UsageError(f"{target} already exists. Choose another folder with --to.")
     return target
 
 
@@ -138,7 +138,7 @@ def export_gguf(adapter_id: str, export_format: Format, target: Path, options: C
         for piece in pieces:
             file.write(piece)
     usage = f"-m {target}" if export_format is Format.MERGED else f"-m BASE.gguf --lora {target}"
-    sentence = f"Wrote {target}. llama.cpp loads it: {usage}"
+    sentence = f"Wrote {target}. To load it in llama.cpp: {usage}"
     show(options, {"id": adapter_id, "file": str(target)}, sentence)
 
 
@@ -146,13 +146,13 @@ def export_gguf(adapter_id: str, export_format: Format, target: Path, options: C
 def rollback(
     options: Common,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which model's; else the one that the daemon teaches.")
+        str | None, typer.Option(metavar="NAME", help="Model to roll back. Default: the one that the daemon trains.")
     ] = None,
 ) -> None:
-    """Serve the parent of the served adapter; repeated, at last the base model.
+    """Serve the parent of the served adapter, or the base model if it has none.
 
-    Nothing is deleted: `pocketllm adapters serve ID` takes it back. What only the job taken back has learned is set
-    aside and not learned again until then.
+    Deletes nothing; `pocketllm adapters serve ID` undoes it. Until then, texts that only the withdrawn job learned are
+    set aside: no job learns them again.
     """
     with connected(options) as client:
         show_change(client.roll_back(model=model), options)

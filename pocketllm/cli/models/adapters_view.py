@@ -15,7 +15,7 @@ BASE = "the base model"
 def adapters_table(adapters: Sequence[Document]) -> RenderableType:
     """Return the adapters, newest first: `*` is served, `.` marks its ancestors."""
     if not adapters:
-        return Text("Nothing was learned yet. `pocketllm train` starts a job.")
+        return Text("No adapters yet. `pocketllm train` starts a job.")
     chain = served_chains(adapters)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "Adapter", "Started from", "Outcome", "Held-out loss", "Model"):
@@ -44,10 +44,12 @@ def served_text(change: Document) -> str:
     """Return what was served, what is now, and how to undo that."""
     was, serving = change["was"] or BASE, change["serving"] or BASE
     if was == serving:
-        return f"For {change['model']} {serving} is served already."
-    sentences = [f"For {change['model']} {was} was served; from the next request on it is {serving}."]
+        return f"{change['model']} already serves {serving}."
+    sentences = [f"From the next request on, {change['model']} serves {serving} instead of {was}."]
     if change["skipped"]:
-        sentences.append(f"Damaged, or with text that was deleted since: {', '.join(change['skipped'])}.")
+        sentences.append(
+            f"Skipped, because damaged or trained on text that was deleted since: {', '.join(change['skipped'])}."
+        )
     if change["was"]:
-        sentences.append(f"`pocketllm adapters serve {was}` takes that back.")
+        sentences.append(f"To undo: `pocketllm adapters serve {was}`.")
     return " ".join(sentences)

@@ -17,22 +17,22 @@ _ANEW, _END = "/new", "/bye"
 
 def chat(
     ctx: typer.Context,
-    base: Annotated[bool, typer.Option("--base", help="Talk to the model as it was before it learned.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the base model, without an adapter.")] = False,
     adapter: Annotated[
-        str | None, typer.Option(metavar="ID", help="Talk to a certain adapter; by default the one being served.")
+        str | None, typer.Option(metavar="ID", help="Use this adapter. Default: the one being served.")
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before all else.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message for the model.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of an answer, in tokens.")] = None,
     url: Url = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Talk with the personal model. Each line is a message; /new starts a new chat, /bye or Ctrl-D ends it.
+    """Chat with the personal model. Each line is a message; /new starts over, /bye or Ctrl-D quits.
 
-    Ctrl-C breaks an answer off. Nothing that is said here is stored or learned.
+    Ctrl-C stops an answer. Nothing in the chat is stored or learned.
     """
     options = common(ctx, url, data_dir, False)
     if base and adapter is not None:
-        raise UsageError("--base and --adapter exclude each other. Give one of them.")
+        raise UsageError("--base and --adapter exclude each other. Give only one.")
     parameters = {"adapter": "base" if base else adapter, "max_tokens": max_tokens}
     given = {name: value for name, value in parameters.items() if value is not None}
     opening = [{"role": "system", "content": system}] if system else []
@@ -52,7 +52,9 @@ def chat(
                 if not sys.stdin.isatty():
                     raise
                 messages.pop()
-                make_console(stderr=True).print("That was not answered; the daemon's log may say why.", style="red")
+                make_console(stderr=True).print(
+                    "The message was not answered; the daemon's log may say why.", style="red"
+                )
             else:
                 messages.append({"role": "assistant", "content": answer["text"]})
 

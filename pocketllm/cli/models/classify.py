@@ -18,19 +18,19 @@ EPILOG = examples(
 @shared_options
 def classify(
     options: Common,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help='The text; "-" reads stdin.')],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='Text to classify; "-" reads stdin.')],
     label: Annotated[
         list[str] | None,
-        typer.Option(help="A label to choose from; give several. Default: those of the texts that you have added."),
+        typer.Option(help="Label to choose from; give at least two. Default: the labels of your texts."),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Ask the model as it was before it learned.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the base model, without an adapter.")] = False,
 ) -> None:
-    """Say which label a text has, with the probability of each.
+    """Classify a text: print each label with its probability.
 
-    Labels are learned from examples: `pocketllm add --jsonl FILE` with lines like {"text": "...", "label": "work"}.
+    Each label needs three examples: `pocketllm add --label work TEXT`, or --jsonl for many at once.
     """
     if label is not None and len(label) < 2:
-        raise UsageError("One label leaves no choice. Give --label twice or more.")
+        raise UsageError("Give --label at least twice.")
     words = read_stdin().removesuffix("\n") if text == "-" else from_argument(text)
     request: Document = {"text": words, "adapter": "base" if base else "serving"}
     with connected(options) as client:

@@ -24,30 +24,34 @@ EPILOG = examples(
 @shared_options
 def generate(
     options: Common,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What the text begins with; "-" reads stdin.')],
-    base: Annotated[bool, typer.Option("--base", help="Ask the model as it was before it learned.")] = False,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='Beginning of the text; "-" reads stdin.')],
+    base: Annotated[bool, typer.Option("--base", help="Use the base model, without an adapter.")] = False,
     adapter: Annotated[
-        str | None, typer.Option(metavar="ID", help="Ask a certain adapter; by default the one being served.")
+        str | None, typer.Option(metavar="ID", help="Use this adapter. Default: the one being served.")
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a message to be answered.")] = False,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is the likeliest text; more is freer.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Share of likely words to choose from.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a chat message.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 always takes the likeliest token; higher values vary more.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Sample from the likeliest tokens with this total probability.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer, in tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; can be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
     recall: Annotated[
-        bool, typer.Option("--recall", help="Let the model first read what your texts say about it.")
+        bool, typer.Option("--recall", help="Give the model matching passages of your texts first.")
     ] = False,
     stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Show words as they come, or the whole at the end.")
+        bool, typer.Option("--stream/--no-stream", help="Print tokens as they arrive, or the whole text at the end.")
     ] = True,
 ) -> None:
     """Continue a prompt with the personal model.
 
-    The first question loads the model, which takes a few seconds.
+    The first request loads the model, which takes a few seconds.
     """
     if base and adapter is not None:
-        raise UsageError("--base and --adapter exclude each other. Give one of them.")
+        raise UsageError("--base and --adapter exclude each other. Give only one.")
     words = read_stdin().removesuffix("\n") if prompt == "-" else from_argument(prompt)
     request: Document = {"messages": [{"role": "user", "content": words}]} if chat else {"prompt": words}
     parameters = {
@@ -70,7 +74,7 @@ def generate(
     from pocketllm.cli.texts.texts_view import one_line
 
     for one in answer["recalled"]:
-        console.print(f"It has read, of {one['text_id']}: {one_line(one['passage'])}", style="dim", soft_wrap=True)
+        console.print(f"Read in {one['text_id']}: {one_line(one['passage'])}", style="dim", soft_wrap=True)
     if console.is_terminal:
         console.print(facts(answer), style="dim")
 
@@ -117,5 +121,5 @@ def facts(answer: Document) -> str:
     speed = answer.get("tokens_per_second")
     parts = [model, f"{answer['completion_tokens']} tokens"]
     parts += [f"{speed:.1f} tokens/s"] if speed is not None else []
-    ending = "cut at --max-tokens" if answer["finish_reason"] == "length" else "ended by itself or --stop"
+    ending = "cut at --max-tokens" if answer["finish_reason"] == "length" else "ended by the model or --stop"
     return ", ".join([*parts, f"seed {answer['seed']}", ending])

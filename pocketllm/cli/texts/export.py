@@ -23,26 +23,24 @@ EPILOG = examples(
     "pocketllm export backup.jsonl",
     "pocketllm export backup.jsonl --force",
     "pocketllm export - | gzip > backup.jsonl.gz",
-    "pocketllm import backup.jsonl        reads it back",
+    "pocketllm import backup.jsonl        read it back",
 )
 
 
 @shared_options
 def export(
     options: Common,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help='The file to write, which only you may read; "-" is stdout.')
-    ],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help='File to write, readable only by you; "-" is stdout.')],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write every text to a file, newest first, a JSON object a line: what you gave, with its source.
+    """Write every text with its source to a file, newest first, one JSON object per line.
 
-    `pocketllm import FILE` reads it back, here or on another device; what is there already is not stored twice. What
-    was learned is not in it: see `pocketllm adapters export`.
+    `pocketllm import FILE` reads the file back, on this or another device; texts that are already stored are not
+    stored again. The file contains no adapters: `pocketllm adapters export` writes those.
     """
     if file == Path("-"):
         if options.json:
-            raise UsageError("--json writes a document to stdout, where the texts would go. Give the name of a file.")
+            raise UsageError("--json and the texts would both go to stdout. Give a file name.")
         with connected(options) as client:
             for line in lines(client):
                 typer.echo(line, nl=False)
@@ -67,7 +65,7 @@ def lines(client: "Client") -> Iterator[bytes]:
         except DaemonRefused as error:
             if after is None or error.status != NOT_FOUND:
                 raise
-            raise CommandError("A text was deleted in the middle of the export. Run it again.") from error
+            raise CommandError("A text was deleted during the export. Run it again.") from error
         for text in page["data"]:
             yield json.dumps(as_given(text), ensure_ascii=False).encode() + b"\n"
         after = page.get("next")

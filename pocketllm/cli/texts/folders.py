@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 60.0
 
 folders_app = typer.Typer(invoke_without_command=True)
-Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder.")]
+Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="Path of the folder.")]
 
 
 @folders_app.callback(epilog=examples("pocketllm folders", "pocketllm folders add ~/notes", "pocketllm folders --json"))
 @local_options
 def folders(options: Common, ctx: typer.Context) -> None:
-    """List the watched folders, whose notes, mail and chats are learned from, or add one.
+    """Manage the watched folders, whose notes, mail and chats the model learns from.
 
-    The daemon scans them every hour, and before a night's job. Without a command the list is shown.
+    The daemon scans them every hour, and before each job that it starts by itself. Without a command, lists them.
     """
     if ctx.invoked_subcommand is None:
         from pocketllm.daemon.folders import scans
@@ -44,12 +44,12 @@ def add_folder(
     options: Common,
     folder: Place,
     me: Me = None,
-    name: Annotated[str | None, typer.Option(help="The source of its texts; else the folder's own name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Source of its texts. Default: the folder's name.")] = None,
     as_written: AsWritten = False,
 ) -> None:
-    """Watch a folder: what is written there is learned, what is deleted there is forgotten.
+    """Watch a folder: learn what you write there, and forget what you delete there.
 
-    Hidden files, copies of sync programs, and what .pocketllmignore in it names (as .gitignore does) are not read.
+    Skips hidden files, copies made by sync programs, and files listed in its .pocketllmignore (.gitignore syntax).
     """
     from pocketllm.daemon.folders import WatchedFolder, watched_folders, write_folders
 
@@ -58,13 +58,13 @@ def add_folder(
         raise CommandError(f"There is no folder {path}.")
     source = name or path.name
     if not 1 <= len(source) <= MAX_SOURCE:
-        raise UsageError(f"--name has {len(source)} characters; give it 1 to {MAX_SOURCE}.")
+        raise UsageError(f"--name has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")
     data = data_folder(options)
     added = WatchedFolder(path=str(path), name=source, me=tuple(me or ()), as_written=as_written)
     others = [one for one in watched_folders(data) if one.path != added.path]
     for other in (Path(one.path) for one in others):
         if path.is_relative_to(other) or other.is_relative_to(path):
-            raise CommandError(f"One of {path} and {other} is in the other. Remove that one first.")
+            raise CommandError(f"{path} overlaps the watched folder {other}. Remove {other} first.")
     write_folders(data, [*others, added])
     scan_now(options, data)
 
@@ -72,14 +72,14 @@ def add_folder(
 @folders_app.command("remove", epilog=examples("pocketllm folders remove ~/notes"))
 @local_options
 def remove_folder(options: Common, folder: Place) -> None:
-    """Watch a folder no longer. What was learned from it stays; `pocketllm texts delete --folder` deletes its texts."""
+    """Stop watching a folder. Its texts stay; `pocketllm texts delete --source NAME` deletes them."""
     from pocketllm.daemon.folders import scans, watched_folders, write_folders
 
     data, path = data_folder(options), str(folder.expanduser().resolve())
     watched = watched_folders(data)
     kept = [one for one in watched if one.path != path]
     if len(kept) == len(watched):
-        raise CommandError(f"{path} is not watched. `pocketllm folders` lists those that are.")
+        raise CommandError(f"{path} is not watched. `pocketllm folders` lists the watched folders.")
     write_folders(data, kept)
     show_scans(options, scans(data))
 
@@ -88,11 +88,9 @@ def remove_folder(options: Common, folder: Place) -> None:
 @local_options
 def scan_folders(
     options: Common,
-    forget: Annotated[
-        bool, typer.Option("--forget", help="Forget the files that are gone, however many they are.")
-    ] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Forget the missing files, however many there are.")] = False,
 ) -> None:
-    """Scan the watched folders now, not within the hour."""
+    """Scan the watched folders now."""
     scan_now(options, data_folder(options), forget=forget)
 
 
@@ -106,7 +104,7 @@ def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> No
 
     with locked(data.scan_lock, wait_seconds=PATIENCE_SECONDS) as acquired:
         if not acquired:
-            raise CommandError("Another scan is under way. Try again in a minute.")
+            raise CommandError("Another scan is running. Try again in a minute.")
         store = Store.open(data.database)
         try:
             with make_console(stderr=True).status("Scanning ...") as status:
@@ -137,7 +135,7 @@ def scans_table(found: "Sequence[Scan]") -> "RenderableType":
     from pocketllm.cli.views import age_text, printable
 
     if not found:
-        return Text("No folder is watched. `pocketllm folders add ~/notes` watches one.")
+        return Text("No folder is watched. Add one: `pocketllm folders add ~/notes`.")
     table = Table("Folder", "Texts", "Scanned", box=None, pad_edge=False, header_style="bold")
     for one in found:
         at = one.scanned_at.isoformat() if one.scanned_at else None
@@ -156,9 +154,9 @@ def troubles(one: "Scan") -> Iterator[str]:
         yield f"{one.unreadable:,} files or folders in it cannot be opened."
     if one.nobodys:
         said = f"{printable(one.nobodys[0])}{' and others' if one.nobodys[1:] else ''}"
-        yield f"Who are you in {said}? Add the folder again with --me NAME."
+        yield f"None of the names in {said} is yours. Add the folder again with --me NAME."
     if one.vanished:
-        yield f"{one.vanished:,} files are gone at once. `pocketllm folders scan --forget` forgets what was in them."
+        yield f"{one.vanished:,} files are missing. If you deleted them: `pocketllm folders scan --forget`."
 
 
 def data_folder(options: Common) -> "DataFolder":

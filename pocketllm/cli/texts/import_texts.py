@@ -30,12 +30,12 @@ Me = Annotated[
     typer.Option(
         "--me",
         metavar="NAME",
-        help="Your name in a chat, or your address in mail; may be given several times. Only what you wrote is "
-        "learned: messages as answers to what stands before them, mails as texts.",
+        help="Your name in chats or your address in mail; can be repeated. Only what you wrote is learned: chat "
+        "messages as answers to the messages before them, mails as texts.",
     ),
 ]
 AsWritten = Annotated[
-    bool, typer.Option("--as-written", help="Keep the mark-up of Markdown notes: else only their prose is learned.")
+    bool, typer.Option("--as-written", help="Keep the markup of Markdown notes instead of only their prose.")
 ]
 
 
@@ -44,28 +44,30 @@ def import_texts(
     options: Common,
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Files, or folders that are read with all folders in them."),
+        typer.Argument(metavar="PATH...", help="Files, or folders to read with their subfolders."),
     ],
     me: Me = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count what would be imported, and send nothing. Needs no daemon.")
+        bool, typer.Option("--dry-run", help="Count what would be imported without sending it. Needs no daemon.")
     ] = False,
     kind: Annotated[
-        Kind | None, typer.Option("--format", help="What the files are; it is seen by looking unless you say it.")
+        Kind | None, typer.Option("--format", help="Format of the files. Default: detected for each file.")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Where the words come from; else the kind and name of each file, or what its lines say."),
+        typer.Option(
+            help="Source of the texts. Default: the source in the file's lines, else the file's kind and name."
+        ),
     ] = None,
     as_written: AsWritten = False,
 ) -> None:
-    """Import what you have written: folders of notes, mailboxes, chat exports, or what `export` wrote.
+    """Import your writing: notes, mail, chat exports, or a file from `pocketllm export`.
 
-    Read are Markdown, text and HTML notes; mbox and .eml; exports of WhatsApp, Telegram, ChatGPT, Claude; lists of
-    messages in JSON, JSON lines or CSV (Slack, Discord, Messenger); and PocketLLM's own JSON lines.
+    Reads Markdown, text and HTML notes; mbox and .eml mail; exports from WhatsApp, Telegram, ChatGPT and Claude;
+    messages in JSON, JSON Lines or CSV (Slack, Discord, Messenger); and PocketLLM's own JSON Lines.
 
-    What is hidden, no text, or of no known kind is left out and counted. The words stay on this device. The same text
-    twice is stored once, so running a command again does no harm, and goes on where one was stopped.
+    Hidden files, files without text and unknown formats are skipped and counted. The texts stay on this device. A text
+    that is already stored is not stored again, so you can repeat an import or resume an interrupted one.
     """
     from pocketllm.cli.texts.sending import counted, send
     from pocketllm.readers.gathering import Tally, gather
@@ -93,7 +95,7 @@ def check(paths: list[Path], source: str | None) -> None:
         if not path.exists() and not path.is_symlink():
             raise CommandError(f"There is no file or folder {path}.")
     if source is not None and not 1 <= len(source) <= MAX_SOURCE:
-        raise UsageError(f"--source has {len(source)} characters; give it 1 to {MAX_SOURCE}.")
+        raise UsageError(f"--source has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")
 
 
 def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
@@ -104,7 +106,7 @@ def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
     if tally.writers:
         raise CommandError(who_are_you(tally))
     if not tally.texts:
-        raise CommandError("Nothing to import: there is no text of yours in what was named.")
+        raise CommandError("Nothing to import: no text of yours was found.")
 
 
 def who_are_you(tally: "Tally") -> str:
@@ -114,6 +116,6 @@ def who_are_you(tally: "Tally") -> str:
     who = ", ".join(named) + (f" and {more:,} more" if more > 0 else "")
     files = tally.ownerless[0] + (f" and {len(tally.ownerless) - 1:,} more" if len(tally.ownerless) > 1 else "")
     return (
-        f"Who of these are you? In {files} these wrote (with how many messages): {who}. Run it again with "
-        "--me NAME, to learn what NAME wrote; --me may be given several times."
+        f"Which of these are you? Writers in {files}, with their number of messages: {who}. Run it again with "
+        "--me NAME to learn what NAME wrote; --me can be repeated."
     )

@@ -18,7 +18,7 @@ def import_view(tally: Tally, sent: Document) -> RenderableType:
     if tally.kinds:
         parts.append(kinds_table(tally))
     if tally.skipped:
-        parts += [Text("Left out", style="bold"), *skipped_lines(tally)]
+        parts += [Text("Skipped", style="bold"), *skipped_lines(tally)]
     parts.append(Text(outcome_text(tally, sent)))
     return Group(*parts)
 
@@ -32,7 +32,7 @@ def kinds_table(tally: Tally) -> Table:
     for kind, count in sorted(tally.kinds.items()):
         table.add_row(kind.value, f"{count.files:,}", f"{count.texts:,}", f"{count.words:,}")
     if len(tally.kinds) > 1:
-        table.add_row("all", f"{tally.files:,}", f"{tally.texts:,}", f"{tally.words:,}", style="bold")
+        table.add_row("total", f"{tally.files:,}", f"{tally.texts:,}", f"{tally.words:,}", style="bold")
     return table
 
 
@@ -55,5 +55,5 @@ def outcome_text(tally: Tally, sent: Document) -> str:
     """Return what became of the texts, in a sentence."""
     if sent.get("dry_run"):
         noun = "text" if tally.texts == 1 else "texts"
-        return f"A dry run: {tally.texts:,} {noun} with {tally.words:,} words were found, none was sent."
+        return f"Dry run: found {tally.texts:,} {noun} with {tally.words:,} words, sent none."
     return added_text(sent)

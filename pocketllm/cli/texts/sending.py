@@ -52,8 +52,8 @@ def send(options: Common, texts: Iterable[Text], skip: Skip | None = None) -> Do
 def stored_so_far(sent: Document) -> str:
     """Return how many texts are stored, and how to go on."""
     return (
-        f"{len(sent['ids']):,} texts are stored; run the same command again for the rest (what is stored already "
-        "counts as a duplicate)."
+        f"{len(sent['ids']):,} texts are stored; run the same command again for the rest (stored texts count as "
+        "duplicates)."
     )
 
 
@@ -64,7 +64,7 @@ def batches(texts: Iterable[Text], skip: Skip | None) -> Iterator[list[Text]]:
     for text in texts:
         size = request_bytes(text)
         if size > REQUEST_BYTES:
-            reject(text.place, "longer than any request may be", skip)
+            reject(text.place, "too long for one request", skip)
             continue
         if batch and (total + size > BATCH_BYTES or len(batch) == BATCH_TEXTS):
             yield batch
@@ -94,7 +94,7 @@ def store(client: "Client", batch: list[Text], sent: Document, skip: Skip | None
                 raise DaemonRefused(error.document | {"detail": f"{place}: {reason}"}) from error
             sent["refused"] += 1
             if sent["refused"] > MAX_REFUSED:
-                raise CommandError(f"{place}: {reason} More than {MAX_REFUSED} texts were refused.") from error
+                raise CommandError(f"{place}: {reason} Stopped after more than {MAX_REFUSED} refused texts.") from error
             skip(f"refused by the daemon: {reason}", place)
             batch = batch[: number - 1] + batch[number:]
         else:
@@ -106,7 +106,7 @@ def store(client: "Client", batch: list[Text], sent: Document, skip: Skip | None
 def reject(place: str, reason: str, skip: Skip | None) -> None:
     """Pass a text that cannot be sent to `skip`. Raises CommandError without it."""
     if skip is None:
-        raise CommandError(f"{place}: {reason}. Cut it up into several texts (`--split` makes one of each paragraph).")
+        raise CommandError(f"{place}: {reason}. Split it into several texts (`--split` makes one per paragraph).")
     skip(reason, place)
 
 
@@ -121,7 +121,7 @@ def added_text(sent: Document) -> str:
     created, duplicates = sent["created"], sent["duplicates"]
     sentence = f"Added {created:,} {'text' if created == 1 else 'texts'}."
     if duplicates:
-        sentence += f" {duplicates:,} {'was' if duplicates == 1 else 'were'} known already."
+        sentence += f" {duplicates:,} {'was' if duplicates == 1 else 'were'} already stored."
     return sentence
 
 

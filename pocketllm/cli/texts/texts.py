@@ -14,9 +14,7 @@ from pocketllm.daemon.paths import DataFolder
 DEFAULT_LIMIT = 20
 MAX_LISTED = 500  # the most that the daemon gives in a page
 
-TextId = Annotated[
-    str, typer.Argument(metavar="ID", help="The text's id, as `pocketllm texts` shows it, or its beginning.")
-]
+TextId = Annotated[str, typer.Argument(metavar="ID", help="Text id or its first characters; see `pocketllm texts`.")]
 
 texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 
@@ -33,7 +31,7 @@ texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 )
 @texts_app.command(
     "list",
-    help="List the texts, newest first, each with how it begins.",
+    help="List the texts with their first words, newest first.",
     epilog=examples(
         "pocketllm texts list --limit 100", "pocketllm texts list --after ID", "pocketllm texts list --json"
     ),
@@ -42,18 +40,18 @@ texts_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 def texts(
     options: Common,
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, max=MAX_LISTED, help="How many texts to show.")] = DEFAULT_LIMIT,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LISTED, help="Number of texts to show.")] = DEFAULT_LIMIT,
     after: Annotated[
-        str | None, typer.Option(metavar="ID", help="Begin behind this text, which was the last of the page before.")
+        str | None, typer.Option(metavar="ID", help="Start after this text, the last one of the previous page.")
     ] = None,
     query: Annotated[
         str | None,
-        typer.Option("--query", metavar="WORDS", help="Show texts that have these words, the best first."),
+        typer.Option("--query", metavar="WORDS", help="Show texts that contain any of these words, best match first."),
     ] = None,
 ) -> None:
-    """List the texts, show one (`pocketllm texts ID`) or delete some.
+    """List, show (`pocketllm texts ID`) or delete texts.
 
-    Without a command the list is shown. All of them go into a file with `pocketllm export`.
+    Without a command, lists them. `pocketllm export` writes them all to a file.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -69,7 +67,7 @@ def texts(
 )
 @shared_options
 def show_text(options: Common, text_id: TextId) -> None:
-    """Show one text, all of it."""
+    """Show a whole text."""
     from pocketllm.cli.texts.texts_view import text_details
 
     with connected(options) as client:
@@ -87,30 +85,30 @@ def show_text(options: Common, text_id: TextId) -> None:
 def delete_texts(
     options: Common,
     text_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="The ids, as `pocketllm texts` shows them.")
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Text ids; see `pocketllm texts`.")
     ] = None,
-    source: Annotated[str, typer.Option(help="All texts of this source.")] = "",
-    app: Annotated[str, typer.Option(metavar="NAME", help="All texts that this app alone has sent.")] = "",
-    folder: Annotated[Path | None, typer.Option(help="All texts of the source of this watched folder.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, whatever it costs.")] = False,
+    source: Annotated[str, typer.Option(help="Delete every text from this source.")] = "",
+    app: Annotated[str, typer.Option(metavar="NAME", help="Delete every text that only this app sent.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Delete every text from this watched folder's source.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete texts, all or none; their bytes are overwritten on disk.
+    """Delete texts, all or none, and overwrite their bytes on disk.
 
-    The adapters that have learned them are no longer served, and a job is queued to learn again what is left. Where
-    that is so, or several are deleted together, the command says how many and what it costs, and asks.
+    Adapters that learned from the texts are no longer served, and a job is queued to train again on the rest. If an
+    adapter is affected, or you use --source, --app or --folder, the command shows the cost and asks for confirmation.
     """
     if folder is not None:
         source = source_of(folder, options)
     if sum(map(bool, (text_ids, source, app))) != 1:
-        raise UsageError("Say what to delete: ids, or one of --source, --app and --folder.")
+        raise UsageError("Give ids, or one of --source, --app and --folder.")
     which = {"source": source, "app": app}
     with connected(options) as client:
         cost = client.deletion_cost(text_ids or (), **which)
         said = (f"{cost['texts']:,} texts. " * bool(source or app) + cost["summary"]).strip()
         if said and not yes:
             if options.json:
-                raise UsageError(f"{said} Give --yes to delete it all the same.")
-            typer.confirm(f"{said} Delete it?", abort=True)
+                raise UsageError(f"{said} Give --yes to delete anyway.")
+            typer.confirm(f"{said} Delete?", abort=True)
         receipt = client.delete_texts(text_ids or (), **which)
     show(options, receipt, receipt["summary"])
 
@@ -123,4 +121,4 @@ def source_of(folder: Path, options: Common) -> str:
     for one in watched_folders(DataFolder(options.data_dir or configured_data_dir())):
         if one.path == path:
             return one.name
-    raise CommandError(f"{path} is not watched. Name its texts with --source, as `pocketllm texts` shows it.")
+    raise CommandError(f"{path} is not watched. Give its source with --source; `pocketllm texts` shows the sources.")

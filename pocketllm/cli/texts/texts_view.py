@@ -15,9 +15,9 @@ def texts_table(page: Document, *, width: int, now: datetime, query: str | None 
     """Return a page of texts, in their order, in a table that fits `width` columns. query: what was searched for."""
     texts = page["data"]
     if not texts and query is not None:
-        return Text("No text has these words.")
+        return Text("No text contains any of these words.")
     if not texts:
-        return Text("No texts here. Give the model something to learn with `pocketllm add` or `pocketllm import`.")
+        return Text("No texts. Add some with `pocketllm add` or `pocketllm import`.")
     wide = width >= NARROW_COLUMNS
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Text", no_wrap=True, min_width=max(len(text["id"]) for text in texts))  # to be copied
@@ -33,7 +33,7 @@ def texts_table(page: Document, *, width: int, now: datetime, query: str | None 
             row += [Text(str(text["kind"])), Text(one_line(text["source"])), Text(f"{text['words']:,}")]
         table.add_row(*row, Text(one_line(beginning(text))), age_text(text.get("created_at"), now))
     last = texts[-1]["id"]
-    more = [Text(f"Older ones: pocketllm texts --after {last}", style="dim")] if page.get("has_more") else []
+    more = [Text(f"Next page: pocketllm texts --after {last}", style="dim")] if page.get("has_more") else []
     return Group(table, *more)
 
 
@@ -54,8 +54,8 @@ def text_details(text: Document, now: datetime) -> RenderableType:
     grid.add_row("Kind", str(text["kind"]))
     grid.add_row("Source", Text(one_line(text["source"])))
     grid.add_row("Words", f"{text['words']:,}")
-    grid.add_row("Kept aside", "yes: it measures what was learned" if text["held_out"] else "no")
-    grid.add_row("Came in", f"{text['created_at']} ({age_text(text['created_at'], now)})")
+    grid.add_row("Held out", "yes, to measure what was learned" if text["held_out"] else "no")
+    grid.add_row("Added", f"{text['created_at']} ({age_text(text['created_at'], now)})")
     if text.get("label") is not None:
         grid.add_row("Label", Text(printable(text["label"])))
     head = Panel(grid, title=f"Text {text['id']}", title_align="left", expand=False)

@@ -120,7 +120,7 @@ def test_by_the_command_line(tmp_path: Path) -> None:
         said = run(*export).stdout
         assert f"-m BASE.gguf --lora {out / 'adapter-1.gguf'}" in said
         again = run(*export)
-        assert again.exit_code == 2 and "is there already" in again.stderr
+        assert again.exit_code == 2 and "already exists" in again.stderr
         (out / "adapter-1.gguf").unlink()
         assert run("adapters", "export", "adapter-1", "--to", str(tmp_path / "peft")).exit_code == 0
         assert equal(load_adapter(tmp_path / "peft" / "adapter-1"), adapter)

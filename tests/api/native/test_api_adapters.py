@@ -83,7 +83,7 @@ def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
     assert roll_back(api, model="tiny")["serving"] is None
     assert api.get("/status").json()["model"]["adapter"] is None
     refused = assert_problem(api.post("/adapters/rollback"), 409, "wrong_state")
-    assert "the base model is served already" in refused["detail"]
+    assert "the base model tiny is already served" in refused["detail"]
     again = api.post("/adapters/adapter-1/serve").json()
     assert (again["was"], again["serving"]) == (None, "adapter-1")
 
@@ -171,7 +171,7 @@ def test_an_adapter_is_deleted_with_its_files(api: InProcessApp) -> None:
     folder = api.services.folder.adapter("a2")
     refused = api.delete("/adapters/a2")
     assert "pocketllm rollback" in assert_problem(refused, 409, "wrong_state")["detail"]
-    assert "a2 was made from a1" in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
+    assert "a2 started from a1" in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
     roll_back(api)
     assert api.delete("/adapters/a2").status_code == 204
     assert not folder.exists()

@@ -51,11 +51,11 @@ def test_the_cost_is_told_before_and_changes_nothing(api: InProcessApp) -> None:
     cost = api.get("/deletions/cost", params={"id": [second]}).json()
     assert (cost["adapters"], cost["serving"]) == (["adapter-1"], "adapter-0")
     assert cost["summary"] == (
-        "adapter-1 learned from that. Until what is left is learned again, which begins at once, adapter-0 is served."
+        "adapter-1 learned from it. adapter-0 is served until a job, queued at once, has trained on what remains."
     )
     both = api.get("/deletions/cost", params={"id": [first, second]}).json()
     assert (both["adapters"], both["serving"]) == (["adapter-0", "adapter-1"], None)
-    assert "the base model is served" in both["summary"]
+    assert "The base model is served" in both["summary"]
     assert api.get("/deletions/cost", params={"source": "test"}).json() == both | {"texts": 3}
     for free in ({"id": new}, {"source": "new"}, {"app": "none"}, {}):
         assert api.get("/deletions/cost", params=free).json()["summary"] == ""
@@ -72,7 +72,7 @@ def test_the_cost_of_what_is_not_served_takes_nothing_away(api: InProcessApp) ->
         "texts": 1,
         "adapters": ["adapter-1"],
         "serving": "adapter-0",
-        "summary": "adapter-1 learned from that.",
+        "summary": "adapter-1 learned from it.",
     }
 
 
@@ -93,7 +93,7 @@ def test_what_is_left_is_learned_again_whatever_another_job_does(api: InProcessA
     assert receipt["adapters"] == ["adapter-1"] and receipt["serving"] == "adapter-0"
     assert receipt["job"] not in (None, other) and receipt["job_state"] == "queued"
     assert receipt["summary"] == (
-        f"Deleted 1 text. Served is now adapter-0. {receipt['job']} learns again what is left."
+        f"Deleted 1 text. adapter-0 is now served. {receipt['job']} trains on the remaining texts."
     )
     assert api.delete(f"/texts/{first}").json()["deletion"]["serving"] is None
 
@@ -116,7 +116,7 @@ def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessA
     assert serving(api) == "adapter-0"
     for withdrawn in ("adapter-1", "adapter-2"):
         refused = assert_problem(api.post(f"/adapters/{withdrawn}/serve"), 409, "has_deleted_text")
-        assert "has learned text that was deleted since" in refused["detail"] and "--yes" in refused["detail"]
+        assert "was trained on text that was deleted since" in refused["detail"] and "--yes" in refused["detail"]
     assert serving(api) == "adapter-0"
     assert api.post("/adapters/adapter-2/serve?deleted_text=true").json()["serving"] == "adapter-2"
     rolled_back = api.post("/adapters/rollback").json()

@@ -98,7 +98,7 @@ def test_odd_completions_come_out_as_they_went_in(api: InProcessApp) -> None:
         assert (item["text"], item["completion"]) == (words, words)
 
 
-TOGETHER = "it does not go together with"
+TOGETHER = "cannot be combined with"
 FAULTY = [
     pytest.param({"prompt": "a"}, "completion: Field required", "completion", id="prompt alone"),
     pytest.param({"completion": "a"}, "prompt: Field required", "prompt", id="completion alone"),
@@ -111,11 +111,11 @@ FAULTY = [
     pytest.param({"prompt": "a", "completion": None}, "valid string (got None)", "completion", id="null"),
     pytest.param({"text": "a", "label": None}, "valid string (got None)", "label", id="null as label"),
     pytest.param({"text": "a", "label": ["positive"]}, "valid string", "label", id="list as label"),
-    pytest.param({"text": "a", "prompt": "b"}, f"prompt: {TOGETHER} text", "prompt", id="text and prompt"),
-    pytest.param({"text": "a", "completion": "b"}, f"completion: {TOGETHER} text", "completion", id="with text"),
+    pytest.param({"text": "a", "prompt": "b"}, f"prompt {TOGETHER} text", "prompt", id="text and prompt"),
+    pytest.param({"text": "a", "completion": "b"}, f"completion {TOGETHER} text", "completion", id="with text"),
     pytest.param(
         {"prompt": "a", "completion": "b", "label": "positive"},
-        f"completion: {TOGETHER} label",
+        f"completion {TOGETHER} label",
         "completion",
         id="completion and label",
     ),

@@ -312,9 +312,9 @@ def test_a_finished_job_cannot_be_withdrawn(api: InProcessApp) -> None:
 @pytest.mark.parametrize(
     ("now", "reasons"),
     [
-        (False, ["not on external power", "battery 20 % is under 40 %"]),
+        (False, ["not on external power", "battery 20 % is below 40 %"]),
         # 'Now' does not wait for the charger, but it does not drain the battery either.
-        (True, ["battery 20 % is under 30 %"]),
+        (True, ["battery 20 % is below 30 %"]),
     ],
 )
 def test_a_job_that_waits_says_why(api: InProcessApp, now: bool, reasons: list[str]) -> None:
@@ -355,7 +355,7 @@ def test_a_crash_is_told_and_tried_again(api: InProcessApp) -> None:
     api.runner.ends(1, "MemoryError")
     api.tick()
     assert ((document := job(api, identity))["state"], document["attempts"]) == ("paused", 1)
-    assert document["reasons"][0].startswith("the worker ended with code 1: MemoryError; next try at 12:00:")
+    assert document["reasons"][0].startswith("the worker exited with code 1: MemoryError; next try at 12:00:")
     assert api.get("/status").json()["training"]["blockers"][0]["until"] == "2026-03-01T12:00:19Z"
     for _ in range(3):
         api.tick(600)
@@ -363,7 +363,7 @@ def test_a_crash_is_told_and_tried_again(api: InProcessApp) -> None:
         api.tick()
     document = job(api, identity)
     assert document["state"] == "failed"
-    assert "MemoryError; given up after 4 times" in document["error"]
+    assert "MemoryError; gave up after 4 crashes" in document["error"]
     assert_problem(api.post(f"/jobs/{identity}/cancel"), 409, "wrong_state")
 
 

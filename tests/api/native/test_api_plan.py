@@ -94,7 +94,7 @@ def test_why_a_method_cannot_be_is_told(api: InProcessApp) -> None:
     document = plan(api, mode="full")
     assert document["method"] == "mezo"
     [reason] = [one["reason"] for one in document["alternatives"] if one["method"] == "exact"]
-    assert reason.startswith("Exact gradients are of an adapter's factors (mode lora).")
+    assert reason.startswith("Exact gradients train an adapter only (mode lora).")
 
 
 def test_nothing_is_queued(api: InProcessApp) -> None:

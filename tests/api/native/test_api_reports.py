@@ -113,7 +113,7 @@ def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
     assert detail["report"] is None and detail["curve"] == {"held_out": [], "training": []}
     response = api.get(f"/jobs/{identity}/report")
     document = assert_problem(response, 409, "not_yet")
-    assert "is queued" in document["detail"] and "Ask again" in document["detail"]
+    assert "is queued" in document["detail"] and "Try again" in document["detail"]
     assert response.headers["retry-after"] and "x-should-retry" not in response.headers
 
 

@@ -103,7 +103,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Pat
             },
             {
                 "name": "battery",
-                "message": "battery 20 % is under 40 %",
+                "message": "battery 20 % is below 40 %",
                 "value": 20.0,
                 "threshold": 40.0,
                 "unit": "%",
@@ -112,7 +112,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Pat
             },
             {
                 "name": "memory",
-                "message": "500 MB of memory available, under 700 MB",
+                "message": "available memory 500 MB is below 700 MB",
                 "value": 5e8,
                 "threshold": 7e8,
                 "unit": "bytes",

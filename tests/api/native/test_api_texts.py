@@ -214,8 +214,8 @@ def test_one_faulty_text_keeps_all_of_them_out(api: InProcessApp, faulty: Any, s
         pytest.param(b"[" * 100_000, "application/json", "recursion limit", id="deep"),
         pytest.param(b'{"text": "\\ud800"}', "application/json", "not valid JSON", id="half of a surrogate pair"),
         pytest.param(b'{"text": "a\\udc00b"}', NDJSON, "line 1: ", id="its other half"),
-        pytest.param(b"[]", "application/json", "no text in the body", id="empty list"),
-        pytest.param(b"\n \n", NDJSON, "no text in the body", id="no lines"),
+        pytest.param(b"[]", "application/json", "contains no text", id="empty list"),
+        pytest.param(b"\n \n", NDJSON, "contains no text", id="no lines"),
         pytest.param(b'{"text": "a"}\n\n{"text": "b"\n{"text": "c"}', NDJSON, "line 3: This is not", id="bad line"),
         pytest.param(b'{"text": "a"} {"text": "b"}', NDJSON, "line 1: ", id="two in a line"),
         pytest.param(b'{"text": "caf\xe9"}', "application/json", "byte 13 is 0xe9. Send UTF-8", id="Latin-1"),
@@ -391,7 +391,7 @@ def test_the_beginning_of_an_id_is_enough_where_no_other_begins_like_it(api: InP
     short = next(chosen[:size] for size in range(5, 29) if sum(one.startswith(chosen[:size]) for one in ids) == 1)
     assert api.get(f"/texts/{short}").json()["id"] == chosen
     several = assert_problem(api.get(f"/texts/{short[:-1]}"), 404, "not_found")
-    assert "Give more of it" in several["detail"]
+    assert "Give more characters" in several["detail"]
     assert_problem(api.get(f"/texts/{chosen[5:]}"), 404, "not_found")
     assert api.delete(f"/texts/{short}").json()["id"] == chosen
     assert_problem(api.get(f"/texts/{short}"), 404, "not_found")

@@ -130,7 +130,7 @@ def test_an_app_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) ->
         token, other = token_for(api, "admin"), token_for(api, "admin", name="other")
         assert [api.get("/texts", token=token).status_code for _ in range(3)] == [200, 200, 429]
         refused = api.get("/texts", token=token)
-        assert "'notes' asks too often" in assert_problem(refused, 429, "too_often")["detail"]
+        assert "'notes' sends too many requests" in assert_problem(refused, 429, "too_often")["detail"]
         assert refused.headers["retry-after"] == "5"
         assert api.get("/texts", token=other).status_code == 200, "others are not held up by it"
         assert {api.get("/texts", token=TOKEN).status_code for _ in range(9)} == {200}, "nor is the owner"

@@ -55,20 +55,20 @@ def learned(api: InProcessApp) -> str:
 
 
 BAD = {
-    "nothing": (b"", "There is no text in the body"),
-    "blank lines": (b"\n \n", "There is no text in the body"),
+    "nothing": (b"", "The body contains no text"),
+    "blank lines": (b"\n \n", "The body contains no text"),
     "no JSON": (b'{"text": "a"}\n{"text": \n', "line 2: This is not valid JSON"),
-    "no object": (b'{"text": "a"}\n\n[1]\n', "line 3: This is no JSON object"),
-    "unknown fields": (b'{"input": "a"}', "line 1: There is nothing to learn in it"),
-    "two kinds": (b'{"text": "a", "messages": []}', "line 1: messages: it does not go together with text"),
+    "no object": (b'{"text": "a"}\n\n[1]\n', "line 3: This is not a JSON object"),
+    "unknown fields": (b'{"input": "a"}', "line 1: There is no text to train on"),
+    "two kinds": (b'{"text": "a", "messages": []}', "line 1: messages cannot be combined with text"),
     "no messages": (b'{"messages": []}', "line 1: messages: "),
     "nothing to learn": (
         b'{"messages": [{"role": "user", "content": "a"}]}',
-        "line 1: messages: none of the messages is an assistant's with words to learn",
+        "line 1: messages: no assistant message has words to train on",
     ),
     "weight zero": (
         b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}',
-        "line 1: messages: none of the messages is an assistant's with words to learn",
+        "line 1: messages: no assistant message has words to train on",
     ),
     "an unknown role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "line 1: role: "),
     "messages of text": (b'{"messages": "a"}', "line 1: messages: Input should be a valid list"),
@@ -142,7 +142,7 @@ def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
     body = {"model": "pocketllm:latest", "training_file": file["id"]}
     refused = api.request("POST", "/v1/fine_tuning/jobs", json=body)
-    assert "uploaded for user_data" in assert_problem(refused, 422, "invalid_value")["detail"]
+    assert "has the purpose user_data" in assert_problem(refused, 422, "invalid_value")["detail"]
     assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
 
 
@@ -221,9 +221,9 @@ def test_what_does_not_apply_is_named(api: InProcessApp) -> None:
         service_tier="flex",
     )["warnings"]
     assert said == [
-        "service_tier is not known here",
-        "learning_rate_multiplier is ignored: the step length is measured, not set",
-        "integrations are ignored: nobody else is told",
+        "service_tier is ignored: it is unknown",
+        "learning_rate_multiplier is ignored: the daemon sets the learning rate",
+        "integrations are ignored: no other service is notified",
     ]
 
 

@@ -128,7 +128,7 @@ def test_what_are_no_tokens(trained: TrainedDaemon, prompt: object) -> None:
 def test_tokens_that_this_model_has_not(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": [5, 100_000], "max_tokens": 1}
     document = assert_problem(trained.daemon.client.post("/v1/completions", json=given), 422, "bad_generation")
-    assert "100000 is no token of this model" in document["detail"]
+    assert "100000 is not a token of this model" in document["detail"]
 
 
 def test_in_a_stream_there_are_no_scores_and_it_says_so(trained: TrainedDaemon) -> None:

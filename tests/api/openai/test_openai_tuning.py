@@ -173,5 +173,5 @@ def test_a_fine_tuned_model_is_deleted(daemon: Daemon) -> None:
         names = [model.id for model in client.models.list() if model.id.startswith("ft:tiny:pocketllm:openai")]
         assert client.models.delete(names[0]).deleted
         assert names[0] not in [model.id for model in client.models.list()]
-        with pytest.raises(openai.ConflictError, match="no fine-tuned model"):
+        with pytest.raises(openai.ConflictError, match="not the name of a fine-tuned model"):
             client.models.delete(BASE)

@@ -91,6 +91,6 @@ def test_what_nobody_expected_is_an_answer_too(api: InProcessApp, caplog: pytest
         response = api.get("/status")
     document = assert_problem(response, 500, "internal_error")
     assert response.headers["connection"] == "close"
-    assert "its log says what" in document["detail"]
+    assert "log has the details" in document["detail"]
     assert "NoneType" not in json.dumps(document)
     assert api.get("/health").status_code == 200

@@ -44,7 +44,7 @@ HALF = "\\ud83d"  # half of a pair
         ("/v1/completions", '{"model": "m", "prompt": [' + "-1," * 100_000 + "-1]}", None, "prompt."),
         ("/v1/completions", '{"model": "m", "prompt": [' + "1," * 200_000 + "1]}", None, "at most 100000 items"),
         ("/v1/chat/completions", f'{{"model": "{HALF}", "messages": []}}', None, "not valid JSON"),
-        ("/jobs", json.dumps(dict.fromkeys(map(str, range(MAX_FIELDS + 1)), 0)), None, f"the most are {MAX_FIELDS}"),
+        ("/jobs", json.dumps(dict.fromkeys(map(str, range(MAX_FIELDS + 1)), 0)), None, f"at most {MAX_FIELDS} are"),
         ("/jobs", '{"now": 1}', "now", "valid boolean"),
         ("/status/what-if", '{"readings": {"battery": NaN}}', "readings.battery", "finite number"),
         ("/status/what-if", '{"readings": {"battery": 1e400}}', "readings.battery", "finite number"),

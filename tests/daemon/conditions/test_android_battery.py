@@ -171,7 +171,7 @@ def readings(command: str, seconds: float = 9.0) -> dict[str, Reading]:
 
     def look() -> dict[str, Reading] | None:
         found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensors)}
-        return None if any(reading.reason == "it has not answered yet" for reading in found.values()) else found
+        return None if any(reading.reason == "no answer yet" for reading in found.values()) else found
 
     return eventually(look, "an answer", seconds=20)
 
@@ -192,11 +192,11 @@ def test_a_real_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("sleep 600", "has not answered within 0.3 s"),
-        ("exit 1", "ended with code 1"),
-        ("kill -9 $$", "ended with code -9"),
-        ("echo The Termux:API app is not installed", "did not answer in JSON"),
-        ("true", "did not answer in JSON"),
+        ("sleep 600", "did not answer within 0.3 s"),
+        ("exit 1", "exited with code 1"),
+        ("kill -9 $$", "exited with code -9"),
+        ("echo The Termux:API app is not installed", "did not return JSON"),
+        ("true", "did not return JSON"),
     ],
 )
 def test_a_real_command_that_fails(tmp_path: Path, script: str, reason: str) -> None:

@@ -50,7 +50,7 @@ def test_dumpsys_without_the_permission() -> None:
 def answer(sensor: Sensor) -> Reading:
     """Its first real answer."""
     first = sensor.read(NOW)
-    assert first.reason == "it has not answered yet"
+    assert first.reason == "no answer yet"
 
     def look() -> Reading | None:
         found = sensor.read(NOW)

@@ -23,7 +23,7 @@ def read(places: Places, folder: Path) -> dict[str, Reading]:
 
     def look() -> dict[str, Reading] | None:
         found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensor_set.sensors)}
-        return None if any(one.reason == "it has not answered yet" for one in found.values()) else found
+        return None if any(one.reason == "no answer yet" for one in found.values()) else found
 
     return eventually(look, "all answers", seconds=20)
 

@@ -41,18 +41,18 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     ),
     # Battery: 40 to start, 30 to go on.
     "battery at the level to start": (World(battery=40.0), []),
-    "battery under the level to start": (World(battery=39.0), ["battery 39 % is under 40 %"]),
+    "battery under the level to start": (World(battery=39.0), ["battery 39 % is below 40 %"]),
     "battery under the level to start while running": (World(battery=39.0, running=True), []),
     "battery at the level to go on": (World(battery=30.0, running=True), []),
-    "battery under the level to go on": (World(battery=29.0, running=True), ["battery 29 % is under 30 %"]),
+    "battery under the level to go on": (World(battery=29.0, running=True), ["battery 29 % is below 30 %"]),
     "low battery, 'now', charging": (World(battery=5.0, immediate=True), []),
     "low battery, 'now', not charging": (
         World(battery=29.0, immediate=True, power=False),
-        ["battery 29 % is under 30 %"],
+        ["battery 29 % is below 30 %"],
     ),
     "low battery, 'now', perhaps charging": (
         World(battery=29.0, immediate=True, power=None),
-        ["battery 29 % is under 30 %"],
+        ["battery 29 % is below 30 %"],
     ),
     "middling battery, 'now', not charging": (World(battery=31.0, immediate=True, power=False), []),
     "battery unknown": (World(battery=None), ["battery is unknown (PermissionError)"]),
@@ -66,23 +66,23 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "memory at the level to start": (World(memory=700.0 * MB), []),
     "memory under the level to start": (
         World(memory=699.0 * MB),
-        ["699 MB of memory available, under 700 MB"],
+        ["available memory 699 MB is below 700 MB"],
     ),
     "memory under the level to start while running": (World(memory=699.0 * MB, running=True), []),
     "memory under the level to go on": (
         World(memory=149.0 * MB, running=True),
-        ["149 MB of memory available, under 150 MB"],
+        ["available memory 149 MB is below 150 MB"],
     ),
     "little memory, and 'now'": (
         World(memory=699.0 * MB, immediate=True),
-        ["699 MB of memory available, under 700 MB"],
+        ["available memory 699 MB is below 700 MB"],
     ),
     "memory unknown": (World(memory=None), ["memory is unknown (PermissionError)"]),
     "memory unknown, and 'now'": (World(memory=None, immediate=True), ["memory is unknown (PermissionError)"]),
     "memory unknown, which is allowed": (World(memory=None, settings=settings(train_when_unknown=("memory",))), []),
     # The minimum pause.
-    "paused just now": (World(paused_seconds_ago=0), ["paused 0 s ago; 60 s to wait"]),
-    "paused a while ago": (World(paused_seconds_ago=45), ["paused 45 s ago; 15 s to wait"]),
+    "paused just now": (World(paused_seconds_ago=0), ["paused 0 s ago; waiting 60 s more"]),
+    "paused a while ago": (World(paused_seconds_ago=45), ["paused 45 s ago; waiting 15 s more"]),
     "paused long enough ago": (World(paused_seconds_ago=60), []),
     "paused later than now: the clock was set back": (World(paused_seconds_ago=-5), []),
     "paused just now, and running again": (World(paused_seconds_ago=1, running=True), []),
@@ -91,28 +91,28 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "a plug that counts": (World(others=(reading("plug", "usb"),)), []),
     "a plug that does not count": (
         World(others=(reading("plug", "wireless"),), settings=settings(power_sources=("ac", "usb"))),
-        ["the power comes from wireless, and only ac, usb counts"],
+        ["power comes from wireless; only ac, usb counts (gate.power_sources)"],
     ),
     "a plug that nobody knows": (World(others=(reading("plug", None),)), []),
     # A charger that is too weak.
     "charge lost on the charger": (
         World(charge=Charge(weak_at=60), battery=61.0),
-        ["the battery loses charge on the charger; waiting for 63 %"],
+        ["the charger is too weak; waiting for a battery level of 63 %"],
     ),
     "charge lost on the charger, and 'now'": (World(charge=Charge(weak_at=60), immediate=True), []),
     # Heat: 38 to start, 42 to go on; the machine's 70 and 90.
     "battery warm to start": (
         World(others=(reading("temperature", 39.0),)),
-        ["the battery has 39 °C, over 38 °C"],
+        ["battery temperature 39 °C is above 38 °C"],
     ),
     "battery warm while running": (World(others=(reading("temperature", 39.0),), running=True), []),
     "battery hot while running": (
         World(others=(reading("temperature", 43.0),), running=True),
-        ["the battery has 43 °C, over 42 °C"],
+        ["battery temperature 43 °C is above 42 °C"],
     ),
     "battery hot, and 'now'": (
         World(others=(reading("temperature", 43.0),), running=True, immediate=True),
-        ["the battery has 43 °C, over 42 °C"],
+        ["battery temperature 43 °C is above 42 °C"],
     ),
     "battery's temperature unknown": (
         World(others=(reading("temperature", None),)),
@@ -125,11 +125,11 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "no thermometer": (World(others=(reading("temperature", None, absent=True),)), []),
     "a temperature that is no number": (
         World(others=(reading("temperature", float("nan")),)),
-        ["the battery has nan °C, over 38 °C"],
+        ["battery temperature nan °C is above 38 °C"],
     ),
     "a hot processor": (
         World(others=(reading("heat", 71.0),)),
-        ["the hottest thermal zone has 71 °C, over 70 °C"],
+        ["hottest thermal zone 71 °C is above 70 °C"],
     ),
     "a battery that is ill": (World(others=(reading("health", "over_voltage"),)), ["the battery reports over voltage"]),
     "a battery that is well": (World(others=(reading("health", "good"),)), []),
@@ -142,7 +142,7 @@ ROWS: dict[str, tuple[World, list[str]]] = {
         [],
     ),
     "screen unknown": (World(others=(reading("screen", None),)), ["screen is unknown (PermissionError)"]),
-    "in use a while ago": (World(others=(reading("idle", 300.0),)), ["in use 5 minutes ago, under 10"]),
+    "in use a while ago": (World(others=(reading("idle", 300.0),)), ["idle for 5 of 10 minutes"]),
     "in use long ago": (World(others=(reading("idle", 600.0),)), []),
     "nobody there to use it": (World(others=(reading("idle", None, absent=True),)), []),
     # When.
@@ -169,26 +169,26 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "snoozed once": (World(snoozed_until=NOW - timedelta(hours=1)), []),
     "enough for today": (
         World(used_today_minutes=60, settings=settings(minutes_per_day=60)),
-        ["trained 60 minutes today, of 60"],
+        ["trained 60 of 60 minutes today"],
     ),
     "not yet enough for today": (World(used_today_minutes=59, settings=settings(minutes_per_day=60)), []),
     # Room.
-    "a full disk": (World(others=(reading("disk", 1e6),)), ["1 MB of room on the disk, under 1000 MB"]),
+    "a full disk": (World(others=(reading("disk", 1e6),)), ["free disk space 1 MB is below 1000 MB"]),
     "memory is short though there is some": (
         World(others=(reading("memory pressure", 50.0),), running=True),
-        ["work waits for memory 50 % of the time, over 40 %"],
+        ["memory pressure 50 % is above 40 %"],
     ),
     # How the owner wants it.
     "never": (World(settings=settings(run_mode="never"), immediate=True), ["the run mode is 'never'"]),
     "always": (World(settings=settings(run_mode="always"), power=False, others=(reading("screen", True),)), []),
     "always, but not below the floor": (
         World(settings=settings(run_mode="always"), power=False, battery=29.0),
-        ["battery 29 % is under 30 %"],
+        ["battery 29 % is below 30 %"],
     ),
     # Old readings.
     "a stale reading": (
         World(others=(reading("temperature", 20.0, age=181),)),
-        ["temperature is unknown (the last answer is 181 s old)"],
+        ["temperature is unknown (the last reading is 181 s old)"],
     ),
     "a reading that is not stale yet": (World(others=(reading("temperature", 20.0, age=179),)), []),
     # All at once.
@@ -196,9 +196,9 @@ ROWS: dict[str, tuple[World, list[str]]] = {
         World(power=False, battery=5.0, memory=1.0 * MB, paused_seconds_ago=1),
         [
             ON_BATTERY,
-            "battery 5 % is under 40 %",
-            "1 MB of memory available, under 700 MB",
-            "paused 1 s ago; 59 s to wait",
+            "battery 5 % is below 40 %",
+            "available memory 1 MB is below 700 MB",
+            "paused 1 s ago; waiting 59 s more",
         ],
     ),
     "all is unknown": (

@@ -88,4 +88,4 @@ def test_where_logind_does_not_answer_terminals_do(tmp_path: Path) -> None:
 
 def test_where_neither_answers_it_is_unknown(tmp_path: Path) -> None:
     found = reading(executable(tmp_path, "busctl", "exit 1"), tmp_path / "dev")
-    assert found.unknown and found.reason and "ended with code 1" in found.reason
+    assert found.unknown and found.reason and "exited with code 1" in found.reason

@@ -53,10 +53,10 @@ def test_another_file_in_its_place_is_not_taken_for_it(model_folder: ModelFolder
     content = bytearray(base.read_bytes())
     content[-1] ^= 1
     base.write_bytes(content)
-    with pytest.raises(OriginChanged, match="not the file any more that mine was imported from"):
+    with pytest.raises(OriginChanged, match="no longer the file that mine was imported from"):
         find_origin(model_folder.manifest)
     base.write_bytes(content[:-1])
-    with pytest.raises(OriginChanged, match="not the file any more"):
+    with pytest.raises(OriginChanged, match="no longer the file"):
         find_origin(model_folder.manifest)
     base.unlink()
     with pytest.raises(OriginChanged, match="cannot be read: No such file"):
@@ -87,16 +87,16 @@ def test_a_program_on_the_path_goes_before_the_package(
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert find_llamacpp(model_folder, "auto") == LlamaCpp(program=str(double.path), base=base)
     assert expected_backend(model_folder, "auto") == Backend(name="llamacpp")
-    assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend says so"
+    assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend is transformers"
 
 
 @pytest.mark.parametrize(
     ("preference", "there", "state", "message"),
     [
-        ("auto", True, "good", "by llama.cpp"),
-        ("auto", False, "unknown", "by transformers, not llama.cpp: there is no llama.cpp here"),
-        ("llamacpp", False, "bad", "by transformers, not llama.cpp: there is no llama.cpp here"),
-        ("transformers", True, "good", "by transformers: the setting backend says so"),
+        ("auto", True, "good", "llama.cpp ("),
+        ("auto", False, "unknown", "transformers, not llama.cpp: llama.cpp is not installed"),
+        ("llamacpp", False, "bad", "transformers, not llama.cpp: llama.cpp is not installed"),
+        ("transformers", True, "good", "transformers: the setting backend is transformers"),
     ],
 )
 def test_the_doctor_says_what_answers(

@@ -155,7 +155,7 @@ def test_llama_cpp_does_not_outlive_the_process(from_gguf: Path, double: LlamaDo
 def test_transformers_may_be_wished_for(from_gguf: Path, double: LlamaDouble) -> None:
     with generator(from_gguf, "transformers") as (made, run):
         assert run(whole(made, SHORT))["backend"] == "transformers"
-        assert made.backend == Backend(name="transformers", reason="the setting backend says so")
+        assert made.backend == Backend(name="transformers", reason="the setting backend is transformers")
     assert double.pids == []
 
 
@@ -168,7 +168,7 @@ def test_llama_cpp_wished_for_in_vain_says_why(from_gguf: Path, tmp_path: Path, 
     with (
         generator(tmp_path, "llamacpp") as (made, run),
         pytest.raises(
-            ModelNotReady, match=r"The setting backend is llamacpp, and .*gguf, which tiny was imported from"
+            ModelNotReady, match=r"The setting backend is llamacpp, but .*gguf, which tiny was imported from"
         ),
     ):
         run(whole(made, SHORT))

@@ -96,7 +96,7 @@ def test_it_is_reached_by_nobody_else_and_leaves_nothing(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("trouble", "complaint"),
     [
-        ("exits", "ended at its start with code 1: it is no model of mine"),
+        ("exits", "exited at startup with code 1: it is no model of mine"),
         ("hangs", "was not ready within 0.5 s"),
         ("loads", "was not ready within 0.5 s"),
     ],
@@ -116,7 +116,7 @@ def test_one_that_does_not_start(tmp_path: Path, trouble: Trouble, complaint: st
         ("refuses", "status 400"),
         ("foreign", "answered without tokens"),
         ("silent", "did not answer: timed out"),
-        ("pings", "gives no more tokens"),
+        ("pings", "sends no more tokens"),
     ],
 )
 def test_one_that_gives_no_tokens(tmp_path: Path, trouble: Trouble, complaint: str) -> None:

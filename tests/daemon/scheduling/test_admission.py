@@ -44,7 +44,7 @@ def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
     assert (found is None) == fits
     if found:
         assert found.name == "generator" and found.threshold == 1000 * MB
-        assert "that takes 300 MB with the daemon, the job would take 700 MB more" in found.message
+        assert "use 300 MB, and the job needs 700 MB more" in found.message
 
 
 def test_without_a_job_there_is_nothing_to_say() -> None:
@@ -80,7 +80,7 @@ def test_learning_makes_room_for_an_answer_and_goes_on(daemon: Daemon) -> None:
     eventually(lambda: daemon.job(job_id)["step"] > 0, "the job is under way")
     assert daemon.client.post("/generate", json={"prompt": "Wind", "max_tokens": 2}).status_code == 200
     waiting = daemon.job(job_id)
-    assert waiting["state"] == "paused" and "text is being generated" in waiting["reasons"][0]
+    assert waiting["state"] == "paused" and "generator and daemon use" in waiting["reasons"][0]
     assert daemon.status()["worker"]["running"] is False
     blockers = {blocker["name"]: blocker for blocker in daemon.status()["training"]["blockers"]}
     assert blockers["generator"]["threshold"] == 300 * MB

@@ -50,7 +50,7 @@ def test_while_nothing_can_be_stored_nothing_runs(world: SchedulerWorld, running
     world.tick()
     world.tick()
     assert world.runner.started == [running, running]
-    assert world.job(behind).reasons == [f"waits for {running}"]
+    assert world.job(behind).reasons == [f"waiting for {running}"]
 
 
 def test_a_job_that_is_running_without_a_worker_is_tried_again(world: SchedulerWorld) -> None:
@@ -80,11 +80,11 @@ def test_a_job_that_cannot_be_run_fails_and_the_next_gets_its_turn(world: Schedu
 
 def test_a_worker_that_could_not_go_on_for_now_has_not_crashed(world: SchedulerWorld, running: str) -> None:
     for _ in range(9):
-        world.runner.ends(os.EX_TEMPFAIL, "another worker holds this data folder")
+        world.runner.ends(os.EX_TEMPFAIL, "another worker is using this data folder")
         world.tick()
         job = world.job(running)
         assert (job.state, job.attempts) == (JobState.PAUSED, 0)
-        assert job.reasons[0].startswith("another worker holds this data folder; next try at ")
+        assert job.reasons[0].startswith("another worker is using this data folder; next try at ")
         world.tick(LONGEST_RETRY.total_seconds())
     assert len(world.runner.started) == 10
 

@@ -45,7 +45,7 @@ def test_kills_from_outside_never_fail_a_job_and_the_wait_grows_until_a_step(
         assert (job.state, job.attempts, job.not_before) == (JobState.PAUSED, 0, now + wait)
         blocker = hold(world)
         assert blocker is not None and blocker.until == now + wait
-        assert blocker.message.startswith(f"{running}: the worker was ended by signal 9; next try at ")
+        assert blocker.message.startswith(f"{running}: the worker was killed by signal 9; next try at ")
         assert not world.scheduler.verdict.allowed
         assert world.scheduler.expected_at(now) == now + wait, "the conditions would allow it now"
         world.tick(wait.total_seconds() - 1)
@@ -74,8 +74,7 @@ def test_a_job_that_failed_holds_its_texts_back_for_a_day_and_says_so(world: Sch
     blocker = hold(world)
     assert blocker == Blocker(
         name="held back",
-        message=f"{job_id} failed; `pocketllm train` learns its texts, or they are tried again from 2026-03-02 12:00 "
-        "UTC on",
+        message=f"{job_id} failed; `pocketllm train` retries its texts, or the daemon does from 2026-03-02 12:00 UTC",
         since=failed,
         until=failed + timedelta(days=1),
     )
@@ -92,7 +91,7 @@ def test_a_job_that_was_cancelled_holds_its_texts_back_and_says_what_ends_that(w
     now = world.tick()
     blocker = hold(world)
     assert blocker is not None and blocker.until is None
-    assert blocker.message == f"{job_id} cancelled; `pocketllm train` learns its texts"
+    assert blocker.message == f"{job_id} cancelled; `pocketllm train` retries its texts"
     assert world.scheduler.expected_at(now) is None
     assert world.request(immediate=True, seed=None) != job_id
     world.tick()
@@ -125,7 +124,7 @@ def test_a_job_that_its_owner_paused_is_said(world: SchedulerWorld, running: str
     world.tick(3600)
     blocker = hold(world)
     assert blocker is not None and (blocker.since, blocker.until) == (since, None)
-    assert blocker.message == f"{running} is paused by the owner; `pocketllm train` goes on with it"
+    assert blocker.message == f"{running} is paused by the owner; `pocketllm train` resumes it"
 
 
 # The clock.

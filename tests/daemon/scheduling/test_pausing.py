@@ -80,10 +80,10 @@ def test_what_cannot_be_held_or_released(world: SchedulerWorld) -> None:
     job_id = world.request()
     with pytest.raises(NotFound):
         world.scheduler.pause("job-none", world.clock.now)
-    with pytest.raises(WrongState, match="was not paused by its owner"):
+    with pytest.raises(WrongState, match="was not paused by the owner"):
         world.scheduler.resume(job_id, world.clock.now)
     world.scheduler.pause(job_id, world.clock.now)
-    with pytest.raises(WrongState, match="paused already"):
+    with pytest.raises(WrongState, match="already paused"):
         world.scheduler.pause(job_id, world.clock.now)
     world.scheduler.cancel(job_id, world.clock.now)
     for wrong in (world.scheduler.pause, world.scheduler.resume):

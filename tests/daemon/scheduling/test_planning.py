@@ -232,7 +232,7 @@ class TestMethods:
 
     def test_all_weights_are_trained_by_mezo(self, tiny: ModelFolder) -> None:
         assert plan_job(tiny, settings(method="auto", mode="full"), steps=3).plan.method == "mezo"
-        with pytest.raises(BadRequest, match="Exact gradients are of an adapter's factors"):
+        with pytest.raises(BadRequest, match="Exact gradients train an adapter only"):
             plan_job(tiny, settings(method="exact", mode="full"), steps=3)
 
 

@@ -74,7 +74,7 @@ def test_rolling_back_again_and_again_walks_down_to_the_base(store: Store) -> No
 
 def test_where_the_base_is_served_there_is_nothing_to_roll_back(store: Store) -> None:
     chain(store, "of another model", model="other")
-    with pytest.raises(WrongState, match=r"the base model is served already \(tiny\)"):
+    with pytest.raises(WrongState, match=r"the base model tiny is already served"):
         roll_back(store)
     assert served(store, "other") == "of another model"
 
@@ -150,7 +150,7 @@ def test_events_of_the_jobs_say_what_the_owner_did(store: Store) -> None:
     serve(store, "b")
     (*_, withdrawn, brought_back) = store.jobs.events(jobs["b"])
     assert (withdrawn.kind, brought_back.kind) == ("withdrawn", "brought back")
-    assert "adapter b was taken back by the owner: a is served" in withdrawn.message
+    assert "the owner withdrew adapter b: a is served" in withdrawn.message
     assert store.jobs.events(jobs["a"])[-1].kind == "succeeded"
 
 
@@ -165,6 +165,6 @@ def test_what_is_not_there_cannot_be_served(store: Store) -> None:
     chain(store, "a", "b")
     with pytest.raises(NotFound, match="'none'"):
         serve(store, "none")
-    with pytest.raises(WrongState, match="files of adapter a are gone"):
+    with pytest.raises(WrongState, match="files of adapter a are missing"):
         serve(store, "a", gone=("a",))
     assert served(store) == "b"

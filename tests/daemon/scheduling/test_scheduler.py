@@ -67,7 +67,7 @@ def test_when_power_goes_the_worker_is_killed_and_the_job_says_why(world: Schedu
     world.tick()
     assert world.runner.killed == [running]
     assert (world.job(running).state, world.scheduler.running_job) == (JobState.PAUSED, None)
-    assert world.job(running).reasons == ["not on external power", "battery 20 % is under 30 %"]
+    assert world.job(running).reasons == ["not on external power", "battery 20 % is below 30 %"]
 
 
 def test_a_paused_job_goes_on_only_after_the_minimum_pause(world: SchedulerWorld, running: str) -> None:
@@ -75,7 +75,7 @@ def test_a_paused_job_goes_on_only_after_the_minimum_pause(world: SchedulerWorld
     world.tick()
     world.power.value = True
     world.tick(1)
-    assert world.job(running).reasons == ["paused 1 s ago; 59 s to wait"]
+    assert world.job(running).reasons == ["paused 1 s ago; waiting 59 s more"]
     world.tick(58)
     assert world.runner.started == [running]
     world.tick(1)
@@ -91,7 +91,7 @@ def test_while_a_job_waits_its_reasons_are_kept_up_to_date(world: SchedulerWorld
     assert world.job(job_id).reasons == ["not on external power"]
     world.power.value, world.memory.value = True, 1e6
     world.tick()
-    assert world.job(job_id).reasons == ["1 MB of memory available, under 700 MB"]
+    assert world.job(job_id).reasons == ["available memory 1 MB is below 700 MB"]
     assert [event.kind for event in world.store.jobs.events(job_id)] == ["queued"]
 
 
@@ -126,7 +126,7 @@ def test_the_owners_now_does_not_interrupt_the_job_that_runs_and_says_that_it_wa
     now = world.request(immediate=True)
     world.tick()
     assert (world.runner.killed, world.runner.job_id) == ([], running)
-    assert (world.job(running).reasons, world.job(now).reasons) == ([], [f"waits for {running}"])
+    assert (world.job(running).reasons, world.job(now).reasons) == ([], [f"waiting for {running}"])
     world.succeed(running)
     world.tick()
     assert world.runner.started == [running, now]
@@ -226,7 +226,7 @@ def test_a_job_of_the_threshold_is_withdrawn_when_another_has_learned_its_texts(
     world.succeed(now)
     world.tick()
     assert (world.job(waiting).state, world.runner.started) == (JobState.CANCELLED, [now])
-    assert "learned its texts" in world.store.jobs.events(waiting)[-1].message
+    assert "trained on its texts" in world.store.jobs.events(waiting)[-1].message
 
 
 def given_up(world: SchedulerWorld, end: str) -> str:
@@ -273,7 +273,7 @@ def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: Schedul
         wait = RETRY_SECONDS * 2 ** (attempt - 1)
         job = world.job(running)
         assert (job.state, job.attempts) == (JobState.PAUSED, attempt)
-        assert job.reasons[0].startswith("the worker ended with code 1: boom; next try at ")
+        assert job.reasons[0].startswith("the worker exited with code 1: boom; next try at ")
         world.tick(wait - 1)
         assert len(world.runner.started) == attempt
         world.tick(1)
@@ -283,7 +283,7 @@ def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: Schedul
     job = world.job(running)
     assert job.state is JobState.FAILED
     assert (
-        job.error == "the worker ended with code 1: ValueError: no; given up after 4 times without a step between them"
+        job.error == "the worker exited with code 1: ValueError: no; gave up after 4 crashes without a step in between"
     )
     world.tick(3600)
     assert len(world.runner.started) == MAX_ATTEMPTS
@@ -390,7 +390,7 @@ def test_closing_pauses_the_running_job(world: SchedulerWorld, running: str) -> 
     world.scheduler.close(world.clock.now)
     world.scheduler.close(world.clock.now)
     assert world.runner.killed == [running]
-    assert (world.job(running).state, world.job(running).reasons) == (JobState.PAUSED, ["the daemon has stopped"])
+    assert (world.job(running).state, world.job(running).reasons) == (JobState.PAUSED, ["the daemon was stopped"])
 
 
 def test_a_job_that_ends_just_before_the_close_has_ended(world: SchedulerWorld, running: str) -> None:

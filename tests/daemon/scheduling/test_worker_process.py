@@ -121,10 +121,10 @@ def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("code", "last_words", "description"),
     [
-        (-9, "Segmentation fault", "the worker was ended by signal 9"),
-        (1, "MemoryError", "the worker ended with code 1: MemoryError"),
-        (75, "", "there is no room for its log"),
-        (0, "", "the worker ended with code 0: it said nothing"),
+        (-9, "Segmentation fault", "the worker was killed by signal 9"),
+        (1, "MemoryError", "the worker exited with code 1: MemoryError"),
+        (75, "", "the disk is too full for the worker's log"),
+        (0, "", "the worker exited with code 0: no output"),
     ],
 )
 def test_an_exit_is_described_in_a_sentence(code: int, last_words: str, description: str) -> None:
@@ -136,4 +136,4 @@ def test_a_worker_that_cannot_write_why_it_ended_is_no_crash(runner: WorkerProce
         wait_for_end(start(runner))
         ended = runner.reap()
     assert ended is not None and ended.code == os.EX_TEMPFAIL
-    assert "there is no room for its log" in ended.description
+    assert "the disk is too full for the worker's log" in ended.description

@@ -49,7 +49,7 @@ def test_a_loss_that_is_no_number_or_far_above_the_best_leads_back_at_once(loss:
 
 @pytest.mark.parametrize("loss", [nan, inf])
 def test_without_a_best_there_is_nothing_to_go_back_to(loss: float) -> None:
-    with pytest.raises(TrainingDiverged, match=f"The loss is {loss} to begin with"):
+    with pytest.raises(TrainingDiverged, match=f"The initial loss is {loss}"):
         EarlyStopping().check(0, loss)
 
 

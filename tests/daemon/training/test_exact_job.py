@@ -92,7 +92,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     [chosen] = [event.message for event in store.jobs.events(job.id) if event.kind == "chosen"]
     exact, mezo = chosen.split("; ")
     assert exact.startswith("exact (") and mezo.startswith("mezo: ")
-    assert all("MB, " in text and "s a step" in text for text in (exact, mezo))
+    assert all("MB, " in text and "s per step" in text for text in (exact, mezo))
     adapter = learned(folder, job)
     assert all(float(b.abs().max()) > 0 for b in adapter.b.values())
     assert {path.rpartition(".")[2] for path in adapter.a} >= {"q_proj", "gate_proj", "down_proj"}
@@ -139,7 +139,7 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     assert before is not None and start is not None and base is not None
     assert start.loss != base.loss
     assert not equal(learned(folder, first), learned(folder, done))
-    assert "against the base model" in said(store, done, "evaluated")
+    assert "compared with the base model" in said(store, done, "evaluated")
     assert "on old text" in said(store, done, "evaluated")
 
 

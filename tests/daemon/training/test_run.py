@@ -100,7 +100,7 @@ def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Pat
     )
     assert job.state is JobState.SUCCEEDED
     events = [event.message for event in store.jobs.events(job.id) if event.kind == "reduced"]
-    assert any("rows that pass through the layers together went from 512 to" in event for event in events)
+    assert any("rows that pass through the layers together was reduced from 512 to" in event for event in events)
     assert job.plan and job.plan["micro_batch"] < 512 and job.plan["block_tokens"] == 256
     store.close()
 
@@ -120,7 +120,7 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_p
     job = store.jobs.get(job.id)
     events = [event.message for event in store.jobs.events(job.id) if "memory ran out" in event.message]
     assert job.state is JobState.SUCCEEDED, (job.error, [e.message for e in store.jobs.events(job.id)])
-    assert events and "going on with 512" in events[0]
+    assert events and "continuing with 512" in events[0]
     store.close()
 
 
@@ -129,7 +129,7 @@ def test_a_budget_that_is_too_small_for_anything_names_the_one_that_would_do(tmp
     store = opened(folder, notes())
     job = run_job(folder, store, changed(memory_bytes=50_000_000, rank=256, batch=1024, block_tokens=4096, mode="full"))
     if job.state is JobState.SUCCEEDED:  # a tiny model fits into the least that may be set
-        assert any("went from" in event.message for event in store.jobs.events(job.id))
+        assert any("was reduced from" in event.message for event in store.jobs.events(job.id))
     store.close()
 
 

@@ -261,10 +261,10 @@ class TestCheckpoints:
         run.save(self.checkpoint(2), EarlyStopping(best_step=2))
         (file,) = (tmp_path / "runs").glob("*/*")
         file.write_bytes(b"half")
-        with pytest.raises(ModelFileError, match=r"checkpoint best-2.safetensors is lost .* Start the job again\."):
+        with pytest.raises(ModelFileError, match=r"best-2.safetensors cannot be read .* Request a new job\."):
             run.load(EarlyStopping(best_step=2))
         file.unlink()
-        with pytest.raises(ModelFileError, match="is lost"):
+        with pytest.raises(ModelFileError, match="cannot be read"):
             run.load(EarlyStopping(best_step=2))
 
     def test_going_back_says_so_in_an_event(self, run: StoredRun, store: Store) -> None:
@@ -276,7 +276,7 @@ class TestCheckpoints:
         told = [event.message for event in store.jobs.events(run._job_id)][-2:]
         assert told == [
             "rolled back from step 8 to step 4, which had the lowest validation loss, 1.25 nats per token; continuing "
-            "at 0.5 of the rate",
+            "at 0.5 of the learning rate",
             ended_early(stopping, 6),
         ]
 

@@ -163,7 +163,7 @@ def test_a_check_far_above_the_best_leads_back_at_once(make: Make) -> None:
 @every_method
 def test_without_a_best_it_has_diverged(make: Make) -> None:
     memory = Memory()
-    with pytest.raises(TrainingDiverged, match="nan to begin with"):
+    with pytest.raises(TrainingDiverged, match="initial loss is nan"):
         run(memory, make, check=lambda _: nan)
     assert (memory.kept, memory.kept_stopping) == ([], None)
 

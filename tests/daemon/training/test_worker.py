@@ -115,7 +115,7 @@ def test_a_second_job_goes_on_from_what_is_served(folder: DataFolder, store: Sto
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("text", "message"), [("tiny", "too few to train on and to evaluate with"), (None, "no text to learn from")]
+    ("text", "message"), [("tiny", "too few for training and evaluation"), (None, "no text to train on")]
 )
 def test_too_little_text_fails_the_job_with_a_sentence(
     folder: DataFolder, store: Store, text: str | None, message: str

@@ -40,7 +40,7 @@ class TestPack:
 
     @pytest.mark.parametrize("texts", [[], [[]]])
     def test_no_text_is_refused(self, texts: list[list[int]]) -> None:
-        with pytest.raises(BadRequest, match="no text to learn from"):
+        with pytest.raises(BadRequest, match="no text to train on"):
             pack(texts, length=8, eos=0)
 
     def test_one_token_is_enough(self) -> None:

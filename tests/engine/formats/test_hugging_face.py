@@ -226,18 +226,18 @@ def pack(tensors: dict[str, torch.Tensor]) -> None:
             "code that comes with a model is never run",
         ),
         (settings(architectures=5), UnsupportedModel, "TypeError"),
-        (settings(architectures=["LlamaModel"]), UnsupportedModel, "of a LlamaModel, which is neither"),
-        (settings(model_type="vit", architectures=None), UnsupportedModel, "of a vit, which is neither"),
+        (settings(architectures=["LlamaModel"]), UnsupportedModel, "describes a LlamaModel, which is neither"),
+        (settings(model_type="vit", architectures=None), UnsupportedModel, "describes a vit, which is neither"),
         (settings(quantization_config={"quant_method": "gptq"}), UnsupportedModel, "quantized"),
         (no_tokenizer, ModelFileError, "has no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ModelFileError, "tokenizer of .* cannot be used"),
         (lambda f: (f / WEIGHTS_NAME).unlink(), ModelFileError, "no weights"),
-        (pickled_only("pytorch_model.bin"), ModelFileError, "opening a pickle runs whatever code"),
+        (pickled_only("pytorch_model.bin"), ModelFileError, "opening a pickle can run any code"),
         (pickled_only("model.pth"), ModelFileError, "safetensors or GGUF"),
         (cut_weights, ModelFileError, "not fully covered"),
-        (lambda f: (f / WEIGHTS_NAME).write_bytes(b"GGUF" * 9), ModelFileError, "not a whole safetensors"),
+        (lambda f: (f / WEIGHTS_NAME).write_bytes(b"GGUF" * 9), ModelFileError, "not a complete safetensors"),
         (rewrite_weights(lambda t: t.pop("model.norm.weight")), ModelFileError, r"1 missing \(model\.norm"),
-        (rewrite_weights(poison), ModelFileError, r"model\.norm\.weight with numbers that are not finite"),
+        (rewrite_weights(poison), ModelFileError, r"numbers in model\.norm\.weight that are not finite"),
         (rewrite_weights(pack), UnsupportedModel, r"model\.norm\.weight as int8"),
         (one_shard_of_two, ModelFileError, "holds 1 of 2 shards"),
         (sharded({"a": "gone.safetensors"}), ModelFileError, r"lacks 1 of 1 shards .* gone\.safetensors"),
@@ -260,7 +260,7 @@ def test_a_damaged_folder_is_refused(
 def test_a_tokenizer_of_another_model(changed: Path, models: Path) -> None:
     edit_json(changed / "config.json", vocab_size=200)
     rewrite_weights(lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:200]}))(changed)
-    with pytest.raises(ModelFileError, match=f"knows {VOCABULARY} tokens, the model 200"):
+    with pytest.raises(ModelFileError, match=f"has {VOCABULARY} tokens, but the model has 200"):
         import_model(str(changed), models)
 
 
@@ -276,5 +276,5 @@ def test_a_model_for_another_task(changed: Path, models: Path) -> None:
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, architectures=["BertForMaskedLM"]
     )
     config.save_pretrained(changed)
-    with pytest.raises(UnsupportedModel, match="of a BertForMaskedLM, which is neither a causal language model"):
+    with pytest.raises(UnsupportedModel, match="describes a BertForMaskedLM, which is neither a text-only causal"):
         import_model(str(changed), models)

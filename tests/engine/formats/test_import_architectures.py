@@ -133,11 +133,11 @@ def config(make: Callable[..., PreTrainedConfig], name: str | None, **values: An
         (config(T5Config, "T5ForConditionalGeneration"), "of a T5ForConditionalGeneration"),
         (config(T5Config, None), "of a t5"),
         (config(BartConfig, "BartForCausalLM"), "of a BartForCausalLM"),
-        (config(Gemma3Config, "Gemma3ForConditionalGeneration"), "causal language model of text alone"),
+        (config(Gemma3Config, "Gemma3ForConditionalGeneration"), "text-only causal language model"),
         (config(RobertaConfig, "RobertaForCausalLM"), "of a RobertaForCausalLM"),
         (config(RobertaConfig, "RobertaForSequenceClassification"), "of a RobertaForSequenceClassification"),
         (config(RobertaConfig, "RobertaModel"), "of a RobertaModel"),
-        (config(RobertaConfig, "RobertaForMaskedLM", is_decoder=True), "makes a decoder of RobertaForMaskedLM"),
+        (config(RobertaConfig, "RobertaForMaskedLM", is_decoder=True), "makes RobertaForMaskedLM a decoder"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(unsupported: PreTrainedConfig, complaint: str) -> None:
@@ -202,5 +202,5 @@ def test_a_tokenizer_without_a_mask(roberta: Path, tmp_path: Path) -> None:
 def test_a_folder_of_another_task_is_named(tmp_path: Path) -> None:
     folder = opt_folder(tmp_path / "opt")
     edit_json(folder / "config.json", architectures=["OPTForSequenceClassification"])
-    with pytest.raises(UnsupportedModel, match=r"opt cannot be imported\. Its config is of a OPTForSequence"):
+    with pytest.raises(UnsupportedModel, match=r"opt cannot be imported\. Its config describes a OPTForSequence"):
         import_model(str(folder), tmp_path / "models")

@@ -99,18 +99,18 @@ def test_a_name_is_made_of_the_file(tmp_path: Path, tiny_gguf: Path, models: Pat
 
 @pytest.mark.parametrize("name", ["", "A", "../x", ".x", "a/b", "a b", "x" * 65, "é", "x\n"])
 def test_a_bad_name_is_refused(llama: Path, models: Path, name: str) -> None:
-    with pytest.raises(BadRequest, match="cannot be a model's name"):
+    with pytest.raises(BadRequest, match="is not a valid model name"):
         import_model(str(llama), models, name=name)
 
 
 def test_a_source_without_a_usable_name(tmp_path: Path, llama: Path, models: Path) -> None:
     (tmp_path / "модель").symlink_to(llama)
-    with pytest.raises(BadRequest, match="cannot be a model's name"):
+    with pytest.raises(BadRequest, match="is not a valid model name"):
         import_model(str(tmp_path / "модель"), models)
 
 
 def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
-    with pytest.raises(BadRequest, match=r"dtype is 'int3'; choose one of bfloat16, .*int4"):
+    with pytest.raises(BadRequest, match=r"dtype is 'int3'\. Choose one of bfloat16, .*int4"):
         import_model(str(llama), models, dtype="int3")
 
 
@@ -189,7 +189,7 @@ def test_killed_after_the_second_rename(llama: Path, tmp_path: Path, models: Pat
 
 def test_space_is_compared() -> None:
     require_space(Path("x"), 10, 10)
-    with pytest.raises(NotEnoughSpace, match=r"needs 3,000 MB in x, and 1 MB are free"):
+    with pytest.raises(NotEnoughSpace, match=r"needs 3,000 MB in x, but only 1 MB are free"):
         require_space(Path("x"), 3_000_000_000, 1_000_000)
 
 
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_made(llama: Path, tmp_path: Path) -> None:
         ("model.gguf", b"", ModelFileError, "not a GGUF file"),
         ("model.bin", b"GGUF", ModelFileError, "opening a pickle"),
         ("model.ckpt", b"\x80\x02", ModelFileError, "opening a pickle"),
-        ("model.safetensors", b"\x08", ModelFileError, "give the folder"),
+        ("model.safetensors", b"\x08", ModelFileError, "Give the folder"),
         ("model.gguf", b"GGUF", ModelFileError, "truncated"),
         ("model.gguf", b"GGUF" + struct.pack("<IQQ", 1, 1, 1), UnsupportedModel, "GGUF version 1"),
         ("model.gguf", b"GGUF" + struct.pack(">IQQ", 3, 1, 1), UnsupportedModel, "big-endian"),
@@ -273,7 +273,7 @@ def test_a_missing_path_is_named(models: Path, source: str) -> None:
 
 
 def test_a_folder_of_gguf_files_names_them(tmp_path: Path, tiny_gguf: Path, models: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"give one of them: Tiny-Llama\.Q8_0\.gguf"):
+    with pytest.raises(ModelFileError, match=r"Give one of them: Tiny-Llama\.Q8_0\.gguf"):
         import_model(str(tiny_gguf.parent), models)
 
 

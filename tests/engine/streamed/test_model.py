@@ -212,7 +212,7 @@ def test_adapter_of_another_model_is_refused(tiny: ModelFolder) -> None:
 def test_weights_of_another_shape_than_the_configs_are_refused(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     edit_json(folder / "config.json", intermediate_size=48)
-    with pytest.raises(ModelFileError, match=r"mlp\..*shape \(\d+, \d+\), but config.json asks for"):
+    with pytest.raises(ModelFileError, match=r"mlp\..*shape \(\d+, \d+\), but config.json requires"):
         LanguageModel(open_model_folder(folder))
 
 

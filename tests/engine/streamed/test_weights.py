@@ -117,17 +117,17 @@ def put(name: str, make: Callable[[torch.Tensor], torch.Tensor], of: str = "") -
 
 
 BROKEN: dict[str, tuple[str, Callable[[Tensors], None], str]] = {
-    "scales are missing": ("int8", drop(PACKED + SCALES), r"in int8 without a fitting .*up_proj\.weight\.scales"),
-    "scales of int4 are missing": ("int4", drop(PACKED + SCALES), r"in int4 without a fitting .*\.scales"),
-    "minima are missing": ("int4", drop(PACKED + MINIMA), r"in int4 without a fitting .*\.minima"),
-    "scales of another shape": ("int8", put(PACKED + SCALES, lambda s: s[:, :0]), r"without a fitting .*\.scales"),
-    "scales turned round": ("int8", put(PACKED + SCALES, torch.t), r"without a fitting .*\.scales"),
-    "a scale too few": ("int4", put(PACKED + SCALES, lambda s: s[:-1]), r"without a fitting .*\.scales"),
-    "scales of another dtype": ("int8", put(PACKED + SCALES, torch.Tensor.float), r"without a fitting .*\.scales"),
+    "scales are missing": ("int8", drop(PACKED + SCALES), r"in int8 without a matching .*up_proj\.weight\.scales"),
+    "scales of int4 are missing": ("int4", drop(PACKED + SCALES), r"in int4 without a matching .*\.scales"),
+    "minima are missing": ("int4", drop(PACKED + MINIMA), r"in int4 without a matching .*\.minima"),
+    "scales of another shape": ("int8", put(PACKED + SCALES, lambda s: s[:, :0]), r"without a matching .*\.scales"),
+    "scales turned round": ("int8", put(PACKED + SCALES, torch.t), r"without a matching .*\.scales"),
+    "a scale too few": ("int4", put(PACKED + SCALES, lambda s: s[:-1]), r"without a matching .*\.scales"),
+    "scales of another dtype": ("int8", put(PACKED + SCALES, torch.Tensor.float), r"without a matching .*\.scales"),
     "scales of another 16 bits": (
         "int4",
         put(PACKED + MINIMA, lambda m: m.view(torch.int16)),
-        r"without a fitting .*\.minima",
+        r"without a matching .*\.minima",
     ),
     "scales of nothing": ("int8", drop(PACKED), r"holds .*up_proj\.weight\.scales, which belongs to no weight"),
     "scales of floats": (
@@ -140,11 +140,11 @@ BROKEN: dict[str, tuple[str, Callable[[Tensors], None], str]] = {
         put(PACKED + MINIMA, lambda s: s, of=PACKED + SCALES),
         r"holds .*up_proj\.weight\.minima, which belongs to no weight",
     ),
-    "codes in one dimension": ("int8", put(PACKED, torch.flatten), r"in int8, which its shape \(8192,\) cannot be"),
-    "codes in three": ("int4", put(PACKED, lambda c: c[None]), r"in int4, which its shape \(1, 128, 64\) cannot be"),
-    "one code": ("int8", put(PACKED, lambda c: c[0, 0]), r"in int8, which its shape \(\) cannot be"),
-    "rows that are no whole groups": ("int8", put(PACKED, lambda c: c[:, :60]), r"\(128, 60\) cannot be"),
-    "codes of the other packing": ("int8", put(PACKED, lambda c: c.view(torch.uint8)), r"in int4 without a fitting"),
+    "codes in one dimension": ("int8", put(PACKED, torch.flatten), r"in int8, which its shape \(8192,\) rules out"),
+    "codes in three": ("int4", put(PACKED, lambda c: c[None]), r"in int4, which its shape \(1, 128, 64\) rules out"),
+    "one code": ("int8", put(PACKED, lambda c: c[0, 0]), r"in int8, which its shape \(\) rules out"),
+    "rows that are no whole groups": ("int8", put(PACKED, lambda c: c[:, :60]), r"\(128, 60\) rules out"),
+    "codes of the other packing": ("int8", put(PACKED, lambda c: c.view(torch.uint8)), r"in int4 without a matching"),
 }
 
 
@@ -161,7 +161,7 @@ def test_packed_weights_that_do_not_fit_are_refused_by_name(root: Path, tmp_path
 def test_a_truncated_file_is_refused(root: Path, tmp_path: Path, kept: int) -> None:
     data = imported(root, "llama", "int8").weights.read_bytes()
     (tmp_path / WEIGHTS_NAME).write_bytes(data[:kept])
-    with pytest.raises(ModelFileError, match=r"not a whole safetensors file: .*Get the file again"):
+    with pytest.raises(ModelFileError, match=r"not a complete safetensors file: .*Get the file again"):
         open_weights(tmp_path / WEIGHTS_NAME)
 
 
