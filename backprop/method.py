@@ -28,7 +28,7 @@ WARM_UP_STEPS, MIN_SHARE = 10, 0.05
 
 
 #: Fewer training tokens than this take a lower rate, by the square root. At the full rate a text of a thousand words is
-#: learned by heart within ten steps, and held-out text gets worse (bench/README.md, keys).
+#: learned by heart within ten steps, and held-out text gets worse.
 FULL_RATE_TOKENS = 2**16
 
 

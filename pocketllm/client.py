@@ -69,7 +69,7 @@ class Client:
         return self._call("GET", "/health")
 
     def status(self) -> Document:
-        """Return model, training gate, readings, texts and job counts; needs no token."""
+        """Return model, training gate, readings, texts and job counts; needs the scope monitor."""
         return self._call("GET", "/status")
 
     def snooze(self, minutes: float | None) -> Document:

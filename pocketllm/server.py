@@ -79,7 +79,7 @@ def serve(overrides: dict[str, Any]) -> int:
     with locked(folder.daemon_lock) as acquired:
         if not acquired:
             raise AlreadyRunning(
-                f"Another daemon runs on {folder.root}. Stop it first, or choose another folder with --data-dir."
+                f"Another daemon is running on {folder.root}. Stop it first, or choose another folder with --data-dir."
             )
         with _listening(settings.port) as listener, _listening_at(folder.socket) as beside:
             _serve(settings, folder, [listener, *beside])

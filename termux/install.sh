@@ -28,10 +28,10 @@ packages install python python-pip python-torch python-numpy python-greenlet ter
     rust binutils clang make tur-repo
 # These would be compiled for most of an hour; Termux's user repository has them.
 for name in python-tokenizers python-hf-xet maturin; do
-    packages install "$name" || say "$name is not to be had; pip will compile it"
+    packages install "$name" || say "$name is not available; pip will compile it"
 done
 # Answers come several times as fast by llama.cpp; without it they are transformers'.
-packages install llama-cpp || say "llama-cpp is not to be had; answers will take longer"
+packages install llama-cpp || say "llama-cpp is not available; answers will take longer"
 if ! python -c 'import torch'; then
     say "Termux's torch cannot be loaded. Run \`pkg upgrade\`, open a new session of Termux, and run this again."
     exit 1

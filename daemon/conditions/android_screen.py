@@ -51,7 +51,7 @@ def wakefulness(output: str) -> bool:
     """Whether the phone is awake, by `dumpsys power`. Raises ProbeFailed."""
     if found := _WAKEFULNESS.search(output):
         return found[1] == "Awake"
-    raise ProbeFailed("dumpsys power hides the state: grant android.permission.DUMP by adb (docs/scheduling.md)")
+    raise ProbeFailed("dumpsys power hides the state: grant android.permission.DUMP by adb (docs/phone.md)")
 
 
 class PolledScreen:

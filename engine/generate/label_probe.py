@@ -1,7 +1,7 @@
 """A text's label by a linear probe: ridge regression on its last hidden states.
 
 The features are their mean over the text, and the one behind the question what the text is: alone, the first knows
-more of who has written, the second more of what was meant (bench/README.md).
+more of who has written, the second more of what was meant.
 
 The features X (n, width) of n examples are standardised, and their targets Y (n, labels), 1 for an example's label
 and 0 for the others, are centred. With K = X X^T, the examples' scores are H Y for H = K (K + penalty I)^-1 + 1/n.

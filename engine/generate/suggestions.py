@@ -91,19 +91,19 @@ class _Words:
 
     def have(self, one: _Candidate) -> bool:
         """Whether it ends in a word."""
-        return self._judged(one, lambda words, last: last in words)
+        return self._holds(one, lambda words, last: last in words)
 
     def begin(self, one: _Candidate) -> bool:
         """Whether a word begins as it ends."""
-        return self._judged(one, lambda words, last: words.begins(last))
+        return self._holds(one, lambda words, last: words.begins(last))
 
-    def _judged(self, one: _Candidate, judge: Callable[[Dictionary | WordCounts, str], bool]) -> bool:
+    def _holds(self, one: _Candidate, holds: Callable[[Dictionary | WordCounts, str], bool]) -> bool:
         if self._dictionary is None:
             return True
         last = one.text.rpartition(" ")[2]
         if self._vocabulary.texts[one.path[-1]].strip() == last:
             return True
-        return judge(self._dictionary, last) or (self._counts is not None and judge(self._counts, last))
+        return holds(self._dictionary, last) or (self._counts is not None and holds(self._counts, last))
 
 
 @dataclass(frozen=True, eq=False)

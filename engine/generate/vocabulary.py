@@ -15,7 +15,7 @@ from pocketllm.engine.generate.word_counts import WORD
 
 #: Beginnings of words whose tokens are remembered.
 _BEGINNINGS = 256
-#: The dictionary speaks where it has so large a share of the last words, which lie in so many characters.
+#: The dictionary applies if it has this share of the last words; and the characters in which those lie.
 _KNOWN, _LAST_CHARACTERS = 2 / 3, 400
 
 

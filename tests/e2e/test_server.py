@@ -136,7 +136,7 @@ def test_it_is_small_while_it_idles(idle: Daemon) -> None:
 def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
     announced = (idle.folder / "daemon.json").read_text()
     said = refused_start(idle.folder)
-    assert str(idle.folder) in said and "Another daemon runs" in said and "--data-dir" in said
+    assert str(idle.folder) in said and "Another daemon is running" in said and "--data-dir" in said
     assert (idle.folder / "daemon.json").read_text() == announced
     assert idle.stranger.get("/health").json()["pid"] == idle.process.pid
 

@@ -212,7 +212,7 @@ def test_what_only_makes_it_faster_may_be_missing(phone: Phone) -> None:
     phone.command("pkg", 'case "$2" in llama-cpp | python-tokenizers | maturin) exit 100 ;; esac')
     ended = phone.run("install.sh")
     assert ended.returncode == 0, ended.stderr
-    assert "llama-cpp is not to be had; answers will take longer" in ended.stdout
+    assert "llama-cpp is not available; answers will take longer" in ended.stdout
 
 
 def test_it_is_refused_outside_of_termux(tmp_path: Path) -> None:
