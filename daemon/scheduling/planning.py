@@ -147,8 +147,8 @@ def _exact(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
 def _mezo(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     """Plan MeZO, with as many probes a step as are cheap unless the settings say how many.
 
-    Several directions on a batch share the loss at theta, and learn more in the same time (docs/notes/mezo.md). But a kill
-    costs a step, so steps stay short.
+    Several directions on a batch share the loss at theta, and learn more in the same time (docs/notes/mezo.md). But a
+    kill costs a step, so steps stay short.
     """
     if training.probes is None and training.mode == "lora":
         for probes in CHEAP_PROBES:
