@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.scheduling.runs import RunRecorder
-from pocketllm.daemon.scheduling.worker_process import Exit, Runner
+from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.stalls import StallWatch
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState
@@ -42,7 +42,7 @@ class Attempts:
     """Runs one worker at a time."""
 
     def __init__(
-        self, store: Store, runner: Runner, runs: RunRecorder, wake_lock: WakeLock, uptime: Callable[[], float]
+        self, store: Store, runner: WorkerProcess, runs: RunRecorder, wake_lock: WakeLock, uptime: Callable[[], float]
     ) -> None:
         """uptime: monotonic seconds."""
         self._store, self._runner, self._runs, self._wake_lock = store, runner, runs, wake_lock

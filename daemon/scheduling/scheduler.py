@@ -24,7 +24,7 @@ from pocketllm.daemon.scheduling.admission import Admission
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
 from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
-from pocketllm.daemon.scheduling.worker_process import Runner
+from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
 from pocketllm.storage.errors import StorageTrouble
@@ -49,7 +49,7 @@ class Scheduler:
         store: Store,
         folder: DataFolder,
         sensor_set: SensorSet,
-        runner: Runner,
+        runner: WorkerProcess,
         settings: Settings,
         *,
         model_problem: Callable[[], str | None],
