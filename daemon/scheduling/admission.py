@@ -5,7 +5,6 @@ from datetime import datetime
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.storage.tables import Job
 
-NAME = "generator"
 _MB = 1_000_000
 
 
@@ -22,7 +21,7 @@ def beside_generator(job: Job | None, used_bytes: int, total_bytes: int, now: da
         f"may use {total_bytes // _MB} MB (setting total_memory_bytes)"
     )
     return Blocker(
-        name=NAME,
+        name="generator",
         message=message,
         value=float(used_bytes + needed),
         threshold=float(total_bytes),
