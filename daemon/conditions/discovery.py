@@ -93,14 +93,8 @@ def discover_sensors(data_folder: Path, stamp: Path, places: Places = Places()) 
     """The sensors of this machine. data_folder: for free disk space. stamp: see ScreenIdleness."""
     pace, reported_screen = Pace(), ReportedScreen()
     special = _of_android if places.is_android else _of_linux
-    return SensorSet(
-        sensors=[
-            *special(pace, reported_screen, stamp, places),
-            *linux_machine.sensors(data_folder),
-        ],
-        pace=pace,
-        reported_screen=reported_screen,
-    )
+    sensors: list[Sensor] = [*special(pace, reported_screen, stamp, places), *linux_machine.sensors(data_folder)]
+    return SensorSet(sensors=sensors, pace=pace, reported_screen=reported_screen)
 
 
 def _of_android(pace: Pace, reported_screen: ReportedScreen, stamp: Path, places: Places) -> list[Sensor]:
@@ -127,13 +121,8 @@ def _idleness(pace: Pace, places: Places) -> Sensor:
     if places.seats.is_dir() and (command := places.command(logind_idle.COMMAND)):
         return logind_idle.LogindIdleness(pace, command)
     if _may_have_display(places.graphics):
-        return Missing(
-            "idle",
-            "s",
-            "logind",
-            "there is a display, but no systemd-logind: set gate.require_idle to false, or have the desktop "
-            "POST /status/screen",
-        )
+        advice = "set gate.require_idle to false, or have the desktop POST /status/screen"
+        return Missing("idle", "s", "logind", f"there is a display, but no systemd-logind: {advice}")
     return Missing("idle", "s", "this machine", "there is no display", absent=True)
 
 
