@@ -1,20 +1,4 @@
-"""The daemon's exceptions. Each message says what to do next.
-
-DaemonError
-├── BadSettings
-├── AlreadyRunning
-├── PortInUse
-├── NothingToLearn
-├── ModelNotReady
-├── GeneratorBusy
-├── GeneratorFailed
-├── CalibrationFailed
-├── CannotReplay
-├── ExportFailed
-├── BackupUnusable
-├── GenerationTooLarge
-└── BadGeneration
-"""
+"""The daemon's exceptions. Each message says what to do next."""
 
 
 class DaemonError(Exception):

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -43,9 +43,13 @@ def describe_uncaught() -> None:
 
 def described(error: BaseException) -> str:
     """An exception and those that led to it, the last one last: for each the places it came through, and a summary."""
-    parts = [*traceback.format_tb(error.__traceback__), f"{summary(error)}\n"]
-    for earlier in _before(error):
-        parts = [*traceback.format_tb(earlier.__traceback__), f"{summary(earlier)}\n", *parts]
+    parts: list[str] = []
+    seen: set[int] = set()
+    raised: BaseException | None = error
+    while raised is not None and id(raised) not in seen:
+        seen.add(id(raised))
+        parts = [*traceback.format_tb(raised.__traceback__), f"{summary(raised)}\n", *parts]
+        raised = raised.__cause__ or raised.__context__
     return "".join(parts)
 
 
@@ -55,15 +59,6 @@ def summary(error: BaseException) -> str:
     where = f" at {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     message = str(error).partition("\n")[0] if isinstance(error, _QUOTING_NOTHING) else ""
     return f"{type(error).__name__}{where}{': ' if message else ''}{message}"
-
-
-def _before(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions that led to this one, the last first."""
-    seen = {id(error)}
-    while (earlier := error.__cause__ or error.__context__) is not None and id(earlier) not in seen:
-        seen.add(id(earlier))
-        yield earlier
-        error = earlier
 
 
 class PrivateFormatter(logging.Formatter):

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from pocketllm.daemon.errors import BadSettings, DaemonError
@@ -40,128 +39,44 @@ def write_private(path: Path, content: bytes) -> None:
     scratch.rename(path)
 
 
-@dataclass(frozen=True)
 class DataFolder:
     """The data folder and the paths in it."""
 
-    root: Path
-
-    @property
-    def database(self) -> Path:
-        """The SQLite database."""
-        return self.root / "pocketllm.db"
-
-    @property
-    def tokens(self) -> Path:
-        """Access tokens, mode 0600."""
-        return self.root / "tokens.json"
-
-    @property
-    def sessions(self) -> Path:
-        """Digests of the sessions of browsers, mode 0600."""
-        return self.root / "sessions.json"
-
-    @property
-    def announcement(self) -> Path:
-        """The running daemon's address; absent while none runs."""
-        return self.root / "daemon.json"
-
-    @property
-    def socket(self) -> Path:
-        """The running daemon's socket, for programs of the same owner; mode 0600."""
-        return self.root / "pocketllm.sock"
-
-    @property
-    def llama_socket(self) -> Path:
-        """The socket of the generator's llama.cpp server."""
-        return self.root / "llama.sock"
-
-    @property
-    def daemon_lock(self) -> Path:
-        """Held by the one daemon."""
-        return self.root / "daemon.lock"
-
-    @property
-    def worker_lock(self) -> Path:
-        """Held by the one worker."""
-        return self.root / "worker.lock"
-
-    @property
-    def worker_log(self) -> Path:
-        """The output of the last worker."""
-        return self.root / "worker.log"
-
-    @property
-    def folders(self) -> Path:
-        """The list of watched folders; absent while there is none."""
-        return self.root / "folders.json"
-
-    @property
-    def scans(self) -> Path:
-        """What the last scan of each of them found."""
-        return self.root / "scans.json"
-
-    @property
-    def scan_lock(self) -> Path:
-        """Held by who scans the watched folders."""
-        return self.root / "scan.lock"
-
-    @property
-    def idle_stamp(self) -> Path:
-        """Touched by Android's job scheduler while it considers the phone idle."""
-        return self.root / "idle.stamp"
-
-    @property
-    def models(self) -> Path:
-        """One folder a model."""
-        return self.root / "models"
-
-    @property
-    def adapters(self) -> Path:
-        """One PEFT folder an adapter."""
-        return self.root / "adapters"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.database = root / "pocketllm.db"  #: of SQLite
+        self.tokens = root / "tokens.json"  #: access tokens, mode 0600
+        self.sessions = root / "sessions.json"  #: digests of the sessions of browsers, mode 0600
+        self.announcement = root / "daemon.json"  #: the running daemon's address; absent while none runs
+        self.socket = root / "pocketllm.sock"  #: the running daemon's, for programs of the same owner; mode 0600
+        self.llama_socket = root / "llama.sock"  #: of the generator's llama.cpp server
+        self.daemon_lock = root / "daemon.lock"  #: held by the one daemon
+        self.worker_lock = root / "worker.lock"  #: held by the one worker
+        self.worker_log = root / "worker.log"  #: the output of the last worker
+        self.folders = root / "folders.json"  #: the list of watched folders; absent while there is none
+        self.scans = root / "scans.json"  #: what the last scan of each of them found
+        self.scan_lock = root / "scan.lock"  #: held by who scans the watched folders
+        self.idle_stamp = root / "idle.stamp"  #: touched by Android's job scheduler while the phone is idle
+        self.models = root / "models"  #: one folder a model
+        self.adapters = root / "adapters"  #: one PEFT folder an adapter
+        self.set_aside = root / "set-aside"  #: adapters that the database does not know
+        self.starts = root / "starts"  #: one folder an open job
+        self.runs = root / "runs"  #: one folder an open job with checkpoints
+        self.backups = root / "backups"  #: where backups were written, each ended by a zero byte; locked while one is
+        self.reserve = root / "reserve"  #: room for deleting texts when the disk is full
+        self.exports = root / "exports"  #: one folder for each file that is being exported; deleted when it is sent
 
     def adapter(self, adapter_id: str) -> Path:
         """The folder of one adapter."""
         return self.adapters / adapter_id
 
-    @property
-    def set_aside(self) -> Path:
-        """Adapters that the database does not know."""
-        return self.root / "set-aside"
-
-    @property
-    def starts(self) -> Path:
-        """One folder an open job."""
-        return self.root / "starts"
-
     def start(self, job_id: str) -> Path:
         """An open job's initial adapter; deleted when the job has ended."""
         return self.starts / job_id
 
-    @property
-    def runs(self) -> Path:
-        """One folder an open job with checkpoints."""
-        return self.root / "runs"
-
     def run(self, job_id: str) -> Path:
         """An open job's checkpoints; deleted when the job has ended."""
         return self.runs / job_id
-
-    @property
-    def backups(self) -> Path:
-        """Where backups were written, each path ended by a zero byte; locked while one is."""
-        return self.root / "backups"
-
-    @property
-    def reserve(self) -> Path:
-        """Room for deleting texts when the disk is full."""
-        return self.root / "reserve"
-
-    @property
-    def exports(self) -> Path:
-        """One folder for each file that is being exported; deleted when it is sent."""
-        return self.root / "exports"
 
     def make(self) -> None:
         """Create the folder, and make all that is in it the owner's alone, whatever the umask was.

@@ -14,7 +14,7 @@ from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.scheduling.scheduler import Scheduler
-from pocketllm.daemon.scheduling.worker_process import Runner, WorkerProcess
+from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import uptime
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
@@ -69,7 +69,7 @@ def build_services(
     settings: Settings,
     *,
     sensor_set: SensorSet | None = None,
-    runner: Runner | None = None,
+    runner: WorkerProcess | None = None,
     uptime: Callable[[], float] = uptime,
 ) -> Services:
     """Open the data folder and put the parts together. Raises StorageError.

@@ -1,17 +1,4 @@
-"""The engine's exceptions. Each message says what to do next.
-
-MezoError
-├── ModelFileError
-├── ModelNotFound
-├── ModelExists
-├── UnsupportedModel
-├── NotEnoughSpace
-├── AdapterError
-├── CannotExport
-├── BadRequest
-├── DoesNotFit
-└── TrainingDiverged
-"""
+"""The engine's exceptions. Each message says what to do next."""
 
 
 class MezoError(Exception):

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 from bench.year.parts import Number, Worker, battery, no_plan, queued_job
 from bench.year.world import DAY, HOUR, MINUTE, World
-from pocketllm.daemon.conditions.android_battery import TermuxBattery
-from pocketllm.daemon.conditions.android_screen import STAMP_IDLE_SECONDS, PolledScreen, ScreenIdleness, screen_property
+from pocketllm.daemon.conditions.android_battery import battery_sensors
+from pocketllm.daemon.conditions.android_screen import STAMP_IDLE_SECONDS, ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.fresh_look import FreshLook
-from pocketllm.daemon.conditions.poller import Background, Pace
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled
 from pocketllm.daemon.conditions.readings import Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
@@ -232,9 +232,10 @@ class Phone:
 
     def _daemon(self) -> Scheduler:
         world = self.world
-        screen = PolledScreen(self._poll(lambda: screen_property(world.screen_says()), 15, 3), "getprop")
+        screen_answers = self._poll(lambda: screen_property(world.screen_says()), 15, 3)
+        screen = Polled("screen", None, "getprop", screen_answers, bool)
         sensors: list[Sensor] = [
-            *TermuxBattery(self._poll(lambda: battery(world), 60, 5)).sensors,
+            *battery_sensors(self._poll(lambda: battery(world), 60, 5)),
             screen,
             ScreenIdleness(screen, self._folder.idle_stamp, lambda: world.at),
             Number("memory", "bytes", lambda: world.memory_bytes),

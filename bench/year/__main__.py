@@ -26,10 +26,10 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.year.parts import Number, Worker, battery, no_plan, queued_job
 from bench.year.timer import live_by_timer
 from bench.year.world import DAY, HOUR, World
-from pocketllm.daemon.conditions.android_battery import TermuxBattery
-from pocketllm.daemon.conditions.android_screen import PolledScreen, ScreenIdleness, screen_property
+from pocketllm.daemon.conditions.android_battery import battery_sensors
+from pocketllm.daemon.conditions.android_screen import ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
-from pocketllm.daemon.conditions.poller import Asked, ProbeFailed
+from pocketllm.daemon.conditions.poller import Asked, Background, Polled, ProbeFailed
 from pocketllm.daemon.conditions.readings import Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
@@ -221,9 +221,9 @@ class Life:
 
     def _daemon(self) -> Scheduler:
         world, clock = self.world, lambda: self.world.at
-        screen = PolledScreen(_Direct(lambda: screen_property(world.screen_says())), "getprop")
+        screen = Polled("screen", None, "getprop", _Direct(lambda: screen_property(world.screen_says())), bool)
         sensors: list[Sensor] = [
-            *TermuxBattery(_Direct(lambda: battery(world))).sensors,
+            *battery_sensors(_Direct(lambda: battery(world))),
             screen,
             ScreenIdleness(screen, self.folder.idle_stamp, clock),
             Number("memory", "bytes", lambda: world.memory_bytes),
@@ -243,14 +243,14 @@ class Life:
         )
 
 
-class _Direct:
+class _Direct(Background[Any]):
     """A source that answers at once."""
 
     def __init__(self, ask: Any) -> None:
         self._ask = ask
 
     def latest(self, now: datetime) -> Asked[Any]:
-        """See Answers."""
+        """See Background."""
         try:
             return Asked(at=now, answer=self._ask(), problem=None)
         except ProbeFailed as error:

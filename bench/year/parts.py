@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pocketllm.daemon.conditions.android_battery import Battery, parse
 from pocketllm.daemon.conditions.poller import ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.daemon.scheduling.worker_process import Exit
+from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.storage.tables import Requester
 
 if TYPE_CHECKING:
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Worker:
+class Worker(WorkerProcess):
     """A worker without a process."""
 
     job_id: str | None = None
 
     @property
     def pid(self) -> int | None:
-        """See Runner."""
+        """See WorkerProcess."""
         return 1 if self.job_id else None
 
     @property
     def cpu_seconds(self) -> float | None:
-        """See Runner."""
+        """See WorkerProcess."""
         return None
 
     def start(self, job_id: str, start: int) -> None:
-        """See Runner."""
+        """See WorkerProcess."""
         self.job_id = job_id
 
     def reap(self) -> Exit | None:
-        """See Runner: this one never ends by itself."""
+        """See WorkerProcess: this one never ends by itself."""
         return None
 
     def kill(self) -> Exit | None:
-        """See Runner."""
+        """See WorkerProcess."""
         job_id, self.job_id = self.job_id, None
         return None if job_id is None else Exit(job_id=job_id, code=-9, last_words="", cpu_seconds=0.0)
 

@@ -5,19 +5,17 @@ that is too weak to count as external power.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from math import isfinite
-from typing import Any, Self
+from operator import attrgetter
+from typing import Any
 
-from pocketllm.daemon.conditions.poller import Answers, Background, Pace, ProbeFailed, run
-from pocketllm.daemon.conditions.readings import Reading, Sensor, is_of_a_battery, not_yet
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed
+from pocketllm.daemon.conditions.readings import Sensor, is_of_a_battery
 
 COMMAND = "termux-battery-status"
 #: It usually takes a second, and seven on slow phones.
-TIMEOUT_SECONDS = 10.0
-_IDLE_SECONDS, _TRAINING_SECONDS = 60.0, 5.0
+_TIMEOUT_SECONDS = 10.0
 #: The word after PLUGGED_ (-1: the app does not know) -> the plug.
 _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
 #: The states in which a plugged phone does not discharge.
@@ -26,6 +24,15 @@ _STATES = (*_ON_POWER, "DISCHARGING")
 #: What flows into the battery; a full one, or one that is not charged, neither gets nor gives any.
 _SIGNS = {"CHARGING": 1, "DISCHARGING": -1, "FULL": 0, "NOT_CHARGING": 0}
 _HEALTH = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAILURE")
+#: Name, unit, and attribute of an answer of each sensor.
+_SENSORS = (
+    ("power", None, "external_power"),
+    ("plug", None, "plug"),
+    ("battery", "%", "level_percent"),
+    ("temperature", "°C", "celsius"),
+    ("health", None, "health"),
+    ("battery power", "W", "watts"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,56 +110,13 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
-class TermuxBattery:
-    """Sensors that share one answer."""
-
-    def __init__(self, answers: Answers[Battery], source: str = COMMAND) -> None:
-        self._answers, self._source = answers, source
-
-    @classmethod
-    def by_command(cls, pace: Pace, command: str = COMMAND, timeout_seconds: float = TIMEOUT_SECONDS) -> Self:
-        """By polling the command."""
-        answers = Background(
-            lambda: parse(run([command], timeout_seconds=timeout_seconds)),
-            pace,
-            idle_seconds=_IDLE_SECONDS,
-            training_seconds=_TRAINING_SECONDS,
-        )
-        return cls(answers, command)
-
-    @property
-    def sensors(self) -> Sequence[Sensor]:
-        """A sensor for each quantity."""
-        return [_Part(self, name, attribute, unit) for name, attribute, unit in _PARTS]
-
-    def reading(self, name: str, attribute: str, unit: str | None, now: datetime) -> Reading:
-        """A quantity of the last answer."""
-        asked = self._answers.latest(now)
-        if asked is None:
-            return not_yet(name, unit, self._source, now)
-        value = getattr(asked.answer, attribute) if asked.answer is not None else None
-        reason = None if value is not None else asked.problem or "not reported"
-        return Reading(name=name, value=value, unit=unit, source=self._source, at=asked.at, reason=reason)
+def polled_battery(pace: Pace, command: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Background[Battery]:
+    """Polls the command."""
+    return Background.of_command(
+        [command], parse, pace, timeout_seconds=timeout_seconds, idle_seconds=60.0, training_seconds=5.0
+    )
 
 
-#: Name, attribute of an answer, and unit of each reading.
-_PARTS = (
-    ("power", "external_power", None),
-    ("plug", "plug", None),
-    ("battery", "level_percent", "%"),
-    ("temperature", "celsius", "°C"),
-    ("health", "health", None),
-    ("battery power", "watts", "W"),
-)
-
-
-@dataclass(frozen=True)
-class _Part:
-    whole: TermuxBattery
-    name: str
-    attribute: str
-    unit: str | None
-
-    def read(self, now: datetime) -> Reading:
-        """See Sensor."""
-        return self.whole.reading(self.name, self.attribute, self.unit, now)
+def battery_sensors(answers: Background[Battery], source: str = COMMAND) -> list[Sensor]:
+    """A sensor for each quantity of an answer."""
+    return [Polled(name, unit, source, answers, attrgetter(attribute)) for name, unit, attribute in _SENSORS]

@@ -10,10 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Self
 
-from pocketllm.daemon.conditions.poller import Answers, Background, Pace, ProbeFailed, run
-from pocketllm.daemon.conditions.readings import Reading, Sensor, not_yet
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed, run
+from pocketllm.daemon.conditions.readings import Reading, Sensor
 from pocketllm.daemon.uptime import uptime
 
 GETPROP, PROPERTY = "/system/bin/getprop", "debug.tracing.screen_state"
@@ -22,8 +21,6 @@ DUMPSYS = "/system/bin/dumpsys"
 _OFF = ("1", "3", "4")
 _ON = ("2", "5", "6")
 _WAKEFULNESS = re.compile(r"mWakefulness=(Awake|Asleep|Dozing|Dreaming)\b")
-_TIMEOUT_SECONDS = 5.0
-_IDLE_SECONDS, _TRAINING_SECONDS = 15.0, 3.0
 #: How long an automation app's report counts: the app may have died meanwhile.
 REPORT_VALID = timedelta(hours=12)
 #: Android's JobScheduler considers a device idle after this time without use, by default, and runs our job, which
@@ -54,39 +51,9 @@ def wakefulness(output: str) -> bool:
     raise ProbeFailed("dumpsys power hides the state: grant android.permission.DUMP by adb (docs/phone.md)")
 
 
-class PolledScreen:
-    """The screen by a source that is polled."""
-
-    def __init__(self, answers: Answers[bool], source: str) -> None:
-        self._answers, self._source = answers, source
-
-    @classmethod
-    def by_command(cls, pace: Pace, command: Sequence[str], parse: Callable[[str], bool]) -> Self:
-        """By polling a command. parse: its output; raises ProbeFailed."""
-        answers = Background(
-            lambda: parse(run(command, timeout_seconds=_TIMEOUT_SECONDS)),
-            pace,
-            idle_seconds=_IDLE_SECONDS,
-            training_seconds=_TRAINING_SECONDS,
-        )
-        return cls(answers, " ".join(command))
-
-    def read(self, now: datetime) -> Reading:
-        """See Sensor."""
-        asked, source = self._answers.latest(now), self._source
-        if asked is None:
-            return not_yet("screen", None, source, now)
-        return Reading(name="screen", value=asked.answer, unit=None, source=source, at=asked.at, reason=asked.problem)
-
-
-def by_property(pace: Pace, getprop: str = GETPROP) -> PolledScreen:
-    """The screen by the property that Android sets."""
-    return PolledScreen.by_command(pace, (getprop, PROPERTY), screen_property)
-
-
-def by_dumpsys(pace: Pace, dumpsys: str = DUMPSYS) -> PolledScreen:
-    """The screen by dumpsys."""
-    return PolledScreen.by_command(pace, (dumpsys, "power"), wakefulness)
+def polled_screen(pace: Pace, command: Sequence[str], parse: Callable[[str], bool]) -> Polled[bool]:
+    """The screen by polling a command. parse: takes its output; raises ProbeFailed."""
+    return Polled("screen", None, " ".join(command), Background.of_command(command, parse, pace), bool)
 
 
 @dataclass

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketllm.daemon.conditions import linux_machine, linux_power, logind_idle
-from pocketllm.daemon.conditions.android_battery import COMMAND, TermuxBattery
+from pocketllm.daemon.conditions.android_battery import COMMAND, battery_sensors, polled_battery
 from pocketllm.daemon.conditions.android_screen import (
     DUMPSYS,
     GETPROP,
+    PROPERTY,
     ReportedScreen,
     ScreenIdleness,
-    by_dumpsys,
-    by_property,
+    polled_screen,
+    screen_property,
+    wakefulness,
 )
 from pocketllm.daemon.conditions.poller import Pace
-from pocketllm.daemon.conditions.readings import Absent, FirstKnown, Sensor, Unknown
+from pocketllm.daemon.conditions.readings import FirstKnown, Missing, Sensor
 
 #: Exists where systemd's logind runs.
 SEATS = Path("/run/systemd/seats")
@@ -91,40 +93,25 @@ def discover_sensors(data_folder: Path, stamp: Path, places: Places = Places()) 
     """The sensors of this machine. data_folder: for free disk space. stamp: see ScreenIdleness."""
     pace, reported_screen = Pace(), ReportedScreen()
     special = _of_android if places.is_android else _of_linux
-    return SensorSet(
-        sensors=[
-            *special(pace, reported_screen, stamp, places),
-            linux_machine.MemorySensor(),
-            linux_machine.PressureSensor(),
-            linux_machine.ThermalSensor(),
-            linux_machine.DiskSensor(data_folder),
-        ],
-        pace=pace,
-        reported_screen=reported_screen,
-    )
+    sensors: list[Sensor] = [*special(pace, reported_screen, stamp, places), *linux_machine.sensors(data_folder)]
+    return SensorSet(sensors=sensors, pace=pace, reported_screen=reported_screen)
 
 
 def _of_android(pace: Pace, reported_screen: ReportedScreen, stamp: Path, places: Places) -> list[Sensor]:
-    command = places.command(COMMAND)
-    battery: Sequence[Sensor] = (
-        TermuxBattery.by_command(pace, command).sensors
-        if command
-        else [Unknown(name, unit, COMMAND, _NO_TERMUX_API) for name, unit in (("power", None), ("battery", "%"))]
-    )
-    screen = FirstKnown([by_property(pace, places.getprop), reported_screen, by_dumpsys(pace, places.dumpsys)])
+    if command := places.command(COMMAND):
+        battery = battery_sensors(polled_battery(pace, command), command)
+    else:
+        battery = [Missing(name, unit, COMMAND, _NO_TERMUX_API) for name, unit in (("power", None), ("battery", "%"))]
+    by_property = polled_screen(pace, (places.getprop, PROPERTY), screen_property)
+    by_dumpsys = polled_screen(pace, (places.dumpsys, "power"), wakefulness)
+    screen = FirstKnown([by_property, reported_screen, by_dumpsys])
     return [*battery, screen, ScreenIdleness(screen, stamp)]
 
 
 def _of_linux(pace: Pace, reported_screen: ReportedScreen, _stamp: Path, places: Places) -> list[Sensor]:
-    supplies = places.supplies
     return [
-        linux_power.PowerSensor(supplies),
-        linux_power.PlugSensor(supplies),
-        linux_power.BatterySensor(supplies),
-        linux_power.BatteryTemperatureSensor(supplies),
-        linux_power.BatteryHealthSensor(supplies),
-        linux_power.BatteryPowerSensor(supplies),
-        FirstKnown([Absent("screen", None, "see idle"), reported_screen]),
+        *linux_power.sensors(places.supplies),
+        FirstKnown([Missing("screen", None, "this machine", "see idle", absent=True), reported_screen]),
         _idleness(pace, places),
     ]
 
@@ -132,16 +119,11 @@ def _of_linux(pace: Pace, reported_screen: ReportedScreen, _stamp: Path, places:
 def _idleness(pace: Pace, places: Places) -> Sensor:
     """By logind if it runs; without it and without a display, nobody uses the machine."""
     if places.seats.is_dir() and (command := places.command(logind_idle.COMMAND)):
-        return logind_idle.LogindIdleness.by_command(pace, command)
+        return logind_idle.LogindIdleness(pace, command)
     if _may_have_display(places.graphics):
-        return Unknown(
-            "idle",
-            "s",
-            "logind",
-            "there is a display, but no systemd-logind: set gate.require_idle to false, or have the desktop "
-            "POST /status/screen",
-        )
-    return Absent("idle", "s", "there is no display")
+        advice = "set gate.require_idle to false, or have the desktop POST /status/screen"
+        return Missing("idle", "s", "logind", f"there is a display, but no systemd-logind: {advice}")
+    return Missing("idle", "s", "this machine", "there is no display", absent=True)
 
 
 def _may_have_display(graphics: Path) -> bool:

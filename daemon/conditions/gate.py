@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, replace
 from datetime import datetime, time, timedelta
 from typing import get_args
 
-from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.conditions.readings import Reading, Value
 from pocketllm.daemon.settings import GateSettings, Hours, Weekday
 
 _WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
@@ -35,7 +35,7 @@ class Blocker:
 
     name: str
     message: str
-    value: bool | float | str | None = None
+    value: Value = None
     threshold: float | None = None
     unit: str | None = None
     since: datetime
@@ -95,7 +95,7 @@ class GateContext:
     """What the gate uses besides readings and settings."""
 
     now: datetime  #: aware
-    local: datetime | None = None  #: the owner's local time; by default the machine's
+    local: datetime  #: the owner's local time
     running: bool = False  #: a job runs, so the thresholds to pause apply
     immediate: bool = False  #: the owner asked for 'now'
     paused_seconds: float | None = None  #: since the last pause, by the monotonic clock
@@ -103,10 +103,11 @@ class GateContext:
     used_today_seconds: float = 0.0  #: run time of jobs since the owner's midnight
     snoozed_until: datetime | None = None
 
-    @property
-    def by_the_clock(self) -> datetime:
-        """The owner's local time."""
-        return self.now.astimezone() if self.local is None else self.local
+    def blocker(
+        self, name: str, message: str, value: Value = None, threshold: float | None = None, unit: str | None = None
+    ) -> Blocker:
+        """A blocker since now."""
+        return Blocker(name=name, message=message, value=value, threshold=threshold, unit=unit, since=self.now)
 
 
 def decide(
@@ -114,9 +115,10 @@ def decide(
 ) -> Verdict:
     """Evaluate every condition. before: the previous verdict, whose blockers keep their `since`."""
     by_name = {reading.name: _fresh(reading, settings, context.now) for reading in readings}
-    found = list(_safety(by_name, settings, context))
+    safety = (_battery, _health, _limits)  # nobody overrides them
+    found = [blocker for check in safety for blocker in check(by_name, settings, context)]
     if settings.run_mode == "never":
-        found.insert(0, Blocker(name="run mode", message="the run mode is 'never'", since=context.now))
+        found.insert(0, context.blocker("run mode", "the run mode is 'never'"))
     if settings.run_mode == "auto" and not context.immediate:
         found = [*_waiting(by_name, settings, context), *found]
     found += _pause(settings, context)
@@ -146,26 +148,13 @@ def _waiting(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
     yield from _screen(readings, settings, at)
     yield from _hours(settings, at)
     if at.snoozed_until is not None and at.now < at.snoozed_until:
-        until = at.snoozed_until.astimezone(at.by_the_clock.tzinfo)
+        until = at.snoozed_until.astimezone(at.local.tzinfo)
         message = f"snoozed until {until:%Y-%m-%d %H:%M}"
-        yield Blocker(name="snooze", message=message, since=at.now, until=at.snoozed_until)
+        yield replace(at.blocker("snooze", message), until=at.snoozed_until)
     if settings.minutes_per_day is not None and at.used_today_seconds >= 60 * settings.minutes_per_day:
         used = at.used_today_seconds / 60
-        yield Blocker(
-            name="minutes per day",
-            message=f"trained {used:.0f} of {settings.minutes_per_day:g} minutes today",
-            value=used,
-            threshold=settings.minutes_per_day,
-            unit="min",
-            since=at.now,
-        )
-
-
-def _safety(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
-    """What nobody overrides."""
-    yield from _battery(readings, settings, at)
-    yield from _health(readings, settings, at)
-    yield from _limits(readings, settings, at)
+        message = f"trained {used:.0f} of {settings.minutes_per_day:g} minutes today"
+        yield at.blocker("minutes per day", message, used, settings.minutes_per_day, "min")
 
 
 def _power(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
@@ -175,22 +164,16 @@ def _power(readings: Mapping[str, Reading], settings: GateSettings, at: GateCont
     if power.unknown:
         yield from _blocked_by_unknown(power, settings, at)
     elif power.value is False:
-        yield Blocker(name="power", message="not on external power", value=False, since=at.now)
+        yield at.blocker("power", "not on external power", False)
     elif plug is not None and isinstance(plug.value, str) and plug.value not in (*settings.power_sources, "none"):
         counting = ", ".join(settings.power_sources)
         message = f"power comes from {plug.value}; only {counting} counts (gate.power_sources)"
-        yield Blocker(name="plug", message=message, value=plug.value, since=at.now)
+        yield at.blocker("plug", message, plug.value)
     if at.charge.weak_at is not None:
         needed = min(100.0, at.charge.weak_at + settings.charge_loss_percent)
         level = readings["battery"].value
-        yield Blocker(
-            name="charger",
-            message=f"the charger is too weak; waiting for a battery level of {needed:.0f} %",
-            value=level if isinstance(level, float) else None,
-            threshold=needed,
-            unit="%",
-            since=at.now,
-        )
+        message = f"the charger is too weak; waiting for a battery level of {needed:.0f} %"
+        yield at.blocker("charger", message, level if isinstance(level, float) else None, needed, "%")
 
 
 def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
@@ -199,29 +182,22 @@ def _screen(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
         if screen.value is None:
             yield from _blocked_by_unknown(screen, settings, at)
         elif screen.value:
-            yield Blocker(name="screen", message="the screen is on", value=True, since=at.now)
+            yield at.blocker("screen", "the screen is on", True)
     if settings.require_idle and idle is not None and not idle.absent:
         if not isinstance(idle.value, int | float):
             yield from _blocked_by_unknown(idle, settings, at)
         elif idle.value < 60 * settings.idle_minutes:
-            yield Blocker(
-                name="idle",
-                message=f"idle for {idle.value / 60:.0f} of {settings.idle_minutes:g} minutes",
-                value=idle.value / 60,
-                threshold=settings.idle_minutes,
-                unit="min",
-                since=at.now,
-            )
+            message = f"idle for {idle.value / 60:.0f} of {settings.idle_minutes:g} minutes"
+            yield at.blocker("idle", message, idle.value / 60, settings.idle_minutes, "min")
 
 
 def _hours(settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
-    local = at.by_the_clock
-    if settings.weekdays and _WEEKDAYS[local.weekday()] not in settings.weekdays:
-        message = f"today is {_WEEKDAYS[local.weekday()]}; jobs run only on {', '.join(settings.weekdays)}"
-        yield Blocker(name="weekday", message=message, since=at.now)
-    if settings.hours and not any(Hours.parse(text).hold(local.time()) for text in settings.hours):
-        message = f"it is {local:%H:%M}, outside {', '.join(settings.hours)}"
-        yield Blocker(name="hours", message=message, since=at.now)
+    if settings.weekdays and _WEEKDAYS[at.local.weekday()] not in settings.weekdays:
+        message = f"today is {_WEEKDAYS[at.local.weekday()]}; jobs run only on {', '.join(settings.weekdays)}"
+        yield at.blocker("weekday", message)
+    if settings.hours and not any(Hours.parse(text).hold(at.local.time()) for text in settings.hours):
+        message = f"it is {at.local:%H:%M}, outside {', '.join(settings.hours)}"
+        yield at.blocker("hours", message)
 
 
 def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
@@ -235,7 +211,7 @@ def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
     level = settings.battery_stop_percent if at.running or forced else settings.battery_start_percent
     if battery.value < level:
         message = f"battery {battery.value:.0f} % is below {level:.0f} %"
-        yield Blocker(name="battery", message=message, value=battery.value, threshold=level, unit="%", since=at.now)
+        yield at.blocker("battery", message, battery.value, level, "%")
 
 
 def _health(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
@@ -243,7 +219,7 @@ def _health(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
     health = readings.get("health")
     if health is not None and isinstance(health.value, str) and health.value != _HEALTHY:
         message = f"the battery reports {health.value.replace('_', ' ')}"
-        yield Blocker(name="health", message=message, value=health.value, since=at.now)
+        yield at.blocker("health", message, health.value)
 
 
 def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
@@ -259,30 +235,19 @@ def _limits(readings: Mapping[str, Reading], settings: GateSettings, at: GateCon
         least = setting.endswith("_bytes")
         if not (reading.value >= level if least else reading.value <= level):  # so that NaN blocks
             per = 1e6 if least else 1.0
-            yield Blocker(
-                name=name,
-                message=text.format(value=reading.value / per, level=level / per),
-                value=reading.value,
-                threshold=level,
-                unit="bytes" if least else reading.unit,
-                since=at.now,
-            )
+            message = text.format(value=reading.value / per, level=level / per)
+            yield at.blocker(name, message, reading.value, level, "bytes" if least else reading.unit)
 
 
 def _pause(settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     if at.running or at.paused_seconds is None or not 0 <= at.paused_seconds < settings.minimum_pause_seconds:
         return
     left = settings.minimum_pause_seconds - at.paused_seconds
-    yield Blocker(
-        name="minimum pause",
-        message=f"paused {at.paused_seconds:.0f} s ago; waiting {left:.0f} s more",
-        value=at.paused_seconds,
-        threshold=settings.minimum_pause_seconds,
-        unit="s",
-        since=at.now - timedelta(seconds=at.paused_seconds),
-    )
+    message = f"paused {at.paused_seconds:.0f} s ago; waiting {left:.0f} s more"
+    blocker = at.blocker("minimum pause", message, at.paused_seconds, settings.minimum_pause_seconds, "s")
+    yield replace(blocker, since=at.now - timedelta(seconds=at.paused_seconds))
 
 
 def _blocked_by_unknown(reading: Reading, settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     if reading.name not in settings.train_when_unknown:
-        yield Blocker(name=reading.name, message=f"{reading.name} is unknown ({reading.reason})", since=at.now)
+        yield at.blocker(reading.name, f"{reading.name} is unknown ({reading.reason})")

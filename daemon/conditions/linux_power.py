@@ -4,133 +4,69 @@ Whether there is external power follows systemd's on_ac_power rules (src/shared/
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from pocketllm.daemon.conditions.readings import Reading, absent, is_of_a_battery, unknown
+from pocketllm.daemon.conditions.readings import Measured, is_of_a_battery
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
-
-
-@dataclass(frozen=True)
-class PowerSensor:
-    """Whether external power is connected."""
-
-    folder: Path = POWER_SUPPLIES
-
-    def read(self, now: datetime) -> Reading:
-        """True on external power, and without any supply and battery, as on a desktop."""
-        try:
-            value = _on_external_power(self.folder)
-        except (OSError, ValueError) as error:  # ValueError: not UTF-8
-            return unknown("power", None, self.folder, now, error)
-        return Reading(name="power", value=value, unit=None, source=str(self.folder), at=now)
-
-
-@dataclass(frozen=True)
-class BatterySensor:
-    """The battery's level; the mean of several batteries."""
-
-    folder: Path = POWER_SUPPLIES
-
-    def read(self, now: datetime) -> Reading:
-        """Percent; absent on a machine without a battery."""
-        try:
-            levels = [_percentage((battery / "capacity").read_text()) for battery in _batteries(self.folder)]
-        except (OSError, ValueError) as error:
-            return unknown("battery", "%", self.folder, now, error)
-        if not levels:
-            return absent("battery", "%", self.folder, now, "no battery")
-        level = sum(levels) / len(levels)
-        return Reading(name="battery", value=level, unit="%", source=str(self.folder), at=now)
-
-
-@dataclass(frozen=True)
-class PlugSensor:
-    """The kind of external power."""
-
-    folder: Path = POWER_SUPPLIES
-
-    def read(self, now: datetime) -> Reading:
-        """ "ac", "usb", "wireless" or "another"; "none" on battery. Of several, the first of these."""
-        try:
-            kinds = {_PLUGS.get(_word(supply / "type"), "another") for supply in _online(self.folder)}
-            on_power = _on_external_power(self.folder)
-        except (OSError, ValueError) as error:
-            return unknown("plug", None, self.folder, now, error)
-        kind = next((kind for kind in (*_PLUGS.values(), "another") if kind in kinds), "ac" if on_power else "none")
-        return Reading(name="plug", value=kind, unit=None, source=str(self.folder), at=now)
-
-
-@dataclass(frozen=True)
-class BatteryTemperatureSensor:
-    """The battery's temperature; the highest of several batteries."""
-
-    folder: Path = POWER_SUPPLIES
-
-    def read(self, now: datetime) -> Reading:
-        """Degrees Celsius; absent if no battery has a sensor."""
-        try:
-            tenths = [float(word) for battery in _batteries(self.folder) if (word := _word(battery / "temp"))]
-            celsius = [_plausible(value / 10) for value in tenths]
-        except (OSError, ValueError) as error:
-            return unknown("temperature", "°C", self.folder, now, error)
-        if not celsius:
-            return absent("temperature", "°C", self.folder, now, "no battery with a temperature sensor")
-        return Reading(name="temperature", value=max(celsius), unit="°C", source=str(self.folder), at=now)
-
-
-@dataclass(frozen=True)
-class BatteryHealthSensor:
-    """The battery's health by its driver."""
-
-    folder: Path = POWER_SUPPLIES
-
-    def read(self, now: datetime) -> Reading:
-        """ "good", or the first other word ("overheat", "dead", "over_voltage", ...); absent without one."""
-        try:
-            words = [_word(battery / "health").lower().replace(" ", "_") for battery in _batteries(self.folder)]
-        except (OSError, ValueError) as error:
-            return unknown("health", None, self.folder, now, error)
-        reported = [word for word in words if word not in ("", "unknown")]
-        worst = next((word for word in reported if word != "good"), "good" if reported else None)
-        return Reading(
-            name="health",
-            value=worst,
-            unit=None,
-            source=str(self.folder),
-            at=now,
-            reason=None if worst else "no battery reports its health",
-            absent=worst is None,
-        )
-
-
-@dataclass(frozen=True)
-class BatteryPowerSensor:
-    """What flows into the battery; the sum of several batteries."""
-
-    folder: Path = POWER_SUPPLIES
-
-    def read(self, now: datetime) -> Reading:
-        """Watts, below zero while it discharges; absent if no battery tells its current or its power."""
-        try:
-            watts = [power for battery in _batteries(self.folder) if (power := _watts(battery)) is not None]
-        except (OSError, ValueError) as error:
-            return unknown("battery power", "W", self.folder, now, error)
-        if not watts:
-            return absent("battery power", "W", self.folder, now, "no battery reports its current")
-        return Reading(name="battery power", value=sum(watts), unit="W", source=str(self.folder), at=now)
-
-
 #: Type of a supply -> plug, the strongest first.
 _PLUGS = {"Mains": "ac", "USB": "usb", "Wireless": "wireless"}
 
 
-def _on_external_power(folder: Path) -> bool:
+def sensors(folder: Path) -> list[Measured]:
+    """A sensor for each quantity."""
+    return [
+        Measured("power", None, folder, on_external_power),
+        Measured("plug", None, folder, plug),
+        Measured("battery", "%", folder, level, "no battery"),
+        Measured("temperature", "°C", folder, celsius, "no battery with a temperature sensor"),
+        Measured("health", None, folder, health, "no battery reports its health"),
+        Measured("battery power", "W", folder, watts, "no battery reports its current"),
+    ]
+
+
+def on_external_power(folder: Path) -> bool:
+    """True on external power, and without any supply and battery, as on a desktop."""
     if any(_online(folder)):
         return True
     return not any(_discharging(supply) for supply in _supplies(folder) if _word(supply / "type") == "Battery")
+
+
+def plug(folder: Path) -> str:
+    """The kind of external power: "ac", "usb", "wireless" or "another"; "none" on battery. Of several, the first."""
+    kinds = {_PLUGS.get(_word(supply / "type"), "another") for supply in _online(folder)}
+    if not kinds:
+        return "ac" if on_external_power(folder) else "none"
+    return next(kind for kind in (*_PLUGS.values(), "another") if kind in kinds)
+
+
+def level(folder: Path) -> float | None:
+    """The battery's level in percent; the mean of several batteries."""
+    levels = [float((battery / "capacity").read_text()) for battery in _batteries(folder)]
+    if not all(0 <= one <= 100 for one in levels):  # also catches NaN
+        raise ValueError(f"not a percentage: {levels}")
+    return sum(levels) / len(levels) if levels else None
+
+
+def celsius(folder: Path) -> float | None:
+    """The battery's temperature in degrees Celsius; the highest of several batteries."""
+    found = [float(word) / 10 for battery in _batteries(folder) if (word := _word(battery / "temp"))]
+    if not all(map(is_of_a_battery, found)):
+        raise ValueError(f"not a plausible battery temperature: {found} °C")
+    return max(found, default=None)
+
+
+def health(folder: Path) -> str | None:
+    """ "good", or the first other word of the driver ("overheat", "dead", "over_voltage", ...)."""
+    words = [_word(battery / "health").lower().replace(" ", "_") for battery in _batteries(folder)]
+    reported = [word for word in words if word not in ("", "unknown")]
+    return next((word for word in reported if word != "good"), "good" if reported else None)
+
+
+def watts(folder: Path) -> float | None:
+    """The power that flows into the battery, below zero while it discharges; the sum of several batteries."""
+    found = [power for battery in _batteries(folder) if (power := _watts(battery)) is not None]
+    return sum(found) if found else None
 
 
 def _online(folder: Path) -> Iterator[Path]:
@@ -164,29 +100,16 @@ def _batteries(folder: Path) -> Iterator[Path]:
             yield supply
 
 
-def _percentage(text: str) -> float:
-    level = float(text)
-    if not 0 <= level <= 100:  # also catches NaN
-        raise ValueError(f"{level} is not a percentage")
-    return level
-
-
 def _watts(battery: Path) -> float | None:
     """From microwatts, or microamperes and microvolts. Drivers disagree about the sign; the state tells it."""
     microwatts, microamperes, microvolts = (_word(battery / f"{name}_now") for name in ("power", "current", "voltage"))
     if microwatts:
-        watts = abs(float(microwatts)) / 1e6
+        power = abs(float(microwatts)) / 1e6
     elif microamperes and microvolts:
-        watts = abs(float(microamperes)) * float(microvolts) / 1e12
+        power = abs(float(microamperes)) * float(microvolts) / 1e12
     else:
         return None
-    return {"Charging": watts, "Discharging": -watts}.get(_word(battery / "status"), 0.0)
-
-
-def _plausible(celsius: float) -> float:
-    if not is_of_a_battery(celsius):
-        raise ValueError(f"{celsius} °C is not a plausible battery temperature")
-    return celsius
+    return {"Charging": power, "Discharging": -power}.get(_word(battery / "status"), 0.0)
 
 
 def _supplies(folder: Path) -> list[Path]:

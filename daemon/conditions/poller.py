@@ -4,22 +4,19 @@ termux-battery-status usually takes a second, seven on some phones, and hangs wh
 """
 
 import os
-import select
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Self, TypeVar
+
+from pocketllm.daemon.conditions.readings import NOT_YET, Reading, Value
 
 Answer = TypeVar("Answer")
-Heard = TypeVar("Heard", covariant=True)
 
-#: The most output of a command.
-MAX_BYTES = 256 * 1024
 #: The waits after the first failures in a row; the last one from then on.
 RETRY_SECONDS = (60.0, 120.0, 300.0, 900.0)
 
@@ -43,44 +40,17 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
         )
     except OSError as error:
         raise ProbeFailed(f"{command[0]} cannot be run: {error.strerror}") from error
-    deadline = time.monotonic() + timeout_seconds
-    try:
-        output = _read(process, deadline)
-        code = process.wait(max(0.0, deadline - time.monotonic()))
-    except (TimeoutError, subprocess.TimeoutExpired) as error:
-        raise ProbeFailed(f"{command[0]} did not answer within {timeout_seconds:g} s") from error
-    finally:
-        _end(process)
-    if code:
-        raise ProbeFailed(f"{command[0]} exited with code {code}")
+    with process:
+        try:
+            output, _ = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired as error:
+            raise ProbeFailed(f"{command[0]} did not answer within {timeout_seconds:g} s") from error
+        finally:
+            with suppress(ProcessLookupError, PermissionError):  # gone; some systems let no zombie's group be signalled
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise ProbeFailed(f"{command[0]} exited with code {process.returncode}")
     return output.decode(errors="replace")
-
-
-def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    assert process.stdout is not None
-    pipe = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    output = b""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(1000 * left):
-            raise TimeoutError
-        chunk = os.read(pipe, MAX_BYTES)
-        if not chunk:
-            return output
-        output += chunk
-        if len(output) > MAX_BYTES:
-            raise ProbeFailed(f"{process.args!r} sends too much output")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill its session and close its pipe, without reading to the end: a descendant may hold it open."""
-    with suppress(ProcessLookupError, PermissionError):  # gone; some systems do not let a zombie's group be signalled
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.stdout is not None
-    process.stdout.close()
-    process.wait()
 
 
 @dataclass
@@ -92,19 +62,12 @@ class Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Generic[Heard]):
+class Asked(Generic[Answer]):
     """A source's answer."""
 
     at: datetime  #: when the poll began
-    answer: Heard | None
+    answer: Answer | None
     problem: str | None  #: why there is no answer
-
-
-class Answers(Protocol[Heard]):
-    """A sensor's access to its source's answers."""
-
-    def latest(self, now: datetime) -> Asked[Heard] | None:
-        """The last answer; None before the first."""
 
 
 class Background(Generic[Answer]):
@@ -128,6 +91,25 @@ class Background(Generic[Answer]):
         self._asked_at: datetime | None = None
         self._failures = 0
         self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of_command(
+        cls,
+        command: Sequence[str],
+        parse: Callable[[str], Answer],
+        pace: Pace,
+        *,
+        timeout_seconds: float = 5.0,
+        idle_seconds: float = 15.0,
+        training_seconds: float = 3.0,
+    ) -> Self:
+        """Polls a command. parse: takes its output; raises ProbeFailed."""
+        return cls(
+            lambda: parse(run(command, timeout_seconds=timeout_seconds)),
+            pace,
+            idle_seconds=idle_seconds,
+            training_seconds=training_seconds,
+        )
 
     def latest(self, now: datetime) -> Asked[Answer] | None:
         """The last answer; None before the first. Starts the next poll if it is due, without waiting for it."""
@@ -159,3 +141,21 @@ class Background(Generic[Answer]):
         except ProbeFailed as error:
             self._last = Asked(at=at, answer=None, problem=str(error))
             self._failures += 1
+
+
+@dataclass(frozen=True)
+class Polled(Generic[Answer]):
+    """A sensor by the last answer of a source that is polled."""
+
+    name: str
+    unit: str | None
+    source: str
+    answers: Background[Answer]
+    value: Callable[[Answer], Value]
+
+    def read(self, now: datetime) -> Reading:
+        """See Sensor."""
+        asked = self.answers.latest(now) or Asked(at=now, answer=None, problem=NOT_YET)
+        value = None if asked.answer is None else self.value(asked.answer)
+        reason = None if value is not None else asked.problem or "not reported"
+        return Reading(name=self.name, value=value, unit=self.unit, source=self.source, at=asked.at, reason=reason)

@@ -3,14 +3,16 @@
 If a quantity has several sources, the first one with a value counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+Value = bool | float | str | None
+
 #: Why there is no value before the first answer.
-_NOT_YET = "no answer yet"
+NOT_YET = "no answer yet"
 #: A battery temperature beyond these is a driver's error.
 _COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 
@@ -20,7 +22,7 @@ class Reading:
     """The value of a sensor at a time."""
 
     name: str
-    value: bool | float | str | None  #: None: unknown, or absent
+    value: Value  #: None: unknown, or absent
     unit: str | None
     source: str
     at: datetime
@@ -53,51 +55,56 @@ class FirstKnown:
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A sensor that this machine does not have."""
+class Measured:
+    """A sensor of a file or folder, read by a function: it returns None if the machine has no such sensor, and raises
+    if the value is unknown.
+    """
 
     name: str
     unit: str | None
-    reason: str
+    source: Path
+    measure: Callable[[Path], Value]
+    missing: str = ""  #: the reason where the machine has none
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return absent(self.name, self.unit, "this machine", now, self.reason)
+        problem = None
+        try:
+            value = self.measure(self.source)
+        except (OSError, ValueError, LookupError) as error:  # ValueError: no number, or not UTF-8
+            value, problem = None, f"{type(error).__name__}: {error}"
+        absent = value is None and problem is None
+        reason = self.missing if absent else problem
+        source = str(self.source)
+        return Reading(name=self.name, value=value, unit=self.unit, source=source, at=now, reason=reason, absent=absent)
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """A sensor that this machine should have but cannot read; the reason says what to do."""
+class Missing:
+    """A sensor without a source. The reason says why this machine does not have it, or what to do."""
 
     name: str
     unit: str | None
     source: str
     reason: str
+    absent: bool = False
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return Reading(name=self.name, value=None, unit=self.unit, source=self.source, at=now, reason=self.reason)
-
-
-def unknown(name: str, unit: str | None, source: Path | str, now: datetime, error: Exception) -> Reading:
-    """The reading of a source that cannot be read."""
-    reason = f"{type(error).__name__}: {error}"
-    return Reading(name=name, value=None, unit=unit, source=str(source), at=now, reason=reason)
-
-
-def absent(name: str, unit: str | None, source: Path | str, now: datetime, reason: str) -> Reading:
-    """The reading of a sensor that this machine does not have."""
-    return Reading(name=name, value=None, unit=unit, source=str(source), at=now, reason=reason, absent=True)
-
-
-def not_yet(name: str, unit: str | None, source: str, now: datetime) -> Reading:
-    """The reading of a source that has not answered yet."""
-    return Reading(name=name, value=None, unit=unit, source=source, at=now, reason=_NOT_YET)
+        return Reading(
+            name=self.name,
+            value=None,
+            unit=self.unit,
+            source=self.source,
+            at=now,
+            reason=self.reason,
+            absent=self.absent,
+        )
 
 
 def unanswered(readings: Sequence[Reading]) -> bool:
     """Whether a source has not answered yet."""
-    return any(reading.reason == _NOT_YET for reading in readings)
+    return any(reading.reason == NOT_YET for reading in readings)
 
 
 def is_of_a_battery(celsius: float) -> bool:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.scheduling.runs import RunRecorder
-from pocketllm.daemon.scheduling.worker_process import Exit, Runner
+from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.stalls import StallWatch
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState
@@ -31,9 +31,8 @@ STALL_SECONDS = 120.0
 class _End:
     """The end of a worker that the store does not have yet."""
 
-    job_id: str
+    exit: Exit
     because: str
-    exit: Exit | None = None
     reasons: list[str] | None = None  #: its job is paused for these; None: it is tried again
     is_crash: bool = False
 
@@ -42,7 +41,7 @@ class Attempts:
     """Runs one worker at a time."""
 
     def __init__(
-        self, store: Store, runner: Runner, runs: RunRecorder, wake_lock: WakeLock, uptime: Callable[[], float]
+        self, store: Store, runner: WorkerProcess, runs: RunRecorder, wake_lock: WakeLock, uptime: Callable[[], float]
     ) -> None:
         """uptime: monotonic seconds."""
         self._store, self._runner, self._runs, self._wake_lock = store, runner, runs, wake_lock
@@ -77,17 +76,16 @@ class Attempts:
     def watch(self) -> None:
         """Notice that the worker has ended, or kill it when it hangs."""
         if ended := self._runner.reap():
-            self._note(_End(job_id=ended.job_id, because=ended.description, exit=ended, is_crash=ended.is_crash))
+            self._note(_End(exit=ended, because=ended.description, is_crash=ended.is_crash))
             return
         idle = self._stall.idle_seconds(self._runner.cpu_seconds)
-        if self._runner.job_id is not None and idle >= STALL_SECONDS:
-            job_id, hung = self._runner.job_id, f"the worker hung for {idle:.0f} s"
-            self._note(_End(job_id=job_id, because=hung, exit=self._runner.kill(), is_crash=True))
+        if idle >= STALL_SECONDS and (ended := self._runner.kill()):
+            self._note(_End(exit=ended, because=f"the worker hung for {idle:.0f} s", is_crash=True))
 
     def pause(self, reasons: list[str]) -> None:
         """Kill the worker, if one runs; `settle` stores that its job is paused for these reasons."""
-        if (job_id := self._runner.job_id) is not None:
-            self._note(_End(job_id=job_id, because="; ".join(reasons), exit=self._runner.kill(), reasons=reasons))
+        if ended := self._runner.kill():
+            self._note(_End(exit=ended, because="; ".join(reasons), reasons=reasons))
 
     def settle(self, readings: Sequence[Reading], now: datetime) -> bool:
         """Store the end of the last worker; returns whether there was one. Raises StorageTrouble: call it again.
@@ -96,11 +94,10 @@ class Attempts:
         """
         end = self._end
         if end is not None:
-            job = self._store.jobs.get(end.job_id)
+            job = self._store.jobs.get(end.exit.job_id)
             running = job.state is JobState.RUNNING
             because = end.because if running else f"the job has ended: {job.state}"
-            cpu = end.exit.cpu_seconds if end.exit else None
-            self._runs.end(because=because, cpu=cpu, readings=readings, now=now)
+            self._runs.end(because=because, cpu=end.exit.cpu_seconds, readings=readings, now=now)
             if running:
                 if end.reasons is None:
                     self._try_again(job, because, now, is_crash=end.is_crash)

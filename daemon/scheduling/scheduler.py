@@ -20,11 +20,11 @@ from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS
 from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.admission import Admission
+from pocketllm.daemon.scheduling.admission import beside_generator
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
 from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
-from pocketllm.daemon.scheduling.worker_process import Runner
+from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
 from pocketllm.storage.errors import StorageTrouble
@@ -49,7 +49,7 @@ class Scheduler:
         store: Store,
         folder: DataFolder,
         sensor_set: SensorSet,
-        runner: Runner,
+        runner: WorkerProcess,
         settings: Settings,
         *,
         model_problem: Callable[[], str | None],
@@ -60,14 +60,14 @@ class Scheduler:
         local: Callable[[datetime], datetime] = local_time,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem, planner: see Plans. generator_bytes: see Admission. scan: scans the watched folders if the
-        last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
+        """model_problem, planner: see Plans. generator_bytes: see beside_generator. scan: scans the watched folders if
+        the last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
         """
         self._store, self._folder, self._sensor_set = store, folder, sensor_set
         self._settings, self._model_problem = settings, model_problem
         self.adapter_files = AdapterFiles(store, folder)
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
-        self._admission = Admission(settings.total_memory_bytes, generator_bytes)
+        self._generator_bytes = generator_bytes
         self._scan, self._local, self._uptime = scan, local, uptime
         self._runs = RunRecorder(store.runs)
         self._attempts = Attempts(store, runner, self._runs, wake_lock, uptime)
@@ -139,7 +139,7 @@ class Scheduler:
         if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
             self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
         if queue:
-            self._advance_alone(queue[0], now)
+            self._advance(queue[0], now)
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
@@ -324,7 +324,8 @@ class Scheduler:
         verdict = decide(self.readings, self._settings.gate, self._context(job, now), self.verdict)
         problem = self._model_problem()
         missing = Blocker(name="model", message=problem, since=now) if problem else None
-        own = [blocker for blocker in (hold, missing, self._admission.blocker(job, now)) if blocker]
+        crowded = beside_generator(job, self._generator_bytes(), self._settings.total_memory_bytes, now)
+        own = [blocker for blocker in (hold, missing, crowded) if blocker]
         known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
         own = [replace(blocker, since=known.get(blocker.name, blocker.since)) for blocker in own]
         return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
@@ -342,29 +343,25 @@ class Scheduler:
             snoozed_until=self._store.preferences.snoozed_until(now),
         )
 
-    def _advance_alone(self, job: Job, now: datetime) -> None:
-        """Do that, and fail the job if it cannot be done, so that the next one gets its turn."""
+    def _advance(self, job: Job, now: datetime) -> None:
+        """Start, pause, or explain the job that is next. Fails it if that cannot be done, so that the next one runs."""
         try:
-            self._advance(job, now)
+            if self._attempts.pid is not None:
+                if not self.verdict.allowed:
+                    self._attempts.pause(self.verdict.reasons)
+                    self._settle(now)
+                    self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
+            elif _HELD_BACK in {blocker.name for blocker in self.verdict.blockers}:
+                return  # its reasons say why it is tried again
+            elif self.verdict.allowed:
+                self._start(job, now)
+            else:
+                self._explain(job, self.verdict.reasons)
         except StorageTrouble:
             raise
         except Exception as error:
             log.exception("job %s cannot be run", job.id)
             self._store.jobs.fail(job.id, error=f"the job cannot be run ({summary(error)})", now=now)
-
-    def _advance(self, job: Job, now: datetime) -> None:
-        """Start, pause, or explain the job that is next."""
-        if self._attempts.pid is not None:
-            if not self.verdict.allowed:
-                self._attempts.pause(self.verdict.reasons)
-                self._settle(now)
-                self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
-        elif _HELD_BACK in {blocker.name for blocker in self.verdict.blockers}:
-            return  # its reasons say why it is tried again
-        elif self.verdict.allowed:
-            self._start(job, now)
-        else:
-            self._explain(job, self.verdict.reasons)
 
     def _explain(self, job: Job, reasons: list[str]) -> None:
         """Store why a job waits, if that changed."""
@@ -378,12 +375,9 @@ class Scheduler:
             return
         if waited and self._scan(FRESH_SECONDS):
             return self._explain(job, ["scanning the watched folders first"])
-        self._attempts.start(job, because=self._why(job), readings=self.readings, now=now)
-
-    def _why(self, job: Job) -> str:
-        """The readings with which the worker started, in short."""
         known = [shown(reading) for reading in self.readings if reading.value is not None]
-        return ", ".join(["requested to run now", *known] if job.immediate else known)
+        because = ", ".join(["requested to run now", *known] if job.immediate else known)
+        self._attempts.start(job, because=because, readings=self.readings, now=now)
 
     def _create(self, requested_by: Requester, planned: Planned | None, *, seed: int | None = None, **more: Any) -> Job:
         """Queue a job, by default with the default settings. more: see `JobStore.create`."""

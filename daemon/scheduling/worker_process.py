@@ -6,17 +6,15 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
-from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.child_environment import child_environment, last_words
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.processes import cpu_seconds
 
 log = logging.getLogger(__name__)
 
-#: The most characters of a worker's last line in a job's error.
-_ERROR_CHARACTERS = 300
 #: The signals by which a process ends itself; any other was sent to it.
 _FAULTS = {getattr(signal, f"SIG{name}") for name in ("SEGV", "ABRT", "ILL", "BUS", "FPE", "SYS", "TRAP")}
 #: How long a killed process is waited for. One that waits for a device dies when that answers.
@@ -47,56 +45,26 @@ class Exit:
         return f"the worker exited with code {self.code}: {self.last_words or 'no output'}"
 
 
-class Runner(Protocol):
-    """Runs one worker at a time."""
-
-    @property
-    def pid(self) -> int | None:
-        """The worker's process id while one runs."""
-
-    @property
-    def job_id(self) -> str | None:
-        """The worker's job while one runs."""
-
-    @property
-    def cpu_seconds(self) -> float | None:
-        """CPU seconds of the worker; None without one, or if the system does not say."""
-
-    def start(self, job_id: str, start: int) -> None:
-        """Start a worker on a job. None must be running. start: the number of the job's start."""
-
-    def reap(self) -> Exit | None:
-        """The end of the worker, once, after it has exited; else None."""
-
-    def kill(self) -> Exit | None:
-        """Kill the worker and wait a while until it is gone; returns its end. Does nothing when none runs."""
-
-
 class WorkerProcess:
-    """Runner by a plain child process. The end of its standard input tells it that the daemon is gone."""
+    """Runs one worker at a time, a child process. The end of its standard input tells it that the daemon is gone."""
 
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self._job_id: str | None = None
+        self.job_id: str | None = None  #: the worker's job while one runs
 
     @property
     def pid(self) -> int | None:
-        """See Runner."""
+        """The worker's process id while one runs."""
         return self._process.pid if self._process else None
 
     @property
-    def job_id(self) -> str | None:
-        """See Runner."""
-        return self._job_id
-
-    @property
     def cpu_seconds(self) -> float | None:
-        """See Runner."""
+        """CPU seconds of the worker; None without one, or if the system does not say."""
         return cpu_seconds(self._process.pid) if self._process else None
 
     def start(self, job_id: str, start: int) -> None:
-        """See Runner."""
+        """Start a worker on a job. None must be running. start: the number of the job's start."""
         command = [sys.executable, "-m", "pocketllm.daemon.training.worker"]
         command += ["--data-dir", str(self._folder.root), "--job", job_id, "--start", str(start)]
         with self._folder.worker_log.open("wb") as log:  # of the last worker only, so that it does not grow
@@ -109,17 +77,17 @@ class WorkerProcess:
                 # Its own session, so that Ctrl-C at the daemon's terminal reaches the daemon only.
                 start_new_session=True,
             )
-        self._job_id = job_id
+        self.job_id = job_id
 
     def reap(self) -> Exit | None:
-        """See Runner."""
+        """The end of the worker, once, after it has exited; else None."""
         before = _of_children()
         if self._process is None or self._process.poll() is None:
             return None
         return self._gone(_of_children() - before)
 
     def kill(self) -> Exit | None:
-        """See Runner."""
+        """Kill the worker and wait a while until it is gone; returns its end. Does nothing when none runs."""
         if self._process is None:
             return None
         before = _of_children()
@@ -131,24 +99,23 @@ class WorkerProcess:
         return self._gone(_of_children() - before)
 
     def _gone(self, cpu_seconds: float) -> Exit:
-        assert self._process is not None and self._job_id is not None
+        assert self._process is not None and self.job_id is not None
         if self._process.stdin:
             self._process.stdin.close()
         ended = Exit(
-            job_id=self._job_id,
+            job_id=self.job_id,
             code=-signal.SIGKILL if self._process.returncode is None else self._process.returncode,
             last_words=self._last_words(),
             cpu_seconds=cpu_seconds,
         )
-        self._process = self._job_id = None
+        self._process = self.job_id = None
         return ended
 
     def _last_words(self) -> str:
-        try:
-            lines = self._folder.worker_log.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return lines[-1][:_ERROR_CHARACTERS] if lines else ""
+        with suppress(OSError):
+            if output := self._folder.worker_log.read_bytes().strip():
+                return last_words(output)
+        return ""
 
 
 def _of_children() -> float:

@@ -160,7 +160,7 @@ def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
 
 
 def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime) -> Iterator[Finding]:
-    verdict = decide(readings, settings.gate, GateContext(now=now))
+    verdict = decide(readings, settings.gate, GateContext(now=now, local=now.astimezone()))
     blocked = {blocker.name for blocker in verdict.blockers}
     for reading in readings:
         if reading.absent:

@@ -15,7 +15,7 @@ import pytest
 from pocketllm.api.app import create_app
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.daemon.scheduling.worker_process import Exit
+from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import load_settings
 
@@ -83,7 +83,7 @@ class FixedSensor:
 
 
 @dataclass
-class FakeRunner:
+class FakeRunner(WorkerProcess):
     """A runner without a process: a worker runs from `start` until `ends` or `kill`."""
 
     job_id: str | None = None
@@ -94,11 +94,11 @@ class FakeRunner:
 
     @property
     def pid(self) -> int | None:
-        """See Runner."""
+        """See WorkerProcess."""
         return 4711 if self.job_id else None
 
     def start(self, job_id: str, start: int) -> None:
-        """See Runner."""
+        """See WorkerProcess."""
         assert self.job_id is None
         self.job_id = job_id
         self.started.append(job_id)
@@ -109,14 +109,14 @@ class FakeRunner:
         self.ended = Exit(job_id=self.job_id, code=code, last_words=last_words)
 
     def reap(self) -> Exit | None:
-        """See Runner."""
+        """See WorkerProcess."""
         ended, self.ended = self.ended, None
         if ended:
             self.job_id = None
         return ended
 
     def kill(self) -> Exit | None:
-        """See Runner."""
+        """See WorkerProcess."""
         job_id, self.job_id = self.job_id, None
         if job_id is None:
             return None

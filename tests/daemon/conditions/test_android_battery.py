@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.daemon.conditions.android_battery import Battery, TermuxBattery, parse
+from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse, polled_battery
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.executables import answering, executable
@@ -167,7 +167,7 @@ def test_an_empty_object_says_nothing() -> None:
 
 def readings(command: str, seconds: float = 9.0) -> dict[str, Reading]:
     """What the sensors see once the command has answered, or has had its time."""
-    sensors = TermuxBattery.by_command(Pace(), command, seconds).sensors
+    sensors = battery_sensors(polled_battery(Pace(), command, seconds), command)
 
     def look() -> dict[str, Reading] | None:
         found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensors)}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.conditions.android_screen import (
+    PROPERTY,
     STAMP_IDLE_SECONDS,
     ReportedScreen,
     ScreenIdleness,
-    by_dumpsys,
-    by_property,
+    polled_screen,
     screen_property,
     wakefulness,
 )
@@ -61,18 +61,18 @@ def answer(sensor: Sensor) -> Reading:
 
 def test_a_real_getprop_is_asked_for_the_property(tmp_path: Path) -> None:
     getprop = executable(tmp_path, "getprop", '[ "$1" = debug.tracing.screen_state ] && echo 2')
-    reading = answer(by_property(Pace(), getprop))
+    reading = answer(polled_screen(Pace(), (getprop, PROPERTY), screen_property))
     assert (reading.name, reading.value, reading.source) == ("screen", True, f"{getprop} debug.tracing.screen_state")
 
 
 def test_a_real_dumpsys(tmp_path: Path) -> None:
     dumpsys = answering(tmp_path, "dumpsys", "  mWakefulness=Asleep\n")
-    assert answer(by_dumpsys(Pace(), dumpsys)).value is False
+    assert answer(polled_screen(Pace(), (dumpsys, "power"), wakefulness)).value is False
 
 
 def test_the_first_that_knows_is_believed(tmp_path: Path) -> None:
     reported_screen = ReportedScreen()
-    silent = by_property(Pace(), answering(tmp_path, "getprop", "\n"))
+    silent = polled_screen(Pace(), (answering(tmp_path, "getprop", "\n"), PROPERTY), screen_property)
     screen = FirstKnown([silent, reported_screen])
     answer(silent)
     reading = screen.read(NOW)

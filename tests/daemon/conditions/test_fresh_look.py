@@ -8,7 +8,7 @@ import pytest
 
 from pocketllm.daemon.conditions.fresh_look import LONGEST_SECONDS, FreshLook
 from pocketllm.daemon.conditions.poller import Background, Pace
-from pocketllm.daemon.conditions.readings import Reading, not_yet
+from pocketllm.daemon.conditions.readings import NOT_YET, Missing, Reading
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from tests.support.real_daemon import eventually
 from tests.support.workers import NOW
@@ -44,7 +44,7 @@ class Phone:
         asked = self.source.latest(self.now)
         at = asked.at if asked else self.now
         reading = Reading(name="battery", value=55.0, unit="%", source="here", at=at)
-        self.look.settle([reading if asked else not_yet("battery", "%", "here", self.now)])
+        self.look.settle([reading if asked else Missing("battery", "%", "here", NOT_YET).read(self.now)])
 
 
 @pytest.fixture

@@ -1,11 +1,19 @@
 """What the kernel says of the machine: memory, pressure, heat, disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.linux_machine import DiskSensor, MemorySensor, PressureSensor, ThermalSensor
+from pocketllm.daemon.conditions.linux_machine import sensors
+from pocketllm.daemon.conditions.readings import Reading
 from tests.support.workers import NOW
+
+
+def read(name: str, source: Path) -> Reading:
+    """What a sensor says of another file or folder than this machine's."""
+    [sensor] = (sensor for sensor in sensors(source) if sensor.name == name)
+    return replace(sensor, source=source).read(NOW)
 
 
 @pytest.mark.parametrize(
@@ -24,15 +32,15 @@ from tests.support.workers import NOW
 )
 def test_memory(tmp_path: Path, meminfo: str, value: float | None) -> None:
     (tmp_path / "meminfo").write_text(meminfo)
-    reading = MemorySensor(tmp_path / "meminfo").read(NOW)
+    reading = read("memory", tmp_path / "meminfo")
     assert (reading.name, reading.value, reading.unit, reading.at) == ("memory", value, "bytes", NOW)
     assert reading.unknown is (value is None)
     assert bool(reading.reason) is (value is None)
 
 
 def test_memory_that_is_told_nowhere_is_unknown(tmp_path: Path) -> None:
-    assert MemorySensor(tmp_path / "none").read(NOW).unknown
-    assert MemorySensor(tmp_path).read(NOW).unknown
+    assert read("memory", tmp_path / "none").unknown
+    assert read("memory", tmp_path).unknown
 
 
 PRESSURE = "some avg10=12.50 avg60=3.00 avg300=0.10 total=123\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=9\n"
@@ -44,12 +52,12 @@ PRESSURE = "some avg10=12.50 avg60=3.00 avg300=0.10 total=123\nfull avg10=1.00 a
 )
 def test_pressure(tmp_path: Path, content: str, value: float | None) -> None:
     (tmp_path / "memory").write_text(content)
-    reading = PressureSensor(tmp_path / "memory").read(NOW)
+    reading = read("memory pressure", tmp_path / "memory")
     assert (reading.value, reading.unit, reading.unknown) == (value, "%", value is None)
 
 
 def test_a_kernel_that_does_not_tell_of_pressure_has_none(tmp_path: Path) -> None:
-    assert PressureSensor(tmp_path / "memory").read(NOW).absent
+    assert read("memory pressure", tmp_path / "memory").absent
 
 
 def zones(folder: Path, *contents: str) -> Path:
@@ -62,21 +70,21 @@ def zones(folder: Path, *contents: str) -> Path:
 
 def test_of_all_zones_the_hottest_counts(tmp_path: Path) -> None:
     folder = zones(tmp_path / "thermal", "41000\n", "66500\n", "-273000\n", "soon\n", "999000\n")
-    reading = ThermalSensor(folder).read(NOW)
+    reading = read("heat", folder)
     assert (reading.name, reading.value, reading.unit) == ("heat", 66.5, "°C")
 
 
 def test_a_zone_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
     folder = zones(tmp_path / "thermal", "41000\n")
     (folder / "thermal_zone1" / "temp").mkdir(parents=True)
-    assert ThermalSensor(folder).read(NOW).value == 41.0
+    assert read("heat", folder).value == 41.0
 
 
 def test_where_no_zone_can_be_read_there_is_none(tmp_path: Path) -> None:
-    assert ThermalSensor(tmp_path / "thermal").read(NOW).absent
+    assert read("heat", tmp_path / "thermal").absent
 
 
 def test_disk(tmp_path: Path) -> None:
-    reading = DiskSensor(tmp_path).read(NOW)
+    reading = read("disk", tmp_path)
     assert isinstance(reading.value, float) and reading.value > 0 and reading.unit == "bytes"
-    assert DiskSensor(tmp_path / "none").read(NOW).unknown
+    assert read("disk", tmp_path / "none").unknown

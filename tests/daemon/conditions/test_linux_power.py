@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.linux_power import (
-    BatteryHealthSensor,
-    BatteryPowerSensor,
-    BatterySensor,
-    BatteryTemperatureSensor,
-    PlugSensor,
-    PowerSensor,
-)
+from pocketllm.daemon.conditions.linux_power import sensors
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.workers import NOW
 
@@ -36,6 +29,11 @@ def supplies(folder: Path, *present: Supply) -> Path:
         for name, content in attributes.items():
             (folder / f"supply{number}" / name).write_text(content + "\n")
     return folder
+
+
+def read(name: str, folder: Path) -> Reading:
+    [sensor] = (sensor for sensor in sensors(folder) if sensor.name == name)
+    return sensor.read(NOW)
 
 
 def without(supply: Supply, name: str) -> Supply:
@@ -72,7 +70,7 @@ POWER_ROWS: dict[str, tuple[list[Supply], bool]] = {
 def test_power(tmp_path: Path, row: str) -> None:
     present, value = POWER_ROWS[row]
     folder = supplies(tmp_path / "power_supply", *present)
-    reading = PowerSensor(folder).read(NOW)
+    reading = read("power", folder)
     assert reading == Reading(name="power", value=value, unit=None, source=str(folder), at=NOW)
     assert not reading.unknown
 
@@ -96,7 +94,7 @@ BATTERY_ROWS: dict[str, tuple[list[Supply], float | None]] = {
 @pytest.mark.parametrize("row", BATTERY_ROWS)
 def test_battery(tmp_path: Path, row: str) -> None:
     present, value = BATTERY_ROWS[row]
-    reading = BatterySensor(supplies(tmp_path / "power_supply", *present)).read(NOW)
+    reading = read("battery", supplies(tmp_path / "power_supply", *present))
     assert (reading.name, reading.value, reading.unit, reading.at) == ("battery", value, "%", NOW)
     assert (reading.absent, reading.unknown) == (value is None, False)
     assert reading.reason == ("no battery" if value is None else None)
@@ -106,28 +104,26 @@ def test_battery(tmp_path: Path, row: str) -> None:
 @pytest.mark.parametrize("beside", [[], [battery(capacity="60")]], ids=["alone", "beside a sound one"])
 def test_a_level_that_cannot_be_is_unknown(tmp_path: Path, capacity: str, beside: list[Supply]) -> None:
     folder = supplies(tmp_path / "power_supply", battery(capacity=capacity), *beside)
-    reading = BatterySensor(folder).read(NOW)
+    reading = read("battery", folder)
     assert reading.unknown and reading.value is None
     assert reading.reason and reading.reason.startswith("ValueError: ")
 
 
 def test_a_battery_without_a_level_is_unknown(tmp_path: Path) -> None:
     folder = supplies(tmp_path / "power_supply", without(DISCHARGING, "capacity"))
-    reading = BatterySensor(folder).read(NOW)
+    reading = read("battery", folder)
     assert reading.unknown and reading.reason and reading.reason.startswith("FileNotFoundError: ")
 
 
 def test_where_the_kernel_has_no_such_folder_it_is_a_desktop(tmp_path: Path) -> None:
-    assert PowerSensor(tmp_path / "none").read(NOW).value is True
-    assert BatterySensor(tmp_path / "none").read(NOW).absent
+    assert read("power", tmp_path / "none").value is True
+    assert read("battery", tmp_path / "none").absent
 
 
-@pytest.mark.parametrize("sensor", [PowerSensor, BatterySensor])
-def test_a_folder_that_cannot_be_listed_is_unknown(
-    tmp_path: Path, sensor: type[PowerSensor] | type[BatterySensor]
-) -> None:
+@pytest.mark.parametrize("name", ["power", "battery"])
+def test_a_folder_that_cannot_be_listed_is_unknown(tmp_path: Path, name: str) -> None:
     (tmp_path / "power_supply").write_text("not a folder")
-    reading = sensor(tmp_path / "power_supply").read(NOW)
+    reading = read(name, tmp_path / "power_supply")
     assert reading.unknown and not reading.absent
     assert reading.reason and reading.reason.startswith("NotADirectoryError: ")
 
@@ -136,7 +132,7 @@ def test_a_folder_that_cannot_be_listed_is_unknown(
 def test_an_attribute_that_cannot_be_read_makes_power_unknown(tmp_path: Path, attribute: str) -> None:
     folder = supplies(tmp_path / "power_supply", without(DISCHARGING, attribute))
     (folder / "supply0" / attribute).mkdir()
-    reading = PowerSensor(folder).read(NOW)
+    reading = read("power", folder)
     assert reading.unknown and reading.reason and reading.reason.startswith("IsADirectoryError: ")
 
 
@@ -144,14 +140,14 @@ def test_an_attribute_that_cannot_be_read_makes_power_unknown(tmp_path: Path, at
 def test_an_attribute_that_cannot_be_read_makes_the_battery_unknown(tmp_path: Path, attribute: str) -> None:
     folder = supplies(tmp_path / "power_supply", without(DISCHARGING, attribute))
     (folder / "supply0" / attribute).mkdir()
-    assert BatterySensor(folder).read(NOW).unknown
+    assert read("battery", folder).unknown
 
 
 def test_bytes_that_are_no_text_are_unknown(tmp_path: Path) -> None:
     folder = supplies(tmp_path / "power_supply", DISCHARGING)
     (folder / "supply0" / "type").write_bytes(b"\xff\xfe\x80")
-    assert PowerSensor(folder).read(NOW).unknown
-    assert BatterySensor(folder).read(NOW).unknown
+    assert read("power", folder).unknown
+    assert read("battery", folder).unknown
 
 
 def with_port(folder: Path, supply: int, *roles: str) -> None:
@@ -175,7 +171,7 @@ def with_port(folder: Path, supply: int, *roles: str) -> None:
 def test_what_is_fed_by_the_machine_is_no_charger(tmp_path: Path, roles: list[str], on_power: bool) -> None:
     folder = supplies(tmp_path / "power_supply", {"type": "USB", "online": "1"}, DISCHARGING)
     with_port(folder, 0, *roles)
-    assert PowerSensor(folder).read(NOW).value is on_power
+    assert read("power", folder).value is on_power
 
 
 PLUG_ROWS: dict[str, tuple[list[Supply], str]] = {
@@ -192,7 +188,7 @@ PLUG_ROWS: dict[str, tuple[list[Supply], str]] = {
 @pytest.mark.parametrize("row", PLUG_ROWS)
 def test_plug(tmp_path: Path, row: str) -> None:
     present, value = PLUG_ROWS[row]
-    assert PlugSensor(supplies(tmp_path / "power_supply", *present)).read(NOW).value == value
+    assert read("plug", supplies(tmp_path / "power_supply", *present)).value == value
 
 
 @pytest.mark.parametrize(
@@ -200,17 +196,17 @@ def test_plug(tmp_path: Path, row: str) -> None:
     [("311", 31.1), ("-50", -5.0), ("0", 0.0), ("2147483647", None), ("-400", None), ("warm", None), ("nan", None)],
 )
 def test_the_batterys_temperature(tmp_path: Path, temp: str, celsius: float | None) -> None:
-    reading = BatteryTemperatureSensor(supplies(tmp_path / "power_supply", battery(temp=temp))).read(NOW)
+    reading = read("temperature", supplies(tmp_path / "power_supply", battery(temp=temp)))
     assert (reading.value, reading.unit, reading.unknown) == (celsius, "°C", celsius is None)
 
 
 def test_of_several_batteries_the_hottest_counts(tmp_path: Path) -> None:
     folder = supplies(tmp_path / "power_supply", battery(temp="300"), battery(temp="412"), DISCHARGING)
-    assert BatteryTemperatureSensor(folder).read(NOW).value == 41.2
+    assert read("temperature", folder).value == 41.2
 
 
 def test_a_battery_that_does_not_tell_its_temperature_has_none(tmp_path: Path) -> None:
-    assert BatteryTemperatureSensor(supplies(tmp_path / "power_supply", DISCHARGING)).read(NOW).absent
+    assert read("temperature", supplies(tmp_path / "power_supply", DISCHARGING)).absent
 
 
 @pytest.mark.parametrize(
@@ -218,7 +214,7 @@ def test_a_battery_that_does_not_tell_its_temperature_has_none(tmp_path: Path) -
     [("Good", "good"), ("Over voltage", "over_voltage"), ("Overheat", "overheat"), ("Unknown", None), ("", None)],
 )
 def test_the_batterys_health(tmp_path: Path, health: str, value: str | None) -> None:
-    reading = BatteryHealthSensor(supplies(tmp_path / "power_supply", battery(health=health))).read(NOW)
+    reading = read("health", supplies(tmp_path / "power_supply", battery(health=health)))
     assert (reading.value, reading.absent) == (value, value is None)
 
 
@@ -235,12 +231,12 @@ def test_the_batterys_health(tmp_path: Path, health: str, value: str | None) -> 
 )
 def test_what_flows_into_the_battery(tmp_path: Path, attributes: dict[str, str], watts: float) -> None:
     folder = supplies(tmp_path / "power_supply", battery(**attributes))
-    reading = BatteryPowerSensor(folder).read(NOW)
+    reading = read("battery power", folder)
     assert reading.value == pytest.approx(watts)
     assert reading.unit == "W"
 
 
 def test_a_battery_that_tells_neither_current_nor_power(tmp_path: Path) -> None:
-    assert BatteryPowerSensor(supplies(tmp_path / "power_supply", DISCHARGING)).read(NOW).absent
+    assert read("battery power", supplies(tmp_path / "power_supply", DISCHARGING)).absent
     said = battery(power_now="nothing")
-    assert BatteryPowerSensor(supplies(tmp_path / "another", said)).read(NOW).unknown
+    assert read("battery power", supplies(tmp_path / "another", said)).unknown

@@ -39,7 +39,7 @@ def test_what_is_no_answer(output: str) -> None:
 
 def reading(command: str, devices: Path) -> Reading:
     """Its first real answer."""
-    sensor = LogindIdleness.by_command(Pace(), command, devices)
+    sensor = LogindIdleness(Pace(), command, devices)
     first = sensor.read(NOW)
     assert first.unknown
 

@@ -1,4 +1,4 @@
-"""Asking commands that answer, hang, crash, never stop talking, or are not there; and asking them in the background."""
+"""Asking commands that answer, hang, crash, or are not there; and asking them in the background."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.poller import MAX_BYTES, RETRY_SECONDS, Background, Pace, ProbeFailed, run
+from pocketllm.daemon.conditions.poller import RETRY_SECONDS, Background, Pace, ProbeFailed, run
 from tests.support.executables import executable
 from tests.support.real_daemon import eventually, is_running
 from tests.support.workers import NOW
@@ -29,16 +29,15 @@ def test_a_command_gets_no_input(tmp_path: Path) -> None:
         ("sleep 60", "did not answer within 0.3 s"),
         ("echo half an ans; sleep 60", "did not answer within 0.3 s"),
         ("exec >&-; sleep 60", "did not answer within 0.3 s"),
+        ("sleep 60 & exit 0", "did not answer within 0.3 s"),  # its child holds the pipe
         ("exit 3", "exited with code 3"),
         ("kill -9 $$", "exited with code -9"),
-        ("exec yes", "sends too much output"),
     ],
 )
 def test_a_command_that_fails(tmp_path: Path, script: str, problem: str) -> None:
     command = executable(tmp_path, "fails", script)
-    seconds = 20.0 if "yes" in script else SHORT
     with pytest.raises(ProbeFailed, match=problem):
-        run([command], timeout_seconds=seconds)
+        run([command], timeout_seconds=SHORT)
 
 
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_nothing_of_a_hung_command_is_left(tmp_path: Path) -> None:
 
 def test_more_than_a_pipe_holds_is_read(tmp_path: Path) -> None:
     said = run([executable(tmp_path, "long", "head -c 200000 /dev/zero | tr '\\0' x")], timeout_seconds=20)
-    assert len(said) == 200_000 < MAX_BYTES
+    assert len(said) == 200_000
 
 
 class Source:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.scheduling.admission import Admission
+from pocketllm.daemon.scheduling.admission import beside_generator
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.in_process_app import NOON
 from tests.support.real_daemon import Daemon, eventually, running
@@ -40,7 +40,7 @@ ROWS: dict[str, tuple[int, int | None, bool]] = {
 
 @pytest.mark.parametrize(("generator", "predicted", "fits"), ROWS.values(), ids=ROWS)
 def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
-    found = Admission(1000 * MB, lambda: generator).blocker(job(predicted), NOON)
+    found = beside_generator(job(predicted), generator, 1000 * MB, NOON)
     assert (found is None) == fits
     if found:
         assert found.name == "generator" and found.threshold == 1000 * MB
@@ -48,7 +48,7 @@ def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
 
 
 def test_without_a_job_there_is_nothing_to_say() -> None:
-    assert Admission(1, lambda: 5).blocker(None, NOON) is None
+    assert beside_generator(None, 5, 1, NOON) is None
 
 
 @pytest.fixture
