@@ -7,7 +7,7 @@ torch: the daemon writes the file while it is asked for, with the adapter's tens
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header, sync
+from pocketllm.engine.formats.safetensors_io import TensorEntry, atomic, read_header
 from pocketllm.engine.params.lora_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -70,21 +70,13 @@ def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) 
 @contextmanager
 def whole_or_nothing(destination: Path, source: "LoraSource", **more: Any) -> Iterator[gguf.GGUFWriter]:
     """Yield a writer of a GGUF file for the family of the adapter's model; it is there once all is written."""
-    scratch = destination.with_name(f".{destination.name}.writing")
-    writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture], **more)
-    try:
-        yield writer
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        sync(scratch)
-        scratch.rename(destination)
-    except BaseException:
-        writer.close()
-        scratch.unlink(missing_ok=True)
-        raise
-    sync(destination.parent)
+    with atomic(destination) as scratch:
+        writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture], **more)
+        with closing(writer):
+            yield writer
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
 
 
 @dataclass(frozen=True, kw_only=True)

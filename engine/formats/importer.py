@@ -33,7 +33,7 @@ from pocketllm.engine.formats.model_folder import (
     load_tokenizer,
     open_model_folder,
 )
-from pocketllm.engine.formats.safetensors_io import sync
+from pocketllm.engine.formats.safetensors_io import atomic, sync
 
 if TYPE_CHECKING:
     import torch
@@ -267,7 +267,7 @@ def _build(
     gc.collect()
 
     report(ImportProgress("weights", 0, total))
-    written = write_weights(
+    nbytes, sha256, quantization_error = write_weights(
         source, folder / WEIGHTS_NAME, needs, lambda done: report(ImportProgress("weights", done, total))
     )
     manifest = Manifest(
@@ -278,10 +278,10 @@ def _build(
         model_type=config.model_type,
         parameters=sum(math.prod(need.shape) for need in needs),
         dtype=dtype,
-        weights_bytes=written.nbytes,
-        weights_sha256=written.sha256,
+        weights_bytes=nbytes,
+        weights_sha256=sha256,
         created_at=now(),
-        quantization_error=written.quantization_error,
+        quantization_error=quantization_error,
         compute_dtype=float_dtype,
         gguf=describe_origin(source.path) if isinstance(source, GgufSource) else None,
     )
@@ -297,11 +297,8 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
     compute_dtype = found["compute_dtype"]
     calibration = {key: value for key, value in found.items() if key != "compute_dtype"}
     manifest = dataclasses.replace(manifest, compute_dtype=compute_dtype, calibration=calibration)
-    written = folder / f"{MANIFEST_NAME}.new"
-    written.write_text(manifest.to_json(), encoding="utf-8")
-    sync(written)
-    written.replace(folder / MANIFEST_NAME)
-    sync(folder)
+    with atomic(folder / MANIFEST_NAME) as scratch:
+        scratch.write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 

@@ -16,24 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
-from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-__all__ = [
-    "DTYPES",
-    "FLOAT_DTYPES",
-    "MANIFEST_NAME",
-    "NAME_PATTERN",
-    "WEIGHTS_NAME",
-    "Manifest",
-    "ModelFolder",
-    "SafetensorsWriter",
-    "list_model_folders",
-    "load_tokenizer",
-    "open_model_folder",
-]
 
 MANIFEST_NAME = "pocketllm.json"
 WEIGHTS_NAME = "model.safetensors"

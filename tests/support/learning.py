@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, ModelFolder, open_model_folder
-from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
+from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.params.perturbation import Perturbation
@@ -137,10 +137,7 @@ def unpacked(root: Path, architecture: str, dtype: str) -> ModelFolder:
 def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> ModelFolder:
     """A copy of a model folder that holds these tensors, all of them as float32."""
     shutil.copytree(folder, target)
-    (target / WEIGHTS_NAME).unlink()
-    with SafetensorsWriter(target / WEIGHTS_NAME, [(n, t.shape, torch.float32) for n, t in tensors.items()]) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor.float())
+    write_tensors(target / WEIGHTS_NAME, {name: tensor.float() for name, tensor in tensors.items()})
     return resealed(target, dtype="float32", compute_dtype="float32")
 
 

@@ -19,11 +19,10 @@ from pocketllm.engine.formats.model_folder import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
     Manifest,
-    SafetensorsWriter,
     list_model_folders,
     open_model_folder,
 )
-from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES
+from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, write_safetensors
 from pocketllm.engine.streamed.quantization import PACKINGS
 from tests.support.tiny_models import mapped, tiny_model_folder
 
@@ -240,10 +239,9 @@ def memory_bytes(kind: str) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_of_tensors_is_file_backed(tmp_path: Path) -> None:
     size = 64 << 20
-    with SafetensorsWriter(tmp_path / WEIGHTS_NAME, [("w", (1024, size // 4096), torch.float32)]) as writer:
-        for _ in range(1024):
-            writer.write("w", torch.ones(1, size // 4096))
-    manifest = replace(MANIFEST, weights_bytes=writer.nbytes, weights_sha256=writer.sha256)
+    tensors, rows = [("w", (1024, size // 4096), torch.float32)], (torch.ones(size // 4096) for _ in range(1024))
+    nbytes, sha256 = write_safetensors(tmp_path / WEIGHTS_NAME, tensors, rows)
+    manifest = replace(MANIFEST, weights_bytes=nbytes, weights_sha256=sha256)
     (tmp_path / MANIFEST_NAME).write_text(manifest.to_json())
     before = {kind: memory_bytes(kind) for kind in ("RssAnon", "RssFile", "VmData")}
     tensor = mapped(open_model_folder(tmp_path))["w"]
