@@ -6,7 +6,6 @@ synced, so a killed import leaves no incomplete model.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import gc
@@ -17,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ SPARE_BYTES = 32 << 20
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ImportProgress:
     """Progress of an import. `total` is 0 in a stage of unknown length."""
 
@@ -296,7 +296,7 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
         return manifest
     compute_dtype = found["compute_dtype"]
     calibration = {key: value for key, value in found.items() if key != "compute_dtype"}
-    manifest = dataclasses.replace(manifest, compute_dtype=compute_dtype, calibration=calibration)
+    manifest = manifest.model_copy(update={"compute_dtype": compute_dtype, "calibration": calibration})
     with atomic(folder / MANIFEST_NAME) as scratch:
         scratch.write_text(manifest.to_json(), encoding="utf-8")
     return manifest

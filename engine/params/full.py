@@ -11,7 +11,7 @@ bfloat16: its updates are noise. Matrices and biases have few such weights.
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -106,12 +106,8 @@ def save_full(model_folder: ModelFolder, trainable: FullWeights, folder: Path, *
         shutil.copytree(model_folder.path, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
         tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in trainable.tensors.items()]
         nbytes, sha256 = write_safetensors(scratch / WEIGHTS_NAME, tensors, trainable.tensors.values())
-        manifest = replace(
-            model_folder.manifest,
-            name=folder.name,
-            source=model_folder.manifest.name,
-            weights_bytes=nbytes,
-            weights_sha256=sha256,
-            created_at=created_at,
+        written = {"weights_bytes": nbytes, "weights_sha256": sha256, "created_at": created_at}
+        manifest = model_folder.manifest.model_copy(
+            update={"name": folder.name, "source": model_folder.manifest.name, **written}
         )
         (scratch / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -111,7 +111,7 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
         "manifest": Parser(
             sound=(model / "pocketllm.json").read_bytes(),
             name="pocketllm.json",
-            reads=lambda path: Manifest.from_json(path.read_bytes()),
+            reads=lambda path: Manifest.model_validate_json(path.read_bytes()),
             raises=(ValueError,),
         ),
         "backup": Parser(

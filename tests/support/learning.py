@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -144,19 +143,15 @@ def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -
 def resealed(folder: Path, **changes: Any) -> ModelFolder:
     """Let the manifest say of the weights file what is now in it."""
     data = (folder / WEIGHTS_NAME).read_bytes()
-    manifest = replace(
-        open_manifest(folder),
-        weights_bytes=len(data),
-        weights_sha256=hashlib.sha256(data).hexdigest(),
-        **{"name": folder.name, **changes},
-    )
+    weights = {"weights_bytes": len(data), "weights_sha256": hashlib.sha256(data).hexdigest()}
+    manifest = open_manifest(folder).model_copy(update={"name": folder.name, **weights, **changes})
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
     return open_model_folder(folder, verify=True)
 
 
 def open_manifest(folder: Path) -> Manifest:
     """A folder's manifest, whatever its weights file has become."""
-    return Manifest.from_json((folder / MANIFEST_NAME).read_text())
+    return Manifest.model_validate_json((folder / MANIFEST_NAME).read_text())
 
 
 @cache
