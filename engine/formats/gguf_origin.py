@@ -27,11 +27,6 @@ def find_origin(manifest: Manifest) -> Path:
     """
     about = manifest.gguf
     if about is None:
-        if manifest.source.endswith(".gguf"):
-            raise OriginChanged(
-                f"{manifest.name} was imported by a version that did not record its GGUF file; `pocketllm models add "
-                "--replace` imports it again"
-            )
         raise OriginChanged(f"{manifest.name} was not imported from a GGUF file")
     path = Path(about["path"])
     try:

@@ -32,7 +32,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The number of rows of the first A, which most others share."""
+        """The number of rows of each A."""
         return next(iter(self.a.values())).shape[0]
 
     @property
@@ -61,15 +61,12 @@ class Adapter:
         return {name: tensor.contiguous() for name, tensor in pairs}
 
     def _config(self, is_mlm: bool) -> dict[str, object]:
-        others = {path: a.shape[0] for path, a in self.a.items() if a.shape[0] != self.rank}
         return {
             "peft_type": "LORA",
             "task_type": None if is_mlm else "CAUSAL_LM",
             "base_model_name_or_path": self.base,
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "rank_pattern": others,
-            "alpha_pattern": {path: self.scaling * rank for path, rank in others.items()},
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
