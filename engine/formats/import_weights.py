@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import write_safetensors
-from pocketllm.engine.formats.tensor_specs import Need, WeightSource, rows_per_chunk
+from pocketllm.engine.formats.tensor_specs import Need, rows_per_chunk
 from pocketllm.engine.streamed.quantization import pack, unpack
+
+if TYPE_CHECKING:
+    from pocketllm.engine.formats.tensor_specs import WeightSource
 
 
 def write_weights(
