@@ -37,7 +37,7 @@ from pocketllm.engine.formats.safetensors_io import atomic, sync
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from pocketllm.engine.formats.tensor_specs import WeightSource
 
@@ -110,7 +110,7 @@ def import_model(
     if dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}. Choose one of {', '.join(DTYPES)}.")
     try:
-        name = _checked_name(name, source)
+        name = _name_of(name, source)
         target = models_dir / name
         models_dir.mkdir(parents=True, exist_ok=True)
         with _only_importer(models_dir):
@@ -162,45 +162,32 @@ def require_space(folder: Path, needed: int, free: int) -> None:
         )
 
 
-def _checked_name(name: str | None, source: str) -> str:
-    checked = _derived_name(source) if name is None else name
-    if not NAME_PATTERN.fullmatch(checked):
+def _name_of(name: str | None, source: str) -> str:
+    if name is None:
+        stem = _PACKING.sub("", Path(source).absolute().name.lower().removesuffix(".gguf"))
+        name = re.sub(r"[^a-z0-9._-]+", "-", stem).lstrip("._-")[:64]
+    if not NAME_PATTERN.fullmatch(name):
         raise BadRequest(
-            f"{checked!r} is not a valid model name. Use 1 to 64 characters from a-z, 0-9, '.', '_' and '-', starting "
+            f"{name!r} is not a valid model name. Use 1 to 64 characters from a-z, 0-9, '.', '_' and '-', starting "
             "with a letter or a digit."
         )
-    return checked
-
-
-def _derived_name(source: str) -> str:
-    from pocketllm.engine.formats.hugging_face import repository_name, resolve_cache
-
-    path = Path(source)
-    stem = repository_name(resolve_cache(path).absolute()) if path.is_dir() else path.name
-    stem = _PACKING.sub("", stem.lower().removesuffix(".gguf"))
-    return re.sub(r"[^a-z0-9._-]+", "-", stem).lstrip("._-")[:64]
+    return name
 
 
 def _open_source(source: str, report: Report) -> WeightSource:
     from pocketllm.engine.formats.gguf_source import GgufSource
-    from pocketllm.engine.formats.hugging_face import (
-        PICKLE_SUFFIXES,
-        HuggingFaceSource,
-        fetch,
-        pickled,
-        resolve_cache,
-    )
+    from pocketllm.engine.formats.hugging_face import PICKLE_SUFFIXES, HuggingFaceSource, fetch, pickled
 
     path = Path(source)
     if not source or not path.exists():
         report(ImportProgress("download", 0, 0))
-        return HuggingFaceSource(fetch(source))
+        path = fetch(source)
+        return HuggingFaceSource(path, origin=f"{source}@{path.name}")
     if path.is_dir():
-        path = resolve_cache(path)
         files = sorted(file.name for file in path.glob("*.gguf"))
         if files and not (path / "config.json").exists():
             raise ModelFileError(f"{path} contains GGUF files. Give one of them: {', '.join(files)}.")
-        return HuggingFaceSource(path)
+        return HuggingFaceSource(path, origin=path.absolute().name)
     if path.suffix in PICKLE_SUFFIXES:
         raise pickled(path)
     if path.suffix == ".safetensors":
@@ -257,7 +244,10 @@ def _build(
     total = sum(need.nbytes for need in needs)
     require_space(folder.parent, total + SPARE_BYTES, shutil.disk_usage(folder).free)
     architecture = type(model).__name__
-    _save_config(config, folder, architecture, getattr(torch, float_dtype))
+    config.architectures = [architecture]
+    config.dtype = getattr(torch, float_dtype)
+    vars(config).pop("auto_map", None)  # it names Python code beside the weights, which is never imported
+    config.save_pretrained(folder)
 
     report(ImportProgress("tokenizer", 0, 0))
     source.save_tokenizer(folder)
@@ -300,14 +290,6 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
     with atomic(folder / MANIFEST_NAME) as scratch:
         scratch.write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-def _save_config(config: PreTrainedConfig, folder: Path, architecture: str, dtype: torch.dtype) -> None:
-    config.architectures = [architecture]
-    config.dtype = dtype
-    # It names Python code beside the weights, which is never imported.
-    vars(config).pop("auto_map", None)
-    config.save_pretrained(folder)
 
 
 def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:
