@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,7 @@ def _is_whole(folder: Path) -> bool:
 def _write_random(folder: Path, shape: str, dtype: str) -> None:
     import torch
 
-    from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
+    from pocketllm.engine.formats.safetensors_io import write_safetensors
     from pocketllm.engine.formats.tensor_specs import list_needs
 
     packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
@@ -209,11 +210,12 @@ def _write_random(folder: Path, shape: str, dtype: str) -> None:
     config.save_pretrained(folder)
     needs = list_needs(model, stored, packing)
     generator = torch.Generator().manual_seed(_SEED)
-    with SafetensorsWriter(folder / WEIGHTS_NAME, [part for need in needs for part in need.parts]) as writer:
-        for need in needs:
-            for name, part_shape, part_dtype in need.parts:
-                for rows in _random_rows(name, part_shape, part_dtype, need.packing, generator):
-                    writer.write(name, rows)
+    parts = [(*part, need.packing) for need in needs for part in need.parts]
+    nbytes, sha256 = write_safetensors(
+        folder / WEIGHTS_NAME,
+        [part[:3] for part in parts],
+        chain.from_iterable(_random_rows(*part, generator) for part in parts),
+    )
     manifest = Manifest(
         name=folder.name,
         source=f"random weights of the shape {shape}",
@@ -222,8 +224,8 @@ def _write_random(folder: Path, shape: str, dtype: str) -> None:
         model_type=config.model_type,
         parameters=sum(math.prod(need.shape) for need in needs),
         dtype=dtype,
-        weights_bytes=writer.nbytes,
-        weights_sha256=writer.sha256,
+        weights_bytes=nbytes,
+        weights_sha256=sha256,
         created_at=datetime.now(UTC),
         compute_dtype=float_dtype,
     )

@@ -2,12 +2,12 @@
 
 A file holds A and B of each map as NAME.weight.lora_a (rank x in) and NAME.weight.lora_b (out x rank), and llama.cpp
 adds alpha / rank * B A: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.cpp. Nothing here imports
-torch: the daemon writes the file while it is asked for, with the adapter's tensors mapped, not read.
+torch, which would take the exporting process most of its time and memory.
 """
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header, sync
+from pocketllm.engine.formats.safetensors_io import atomic
 from pocketllm.engine.params.lora_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -56,8 +57,7 @@ def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) 
     """Write the adapter in `folder`, which was trained on `model_folder`, as a GGUF LoRA file, whole or not at all.
 
     It goes with any GGUF file of the base model, however packed. Replaces what is at `destination`. Raises CannotExport
-    when such a file cannot hold it, AdapterError when the adapter is broken or another model's, and ModelFileError when
-    the model is broken.
+    when such a file cannot hold it, AdapterError when the adapter is broken, and ModelFileError when the model is.
     """
     source = LoraSource.open(folder, model_folder)
     with whole_or_nothing(destination, source) as writer:
@@ -70,21 +70,13 @@ def write_gguf_lora(folder: Path, model_folder: ModelFolder, destination: Path) 
 @contextmanager
 def whole_or_nothing(destination: Path, source: "LoraSource", **more: Any) -> Iterator[gguf.GGUFWriter]:
     """Yield a writer of a GGUF file for the family of the adapter's model; it is there once all is written."""
-    scratch = destination.with_name(f".{destination.name}.writing")
-    writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture], **more)
-    try:
-        yield writer
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        sync(scratch)
-        scratch.rename(destination)
-    except BaseException:
-        writer.close()
-        scratch.unlink(missing_ok=True)
-        raise
-    sync(destination.parent)
+    with atomic(destination) as scratch:
+        writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[source.family.architecture], **more)
+        with closing(writer):
+            yield writer
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,68 +85,48 @@ class LoraSource:
 
     config: AdapterConfig
     family: _Family
-    weights: Path
-    tensors: dict[str, TensorEntry]
-    of_model: dict[str, TensorEntry]
+    tensors: Any  #: of safetensors: reads one tensor at a time
     heads: dict[str, int]  #: of attention: end of a map's name -> how many
     names: dict[str, str]  #: path of a map -> its name in GGUF, without a suffix
 
     @classmethod
     def open(cls, folder: Path, model_folder: ModelFolder) -> "LoraSource":
-        """Look at both, and raise if the one does not go with the other, or not with llama.cpp."""
+        """Read both, and raise if the model is not one of llama.cpp's, or the adapter is broken."""
         family = _family_of(folder, model_folder)
         config = read_config(folder)
         try:
-            of_model = read_header(model_folder.weights)
             settings = json.loads((model_folder.path / "config.json").read_bytes())
             heads = int(settings["num_attention_heads"])
             kv_heads = int(settings.get("num_key_value_heads") or heads)
-            layers = int(settings["num_hidden_layers"])
+            names = _names(config, family, int(settings["num_hidden_layers"]))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ModelFileError(
                 f"The model in {model_folder.path} cannot be read ({error}). Import it again."
             ) from error
         try:
-            tensors = read_header(folder / WEIGHTS_NAME)
-        except (OSError, ModelFileError) as error:
-            raise AdapterError(f"The adapter in {folder} cannot be read: {error} Train a new one.") from error
-        found = cls(
+            tensors: Any = safe_open(folder / WEIGHTS_NAME, "numpy")
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
+        if set(tensors.keys()) != {name(path) for path in config.paths for name in (name_of_a, name_of_b)}:
+            raise AdapterError(f"The adapter in {folder} does not match its config. Train a new one.")
+        return cls(
             config=config,
             family=family,
-            weights=folder / WEIGHTS_NAME,
             tensors=tensors,
-            of_model=of_model,
             heads={"attn_q": heads, "attn_k": kv_heads},
-            names=_names(config, family, layers),
+            names=names,
         )
-        found.check(folder)
-        return found
-
-    def check(self, folder: Path) -> None:
-        """Raise AdapterError if a factor is missing, is no matrix of fp32, or does not fit the model's weight."""
-        for path in self.config.paths:
-            a, b = self.tensors.get(name_of_a(path)), self.tensors.get(name_of_b(path))
-            if a is None or b is None or {a.dtype, b.dtype} != {"float32"} or (len(a.shape), len(b.shape)) != (2, 2):
-                raise AdapterError(f"The adapter in {folder} has no valid tensors for {path}. Train a new one.")
-            weight = self.of_model.get(f"{path}.weight")
-            if weight is None:
-                raise AdapterError(f"The adapter in {folder} names {path}, which the model lacks. Train a new one.")
-            if (a.shape[0], b.shape) != (self.config.rank, (weight.shape[0], self.config.rank)):
-                raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
 
     def a(self, path: str) -> Numbers:
-        """(rank, in), mapped."""
-        return self._mapped(name_of_a(path))
+        """(rank, in)."""
+        a: Numbers = self.tensors.get_tensor(name_of_a(path))
+        return a
 
     def b(self, path: str) -> Numbers:
-        """(out, rank), with its rows in llama.cpp's order; mapped where that is ours."""
-        b = self._mapped(name_of_b(path))
+        """(out, rank), with its rows in llama.cpp's order."""
+        b: Numbers = self.tensors.get_tensor(name_of_b(path))
         kind = self.names[path].rpartition(".")[2]
         return paired(b, self.heads[kind]) if self.family.paired and kind in _PAIRED else b
-
-    def _mapped(self, name: str) -> Numbers:
-        entry = self.tensors[name]
-        return np.memmap(self.weights, np.float32, "r", entry.offset, entry.shape)
 
 
 def paired(b: Numbers, heads: int) -> Numbers:

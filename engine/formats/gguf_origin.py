@@ -7,8 +7,6 @@ from typing import Any
 
 from pocketllm.engine.formats.model_folder import Manifest
 
-_HASH_CHUNK_BYTES = 1 << 20
-
 
 class OriginChanged(Exception):
     """The model's GGUF file is missing or has changed; the message says what to do."""
@@ -29,11 +27,6 @@ def find_origin(manifest: Manifest) -> Path:
     """
     about = manifest.gguf
     if about is None:
-        if manifest.source.endswith(".gguf"):
-            raise OriginChanged(
-                f"{manifest.name} was imported by a version that did not record its GGUF file; `pocketllm models add "
-                "--replace` imports it again"
-            )
         raise OriginChanged(f"{manifest.name} was not imported from a GGUF file")
     path = Path(about["path"])
     try:
@@ -53,8 +46,5 @@ def find_origin(manifest: Manifest) -> Path:
 @lru_cache(maxsize=4)
 def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
     """The hash of a file, read once as long as it looks the same."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import numpy as np
 import torch
 
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
-from pocketllm.engine.formats.gguf_header import GgufTensor, read_gguf_header
 from pocketllm.engine.formats.tensor_specs import Need, library_error, refuse_mismatch, rows_per_chunk
 
 if TYPE_CHECKING:
@@ -22,51 +22,61 @@ if TYPE_CHECKING:
 _PLAIN = ("token_embd.weight", "output.weight")
 
 
+class _Reader(gguf.GGUFReader):
+    """gguf's reader, which by itself takes what lies behind the end of the file for empty."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
+        found: NDArray[Any] = super()._get(offset, dtype, count, override_order)
+        if len(found) < int(count):
+            raise ValueError("it is truncated, or a length in its header is wrong")
+        return found
+
+
 class GgufSource:
     """A model in one GGUF file. Raises ModelFileError or UnsupportedModel when its header is invalid."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._header = read_gguf_header(path)
-        self._found: dict[str, GgufTensor] = {}
-        self._processor: Any = None
-        parts = self._header.metadata.get("split.count", 1)
+        self.origin = path.name  #: the file's name
+        try:
+            reader = _Reader(path)
+            values = {
+                name: None if field.types[0] == gguf.GGUFValueType.ARRAY else field.contents()
+                for name, field in reader.fields.items()
+            }
+        except Exception as error:  # the reader validates little: any exception is possible
+            raise library_error(path, "The header", error) from error
+        if reader.byte_order == "S":
+            raise UnsupportedModel(f"{path} is big-endian. Get a little-endian conversion of the model.")
+        parts = values.get("split.count")
         if isinstance(parts, int) and parts > 1:
             raise UnsupportedModel(
                 f"{path} is one of {parts} parts. Join them first: llama-gguf-split --merge FIRST_PART OUTPUT."
             )
-
-    @property
-    def origin(self) -> str:
-        """The file's name."""
-        return self.path.name
-
-    @property
-    def license(self) -> str:
-        """The file's licence, or "unknown"."""
-        return self._header.text("general.license") or "unknown"
-
-    @property
-    def tensor_count(self) -> int:
-        """The number of tensors in the file."""
-        return len(self._header.tensors)
+        self.license = str(values.get("general.license") or "unknown")  #: the file's licence
+        self.tensor_count = len(reader.tensors)  #: in the file
+        self._architecture = str(values.get("general.architecture", ""))
+        self._has_tokenizer = "tokenizer.ggml.tokens" in values
+        # Without the reader's fields, which are an object for every token.
+        self._tensors: dict[str, gguf.ReaderTensor] = {tensor.name: tensor for tensor in reader.tensors}
+        self._found: dict[str, gguf.ReaderTensor] = {}
+        self._processor: Any = None
 
     def config(self) -> PreTrainedConfig:
         """The config that transformers derives from the metadata."""
         from transformers import AutoConfig
         from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-        architecture = self._header.architecture
-        if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        if self._architecture not in GGUF_SUPPORTED_ARCHITECTURES:
             raise UnsupportedModel(
-                f"{self.path} holds a model of architecture {architecture!r}, which transformers cannot read from "
-                "GGUF. Import its Hugging Face folder instead, or choose another model."
+                f"{self.path} holds a model of architecture {self._architecture!r}, which transformers cannot read "
+                "from GGUF. Import its Hugging Face folder instead, or choose another model."
             )
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # the reader does not validate: any exception is possible
+        except Exception as error:  # the reader validates little: any exception is possible
             raise library_error(self.path, "The metadata", error) from error
         # Set by the reader; it is not a setting of the model.
         vars(config).pop("_model_name_or_path", None)
@@ -76,7 +86,7 @@ class GgufSource:
         """Write the tokenizer of the metadata."""
         from transformers import PreTrainedTokenizerFast
 
-        if "tokenizer.ggml.tokens" not in self._header.metadata:
+        if not self._has_tokenizer:
             raise ModelFileError(f"{self.path} contains no tokenizer. Get a GGUF file that does.")
         try:
             # AutoTokenizer returns this class, too, after reading the metadata a second time.
@@ -91,7 +101,7 @@ class GgufSource:
         """Find every need under its GGUF name; other tensors are ignored."""
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-        processor_class = TENSOR_PROCESSORS.get(self._header.architecture, TensorProcessor)
+        processor_class = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)
         if processor_class.perform_fallback_tensor_mapping is not TensorProcessor.perform_fallback_tensor_mapping:
             raise UnsupportedModel(
                 f"{self.path} is a mixture of experts, packed in a way that cannot be read piece by piece. "
@@ -100,10 +110,10 @@ class GgufSource:
         make: Callable[..., Any] = processor_class
         self._processor = make(config=model.config.to_dict())
         names = self._names(model, needs)
-        self._found = {names[name]: tensor for name, tensor in self._header.tensors.items() if name in names}
+        self._found = {names[name]: tensor for name, tensor in self._tensors.items() if name in names}
         missing = [need.name for need in needs if need.name not in self._found]
         misshapen = [
-            f"{need.name} {found.shape}, not {need.shape}"
+            f"{need.name} {_shape(found)}, not {need.shape}"
             for need in needs
             if (found := self._found.get(need.name)) and not self._fits(found, need)
         ]
@@ -121,25 +131,25 @@ class GgufSource:
                 names = name_map(model, self._processor)
         except NotImplementedError as error:
             raise UnsupportedModel(
-                f"{self.path} holds a model of architecture {self._header.architecture!r}, whose tensors gguf has no "
+                f"{self.path} holds a model of architecture {self._architecture!r}, whose tensors gguf has no "
                 "names for. Import its Hugging Face folder instead, or choose another model."
             ) from error
         return names
 
-    def _fits(self, found: GgufTensor, need: Need) -> bool:
+    def _fits(self, found: gguf.ReaderTensor, need: Need) -> bool:
         if self._by_rows(found.name):
-            return found.shape == need.shape
+            return _shape(found) == need.shape
         # The processor may add an axis or transpose; the outcome is checked when it is read.
-        return math.prod(found.shape) == math.prod(need.shape)
+        return math.prod(_shape(found)) == math.prod(need.shape)
 
     def read(self, need: Need) -> Iterator[torch.Tensor]:
         """The tensor's rows in float32, unpacked and in the order that transformers expects."""
         tensor = self._found[need.name]
         if self._by_rows(tensor.name):
-            for rows in self._unpack(tensor, rows_per_chunk(tensor.shape)):
+            for rows in self._unpack(tensor, rows_per_chunk(_shape(tensor))):
                 yield torch.from_numpy(self._process(tensor.name, rows))
             return
-        (whole,) = self._unpack(tensor, max(1, math.prod(tensor.shape)))
+        (whole,) = self._unpack(tensor, max(1, math.prod(_shape(tensor))))
         processed = self._process(tensor.name, whole)
         if processed.shape != need.shape:
             refuse_mismatch(self.path, [], [f"{need.name} {processed.shape}, not {need.shape}"])
@@ -174,29 +184,24 @@ class GgufSource:
         weights: NDArray[np.float32] = result.weights
         return weights
 
-    def _unpack(self, tensor: GgufTensor, rows_at_a_time: int) -> Iterator[NDArray[np.float32]]:
-        from gguf import dequantize
+    def _unpack(self, tensor: gguf.ReaderTensor, rows_at_a_time: int) -> Iterator[NDArray[np.float32]]:
+        shape, packed_rows = _shape(tensor), np.atleast_2d(tensor.data)  # gguf packs a vector as one row
+        for start in range(0, len(packed_rows), rows_at_a_time):
+            packed = np.array(packed_rows[start : start + rows_at_a_time])
+            try:
+                # As one row, since gguf loops over groups of 16 rows; blocks do not span rows.
+                numbers = gguf.dequantize(packed.reshape(1, -1), tensor.tensor_type)
+            except NotImplementedError as error:
+                raise UnsupportedModel(
+                    f"{self.path} packs tensor {tensor.name!r} as {tensor.tensor_type.name}, which cannot be unpacked. "
+                    "Get another quantization."
+                ) from error
+            yield numbers.reshape((len(packed), *shape[1:]) if len(shape) > 1 else shape)
 
-        # gguf packs a vector as one row; it is small, and is read at once.
-        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-        row_bytes = tensor.nbytes // max(1, rows)
-        row_shape = tensor.shape[1:] if len(tensor.shape) > 1 else tensor.shape
-        with self.path.open("rb") as file:
-            file.seek(tensor.offset)
-            for start in range(0, rows, rows_at_a_time):
-                count = min(rows_at_a_time, rows - start)
-                packed = np.fromfile(file, dtype=np.uint8, count=count * row_bytes)
-                if packed.nbytes != count * row_bytes:
-                    raise ModelFileError(f"{self.path} ended early: it changed while being read. Try again.")
-                try:
-                    # As one row, since gguf loops over groups of 16 rows; blocks do not span rows.
-                    numbers = dequantize(packed.reshape(1, -1), tensor.kind)
-                except NotImplementedError as error:
-                    raise UnsupportedModel(
-                        f"{self.path} packs tensor {tensor.name!r} as {tensor.kind.name}, which cannot be unpacked. "
-                        "Get another quantization."
-                    ) from error
-                yield numbers.reshape((count, *row_shape) if len(tensor.shape) > 1 else row_shape)
+
+def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
+    """Rows first, as in torch; GGUF has the fastest-moving dimension first."""
+    return tuple(reversed(tensor.shape.tolist()))
 
 
 class _NoChildren:

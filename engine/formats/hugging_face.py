@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 #: Pickle files, which run arbitrary code when they are opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_INDEX_NAME = "model.safetensors.index.json"
-_SHARD_PATTERN = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,8 +40,9 @@ class HuggingFaceSource:
     """A folder with config.json, safetensors and a tokenizer. Raises ModelFileError when one is absent or broken,
     and UnsupportedModel when the weights are quantized."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
+    def __init__(self, folder: Path, origin: str) -> None:
+        """origin: where the model came from, without paths of this machine."""
+        self.path, self.origin = folder, origin
         self._settings = _read_json(folder / "config.json")
         if self._settings.get("quantization_config"):
             raise UnsupportedModel(
@@ -56,13 +55,8 @@ class HuggingFaceSource:
                 if name in self._entries:
                     raise ModelFileError(f"{folder} holds tensor {name!r} in two files. Get the folder again.")
                 self._entries[name] = (file, entry)
+        self.tensor_count = len(self._entries)  #: in the folder
         self._found: dict[str, tuple[Path, TensorEntry]] = {}
-
-    @property
-    def origin(self) -> str:
-        """The hub id with its commit for a folder of the hub's cache, else the folder's name."""
-        repository = _cached_repository(self.path)
-        return f"{repository}@{self.path.name}" if repository else self.path.name
 
     @property
     def license(self) -> str:
@@ -75,11 +69,6 @@ class HuggingFaceSource:
         front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE) if front else None
         return found[1] if found else "unknown"
-
-    @property
-    def tensor_count(self) -> int:
-        """The number of tensors in the folder."""
-        return len(self._entries)
 
     def config(self) -> PreTrainedConfig:
         """The config as transformers reads it. Raises UnsupportedModel for an unknown type."""
@@ -199,50 +188,12 @@ def fetch(hub_id: str) -> Path:
         ) from error
 
 
-def resolve_cache(folder: Path) -> Path:
-    """Return the current snapshot when `folder` is a model of the hub's cache, else `folder` itself."""
-    snapshots = folder / "snapshots"
-    if not folder.name.startswith("models--") or not snapshots.is_dir():
-        return folder
-    reference = folder / "refs" / "main"
-    if reference.is_file() and (snapshots / reference.read_text().strip()).is_dir():
-        return snapshots / reference.read_text().strip()
-    found = sorted(snapshots.iterdir())
-    return found[0] if len(found) == 1 else folder
-
-
-def repository_name(folder: Path) -> str:
-    """Return a model's name: its repository's in the hub's cache, else the folder's."""
-    repository = _cached_repository(folder)
-    return repository.split("/")[-1] if repository else folder.name
-
-
-def _cached_repository(folder: Path) -> str | None:
-    owner = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not owner.startswith("models--"):
-        return None
-    return "/".join(owner.split("--")[1:])
-
-
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the weights."""
-    index = folder / _INDEX_NAME
+    """The safetensors files of the weights; other tensors in them do no harm."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
-    if index.exists():
-        return _indexed_files(index)
-    files = sorted(folder.glob("*.safetensors"))
-    shards = [match for file in files if (match := _SHARD_PATTERN.fullmatch(file.name))]
-    if shards and len(shards) == len(files):
-        if {int(shard[2]) for shard in shards} != {len(shards)}:
-            raise ModelFileError(
-                f"{folder} holds {len(shards)} of {int(shards[0][2])} shards of the weights. Get the missing files."
-            )
+    if files := sorted(folder.glob("model-*-of-*.safetensors")) or sorted(folder.glob("*.safetensors")):
         return files
-    if len(files) == 1:
-        return files
-    if files:
-        raise ModelFileError(f"{folder} holds several safetensors files but no {_INDEX_NAME}. Get that file too.")
     if any(file.suffix in PICKLE_SUFFIXES for file in folder.iterdir()):
         raise pickled(folder)
     raise ModelFileError(f"{folder} has a config.json but no weights. Put the model's .safetensors files beside it.")
@@ -253,23 +204,6 @@ def pickled(path: Path) -> ModelFileError:
     return ModelFileError(
         f"{path} holds pickled weights, and opening a pickle can run any code. Get the model as safetensors or GGUF."
     )
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    weights = _read_json(index).get("weight_map")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
-        raise ModelFileError(f"{index} has no usable weight_map. Get the file again.")
-    names = sorted(set(weights.values()))
-    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    if outside:
-        raise ModelFileError(f"{index} names {outside[0]!r}, which is not a safetensors file beside it.")
-    missing = [name for name in names if not (index.parent / name).exists()]
-    if missing:
-        raise ModelFileError(
-            f"{index.parent} lacks {len(missing)} of {len(names)} shards of the weights: {', '.join(missing)}. "
-            "Get the missing files."
-        )
-    return [index.parent / name for name in names]
 
 
 def _rows_of(file: Path, entry: TensorEntry) -> Iterator[torch.Tensor]:

@@ -6,7 +6,6 @@ synced, so a killed import leaves no incomplete model.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import gc
@@ -17,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,11 @@ from pocketllm.engine.formats.model_folder import (
     load_tokenizer,
     open_model_folder,
 )
-from pocketllm.engine.formats.safetensors_io import sync
+from pocketllm.engine.formats.safetensors_io import atomic, sync
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from pocketllm.engine.formats.tensor_specs import WeightSource
 
@@ -55,7 +55,7 @@ SPARE_BYTES = 32 << 20
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ImportProgress:
     """Progress of an import. `total` is 0 in a stage of unknown length."""
 
@@ -110,7 +110,7 @@ def import_model(
     if dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}. Choose one of {', '.join(DTYPES)}.")
     try:
-        name = _checked_name(name, source)
+        name = _name_of(name, source)
         target = models_dir / name
         models_dir.mkdir(parents=True, exist_ok=True)
         with _only_importer(models_dir):
@@ -162,45 +162,32 @@ def require_space(folder: Path, needed: int, free: int) -> None:
         )
 
 
-def _checked_name(name: str | None, source: str) -> str:
-    checked = _derived_name(source) if name is None else name
-    if not NAME_PATTERN.fullmatch(checked):
+def _name_of(name: str | None, source: str) -> str:
+    if name is None:
+        stem = _PACKING.sub("", Path(source).absolute().name.lower().removesuffix(".gguf"))
+        name = re.sub(r"[^a-z0-9._-]+", "-", stem).lstrip("._-")[:64]
+    if not NAME_PATTERN.fullmatch(name):
         raise BadRequest(
-            f"{checked!r} is not a valid model name. Use 1 to 64 characters from a-z, 0-9, '.', '_' and '-', starting "
+            f"{name!r} is not a valid model name. Use 1 to 64 characters from a-z, 0-9, '.', '_' and '-', starting "
             "with a letter or a digit."
         )
-    return checked
-
-
-def _derived_name(source: str) -> str:
-    from pocketllm.engine.formats.hugging_face import repository_name, resolve_cache
-
-    path = Path(source)
-    stem = repository_name(resolve_cache(path).absolute()) if path.is_dir() else path.name
-    stem = _PACKING.sub("", stem.lower().removesuffix(".gguf"))
-    return re.sub(r"[^a-z0-9._-]+", "-", stem).lstrip("._-")[:64]
+    return name
 
 
 def _open_source(source: str, report: Report) -> WeightSource:
     from pocketllm.engine.formats.gguf_source import GgufSource
-    from pocketllm.engine.formats.hugging_face import (
-        PICKLE_SUFFIXES,
-        HuggingFaceSource,
-        fetch,
-        pickled,
-        resolve_cache,
-    )
+    from pocketllm.engine.formats.hugging_face import PICKLE_SUFFIXES, HuggingFaceSource, fetch, pickled
 
     path = Path(source)
     if not source or not path.exists():
         report(ImportProgress("download", 0, 0))
-        return HuggingFaceSource(fetch(source))
+        path = fetch(source)
+        return HuggingFaceSource(path, origin=f"{source}@{path.name}")
     if path.is_dir():
-        path = resolve_cache(path)
         files = sorted(file.name for file in path.glob("*.gguf"))
         if files and not (path / "config.json").exists():
             raise ModelFileError(f"{path} contains GGUF files. Give one of them: {', '.join(files)}.")
-        return HuggingFaceSource(path)
+        return HuggingFaceSource(path, origin=path.absolute().name)
     if path.suffix in PICKLE_SUFFIXES:
         raise pickled(path)
     if path.suffix == ".safetensors":
@@ -257,7 +244,10 @@ def _build(
     total = sum(need.nbytes for need in needs)
     require_space(folder.parent, total + SPARE_BYTES, shutil.disk_usage(folder).free)
     architecture = type(model).__name__
-    _save_config(config, folder, architecture, getattr(torch, float_dtype))
+    config.architectures = [architecture]
+    config.dtype = getattr(torch, float_dtype)
+    vars(config).pop("auto_map", None)  # it names Python code beside the weights, which is never imported
+    config.save_pretrained(folder)
 
     report(ImportProgress("tokenizer", 0, 0))
     source.save_tokenizer(folder)
@@ -267,7 +257,7 @@ def _build(
     gc.collect()
 
     report(ImportProgress("weights", 0, total))
-    written = write_weights(
+    nbytes, sha256, quantization_error = write_weights(
         source, folder / WEIGHTS_NAME, needs, lambda done: report(ImportProgress("weights", done, total))
     )
     manifest = Manifest(
@@ -278,10 +268,10 @@ def _build(
         model_type=config.model_type,
         parameters=sum(math.prod(need.shape) for need in needs),
         dtype=dtype,
-        weights_bytes=written.nbytes,
-        weights_sha256=written.sha256,
+        weights_bytes=nbytes,
+        weights_sha256=sha256,
         created_at=now(),
-        quantization_error=written.quantization_error,
+        quantization_error=quantization_error,
         compute_dtype=float_dtype,
         gguf=describe_origin(source.path) if isinstance(source, GgufSource) else None,
     )
@@ -296,21 +286,10 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
         return manifest
     compute_dtype = found["compute_dtype"]
     calibration = {key: value for key, value in found.items() if key != "compute_dtype"}
-    manifest = dataclasses.replace(manifest, compute_dtype=compute_dtype, calibration=calibration)
-    written = folder / f"{MANIFEST_NAME}.new"
-    written.write_text(manifest.to_json(), encoding="utf-8")
-    sync(written)
-    written.replace(folder / MANIFEST_NAME)
-    sync(folder)
+    manifest = manifest.model_copy(update={"compute_dtype": compute_dtype, "calibration": calibration})
+    with atomic(folder / MANIFEST_NAME) as scratch:
+        scratch.write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-def _save_config(config: PreTrainedConfig, folder: Path, architecture: str, dtype: torch.dtype) -> None:
-    config.architectures = [architecture]
-    config.dtype = dtype
-    # It names Python code beside the weights, which is never imported.
-    vars(config).pop("auto_map", None)
-    config.save_pretrained(folder)
 
 
 def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""Reads the header of a safetensors file, and writes a file tensor by tensor.
+"""Reads the header of a safetensors file, and writes a file in chunks of rows.
 
 A safetensors file is 8 bytes of header length, a JSON header, and then every tensor's bytes back to back:
 https://huggingface.co/docs/safetensors. The format allows no gap between tensors. Nothing here imports torch
@@ -11,12 +11,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -134,105 +136,36 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
         return len(self._entries)
 
 
-class SafetensorsWriter:
-    """Writes a safetensors file in chunks of rows, and computes its hash.
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]], chunks: Iterable[torch.Tensor]
+) -> tuple[int, str]:
+    """Write a file of these tensors from chunks of their rows, in order; returns its size, and its SHA-256 in hex.
 
-    Use it as a context manager: leaving it syncs the file to disk, and raises ModelFileError when a tensor is
-    missing or short. `sha256` (of the whole file, in hex) and `nbytes` (its size) are final after that.
+    Raises ModelFileError when the chunks are not as many bytes as the tensors.
     """
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape, dtype in tensors:
+        code = _CODES[str(dtype).removeprefix("torch.")]
+        start, end = end, end + math.prod(shape) * DTYPES[code][1]
+        table[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    header = json.dumps(table, separators=(",", ":")).encode()
+    header += b" " * (-(len(header) + _LENGTH.size) % ALIGNMENT_BYTES)  # the format allows spaces as padding
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for data in chain((_LENGTH.pack(len(header)), header), map(_bytes_of, chunks)):
+            file.write(data)
+            digest.update(data)
+            size += len(data)
+    if (expected := _LENGTH.size + len(header) + end) != size:
+        raise ModelFileError(f"{path} was left incomplete: it has {size} bytes, its tensors need {expected}.")
+    return size, digest.hexdigest()
 
-    def __init__(self, path: Path, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> None:
-        self._path = path
-        self._waiting: list[TensorEntry] = []
-        self._written = 0  # bytes of the first waiting tensor that are in the file
-        self._hash = hashlib.sha256()
-        self.nbytes = 0
-        header = self._plan(tensors)
-        self._file = path.open("wb")
-        try:
-            self._put(_LENGTH.pack(len(header)))
-            self._put(header)
-        except BaseException:
-            self._file.close()
-            raise
 
-    def _plan(self, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> bytes:
-        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, shape, torch_dtype in tensors:
-            dtype = str(torch_dtype).removeprefix("torch.")
-            code = _CODES[dtype]
-            nbytes = math.prod(shape) * DTYPES[code][1]
-            if name in table:
-                raise ValueError(f"tensor {name!r} is listed twice")
-            table[name] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + nbytes]}
-            self._waiting.append(TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=end, nbytes=nbytes))
-            end += nbytes
-        header = json.dumps(table, separators=(",", ":")).encode()
-        # The format allows spaces as padding.
-        return header + b" " * (-(len(header) + _LENGTH.size) % ALIGNMENT_BYTES)
+def _bytes_of(rows: torch.Tensor) -> Any:
+    import torch
 
-    @property
-    def sha256(self) -> str:
-        """The hash of the bytes written so far, in hex."""
-        return self._hash.hexdigest()
-
-    def write(self, name: str, rows: torch.Tensor) -> None:
-        """Append `rows`, the next rows of tensor `name` (or all of it); tensors come in the order given.
-
-        Raises ValueError when another tensor comes next, or when dtype, row shape or length do not fit.
-        """
-        import torch
-
-        self._skip_empty()
-        if not self._waiting or self._waiting[0].name != name:
-            expected = self._waiting[0].name if self._waiting else "none"
-            raise ValueError(f"tensor {name!r} came out of order; the next one is {expected!r}")
-        entry = self._waiting[0]
-        data = rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        dtype = str(rows.dtype).removeprefix("torch.")
-        fits = dtype == entry.dtype and tuple(rows.shape[1:]) == entry.shape[1:]
-        if not fits or rows.dim() != len(entry.shape) or self._written + data.nbytes > entry.nbytes:
-            raise ValueError(f"{dtype} rows of shape {tuple(rows.shape)} do not fit {entry}")
-        self._put(data)
-        self._written += data.nbytes
-        if self._written == entry.nbytes:
-            self._waiting.pop(0)
-            self._written = 0
-
-    def close(self) -> None:
-        """Sync the file to disk and close it. Raises ModelFileError when a tensor is missing."""
-        self._skip_empty()
-        missing = [entry.name for entry in self._waiting]
-        if not missing:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if missing:
-            raise ModelFileError(f"{self._path} was left incomplete: no data came for {', '.join(missing)}.")
-
-    def _skip_empty(self) -> None:
-        while self._waiting and self._waiting[0].nbytes == 0:
-            self._waiting.pop(0)
-
-    def _put(self, data: Any) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.nbytes += len(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._file.close()
+    return rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -240,11 +173,25 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     safetensors' own writer would need a second copy of all tensors in memory.
     """
+    with atomic(path) as scratch:
+        write_safetensors(scratch, [(name, t.shape, t.dtype) for name, t in tensors.items()], tensors.values())
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield where to write a file or a folder; it is synced and replaces `path`, or is removed after an error."""
     scratch = path.with_name(f".{path.name}.writing")
-    with SafetensorsWriter(scratch, [(name, value.shape, value.dtype) for name, value in tensors.items()]) as writer:
-        for name, value in tensors.items():
-            writer.write(name, value)
-    scratch.rename(path)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a writer that was killed; a file is overwritten
+    try:
+        yield scratch
+        for written in (*scratch.rglob("*"), scratch):
+            sync(written)
+        shutil.rmtree(path, ignore_errors=True)  # only files can be replaced
+        scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

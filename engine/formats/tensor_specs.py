@@ -1,12 +1,12 @@
-"""The tensors that a model consists of, and the interface of a source of weights."""
+"""The tensors that a model consists of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,12 @@ from pocketllm.engine.streamed.quantization import packable, packed_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from pocketllm.engine.formats.gguf_source import GgufSource
+    from pocketllm.engine.formats.hugging_face import HuggingFaceSource
+
+    #: A model in a foreign format. Reading one never runs code that came with it.
+    WeightSource = GgufSource | HuggingFaceSource
 
 #: How much of a tensor is in memory at a time, as 32-bit floats.
 CHUNK_BYTES = 4 << 20
@@ -49,38 +55,6 @@ class Need:
     def nbytes(self) -> int:
         """The stored size."""
         return sum(self.part_bytes)
-
-
-class WeightSource(Protocol):
-    """A model in a foreign format. Reading one never runs code that came with it."""
-
-    @property
-    def path(self) -> Path:
-        """The file or folder, for messages."""
-
-    @property
-    def origin(self) -> str:
-        """Where the model came from, without paths of this machine."""
-
-    @property
-    def license(self) -> str:
-        """The licence's name, or "unknown"."""
-
-    @property
-    def tensor_count(self) -> int:
-        """The number of tensors."""
-
-    def config(self) -> PreTrainedConfig:
-        """The model's transformers config. Raises ModelFileError or UnsupportedModel."""
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`. Raises ModelFileError or UnsupportedModel."""
-
-    def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
-        """Find the tensor for every need. Raises ModelFileError naming those that are missing or of another shape."""
-
-    def read(self, need: Need) -> Iterator[torch.Tensor]:
-        """Yield the tensor's rows, a few MB at a time, in the source's precision. Call `match` first."""
 
 
 def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedModel:

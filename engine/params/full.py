@@ -11,7 +11,7 @@ bfloat16: its updates are noise. Matrices and biases have few such weights.
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import SafetensorsWriter, sync
+from pocketllm.engine.formats.safetensors_io import atomic, write_safetensors
 from pocketllm.engine.params.perturbation import Z
 from pocketllm.engine.philox import ROUNDING_POOL
 from pocketllm.engine.streamed.weights import Weight
@@ -102,24 +102,12 @@ def save_full(model_folder: ModelFolder, trainable: FullWeights, folder: Path, *
 
     model_folder: the model that they were loaded from; its config and tokenizer are copied.
     """
-    scratch = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(model_folder.path, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
-    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in trainable.tensors.items()]
-    with SafetensorsWriter(scratch / WEIGHTS_NAME, tensors) as writer:
-        for name, tensor in trainable.tensors.items():
-            writer.write(name, tensor)
-    manifest = replace(
-        model_folder.manifest,
-        name=folder.name,
-        source=model_folder.manifest.name,
-        weights_bytes=writer.nbytes,
-        weights_sha256=writer.sha256,
-        created_at=created_at,
-    )
-    (scratch / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    for file in scratch.iterdir():
-        sync(file)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    sync(folder.parent)
+    with atomic(folder) as scratch:
+        shutil.copytree(model_folder.path, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
+        tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in trainable.tensors.items()]
+        nbytes, sha256 = write_safetensors(scratch / WEIGHTS_NAME, tensors, trainable.tensors.values())
+        written = {"weights_bytes": nbytes, "weights_sha256": sha256, "created_at": created_at}
+        manifest = model_folder.manifest.model_copy(
+            update={"name": folder.name, "source": model_folder.manifest.name, **written}
+        )
+        (scratch / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -5,8 +5,6 @@ needs no step size of its own (MobiZO, arXiv 2409.15520); exact gradients train 
 """
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pocketllm.engine.errors import AdapterError
-from pocketllm.engine.formats.safetensors_io import sync
+from pocketllm.engine.formats.safetensors_io import atomic
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
 from pocketllm.engine.params.perturbation import Z
 
@@ -34,7 +32,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The number of rows of the first A, which most others share."""
+        """The number of rows of each A."""
         return next(iter(self.a.values())).shape[0]
 
     @property
@@ -52,14 +50,10 @@ class Adapter:
 
         is_mlm: the base is a masked language model, for which PEFT has no task type.
         """
-        scratch = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True, mode=0o700)
-        _write(scratch / WEIGHTS_NAME, save(self._tensors(), metadata={"format": "pt", **self.metadata}))
-        _write(scratch / CONFIG_NAME, json.dumps(self._config(is_mlm), indent=2).encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-        sync(folder.parent)
+        with atomic(folder) as scratch:
+            scratch.mkdir(parents=True, mode=0o700)
+            (scratch / WEIGHTS_NAME).write_bytes(save(self._tensors(), metadata={"format": "pt", **self.metadata}))
+            (scratch / CONFIG_NAME).write_text(json.dumps(self._config(is_mlm), indent=2), encoding="utf-8")
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         pairs = [(name_of_a(path), a) for path, a in self.a.items()]
@@ -67,15 +61,12 @@ class Adapter:
         return {name: tensor.contiguous() for name, tensor in pairs}
 
     def _config(self, is_mlm: bool) -> dict[str, object]:
-        others = {path: a.shape[0] for path, a in self.a.items() if a.shape[0] != self.rank}
         return {
             "peft_type": "LORA",
             "task_type": None if is_mlm else "CAUSAL_LM",
             "base_model_name_or_path": self.base,
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "rank_pattern": others,
-            "alpha_pattern": {path: self.scaling * rank for path, rank in others.items()},
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
@@ -101,10 +92,3 @@ def load_adapter(folder: Path) -> Adapter:
     if tensors or not a:
         raise AdapterError(f"The adapter in {folder} does not match its config. Train a new one.")
     return Adapter(base=config.base, alpha=config.alpha, a=a, b=b)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

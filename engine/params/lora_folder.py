@@ -22,7 +22,7 @@ class AdapterConfig:
     alpha: float
     rank: int  #: the scaling of all modules is alpha / rank
     paths: tuple[str, ...]  #: of the adapted linear modules, in model order
-    is_mlm: bool  #: whether the base is a masked language model; always False in folders of older versions
+    is_mlm: bool  #: whether the base is a masked language model
 
 
 def name_of_a(path: str) -> str:
@@ -39,7 +39,6 @@ def read_config(folder: Path) -> AdapterConfig:
     """Read a PEFT LoRA folder's config. Raises AdapterError, which names the folder and what is wrong with it."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
         found = AdapterConfig(
             base=str(config["base_model_name_or_path"]),
             alpha=float(config["lora_alpha"]),
@@ -47,8 +46,6 @@ def read_config(folder: Path) -> AdapterConfig:
             paths=tuple(config["target_modules"]),
             is_mlm=config.get("task_type") is None,
         )
-        if any(alphas.get(path, found.alpha) * found.rank != found.alpha * rank for path, rank in ranks.items()):
-            raise AdapterError(f"The adapter in {folder} scales its linear maps differently. Train a new one.")
         if config["peft_type"] != "LORA":
             raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA is supported.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -29,7 +29,7 @@ TORCH_FREE = {
     *("engine/__init__.py", "engine/errors.py", "engine/params/lora_folder.py"),
     *("engine/planning/memory_model.py", "engine/planning/shapes.py"),
     *("engine/generate/streaming_text.py", "engine/generate/tokenizer.py"),
-    *("engine/formats/gguf_header.py", "engine/formats/gguf_lora.py", "engine/formats/gguf_origin.py"),
+    *("engine/formats/gguf_lora.py", "engine/formats/gguf_origin.py"),
     *("engine/formats/model_folder.py", "engine/formats/safetensors_io.py"),
 }
 SOURCE = ("api", "backprop", "daemon", "engine", "mezo", "pocketllm", "storage")

@@ -19,7 +19,7 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.backup import read_backup, write_backup
 from pocketllm.engine.errors import MezoError
-from pocketllm.engine.formats.gguf_header import read_gguf_header
+from pocketllm.engine.formats.gguf_source import GgufSource
 from pocketllm.engine.formats.model_folder import Manifest
 from pocketllm.engine.formats.safetensors_io import read_header
 from pocketllm.readers.base import Kind, ReadOptions
@@ -101,7 +101,7 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
     """All of them, by name."""
     toml = b'model = "tiny"\n[training]\nsteps = 30\ntemplate = {pattern = "{text} {label}", words = {a = "b"}}\n'
     made = {
-        "gguf": Parser(sound=gguf.read_bytes()[:60_000], name="a.gguf", reads=read_gguf_header, raises=(MezoError,)),
+        "gguf": Parser(sound=gguf.read_bytes()[:60_000], name="a.gguf", reads=GgufSource, raises=(MezoError,)),
         "safetensors": Parser(
             sound=next(model.glob("*.safetensors")).read_bytes()[:20_000],
             name="a.safetensors",
@@ -111,7 +111,7 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
         "manifest": Parser(
             sound=(model / "pocketllm.json").read_bytes(),
             name="pocketllm.json",
-            reads=lambda path: Manifest.from_json(path.read_bytes()),
+            reads=lambda path: Manifest.model_validate_json(path.read_bytes()),
             raises=(ValueError,),
         ),
         "backup": Parser(

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, ModelFolder, open_model_folder
-from pocketllm.engine.formats.safetensors_io import SafetensorsWriter
+from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.params.perturbation import Perturbation
@@ -137,29 +136,22 @@ def unpacked(root: Path, architecture: str, dtype: str) -> ModelFolder:
 def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> ModelFolder:
     """A copy of a model folder that holds these tensors, all of them as float32."""
     shutil.copytree(folder, target)
-    (target / WEIGHTS_NAME).unlink()
-    with SafetensorsWriter(target / WEIGHTS_NAME, [(n, t.shape, torch.float32) for n, t in tensors.items()]) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor.float())
+    write_tensors(target / WEIGHTS_NAME, {name: tensor.float() for name, tensor in tensors.items()})
     return resealed(target, dtype="float32", compute_dtype="float32")
 
 
 def resealed(folder: Path, **changes: Any) -> ModelFolder:
     """Let the manifest say of the weights file what is now in it."""
     data = (folder / WEIGHTS_NAME).read_bytes()
-    manifest = replace(
-        open_manifest(folder),
-        weights_bytes=len(data),
-        weights_sha256=hashlib.sha256(data).hexdigest(),
-        **{"name": folder.name, **changes},
-    )
+    weights = {"weights_bytes": len(data), "weights_sha256": hashlib.sha256(data).hexdigest()}
+    manifest = open_manifest(folder).model_copy(update={"name": folder.name, **weights, **changes})
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
     return open_model_folder(folder, verify=True)
 
 
 def open_manifest(folder: Path) -> Manifest:
     """A folder's manifest, whatever its weights file has become."""
-    return Manifest.from_json((folder / MANIFEST_NAME).read_text())
+    return Manifest.model_validate_json((folder / MANIFEST_NAME).read_text())
 
 
 @cache

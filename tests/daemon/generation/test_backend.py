@@ -16,7 +16,6 @@ from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.llama_double import llama_double
-from tests.support.tiny_models import edit_json
 
 NOWHERE = "/nowhere"
 
@@ -63,14 +62,9 @@ def test_another_file_in_its_place_is_not_taken_for_it(model_folder: ModelFolder
         find_origin(model_folder.manifest)
 
 
-def test_a_model_of_another_format_or_of_an_older_version_has_none(
-    tiny: ModelFolder, model_folder: ModelFolder
-) -> None:
+def test_a_model_of_another_format_has_none(tiny: ModelFolder) -> None:
     with pytest.raises(OriginChanged, match="tiny was not imported from a GGUF file"):
         find_origin(tiny.manifest)
-    edit_json(model_folder.path / "pocketllm.json", gguf=None)
-    with pytest.raises(OriginChanged, match="`pocketllm models add --replace`"):
-        find_origin(open_model_folder(model_folder.path).manifest)
 
 
 def test_without_llama_cpp_it_is_told_how_to_get_it(model_folder: ModelFolder) -> None:

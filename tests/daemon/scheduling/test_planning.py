@@ -130,11 +130,8 @@ class TestPlanJob:
     def test_cores_take_blocks_where_weights_are_used_as_they_are_kept(
         self, tiny_bf16: ModelFolder, threads: int, dtype: str, changes: dict[str, Any], replicas: int
     ) -> None:
-        manifest = dataclasses.replace(
-            tiny_bf16.manifest,
-            compute_dtype=dtype,
-            calibration={**(tiny_bf16.manifest.calibration or {}), "threads": threads},
-        )
+        calibration = {**(tiny_bf16.manifest.calibration or {}), "threads": threads}
+        manifest = tiny_bf16.manifest.model_copy(update={"compute_dtype": dtype, "calibration": calibration})
         model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
         assert plan_job(model_folder, settings(**changes), steps=1).plan.replicas == replicas
 
@@ -143,7 +140,7 @@ class TestPlanJob:
         self, tiny_bf16: ModelFolder, replicas_seconds: float | None, replicas: int
     ) -> None:
         measured = {"threads": 4, "forward_seconds": 1.0, "forward_tokens": 9, "replicas_seconds": replicas_seconds}
-        manifest = dataclasses.replace(tiny_bf16.manifest, compute_dtype="bfloat16", calibration=measured)
+        manifest = tiny_bf16.manifest.model_copy(update={"compute_dtype": "bfloat16", "calibration": measured})
         model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
         assert plan_job(model_folder, settings(batch=8), steps=1).plan.replicas == replicas
 
@@ -158,7 +155,7 @@ class TestPlanJob:
         """On a machine so slow that a step would last, there is one, and a larger batch."""
         for flops, probes, batch in ((1e12, CHEAP_PROBES[0], SHARED_BATCH), (1e6, 1, BATCH)):
             calibration = {"gemm_flops": flops}
-            manifest = dataclasses.replace(tiny_bf16.manifest, calibration=calibration)
+            manifest = tiny_bf16.manifest.model_copy(update={"calibration": calibration})
             model_folder = dataclasses.replace(tiny_bf16, manifest=manifest)
             found = plan_job(model_folder, settings(probes=None), steps=1)
             assert (found.plan.probes, found.plan.batch) == (probes, batch)

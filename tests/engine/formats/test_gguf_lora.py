@@ -133,7 +133,7 @@ def truncate(folder: Path) -> None:
     ("harm", "error", "says"),
     [
         (lambda folder: break_config(folder, target_modules=["model.visual"]), CannotExport, "model.visual"),
-        (lambda folder: break_config(folder, target_modules=["lm_head"]), AdapterError, "no valid tensors for lm_head"),
+        (lambda folder: break_config(folder, target_modules=["lm_head"]), AdapterError, "does not match its config"),
         (lambda folder: break_config(folder, peft_type="IA3"), AdapterError, "only LORA"),
         (truncate, AdapterError, "not fully covered"),
         (shutil.rmtree, AdapterError, "cannot be read"),
@@ -155,7 +155,7 @@ def test_what_is_refused_leaves_the_old_file(
 def test_another_models_adapter(tiny: ModelFolder, tmp_path: Path) -> None:
     other = open_model_folder(tiny_model_folder(tmp_path / "models", hidden=64, layers=3))
     of_all_maps(other).save(tmp_path / "it")
-    with pytest.raises(MezoError, match=r"does not fit|no tensor for model\.layers\.2"):
+    with pytest.raises(MezoError, match=r"no tensor for model\.layers\.2"):
         write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
 
 

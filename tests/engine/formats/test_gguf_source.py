@@ -52,7 +52,7 @@ def test_every_truncation_of_a_gguf_is_noticed(tmp_path: Path, tiny_gguf: Path, 
     path = tmp_path / "cut.gguf"
     for size in [*range(4, len(data), 997), len(data) - 1]:
         path.write_bytes(data[:size])
-        with pytest.raises(ModelFileError, match="not a complete GGUF file"):
+        with pytest.raises(ModelFileError, match=rf"The header of {re.escape(str(path))} cannot be read: ValueError"):
             import_model(str(path), models)
 
 

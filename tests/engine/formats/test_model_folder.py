@@ -3,13 +3,13 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
@@ -19,11 +19,10 @@ from pocketllm.engine.formats.model_folder import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
     Manifest,
-    SafetensorsWriter,
     list_model_folders,
     open_model_folder,
 )
-from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES
+from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, write_safetensors
 from pocketllm.engine.streamed.quantization import PACKINGS
 from tests.support.tiny_models import mapped, tiny_model_folder
 
@@ -64,65 +63,61 @@ def test_importing_the_room_stays_light() -> None:
 
 def test_manifest_survives_json() -> None:
     text = MANIFEST.to_json()
-    assert Manifest.from_json(text) == MANIFEST
+    assert Manifest.model_validate_json(text) == MANIFEST
     assert json.loads(text)["created_at"] == "2026-01-02T03:04:05Z"
     assert json.loads(text)["format"] == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    "change",
     [
-        ({"format": 2}, "format is 2"),
-        ({"name": "../tiny"}, "name is"),
-        ({"name": 7}, "name is 7"),
-        ({"parameters": "many"}, "parameters is 'many'"),
-        ({"parameters": True}, "parameters is True"),
-        ({"weights_bytes": -1}, "must be positive"),
-        ({"weights_sha256": "abc"}, "64 hex digits"),
-        ({"dtype": "int3"}, "dtype is 'int3'"),
-        ({"compute_dtype": "int8"}, "compute_dtype is 'int8'"),
-        ({"compute_dtype": None}, "compute_dtype is None"),
-        ({"quantization_error": "small"}, "quantization_error is 'small'"),
-        ({"quantization_error": True}, "quantization_error is True"),
-        ({"quantization_error": -0.1}, "quantization_error is -0.1"),
-        ({"quantization_error": float("nan")}, "quantization_error is nan"),
-        ({"calibration": []}, r"calibration is \[\]; it must be of type dict"),
-        ({"created_at": "2026-01-02T03:04:05"}, "time zone"),
-        ({"created_at": "yesterday"}, "yesterday"),
-        ({"created_at": 5}, "created_at is 5"),
-        ({"license": None}, "license is None"),
+        {"format": 2},
+        {"name": "../tiny"},
+        {"name": "tiny\n"},
+        {"name": 7},
+        {"parameters": "many"},
+        {"parameters": True},
+        {"weights_bytes": -1},
+        {"weights_sha256": "abc"},
+        {"dtype": "int3"},
+        {"compute_dtype": "int8"},
+        {"compute_dtype": None},
+        {"quantization_error": "small"},
+        {"quantization_error": True},
+        {"quantization_error": -0.1},
+        {"quantization_error": float("nan")},
+        {"calibration": []},
+        {"created_at": "2026-01-02T03:04:05"},
+        {"created_at": "yesterday"},
+        {"created_at": 5},
+        {"license": None},
     ],
+    ids=str,
 )
-def test_manifest_refuses(change: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        Manifest.from_json(json.dumps(json.loads(MANIFEST.to_json()) | change))
+def test_manifest_refuses(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(json.loads(MANIFEST.to_json()) | change))
+    [field] = change
+    with pytest.raises(ModelFileError, match=rf"pocketllm\.json is broken: {field}: \w.*Import the model again"):
+        open_model_folder(tmp_path)
 
 
 def test_manifest_of_a_packed_model_survives_json() -> None:
-    manifest = replace(
-        MANIFEST, dtype="int4", quantization_error=0.0625, compute_dtype="float32", calibration={"epsilon": [1e-3]}
-    )
-    assert Manifest.from_json(manifest.to_json()) == manifest
-
-
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-def test_manifest_of_before_there_were_packed_models(dtype: str) -> None:
-    values = json.loads(replace(MANIFEST, dtype=dtype).to_json())
-    del values["quantization_error"], values["compute_dtype"], values["calibration"]
-    manifest = Manifest.from_json(json.dumps(values))
-    assert (manifest.compute_dtype, manifest.quantization_error, manifest.calibration) == (dtype, None, None)
+    packed = {"dtype": "int4", "quantization_error": 0.0625, "compute_dtype": "float32"}
+    manifest = MANIFEST.model_copy(update={**packed, "calibration": {"epsilon": [1e-3]}})
+    assert Manifest.model_validate_json(manifest.to_json()) == manifest
 
 
 def test_manifest_says_whether_the_model_fills_in_masks() -> None:
     assert not MANIFEST.is_mlm
-    assert replace(MANIFEST, architecture="RobertaForMaskedLM").is_mlm
+    assert MANIFEST.model_copy(update={"architecture": "RobertaForMaskedLM"}).is_mlm
 
 
 def test_manifest_names_what_is_missing() -> None:
     values = json.loads(MANIFEST.to_json())
     del values["dtype"], values["license"]
-    with pytest.raises(ValueError, match="license, dtype missing"):
-        Manifest.from_json(json.dumps(values))
+    with pytest.raises(ValidationError) as caught:
+        Manifest.model_validate_json(json.dumps(values))
+    assert [error["loc"] for error in caught.value.errors()] == [("license",), ("dtype",)]
 
 
 def test_open_finds_no_model(tmp_path: Path) -> None:
@@ -226,7 +221,7 @@ def test_writing_to_a_tensor_ends_the_process(models_dir: Path) -> None:
 
 def test_a_broken_header_behind_a_good_manifest(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_NAME).write_bytes(b"\0" * 100)
-    (tmp_path / MANIFEST_NAME).write_text(replace(MANIFEST, weights_bytes=100).to_json())
+    (tmp_path / MANIFEST_NAME).write_text(MANIFEST.model_copy(update={"weights_bytes": 100}).to_json())
     with pytest.raises(ModelFileError, match="not a complete safetensors file"):
         mapped(open_model_folder(tmp_path))
 
@@ -240,10 +235,9 @@ def memory_bytes(kind: str) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_of_tensors_is_file_backed(tmp_path: Path) -> None:
     size = 64 << 20
-    with SafetensorsWriter(tmp_path / WEIGHTS_NAME, [("w", (1024, size // 4096), torch.float32)]) as writer:
-        for _ in range(1024):
-            writer.write("w", torch.ones(1, size // 4096))
-    manifest = replace(MANIFEST, weights_bytes=writer.nbytes, weights_sha256=writer.sha256)
+    tensors, rows = [("w", (1024, size // 4096), torch.float32)], (torch.ones(size // 4096) for _ in range(1024))
+    nbytes, sha256 = write_safetensors(tmp_path / WEIGHTS_NAME, tensors, rows)
+    manifest = MANIFEST.model_copy(update={"weights_bytes": nbytes, "weights_sha256": sha256})
     (tmp_path / MANIFEST_NAME).write_text(manifest.to_json())
     before = {kind: memory_bytes(kind) for kind in ("RssAnon", "RssFile", "VmData")}
     tensor = mapped(open_model_folder(tmp_path))["w"]

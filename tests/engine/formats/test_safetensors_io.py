@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.model_folder import (
-    SafetensorsWriter,
-)
-from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header
+from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, atomic, read_header, write_safetensors
 
 
 def test_writer_writes_what_safetensors_reads(tmp_path: Path) -> None:
@@ -27,14 +24,15 @@ def test_writer_writes_what_safetensors_reads(tmp_path: Path) -> None:
         "vector": torch.arange(7),
         "last": torch.empty(3, 0, dtype=torch.float16),
     }
-    with SafetensorsWriter(path, [(name, t.shape, t.dtype) for name, t in tensors.items()]) as writer:
-        for rows in torch.split(tensors["matrix"].t().contiguous().t(), 2):
-            writer.write("matrix", rows)
-        writer.write("scalar", tensors["scalar"])
-        for part in torch.split(tensors["vector"], 3):
-            writer.write("vector", part)
-    assert writer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert writer.nbytes == path.stat().st_size
+    chunks = [
+        *torch.split(tensors["matrix"].t().contiguous().t(), 2),
+        tensors["scalar"],
+        *torch.split(tensors["vector"], 3),
+        tensors["last"],
+    ]
+    size, sha256 = write_safetensors(path, [(name, t.shape, t.dtype) for name, t in tensors.items()], chunks)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert size == path.stat().st_size
     loaded = load_file(path)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     entries = read_header(path)
@@ -42,29 +40,35 @@ def test_writer_writes_what_safetensors_reads(tmp_path: Path) -> None:
     assert {name: entry.shape for name, entry in entries.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
 
 
-def test_writer_insists_on_order_and_fit(tmp_path: Path) -> None:
+def test_writer_notices_what_is_missing_or_too_much(tmp_path: Path) -> None:
     tensors = [("a", (2, 3), torch.float32), ("b", (2,), torch.float32)]
-    with SafetensorsWriter(tmp_path / "w", tensors) as writer:
-        with pytest.raises(ValueError, match="next one is 'a'"):
-            writer.write("b", torch.zeros(2))
-        for misfit in (torch.zeros(3, 3), torch.zeros(2, 2), torch.zeros(2, 3).bfloat16(), torch.zeros(6)):
-            with pytest.raises(ValueError, match="do not fit"):
-                writer.write("a", misfit)
-        writer.write("a", torch.zeros(2, 3))
-        writer.write("b", torch.zeros(2))
-        with pytest.raises(ValueError, match="next one is 'none'"):
-            writer.write("b", torch.zeros(2))
+    for numbers in (3, 9):
+        with pytest.raises(ModelFileError, match=r"was left incomplete: it has \d+ bytes, its tensors need \d+"):
+            write_safetensors(tmp_path / "w", tensors, [torch.zeros(numbers)])
 
 
-def test_writer_notices_what_is_missing(tmp_path: Path) -> None:
-    tensors = [("a", (2, 3), torch.float32), ("b", (2,), torch.float32)]
-    with (
-        pytest.raises(ModelFileError, match="no data came for a, b"),
-        SafetensorsWriter(tmp_path / "w", tensors) as writer,
-    ):
-        writer.write("a", torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="listed twice"):
-        SafetensorsWriter(tmp_path / "w", tensors + tensors)
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_replaced_is_whole_at_any_time(tmp_path: Path, kind: str) -> None:
+    def write(path: Path, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+        (path / "inside" if kind == "folder" else path).write_text(text)
+
+    def read() -> str:
+        return (tmp_path / "it" / "inside" if kind == "folder" else tmp_path / "it").read_text()
+
+    write(tmp_path / ".it.writing", "of a writer that was killed")
+    with atomic(tmp_path / "it") as scratch:
+        write(scratch, "old")
+    with pytest.raises(InterruptedError), atomic(tmp_path / "it") as scratch:
+        write(scratch, "half")
+        raise InterruptedError
+    assert read() == "old"
+    with atomic(tmp_path / "it") as scratch:
+        write(scratch, "new")
+        assert read() == "old"
+    assert read() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 def with_header(change: Callable[[dict[str, Any]], Any]) -> bytes:
