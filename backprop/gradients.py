@@ -10,7 +10,7 @@ import torch
 
 from pocketllm.backprop.graph_layer import GraphLayer, vjp
 from pocketllm.backprop.llama_layer import MAPS, LlamaLayer, has_its_parts
-from pocketllm.backprop.output_error import label_error, output_error
+from pocketllm.backprop.output_error import output_error
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
@@ -183,11 +183,8 @@ class LayerwiseGradients:
         with torch.enable_grad():
             last = some.states.pop().detach().requires_grad_()
             hidden = self._network.behind_layers(blocks, last)
-        rows, targets, head = hidden.detach()[places], blocks.targets[places], self._network.head.at(None)
-        if blocks.label_ids is None:
-            losses, error = output_error(rows, head, targets)
-        else:
-            losses, error = label_error(rows, head, targets, blocks.label_ids)
+        head = self._network.head.at(None)
+        losses, error = output_error(hidden.detach()[places], head, blocks.targets[places], blocks.label_ids)
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
         (some.error,) = vjp(hidden, [last], at_hidden)

@@ -38,7 +38,7 @@ class StreamedHead(nn.Module):
 
 
 class HeadAt:
-    """pocketllm.engine.streamed.loss.Head at one perturbation."""
+    """The head at one perturbation: what the loss reads of it."""
 
     def __init__(self, head: StreamedHead, context: ForwardContext, perturbation: Perturbation | None) -> None:
         self._trained, self._context, self._perturbation = head.weights, context, perturbation
@@ -69,6 +69,24 @@ class HeadAt:
             rows = self._trained.gathered_at(rows, tokens, self._perturbation)
         return rows[places]
 
+    def of_labels(self, tokens: torch.Tensor, dtype: torch.dtype) -> "HeadAt":
+        """The head of a vocabulary of these (n,) token ids only, in `dtype`."""
+        return _LabelHead(self.gather(tokens).to(dtype), None if self.bias is None else self.bias[tokens])
+
     def _bias(self, trained: StreamedWeight) -> torch.Tensor:
         bias = trained.weight.dense(self._context.dtype, Scratch())
         return bias if self._perturbation is None else trained.rows_at(bias, 0, self._perturbation)
+
+
+class _LabelHead(HeadAt):
+    """A head of few rows, in memory."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self.bias = weight, bias
+        self.vocabulary = len(weight)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        return self._weight[start:stop]
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._weight[ids]

@@ -21,7 +21,7 @@ from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.layers import LayerCall, LayerPages, LayerStack
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, label_losses, token_losses
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, token_losses
 from pocketllm.engine.streamed.modules import (
     ForwardContext,
     LoRABranch,
@@ -125,12 +125,7 @@ class Network:
         """(perturbations, targets, width) -> (perturbations, targets) losses in nats."""
 
         def losses(hidden: torch.Tensor, targets: torch.Tensor, perturbation: Perturbation | None) -> torch.Tensor:
-            head = self.head.at(perturbation)
-            return (
-                token_losses(hidden, head, targets, chunk_bytes=self._logits_bytes)
-                if label_ids is None
-                else label_losses(hidden, head, targets, label_ids)
-            )
+            return token_losses(hidden, self.head.at(perturbation), targets, label_ids, chunk_bytes=self._logits_bytes)
 
         if not self.head.is_perturbed or not perturbations:  # one head for all points
             found = losses(rows.flatten(0, 1), targets.repeat(len(rows)), None).view(rows.shape[:2])
