@@ -21,8 +21,7 @@ import numpy as np
 
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import StepRecord
-from pocketllm.engine.params.perturbation import Perturbation
-from pocketllm.mezo.noise import Direction, Kind
+from pocketllm.engine.noise import Direction, Kind, Perturbation
 
 #: Returns the loss (nats per token) at each perturbation of theta, on the same batch.
 Losses = Callable[[Sequence[Perturbation]], Sequence[float]]

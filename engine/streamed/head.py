@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.streamed.decoding import product
 from pocketllm.engine.streamed.modules import ForwardContext, StreamedWeight
 from pocketllm.engine.streamed.weights import Scratch, Weight

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketllm.engine.params.perturbation import Perturbation, Z
+from pocketllm.engine.noise import Direction, Perturbation
 from pocketllm.engine.streamed.vjp import differentiable_linear
 from pocketllm.engine.streamed.weights import DenseWeights, Scratch, Weight
 
@@ -36,7 +36,7 @@ class ForwardContext:
     #: The current layer's dense weights, shared by all micro-batches; None: each use makes its own, in chunks.
     dense: DenseWeights | None = None
 
-    def groups(self) -> Iterator[tuple[Z, list[Perturbation]]]:
+    def groups(self) -> Iterator[tuple[Direction, list[Perturbation]]]:
         """The perturbations grouped by direction, so that each z is generated once."""
         for direction, perturbations in groupby(self.perturbations, key=lambda perturbation: perturbation.direction):
             yield direction, list(perturbations)

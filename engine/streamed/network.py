@@ -16,9 +16,9 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.layers import LayerCall, LayerPages, LayerStack
 from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, token_losses

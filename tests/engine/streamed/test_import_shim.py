@@ -99,8 +99,8 @@ import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.mezo.noise import Direction
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Direction
+from pocketllm.engine.noise import Perturbation
 model = LanguageModel(open_model_folder(Path(sys.argv[1])), release_pages=True)
 ids = torch.arange(3, 23)[None]
 point = Perturbation(direction=Direction(seed=1, step=1), distance=0.1)

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Kind, Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import (
@@ -27,7 +27,6 @@ from pocketllm.engine.streamed.modules import (
 )
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.streamed.weights import Weight
-from pocketllm.mezo.noise import Kind
 from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
 from tests.support.tiny_models import tiny_model_folder
 
