@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.lora import Adapter
@@ -60,7 +59,7 @@ class LlamaLayer:
     """One layer with the adapters of its maps. `load` comes before its passes, while its weights are in memory."""
 
     def __init__(self, module: Any, path: str, adapter: Adapter) -> None:
-        """module: the layer, as `has_its_parts` admits it; path: its path in the model."""
+        """module: the layer, one of streamed.decoding.KINDS with SiLU; path: its path in the model."""
         attention = module.self_attn
         self._norm, self._mlp_norm = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
         head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
@@ -232,10 +231,3 @@ class _Norm:
 
     def _inverse(self, wide: torch.Tensor) -> torch.Tensor:
         return wide.pow(2).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-
-
-def has_its_parts(module: nn.Module) -> bool:
-    """Whether a layer has the parts of Llama's. Whether it computes the same, a trial has to show."""
-    names = {name for name, _ in module.named_modules()} - {""}
-    parts = {"self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm", *MAPS}
-    return parts <= names and names - parts in (set(), {"self_attn.q_norm", "self_attn.k_norm"})
