@@ -53,7 +53,7 @@ _SPARE_COLUMNS = 4
 #: The shortest blocks that a plan is reduced to.
 MIN_TOKENS = 16
 #: From this number of probes on they share the loss at theta (mezo/estimator.py).
-_MIN_SHARED = 3
+MIN_SHARED = 3
 #: The smallest micro-batch in rows: one block; or one block at both perturbations of a probe.
 MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 
@@ -183,7 +183,7 @@ def exact_passes(shapes: Shapes, plan: JobPlan) -> float:
 
 def points_of(probes: int) -> int:
     """The number of perturbations at which a step of MeZO measures the loss (mezo/estimator.py)."""
-    return 2 * probes if probes < _MIN_SHARED else probes + 1
+    return 2 * probes if probes < MIN_SHARED else probes + 1
 
 
 def _check_trainable(shapes: Shapes, requested: JobPlan) -> None:
