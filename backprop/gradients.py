@@ -9,12 +9,12 @@ from math import isfinite, prod
 import torch
 
 from pocketllm.backprop.graph_layer import GraphLayer, vjp
-from pocketllm.backprop.llama_layer import MAPS, LlamaLayer
+from pocketllm.backprop.llama_layer import LlamaLayer
 from pocketllm.backprop.output_error import output_error
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES
+from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, LLAMA_MAPS
 from pocketllm.engine.streamed.decoding import KINDS
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
@@ -242,10 +242,10 @@ class LayerwiseGradients:
                     weight.release()
 
     def _differentiable(self, number: int, paths: Sequence[str]) -> GraphLayer | LlamaLayer:
-        """A layer of Llama's kind, all of whose maps have adapters, is differentiated by hand; any other by autograd."""
+        """By hand for a layer of Llama's kind all of whose maps have adapters, by autograd for any other."""
         layer = self._stack.layers[number]
         is_llama = type(layer).__name__ in KINDS and self._network.module.config.hidden_act == "silu"
-        if is_llama and len(paths) == len(MAPS):
+        if is_llama and len(paths) == len(LLAMA_MAPS):
             return LlamaLayer(layer, f"{self._stack.path}.{number}", self._adapter)
         return GraphLayer(self._network, number, paths, self._adapter)
 

@@ -31,17 +31,12 @@ import torch.nn.functional as F
 
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.planning.shapes import LLAMA_MAPS
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.modules import StreamedLinear
 
 with lean_transformers():
     from pocketllm.engine.streamed.attention import attend, attend_vjp, rotated, rotation
-
-#: A layer's linear maps.
-MAPS = (
-    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
 
 
 class Activations(NamedTuple):
@@ -65,8 +60,8 @@ class LlamaLayer:
         head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._query_norm, self._key_norm = (None if norm is None else _Norm(norm) for norm in head_norms)
         self._size, self._scale = int(attention.head_dim), float(attention.scaling)
-        self.paths = [f"{path}.{name}" for name in MAPS]
-        linears = [module.get_submodule(name) for name in MAPS]
+        self.paths = [f"{path}.{name}" for name in LLAMA_MAPS]
+        linears = [module.get_submodule(name) for name in LLAMA_MAPS]
         self._qkv, self._out, self._gate_up, self._down = (
             _Maps(linears[some], self.paths[some], adapter)
             for some in (slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7))
