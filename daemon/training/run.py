@@ -4,7 +4,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -97,7 +97,7 @@ class TrainingRun:
             return False
         self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
         self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
-        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
+        self.store.jobs.set_plan(self.job.id, asdict(self.plan), predicted_bytes=self.job.predicted_bytes)
         return True
 
     def _learn(self) -> tuple[Adapter | FullWeights, int]:
@@ -194,7 +194,7 @@ class TrainingRun:
         for sentence in planned.reductions:
             self._say("reduced", sentence)
         predicted = planned.prediction.peak_bytes
-        self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=predicted)
+        self.store.jobs.set_plan(self.job.id, asdict(planned.plan), predicted_bytes=predicted)
         return planned.plan
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:

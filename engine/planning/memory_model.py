@@ -7,7 +7,7 @@ micro-batch, a chunk of logits, and the adapter; the speed of matrix products wa
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pocketllm.engine.errors import BadRequest, DoesNotFit
@@ -84,10 +84,6 @@ class JobPlan:
     method: Method = "mezo"
     pass_blocks: int = 0  #: exact: blocks whose states are stored at a time
     kept_layers: int = 0  #: exact: layers, from the top, whose activations are kept
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self) | {"targets": list(self.targets)}
 
 
 @dataclass(frozen=True, kw_only=True)
