@@ -111,7 +111,7 @@ def choose_dtype(
 @torch.inference_mode()
 def mean_loss(model_folder: ModelFolder, blocks: Batch, dtype: str) -> float:
     """The model's mean loss on a block, in nats per target, with compute dtype `dtype`."""
-    return _model(model_folder, dtype).block_losses(blocks)[0]
+    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True).block_losses(blocks)[0]
 
 
 @torch.inference_mode()
@@ -119,7 +119,7 @@ def _forward_seconds(
     model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float], *, replicas: int = 1
 ) -> float:
     """The time of a forward pass on these blocks; the second one's, unless the first was long."""
-    model = _model(model_folder, dtype, replicas)
+    model = LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True, replicas=replicas)
 
     def seconds() -> float:
         begun = clock()
@@ -128,10 +128,6 @@ def _forward_seconds(
 
     first = seconds()
     return first if first > _LONG_SECONDS else min(first, seconds())
-
-
-def _model(model_folder: ModelFolder, dtype: str, replicas: int = 1) -> LanguageModel:
-    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True, replicas=replicas)
 
 
 def _by_preference(flops: dict[str, float], stored: str) -> list[str]:

@@ -137,7 +137,12 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
         block_tokens=min(requested.block_tokens, MIN_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
-        raise _does_not_fit(requested, least, limit_bytes)
+        smallest = math.ceil(least / MB)
+        raise DoesNotFit(
+            f"The job needs at least {smallest} MB beyond the libraries, but training.memory_bytes allows "
+            f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or "
+            f"{'train an adapter (mode lora)' if requested.mode == 'full' else 'choose a smaller model'}."
+        )
 
     # In this order, each as far as necessary.
     less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
@@ -200,15 +205,6 @@ def _check_trainable(shapes: Shapes, requested: JobPlan) -> None:
             f"None of training.targets ({', '.join(requested.targets)}) is a linear map of {shapes.name}. Name some of "
             f"these: {there}."
         )
-
-
-def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
-    smallest = math.ceil(least / MB)
-    otherwise = "train an adapter (mode lora)" if plan.mode == "full" else "choose a smaller model"
-    return DoesNotFit(
-        f"The job needs at least {smallest} MB beyond the libraries, but training.memory_bytes allows "
-        f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or {otherwise}."
-    )
 
 
 def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:

@@ -73,7 +73,12 @@ class Shapes:
 
 def read_shapes(model_folder: ModelFolder) -> Shapes:
     """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
-    entries, vocabulary = _read(model_folder)
+    try:
+        vocabulary = int(json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"])
+        entries = trusted_header(model_folder.weights)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"The model in {model_folder.path} cannot be read ({type(error).__name__}: {error}). Import it again."
+        raise ModelFileError(message) from error
     linears, head = {}, (vocabulary, 1)
     layers = Counter[str]()
     for name, entry in entries.items():
@@ -119,16 +124,6 @@ def layer_of(name: str) -> str | None:
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1]) if numbers else None
-
-
-def _read(model_folder: ModelFolder) -> tuple[dict[str, TensorEntry], int]:
-    """The entries of the weights file, and the size of the vocabulary."""
-    try:
-        vocabulary = json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"]
-        return trusted_header(model_folder.weights), int(vocabulary)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        message = f"The model in {model_folder.path} cannot be read ({type(error).__name__}: {error}). Import it again."
-        raise ModelFileError(message) from error
 
 
 def _dense_shape(entry: TensorEntry) -> tuple[int, ...]:
