@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.tensor  # PEFT expects that transformers has imported it
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
