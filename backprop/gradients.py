@@ -188,7 +188,7 @@ class LayerwiseGradients:
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
         (some.error,) = vjp(hidden, [last], at_hidden)
         if self._context.release:
-            self._network.head.weights.weight.release()
+            self._network.head.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
 
     def _backward(

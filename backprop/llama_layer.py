@@ -167,11 +167,11 @@ class _Maps:
         context = self._context
         self._a = torch.cat([a.to(context.dtype) for a, _ in self._factors])
         self._b = [(b * self._scaling).to(context.dtype) for _, b in self._factors]
-        copied = context.dense is not None and all(linear.weights.as_stored is None for linear in self.linears)
+        copied = context.dense is not None and all(linear.weight.as_stored(context) is None for linear in self.linears)
         self._merged = copied and context.dtype.itemsize >= 4
         if self._merged and context.dense is not None:
             for linear, a, b in zip(self.linears, self._a.split(self._ranks), self._b, strict=True):
-                context.dense.of(linear.weights.weight, context.dtype).addmm_(b, a)
+                context.dense.of(linear.weight, context.dtype).addmm_(b, a)
 
     def __call__(self, x: torch.Tensor, into: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """(positions, in) -> (positions, out) of each map. into: their tensors, or None."""

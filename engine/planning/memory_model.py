@@ -37,7 +37,7 @@ PERTURBED_BYTES = 20 * MB
 #: Fragmentation: memory of activations over their size.
 SLACK = 1.1
 #: A weight that needs a dense copy is copied in chunks of this size (twice: once in fp32), or of this number of rows if
-#: that is larger (engine/streamed/modules.py).
+#: that is larger (engine/streamed/weights.py).
 DENSE_BYTES, MIN_DENSE_ROWS = 5 * MB, 512
 #: Memory of a layer's graph and backward pass for each position: in outputs of its linear maps, and in fp32 vectors of
 #: the hidden width for its norms.

@@ -27,7 +27,6 @@ from pocketllm.engine.streamed.modules import (
     LoRABranch,
     StreamedEmbedding,
     StreamedLinear,
-    StreamedWeight,
     perturbed_forward,
 )
 from pocketllm.engine.streamed.weights import Scratch, Weight
@@ -63,7 +62,6 @@ class Network:
         self.module = _build(model_folder, dtype)
         self.parameters = _names(self.module)
         _check(model_folder, self.module, self.parameters, weights)
-        self._trained: dict[str, list[StreamedWeight]] = {}
         self.linears: dict[str, StreamedLinear] = {}
         self.head = self._replace()
         self.stack = LayerStack(self.module, self.parameters, weights, pages, self.context)
@@ -73,9 +71,9 @@ class Network:
         self.context.perturbations = ()
         for linear in self.linears.values():
             linear.lora = None
-        for name, places in self._trained.items():
-            for trained in places:
-                trained.number = trainable.numbers[name] if isinstance(trainable, FullWeights) else None
+        numbers = trainable.numbers if isinstance(trainable, FullWeights) else {}
+        for name, weight in self._weights.items():
+            weight.number = numbers.get(name)
         if not isinstance(trainable, Adapter):
             return
         for number, (path, a) in enumerate(trainable.a.items()):
@@ -134,7 +132,7 @@ class Network:
                 [losses(part, targets, perturbation) for part, perturbation in zip(rows, perturbations, strict=True)]
             )
         if self.context.release:
-            self.head.weights.weight.release()
+            self.head.weight.release()
         return found
 
     def _run(self, blocks: Batch) -> torch.Tensor:
@@ -162,6 +160,7 @@ class Network:
         """Replace the modules with weights by streamed ones; returns the output head."""
         head, words = self.module.get_output_embeddings(), self.module.get_input_embeddings()
         streamed_head: StreamedHead | None = None
+        placed: set[str] = set()
         for path, module in list(self.module.named_modules()):
             own = {name: f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)}
             if not own:
@@ -169,15 +168,15 @@ class Network:
             made: nn.Module | None = None
             if module is head:
                 made = streamed_head = StreamedHead(self.context, *self._matrix(own))
-                self._note(own, weight=made.weights, bias=made.biases)
             elif type(module) is nn.Linear:
                 made = self.linears[path] = StreamedLinear(self.context, *self._matrix(own))
-                self._note(own, weight=made.weights, bias=made.biases)
             elif module is words and isinstance(module, nn.Embedding):
                 made = StreamedEmbedding(self.context, self._weight(own["weight"]), module)
-                self._note(own, weight=made.weights)
             elif next(module.children(), None) is None:
                 self._keep_small(module, own)
+            else:
+                continue
+            placed |= {self.parameters[path] for path in own.values()}
             if made is not None:
                 parent, _, name = path.rpartition(".")
                 setattr(self.module.get_submodule(parent), name, made)
@@ -185,7 +184,7 @@ class Network:
             lacking = "linear maps of type nn.Linear" if streamed_head else "an output head"
             raise UnsupportedModel(f"{self._folder.path} holds a model without {lacking}. Choose another model.")
         # A parameter of a module that also has sub-modules has no streamed replacement.
-        if unplaced := set(self.parameters.values()) - self._trained.keys():
+        if unplaced := set(self.parameters.values()) - placed:
             raise UnsupportedModel(
                 f"{self._folder.path} has a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
                 "model."
@@ -194,10 +193,9 @@ class Network:
 
     def _keep_small(self, module: nn.Module, own: dict[str, str]) -> None:
         """A norm or a position table: its weights stay dense."""
-        trained = {name: StreamedWeight(self._weight(path), self.context) for name, path in own.items()}
+        trained = {name: self._weight(path) for name, path in own.items()}
         for name, small in trained.items():
-            module._parameters[name] = small.weight.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
-            self._note(own, **{name: small})
+            module._parameters[name] = small.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
         module.forward = perturbed_forward(module, trained, self.context)
 
     def _matrix(self, own: dict[str, str]) -> tuple[Weight, Weight | None]:
@@ -205,11 +203,6 @@ class Network:
 
     def _weight(self, path: str) -> Weight:
         return self._weights[self.parameters[path]]
-
-    def _note(self, own: dict[str, str], **trained: StreamedWeight | None) -> None:
-        for name, place in trained.items():
-            if place is not None:
-                self._trained.setdefault(self.parameters[own[name]], []).append(place)
 
 
 def _build(model_folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:

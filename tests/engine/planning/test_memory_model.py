@@ -88,7 +88,7 @@ class TestReadShapes:
         shapes, model = read_shapes(model_folder), LanguageModel(model_folder)
         there = {path: (linear.out_features, linear.in_features) for path, linear in model.linears.items()}
         assert shapes.linears == there
-        assert shapes.head == model.head.weights.weight.shape
+        assert shapes.head == model.head.weight.shape
         assert shapes.packed == (dtype != model_folder.manifest.compute_dtype)
         assert shapes.weights_bytes == model_folder.weights.stat().st_size
         assert 0 < shapes.layer_bytes < shapes.weights_bytes / 2
