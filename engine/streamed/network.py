@@ -121,19 +121,16 @@ class Network:
         perturbations: Sequence[Perturbation],
     ) -> torch.Tensor:
         """(perturbations, targets, width) -> (perturbations, targets) losses in nats."""
-
-        def losses(hidden: torch.Tensor, targets: torch.Tensor, perturbation: Perturbation | None) -> torch.Tensor:
-            return token_losses(hidden, self.head.at(perturbation), targets, label_ids, chunk_bytes=self._logits_bytes)
-
-        if not self.head.is_perturbed or not perturbations:  # one head for all points
-            found = losses(rows.flatten(0, 1), targets.repeat(len(rows)), None).view(rows.shape[:2])
-        else:
-            found = torch.stack(
-                [losses(part, targets, perturbation) for part, perturbation in zip(rows, perturbations, strict=True)]
-            )
+        heads = [self.head.at(None)]  # for all perturbations
+        if self.head.is_perturbed and perturbations:
+            heads = [self.head.at(perturbation) for perturbation in perturbations]
+        losses = [
+            token_losses(part.flatten(0, 1), head, targets.repeat(len(part)), label_ids, chunk_bytes=self._logits_bytes)
+            for part, head in zip(rows.chunk(len(heads)), heads, strict=True)
+        ]
         if self.context.release:
             self.head.weight.release()
-        return found
+        return torch.cat(losses).view(rows.shape[:2])
 
     def _run(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): the input of the output head, by the model's own code."""
