@@ -9,12 +9,13 @@ from math import isfinite, prod
 import torch
 
 from pocketllm.backprop.graph_layer import GraphLayer, vjp
-from pocketllm.backprop.llama_layer import MAPS, LlamaLayer, has_its_parts
-from pocketllm.backprop.output_error import label_error, output_error
+from pocketllm.backprop.llama_layer import LlamaLayer
+from pocketllm.backprop.output_error import output_error
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES
+from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, LLAMA_MAPS
+from pocketllm.engine.streamed.decoding import KINDS
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
 from pocketllm.engine.streamed.model import LanguageModel
@@ -73,9 +74,7 @@ class LayerwiseGradients:
         self._network, self._stack, self._context = model.first_replica, model.stack, model.context
         self._dense, self._kept_states, self._kept_activations = DenseWeights(), Scratch(), Scratch()
         self._lowest = min(paths)
-        self._layers: list[GraphLayer | LlamaLayer] = [
-            GraphLayer(self._network, number, paths[number], adapter) for number in range(self._stack.count)
-        ]
+        self._layers = [self._differentiable(number, paths[number]) for number in range(self._stack.count)]
         self._check()
 
     def __call__(self, batch: Sequence[tuple[Batch, float]], on_layer: OnLayer) -> list[float]:
@@ -183,16 +182,13 @@ class LayerwiseGradients:
         with torch.enable_grad():
             last = some.states.pop().detach().requires_grad_()
             hidden = self._network.behind_layers(blocks, last)
-        rows, targets, head = hidden.detach()[places], blocks.targets[places], self._network.head.at(None)
-        if blocks.label_ids is None:
-            losses, error = output_error(rows, head, targets)
-        else:
-            losses, error = label_error(rows, head, targets, blocks.label_ids)
+        head = self._network.head.at(None)
+        losses, error = output_error(hidden.detach()[places], head, blocks.targets[places], blocks.label_ids)
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
         (some.error,) = vjp(hidden, [last], at_hidden)
         if self._context.release:
-            self._network.head.weights.weight.release()
+            self._network.head.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
 
     def _backward(
@@ -200,21 +196,19 @@ class LayerwiseGradients:
     ) -> None:
         """From the top to the lowest adapted layer: add gradients to `sums`, or pass them to on_layer if complete."""
         for number in reversed(range(self._lowest, self._stack.count)):
+            found = []
             with self._layer(number, number - 1) as layer:
-                found = [self._vjp(some, number) for some in micro_batches]
+                for some in micro_batches:
+                    assert some.error is not None
+                    kept = some.activations.pop(number, ())
+                    some.error, gradients = layer.vjp(some.states.pop(), some.calls[number], some.error, kept)
+                    found.append(gradients)
             if layer.paths:
                 self._add(found, layer.paths, unit, sums)
             if on_layer is not None and layer.paths:
                 on_layer({path: sums.pop(path) for path in layer.paths})
         for some in micro_batches:
             some.free()
-
-    def _vjp(self, some: _MicroBatch, number: int) -> list[torch.Tensor]:
-        """The gradients of a layer's factors; the one with respect to its input becomes the error."""
-        assert some.error is not None
-        kept = some.activations.pop(number, ())
-        some.error, found = self._layers[number].vjp(some.states.pop(), some.calls[number], some.error, kept)
-        return found
 
     def _add(self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, sums: Gradients) -> None:
         """Add the micro-batches' gradients in order, since a sum of floats depends on it."""
@@ -247,9 +241,17 @@ class LayerwiseGradients:
                 for weight in weights:
                     weight.release()
 
+    def _differentiable(self, number: int, paths: Sequence[str]) -> GraphLayer | LlamaLayer:
+        """By hand for a layer of Llama's kind all of whose maps have adapters, by autograd for any other."""
+        layer = self._stack.layers[number]
+        is_llama = type(layer).__name__ in KINDS and self._network.module.config.hidden_act == "silu"
+        if is_llama and len(paths) == len(LLAMA_MAPS):
+            return LlamaLayer(layer, f"{self._stack.path}.{number}", self._adapter)
+        return GraphLayer(self._network, number, paths, self._adapter)
+
     @torch.no_grad()
     def _check(self) -> None:
-        """Find the layers of Llama's kind. Raise UnsupportedModel if layers pass on more than hidden states."""
+        """Raise UnsupportedModel if layers pass on more than hidden states."""
         words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
         blocks = Batch(inputs=words, targets=words)
         expected = float(self._network.block_sums(blocks, ()))
@@ -259,23 +261,9 @@ class LayerwiseGradients:
         for number in range(self._stack.count):
             with self._layer(number):
                 self._run(some, number)
-            self._try_by_hand(number, some)
         loss = float(self._output(some, torch.ones(1, dtype=torch.float64)).sum())
         # Where the model itself overflows on these words, as in fp16, a step will tell.
         if isfinite(expected) and not abs(loss - expected) <= _TOLERANCE * abs(expected):
             raise UnsupportedModel(
                 "The model's layers pass more to each other than hidden states. Use training.method = mezo."
             )
-
-    def _try_by_hand(self, number: int, some: _MicroBatch) -> None:
-        """Differentiate a layer by hand if it has Llama's parts, all with adapters, and computes what they do."""
-        layer = self._layers[number]
-        if not has_its_parts(self._stack.layers[number]) or len(layer.paths) < len(MAPS):
-            return
-        self._layers[number] = by_hand = LlamaLayer(
-            self._stack.layers[number], f"{self._stack.path}.{number}", self._adapter
-        )
-        with self._layer(number):
-            found = by_hand.forward(some.states[-2], some.calls[number])
-        if not float((found - some.states[-1]).norm()) <= _TOLERANCE * float(some.states[-1].norm()):
-            self._layers[number] = layer

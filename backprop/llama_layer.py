@@ -28,21 +28,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.planning.shapes import LLAMA_MAPS
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.modules import StreamedLinear
 
 with lean_transformers():
     from pocketllm.engine.streamed.attention import attend, attend_vjp, rotated, rotation
-
-#: A layer's linear maps.
-MAPS = (
-    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
 
 
 class Activations(NamedTuple):
@@ -60,14 +54,14 @@ class LlamaLayer:
     """One layer with the adapters of its maps. `load` comes before its passes, while its weights are in memory."""
 
     def __init__(self, module: Any, path: str, adapter: Adapter) -> None:
-        """module: the layer, as `has_its_parts` admits it; path: its path in the model."""
+        """module: the layer, one of streamed.decoding.KINDS with SiLU; path: its path in the model."""
         attention = module.self_attn
         self._norm, self._mlp_norm = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
         head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._query_norm, self._key_norm = (None if norm is None else _Norm(norm) for norm in head_norms)
         self._size, self._scale = int(attention.head_dim), float(attention.scaling)
-        self.paths = [f"{path}.{name}" for name in MAPS]
-        linears = [module.get_submodule(name) for name in MAPS]
+        self.paths = [f"{path}.{name}" for name in LLAMA_MAPS]
+        linears = [module.get_submodule(name) for name in LLAMA_MAPS]
         self._qkv, self._out, self._gate_up, self._down = (
             _Maps(linears[some], self.paths[some], adapter)
             for some in (slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7))
@@ -173,11 +167,11 @@ class _Maps:
         context = self._context
         self._a = torch.cat([a.to(context.dtype) for a, _ in self._factors])
         self._b = [(b * self._scaling).to(context.dtype) for _, b in self._factors]
-        copied = context.dense is not None and all(linear.weights.as_stored is None for linear in self.linears)
+        copied = context.dense is not None and all(linear.weight.as_stored(context) is None for linear in self.linears)
         self._merged = copied and context.dtype.itemsize >= 4
         if self._merged and context.dense is not None:
             for linear, a, b in zip(self.linears, self._a.split(self._ranks), self._b, strict=True):
-                context.dense.of(linear.weights.weight, context.dtype).addmm_(b, a)
+                context.dense.of(linear.weight, context.dtype).addmm_(b, a)
 
     def __call__(self, x: torch.Tensor, into: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """(positions, in) -> (positions, out) of each map. into: their tensors, or None."""
@@ -232,10 +226,3 @@ class _Norm:
 
     def _inverse(self, wide: torch.Tensor) -> torch.Tensor:
         return wide.pow(2).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-
-
-def has_its_parts(module: nn.Module) -> bool:
-    """Whether a layer has the parts of Llama's. Whether it computes the same, a trial has to show."""
-    names = {name for name, _ in module.named_modules()} - {""}
-    parts = {"self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm", *MAPS}
-    return parts <= names and names - parts in (set(), {"self_attn.q_norm", "self_attn.k_norm"})

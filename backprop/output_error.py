@@ -13,19 +13,23 @@ from math import e, log2
 
 import torch
 
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, Head, accurate, columns_at_once, rounded, target_logits
+from pocketllm.engine.streamed.head import HeadAt
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, columns_at_once, over_labels, rounded, target_logits
 
 #: Half of what the loss alone takes, since the exponentials are in memory beside the logits.
 _CHUNK_BYTES = CHUNK_BYTES // 2
 
 
-def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def output_error(
+    hidden: torch.Tensor, head: HeadAt, targets: torch.Tensor, label_ids: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each position's loss in nats, (n,) fp32, and its gradient with respect to `hidden`, (n, width) fp32.
 
-    hidden: (n, width), the head's input; targets: (n,) int64 token ids. Float64 in place of fp32 for a float64
-    `hidden`. Reads the head's rows once, in order.
+    hidden: (n, width), the head's input; targets: (n,) int64 token ids; label_ids: the tokens of the softmax, if it is
+    not over all of them. Float64 in place of fp32 for a float64 `hidden`. Reads the head's rows once, in order.
     """
     count = len(hidden)
+    hidden, head, targets = over_labels(hidden, head, targets, label_ids)
     hidden, targets = rounded(hidden), rounded(targets)
     exact = target_logits(hidden, head, targets, _CHUNK_BYTES)
     largest, total = exact, torch.ones_like(exact)  # sum of exp(logit - largest), so far of the target only
@@ -47,19 +51,3 @@ def output_error(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> tup
     losses = largest - exact + total.log()
     error = others.div_(total[:, None]).addcmul_(head.gather(targets), losses.neg().expm1()[:, None])
     return losses[:count], error[:count]
-
-
-def label_error(
-    hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_ids: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for a softmax over these tokens only."""
-    tokens = torch.tensor(label_ids)
-    rows = head.gather(tokens).to(accurate(hidden))
-    logits = hidden.to(rows.dtype) @ rows.t()
-    if head.bias is not None:
-        logits += head.bias[tokens]
-    places = (targets[:, None] == tokens).int().argmax(1, keepdim=True)
-    logs = logits.log_softmax(1)
-    error = logs.exp()
-    error.scatter_add_(1, places, torch.full_like(places, -1, dtype=error.dtype))
-    return -logs.gather(1, places)[:, 0], error @ rows

@@ -184,7 +184,7 @@ def makes_a_step(world: World) -> bool:
 def lost_work(world: World, job: str) -> tuple[int, float]:
     """What a kill now may lose of a job: its last stored step, and seconds of the steps behind its checkpoint."""
     steps = world.query("SELECT step, seconds FROM step WHERE job_id = ?", job)
-    kept = [int(file.name.split("-")[1].split(".")[0]) for file in (world.folder / "runs" / job).glob("*.safetensors")]
+    kept = [int(file.stem) for file in (world.folder / "runs" / job).glob("*.safetensors")]
     behind = sum(seconds for step, seconds in steps if step > max(kept, default=0))
     return max((step for step, _ in steps), default=0), behind
 

@@ -21,15 +21,11 @@ import numpy as np
 
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import StepRecord
-from pocketllm.engine.params.perturbation import Perturbation
-from pocketllm.mezo.noise import Direction, Kind
+from pocketllm.engine.noise import Direction, Kind, Perturbation
+from pocketllm.engine.planning.memory_model import MIN_SHARED
 
 #: Returns the loss (nats per token) at each perturbation of theta, on the same batch.
 Losses = Callable[[Sequence[Perturbation]], Sequence[float]]
-
-
-#: From this number of directions on they share one loss at theta.
-MIN_SHARED = 3
 
 
 @dataclass(frozen=True, kw_only=True)

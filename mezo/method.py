@@ -9,9 +9,8 @@ import torch
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.method import StepRecord
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Kind, Perturbation
 from pocketllm.mezo.estimator import Trainable, directions, probe, replay, update
-from pocketllm.mezo.noise import Kind
 
 #: Returns the batch's loss (nats per token) at each perturbation of theta.
 BatchLosses = Callable[[Sequence[Perturbation], Batch], Sequence[float]]

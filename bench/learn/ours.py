@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def teach(
             ),
         )
     curve.measure()
-    return {"check_every": every, "back": store.back, **stopping.to_json()}
+    return {"check_every": every, "back": store.back, **asdict(stopping)}
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.settings import TrainingSettings
@@ -72,8 +72,8 @@ class JobRequest:
 
 def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingSettings:
     """The settings of one job, with the requested values. Its number of steps is in the plan."""
-    named = {"mode": requested.mode, "method": requested.method, "batch": requested.batch, "probes": requested.probes}
-    changes = {name: value for name, value in named.items() if value is not None}
+    values: dict[str, Any] = asdict(requested)
+    changes = {name: value for name, value in values.items() if value is not None and name != "steps"}
     if requested.batch is not None and training.micro_batch is not None:
         changes["micro_batch"] = min(training.micro_batch, requested.batch)  # at most the batch
     explicit = training.model_dump(exclude_unset=True)  # another mode has other defaults
@@ -81,16 +81,12 @@ def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingS
 
 
 def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: int) -> Planned:
-    """Plan a job of this many steps on an imported model. Raises what `plan_for` raises, and ModelFileError."""
-    return plan_for(read_shapes(model_folder), training, steps=steps)
-
-
-def plan_for(shapes: Shapes, training: TrainingSettings, *, steps: int) -> Planned:
-    """Plan a job of this many steps on a model of these shapes.
+    """Plan a job of this many steps on an imported model.
 
     The method `auto` is exact gradients if they fit into memory, else MeZO. Raises DoesNotFit, naming the smallest
-    sufficient memory_bytes, or BadRequest for a request that cannot be trained on this model.
+    sufficient memory_bytes; BadRequest for a request that cannot be trained on this model; and ModelFileError.
     """
+    shapes = read_shapes(model_folder)
     found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
     planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
     for method, planner in planners.items():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     importlib.import_module("pocketllm.daemon.training.worker")  # whose libraries are measured
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a worker does
     try:
-        answer = calibrate(open_model_folder(options.folder), time.perf_counter).to_json()
+        answer = asdict(calibrate(open_model_folder(options.folder), time.perf_counter))
         # Only now, since libraries take memory at their first use too: SmolLM2's forward pass left 60 MB.
         gc.collect()
         give_back_free_memory()

@@ -1,7 +1,7 @@
 """Durable storage of a run: records and early stopping in the database, checkpoints in a folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +15,7 @@ from pocketllm.storage.step_log_export import StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 
-#: The latest checkpoint's name has its step and the halvings of the rate; the best one's is valid after any halving.
-_LATEST, _BEST = "latest-{}-{}.safetensors", "best-{}.safetensors"
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Checkpoint:
 
 
 class StoredRun:
-    """A job's run: records, checkpoints, early stopping."""
+    """A job's run: records, checkpoints (STEP.safetensors), early stopping."""
 
     def __init__(self, store: Store, job_id: str, folder: Path) -> None:
         """folder: of the checkpoints; created with the first."""
@@ -45,11 +44,11 @@ class StoredRun:
     def early_stopping(self) -> EarlyStopping | None:
         """The last stored state; None before the first."""
         document = self._store.jobs.get(self._job_id).early_stopping
-        return None if document is None else EarlyStopping.from_json(document)
+        return None if document is None else EarlyStopping(**document)
 
     def keep(self, stopping: EarlyStopping) -> None:
         """Store early stopping."""
-        self._store.jobs.set_early_stopping(self._job_id, stopping.to_json())
+        self._store.jobs.set_early_stopping(self._job_id, asdict(stopping))
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
         """Delete the records beyond the best step and store early stopping, atomically. step: the current one.
@@ -59,56 +58,52 @@ class StoredRun:
         self._store.step_log.go_back(
             self._job_id,
             step=stopping.best_step,
-            early_stopping=stopping.to_json(),
+            early_stopping=asdict(stopping),
             ended=stopping.ended,
             message=_message(stopping, step) if step > stopping.best_step or not stopping.ended else None,
             now=datetime.now(UTC),
         )
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """Write a checkpoint atomically, as the best one if it is of the best step.
+        """Write a checkpoint atomically, and delete others than that of the best step.
 
         Raises OSError when the disk is full; earlier checkpoints stay.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        best = _BEST.format(stopping.best_step)
-        name = best if checkpoint.step == stopping.best_step else _LATEST.format(checkpoint.step, stopping.halvings)
-        write_tensors(self._folder / name, checkpoint.state)
-        if name == best:
+        write_tensors(self._folder / f"{checkpoint.step}{_SUFFIX}", checkpoint.state)
+        if checkpoint.step == stopping.best_step:
             return  # the database still refers to the previous best
-        for old in self._folder.glob("*.safetensors"):
-            if old.name not in (name, best):
+        for step, old in self._checkpoints().items():
+            if step not in (checkpoint.step, stopping.best_step):
                 old.unlink()
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """The checkpoint to resume from; None before the first. Raises MezoError if it is missing."""
+        """The checkpoint to resume from; None before the first. Raises MezoError if it is missing.
+
+        Deletes those beyond the last record, which were rolled back.
+        """
         last = self._store.step_log.last_step(self._job_id)
-        found = {stopping.best_step: self._folder / _BEST.format(stopping.best_step)} if stopping.best_step else {}
-        for file in self._folder.glob(_LATEST.format("*", stopping.halvings)):
-            step = int(file.name.split("-")[1])
-            if stopping.best_step < step <= last:
-                found[step] = file
-        if not found:
+        for step, file in self._checkpoints().items():
+            if step > last:
+                file.unlink()
+        step = max([stopping.best_step, *self._checkpoints()])
+        if not step:
             return None
-        step = max(found)
+        file = self._folder / f"{step}{_SUFFIX}"
         try:
-            return Checkpoint(step=step, state=StoredTensors(found[step]))
+            return Checkpoint(step=step, state=StoredTensors(file))
         except (OSError, ModelFileError) as error:
-            raise ModelFileError(
-                f"The job's checkpoint {found[step].name} cannot be read ({error}). Request a new job."
-            ) from error
+            message = f"The job's checkpoint {file.name} cannot be read ({error}). Request a new job."
+            raise ModelFileError(message) from error
+
+    def _checkpoints(self) -> dict[int, Path]:
+        return {int(file.stem): file for file in self._folder.glob(f"[0-9]*{_SUFFIX}")}
 
 
 def record_of(row: Step | StepRow) -> StepRecord:
     """The record in a row of the step log."""
-    return StepRecord(
-        step=row.step,
-        seed=row.seed,
-        scalars=tuple(row.scalars),
-        loss=row.loss,
-        learning_rate=row.learning_rate,
-        tokens=row.tokens,
-    )
+    found = {field.name: getattr(row, field.name) for field in fields(StepRecord)}
+    return StepRecord(**found | {"scalars": tuple(row.scalars)})
 
 
 def ended_early(stopping: EarlyStopping, step: int) -> str:

@@ -4,10 +4,9 @@ After PATIENCE checks without a new best, a run rolls back to its best step and 
 After MAX_HALVINGS it ends with its best step.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf, isfinite
-from typing import Any, Self
 
 from pocketllm.engine.errors import TrainingDiverged
 
@@ -30,7 +29,7 @@ class Verdict(Enum):
 
 @dataclass(kw_only=True)
 class EarlyStopping:
-    """The state of a run's checks."""
+    """The state of a run's checks; valid JSON from the first check on."""
 
     first_loss: float | None = None  #: nats per token, at the first check; None before
     best_loss: float = inf
@@ -82,12 +81,3 @@ class EarlyStopping:
         """All steps are done: the run ends with its best step."""
         self.looked_at, self.ended = self.best_step, True
         return Verdict.END
-
-    def to_json(self) -> dict[str, Any]:
-        """For `from_json`; valid JSON from the first check on."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Self:
-        """What `to_json` gave."""
-        return cls(**document)

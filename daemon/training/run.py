@@ -4,9 +4,8 @@ import gc
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -45,8 +44,6 @@ from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Job, Outcome, Text
-
-Result = TypeVar("Result")
 
 #: Blocks of the job's text for the activation PCA.
 PCA_BLOCKS = 32
@@ -97,7 +94,7 @@ class TrainingRun:
             return False
         self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
         self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
-        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
+        self.store.jobs.set_plan(self.job.id, asdict(self.plan), predicted_bytes=self.job.predicted_bytes)
         return True
 
     def _learn(self) -> tuple[Adapter | FullWeights, int]:
@@ -194,7 +191,7 @@ class TrainingRun:
         for sentence in planned.reductions:
             self._say("reduced", sentence)
         predicted = planned.prediction.peak_bytes
-        self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=predicted)
+        self.store.jobs.set_plan(self.job.id, asdict(planned.plan), predicted_bytes=predicted)
         return planned.plan
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
@@ -254,11 +251,8 @@ class TrainingRun:
             rank=self.plan.rank,
             seed=self.job.seed,
             micro_batch=self.plan.micro_batch,
-            on_pass=self._passed,
+            on_pass=lambda number: self._say("preparing", f"activation PCA: pass {number} of {PASSES}"),
         )
-
-    def _passed(self, number: int) -> None:
-        self._say("preparing", f"activation PCA: pass {number} of {PASSES}")
 
     def _finish(self, trainable: Adapter | FullWeights, last: int) -> EvaluationVerdict:
         """Evaluate and save the result, and end the job. A worker that is killed before repeats this in seconds."""
@@ -288,7 +282,7 @@ class TrainingRun:
             outcome=verdict.outcome,
             held_out_loss_before=before.loss,
             held_out_loss_now=now.loss,
-            created_at=_now(),
+            created_at=datetime.now(UTC),
         )
         self._say("evaluated", verdict.sentence)
         self.store.jobs.succeed(
@@ -296,7 +290,7 @@ class TrainingRun:
             adapter=row,
             publish=verdict.outcome is Outcome.LEARNED,
             report=reporting.report(verdict, None, None),
-            now=_now(),
+            now=datetime.now(UTC),
         )
         return verdict
 
@@ -322,13 +316,13 @@ class TrainingRun:
     def _save(self, trainable: Adapter | FullWeights, identity: str) -> None:
         folder = self.folder.adapter(identity)
         if isinstance(trainable, FullWeights):
-            save_full(self.model_folder, trainable, folder, created_at=_now())
+            save_full(self.model_folder, trainable, folder, created_at=datetime.now(UTC))
             return
         trainable.metadata = {"job": self.job.id, "base_weights_sha256": self.model_folder.manifest.weights_sha256}
         trainable.save(folder, is_mlm=self.model_folder.manifest.is_mlm)
 
     def _say(self, kind: str, message: str) -> None:
-        self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=_now())
+        self.store.jobs.add_event(self.job.id, kind=kind, message=message, now=datetime.now(UTC))
 
 
 def pass_size(plan: JobPlan) -> PassSize:
@@ -338,7 +332,3 @@ def pass_size(plan: JobPlan) -> PassSize:
         micro_batch=plan.micro_batch * plan.block_tokens,
         kept=plan.kept_layers,
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

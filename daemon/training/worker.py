@@ -86,7 +86,8 @@ def _run(folder: DataFolder, store: Store, job_id: str) -> bool:
         finished = _ran_in_memory(TrainingRun(folder, store, store.jobs.get(job_id)))
     except MezoError as error:
         # A retry would fail the same way.
-        store.jobs.fail(job_id, error=_cause(error, folder.models / store.jobs.get(job_id).model), now=_now())
+        cause = _cause(error, folder.models / store.jobs.get(job_id).model)
+        store.jobs.fail(job_id, error=cause, now=datetime.now(UTC))
         finished = True
     store.jobs.set_peak_memory(job_id, peak_bytes())
     return finished
@@ -115,7 +116,7 @@ def _ran_in_memory(run: TrainingRun) -> bool:
     lift_cap()
     if run.halve_micro_batch("memory ran out"):
         return False
-    run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=_now())
+    run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=datetime.now(UTC))
     return True
 
 
@@ -137,10 +138,6 @@ def _die_with_parent() -> None:
         os._exit(os.EX_TEMPFAIL)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 if __name__ == "__main__":

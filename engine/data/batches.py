@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.philox import philox
+from pocketllm.engine.noise import philox
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, next_power_of_two
 
 #: A text's token ids.

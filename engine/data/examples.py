@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from pocketllm.engine.data.batches import NO_TEXT, Batch, Batches, Ids, pack
 from pocketllm.engine.data.chats import Messages, turns
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.philox import philox
+from pocketllm.engine.noise import philox
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 T = TypeVar("T")

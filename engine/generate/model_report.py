@@ -256,4 +256,4 @@ def _logits(model: LanguageModel, blocks: Batch, positions: torch.Tensor, logit_
             logits += head.bias
         yield logits
     if model.context.release:
-        model.head.weights.weight.release()
+        model.head.weight.release()

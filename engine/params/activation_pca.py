@@ -15,8 +15,8 @@ import torch
 
 from pocketllm.engine.data.batches import Batches
 from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.noise import philox
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.philox import philox
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import StreamedLinear
 

@@ -20,8 +20,7 @@ import torch
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, ModelFolder
 from pocketllm.engine.formats.safetensors_io import atomic, write_safetensors
-from pocketllm.engine.params.perturbation import Z
-from pocketllm.engine.philox import ROUNDING_POOL
+from pocketllm.engine.noise import ROUNDING_POOL, Direction, rounding_bits
 from pocketllm.engine.streamed.weights import Weight
 
 #: How many more bits float32 has than the dtype.
@@ -61,13 +60,13 @@ class FullWeights:
         """The number of each tensor in the noise."""
         return {name: number for number, name in enumerate(self.tensors)}
 
-    def add_scaled(self, direction: Z, distance: float) -> None:
+    def add_scaled(self, direction: Direction, distance: float) -> None:
         """theta <- theta + distance * z, in place."""
         for number, tensor in enumerate(self.tensors.values()):
             _add_scaled(tensor, number, direction, distance)
 
 
-def _add_scaled(tensor: torch.Tensor, number: int, direction: Z, distance: float) -> None:
+def _add_scaled(tensor: torch.Tensor, number: int, direction: Direction, distance: float) -> None:
     flat = tensor.view(-1)
     shape = (flat.numel(),)
     for start in range(0, flat.numel(), ROUNDING_POOL):
@@ -77,7 +76,7 @@ def _add_scaled(tensor: torch.Tensor, number: int, direction: Z, distance: float
             part.add_(z, alpha=distance)
             continue
         z = direction.rows(number, shape, start, start + len(part))
-        bits = direction.rounding_bits()[: len(part)]
+        bits = rounding_bits(direction.seed, direction.step, direction.probe)[: len(part)]
         part.copy_(_rounded(part.float().add_(z, alpha=distance), bits, part.dtype))
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save
 
 from pocketllm.engine.errors import AdapterError
 from pocketllm.engine.formats.safetensors_io import atomic
+from pocketllm.engine.noise import Direction
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
-from pocketllm.engine.params.perturbation import Z
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "load_adapter"]
 
@@ -40,7 +40,7 @@ class Adapter:
         """The factor on each product B A: alpha / rank."""
         return self.alpha / self.rank
 
-    def add_scaled(self, direction: Z, distance: float) -> None:
+    def add_scaled(self, direction: Direction, distance: float) -> None:
         """B <- B + distance * z, in place; a module's index is its tensor number in the noise."""
         for number, b in enumerate(self.b.values()):
             b.add_(direction.of(number, b.shape), alpha=distance)

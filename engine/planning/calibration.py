@@ -8,8 +8,8 @@ import math
 import platform
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from importlib.resources import files
 
 import torch
 
@@ -39,14 +39,6 @@ TOLERANCE = 0.02
 TOKENS = 96
 #: Copies of them in the timed forward pass.
 TIMED_ROWS = 4
-#: Plain English of about TOKENS tokens; none of it is the owner's.
-_PASSAGE = (
-    "The ferry left at seven, as it does every morning, and the harbour was quiet again. Two men mended a net on the "
-    "wall, talking about the price of diesel and the football. A woman with a red umbrella asked them when the next "
-    "boat would go to the island. 'At noon,' said the older one, 'if the wind does not turn.' She thanked him, sat "
-    "down on a bench and opened a book. By eleven the sky over the hills had become dark, and the first drops fell on "
-    "the water. Nobody seemed to mind."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +54,6 @@ class Calibration:
     replicas_seconds: float | None  #: of the same with a replica per thread; None where a job would have but one
     machine: str  #: the processor architecture, such as "aarch64"
     threads: int  #: torch's number of threads
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibration:
@@ -123,7 +111,7 @@ def choose_dtype(
 @torch.inference_mode()
 def mean_loss(model_folder: ModelFolder, blocks: Batch, dtype: str) -> float:
     """The model's mean loss on a block, in nats per target, with compute dtype `dtype`."""
-    return _model(model_folder, dtype).block_losses(blocks)[0]
+    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True).block_losses(blocks)[0]
 
 
 @torch.inference_mode()
@@ -131,7 +119,7 @@ def _forward_seconds(
     model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float], *, replicas: int = 1
 ) -> float:
     """The time of a forward pass on these blocks; the second one's, unless the first was long."""
-    model = _model(model_folder, dtype, replicas)
+    model = LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True, replicas=replicas)
 
     def seconds() -> float:
         begun = clock()
@@ -140,10 +128,6 @@ def _forward_seconds(
 
     first = seconds()
     return first if first > _LONG_SECONDS else min(first, seconds())
-
-
-def _model(model_folder: ModelFolder, dtype: str, replicas: int = 1) -> LanguageModel:
-    return LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True, replicas=replicas)
 
 
 def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
@@ -159,8 +143,9 @@ def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
 def passage(model_folder: ModelFolder) -> Batch:
     """One block of at most TOKENS tokens of plain English, masked for a masked language model."""
     tokenizer = model_folder.tokenizer()
+    text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     blocks = encode(
-        [Plain(text=_PASSAGE)],
+        [Plain(text=text)],
         tokenizer,
         length=TOKENS,
         eos=eos_id(tokenizer),

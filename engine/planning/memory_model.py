@@ -7,7 +7,7 @@ micro-batch, a chunk of logits, and the adapter; the speed of matrix products wa
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pocketllm.engine.errors import BadRequest, DoesNotFit
@@ -37,7 +37,7 @@ PERTURBED_BYTES = 20 * MB
 #: Fragmentation: memory of activations over their size.
 SLACK = 1.1
 #: A weight that needs a dense copy is copied in chunks of this size (twice: once in fp32), or of this number of rows if
-#: that is larger (engine/streamed/modules.py).
+#: that is larger (engine/streamed/weights.py).
 DENSE_BYTES, MIN_DENSE_ROWS = 5 * MB, 512
 #: Memory of a layer's graph and backward pass for each position: in outputs of its linear maps, and in fp32 vectors of
 #: the hidden width for its norms.
@@ -53,7 +53,7 @@ _SPARE_COLUMNS = 4
 #: The shortest blocks that a plan is reduced to.
 MIN_TOKENS = 16
 #: From this number of probes on they share the loss at theta (mezo/estimator.py).
-_MIN_SHARED = 3
+MIN_SHARED = 3
 #: The smallest micro-batch in rows: one block; or one block at both perturbations of a probe.
 MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 
@@ -84,10 +84,6 @@ class JobPlan:
     method: Method = "mezo"
     pass_blocks: int = 0  #: exact: blocks whose states are stored at a time
     kept_layers: int = 0  #: exact: layers, from the top, whose activations are kept
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self) | {"targets": list(self.targets)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +137,12 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
         block_tokens=min(requested.block_tokens, MIN_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
-        raise _does_not_fit(requested, least, limit_bytes)
+        smallest = math.ceil(least / MB)
+        raise DoesNotFit(
+            f"The job needs at least {smallest} MB beyond the libraries, but training.memory_bytes allows "
+            f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or "
+            f"{'train an adapter (mode lora)' if requested.mode == 'full' else 'choose a smaller model'}."
+        )
 
     # In this order, each as far as necessary.
     less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
@@ -183,7 +184,7 @@ def exact_passes(shapes: Shapes, plan: JobPlan) -> float:
 
 def points_of(probes: int) -> int:
     """The number of perturbations at which a step of MeZO measures the loss (mezo/estimator.py)."""
-    return 2 * probes if probes < _MIN_SHARED else probes + 1
+    return 2 * probes if probes < MIN_SHARED else probes + 1
 
 
 def _check_trainable(shapes: Shapes, requested: JobPlan) -> None:
@@ -204,15 +205,6 @@ def _check_trainable(shapes: Shapes, requested: JobPlan) -> None:
             f"None of training.targets ({', '.join(requested.targets)}) is a linear map of {shapes.name}. Name some of "
             f"these: {there}."
         )
-
-
-def _does_not_fit(plan: JobPlan, least: int, limit_bytes: int) -> DoesNotFit:
-    smallest = math.ceil(least / MB)
-    otherwise = "train an adapter (mode lora)" if plan.mode == "full" else "choose a smaller model"
-    return DoesNotFit(
-        f"The job needs at least {smallest} MB beyond the libraries, but training.memory_bytes allows "
-        f"{limit_bytes // MB} MB. Set it to {smallest * MB} or more, or {otherwise}."
-    )
 
 
 def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:

@@ -17,14 +17,17 @@ DENSE_LAYER_BYTES = 16 * 2**20
 #: Linear maps with the same input as another one of their layer: the activation PCA keeps one sketch for both.
 _SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
 #: The linear maps of a layer of Llama's kind.
-LLAMA_MAPS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+LLAMA_MAPS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
 #: Parts of the names of embedding tables (tokens, positions, token types), which are no linear maps.
 _TABLES = ("embed", "wte", "wpe")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Shapes:
-    """A model's shapes, in elements unless named otherwise."""
+    """A model's shapes, in elements unless named otherwise; fixed once it is made."""
 
     name: str  #: of the model
     is_mlm: bool
@@ -36,77 +39,46 @@ class Shapes:
     weights_bytes: int  #: of everything on disk
     calibration: dict[str, Any]
 
-    @property
-    def packed(self) -> bool:
-        """Whether products need dense copies of the weights."""
-        return self.dtype != self.compute_dtype
-
-    @property
-    def window_bytes(self) -> int:
-        """Resident pages of the weights file: a layer; or one matrix, if products use a copy."""
-        if self.dtype in ITEMSIZE:
-            return self.layer_bytes
-        return self.layer_bytes * self.layers * self.largest // max(1, self.multiplied)
-
-    @property
-    def hidden(self) -> int:
-        """The hidden width: the input width of most linear maps."""
+    def __post_init__(self) -> None:
+        sizes, itemsize = [out * inputs for out, inputs in self.linears.values()], ITEMSIZE[self.compute_dtype]
         inputs = [inputs for _, inputs in self.linears.values()]
-        return max(inputs, key=lambda width: (inputs.count(width), width), default=self.head[1])
-
-    @property
-    def widest(self) -> int:
-        """The widest output of a linear map."""
-        return max((out for out, _ in self.linears.values()), default=self.head[1])
-
-    @property
-    def widest_at_once(self) -> int:
-        """How many tensors of width `widest` exist at once: a map's output, its activation, and a gate."""
-        layers = Counter(layer_of(path) for path, (out, _) in self.linears.items() if out == self.widest)
-        return 1 + max(layers.values(), default=1)
-
-    @property
-    def position_bytes(self) -> int:
-        """Activations of one position in a layer: the hidden state, its normalised copies and the residual; and the
-        widest outputs.
-        """
-        size = ITEMSIZE[self.compute_dtype]
-        return (4 * size + 4) * self.hidden + size * self.widest_at_once * self.widest
-
-    @property
-    def largest(self) -> int:
-        """The number of weights of the largest linear map."""
-        return max((out * inputs for out, inputs in self.linears.values()), default=0)
-
-    @property
-    def layers(self) -> int:
-        """The number of layers."""
-        return len({layer_of(path) for path in self.linears} - {None})
-
-    @property
-    def layer_outputs(self) -> int:
-        """The sum of the output widths of a layer's linear maps."""
-        return sum(out for path, (out, _) in self.linears.items() if layer_of(path)) // max(1, self.layers)
-
-    @property
-    def kept_bytes(self) -> int:
-        """The activations of one position in a layer of Llama's kind (backprop/llama_layer.py); 0 of another kind.
-
-        They are the outputs of all maps but the last, as bfloat16.
-        """
-        outputs = {path.rpartition(".")[2]: out for path, (out, _) in self.linears.items() if layer_of(path)}
-        last = outputs.get("down_proj", 0)
-        return 2 * (self.layer_outputs - last) if outputs.keys() == LLAMA_MAPS else 0
-
-    @property
-    def multiplied(self) -> int:
-        """The number of weights of all linear maps."""
-        return sum(out * inputs for out, inputs in self.linears.values())
+        layers = [(layer, path, out) for path, (out, _) in self.linears.items() if (layer := layer_of(path))]
+        #: Whether products need dense copies of the weights.
+        self.packed = self.dtype != self.compute_dtype
+        #: The number of weights of all linear maps, and of the largest one.
+        self.multiplied, self.largest = sum(sizes), max(sizes, default=0)
+        #: The number of layers, and the sum of the output widths of a layer's linear maps.
+        self.layers = len({layer for layer, *_ in layers})
+        self.layer_outputs = sum(out for *_, out in layers) // max(1, self.layers)
+        #: Resident pages of the weights file: a layer; or one matrix, if products use a copy.
+        self.window_bytes = self.layer_bytes
+        if self.dtype not in ITEMSIZE:
+            self.window_bytes = self.layer_bytes * self.layers * self.largest // max(1, self.multiplied)
+        #: The hidden width: the input width of most linear maps.
+        self.hidden = max(inputs, key=lambda width: (inputs.count(width), width), default=self.head[1])
+        #: The widest output of a linear map; and how many tensors of that width exist at once: a map's output, its
+        #: activation, and a gate.
+        self.widest = max((out for out, _ in self.linears.values()), default=self.head[1])
+        widest = Counter(layer_of(path) for path, (out, _) in self.linears.items() if out == self.widest)
+        self.widest_at_once = 1 + max(widest.values(), default=1)
+        #: Activations of one position in a layer: the hidden state, its normalised copies and the residual; and the
+        #: widest outputs.
+        self.position_bytes = (4 * itemsize + 4) * self.hidden + itemsize * self.widest_at_once * self.widest
+        #: The activations of one position in a layer of Llama's kind (backprop/llama_layer.py): the outputs of all maps
+        #: but the last, as bfloat16. 0 of another kind.
+        outputs = {path.removeprefix(f"{layer}."): out for layer, path, out in layers}
+        is_llama = outputs.keys() == set(LLAMA_MAPS)
+        self.kept_bytes = 2 * (self.layer_outputs - outputs[LLAMA_MAPS[-1]]) if is_llama else 0
 
 
 def read_shapes(model_folder: ModelFolder) -> Shapes:
     """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
-    entries, vocabulary = _read(model_folder)
+    try:
+        vocabulary = int(json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"])
+        entries = trusted_header(model_folder.weights)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"The model in {model_folder.path} cannot be read ({type(error).__name__}: {error}). Import it again."
+        raise ModelFileError(message) from error
     linears, head = {}, (vocabulary, 1)
     layers = Counter[str]()
     for name, entry in entries.items():
@@ -152,16 +124,6 @@ def layer_of(name: str) -> str | None:
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1]) if numbers else None
-
-
-def _read(model_folder: ModelFolder) -> tuple[dict[str, TensorEntry], int]:
-    """The entries of the weights file, and the size of the vocabulary."""
-    try:
-        vocabulary = json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"]
-        return trusted_header(model_folder.weights), int(vocabulary)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        message = f"The model in {model_folder.path} cannot be read ({type(error).__name__}: {error}). Import it again."
-        raise ModelFileError(message) from error
 
 
 def _dense_shape(entry: TensorEntry) -> tuple[int, ...]:

@@ -115,16 +115,16 @@ class _Maps:
 
     def load(self) -> bool:
         """See _Decoder.load."""
-        stored = [linear.weights.as_stored for linear in self._linears]
+        stored = [linear.weight.as_stored(linear.context) for linear in self._linears]
         now = [*stored, *(None if linear.lora is None else linear.lora.b for linear in self._linears)]
         if len(now) == len(self._of) and all(map(is_, now, self._of)):
             return True
         weights = [weight for weight in stored if weight is not None]
         if len(weights) < len(stored):
             return False
-        joint = adjacent([linear.weights.weight for linear in self._linears])
+        joint = adjacent([linear.weight for linear in self._linears])
         self._weights = weights if joint is None else [joint]
-        biases = [linear.biases.whole()[0] for linear in self._linears if linear.biases is not None]
+        biases = [linear.bias.whole(linear.context, 1)[0] for linear in self._linears if linear.bias is not None]
         self._bias = torch.cat(biases) if biases else None  # these kinds have one for each map, or none
         self._load_adapters()
         self._of = now

@@ -3,12 +3,16 @@
 At batch 64 x 128 tokens SmolLM2's logits would be 1.6 GB in fp32, many times the model. A chunk is a few MB.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from math import e, log2
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from pocketllm.engine.streamed.head import HeadAt
 
 #: Target of a position without a loss, such as padding.
 IGNORE_INDEX = -100
@@ -23,33 +27,22 @@ CHUNK_ROWS = 2048
 _MIN_COLUMNS = 64
 
 
-class Head(Protocol):
-    """The output embedding, however its rows are stored."""
-
-    @property
-    def vocabulary(self) -> int:
-        """The number of tokens."""
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """(vocabulary,), or None."""
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """(stop - start, width) in the compute dtype, valid until the next call."""
-
-    def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """(n, width): the rows of these (n,) tokens."""
-
-
 def token_losses(
-    hidden: torch.Tensor, head: Head, targets: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES
+    hidden: torch.Tensor,
+    head: HeadAt,
+    targets: torch.Tensor,
+    label_ids: Sequence[int] | None = None,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> torch.Tensor:
     """Each position's loss in nats.
 
-    hidden: (n, width), the head's input; targets: (n,) int64 token ids; chunk_bytes: size limit of a chunk of logits.
-    Returns (n,) fp32, or float64 for a float64 `hidden`. Reads the head's rows once, in order.
+    hidden: (n, width), the head's input; targets: (n,) int64 token ids; label_ids: the tokens of the softmax, if it is
+    not over all of them; chunk_bytes: size limit of a chunk of logits. Returns (n,) fp32, or float64 for a float64
+    `hidden`. Reads the head's rows once, in order; of labels only theirs.
     """
     count = len(hidden)
+    hidden, head, targets = over_labels(hidden, head, targets, label_ids)
     hidden, targets = rounded(hidden), rounded(targets)
     exact = target_logits(hidden, head, targets, chunk_bytes)
     total = torch.full_like(exact, -torch.inf)  # log-sum-exp of the logits seen so far
@@ -91,21 +84,20 @@ def next_power_of_two(least: int) -> int:
     return 1 << max(0, least - 1).bit_length()
 
 
-def label_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor, label_ids: Sequence[int]) -> torch.Tensor:
-    """Each position's loss in nats by a softmax over these tokens only.
+def over_labels(
+    hidden: torch.Tensor, head: HeadAt, targets: torch.Tensor, label_ids: Sequence[int] | None
+) -> tuple[torch.Tensor, HeadAt, torch.Tensor]:
+    """These arguments for a vocabulary of the labels only, each target being one of them; unchanged without labels.
 
-    hidden: (n, width); targets: (n,) int64, each one of `label_ids`. Returns (n,) fp32, or float64 for a float64
-    `hidden`.
+    In fp32 at least: over a few tokens the rounding errors of bf16 would not average out.
     """
-    dtype, tokens = accurate(hidden), torch.tensor(label_ids)
-    logits = hidden.to(dtype) @ head.gather(tokens).to(dtype).t()
-    if head.bias is not None:
-        logits += head.bias[tokens]
-    places = (targets[:, None] == tokens).int().argmax(1)
-    return F.cross_entropy(logits, places, reduction="none")
+    if label_ids is None:
+        return hidden, head, targets
+    tokens, dtype = torch.tensor(label_ids), accurate(hidden)
+    return hidden.to(dtype), head.of_labels(tokens, dtype), (targets[:, None] == tokens).int().argmax(1)
 
 
-def target_logits(hidden: torch.Tensor, head: Head, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+def target_logits(hidden: torch.Tensor, head: HeadAt, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
     """(n,): the targets' logits, computed in fp32.
 
     A bf16 logit has three digits. MeZO uses the difference of two losses that agree in more digits than that, and most
@@ -122,7 +114,7 @@ def target_logits(hidden: torch.Tensor, head: Head, targets: torch.Tensor, chunk
     return logits
 
 
-def columns_at_once(hidden: torch.Tensor, head: Head, chunk_bytes: int) -> int:
+def columns_at_once(hidden: torch.Tensor, head: HeadAt, chunk_bytes: int) -> int:
     """The number of tokens in a chunk of logits."""
     bytes_of_logits = accurate(hidden).itemsize * min(max(len(hidden), 1), CHUNK_ROWS)
     # With few positions, the head's dense rows take more memory than the logits.

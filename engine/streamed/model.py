@@ -19,9 +19,9 @@ import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.layers import LayerPages
 from pocketllm.engine.streamed.loss import power_of_two
 from pocketllm.engine.streamed.network import Network

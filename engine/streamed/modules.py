@@ -13,13 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketllm.engine.params.perturbation import Perturbation, Z
+from pocketllm.engine.noise import Direction, Perturbation
 from pocketllm.engine.streamed.vjp import differentiable_linear
 from pocketllm.engine.streamed.weights import DenseWeights, Scratch, Weight
-
-#: Bytes of a weight made dense at a time, so that they stay in the processor's cache; but not fewer than MIN_ROWS
-#: rows, since smaller products are slow.
-CHUNK_BYTES, MIN_ROWS = 4 * 2**20, 512
 
 
 @dataclass
@@ -36,97 +32,10 @@ class ForwardContext:
     #: The current layer's dense weights, shared by all micro-batches; None: each use makes its own, in chunks.
     dense: DenseWeights | None = None
 
-    def groups(self) -> Iterator[tuple[Z, list[Perturbation]]]:
+    def groups(self) -> Iterator[tuple[Direction, list[Perturbation]]]:
         """The perturbations grouped by direction, so that each z is generated once."""
         for direction, perturbations in groupby(self.perturbations, key=lambda perturbation: perturbation.direction):
             yield direction, list(perturbations)
-
-
-class StreamedWeight:
-    """A weight in a module, and its number among the trained tensors (None: frozen)."""
-
-    def __init__(self, weight: Weight, context: ForwardContext) -> None:
-        self.weight, self._context = weight, context
-        self.number: int | None = None
-
-    @property
-    def parts(self) -> int:
-        """The number of values: one for the whole batch, or one for each perturbation."""
-        return len(self._context.perturbations) if self.is_perturbed else 1
-
-    @property
-    def is_perturbed(self) -> bool:
-        """Whether it differs between the parts of the batch."""
-        return self.number is not None and len(self._context.perturbations) > 0
-
-    @property
-    def as_stored(self) -> torch.Tensor | None:
-        """The stored tensor if a product can use it without a copy, else None."""
-        # Runs once per linear map and token, so it avoids the properties.
-        parts = self.weight.parts
-        usable = len(parts) == 1 and parts[""].dtype == self._context.dtype
-        return parts[""] if usable and (self.number is None or not self._context.perturbations) else None
-
-    def chunks(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """Yield dense rows in chunks: a slice, and its value for each part of the batch. Valid until the next chunk."""
-        count = self.weight.shape[0]
-        if self._context.dense is not None and not self.is_perturbed and self.as_stored is None:
-            yield slice(0, count), [self._context.dense.of(self.weight, self._context.dtype)]
-            return
-        at_once = self._chunk_rows()
-        for start in range(0, count, at_once):
-            rows = slice(start, min(start + at_once, count))
-            dense = self.weight.rows(rows.start, rows.stop, self._context.dtype, self._context.scratch)
-            yield rows, self._perturbed(dense, start)
-        if self._context.release and self.weight.packed:  # the product used an unpacked copy
-            self.weight.release()
-
-    def whole(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-        """A small weight, whole, for each part of the batch, in `dtype` or the compute dtype."""
-        dense = self.weight.dense(dtype or self._context.dtype, Scratch())
-        if not self.is_perturbed:
-            return [dense]
-        values = [torch.empty_like(dense) for _ in self._context.perturbations]
-        for start in range(0, len(dense), MIN_ROWS):  # a position table has many rows
-            rows = slice(start, start + MIN_ROWS)
-            for value, perturbation in zip(values, self._context.perturbations, strict=True):
-                value[rows] = self.rows_at(dense[rows], start, perturbation)
-        return values
-
-    def rows_at(self, rows: torch.Tensor, start: int, perturbation: Perturbation) -> torch.Tensor:
-        """(n, in) dense rows of the weight, the first being row `start` -> the same rows perturbed, a new tensor."""
-        if self.number is None:
-            return rows
-        z = perturbation.direction.rows(self.number, self.weight.shape, start, start + len(rows), rows.dtype)
-        return torch.add(rows, z, alpha=perturbation.distance)
-
-    def gathered_at(self, rows: torch.Tensor, ids: torch.Tensor, perturbation: Perturbation) -> torch.Tensor:
-        """(n, in) dense rows of the weight with these (n,) row numbers -> the same rows perturbed, a new tensor."""
-        if self.number is None:
-            return rows
-        z = perturbation.direction.gather(self.number, self.weight.shape, ids, rows.dtype)
-        return torch.add(rows, z, alpha=perturbation.distance)
-
-    def _chunk_rows(self) -> int:
-        """All rows if no copy is made, else as many as stay in the cache."""
-        if self.as_stored is not None:
-            return self.weight.shape[0]
-        return max(MIN_ROWS, CHUNK_BYTES // (self._context.dtype.itemsize * self.weight.shape[1]))
-
-    def _perturbed(self, dense: torch.Tensor, start: int) -> list[torch.Tensor]:
-        if self.number is None or not self._context.perturbations:
-            return [dense]
-        scratches = self._context.perturbed_scratch
-        scratches.extend(Scratch() for _ in range(len(self._context.perturbations) - len(scratches)))
-        free = iter(scratches)
-        values = []
-        for direction, perturbations in self._context.groups():
-            z = direction.rows(self.number, self.weight.shape, start, start + len(dense), dense.dtype)
-            for perturbation in perturbations:
-                values.append(
-                    torch.add(dense, z, alpha=perturbation.distance, out=next(free).take(dense.shape, dense.dtype))
-                )
-        return values
 
 
 class LoRABranch:
@@ -171,8 +80,7 @@ class StreamedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.context = context
-        self.weights = StreamedWeight(weight, context)
-        self.biases = None if bias is None else StreamedWeight(bias, context)
+        self.weight, self.bias = weight, bias
         self.lora: LoRABranch | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -188,10 +96,10 @@ class StreamedLinear(nn.Module):
     def product(self, rows: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
         """(n, in) -> (n, out), `into` if that is given: W x + bias, each part of the rows at its perturbation."""
         y = rows.new_empty(len(rows), self.out_features) if into is None else into
-        parts = self.weights.parts
+        parts = len(self.context.perturbations) if self.weight.is_perturbed(self.context) else 1
         xs, ys = rows.chunk(parts), y.chunk(parts)
-        biases = [None] * parts if self.biases is None else _each(self.biases, parts)
-        for columns, values in self.weights.chunks():
+        biases = [None] * parts if self.bias is None else self.bias.whole(self.context, parts)
+        for columns, values in self.weight.chunks(self.context):
             for part, into, weight, bias in zip(xs, ys, values, biases, strict=True):
                 if bias is None:
                     torch.mm(part, weight.t(), out=into[:, columns])
@@ -202,16 +110,10 @@ class StreamedLinear(nn.Module):
     def product_with_transposed(self, rows: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
         """(n, out) -> (n, in): W^T y, unperturbed; added to `into` if that is given."""
         x = into
-        for columns, (weight, *_) in self.weights.chunks():
+        for columns, (weight, *_) in self.weight.chunks(self.context):
             x = rows[:, columns] @ weight if x is None else x.addmm_(rows[:, columns], weight)
         assert x is not None, "a weight has rows"
         return x
-
-
-def _each(trained: StreamedWeight, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-    """A small weight's value for each part of the batch, in `dtype` or the compute dtype."""
-    values = trained.whole(dtype)
-    return values if len(values) == parts else values * parts
 
 
 class StreamedEmbedding(nn.Module):
@@ -224,17 +126,16 @@ class StreamedEmbedding(nn.Module):
         super().__init__()
         self._context, self._inner = context, inner
         self._inner.padding_idx = None  # only gradients need it, and the small table may have fewer rows
-        self.weights = StreamedWeight(weight, context)
+        self.weight = weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, tokens) -> (batch, tokens, width)."""
         tokens, places = torch.unique(ids, return_inverse=True)
-        table = self.weights.weight.gather(tokens, self._context.dtype, release=self._context.release)
-        if self.weights.number is not None and self._context.perturbations:
-            table = torch.cat(
-                [self.weights.gathered_at(table, tokens, perturbation) for perturbation in self._context.perturbations]
-            )
-            parts = places.chunk(len(self._context.perturbations))
+        table = self.weight.gather(tokens, self._context.dtype, release=self._context.release)
+        if self.weight.is_perturbed(self._context):
+            perturbations = self._context.perturbations
+            table = torch.cat([self.weight.at(perturbation, table, tokens) for perturbation in perturbations])
+            parts = places.chunk(len(perturbations))
             places = torch.cat([part + i * len(tokens) for i, part in enumerate(parts)])
         self._inner._parameters["weight"] = table  # type: ignore[assignment]
         try:
@@ -245,25 +146,25 @@ class StreamedEmbedding(nn.Module):
 
 
 def perturbed_forward(
-    module: nn.Module, trained: dict[str, StreamedWeight], context: ForwardContext
+    module: nn.Module, trained: dict[str, Weight], context: ForwardContext
 ) -> Callable[..., torch.Tensor]:
     """A `forward` for a norm or position table that runs each part of the batch with its perturbed weights.
 
     Perturbed norms compute in fp32 and round their output: in bf16 a gain of 1 +- 1e-3 rounds to 1.
     """
     inner = module.forward
-    is_norm = all(len(weight.weight.shape) == 1 for weight in trained.values())
+    is_norm = all(len(weight.shape) == 1 for weight in trained.values())
     dtype = torch.promote_types(context.dtype, torch.float32) if is_norm else None
 
     def forward(*arguments: Any, **options: Any) -> torch.Tensor:
-        if not any(weight.is_perturbed for weight in trained.values()):
+        if not any(weight.is_perturbed(context) for weight in trained.values()):
             for name, weight in trained.items():
-                stored = weight.as_stored
-                module._parameters[name] = weight.whole()[0] if stored is None else stored  # type: ignore[assignment]
+                stored = weight.as_stored(context)
+                module._parameters[name] = weight.whole(context, 1)[0] if stored is None else stored  # type: ignore[assignment]
             result: torch.Tensor = inner(*arguments, **options)
             return result
         parts = len(context.perturbations)
-        values = {name: iter(_each(weight, parts, dtype)) for name, weight in trained.items()}
+        values = {name: iter(weight.whole(context, parts, dtype)) for name, weight in trained.items()}
         outputs: list[torch.Tensor] = []
         for i in range(parts):
             module._parameters.update({name: next(value) for name, value in values.items()})  # type: ignore[misc]

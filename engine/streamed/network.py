@@ -16,18 +16,17 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.layers import LayerCall, LayerPages, LayerStack
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, label_losses, token_losses
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, IGNORE_INDEX, token_losses
 from pocketllm.engine.streamed.modules import (
     ForwardContext,
     LoRABranch,
     StreamedEmbedding,
     StreamedLinear,
-    StreamedWeight,
     perturbed_forward,
 )
 from pocketllm.engine.streamed.weights import Scratch, Weight
@@ -63,7 +62,6 @@ class Network:
         self.module = _build(model_folder, dtype)
         self.parameters = _names(self.module)
         _check(model_folder, self.module, self.parameters, weights)
-        self._trained: dict[str, list[StreamedWeight]] = {}
         self.linears: dict[str, StreamedLinear] = {}
         self.head = self._replace()
         self.stack = LayerStack(self.module, self.parameters, weights, pages, self.context)
@@ -73,9 +71,9 @@ class Network:
         self.context.perturbations = ()
         for linear in self.linears.values():
             linear.lora = None
-        for name, places in self._trained.items():
-            for trained in places:
-                trained.number = trainable.numbers[name] if isinstance(trainable, FullWeights) else None
+        numbers = trainable.numbers if isinstance(trainable, FullWeights) else {}
+        for name, weight in self._weights.items():
+            weight.number = numbers.get(name)
         if not isinstance(trainable, Adapter):
             return
         for number, (path, a) in enumerate(trainable.a.items()):
@@ -123,24 +121,16 @@ class Network:
         perturbations: Sequence[Perturbation],
     ) -> torch.Tensor:
         """(perturbations, targets, width) -> (perturbations, targets) losses in nats."""
-
-        def losses(hidden: torch.Tensor, targets: torch.Tensor, perturbation: Perturbation | None) -> torch.Tensor:
-            head = self.head.at(perturbation)
-            return (
-                token_losses(hidden, head, targets, chunk_bytes=self._logits_bytes)
-                if label_ids is None
-                else label_losses(hidden, head, targets, label_ids)
-            )
-
-        if not self.head.is_perturbed or not perturbations:  # one head for all points
-            found = losses(rows.flatten(0, 1), targets.repeat(len(rows)), None).view(rows.shape[:2])
-        else:
-            found = torch.stack(
-                [losses(part, targets, perturbation) for part, perturbation in zip(rows, perturbations, strict=True)]
-            )
+        heads = [self.head.at(None)]  # for all perturbations
+        if self.head.is_perturbed and perturbations:
+            heads = [self.head.at(perturbation) for perturbation in perturbations]
+        losses = [
+            token_losses(part.flatten(0, 1), head, targets.repeat(len(part)), label_ids, chunk_bytes=self._logits_bytes)
+            for part, head in zip(rows.chunk(len(heads)), heads, strict=True)
+        ]
         if self.context.release:
-            self.head.weights.weight.release()
-        return found
+            self.head.weight.release()
+        return torch.cat(losses).view(rows.shape[:2])
 
     def _run(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): the input of the output head, by the model's own code."""
@@ -167,6 +157,7 @@ class Network:
         """Replace the modules with weights by streamed ones; returns the output head."""
         head, words = self.module.get_output_embeddings(), self.module.get_input_embeddings()
         streamed_head: StreamedHead | None = None
+        placed: set[str] = set()
         for path, module in list(self.module.named_modules()):
             own = {name: f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)}
             if not own:
@@ -174,15 +165,15 @@ class Network:
             made: nn.Module | None = None
             if module is head:
                 made = streamed_head = StreamedHead(self.context, *self._matrix(own))
-                self._note(own, weight=made.weights, bias=made.biases)
             elif type(module) is nn.Linear:
                 made = self.linears[path] = StreamedLinear(self.context, *self._matrix(own))
-                self._note(own, weight=made.weights, bias=made.biases)
             elif module is words and isinstance(module, nn.Embedding):
                 made = StreamedEmbedding(self.context, self._weight(own["weight"]), module)
-                self._note(own, weight=made.weights)
             elif next(module.children(), None) is None:
                 self._keep_small(module, own)
+            else:
+                continue
+            placed |= {self.parameters[path] for path in own.values()}
             if made is not None:
                 parent, _, name = path.rpartition(".")
                 setattr(self.module.get_submodule(parent), name, made)
@@ -190,7 +181,7 @@ class Network:
             lacking = "linear maps of type nn.Linear" if streamed_head else "an output head"
             raise UnsupportedModel(f"{self._folder.path} holds a model without {lacking}. Choose another model.")
         # A parameter of a module that also has sub-modules has no streamed replacement.
-        if unplaced := set(self.parameters.values()) - self._trained.keys():
+        if unplaced := set(self.parameters.values()) - placed:
             raise UnsupportedModel(
                 f"{self._folder.path} has a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
                 "model."
@@ -199,10 +190,9 @@ class Network:
 
     def _keep_small(self, module: nn.Module, own: dict[str, str]) -> None:
         """A norm or a position table: its weights stay dense."""
-        trained = {name: StreamedWeight(self._weight(path), self.context) for name, path in own.items()}
+        trained = {name: self._weight(path) for name, path in own.items()}
         for name, small in trained.items():
-            module._parameters[name] = small.weight.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
-            self._note(own, **{name: small})
+            module._parameters[name] = small.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
         module.forward = perturbed_forward(module, trained, self.context)
 
     def _matrix(self, own: dict[str, str]) -> tuple[Weight, Weight | None]:
@@ -210,11 +200,6 @@ class Network:
 
     def _weight(self, path: str) -> Weight:
         return self._weights[self.parameters[path]]
-
-    def _note(self, own: dict[str, str], **trained: StreamedWeight | None) -> None:
-        for name, place in trained.items():
-            if place is not None:
-                self._trained.setdefault(self.parameters[own[name]], []).append(place)
 
 
 def _build(model_folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:

@@ -4,13 +4,14 @@ The file is memory-mapped. A page is loaded when touched, shared between process
 layer has run, so resident memory does not grow with the model's depth.
 """
 
+from __future__ import annotations
+
 import mmap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,13 @@ from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header
 from pocketllm.engine.streamed.quantization import MINIMA, SCALES, packable, packed_parts, unpack
 
+if TYPE_CHECKING:
+    from pocketllm.engine.noise import Perturbation
+    from pocketllm.engine.streamed.modules import ForwardContext
+
+#: Bytes of a weight made dense at a time, so that they stay in the processor's cache; but not fewer than MIN_ROWS
+#: rows, since smaller products are slow.
+CHUNK_BYTES, MIN_ROWS = 4 * 2**20, 512
 _PART_SUFFIXES = (SCALES, MINIMA)
 #: Rows to gather before releasing their pages: each may load 256 kB.
 _GATHERED = 32
@@ -40,38 +48,20 @@ class Scratch:
         return self._bytes[:needed].view(dtype).view(tuple(shape))
 
 
-@dataclass(frozen=True)
-class Pages:
-    """The byte ranges of a weight in the mapped file."""
-
-    mapping: mmap.mmap
-    spans: tuple[tuple[int, int], ...]  #: first byte, and the one after the last
-
-    def prefetch(self) -> None:
-        """Ask the kernel to read the pages from disk in the background."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            for start, stop in self.spans:
-                first = start - start % mmap.PAGESIZE
-                self.mapping.madvise(mmap.MADV_WILLNEED, first, stop - first)
-
-    def release(self) -> None:
-        """Drop the pages from this process's resident memory; the kernel's page cache may keep them."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for start, stop in self.spans:
-                # Rounded inwards: a page shared with a neighbouring weight stays.
-                first = start + -start % mmap.PAGESIZE
-                if (length := stop - stop % mmap.PAGESIZE - first) > 0:
-                    self.mapping.madvise(mmap.MADV_DONTNEED, first, length)
-
-
 class Weight:
     """One weight: floats or packed codes, in the mapped file or in memory."""
 
-    def __init__(self, shape: Sequence[int], parts: Mapping[str, torch.Tensor], pages: Pages | None = None) -> None:
-        """parts: {"": floats}, or what quantization.pack gives."""
+    def __init__(
+        self,
+        shape: Sequence[int],
+        parts: Mapping[str, torch.Tensor],
+        mapping: mmap.mmap | None = None,
+        spans: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """parts: {"": floats}, or what quantization.pack gives. spans: the parts' bytes in `mapping`, first and end."""
         self.shape = tuple(shape)
-        self.parts = parts
-        self.pages = pages
+        self.parts, self.mapping, self.spans = parts, mapping, spans
+        self.number: int | None = None  #: among the trained tensors; None: frozen
 
     @property
     def packed(self) -> bool:
@@ -109,34 +99,102 @@ class Weight:
                 self.release()
         return rows
 
-    def prefetch(self) -> None:
-        """See Pages.prefetch. Does nothing for a weight in memory."""
-        if self.pages is not None:
-            self.pages.prefetch()
+    def as_stored(self, context: ForwardContext) -> torch.Tensor | None:
+        """The stored tensor if a product can use it without a copy, else None."""
+        stored = self.parts[""]  # codes have no compute dtype
+        perturbed = self.number is not None and context.perturbations
+        return stored if stored.dtype == context.dtype and not perturbed else None
 
-    def release(self) -> None:
-        """See Pages.release. Does nothing for a weight in memory."""
-        if self.pages is not None:
-            self.pages.release()
+    def is_perturbed(self, context: ForwardContext) -> bool:
+        """Whether it differs between the parts of the batch."""
+        return self.number is not None and len(context.perturbations) > 0
+
+    def chunks(self, context: ForwardContext) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """Yield dense rows in chunks: a slice, and its value for each part of the batch. Valid until the next chunk."""
+        count, copied, perturbed = self.shape[0], self.as_stored(context) is None, self.is_perturbed(context)
+        if copied and context.dense is not None and not perturbed:
+            yield slice(0, count), [context.dense.of(self, context.dtype)]
+            return
+        at_once = max(MIN_ROWS, CHUNK_BYTES // (context.dtype.itemsize * self.shape[1])) if copied else count
+        for start in range(0, count, at_once):
+            rows = slice(start, min(start + at_once, count))
+            dense = self.rows(rows.start, rows.stop, context.dtype, context.scratch)
+            yield rows, self._perturbed(dense, start, context) if perturbed else [dense]
+        if context.release and self.packed:  # the product used an unpacked copy
+            self.release()
+
+    def whole(self, context: ForwardContext, parts: int, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        """A small weight, whole, for each of the batch's `parts`, in `dtype` or the compute dtype."""
+        dense = self.dense(dtype or context.dtype, Scratch())
+        if not self.is_perturbed(context):
+            return [dense] * parts
+        values = [torch.empty_like(dense) for _ in context.perturbations]
+        for start in range(0, len(dense), MIN_ROWS):  # a position table has many rows
+            rows = slice(start, start + MIN_ROWS)
+            for value, perturbation in zip(values, context.perturbations, strict=True):
+                value[rows] = self.at(perturbation, dense[rows], start)
+        return values
+
+    def at(self, perturbation: Perturbation, rows: torch.Tensor, places: int | torch.Tensor) -> torch.Tensor:
+        """(n, in) dense rows of the weight -> the same rows perturbed, a new tensor unless the weight is frozen.
+
+        places: the number of the first row, or the (n,) numbers of all.
+        """
+        if self.number is None:
+            return rows
+        direction = perturbation.direction
+        if isinstance(places, int):
+            z = direction.rows(self.number, self.shape, places, places + len(rows), rows.dtype)
+        else:
+            z = direction.gather(self.number, self.shape, places, rows.dtype)
+        return torch.add(rows, z, alpha=perturbation.distance)
+
+    def prefetch(self) -> None:
+        """Ask the kernel to read the weight from disk in the background. Does nothing for a weight in memory."""
+        if self.mapping is not None and hasattr(mmap, "MADV_WILLNEED"):
+            for start, stop in self.spans:
+                first = start - start % mmap.PAGESIZE
+                self.mapping.madvise(mmap.MADV_WILLNEED, first, stop - first)
+
+    def release(self, start: int = 0, stop: int | None = None) -> None:
+        """Drop the pages of these rows from this process's resident memory; the kernel's page cache may keep them.
+
+        Does nothing for a weight in memory.
+        """
+        if self.mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        rows = 1 if stop is None else self.shape[0]
+        for begin, end in self.spans:
+            # Rounded inwards: a page shared with a neighbouring weight stays.
+            first = begin + (end - begin) * start // rows
+            first += -first % mmap.PAGESIZE
+            last = begin + (end - begin) * (1 if stop is None else stop) // rows
+            if (length := last - last % mmap.PAGESIZE - first) > 0:
+                self.mapping.madvise(mmap.MADV_DONTNEED, first, length)
 
     def load(self, dtype: torch.dtype) -> torch.Tensor:
         """Copy the weight into memory, in `dtype`, for training; returns the copy, which is used from now on."""
         copy = torch.empty(self.shape, dtype=dtype).copy_(self.floats)
         self.release()
-        self.parts, self.pages = {"": copy}, None
+        self.parts, self.mapping, self.spans = {"": copy}, None, ()
         return copy
-
-    def release_rows(self, start: int, stop: int) -> None:
-        """Release the pages of some rows. Does nothing for a weight in memory."""
-        if self.pages is not None:
-            spans = tuple(
-                (first + (last - first) * start // self.shape[0], first + (last - first) * stop // self.shape[0])
-                for first, last in self.pages.spans
-            )
-            Pages(self.pages.mapping, spans).release()
 
     def _fill(self, parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
         return unpack(parts, out) if self.packed else out.copy_(parts[""])
+
+    def _perturbed(self, dense: torch.Tensor, start: int, context: ForwardContext) -> list[torch.Tensor]:
+        """Dense rows from `start` on, at each perturbation; each direction's z is generated once."""
+        assert self.number is not None
+        scratches = context.perturbed_scratch
+        scratches.extend(Scratch() for _ in range(len(context.perturbations) - len(scratches)))
+        free = iter(scratches)
+        values = []
+        for direction, perturbations in context.groups():
+            z = direction.rows(self.number, self.shape, start, start + len(dense), dense.dtype)
+            for perturbation in perturbations:
+                into = next(free).take(dense.shape, dense.dtype)
+                values.append(torch.add(dense, z, alpha=perturbation.distance, out=into))
+        return values
 
 
 class DenseWeights:
@@ -178,14 +236,15 @@ def adjacent(weights: Sequence[Weight]) -> torch.Tensor | None:
 
     None if it does not, or if they are packed, in memory, or differ in width or dtype.
     """
-    pages = [weight.pages for weight in weights if weight.pages is not None and not weight.packed]
-    kinds = {(weight.shape[1:], weight.parts[""].dtype) for weight in weights if not weight.packed}
-    if len(pages) < len(weights) or len(kinds) > 1 or len(weights[0].shape) != 2:
+    mapping, kinds = weights[0].mapping, {(weight.shape[1:], weight.parts[""].dtype) for weight in weights}
+    if mapping is None or any(weight.packed or weight.mapping is not mapping for weight in weights):
         return None
-    if any(one.mapping is not other.mapping or one.spans[-1][1] != other.spans[0][0] for one, other in pairwise(pages)):
+    if len(kinds) > 1 or len(weights[0].shape) != 2:
         return None
-    start, stop = pages[0].spans[0][0], pages[-1].spans[-1][1]
-    return _mapped(pages[0].mapping, weights[0].floats.dtype, start, stop).view(-1, weights[0].shape[1])
+    spans = [weight.spans[0] for weight in weights]
+    if any(one[1] != other[0] for one, other in pairwise(spans)):
+        return None
+    return _mapped(mapping, weights[0].floats.dtype, spans[0][0], spans[-1][1]).view(-1, weights[0].shape[1])
 
 
 def _map(path: Path) -> tuple[mmap.mmap, dict[str, TensorEntry]]:
@@ -221,20 +280,19 @@ def _weight(path: Path, mapping: mmap.mmap, entries: Mapping[str, TensorEntry], 
     entry = entries[name]
     packing = _PACKING_OF.get(entry.dtype)
     if packing is None:
-        return Weight(entry.shape, {"": _view(path, mapping, entry)}, _pages(mapping, [entry]))
+        return Weight(entry.shape, {"": _view(path, mapping, entry)}, mapping, [_span(entry)])
     shape = (*entry.shape[:-1], entry.shape[-1] * (2 if packing == "int4" else 1)) if entry.shape else ()
     if not packable(shape, packing):
         raise ModelFileError(f"{path} holds {name} in {packing}, which its shape {shape} rules out. Import it again.")
-    parts = {}
-    found = []
+    parts, spans = {}, []
     for part_name, part_shape, dtype in packed_parts(name, shape, packing):
         part = entries.get(part_name)
         if part is None or part.shape != part_shape or f"torch.{part.dtype}" != str(dtype):
             raise ModelFileError(f"{path} holds {name} in {packing} without a matching {part_name}. Import it again.")
         parts[part_name.removeprefix(name)] = _view(path, mapping, part)
-        found.append(part)
-    return Weight(shape, parts, _pages(mapping, found))
+        spans.append(_span(part))
+    return Weight(shape, parts, mapping, spans)
 
 
-def _pages(mapping: mmap.mmap, entries: Iterable[TensorEntry]) -> Pages:
-    return Pages(mapping, tuple((entry.offset, entry.offset + entry.nbytes) for entry in entries))
+def _span(entry: TensorEntry) -> tuple[int, int]:
+    return entry.offset, entry.offset + entry.nbytes

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pocketllm.backprop.output_error import label_error, output_error
+from pocketllm.backprop.output_error import output_error
 from tests.support.dense_head import DenseHead, example
 
 #: A logit of some ten is rounded by 1e-6, and the error is multiplied by weights.
@@ -58,7 +58,7 @@ def test_no_position_has_no_error(dtype: torch.dtype) -> None:
     hidden, head, wanted = example(0, 9, dtype=dtype)
     losses, gradient = output_error(hidden, head, wanted)
     assert (losses.shape, gradient.shape) == ((0,), (0, 16))
-    losses, gradient = label_error(hidden, head, wanted, (1, 2))
+    losses, gradient = output_error(hidden, head, wanted, (1, 2))
     assert (losses.shape, gradient.shape) == ((0,), (0, 16))
 
 
@@ -99,7 +99,7 @@ def test_labels_are_a_vocabulary_of_their_own(dtype: torch.dtype, bias: bool) ->
     hidden, head, _ = example(6, 50, dtype=dtype, bias=bias)
     labels = (40, 3, 17)
     wanted = torch.tensor(labels)[torch.tensor([0, 1, 2, 2, 1, 0])]
-    losses, gradient = label_error(hidden, head, wanted, labels)
+    losses, gradient = output_error(hidden, head, wanted, labels)
     expected_losses, expected_gradient = by_autograd(hidden, head, wanted, labels)
     assert losses.dtype == gradient.dtype == dtype
     assert close(losses, expected_losses, TOLERANCES[dtype])

@@ -25,8 +25,8 @@ from bench.parity import __main__ as parity
 from bench.shapes import ensure, write
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.noise import Direction
 from pocketllm.engine.streamed.quantization import unpack
-from pocketllm.mezo.noise import Direction
 from tests.support.tiny_models import mapped
 
 AT_MOST_1 = {"a": Limit(at_most=1)}

@@ -12,10 +12,9 @@ import torch
 
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import StepRecord
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.planning.memory_model import points_of
 from pocketllm.mezo.estimator import directions, probe, replay, update
-from pocketllm.mezo.noise import Direction, Kind
 
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 PROBES = (1, 2)

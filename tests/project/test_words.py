@@ -25,7 +25,7 @@ NAMES = {
     "lexicon": "tokenizer",
     "joined": "fused",
     "Walk": "ForwardContext",
-    "Trained": "StreamedWeight",
+    "Trained": "Weight",
     "LowRank": "LoRABranch",
     "Theta": "Trainable",
     "Buckets": "Batches",

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pocketllm.engine.streamed.head import HeadAt
+
 
 @dataclass
-class DenseHead:
+class DenseHead(HeadAt):
     """A head in memory that counts what is asked of it, and hands out one scratch again and again."""
 
     weight: torch.Tensor
@@ -16,10 +18,7 @@ class DenseHead:
 
     def __post_init__(self) -> None:
         self._scratch = torch.empty_like(self.weight)
-
-    @property
-    def vocabulary(self) -> int:
-        return len(self.weight)
+        self.vocabulary = len(self.weight)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         self.rows_read += stop - start

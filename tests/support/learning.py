@@ -19,13 +19,12 @@ from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, ModelFolder, open_model_folder
 from pocketllm.engine.formats.safetensors_io import write_tensors
+from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.estimator import directions
-from pocketllm.mezo.noise import Direction, Kind
 from tests.support.paths import ROOT
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
 

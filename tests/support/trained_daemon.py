@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openai
 import torch
+import torch.distributed.tensor  # PEFT expects that transformers has imported it
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

@@ -12,8 +12,8 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
+from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.params.perturbation import Perturbation
 from pocketllm.mezo.method import MeZO, MeZOPlan
 
 BLOCK = Batch(inputs=torch.zeros(1, 1, dtype=torch.int64), targets=torch.zeros(1, 1, dtype=torch.int64))

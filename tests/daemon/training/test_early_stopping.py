@@ -1,7 +1,9 @@
 """What the checks of a run's validation loss lead to, check by check."""
 
 import json
+from dataclasses import asdict
 from math import inf, nan
+from typing import Any
 
 import pytest
 
@@ -63,13 +65,13 @@ def test_the_end_of_a_run_keeps_the_best_without_a_halving() -> None:
 def test_comes_back_from_json() -> None:
     stopping = EarlyStopping()
     verdicts(stopping, [0.1 + 0.2, 0.1, 5.0])
-    document = json.loads(json.dumps(stopping.to_json(), allow_nan=False))
-    assert EarlyStopping.from_json(document) == stopping
+    document = json.loads(json.dumps(asdict(stopping), allow_nan=False))
+    assert EarlyStopping(**document) == stopping
 
 
 def test_what_the_version_before_noted_can_be_read() -> None:
     """A job may be paused while the daemon is replaced."""
-    noted = {
+    noted: dict[str, Any] = {
         "first_loss": 4.0,
         "best_loss": 3.0,
         "best_step": 20,
@@ -78,5 +80,5 @@ def test_what_the_version_before_noted_can_be_read() -> None:
         "looked_at": 30,
         "ended": False,
     }
-    stopping = EarlyStopping.from_json(noted)
+    stopping = EarlyStopping(**noted)
     assert (stopping.best_step, stopping.checks_since_best, stopping.share) == (20, 1, 0.5)

@@ -1,6 +1,7 @@
 """Jobs of every mode and kind of example, through the real worker; and what a job does about too little memory."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_p
     planned = plan_job(
         open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
     )
-    plan = planned.plan.to_json() | {"micro_batch": 1024}
+    plan = asdict(planned.plan) | {"micro_batch": 1024}
     store.jobs.set_plan(job.id, plan, predicted_bytes=0)
     finish(start_worker(folder, job))
     job = store.jobs.get(job.id)

@@ -1,6 +1,7 @@
 """Real worker processes on a real database: killed, resumed, ended."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(fold
     planned = plan_job(
         open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
     )
-    plan = planned.plan.to_json() | {"block_tokens": 4_000_000, "micro_batch": 2}
+    plan = asdict(planned.plan) | {"block_tokens": 4_000_000, "micro_batch": 2}
     store.jobs.set_plan(job.id, plan, predicted_bytes=0)
     finish(start_worker(folder, job))
     job = ended(store, job)

@@ -13,13 +13,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_model_folder
 from pocketllm.engine.method import StepRecord
+from pocketllm.engine.noise import ROUNDING_POOL, Direction, Kind
 from pocketllm.engine.params.full import FullWeights, save_full
-from pocketllm.engine.philox import ROUNDING_POOL
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.estimator import replay, update
 from pocketllm.mezo.method import MeZO, MeZOPlan
-from pocketllm.mezo.noise import Direction, Kind
 from tests.support.learning import (
     ALL_ROWS,
     FP32_TOLERANCE,

@@ -7,8 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pocketllm.engine.errors import AdapterError
+from pocketllm.engine.noise import Direction
 from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter
-from pocketllm.mezo.noise import Direction
 from tests.support.learning import equal
 
 

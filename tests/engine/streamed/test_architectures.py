@@ -9,10 +9,10 @@ import torch
 from transformers import DynamicCache
 
 from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.noise import Kind
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.quantization import PACKINGS
-from pocketllm.mezo.noise import Kind
 from tests.support.learning import (
     ALL_ROWS,
     FP32_TOLERANCE,

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pocketllm.engine.streamed.loss import CHUNK_BYTES, CHUNK_ROWS, label_losses, token_losses
+from pocketllm.engine.streamed.loss import CHUNK_BYTES, CHUNK_ROWS, token_losses
 from tests.support.dense_head import DenseHead, example
 
 
@@ -72,7 +72,7 @@ def test_no_chunk_takes_more_memory_than_said(count: int) -> None:
 def test_no_position_has_no_loss(dtype: torch.dtype) -> None:
     hidden, head, wanted = example(0, 9, dtype=dtype)
     assert token_losses(hidden, head, wanted).shape == (0,)
-    assert label_losses(hidden, head, wanted, (1, 2)).shape == (0,)
+    assert token_losses(hidden, head, wanted, (1, 2)).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -82,7 +82,7 @@ def test_choices_are_a_vocabulary_of_their_own(dtype: torch.dtype, bias: bool) -
     label_ids = (40, 3, 17)
     small = DenseHead(head.weight[list(label_ids)], None if head.bias is None else head.bias[list(label_ids)])
     places = torch.tensor([0, 1, 2, 2, 1, 0])
-    losses = label_losses(hidden, head, torch.tensor(label_ids)[places], label_ids)
+    losses = token_losses(hidden, head, torch.tensor(label_ids)[places], label_ids)
     assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.allclose(losses.double(), whole(hidden, small, places), atol=1e-5)
     assert head.rows_read == 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.tensor  # PEFT expects that transformers has imported it
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -23,9 +24,8 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Direction, Perturbation
 from pocketllm.engine.streamed.model import HEAD_ROWS, LanguageModel
-from pocketllm.mezo.noise import Direction
 from tests.support.learning import (
     ALL_ROWS,
     imported,

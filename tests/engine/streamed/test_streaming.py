@@ -13,21 +13,18 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.params.perturbation import Perturbation
+from pocketllm.engine.noise import Kind, Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import (
-    MIN_ROWS,
     ForwardContext,
     LoRABranch,
     StreamedEmbedding,
     StreamedLinear,
-    StreamedWeight,
     perturbed_forward,
 )
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
-from pocketllm.engine.streamed.weights import Weight
-from pocketllm.mezo.noise import Kind
+from pocketllm.engine.streamed.weights import MIN_ROWS, Weight
 from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
 from tests.support.tiny_models import tiny_model_folder
 
@@ -50,29 +47,26 @@ def floats(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def weight_of(tensor: torch.Tensor) -> Weight:
-    return Weight(tensor.shape, {"": tensor})
+def weight_of(tensor: torch.Tensor, number: int | None = None) -> Weight:
+    weight = Weight(tensor.shape, {"": tensor})
+    weight.number = number
+    return weight
 
 
 def at(tensor: torch.Tensor, point: Perturbation, number: int) -> torch.Tensor:
     return torch.add(tensor, point.direction.of(number, tensor.shape), alpha=point.distance)
 
 
-def numbered(trained: StreamedWeight | None, number: int) -> None:
-    assert trained is not None
-    trained.number = number
-
-
-def assembled(trained: StreamedWeight) -> list[torch.Tensor]:
+def assembled(weight: Weight, context: ForwardContext) -> list[torch.Tensor]:
     """What a weight's chunks make up, for each part."""
-    whole = [torch.empty(trained.weight.shape) for _ in range(trained.parts)]
-    done = 0
-    for rows, values in trained.chunks():
+    whole, done = list[torch.Tensor](), 0
+    for rows, values in weight.chunks(context):
         assert rows.start == done
+        whole = whole or [torch.empty(weight.shape) for _ in values]
         for into, value in zip(whole, values, strict=True):
             into[rows] = value
         done = rows.stop
-    assert done == trained.weight.shape[0]
+    assert done == weight.shape[0]
     return whole
 
 
@@ -92,9 +86,8 @@ def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape:
     """Whatever the chunks that it is made in; several directions follow each other through the same scratches."""
     dense, points = floats(*shape), sides(0.1, probes=probes, kind=kind)
     before = dense.clone()
-    trained = StreamedWeight(weight_of(dense), context_at(points))
-    trained.number = 9
-    for value, expected in zip(assembled(trained), [at(dense, p, 9) for p in points] or [dense], strict=True):
+    values = assembled(weight_of(dense, 9), context_at(points))
+    for value, expected in zip(values, [at(dense, p, 9) for p in points] or [dense], strict=True):
         assert torch.equal(value, expected)
     assert torch.equal(dense, before)
 
@@ -103,30 +96,28 @@ def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape:
 @pytest.mark.parametrize("rows", [5, MIN_ROWS, 2 * MIN_ROWS + 1])
 def test_a_packed_matrix_is_made_dense_in_chunks(packing: str, rows: int) -> None:
     parts = pack(floats(rows, 2048), packing)
-    trained = StreamedWeight(Weight((rows, 2048), parts), context_at(sides()))
-    assert [torch.equal(value, unpack(parts, torch.empty(rows, 2048))) for value in assembled(trained)] == [True]
-    assert len(list(trained.chunks())) == -(-rows // MIN_ROWS)
+    weight, context = Weight((rows, 2048), parts), context_at(sides())
+    (value,) = assembled(weight, context)
+    assert torch.equal(value, unpack(parts, torch.empty(rows, 2048)))
+    assert len(list(weight.chunks(context))) == -(-rows // MIN_ROWS)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 @pytest.mark.parametrize("shape", [(1,), (77,), (9, 3)])
 def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[int, ...]) -> None:
     dense, points = floats(*shape), sides(0.1, probes=2)[:count]
-    trained = StreamedWeight(weight_of(dense), context_at(points))
-    trained.number = 9
-    assert trained.parts == max(1, count)
-    for value, expected in zip(trained.whole(), [at(dense, p, 9) for p in points] or [dense], strict=True):
+    values = weight_of(dense, 9).whole(context_at(points), max(1, count))
+    for value, expected in zip(values, [at(dense, p, 9) for p in points] or [dense], strict=True):
         assert torch.equal(value, expected)
 
 
 def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
-    dense = floats(4, 5)
-    trained = StreamedWeight(weight_of(dense), context_at(sides()))
-    assert trained.parts == 1
-    assert [(rows, [v.data_ptr() for v in values]) for rows, values in trained.chunks()] == [
+    dense, context = floats(4, 5), context_at(sides())
+    weight = weight_of(dense)
+    assert [(rows, [v.data_ptr() for v in values]) for rows, values in weight.chunks(context)] == [
         (slice(0, 4), [dense.data_ptr()])
     ]
-    assert [value is dense for value in trained.whole()] == [True]
+    assert [value is dense for value in weight.whole(context, 2)] == [True, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,10 +127,7 @@ def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int,
     points = sides(0.1, probes=probes, kind=kind)
     context = context_at(points)
     w, b, x = floats(7, 5), floats(7, seed=1), floats(2 * len(points), 3, 5, seed=2)
-    linear = StreamedLinear(context, weight_of(w), weight_of(b) if bias else None)
-    numbered(linear.weights, 4)
-    if bias:
-        numbered(linear.biases, 6)
+    linear = StreamedLinear(context, weight_of(w, 4), weight_of(b, 6) if bias else None)
     expected = [
         nn.functional.linear(part, at(w, point, 4), at(b, point, 6) if bias else None)
         for part, point in zip(x.chunk(len(points)), points, strict=True)
@@ -178,9 +166,8 @@ def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
 def test_an_embedding_makes_the_words_at_hand_dense(padding: int | None, trained: bool) -> None:
     """Also when all of them come before the padding word, which the small table then does not reach."""
     table, points = floats(99, 8), sides(0.1, probes=2)
-    embedding = StreamedEmbedding(context_at(points), weight_of(table), nn.Embedding(99, 8, padding_idx=padding))
-    if trained:
-        numbered(embedding.weights, 3)
+    weight = weight_of(table, 3 if trained else None)
+    embedding = StreamedEmbedding(context_at(points), weight, nn.Embedding(99, 8, padding_idx=padding))
     ids = torch.tensor([[5, 0, 5], [7, 7, 7], [0, 1, 2], [6, 5, 4], [98, 90, 0], [1, 1, 1], [3, 2, 1], [0, 0, 0]])
     for words in (ids, ids % 8):
         tables = [at(table, point, 3) if trained else table for point in points]
@@ -201,12 +188,10 @@ def test_an_embedding_of_packed_rows(packing: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point(kind: Kind) -> None:
     w, b = floats(50, 8), floats(50, seed=1)
-    head = StreamedHead(context_at([]), weight_of(w), weight_of(b))
+    head = StreamedHead(context_at([]), weight_of(w, 5), weight_of(b, 6))
     hidden = floats(2, 3, 8, seed=2)
     assert head(hidden).eq(HEAD_MARK).all()
     assert head.input is hidden
-    numbered(head.weights, 5)
-    numbered(head.biases, 6)
     point, words = sides(0.1, kind=kind)[0], torch.tensor([49, 3, 3, 0])
     for place, expected, bias in ((None, w, b), (point, at(w, point, 5), at(b, point, 6))):
         here = head.at(place)
@@ -223,9 +208,7 @@ def test_small_modules_take_each_part_through_its_point() -> None:
     context.rows = 8
     norm, places = nn.LayerNorm(6), nn.Embedding(9, 6)
     w, b, table = floats(6), floats(6, seed=1), floats(9, 6, seed=2)
-    trained = {"weight": StreamedWeight(weight_of(w), context), "bias": StreamedWeight(weight_of(b), context)}
-    numbered(trained["weight"], 1)
-    numbered(trained["bias"], 2)
+    trained = {"weight": weight_of(w, 1), "bias": weight_of(b, 2)}
     x = floats(8, 3, 6, seed=3)
     expected = [
         nn.functional.layer_norm(part, (6,), at(w, point, 1), at(b, point, 2))
@@ -234,9 +217,7 @@ def test_small_modules_take_each_part_through_its_point() -> None:
     assert torch.allclose(perturbed_forward(norm, trained, context)(x), torch.cat(expected), atol=TOLERANCE)
 
     # A position table is often asked once for all rows of the batch.
-    position = StreamedWeight(weight_of(table), context)
-    position.number = 3
-    found = perturbed_forward(places, {"weight": position}, context)(torch.tensor([[4, 0, 8]]))
+    found = perturbed_forward(places, {"weight": weight_of(table, 3)}, context)(torch.tensor([[4, 0, 8]]))
     assert torch.equal(found, torch.cat([at(table, point, 3)[[4, 0, 8]].expand(2, 3, 6) for point in points]))
 
 
@@ -248,10 +229,8 @@ def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
     """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
     (plus, minus), width = sides(1e-3), 64
     context, made = ForwardContext(dtype=dtype, perturbations=(plus, minus)), norm(width)
-    trained = {
-        name: StreamedWeight(weight_of(value.detach().to(dtype)), context) for name, value in made.named_parameters()
-    }
-    numbered(trained["weight"], 0)
+    trained = {name: weight_of(value.detach().to(dtype)) for name, value in made.named_parameters()}
+    trained["weight"].number = 0
     x = floats(4, 500, width).to(dtype)
     slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
     above, below = perturbed_forward(norm(width), trained, context)(torch.cat((x, x))).detach().chunk(2)

@@ -53,7 +53,7 @@ def test_releasing_loses_nothing(root: Path, dtype: str) -> None:
         before = weight.dense(torch.float64, scratch).clone()
         weight.prefetch()
         weight.release()
-        weight.release_rows(0, weight.shape[0])
+        weight.release(0, weight.shape[0])
         assert torch.equal(weight.dense(torch.float64, scratch), before), name
         # Many rows, some of them again, with pages given back on the way.
         for count in (0, 1, 7 * weight.shape[0]):
@@ -70,7 +70,7 @@ def test_a_loaded_weight_is_no_longer_the_files(root: Path) -> None:
     assert weight.dense(torch.float32, Scratch()).count_nonzero() == 0
     weight.prefetch()
     weight.release()
-    weight.release_rows(0, 1)
+    weight.release(0, 1)
 
 
 def test_scratch_is_one_piece_of_memory_that_grows() -> None:

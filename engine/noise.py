@@ -1,24 +1,48 @@
 """The random direction z: a pure function of (seed, step, probe, tensor), so it is never stored (MeZO, section 2.1).
 
-The bits come from a counter-based generator (engine/philox.py). So the same step log gives the same weights on every
-platform, and any part of z can be generated without the parts before it.
+The bits come from Philox, a counter-based generator (Salmon et al., SC 2011) whose raw stream NumPy fixes across
+platforms and versions. So the same step log gives the same weights on every device, and any part of a stream can be
+generated without the parts before it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Literal
 
 import numpy as np
 import torch
 
-from pocketllm.engine.philox import WORDS_PER_COUNT, philox, rounding_bits
-
 Kind = Literal["rademacher", "gaussian"]
 
 #: Numbers of z per 64-bit word of the generator.
 _PER_WORD = {"rademacher": 64, "gaussian": 2}
+#: 64-bit words per value of the counter.
+_WORDS_PER_COUNT = 4
+#: The lane of the bits for stochastic rounding.
+_ROUNDING_LANE = 2**63
+ROUNDING_POOL = 2**20
+
+
+def philox(seed: int, step: int, stream: int = 0, *, lane: int = 0, count: int = 0) -> np.random.Philox:
+    """The generator of (seed, step, stream, lane), each below 2^64, starting at value `count` of its counter.
+
+    Streams and lanes never overlap.
+    """
+    # As uint64 arrays: NumPy would convert a list with a number above 2^63 to floats.
+    key, counter = np.array([seed, step], dtype=np.uint64), np.array([count, 0, lane, stream], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter)
+
+
+@lru_cache(maxsize=1)
+def rounding_bits(seed: int, step: int, probe: int) -> torch.Tensor:
+    """ROUNDING_POOL random 16-bit numbers, int32, for stochastic rounding of a step's update.
+
+    All tensors share the pool. Weights a pool's length apart then round alike, but each without bias.
+    """
+    words = philox(seed, step, lane=_ROUNDING_LANE + probe).random_raw(ROUNDING_POOL // 4).astype("<u8", copy=False)
+    return torch.from_numpy(words.view("<u2").astype(np.int32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +79,21 @@ class Direction:
             found[place] = self.rows(tensor, shape, row, row + 1, dtype)[0]
         return found
 
-    def rounding_bits(self) -> torch.Tensor:
-        """Random bits for rounding an update along it (engine/philox.py)."""
-        return rounding_bits(self.seed, self.step, self.probe)
-
     def _draw(self, tensor: int, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-        per_count = _PER_WORD[self.kind] * WORDS_PER_COUNT
+        per_count = _PER_WORD[self.kind] * _WORDS_PER_COUNT
         first, skipped = divmod(start, per_count)
         generator = philox(self.seed, self.step, tensor, lane=self.probe, count=first)
         words = generator.random_raw(-(-(skipped + count) // _PER_WORD[self.kind])).astype("<u8", copy=False)
         draw = _signs if self.kind == "rademacher" else _normals
         return draw(words, dtype)[skipped : skipped + count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """theta + distance * z."""
+
+    direction: Direction
+    distance: float
 
 
 def _signs(words: np.ndarray[tuple[int], np.dtype[np.uint64]], dtype: torch.dtype) -> torch.Tensor:

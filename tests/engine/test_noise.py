@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketllm.engine.philox import ROUNDING_POOL, philox, rounding_bits
-from pocketllm.mezo.noise import Direction, Kind
+from pocketllm.engine.noise import ROUNDING_POOL, Direction, Kind, philox, rounding_bits
 
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 #: Around the numbers that a signed integer, and a float64, can no longer hold.
