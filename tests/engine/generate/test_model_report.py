@@ -81,9 +81,10 @@ class TestSample:
         found = chosen(held_out=(pack(texts, length=256, eos=EOS),)).prompts
         assert found == [texts[number][:PROMPT_TOKENS] for number in (1, 4, 7)]
 
-    def test_a_row_that_begins_within_a_text_is_no_beginning(self) -> None:
+    def test_of_a_text_of_several_rows_each_row_is_a_beginning(self) -> None:
         [text] = numbers(100)
-        assert chosen(held_out=(pack([text], length=25, eos=EOS),)).prompts == [text[:PROMPT_TOKENS]]
+        found = chosen(held_out=(pack([text], length=25, eos=EOS),)).prompts
+        assert found == [text[start : start + PROMPT_TOKENS] for start in (0, 25, 50)]
 
     def test_the_filling_of_the_last_row_is_no_text(self) -> None:
         assert len(chosen(held_out=(pack(numbers(30), length=200, eos=EOS),)).prompts) == 1
@@ -190,23 +191,21 @@ class TestCompare:
         insight = compare(found, *observed)
         base, personal = (one.probabilities for one in observed)
         assert base is not None and personal is not None
-        assert insight.shifts and all(rise.personal > rise.base > 0 for rise in insight.shifts)
-        first = insight.shifts[0]
-        assert (first.base, first.personal) == (float(base[first.token]), float(personal[first.token]))
-        assert first.token == int((personal * (personal / base).log()).argmax())
-        assert [one.prompt for one in insight.continuations] == found.prompts
-        assert any(one.base != one.personal for one in insight.continuations)
-        assert insight.verbatim_recall is not None and insight.verbatim_recall.places == found.places
-        assert (insight.verbatim_recall.base, insight.verbatim_recall.personal) == tuple(
-            one.recalled / found.places for one in observed
-        )
+        assert insight.shifts and all(now > before > 0 for _, before, now in insight.shifts)
+        first = int((personal * (personal / base).log()).argmax())
+        assert insight.shifts[0] == (first, float(base[first]), float(personal[first]))
+        assert [prompt for prompt, *_ in insight.continuations] == found.prompts
+        assert any(before != now for _, before, now in insight.continuations)
+        before, now = (one.recalled / found.places for one in observed)
+        assert insight.verbatim_recall == {"places": found.places, "base": before, "personal": now}
 
     def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
         found = chosen(notes(), notes())
         observed = observe(model, found, 4)
         insight = compare(found, observed, observed)
         assert insight.shifts == []
-        assert insight.verbatim_recall is not None and insight.verbatim_recall.base == insight.verbatim_recall.personal
+        recall = insight.verbatim_recall
+        assert recall is not None and recall["base"] == recall["personal"]
 
     def test_nothing_to_tell(self, model: LanguageModel) -> None:
         found = chosen()
