@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.data.examples import Plain, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import eos_id
@@ -160,7 +160,7 @@ def passage(model_folder: ModelFolder) -> Batch:
     """One block of at most TOKENS tokens of plain English, masked for a masked language model."""
     tokenizer = model_folder.tokenizer()
     blocks = encode(
-        [Plain(text=_PASSAGE)],
+        [Example(_PASSAGE)],
         tokenizer,
         length=TOKENS,
         eos=eos_id(tokenizer),

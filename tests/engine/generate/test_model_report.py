@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.data.batches import Batch, Batches, pack
-from pocketllm.engine.data.examples import Completion, Plain, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import (
@@ -39,12 +39,12 @@ def chosen(learned: Batches = (), held_out: Batches = (), *, is_mlm: bool = Fals
     return sample(learned, held_out, eos=EOS, stop_ids=frozenset({EOS}), is_mlm=is_mlm)
 
 
-def encoded(*examples: Plain | Completion, length: int = 32) -> Batches:
+def encoded(*examples: Example, length: int = 32) -> Batches:
     return encode(examples, byte_tokenizer(), length=length, eos=EOS)
 
 
 def notes(*, length: int = 32) -> Batches:
-    return encoded(*(Plain(text=note) for note in NOTES), length=length)
+    return encoded(*(Example(note) for note in NOTES), length=length)
 
 
 def loud_adapter(model: LanguageModel) -> Adapter:
@@ -90,7 +90,7 @@ class TestSample:
         assert len(chosen(held_out=(pack(numbers(30), length=200, eos=EOS),)).prompts) == 1
 
     def test_of_a_completion_its_prompt_is_gone_on_with(self) -> None:
-        found = chosen(held_out=encoded(Completion(prompt="Q: two?", completion="2")))
+        found = chosen(held_out=encoded(Example("Q: two?", "2")))
         assert byte_tokenizer().decode(found.prompts[0]) == "Q: two?"
 
     def test_few_blocks_from_all_over_the_text(self) -> None:
@@ -107,7 +107,7 @@ class TestSample:
         assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS
 
     def test_blocks_of_all_buckets(self) -> None:
-        buckets = encoded(*(Plain(text=text) for text in NOTES[:8]), Completion(prompt="Q", completion="A"))
+        buckets = encoded(*(Example(text) for text in NOTES[:8]), Example("Q", "A"))
         assert [taken.inputs.shape[1] for taken in chosen(learned=buckets).learned] == [32, 16]
 
     def test_places_have_text_before_and_behind(self) -> None:
@@ -217,7 +217,7 @@ class TestCompare:
         import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="masked", dtype="float32")
         model_folder = open_model_folder(tmp_path / "masked")
         tokenizer = model_folder.tokenizer()
-        texts = [Plain(text=text) for text in NOTES]
+        texts = [Example(text) for text in NOTES]
         buckets = encode(texts, tokenizer, length=32, eos=EOS, is_mlm=True)
         found = chosen(buckets, buckets, is_mlm=True)
         observed = observe(LanguageModel(model_folder), found, 4)
