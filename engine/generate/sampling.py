@@ -45,15 +45,12 @@ def score(model: LanguageModel, tokens: Sequence[int], alternatives: int) -> lis
         part = list(tokens[start : min(start + _SCORED_CHUNK, len(tokens) - 1)])
         logits = model.all_logits(torch.tensor([part]), cache)
         after = tokens[start + 1 : start + 1 + len(part)]
-        found += [_scored(token, row, alternatives) for token, row in zip(after, logits, strict=True)]
+        for token, row in zip(after, logits, strict=True):
+            logprobs = torch.log_softmax(row, -1)
+            best = logprobs.topk(min(alternatives, len(logprobs)))
+            likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            found.append(Scored(token, float(logprobs[token]), likeliest))
     return found
-
-
-def _scored(token: int, logits: torch.Tensor, alternatives: int) -> Scored:
-    logprobs = torch.log_softmax(logits, -1)
-    best = logprobs.topk(min(alternatives, len(logprobs)))
-    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Scored(token, float(logprobs[token]), likeliest)
 
 
 @torch.inference_mode()

@@ -111,8 +111,9 @@ class LlamaDecoder:
 
     def _serving(self, lora: Path | None, tokens: int) -> LlamaServer:
         """A server with this adapter, if any, and a context for this number of tokens."""
-        if self._server is not None and self._server.alive and self._fits(self._server.plan, lora, tokens):
-            return self._server
+        server = self._server
+        if server is not None and server.alive and server.plan.context >= tokens and lora in (None, server.plan.lora):
+            return server
         self.close()
         plan = ServerPlan(
             program=self._found.program,
@@ -123,6 +124,3 @@ class LlamaDecoder:
         )
         self._server = LlamaServer(plan, self._address, self._encode, self._timeouts)
         return self._server
-
-    def _fits(self, plan: ServerPlan, lora: Path | None, tokens: int) -> bool:
-        return plan.context >= tokens and (lora is None or plan.lora == lora)
