@@ -1,6 +1,10 @@
-"""The environment of worker and generator: OpenMP and the allocator."""
+"""The environment of child processes: OpenMP and the allocator; and what a tool answers that runs in one."""
 
+import json
 import os
+import sys
+from subprocess import DEVNULL, TimeoutExpired, run
+from typing import Any
 
 #: glibc returns memory to the system after each large `free`, and the page faults of allocating it again cost a third
 #: of a step's elementwise operations (silu of 2048 x 1536 bf16: 1.8, not 0.6 ms). So it keeps what a step reuses:
@@ -35,6 +39,8 @@ CHILD_SETTINGS = {
 
 #: The most characters of a last line in an error.
 _LAST_WORDS_CHARACTERS = 300
+#: The limit for a tool, on the largest models and the slowest phones. Usually it takes a few seconds.
+_TOOL_SECONDS = 1800
 
 
 def child_environment() -> dict[str, str]:
@@ -45,6 +51,23 @@ def child_environment() -> dict[str, str]:
     time of the one it waits for: a step took seven times as long, and a tiny model's a hundred times.
     """
     return {**CHILD_SETTINGS, **os.environ, "RUST_BACKTRACE": "0"}
+
+
+def answer_of(tool: str, *arguments: object, failed: type[Exception]) -> dict[str, Any]:
+    """The JSON object that daemon/tools/TOOL.py prints, in a process of its own. Raises `failed` with the reason."""
+    command = [sys.executable, "-m", f"pocketllm.daemon.tools.{tool}", *map(str, arguments)]
+    try:
+        done = run(command, stdin=DEVNULL, capture_output=True, env=child_environment(), timeout=_TOOL_SECONDS)
+    except TimeoutExpired as error:
+        raise failed(f"The {tool} process took more than {_TOOL_SECONDS} seconds. Try again.") from error
+    except OSError as error:
+        raise failed(f"The {tool} process could not start: {error}. Try again.") from error
+    if done.returncode < 0:
+        raise failed(f"The {tool} process was killed by signal {-done.returncode}, perhaps because memory ran out.")
+    if done.returncode:
+        raise failed(f"The {tool} process failed: {last_words(done.stderr)}. Check the disk space, then try again.")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def last_words(output: bytes) -> str:

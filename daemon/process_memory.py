@@ -45,7 +45,7 @@ def cap_anonymous_memory(more_bytes: int) -> None:
     Does nothing without /proc/self/status.
     """
     # The limit is on VmData, which is larger than the resident part.
-    if (current := _bytes_of(_STATUS, "VmData")) is None:
+    if (current := bytes_of("VmData")) is None:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (current + more_bytes + UNTOUCHED_BYTES, hard))
@@ -101,13 +101,13 @@ def check_room() -> None:
 def _free_bytes() -> float:
     """What this process may still allocate, as far as the system says."""
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = math.inf if limit == resource.RLIM_INFINITY else limit - (_bytes_of(_STATUS, "VmData") or 0)
-    available = _bytes_of(_MEMORY, "MemAvailable")
+    allowed = math.inf if limit == resource.RLIM_INFINITY else limit - (bytes_of("VmData") or 0)
+    available = bytes_of("MemAvailable", _MEMORY)
     return allowed if available is None else min(allowed, available)
 
 
-def _bytes_of(file: Path, name: str) -> int | None:
-    """A size that /proc gives in kB; None if it does not say."""
+def bytes_of(name: str, file: Path = _STATUS) -> int | None:
+    """A size of this process, or in another file of /proc; None if it does not say."""
     try:
         lines = dict(line.split(":", 1) for line in file.read_text().splitlines())
         return int(lines[name].removesuffix("kB").strip()) * 1024

@@ -4,7 +4,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict
 from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
-from pocketllm.engine.generate.model_report import ModelReport, Sample, TokenShift, compare, observe
+from pocketllm.engine.generate.model_report import ModelReport, Sample, compare, observe
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel
@@ -63,7 +62,7 @@ def model_report(
 
 def report(verdict: EvaluationVerdict, found: ModelReport | None, content: dict[str, Any] | None) -> NewReport:
     """The whole report; the verdict is always present."""
-    verbatim_recall = asdict(found.verbatim_recall) if found is not None and found.verbatim_recall else None
+    verbatim_recall = None if found is None else found.verbatim_recall
     return NewReport(numbers={"verdict": verdict.to_json(), "verbatim_recall": verbatim_recall}, content=content)
 
 
@@ -74,11 +73,11 @@ def report_content(found: ModelReport, model_folder: ModelFolder, texts: Sequenc
         "words": _words(found.shifts, tokenizer, _words_of(texts)),
         "completions": [
             {
-                "prompt": _text(tokenizer, one.prompt),
-                "base": _behind(tokenizer, one.prompt, one.base),
-                "personal": _behind(tokenizer, one.prompt, one.personal),
+                "prompt": _text(tokenizer, prompt),
+                "base": _behind(tokenizer, prompt, base),
+                "personal": _behind(tokenizer, prompt, personal),
             }
-            for one in found.continuations
+            for prompt, base, personal in found.continuations
         ],
     }
 
@@ -87,16 +86,18 @@ def _words_of(texts: Iterable[Text]) -> set[str]:
     return {word for text in texts for part in (text.text, text.completion or "") for word in re.findall(r"\w+", part)}
 
 
-def _words(shifts: Sequence[TokenShift], tokenizer: PreTrainedTokenizerBase, known: set[str]) -> list[dict[str, Any]]:
+def _words(
+    shifts: Sequence[tuple[int, float, float]], tokenizer: PreTrainedTokenizerBase, known: set[str]
+) -> list[dict[str, Any]]:
     """The tokens whose probability rose and that are words of the owner's texts; or all with a letter, if hardly any is
     a whole word, as in a script without spaces.
     """
     special = set(tokenizer.all_special_ids)
     by_word: dict[str, dict[str, Any]] = {}  # by the case-folded word
-    for rise in shifts:
-        word = "" if rise.token in special else _text(tokenizer, [rise.token]).strip()
+    for token, base, personal in shifts:
+        word = "" if token in special else _text(tokenizer, [token]).strip()
         if any(map(str.isalpha, word)):
-            by_word.setdefault(word.casefold(), {"word": word, "base": rise.base, "personal": rise.personal})
+            by_word.setdefault(word.casefold(), {"word": word, "base": base, "personal": personal})
     whole = [entry for entry in by_word.values() if entry["word"] in known]
     entries = whole if len(whole) >= WORDS // 2 else list(by_word.values())
     return sorted(entries, key=lambda entry: entry["personal"] < TELLING_RATIO * entry["base"])[:WORDS]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -197,7 +197,7 @@ class Answerer:
                 raise BadRequest(self.backend.refusal_of_json)
             return self._models().tokens(folder)
 
-        source = by_torch() if self._llama is None else self._llama.source(folder, by_torch)
+        source = by_torch() if self._llama is None else partial(self._llama.tokens, folder, by_torch)
         return generate(source, self._decoding, prompt, sampling, cancelled=cancelled)
 
     def _suggest(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:

@@ -218,28 +218,25 @@ class Generator:
         self._starting = True
         try:
             await asyncio.to_thread(self.before_start)
-            return await self._started()
+            command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
+            options = {
+                "--database": self._database,
+                "--backend": self._preference,
+                "--socket": self._socket,
+                "--memory-bytes": self._memory_bytes,
+            }
+            command += [str(part) for option in options.items() for part in option]
+            self._process = process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=PIPE,
+                stdout=PIPE,
+                env=child_environment(),
+                limit=_LINE_BYTES,
+                start_new_session=True,
+            )
+            first = await self._line(process)
         finally:
             self._starting = False
-
-    async def _started(self) -> Process:
-        command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
-        options = {
-            "--database": self._database,
-            "--backend": self._preference,
-            "--socket": self._socket,
-            "--memory-bytes": self._memory_bytes,
-        }
-        command += [str(part) for option in options.items() for part in option]
-        self._process = process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=PIPE,
-            stdout=PIPE,
-            env=child_environment(),
-            limit=_LINE_BYTES,
-            start_new_session=True,
-        )
-        first = await self._line(process)
         if "fatal" in first:
             await self.close()
             raise ModelNotReady(first["fatal"])

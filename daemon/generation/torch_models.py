@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder, open_model_folder
 from pocketllm.engine.generate.label_probe import QUESTION, text_features
-from pocketllm.engine.generate.sampling import ModelTokens, Scored, score
-from pocketllm.engine.generate.streaming_text import Decoding
+from pocketllm.engine.generate.sampling import Scored, sample, score
+from pocketllm.engine.generate.streaming_text import Decoding, TokenSource
 from pocketllm.engine.generate.suggestions import Suggester
 from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary
 from pocketllm.engine.params.lora import Adapter, load_adapter
@@ -47,9 +48,9 @@ class TorchModels:
         model.set_parameters(used)
         return model
 
-    def tokens(self, folder: Path | None) -> ModelTokens:
+    def tokens(self, folder: Path | None) -> TokenSource:
         """The same as a source of tokens."""
-        return ModelTokens(self.at(folder, exact=False))
+        return partial(sample, self.at(folder, exact=False))
 
     def score(self, folder: Path | None, tokens: Sequence[int], alternatives: int) -> list[Scored]:
         """See engine.generate.sampling.score; in fp32."""

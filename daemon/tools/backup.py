@@ -124,7 +124,9 @@ def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents,
         with tempfile.TemporaryDirectory(dir=folder.root, prefix=RESTORE_PREFIX) as scratch:
             contents = read_backup(file, Path(scratch))
             former = folder.root / f"{FORMER_PREFIX}{now:%Y%m%dT%H%M%SZ}"
-            there = [path for path in _replaced(folder) if path.exists()]
+            database = [folder.database.with_name(folder.database.name + end) for end in ("", "-wal", "-shm")]
+            replaced = [*database, folder.tokens, folder.adapters, folder.starts, folder.runs]
+            there = [path for path in replaced if path.exists()]
             if there:
                 former.mkdir(mode=0o700)
             for path in there:
@@ -189,12 +191,6 @@ def _snapshot(database: Path, target: Path) -> dict[str, Any]:
                 }
     except sqlite3.DatabaseError as error:
         raise BackupUnusable(f"The database {database} cannot be read: {error}.") from error
-
-
-def _replaced(folder: DataFolder) -> list[Path]:
-    """What a restore replaces: the database with its log, tokens, adapters, and what belongs to open jobs."""
-    database = [folder.database.with_name(folder.database.name + end) for end in ("", "-wal", "-shm")]
-    return [*database, folder.tokens, folder.adapters, folder.starts, folder.runs]
 
 
 def _added(tar: tarfile.TarFile, name: str, path: Path) -> str:

@@ -97,7 +97,9 @@ def rebuild(
         tensors=len(stored),
         differing=tuple(differences),
         max_difference=max(differences.values(), default=0.0) if all(map(isfinite, differences.values())) else None,
-        base_is_newer=job.mode == "full" and _is_newer(_start_model(folder, job), job),
+        base_is_newer=job.mode == "full"
+        and job.started_at is not None
+        and _start_model(folder, job).manifest.created_at > job.started_at,
     )
 
 
@@ -185,10 +187,6 @@ def _start(folder: DataFolder, job: Job, made: Path) -> Adapter | FullWeights:
 def _start_model(folder: DataFolder, job: Job) -> ModelFolder:
     """The initial weights of a full-parameter job: the base model's, or its parent's."""
     return open_model_folder(folder.adapter(job.parent) if job.parent else folder.models / job.model)
-
-
-def _is_newer(model_folder: ModelFolder, job: Job) -> bool:
-    return job.started_at is not None and model_folder.manifest.created_at > job.started_at
 
 
 def _tensors(trainable: Adapter | FullWeights) -> dict[str, torch.Tensor]:

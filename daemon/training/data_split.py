@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from pocketllm.engine.data.batches import Batch, Batches
-from pocketllm.engine.data.examples import Chat, Completion, Example, Plain
+from pocketllm.engine.data.examples import Example
 from pocketllm.engine.errors import BadRequest
 from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN, MAX_HELD_OUT_SHARE, MIN_HELD_OUT
 from pocketllm.storage.tables import Text
@@ -21,11 +21,9 @@ HeldOut = tuple[Batches, list[str]]
 
 def example_of(text: Text, *, apart: bool = False) -> Example:
     """A stored text as a training example. apart: it shares no block with another text."""
-    if text.messages is not None:
-        return Chat(messages=text.messages)
-    if text.completion is not None:
-        return Completion(prompt=text.text, completion=text.completion)
-    return Completion(prompt="", completion=text.text) if apart else Plain(text=text.text)
+    if apart and text.messages is None and text.completion is None:
+        return Example("", text.text)
+    return Example(text.text, text.completion, text.messages)
 
 
 def split(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut]:

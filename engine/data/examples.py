@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,29 +30,12 @@ _TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**18
 _MASK_STREAM = 2**62 + 2**61
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plain:
-    """A text. Every token is a target."""
+class Example(NamedTuple):
+    """A plain text, of which every token is a target; a prompt with its completion; or a chat."""
 
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A prompt and its completion. Only the completion's tokens are targets."""
-
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chat:
-    """A chat in the model's template. The assistant's messages are targets."""
-
-    messages: Messages
-
-
-Example = Plain | Completion | Chat
+    completion: str | None = None  #: its tokens alone are targets; the text is the prompt
+    messages: Messages | None = None  #: a chat, in place of the text; the assistant's messages are targets
 
 
 def encode(
@@ -72,14 +55,14 @@ def encode(
 
     Raises BadRequest when no example has tokens, or when the model does not fit the examples.
     """
-    if is_mlm and any(isinstance(example, Completion | Chat) for example in examples):
+    plain = [one.text for one in examples if one.completion is None and one.messages is None]
+    pairs = [(one.text, one.completion) for one in examples if one.completion is not None]
+    chats = [one.messages for one in examples if one.messages is not None]
+    if is_mlm and (pairs or chats):
         raise BadRequest(
             "This is a masked language model, which cannot learn completions or chats. Use plain text, or a causal "
             "model."
         )
-    plain = [example.text for example in examples if isinstance(example, Plain)]
-    pairs = [example for example in examples if isinstance(example, Completion)]
-    chats = [example for example in examples if isinstance(example, Chat)]
     special = SpecialTokens.of(tokenizer, length) if is_mlm else None
     buckets = [
         *_plain(_tokenize(tokenizer, plain), tokenizer, special, length=length, eos=eos, seed=seed),
@@ -229,8 +212,8 @@ def _some(candidates: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
 
 
 def _continuations(
-    pairs: Sequence[Completion],
-    chats: Sequence[Chat],
+    pairs: Sequence[tuple[str, str]],
+    chats: Sequence[Messages],
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
@@ -242,14 +225,14 @@ def _continuations(
     follows the completion. A chat's template has its own special tokens.
     """
     between = np.array([eos])
-    prompts = _tokenize(tokenizer, [pair.prompt for pair in pairs])
-    completions = _tokenize(tokenizer, [pair.completion for pair in pairs])
+    prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs])
+    completions = _tokenize(tokenizer, [completion for _, completion in pairs])
     streams = [
         (np.concatenate([between, prompt]), np.concatenate([completion, between]))
         for prompt, completion in zip(prompts, completions, strict=True)
         if len(prompt) or len(completion)
     ]
-    said = [turn for chat in chats for turn in turns(tokenizer, chat.messages)]
+    said = [turn for messages in chats for turn in turns(tokenizer, messages)]
     before = _tokenize(tokenizer, [prompt for prompt, _ in said])
     answers = _tokenize(tokenizer, [answer for _, answer in said])
     streams += [pair for pair in zip(before, answers, strict=True) if all(map(len, pair))]

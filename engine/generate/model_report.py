@@ -5,13 +5,13 @@ Both are evaluated on the same sample of blocks, by forward passes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, takewhile
 
 import torch
 
 from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.generate.sampling import greedy
-from pocketllm.engine.streamed.loss import IGNORE_INDEX, accurate, columns_at_once
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Size of the samples of held-out and of training text, at most: some seconds' work.
@@ -24,8 +24,8 @@ PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 3, 12, 24
 MIN_PROMPT_TOKENS, MAX_PROMPT_TOKENS = 3, 48
 #: The most token shifts in a report: enough of them are whole words.
 RISES = 200
-#: The most bytes of logits over the whole vocabulary, and of the head's rows for them, that exist at a time.
-LOGIT_BYTES, CHUNK_BYTES = 16 * 2**20, 2 * 2**20
+#: Bytes of logits over the whole vocabulary at a time, at most; to make them takes as much again.
+LOGIT_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,39 +54,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenShift:
-    """The change of a token's probability, as means over the positions of held-out text."""
-
-    token: int
-    base: float
-    personal: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Continuation:
-    """Both models' continuations of the beginning of a held-out text, as token ids."""
-
-    prompt: list[int]
-    base: list[int]
-    personal: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerbatimRecall:
-    """The part of the tested positions of training text from which a model recalls the next tokens."""
-
-    places: int  #: the number of positions
-    base: float  #: from 0 to 1
-    personal: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelReport:
     """The comparison of both models."""
 
-    shifts: list[TokenShift]  #: the most significant first
-    continuations: list[Continuation]
-    verbatim_recall: VerbatimRecall | None
+    #: Tokens with their probabilities by the base and by the trained model, the most significant change first.
+    shifts: list[tuple[int, float, float]]
+    #: Prompts with both models' continuations, as token ids.
+    continuations: list[tuple[list[int], list[int], list[int]]]
+    #: The number of positions that were tested ("places"), and the part of them that either model recalls ("base" and
+    #: "personal"); None without any.
+    verbatim_recall: dict[str, float] | None
 
 
 def sample(learned: Batches, held_out: Batches, *, eos: int, stop_ids: frozenset[int], is_mlm: bool) -> Sample:
@@ -125,26 +102,21 @@ def observe(model: LanguageModel, selection: Sample, micro_batch: int, *, logit_
 def compare(selection: Sample, base: Snapshot, personal: Snapshot) -> ModelReport:
     """Compare both models' results on a sample."""
     places = selection.places
+    recall = {"places": places, "base": base.recalled / max(1, places), "personal": personal.recalled / max(1, places)}
     return ModelReport(
-        shifts=_rises(base.probabilities, personal.probabilities),
-        continuations=[
-            Continuation(prompt=prompt, base=before, personal=now)
-            for prompt, before, now in zip(selection.prompts, base.answers, personal.answers, strict=True)
-        ],
-        verbatim_recall=VerbatimRecall(places=places, base=base.recalled / places, personal=personal.recalled / places)
-        if places
-        else None,
+        shifts=_shifts(base.probabilities, personal.probabilities),
+        continuations=list(zip(selection.prompts, base.answers, personal.answers, strict=True)),
+        verbatim_recall=recall if places else None,
     )
 
 
-def _rises(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[TokenShift]:
+def _shifts(base: torch.Tensor | None, personal: torch.Tensor | None) -> list[tuple[int, float, float]]:
     """The tokens whose probability rose, by p log(p / p before), which is high for frequent and surprising ones."""
     if base is None or personal is None:
         return []
     keyness = personal * (personal.clamp(min=1e-12) / base.clamp(min=1e-12)).log()
     order = keyness.topk(min(RISES, len(keyness))).indices.tolist()
-    shifts = [TokenShift(token=token, base=float(base[token]), personal=float(personal[token])) for token in order]
-    return [rise for rise in shifts if rise.personal > rise.base]
+    return [(token, float(base[token]), float(personal[token])) for token in order if personal[token] > base[token]]
 
 
 def _some(buckets: Batches) -> Batches:
@@ -175,29 +147,20 @@ def _spread(count: int, size: int) -> list[int]:
 
 
 def _prompts(buckets: Batches, eos: int) -> list[list[int]]:
-    """The prompts to continue, spread evenly over the text; long ones if there are enough."""
-    found = [prompt for blocks in buckets for prompt in _beginnings_of_texts(blocks, eos)]
+    """Completions' prompts, and the first halves of plain texts; spread evenly, and long ones if there are enough."""
+    found = []
+    for blocks in buckets:
+        for inputs, targets in zip(blocks.inputs.tolist(), blocks.targets.tolist(), strict=True):
+            given = len(list(takewhile(lambda target: target == IGNORE_INDEX, targets)))
+            if given:
+                found.append([token for token in inputs[: given + 1] if token != eos][-MAX_PROMPT_TOKENS:])
+            else:
+                texts = [list(tokens) for is_eos, tokens in groupby(inputs, lambda token: token == eos) if not is_eos]
+                halves = (text[: len(text) // 2] for text in texts)
+                found += [half[:PROMPT_TOKENS] for half in halves if len(half) >= MIN_PROMPT_TOKENS]
     long = [prompt for prompt in found if len(prompt) >= PROMPT_TOKENS]
-    found = long if len(long) >= PROMPTS else found
+    found = long if len(long) >= PROMPTS else [prompt for prompt in found if prompt]
     return [found[place] for place in _spread(len(found), min(PROMPTS, len(found)))]
-
-
-def _beginnings_of_texts(blocks: Batch, eos: int) -> Iterator[list[int]]:
-    """Yield prompts: of a completion its own; of plain text, in packed rows, the first half of each text."""
-    for number, (inputs, targets) in enumerate(zip(blocks.inputs.tolist(), blocks.targets.tolist(), strict=True)):
-        if targets[0] == IGNORE_INDEX:
-            first = next((place for place, target in enumerate(targets) if target != IGNORE_INDEX), -1)
-            prompt = [token for token in inputs[: first + 1] if token != eos][-MAX_PROMPT_TOKENS:]
-            if prompt:
-                yield prompt
-            continue
-        starts = [place + 1 for place, token in enumerate(inputs) if token == eos]
-        if number == 0 and inputs[0] != eos:
-            starts.insert(0, 0)
-        for start, following in pairwise([*starts, len(inputs) + 1]):
-            prompt = inputs[start : start + min(PROMPT_TOKENS, (following - 1 - start) // 2)]
-            if len(prompt) >= MIN_PROMPT_TOKENS:
-                yield prompt
 
 
 def _repeatable(blocks: Batch, eos: int) -> torch.Tensor:
@@ -239,21 +202,10 @@ def _recalled(model: LanguageModel, blocks: Batch, logit_bytes: int, eos: int) -
 
 
 def _logits(model: LanguageModel, blocks: Batch, positions: torch.Tensor, logit_bytes: int) -> Iterator[torch.Tensor]:
-    """Yield the logits at these positions, some of them at a time, each valid until the next."""
-    head = model.head.at(None)
+    """Yield the logits at these positions, some of them at a time."""
     hidden = model.hidden(blocks)[positions]
-    dtype = accurate(hidden)
-    size = max(1, logit_bytes // (dtype.itemsize * head.vocabulary))
-    space = torch.empty(min(size, len(hidden)), head.vocabulary, dtype=dtype)
+    size = max(1, logit_bytes // (torch.float32.itemsize * model.head.at(None).vocabulary))
     for first in range(0, len(hidden), size):
-        some = hidden[first : first + size]
-        logits = space[: len(some)]
-        columns = columns_at_once(some, head, CHUNK_BYTES)
-        for start in range(0, head.vocabulary, columns):
-            stop = min(start + columns, head.vocabulary)
-            logits[:, start:stop] = some @ head.rows(start, stop).t()
-        if head.bias is not None:
-            logits += head.bias
-        yield logits
+        yield model.logits(hidden[first : first + size])
     if model.context.release:
         model.head.weight.release()

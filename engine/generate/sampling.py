@@ -1,6 +1,6 @@
 """Sampling tokens from a model, and scoring tokens by it."""
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -25,17 +25,6 @@ class Scored:
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
-class ModelTokens:
-    """TokenSource by a model with its current parameters."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
-
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
-        """See TokenSource. The same arguments give the same tokens."""
-        yield from _sample(self._model, prompt, sampling)
-
-
 def greedy(model: LanguageModel, prompt: Sequence[int], *, stop_ids: Collection[int], max_tokens: int) -> list[int]:
     """The greedy continuation of the prompt, up to one of `stop_ids`.
 
@@ -43,7 +32,7 @@ def greedy(model: LanguageModel, prompt: Sequence[int], *, stop_ids: Collection[
     """
     limit = getattr(model.network.config, "max_position_embeddings", None)
     kept = list(prompt) if limit is None else list(prompt[-max(1, limit - max_tokens) :])
-    sampled = _sample(model, kept, Sampling(temperature=0, max_tokens=max_tokens))
+    sampled = sample(model, kept, Sampling(temperature=0, max_tokens=max_tokens))
     return list(takewhile(lambda token: token not in stop_ids, sampled))
 
 
@@ -56,20 +45,17 @@ def score(model: LanguageModel, tokens: Sequence[int], alternatives: int) -> lis
         part = list(tokens[start : min(start + _SCORED_CHUNK, len(tokens) - 1)])
         logits = model.all_logits(torch.tensor([part]), cache)
         after = tokens[start + 1 : start + 1 + len(part)]
-        found += [_scored(token, row, alternatives) for token, row in zip(after, logits, strict=True)]
+        for token, row in zip(after, logits, strict=True):
+            logprobs = torch.log_softmax(row, -1)
+            best = logprobs.topk(min(alternatives, len(logprobs)))
+            likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            found.append(Scored(token, float(logprobs[token]), likeliest))
     return found
 
 
-def _scored(token: int, logits: torch.Tensor, alternatives: int) -> Scored:
-    logprobs = torch.log_softmax(logits, -1)
-    best = logprobs.topk(min(alternatives, len(logprobs)))
-    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Scored(token, float(logprobs[token]), likeliest)
-
-
 @torch.inference_mode()
-def _sample(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-    """Yield up to max_tokens sampled tokens."""
+def sample(model: LanguageModel, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
+    """Yield up to max_tokens tokens that continue the prompt. The same arguments give the same tokens."""
     cache = DynamicCache(config=model.network.config)
     generator = torch.Generator().manual_seed(sampling.seed)
     for start in range(0, len(prompt), _PROMPT_CHUNK):

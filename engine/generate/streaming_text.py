@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pocketllm.engine.errors import BadRequest
+
+if TYPE_CHECKING:
+    from pocketllm.engine.generate.tokenizer import Tokenizer
 
 #: Logits divided by less overflow; the likeliest token has all of the probability long before.
 LEAST_TEMPERATURE = 1e-4
@@ -33,32 +36,15 @@ class Sampling:
         return self.temperature < LEAST_TEMPERATURE
 
 
-class TokenSource(Protocol):
-    """A source of an answer's tokens."""
-
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
-        """Yield up to max_tokens tokens that continue the prompt; fewer only if the text ends. Closing it stops."""
-
-
-class TextTokenizer(Protocol):
-    """The part of transformers' tokenizer interface that is used here."""
-
-    @property
-    def eos_token_id(self) -> Any:
-        """The end token's id, if there is one."""
-
-    def get_vocab(self) -> dict[str, int]:
-        """All tokens with their ids."""
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> Any:
-        """The tokens as text."""
+#: A source of tokens: yields up to max_tokens that continue the prompt, fewer only if the text ends. Closing it stops.
+TokenSource = Callable[[Sequence[int], Sampling], Generator[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """A model's tokenizer, stop tokens and context length."""
 
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizer
     stop_ids: frozenset[int]  #: the tokens that end a text
     context: int | None  #: most tokens of prompt and answer together; None: unknown
 
@@ -98,7 +84,7 @@ def generate(
             )
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
     generation = Generation(pieces=iter(()), prompt_tokens=len(prompt))
-    generation.pieces = _pieces(generation, source.tokens(prompt, sampling), decoding, sampling, cancelled)
+    generation.pieces = _pieces(generation, source(prompt, sampling), decoding, sampling, cancelled)
     return generation
 
 
@@ -120,8 +106,7 @@ def _pieces(
                 break
             given.append(token)
             generation.completion_tokens = len(given)
-            text = tokenizer.decode(given, skip_special_tokens=True)
-            assert isinstance(text, str)
+            text = str(tokenizer.decode(given, skip_special_tokens=True))
             at = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=-1)
             if at >= 0:
                 generation.finish_reason = "stop"
@@ -132,9 +117,7 @@ def _pieces(
             yield from _advance(generation, text[: len(text) - _uncertain(text, sampling.stop)])
     if len(given) < sampling.max_tokens:
         generation.finish_reason = "stop"
-    whole = tokenizer.decode(given, skip_special_tokens=True)
-    assert isinstance(whole, str)
-    yield from _advance(generation, whole)
+    yield from _advance(generation, str(tokenizer.decode(given, skip_special_tokens=True)))
 
 
 def _advance(generation: Generation, text: str) -> Iterator[str]:
@@ -153,14 +136,14 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
     )
 
 
-def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: TextTokenizer) -> frozenset[int]:
+def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that end a text: the config's and the tokenizer's end tokens, and the one between training texts."""
     own = [configured] if configured is None or isinstance(configured, int) else configured
     stop_ids = {*own, tokenizer.eos_token_id, eos_id(tokenizer)}
     return frozenset(token for token in stop_ids if token is not None)
 
 
-def eos_id(tokenizer: TextTokenizer) -> int:
+def eos_id(tokenizer: Tokenizer) -> int:
     """The token between training texts: <|endoftext|> if there is one, else the tokenizer's end token."""
     token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     if token is None:

@@ -82,30 +82,6 @@ class _Candidate:
     slots: tuple[int, ...] = ()  #: where they are in the cache, as far as they are in it
 
 
-class _Words:
-    """Tells which candidates are words: of those of several tokens, the dictionary's and the owner's."""
-
-    def __init__(self, vocabulary: Vocabulary, dictionary: Dictionary | None, counts: WordCounts | None) -> None:
-        """dictionary: None where it says nothing, of another language."""
-        self._vocabulary, self._dictionary, self._counts = vocabulary, dictionary, counts
-
-    def have(self, one: _Candidate) -> bool:
-        """Whether it ends in a word."""
-        return self._holds(one, lambda words, last: last in words)
-
-    def begin(self, one: _Candidate) -> bool:
-        """Whether a word begins as it ends."""
-        return self._holds(one, lambda words, last: words.begins(last))
-
-    def _holds(self, one: _Candidate, holds: Callable[[Dictionary | WordCounts, str], bool]) -> bool:
-        if self._dictionary is None:
-            return True
-        last = one.text.rpartition(" ")[2]
-        if self._vocabulary.texts[one.path[-1]].strip() == last:
-            return True
-        return holds(self._dictionary, last) or (self._counts is not None and holds(self._counts, last))
-
-
 @dataclass(frozen=True, eq=False)
 class _Followed:
     """A candidate, and the probability of each token behind it."""
@@ -163,40 +139,19 @@ class Suggester:
         key = (*context,), typed, n, words, None if counts is None else counts.state
         found, complete = self._answers.get(key), True
         if found is None:
-            english = self._dictionary if self._dictionary and self._dictionary.is_of(typed.context) else None
-            known = _Words(self._vocabulary, english, counts)
-            found, complete = self._found(context[cut(len(context), MAX_TOKENS) :], typed, n, words, late, known)
+            self._follow(context[cut(len(context), MAX_TOKENS) :])
+            assert self._following is not None
+            beginnings = self._vocabulary.beginning(typed.beginning)
+            first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n, typed=True)
+            if words == 1 and not typed.may_be_whole:
+                found = self._estimated(first, typed.beginning, n)
+            if not found:
+                found, complete = self._searched(first, typed, n, words, late, counts)
             if complete:
                 self._answers[key] = found
                 if len(self._answers) > _ANSWERS:
                     self._answers.pop(next(iter(self._answers)))
         return (found if counts is None or words > 1 else mixed(found, typed, counts, n)), complete
-
-    def _found(
-        self,
-        context: Sequence[int],
-        typed: Typed,
-        n: int,
-        words: int,
-        late: Callable[[], bool],
-        known: _Words,
-    ) -> tuple[list[Suggestion], bool]:
-        """See `suggest`."""
-        self._follow(context)
-        assert self._following is not None
-        beginnings = self._vocabulary.beginning(typed.beginning)
-        first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n, typed=True)
-        if words == 1 and not typed.may_be_whole and (estimated := self._estimated(first, typed.beginning, n)):
-            return estimated, True
-        found = self._searched(first, typed, n, late, known)
-        likeliest = max((one.probability for one in found), default=0.0)
-        found = [one for one in found if one.probability >= max(LEAST, FLOOR * likeliest)]
-        if not found and late():  # as if every word ended with its first token
-            longer = (one for one in first if len(one.text) > len(typed.beginning))
-            whole = [one for one in longer if one.share >= FLOOR and known.have(one)]
-            return [Suggestion(one.text.strip(), math.exp(one.logprob), one.share) for one in whole[:n]], False
-        found = sorted(self._lengthened(found, words, late), key=lambda one: -one.probability)
-        return [Suggestion(one.candidate.text.strip(), one.probability, one.share) for one in found], not late()
 
     def _follow(self, tokens: Sequence[int]) -> None:
         """Let the cache hold these tokens; only those are computed that it does not."""
@@ -249,23 +204,28 @@ class Suggester:
 
     def _searched(
         self,
-        candidates: list[_Candidate],
+        first: list[_Candidate],
         typed: Typed,
         n: int,
+        words: int,
         late: Callable[[], bool],
-        known: _Words,
-    ) -> list[_Followed]:
-        """The n likeliest words, the likeliest first: a beam search that ends when no other one can be likelier."""
+        counts: WordCounts | None,
+    ) -> tuple[list[Suggestion], bool]:
+        """See `suggest`: a beam search from the first tokens, that ends when no other word can be likelier."""
+        known: list[Dictionary | WordCounts] = []
+        if self._dictionary and self._dictionary.is_of(typed.context):
+            known = [self._dictionary, counts] if counts else [self._dictionary]
         found: dict[str, _Followed] = {}
-        candidates = [one for one in candidates if one.share >= FLOOR]
+        candidates = [one for one in first if one.share >= FLOOR]
         while candidates and not late():
             children: list[_Candidate] = []
             for one in self._passed(candidates):
                 text = one.candidate.text
-                if len(text) > len(typed.beginning) and one.share >= FLOOR and known.have(one.candidate):
+                if len(text) > len(typed.beginning) and one.share >= FLOOR and self._is_word(one.candidate, known):
                     found[text] = max(found.get(text, one), one, key=lambda one: one.probability)
                 if len(one.candidate.path) < _WORD_TOKENS:
-                    children += filter(known.begin, self._continued(one, typed.beginning[len(text) :]))
+                    longer = self._continued(one, typed.beginning[len(text) :])
+                    children += [child for child in longer if self._is_word(child, known, begun=True)]
                 if typed.may_be_whole and text == typed.beginning:
                     children += self._children(one.candidate, one.following, self._vocabulary.spaced, _CANDIDATES * n)
             best = sorted(found.values(), key=lambda one: -one.probability)[:n]
@@ -274,7 +234,24 @@ class Suggester:
             candidates = [
                 one for one in children[: _CANDIDATES * n] if one.share >= FLOOR and math.exp(one.logprob) > least
             ]
-        return sorted(found.values(), key=lambda one: -one.probability)[:n]
+        best = sorted(found.values(), key=lambda one: -one.probability)[:n]
+        best = [one for one in best if one.probability >= max(LEAST, FLOOR * best[0].probability)]
+        if not best and late():  # as if every word ended with its first token
+            longer = [one for one in first if len(one.text) > len(typed.beginning) and one.share >= FLOOR]
+            whole = [one for one in longer if self._is_word(one, known)]
+            return [Suggestion(one.text.strip(), math.exp(one.logprob), one.share) for one in whole[:n]], False
+        best = sorted(self._lengthened(best, words, late), key=lambda one: -one.probability)
+        return [Suggestion(one.candidate.text.strip(), one.probability, one.share) for one in best], not late()
+
+    def _is_word(self, one: _Candidate, known: Sequence[Dictionary | WordCounts], *, begun: bool = False) -> bool:
+        """Whether it ends in a word, or, with `begun`, in the beginning of one.
+
+        known: the words of several tokens; empty: all are.
+        """
+        last = one.text.rpartition(" ")[2]
+        if not known or self._vocabulary.texts[one.path[-1]].strip() == last:
+            return True
+        return any(words.begins(last) if begun else last in words for words in known)
 
     def _continued(self, one: _Followed, missing: str) -> list[_Candidate]:
         """The candidate with another token of its word. missing: what it lacks of the beginning."""

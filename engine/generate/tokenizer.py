@@ -43,7 +43,9 @@ class LeanTokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception:  # the parser is native code; transformers has the better error message
             return None
-        special = {name: _content(settings[name]) for name in _SPECIAL if settings.get(name)}
+        given = {name: settings[name] for name in _SPECIAL if settings.get(name)}
+        # A token may be in an object with its settings.
+        special = {name: str(one["content"] if isinstance(one, dict) else one) for name, one in given.items()}
         return cls(tokenizer, special, text)
 
     def __len__(self) -> int:
@@ -80,11 +82,6 @@ class LeanTokenizer:
         return environment.from_string(self.chat_template).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._special
         )
-
-
-def _content(token: Any) -> str:
-    """A special token's text, which may be in an object with its settings."""
-    return str(token["content"] if isinstance(token, dict) else token)
 
 
 def _to_json(value: Any, indent: int | None = None, **settings: Any) -> str:

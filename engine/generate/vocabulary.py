@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from spellchecker import SpellChecker
 
-from pocketllm.engine.generate.streaming_text import TextTokenizer
+from pocketllm.engine.generate.tokenizer import Tokenizer
 from pocketllm.engine.generate.word_counts import WORD
 
 #: Beginnings of words whose tokens are remembered.
@@ -64,7 +64,7 @@ def _plain(word: str) -> str:
 class Vocabulary:
     """The text of each token."""
 
-    def __init__(self, tokenizer: TextTokenizer, size: int, stop_ids: Collection[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, stop_ids: Collection[int]) -> None:
         """size: of the model's output."""
         count = min(size, len(tokenizer.get_vocab()))
         self.texts = [*_texts(tokenizer, count), *[""] * (size - count)]
@@ -98,11 +98,11 @@ class Vocabulary:
         return self._order[bisect_left(self._sorted, first) : bisect_left(self._sorted, last)]
 
 
-def _texts(tokenizer: TextTokenizer, count: int) -> list[str]:
+def _texts(tokenizer: Tokenizer, count: int) -> list[str]:
     """The text of each token behind another one: alone, some tokenizers drop its space."""
     anchor = tokenizer.get_vocab().get("a", 0)
     size = len(tokenizer.decode([anchor]))
-    return [tokenizer.decode([anchor, token], skip_special_tokens=True)[size:] for token in range(count)]
+    return [str(tokenizer.decode([anchor, token], skip_special_tokens=True))[size:] for token in range(count)]
 
 
 def _is_word(text: str) -> bool:

@@ -14,7 +14,7 @@ from importlib.resources import files
 import torch
 
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.data.examples import Plain, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import eos_id
@@ -145,7 +145,7 @@ def passage(model_folder: ModelFolder) -> Batch:
     tokenizer = model_folder.tokenizer()
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     blocks = encode(
-        [Plain(text=text)],
+        [Example(text)],
         tokenizer,
         length=TOKENS,
         eos=eos_id(tokenizer),

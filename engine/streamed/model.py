@@ -159,7 +159,7 @@ class LanguageModel:
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(rows, tokens) token ids that follow the cache -> (rows, vocabulary) fp32 logits of the next token."""
-        return self._logits(self._head_input(inputs, cache, last=1))
+        return self.logits(self._head_input(inputs, cache, last=1))
 
     def all_logits(self, inputs: torch.Tensor, cache: DynamicCache, **places: torch.Tensor) -> torch.Tensor:
         """(1, tokens) token ids that follow the cache -> (tokens, vocabulary) fp32 logits of the token after each.
@@ -167,7 +167,7 @@ class LanguageModel:
         places: `position_ids` (1, tokens), and `attention_mask` (1, 1, tokens, all tokens), which is added to the
         scores; where the tokens are no plain continuation.
         """
-        return self._logits(self._head_input(inputs, cache, last=inputs.shape[1], **places))
+        return self.logits(self._head_input(inputs, cache, last=inputs.shape[1], **places))
 
     def _head_input(
         self, inputs: torch.Tensor, cache: DynamicCache, *, last: int, **places: torch.Tensor
@@ -181,7 +181,7 @@ class LanguageModel:
             self.context.decoding = False
         return self._replicas[0].head_input(output)[:, -last:].flatten(0, 1)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, width) -> (tokens, vocabulary), fp32."""
         head = self.head.at(None)
         logits = head.of_tokens(hidden)

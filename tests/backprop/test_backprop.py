@@ -16,7 +16,7 @@ from pocketllm.backprop.graph_layer import GraphLayer
 from pocketllm.backprop.llama_layer import LlamaLayer
 from pocketllm.backprop.method import fresh_adapter
 from pocketllm.engine.data.batches import batch_at, pack
-from pocketllm.engine.data.examples import Completion, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import AdapterError, TrainingDiverged, UnsupportedModel
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
@@ -197,7 +197,7 @@ def test_texts_of_many_lengths_make_few_shapes(root: Path) -> None:
     adapter = layers_adapter(model)
     model.set_parameters(adapter)
     gradients = LayerwiseGradients(model, adapter, PassSize(stored=512, micro_batch=512))
-    pairs = [Completion(prompt="?" * length, completion="!") for length in range(1, 62)]
+    pairs = [Example("?" * length, "!") for length in range(1, 62)]
     buckets = encode(pairs, byte_tokenizer(), length=64, eos=0)
     shapes = {
         some.blocks.inputs.shape

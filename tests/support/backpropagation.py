@@ -14,7 +14,7 @@ from bench.tasks.labelled import Labelled, Template, encode_labelled
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import adapted_paths
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.data.examples import Chat, Completion, Example, Plain, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
@@ -28,12 +28,10 @@ Parts = Sequence[tuple[Batch, float]]
 LABELS = Template(pattern="{text} It was {label}", words={"bad": "x", "good": "y"})
 LABELLED = [Labelled(text="grim" * (number + 1), label=("bad", "good")[number % 2]) for number in range(3)]
 EXAMPLES: dict[str, list[Example]] = {
-    "plain": [Plain(text=f"Wind west, glass {number} rising.") for number in range(4)],
-    "completion": [
-        Completion(prompt=f"Tea number {number}:", completion=" hot" * (number % 2 + 1)) for number in range(4)
-    ],
+    "plain": [Example(f"Wind west, glass {number} rising.") for number in range(4)],
+    "completion": [Example(f"Tea number {number}:", " hot" * (number % 2 + 1)) for number in range(4)],
     "chat": [
-        Chat(messages=[{"role": "user", "content": f"Hm {number}"}, {"role": "assistant", "content": "Aye."}])
+        Example("", messages=[{"role": "user", "content": f"Hm {number}"}, {"role": "assistant", "content": "Aye."}])
         for number in range(3)
     ],
     "label": [],  # LABELLED, which the benches alone know

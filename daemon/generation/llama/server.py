@@ -137,21 +137,16 @@ class LlamaServer:
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self._timeouts.start_seconds
-        while not self._healthy():
+        while True:
+            with suppress(OSError, HTTPException), closing(_Connection(self._address, _HEALTH_SECONDS)) as connection:
+                connection.request("GET", "/health")
+                if connection.getresponse().status == HTTPStatus.OK:
+                    return
             if not self.alive:
                 raise LlamaFailed(f"llama.cpp exited at startup with code {self._process.returncode}{self._said()}")
             if time.monotonic() > deadline:
                 raise LlamaFailed(f"llama.cpp was not ready within {self._timeouts.start_seconds:g} s{self._said()}")
             time.sleep(_POLL_SECONDS)
-
-    def _healthy(self) -> bool:
-        with suppress(OSError, HTTPException), closing(self._connect(_HEALTH_SECONDS)) as connection:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == HTTPStatus.OK
-        return False
-
-    def _connect(self, seconds: float) -> "_Connection":
-        return _Connection(self._address, seconds)
 
     def _events(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """Yield the server's events. Raises LlamaFailed for an error, or after too long a silence."""
@@ -171,7 +166,7 @@ class LlamaServer:
     @contextmanager
     def _asked(self, body: dict[str, Any]) -> Iterator[HTTPResponse]:
         """The response to a completion request. Leaving early cancels it."""
-        with closing(self._connect(self._timeouts.token_seconds)) as connection:
+        with closing(_Connection(self._address, self._timeouts.token_seconds)) as connection:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             with connection.getresponse() as response:
                 if response.status == HTTPStatus.BAD_REQUEST and "json_schema" in body:

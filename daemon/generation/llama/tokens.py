@@ -48,12 +48,31 @@ class LlamaDecoder:
         self._failures, self._not_before = 0, 0.0
         self.backend = Backend(name="llamacpp")  #: of the last answer
 
-    def source(self, adapter: Path | None, otherwise: Callable[[], TokenSource]) -> TokenSource:
-        """The model with the adapter in this folder, or without one; `otherwise` is used where llama.cpp cannot be."""
-        return _Source(self, adapter, otherwise)
+    def tokens(
+        self, adapter: Path | None, otherwise: Callable[[], TokenSource], prompt: Sequence[int], sampling: Sampling
+    ) -> Generator[int]:
+        """Yield tokens that continue the prompt, with the adapter in this folder or without one.
 
-    def tokens(self, adapter: Path | None, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
-        """Yield tokens that continue the prompt. Raises NotByLlama, or LlamaFailed, which starts a pause."""
+        Where llama.cpp cannot answer, or fails, the other source continues the text.
+        """
+        given: list[int] = []
+        try:
+            with closing(self._tokens(adapter, prompt, sampling)) as tokens:
+                for token in tokens:
+                    given.append(token)
+                    yield token
+        except (NotByLlama, LlamaFailed):
+            rest = replace(sampling, max_tokens=sampling.max_tokens - len(given))
+            yield from otherwise()([*prompt, *given], rest)
+
+    def close(self) -> None:
+        """End the server, if one runs. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    def _tokens(self, adapter: Path | None, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
+        """By llama.cpp alone. Raises NotByLlama, or LlamaFailed, which starts a pause."""
         if self._clock() < self._not_before:
             raise NotByLlama
         lora = None if adapter is None else self._lora(adapter)
@@ -68,12 +87,6 @@ class LlamaDecoder:
             self._failures = 0
             raise
         self._failures = 0
-
-    def close(self) -> None:
-        """End the server, if one runs. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
 
     def _note(self, error: LlamaFailed) -> None:
         self.close()
@@ -98,8 +111,9 @@ class LlamaDecoder:
 
     def _serving(self, lora: Path | None, tokens: int) -> LlamaServer:
         """A server with this adapter, if any, and a context for this number of tokens."""
-        if self._server is not None and self._server.alive and self._fits(self._server.plan, lora, tokens):
-            return self._server
+        server = self._server
+        if server is not None and server.alive and server.plan.context >= tokens and lora in (None, server.plan.lora):
+            return server
         self.close()
         plan = ServerPlan(
             program=self._found.program,
@@ -110,25 +124,3 @@ class LlamaDecoder:
         )
         self._server = LlamaServer(plan, self._address, self._encode, self._timeouts)
         return self._server
-
-    def _fits(self, plan: ServerPlan, lora: Path | None, tokens: int) -> bool:
-        return plan.context >= tokens and (lora is None or plan.lora == lora)
-
-
-class _Source:
-    """Tokens by llama.cpp; if it fails, the other source continues the text."""
-
-    def __init__(self, decoder: LlamaDecoder, adapter: Path | None, otherwise: Callable[[], TokenSource]) -> None:
-        self._decoder, self._adapter, self._otherwise = decoder, adapter, otherwise
-
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
-        """See TokenSource."""
-        given: list[int] = []
-        try:
-            with closing(self._decoder.tokens(self._adapter, prompt, sampling)) as tokens:
-                for token in tokens:
-                    given.append(token)
-                    yield token
-        except (NotByLlama, LlamaFailed):
-            rest = replace(sampling, max_tokens=sampling.max_tokens - len(given))
-            yield from self._otherwise().tokens([*prompt, *given], rest)

@@ -7,7 +7,7 @@ import pytest
 
 from pocketllm.daemon.evaluation.contamination import RUN, repeated
 from pocketllm.engine.data.batches import Batch, Batches, pack
-from pocketllm.engine.data.examples import Completion, Plain, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import open_model_folder
 from tests.support.tiny_architectures import roberta_folder
@@ -55,8 +55,7 @@ def test_blocks_keep_their_order_over_buckets_of_different_widths() -> None:
 
 
 def pairs(*of: tuple[str, str]) -> Batches:
-    examples = [Completion(prompt=prompt, completion=completion) for prompt, completion in of]
-    return encode(examples, byte_tokenizer(), length=64, eos=2)
+    return encode([Example(*one) for one in of], byte_tokenizer(), length=64, eos=2)
 
 
 def test_of_a_completion_only_what_is_measured_counts() -> None:
@@ -79,6 +78,6 @@ def test_what_is_hidden_behind_masks_is_put_back(tmp_path: Path) -> None:
     text = "Walked down to see whether the yard was still there, and it was; two mugs of tea, then home again at dusk."
 
     def is_mlm(seed: int) -> Batches:
-        return encode([Plain(text=text)], tokenizer, length=LENGTH, eos=0, is_mlm=True, seed=seed)
+        return encode([Example(text)], tokenizer, length=LENGTH, eos=0, is_mlm=True, seed=seed)
 
     assert all(repeated(is_mlm(1), is_mlm(2), is_mlm=True))

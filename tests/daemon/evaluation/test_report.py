@@ -12,7 +12,7 @@ from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.generate.model_report import Continuation, ModelReport, TokenShift
+from pocketllm.engine.generate.model_report import ModelReport
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Report, Text
@@ -185,13 +185,13 @@ def token(letter: str) -> int:
     return byte_tokens().index(letter)
 
 
-def told(tiny: ModelFolder, shifts: list[TokenShift], words: str) -> list[str]:
+def told(tiny: ModelFolder, shifts: list[tuple[int, float, float]], words: str) -> list[str]:
     insight = ModelReport(shifts=shifts, continuations=[], verbatim_recall=None)
     return [entry["word"] for entry in reporting.report_content(insight, tiny, [text(words)])["words"]]
 
 
-def rise(letter: str, *, base: float = 0.01, personal: float = 0.02) -> TokenShift:
-    return TokenShift(token=token(letter), base=base, personal=personal)
+def rise(letter: str, *, base: float = 0.01, personal: float = 0.02) -> tuple[int, float, float]:
+    return token(letter), base, personal
 
 
 class TestWords:
@@ -203,7 +203,7 @@ class TestWords:
         assert told(tiny, [rise(letter) for letter in "cba"], "a long story") == list("cba")
 
     def test_no_marks_no_special_tokens_and_no_word_twice(self, tiny: ModelFolder) -> None:
-        shifts = [TokenShift(token=0, base=0, personal=1), *(rise(letter) for letter in "a.A,ĠĊb")]
+        shifts = [(0, 0.0, 1.0), *(rise(letter) for letter in "a.A,ĠĊb")]
         assert told(tiny, shifts, "") == ["a", "b"]
 
     def test_words_that_at_least_doubled_come_before_frequent_ones(self, tiny: ModelFolder) -> None:
@@ -217,7 +217,7 @@ class TestWords:
     def test_answers_are_what_stands_behind_the_prompt(self, tiny: ModelFolder) -> None:
         tokenizer = tiny.tokenizer()
         ids = [tokenizer(part)["input_ids"] for part in ("Wind", " west", " é")]
-        one = Continuation(prompt=ids[0], base=ids[1], personal=[*ids[2][:-1]])
+        one = ids[0], ids[1], [*ids[2][:-1]]
         found = reporting.report_content(ModelReport(shifts=[], continuations=[one], verbatim_recall=None), tiny, [])
         [completion] = found["completions"]
         assert (completion["prompt"], completion["base"]) == ("Wind", " west")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
-from pocketllm.engine.generate.sampling import ModelTokens
+from pocketllm.engine.generate.sampling import sample
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
 from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.streamed.model import LanguageModel
@@ -43,11 +44,11 @@ class Both:
         def otherwise() -> TokenSource:
             raise AssertionError(self.llama.backend)
 
-        return self._answer(self.llama.source(adapter, otherwise), prompt, sampling)
+        return self._answer(partial(self.llama.tokens, adapter, otherwise), prompt, sampling)
 
     def by_torch(self, prompt: str, sampling: Sampling) -> Generation:
         """Torch's, at the point that the model is set to."""
-        return self._answer(ModelTokens(self.torch), prompt, sampling)
+        return self._answer(partial(sample, self.torch), prompt, sampling)
 
     def _answer(self, source: TokenSource, prompt: str, sampling: Sampling) -> Generation:
         generation = generate(source, self.decoding, [0, *self.tokens(prompt)], sampling)

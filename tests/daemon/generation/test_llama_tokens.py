@@ -38,7 +38,7 @@ class Otherwise:
 
     asked: list[tuple[list[int], int]] = field(default_factory=list)
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
+    def __call__(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
         self.asked.append((list(prompt), sampling.max_tokens))
         yield from [OTHER] * sampling.max_tokens
 
@@ -52,8 +52,7 @@ class Bench:
     otherwise: Otherwise
 
     def tokens(self, adapter: Path | None = None, *, count: int = 5, prompt: Sequence[int] = PROMPT) -> list[int]:
-        source = self.decoder.source(adapter, lambda: self.otherwise)
-        return list(source.tokens(prompt, Sampling(max_tokens=count)))
+        return list(self.decoder.tokens(adapter, lambda: self.otherwise, prompt, Sampling(max_tokens=count)))
 
     def have(self, trouble: Trouble) -> None:
         """Put another program in its place."""
@@ -162,9 +161,7 @@ def test_one_that_died_while_nobody_asked_is_started_again(bench: Bench) -> None
 
 
 def test_whoever_has_enough_is_no_failure(bench: Bench) -> None:
-    with closing(
-        bench.decoder.source(None, lambda: bench.otherwise).tokens(PROMPT, Sampling(max_tokens=10**6))
-    ) as tokens:
+    with closing(bench.decoder.tokens(None, lambda: bench.otherwise, PROMPT, Sampling(max_tokens=10**6))) as tokens:
         assert next(tokens) == counted(60, 1)[0]
     assert bench.tokens() == counted(60, 5)
     assert bench.otherwise.asked == []

@@ -41,9 +41,9 @@ def test_truncated_weights(tmp_path: Path) -> None:
     ("limit", "value", "words"),
     [
         # The kernel ends the inner process after a second of processor time; the outer one needs less.
-        ("RLIMIT_CPU", 1, r"The calibration process was killed by signal 9, perhaps because memory ran out\."),
+        ("RLIMIT_CPU", 1, r"The calibrate process was killed by signal 9, perhaps because memory ran out\."),
         # torch's libraries do not fit into this: an error that nobody foresaw.
-        ("RLIMIT_AS", 250 * MB, r"Calibrating the model failed: \w*Error: .*\."),
+        ("RLIMIT_AS", 250 * MB, r"The calibrate process failed: \w*Error: .*\. Check the disk space, then try again\."),
     ],
 )
 def test_a_process_that_dies(tiny: ModelFolder, limit: str, value: int, words: str) -> None:

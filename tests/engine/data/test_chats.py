@@ -7,8 +7,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from pocketllm.engine.data.batches import Batches
-from pocketllm.engine.data.chats import chat_prompt, turns
-from pocketllm.engine.data.examples import Chat, encode
+from pocketllm.engine.data.chats import Messages, chat_prompt, turns
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -32,8 +32,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     return open_model_folder(models / import_model(default_source(), models).name).tokenizer()
 
 
-def rows(tokenizer: PreTrainedTokenizerBase, chat: Chat, length: int = 128) -> Batches:
-    return encode([chat], tokenizer, length=length, eos=eos_id(tokenizer))
+def rows(tokenizer: PreTrainedTokenizerBase, messages: Messages, length: int = 128) -> Batches:
+    return encode([Example("", messages=messages)], tokenizer, length=length, eos=eos_id(tokenizer))
 
 
 def wanted(tokenizer: PreTrainedTokenizerBase, buckets: Batches) -> list[str]:
@@ -53,12 +53,12 @@ def test_each_answer_is_learned_up_to_the_end_of_its_turn(tokenizer: PreTrainedT
     assert [answer for _, answer in said] == ["Always.<|im_end|>", "Two lumps.<|im_end|>"]
     assert said[0][0].endswith("user\nTea?<|im_end|>\n<|im_start|>assistant\n")
     assert "Never.<|im_end|>" in said[1][0]
-    assert wanted(tokenizer, rows(tokenizer, Chat(messages=CHAT))) == [answer for _, answer in said]
+    assert wanted(tokenizer, rows(tokenizer, CHAT)) == [answer for _, answer in said]
 
 
 def test_the_prompt_is_the_one_that_is_answered(tokenizer: PreTrainedTokenizerBase) -> None:
     """To the token: what a chat is asked with when it is served is what stood before the answer."""
-    [bucket] = rows(tokenizer, Chat(messages=CHAT[:2]))
+    [bucket] = rows(tokenizer, CHAT[:2])
     served = tokenizer(chat_prompt(tokenizer, CHAT[:1]), add_special_tokens=False)["input_ids"]
     first = int((bucket.targets[0] != IGNORE_INDEX).nonzero()[0])
     assert bucket.inputs[0, : first + 1].tolist() == served
@@ -67,7 +67,7 @@ def test_the_prompt_is_the_one_that_is_answered(tokenizer: PreTrainedTokenizerBa
 
 def test_a_long_answer_is_learned_in_parts(tokenizer: PreTrainedTokenizerBase) -> None:
     answer = " ".join(f"word{i}" for i in range(60))
-    chat = Chat(messages=[CHAT[0], {"role": "assistant", "content": answer}])
+    chat = [CHAT[0], {"role": "assistant", "content": answer}]
     parts = wanted(tokenizer, rows(tokenizer, chat, length=32))
     assert len(parts) > 3 and "".join(parts) == answer + "<|im_end|>"
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.data.batches import Batch, Batches, pack
-from pocketllm.engine.data.examples import Completion, Plain, encode
+from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import (
@@ -39,12 +39,12 @@ def chosen(learned: Batches = (), held_out: Batches = (), *, is_mlm: bool = Fals
     return sample(learned, held_out, eos=EOS, stop_ids=frozenset({EOS}), is_mlm=is_mlm)
 
 
-def encoded(*examples: Plain | Completion, length: int = 32) -> Batches:
+def encoded(*examples: Example, length: int = 32) -> Batches:
     return encode(examples, byte_tokenizer(), length=length, eos=EOS)
 
 
 def notes(*, length: int = 32) -> Batches:
-    return encoded(*(Plain(text=note) for note in NOTES), length=length)
+    return encoded(*(Example(note) for note in NOTES), length=length)
 
 
 def loud_adapter(model: LanguageModel) -> Adapter:
@@ -81,15 +81,16 @@ class TestSample:
         found = chosen(held_out=(pack(texts, length=256, eos=EOS),)).prompts
         assert found == [texts[number][:PROMPT_TOKENS] for number in (1, 4, 7)]
 
-    def test_a_row_that_begins_within_a_text_is_no_beginning(self) -> None:
+    def test_of_a_text_of_several_rows_each_row_is_a_beginning(self) -> None:
         [text] = numbers(100)
-        assert chosen(held_out=(pack([text], length=25, eos=EOS),)).prompts == [text[:PROMPT_TOKENS]]
+        found = chosen(held_out=(pack([text], length=25, eos=EOS),)).prompts
+        assert found == [text[start : start + PROMPT_TOKENS] for start in (0, 25, 50)]
 
     def test_the_filling_of_the_last_row_is_no_text(self) -> None:
         assert len(chosen(held_out=(pack(numbers(30), length=200, eos=EOS),)).prompts) == 1
 
     def test_of_a_completion_its_prompt_is_gone_on_with(self) -> None:
-        found = chosen(held_out=encoded(Completion(prompt="Q: two?", completion="2")))
+        found = chosen(held_out=encoded(Example("Q: two?", "2")))
         assert byte_tokenizer().decode(found.prompts[0]) == "Q: two?"
 
     def test_few_blocks_from_all_over_the_text(self) -> None:
@@ -106,7 +107,7 @@ class TestSample:
         assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS
 
     def test_blocks_of_all_buckets(self) -> None:
-        buckets = encoded(*(Plain(text=text) for text in NOTES[:8]), Completion(prompt="Q", completion="A"))
+        buckets = encoded(*(Example(text) for text in NOTES[:8]), Example("Q", "A"))
         assert [taken.inputs.shape[1] for taken in chosen(learned=buckets).learned] == [32, 16]
 
     def test_places_have_text_before_and_behind(self) -> None:
@@ -190,23 +191,21 @@ class TestCompare:
         insight = compare(found, *observed)
         base, personal = (one.probabilities for one in observed)
         assert base is not None and personal is not None
-        assert insight.shifts and all(rise.personal > rise.base > 0 for rise in insight.shifts)
-        first = insight.shifts[0]
-        assert (first.base, first.personal) == (float(base[first.token]), float(personal[first.token]))
-        assert first.token == int((personal * (personal / base).log()).argmax())
-        assert [one.prompt for one in insight.continuations] == found.prompts
-        assert any(one.base != one.personal for one in insight.continuations)
-        assert insight.verbatim_recall is not None and insight.verbatim_recall.places == found.places
-        assert (insight.verbatim_recall.base, insight.verbatim_recall.personal) == tuple(
-            one.recalled / found.places for one in observed
-        )
+        assert insight.shifts and all(now > before > 0 for _, before, now in insight.shifts)
+        first = int((personal * (personal / base).log()).argmax())
+        assert insight.shifts[0] == (first, float(base[first]), float(personal[first]))
+        assert [prompt for prompt, *_ in insight.continuations] == found.prompts
+        assert any(before != now for _, before, now in insight.continuations)
+        before, now = (one.recalled / found.places for one in observed)
+        assert insight.verbatim_recall == {"places": found.places, "base": before, "personal": now}
 
     def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
         found = chosen(notes(), notes())
         observed = observe(model, found, 4)
         insight = compare(found, observed, observed)
         assert insight.shifts == []
-        assert insight.verbatim_recall is not None and insight.verbatim_recall.base == insight.verbatim_recall.personal
+        recall = insight.verbatim_recall
+        assert recall is not None and recall["base"] == recall["personal"]
 
     def test_nothing_to_tell(self, model: LanguageModel) -> None:
         found = chosen()
@@ -218,7 +217,7 @@ class TestCompare:
         import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="masked", dtype="float32")
         model_folder = open_model_folder(tmp_path / "masked")
         tokenizer = model_folder.tokenizer()
-        texts = [Plain(text=text) for text in NOTES]
+        texts = [Example(text) for text in NOTES]
         buckets = encode(texts, tokenizer, length=32, eos=EOS, is_mlm=True)
         found = chosen(buckets, buckets, is_mlm=True)
         observed = observe(LanguageModel(model_folder), found, 4)
