@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, literal, tuple_
+from sqlalchemy import func
 from sqlalchemy.dialects import sqlite
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound, Superseded, WrongState
+from pocketllm.storage.errors import Superseded, WrongState
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of
-from pocketllm.storage.repositories.ids import full_id
+from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.reports import NewReport, add_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Requester
@@ -45,11 +45,11 @@ class Tuning:
     start_from: str | None = None  #: an adapter, or BASE; None: what is served at its first start
 
 
-class JobStore:
+class JobStore(Repository):
     """Every query about jobs and their events."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
@@ -113,18 +113,12 @@ class JobStore:
     def get(self, job_id: str) -> Job:
         """The job whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found_job(session, full_id(session, Job, job_id))
+            return found(session, Job, job_id, abbreviated=True)
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, after the job `after`. Raises NotFound for an unknown `after`."""
-        newest_first = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
         with self._database.read() as session:
-            if after is not None:
-                last = found_job(session, after)
-                newest_first = newest_first.where(
-                    tuple_(col(Job.created_at), col(Job.id)) < tuple_(literal(last.created_at), literal(last.id))
-                )
-            return list(session.exec(newest_first))
+            return page(session, Job, after=after, limit=limit)
 
     def last(self) -> Job | None:
         """The job that was queued last, whatever the clock said then."""
@@ -210,7 +204,7 @@ class JobStore:
     def resume_by_owner(self, job_id: str, *, now: datetime) -> Job:
         """Let a job that the owner has paused run again. Raises WrongState when the owner has not."""
         with self._database.write() as session:
-            job = found_job(session, job_id)
+            job = found(session, Job, job_id)
             if not job.paused_by_owner or job.state not in OPEN_STATES:
                 raise WrongState(f"Job {job_id} is {job.state} and was not paused by the owner.")
             job.paused_by_owner, job.reasons = False, [_RESUMED]
@@ -246,7 +240,7 @@ class JobStore:
         that was requested to start from something by name is kept beside.
         """
         with self._database.write() as session:
-            job = found_job(session, job_id)
+            job = found(session, Job, job_id)
             aside = job.start_from is not None
             outdated = not aside and job.compared_with not in (None, _served(session, job.model))
             served = publish and not aside and not outdated
@@ -279,14 +273,12 @@ class JobStore:
         self._set(job_id, early_stopping=early_stopping)
 
     def _set(self, job_id: str, **values: object) -> None:
-        with self._database.write() as session:
-            session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
+        self._write(update(Job).where(col(Job.id) == job_id).values(**values))
 
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
         """Store the job's peak memory, if it is higher than before."""
         highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
-        with self._database.write() as session:
-            session.exec(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
+        self._write(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
 
     def add_event(self, job_id: str, *, kind: str, message: str, now: datetime) -> None:
         """Add an event, without user text."""
@@ -295,16 +287,14 @@ class JobStore:
 
     def events(self, job_id: str) -> list[Event]:
         """A job's events, oldest first."""
-        with self._database.read() as session:
-            return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
+        return self._all(select(Event).where(Event.job_id == job_id).order_by(col(Event.id)))
 
     def events_after(self, after: int, *, limit: int, job_id: str | None = None) -> list[Event]:
         """The events after an event, of all jobs or of one, oldest first."""
         newer = select(Event).where(col(Event.id) > after).order_by(col(Event.id)).limit(limit)
         if job_id is not None:
             newer = newer.where(Event.job_id == job_id)
-        with self._database.read() as session:
-            return list(session.exec(newer))
+        return self._all(newer)
 
     def last_event(self) -> int:
         """The number of the newest event; 0 before the first."""
@@ -326,14 +316,6 @@ def belongs_to(job_id: str, start: int) -> Callable[[Session], None]:
     return check
 
 
-def found_job(session: Session, job_id: str) -> Job:
-    """The job with this id. Raises NotFound."""
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists all jobs.")
-    return job
-
-
 def _served(session: Session, model: str) -> str:
     """The id of the adapter that is served for a model, or BASE."""
     serving = serving_adapter(session, model)
@@ -342,7 +324,7 @@ def _served(session: Session, model: str) -> str:
 
 def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
     """Change the job's state. The write lock is held."""
-    job = found_job(session, job_id)
+    job = found(session, Job, job_id)
     if job.state not in of:
         raise WrongState(f"Job {job_id} is {job.state}; this is possible only while it is {' or '.join(of)}.")
     job.state = to

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, select
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, NotYet, WrongState
+from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import OPEN_STATES, Job, JobState, JobText, Report
 
 _ENDED = {
@@ -25,11 +25,8 @@ class NewReport:
     content: dict[str, Any] | None  #: words of the owner and of the model
 
 
-class ReportStore:
+class ReportStore(Repository):
     """Every query about reports."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def find(self, job_id: str) -> Report | None:
         """The job's report, if it has one."""

@@ -9,8 +9,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
 
-from pocketllm.storage.database import Database
-from pocketllm.storage.repositories.jobs import found_job
+from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.tables import Evaluation, Event, Job, Step
 
 #: The step number of the base model's evaluation.
@@ -49,11 +48,8 @@ class Curve:
     training: list[CurvePoint]
 
 
-class StepLog:
+class StepLog(Repository):
     """Every query about steps and evaluations."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def append(self, step: Step) -> None:
         """Commit one step. The primary key refuses a second row for the same step.
@@ -67,8 +63,7 @@ class StepLog:
 
     def steps(self, job_id: str) -> list[Step]:
         """All rows of a job, in order."""
-        with self._database.read() as session:
-            return list(session.exec(select(Step).where(Step.job_id == job_id).order_by(col(Step.step))))
+        return self._all(select(Step).where(Step.job_id == job_id).order_by(col(Step.step)))
 
     def last_step(self, job_id: str) -> int:
         """The number of the last finished step; 0 before the first."""
@@ -84,7 +79,7 @@ class StepLog:
         """
         with self._database.write() as session:
             _delete_after(session, job_id, step)
-            job = found_job(session, job_id)
+            job = found(session, Job, job_id)
             job.early_stopping = early_stopping
             if ended:
                 job.total_steps = step
@@ -110,8 +105,7 @@ class StepLog:
     def evaluations(self, job_id: str) -> list[Evaluation]:
         """The held-out evaluations of a job, in order, without the base model's."""
         of_job = select(Evaluation).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
-        with self._database.read() as session:
-            return list(session.exec(of_job.order_by(col(Evaluation.step))))
+        return self._all(of_job.order_by(col(Evaluation.step)))
 
     def progress(self, job_id: str) -> Progress:
         """A job's progress, from its recent rows."""
