@@ -1,5 +1,6 @@
 """The tables. Times are aware UTC datetimes, durations seconds, sizes bytes, losses nats per token."""
 
+import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -125,8 +126,8 @@ class Job(SQLModel, table=True):
 
     __tablename__ = "job"
 
-    id: str = Field(primary_key=True)
-    state: JobState = Field(sa_column=Column(_enum(JobState), nullable=False, index=True))
+    id: str = Field(default_factory=lambda: f"job-{secrets.token_hex(6)}", primary_key=True)
+    state: JobState = Field(default=JobState.QUEUED, sa_column=Column(_enum(JobState), nullable=False, index=True))
     reasons: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     requested_by: Requester = Field(sa_column=Column(_enum(Requester), nullable=False))
     #: The owner said 'now': waiting is overridden, safety is not.

@@ -48,7 +48,7 @@ class StoredRun:
 
     def keep(self, stopping: EarlyStopping) -> None:
         """Store early stopping."""
-        self._store.jobs.set_early_stopping(self._job_id, stopping.to_json())
+        self._store.jobs.update(self._job_id, early_stopping=stopping.to_json())
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
         """Delete the records beyond the best step and store early stopping, atomically. step: the current one.

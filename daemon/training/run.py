@@ -97,7 +97,7 @@ class TrainingRun:
             return False
         self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
         self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
-        self.store.jobs.set_plan(self.job.id, self.plan.to_json(), predicted_bytes=self.job.predicted_bytes)
+        self.store.jobs.update(self.job.id, plan=self.plan.to_json())
         return True
 
     def _learn(self) -> tuple[Adapter | FullWeights, int]:
@@ -193,9 +193,9 @@ class TrainingRun:
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
-        predicted = planned.prediction.peak_bytes
-        self.store.jobs.set_plan(self.job.id, planned.plan.to_json(), predicted_bytes=predicted)
-        return planned.plan
+        plan, predicted = planned.plan, planned.prediction.peak_bytes
+        self.store.jobs.update(self.job.id, plan=plan.to_json(), method=plan.method, predicted_bytes=predicted)
+        return plan
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
@@ -241,7 +241,7 @@ class TrainingRun:
         if self.plan.method == "mezo" or list(adapter.a) == adapted_paths(self.model):
             return adapter
         self._say("began anew", f"{self.job.parent} adapts other linear maps than {self.plan.method} does")
-        self.job = self.store.jobs.set_parent(self.job.id, None)
+        self.job = self.store.jobs.update(self.job.id, parent=None)
         return None
 
     def _fresh(self) -> Adapter:

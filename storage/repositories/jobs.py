@@ -1,8 +1,6 @@
 """The queue of jobs: every change of state is one guarded statement, so no job is lost or run twice."""
 
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +15,7 @@ from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.reports import NewReport, add_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Requester
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
@@ -36,15 +34,6 @@ _OPEN_IN_ORDER = (
 _OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """The parameters of a job requested by the fine-tuning API."""
-
-    document: dict[str, Any]  #: the request, for its responses
-    texts: Sequence[NewText] | None = None  #: to train on; None: what is new at its first start
-    start_from: str | None = None  #: an adapter, or BASE; None: what is served at its first start
-
-
 class JobStore(Repository):
     """Every query about jobs and their events."""
 
@@ -53,61 +42,31 @@ class JobStore(Repository):
         #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
-    def create(
-        self,
-        *,
-        model: str,
-        seed: int,
-        total_steps: int,
-        settings: dict[str, Any],
-        requested_by: Requester,
-        immediate: bool,
-        now: datetime,
-        mode: str = "lora",
-        predicted_bytes: int | None = None,
-        tuning: Tuning | None = None,
-        request_key: str | None = None,
-        proceed: bool = False,
-    ) -> Job:
-        """Queue a job and store its texts, atomically.
+    def add(self, job: Job, *, texts: Sequence[NewText] | None = None, proceed: bool = False) -> Job:
+        """Queue a job and store its texts, atomically. texts: to train on; None: what is new at its first start.
 
-        request_key: makes the request idempotent: if a job has the key, it is returned. proceed: an open job on new
-        text is returned instead and goes on, at once if immediate.
+        A job that has the same request_key is returned instead. proceed: an open job on new text is returned instead
+        and goes on, at once if this one is immediate.
         """
-        job = Job(
-            id=f"job-{secrets.token_hex(6)}",
-            state=JobState.QUEUED,
-            requested_by=requested_by,
-            immediate=immediate,
-            model=model,
-            mode=mode,
-            seed=seed,
-            settings=settings,
-            total_steps=total_steps,
-            predicted_bytes=predicted_bytes,
-            start_from=tuning.start_from if tuning else None,
-            tuning=tuning.document if tuning else None,
-            request_key=request_key,
-            created_at=now,
-        )
+        now = job.created_at
         with self._database.write() as session:
-            if request_key is not None:
-                there = session.exec(select(Job).where(col(Job.request_key) == request_key)).first()
+            if job.request_key is not None:
+                there = session.exec(select(Job).where(col(Job.request_key) == job.request_key)).first()
                 if there is not None:
                     return there
             if proceed and (there := session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first()):
-                there.request_key = there.request_key or request_key
-                if there.paused_by_owner or (immediate and (there.not_before or not there.immediate)):
-                    there.paused_by_owner, there.immediate = False, there.immediate or immediate
-                    there.not_before = None if immediate else there.not_before
+                there.request_key = there.request_key or job.request_key
+                if there.paused_by_owner or (job.immediate and (there.not_before or not there.immediate)):
+                    there.paused_by_owner, there.immediate = False, there.immediate or job.immediate
+                    there.not_before = None if job.immediate else there.not_before
                     there.reasons = [] if there.state is JobState.RUNNING else [_RESUMED]
                     _event(session, there.id, now, "hastened", "requested by the owner")
                 return there
             session.add(job)
             session.flush()  # the event's foreign key wants the row
-            if tuning and tuning.texts is not None:
-                job.texts, job.words = give_to_job(session, job, tuning.texts, now)
-            session.add(Event(job_id=job.id, at=now, kind="queued", message=f"queued by {requested_by}"))
+            if texts is not None:
+                job.texts, job.words = give_to_job(session, job, texts, now)
+            _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
         return job
 
     def get(self, job_id: str) -> Job:
@@ -259,21 +218,13 @@ class JobStore(Repository):
             if not outdated and not undecided:
                 mark_learned(session, job_id)
 
-    def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
-        """Store the worker's plan, its method, and its predicted peak memory."""
-        self._set(job_id, plan=plan, method=plan["method"], predicted_bytes=predicted_bytes)
-
-    def set_parent(self, job_id: str, parent: str | None) -> Job:
-        """Change the adapter that the job starts from; None is the base model. Returns the job."""
-        self._set(job_id, parent=parent)
-        return self.get(job_id)
-
-    def set_early_stopping(self, job_id: str, early_stopping: dict[str, Any]) -> None:
-        """Store the state of early stopping."""
-        self._set(job_id, early_stopping=early_stopping)
-
-    def _set(self, job_id: str, **values: object) -> None:
-        self._write(update(Job).where(col(Job.id) == job_id).values(**values))
+    def update(self, job_id: str, **values: object) -> Job:
+        """Store a job's values, such as its plan, whatever its state. Returns the job. Raises NotFound."""
+        with self._database.write() as session:
+            job = found(session, Job, job_id)
+            for name, value in values.items():
+                setattr(job, name, value)
+        return job
 
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
         """Store the job's peak memory, if it is higher than before."""

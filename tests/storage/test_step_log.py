@@ -241,7 +241,7 @@ class TestGoBack:
             append(store, job, number)
         for step in (-1, 0, 2, 4):
             evaluate(store, job, step=step, losses=[3.0])
-        store.jobs.set_early_stopping(job, {"best_step": 2})
+        store.jobs.update(job, early_stopping={"best_step": 2})
         return job
 
     def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:

@@ -115,7 +115,7 @@ def test_a_job_that_went_on_from_the_texts_adapter_loses_its_content_too(store: 
     jobs = []
     for _ in range(2):
         job = queue_job(store)
-        store.jobs.set_parent(job.id, start)
+        store.jobs.update(job.id, parent=start)
         jobs.append(job)
         start = end(store, job, report())
     delete_text(store, gone)

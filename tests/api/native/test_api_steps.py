@@ -60,7 +60,7 @@ def test_what_a_worker_settled_on_is_shown(api: InProcessApp) -> None:
     api.add("Wind west, glass rising.")
     identity = api.post("/jobs").json()["id"]
     assert api.get(f"/jobs/{identity}").json()["plan"] is None
-    api.services.store.jobs.set_plan(identity, {"method": "mezo", "batch": 2}, predicted_bytes=5)
+    api.services.store.jobs.update(identity, plan={"method": "mezo", "batch": 2}, predicted_bytes=5)
     detail = api.get(f"/jobs/{identity}").json()
     assert (detail["plan"]["batch"], detail["predicted_bytes"], detail["mode"]) == (2, 5, "lora")
     assert api.get("/jobs").json()["data"][0]["predicted_bytes"] == 5
