@@ -46,10 +46,9 @@ class AdapterStore(Repository):
     def roll_back(self, model: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
         """Serve the parent of the serving adapter, at last the base model.
 
-        Skips ancestors that are not usable, or have learned text that was deleted since. The texts that only the
-        withdrawn jobs have learned are set aside until the adapter is served again: they stay marked as learned, so
-        that no job starts by itself to learn them again, and later jobs do not use them as old text (see
-        `texts.assign_to_job`). Raises WrongState when the base model is serving.
+        Skips ancestors that are not usable, or have learned text that was deleted since. Until the adapter is served
+        again, no job replays the texts that only the withdrawn jobs have learned, and none starts by itself to learn
+        them. Raises WrongState when the base model is serving.
         """
         with self._database.write() as session:
             serving = serving_adapter(session, model)
@@ -71,11 +70,10 @@ class AdapterStore(Repository):
         with self._database.write() as session:
             damaged = found(session, Adapter, adapter_id)
             serving = serving_adapter(session, damaged.model)
-            if serving is None or serving.id != adapter_id:
-                return Change(model=damaged.model, was=adapter_id, serving=serving.id if serving else None)
-            sound = use_newest(session, damaged, usable=usable)
-            session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
-            return Change(model=damaged.model, was=adapter_id, serving=sound.id if sound else None)
+            if serving is damaged:
+                serving = use_newest(session, damaged, usable=usable)
+                session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
+            return Change(model=damaged.model, was=adapter_id, serving=serving.id if serving else None)
 
     def serve(
         self, adapter_id: str, *, usable: Callable[[Adapter], bool], now: datetime, deleted_text: bool = False
