@@ -344,8 +344,6 @@ class UploadedFile(SQLModel, table=True):
     size: int  #: bytes
     data: bytes
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
-    #: It goes then, with the texts that jobs have taken from it.
-    expires_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
 
 
 class WatchedFile(SQLModel, table=True):

@@ -125,9 +125,6 @@ class Scheduler:
     def _evaluate(self, now: datetime) -> None:
         """Queue, start, pause and explain jobs by the readings."""
         self._carry_out(self._store.deletions.pending(), now)
-        expiries = self._store.files.expiries()
-        for expired in (identity for identity, at in expiries.items() if at <= now):
-            self.forget(lambda identity=expired: self._store.files.delete(identity, now=now), now)  # type: ignore[misc]
         self._scan(INTERVAL_SECONDS)
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
@@ -144,7 +141,7 @@ class Scheduler:
             self._explain(behind, [f"waiting for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
         over = (blocker.until for blocker in self.verdict.blockers)
-        waits = [*(job.not_before for job in queue), *expiries.values(), *over]
+        waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
         self.due = [at for at in (*waits, *edges) if at is not None and at > now]
 

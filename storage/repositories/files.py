@@ -1,4 +1,4 @@
-"""Uploaded files, which are stored until they are deleted or expire, with the texts taken from them."""
+"""Uploaded files, which are stored until they are deleted, with the texts taken from them."""
 
 import hashlib
 from datetime import datetime
@@ -21,20 +21,21 @@ def file_id(owner: str, filename: str, purpose: str, data: bytes) -> str:
 class FileStore(Repository):
     """Every query about files. A file's id is the source of the texts that jobs take from it."""
 
-    def add(
-        self, *, owner: str, filename: str, purpose: str, data: bytes, expires_at: datetime | None, now: datetime
-    ) -> UploadedFile:
+    def add(self, *, owner: str, filename: str, purpose: str, data: bytes, now: datetime) -> UploadedFile:
         """Store a file, or find it if it exists. It is on disk when this returns."""
         identity = file_id(owner, filename, purpose, data)
         with self._database.write() as session:
-            file = session.get(UploadedFile, identity)
-            if file is None:
+            if (file := session.get(UploadedFile, identity)) is None:
                 file = UploadedFile(
-                    id=identity, filename=filename, purpose=purpose, size=len(data), data=data, created_at=now
+                    id=identity,
+                    owner=owner,
+                    filename=filename,
+                    purpose=purpose,
+                    size=len(data),
+                    data=data,
+                    created_at=now,
                 )
-                file.owner = owner
-            file.expires_at = expires_at
-            session.add(file)
+                session.add(file)
         return file
 
     def get(self, identity: str) -> UploadedFile:
@@ -52,9 +53,3 @@ class FileStore(Repository):
         with self._database.write() as session:
             session.delete(found(session, UploadedFile, identity))
             return delete_texts(session, col(Text.source) == identity, now) or empty_deletion(session, now)
-
-    def expiries(self) -> dict[str, datetime]:
-        """When to delete the files that expire, by id."""
-        with self._database.read() as session:
-            found = session.exec(select(UploadedFile.id, UploadedFile.expires_at))
-            return {identity: at for identity, at in found if at is not None}
