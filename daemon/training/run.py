@@ -295,7 +295,7 @@ class TrainingRun:
             self.job.id,
             adapter=row,
             publish=verdict.outcome is Outcome.LEARNED,
-            report=reporting.report(verdict, None, None),
+            report=reporting.report(self.job.id, verdict),
             now=_now(),
         )
         return verdict
@@ -311,7 +311,7 @@ class TrainingRun:
         lift_cap()  # for the tokenizer, as at the start
         texts = self.store.texts.of_job(self.job.id)
         content = reporting.attempt(lambda: reporting.report_content(found, self.model_folder, texts), self._say)
-        self.store.reports.replace(self.job.id, reporting.report(verdict, found, content))
+        self.store.reports.replace(reporting.report(self.job.id, verdict, found, content))
 
     def _compared(self, trainable: Adapter | FullWeights) -> ModelReport:
         give_back_free_memory()

@@ -13,9 +13,9 @@ from pocketllm.storage.errors import Superseded, WrongState
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.base import Repository, found, page
-from pocketllm.storage.repositories.reports import NewReport, add_report
+from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
@@ -190,7 +190,7 @@ class JobStore(Repository):
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
     def succeed(
-        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: NewReport | None = None
+        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: Report | None = None
     ) -> None:
         """End a running job in one transaction: job, adapter, serving adapter, report, learned texts.
 
@@ -212,7 +212,7 @@ class JobStore(Repository):
             adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
             session.add(adapter)
             if report is not None:
-                add_report(session, job, report)
+                store_report(session, report)
             if served:
                 serve_from_now_on(session, adapter.model, adapter)
             if not outdated and not undecided:
