@@ -178,9 +178,9 @@ class Scheduler:
                 shutil.rmtree(self._folder.start(job_id), ignore_errors=True)
                 shutil.rmtree(self._folder.run(job_id), ignore_errors=True)
             if deletion.restarts:
-                self._store.deletions.restarted(deletion.id)
+                self._store.deletions.update([deletion.id], restarts=[])
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
-                self._store.deletions.rebuilt_by(deletion.id, self._queue(now).id)
+                self._store.deletions.update([deletion.id], job=self._queue(now).id)
         if deletions and sweep(self._folder):
             self._store.deletions.erase(deletions)
 

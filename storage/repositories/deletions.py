@@ -61,13 +61,9 @@ class DeletionStore(Repository):
         """The deletions whose bytes may still be in the log."""
         return self._all(select(Deletion).where(col(Deletion.erased).is_(False)))
 
-    def restarted(self, deletion_id: str) -> None:
-        """The files of the jobs that start again are deleted."""
-        self._set([deletion_id], restarts=[])
-
-    def rebuilt_by(self, deletion_id: str, job_id: str) -> None:
-        """A job was queued to learn again what is left."""
-        self._set([deletion_id], job=job_id)
+    def update(self, ids: Sequence[str], **values: object) -> None:
+        """Store values of deletions, such as the job that learns again what is left."""
+        self._write(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
 
     def erase(self, pending: Sequence[Deletion]) -> bool:
         """Cut the log, and mark these deletions as erased; False while another process reads."""
@@ -75,7 +71,7 @@ class DeletionStore(Repository):
             return True
         if not self._database.truncate_log():
             return False
-        self._set([deletion.id for deletion in pending], erased=True)
+        self.update([deletion.id for deletion in pending], erased=True)
         return True
 
     def _delete(self, which: ColumnElement[bool], missing: str, now: datetime) -> Deletion:
@@ -84,9 +80,6 @@ class DeletionStore(Repository):
         if deletion is None:
             raise NotFound(f"{missing} GET /texts lists all texts.")
         return deletion
-
-    def _set(self, ids: Sequence[str], **values: object) -> None:
-        self._write(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
 
 
 def delete_texts(

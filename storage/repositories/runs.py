@@ -55,10 +55,9 @@ class RunWindowStore(Repository):
 
     def close_left(self, *, because: str, now: datetime) -> None:
         """Close what a dead daemon has left open: windows where they were last seen."""
-        with self._database.write() as session:
-            windows = update(RunWindow).where(col(RunWindow.ended_at).is_(None))
-            session.exec(windows.values(ended_at=RunWindow.seen_at, ended_because=because))
-            session.exec(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
+        windows = update(RunWindow).where(col(RunWindow.ended_at).is_(None))
+        self._write(windows.values(ended_at=RunWindow.seen_at, ended_because=because))
+        self.idle_ended(now)
 
     def idle_began(self, now: datetime) -> None:
         """The gate has opened."""

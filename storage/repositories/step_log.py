@@ -110,10 +110,10 @@ class StepLog(Repository):
     def progress(self, job_id: str) -> Progress:
         """A job's progress, from its recent rows."""
         of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
-        measured = of_job.order_by(col(Evaluation.step))
+        newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
         with self._database.read() as session:
-            recent = _recent(session, job_id)
-            losses = list(session.exec(measured))
+            recent = session.exec(newest_first.limit(RECENT_STEPS)).all()
+            losses = session.exec(of_job.order_by(col(Evaluation.step))).all()
         seconds = sum(row.seconds for row in recent)
         return Progress(
             step=recent[0].step if recent else 0,
@@ -159,9 +159,3 @@ def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
     if len(points) <= CURVE_POINTS:
         return points
     return [points[place * (len(points) - 1) // (CURVE_POINTS - 1)] for place in range(CURVE_POINTS)]
-
-
-def _recent(session: Session, job_id: str) -> list[Step]:
-    """The last rows, newest first."""
-    newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
-    return list(session.exec(newest_first.limit(RECENT_STEPS)))
