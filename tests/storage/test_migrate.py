@@ -144,6 +144,8 @@ def test_a_file_of_another_version_is_refused_and_left_alone(path: Path, other: 
     before = schema(path)
     with pytest.raises(DatabaseTooNew, match="newer PocketLLM"):
         Store.open(path)
+    with pytest.raises(DatabaseUnusable, match="written by another version of PocketLLM"):
+        Store.open_to_read(path)
     assert schema(path) == before
 
 
