@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from pocketllm.readers.base import Document, Example, Found, Ownerless, ReadOptions, Skipped, cleaned, name_key
-from pocketllm.readers.notes import split_text
+from pocketllm.readers.notes import packed, split_text
 
 #: How much of the others' last messages becomes the prompt.
 PROMPT_MESSAGES = 8
@@ -71,7 +71,7 @@ def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iter
         if not own:
             before = list(group)
             continue
-        for text in merged(message.text for message in group):
+        for text in packed((message.text for message in group), "\n", ANSWER_CHARACTERS, size=len):
             item: Document = {"prompt": prompt_of(before), "completion": text} if before else {"text": text}
             if sum(len(part.encode()) for part in item.values()) <= max_bytes:
                 yield Example(item=item)
@@ -83,20 +83,6 @@ def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iter
 def clean(message: Message) -> Message:
     """Return a message whose text can be stored."""
     return Message(sender=message.sender, text=cleaned(message.text), aliases=message.aliases)
-
-
-def merged(texts: Iterable[str]) -> Iterator[str]:
-    """Yield one writer's consecutive messages, joined by line ends up to ANSWER_CHARACTERS."""
-    waiting: list[str] = []
-    size = 0
-    for text in texts:
-        if waiting and size + len(text) > ANSWER_CHARACTERS:
-            yield "\n".join(waiting)
-            waiting, size = [], 0
-        waiting.append(text)
-        size += len(text)
-    if waiting:
-        yield "\n".join(waiting)
 
 
 def prompt_of(messages: list[Message]) -> str:
