@@ -52,21 +52,13 @@ class Ownerless:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One example, with its source only if the file names one."""
+    """One example as the daemon takes it, with its source only if the file names one."""
 
     item: Document
-    place: str = ""
+    place: str = ""  #: within the file, or with the file's name before it
 
 
 Found = Example | Skipped | Ownerless
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """A text as the daemon takes it, and where it is from, such as "notes.jsonl line 3"."""
-
-    item: Document
-    place: str
 
 
 @dataclass(frozen=True, kw_only=True)
