@@ -1,7 +1,6 @@
 """JSON: tells which export a document is, and reads its conversations."""
 
 import codecs
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from pocketllm.readers.base import (
     Skipped,
     Unreadable,
     decoded,
-    lines_of,
+    json_lines,
     open_regular,
     read_head,
 )
@@ -159,38 +158,26 @@ def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a file with one message, or one conversation, a line. Raises Unreadable."""
     items: list[Any] = []
     size = 0
-    with open_regular(path) as file:
-        for number, line in lines_of(file):
-            item = parsed(line)
-            size += len(line or b"")
-            if size > MAX_FILE_BYTES:
-                raise Unreadable(f"more than {MAX_FILE_BYTES // 10**6} MB of messages; split it into parts")
-            if isinstance(item, dict):
-                items.append(item)
-            elif line is None or line.strip():
-                yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
+    for number, line, item in json_lines(path):
+        size += len(line or b"")
+        if size > MAX_FILE_BYTES:
+            raise Unreadable(f"more than {MAX_FILE_BYTES // 10**6} MB of messages; split it into parts")
+        if isinstance(item, dict):
+            items.append(item)
+        elif line is None or line.strip():
+            yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
     yield from checked(conversations_of(items), read_options)
-
-
-def parsed(line: bytes | None) -> Any:
-    """Return a line's JSON; None when it is not valid."""
-    try:
-        return json.loads(line.removeprefix(b"\xef\xbb\xbf")) if line else None
-    except (ValueError, RecursionError):
-        return None
 
 
 def first_objects(path: Path, most: int = 5) -> list[Any]:
     """Return the objects on a file's first lines; empty for one document that spans several lines."""
     found: list[Any] = []
-    with open_regular(path) as file:
-        for number, line in lines_of(file):
-            if number > 2 * most or len(found) == most:
-                break
-            item = parsed(line)
-            if isinstance(item, dict):
-                found.append(item)
-            elif line is not None and line.strip() and path.suffix.lower() not in JSON_LINES:
-                break
+    for number, line, item in json_lines(path):
+        if number > 2 * most or len(found) == most:
+            break
+        if isinstance(item, dict):
+            found.append(item)
+        elif line is not None and line.strip() and path.suffix.lower() not in JSON_LINES:
+            break
     alone = len(found) == 1 and path.suffix.lower() not in JSON_LINES
     return [] if alone else found

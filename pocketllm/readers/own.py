@@ -1,11 +1,10 @@
 """PocketLLM's own JSON lines, as `pocketllm export` writes them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pocketllm.readers.base import Example, Found, Skipped, lines_of, open_regular
+from pocketllm.readers.base import Example, Found, Skipped, json_lines
 
 KINDS = ({"text"}, {"text", "label"}, {"prompt", "completion"}, {"messages"})
 NO_OBJECT = "lines that are not an example: {text}, {text, label}, {prompt, completion} or {messages}"
@@ -28,21 +27,11 @@ def is_turn(message: Any) -> bool:
 
 def read_own(path: Path) -> Iterator[Found]:
     """Yield the examples of a file unchanged, and a Skipped for each other line. Raises Unreadable."""
-    with open_regular(path) as file:
-        for number, line in lines_of(file):
-            place = f"line {number}"
-            if line is None:
-                yield Skipped(reason="lines too long for one request", place=place)
-            elif line.strip():
-                item = parsed(line.removeprefix(b"\xef\xbb\xbf"))
-                yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)
-
-
-def parsed(line: bytes) -> Any:
-    """Return a line's JSON as the daemon reads it, without lone surrogates; None when it is not valid."""
-    try:
-        item = json.loads(line)
-        json.dumps(item, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    return item
+    for number, line, item in json_lines(path, strict=True):
+        place = f"line {number}"
+        if line is None:
+            yield Skipped(reason="lines too long for one request", place=place)
+        elif is_own(item):
+            yield Example(item=item, place=place)
+        elif line.strip():
+            yield Skipped(reason=NO_OBJECT, place=place)
