@@ -8,7 +8,6 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from pocketllm.readers.assistants import chatgpt, claude, is_chatgpt, is_claude
 from pocketllm.readers.base import (
     MAX_FILE_BYTES,
     Example,
@@ -23,10 +22,11 @@ from pocketllm.readers.base import (
     read_head,
 )
 from pocketllm.readers.chats import Conversation, examples
+from pocketllm.readers.exports import chatgpt, claude, is_chatgpt, is_claude, is_telegram, owner_names, telegram
 from pocketllm.readers.messages import conversations_of
-from pocketllm.readers.own import NO_OBJECT, is_own
-from pocketllm.readers.telegram import is_telegram, owner_names, telegram
 
+KINDS = ({"text"}, {"text", "label"}, {"prompt", "completion"}, {"messages"})
+NO_OBJECT = "lines that are not an example: {text}, {text, label}, {prompt, completion} or {messages}"
 NO_CHAT = "JSON without examples, and without messages that have a sender and a text"
 JSON_LINES = {".jsonl", ".ndjson"}
 HEAD_BYTES = 1000
@@ -181,3 +181,30 @@ def first_objects(path: Path, most: int = 5) -> list[Any]:
             break
     alone = len(found) == 1 and path.suffix.lower() not in JSON_LINES
     return [] if alone else found
+
+
+def is_own(item: Any) -> bool:
+    """Tell whether an object is an example, with or without a source, and holds nothing else."""
+    if not isinstance(item, dict) or item.keys() - {"source"} not in KINDS:
+        return False
+    messages = item.get("messages")
+    if messages is None:
+        return all(isinstance(value, str) for value in item.values())
+    return isinstance(messages, list) and bool(messages) and all(is_turn(message) for message in messages)
+
+
+def is_turn(message: Any) -> bool:
+    """Tell whether this is a chat message as the daemon accepts it, and not some other program's."""
+    return isinstance(message, dict) and message.keys() - {"weight"} == {"role", "content"}
+
+
+def read_own(path: Path) -> Iterator[Found]:
+    """Yield the examples of a file unchanged, and a Skipped for each other line. Raises Unreadable."""
+    for number, line, item in json_lines(path, strict=True):
+        place = f"line {number}"
+        if line is None:
+            yield Skipped(reason="lines too long for one request", place=place)
+        elif is_own(item):
+            yield Example(item=item, place=place)
+        elif line.strip():
+            yield Skipped(reason=NO_OBJECT, place=place)

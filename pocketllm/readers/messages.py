@@ -5,7 +5,7 @@ from typing import Any
 
 from pocketllm.readers.base import Document
 from pocketllm.readers.chats import Conversation, Message
-from pocketllm.readers.telegram import text_of
+from pocketllm.readers.exports import text_of
 
 SENDERS = (
     *("sender", "sender_name", "sendername", "from", "from_name", "author", "author_name", "user_profile", "user"),

@@ -17,8 +17,8 @@ from pocketllm.readers.base import (
     read_text,
 )
 from pocketllm.readers.chats import examples
+from pocketllm.readers.documents import KINDS
 from pocketllm.readers.messages import SENDERS, TEXTS, conversation
-from pocketllm.readers.own import KINDS
 
 DELIMITERS = ",;\t|"
 NO_HEADINGS = (
