@@ -42,24 +42,23 @@ def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator
 
     The items are those of a list, the chats of Telegram's account export, or the document itself.
     """
-    account = not is_list(path)
-    items = items_at(path, TELEGRAM_CHATS if account else ITEMS)
+    account = not _is_list(path)
+    items = _items_at(path, TELEGRAM_CHATS if account else ITEMS)
     first = next(items, None)
     if account and first is None:
-        items, account = items_at(path, WHOLE), False
+        items, account = _items_at(path, WHOLE), False
         first = next(items, None)
     items = chain([first], items)
     if not account and is_own(first):
-        return Kind.JSONL, own_items(items)
-    form = form_of(first, account)
+        return Kind.JSONL, _own_items(items)
+    form = _form_of(first, account)
     kind = form if read_options.format in (None, Kind.CHAT) else read_options.format
     if kind not in (Kind.CHAT, form):
         raise Unreadable(f"not a {kind.value} export")
-    return kind, checked(conversations(kind, items, path), read_options)
+    return kind, _checked(conversations(kind, items, path), read_options)
 
 
-def is_list(path: Path) -> bool:
-    """Tell whether a JSON document is a list. Raises Unreadable."""
+def _is_list(path: Path) -> bool:
     return decoded(read_head(path, HEAD_BYTES), final=False).lstrip().startswith("[")
 
 
@@ -82,7 +81,7 @@ class Source:
         return data
 
 
-def items_at(path: Path, place: list[str]) -> Iterator[Any]:
+def _items_at(path: Path, place: list[str]) -> Iterator[Any]:
     """Yield the values at a place of a JSON document, one at a time. Raises Unreadable.
 
     place: the names that lead there; ITEM is any item of a list.
@@ -90,7 +89,7 @@ def items_at(path: Path, place: list[str]) -> Iterator[Any]:
     names, builder = list[str](), None
     with open_regular(path) as file:
         source = Source(file)
-        for event, value in events(source):
+        for event, value in _events(source):
             if event in ("end_map", "end_array"):
                 names.pop()
             elif builder is None and event != "map_key" and names == place:
@@ -110,7 +109,7 @@ def items_at(path: Path, place: list[str]) -> Iterator[Any]:
                 raise Unreadable("nested too deeply")
 
 
-def events(source: Source) -> Iterator[tuple[str, Any]]:
+def _events(source: Source) -> Iterator[tuple[str, Any]]:
     """Yield the events of a JSON document. Raises Unreadable."""
     try:
         yield from ijson.basic_parse(source, use_float=True)
@@ -118,14 +117,13 @@ def events(source: Source) -> Iterator[tuple[str, Any]]:
         raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
 
 
-def own_items(items: Iterable[Any]) -> Iterator[Found]:
-    """Yield a list's examples, and a Skipped for each other item."""
+def _own_items(items: Iterable[Any]) -> Iterator[Found]:
     for number, item in enumerate(items, 1):
         place = f"item {number}"
         yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)
 
 
-def form_of(first: Any, account: bool) -> Kind:
+def _form_of(first: Any, account: bool) -> Kind:
     """Return the kind of export by its first item; CHAT for messages in an unknown form.
 
     account: it is a chat of Telegram's account export.
@@ -140,12 +138,12 @@ def form_of(first: Any, account: bool) -> Kind:
 def conversations(kind: Kind, items: Iterable[Any], path: Path) -> Iterator[Conversation]:
     """Return the conversations of items of this kind."""
     if kind is Kind.TELEGRAM:
-        return telegram(items, owner_names(next(items_at(path, TELEGRAM_OWNER), None)))
+        return telegram(items, owner_names(next(_items_at(path, TELEGRAM_OWNER), None)))
     readers = {Kind.CHATGPT: chatgpt, Kind.CLAUDE: claude}
     return readers.get(kind, conversations_of)(items)
 
 
-def checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
+def _checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of conversations. Raises Unreadable when no message is in any."""
     filled = (conversation for conversation in found if conversation.messages)
     first = next(filled, None)
@@ -166,7 +164,7 @@ def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
             items.append(item)
         elif line is None or line.strip():
             yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
-    yield from checked(conversations_of(items), read_options)
+    yield from _checked(conversations_of(items), read_options)
 
 
 def first_objects(path: Path, most: int = 5) -> list[Any]:
@@ -190,10 +188,10 @@ def is_own(item: Any) -> bool:
     messages = item.get("messages")
     if messages is None:
         return all(isinstance(value, str) for value in item.values())
-    return isinstance(messages, list) and bool(messages) and all(is_turn(message) for message in messages)
+    return isinstance(messages, list) and bool(messages) and all(_is_turn(message) for message in messages)
 
 
-def is_turn(message: Any) -> bool:
+def _is_turn(message: Any) -> bool:
     """Tell whether this is a chat message as the daemon accepts it, and not some other program's."""
     return isinstance(message, dict) and message.keys() - {"weight"} == {"role", "content"}
 

@@ -26,7 +26,7 @@ def is_claude(conversation: Any) -> bool:
 def chatgpt(items: Iterable[Any]) -> Iterator[Conversation]:
     """Yield the conversations of ChatGPT's export, each with the branch that ChatGPT shows."""
     for conversation in filter(is_chatgpt, items):
-        yield asked([text for node in shown_branch(conversation) if (text := user_text(node))])
+        yield asked([text for node in _shown_branch(conversation) if (text := _user_text(node))])
 
 
 def claude(items: Iterable[Any]) -> Iterator[Conversation]:
@@ -44,7 +44,7 @@ def asked(texts: list[str]) -> Conversation:
     return Conversation(messages=messages, owners=frozenset({OWNER}), plain=True)
 
 
-def shown_branch(conversation: Document) -> list[Document]:
+def _shown_branch(conversation: Document) -> list[Document]:
     """Return the messages from the root to the current node; all of them where no node is current.
 
     An edited question is a second branch of the tree. Both would teach the same words twice.
@@ -59,7 +59,7 @@ def shown_branch(conversation: Document) -> list[Document]:
     return [node["message"] for node in path if isinstance(node.get("message"), dict)]
 
 
-def user_text(message: Document) -> str:
+def _user_text(message: Document) -> str:
     """Return the text of a user's message; empty for other authors and for hidden instructions."""
     author, content, metadata = (message.get(name) for name in ("author", "content", "metadata"))
     if not isinstance(author, dict) or author.get("role") != "user" or not isinstance(content, dict):

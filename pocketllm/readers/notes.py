@@ -64,7 +64,7 @@ def paragraphs(text: str) -> list[str]:
 def split_text(text: str, max_bytes: int, breaks: Sequence[str] = ("\n\n", "\n", "")) -> list[str]:
     """Split a text into parts of limited size, between paragraphs, else lines, else anywhere."""
     text = text.strip()
-    if byte_count(text) <= max_bytes:
+    if _byte_count(text) <= max_bytes:
         return [text] if text else []
     between, *finer = breaks
     if not between:
@@ -72,16 +72,15 @@ def split_text(text: str, max_bytes: int, breaks: Sequence[str] = ("\n\n", "\n",
         return packed([text[start : start + length] for start in range(0, len(text), length)], "", max_bytes)
     pieces: list[str] = []
     for piece in BLANK_LINES.split(text) if between == "\n\n" else text.split(between):
-        pieces += [piece] if byte_count(piece) <= max_bytes else split_text(piece, max_bytes, finer)
+        pieces += [piece] if _byte_count(piece) <= max_bytes else split_text(piece, max_bytes, finer)
     return packed(pieces, between, max_bytes)
 
 
-def byte_count(text: str) -> int:
-    """Return how many bytes a text has in UTF-8."""
+def _byte_count(text: str) -> int:
     return len(text.encode())
 
 
-def packed(pieces: Iterable[str], between: str, most: int, size: Callable[[str], int] = byte_count) -> list[str]:
+def packed(pieces: Iterable[str], between: str, most: int, size: Callable[[str], int] = _byte_count) -> list[str]:
     """Return the pieces in order, joined into as few texts of this size as fit; blank pieces are left out."""
     texts: list[list[str]] = []
     total = 0
@@ -101,14 +100,13 @@ def prose(text: str) -> str:
     tables = end = 0
     for token in PARSER.parse(EMBEDDED.sub("", text)):
         tables += {"table_open": 1, "table_close": -1}.get(token.type, 0)
-        if token.type == "inline" and token.map and not tables and (words := words_of(token)):
+        if token.type == "inline" and token.map and not tables and (words := _words_of(token)):
             found += ["\n" if token.map[0] == end else "\n\n", words]
             end = token.map[1]
     return "".join(found[1:])
 
 
-def words_of(block: Token) -> str:
-    """Return the words of a paragraph, a heading or an item."""
+def _words_of(block: Token) -> str:
     parts, addresses = list[str](), 0
     for token in block.children or ():
         if token.info == "auto":  # <https://...>, whose words are its target

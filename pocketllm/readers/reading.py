@@ -51,12 +51,12 @@ def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator
         kind, found = opened(entry.path, read_options, named=entry.named)
     except Unreadable as error:
         return None, iter([Skipped(reason=str(error))])
-    return kind, without_errors(found)
+    return kind, _without_errors(found)
 
 
 def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
     """Return a file's kind, the requested one if there is one, and its examples. Raises Unreadable."""
-    kind = read_options.format or recognise(path, named=named)
+    kind = read_options.format or _recognise(path, named=named)
     if kind is Kind.CHAT and first_objects(path):
         return kind, read_lines(path, read_options)
     if kind in DOCUMENTS:
@@ -69,8 +69,7 @@ def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind,
     return kind, readers[kind](path, read_options)
 
 
-def without_errors(found: Iterator[Found]) -> Iterator[Found]:
-    """Yield what a reader yields, and a Skipped when it fails."""
+def _without_errors(found: Iterator[Found]) -> Iterator[Found]:
     try:
         yield from found
     except Unreadable as error:
@@ -87,7 +86,7 @@ def source_name(kind: Kind, name: str) -> str:
     return prefix + name[-(SOURCE_CHARACTERS - len(prefix)) :]
 
 
-def recognise(path: Path, *, named: bool) -> Kind:
+def _recognise(path: Path, *, named: bool) -> Kind:
     """Return the kind of a file. Raises Unreadable for files of other kinds.
 
     named: the owner gave this path itself and not a folder above it; then a text file with any suffix is a note.
@@ -98,7 +97,7 @@ def recognise(path: Path, *, named: bool) -> Kind:
             raise Unreadable(advice)
     if MAILBOX.match(head):
         return Kind.MBOX  # each mail declares its own encoding
-    if path.suffix.lower() == ".eml" or is_mail(head.decode("latin-1"), path):
+    if path.suffix.lower() == ".eml" or _is_mail(head.decode("latin-1"), path):
         return Kind.EML
     text = decoded(head, final=len(head) < HEAD_BYTES)
     if looks_like_whatsapp(text):
@@ -106,11 +105,11 @@ def recognise(path: Path, *, named: bool) -> Kind:
     if not text.strip():
         raise Unreadable("empty")
     if path.suffix.lower() in {".json", *JSON_LINES} or (path.suffix.lower() not in MARKDOWN and JSON.match(text)):
-        return json_kind(path)
-    return text_kind(path, text, named=named)
+        return _json_kind(path)
+    return _text_kind(path, text, named=named)
 
 
-def is_mail(head: str, path: Path) -> bool:
+def _is_mail(head: str, path: Path) -> bool:
     """Tell whether a text begins with the headers of a mail. A note may begin with From: and Date:, too."""
     names = set()
     for line in head.replace("\r\n", "\n").split("\n"):
@@ -122,14 +121,13 @@ def is_mail(head: str, path: Path) -> bool:
     return path.suffix.lower() not in SUFFIXES and "from" in names and bool(names & MAIL_HEADERS)
 
 
-def json_kind(path: Path) -> Kind:
+def _json_kind(path: Path) -> Kind:
     """Return the kind of a JSON file; for a document, reading it tells which export it is."""
     objects = first_objects(path)
     return Kind.JSONL if objects and any(is_own(item) for item in objects) else Kind.CHAT
 
 
-def text_kind(path: Path, text: str, *, named: bool) -> Kind:
-    """Return the kind of a text that is neither mail, chat nor JSON. Raises Unreadable."""
+def _text_kind(path: Path, text: str, *, named: bool) -> Kind:
     suffix = path.suffix.lower()
     for sign, advice in CHAT_PAGES.items():
         if suffix in HTML and sign in text:
