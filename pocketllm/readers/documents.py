@@ -32,9 +32,10 @@ JSON_LINES = {".jsonl", ".ndjson"}
 HEAD_BYTES = 1000
 #: No export is nested as deeply.
 MAX_DEPTH = 500
-#: The names that lead to places in a document.
-ITEM = "item"
-WHOLE, ITEMS, TELEGRAM_CHATS, TELEGRAM_OWNER = list[str](), [ITEM], ["chats", "list", ITEM], ["personal_information"]
+#: Prefixes of values, as ijson writes them.
+WHOLE, ITEMS, TELEGRAM_CHATS, TELEGRAM_OWNER = "", "item", "chats.list.item", "personal_information"
+#: How each event changes the depth.
+DEPTHS = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
 
 
 def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator[Found]]:
@@ -81,40 +82,26 @@ class Source:
         return data
 
 
-def _items_at(path: Path, place: list[str]) -> Iterator[Any]:
-    """Yield the values at a place of a JSON document, one at a time. Raises Unreadable.
-
-    place: the names that lead there; ITEM is any item of a list.
-    """
-    names, builder = list[str](), None
+def _items_at(path: Path, prefix: str) -> Iterator[Any]:
+    """Yield the values at a prefix in a JSON document, one at a time. Raises Unreadable."""
+    level = len(prefix.split(".")) if prefix else 0
     with open_regular(path) as file:
-        source = Source(file)
-        for event, value in _events(source):
-            if event in ("end_map", "end_array"):
-                names.pop()
-            elif builder is None and event != "map_key" and names == place:
-                builder = ijson.ObjectBuilder()
-            if builder is not None:
-                builder.event(event, value)
-            if event == "map_key":
-                names[-1] = value
-            elif event in ("start_map", "start_array"):
-                names.append(ITEM)
-            elif builder is not None and names == place:
-                yield builder.value
-                builder = None
-            if builder is None:
-                source.since_item = 0
-            if len(names) > MAX_DEPTH:
-                raise Unreadable("nested too deeply")
+        try:
+            yield from ijson.items(ijson.parse(_bounded(Source(file), level)), prefix)
+        except (ijson.JSONError, ValueError) as error:
+            raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
 
 
-def _events(source: Source) -> Iterator[tuple[str, Any]]:
-    """Yield the events of a JSON document. Raises Unreadable."""
-    try:
-        yield from ijson.basic_parse(source, use_float=True)
-    except (ijson.JSONError, ValueError) as error:
-        raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
+def _bounded(source: Source, level: int) -> Iterator[tuple[str, Any]]:
+    """Yield a document's events. Raises Unreadable: nested too deeply, or a value at this level is too large."""
+    depth = 0
+    for event, value in ijson.basic_parse(source, use_float=True):
+        depth += DEPTHS.get(event, 0)
+        if depth > MAX_DEPTH:  # ijson joins the names on the way to each value
+            raise Unreadable("nested too deeply")
+        if depth <= level:
+            source.since_item = 0
+        yield event, value
 
 
 def _own_items(items: Iterable[Any]) -> Iterator[Found]:
