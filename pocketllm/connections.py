@@ -6,7 +6,7 @@ answers that it never reads must not keep the owner out.
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -25,8 +25,8 @@ class BoundedProtocol(H11Protocol):
         super().__init__(*arguments, **named)
         self.opened_at = self.loop.time()
         self.by_tcp = False
-        self._late: asyncio.TimerHandle | None = None
-        self._reader_late: asyncio.TimerHandle | None = None
+        #: What closes the connection when the client is late with a request, or with reading an answer.
+        self._timers: dict[Literal["request", "reader"], asyncio.TimerHandle] = {}
         self._head_since: float | None = self.opened_at
 
     @property
@@ -60,29 +60,29 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         super().pause_writing()
-        self._reader_late = self.loop.call_later(READER_SECONDS, self.transport.abort)
+        self._timers["reader"] = self.loop.call_later(READER_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         super().resume_writing()
-        self._cancel_reader()
+        self._cancel("reader")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         super().connection_lost(exc)
-        self._cancel()
-        self._cancel_reader()
+        self._cancel("request")
+        self._cancel("reader")
 
     def _expect(self) -> None:
         """Set the deadline for what the client is to send next; none while it is to send nothing."""
-        self._cancel()
+        self._cancel("request")
         if self.waiting:
             if self._head_since is not None:
-                self._late = self.loop.call_at(self._head_since + HEAD_SECONDS, self.transport.abort)
+                self._timers["request"] = self.loop.call_at(self._head_since + HEAD_SECONDS, self.transport.abort)
             return
         self._head_since = None
         if self.cycle.more_body:
-            self._late = self.loop.call_later(BODY_SECONDS, self._body_late)
+            self._timers["request"] = self.loop.call_later(BODY_SECONDS, self._body_late)
 
     def _body_late(self) -> None:
         if self.flow.read_paused:  # by us
@@ -90,12 +90,6 @@ class BoundedProtocol(H11Protocol):
         else:
             self.transport.abort()
 
-    def _cancel(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _cancel_reader(self) -> None:
-        if self._reader_late is not None:
-            self._reader_late.cancel()
-            self._reader_late = None
+    def _cancel(self, timer: Literal["request", "reader"]) -> None:
+        if timer in self._timers:
+            self._timers.pop(timer).cancel()

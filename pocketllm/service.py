@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from pocketllm.cli.errors import CommandError
+from pocketllm.cli.errors import CommandError, Document
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
 
 #: A unit may take 300 s to start (TimeoutStartSec), and `systemctl restart` waits for that.
@@ -25,17 +25,6 @@ _WITHOUT_SYSTEMD = """Nothing was installed, because systemd does not answer her
 - After `su` or `sudo`: log in as this user, locally or by ssh, and run the command again.
 - If this user never logs in: `sudo pocketllm service install --system`.
 - In a container or without systemd: have your init or start script run `pocketllm serve`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServiceState:
-    """The state of the service."""
-
-    manager: str
-    installed: bool
-    running: bool | None  #: None: unknown
-    files: tuple[str, ...]
-    message: str
 
 
 def service_manager(*, system: bool, environment: Mapping[str, str] = os.environ) -> "Systemd | Runit":
@@ -115,18 +104,14 @@ class Systemd:
         _run(*self.systemctl, "daemon-reload")
         return [f"Stopped the daemon and deleted {self.unit}. Texts, models and adapters stay."]
 
-    def status(self) -> ServiceState:
-        """Return its state."""
+    def status(self) -> Document:
+        """Return its state; `running` is None where that is unknown."""
         installed = self.unit.exists()
         said = _run(*self.systemctl, "is-active", _UNIT, may_fail=True).strip()
         running = {"active": True, "inactive": False, "failed": False, "activating": False}.get(said)
-        return ServiceState(
-            manager="systemd (user)" if "--user" in self.systemctl else "systemd (system)",
-            installed=installed,
-            running=running,
-            files=(str(self.unit),) if installed else (),
-            message=said,
-        )
+        manager = "systemd (user)" if "--user" in self.systemctl else "systemd (system)"
+        there = [str(self.unit)] if installed else []
+        return {"manager": manager, "installed": installed, "running": running, "files": there, "message": said}
 
 
 @dataclass(frozen=True)
@@ -140,11 +125,10 @@ class Runit:
     @property
     def _places(self) -> dict[Path, tuple[str, ...]]:
         """Each file's target, and its source."""
-        service = self.prefix / "var/service/pocketllm"
         return {
-            service / "run": ("service", "run"),
-            service / "finish": ("service", "finish"),
-            service / "log/run": ("service", "log", "run"),
+            self._service / "run": ("service", "run"),
+            self._service / "finish": ("service", "finish"),
+            self._service / "log/run": ("service", "log", "run"),
             self.home / ".termux/boot/00-pocketllm": ("boot.sh",),
             self.home / ".local/bin/pocketllm-idle-hook": ("idle-hook.sh",),
         }
@@ -190,17 +174,13 @@ class Runit:
             link.unlink()
         return ["Stopped the daemon and deleted the service. Texts, models and adapters stay."]
 
-    def status(self) -> ServiceState:
+    def status(self) -> Document:
         """Return its state."""
-        there = tuple(str(file) for file in self._places if file.is_file())
+        there = [str(file) for file in self._places if file.is_file()]
         said = _run("sv", "status", str(self._service), may_fail=True).strip() if self._supervised else "not supervised"
-        return ServiceState(
-            manager="runit (Termux)",
-            installed=len(there) == len(self._places),
-            running=said.startswith("run:"),
-            files=there,
-            message=said,
-        )
+        installed, running = len(there) == len(self._places), said.startswith("run:")
+        state = {"manager": "runit (Termux)", "installed": installed, "running": running}
+        return {**state, "files": there, "message": said}
 
     @property
     def _service(self) -> Path:

@@ -11,6 +11,8 @@ from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.passages import CREATE_INDEX
 
+SCRIPTS = Path(__file__).parent / "migrations"
+
 
 def migrate(database: Database) -> None:
     """Run the missing revisions in one transaction. Raises DatabaseTooNew; DatabaseUnusable for another program's."""
@@ -40,7 +42,7 @@ def _create(connection: Connection) -> None:
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, *, to: str = HEAD, scripts: Path = SCRIPTS) -> None:
     """Run the missing revisions. Raises DatabaseTooNew."""
     # Imported only here: Alembic takes 10 MB.
     from alembic import command
@@ -48,9 +50,9 @@ def upgrade(connection: Connection) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(scripts))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, HEAD)
+        command.upgrade(config, to)
     except CommandError as error:  # an unknown revision
         raise DatabaseTooNew from error

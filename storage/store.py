@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.migrate import migrate
+from pocketllm.storage.errors import DatabaseUnusable, StorageError
+from pocketllm.storage.migrate import current_revision, migrate
+from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.adapters import AdapterStore
 from pocketllm.storage.repositories.deletions import DeletionStore
 from pocketllm.storage.repositories.files import FileStore
@@ -44,6 +46,22 @@ class Store:
             database.check()
             migrate(database)
         except Exception:
+            database.close()
+            raise
+        return cls(database)
+
+    @classmethod
+    def open_to_read(cls, path: Path) -> "Store":
+        """Open the store of a database that exists, only to read: nothing is migrated. Raises StorageError."""
+        database = Database(path, durable=False)
+        try:
+            with database.read() as session:
+                if current_revision(session.connection()) != HEAD:
+                    raise DatabaseUnusable(
+                        f"The database {path} was written by another version of PocketLLM. "
+                        "Run `pocketllm serve` once: it upgrades an older database."
+                    )
+        except StorageError:
             database.close()
             raise
         return cls(database)

@@ -1,5 +1,6 @@
 """The tables. Times are aware UTC datetimes, durations seconds, sizes bytes, losses nats per token."""
 
+import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -44,6 +45,8 @@ def _enum(members: type[StrEnum]) -> Enum:
     """A column type that stores an enum by value and gives members back."""
     return Enum(members, values_callable=lambda enum: [member.value for member in enum], native_enum=False)
 
+
+_NULLABLE_JSON = JSON(none_as_null=True)
 
 #: An owner that is no app.
 PERSON = "owner"
@@ -90,9 +93,7 @@ class Text(SQLModel, table=True):
     completion: str | None = None
     label: str | None = None
     #: A chat's: `role`, `content`, and `weight`, which is 0 where an assistant's message is only read.
-    messages: list[dict[str, Any]] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
-    )
+    messages: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     words: int
     #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
     held_out: bool
@@ -125,8 +126,8 @@ class Job(SQLModel, table=True):
 
     __tablename__ = "job"
 
-    id: str = Field(primary_key=True)
-    state: JobState = Field(sa_column=Column(_enum(JobState), nullable=False, index=True))
+    id: str = Field(default_factory=lambda: f"job-{secrets.token_hex(6)}", primary_key=True)
+    state: JobState = Field(default=JobState.QUEUED, sa_column=Column(_enum(JobState), nullable=False, index=True))
     reasons: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     requested_by: Requester = Field(sa_column=Column(_enum(Requester), nullable=False))
     #: The owner said 'now': waiting is overridden, safety is not.
@@ -144,11 +145,9 @@ class Job(SQLModel, table=True):
     #: The peak memory that was foretold before the start.
     predicted_bytes: int | None = None
     #: What the worker settled on so as to fit into memory; None until it has.
-    plan: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    plan: dict[str, Any] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     #: The state of early stopping after the last check; None before the first.
-    early_stopping: dict[str, Any] | None = Field(
-        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
-    )
+    early_stopping: dict[str, Any] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     #: Texts and words it learns from; known when it first starts, or from the beginning where it was given them.
     texts: int | None = None
     words: int | None = None
@@ -163,7 +162,7 @@ class Job(SQLModel, table=True):
     #: The caller's name and the Idempotency-Key that it sent: asked again with these, the job is not made again.
     request_key: str | None = Field(default=None, index=True, unique=True)
     #: Where it was asked for as a fine-tuning job: what was said then, to be said back, and by whom.
-    tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     #: The adapter it made.
     adapter: str | None = None
     outcome: Outcome | None = Field(default=None, sa_column=Column(_enum(Outcome), nullable=True))
@@ -238,7 +237,7 @@ class Report(SQLModel, table=True):
     #: The promotion's verdict, and how much of the text the model repeats. Never user text.
     numbers: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     #: Words and completions: user text. None when there is none, or when one of the texts was deleted.
-    content: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    content: dict[str, Any] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
 
 
 class Event(SQLModel, table=True):
@@ -343,8 +342,6 @@ class UploadedFile(SQLModel, table=True):
     size: int  #: bytes
     data: bytes
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
-    #: It goes then, with the texts that jobs have taken from it.
-    expires_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
 
 
 class WatchedFile(SQLModel, table=True):

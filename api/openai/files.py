@@ -5,13 +5,12 @@ import io
 import json
 from collections import deque
 from collections.abc import Iterator
-from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, WithJsonSchema
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep, owner_of, sees
@@ -30,9 +29,6 @@ _RESULT = "file-result-"
 _PAGE = 100
 _JSON_LINES = "application/jsonl"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-
-#: A form has no null.
-_SECONDS = WithJsonSchema({"type": "integer", "minimum": 3600, "maximum": 2_592_000})
 
 
 def check_own(request: Request, services: Services, *identities: str) -> None:
@@ -63,7 +59,6 @@ class FileOut(Identified):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None = None
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
@@ -76,7 +71,6 @@ class FileOut(Identified):
             id=row.id,
             bytes=row.size,
             created_at=int(row.created_at.timestamp()),
-            expires_at=int(row.expires_at.timestamp()) if row.expires_at else None,
             filename=row.filename,
             purpose=row.purpose,
         )
@@ -96,7 +90,6 @@ async def upload(
     services: ServicesDep,
     file: UploadFile,
     purpose: Annotated[Purpose, Form()],
-    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000), _SECONDS] = None,
 ) -> FileOut:
     """Store a file. Files for fine-tuning are JSON lines: chats (`messages`), `prompt` with `completion`, or `text`.
 
@@ -106,15 +99,13 @@ async def upload(
     if purpose == FINE_TUNE:  # in a thread: a large file takes a second
         examples = examples_in(data, source=INBOX, max_bytes=services.settings.max_text_bytes)
         await run_in_threadpool(deque, examples, maxlen=0)
-    now = services.now()
     row = await run_in_threadpool(
         services.store.files.add,
         owner=owner_of(request),
         filename=(file.filename or "file")[:200],
         purpose=purpose,
         data=data,
-        expires_at=now + timedelta(seconds=seconds) if seconds else None,
-        now=now,
+        now=services.now(),
     )
     return FileOut.of(row)
 
@@ -148,7 +139,7 @@ def file(services: ServicesDep, file_id: str) -> FileOut:
         return _inbox(services)
     if file_id.startswith(_RESULT):
         return _result(services, _job(services, file_id))
-    return FileOut.of(stored(services, file_id))
+    return FileOut.of(services.store.files.get(file_id))
 
 
 @router.get(
@@ -162,7 +153,7 @@ def content(services: ServicesDep, file_id: str) -> Response:
         return StreamingResponse(_texts(services), media_type=_JSON_LINES)
     if file_id.startswith(_RESULT):
         return Response(_table(services, _job(services, file_id)), media_type="text/csv")
-    return Response(stored(services, file_id).data, media_type="application/octet-stream")
+    return Response(services.store.files.get(file_id).data, media_type="application/octet-stream")
 
 
 @router.delete("/{file_id}")
@@ -174,14 +165,6 @@ def delete(services: ServicesDep, file_id: str) -> FileDeleted:
     now = services.now()
     services.scheduler.forget(lambda: services.store.files.delete(file_id, now=now), now)
     return FileDeleted(id=file_id)
-
-
-def stored(services: Services, file_id: str) -> UploadedFile:
-    """An uploaded file that has not expired. Raises NotFound."""
-    file = services.store.files.get(file_id)
-    if file.expires_at is not None and file.expires_at <= services.now():  # deleted at the next tick
-        raise NotFound(f"The file {file_id} has expired.")
-    return file
 
 
 def results_of(job: Job) -> list[str]:

@@ -13,7 +13,7 @@ from pocketllm.api.dependencies import ServicesDep, app_of, json_only, owner_of
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.texts import check_quota
 from pocketllm.api.openai import fine_tuning_documents as documents
-from pocketllm.api.openai.files import check_own, check_path, jobs_behind, stored
+from pocketllm.api.openai.files import check_own, check_path, jobs_behind
 from pocketllm.api.openai.fine_tuning_schemas import (
     INBOX,
     Checkpoint,
@@ -29,7 +29,6 @@ from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.repositories.texts import NewText, count_words
 from pocketllm.storage.tables import BASE, Job
 
@@ -70,7 +69,9 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
         immediate=body.now,
-        tuning=Tuning(document=document, texts=texts, start_from=start),
+        tuning=document,
+        texts=texts,
+        start_from=start,
         now=services.now(),
     )
     services.wake()
@@ -171,7 +172,7 @@ def _texts(services: Services, body: FineTuningRequest) -> list[NewText] | None:
 
 def _of_file(services: Services, file_id: str, param: str, *, held_out: bool | None) -> list[NewText]:
     try:
-        file = stored(services, file_id)
+        file = services.store.files.get(file_id)
     except NotFound as error:
         raise Problem(HTTPStatus.NOT_FOUND, str(error), param=param) from error
     if file.purpose != FINE_TUNE:

@@ -66,15 +66,8 @@ class Number:
 
 def queued_job(store: Store, settings: Settings, now: datetime) -> Job:
     """Queue a job that has more steps than it will ever make."""
-    return store.jobs.create(
-        model=settings.model,
-        seed=0,
-        total_steps=10**6,
-        settings={},
-        requested_by=Requester.OWNER,
-        immediate=False,
-        now=now,
-    )
+    job = Job(requested_by=Requester.OWNER, model=settings.model, seed=0, total_steps=10**6, created_at=now)
+    return store.jobs.add(job)
 
 
 def battery(world: World) -> Battery:

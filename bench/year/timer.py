@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import time_machine
 
-from pocketllm.ticker import Ticker
+from pocketllm.server import Ticker
 
 if TYPE_CHECKING:
     from bench.year.__main__ import Life, Seen

@@ -16,8 +16,7 @@ from pocketllm.engine.generate.model_report import ModelReport, Sample, compare,
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel
-from pocketllm.storage.repositories.reports import NewReport
-from pocketllm.storage.tables import Text
+from pocketllm.storage.tables import Report, Text
 
 Result = TypeVar("Result")
 
@@ -60,10 +59,15 @@ def model_report(
     return compare(places, before, observe(model, places, rows))
 
 
-def report(verdict: EvaluationVerdict, found: ModelReport | None, content: dict[str, Any] | None) -> NewReport:
+def report(
+    job_id: str, verdict: EvaluationVerdict, found: ModelReport | None = None, content: dict[str, Any] | None = None
+) -> Report:
     """The whole report; the verdict is always present."""
-    verbatim_recall = None if found is None else found.verbatim_recall
-    return NewReport(numbers={"verdict": verdict.to_json(), "verbatim_recall": verbatim_recall}, content=content)
+    numbers = {
+        "verdict": verdict.to_json(),
+        "verbatim_recall": None if found is None else found.verbatim_recall,
+    }
+    return Report(job_id=job_id, numbers=numbers, content=content)
 
 
 def report_content(found: ModelReport, model_folder: ModelFolder, texts: Sequence[Text]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
 from pocketllm.storage.errors import StorageTrouble
-from pocketllm.storage.repositories.jobs import Tuning
+from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobState, Requester
 
@@ -125,9 +125,6 @@ class Scheduler:
     def _evaluate(self, now: datetime) -> None:
         """Queue, start, pause and explain jobs by the readings."""
         self._carry_out(self._store.deletions.pending(), now)
-        expiries = self._store.files.expiries()
-        for expired in (identity for identity, at in expiries.items() if at <= now):
-            self.forget(lambda identity=expired: self._store.files.delete(identity, now=now), now)  # type: ignore[misc]
         self._scan(INTERVAL_SECONDS)
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
@@ -144,7 +141,7 @@ class Scheduler:
             self._explain(behind, [f"waiting for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
         over = (blocker.until for blocker in self.verdict.blockers)
-        waits = [*(job.not_before for job in queue), *expiries.values(), *over]
+        waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
         self.due = [at for at in (*waits, *edges) if at is not None and at > now]
 
@@ -181,9 +178,9 @@ class Scheduler:
                 shutil.rmtree(self._folder.start(job_id), ignore_errors=True)
                 shutil.rmtree(self._folder.run(job_id), ignore_errors=True)
             if deletion.restarts:
-                self._store.deletions.restarted(deletion.id)
+                self._store.deletions.update([deletion.id], restarts=[])
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
-                self._store.deletions.rebuilt_by(deletion.id, self._queue(now).id)
+                self._store.deletions.update([deletion.id], job=self._queue(now).id)
         if deletions and sweep(self._folder):
             self._store.deletions.erase(deletions)
 
@@ -201,19 +198,19 @@ class Scheduler:
         seed: int | None,
         immediate: bool,
         now: datetime,
-        tuning: Tuning | None = None,
+        tuning: dict[str, Any] | None = None,
+        texts: Sequence[NewText] | None = None,
+        start_from: str | None = None,
         request_key: str | None = None,
     ) -> Job:
         """Queue a job for the owner, once for each key; where nothing particular is requested, an open job on new text
         proceeds instead. Raises NothingToLearn, and what `Plans.plan` raises.
         """
-        if (tuning is None or tuning.texts is None) and self._store.texts.counts().texts == 0:
+        if texts is None and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        is_plain = (requested, seed, tuning) == (JobRequest(), None, None)
-        more: dict[str, Any] = {"tuning": tuning, "request_key": request_key, "proceed": is_plain}
-        return self._create(
-            Requester.OWNER, self.plans.plan(requested), seed=seed, immediate=immediate, now=now, **more
-        )
+        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "request_key": request_key}
+        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, immediate=immediate, **more)
+        return self._store.jobs.add(job, texts=texts, proceed=(requested, seed, tuning) == (JobRequest(), None, None))
 
     def expected_at(self, now: datetime) -> datetime | None:
         """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
@@ -289,7 +286,7 @@ class Scheduler:
 
     def _queue(self, now: datetime) -> Job:
         """Queue a job on new text with the default settings."""
-        job = self._create(Requester.THRESHOLD, self.plans.default(), immediate=False, now=now)
+        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, self.plans.default(), now))
         log.info("job %s queued on new text", job.id)
         return job
 
@@ -379,16 +376,19 @@ class Scheduler:
         because = ", ".join(["requested to run now", *known] if job.immediate else known)
         self._attempts.start(job, because=because, readings=self.readings, now=now)
 
-    def _create(self, requested_by: Requester, planned: Planned | None, *, seed: int | None = None, **more: Any) -> Job:
-        """Queue a job, by default with the default settings. more: see `JobStore.create`."""
+    def _new_job(
+        self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any
+    ) -> Job:
+        """A job, by default with the default settings. more: other columns."""
         training = planned.training if planned else self._settings.training
-        return self._store.jobs.create(
+        return Job(
+            requested_by=by,
             model=self._settings.model,
             mode=training.mode,
             seed=secrets.randbits(31) if seed is None else seed,
-            total_steps=planned.plan.steps if planned else training.steps,
             settings=training.model_dump(mode="json"),
-            requested_by=requested_by,
+            total_steps=planned.plan.steps if planned else training.steps,
             predicted_bytes=planned.prediction.peak_bytes if planned else None,
+            created_at=now,
             **more,
         )

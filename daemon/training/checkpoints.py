@@ -11,7 +11,6 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import StepRecord
-from pocketllm.storage.step_log_export import StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 
@@ -48,7 +47,7 @@ class StoredRun:
 
     def keep(self, stopping: EarlyStopping) -> None:
         """Store early stopping."""
-        self._store.jobs.set_early_stopping(self._job_id, asdict(stopping))
+        self._store.jobs.update(self._job_id, early_stopping=asdict(stopping))
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
         """Delete the records beyond the best step and store early stopping, atomically. step: the current one.
@@ -100,7 +99,7 @@ class StoredRun:
         return {int(file.stem): file for file in self._folder.glob(f"[0-9]*{_SUFFIX}")}
 
 
-def record_of(row: Step | StepRow) -> StepRecord:
+def record_of(row: Step) -> StepRecord:
     """The record in a row of the step log."""
     found = {field.name: getattr(row, field.name) for field in fields(StepRecord)}
     return StepRecord(**found | {"scalars": tuple(row.scalars)})

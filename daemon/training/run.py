@@ -94,7 +94,7 @@ class TrainingRun:
             return False
         self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
         self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
-        self.store.jobs.set_plan(self.job.id, asdict(self.plan), predicted_bytes=self.job.predicted_bytes)
+        self.store.jobs.update(self.job.id, plan=asdict(self.plan))
         return True
 
     def _learn(self) -> tuple[Adapter | FullWeights, int]:
@@ -190,9 +190,9 @@ class TrainingRun:
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
-        predicted = planned.prediction.peak_bytes
-        self.store.jobs.set_plan(self.job.id, asdict(planned.plan), predicted_bytes=predicted)
-        return planned.plan
+        plan, predicted = planned.plan, planned.prediction.peak_bytes
+        self.store.jobs.update(self.job.id, plan=asdict(plan), method=plan.method, predicted_bytes=predicted)
+        return plan
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
@@ -238,7 +238,7 @@ class TrainingRun:
         if self.plan.method == "mezo" or list(adapter.a) == adapted_paths(self.model):
             return adapter
         self._say("began anew", f"{self.job.parent} adapts other linear maps than {self.plan.method} does")
-        self.job = self.store.jobs.set_parent(self.job.id, None)
+        self.job = self.store.jobs.update(self.job.id, parent=None)
         return None
 
     def _fresh(self) -> Adapter:
@@ -289,7 +289,7 @@ class TrainingRun:
             self.job.id,
             adapter=row,
             publish=verdict.outcome is Outcome.LEARNED,
-            report=reporting.report(verdict, None, None),
+            report=reporting.report(self.job.id, verdict),
             now=datetime.now(UTC),
         )
         return verdict
@@ -305,7 +305,7 @@ class TrainingRun:
         lift_cap()  # for the tokenizer, as at the start
         texts = self.store.texts.of_job(self.job.id)
         content = reporting.attempt(lambda: reporting.report_content(found, self.model_folder, texts), self._say)
-        self.store.reports.replace(self.job.id, reporting.report(verdict, found, content))
+        self.store.reports.replace(reporting.report(self.job.id, verdict, found, content))
 
     def _compared(self, trainable: Adapter | FullWeights) -> ModelReport:
         give_back_free_memory()

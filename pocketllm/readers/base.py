@@ -1,6 +1,7 @@
 """What the readers share: kinds of files, the records that readers yield, decoding, and HTML as text."""
 
 import codecs
+import json
 import re
 import stat
 from collections.abc import Iterator
@@ -52,21 +53,13 @@ class Ownerless:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One example, with its source only if the file names one."""
+    """One example as the daemon takes it, with its source only if the file names one."""
 
     item: Document
-    place: str = ""
+    place: str = ""  #: within the file, or with the file's name before it
 
 
 Found = Example | Skipped | Ownerless
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """A text as the daemon takes it, and where it is from, such as "notes.jsonl line 3"."""
-
-    item: Document
-    place: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +155,22 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         while line and not line.endswith(b"\n"):
             line = file.readline(MAX_LINE_BYTES)
         yield number, None
+
+
+def json_lines(path: Path, *, strict: bool = False) -> Iterator[tuple[int, bytes | None, Any]]:
+    """Yield a file's lines with their numbers and their JSON, which is None where it is not valid. Raises Unreadable.
+
+    A line is None where it is too long. strict: lone surrogates and NaN are not valid, as for the daemon.
+    """
+    with open_regular(path) as file:
+        for number, line in lines_of(file):
+            try:
+                value = json.loads((line or b"").removeprefix(codecs.BOM_UTF8))
+                if strict:
+                    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+            except (ValueError, RecursionError):
+                value = None
+            yield number, line, value
 
 
 BREAKS = {"br", "div", "tr", "li", "dt", "dd", "hr"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from pocketllm.readers.base import Document, Example, Found, Ownerless, ReadOptions, Skipped, cleaned, name_key
-from pocketllm.readers.notes import split_text
+from pocketllm.readers.notes import packed, split_text
 
 #: How much of the others' last messages becomes the prompt.
 PROMPT_MESSAGES = 8
@@ -41,10 +41,10 @@ def examples(conversations: Iterable[Conversation], read_options: ReadOptions) -
         me = conversation.owners | (frozenset() if conversation.plain and conversation.owners else read_options.me)
         if not me:
             unowned.update(message.sender for message in conversation.messages)
-        elif not any(is_from(message, me) for message in conversation.messages):
+        elif not any(_is_from(message, me) for message in conversation.messages):
             yield Skipped(reason="conversations without messages from you")
         elif conversation.plain:
-            own = [message.text for message in conversation.messages if is_from(message, me)]
+            own = [message.text for message in conversation.messages if _is_from(message, me)]
             yield from plain(own, read_options.max_bytes)
         else:
             yield from answers(conversation.messages, me, read_options.max_bytes)
@@ -52,8 +52,7 @@ def examples(conversations: Iterable[Conversation], read_options: ReadOptions) -
         yield Ownerless(messages=dict(unowned))
 
 
-def is_from(message: Message, me: frozenset[str]) -> bool:
-    """Tell whether one of these people wrote the message."""
+def _is_from(message: Message, me: frozenset[str]) -> bool:
     return name_key(message.sender) in me or any(name_key(alias) in me for alias in message.aliases)
 
 
@@ -67,12 +66,12 @@ def plain(texts: Iterable[str], max_bytes: int) -> Iterator[Found]:
 def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iterator[Found]:
     """Yield each run of the owner's messages as a completion of the messages before it; plain text if it is first."""
     before: list[Message] = []
-    for own, group in groupby((m for m in map(clean, messages) if m.text), key=lambda message: is_from(message, me)):
+    for own, group in groupby((m for m in map(_clean, messages) if m.text), key=lambda message: _is_from(message, me)):
         if not own:
             before = list(group)
             continue
-        for text in merged(message.text for message in group):
-            item: Document = {"prompt": prompt_of(before), "completion": text} if before else {"text": text}
+        for text in packed((message.text for message in group), "\n", ANSWER_CHARACTERS, size=len):
+            item: Document = {"prompt": _prompt_of(before), "completion": text} if before else {"text": text}
             if sum(len(part.encode()) for part in item.values()) <= max_bytes:
                 yield Example(item=item)
             else:
@@ -80,26 +79,11 @@ def answers(messages: list[Message], me: frozenset[str], max_bytes: int) -> Iter
             before = []  # the rest of this run follows the owner's own words
 
 
-def clean(message: Message) -> Message:
-    """Return a message whose text can be stored."""
+def _clean(message: Message) -> Message:
     return Message(sender=message.sender, text=cleaned(message.text), aliases=message.aliases)
 
 
-def merged(texts: Iterable[str]) -> Iterator[str]:
-    """Yield one writer's consecutive messages, joined by line ends up to ANSWER_CHARACTERS."""
-    waiting: list[str] = []
-    size = 0
-    for text in texts:
-        if waiting and size + len(text) > ANSWER_CHARACTERS:
-            yield "\n".join(waiting)
-            waiting, size = [], 0
-        waiting.append(text)
-        size += len(text)
-    if waiting:
-        yield "\n".join(waiting)
-
-
-def prompt_of(messages: list[Message]) -> str:
+def _prompt_of(messages: list[Message]) -> str:
     """Return the last messages as a prompt that ends in a line end; with names if there are several writers."""
     last = messages[-PROMPT_MESSAGES:]
     named = len({message.sender for message in last}) > 1

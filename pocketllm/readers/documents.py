@@ -1,7 +1,6 @@
 """JSON: tells which export a document is, and reads its conversations."""
 
 import codecs
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from pocketllm.readers.assistants import chatgpt, claude, is_chatgpt, is_claude
 from pocketllm.readers.base import (
     MAX_FILE_BYTES,
     Example,
@@ -19,23 +17,25 @@ from pocketllm.readers.base import (
     Skipped,
     Unreadable,
     decoded,
-    lines_of,
+    json_lines,
     open_regular,
     read_head,
 )
 from pocketllm.readers.chats import Conversation, examples
+from pocketllm.readers.exports import chatgpt, claude, is_chatgpt, is_claude, is_telegram, owner_names, telegram
 from pocketllm.readers.messages import conversations_of
-from pocketllm.readers.own import NO_OBJECT, is_own
-from pocketllm.readers.telegram import is_telegram, owner_names, telegram
 
+KINDS = ({"text"}, {"text", "label"}, {"prompt", "completion"}, {"messages"})
+NO_OBJECT = "lines that are not an example: {text}, {text, label}, {prompt, completion} or {messages}"
 NO_CHAT = "JSON without examples, and without messages that have a sender and a text"
 JSON_LINES = {".jsonl", ".ndjson"}
 HEAD_BYTES = 1000
 #: No export is nested as deeply.
 MAX_DEPTH = 500
-#: The names that lead to places in a document.
-ITEM = "item"
-WHOLE, ITEMS, TELEGRAM_CHATS, TELEGRAM_OWNER = list[str](), [ITEM], ["chats", "list", ITEM], ["personal_information"]
+#: Prefixes of values, as ijson writes them.
+WHOLE, ITEMS, TELEGRAM_CHATS, TELEGRAM_OWNER = "", "item", "chats.list.item", "personal_information"
+#: How each event changes the depth.
+DEPTHS = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
 
 
 def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator[Found]]:
@@ -43,24 +43,23 @@ def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator
 
     The items are those of a list, the chats of Telegram's account export, or the document itself.
     """
-    account = not is_list(path)
-    items = items_at(path, TELEGRAM_CHATS if account else ITEMS)
+    account = not _is_list(path)
+    items = _items_at(path, TELEGRAM_CHATS if account else ITEMS)
     first = next(items, None)
     if account and first is None:
-        items, account = items_at(path, WHOLE), False
+        items, account = _items_at(path, WHOLE), False
         first = next(items, None)
     items = chain([first], items)
     if not account and is_own(first):
-        return Kind.JSONL, own_items(items)
-    form = form_of(first, account)
+        return Kind.JSONL, _own_items(items)
+    form = _form_of(first, account)
     kind = form if read_options.format in (None, Kind.CHAT) else read_options.format
     if kind not in (Kind.CHAT, form):
         raise Unreadable(f"not a {kind.value} export")
-    return kind, checked(conversations(kind, items, path), read_options)
+    return kind, _checked(conversations(kind, items, path), read_options)
 
 
-def is_list(path: Path) -> bool:
-    """Tell whether a JSON document is a list. Raises Unreadable."""
+def _is_list(path: Path) -> bool:
     return decoded(read_head(path, HEAD_BYTES), final=False).lstrip().startswith("[")
 
 
@@ -83,50 +82,35 @@ class Source:
         return data
 
 
-def items_at(path: Path, place: list[str]) -> Iterator[Any]:
-    """Yield the values at a place of a JSON document, one at a time. Raises Unreadable.
-
-    place: the names that lead there; ITEM is any item of a list.
-    """
-    names, builder = list[str](), None
+def _items_at(path: Path, prefix: str) -> Iterator[Any]:
+    """Yield the values at a prefix in a JSON document, one at a time. Raises Unreadable."""
+    level = len(prefix.split(".")) if prefix else 0
     with open_regular(path) as file:
-        source = Source(file)
-        for event, value in events(source):
-            if event in ("end_map", "end_array"):
-                names.pop()
-            elif builder is None and event != "map_key" and names == place:
-                builder = ijson.ObjectBuilder()
-            if builder is not None:
-                builder.event(event, value)
-            if event == "map_key":
-                names[-1] = value
-            elif event in ("start_map", "start_array"):
-                names.append(ITEM)
-            elif builder is not None and names == place:
-                yield builder.value
-                builder = None
-            if builder is None:
-                source.since_item = 0
-            if len(names) > MAX_DEPTH:
-                raise Unreadable("nested too deeply")
+        try:
+            yield from ijson.items(ijson.parse(_bounded(Source(file), level)), prefix)
+        except (ijson.JSONError, ValueError) as error:
+            raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
 
 
-def events(source: Source) -> Iterator[tuple[str, Any]]:
-    """Yield the events of a JSON document. Raises Unreadable."""
-    try:
-        yield from ijson.basic_parse(source, use_float=True)
-    except (ijson.JSONError, ValueError) as error:
-        raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
+def _bounded(source: Source, level: int) -> Iterator[tuple[str, Any]]:
+    """Yield a document's events. Raises Unreadable: nested too deeply, or a value at this level is too large."""
+    depth = 0
+    for event, value in ijson.basic_parse(source, use_float=True):
+        depth += DEPTHS.get(event, 0)
+        if depth > MAX_DEPTH:  # ijson joins the names on the way to each value
+            raise Unreadable("nested too deeply")
+        if depth <= level:
+            source.since_item = 0
+        yield event, value
 
 
-def own_items(items: Iterable[Any]) -> Iterator[Found]:
-    """Yield a list's examples, and a Skipped for each other item."""
+def _own_items(items: Iterable[Any]) -> Iterator[Found]:
     for number, item in enumerate(items, 1):
         place = f"item {number}"
         yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)
 
 
-def form_of(first: Any, account: bool) -> Kind:
+def _form_of(first: Any, account: bool) -> Kind:
     """Return the kind of export by its first item; CHAT for messages in an unknown form.
 
     account: it is a chat of Telegram's account export.
@@ -141,12 +125,12 @@ def form_of(first: Any, account: bool) -> Kind:
 def conversations(kind: Kind, items: Iterable[Any], path: Path) -> Iterator[Conversation]:
     """Return the conversations of items of this kind."""
     if kind is Kind.TELEGRAM:
-        return telegram(items, owner_names(next(items_at(path, TELEGRAM_OWNER), None)))
+        return telegram(items, owner_names(next(_items_at(path, TELEGRAM_OWNER), None)))
     readers = {Kind.CHATGPT: chatgpt, Kind.CLAUDE: claude}
     return readers.get(kind, conversations_of)(items)
 
 
-def checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
+def _checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of conversations. Raises Unreadable when no message is in any."""
     filled = (conversation for conversation in found if conversation.messages)
     first = next(filled, None)
@@ -159,38 +143,53 @@ def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a file with one message, or one conversation, a line. Raises Unreadable."""
     items: list[Any] = []
     size = 0
-    with open_regular(path) as file:
-        for number, line in lines_of(file):
-            item = parsed(line)
-            size += len(line or b"")
-            if size > MAX_FILE_BYTES:
-                raise Unreadable(f"more than {MAX_FILE_BYTES // 10**6} MB of messages; split it into parts")
-            if isinstance(item, dict):
-                items.append(item)
-            elif line is None or line.strip():
-                yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
-    yield from checked(conversations_of(items), read_options)
-
-
-def parsed(line: bytes | None) -> Any:
-    """Return a line's JSON; None when it is not valid."""
-    try:
-        return json.loads(line.removeprefix(b"\xef\xbb\xbf")) if line else None
-    except (ValueError, RecursionError):
-        return None
+    for number, line, item in json_lines(path):
+        size += len(line or b"")
+        if size > MAX_FILE_BYTES:
+            raise Unreadable(f"more than {MAX_FILE_BYTES // 10**6} MB of messages; split it into parts")
+        if isinstance(item, dict):
+            items.append(item)
+        elif line is None or line.strip():
+            yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
+    yield from _checked(conversations_of(items), read_options)
 
 
 def first_objects(path: Path, most: int = 5) -> list[Any]:
     """Return the objects on a file's first lines; empty for one document that spans several lines."""
     found: list[Any] = []
-    with open_regular(path) as file:
-        for number, line in lines_of(file):
-            if number > 2 * most or len(found) == most:
-                break
-            item = parsed(line)
-            if isinstance(item, dict):
-                found.append(item)
-            elif line is not None and line.strip() and path.suffix.lower() not in JSON_LINES:
-                break
+    for number, line, item in json_lines(path):
+        if number > 2 * most or len(found) == most:
+            break
+        if isinstance(item, dict):
+            found.append(item)
+        elif line is not None and line.strip() and path.suffix.lower() not in JSON_LINES:
+            break
     alone = len(found) == 1 and path.suffix.lower() not in JSON_LINES
     return [] if alone else found
+
+
+def is_own(item: Any) -> bool:
+    """Tell whether an object is an example, with or without a source, and holds nothing else."""
+    if not isinstance(item, dict) or item.keys() - {"source"} not in KINDS:
+        return False
+    messages = item.get("messages")
+    if messages is None:
+        return all(isinstance(value, str) for value in item.values())
+    return isinstance(messages, list) and bool(messages) and all(_is_turn(message) for message in messages)
+
+
+def _is_turn(message: Any) -> bool:
+    """Tell whether this is a chat message as the daemon accepts it, and not some other program's."""
+    return isinstance(message, dict) and message.keys() - {"weight"} == {"role", "content"}
+
+
+def read_own(path: Path) -> Iterator[Found]:
+    """Yield the examples of a file unchanged, and a Skipped for each other line. Raises Unreadable."""
+    for number, line, item in json_lines(path, strict=True):
+        place = f"line {number}"
+        if line is None:
+            yield Skipped(reason="lines too long for one request", place=place)
+        elif is_own(item):
+            yield Example(item=item, place=place)
+        elif line.strip():
+            yield Skipped(reason=NO_OBJECT, place=place)

@@ -45,25 +45,24 @@ def read_mbox(path: Path, read_options: ReadOptions) -> Iterator[Found]:
 
     If the owner's names are not given and several people wrote the mails, it yields an Ownerless alone.
     """
-    if not read_options.me and len(messages := mails_by_address(path)) > 1:
+    if not read_options.me and len(messages := _mails_by_address(path)) > 1:
         yield Ownerless(messages=messages)
         return
     number = 0
-    for number, data in enumerate(split_mbox(path), 1):
+    for number, data in enumerate(_split_mbox(path), 1):
         # A mailbox escapes a body's line that begins with "From ".
-        yield from read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", read_options)
+        yield from _read_mail(QUOTED_FROM.sub(rb"\1", data), f"mail {number}", read_options)
     if not number:
         raise Unreadable("not a mailbox: no line begins with 'From '")
 
 
-def mails_by_address(path: Path) -> dict[str, int]:
-    """Return how many mails of a mailbox are from each address."""
+def _mails_by_address(path: Path) -> dict[str, int]:
     found: Counter[str] = Counter()
-    for data in split_mbox(path):
+    for data in _split_mbox(path):
         if HUGE_HEADER.search(data):
             continue
         try:
-            pairs = from_pairs(BytesHeaderParser(policy=policy.default).parsebytes(data))
+            pairs = _from_pairs(BytesHeaderParser(policy=policy.default).parsebytes(data))
         except BROKEN:
             continue
         found.update(name_key(address) for _, address in pairs[:1] if address)
@@ -74,10 +73,10 @@ def read_eml(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the text of the mail in a file. Raises Unreadable."""
     with open_regular(path) as file:
         data = file.read(MAIL_BYTES)
-    yield from read_mail(data, "", read_options)
+    yield from _read_mail(data, "", read_options)
 
 
-def split_mbox(path: Path) -> Iterator[bytes]:
+def _split_mbox(path: Path) -> Iterator[bytes]:
     """Yield the mails of a mailbox, each without the line that begins it and no longer than MAIL_BYTES."""
     lines: list[bytes] | None = None
     size, blank = 0, True
@@ -95,8 +94,7 @@ def split_mbox(path: Path) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Found]:
-    """Yield a mail's text, or why it was left out."""
+def _read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Found]:
     if HUGE_HEADER.search(data):
         yield Skipped(reason="broken mails", place=place)
         return
@@ -105,10 +103,10 @@ def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Fo
         if not 0 < sum(len(name) + len(value) for name, value in message.raw_items()) <= HEADER_BYTES:
             yield Skipped(reason="broken mails", place=place)
             return
-        if read_options.me and not read_options.me & senders(message):
+        if read_options.me and not read_options.me & _senders(message):
             yield Skipped(reason="mails from other people", place=place)
             return
-        text = mail_text(message)
+        text = _mail_text(message)
     except BROKEN:
         yield Skipped(reason="broken mails", place=place)
         return
@@ -119,30 +117,29 @@ def read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[Fo
         yield Example(item={"text": part}, place=place)
 
 
-def senders(message: EmailMessage) -> set[str]:
-    """Return the addresses and names that a mail is from."""
-    return {name_key(part) for pair in from_pairs(message) for part in pair if part}
+def _senders(message: EmailMessage) -> set[str]:
+    return {name_key(part) for pair in _from_pairs(message) for part in pair if part}
 
 
-def from_pairs(message: EmailMessage) -> list[tuple[str, str]]:
+def _from_pairs(message: EmailMessage) -> list[tuple[str, str]]:
     """Return whom a mail is from: names, which may be empty, with addresses."""
     lines = [str(value)[:FROM_CHARACTERS] for name, value in message.raw_items() if name.lower() == "from"]
     return getaddresses([str(make_header(decode_header(line))) for line in lines])
 
 
-def mail_text(message: EmailMessage) -> str:
+def _mail_text(message: EmailMessage) -> str:
     """Return what a mail's sender wrote in it, without quotes; empty when it holds no text."""
     body = message.get_body(preferencelist=("plain", "html"))
     if body is None:
         return ""
-    text = part_text(body)
+    text = _part_text(body)
     if body.get_content_subtype() == "html":
         return own_words(html_to_text(text[:MAX_TEXT_BYTES], without=QUOTES))
     flowed = str(body.get_param("format", "")).lower() == "flowed"
-    return own_words(unwrapped(text) if flowed else text)
+    return own_words(_unwrapped(text) if flowed else text)
 
 
-def part_text(part: Message) -> str:
+def _part_text(part: Message) -> str:
     """Return the text of a part of a mail, even where its declared encoding is wrong."""
     payload = part.get_payload(decode=True)
     data = payload if isinstance(payload, bytes) else b""
@@ -153,7 +150,7 @@ def part_text(part: Message) -> str:
         return cleaned(data.decode("utf-8", "replace"))
 
 
-def unwrapped(text: str) -> str:
+def _unwrapped(text: str) -> str:
     """Return text in the `format=flowed` of RFC 3676 with its soft line ends taken out."""
     parts: list[str] = []
     soft = True  # the first line continues nothing
@@ -187,23 +184,23 @@ def own_words(text: str) -> str:
     lines = text.split("\n")
     for number, line in enumerate(lines):
         if line.startswith(">"):
-            drop_attribution(kept)
-        elif line.rstrip() == "--" or OLD_MAIL.match(line) or is_header_block(lines, number):
+            _drop_attribution(kept)
+        elif line.rstrip() == "--" or OLD_MAIL.match(line) or _is_header_block(lines, number):
             break
         elif not DEVICE.match(line):
             kept.append(line.rstrip())
     # An attribution may stand without its quote, which was HTML or was cut.
-    drop_attribution(kept)
+    _drop_attribution(kept)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
 
-def is_header_block(lines: list[str], number: int) -> bool:
+def _is_header_block(lines: list[str], number: int) -> bool:
     """Tell whether a line begins the headers of a mail that is copied into this one."""
     below = lines[number + 1 : number + 3]
     return bool(HEADER.match(lines[number])) and any(NEXT_HEADER.match(line) for line in below)
 
 
-def drop_attribution(kept: list[str]) -> None:
+def _drop_attribution(kept: list[str]) -> None:
     """Remove an attribution such as "On Monday Anna wrote:" from the end; it may span two lines."""
     end = len(kept)
     while end and end > len(kept) - MAX_BLANKS and not kept[end - 1]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pocketllm.readers.base import Document
 from pocketllm.readers.chats import Conversation, Message
-from pocketllm.readers.telegram import text_of
+from pocketllm.readers.exports import text_of
 
 SENDERS = (
     *("sender", "sender_name", "sendername", "from", "from_name", "author", "author_name", "user_profile", "user"),
@@ -33,13 +33,13 @@ def conversations_of(items: Iterable[Any]) -> Iterator[Conversation]:
 
 def conversation(items: list[Any]) -> Conversation:
     """Return the messages among some objects, oldest first."""
-    found = [(time_of(item), message) for item in items if isinstance(item, dict) and (message := message_of(item))]
-    if is_newest_first([time for time, _ in found]):
+    found = [(_time_of(item), message) for item in items if isinstance(item, dict) and (message := message_of(item))]
+    if _is_newest_first([time for time, _ in found]):
         found.reverse()
     return Conversation(messages=[message for _, message in found])
 
 
-def is_newest_first(times: list[float | str | None]) -> bool:
+def _is_newest_first(times: list[float | str | None]) -> bool:
     """Tell whether messages are sorted newest first, as Messenger and Instagram write them."""
     numbers = [time for time in times if isinstance(time, float)]
     texts = [time for time in times if isinstance(time, str)]
@@ -52,24 +52,24 @@ def message_of(item: Mapping[str, Any]) -> Message | None:
     """Return an object as a message; None when it has no sender or no text."""
     fields = {str(name).strip().lower(): value for name, value in item.items() if name is not None}
     text = next((text for name in TEXTS if (text := text_of(fields.get(name)))), "")
-    names = [found for name in SENDERS for found in names_of(fields.get(name))]
+    names = [found for name in SENDERS for found in _names_of(fields.get(name))]
     # Slack writes joins and leaves as messages of these subtypes.
     if not text.strip() or not names or str(fields.get("subtype", "")).startswith(("channel_", "group_")):
         return None
     if "timestamp_ms" in fields and "sender_name" in fields:
         # Messenger and Instagram write the bytes of UTF-8 as if each were a character.
-        text, names = mended(text), [mended(name) for name in names]
+        text, names = _mended(text), [_mended(name) for name in names]
     return Message(sender=names[0], text=text, aliases=tuple(names[1:]))
 
 
-def names_of(value: Any) -> list[str]:
+def _names_of(value: Any) -> list[str]:
     """Return the names of a sender: one, or those in a profile."""
     if isinstance(value, dict):
         return [name for key in NAMES if isinstance(name := value.get(key), str) and name.strip()]
     return [value] if isinstance(value, str) and value.strip() else []
 
 
-def mended(text: str) -> str:
+def _mended(text: str) -> str:
     """Return text with UTF-8 that was decoded as Latin-1 repaired; other text as it is."""
     try:
         return text.encode("latin-1").decode("utf-8")
@@ -77,7 +77,7 @@ def mended(text: str) -> str:
         return text
 
 
-def time_of(item: Document) -> float | str | None:
+def _time_of(item: Document) -> float | str | None:
     """Return when a message was written, in a form that can be compared; else None."""
     value = next((item[name] for name in TIMES if name in item), None)
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Notes: plain text, Markdown and HTML files."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -61,52 +61,37 @@ def paragraphs(text: str) -> list[str]:
     return [part.strip() for part in BLANK_LINES.split(text) if part.strip()]
 
 
-def split_text(text: str, max_bytes: int) -> list[str]:
+def split_text(text: str, max_bytes: int, breaks: Sequence[str] = ("\n\n", "\n", "")) -> list[str]:
     """Split a text into parts of limited size, between paragraphs, else lines, else anywhere."""
     text = text.strip()
-    if not text or len(text.encode()) <= max_bytes:
+    if _byte_count(text) <= max_bytes:
         return [text] if text else []
-    pieces = [piece for part in BLANK_LINES.split(text) for piece in short_pieces(part, max_bytes)]
-    return packed(pieces, "\n\n", max_bytes)
+    between, *finer = breaks
+    if not between:
+        length = max(1, max_bytes // 4)  # in UTF-8 a character has 4 bytes at most
+        return packed([text[start : start + length] for start in range(0, len(text), length)], "", max_bytes)
+    pieces: list[str] = []
+    for piece in BLANK_LINES.split(text) if between == "\n\n" else text.split(between):
+        pieces += [piece] if _byte_count(piece) <= max_bytes else split_text(piece, max_bytes, finer)
+    return packed(pieces, between, max_bytes)
 
 
-def short_pieces(paragraph: str, max_bytes: int) -> list[str]:
-    """Return a paragraph, cut into parts if it is too long."""
-    if len(paragraph.encode()) <= max_bytes:
-        return [paragraph]
-    lines = [part for line in paragraph.split("\n") for part in chopped(line, max_bytes)]
-    return packed(lines, "\n", max_bytes)
+def _byte_count(text: str) -> int:
+    return len(text.encode())
 
 
-def chopped(line: str, max_bytes: int) -> list[str]:
-    """Return a line in parts that fit; no character is cut in two."""
-    data = line.encode()
-    if len(data) <= max_bytes:
-        return [line]
-    parts, start = [], 0
-    while start < len(data):
-        end = min(start + max_bytes, len(data))
-        while end < len(data) and data[end] & 0xC0 == 0x80 and end > start + 1:
-            end -= 1
-        parts.append(data[start:end].decode("utf-8", "ignore"))
-        start = end
-    return parts
-
-
-def packed(pieces: list[str], between: str, max_bytes: int) -> list[str]:
-    """Return the pieces in order, joined into as few texts as fit; blank pieces are left out."""
-    texts: list[str] = []
-    waiting: list[str] = []
-    size = 0
+def packed(pieces: Iterable[str], between: str, most: int, size: Callable[[str], int] = _byte_count) -> list[str]:
+    """Return the pieces in order, joined into as few texts of this size as fit; blank pieces are left out."""
+    texts: list[list[str]] = []
+    total = 0
     for piece in filter(str.strip, pieces):
-        more = len(piece.encode()) + len(between)
-        if waiting and size + more > max_bytes:
-            texts.append(between.join(waiting))
-            waiting, size = [], 0
-        waiting.append(piece)
-        size += more
-    texts += [between.join(waiting)] if waiting else []
-    return [text.strip() for text in texts if text.strip()]
+        more = size(piece) + len(between)
+        total += more
+        if not texts or total > most:
+            texts.append([])
+            total = more
+        texts[-1].append(piece)
+    return [between.join(text).strip() for text in texts]
 
 
 def prose(text: str) -> str:
@@ -115,14 +100,13 @@ def prose(text: str) -> str:
     tables = end = 0
     for token in PARSER.parse(EMBEDDED.sub("", text)):
         tables += {"table_open": 1, "table_close": -1}.get(token.type, 0)
-        if token.type == "inline" and token.map and not tables and (words := words_of(token)):
+        if token.type == "inline" and token.map and not tables and (words := _words_of(token)):
             found += ["\n" if token.map[0] == end else "\n\n", words]
             end = token.map[1]
     return "".join(found[1:])
 
 
-def words_of(block: Token) -> str:
-    """Return the words of a paragraph, a heading or an item."""
+def _words_of(block: Token) -> str:
     parts, addresses = list[str](), 0
     for token in block.children or ():
         if token.info == "auto":  # <https://...>, whose words are its target

@@ -4,22 +4,40 @@ for entry in walk([Path("notes")]):
     kind, found = read(entry, ReadOptions())
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import Found, Kind, ReadOptions, Skipped, Unreadable
+from pocketllm.readers.base import Found, Kind, ReadOptions, Skipped, Unreadable, decoded, read_head
 from pocketllm.readers.chats import examples
-from pocketllm.readers.documents import first_objects, read_document, read_lines
+from pocketllm.readers.documents import JSON_LINES, first_objects, is_own, read_document, read_lines, read_own
+from pocketllm.readers.exports import looks_like_whatsapp, read_whatsapp
 from pocketllm.readers.mail import read_eml, read_mbox
-from pocketllm.readers.notes import read_notes
-from pocketllm.readers.own import read_own
-from pocketllm.readers.recognise import recognise
-from pocketllm.readers.tables import read_table
+from pocketllm.readers.notes import HTML, MARKDOWN, SUFFIXES, read_notes
+from pocketllm.readers.tables import NO_HEADINGS, looks_like_table, read_table
 from pocketllm.readers.walk import Entry
-from pocketllm.readers.whatsapp import read_whatsapp
 
 DOCUMENTS = {Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM, Kind.CHAT}
 SOURCE_CHARACTERS = 200
+HEAD_BYTES = 64_000
+EXPORT_IT = "export it as plain text first"
+#: The first bytes of files whose text cannot be read here, and what to do with them.
+SIGNATURES = {
+    b"PK\x03\x04": "an archive or office document; unpack a .zip and import its folder, or export a document as text",
+    b"\x1f\x8b": "compressed; unpack it first",
+    b"%PDF": f"a PDF; {EXPORT_IT}",
+    b"{\\rtf": f"rich text; {EXPORT_IT}",
+    b"SQLite format 3\0": f"a database; {EXPORT_IT}",
+}
+#: HTML pages that are chat exports, which hold everybody's words.
+CHAT_PAGES = {
+    "<title>Exported Data</title>": "a Telegram export in HTML; export it again as JSON",
+    "DiscordChatExporter": "a Discord export in HTML; export it again as JSON",
+}
+MAILBOX = re.compile(rb"From \S.*\r?\n(?:[>\w][\w-]*:|From )")
+MAIL_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):(?:\s|\Z)")
+MAIL_HEADERS = {"date", "message-id", "received", "mime-version", "return-path", "delivered-to"}
+JSON = re.compile(r"\s*(?:\[\s*[\[{\"\]]|\{\s*[\"}])")
 
 
 def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator[Found]]:
@@ -33,12 +51,12 @@ def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator
         kind, found = opened(entry.path, read_options, named=entry.named)
     except Unreadable as error:
         return None, iter([Skipped(reason=str(error))])
-    return kind, without_errors(found)
+    return kind, _without_errors(found)
 
 
 def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
     """Return a file's kind, the requested one if there is one, and its examples. Raises Unreadable."""
-    kind = read_options.format or recognise(path, named=named)
+    kind = read_options.format or _recognise(path, named=named)
     if kind is Kind.CHAT and first_objects(path):
         return kind, read_lines(path, read_options)
     if kind in DOCUMENTS:
@@ -51,8 +69,7 @@ def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind,
     return kind, readers[kind](path, read_options)
 
 
-def without_errors(found: Iterator[Found]) -> Iterator[Found]:
-    """Yield what a reader yields, and a Skipped when it fails."""
+def _without_errors(found: Iterator[Found]) -> Iterator[Found]:
     try:
         yield from found
     except Unreadable as error:
@@ -67,3 +84,58 @@ def source_name(kind: Kind, name: str) -> str:
     """Return an example's source: the kind and the end of the file's name."""
     prefix = f"{kind.value}: "
     return prefix + name[-(SOURCE_CHARACTERS - len(prefix)) :]
+
+
+def _recognise(path: Path, *, named: bool) -> Kind:
+    """Return the kind of a file. Raises Unreadable for files of other kinds.
+
+    named: the owner gave this path itself and not a folder above it; then a text file with any suffix is a note.
+    """
+    head = read_head(path, HEAD_BYTES)
+    for signature, advice in SIGNATURES.items():
+        if head.startswith(signature):
+            raise Unreadable(advice)
+    if MAILBOX.match(head):
+        return Kind.MBOX  # each mail declares its own encoding
+    if path.suffix.lower() == ".eml" or _is_mail(head.decode("latin-1"), path):
+        return Kind.EML
+    text = decoded(head, final=len(head) < HEAD_BYTES)
+    if looks_like_whatsapp(text):
+        return Kind.WHATSAPP
+    if not text.strip():
+        raise Unreadable("empty")
+    if path.suffix.lower() in {".json", *JSON_LINES} or (path.suffix.lower() not in MARKDOWN and JSON.match(text)):
+        return _json_kind(path)
+    return _text_kind(path, text, named=named)
+
+
+def _is_mail(head: str, path: Path) -> bool:
+    """Tell whether a text begins with the headers of a mail. A note may begin with From: and Date:, too."""
+    names = set()
+    for line in head.replace("\r\n", "\n").split("\n"):
+        found = MAIL_HEADER.match(line)
+        if found:
+            names.add(found[1].lower())
+        elif not line.startswith((" ", "\t")):
+            break
+    return path.suffix.lower() not in SUFFIXES and "from" in names and bool(names & MAIL_HEADERS)
+
+
+def _json_kind(path: Path) -> Kind:
+    """Return the kind of a JSON file; for a document, reading it tells which export it is."""
+    objects = first_objects(path)
+    return Kind.JSONL if objects and any(is_own(item) for item in objects) else Kind.CHAT
+
+
+def _text_kind(path: Path, text: str, *, named: bool) -> Kind:
+    suffix = path.suffix.lower()
+    for sign, advice in CHAT_PAGES.items():
+        if suffix in HTML and sign in text:
+            raise Unreadable(advice)
+    if looks_like_table(text):
+        return Kind.CSV
+    if suffix in (".csv", ".tsv"):
+        raise Unreadable(NO_HEADINGS)
+    if suffix in SUFFIXES or named:
+        return Kind.NOTES
+    raise Unreadable("not named like a note (.md, .txt, ...); to read it anyway, give the path of the file itself")

@@ -17,8 +17,8 @@ from pocketllm.readers.base import (
     read_text,
 )
 from pocketllm.readers.chats import examples
+from pocketllm.readers.documents import KINDS
 from pocketllm.readers.messages import SENDERS, TEXTS, conversation
-from pocketllm.readers.own import KINDS
 
 DELIMITERS = ",;\t|"
 NO_HEADINGS = (
@@ -27,7 +27,7 @@ NO_HEADINGS = (
 )
 
 
-def headings(line: str) -> tuple[str, list[str]]:
+def _headings(line: str) -> tuple[str, list[str]]:
     """Return a table's delimiter and its column names in lower case; no names when none is known."""
     for delimiter in DELIMITERS:
         try:
@@ -35,12 +35,12 @@ def headings(line: str) -> tuple[str, list[str]]:
         except csv.Error:
             continue
         names = [cell.strip().lower() for cell in cells]
-        if columns_of_examples(names) or (set(names) & set(SENDERS) and set(names) & set(TEXTS)):
+        if _columns_of_examples(names) or (set(names) & set(SENDERS) and set(names) & set(TEXTS)):
             return delimiter, names
     return ",", []
 
 
-def columns_of_examples(names: list[str]) -> list[str]:
+def _columns_of_examples(names: list[str]) -> list[str]:
     """Return the columns that together make an example; none when they are those of messages."""
     if set(names) & set(SENDERS):
         return []
@@ -50,16 +50,16 @@ def columns_of_examples(names: list[str]) -> list[str]:
 
 def looks_like_table(head: str) -> bool:
     """Tell whether a text's first line names at least two columns of a table that can be read."""
-    return len(headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
+    return len(_headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
 
 
 def read_table(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a table. Raises Unreadable."""
     text = read_text(path)
-    delimiter, names = headings(text.partition("\n")[0][:2000])
+    delimiter, names = _headings(text.partition("\n")[0][:2000])
     if not names:
         raise Unreadable(NO_HEADINGS)
-    columns = columns_of_examples(names)
+    columns = _columns_of_examples(names)
     if columns:
         for number, row in rows(text, delimiter, names):
             item = {name: cleaned(row.get(name, "")) for name in columns}

@@ -33,7 +33,7 @@ def walk(paths: list[Path]) -> Iterator[Entry]:
     """
     seen = set[int]()
     for path in paths:
-        entry = inspected(Entry(path=path, name=printable_name(path.name), named=True), seen)
+        entry = _inspected(Entry(path=path, name=_printable_name(path.name), named=True), seen)
         if entry.folder:
             yield from below(path, seen)
         else:
@@ -56,11 +56,11 @@ def below(folder: Path, seen: set[int] | None, ignored: Callable[[str], bool] = 
             continue
         folders = []
         for path in paths:
-            entry = Entry(path=path, name=prefix + printable_name(path.name))
+            entry = Entry(path=path, name=prefix + _printable_name(path.name))
             if path.name.startswith(".") or path.name in SKIPPED_FOLDERS:
                 yield replace(entry, reason="hidden, or a program's folder")
                 continue
-            entry = inspected(entry, folders_seen if seen is None else seen, files=seen is not None)
+            entry = _inspected(entry, folders_seen if seen is None else seen, files=seen is not None)
             if ignored(f"{entry.name}/" if entry.folder else entry.name):
                 continue
             if not entry.reason and path.is_symlink() and not path.resolve().is_relative_to(root):
@@ -72,7 +72,7 @@ def below(folder: Path, seen: set[int] | None, ignored: Callable[[str], bool] = 
         waiting += reversed(folders)
 
 
-def inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
+def _inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
     """Return an entry with its size and type, or with the reason why it cannot be read or was read before."""
     try:
         found = entry.path.stat()
@@ -92,6 +92,6 @@ def inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
     )
 
 
-def printable_name(name: str) -> str:
+def _printable_name(name: str) -> str:
     """Return a file's name as text that can be stored: names are bytes, not always UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")

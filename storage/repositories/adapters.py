@@ -11,9 +11,8 @@ from datetime import datetime
 from sqlalchemy import or_
 from sqlmodel import Session, col, select, update
 
-from pocketllm.storage.database import Database
-from pocketllm.storage.errors import HasDeletedText, NotFound, WrongState
-from pocketllm.storage.repositories.ids import full_id
+from pocketllm.storage.errors import HasDeletedText, WrongState
+from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, Outcome, Text
 
 
@@ -27,21 +26,17 @@ class Change:
     skipped: tuple[str, ...] = ()  #: ancestors that were skipped: damaged, or with text that was deleted since
 
 
-class AdapterStore:
+class AdapterStore(Repository):
     """Every query about adapters."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, adapter_id: str) -> Adapter:
         """The adapter whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found_adapter(session, full_id(session, Adapter, adapter_id))
+            return found(session, Adapter, adapter_id, abbreviated=True)
 
     def all(self) -> list[Adapter]:
         """All adapters, newest first."""
-        with self._database.read() as session:
-            return list(session.exec(select(Adapter).order_by(col(Adapter.created_at).desc())))
+        return self._all(select(Adapter).order_by(col(Adapter.created_at).desc()))
 
     def serving(self, model: str) -> Adapter | None:
         """The serving adapter of a model; None is the base model."""
@@ -51,10 +46,9 @@ class AdapterStore:
     def roll_back(self, model: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
         """Serve the parent of the serving adapter, at last the base model.
 
-        Skips ancestors that are not usable, or have learned text that was deleted since. The texts that only the
-        withdrawn jobs have learned are set aside until the adapter is served again: they stay marked as learned, so
-        that no job starts by itself to learn them again, and later jobs do not use them as old text (see
-        `texts.assign_to_job`). Raises WrongState when the base model is serving.
+        Skips ancestors that are not usable, or have learned text that was deleted since. Until the adapter is served
+        again, no job replays the texts that only the withdrawn jobs have learned, and none starts by itself to learn
+        them. Raises WrongState when the base model is serving.
         """
         with self._database.write() as session:
             serving = serving_adapter(session, model)
@@ -74,13 +68,12 @@ class AdapterStore:
         Does nothing if another one is serving by now. Raises NotFound.
         """
         with self._database.write() as session:
-            damaged = found_adapter(session, adapter_id)
+            damaged = found(session, Adapter, adapter_id)
             serving = serving_adapter(session, damaged.model)
-            if serving is None or serving.id != adapter_id:
-                return Change(model=damaged.model, was=adapter_id, serving=serving.id if serving else None)
-            sound = use_newest(session, damaged, usable=usable)
-            session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
-            return Change(model=damaged.model, was=adapter_id, serving=sound.id if sound else None)
+            if serving is damaged:
+                serving = use_newest(session, damaged, usable=usable)
+                session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
+            return Change(model=damaged.model, was=adapter_id, serving=serving.id if serving else None)
 
     def serve(
         self, adapter_id: str, *, usable: Callable[[Adapter], bool], now: datetime, deleted_text: bool = False
@@ -90,7 +83,7 @@ class AdapterStore:
         Raises HasDeletedText unless `deleted_text` allows an adapter that has learned text that was deleted since.
         """
         with self._database.write() as session:
-            adapter = found_adapter(session, adapter_id)
+            adapter = found(session, Adapter, adapter_id)
             if not usable(adapter):
                 raise WrongState(
                     f"The files of adapter {adapter.id} are missing or damaged. GET /adapters shows where they were."
@@ -108,7 +101,7 @@ class AdapterStore:
         Raises NotFound, and WrongState while it is serving, or others were made from it.
         """
         with self._database.write() as session:
-            adapter = found_adapter(session, adapter_id)
+            adapter = found(session, Adapter, adapter_id)
             if adapter.serving:
                 raise WrongState(f"Adapter {adapter_id} is served. Run `pocketllm rollback` first.")
             child = session.exec(select(Adapter.id).where(Adapter.parent == adapter_id)).first()
@@ -119,14 +112,6 @@ class AdapterStore:
             if job := session.exec(starting).first():
                 raise WrongState(f"Job {job} starts from {adapter_id}. Wait until it ends, or cancel it.")
             session.delete(adapter)
-
-
-def found_adapter(session: Session, adapter_id: str) -> Adapter:
-    """The adapter with this id. Raises NotFound."""
-    adapter = session.get(Adapter, adapter_id)
-    if adapter is None:
-        raise NotFound(f"There is no adapter {adapter_id!r}. GET /adapters lists all adapters.")
-    return adapter
 
 
 def serving_adapter(session: Session, model: str) -> Adapter | None:
@@ -142,7 +127,7 @@ def start_of(session: Session, job: Job) -> Adapter | None:
         last = undecided(session)
         can_go_on = last is not None and (last.model, last.mode) == (job.model, job.mode)
         return last if can_go_on else serving_adapter(session, job.model)
-    return None if job.start_from == BASE else found_adapter(session, job.start_from)
+    return None if job.start_from == BASE else found(session, Adapter, job.start_from)
 
 
 def undecided(session: Session) -> Adapter | None:

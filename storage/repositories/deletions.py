@@ -12,10 +12,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, null, or_
 from sqlmodel import Session, col, delete, select, update
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
+from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.repositories.step_log import forget_steps
 from pocketllm.storage.repositories.texts import UNOWNED, alone, disown
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
@@ -23,11 +23,8 @@ from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event
 _AGAIN = "one of its texts was deleted; the job starts again without it"
 
 
-class DeletionStore:
+class DeletionStore(Repository):
     """Every query about deletions."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def texts(self, ids: Sequence[str], *, now: datetime) -> Deletion:
         """Delete texts. Raises NotFound when there is none of them."""
@@ -58,23 +55,15 @@ class DeletionStore:
     def get(self, deletion_id: str) -> Deletion:
         """The receipt with this id. Raises NotFound."""
         with self._database.read() as session:
-            found = session.get(Deletion, deletion_id)
-        if found is None:
-            raise NotFound(f"There is no deletion {deletion_id!r}.")
-        return found
+            return found(session, Deletion, deletion_id)
 
     def pending(self) -> list[Deletion]:
         """The deletions whose bytes may still be in the log."""
-        with self._database.read() as session:
-            return list(session.exec(select(Deletion).where(col(Deletion.erased).is_(False))))
+        return self._all(select(Deletion).where(col(Deletion.erased).is_(False)))
 
-    def restarted(self, deletion_id: str) -> None:
-        """The files of the jobs that start again are deleted."""
-        self._set([deletion_id], restarts=[])
-
-    def rebuilt_by(self, deletion_id: str, job_id: str) -> None:
-        """A job was queued to learn again what is left."""
-        self._set([deletion_id], job=job_id)
+    def update(self, ids: Sequence[str], **values: object) -> None:
+        """Store values of deletions, such as the job that learns again what is left."""
+        self._write(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
 
     def erase(self, pending: Sequence[Deletion]) -> bool:
         """Cut the log, and mark these deletions as erased; False while another process reads."""
@@ -82,7 +71,7 @@ class DeletionStore:
             return True
         if not self._database.truncate_log():
             return False
-        self._set([deletion.id for deletion in pending], erased=True)
+        self.update([deletion.id for deletion in pending], erased=True)
         return True
 
     def _delete(self, which: ColumnElement[bool], missing: str, now: datetime) -> Deletion:
@@ -91,10 +80,6 @@ class DeletionStore:
         if deletion is None:
             raise NotFound(f"{missing} GET /texts lists all texts.")
         return deletion
-
-    def _set(self, ids: Sequence[str], **values: object) -> None:
-        with self._database.write() as session:
-            session.exec(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
 
 
 def delete_texts(

@@ -1,14 +1,13 @@
-"""Uploaded files, which are stored until they are deleted or expire, with the texts taken from them."""
+"""Uploaded files, which are stored until they are deleted, with the texts taken from them."""
 
 import hashlib
 from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy.orm import defer
-from sqlmodel import col, delete, select
+from sqlmodel import col, select
 
-from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.repositories.deletions import delete_texts, empty_deletion
 from pocketllm.storage.tables import Deletion, Text, UploadedFile
 
@@ -19,56 +18,38 @@ def file_id(owner: str, filename: str, purpose: str, data: bytes) -> str:
     return f"file-{hashlib.sha256(named + data).hexdigest()[:24]}"
 
 
-class FileStore:
+class FileStore(Repository):
     """Every query about files. A file's id is the source of the texts that jobs take from it."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def add(
-        self, *, owner: str, filename: str, purpose: str, data: bytes, expires_at: datetime | None, now: datetime
-    ) -> UploadedFile:
+    def add(self, *, owner: str, filename: str, purpose: str, data: bytes, now: datetime) -> UploadedFile:
         """Store a file, or find it if it exists. It is on disk when this returns."""
         identity = file_id(owner, filename, purpose, data)
         with self._database.write() as session:
-            file = session.get(UploadedFile, identity)
-            if file is None:
+            if (file := session.get(UploadedFile, identity)) is None:
                 file = UploadedFile(
-                    id=identity, filename=filename, purpose=purpose, size=len(data), data=data, created_at=now
+                    id=identity,
+                    owner=owner,
+                    filename=filename,
+                    purpose=purpose,
+                    size=len(data),
+                    data=data,
+                    created_at=now,
                 )
-                file.owner = owner
-            file.expires_at = expires_at
-            session.add(file)
+                session.add(file)
         return file
 
     def get(self, identity: str) -> UploadedFile:
         """The file with this id. Raises NotFound."""
         with self._database.read() as session:
-            file = session.get(UploadedFile, identity)
-        if file is None:
-            raise NotFound(_no_file(identity))
-        return file
+            return found(session, UploadedFile, identity)
 
     def all(self) -> list[UploadedFile]:
         """All files, newest first, without their data."""
         newest_first = select(UploadedFile).order_by(col(UploadedFile.created_at).desc(), col(UploadedFile.id).desc())
-        with self._database.read() as session:
-            return list(session.exec(newest_first.options(defer(cast(Any, UploadedFile.data), raiseload=True))))
+        return self._all(newest_first.options(defer(cast(Any, UploadedFile.data), raiseload=True)))
 
     def delete(self, identity: str, *, now: datetime) -> Deletion:
         """Delete a file and the texts taken from it. Raises NotFound."""
         with self._database.write() as session:
-            deletion = delete_texts(session, col(Text.source) == identity, now) or empty_deletion(session, now)
-            if not session.exec(delete(UploadedFile).where(col(UploadedFile.id) == identity)).rowcount:
-                raise NotFound(_no_file(identity))
-        return deletion
-
-    def expiries(self) -> dict[str, datetime]:
-        """When to delete the files that expire, by id."""
-        with self._database.read() as session:
-            found = session.exec(select(UploadedFile.id, UploadedFile.expires_at))
-            return {identity: at for identity, at in found if at is not None}
-
-
-def _no_file(identity: str) -> str:
-    return f"There is no file {identity!r}. GET /v1/files lists all files."
+            session.delete(found(session, UploadedFile, identity))
+            return delete_texts(session, col(Text.source) == identity, now) or empty_deletion(session, now)

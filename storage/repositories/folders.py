@@ -11,15 +11,13 @@ from sqlalchemy import ColumnElement, SQLColumnExpression, false
 from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, func, or_, select, update
 
-from pocketllm.storage.database import Database
+from pocketllm.storage.repositories.base import Repository, among
 from pocketllm.storage.repositories.deletions import delete_texts
 from pocketllm.storage.repositories.texts import UNOWNED, NewText, add_texts
 from pocketllm.storage.tables import Deletion, TextOwner, WatchedFile
 
 #: Before the path of a file that is an owner. No app is called like this: a name has no colon.
 _OWNER = "file:"
-#: SQLite limits the number of bound parameters.
-_AT_ONCE = 500
 
 
 class Known(NamedTuple):
@@ -37,11 +35,8 @@ class FileRead(NamedTuple):
     texts: Sequence[NewText]  #: none: what it had stays
 
 
-class FolderStore:
+class FolderStore(Repository):
     """Every query about watched folders."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def files(self, folder: str) -> Known:
         """What is known of a folder's files."""
@@ -60,8 +55,7 @@ class FolderStore:
         """Store what files have now, in place of what they had. All or none of them."""
         pairs = [(text, _OWNER + file.path) for file in files for text in file.texts]
         with self._database.write() as session:
-            for owners in _parts(list(dict.fromkeys(owner for _, owner in pairs))):
-                session.exec(delete(TextOwner).where(col(TextOwner.owner).in_(owners)))
+            session.exec(delete(TextOwner).where(col(TextOwner.owner).in_(among({owner for _, owner in pairs}))))
             add_texts(session, [text for text, _ in pairs], [owner for _, owner in pairs], now)
             rows = insert(WatchedFile).values([{"path": file.path, "version": file.version} for file in files])
             updated = {"version": rows.excluded.version, "missing_since": None}
@@ -74,24 +68,20 @@ class FolderStore:
 
     def mark(self, paths: Sequence[str], missing_since: datetime | None) -> None:
         """Note since when these files are missing; None: they are there again."""
-        with self._database.write() as session:
-            for some in _parts(paths):
-                files = update(WatchedFile).where(col(WatchedFile.path).in_(some))
-                session.exec(files.values(missing_since=missing_since))
+        files = update(WatchedFile).where(col(WatchedFile.path).in_(among(paths)))
+        self._write(files.values(missing_since=missing_since))
 
     def forget(self, paths: Sequence[str], now: datetime) -> Deletion | None:
         """Forget files, and delete the texts that no other file has. Returns the receipt, or None without a text."""
         with self._database.write() as session:
-            for some in _parts(paths):
-                session.exec(delete(TextOwner).where(col(TextOwner.owner).in_([_OWNER + path for path in some])))
-                session.exec(delete(WatchedFile).where(col(WatchedFile.path).in_(some)))
+            session.exec(delete(TextOwner).where(col(TextOwner.owner).in_(among([_OWNER + path for path in paths]))))
+            session.exec(delete(WatchedFile).where(col(WatchedFile.path).in_(among(paths))))
             return delete_texts(session, UNOWNED, now)
 
     def keep_only(self, folders: Collection[str]) -> None:
         """Forget the files of folders that are watched no longer. Their texts stay."""
         watched = or_(false(), *(_below(col(WatchedFile.path), folder) for folder in folders))
-        with self._database.write() as session:
-            session.exec(delete(WatchedFile).where(~watched))
+        self._write(delete(WatchedFile).where(~watched))
 
     def texts(self, folder: str) -> int:
         """The number of a folder's texts."""
@@ -104,7 +94,3 @@ def _below(path: SQLColumnExpression[str], folder: str) -> ColumnElement[bool]:
     """Whether a path is in a folder. SQLite's LIKE would ignore case."""
     start = folder.rstrip("/") + "/"
     return func.substr(path, 1, len(start)) == start
-
-
-def _parts(paths: Sequence[str]) -> list[Sequence[str]]:
-    return [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]

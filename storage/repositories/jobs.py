@@ -1,23 +1,21 @@
 """The queue of jobs: every change of state is one guarded statement, so no job is lost or run twice."""
 
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, literal, tuple_
+from sqlalchemy import func
 from sqlalchemy.dialects import sqlite
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound, Superseded, WrongState
+from pocketllm.storage.errors import Superseded, WrongState
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of
-from pocketllm.storage.repositories.ids import full_id
-from pocketllm.storage.repositories.reports import NewReport, add_report
+from pocketllm.storage.repositories.base import Repository, found, page
+from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Requester
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
@@ -36,95 +34,50 @@ _OPEN_IN_ORDER = (
 _OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """The parameters of a job requested by the fine-tuning API."""
-
-    document: dict[str, Any]  #: the request, for its responses
-    texts: Sequence[NewText] | None = None  #: to train on; None: what is new at its first start
-    start_from: str | None = None  #: an adapter, or BASE; None: what is served at its first start
-
-
-class JobStore:
+class JobStore(Repository):
     """Every query about jobs and their events."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
-    def create(
-        self,
-        *,
-        model: str,
-        seed: int,
-        total_steps: int,
-        settings: dict[str, Any],
-        requested_by: Requester,
-        immediate: bool,
-        now: datetime,
-        mode: str = "lora",
-        predicted_bytes: int | None = None,
-        tuning: Tuning | None = None,
-        request_key: str | None = None,
-        proceed: bool = False,
-    ) -> Job:
-        """Queue a job and store its texts, atomically.
+    def add(self, job: Job, *, texts: Sequence[NewText] | None = None, proceed: bool = False) -> Job:
+        """Queue a job and store its texts, atomically. texts: to train on; None: what is new at its first start.
 
-        request_key: makes the request idempotent: if a job has the key, it is returned. proceed: an open job on new
-        text is returned instead and goes on, at once if immediate.
+        A job that has the same request_key is returned instead. proceed: an open job on new text is returned instead
+        and goes on, at once if this one is immediate.
         """
-        job = Job(
-            id=f"job-{secrets.token_hex(6)}",
-            state=JobState.QUEUED,
-            requested_by=requested_by,
-            immediate=immediate,
-            model=model,
-            mode=mode,
-            seed=seed,
-            settings=settings,
-            total_steps=total_steps,
-            predicted_bytes=predicted_bytes,
-            start_from=tuning.start_from if tuning else None,
-            tuning=tuning.document if tuning else None,
-            request_key=request_key,
-            created_at=now,
-        )
+        now = job.created_at
         with self._database.write() as session:
-            if request_key is not None:
-                there = session.exec(select(Job).where(col(Job.request_key) == request_key)).first()
+            if job.request_key is not None:
+                there = session.exec(select(Job).where(col(Job.request_key) == job.request_key)).first()
                 if there is not None:
                     return there
             if proceed and (there := session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first()):
-                there.request_key = there.request_key or request_key
-                if there.paused_by_owner or (immediate and (there.not_before or not there.immediate)):
-                    there.paused_by_owner, there.immediate = False, there.immediate or immediate
-                    there.not_before = None if immediate else there.not_before
+                there.request_key = there.request_key or job.request_key
+                if there.paused_by_owner or (job.immediate and (there.not_before or not there.immediate)):
+                    there.paused_by_owner, there.immediate = False, there.immediate or job.immediate
+                    there.not_before = None if job.immediate else there.not_before
                     there.reasons = [] if there.state is JobState.RUNNING else [_RESUMED]
                     _event(session, there.id, now, "hastened", "requested by the owner")
                 return there
             session.add(job)
             session.flush()  # the event's foreign key wants the row
-            if tuning and tuning.texts is not None:
-                job.texts, job.words = give_to_job(session, job, tuning.texts, now)
-            session.add(Event(job_id=job.id, at=now, kind="queued", message=f"queued by {requested_by}"))
+            if texts is not None:
+                job.texts, job.words = give_to_job(session, job, texts, now)
+            _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
         return job
 
     def get(self, job_id: str) -> Job:
         """The job whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found_job(session, full_id(session, Job, job_id))
+            return found(session, Job, job_id, abbreviated=True)
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, after the job `after`. Raises NotFound for an unknown `after`."""
-        newest_first = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
         with self._database.read() as session:
-            if after is not None:
-                last = found_job(session, after)
-                newest_first = newest_first.where(
-                    tuple_(col(Job.created_at), col(Job.id)) < tuple_(literal(last.created_at), literal(last.id))
-                )
-            return list(session.exec(newest_first))
+            return page(session, Job, after=after, limit=limit)
 
     def last(self) -> Job | None:
         """The job that was queued last, whatever the clock said then."""
@@ -210,7 +163,7 @@ class JobStore:
     def resume_by_owner(self, job_id: str, *, now: datetime) -> Job:
         """Let a job that the owner has paused run again. Raises WrongState when the owner has not."""
         with self._database.write() as session:
-            job = found_job(session, job_id)
+            job = found(session, Job, job_id)
             if not job.paused_by_owner or job.state not in OPEN_STATES:
                 raise WrongState(f"Job {job_id} is {job.state} and was not paused by the owner.")
             job.paused_by_owner, job.reasons = False, [_RESUMED]
@@ -237,7 +190,7 @@ class JobStore:
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
     def succeed(
-        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: NewReport | None = None
+        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: Report | None = None
     ) -> None:
         """End a running job in one transaction: job, adapter, serving adapter, report, learned texts.
 
@@ -246,7 +199,7 @@ class JobStore:
         that was requested to start from something by name is kept beside.
         """
         with self._database.write() as session:
-            job = found_job(session, job_id)
+            job = found(session, Job, job_id)
             aside = job.start_from is not None
             outdated = not aside and job.compared_with not in (None, _served(session, job.model))
             served = publish and not aside and not outdated
@@ -259,34 +212,24 @@ class JobStore:
             adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
             session.add(adapter)
             if report is not None:
-                add_report(session, job, report)
+                store_report(session, report)
             if served:
                 serve_from_now_on(session, adapter.model, adapter)
             if not outdated and not undecided:
                 mark_learned(session, job_id)
 
-    def set_plan(self, job_id: str, plan: dict[str, Any], *, predicted_bytes: int | None) -> None:
-        """Store the worker's plan, its method, and its predicted peak memory."""
-        self._set(job_id, plan=plan, method=plan["method"], predicted_bytes=predicted_bytes)
-
-    def set_parent(self, job_id: str, parent: str | None) -> Job:
-        """Change the adapter that the job starts from; None is the base model. Returns the job."""
-        self._set(job_id, parent=parent)
-        return self.get(job_id)
-
-    def set_early_stopping(self, job_id: str, early_stopping: dict[str, Any]) -> None:
-        """Store the state of early stopping."""
-        self._set(job_id, early_stopping=early_stopping)
-
-    def _set(self, job_id: str, **values: object) -> None:
+    def update(self, job_id: str, **values: object) -> Job:
+        """Store a job's values, such as its plan, whatever its state. Returns the job. Raises NotFound."""
         with self._database.write() as session:
-            session.exec(update(Job).where(col(Job.id) == job_id).values(**values))
+            job = found(session, Job, job_id)
+            for name, value in values.items():
+                setattr(job, name, value)
+        return job
 
     def set_peak_memory(self, job_id: str, peak_bytes: int) -> None:
         """Store the job's peak memory, if it is higher than before."""
         highest = func.max(func.coalesce(Job.peak_memory_bytes, 0), peak_bytes)
-        with self._database.write() as session:
-            session.exec(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
+        self._write(update(Job).where(col(Job.id) == job_id).values(peak_memory_bytes=highest))
 
     def add_event(self, job_id: str, *, kind: str, message: str, now: datetime) -> None:
         """Add an event, without user text."""
@@ -295,16 +238,14 @@ class JobStore:
 
     def events(self, job_id: str) -> list[Event]:
         """A job's events, oldest first."""
-        with self._database.read() as session:
-            return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.id))))
+        return self._all(select(Event).where(Event.job_id == job_id).order_by(col(Event.id)))
 
     def events_after(self, after: int, *, limit: int, job_id: str | None = None) -> list[Event]:
         """The events after an event, of all jobs or of one, oldest first."""
         newer = select(Event).where(col(Event.id) > after).order_by(col(Event.id)).limit(limit)
         if job_id is not None:
             newer = newer.where(Event.job_id == job_id)
-        with self._database.read() as session:
-            return list(session.exec(newer))
+        return self._all(newer)
 
     def last_event(self) -> int:
         """The number of the newest event; 0 before the first."""
@@ -326,14 +267,6 @@ def belongs_to(job_id: str, start: int) -> Callable[[Session], None]:
     return check
 
 
-def found_job(session: Session, job_id: str) -> Job:
-    """The job with this id. Raises NotFound."""
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists all jobs.")
-    return job
-
-
 def _served(session: Session, model: str) -> str:
     """The id of the adapter that is served for a model, or BASE."""
     serving = serving_adapter(session, model)
@@ -342,7 +275,7 @@ def _served(session: Session, model: str) -> str:
 
 def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
     """Change the job's state. The write lock is held."""
-    job = found_job(session, job_id)
+    job = found(session, Job, job_id)
     if job.state not in of:
         raise WrongState(f"Job {job_id} is {job.state}; this is possible only while it is {' or '.join(of)}.")
     job.state = to

@@ -13,8 +13,8 @@ from sqlalchemy import Connection, TextClause
 from sqlalchemy import text as sql
 from sqlmodel import Session, col, select
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import Text
 
 #: Words of a passage; a longer line is cut.
@@ -45,11 +45,8 @@ class Passage:
     words: str
 
 
-class PassageStore:
+class PassageStore(Repository):
     """Every query about passages."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def search(self, query: str, *, limit: int) -> list[Passage]:
         """The passages with the rarest and most of the query's words, the best first."""

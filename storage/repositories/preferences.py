@@ -3,16 +3,17 @@
 from datetime import datetime
 
 from pocketllm.storage.database import Database
+from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import Preference
 
 _SNOOZED_UNTIL = "snoozed_until"
 
 
-class PreferenceStore:
+class PreferenceStore(Repository):
     """Preferences by key. Only the daemon writes them, and there is one."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self._cache: dict[str, str | None] = {}  # read at every look at the conditions
 
     def snooze(self, until: datetime | None, now: datetime) -> None:

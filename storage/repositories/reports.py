@@ -1,48 +1,27 @@
 """Reports of jobs: numbers, and content, which is deleted with any text of the job."""
 
-from dataclasses import dataclass
-from typing import Any
-
 from sqlalchemy import func
 from sqlmodel import Session, select
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, NotYet, WrongState
+from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import OPEN_STATES, Job, JobState, JobText, Report
 
-_ENDED = {
-    JobState.SUCCEEDED: "ended before there were reports",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "was cancelled",
-}
 
-
-@dataclass(frozen=True, kw_only=True)
-class NewReport:
-    """A new report."""
-
-    numbers: dict[str, Any]  #: contains no text
-    content: dict[str, Any] | None  #: words of the owner and of the model
-
-
-class ReportStore:
+class ReportStore(Repository):
     """Every query about reports."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def find(self, job_id: str) -> Report | None:
         """The job's report, if it has one."""
         with self._database.read() as session:
             return session.get(Report, job_id)
 
-    def replace(self, job_id: str, new: NewReport) -> None:
+    def replace(self, report: Report) -> None:
         """Complete the report of a job that has succeeded. Raises NotFound."""
         with self._database.write() as session:
-            job, report = session.get(Job, job_id), session.get(Report, job_id)
-            if job is None or report is None:
-                raise NotFound(f"Job {job_id} has no report.")
-            report.numbers, report.content = new.numbers, _allowed(session, job, new)
+            if session.get(Report, report.job_id) is None:
+                raise NotFound(f"Job {report.job_id} has no report.")
+            store_report(session, report)
 
     def of(self, job: Job) -> Report:
         """The report of a job. Raises NotYet while it is open, and WrongState where it has ended without one."""
@@ -51,15 +30,13 @@ class ReportStore:
             return report
         if job.state in OPEN_STATES:
             raise NotYet(f"Job {job.id} is {job.state}; its report is made at its end. Try again when it has ended.")
-        raise WrongState(f"Job {job.id} {_ENDED[job.state]}, so there is no report. GET /jobs/{job.id} has details.")
+        how = "failed" if job.state is JobState.FAILED else "was cancelled"
+        raise WrongState(f"Job {job.id} {how}, so there is no report. GET /jobs/{job.id} has details.")
 
 
-def add_report(session: Session, job: Job, new: NewReport) -> None:
-    """Store a job's report."""
-    session.add(Report(job_id=job.id, numbers=new.numbers, content=_allowed(session, job, new)))
-
-
-def _allowed(session: Session, job: Job, new: NewReport) -> dict[str, Any] | None:
-    """The report's content; None if one of the job's texts was deleted."""
-    left = session.exec(select(func.count()).where(JobText.job_id == job.id)).one()
-    return new.content if left == job.texts else None
+def store_report(session: Session, report: Report) -> None:
+    """Store a report, without its content if one of the job's texts was deleted."""
+    texts = session.exec(select(Job.texts).where(Job.id == report.job_id)).one()
+    if session.exec(select(func.count()).where(JobText.job_id == report.job_id)).one() != texts:
+        report.content = None
+    session.merge(report)

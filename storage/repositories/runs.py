@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, delete, or_, select, update
 
-from pocketllm.storage.database import Database
+from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import IdleWindow, RunWindow
 
 #: A reading of power counts for as long, at most.
@@ -26,11 +26,8 @@ class Observed:
     zone_celsius: float | None = None
 
 
-class RunWindowStore:
+class RunWindowStore(Repository):
     """Every query about run windows."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def begin(self, job_id: str, *, because: str, seen: Observed, now: datetime) -> int:
         """Open a window; its id."""
@@ -58,10 +55,9 @@ class RunWindowStore:
 
     def close_left(self, *, because: str, now: datetime) -> None:
         """Close what a dead daemon has left open: windows where they were last seen."""
-        with self._database.write() as session:
-            windows = update(RunWindow).where(col(RunWindow.ended_at).is_(None))
-            session.exec(windows.values(ended_at=RunWindow.seen_at, ended_because=because))
-            session.exec(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
+        windows = update(RunWindow).where(col(RunWindow.ended_at).is_(None))
+        self._write(windows.values(ended_at=RunWindow.seen_at, ended_because=because))
+        self.idle_ended(now)
 
     def idle_began(self, now: datetime) -> None:
         """The gate has opened."""
@@ -71,25 +67,21 @@ class RunWindowStore:
 
     def idle_ended(self, now: datetime) -> None:
         """The gate has closed."""
-        with self._database.write() as session:
-            session.exec(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
+        self._write(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
 
     def idle_windows(self, since: datetime) -> list[IdleWindow]:
         """Those that reach beyond this time, oldest first."""
         lasting = or_(col(IdleWindow.ended_at).is_(None), col(IdleWindow.ended_at) > since)
-        with self._database.read() as session:
-            return list(session.exec(select(IdleWindow).where(lasting).order_by(col(IdleWindow.id))))
+        return self._all(select(IdleWindow).where(lasting).order_by(col(IdleWindow.id)))
 
     def of_job(self, job_id: str) -> list[RunWindow]:
         """A job's windows, oldest first."""
-        with self._database.read() as session:
-            return list(session.exec(select(RunWindow).where(RunWindow.job_id == job_id).order_by(col(RunWindow.id))))
+        return self._all(select(RunWindow).where(RunWindow.job_id == job_id).order_by(col(RunWindow.id)))
 
     def since(self, start: datetime) -> list[RunWindow]:
         """The windows that reach beyond this time, oldest first."""
         lasting = or_(col(RunWindow.ended_at).is_(None), col(RunWindow.ended_at) > start)
-        with self._database.read() as session:
-            return list(session.exec(select(RunWindow).where(lasting).order_by(col(RunWindow.id))))
+        return self._all(select(RunWindow).where(lasting).order_by(col(RunWindow.id)))
 
 
 def seconds_within(windows: Sequence[RunWindow], start: datetime, end: datetime) -> float:

@@ -9,16 +9,15 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
 
-from pocketllm.storage.database import Database
-from pocketllm.storage.repositories.jobs import found_job
+from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.tables import Evaluation, Event, Job, Step
 
 #: The step number of the base model's evaluation.
 BASE_STEP = -1
 #: Loss and speed are means over this many steps.
 RECENT_STEPS = 20
-#: The most points of a curve, and the steps that each is a mean of: not all rows of a long job are read.
-CURVE_POINTS, POINT_STEPS = 200, 5
+#: The most points of a curve.
+CURVE_POINTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """The loss at a step, or over the steps up to it."""
+    """The loss at a step, or its mean over the steps from the last point to this one."""
 
     step: int
     loss: float  #: nats per token
@@ -49,11 +48,8 @@ class Curve:
     training: list[CurvePoint]
 
 
-class StepLog:
+class StepLog(Repository):
     """Every query about steps and evaluations."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def append(self, step: Step) -> None:
         """Commit one step. The primary key refuses a second row for the same step.
@@ -67,8 +63,7 @@ class StepLog:
 
     def steps(self, job_id: str) -> list[Step]:
         """All rows of a job, in order."""
-        with self._database.read() as session:
-            return list(session.exec(select(Step).where(Step.job_id == job_id).order_by(col(Step.step))))
+        return self._all(select(Step).where(Step.job_id == job_id).order_by(col(Step.step)))
 
     def last_step(self, job_id: str) -> int:
         """The number of the last finished step; 0 before the first."""
@@ -84,7 +79,7 @@ class StepLog:
         """
         with self._database.write() as session:
             _delete_after(session, job_id, step)
-            job = found_job(session, job_id)
+            job = found(session, Job, job_id)
             job.early_stopping = early_stopping
             if ended:
                 job.total_steps = step
@@ -110,16 +105,15 @@ class StepLog:
     def evaluations(self, job_id: str) -> list[Evaluation]:
         """The held-out evaluations of a job, in order, without the base model's."""
         of_job = select(Evaluation).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
-        with self._database.read() as session:
-            return list(session.exec(of_job.order_by(col(Evaluation.step))))
+        return self._all(of_job.order_by(col(Evaluation.step)))
 
     def progress(self, job_id: str) -> Progress:
         """A job's progress, from its recent rows."""
         of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
-        measured = of_job.order_by(col(Evaluation.step))
+        newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
         with self._database.read() as session:
-            recent = _recent(session, job_id)
-            losses = list(session.exec(measured))
+            recent = session.exec(newest_first.limit(RECENT_STEPS)).all()
+            losses = session.exec(of_job.order_by(col(Evaluation.step))).all()
         seconds = sum(row.seconds for row in recent)
         return Progress(
             step=recent[0].step if recent else 0,
@@ -135,16 +129,13 @@ class StepLog:
         measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
         with self._database.read() as session:  # one snapshot: a worker may go back at any time
             last = _last_step(session, job_id)
-            spans = [_end_of_part(last, min(last, CURVE_POINTS), part) for part in range(min(last, CURVE_POINTS))]
+            part = (col(Step.step) - 1) * min(last, CURVE_POINTS) // last
+            means = select(func.max(Step.step), func.avg(Step.loss)).where(Step.job_id == job_id).group_by(part)
+            training = [CurvePoint(step=step, loss=loss) for step, loss in session.exec(means.order_by(part))]
             held_out = [
                 CurvePoint(step=step, loss=loss) for step, loss in session.exec(measured.order_by(col(Evaluation.step)))
             ]
-            losses = _losses(session, job_id, [step for span in spans for step in span])
-        means = [sum(losses[step] for step in span) / len(span) for span in spans]
-        return Curve(
-            held_out=_thinned(held_out),
-            training=[CurvePoint(step=span[-1], loss=mean) for span, mean in zip(spans, means, strict=True)],
-        )
+        return Curve(held_out=_thinned(held_out), training=training)
 
 
 def forget_steps(session: Session, job: Job) -> None:
@@ -163,30 +154,8 @@ def _last_step(session: Session, job_id: str) -> int:
     return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
 
 
-def _end_of_part(last: int, parts: int, part: int) -> range:
-    """The last few steps of one of `parts` equal parts of a step log."""
-    stop = (part + 1) * last // parts
-    return range(max(part * last // parts, stop - POINT_STEPS) + 1, stop + 1)
-
-
 def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
     """At most CURVE_POINTS of the points, evenly spread, including the first and the last."""
     if len(points) <= CURVE_POINTS:
         return points
     return [points[place * (len(points) - 1) // (CURVE_POINTS - 1)] for place in range(CURVE_POINTS)]
-
-
-def _losses(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, float]:
-    """The training losses of some steps."""
-    found: dict[int, float] = {}
-    # SQLite limits the number of bound parameters.
-    for start in range(0, len(steps), 500):
-        some = select(Step.step, Step.loss).where(Step.job_id == job_id, col(Step.step).in_(steps[start : start + 500]))
-        found |= dict(session.exec(some).all())
-    return found
-
-
-def _recent(session: Session, job_id: str) -> list[Step]:
-    """The last rows, newest first."""
-    newest_first = select(Step).where(Step.job_id == job_id).order_by(col(Step.step).desc())
-    return list(session.exec(newest_first.limit(RECENT_STEPS)))

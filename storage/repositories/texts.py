@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, cast, func, literal, tuple_
+from sqlalchemy import LargeBinary, cast, func
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, delete, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
-from pocketllm.storage.database import Database
-from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
-from pocketllm.storage.repositories.ids import full_id
+from pocketllm.storage.repositories.base import Repository, among, found, page
 from pocketllm.storage.tables import PERSON, Job, JobText, Text, TextOwner
 
 #: One text in this many is held out of training.
@@ -97,11 +95,8 @@ def count_words(text: str) -> int:
     return max(len(text.split()), len(text.encode()) // 8)
 
 
-class TextStore:
+class TextStore(Repository):
     """Every query about texts."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def add(self, texts: Sequence[NewText], *, now: datetime, owner: str = PERSON) -> Added:
         """Store all of the texts or none, as its owner's, too. They are on disk when this returns."""
@@ -111,20 +106,15 @@ class TextStore:
     def get(self, identity: str) -> Text:
         """The text whose id is this, or alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return _found(session.get(Text, full_id(session, Text, identity)), identity)
+            return found(session, Text, identity, abbreviated=True)
 
     def page(self, *, after: str | None, limit: int, source: str | None = None) -> list[Text]:
         """Up to `limit` texts, of one source if it is given, newest first, after the text `after`. Raises NotFound for
         an unknown `after`.
         """
-        newest_first = select(Text).order_by(col(Text.created_at).desc(), col(Text.id).desc()).limit(limit)
-        if source is not None:
-            newest_first = newest_first.where(Text.source == source)
+        where = () if source is None else (col(Text.source) == source,)
         with self._database.read() as session:
-            if after is not None:
-                last = _found(session.get(Text, after), after)
-                newest_first = newest_first.where(_behind(last))
-            return list(session.exec(newest_first))
+            return page(session, Text, *where, after=after, limit=limit)
 
     def sources(self) -> list[SourceCount]:
         """How much there is from each source, the newest first."""
@@ -182,7 +172,7 @@ def add_texts(session: Session, texts: Sequence[NewText], owners: Sequence[str],
     """Store the texts that do not exist yet, and whose they are. owners: of each text."""
     ids = tuple(map(text_id, texts))
     rows = dict(zip(ids, texts, strict=True))
-    for known in _known(session, list(rows)):
+    for known in session.exec(select(Text.id).where(col(Text.id).in_(among(rows)))):
         del rows[known]
     added = [_row(identity, new, now) for identity, new in rows.items()]
     if added:  # as rows, not as objects: a folder brings 100,000 of them
@@ -302,14 +292,6 @@ def _ids_of(job_id: str) -> SelectOfScalar[str]:
     return select(JobText.text_id).where(JobText.job_id == job_id)
 
 
-def _known(session: Session, ids: list[str]) -> set[str]:
-    known: set[str] = set()
-    # SQLite limits the number of bound parameters.
-    for start in range(0, len(ids), 500):
-        known |= set(session.exec(select(Text.id).where(col(Text.id).in_(ids[start : start + 500]))))
-    return known
-
-
 def _row(identity: str, new: NewText, now: datetime) -> dict[str, Any]:
     return {
         "id": identity,
@@ -322,17 +304,3 @@ def _row(identity: str, new: NewText, now: datetime) -> dict[str, Any]:
         "held_out": is_held_out(identity) if new.held_out is None else new.held_out,
         "created_at": now,
     }
-
-
-def _behind(last: Text) -> ColumnElement[bool]:
-    return tuple_(col(Text.created_at), col(Text.id)) < tuple_(literal(last.created_at), literal(last.id))
-
-
-def _found(text: Text | None, identity: str) -> Text:
-    if text is None:
-        raise NotFound(_no_text(identity))
-    return text
-
-
-def _no_text(identity: str) -> str:
-    return f"There is no text {identity!r}. GET /texts lists all texts."

@@ -5,16 +5,13 @@ from datetime import datetime
 
 from sqlmodel import col, delete, select
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.errors import AlreadyThere, NotFound
+from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import AppToken
 
 
-class TokenStore:
+class TokenStore(Repository):
     """Every query about tokens. The tokens themselves are stored nowhere."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def create(self, name: str, *, digest: str, scopes: Sequence[str], now: datetime) -> None:
         """Let an app in. Raises AlreadyThere for a name that is in use."""
@@ -25,8 +22,7 @@ class TokenStore:
 
     def all(self) -> list[AppToken]:
         """All of them, by name."""
-        with self._database.read() as session:
-            return list(session.exec(select(AppToken).order_by(col(AppToken.name))))
+        return self._all(select(AppToken).order_by(col(AppToken.name)))
 
     def delete(self, name: str) -> None:
         """Let an app in no more. Raises NotFound."""

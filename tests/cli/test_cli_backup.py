@@ -126,7 +126,7 @@ def add_much(folder: DataFolder) -> None:
     """Let a backup take a while."""
     store = Store.open(folder.database)
     data = SECRET + os.urandom(64 << 20)
-    store.files.add(owner=PERSON, filename="much", purpose="fine-tune", data=data, expires_at=None, now=NOW)
+    store.files.add(owner=PERSON, filename="much", purpose="fine-tune", data=data, now=NOW)
     store.close()
 
 

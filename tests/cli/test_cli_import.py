@@ -17,7 +17,7 @@ from pocketllm.cli.common import Common
 from pocketllm.cli.errors import Interrupted
 from pocketllm.cli.home import configured_text_bytes
 from pocketllm.cli.texts.sending import MAX_REFUSED, batches, send
-from pocketllm.readers.base import Text
+from pocketllm.readers.base import Example
 from pocketllm.readers.gathering import Tally
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.daemon_double import DaemonDouble
@@ -161,14 +161,14 @@ class TestUsage:
 class TestSending:
     def test_batches_are_bounded_and_keep_the_order(self) -> None:
         texts = [
-            Text(item={"text": "x" * size}, place=str(size)) for size in (10, 500_000, 500_000, 8_000_000, 2_000_000)
+            Example(item={"text": "x" * size}, place=str(size)) for size in (10, 500_000, 500_000, 8_000_000, 2_000_000)
         ]
-        texts += [Text(item={"text": "y"}, place="y")] * 2500
+        texts += [Example(item={"text": "y"}, place="y")] * 2500
         tally = Tally()
         made = list(batches(texts, tally.skip))
         assert [len(batch) for batch in made] == [2, 1, 1, 1000, 1000, 500]
         assert [text for batch in made for text in batch] == [text for text in texts if text.place != "8000000"]
-        assert tally.skipped["too long for one request"].places == ["8000000"]
+        assert tally.places["too long for one request"] == ["8000000"]
 
     def test_a_text_that_the_daemon_refuses_is_left_out(self, real: Run, tmp_path: Path) -> None:
         label = "w" * 101
@@ -196,8 +196,8 @@ class TestSending:
         assert "Added 1,500 texts. 1,000 were already stored." in run("import", str(path)).stdout
 
     def test_ctrl_c_says_what_is_stored(self, home: Path, double: DaemonDouble) -> None:
-        def texts() -> Iterator[Text]:
-            yield from (Text(item={"text": f"text {number}"}, place="") for number in range(1500))
+        def texts() -> Iterator[Example]:
+            yield from (Example(item={"text": f"text {number}"}, place="") for number in range(1500))
             raise KeyboardInterrupt
 
         with pytest.raises(Interrupted, match="1,000 texts are stored; run the same command again"):

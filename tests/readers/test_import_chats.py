@@ -47,7 +47,7 @@ class TestAnswers:
         assert long["prompt"] == "b" * (PROMPT_CHARACTERS - 1) + "c\n"
 
     def test_a_long_row_is_an_answer_and_plain_text(self) -> None:
-        half = "x" * (ANSWER_CHARACTERS // 2)
+        half = "x" * (ANSWER_CHARACTERS // 2 - 1)  # and a line end
         assert learned(("Anna", "Well?"), *(("me", half) for _ in range(3))) == [
             {"prompt": "Well?\n", "completion": f"{half}\n{half}"},
             {"text": half},

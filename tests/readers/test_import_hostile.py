@@ -82,7 +82,7 @@ def test_pipes_and_sockets_are_not_waited_for(tmp_path: Path) -> None:
         texts, tally = gathered(tmp_path)
         assert [text["text"] for text in texts] == ["words"]
         ((reason, count),) = tally.skipped.items()
-        assert reason.startswith("not a regular file") and count.count == 2
+        assert reason.startswith("not a regular file") and count == 2
         assert reasons(tmp_path / "a.md")[0].startswith("not a regular file")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.readers.base import Kind
+from pocketllm.readers.gathering import COUNTED
 from pocketllm.readers.notes import prose, split_text, without_front_matter
 from pocketllm.readers.walk import walk
 from tests.support.reading import gathered, items, look, reasons, write
@@ -21,7 +22,7 @@ def test_a_folder_is_read_with_the_folders_in_it(tmp_path: Path) -> None:
         {"text": "Two.", "source": "notes: b.md"},
         {"text": "Three.", "source": "notes: 2024/may/é.org"},
     ]
-    assert (tally.files, tally.texts, tally.words) == (3, 3, 3)
+    assert [tally.total(name) for name in COUNTED] == [3, 3, 3]
     assert not tally.skipped
 
 
@@ -30,7 +31,7 @@ def test_what_is_hidden_or_of_a_program_is_left_out(tmp_path: Path) -> None:
         write(tmp_path / name, "no")
     texts, tally = gathered(tmp_path)
     assert texts == []
-    assert tally.skipped["hidden, or a program's folder"].count == 5
+    assert tally.skipped["hidden, or a program's folder"] == 5
 
 
 def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "notes" / "c").symlink_to(tmp_path / "elsewhere")
     texts, tally = gathered(tmp_path / "notes")
     assert [text["text"] for text in texts] == ["words"]
-    assert tally.skipped["a link that leads outside the folder"].places == ["b.md", "c"]
+    assert tally.places["a link that leads outside the folder"] == ["b.md", "c"]
     assert [text["text"] for text in gathered(tmp_path / "notes" / "b.md")[0]] == ["not given"]  # the owner gave it
 
 
@@ -69,7 +70,7 @@ def test_folders_nested_deeper_than_python_calls(tmp_path: Path) -> None:
         folder = folder / "a"
     folder.mkdir(parents=True)
     write(folder / "x.md", "deep")
-    assert gathered(tmp_path)[1].texts == 1
+    assert gathered(tmp_path)[1].total("texts") == 1
 
 
 def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:

@@ -8,21 +8,12 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.storage.repositories.runs import Observed, seconds_within
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Requester
-from tests.support.workers import NOW
+from tests.support.workers import NOW, new_job
 
 
 @pytest.fixture
 def job(store: Store) -> str:
-    return store.jobs.create(
-        model="tiny",
-        seed=1,
-        total_steps=9,
-        settings={},
-        requested_by=Requester.OWNER,
-        immediate=False,
-        now=NOW,
-    ).id
+    return store.jobs.add(new_job()).id
 
 
 def later(seconds: float) -> datetime:

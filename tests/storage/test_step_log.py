@@ -12,7 +12,6 @@ from sqlalchemy.exc import IntegrityError, StatementError
 from pocketllm.storage.repositories.step_log import (
     BASE_STEP,
     CURVE_POINTS,
-    POINT_STEPS,
     RECENT_STEPS,
     Curve,
     CurvePoint,
@@ -219,8 +218,7 @@ class TestCurve:
         curve = store.step_log.curve(long)
         assert len(curve.training) == CURVE_POINTS == len(curve.held_out)
         assert [point.step for point in curve.training] == list(range(10, steps + 1, 10))
-        back = (POINT_STEPS - 1) / 2  # the mean of the last few steps of each part
-        assert all(point.loss == (point.step - back) / 64 for point in curve.training)
+        assert all(point.loss == (point.step - 4.5) / 64 for point in curve.training), "the mean of ten steps each"
         assert (curve.held_out[0].step, curve.held_out[-1].step) == (0, steps)
         assert [point.step for point in curve.held_out] == sorted({point.step for point in curve.held_out})
 
@@ -241,7 +239,7 @@ class TestGoBack:
             append(store, job, number)
         for step in (-1, 0, 2, 4):
             evaluate(store, job, step=step, losses=[3.0])
-        store.jobs.set_early_stopping(job, {"best_step": 2})
+        store.jobs.update(job, early_stopping={"best_step": 2})
         return job
 
     def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:

@@ -13,27 +13,17 @@ from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
-from tests.support.workers import NOW
+from tests.support.workers import NOW, new_job
 
 QUEUED, RUNNING, PAUSED = OPEN_STATES
 LATER = NOW + timedelta(hours=1)
 
 
-def create(store: Store, *, immediate: bool = False, at: datetime = NOW, tuning: Tuning | None = None) -> Job:
-    return store.jobs.create(
-        model="tiny",
-        seed=3,
-        total_steps=8,
-        settings={"rank": 2},
-        requested_by=Requester.OWNER,
-        immediate=immediate,
-        now=at,
-        tuning=tuning,
-    )
+def create(store: Store, *, immediate: bool = False, at: datetime = NOW) -> Job:
+    return store.jobs.add(new_job(seed=3, settings={"rank": 2}, immediate=immediate, created_at=at))
 
 
 def adapter(name: str, job_id: str, *, model: str = "tiny") -> Adapter:
@@ -266,7 +256,7 @@ def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(st
 
 def test_what_was_to_start_from_the_base_is_kept_beside_also_where_nothing_is_served(store: Store) -> None:
     text = NewText(text="one two", source="file")
-    job = create(store, tuning=Tuning(document={}, texts=(text,), start_from=BASE))
+    job = store.jobs.add(new_job(tuning={}, start_from=BASE), texts=(text,))
     store.jobs.start(job.id, now=NOW)
     store.jobs.succeed(job.id, adapter=adapter("a", job.id), publish=True, now=LATER)
     assert store.adapters.serving("tiny") is None and store.texts.counts().new_words == 0

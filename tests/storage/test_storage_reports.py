@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from pocketllm.storage.errors import WrongState
-from pocketllm.storage.repositories.reports import NewReport
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, JobState, Outcome
+from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Report
 from tests.support.workers import NOW, delete_text, queue_job
 
 NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
@@ -23,11 +22,11 @@ def add(store: Store, *texts: str) -> tuple[str, ...]:
     return store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW).ids
 
 
-def report(content: dict[str, Any] = CONTENT) -> NewReport:
-    return NewReport(numbers=NUMBERS, content=content)
+def report(job: Job, content: dict[str, Any] = CONTENT) -> Report:
+    return Report(job_id=job.id, numbers=NUMBERS, content=content)
 
 
-def end(store: Store, job: Job, new: NewReport | None) -> str:
+def end(store: Store, job: Job, new: Report | None) -> str:
     """End a running job well; the adapter's id."""
     name = job.id.replace("job-", "adapter-")
     row = Adapter(id=name, job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
@@ -50,7 +49,7 @@ def test_a_report_is_stored_with_the_jobs_end(store: Store) -> None:
     add(store, "one", "two")
     job = queue_job(store)
     assert store.reports.find(job.id) is None
-    end(store, job, report())
+    end(store, job, report(job))
     assert content_of(store, job) == CONTENT
 
 
@@ -64,14 +63,14 @@ def test_a_job_that_has_ended_takes_no_report(store: Store) -> None:
     job = queue_job(store)
     store.jobs.cancel(job.id, message="withdrawn", now=NOW)
     with pytest.raises(WrongState):
-        end(store, job, report())
+        end(store, job, report(job))
     assert store.reports.find(job.id) is None
 
 
 def test_a_deleted_text_takes_the_content_with_it_and_leaves_the_numbers(store: Store, tmp_path: Path) -> None:
     gone, kept = add(store, "gone", "kept")
     with_it = queue_job(store)
-    end(store, with_it, report())
+    end(store, with_it, report(with_it))
     delete_text(store, gone)
     assert content_of(store, with_it) is None
     with closing(connect(tmp_path / "pocketllm.db")) as raw:
@@ -87,7 +86,7 @@ def test_the_contents_bytes_are_gone_from_every_file(tmp_path: Path, reopened: b
     gone, _ = add(store, "gone", "kept")
     for _ in range(3):
         job = queue_job(store)
-        end(store, job, report({"words": [], "completions": ["xyzzy " * repeats]}))
+        end(store, job, report(job, {"words": [], "completions": ["xyzzy " * repeats]}))
     if reopened:
         store.close()
         store = Store.open(tmp_path / "pocketllm.db")
@@ -101,7 +100,7 @@ def test_the_contents_bytes_are_gone_from_every_file(tmp_path: Path, reopened: b
 def test_reports_of_jobs_that_never_saw_the_text_keep_their_content(store: Store) -> None:
     add(store, "early")
     early = queue_job(store)
-    end(store, early, report())
+    end(store, early, report(early))
     [late] = add(store, "late")
     delete_text(store, late)
     assert content_of(store, early) == CONTENT
@@ -111,16 +110,16 @@ def test_a_job_that_went_on_from_the_texts_adapter_loses_its_content_too(store: 
     """Its model knows the text, though the job has not read it."""
     [gone] = add(store, "gone")
     first = queue_job(store)
-    start = end(store, first, report())
+    start = end(store, first, report(first))
     jobs = []
     for _ in range(2):
         job = queue_job(store)
-        store.jobs.set_parent(job.id, start)
+        store.jobs.update(job.id, parent=start)
         jobs.append(job)
-        start = end(store, job, report())
+        start = end(store, job, report(job))
     delete_text(store, gone)
     beside = queue_job(store)  # from the base, after the text has gone
-    end(store, beside, report())
+    end(store, beside, report(beside))
     assert [content_of(store, job) for job in (first, *jobs)] == [None] * 3
     assert content_of(store, beside) == CONTENT
 
@@ -131,5 +130,5 @@ def test_a_text_that_was_deleted_while_the_job_ran_leaves_no_content(store: Stor
     delete_text(store, gone)
     assert store.jobs.get(job.id).state is JobState.PAUSED
     store.jobs.start(job.id, now=NOW)
-    end(store, job, report())
+    end(store, job, report(job))
     assert content_of(store, job) == CONTENT, "it has started again without the text"

@@ -1,17 +1,16 @@
 """What a job holds out of little text, and what follows when that was too little to tell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 
 import pytest
 
-from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.repositories.texts import MAX_HELD_OUT_SHARE, MIN_HELD_OUT, NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import BASE, Adapter, Job, Outcome, Requester, Text
-from tests.support.workers import NOW
+from pocketllm.storage.tables import BASE, Adapter, Job, Outcome, Text
+from tests.support.workers import NOW, new_job
 
 WORDS = 50
 
@@ -27,19 +26,9 @@ class Nights:
         texts = [f"note {first + place} " + "word " * (WORDS - 2) for place in range(number)]
         return list(self.store.texts.add([NewText(text=text, source="s") for text in texts], now=self.now).ids)
 
-    def start(self, *, mode: str = "lora", tuning: Tuning | None = None) -> Job:
+    def start(self, *, texts: Sequence[NewText] | None = None, **given: object) -> Job:
         self.now = NOW + timedelta(hours=next(self.hours))
-        job = self.store.jobs.create(
-            model="tiny",
-            mode=mode,
-            seed=0,
-            total_steps=8,
-            settings={},
-            requested_by=Requester.OWNER,
-            immediate=True,
-            now=self.now,
-            tuning=tuning,
-        )
+        job = self.store.jobs.add(new_job(created_at=self.now, **given), texts=texts)
         return self.store.jobs.start(job.id, now=self.now)
 
     def end(self, job: Job, outcome: Outcome) -> Adapter:
@@ -104,10 +93,10 @@ def test_which_are_depends_on_the_texts_alone(nights: Nights) -> None:
 def test_a_file_of_a_job_is_held_out_as_it_says(nights: Nights) -> None:
     """And what only the id says of a job's own texts stays so."""
     texts = [NewText(text=f"{number} one", source="f", held_out=number > 6) for number in range(8)]
-    job = nights.start(tuning=Tuning(document={}, texts=texts))
+    job = nights.start(tuning={}, texts=texts)
     assert nights.held_out(job) == {text_id(text) for text in texts[7:]}
     plain = [NewText(text=f"{number} two", source="f") for number in range(30)]
-    job = nights.start(tuning=Tuning(document={}, texts=plain))
+    job = nights.start(tuning={}, texts=plain)
     assert nights.held_out(job) == {text_id(text) for text in plain if is_held_out(text_id(text))}
 
 
@@ -188,7 +177,7 @@ class TestNewWords:
     def test_also_after_a_job_of_another_kind(self, nights: Nights) -> None:
         nights.write(8)
         nights.end(nights.start(), Outcome.TOO_LITTLE)
-        aside = nights.start(tuning=Tuning(document={}, texts=[NewText(text="own", source="f")], start_from=BASE))
+        aside = nights.start(tuning={}, texts=[NewText(text="own", source="f")], start_from=BASE)
         nights.end(aside, Outcome.NO_PROOF)
         assert nights.new_words == 0
 
@@ -237,7 +226,7 @@ class TestStartingFromWhatIsServed:
 
     def test_by_name(self, nights: Nights) -> None:
         with undecided(nights) as (served, _, _):
-            job = nights.start(tuning=Tuning(document={}, start_from=served.id))
+            job = nights.start(tuning={}, start_from=served.id)
         assert job.parent == served.id
 
 
@@ -253,6 +242,6 @@ def test_rolling_back_leaves_out_what_was_never_served(nights: Nights) -> None:
 
 def test_a_named_jobs_texts_are_learned_whatever_it_tells(nights: Nights) -> None:
     own = [NewText(text="own words", source="f")]
-    job = nights.start(tuning=Tuning(document={}, texts=own, start_from=BASE))
+    job = nights.start(tuning={}, texts=own, start_from=BASE)
     nights.end(job, Outcome.TOO_LITTLE)
     assert nights.store.texts.get(text_id(own[0])).learned_in == job.id

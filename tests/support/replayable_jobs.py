@@ -15,9 +15,9 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
-from pocketllm.storage.tables import Job, Outcome, Requester, Step
+from pocketllm.storage.tables import Job, Outcome, Step
 from tests.support.learning import some_adapter, some_blocks
-from tests.support.workers import NOW
+from tests.support.workers import NOW, new_job
 
 STEPS = 6
 
@@ -37,17 +37,10 @@ def learn(
     parent: str | None = None,
 ) -> Job:
     """A job that has succeeded: its rows are in the store, and its adapter is in the data folder."""
-    job = store.jobs.create(
-        model="tiny",
-        mode=settings.mode,
-        seed=seed,
-        total_steps=STEPS,
-        settings=settings.model_dump(mode="json"),
-        requested_by=Requester.OWNER,
-        immediate=True,
-        now=NOW,
-    )
-    job = store.jobs.set_parent(store.jobs.start(job.id, now=NOW).id, parent)
+    options = settings.model_dump(mode="json")
+    job = store.jobs.add(new_job(mode=settings.mode, seed=seed, total_steps=STEPS, settings=options))
+    store.jobs.start(job.id, now=NOW)
+    job = store.jobs.update(job.id, parent=parent)
     full = settings.mode == "full"
     model_folder = open_model_folder(folder.adapter(parent) if parent and full else folder.models / "tiny")
     model = LanguageModel(model_folder)

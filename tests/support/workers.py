@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.paths import DataFolder
@@ -40,22 +41,26 @@ def notes(count: int = 30) -> list[NewText]:
     return [NewText(text=f"Wind west, glass rising. Mug of tea number {i}.", source="test") for i in range(count)]
 
 
+def new_job(**given: Any) -> Job:
+    """A job of the owner's for the tiny model, that is not queued yet."""
+    usual: dict[str, Any] = {
+        "requested_by": Requester.OWNER,
+        "immediate": True,
+        "model": "tiny",
+        "seed": 0,
+        "total_steps": 8,
+    }
+    return Job(**{**usual, "created_at": NOW, **given})
+
+
 def queue_job(
     store: Store, *, seed: int = 0, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING
 ) -> Job:
     """A job for the tiny model, marked as running, from the base model on."""
-    job = store.jobs.create(
-        model="tiny",
-        seed=seed,
-        total_steps=steps,
-        settings=training.model_dump(mode="json"),
-        mode=training.mode,
-        requested_by=Requester.OWNER,
-        immediate=True,
-        now=NOW,
-    )
+    settings = training.model_dump(mode="json")
+    job = store.jobs.add(new_job(seed=seed, total_steps=steps, settings=settings, mode=training.mode))
     store.jobs.start(job.id, now=NOW)
-    return store.jobs.set_parent(job.id, None)
+    return store.jobs.update(job.id, parent=None)
 
 
 def write_adapter_files(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """`pocketllm service`: install the daemon as a service."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -44,6 +43,6 @@ def status(system: System = False, json_wanted: Json = False) -> None:
     from pocketllm.service import service_manager
 
     state = service_manager(system=system).status()
-    said = f"{state.manager}: {'installed' if state.installed else 'not installed'}, {state.message}"
-    show(Common(json=json_wanted), asdict(state), "\n  ".join([said, *state.files]))
-    raise typer.Exit(0 if state.running else 1)
+    said = f"{state['manager']}: {'installed' if state['installed'] else 'not installed'}, {state['message']}"
+    show(Common(json=json_wanted), state, "\n  ".join([said, *state["files"]]))
+    raise typer.Exit(0 if state["running"] else 1)

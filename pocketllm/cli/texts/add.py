@@ -10,7 +10,7 @@ import typer
 from pocketllm.cli.common import Common, examples, make_console, shared_options, show
 from pocketllm.cli.errors import CommandError
 from pocketllm.cli.texts.sending import added_text, counted, send
-from pocketllm.readers.base import Text, Unreadable, decoded
+from pocketllm.readers.base import Example, Unreadable, decoded
 from pocketllm.readers.notes import paragraphs
 
 EPILOG = examples(
@@ -82,15 +82,17 @@ def from_argument(text: str) -> str:
     return text
 
 
-def plain_texts(name: str, text: str, source: str, *, split: bool) -> list[Text]:
+def plain_texts(name: str, text: str, source: str, *, split: bool) -> list[Example]:
     """Return what is in one argument or file: one text, or one for each paragraph; none where it holds no words."""
     if not split:
-        return [Text(item={"text": text.strip(), "source": source}, place=name)] if text.strip() else []
+        return [Example(item={"text": text.strip(), "source": source}, place=name)] if text.strip() else []
     parts = enumerate(paragraphs(text), 1)
-    return [Text(item={"text": part, "source": source}, place=f"{name} paragraph {number}") for number, part in parts]
+    return [
+        Example(item={"text": part, "source": source}, place=f"{name} paragraph {number}") for number, part in parts
+    ]
 
 
-def read_jsonl(path: Path, source: str) -> list[Text]:
+def read_jsonl(path: Path, source: str) -> list[Example]:
     """Return a file's objects, one a line, each with `source` unless it has its own; blank lines are left out.
 
     Raises CommandError naming the line that is no object. The daemon checks what the objects hold.
@@ -110,7 +112,7 @@ def read_jsonl(path: Path, source: str) -> list[Text]:
             raise CommandError(f"{place}: invalid JSON: {error}.") from error
         if not isinstance(item, dict):
             raise CommandError(f'{place}: not a JSON object. Write one per line, such as {{"text": "..."}}.')
-        texts.append(Text(item={"source": source, **item}, place=place))
+        texts.append(Example(item={"source": source, **item}, place=place))
     return texts
 
 

@@ -105,7 +105,7 @@ def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
     show(options, {**tally.as_document(), **sent}, import_view(tally, sent), soft_wrap=True)
     if tally.writers:
         raise CommandError(who_are_you(tally))
-    if not tally.texts:
+    if not tally.total("texts"):
         raise CommandError("Nothing to import: no text of yours was found.")
 
 

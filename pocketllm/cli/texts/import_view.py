@@ -7,7 +7,7 @@ from rich.text import Text
 from pocketllm.cli.errors import Document
 from pocketllm.cli.texts.sending import added_text
 from pocketllm.cli.views import printable
-from pocketllm.readers.gathering import Tally
+from pocketllm.readers.gathering import COUNTED, Tally
 
 LONGEST_PLACE = 60
 
@@ -30,18 +30,17 @@ def kinds_table(tally: Tally) -> Table:
     for heading in ("Files", "Texts", "Words"):
         table.add_column(heading, justify="right", no_wrap=True)
     for kind, count in sorted(tally.kinds.items()):
-        table.add_row(kind.value, f"{count.files:,}", f"{count.texts:,}", f"{count.words:,}")
+        table.add_row(kind.value, *(f"{count[name]:,}" for name in COUNTED))
     if len(tally.kinds) > 1:
-        table.add_row("total", f"{tally.files:,}", f"{tally.texts:,}", f"{tally.words:,}", style="bold")
+        table.add_row("total", *(f"{tally.total(name):,}" for name in COUNTED), style="bold")
     return table
 
 
 def skipped_lines(tally: Tally) -> list[Text]:
     """Return a line for each reason for which something was left out, the most frequent first."""
-    ordered = sorted(tally.skipped.items(), key=lambda skipped: -skipped[1].count)
     return [
-        Text(f"  {count.count:>6,}  {printable(reason)} ({places_text(count.places, count.count)})", style="yellow")
-        for reason, count in ordered
+        Text(f"  {count:>6,}  {printable(reason)} ({places_text(tally.places[reason], count)})", style="yellow")
+        for reason, count in tally.skipped.most_common()
     ]
 
 
@@ -54,6 +53,6 @@ def places_text(places: list[str], count: int) -> str:
 def outcome_text(tally: Tally, sent: Document) -> str:
     """Return what became of the texts, in a sentence."""
     if sent.get("dry_run"):
-        noun = "text" if tally.texts == 1 else "texts"
-        return f"Dry run: found {tally.texts:,} {noun} with {tally.words:,} words, sent none."
+        texts, words = tally.total("texts"), tally.total("words")
+        return f"Dry run: found {texts:,} {'text' if texts == 1 else 'texts'} with {words:,} words, sent none."
     return added_text(sent)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pocketllm.cli.common import Common, connected, make_console
 from pocketllm.cli.errors import CommandError, DaemonRefused, Document, Interrupted
-from pocketllm.readers.base import Text
+from pocketllm.readers.base import Example
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -26,7 +26,7 @@ MAX_REFUSED = 50
 MAX_PLACE = 50  # characters of a place that a terminal's line has room for
 
 
-def send(options: Common, texts: Iterable[Text], skip: Skip | None = None) -> Document:
+def send(options: Common, texts: Iterable[Example], skip: Skip | None = None) -> Document:
     """Store the texts and return the sum of the daemon's answers: ids, created, duplicates and refused.
 
     A text that no request can hold, or that the daemon refuses, is left out and passed to `skip`; without `skip` it
@@ -57,9 +57,9 @@ def stored_so_far(sent: Document) -> str:
     )
 
 
-def batches(texts: Iterable[Text], skip: Skip | None) -> Iterator[list[Text]]:
+def batches(texts: Iterable[Example], skip: Skip | None) -> Iterator[list[Example]]:
     """Yield the texts in order, in lists that fit in one request each."""
-    batch: list[Text] = []
+    batch: list[Example] = []
     total = 0
     for text in texts:
         size = request_bytes(text)
@@ -75,12 +75,12 @@ def batches(texts: Iterable[Text], skip: Skip | None) -> Iterator[list[Text]]:
         yield batch
 
 
-def request_bytes(text: Text) -> int:
+def request_bytes(text: Example) -> int:
     """Return how many bytes a text takes in a request."""
     return len(json.dumps(text.item, ensure_ascii=False).encode()) + 2
 
 
-def store(client: "Client", batch: list[Text], sent: Document, skip: Skip | None) -> None:
+def store(client: "Client", batch: list[Example], sent: Document, skip: Skip | None) -> None:
     """Store a batch and add the answer to `sent`. Without a text that the daemon refuses, the batch is sent again."""
     while batch:
         try:

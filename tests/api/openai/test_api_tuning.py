@@ -146,18 +146,6 @@ def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
 
 
-def test_a_file_expires_with_what_jobs_took_from_it(api: InProcessApp) -> None:
-    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-    file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
-    assert file["expires_at"] == file["created_at"] + 3600
-    job(api, training_file=file["id"])
-    assert len(api.get("/texts").json()["data"]) == 1
-    api.clock.advance(3601)
-    api.tick()
-    assert_problem(api.get(f"/v1/files/{file['id']}"), 404, "not_found")
-    assert api.get("/texts").json()["data"] == []
-
-
 def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
     file = uploaded(api, CHAT, PAIR)
     api.add("Wind west, glass rising.")

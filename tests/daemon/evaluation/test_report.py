@@ -173,7 +173,7 @@ def test_of_an_error_its_kind_is_told_and_nothing_that_might_be_text(
 
 def test_without_a_look_the_judgement_is_the_report() -> None:
     verdict = evaluate([4.0, 5.0], [3.0, 4.1], [10, 10])
-    found = reporting.report(verdict, None, None)
+    found = reporting.report("job-1", verdict)
     assert (found.numbers, found.content) == ({"verdict": verdict.to_json(), "verbatim_recall": None}, None)
 
 

@@ -9,7 +9,6 @@ from pocketllm.daemon.paths import adapter_id_of
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, RETRY_SECONDS, STALL_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import Superseded
-from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Step
 from tests.support.faults import no_room
@@ -69,7 +68,8 @@ def test_a_job_that_cannot_be_run_fails_and_the_next_gets_its_turn(world: Schedu
         seed=None,
         immediate=False,
         now=world.clock.now,
-        tuning=Tuning(document={}, start_from="gone"),
+        tuning={},
+        start_from="gone",
     ).id
     world.tick()
     assert world.job(broken).state is JobState.FAILED and "no adapter 'gone'" in str(world.job(broken).error)

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from pocketllm.daemon.conditions.gate import hours_edges
 from pocketllm.daemon.scheduling.attempts import RETRY_SECONDS
 from pocketllm.daemon.settings import GateSettings
-from pocketllm.storage.tables import PERSON
 from tests.support.in_process_app import NOON
 from tests.support.scheduler_world import SchedulerWorld
 
@@ -26,21 +25,6 @@ def test_a_snoozes_end(world: SchedulerWorld) -> None:
     assert min(world.scheduler.due) == until
     world.tick(7 * 60)
     assert until not in world.scheduler.due
-
-
-def test_a_files_expiry(world: SchedulerWorld) -> None:
-    at = world.clock.now + timedelta(minutes=7)
-    world.store.files.add(
-        owner=PERSON, filename="f", purpose="fine-tune", data=b"{}", expires_at=at, now=world.clock.now
-    )
-    world.store.files.add(
-        owner=PERSON, filename="g", purpose="fine-tune", data=b"{ }", expires_at=None, now=world.clock.now
-    )
-    world.tick()
-    assert min(world.scheduler.due) == at
-    world.tick(7 * 60)
-    assert [file.filename for file in world.store.files.all()] == ["g"]
-    assert at not in world.scheduler.due
 
 
 def test_none_is_over_so_that_no_tick_follows_another_at_once(world: SchedulerWorld, running: str) -> None:

@@ -9,8 +9,8 @@ from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.adapters import Change
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Requester
-from tests.support.workers import NOW
+from pocketllm.storage.tables import Adapter, Job, JobState, Outcome
+from tests.support.workers import NOW, new_job
 
 
 @pytest.fixture
@@ -24,15 +24,7 @@ def start(store: Store, text: str | None = None, *, model: str = "tiny") -> Job:
     """A job for a new text, from what is served, as the scheduler starts it."""
     if text is not None:
         store.texts.add([NewText(text=text, source="test")], now=NOW)
-    job = store.jobs.create(
-        model=model,
-        seed=0,
-        total_steps=8,
-        settings={},
-        requested_by=Requester.OWNER,
-        immediate=True,
-        now=NOW,
-    )
+    job = store.jobs.add(new_job(model=model))
     return store.jobs.start(job.id, now=NOW)
 
 
@@ -123,9 +115,7 @@ def test_a_job_that_started_from_what_was_rolled_back_does_not_bring_it_back(sto
 
 def test_a_job_that_is_queued_starts_from_what_is_served_then(store: Store) -> None:
     chain(store, "a", "b")
-    queued = store.jobs.create(
-        model="tiny", seed=0, total_steps=8, settings={}, requested_by=Requester.OWNER, immediate=True, now=NOW
-    )
+    queued = store.jobs.add(new_job())
     roll_back(store)
     job = store.jobs.start(queued.id, now=NOW)
     succeed(store, job, "c")

@@ -8,7 +8,6 @@ from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.scheduling.attempts import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.tables import BASE, JobState, Requester
 from tests.support.in_process_app import FakeRunner
 from tests.support.scheduler_world import SchedulerWorld
@@ -194,8 +193,10 @@ def test_who_asks_for_a_job_goes_on_with_the_open_one(world: SchedulerWorld, sta
 def test_a_fine_tuning_job_is_not_gone_on_with(world: SchedulerWorld) -> None:
     """It has texts, or a start, of its own."""
     world.add(20)
-    tuning = Tuning(document={"seed": None}, start_from=BASE)
-    tuned = world.scheduler.request(JobRequest(), seed=None, immediate=False, now=world.clock.now, tuning=tuning).id
+    now, tuning = world.clock.now, {"seed": None}
+    tuned = world.scheduler.request(
+        JobRequest(), seed=None, immediate=False, now=now, tuning=tuning, start_from=BASE
+    ).id
     assert world.request(immediate=True, seed=None) != tuned
 
 

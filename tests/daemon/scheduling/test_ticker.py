@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import time_machine
 
-from pocketllm.ticker import Ticker
+from pocketllm.server import Ticker
 
 #: No test waits for it; a second tick that comes has been asked for.
 LONG_SECONDS = 3600.0

@@ -71,7 +71,7 @@ class Chain:
         """One more job, for this new text."""
         self.store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
         job = queue_job(self.store, training=training, steps=steps)
-        self.store.jobs.set_parent(job.id, self.served)
+        self.store.jobs.update(job.id, parent=self.served)
         finish(start_worker(self.folder, job))
         done = self.store.jobs.get(job.id)
         assert done.state is JobState.SUCCEEDED, done.error

@@ -63,7 +63,7 @@ def other_notes(count: int = 60) -> list[NewText]:
 def run(folder: DataFolder, store: Store, training: TrainingSettings = EXACT, *, parent: str | None = None) -> Job:
     """A job for what is stored, to its end."""
     job = queue_job(store, training=training, steps=training.steps)
-    store.jobs.set_parent(job.id, parent)
+    store.jobs.update(job.id, parent=parent)
     finish(start_worker(folder, job))
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED, done.error

@@ -116,7 +116,7 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_p
         open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
     )
     plan = asdict(planned.plan) | {"micro_batch": 1024}
-    store.jobs.set_plan(job.id, plan, predicted_bytes=0)
+    store.jobs.update(job.id, plan=plan, method=plan["method"], predicted_bytes=0)
     finish(start_worker(folder, job))
     job = store.jobs.get(job.id)
     events = [event.message for event in store.jobs.events(job.id) if "memory ran out" in event.message]

@@ -11,7 +11,7 @@ from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Job, Outcome, Requester
 from tests.support.taught_model import sample_notes, taught_folder
-from tests.support.workers import NOW, data_folder, finish, start_worker
+from tests.support.workers import NOW, data_folder, finish, new_job, start_worker
 
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 
@@ -20,15 +20,9 @@ def started(store: Store, notes: list[str], hours: int) -> Job:
     """A job on these new notes and on what earlier jobs have left, as the daemon starts it."""
     now = NOW + timedelta(hours=hours)
     store.texts.add([NewText(text=note, source="test") for note in notes], now=now)
-    job = store.jobs.create(
-        model="tiny",
-        seed=0,
-        total_steps=TRAINING.steps,
-        settings=TRAINING.model_dump(mode="json"),
-        requested_by=Requester.THRESHOLD,
-        immediate=False,
-        now=now,
-    )
+    settings = TRAINING.model_dump(mode="json")
+    by = Requester.THRESHOLD
+    job = store.jobs.add(new_job(requested_by=by, total_steps=TRAINING.steps, settings=settings, created_at=now))
     return store.jobs.start(job.id, now=now)
 
 

@@ -106,7 +106,7 @@ def test_a_second_job_goes_on_from_what_is_served(folder: DataFolder, store: Sto
     parent = ended(store, first).adapter
     assert parent is not None
     store.adapters.serve(parent, usable=lambda _: True, now=NOW)
-    second = store.jobs.set_parent(queue_job(store, seed=1).id, parent)
+    second = store.jobs.update(queue_job(store, seed=1).id, parent=parent)
     finish(start_worker(folder, second))
     before = store.step_log.evaluation(second.id, 0)
     after_first = store.step_log.evaluation(first.id, TRAINING.steps)
@@ -148,7 +148,7 @@ def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(fold
         open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
     )
     plan = asdict(planned.plan) | {"block_tokens": 4_000_000, "micro_batch": 2}
-    store.jobs.set_plan(job.id, plan, predicted_bytes=0)
+    store.jobs.update(job.id, plan=plan, method=plan["method"], predicted_bytes=0)
     finish(start_worker(folder, job))
     job = ended(store, job)
     assert job.state is JobState.FAILED
