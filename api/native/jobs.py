@@ -16,12 +16,9 @@ from pocketllm.api.native.schemas.reports import ReportOut, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
-from pocketllm.engine.errors import MezoError
-from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import Mode
 from pocketllm.storage.errors import NotYet, WrongState
 from pocketllm.storage.repositories.step_log import Progress
-from pocketllm.storage.step_log_export import export_step_log
 from pocketllm.storage.tables import OPEN_STATES, Job
 
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
@@ -221,18 +218,6 @@ def get_step_log(job_id: JobId, services: ServicesDep) -> Response:
         raise WrongState(f"Job {job_id} ended before its first step. Choose another job.")
     if not rows:
         raise NotYet(f"Job {job_id} has not finished a step yet. Try again when it has.")
-    data = export_step_log(job, rows, base_sha256=_base_sha256(services, job))
+    data = "".join(row.model_dump_json(exclude={"job_id"}) + "\n" for row in rows)
     name = f"{job.id}.steps"
     return Response(data, media_type=JSON_LINES, headers={"Content-Disposition": f'attachment; filename="{name}"'})
-
-
-def _base_sha256(services: Services, job: Job) -> str | None:
-    """The hash of the job's initial weights; None when they are gone, or were imported again since."""
-    folder = services.folder
-    full_parent = job.parent if job.mode == "full" else None
-    try:
-        manifest = open_model_folder(folder.adapter(full_parent) if full_parent else folder.models / job.model).manifest
-    except MezoError:
-        return None
-    newer = job.started_at is not None and manifest.created_at > job.started_at
-    return None if newer else manifest.weights_sha256
