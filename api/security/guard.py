@@ -55,7 +55,7 @@ _ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
     *((verb, re.compile("/v1/(files|fine_tuning/jobs)(/.*)?"), frozenset({Scope.TRAIN})) for verb in _OF_FILES),
     (
         "GET",
-        re.compile("/status|/metrics|/runs|/events|/jobs|/jobs/[^/]+"),
+        re.compile("/status|/metrics|/events|/jobs|/jobs/[^/]+"),
         frozenset({Scope.MONITOR}),
     ),
     ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),

@@ -1,4 +1,7 @@
-"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds."""
+"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds.
+
+Readings are in percent and degrees Celsius; null where they are unknown.
+"""
 
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
@@ -6,7 +9,6 @@ from typing import Any, Generic, Self, TypeVar
 from pydantic import BaseModel, Field
 
 from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut, report_numbers
-from pocketllm.api.native.schemas.runs import RunOut
 from pocketllm.storage.repositories.step_log import Curve, Progress
 from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, RunWindow, Text
 
@@ -107,6 +109,31 @@ class EventOut(BaseModel):
     at: datetime
     kind: str
     message: str
+
+
+class RunOut(BaseModel):
+    """One run of a worker."""
+
+    job: str
+    began_at: datetime
+    ended_at: datetime | None = Field(description="Null while it lasts.")
+    seconds: float
+    began_because: str
+    ended_because: str | None
+    cpu_seconds: float
+    battery_began_percent: float | None
+    battery_ended_percent: float | None
+    battery_watt_hours: float | None = Field(
+        description="Energy into the battery minus energy out of it; null if it reports no current and voltage."
+    )
+    hottest_battery_celsius: float | None
+    hottest_zone_celsius: float | None
+
+    @classmethod
+    def of(cls, row: RunWindow) -> Self:
+        """From its row."""
+        seconds = ((row.ended_at or row.seen_at) - row.began_at).total_seconds()
+        return cls(**row.model_dump(exclude={"job_id", "id"}), job=row.job_id, seconds=round(seconds, 1))
 
 
 class JobDetailOut(JobOut):
