@@ -351,6 +351,14 @@ def usage(answers: list[Done]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
+class Deleted(BaseModel):
+    """A deleted file or model."""
+
+    id: str
+    object: Literal["file", "model"]
+    deleted: bool = True
+
+
 Item = TypeVar("Item", bound=Identified)
 
 
