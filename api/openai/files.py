@@ -1,21 +1,29 @@
 """/v1/files: what a fine-tuning job is to learn from, uploaded as OpenAI's clients do it."""
 
 from collections import deque
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep, owner_of, sees
+from pocketllm.api.errors import Problem, explain
+from pocketllm.api.native.examples import Example, parse_lines, validated
 from pocketllm.api.native.schemas.jobs import Identified
-from pocketllm.api.openai.schemas import Deleted, Listing, page_of
-from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
+from pocketllm.api.openai.schemas import ChatMessage, Deleted, Listing, page_of
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import PERSON, UploadedFile
 
 #: The `training_file` of jobs that learn all new texts. It is not among the files that are listed.
 INBOX = "file-inbox"
+FINE_TUNE = "fine-tune"
+#: What OpenAI's chats may hold beside their messages; nothing of it is learned.
+_BESIDE = ("tools", "functions", "parallel_tool_calls")
+_EXPECTED = 'Each line must be {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.'
 
 
 def check_own(request: Request, services: Services, *identities: str) -> None:
@@ -117,3 +125,31 @@ def delete(services: ServicesDep, file_id: str) -> Deleted:
     now = services.now()
     services.scheduler.forget(lambda: services.store.files.delete(file_id, now=now), now)
     return Deleted(id=file_id, object="file")
+
+
+def examples_in(data: bytes, *, source: str, max_bytes: int) -> Iterator[Example]:
+    """The examples in a file, as texts from `source`. Raises Problem, which names the line that is wrong."""
+    for place, document in parse_lines(data.removeprefix(b"\xef\xbb\xbf")):
+        yield validated(_as_text(document, place, source), place, max_bytes)
+
+
+def _as_text(document: Any, place: str, source: str) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}This is not a JSON object. {_EXPECTED}")
+    if not document.keys() & {"messages", "prompt", "completion", "text"}:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}There is no text to train on. {_EXPECTED}")
+    kept = {name: value for name, value in document.items() if name not in _BESIDE} | {"source": source}
+    if isinstance(kept.get("messages"), list):
+        kept["messages"] = [_message(message, place) for message in kept["messages"]]
+    return kept
+
+
+def _message(message: Any, place: str) -> dict[str, Any]:
+    """A message as OpenAI's files hold it, as one that can be learned."""
+    try:
+        plain: dict[str, Any] = dict(ChatMessage.model_validate(message).plain())
+    except ValidationError as error:
+        detail, param = explain(error.errors(include_url=False))
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
+    weight = message.get("weight")
+    return plain if weight is None else plain | {"weight": weight}

@@ -14,7 +14,7 @@ from pocketllm.api.dependencies import ServicesDep, app_of, json_only, owner_of,
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import seconds_left
 from pocketllm.api.native.texts import check_quota
-from pocketllm.api.openai.files import INBOX, check_own, check_path
+from pocketllm.api.openai.files import FINE_TUNE, INBOX, check_own, check_path, examples_in
 from pocketllm.api.openai.fine_tuning_schemas import (
     Checkpoint,
     FineTuningRequest,
@@ -24,7 +24,6 @@ from pocketllm.api.openai.fine_tuning_schemas import (
 )
 from pocketllm.api.openai.models import LATEST, name_of, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
-from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
 from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
