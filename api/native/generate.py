@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
-from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
@@ -208,7 +208,7 @@ async def _stream(
                 event = await anext(events)
             yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
         except DaemonError as error:
-            yield server_sent_event("error", problem_body(status_of(error), str(error), code=code_of(error)))
+            yield server_sent_event("error", problem_of(error).body())
 
 
 class AnswerOut(BaseModel):

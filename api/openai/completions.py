@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import before_question, described, recall
 from pocketllm.api.openai.answers import ChatAnswer, ChatChoice, Summary, TextAnswer, TextChoice, Usage, part
 from pocketllm.api.openai.models import resolve
@@ -159,7 +159,7 @@ async def _stream(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -
                 yield _event(document)
             yield b"data: [DONE]\n\n"
         except DaemonError as error:
-            yield _event(problem_body(status_of(error), str(error), code=code_of(error)))
+            yield _event(problem_of(error).body())
 
 
 def _event(document: dict[str, Any]) -> bytes:
