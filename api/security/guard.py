@@ -39,27 +39,18 @@ _HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGN
 #: The code of a WebSocket that is refused (RFC 6455, 7.4.1).
 _POLICY_VIOLATION = 1008
 
-#: The methods of the routes of files and fine-tuning jobs, which show each app its own.
-_OF_FILES = ("GET", "POST", "DELETE")
-#: The routes of the scopes below admin.
-_ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
-    ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
-    ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
-    ("POST", re.compile("/status/what-if"), frozenset({Scope.MONITOR})),
-    (
-        "POST",
-        re.compile("/generate|/compare|/suggest|/classify|/v1/chat/completions|/v1/completions"),
-        frozenset({Scope.GENERATE}),
+#: The routes of the scopes below admin. Files and fine-tuning jobs show each app its own.
+_ALLOWED = {
+    Scope.INGEST: re.compile(r"POST /(texts|status/screen)"),
+    Scope.GENERATE: re.compile(
+        r"POST /(generate|compare|suggest|classify|v1/chat/completions|v1/completions)"
+        r"|GET /(models|adapters|v1/models(/.+)?)"
     ),
-    *((verb, re.compile("/v1/(files|fine_tuning/jobs)(/.*)?"), frozenset({Scope.TRAIN})) for verb in _OF_FILES),
-    (
-        "GET",
-        re.compile("/status|/metrics|/events|/jobs|/jobs/[^/]+"),
-        frozenset({Scope.MONITOR}),
-    ),
-    ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
-    ("GET", re.compile("/openapi.json"), frozenset(Scope)),
-)
+    Scope.TRAIN: re.compile(r"(GET|POST|DELETE) /v1/(files|fine_tuning/jobs)(/.*)?"),
+    Scope.MONITOR: re.compile(r"POST /status/what-if|GET /(status|metrics|events|jobs|jobs/[^/]+)"),
+}
+#: What every token may read.
+_DOCUMENT = "GET /openapi.json"
 
 
 def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
@@ -71,8 +62,9 @@ def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
     """The scopes that allow a route; admin always does."""
-    allowed = (scopes for verb, route, scopes in _ALLOWED if verb == method and route.fullmatch(path))
-    return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
+    route = f"{method} {path}"
+    allowed = (scope for scope, routes in _ALLOWED.items() if route == _DOCUMENT or routes.fullmatch(route))
+    return frozenset([*allowed, Scope.ADMIN])
 
 
 def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
