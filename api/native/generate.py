@@ -1,17 +1,16 @@
 """/generate: text from the personal model, from a named adapter, or from the base; /compare: two answers."""
 
-import re
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
-from math import inf, isnan
+from math import inf
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
@@ -26,11 +25,6 @@ from pocketllm.storage.repositories.passages import Passage
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
-_DURATION = re.compile(r"^(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)$")
-KeepAlive = Annotated[
-    float | str | None,
-    WithJsonSchema({"anyOf": [{"type": ["number", "null"]}, {"type": "string", "pattern": _DURATION.pattern}]}),
-]
 _StopString = Annotated[str, Field(min_length=1, max_length=256)]
 _StopStrings = Annotated[list[_StopString], Field(fail_fast=True, max_length=16)]
 #: Strings at which to stop, which are looked for after each token; one may stand alone.
@@ -40,7 +34,6 @@ StopStrings = Annotated[
         lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=_StopString | _StopStrings
     ),
 ]
-_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Message(Body):
@@ -82,19 +75,11 @@ class AskIn(Body):
     max_tokens: int = Field(128, ge=1, le=8192)
     stop: StopStrings | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
-    keep_alive: KeepAlive = Field(
+    keep_alive: float | None = Field(
         None,
-        description=(
-            'How long the model stays in memory afterwards, in the format of Ollama: 300 or "5m"; 0 unloads it within '
-            "15 s, -1 never. Default: the setting keep_alive_seconds, which is also the maximum for apps."
-        ),
+        description="Seconds that the model stays in memory afterwards. 0 unloads it within 15 s, a negative number "
+        "never. Default: the setting keep_alive_seconds, which is also the maximum for apps.",
     )
-
-    @field_validator("keep_alive")
-    @classmethod
-    def _a_duration(cls, given: float | str | None) -> float | str | None:
-        seconds_of(given)
-        return given
 
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
@@ -103,18 +88,9 @@ class AskIn(Body):
         return self
 
 
-def seconds_of(keep_alive: float | str | None) -> float | None:
-    """A duration in seconds; infinite for ever. Raises ValueError for what is no duration."""
-    if keep_alive is None:
-        return None
-    if isinstance(keep_alive, str):
-        found = _DURATION.fullmatch(keep_alive)
-        if found is None:
-            raise ValueError('must be seconds, or a number with a unit, such as "90s", "5m" or "1h"')
-        keep_alive = float(found[1]) * _UNITS[found[2]]
-    if isnan(keep_alive):
-        raise ValueError("must be a number")
-    return inf if keep_alive < 0 else keep_alive
+def seconds_of(keep_alive: float | None) -> float | None:
+    """The duration that a request asks for; infinite where that is negative."""
+    return inf if keep_alive is not None and keep_alive < 0 else keep_alive
 
 
 class GenerateIn(AskIn):
