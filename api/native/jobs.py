@@ -1,11 +1,9 @@
 """/jobs: the queue, plans, cancelling and pausing; a job's report and its steps as a file."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import PlainTextResponse
 from pydantic import ConfigDict, Field
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
@@ -84,16 +82,12 @@ def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
 
 
-@router.get(
-    "/jobs",
-    response_model=Page[JobOut] | Page[JobProgressOut],
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
+@router.get("/jobs", response_model=Page[JobOut] | Page[JobProgressOut])
 def list_jobs(
     request: Request, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
 ) -> Response:
-    """List jobs, newest first; with `Accept: text/plain`, as a table. No token needed; reasons and errors, which may
-    contain your words or show that somebody is there, require `monitor`.
+    """List jobs, newest first. No token needed; reasons and errors, which may contain your words or show that somebody
+    is there, require `monitor`.
     """
     rows = services.store.jobs.page(after=after, limit=limit + 1)
     page: Page[JobProgressOut] | Page[JobOut]
@@ -101,8 +95,6 @@ def list_jobs(
         page = Page[JobProgressOut].of([JobProgressOut.of(row, _progress(services, row)) for row in rows], limit)
     else:
         page = Page[JobOut].of([_out(services, row) for row in rows], limit)
-    if wants_plain_text(request):
-        return PlainTextResponse(jobs_text(page.data))
     # Serialized here: FastAPI would validate and serialize the page in another thread.
     return PrettyJSONResponse(page.model_dump(mode="json"))
 
@@ -150,42 +142,6 @@ def _out(services: Services, job: Job) -> JobOut:
 
 def _progress(services: Services, job: Job) -> Progress:
     return services.store.step_log.progress(job.id)
-
-
-_HEADINGS = ("JOB", "STATE", "STEP", "HELD-OUT LOSS", "LEFT", "WAITS FOR")
-_EMPTY = "No jobs yet. Add texts with POST /texts, then request a job with POST /jobs.\n"
-
-
-def wants_plain_text(request: Request) -> bool:
-    """Whether the client names plain text before JSON, or alone."""
-    kinds = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
-    return next((kind for kind in kinds if kind in ("text/plain", "application/json", "*/*")), "") == "text/plain"
-
-
-def jobs_text(jobs: Sequence[JobProgressOut]) -> str:
-    """One line a job, newest first, in columns."""
-    if not jobs:
-        return _EMPTY
-    rows = [_HEADINGS, *(_row(job) for job in jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _row(job: JobProgressOut) -> tuple[str, ...]:
-    state = f"{job.state} ({job.outcome})" if job.outcome else str(job.state)
-    before, now = job.held_out_loss_before, job.held_out_loss_now
-    loss = "-" if before is None or now is None else f"{before:.4f} -> {now:.4f}"
-    left = "-" if job.eta_seconds is None else _duration(job.eta_seconds)
-    why = (job.error or "; ".join(job.reasons) or "-") if isinstance(job, JobOut) else "-"
-    # A reason may contain newlines.
-    return job.id, state, f"{job.step}/{job.total_steps}", loss, left, " ".join(why.split())
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @router.get("/jobs/{job_id}/report")
