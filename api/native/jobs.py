@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, json_only, may_monitor
-from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, job_detail
+from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, job_fields
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
-from pocketllm.api.native.schemas.reports import ReportOut, whole_report
+from pocketllm.api.native.schemas.reports import CurveOut, ReportOut, report_numbers, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
@@ -104,15 +104,14 @@ def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
     """Return a job with its settings, losses, events and results in numbers."""
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
-    events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
-    report = store.reports.find(job_id)
-    return job_detail(
-        job,
-        step_log.progress(job_id),
-        events,
-        curve=step_log.curve(job_id),
-        report=report,
-        windows=store.runs.of_job(job_id),
+    return JobDetailOut(
+        **job_fields(job, step_log.progress(job_id)),
+        settings=job.settings,
+        plan=job.plan,
+        curve=CurveOut.of(step_log.curve(job_id)),
+        report=report_numbers(store.reports.find(job_id)),
+        events=[EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)],
+        runs=[RunOut.of(row) for row in store.runs.of_job(job_id)],
     )
 
 

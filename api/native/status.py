@@ -10,9 +10,10 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.native.schemas.jobs import ModelOut
+from pocketllm.api.native.schemas.jobs import Data, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
-from pocketllm.daemon.conditions.gate import Verdict
+from pocketllm.daemon.conditions.gate import Blocker
+from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
@@ -37,29 +38,11 @@ class ModelStatus(BaseModel):
     adapter: str | None
 
 
-class BlockerOut(BaseModel):
-    """A condition that keeps jobs from running."""
-
-    name: str
-    message: str
-    value: bool | float | str | None
-    threshold: float | None
-    unit: str | None
-    since: datetime
-    until: datetime | None = Field(description="When the blocker ends by itself; null if unknown.")
-
-
-class GateOut(BaseModel):
+class GateOut(BaseModel, from_attributes=True, revalidate_instances="always"):
     """Whether a job may run, and everything that blocks it."""
 
     allowed: bool
-    blockers: list[BlockerOut]
-
-    @classmethod
-    def of(cls, verdict: Verdict) -> "GateOut":
-        """From the gate's."""
-        blockers = [BlockerOut.model_validate(blocker, from_attributes=True) for blocker in verdict.blockers]
-        return cls(allowed=verdict.allowed, blockers=blockers)
+    blockers: list[Blocker] = Field(description="`until` is when a blocker ends by itself; null if unknown.")
 
 
 class TrainingStatus(GateOut):
@@ -70,18 +53,6 @@ class TrainingStatus(GateOut):
     expected_at: datetime | None = Field(
         description="When a job can probably run, judging by yesterday; null if unknown."
     )
-
-
-class ReadingOut(BaseModel):
-    """A sensor's reading. Without a value, `reason` says why; `absent` means that this device has no such sensor."""
-
-    name: str
-    value: bool | float | str | None
-    unit: str | None
-    source: str
-    at: datetime
-    reason: str | None
-    absent: bool
 
 
 class WorkerStatus(BaseModel):
@@ -112,24 +83,20 @@ class TextStatus(BaseModel):
     threshold_words: int
 
 
-class StatusOut(BaseModel):
+class StatusOut(BaseModel, revalidate_instances="always"):
     """The daemon's state. Contains no text."""
 
     version: str
     uptime_seconds: float
     model: ModelStatus
     training: TrainingStatus
-    readings: list[ReadingOut]
+    readings: list[Reading] = Field(
+        description="Without a value, `reason` says why; `absent` means that this device has no such sensor."
+    )
     worker: WorkerStatus
     generator: GeneratorStatus
     texts: TextStatus
     jobs: dict[JobState, int]
-
-
-class ListOut(BaseModel):
-    """A complete list."""
-
-    data: list[Any]
 
 
 @router.get("/health")
@@ -148,12 +115,13 @@ def status(services: ServicesDep) -> StatusOut:
         uptime_seconds=round(services.uptime_seconds, 1),
         model=_model(services),
         training=TrainingStatus(
-            **GateOut.of(verdict).model_dump(),
+            allowed=verdict.allowed,
+            blockers=list(verdict.blockers),
             run_mode=services.settings.gate.run_mode,
             snoozed_until=services.store.preferences.snoozed_until(services.now()),
             expected_at=scheduler.expected_at(services.now()),
         ),
-        readings=[ReadingOut.model_validate(r, from_attributes=True) for r in scheduler.readings],
+        readings=list(scheduler.readings),
         worker=WorkerStatus(
             running=scheduler.worker_pid is not None, pid=scheduler.worker_pid, job=scheduler.running_job
         ),
@@ -236,9 +204,8 @@ class SnoozeOut(BaseModel):
 @router.post("/status/what-if", dependencies=[Depends(json_only)])
 def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
     """Return the gate's verdict on hypothetical readings. Changes nothing."""
-    return GateOut.of(
-        services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
-    )
+    readings = body.readings.model_dump(by_alias=True, exclude_unset=True)
+    return GateOut.model_validate(services.scheduler.what_if(readings, services.now()))
 
 
 @router.post("/status/screen", dependencies=[Depends(json_only)])
@@ -263,22 +230,11 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
 
 
 @router.get("/models")
-def models(services: ServicesDep) -> ListOut:
+def models(services: ServicesDep) -> Data[ModelOut]:
     """List the imported models."""
-    return ListOut(
-        data=[
-            ModelOut(
-                name=model.manifest.name,
-                architecture=model.manifest.architecture,
-                parameters=model.manifest.parameters,
-                weights_bytes=model.manifest.weights_bytes,
-                license=model.manifest.license,
-                source=model.manifest.source,
-                default=model.manifest.name == services.settings.model,
-            )
-            for model in list_model_folders(services.folder.models)
-        ]
-    )
+    default = services.settings.model
+    found = [one.manifest for one in list_model_folders(services.folder.models)]
+    return Data[ModelOut](data=[ModelOut(**vars(one), default=one.name == default) for one in found])
 
 
 def _model(services: Services) -> ModelStatus:

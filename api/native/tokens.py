@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
+from pocketllm.api.native.schemas.jobs import Data
 from pocketllm.api.security.tokens import Credentials, Scope
 
 router = APIRouter(tags=["tokens"], route_class=JSONRoute)
@@ -42,12 +43,6 @@ class NewTokenOut(TokenOut):
     token: str
 
 
-class TokensOut(BaseModel):
-    """All apps that have access tokens."""
-
-    data: list[TokenOut]
-
-
 def credentials_of(request: Request) -> Credentials:
     """The credentials that the app was made with."""
     credentials = request.app.state.credentials
@@ -59,9 +54,9 @@ CredentialsDep = Annotated[Credentials, Depends(credentials_of)]
 
 
 @router.get("/tokens")
-def list_tokens(credentials: CredentialsDep) -> TokensOut:
+def list_tokens(credentials: CredentialsDep) -> Data[TokenOut]:
     """List the apps that have an access token, by name. The owner's token is not listed."""
-    return TokensOut(data=[TokenOut.model_validate(token, from_attributes=True) for token in credentials.all()])
+    return Data[TokenOut](data=[TokenOut.model_validate(row, from_attributes=True) for row in credentials.all()])
 
 
 @router.post("/tokens", status_code=HTTPStatus.CREATED, dependencies=[Depends(json_only)])

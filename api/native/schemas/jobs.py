@@ -8,17 +8,24 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut, report_numbers
-from pocketllm.storage.repositories.step_log import Curve, Progress
-from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, RunWindow, Text
+from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut
+from pocketllm.storage.repositories.step_log import Progress
+from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Requester, RunWindow, Text
 
 Item = TypeVar("Item", bound="Identified")
+Row = TypeVar("Row")
 
 
 class Identified(BaseModel):
     """Anything with an id."""
 
     id: str
+
+
+class Data(BaseModel, Generic[Row]):
+    """A complete list."""
+
+    data: list[Row]
 
 
 class Page(BaseModel, Generic[Item]):
@@ -81,7 +88,7 @@ class JobProgressOut(Identified):
     @classmethod
     def of(cls, job: Job, progress: Progress) -> Self:
         """From its row and its progress."""
-        return cls(**_job_fields(job, progress))
+        return cls(**job_fields(job, progress))
 
 
 class JobOut(JobProgressOut):
@@ -148,7 +155,7 @@ class JobDetailOut(JobOut):
 
 
 class AdapterOut(Identified):
-    """A finished adapter: a PEFT folder, or a whole model if `mode` is `full`."""
+    """A finished adapter: a PEFT folder, or a whole model if `mode` is `full`. It started from `parent`."""
 
     job: str
     model: str
@@ -179,7 +186,8 @@ class ModelOut(BaseModel):
     default: bool
 
 
-def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
+def job_fields(job: Job, progress: Progress) -> dict[str, Any]:
+    """The fields of JobOut."""
     return {
         **job.model_dump(exclude={"settings", "plan", "immediate", "parent", "not_before"}),
         "step": progress.step,
@@ -196,27 +204,6 @@ def seconds_left(job: Job, progress: Progress) -> float | None:
     if job.state is not JobState.RUNNING or progress.seconds_per_step is None:
         return None
     return (job.total_steps - progress.step) * progress.seconds_per_step
-
-
-def job_detail(
-    job: Job,
-    progress: Progress,
-    events: list[EventOut],
-    *,
-    curve: Curve,
-    report: Report | None,
-    windows: list[RunWindow],
-) -> JobDetailOut:
-    """A job's whole document."""
-    return JobDetailOut(
-        **_job_fields(job, progress),
-        settings=job.settings,
-        plan=job.plan,
-        curve=CurveOut.of(curve),
-        report=report_numbers(report),
-        events=events,
-        runs=[RunOut.of(window) for window in windows],
-    )
 
 
 def rounded(value: float | None, digits: int) -> float | None:
