@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
@@ -23,12 +23,8 @@ _MAX_LABELS = 50
 MIN_EXAMPLES, MAX_EXAMPLES = 3, 256
 
 
-class ClassifyIn(Body):
+class ClassifyIn(Body, json_schema_extra={"example": {"text": "Invoice 8123 is due", "labels": ["work", "home"]}}):
     """A text, and the labels to choose from."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"text": "Invoice 8123 is due", "labels": ["work", "home"]}}
-    )
 
     text: Annotated[Words, Field(max_length=100_000)]
     labels: list[Label] | None = Field(

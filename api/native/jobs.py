@@ -4,7 +4,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, json_only, may_monitor
@@ -22,10 +22,8 @@ from pocketllm.storage.tables import OPEN_STATES, Job
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
 
-class JobIn(Body):
+class JobIn(Body, json_schema_extra={"example": {"steps": 60, "now": False}}):
     """The job to request; every field is optional."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"steps": 60, "now": False}})
 
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: random.")

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
@@ -155,20 +155,14 @@ class ReadingsIn(Body):
     disk: float | None = None
 
 
-class WhatIfIn(Body):
+class WhatIfIn(Body, json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}):
     """Hypothetical readings."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
-    )
 
     readings: ReadingsIn
 
 
-class ScreenIn(Body):
+class ScreenIn(Body, json_schema_extra={"example": {"on": False}}):
     """The screen's state, as reported by an automation app."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"on": False}})
 
     on: bool = Field(description="Whether the screen is on.")
 
@@ -184,10 +178,8 @@ def _moment(value: Any) -> Any:
         raise ValueError("the date is out of range") from error
 
 
-class SnoozeIn(Body):
+class SnoozeIn(Body, json_schema_extra={"example": {"minutes": 90}}):
     """How long to snooze."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"minutes": 90}})
 
     minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="Minutes from now.")
     until: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(

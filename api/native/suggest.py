@@ -5,7 +5,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
@@ -19,10 +19,8 @@ router = APIRouter(tags=["generate"], route_class=JSONRoute)
 _SENDING_MS = 10
 
 
-class SuggestIn(Body):
+class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the sta", "n": 3}}):
     """The text typed so far, and what to suggest."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"context": "We met at the sta", "n": 3}})
 
     context: str = Field(
         max_length=100_000, description="The text before the cursor; its last 2,000 to 4,000 characters are used."

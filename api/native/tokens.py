@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep, json_only
@@ -18,10 +18,8 @@ router = APIRouter(tags=["tokens"], route_class=JSONRoute)
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
-class TokenIn(Body):
+class TokenIn(Body, json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}}):
     """A new access token."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
     name: str = Field(pattern=_NAME, description="Lower-case letters, digits, dots, dashes and underscores.")
     scopes: list[Annotated[Scope, Field(strict=False)]] = Field(
