@@ -10,12 +10,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import AdapterId, ServicesDep, json_only
+from pocketllm.api.dependencies import AdapterId, ServicesDep
 from pocketllm.api.native.schemas.jobs import AdapterOut, Data
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
 from pocketllm.daemon.services import Services
@@ -51,7 +51,7 @@ def adapters(services: ServicesDep) -> Data[AdapterOut]:
     return Data[AdapterOut](data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
 
 
-@router.post("/adapters/rollback", dependencies=[Depends(json_only)])
+@router.post("/adapters/rollback")
 def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> Change:
     """Serve the parent of the serving adapter, or the base model if it has none. Deletes nothing.
 

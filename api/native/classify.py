@@ -5,12 +5,12 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Label, Words
 from pocketllm.daemon.generation.service import ClassifyRequest, Done
@@ -72,7 +72,7 @@ class ClassifyOut(BaseModel):
     adapter: str | None
 
 
-@router.post("/classify", dependencies=[Depends(json_only)])
+@router.post("/classify")
 async def classify(request: Request, body: ClassifyIn, services: ServicesDep) -> ClassifyOut:
     """Return each label's probability for a text, judged by the stored texts with labels. Three examples each of two
     labels are enough; no job is needed. Nothing is stored.

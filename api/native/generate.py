@@ -8,13 +8,13 @@ from http import HTTPStatus
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
 from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
@@ -113,12 +113,7 @@ class GenerateOut(BaseModel):
     recalled: list[RecalledOut] = Field(description="With `context`: the passages read before the prompt, best first.")
 
 
-@router.post(
-    "/generate",
-    dependencies=[Depends(json_only)],
-    response_model=GenerateOut,
-    responses={200: {"content": {"text/event-stream": {}}}},
-)
+@router.post("/generate", response_model=GenerateOut, responses={200: {"content": {"text/event-stream": {}}}})
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`, send `token` events ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)
@@ -220,7 +215,7 @@ class CompareOut(BaseModel):
     recalled: list[RecalledOut]
 
 
-@router.post("/compare", dependencies=[Depends(json_only)])
+@router.post("/compare")
 async def compare(request: Request, body: AskIn, services: ServicesDep) -> CompareOut:
     """Answer with the base model and with an adapter: the serving one, or a named one.
 

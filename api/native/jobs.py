@@ -3,11 +3,11 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import JobId, ServicesDep, json_only, may_monitor
+from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, job_fields
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.native.schemas.reports import CurveOut, ReportOut, report_numbers, whole_report
@@ -39,11 +39,7 @@ class JobIn(Body, json_schema_extra={"example": {"steps": 60, "now": False}}):
         return JobRequest(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
 
 
-@router.post(
-    "/jobs",
-    status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(json_only)],
-)
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED)
 def request_job(
     request: Request,
     services: ServicesDep,
@@ -72,7 +68,7 @@ def request_job(
     return _out(services, job)
 
 
-@router.post("/jobs/plan", dependencies=[Depends(json_only)])
+@router.post("/jobs/plan")
 def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     """Predict a job's memory and time. Nothing is queued."""
     planned, counts = services.scheduler.plans.plan((body or JobIn()).requested()), services.store.texts.counts()

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import ServicesDep, json_only
+from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.native.schemas.jobs import Data, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
@@ -193,14 +193,14 @@ class SnoozeOut(BaseModel):
     snoozed_until: datetime | None
 
 
-@router.post("/status/what-if", dependencies=[Depends(json_only)])
+@router.post("/status/what-if")
 def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
     """Return the gate's verdict on hypothetical readings. Changes nothing."""
     readings = body.readings.model_dump(by_alias=True, exclude_unset=True)
     return GateOut.model_validate(services.scheduler.what_if(readings, services.now()))
 
 
-@router.post("/status/screen", dependencies=[Depends(json_only)])
+@router.post("/status/screen")
 def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
     """Report that the screen went on or off: for automation apps, on phones that do not reveal it otherwise."""
     services.scheduler.screen(body.on, services.now())
@@ -208,7 +208,7 @@ def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
     return body
 
 
-@router.post("/status/snooze", dependencies=[Depends(json_only)])
+@router.post("/status/snooze")
 def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     """Run no job for a while, and pause a running one, except jobs requested with `now`. An empty object ends the
     snooze.

@@ -4,12 +4,12 @@ import asyncio
 from contextlib import aclosing
 from http import HTTPStatus
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.daemon.generation.service import Done, SuggestionRequest
 
@@ -63,7 +63,7 @@ class SuggestOut(BaseModel):
     adapter: str | None = Field(description="The adapter used; null for the base model.")
 
 
-@router.post("/suggest", dependencies=[Depends(json_only)])
+@router.post("/suggest")
 async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
     """Suggest the likeliest next words, or endings of the word being typed. Nothing typed is stored.
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import ServicesDep, json_only
+from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.native.schemas.jobs import Data
 from pocketllm.api.security.tokens import Credentials, Scope
 
@@ -57,7 +57,7 @@ def list_tokens(credentials: CredentialsDep) -> Data[TokenOut]:
     return Data[TokenOut](data=[TokenOut.model_validate(row, from_attributes=True) for row in credentials.all()])
 
 
-@router.post("/tokens", status_code=HTTPStatus.CREATED, dependencies=[Depends(json_only)])
+@router.post("/tokens", status_code=HTTPStatus.CREATED)
 def create_token(credentials: CredentialsDep, services: ServicesDep, body: TokenIn) -> NewTokenOut:
     """Create an access token for an app. Only this response contains it: the daemon stores a digest."""
     now, scopes = services.now(), sorted(set(body.scopes))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 
 from pocketllm.api.bodies import JSONRoute
-from pocketllm.api.dependencies import ServicesDep, app_of, json_only, owner_of, sees
+from pocketllm.api.dependencies import ServicesDep, app_of, owner_of, sees
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import seconds_left
 from pocketllm.api.native.texts import check_quota
@@ -51,7 +51,7 @@ _LEVELS: dict[str, Literal["warn", "error"]] = {
 }
 
 
-@router.post("", dependencies=[Depends(json_only)])
+@router.post("")
 def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> TuningJob:
     """Request a job that trains on an uploaded file. `model` names the model to start from.
 
