@@ -35,6 +35,7 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GenerationTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (daemon.ClientGone, HTTPStatus.REQUEST_TIMEOUT),  # which nobody reads
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
     # The request is valid: with more memory, or another model, it would succeed.
     (mezo.DoesNotFit, HTTPStatus.CONFLICT),

@@ -1,7 +1,6 @@
 """/classify: which of several labels a text has."""
 
 from collections.abc import Sequence
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Label, Words
-from pocketllm.daemon.generation.service import ClassifyRequest, Done
+from pocketllm.daemon.generation.service import ClassifyRequest
 from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
@@ -81,16 +80,14 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     examples = [(text, label) for label, texts in found.items() for text in texts]
     asked = ClassifyRequest(text=body.text, examples=examples, adapter=folder)
-    async with aclosing(services.generator.generate(asked)) as events:
-        done = await anext(events)
-    assert isinstance(done, Done), "there are no pieces"
-    labels = [LabelOut(label=label, probability=value) for label, value in done.summary["probabilities"].items()]
+    summary = await services.generator.ask(asked)
+    labels = [LabelOut(label=label, probability=value) for label, value in summary["probabilities"].items()]
     labels.sort(key=lambda one: -one.probability)
     return ClassifyOut(
         label=labels[0].label,
         labels=labels,
         examples=len(examples),
-        accuracy=done.summary["accuracy"],
+        accuracy=summary["accuracy"],
         model=services.settings.model,
         adapter=adapter,
     )

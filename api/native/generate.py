@@ -117,12 +117,13 @@ class GenerateOut(BaseModel):
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`, send `token` events ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)
+    if not body.stream:
+        summary = await services.generator.ask(generation, is_gone=request.is_disconnected)
+        return PrettyJSONResponse(GenerateOut(**summary, **about).model_dump())
     events = services.generator.generate(generation)
     # The first event decides whether there is an answer at all, and so the status.
     first = await anext(events)
-    if body.stream:
-        return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
-    return await _whole(request, first, events, about)
+    return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
 
 
 async def asked(request: Request, services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
@@ -152,19 +153,6 @@ async def asked(request: Request, services: Services, body: AskIn) -> tuple[Gene
     )
     about = {"model": services.settings.model, "adapter": adapter, "seed": seed, "recalled": described(passages)}
     return generation, about
-
-
-async def _whole(
-    request: Request, first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
-) -> Response:
-    """The complete answer. A client that goes away stops the generation."""
-    async with aclosing(events):
-        event = first
-        while isinstance(event, Piece):
-            if await request.is_disconnected():
-                return Response(status_code=499)  # nobody reads it
-            event = await anext(events)
-    return PrettyJSONResponse(GenerateOut(**event.summary, **about).model_dump())
 
 
 async def _stream(
@@ -225,9 +213,6 @@ async def compare(request: Request, body: AskIn, services: ServicesDep) -> Compa
     if generation.adapter is None:
         detail = "There is no adapter to compare with the base model. Name one, or start a job with `pocketllm train`."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
-    async with aclosing(services.generator.generate(replace(generation, compare=True))) as events:
-        done = await anext(events)
-    assert isinstance(done, Done), "there are no pieces"
-    summary = done.summary
+    summary = await services.generator.ask(replace(generation, compare=True))
     gains = [token["personal"] - token["base"] for token in summary["tokens"]]
     return CompareOut(**summary, **about, gained_nats_per_token=sum(gains) / len(gains) if gains else None)

@@ -1,7 +1,6 @@
 """/suggest: the likeliest next words."""
 
 import asyncio
-from contextlib import aclosing
 from http import HTTPStatus
 
 from fastapi import APIRouter
@@ -11,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, resolve_adapter
 from pocketllm.api.errors import Problem
-from pocketllm.daemon.generation.service import Done, SuggestionRequest
+from pocketllm.daemon.generation.service import SuggestionRequest
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
@@ -81,10 +80,8 @@ async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
     )
     try:
         async with asyncio.timeout(body.timeout_ms / 1000):
-            async with aclosing(services.generator.generate(request)) as events:
-                done = await anext(events)
+            summary = await services.generator.ask(request)
     except TimeoutError as error:
         detail = "The model is busy or still loading. Try again, or raise timeout_ms."
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="not_in_time") from error
-    assert isinstance(done, Done), "there are no pieces"
-    return SuggestOut(**done.summary, model=services.settings.model, adapter=adapter)
+    return SuggestOut(**summary, model=services.settings.model, adapter=adapter)

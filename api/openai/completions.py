@@ -66,14 +66,7 @@ async def _answered(
         events = _chunks(services.generator, requests, body, about)
         first = await anext(events)  # before it there is no answer at all: an error still has its status
         return StreamingResponse(_stream(first | remarks, events), media_type="text/event-stream")
-    answers = list[Summary]()
-    for one in requests:
-        async with aclosing(services.generator.generate(one)) as pieces:
-            async for event in pieces:
-                if not isinstance(event, Piece):
-                    answers.append(event.summary)
-                elif await request.is_disconnected():
-                    return Response(status_code=499)  # nobody reads it
+    answers = [await services.generator.ask(one, is_gone=request.is_disconnected) for one in requests]
     common = {**about, "usage": Usage.of(answers), **remarks}
     whole: ChatAnswer | TextAnswer
     if isinstance(body, ChatRequest):
