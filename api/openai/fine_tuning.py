@@ -28,7 +28,6 @@ from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.repositories.jobs import Tuning
 from pocketllm.storage.repositories.texts import NewText, count_words
 from pocketllm.storage.tables import BASE, Adapter, Job, JobState
 
@@ -77,7 +76,9 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
         immediate=body.now,
-        tuning=Tuning(document=document, texts=texts, start_from=start),
+        tuning=document,
+        texts=texts,
+        start_from=start,
         now=services.now(),
     )
     services.wake()
