@@ -172,13 +172,8 @@ class DeletionOut(BaseModel):
         if kept:
             parts.append(f"These copies may still contain them; delete those you do not need: {', '.join(kept)}.")
         return cls(
-            id=row.id,
-            at=row.at,
-            texts=row.texts,
-            erased=row.erased,
-            adapters=row.adapters,
+            **row.model_dump(),
             serving=serving.id if serving else None,
-            job=row.job,
             job_state=job.state if job else None,
             outcome=job.outcome if job else None,
             copies=kept,
