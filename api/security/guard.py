@@ -6,7 +6,7 @@ On a phone every app reaches 127.0.0.1, so the token is the boundary. A route th
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -19,7 +19,6 @@ from starlette.types import Scope as Connection
 
 from pocketllm.api.bodies import LARGE_BYTES
 from pocketllm.api.errors import TOO_LARGE, Problem
-from pocketllm.api.security.rates import Rate
 from pocketllm.api.security.sessions import credential_of
 from pocketllm.api.security.tokens import OWNER, Caller, Credentials, Scope
 
@@ -32,6 +31,8 @@ OPEN_ROUTE = "/jobs"
 _ANONYMOUS = ""
 #: Simultaneous requests of an app; callers without a token count as one. The owner is never refused.
 _MOST_OF_AN_APP = 16
+#: Size of a burst, in seconds of the rate: for notes that were written offline.
+_BURST_SECONDS = 10
 #: More digits than any length has.
 _LENGTH_DIGITS = 15
 #: A Host header.
@@ -75,6 +76,26 @@ def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
         for method, operation in operations.items():
             needed = needs_token(method.upper(), path, open_routes=open_routes)
             operation["security"] = [{"token": sorted(scopes_for(method.upper(), path))}] if needed else []
+
+
+class Rate:
+    """A token bucket for each caller."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
+        self._per_second, self._clock = per_second, clock
+        self._burst = max(1.0, per_second * _BURST_SECONDS)
+        self._left: dict[str, tuple[float, float]] = {}  #: name -> requests left, and the time
+
+    def wait_seconds(self, name: str) -> float:
+        """Count a request; returns 0 if it is allowed, else the seconds until the next one is."""
+        now = self._clock()
+        left, before = self._left.get(name, (self._burst, now))
+        left = min(self._burst, left + max(0.0, now - before) * self._per_second)  # the clock may have been set back
+        if left < 1:
+            self._left[name] = left, now
+            return (1 - left) / self._per_second
+        self._left[name] = left - 1, now
+        return 0.0
 
 
 class Guard:

@@ -20,7 +20,6 @@ from pocketllm.daemon.paths import write_private
 
 #: How long a code is good, and a session.
 CODE, SESSION = timedelta(minutes=2), timedelta(days=7)
-#: Digest of the session -> digest of the token, and until when it is good.
 _SESSIONS = TypeAdapter(dict[str, tuple[str, AwareDatetime]])
 
 

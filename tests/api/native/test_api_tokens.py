@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pocketllm.api.security.guard import scopes_for
-from pocketllm.api.security.rates import Rate
+from pocketllm.api.security.guard import Rate, scopes_for
 from pocketllm.api.security.tokens import Scope
 from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 from tests.support.routes import OPEN, routes
