@@ -22,7 +22,7 @@ class EnoughTextOut(BaseModel):
         return cls(enough=texts > 0, texts=texts, new_words=new_words)
 
 
-class PlanOut(BaseModel):
+class PlanOut(BaseModel, revalidate_instances="always"):
     """How a job would run, with its predicted memory and time."""
 
     model: str
