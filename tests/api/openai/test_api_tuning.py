@@ -146,14 +146,6 @@ def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
 
 
-def test_a_file_does_not_expire(api: InProcessApp) -> None:
-    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-    file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
-    api.clock.advance(3601)
-    api.tick()
-    assert api.get(f"/v1/files/{file['id']}").json() == file
-
-
 def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
     file = uploaded(api, CHAT, PAIR)
     api.add("Wind west, glass rising.")
@@ -279,3 +271,11 @@ def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None
     started = api.services.store.jobs.start(job_id, now=api.services.now())
     assert (started.state, started.texts) == (JobState.RUNNING, 0)
     assert api.services.store.texts.of_job(job_id) == []
+
+
+def test_a_file_does_not_expire(api: InProcessApp) -> None:
+    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
+    api.clock.advance(3601)
+    api.tick()
+    assert api.get(f"/v1/files/{file['id']}").json() == file
