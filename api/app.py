@@ -20,7 +20,6 @@ from pocketllm.api.native import (
     generate,
     jobs,
     metrics,
-    runs,
     status,
     suggest,
     texts,
@@ -32,8 +31,7 @@ from pocketllm.api.openai import files as openai_files
 from pocketllm.api.openai import fine_tuning
 from pocketllm.api.openai import models as openai_models
 from pocketllm.api.responses import PrettyJSONResponse
-from pocketllm.api.security.guard import Guard, add_security, pattern_of
-from pocketllm.api.security.rates import Rate
+from pocketllm.api.security.guard import Guard, Rate, add_security, pattern_of
 from pocketllm.api.security.sessions import Sessions
 from pocketllm.api.security.tokens import Credentials
 from pocketllm.daemon.services import Services
@@ -67,7 +65,6 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         texts,
         jobs,
         events,
-        runs,
         adapters,
         generate,
         suggest,

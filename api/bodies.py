@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 
 from pocketllm.api.errors import Problem
 
@@ -48,16 +49,27 @@ class Body(BaseModel):
 
 
 class JSONRoute(APIRoute):
-    """A route with a JSON body. A large one is parsed in a thread."""
+    """A route with a JSON body, which needs its content type. A large one is parsed in a thread."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
-        handle = super().get_route_handler()
+        handle, takes_body = super().get_route_handler(), self.body_field is not None
 
         async def with_json(request: Request) -> Response:
+            if takes_body:
+                _check_kind(request.headers)
             return await handle(_Request(request.scope, request.receive))
 
         return with_json
+
+
+def _check_kind(headers: Headers) -> None:
+    """Refuse a body without the content type JSON, which a form on a web page cannot send. Raises Problem."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if kind != "application/json" and (kind or has_body):
+        detail = f"Content-Type is {kind or 'missing'}; send application/json."
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
 
 
 class _Request(Request):

@@ -1,4 +1,4 @@
-"""Dependencies of routes: the daemon's services, the requested adapter, and the check for a JSON body."""
+"""Dependencies of routes: the daemon's services, ids in paths, the requested adapter, and who asks."""
 
 from http import HTTPStatus
 from pathlib import Path
@@ -81,11 +81,3 @@ def sees(request: Request, owner: str) -> bool:
 def may_monitor(request: Request) -> bool:
     """Whether the caller may see what could hold words of the owner's."""
     return bool(request.state.scopes & {Scope.MONITOR, Scope.ADMIN})
-
-
-async def json_only(request: Request) -> None:
-    """Refuse a body without the content type JSON, which a form on a web page cannot send."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and (kind or await request.body()):
-        detail = f"Content-Type is {kind or 'missing'}; send application/json."
-        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)

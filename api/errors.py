@@ -4,7 +4,8 @@ The shape is RFC 9457's, with an `error` object beside it for OpenAI's clients.
 """
 
 import errno
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from reprlib import Repr
 from typing import Any
@@ -34,6 +35,7 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GenerationTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (daemon.ClientGone, HTTPStatus.REQUEST_TIMEOUT),  # which nobody reads
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
     # The request is valid: with more memory, or another model, it would succeed.
     (mezo.DoesNotFit, HTTPStatus.CONFLICT),
@@ -43,6 +45,8 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (mezo.MezoError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
+#: Requests with these statuses may succeed after this time.
+_RETRIABLE = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE)
 _RETRY_SECONDS = 5
 #: The most validation errors in a response, and the most characters of a refused name or value in it.
 _FINDINGS = 5
@@ -100,100 +104,82 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Problem(HTTPException):
-    """An error that a route raises itself."""
+    """An error response. Routes raise it; `problem_of` makes one of any other exception."""
 
-    def __init__(self, status: HTTPStatus, detail: str, *, param: str | None = None, code: str | None = None) -> None:
-        """code: for programs; by default from the status."""
-        super().__init__(status, detail)
-        self.status, self.detail, self.param, self.code = status, detail, param, code or code_for(status)
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """code: for programs; by default from the status. retry_seconds: until it may succeed; by default likewise."""
+        self.status, self.param, self.code = status, param, code or _CODES.get(status, status.name.lower())
+        named = dict(headers or {})
+        if retry_seconds is not None or status in _RETRIABLE or code == "not_yet":
+            named["Retry-After"] = str(retry_seconds or _RETRY_SECONDS)
+        elif status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
+            named["X-Should-Retry"] = "false"
+        if status is HTTPStatus.UNAUTHORIZED:
+            named["WWW-Authenticate"] = "Bearer"
+        super().__init__(status, detail, named)
 
+    def body(self) -> dict[str, Any]:
+        """The document."""
+        kind = "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        error = ErrorOut(message=self.detail, type=kind, code=self.code, param=self.param)
+        title, status = self.status.phrase, int(self.status)
+        return ProblemOut(type="about:blank", title=title, status=status, detail=self.detail, error=error).model_dump()
 
-def problem_body(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> dict[str, Any]:
-    """The body of an error response."""
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    return {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": int(status),
-        "detail": detail,
-        "error": {"message": detail, "type": kind, "code": code, "param": param},
-    }
-
-
-def problem_response(status: HTTPStatus, detail: str, *, code: str, param: str | None = None) -> ProblemResponse:
-    """The response for an error."""
-    headers = {}
-    retriable = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE)
-    if status in retriable or code == "not_yet":
-        headers["Retry-After"] = str(_RETRY_SECONDS)
-    elif status is HTTPStatus.CONFLICT:  # OpenAI's client would retry it twice, in vain
-        headers["X-Should-Retry"] = "false"
-    if status is HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return ProblemResponse(problem_body(status, detail, code=code, param=param), status, headers)
-
-
-def code_for(status: HTTPStatus) -> str:
-    """The error code of a status."""
-    return _CODES.get(status, status.name.lower())
+    def response(self) -> ProblemResponse:
+        """The document and its headers."""
+        return ProblemResponse(self.body(), self.status, self.headers)
 
 
-def status_of(error: Exception) -> HTTPStatus:
-    """The status of an exception, from the table."""
-    return next(status for kind, status in STATUSES if isinstance(error, kind))
-
-
-def code_of(error: Exception) -> str:
-    """The error code of an exception, from its class: NothingToLearn is nothing_to_learn."""
-    name = type(error).__name__
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+def problem_of(error: Exception) -> Problem:
+    """The response to an exception. Raises the exception where none is known."""
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            # Without the first part of each location: body, query or path.
+            detail, param = explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
+            return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=param)
+        case HTTPException():
+            status = HTTPStatus(error.status_code)
+            return Problem(status, _HINTS.get(status, error.detail), headers=error.headers)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            detail = f"The disk is full ({error.strerror}). Free some space, then try again."
+            return Problem(HTTPStatus.INSUFFICIENT_STORAGE, detail, code="disk_full")
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            code = re.sub("(?!^)([A-Z])", r"_\1", type(error).__name__).lower()  # NothingToLearn is nothing_to_learn
+            return Problem(status, str(error), code=code)
+    raise error
 
 
 def install(app: FastAPI) -> None:
     """Install the exception handlers."""
 
-    async def known(_request: Request, error: Exception) -> ProblemResponse:
-        return problem_response(status_of(error), str(error), code=code_of(error))
-
-    async def own(_request: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, Problem)
-        return problem_response(error.status, error.detail, code=error.code, param=error.param)
-
-    async def invalid(_request: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, RequestValidationError)
-        # Without the first part of each location: body, query or path.
-        detail, param = explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
-        status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return problem_response(status, detail, code=code_for(status), param=param)
-
-    async def system(_request: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, OSError)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise error
-        detail = f"The disk is full ({error.strerror}). Free some space, then try again."
-        return problem_response(HTTPStatus.INSUFFICIENT_STORAGE, detail, code="disk_full")
-
-    async def http(request: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, HTTPException)
-        status = HTTPStatus(error.status_code)
-        response = problem_response(status, _HINTS.get(status, error.detail), code=code_for(status))
-        response.headers.update(error.headers or {})
-        if status is HTTPStatus.METHOD_NOT_ALLOWED:  # the router names the methods of one function alone
+    async def known(request: Request, error: Exception) -> ProblemResponse:
+        problem = problem_of(error)
+        response = problem.response()
+        if problem.status is HTTPStatus.METHOD_NOT_ALLOWED:  # the router names the methods of one function alone
             response.headers["Allow"] = ", ".join(sorted(_methods_at(request)))
         return response
 
     async def unexpected(_request: Request, _error: Exception) -> ProblemResponse:
         detail = "Internal error; the daemon's log has the details. Data that was acknowledged with 2xx is not lost."
-        response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error")
-        response.headers["Connection"] = "close"  # uvicorn closes the connection after an exception
-        return response
+        headers = {"Connection": "close"}  # as uvicorn does after an exception
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error", headers=headers).response()
 
-    for kind in (storage.StorageError, daemon.DaemonError, mezo.MezoError):
+    kinds: list[type[Exception]] = [HTTPException, RequestValidationError, OSError]
+    kinds += [storage.StorageError, daemon.DaemonError, mezo.MezoError]
+    for kind in kinds:
         app.add_exception_handler(kind, known)
-    app.add_exception_handler(OSError, system)
-    app.add_exception_handler(Problem, own)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
 
 

@@ -58,3 +58,7 @@ class GenerationTooLarge(DaemonError):
 
 class BadGeneration(DaemonError):
     """The generation request is invalid."""
+
+
+class ClientGone(DaemonError):
+    """The client went away before its answer was complete."""

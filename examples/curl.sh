@@ -10,7 +10,7 @@ printf %s "${1:-Wind west, glass rising.}" |
         -H "Authorization: Bearer $TOKEN" -H 'Content-Type: text/plain'
 
 # Needs no token: it holds none of your words.
-curl --fail-with-body --silent --show-error "$URL/jobs" -H 'Accept: text/plain'
+curl --fail-with-body --silent --show-error "$URL/jobs"
 
 curl --fail-with-body --silent --show-error "$URL/generate" \
     -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \

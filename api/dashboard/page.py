@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -13,12 +14,8 @@ from pocketllm.api.security.sessions import CODE, SESSION, Sessions, cookie_name
 
 router = APIRouter(tags=["dashboard"])
 
-_SCRIPTS = ("app", "apps", "call", "dom", "labels", "learned", "plot", "state", "suggest", "words", "write")
-_FILES = {
-    "page.html": "text/html",
-    **dict.fromkeys((f"{name}.js" for name in _SCRIPTS), "text/javascript"),
-    "style.css": "text/css",
-}
+_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_FILES = {file.name: file for file in (files("pocketllm.api.dashboard") / "static").iterdir()}
 _HEADERS = {
     # No external or inline content, and no embedding in frames.
     "Content-Security-Policy": (
@@ -47,8 +44,7 @@ def part(name: str) -> Response:
 
 
 def _file(name: str) -> Response:
-    content = (files("pocketllm.api.dashboard") / "static" / name).read_bytes()
-    return Response(content, media_type=_FILES[name], headers=_HEADERS)
+    return Response(_FILES[name].read_bytes(), media_type=_KINDS[PurePath(name).suffix], headers=_HEADERS)
 
 
 class CodeOut(BaseModel):

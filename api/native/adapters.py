@@ -10,13 +10,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import AdapterId, ServicesDep, json_only
-from pocketllm.api.native.schemas.jobs import AdapterOut
+from pocketllm.api.dependencies import AdapterId, ServicesDep
+from pocketllm.api.native.schemas.jobs import AdapterOut, Data
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf
@@ -38,57 +38,38 @@ class Format(StrEnum):
     MERGED = "merged"  #: added to the base model's file
 
 
-class AdaptersOut(BaseModel):
-    """All adapters. `parent` is the adapter that an adapter started from."""
-
-    data: list[AdapterOut]
-
-
 class RollbackIn(Body):
     """The model to roll back."""
 
     model: str | None = Field(None, min_length=1, description="Default: the setting model.")
 
 
-class ServingOut(BaseModel):
-    """The adapter that was served before, and the one served from the next request on. Null is the base model."""
-
-    model: str
-    was: str | None
-    serving: str | None
-    skipped: list[str] = Field(description="Skipped adapters: damaged, or trained on text that was deleted since.")
-
-    @classmethod
-    def of(cls, change: Change) -> "ServingOut":
-        """From a change in storage."""
-        return cls.model_validate(change, from_attributes=True)
-
-
 @router.get("/adapters")
-def adapters(services: ServicesDep) -> AdaptersOut:
+def adapters(services: ServicesDep) -> Data[AdapterOut]:
     """List adapters, newest first, with their parents and folders."""
     rows = services.store.adapters.all()
-    return AdaptersOut(data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
+    return Data[AdapterOut](data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
 
 
-@router.post("/adapters/rollback", dependencies=[Depends(json_only)])
-def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> ServingOut:
+@router.post("/adapters/rollback")
+def roll_back(services: ServicesDep, body: RollbackIn | None = None) -> Change:
     """Serve the parent of the serving adapter, or the base model if it has none. Deletes nothing.
 
     Texts that only the withdrawn adapters were trained on are set aside: no job trains on them again unless the adapter
-    is served again. The adapter of a running job will not be served.
+    is served again. The adapter of a running job will not be served. Adapters that are damaged, or were trained on text
+    that was deleted since, are skipped.
     """
     model = (body or RollbackIn()).model or services.settings.model
-    return ServingOut.of(services.store.adapters.roll_back(model, usable=_usable(services), now=services.now()))
+    return services.store.adapters.roll_back(model, usable=_usable(services), now=services.now())
 
 
 @router.post("/adapters/{adapter_id}/serve")
-def serve(adapter_id: AdapterId, services: ServicesDep, deleted_text: bool = False) -> ServingOut:
+def serve(adapter_id: AdapterId, services: ServicesDep, deleted_text: bool = False) -> Change:
     """Serve this adapter for its model, whatever its job's outcome. 409 if it was trained on text that was deleted
     since, unless `deleted_text` is true.
     """
     usable, now = _usable(services), services.now()
-    return ServingOut.of(services.store.adapters.serve(adapter_id, usable=usable, now=now, deleted_text=deleted_text))
+    return services.store.adapters.serve(adapter_id, usable=usable, now=now, deleted_text=deleted_text)
 
 
 @router.delete("/adapters/{adapter_id}", status_code=HTTPStatus.NO_CONTENT)

@@ -1,19 +1,18 @@
 """/classify: which of several labels a text has."""
 
 from collections.abc import Sequence
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Label, Words
-from pocketllm.daemon.generation.service import ClassifyRequest, Done
+from pocketllm.daemon.generation.service import ClassifyRequest
 from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
@@ -23,12 +22,8 @@ _MAX_LABELS = 50
 MIN_EXAMPLES, MAX_EXAMPLES = 3, 256
 
 
-class ClassifyIn(Body):
+class ClassifyIn(Body, json_schema_extra={"example": {"text": "Invoice 8123 is due", "labels": ["work", "home"]}}):
     """A text, and the labels to choose from."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"text": "Invoice 8123 is due", "labels": ["work", "home"]}}
-    )
 
     text: Annotated[Words, Field(max_length=100_000)]
     labels: list[Label] | None = Field(
@@ -76,7 +71,7 @@ class ClassifyOut(BaseModel):
     adapter: str | None
 
 
-@router.post("/classify", dependencies=[Depends(json_only)])
+@router.post("/classify")
 async def classify(request: Request, body: ClassifyIn, services: ServicesDep) -> ClassifyOut:
     """Return each label's probability for a text, judged by the stored texts with labels. Three examples each of two
     labels are enough; no job is needed. Nothing is stored.
@@ -85,16 +80,14 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     examples = [(text, label) for label, texts in found.items() for text in texts]
     asked = ClassifyRequest(text=body.text, examples=examples, adapter=folder)
-    async with aclosing(services.generator.generate(asked)) as events:
-        done = await anext(events)
-    assert isinstance(done, Done), "there are no pieces"
-    labels = [LabelOut(label=label, probability=value) for label, value in done.summary["probabilities"].items()]
+    summary = await services.generator.ask(asked)
+    labels = [LabelOut(label=label, probability=value) for label, value in summary["probabilities"].items()]
     labels.sort(key=lambda one: -one.probability)
     return ClassifyOut(
         label=labels[0].label,
         labels=labels,
         examples=len(examples),
-        accuracy=done.summary["accuracy"],
+        accuracy=summary["accuracy"],
         model=services.settings.model,
         adapter=adapter,
     )

@@ -1,6 +1,5 @@
 """Parses and checks examples: texts of four kinds, one or many."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -26,25 +25,26 @@ Words = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS, json_schema_extra={"pattern": r"\S"})]
 
 
-class _Example(Body, ABC):
+class _Example(Body):
     source: str = Field(DEFAULT_SOURCE, min_length=1, max_length=200, description="The app or place it comes from.")
 
-    @abstractmethod
-    def _parts(self) -> dict[str, Any]:
-        """Its parts, by the names of NewText's fields."""
+    def words(self) -> dict[str, str]:
+        """The text in it, by its fields."""
+        return self.model_dump(exclude={"source"})
 
     def new(self, *, held_out: bool | None = None) -> NewText:
         """As a NewText. held_out: see there."""
         return NewText(**self._parts(), source=self.source, held_out=held_out)
+
+    def _parts(self) -> dict[str, Any]:
+        """Its parts, by the names of NewText's fields."""
+        return self.words()
 
 
 class PlainIn(_Example):
     """A plain text. All of it is trained on."""
 
     text: Words
-
-    def _parts(self) -> dict[str, Any]:
-        return {"text": self.text}
 
 
 class CompletionIn(_Example):
@@ -62,9 +62,6 @@ class LabelledIn(_Example):
 
     text: Words
     label: Label
-
-    def _parts(self) -> dict[str, Any]:
-        return {"text": self.text, "label": self.label}
 
 
 class MessageIn(Body):
@@ -95,6 +92,10 @@ class ChatIn(_Example):
         if not any(one.role == "assistant" and one.content.strip() and one.weight != 0 for one in messages):
             raise ValueError("no assistant message has words to train on")
         return messages
+
+    def words(self) -> dict[str, str]:
+        """See _Example."""
+        return {"messages": "".join(message.content for message in self.messages)}
 
     def _parts(self) -> dict[str, Any]:
         messages = [message.model_dump(exclude_none=True) for message in self.messages]
@@ -157,7 +158,7 @@ def parse_lines(body: bytes) -> Iterator[tuple[str, Any]]:
 
 def _check(example: Example, place: str, max_bytes: int) -> None:
     """Refuse an example that is empty or too long. Raises Problem naming place and field."""
-    words = _words(example)
+    words = example.words()
     for name, text in words.items():
         if not text.strip():
             detail = f"{place}The {name} is empty. Send some words."
@@ -168,17 +169,6 @@ def _check(example: Example, place: str, max_bytes: int) -> None:
         limit = f"at most {max_bytes:,} are allowed (setting max_text_bytes)"
         detail = f"{place}The {name} is {size:,} bytes; {limit}. Split it."
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, param=next(iter(words)))
-
-
-def _words(example: Example) -> dict[str, str]:
-    """The text in an example, by its fields."""
-    if isinstance(example, CompletionIn):
-        return {"prompt": example.prompt, "completion": example.completion}
-    if isinstance(example, ChatIn):
-        return {"messages": "".join(message.content for message in example.messages)}
-    if isinstance(example, LabelledIn):
-        return {"text": example.text, "label": example.label}
-    return {"text": example.text}
 
 
 def _decoded(body: bytes) -> str:

@@ -1,22 +1,21 @@
 """/generate: text from the personal model, from a named adapter, or from the base; /compare: two answers."""
 
-import re
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
-from math import inf, isnan
+from math import inf
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, json_only, resolve_adapter
-from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
+from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
@@ -26,11 +25,6 @@ from pocketllm.storage.repositories.passages import Passage
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
-_DURATION = re.compile(r"^(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)$")
-KeepAlive = Annotated[
-    float | str | None,
-    WithJsonSchema({"anyOf": [{"type": ["number", "null"]}, {"type": "string", "pattern": _DURATION.pattern}]}),
-]
 _StopString = Annotated[str, Field(min_length=1, max_length=256)]
 _StopStrings = Annotated[list[_StopString], Field(fail_fast=True, max_length=16)]
 #: Strings at which to stop, which are looked for after each token; one may stand alone.
@@ -40,7 +34,6 @@ StopStrings = Annotated[
         lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=_StopString | _StopStrings
     ),
 ]
-_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Message(Body):
@@ -82,19 +75,11 @@ class AskIn(Body):
     max_tokens: int = Field(128, ge=1, le=8192)
     stop: StopStrings | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="The same seed gives the same text.")
-    keep_alive: KeepAlive = Field(
+    keep_alive: float | None = Field(
         None,
-        description=(
-            'How long the model stays in memory afterwards, in the format of Ollama: 300 or "5m"; 0 unloads it within '
-            "15 s, -1 never. Default: the setting keep_alive_seconds, which is also the maximum for apps."
-        ),
+        description="Seconds that the model stays in memory afterwards. 0 unloads it within 15 s, a negative number "
+        "never. Default: the setting keep_alive_seconds, which is also the maximum for apps.",
     )
-
-    @field_validator("keep_alive")
-    @classmethod
-    def _a_duration(cls, given: float | str | None) -> float | str | None:
-        seconds_of(given)
-        return given
 
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
@@ -103,18 +88,9 @@ class AskIn(Body):
         return self
 
 
-def seconds_of(keep_alive: float | str | None) -> float | None:
-    """A duration in seconds; infinite for ever. Raises ValueError for what is no duration."""
-    if keep_alive is None:
-        return None
-    if isinstance(keep_alive, str):
-        found = _DURATION.fullmatch(keep_alive)
-        if found is None:
-            raise ValueError('must be seconds, or a number with a unit, such as "90s", "5m" or "1h"')
-        keep_alive = float(found[1]) * _UNITS[found[2]]
-    if isnan(keep_alive):
-        raise ValueError("must be a number")
-    return inf if keep_alive < 0 else keep_alive
+def seconds_of(keep_alive: float | None) -> float | None:
+    """The duration that a request asks for; infinite where that is negative."""
+    return inf if keep_alive is not None and keep_alive < 0 else keep_alive
 
 
 class GenerateIn(AskIn):
@@ -137,21 +113,17 @@ class GenerateOut(BaseModel):
     recalled: list[RecalledOut] = Field(description="With `context`: the passages read before the prompt, best first.")
 
 
-@router.post(
-    "/generate",
-    dependencies=[Depends(json_only)],
-    response_model=GenerateOut,
-    responses={200: {"content": {"text/event-stream": {}}}},
-)
+@router.post("/generate", response_model=GenerateOut, responses={200: {"content": {"text/event-stream": {}}}})
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`, send `token` events ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)
+    if not body.stream:
+        summary = await services.generator.ask(generation, is_gone=request.is_disconnected)
+        return PrettyJSONResponse(GenerateOut(**summary, **about).model_dump())
     events = services.generator.generate(generation)
     # The first event decides whether there is an answer at all, and so the status.
     first = await anext(events)
-    if body.stream:
-        return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
-    return await _whole(request, first, events, about)
+    return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
 
 
 async def asked(request: Request, services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
@@ -183,19 +155,6 @@ async def asked(request: Request, services: Services, body: AskIn) -> tuple[Gene
     return generation, about
 
 
-async def _whole(
-    request: Request, first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
-) -> Response:
-    """The complete answer. A client that goes away stops the generation."""
-    async with aclosing(events):
-        event = first
-        while isinstance(event, Piece):
-            if await request.is_disconnected():
-                return Response(status_code=499)  # nobody reads it
-            event = await anext(events)
-    return PrettyJSONResponse(GenerateOut(**event.summary, **about).model_dump())
-
-
 async def _stream(
     first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
 ) -> AsyncGenerator[bytes]:
@@ -208,7 +167,7 @@ async def _stream(
                 event = await anext(events)
             yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
         except DaemonError as error:
-            yield server_sent_event("error", problem_body(status_of(error), str(error), code=code_of(error)))
+            yield server_sent_event("error", problem_of(error).body())
 
 
 class AnswerOut(BaseModel):
@@ -244,7 +203,7 @@ class CompareOut(BaseModel):
     recalled: list[RecalledOut]
 
 
-@router.post("/compare", dependencies=[Depends(json_only)])
+@router.post("/compare")
 async def compare(request: Request, body: AskIn, services: ServicesDep) -> CompareOut:
     """Answer with the base model and with an adapter: the serving one, or a named one.
 
@@ -254,9 +213,6 @@ async def compare(request: Request, body: AskIn, services: ServicesDep) -> Compa
     if generation.adapter is None:
         detail = "There is no adapter to compare with the base model. Name one, or start a job with `pocketllm train`."
         raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
-    async with aclosing(services.generator.generate(replace(generation, compare=True))) as events:
-        done = await anext(events)
-    assert isinstance(done, Done), "there are no pieces"
-    summary = done.summary
+    summary = await services.generator.ask(replace(generation, compare=True))
     gains = [token["personal"] - token["base"] for token in summary["tokens"]]
     return CompareOut(**summary, **about, gained_nats_per_token=sum(gains) / len(gains) if gains else None)

@@ -1,18 +1,16 @@
 """/jobs: the queue, plans, cancelling and pausing; a job's report and its steps as a file."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import PlainTextResponse
-from pydantic import ConfigDict, Field
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import Field
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import JobId, ServicesDep, json_only, may_monitor
-from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, job_detail
+from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor
+from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, job_fields
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
-from pocketllm.api.native.schemas.reports import ReportOut, whole_report
+from pocketllm.api.native.schemas.reports import CurveOut, ReportOut, report_numbers, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
@@ -24,10 +22,8 @@ from pocketllm.storage.tables import OPEN_STATES, Job
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
 
-class JobIn(Body):
+class JobIn(Body, json_schema_extra={"example": {"steps": 60, "now": False}}):
     """The job to request; every field is optional."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"steps": 60, "now": False}})
 
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Default: the setting training.steps.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Default: random.")
@@ -43,11 +39,7 @@ class JobIn(Body):
         return JobRequest(steps=self.steps, mode=self.mode, method=self.method, batch=self.batch, probes=self.probes)
 
 
-@router.post(
-    "/jobs",
-    status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(json_only)],
-)
+@router.post("/jobs", status_code=HTTPStatus.ACCEPTED)
 def request_job(
     request: Request,
     services: ServicesDep,
@@ -76,7 +68,7 @@ def request_job(
     return _out(services, job)
 
 
-@router.post("/jobs/plan", dependencies=[Depends(json_only)])
+@router.post("/jobs/plan")
 def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     """Predict a job's memory and time. Nothing is queued."""
     planned, counts = services.scheduler.plans.plan((body or JobIn()).requested()), services.store.texts.counts()
@@ -84,16 +76,12 @@ def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
 
 
-@router.get(
-    "/jobs",
-    response_model=Page[JobOut] | Page[JobProgressOut],
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
+@router.get("/jobs", response_model=Page[JobOut] | Page[JobProgressOut])
 def list_jobs(
     request: Request, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
 ) -> Response:
-    """List jobs, newest first; with `Accept: text/plain`, as a table. No token needed; reasons and errors, which may
-    contain your words or show that somebody is there, require `monitor`.
+    """List jobs, newest first. No token needed; reasons and errors, which may contain your words or show that somebody
+    is there, require `monitor`.
     """
     rows = services.store.jobs.page(after=after, limit=limit + 1)
     page: Page[JobProgressOut] | Page[JobOut]
@@ -101,8 +89,6 @@ def list_jobs(
         page = Page[JobProgressOut].of([JobProgressOut.of(row, _progress(services, row)) for row in rows], limit)
     else:
         page = Page[JobOut].of([_out(services, row) for row in rows], limit)
-    if wants_plain_text(request):
-        return PlainTextResponse(jobs_text(page.data))
     # Serialized here: FastAPI would validate and serialize the page in another thread.
     return PrettyJSONResponse(page.model_dump(mode="json"))
 
@@ -112,15 +98,14 @@ def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
     """Return a job with its settings, losses, events and results in numbers."""
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
-    events = [EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)]
-    report = store.reports.find(job_id)
-    return job_detail(
-        job,
-        step_log.progress(job_id),
-        events,
-        curve=step_log.curve(job_id),
-        report=report,
-        windows=store.runs.of_job(job_id),
+    return JobDetailOut(
+        **job_fields(job, step_log.progress(job_id)),
+        settings=job.settings,
+        plan=job.plan,
+        curve=CurveOut.of(step_log.curve(job_id)),
+        report=report_numbers(store.reports.find(job_id)),
+        events=[EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)],
+        runs=[RunOut.of(row) for row in store.runs.of_job(job_id)],
     )
 
 
@@ -150,42 +135,6 @@ def _out(services: Services, job: Job) -> JobOut:
 
 def _progress(services: Services, job: Job) -> Progress:
     return services.store.step_log.progress(job.id)
-
-
-_HEADINGS = ("JOB", "STATE", "STEP", "HELD-OUT LOSS", "LEFT", "WAITS FOR")
-_EMPTY = "No jobs yet. Add texts with POST /texts, then request a job with POST /jobs.\n"
-
-
-def wants_plain_text(request: Request) -> bool:
-    """Whether the client names plain text before JSON, or alone."""
-    kinds = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
-    return next((kind for kind in kinds if kind in ("text/plain", "application/json", "*/*")), "") == "text/plain"
-
-
-def jobs_text(jobs: Sequence[JobProgressOut]) -> str:
-    """One line a job, newest first, in columns."""
-    if not jobs:
-        return _EMPTY
-    rows = [_HEADINGS, *(_row(job) for job in jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _row(job: JobProgressOut) -> tuple[str, ...]:
-    state = f"{job.state} ({job.outcome})" if job.outcome else str(job.state)
-    before, now = job.held_out_loss_before, job.held_out_loss_now
-    loss = "-" if before is None or now is None else f"{before:.4f} -> {now:.4f}"
-    left = "-" if job.eta_seconds is None else _duration(job.eta_seconds)
-    why = (job.error or "; ".join(job.reasons) or "-") if isinstance(job, JobOut) else "-"
-    # A reason may contain newlines.
-    return job.id, state, f"{job.step}/{job.total_steps}", loss, left, " ".join(why.split())
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @router.get("/jobs/{job_id}/report")

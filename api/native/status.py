@@ -5,14 +5,15 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi import APIRouter
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.native.schemas.jobs import ModelOut
+from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.native.schemas.jobs import Data, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
-from pocketllm.daemon.conditions.gate import Verdict
+from pocketllm.daemon.conditions.gate import Blocker
+from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
@@ -37,29 +38,11 @@ class ModelStatus(BaseModel):
     adapter: str | None
 
 
-class BlockerOut(BaseModel):
-    """A condition that keeps jobs from running."""
-
-    name: str
-    message: str
-    value: bool | float | str | None
-    threshold: float | None
-    unit: str | None
-    since: datetime
-    until: datetime | None = Field(description="When the blocker ends by itself; null if unknown.")
-
-
-class GateOut(BaseModel):
+class GateOut(BaseModel, from_attributes=True, revalidate_instances="always"):
     """Whether a job may run, and everything that blocks it."""
 
     allowed: bool
-    blockers: list[BlockerOut]
-
-    @classmethod
-    def of(cls, verdict: Verdict) -> "GateOut":
-        """From the gate's."""
-        blockers = [BlockerOut.model_validate(blocker, from_attributes=True) for blocker in verdict.blockers]
-        return cls(allowed=verdict.allowed, blockers=blockers)
+    blockers: list[Blocker] = Field(description="`until` is when a blocker ends by itself; null if unknown.")
 
 
 class TrainingStatus(GateOut):
@@ -70,18 +53,6 @@ class TrainingStatus(GateOut):
     expected_at: datetime | None = Field(
         description="When a job can probably run, judging by yesterday; null if unknown."
     )
-
-
-class ReadingOut(BaseModel):
-    """A sensor's reading. Without a value, `reason` says why; `absent` means that this device has no such sensor."""
-
-    name: str
-    value: bool | float | str | None
-    unit: str | None
-    source: str
-    at: datetime
-    reason: str | None
-    absent: bool
 
 
 class WorkerStatus(BaseModel):
@@ -112,24 +83,20 @@ class TextStatus(BaseModel):
     threshold_words: int
 
 
-class StatusOut(BaseModel):
+class StatusOut(BaseModel, revalidate_instances="always"):
     """The daemon's state. Contains no text."""
 
     version: str
     uptime_seconds: float
     model: ModelStatus
     training: TrainingStatus
-    readings: list[ReadingOut]
+    readings: list[Reading] = Field(
+        description="Without a value, `reason` says why; `absent` means that this device has no such sensor."
+    )
     worker: WorkerStatus
     generator: GeneratorStatus
     texts: TextStatus
     jobs: dict[JobState, int]
-
-
-class ListOut(BaseModel):
-    """A complete list."""
-
-    data: list[Any]
 
 
 @router.get("/health")
@@ -148,12 +115,13 @@ def status(services: ServicesDep) -> StatusOut:
         uptime_seconds=round(services.uptime_seconds, 1),
         model=_model(services),
         training=TrainingStatus(
-            **GateOut.of(verdict).model_dump(),
+            allowed=verdict.allowed,
+            blockers=list(verdict.blockers),
             run_mode=services.settings.gate.run_mode,
             snoozed_until=services.store.preferences.snoozed_until(services.now()),
             expected_at=scheduler.expected_at(services.now()),
         ),
-        readings=[ReadingOut.model_validate(r, from_attributes=True) for r in scheduler.readings],
+        readings=list(scheduler.readings),
         worker=WorkerStatus(
             running=scheduler.worker_pid is not None, pid=scheduler.worker_pid, job=scheduler.running_job
         ),
@@ -187,20 +155,14 @@ class ReadingsIn(Body):
     disk: float | None = None
 
 
-class WhatIfIn(Body):
+class WhatIfIn(Body, json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}):
     """Hypothetical readings."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}
-    )
 
     readings: ReadingsIn
 
 
-class ScreenIn(Body):
+class ScreenIn(Body, json_schema_extra={"example": {"on": False}}):
     """The screen's state, as reported by an automation app."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"on": False}})
 
     on: bool = Field(description="Whether the screen is on.")
 
@@ -216,10 +178,8 @@ def _moment(value: Any) -> Any:
         raise ValueError("the date is out of range") from error
 
 
-class SnoozeIn(Body):
+class SnoozeIn(Body, json_schema_extra={"example": {"minutes": 90}}):
     """How long to snooze."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"minutes": 90}})
 
     minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="Minutes from now.")
     until: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
@@ -233,15 +193,14 @@ class SnoozeOut(BaseModel):
     snoozed_until: datetime | None
 
 
-@router.post("/status/what-if", dependencies=[Depends(json_only)])
+@router.post("/status/what-if")
 def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
     """Return the gate's verdict on hypothetical readings. Changes nothing."""
-    return GateOut.of(
-        services.scheduler.what_if(body.readings.model_dump(by_alias=True, exclude_unset=True), services.now())
-    )
+    readings = body.readings.model_dump(by_alias=True, exclude_unset=True)
+    return GateOut.model_validate(services.scheduler.what_if(readings, services.now()))
 
 
-@router.post("/status/screen", dependencies=[Depends(json_only)])
+@router.post("/status/screen")
 def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
     """Report that the screen went on or off: for automation apps, on phones that do not reveal it otherwise."""
     services.scheduler.screen(body.on, services.now())
@@ -249,7 +208,7 @@ def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
     return body
 
 
-@router.post("/status/snooze", dependencies=[Depends(json_only)])
+@router.post("/status/snooze")
 def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     """Run no job for a while, and pause a running one, except jobs requested with `now`. An empty object ends the
     snooze.
@@ -263,22 +222,11 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
 
 
 @router.get("/models")
-def models(services: ServicesDep) -> ListOut:
+def models(services: ServicesDep) -> Data[ModelOut]:
     """List the imported models."""
-    return ListOut(
-        data=[
-            ModelOut(
-                name=model.manifest.name,
-                architecture=model.manifest.architecture,
-                parameters=model.manifest.parameters,
-                weights_bytes=model.manifest.weights_bytes,
-                license=model.manifest.license,
-                source=model.manifest.source,
-                default=model.manifest.name == services.settings.model,
-            )
-            for model in list_model_folders(services.folder.models)
-        ]
-    )
+    default = services.settings.model
+    found = [one.manifest for one in list_model_folders(services.folder.models)]
+    return Data[ModelOut](data=[ModelOut(**vars(one), default=one.name == default) for one in found])
 
 
 def _model(services: Services) -> ModelStatus:

@@ -1,17 +1,16 @@
 """/suggest: the likeliest next words."""
 
 import asyncio
-from contextlib import aclosing
 from http import HTTPStatus
 
-from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, json_only, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, resolve_adapter
 from pocketllm.api.errors import Problem
-from pocketllm.daemon.generation.service import Done, SuggestionRequest
+from pocketllm.daemon.generation.service import SuggestionRequest
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 
@@ -19,10 +18,8 @@ router = APIRouter(tags=["generate"], route_class=JSONRoute)
 _SENDING_MS = 10
 
 
-class SuggestIn(Body):
+class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the sta", "n": 3}}):
     """The text typed so far, and what to suggest."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"context": "We met at the sta", "n": 3}})
 
     context: str = Field(
         max_length=100_000, description="The text before the cursor; its last 2,000 to 4,000 characters are used."
@@ -65,7 +62,7 @@ class SuggestOut(BaseModel):
     adapter: str | None = Field(description="The adapter used; null for the base model.")
 
 
-@router.post("/suggest", dependencies=[Depends(json_only)])
+@router.post("/suggest")
 async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
     """Suggest the likeliest next words, or endings of the word being typed. Nothing typed is stored.
 
@@ -83,10 +80,8 @@ async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
     )
     try:
         async with asyncio.timeout(body.timeout_ms / 1000):
-            async with aclosing(services.generator.generate(request)) as events:
-                done = await anext(events)
+            summary = await services.generator.ask(request)
     except TimeoutError as error:
         detail = "The model is busy or still loading. Try again, or raise timeout_ms."
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="not_in_time") from error
-    assert isinstance(done, Done), "there are no pieces"
-    return SuggestOut(**done.summary, model=services.settings.model, adapter=adapter)
+    return SuggestOut(**summary, model=services.settings.model, adapter=adapter)

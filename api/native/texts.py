@@ -14,10 +14,11 @@ from pocketllm.api.dependencies import ServicesDep, TextId, app_of, owner_of
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
-from pocketllm.api.native.schemas.jobs import AddedOut, Identified, Page, TextOut
+from pocketllm.api.native.schemas.jobs import AddedOut, Data, Identified, Page, TextOut
 from pocketllm.daemon.folders import Scan, scans
 from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
+from pocketllm.storage.repositories.texts import SourceCount
 from pocketllm.storage.tables import Deletion, JobState, Outcome
 
 router = APIRouter(tags=["texts"])
@@ -117,38 +118,16 @@ def get_text(text_id: str, services: ServicesDep) -> TextOut:
     return TextOut.of(services.store.texts.get(text_id))
 
 
-class SourceOut(BaseModel):
-    """A source and how much text it has."""
-
-    source: str
-    texts: int
-    words: int
-    new_words: int = Field(description="Words not yet trained on.")
-
-
-class SourcesOut(BaseModel):
-    """All sources."""
-
-    data: list[SourceOut]
-
-
 @router.get("/sources")
-def list_sources(services: ServicesDep) -> SourcesOut:
+def list_sources(services: ServicesDep) -> Data[SourceCount]:
     """List all sources and how much text each has, the one with the newest text first."""
-    found = services.store.texts.sources()
-    return SourcesOut(data=[SourceOut.model_validate(one._asdict()) for one in found])
-
-
-class FoldersOut(BaseModel):
-    """All watched folders."""
-
-    data: list[Scan]
+    return Data[SourceCount](data=services.store.texts.sources())
 
 
 @router.get("/folders")
-def list_folders(services: ServicesDep) -> FoldersOut:
+def list_folders(services: ServicesDep) -> Data[Scan]:
     """List the watched folders with the last scan of each. Only `pocketllm folders add` can add a folder."""
-    return FoldersOut(data=scans(services.folder))
+    return Data[Scan](data=scans(services.folder))
 
 
 class DeletionOut(BaseModel):
@@ -193,13 +172,8 @@ class DeletionOut(BaseModel):
         if kept:
             parts.append(f"These copies may still contain them; delete those you do not need: {', '.join(kept)}.")
         return cls(
-            id=row.id,
-            at=row.at,
-            texts=row.texts,
-            erased=row.erased,
-            adapters=row.adapters,
+            **row.model_dump(),
             serving=serving.id if serving else None,
-            job=row.job,
             job_state=job.state if job else None,
             outcome=job.outcome if job else None,
             copies=kept,

@@ -5,10 +5,11 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import ServicesDep, json_only
+from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.native.schemas.jobs import Data
 from pocketllm.api.security.tokens import Credentials, Scope
 
 router = APIRouter(tags=["tokens"], route_class=JSONRoute)
@@ -17,10 +18,8 @@ router = APIRouter(tags=["tokens"], route_class=JSONRoute)
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
-class TokenIn(Body):
+class TokenIn(Body, json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}}):
     """A new access token."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"name": "notes", "scopes": ["ingest"]}})
 
     name: str = Field(pattern=_NAME, description="Lower-case letters, digits, dots, dashes and underscores.")
     scopes: list[Annotated[Scope, Field(strict=False)]] = Field(
@@ -42,12 +41,6 @@ class NewTokenOut(TokenOut):
     token: str
 
 
-class TokensOut(BaseModel):
-    """All apps that have access tokens."""
-
-    data: list[TokenOut]
-
-
 def credentials_of(request: Request) -> Credentials:
     """The credentials that the app was made with."""
     credentials = request.app.state.credentials
@@ -59,12 +52,12 @@ CredentialsDep = Annotated[Credentials, Depends(credentials_of)]
 
 
 @router.get("/tokens")
-def list_tokens(credentials: CredentialsDep) -> TokensOut:
+def list_tokens(credentials: CredentialsDep) -> Data[TokenOut]:
     """List the apps that have an access token, by name. The owner's token is not listed."""
-    return TokensOut(data=[TokenOut.model_validate(token, from_attributes=True) for token in credentials.all()])
+    return Data[TokenOut](data=[TokenOut.model_validate(row, from_attributes=True) for row in credentials.all()])
 
 
-@router.post("/tokens", status_code=HTTPStatus.CREATED, dependencies=[Depends(json_only)])
+@router.post("/tokens", status_code=HTTPStatus.CREATED)
 def create_token(credentials: CredentialsDep, services: ServicesDep, body: TokenIn) -> NewTokenOut:
     """Create an access token for an app. Only this response contains it: the daemon stores a digest."""
     now, scopes = services.now(), sorted(set(body.scopes))

@@ -1,16 +1,20 @@
-"""What /v1/chat/completions and /v1/completions answer, for the OpenAPI document; the frames write it."""
+"""What /v1/chat/completions and /v1/completions answer, whole or in the chunks of a stream."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from pocketllm.api.native.recall import RecalledOut
 
 FinishReason = Literal["stop", "length"]
+#: What the generator says of an answer.
+Summary = dict[str, Any]
 
 
-class _Exact(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Exact(BaseModel, extra="forbid"):
+    pass
 
 
 class Usage(_Exact):
@@ -19,6 +23,12 @@ class Usage(_Exact):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+    @classmethod
+    def of(cls, answers: Sequence[Summary]) -> Self:
+        """The sum over all answers."""
+        prompt, completion = (sum(one[f"{part}_tokens"] for one in answers) for part in ("prompt", "completion"))
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 class ScoredToken(_Exact):
@@ -39,7 +49,7 @@ class ChatLogprobs(_Exact):
     """The answer's tokens."""
 
     content: list[AnswerToken]
-    refusal: None = None
+    refusal: None
 
 
 class AnswerMessage(_Exact):
@@ -47,7 +57,7 @@ class AnswerMessage(_Exact):
 
     role: Literal["assistant"]
     content: str
-    refusal: None = None
+    refusal: None
 
 
 class ChatChoice(_Exact):
@@ -58,6 +68,26 @@ class ChatChoice(_Exact):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
+    @classmethod
+    def of(cls, index: int, answer: Summary) -> Self:
+        """From an answer, which may have scored tokens."""
+
+        def token(text: str, logprob: float) -> dict[str, Any]:
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        content = answer["scored"] and [
+            token(one["token"], one["logprob"]) | {"top_logprobs": [token(*pair) for pair in one["likeliest"]]}
+            for one in answer["scored"]
+        ]
+        return cls.model_validate(
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": answer["text"], "refusal": None},
+                "logprobs": None if content is None else {"content": content, "refusal": None},
+                "finish_reason": answer["finish_reason"],
+            }
+        )
+
 
 class TextLogprobs(_Exact):
     """The tokens in columns. The first token of a prompt given as token ids has no probability."""
@@ -67,6 +97,17 @@ class TextLogprobs(_Exact):
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
+    @classmethod
+    def of(cls, scored: Sequence[dict[str, Any]]) -> Self:
+        """From an answer's scored tokens."""
+        tokens = [one["token"] for one in scored]
+        return cls(
+            tokens=tokens,
+            token_logprobs=[one["logprob"] for one in scored],
+            top_logprobs=[None if one["logprob"] is None else _by_token(one["likeliest"]) for one in scored],
+            text_offset=[0, *accumulate(map(len, tokens[:-1]))] if tokens else [],
+        )
+
 
 class TextChoice(_Exact):
     """One of `n` continuations of one of the prompts."""
@@ -75,6 +116,12 @@ class TextChoice(_Exact):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
+
+    @classmethod
+    def of(cls, index: int, answer: Summary) -> Self:
+        """From an answer, which may have scored tokens."""
+        logprobs = None if answer["scored"] is None else TextLogprobs.of(answer["scored"])
+        return cls(index=index, text=answer["text"], logprobs=logprobs, finish_reason=answer["finish_reason"])
 
 
 class _Answer(_Exact):
@@ -103,7 +150,19 @@ class TextAnswer(_Answer):
     choices: list[TextChoice]
 
 
-def documented(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """A route's answers, for FastAPI: the whole one, or a stream of its parts."""
-    about = "The answer; with `stream`, its chunks as server-sent events, then `[DONE]`"
-    return {200: {"model": answer, "description": about, "content": {"text/event-stream": {}}}}
+def part(
+    is_chat: bool, index: int, text: str, finish_reason: FinishReason | None = None, **more: str
+) -> dict[str, Any]:
+    """A choice in a chunk: some more text, or why it ends. more: what a chat's delta says beside its content."""
+    said: dict[str, Any] = {"text": text}
+    if is_chat:
+        said = {"delta": more if finish_reason else more | {"content": text}}
+    return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _by_token(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Of tokens that look the same (bytes that are no character alone) the likeliest, which comes first."""
+    found: dict[str, float] = {}
+    for token, logprob in pairs:
+        found.setdefault(token, logprob)
+    return found

@@ -7,58 +7,75 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import JSONRoute
-from pocketllm.api.dependencies import ServicesDep, json_only
-from pocketllm.api.errors import Problem, code_of, problem_body, status_of
+from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import before_question, described, recall
-from pocketllm.api.openai.answers import ChatAnswer, TextAnswer, documented
+from pocketllm.api.openai.answers import ChatAnswer, ChatChoice, Summary, TextAnswer, TextChoice, Usage, part
 from pocketllm.api.openai.models import resolve
-from pocketllm.api.openai.schemas import (
-    AnswerBuilder,
-    ChatBuilder,
-    ChatRequest,
-    CompletionRequest,
-    SharedRequest,
-    TextBuilder,
-    usage,
-)
+from pocketllm.api.openai.schemas import ChatRequest, CompletionRequest
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.errors import DaemonError
-from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece
+from pocketllm.daemon.generation.service import GenerationRequest, Generator, Piece
 from pocketllm.daemon.services import Services
-from pocketllm.storage.repositories.passages import Passage
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JSONRoute)
 
 _DEFAULTS = GenerationRequest()
+#: For OpenAPI: beside the whole answer there may be a stream of its parts.
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, its chunks as server-sent events, then `[DONE]`",
+        "content": {"text/event-stream": {}},
+    }
+}
 
 
-@router.post("/chat/completions", dependencies=[Depends(json_only)], responses=documented(ChatAnswer))
+@router.post("/chat/completions", response_model=ChatAnswer, responses=_STREAM)
 async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Response:
     """Answer a chat. With `stream`, send chunks as server-sent events, then `[DONE]`."""
-    messages = [message.plain() for message in body.messages]
-    passages = list[Passage]()
+    messages, remarks = [message.plain() for message in body.messages], dict[str, Any]()
     if body.context:
         passages = await run_in_threadpool(recall, request, services, messages[-1]["content"])
-        messages = before_question(passages, messages)
-    requests, about = await _requests(services, body, [{"messages": messages}])
-    builder = ChatBuilder(id=f"chatcmpl-{_id()}", **about, recalled=described(passages))
-    return await _answered(request, services.generator, requests, builder, body)
+        messages, remarks = before_question(passages, messages), {"recalled": described(passages)}
+    return await _answered(request, services, body, [{"messages": messages}], remarks)
 
 
-@router.post("/completions", dependencies=[Depends(json_only)], responses=documented(TextAnswer))
+@router.post("/completions", response_model=TextAnswer, responses=_STREAM)
 async def complete(request: Request, body: CompletionRequest, services: ServicesDep) -> Response:
     """Continue one or several texts. With `stream`, send chunks as server-sent events, then `[DONE]`."""
-    requests, about = await _requests(services, body, [one | {"echo": bool(body.echo)} for one in body.inputs])
-    return await _answered(request, services.generator, requests, TextBuilder(id=f"cmpl-{_id()}", **about), body)
+    return await _answered(request, services, body, [one | {"echo": bool(body.echo)} for one in body.inputs], {})
 
 
-def _id() -> str:
-    return secrets.token_hex(12)
+async def _answered(
+    request: Request,
+    services: Services,
+    body: ChatRequest | CompletionRequest,
+    inputs: Sequence[dict[str, Any]],
+    remarks: dict[str, Any],
+) -> Response:
+    """The answer to these inputs. remarks: what is said once, by a whole answer or by the first chunk of a stream."""
+    requests, about = await _requests(services, body, inputs)
+    unscored = ["logprobs is ignored in a stream"] if body.stream and body.alternatives is not None else []
+    remarks = {name: said for name, said in {"warnings": body.warnings + unscored, **remarks}.items() if said}
+    if body.stream:
+        events = _chunks(services.generator, requests, body, about)
+        first = await anext(events)  # before it there is no answer at all: an error still has its status
+        return StreamingResponse(_stream(first | remarks, events), media_type="text/event-stream")
+    answers = [await services.generator.ask(one, is_gone=request.is_disconnected) for one in requests]
+    common = {**about, "usage": Usage.of(answers), **remarks}
+    whole: ChatAnswer | TextAnswer
+    if isinstance(body, ChatRequest):
+        choices = [ChatChoice.of(index, answer) for index, answer in enumerate(answers)]
+        whole = ChatAnswer(object="chat.completion", choices=choices, **common)
+    else:
+        texts = [TextChoice.of(index, answer) for index, answer in enumerate(answers)]
+        whole = TextAnswer(object="text_completion", choices=texts, **common)
+    return PrettyJSONResponse(whole.model_dump(exclude_unset=True))
 
 
 async def _requests(
@@ -90,57 +107,40 @@ async def _requests(
         for given in inputs
         for seed in body.seeds(first)
     ]
-    scored = body.alternatives is not None
     about = {
+        "id": f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{secrets.token_hex(12)}",
         "created": int(services.now().timestamp()),
         "model": body.model,
-        "fingerprint": f"fp_{services.settings.model}_{adapter or 'base'}",
-        "warnings": [*body.warnings, *(["logprobs is ignored in a stream"] if scored and body.stream else [])],
+        "system_fingerprint": f"fp_{services.settings.model}_{adapter or 'base'}",
     }
     return requests, about
 
 
-async def _answered(
-    request: Request,
+async def _chunks(
     generator: Generator,
     requests: list[GenerationRequest],
-    builder: AnswerBuilder,
-    body: SharedRequest,
-) -> Response:
-    if body.stream:
-        events = _chunks(generator, requests, builder, usage_wanted=body.usage_wanted)
-        first = await anext(events)  # before it there is no answer at all: an error still has its status
-        return StreamingResponse(_stream(first | builder.remarks(), events), media_type="text/event-stream")
-    answers: list[Done] = []
-    for one in requests:
-        async with aclosing(generator.generate(one)) as pieces:
-            async for event in pieces:
-                if isinstance(event, Done):
-                    answers.append(event)
-                elif await request.is_disconnected():
-                    return Response(status_code=499)  # nobody reads it
-    return PrettyJSONResponse(builder.whole(answers))
-
-
-async def _chunks(
-    generator: Generator, requests: list[GenerationRequest], builder: AnswerBuilder, *, usage_wanted: bool
+    body: ChatRequest | CompletionRequest,
+    about: dict[str, Any],
 ) -> AsyncGenerator[dict[str, Any]]:
     """The documents of a stream. Raises DaemonError."""
-    answers: list[Done] = []
+    is_chat = isinstance(body, ChatRequest)
+    about = {**about, "object": "chat.completion.chunk" if is_chat else "text_completion"}
+    answers = list[Summary]()
     for index, one in enumerate(requests):
-        begun = False
+        begun = not is_chat
         async with aclosing(generator.generate(one)) as pieces:
             async for event in pieces:
-                if not begun and (opening := builder.first(index)):
-                    yield builder.chunk(opening)
+                if not begun:
+                    yield {**about, "choices": [part(is_chat, index, "", role="assistant")]}
                 begun = True
                 if isinstance(event, Piece):
-                    yield builder.chunk([builder.piece(index, event.text)])
+                    choice = part(is_chat, index, event.text)
                 else:
-                    answers.append(event)
-                    yield builder.chunk([builder.last(index, event.summary["finish_reason"])])
-    if usage_wanted:
-        yield builder.chunk([]) | {"usage": usage(answers)}
+                    answers.append(event.summary)
+                    choice = part(is_chat, index, "", event.summary["finish_reason"])
+                yield {**about, "choices": [choice]}
+    if body.usage_wanted:
+        yield {**about, "choices": [], "usage": Usage.of(answers).model_dump()}
 
 
 async def _stream(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[bytes]:
@@ -152,7 +152,7 @@ async def _stream(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -
                 yield _event(document)
             yield b"data: [DONE]\n\n"
         except DaemonError as error:
-            yield _event(problem_body(status_of(error), str(error), code=code_of(error)))
+            yield _event(problem_of(error).body())
 
 
 def _event(document: dict[str, Any]) -> bytes:

@@ -1,49 +1,56 @@
-"""/v1/fine_tuning/jobs: the one queue of jobs, as OpenAI's clients fill it and look at it."""
+"""/v1/fine_tuning/jobs: the one queue of jobs, as OpenAI's clients fill it and read it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Annotated, Any
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from pocketllm.api.bodies import JSONRoute
-from pocketllm.api.dependencies import ServicesDep, app_of, json_only, owner_of
+from pocketllm.api.dependencies import ServicesDep, app_of, owner_of, sees
 from pocketllm.api.errors import Problem
+from pocketllm.api.native.schemas.jobs import seconds_left
 from pocketllm.api.native.texts import check_quota
-from pocketllm.api.openai import fine_tuning_documents as documents
-from pocketllm.api.openai.files import check_own, check_path, jobs_behind
+from pocketllm.api.openai.files import FINE_TUNE, INBOX, check_own, check_path, examples_in
 from pocketllm.api.openai.fine_tuning_schemas import (
-    INBOX,
     Checkpoint,
     FineTuningRequest,
+    Hyperparameters,
     TuningEvent,
     TuningJob,
-    explicit,
 )
-from pocketllm.api.openai.models import LATEST, resolve
+from pocketllm.api.openai.models import LATEST, name_of, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
-from pocketllm.api.openai.training_file import FINE_TUNE, examples_in
 from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.texts import NewText, count_words
-from pocketllm.storage.tables import BASE, Job
+from pocketllm.storage.tables import BASE, Adapter, Job, JobState
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs", tags=["openai"], dependencies=[Depends(check_path)], route_class=JSONRoute
 )
 
-#: The most steps of a job.
-_MAX_STEPS = 1_000_000
+#: The most steps of a job, and how many jobs are read at a time.
+_MAX_STEPS, _PAGE = 1_000_000, 100
 #: OpenAI's client says with this that it sends a request once more. It sends no key that would tell them apart.
 _SENT_AGAIN = "x-stainless-retry-count"
 _AGAIN_WITHIN = timedelta(minutes=15)
+_AUTO = dict.fromkeys(Hyperparameters.model_fields, "auto")
+#: Kinds of events that are more than information.
+_LEVELS: dict[str, Literal["warn", "error"]] = {
+    "crashed": "warn",
+    "reduced": "warn",
+    "no report": "warn",
+    "failed": "error",
+}
 
 
-@router.post("", dependencies=[Depends(json_only)])
+@router.post("")
 def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> TuningJob:
     """Request a job that trains on an uploaded file. `model` names the model to start from.
 
@@ -55,16 +62,16 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
     document |= {"warnings": body.warnings, "owner": owner_of(request)}
     check_own(request, services, body.training_file, *filter(None, [body.validation_file]))
     if request.headers.get(_SENT_AGAIN, "0") != "0" and (job := _same(services, document)):
-        return documents.of_job(services, job)
+        return _out(services, job)
     adapter, _ = resolve(services, body.model)
     start = None if body.model == LATEST else adapter or BASE
     if start != BASE and not request.state.scopes & {Scope.GENERATE, Scope.ADMIN}:
         detail = "Starting from a trained model also requires the scope generate. Start from pocketllm:base instead."
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="model", code="out_of_scope")
-    asked, texts = body.chosen_hyperparameters, _texts(services, body)
+    texts, requested = _texts(services, body), body.requested_hyperparameters
     if (app := app_of(request)) is not None:
         check_quota(services, app, len(texts or []))
-    epochs, batch = explicit(asked.n_epochs), explicit(asked.batch_size)
+    epochs, batch = requested.get("n_epochs"), requested.get("batch_size")
     job = services.scheduler.request(
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
@@ -75,34 +82,28 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
         now=services.now(),
     )
     services.wake()
-    return documents.of_job(services, job)
+    return _out(services, job)
 
 
 @router.get("")
 def list_jobs(
     request: Request, services: ServicesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> Listing[TuningJob]:
-    """List jobs, newest first; with `metadata[KEY]=VALUE`, only those with this metadata."""
-    filters = {
-        name[len("metadata[") : -1]: value
-        for name, value in request.query_params.items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    found: list[Job] = []
-    for job in jobs_behind(request, services, None if after is None else _job_id(after)):
-        said = (job.tuning or {}).get("metadata") or {}
-        if filters.items() <= said.items():
-            found.append(job)
-        if len(found) > limit:
-            break
-    shown = [documents.of_job(services, job) for job in found[:limit]]
-    return Listing[TuningJob].of(shown, has_more=len(found) > limit)
+    """List jobs, newest first."""
+
+    def behind(last: str | None) -> Iterator[Job]:
+        while rows := services.store.jobs.page(after=last, limit=_PAGE):
+            yield from (row for row in rows if sees(request, row.owner))
+            last = rows[-1].id
+
+    found = list(islice(behind(after and _job_id(after)), limit + 1))
+    return Listing[TuningJob].of([_out(services, job) for job in found[:limit]], has_more=len(found) > limit)
 
 
 @router.get("/{job_id}")
 def get(services: ServicesDep, job_id: str) -> TuningJob:
     """Return one job."""
-    return documents.of_job(services, _job(services, job_id))
+    return _out(services, _job(services, job_id))
 
 
 @router.post("/{job_id}/cancel")
@@ -128,7 +129,37 @@ def events(
     services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> Listing[TuningEvent]:
     """List a job's events and measurements, newest first."""
-    return page_of(documents.events_of(services, _job(services, job_id)), after=after, limit=limit)
+    job = _job(services, job_id)
+    found = [
+        (
+            row.at,
+            TuningEvent(
+                id=f"ftevent-{row.id}",
+                created_at=int(row.at.timestamp()),
+                level=_LEVELS.get(row.kind, "info"),
+                message=f"{row.kind}: {row.message}",
+                type="message",
+                data={"kind": row.kind},
+            ),
+        )
+        for row in services.store.jobs.events(job.id)
+    ]
+    found += [
+        (
+            row.at,
+            TuningEvent(
+                id=f"ftevent-{job.id}-{row.step}",
+                created_at=int(row.at.timestamp()),
+                level="info",
+                message=f"Step {row.step}/{job.total_steps}: held-out loss {row.loss:.4f}",
+                type="metrics",
+                data={"step": row.step, "total_steps": job.total_steps, "valid_loss": row.loss},
+            ),
+        )
+        for row in services.store.step_log.evaluations(job.id)
+    ]
+    found.sort(key=lambda dated: dated[0])
+    return page_of([event for _, event in reversed(found)], after=after, limit=limit)
 
 
 @router.get("/{job_id}/checkpoints")
@@ -136,21 +167,72 @@ def checkpoints(
     services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
 ) -> Listing[Checkpoint]:
     """List the models that a job produced: one, once it has succeeded."""
-    return page_of(documents.checkpoints_of(services, _job(services, job_id)), after=after, limit=limit)
+    job = _job(services, job_id)
+    if (adapter := _adapter(services, job)) is None:
+        return page_of([], after=after, limit=limit)
+    progress, loss = services.store.step_log.progress(job.id), adapter.held_out_loss_now
+    made = Checkpoint(
+        id=adapter.id.replace("adapter-", "ftckpt-", 1),
+        created_at=int(adapter.created_at.timestamp()),
+        fine_tuned_model_checkpoint=name_of(adapter),
+        fine_tuning_job_id=f"ft{job.id}",
+        step_number=progress.step,
+        metrics={"step": progress.step, "train_loss": progress.loss, "valid_loss": loss, "full_valid_loss": loss},
+    )
+    return page_of([made], after=after, limit=limit)
+
+
+def _out(services: Services, job: Job) -> TuningJob:
+    """A job; also one that was asked for otherwise, or began by itself."""
+    said = job.tuning or {"model": LATEST, "training_file": INBOX}
+    step_log, adapter, finished = services.store.step_log, _adapter(services, job), job.finished_at
+    left = seconds_left(job, step_log.progress(job.id))
+    hyperparameters = _AUTO | FineTuningRequest.model_validate(said).requested_hyperparameters
+    steps = step_log.steps(job.id) if job.state is JobState.SUCCEEDED else None
+    failed = {"code": "job_failed", "message": job.error or "", "param": None}
+    return TuningJob(
+        id=f"ft{job.id}",
+        created_at=int(job.created_at.timestamp()),
+        finished_at=None if finished is None else int(finished.timestamp()),
+        estimated_finish=None if left is None else int(services.now().timestamp() + left),
+        # There is no status for a job that is paused: it waits, and `state` says more.
+        status=str(JobState.QUEUED if job.state is JobState.PAUSED else job.state),
+        state=job.state,
+        reasons=job.reasons,
+        model=said["model"],
+        fine_tuned_model=name_of(adapter) if adapter else None,
+        error=failed if job.state is JobState.FAILED else None,
+        hyperparameters=hyperparameters,
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        seed=job.seed,
+        training_file=said["training_file"],
+        validation_file=said.get("validation_file"),
+        trained_tokens=None if steps is None else sum(step.tokens for step in steps),
+        metadata=said.get("metadata"),
+        warnings=said.get("warnings", []),
+    )
 
 
 def _job_id(tuning_id: str) -> str:
-    return tuning_id.replace(documents.PREFIX, "job-", 1)
+    return tuning_id.replace("ftjob-", "job-", 1)
 
 
 def _job(services: Services, tuning_id: str) -> Job:
     return services.store.jobs.get(_job_id(tuning_id))
 
 
+def _adapter(services: Services, job: Job) -> Adapter | None:
+    """What the job has made; None before, and when it was deleted."""
+    try:
+        return services.store.adapters.get(job.adapter) if job.adapter else None
+    except NotFound:
+        return None
+
+
 def _changed(services: Services, tuning_id: str, change: Callable[..., Job]) -> TuningJob:
     job = change(_job_id(tuning_id), services.now())
     services.wake()
-    return documents.of_job(services, job)
+    return _out(services, job)
 
 
 def _same(services: Services, document: dict[str, Any]) -> Job | None:

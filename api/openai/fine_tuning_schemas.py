@@ -1,68 +1,41 @@
 """Fine-tuning jobs as OpenAI's clients ask for them and take them back. One is the same job that GET /jobs shows."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from pocketllm.api.bodies import MAX_SEED, Body
 from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.openai.files import INBOX
 from pocketllm.storage.tables import JobState
 
-Number = TypeVar("Number", int, float)
-
-#: All texts as a file that is always there. A job that is to learn from it learns what is new, as jobs do.
-INBOX = "file-inbox"
-
-#: There is no status for a job that is paused: it waits, and `state` says more.
-STATUSES = {
-    JobState.QUEUED: "queued",
-    JobState.RUNNING: "running",
-    JobState.PAUSED: "queued",
-    JobState.SUCCEEDED: "succeeded",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "cancelled",
-}
-#: Kinds of events that are more than information.
-LEVELS: dict[str, Literal["warn", "error"]] = {
-    "crashed": "warn",
-    "reduced": "warn",
-    "no report": "warn",
-    "failed": "error",
-}
+_MetadataKey = Annotated[str, Field(max_length=64)]
+_MetadataValue = Annotated[str, Field(max_length=512)]
 
 
-class Hyperparameters(Body):
+class Hyperparameters(Body, extra="allow"):
     """Hyperparameters. `auto` is best: early stopping ends the job when the validation loss no longer improves."""
-
-    model_config = ConfigDict(extra="allow")
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] | None = None
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] | None = None
     learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
-class Supervised(Body):
+class Supervised(Body, extra="allow"):
     """The supported method."""
-
-    model_config = ConfigDict(extra="allow")
 
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(Body):
+class Method(Body, extra="allow"):
     """The training method. `dpo` and `reinforcement` are not available."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: Literal["supervised"] = "supervised"
     supervised: Supervised | None = None
 
 
-class FineTuningRequest(Body):
+class FineTuningRequest(Body, extra="allow"):
     """A request for a fine-tuning job."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str = Field(
         description="The model to start from: `pocketllm:latest` (the serving one), `pocketllm:base`, or a fine-tuned "
@@ -74,21 +47,17 @@ class FineTuningRequest(Body):
     method: Method | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     suffix: Annotated[str, StringConstraints(max_length=64, pattern="^[^:/]*$")] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
+    metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] | None = None
     integrations: Annotated[list[Any], Field(max_length=100)] | None = None
     #: Our own, which OpenAI's client passes on in extra_body.
     now: bool = Field(True, description="Do not wait for power, idleness or hours. Safety limits always apply.")
 
     @property
-    def chosen_hyperparameters(self) -> Hyperparameters:
-        """The hyperparameters, wherever they stand."""
+    def requested_hyperparameters(self) -> dict[str, Any]:
+        """The hyperparameters that are not left to us, wherever they stand."""
         supervised = self.method.supervised if self.method else None
-        return (supervised and supervised.hyperparameters) or self.hyperparameters or Hyperparameters()
+        found = (supervised and supervised.hyperparameters) or self.hyperparameters or Hyperparameters()
+        return {name: value for name, value in found.model_dump(exclude_none=True).items() if value != "auto"}
 
     @property
     def warnings(self) -> list[str]:
@@ -96,17 +65,9 @@ class FineTuningRequest(Body):
         said = [f"{name} is ignored: it is unknown" for name in sorted(self.model_extra or {})]
         if self.training_file == INBOX and self.validation_file is not None:
             said.append(f"validation_file is ignored: {INBOX} holds out one text in ten of its own")
-        if self.chosen_hyperparameters.learning_rate_multiplier not in (None, "auto", 1):
+        if self.requested_hyperparameters.get("learning_rate_multiplier", 1) != 1:
             said.append("learning_rate_multiplier is ignored: the daemon sets the learning rate")
         return said + ["integrations are ignored: no other service is notified"] * bool(self.integrations)
-
-
-class TuningError(BaseModel):
-    """Why a job failed."""
-
-    code: str
-    message: str
-    param: str | None = None
 
 
 class TuningJob(Identified):
@@ -121,17 +82,17 @@ class TuningJob(Identified):
     reasons: list[str] = Field(description="Why the job waits.")
     model: str
     fine_tuned_model: str | None
-    error: TuningError | None
-    hyperparameters: Hyperparameters
+    error: dict[str, str | None] | None
+    hyperparameters: dict[str, Any]
     method: dict[str, Any]
     seed: int
     training_file: str
     validation_file: str | None
-    result_files: list[str]
+    result_files: list[str] = Field([], description="Always empty: GET /jobs/ID has the losses.")
     trained_tokens: int | None
     organization_id: str = "pocketllm"
     metadata: dict[str, str] | None
-    integrations: list[Any] = Field(default_factory=list)
+    integrations: list[Any] = Field([])
     warnings: list[str] = Field(description="Parameters that were ignored.")
 
 
@@ -155,13 +116,3 @@ class Checkpoint(Identified):
     fine_tuning_job_id: str
     step_number: int
     metrics: dict[str, float | None]
-
-
-def seconds(moment: datetime | None) -> int | None:
-    """A time as OpenAI writes it."""
-    return None if moment is None else int(moment.timestamp())
-
-
-def explicit(value: Number | Literal["auto"] | None) -> Number | None:
-    """A hyperparameter that is not left to us."""
-    return None if value == "auto" else value

@@ -1,6 +1,5 @@
 """/v1/models: the base model, what is served, and each adapter, by the names that OpenAI's clients choose models by."""
 
-from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pocketllm.api import dependencies
 from pocketllm.api.dependencies import ServicesDep, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.adapters import delete_adapter
+from pocketllm.api.openai.schemas import Deleted
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Adapter
@@ -28,7 +28,7 @@ class OpenAIModel(BaseModel):
     id: str
     object: str = "model"
     created: int
-    owned_by: str
+    owned_by: str = "pocketllm"
     parent: str | None
 
 
@@ -54,23 +54,15 @@ def model(services: ServicesDep, model_id: str) -> OpenAIModel:
     raise _unknown(model_id)
 
 
-class ModelDeleted(BaseModel):
-    """A deleted fine-tuned model."""
-
-    id: str
-    object: str = "model"
-    deleted: bool = True
-
-
 @router.delete("/models/{model_id:path}")
-def delete(services: ServicesDep, model_id: str) -> ModelDeleted:
+def delete(services: ServicesDep, model_id: str) -> Deleted:
     """Delete a fine-tuned model. 409 if it is served, or if another adapter or an open job starts from it."""
     adapter, _ = resolve(services, model_id)
     if adapter is None or model_id == LATEST:
         detail = f"{model_id} is not the name of a fine-tuned model. GET /v1/models lists these names."
         raise Problem(HTTPStatus.CONFLICT, detail, param="model")
     delete_adapter(services, adapter)
-    return ModelDeleted(id=model_id)
+    return Deleted(id=model_id, object="model")
 
 
 def resolve(services: Services, name: str) -> tuple[str | None, Path | None]:
@@ -103,15 +95,12 @@ def _all(services: Services) -> list[OpenAIModel]:
     names = {row.id: name_of(row) for row in adapters}
     serving = next((row for row in adapters if row.serving), None)
     began = services.started_at
-    special = [
-        _model(LATEST, serving.created_at if serving else began, names[serving.id] if serving else BASE),
-        _model(BASE, began, None),
+    rows = [
+        (LATEST, serving.created_at if serving else began, names[serving.id] if serving else BASE),
+        (BASE, began, None),
+        *((names[row.id], row.created_at, names.get(row.parent or "", BASE)) for row in adapters),
     ]
-    return special + [_model(names[row.id], row.created_at, names.get(row.parent or "", BASE)) for row in adapters]
-
-
-def _model(name: str, created: datetime, parent: str | None) -> OpenAIModel:
-    return OpenAIModel(id=name, created=int(created.timestamp()), owned_by="pocketllm", parent=parent)
+    return [OpenAIModel(id=name, created=int(created.timestamp()), parent=parent) for name, created, parent in rows]
 
 
 def _unknown(name: str) -> Problem:

@@ -1,20 +1,16 @@
-"""Requests of OpenAI's clients, and the responses that they expect.
+"""Requests of OpenAI's clients, and lists as they expect them.
 
 Every valid request is accepted; parameters that do not apply here are ignored and named in `warnings`.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import Body
 from pocketllm.api.native.generate import StopStrings
 from pocketllm.api.native.schemas.jobs import Identified
-from pocketllm.daemon.generation.service import Done
 from pocketllm.storage.errors import NotFound
 
 #: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".
@@ -31,19 +27,15 @@ _SEEDS = 2**31
 _HARMLESS = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key"})
 
 
-class Part(Body):
+class Part(Body, extra="allow"):
     """A part of a message. Only text is supported."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: str
     text: str = ""
 
 
-class ChatMessage(Body):
+class ChatMessage(Body, extra="allow"):
     """One message of a chat."""
-
-    model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True, max_length=1000)] | None = None
@@ -55,26 +47,20 @@ class ChatMessage(Body):
         return {"role": role, "content": content if isinstance(content, str) else "".join(p.text for p in content)}
 
 
-class StreamOptions(Body):
+class StreamOptions(Body, extra="allow"):
     """Options of a stream."""
-
-    model_config = ConfigDict(extra="allow")
 
     include_usage: bool | None = None
 
 
-class JSONSchema(Body):
+class JSONSchema(Body, extra="allow"):
     """A JSON schema, wrapped as OpenAI's clients send it."""
-
-    model_config = ConfigDict(extra="allow")
 
     of: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(Body):
+class ResponseFormat(Body, extra="allow"):
     """The format of an answer: text, or JSON, which requires llama.cpp."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchema | None = None
@@ -87,10 +73,8 @@ class ResponseFormat(Body):
         return None if self.type == "text" else {"type": "object"}
 
 
-class SharedRequest(Body):
+class SharedRequest(Body, extra="allow"):
     """What both kinds of request have in common."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str = Field(description="`pocketllm:latest`, `pocketllm:base`, or an id from GET /v1/models.")
     temperature: float | None = Field(None, ge=0, le=5)
@@ -208,147 +192,12 @@ def _text(prompt: str) -> dict[str, Any]:
     return {"prompt": prompt, "begins_text": False}
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnswerBuilder(ABC):
-    """Builds the documents of one answer: the whole answer, or the chunks of a stream."""
+class Deleted(BaseModel):
+    """A deleted file or model."""
 
     id: str
-    created: int
-    model: str
-    fingerprint: str
-    warnings: list[str] = field(default_factory=list)
-    recalled: list[dict[str, str]] = field(default_factory=list)
-
-    kind = ""
-    chunk_kind = ""
-
-    def whole(self, answers: list[Done]) -> dict[str, Any]:
-        """The complete answer."""
-        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return self._document(self.kind, choices) | {"usage": usage(answers)} | self.remarks()
-
-    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """A part of a stream."""
-        return self._document(self.chunk_kind, choices)
-
-    def remarks(self) -> dict[str, Any]:
-        """What is said once, by a whole answer or by the first part of a stream: warnings, and passages read before."""
-        remarks = {"warnings": self.warnings, "recalled": self.recalled}
-        return {name: value for name, value in remarks.items() if value}
-
-    @abstractmethod
-    def first(self, index: int) -> list[dict[str, Any]]:
-        """What a choice begins with, before its text."""
-
-    @abstractmethod
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """Some more of a choice."""
-
-    @abstractmethod
-    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """The end of a choice."""
-
-    @abstractmethod
-    def _choice(self, index: int, answer: Done) -> dict[str, Any]: ...
-
-    def _document(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices,
-        }
-
-
-class ChatBuilder(AnswerBuilder):
-    """Of a chat."""
-
-    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
-
-    def first(self, index: int) -> list[dict[str, Any]]:
-        """Who speaks."""
-        return [self._delta(index, {"role": "assistant", "content": ""}, None)]
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """See AnswerBuilder."""
-        return self._delta(index, {"content": text}, None)
-
-    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """See AnswerBuilder."""
-        return self._delta(index, {}, finish_reason)
-
-    def _delta(self, index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-    def _choice(self, index: int, answer: Done) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.summary["text"], "refusal": None}
-        scored = answer.summary["scored"]
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": None if scored is None else {"content": [_entry(one) for one in scored], "refusal": None},
-            "finish_reason": answer.summary["finish_reason"],
-        }
-
-
-class TextBuilder(AnswerBuilder):
-    """Of a text."""
-
-    kind = chunk_kind = "text_completion"
-
-    def first(self, index: int) -> list[dict[str, Any]]:
-        """Nothing."""
-        return []
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """See AnswerBuilder."""
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
-
-    def last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """See AnswerBuilder."""
-        return {"index": index, "text": "", "logprobs": None, "finish_reason": finish_reason}
-
-    def _choice(self, index: int, answer: Done) -> dict[str, Any]:
-        scored = answer.summary["scored"]
-        choice = self.last(index, answer.summary["finish_reason"]) | {"text": answer.summary["text"]}
-        return choice if scored is None else choice | {"logprobs": _columns(scored)}
-
-
-def _entry(scored: dict[str, Any]) -> dict[str, Any]:
-    """A token as chats give it."""
-
-    def one(token: str, logprob: float) -> dict[str, Any]:
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
-
-    return one(scored["token"], scored["logprob"]) | {"top_logprobs": [one(*pair) for pair in scored["likeliest"]]}
-
-
-def _columns(scored: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tokens as texts give them: the first of a prompt in token ids has no probability."""
-    tokens = [one["token"] for one in scored]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [one["logprob"] for one in scored],
-        "top_logprobs": [None if one["logprob"] is None else _by_token(one["likeliest"]) for one in scored],
-        "text_offset": [0, *accumulate(map(len, tokens[:-1]))] if tokens else [],
-    }
-
-
-def _by_token(pairs: list[tuple[str, float]]) -> dict[str, float]:
-    """Of tokens that look the same (bytes that are no character alone) the likeliest, which comes first."""
-    found: dict[str, float] = {}
-    for token, logprob in pairs:
-        found.setdefault(token, logprob)
-    return found
-
-
-def usage(answers: list[Done]) -> dict[str, int]:
-    """How many tokens went in and came out."""
-    prompt = sum(answer.summary["prompt_tokens"] for answer in answers)
-    completion = sum(answer.summary["completion_tokens"] for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    object: Literal["file", "model"]
+    deleted: bool = True
 
 
 Item = TypeVar("Item", bound=Identified)

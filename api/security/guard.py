@@ -6,8 +6,7 @@ On a phone every app reaches 127.0.0.1, so the token is the boundary. A route th
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -19,8 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from pocketllm.api.bodies import LARGE_BYTES
-from pocketllm.api.errors import TOO_LARGE, code_for, problem_response
-from pocketllm.api.security.rates import Rate
+from pocketllm.api.errors import TOO_LARGE, Problem
 from pocketllm.api.security.sessions import credential_of
 from pocketllm.api.security.tokens import OWNER, Caller, Credentials, Scope
 
@@ -33,6 +31,8 @@ OPEN_ROUTE = "/jobs"
 _ANONYMOUS = ""
 #: Simultaneous requests of an app; callers without a token count as one. The owner is never refused.
 _MOST_OF_AN_APP = 16
+#: Size of a burst, in seconds of the rate: for notes that were written offline.
+_BURST_SECONDS = 10
 #: More digits than any length has.
 _LENGTH_DIGITS = 15
 #: A Host header.
@@ -40,27 +40,18 @@ _HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGN
 #: The code of a WebSocket that is refused (RFC 6455, 7.4.1).
 _POLICY_VIOLATION = 1008
 
-#: The methods of the routes of files and fine-tuning jobs, which show each app its own.
-_OF_FILES = ("GET", "POST", "DELETE")
-#: The routes of the scopes below admin.
-_ALLOWED: tuple[tuple[str, re.Pattern[str], frozenset[Scope]], ...] = (
-    ("POST", re.compile("/texts"), frozenset({Scope.INGEST})),
-    ("POST", re.compile("/status/screen"), frozenset({Scope.INGEST})),
-    ("POST", re.compile("/status/what-if"), frozenset({Scope.MONITOR})),
-    (
-        "POST",
-        re.compile("/generate|/compare|/suggest|/classify|/v1/chat/completions|/v1/completions"),
-        frozenset({Scope.GENERATE}),
+#: The routes of the scopes below admin. Files and fine-tuning jobs show each app its own.
+_ALLOWED = {
+    Scope.INGEST: re.compile(r"POST /(texts|status/screen)"),
+    Scope.GENERATE: re.compile(
+        r"POST /(generate|compare|suggest|classify|v1/chat/completions|v1/completions)"
+        r"|GET /(models|adapters|v1/models(/.+)?)"
     ),
-    *((verb, re.compile("/v1/(files|fine_tuning/jobs)(/.*)?"), frozenset({Scope.TRAIN})) for verb in _OF_FILES),
-    (
-        "GET",
-        re.compile("/status|/metrics|/runs|/events|/jobs|/jobs/[^/]+"),
-        frozenset({Scope.MONITOR}),
-    ),
-    ("GET", re.compile("/models|/adapters|/v1/models(/.+)?"), frozenset({Scope.GENERATE})),
-    ("GET", re.compile("/openapi.json"), frozenset(Scope)),
-)
+    Scope.TRAIN: re.compile(r"(GET|POST|DELETE) /v1/(files|fine_tuning/jobs)(/.*)?"),
+    Scope.MONITOR: re.compile(r"POST /status/what-if|GET /(status|metrics|events|jobs|jobs/[^/]+)"),
+}
+#: What every token may read.
+_DOCUMENT = "GET /openapi.json"
 
 
 def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
@@ -72,8 +63,9 @@ def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
     """The scopes that allow a route; admin always does."""
-    allowed = (scopes for verb, route, scopes in _ALLOWED if verb == method and route.fullmatch(path))
-    return next(allowed, frozenset[Scope]()) | {Scope.ADMIN}
+    route = f"{method} {path}"
+    allowed = (scope for scope, routes in _ALLOWED.items() if route == _DOCUMENT or routes.fullmatch(route))
+    return frozenset([*allowed, Scope.ADMIN])
 
 
 def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
@@ -86,14 +78,24 @@ def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
             operation["security"] = [{"token": sorted(scopes_for(method.upper(), path))}] if needed else []
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An error response in place of the route's."""
+class Rate:
+    """A token bucket for each caller."""
 
-    status: HTTPStatus
-    detail: str
-    code: str
-    retry_seconds: int | None = None
+    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
+        self._per_second, self._clock = per_second, clock
+        self._burst = max(1.0, per_second * _BURST_SECONDS)
+        self._left: dict[str, tuple[float, float]] = {}  #: name -> requests left, and the time
+
+    def wait_seconds(self, name: str) -> float:
+        """Count a request; returns 0 if it is allowed, else the seconds until the next one is."""
+        now = self._clock()
+        left, before = self._left.get(name, (self._burst, now))
+        left = min(self._burst, left + max(0.0, now - before) * self._per_second)  # the clock may have been set back
+        if left < 1:
+            self._left[name] = left, now
+            return (1 - left) / self._per_second
+        self._left[name] = left - 1, now
+        return 0.0
 
 
 class Guard:
@@ -128,17 +130,17 @@ class Guard:
             await self._app(connection, receive, send)
             return
         request = HTTPConnection(connection)
-        foreign = _foreign(request.headers, self._origins)
-        if foreign is None and self._is_free(connection):
+        try:
+            _check_origin(request.headers, self._origins)
+            is_free = self._is_free(connection)
+            caller = None if is_free else self._admitted(request)
+        except Problem as problem:
+            await problem.response()(connection, receive, send)
+            return
+        if is_free:
             await self._app(connection, receive, _not_stored(send))
             return
-        caller, refusal = self._identified(request) if foreign is None else (None, foreign)
         name = caller.name if caller else _ANONYMOUS
-        refusal = refusal or self._not_allowed(caller, connection)
-        refusal = refusal or self._too_much(name, request.headers) or self._too_often(name)
-        if refusal is not None:
-            await _refuse(refusal, connection, receive, send)
-            return
         known = {"scopes": caller.scopes, "token": caller.token} if caller else {"scopes": frozenset()}
         connection.setdefault("state", {}).update(caller=name, **known)
         weight = _weight(request.headers)
@@ -156,55 +158,60 @@ class Guard:
             return True
         return not any(route.matches(dict(connection))[0] is Match.FULL for route in self._routes)
 
-    def _identified(self, request: HTTPConnection) -> tuple[Caller | None, Refusal | None]:
-        """The caller; None without a token. The refusal is of a wrong token, or a session that has ended."""
+    def _admitted(self, request: HTTPConnection) -> Caller | None:
+        """Who sends a request that may be answered; None without a token. Raises Problem for one that may not."""
         credential = credential_of(request)
         caller = None if credential is None else self._credentials.caller(credential)
-        if credential is None or caller is not None:
-            return caller, None
-        detail = (
-            "The access token, code or session is invalid or has expired. `pocketllm token` prints the owner's token; "
-            "`pocketllm dashboard` signs a browser in."
-        )
-        return None, Refusal(HTTPStatus.UNAUTHORIZED, detail, "bad_token")
+        if credential is not None and caller is None:
+            detail = (
+                "The access token, code or session is invalid or has expired. `pocketllm token` prints the owner's "
+                "token; `pocketllm dashboard` signs a browser in."
+            )
+            raise Problem(HTTPStatus.UNAUTHORIZED, detail, code="bad_token")
+        self._check_scope(caller, request.scope["method"], request.scope["path"])
+        name = caller.name if caller else _ANONYMOUS
+        self._check_load(name, request.headers)
+        if name != OWNER and (wait := self._rate.wait_seconds(name)) > 0:
+            who = "Callers without a token send" if name == _ANONYMOUS else f"The app {name!r} sends"
+            detail = f"{who} too many requests (setting app_requests_per_second)."
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, detail, code="too_often", retry_seconds=math.ceil(wait))
+        return caller
 
-    def _too_much(self, name: str, headers: Headers) -> Refusal | None:
-        # A body of unknown length is counted while it is read (app.py).
-        length = headers.get("content-length", "")
-        if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > self._max_body_bytes):
-            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-            return Refusal(status, TOO_LARGE, code_for(status))
-        if name == OWNER:
-            return None
-        others = sum(count for other, count in self._running.items() if other != OWNER)
-        if self._running[name] + _weight(headers) <= _MOST_OF_AN_APP and others < self._max_requests:
-            return None
-        detail = f"Too many requests at once: {others} are in progress (setting max_requests). Try again in a second."
-        return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail, "busy", retry_seconds=1)
-
-    def _too_often(self, name: str) -> Refusal | None:
-        if name == OWNER or (wait := self._rate.wait_seconds(name)) <= 0:
-            return None
-        who = "Callers without a token send" if name == _ANONYMOUS else f"The app {name!r} sends"
-        detail = f"{who} too many requests (setting app_requests_per_second)."
-        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, detail, "too_often", retry_seconds=math.ceil(wait))
-
-    def _not_allowed(self, caller: Caller | None, connection: Connection) -> Refusal | None:
-        method, path = connection["method"], connection["path"]
+    def _check_scope(self, caller: Caller | None, method: str, path: str) -> None:
         if not needs_token(method, path, open_routes=self._open_routes):
-            return None
+            return
         if caller is None:
             detail = (
                 'An access token is required: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it. '
                 "`pocketllm dashboard` signs a browser in."
             )
-            return Refusal(HTTPStatus.UNAUTHORIZED, detail, "missing_token")
-        return _out_of_scope(caller, method, path)
+            raise Problem(HTTPStatus.UNAUTHORIZED, detail, code="missing_token")
+        needed = scopes_for(method, path)
+        if not caller.scopes & needed:
+            has, least = " and ".join(sorted(caller.scopes)), min(needed, key=list(Scope).index)
+            detail = (
+                f"The access token {caller.name!r} has the scope {has}; this route requires {least}. "
+                f"`pocketllm token create NAME --scope {least}` creates one."
+            )
+            raise Problem(HTTPStatus.FORBIDDEN, detail, code="out_of_scope")
+
+    def _check_load(self, name: str, headers: Headers) -> None:
+        # A body of unknown length is counted while it is read (app.py).
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > self._max_body_bytes):
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+        others = sum(count for other, count in self._running.items() if other != OWNER)
+        is_busy = self._running[name] + _weight(headers) > _MOST_OF_AN_APP or others >= self._max_requests
+        if name != OWNER and is_busy:
+            detail = (
+                f"Too many requests at once: {others} are in progress (setting max_requests). Try again in a second."
+            )
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="busy", retry_seconds=1)
 
 
 def _weight(headers: Headers) -> int:
     """As how many requests this one counts: of large bodies, which are held whole, an app sends two at once."""
-    length = headers.get("content-length", "0")  # _too_much has seen it
+    length = headers.get("content-length", "0")  # _check_load has seen it
     is_large = "transfer-encoding" in headers or (length.isdecimal() and int(length) > LARGE_BYTES)
     return _MOST_OF_AN_APP // 2 if is_large else 1
 
@@ -226,33 +233,21 @@ def pattern_of(origins: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(parts) or "(?!)")
 
 
-def _foreign(headers: Headers, origins: re.Pattern[str]) -> Refusal | None:
-    """Refuse a foreign Host (DNS rebinding) or Origin."""
+def _check_origin(headers: Headers, origins: re.Pattern[str]) -> None:
+    """Refuse a foreign Host (DNS rebinding) or Origin. Raises Problem."""
     host = headers.get("host", "")
     if not is_local(host):
-        return Refusal(HTTPStatus.FORBIDDEN, f"Host {host[:80]!r} is not local. Use http://127.0.0.1.", "foreign_host")
+        detail = f"Host {host[:80]!r} is not local. Use http://127.0.0.1."
+        raise Problem(HTTPStatus.FORBIDDEN, detail, code="foreign_host")
     origin = headers.get("origin")
     if origin is not None and origins.fullmatch(origin):
-        return None
+        return
     scheme, _, host = (origin or "").lower().partition("://")
     if origin is not None and not (scheme in ("http", "https") and is_local(host)):
         detail = f"Requests from {origin[:80]!r} are not allowed; the setting allowed_origins names those that are."
-        return Refusal(HTTPStatus.FORBIDDEN, detail, "foreign_origin")
+        raise Problem(HTTPStatus.FORBIDDEN, detail, code="foreign_origin")
     if headers.get("sec-fetch-site", "").lower() == "cross-site":
-        return Refusal(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", "cross_site")
-    return None
-
-
-def _out_of_scope(caller: Caller, method: str, path: str) -> Refusal | None:
-    needed = scopes_for(method, path)
-    if caller.scopes & needed:
-        return None
-    has, least = " and ".join(sorted(caller.scopes)), min(needed, key=list(Scope).index)
-    detail = (
-        f"The access token {caller.name!r} has the scope {has}; this route requires {least}. "
-        f"`pocketllm token create NAME --scope {least}` creates one."
-    )
-    return Refusal(HTTPStatus.FORBIDDEN, detail, "out_of_scope")
+        raise Problem(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", code="cross_site")
 
 
 def is_local(host: str) -> bool:
@@ -268,10 +263,3 @@ def is_local(host: str) -> bool:
     except ValueError:
         return False
     return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
-
-
-async def _refuse(refusal: Refusal, connection: Connection, receive: Receive, send: Send) -> None:
-    answer = problem_response(refusal.status, refusal.detail, code=refusal.code)
-    if refusal.retry_seconds is not None:
-        answer.headers["Retry-After"] = str(refusal.retry_seconds)
-    await answer(connection, receive, send)

@@ -5,7 +5,6 @@ session is two halves: the cookie, which no script can read, and a page key, whi
 digest of both is stored.
 """
 
-import json
 import secrets
 import threading
 from base64 import b64decode
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pydantic import AwareDatetime, TypeAdapter
 from starlette.requests import HTTPConnection
 
 from pocketllm.api.security.tokens import digest_of
@@ -20,6 +20,7 @@ from pocketllm.daemon.paths import write_private
 
 #: How long a code is good, and a session.
 CODE, SESSION = timedelta(minutes=2), timedelta(days=7)
+_SESSIONS = TypeAdapter(dict[str, tuple[str, AwareDatetime]])
 
 
 class Sessions:
@@ -59,16 +60,14 @@ class Sessions:
             self._store({digest: entry for digest, entry in self._sessions.items() if entry[0] != token})
 
     def _store(self, sessions: dict[str, tuple[str, datetime]]) -> None:
-        rows = {digest: [token, until.isoformat()] for digest, (token, until) in sessions.items()}
-        write_private(self._path, json.dumps(rows).encode())
+        write_private(self._path, _SESSIONS.dump_json(sessions))
         self._sessions = sessions
 
 
 def _stored(path: Path) -> dict[str, tuple[str, datetime]]:
     try:
-        stored = json.loads(path.read_text())
-        return {digest: (token, datetime.fromisoformat(until)) for digest, (token, until) in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet; or damaged: browsers sign in again
+        return _SESSIONS.validate_json(path.read_bytes())
+    except (OSError, ValueError):  # none yet; or damaged: browsers sign in again
         return {}
 
 

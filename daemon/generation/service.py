@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from math import isinf
@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pocketllm.daemon.child_environment import child_environment
-from pocketllm.daemon.errors import BadGeneration, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.errors import (
+    BadGeneration,
+    ClientGone,
+    GenerationTooLarge,
+    GeneratorBusy,
+    GeneratorFailed,
+    ModelNotReady,
+)
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.processes import session_cpu_seconds, session_pids
@@ -185,6 +192,19 @@ class Generator:
             self._last_used = self._clock()
             seconds = request.keep_alive_seconds
             self._keep_alive = self._default_keep_alive if seconds is None else seconds
+
+    async def ask(self, request: Request, *, is_gone: Callable[[], Awaitable[bool]] | None = None) -> dict[str, Any]:
+        """The summary of a complete answer. is_gone: whether nobody waits for it any more.
+
+        Raises as `generate` does, and ClientGone.
+        """
+        async with aclosing(self.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    return event.summary
+                if is_gone is not None and await is_gone():
+                    break
+        raise ClientGone
 
     async def unload_if_idle(self) -> None:
         """Unload the process after the keep-alive time without use."""

@@ -59,7 +59,8 @@ class TextCounts:
     new_words: int
 
 
-class SourceCount(NamedTuple):
+@dataclass(frozen=True)
+class SourceCount:
     """How much text there is from a source."""
 
     source: str

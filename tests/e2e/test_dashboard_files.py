@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.api.dashboard.page import _SCRIPTS
+from pocketllm.api.dashboard.page import _FILES
 from tests.support.in_process_app import in_process_app
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/", *(f"/dashboard/{name}.js" for name in _SCRIPTS)],
+    ["/", *(f"/dashboard/{name}" for name in _FILES)],
 )
 def test_the_files_let_nothing_in(tmp_path: Path, path: str) -> None:
     with in_process_app(tmp_path / "data") as api:

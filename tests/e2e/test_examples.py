@@ -55,7 +55,7 @@ def test_curl(daemon: Daemon) -> None:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert texts(daemon, "curl") == [sentence]
-    assert "No jobs yet" in ended.stdout and '"finish_reason"' in ended.stdout
+    assert '"data": []' in ended.stdout and '"finish_reason"' in ended.stdout
 
 
 def test_openais_client(daemon: Daemon) -> None:

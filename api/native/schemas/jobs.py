@@ -1,22 +1,31 @@
-"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds."""
+"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds.
+
+Readings are in percent and degrees Celsius; null where they are unknown.
+"""
 
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut, report_numbers
-from pocketllm.api.native.schemas.runs import RunOut
-from pocketllm.storage.repositories.step_log import Curve, Progress
-from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Report, Requester, RunWindow, Text
+from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut
+from pocketllm.storage.repositories.step_log import Progress
+from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Requester, RunWindow, Text
 
 Item = TypeVar("Item", bound="Identified")
+Row = TypeVar("Row")
 
 
 class Identified(BaseModel):
     """Anything with an id."""
 
     id: str
+
+
+class Data(BaseModel, Generic[Row]):
+    """A complete list."""
+
+    data: list[Row]
 
 
 class Page(BaseModel, Generic[Item]):
@@ -79,7 +88,7 @@ class JobProgressOut(Identified):
     @classmethod
     def of(cls, job: Job, progress: Progress) -> Self:
         """From its row and its progress."""
-        return cls(**_job_fields(job, progress))
+        return cls(**job_fields(job, progress))
 
 
 class JobOut(JobProgressOut):
@@ -109,6 +118,31 @@ class EventOut(BaseModel):
     message: str
 
 
+class RunOut(BaseModel):
+    """One run of a worker."""
+
+    job: str
+    began_at: datetime
+    ended_at: datetime | None = Field(description="Null while it lasts.")
+    seconds: float
+    began_because: str
+    ended_because: str | None
+    cpu_seconds: float
+    battery_began_percent: float | None
+    battery_ended_percent: float | None
+    battery_watt_hours: float | None = Field(
+        description="Energy into the battery minus energy out of it; null if it reports no current and voltage."
+    )
+    hottest_battery_celsius: float | None
+    hottest_zone_celsius: float | None
+
+    @classmethod
+    def of(cls, row: RunWindow) -> Self:
+        """From its row."""
+        seconds = ((row.ended_at or row.seen_at) - row.began_at).total_seconds()
+        return cls(**row.model_dump(exclude={"job_id", "id"}), job=row.job_id, seconds=round(seconds, 1))
+
+
 class JobDetailOut(JobOut):
     """A job with its settings and history."""
 
@@ -121,7 +155,7 @@ class JobDetailOut(JobOut):
 
 
 class AdapterOut(Identified):
-    """A finished adapter: a PEFT folder, or a whole model if `mode` is `full`."""
+    """A finished adapter: a PEFT folder, or a whole model if `mode` is `full`. It started from `parent`."""
 
     job: str
     model: str
@@ -152,7 +186,8 @@ class ModelOut(BaseModel):
     default: bool
 
 
-def _job_fields(job: Job, progress: Progress) -> dict[str, Any]:
+def job_fields(job: Job, progress: Progress) -> dict[str, Any]:
+    """The fields of JobOut."""
     return {
         **job.model_dump(exclude={"settings", "plan", "immediate", "parent", "not_before"}),
         "step": progress.step,
@@ -169,27 +204,6 @@ def seconds_left(job: Job, progress: Progress) -> float | None:
     if job.state is not JobState.RUNNING or progress.seconds_per_step is None:
         return None
     return (job.total_steps - progress.step) * progress.seconds_per_step
-
-
-def job_detail(
-    job: Job,
-    progress: Progress,
-    events: list[EventOut],
-    *,
-    curve: Curve,
-    report: Report | None,
-    windows: list[RunWindow],
-) -> JobDetailOut:
-    """A job's whole document."""
-    return JobDetailOut(
-        **_job_fields(job, progress),
-        settings=job.settings,
-        plan=job.plan,
-        curve=CurveOut.of(curve),
-        report=report_numbers(report),
-        events=events,
-        runs=[RunOut.of(window) for window in windows],
-    )
 
 
 def rounded(value: float | None, digits: int) -> float | None:

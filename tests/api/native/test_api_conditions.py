@@ -1,4 +1,4 @@
-"""The conditions over HTTP: what if, the screen that an app tells of, snooze, the runs."""
+"""The conditions over HTTP: what if, the screen that an app tells of, snooze, a job's runs."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ import pytest
 
 from pocketllm.api.native.status import ReadingsIn
 from pocketllm.daemon.settings import Quantity
-from pocketllm.storage.repositories.runs import Observed
 from tests.support.executables import executable
 from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 from tests.support.real_daemon import eventually
@@ -128,7 +127,7 @@ def test_a_snooze_that_makes_no_sense(api: InProcessApp, body: dict[str, Any]) -
     assert api.get("/status").json()["training"]["snoozed_until"] is None
 
 
-def test_the_runs_of_a_job_and_of_the_days(api: InProcessApp) -> None:
+def test_the_runs_of_a_job(api: InProcessApp) -> None:
     job = running_job(api)
     api.battery.value = 78.0
     api.tick(40)
@@ -149,32 +148,6 @@ def test_the_runs_of_a_job_and_of_the_days(api: InProcessApp) -> None:
         "hottest_battery_celsius": None,
         "hottest_zone_celsius": None,
     }
-    document = api.get("/runs").json()
-    assert document["data"] == [window]
-    [day] = document["days"]
-    assert (day["runs"], day["seconds"], day["battery_lost_percent"]) == (1, 60.0, 2.0)
-    assert (day["battery_watt_hours"], day["nats_per_hour"]) == (None, None)  # none tells, and none has ended
-    assert_problem(api.get("/runs?days=0"), 422, "invalid_value")
-
-
-def test_what_a_day_won_and_what_the_battery_got(api: InProcessApp) -> None:
-    job, log = running_job(api), api.services.store.step_log
-    for step, loss in ((0, 3.5), (40, 3.25)):
-        log.evaluate(job, step=step, block_losses={"one": loss}, weights=[1], now=api.clock.now)
-    api.tick(100)
-    seen = Observed(battery_watts=-3.6)
-    [window] = api.services.store.runs.of_job(job)
-    assert window.id is not None
-    api.services.store.runs.end(window.id, because="done", seen=seen, now=window.seen_at + timedelta(seconds=100))
-    api.post(f"/jobs/{job}/cancel")
-    [day] = api.get("/runs").json()["days"]
-    seconds = api.get("/runs").json()["data"][0]["seconds"]
-    assert day["nats_per_hour"] == pytest.approx(0.25 / (seconds / 3600), abs=0.001)
-    assert day["battery_watt_hours"] == -0.1
-
-
-def test_no_runs(api: InProcessApp) -> None:
-    assert api.get("/runs").json() == {"data": [], "days": []}
 
 
 def test_when_it_would_run_if_tonight_is_like_last_night(api: InProcessApp) -> None:

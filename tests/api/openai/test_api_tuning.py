@@ -82,7 +82,7 @@ BAD = {
 @pytest.mark.parametrize(("data", "said"), BAD.values(), ids=BAD)
 def test_a_bad_line_is_refused_with_its_number(api: InProcessApp, data: bytes, said: str) -> None:
     assert said in assert_problem(upload(api, data), 422, "invalid_value")["detail"]
-    assert [one["id"] for one in api.get("/v1/files").json()["data"]] == ["file-inbox"]
+    assert [one["id"] for one in api.get("/v1/files").json()["data"]] == []
 
 
 def test_what_openai_writes_is_taken(api: InProcessApp) -> None:
@@ -121,11 +121,11 @@ def test_the_same_file_twice_is_one(api: InProcessApp) -> None:
     first, again, other = uploaded(api, TEXT), uploaded(api, TEXT), uploaded(api, TEXT, name="b.jsonl")
     assert first == again != other
     listed = api.get("/v1/files", params={"purpose": "fine-tune", "order": "asc"}).json()["data"]
-    assert {one["id"] for one in listed} == {first, other, "file-inbox"}
+    assert {one["id"] for one in listed} == {first, other}
 
 
 def test_lists_go_on_behind_an_id_and_end(api: InProcessApp) -> None:
-    ids = {uploaded(api, TEXT, name=f"{i}.jsonl") for i in range(4)} | {"file-inbox"}
+    ids = {uploaded(api, TEXT, name=f"{i}.jsonl") for i in range(5)}
     found, after = [], None
     while True:
         page = api.get("/v1/files", params={"limit": 2} | ({"after": after} if after else {})).json()
@@ -154,7 +154,7 @@ def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
     assert api.request("DELETE", f"/v1/files/{file}").json() == {"id": file, "object": "file", "deleted": True}
     assert [text["source"] for text in api.get("/texts").json()["data"]] == ["test"]
     assert_problem(api.request("DELETE", f"/v1/files/{file}"), 404, "not_found")
-    assert_problem(api.request("DELETE", "/v1/files/file-inbox"), 409, "conflict")
+    assert_problem(api.request("DELETE", "/v1/files/file-inbox"), 404, "not_found")
 
 
 REFUSED: dict[str, tuple[Document, int, str, str | None]] = {
@@ -271,3 +271,11 @@ def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None
     started = api.services.store.jobs.start(job_id, now=api.services.now())
     assert (started.state, started.texts) == (JobState.RUNNING, 0)
     assert api.services.store.texts.of_job(job_id) == []
+
+
+def test_a_file_does_not_expire(api: InProcessApp) -> None:
+    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
+    api.clock.advance(3601)
+    api.tick()
+    assert api.get(f"/v1/files/{file['id']}").json() == file

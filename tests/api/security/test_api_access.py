@@ -300,7 +300,7 @@ def test_what_a_browser_calls_cross_site_is_refused(api: InProcessApp) -> None:
 
 
 def test_no_answer_is_kept_by_a_cache_but_the_pages_own_files(api: InProcessApp) -> None:
-    for path in ("/texts", "/jobs", "/status", "/health", "/v1/files/file-inbox/content", "/none"):
+    for path in ("/texts", "/jobs", "/status", "/health", "/v1/files", "/none"):
         assert api.get(path).headers["cache-control"] == "no-store"
     assert api.get("/").headers["cache-control"] == "no-cache"
 

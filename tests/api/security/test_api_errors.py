@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from pocketllm.api.errors import STATUSES, code_of, explain, problem_response, status_of
+from pocketllm.api.errors import STATUSES, Problem, explain, problem_of
 from pocketllm.daemon import errors as daemon
 from pocketllm.storage import errors as storage
 from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
@@ -45,11 +45,10 @@ def test_requests_that_lead_nowhere(api: InProcessApp, method: str, path: str, s
 
 def test_every_exception_of_ours_has_a_status() -> None:
     for error in subclasses(daemon.DaemonError) | subclasses(storage.StorageError):
-        status = status_of(error())
-        assert status in HTTPStatus
-        response = problem_response(status, str(error()), code=code_of(error()))
-        document = json.loads(bytes(response.body))
-        assert document["status"] == status
+        problem = problem_of(error())
+        assert problem.status in HTTPStatus
+        document = json.loads(bytes(problem.response().body))
+        assert document["status"] == problem.status
         assert document["detail"] == error.__doc__
 
 
@@ -60,8 +59,8 @@ def test_special_cases_stand_before_general_ones() -> None:
 
 
 def test_codes_are_words() -> None:
-    assert code_of(daemon.NothingToLearn()) == "nothing_to_learn"
-    assert code_of(storage.NotFound()) == "not_found"
+    assert problem_of(daemon.NothingToLearn()).code == "nothing_to_learn"
+    assert problem_of(storage.NotFound()).code == "not_found"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +68,8 @@ def test_codes_are_words() -> None:
     [(HTTPStatus.SERVICE_UNAVAILABLE, "retry-after", "5"), (HTTPStatus.UNAUTHORIZED, "www-authenticate", "Bearer")],
 )
 def test_statuses_that_need_a_header_have_it(status: HTTPStatus, header: str, value: str) -> None:
-    assert problem_response(status, "No.", code="no").headers[header] == value
-    assert header not in problem_response(HTTPStatus.CONFLICT, "No.", code="no").headers
+    assert Problem(status, "No.").response().headers[header] == value
+    assert header not in Problem(HTTPStatus.CONFLICT, "No.").response().headers
 
 
 def test_many_findings_are_counted_and_long_values_cut() -> None:

@@ -105,14 +105,14 @@ def test_with_the_scope_train_an_app_has_its_own_files_and_jobs(api: InProcessAp
             assert_problem(api.get(f"/v1/fine_tuning/jobs/{hidden}{path}", token=one), 404, "not_found")
     for act in ("cancel", "pause", "resume"):
         assert_problem(api.post(f"/v1/fine_tuning/jobs/{foreign['id']}/{act}", token=one), 404, "not_found")
-    for hidden in (others, persons, "file-inbox", foreign["id"].replace("ftjob-", "file-result-")):
+    for hidden in (others, persons, "file-inbox"):
         for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
             assert_problem(api.request(method, f"/v1/files/{hidden}{path}", token=one), 404, "not_found")
         for which in ({"training_file": hidden}, {"training_file": file, "validation_file": hidden}):
             asked = {"model": "pocketllm:base", **which}
             assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=one), 404, "not_found")
     assert api.post(f"/v1/fine_tuning/jobs/{mine['id']}/cancel", token=one).json()["status"] == "cancelled"
-    assert {row["id"] for row in api.get("/v1/files").json()["data"]} == {file, others, persons, "file-inbox"}
+    assert {row["id"] for row in api.get("/v1/files").json()["data"]} == {file, others, persons}
     assert len(api.get("/v1/fine_tuning/jobs").json()["data"]) == 3
     assert_problem(api.get("/texts", token=one), 403, "out_of_scope")
     assert len(texts(api)) == 3

@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pocketllm.daemon.errors import BadGeneration, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.errors import (
+    BadGeneration,
+    ClientGone,
+    GenerationTooLarge,
+    GeneratorBusy,
+    GeneratorFailed,
+    ModelNotReady,
+)
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, SuggestionRequest
 from tests.support.real_daemon import is_running
@@ -241,6 +248,15 @@ def test_closing_the_answer_early_cancels_it_and_the_next_request_is_answered(be
     bench.run(scenario())
     assert bench.answer(SHORT)["text"] == expected
     assert bench.generator.pid == pid
+
+
+def test_an_answer_that_nobody_waits_for_is_cancelled_and_the_next_one_is_given(bench: Bench) -> None:
+    async def gone() -> bool:
+        return True
+
+    with pytest.raises(ClientGone):
+        bench.run(bench.generator.ask(ENDLESS, is_gone=gone))
+    assert bench.run(bench.generator.ask(SHORT))["text"] == bench.answer(SHORT)["text"]
 
 
 def test_a_request_that_is_cancelled_while_it_waits_leaves_the_queue(bench: Bench) -> None:
