@@ -158,13 +158,6 @@ class Client:
         """Cancel a job that has not finished. Returns the job."""
         return self._call("POST", f"/jobs/{path_part(job_id)}/cancel")
 
-    def steps(self, job_id: str) -> bytes:
-        """Return the steps of a job as a file that `pocketllm.storage.step_log_export.read_export` reads."""
-        response = self._answer("GET", f"/jobs/{path_part(job_id)}/steps")
-        if response.headers.get("content-type") != "application/x-ndjson":
-            raise self._not_a_daemon(response)
-        return response.content
-
     def report(self, job_id: str) -> Document:
         """Return a job's report, which holds words of the owner and of the model."""
         return self._call("GET", f"/jobs/{path_part(job_id)}/report")

@@ -6,7 +6,6 @@ adapter, without text and without forward passes, bit for bit on any machine.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,7 +17,7 @@ from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.tools.backup import Check
 from pocketllm.daemon.training.checkpoints import record_of
-from pocketllm.engine.errors import MezoError, ModelNotFound
+from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import NAME_PATTERN, ModelFolder, open_model_folder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.full import FullWeights, save_full
@@ -27,7 +26,6 @@ from pocketllm.engine.params.lora_folder import read_config
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.estimator import replay
-from pocketllm.storage.step_log_export import StepLogExport, StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Job, Step
 
@@ -57,27 +55,22 @@ def rebuild(
     store: Store,
     job_id: str,
     *,
-    exported: StepLogExport | None = None,
     output: Path | None = None,
     on_row: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Rebuilt:
     """Replay a job, and compare the result with the job's adapter.
 
-    exported: steps from a file, in place of those in the store. output: a new folder for the result. on_row: called
-    after each row with the number of rows done and in all.
+    output: a new folder for the result. on_row: called after each row with the number of rows done and in all.
     Raises CannotReplay with the reason; NotFound for an unknown job; or MezoError when files are broken or gone.
     """
     job = store.jobs.get(job_id)
     made = _folder_of_what_was_made(folder, job)
     if output is not None:
         _check_output(output, job)
-    if exported is not None:
-        _check_export(exported, folder, job)
-    rows = store.step_log.steps(job_id) if exported is None else exported.rows
+    rows = store.step_log.steps(job_id)
     if [row.step for row in rows] != list(range(1, job.total_steps + 1)):
         raise CannotReplay(
-            f"The step log holds {len(rows)} of the {job.total_steps} steps of job {job_id}. "
-            "Use one that was exported after the job had ended."
+            f"The step log holds {len(rows)} of the {job.total_steps} steps of job {job_id}. Choose another job."
         )
     with torch.inference_mode():
         trainable = _start(folder, job, made)
@@ -146,30 +139,6 @@ def _check_output(output: Path, job: Job) -> None:
         )
 
 
-def _check_export(exported: StepLogExport, folder: DataFolder, job: Job) -> None:
-    header = exported.header
-    for name, ours in (("job", job.id), ("model", job.model), ("mode", job.mode), ("seed", job.seed)):
-        if header[name] != ours:
-            raise CannotReplay(
-                f"This is the step log of another job: its {name} is {header[name]}, not {ours}. Export it again."
-            )
-    known = _sums_of_the_start(folder, job)
-    if header["base_sha256"] is not None and known and header["base_sha256"] not in known:
-        raise CannotReplay(
-            f"The steps were made with other weights than those of {job.model} here. "
-            "Import the model that they were made with."
-        )
-
-
-def _sums_of_the_start(folder: DataFolder, job: Job) -> set[str]:
-    """The hashes of the weights that the job may have started from, as far as known here."""
-    known = set()
-    for start in (folder.models / job.model, *([folder.adapter(job.parent)] if job.parent else ())):
-        with suppress(ModelNotFound):
-            known.add(open_model_folder(start).manifest.weights_sha256)
-    return known
-
-
 def _start(folder: DataFolder, job: Job, made: Path) -> Adapter | FullWeights:
     """The job's initial parameters."""
     if job.mode == "full":
@@ -234,7 +203,7 @@ def _save(trainable: Adapter | FullWeights, folder: DataFolder, job: Job, made: 
     trainable.save(output, is_mlm=read_config(made).is_mlm)
 
 
-def _counted(rows: Iterable[Step | StepRow], on_row: Callable[[int], None]) -> Iterator[StepRecord]:
+def _counted(rows: Iterable[Step], on_row: Callable[[int], None]) -> Iterator[StepRecord]:
     """The rows as records; reports each one as done when the next one is asked for."""
     for done, row in enumerate(rows, 1):
         yield record_of(row)

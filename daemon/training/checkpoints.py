@@ -11,7 +11,6 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import StepRecord
-from pocketllm.storage.step_log_export import StepRow
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Step
 
@@ -99,7 +98,7 @@ class StoredRun:
             ) from error
 
 
-def record_of(row: Step | StepRow) -> StepRecord:
+def record_of(row: Step) -> StepRecord:
     """The record in a row of the step log."""
     return StepRecord(
         step=row.step,

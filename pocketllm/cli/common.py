@@ -41,7 +41,7 @@ COMMAND_ORDER = [
     *("add", "import", "folders", "texts", "export"),
     *("plan", "train", "jobs", "report"),
     *("generate", "suggest", "classify", "chat"),
-    *("doctor", "backup", "restore", "verify", "steps", "replay"),
+    *("doctor", "backup", "restore", "verify", "replay"),
 ]
 #: Their errors are sentences for people.
 OWN_ERRORS = ("pocketllm.daemon.errors", "pocketllm.engine.errors", "pocketllm.storage.errors")

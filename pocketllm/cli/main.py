@@ -25,7 +25,6 @@ from pocketllm.cli.home import become_owner
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
-from pocketllm.cli.jobs import steps as cli_steps
 from pocketllm.cli.jobs import train as cli_train
 from pocketllm.cli.jobs.jobs import jobs_app
 from pocketllm.cli.models import adapters as cli_adapters
@@ -150,7 +149,6 @@ app.command("doctor", epilog=cli_doctor.EPILOG, rich_help_panel=CHECKS)(cli_doct
 app.command("backup", epilog=cli_backup.BACKUP_EPILOG, rich_help_panel=CHECKS)(cli_backup.backup)
 app.command("restore", epilog=cli_backup.RESTORE_EPILOG, rich_help_panel=CHECKS)(cli_backup.restore)
 app.command("verify", epilog=cli_backup.VERIFY_EPILOG, rich_help_panel=CHECKS)(cli_backup.verify)
-app.command("steps", epilog=cli_steps.EPILOG, rich_help_panel=CHECKS)(cli_steps.steps)
 app.command("replay", epilog=cli_replay.EPILOG, rich_help_panel=CHECKS)(cli_replay.replay)
 
 

@@ -38,7 +38,6 @@ class DaemonDouble:
         self.refused_words: str | None = None  # an example that holds them is refused
         self.known_texts: set[str] = set()
         self.learned = True  # there are adapters
-        self.steps = b""  # of any job; without one there is none
         self.reports: dict[str, Document] = {"job-1": REPORT}
         self.tokens_of_apps: list[Document] = []
         self.events: list[Document] = []  # told once; then the daemon is too busy
@@ -191,8 +190,7 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
         def respond(self, method: str, body: Any) -> None:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            steps = method == "GET" and parts.path.endswith("/steps")
-            closed = parts.path.endswith(("/steps", "/report"))
+            closed = parts.path.endswith("/report")
             open_route = (
                 method == "GET"
                 and not closed
@@ -205,8 +203,6 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
                     self.send_document(*problem(401, "A token is needed."))
                 elif parts.path == "/generate" and body["stream"]:
                     self.send_stream()
-                elif steps and double.steps:
-                    self.send_bytes(200, double.steps, "application/x-ndjson")
                 else:
                     self.send_document(*answer(double, method, parts.path, query, body))
 

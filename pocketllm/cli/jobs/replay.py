@@ -17,28 +17,17 @@ from pocketllm.cli.store import stored
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pocketllm.storage.step_log_export import StepLogExport
-
 #: Told of the steps done and of all there are.
 Progress = Callable[[int, int], None]
 PLAIN_LINE_SECONDS = 5.0
 
-EPILOG = examples(
-    "pocketllm replay JOB",
-    "pocketllm replay JOB --steps job.steps",
-    "pocketllm replay JOB --output ./rebuilt",
-    "pocketllm replay JOB --json",
-)
+EPILOG = examples("pocketllm replay JOB", "pocketllm replay JOB --output ./rebuilt", "pocketllm replay JOB --json")
 
 
 @local_options
 def replay(
     options: Common,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="Job id; see `pocketllm jobs`.")],
-    steps: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Read the steps from this file (see `pocketllm steps`)."),
-    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the rebuilt adapter to this new folder.")
     ] = None,
@@ -51,13 +40,13 @@ def replay(
 
     console = make_console(stderr=options.json)
     with progress(console, quiet=options.json and not console.is_terminal) as on_row:
-        document = rebuilt(options.data_dir or configured_data_dir(), job_id, steps, output, on_row)
+        document = rebuilt(options.data_dir or configured_data_dir(), job_id, output, on_row)
     show(options, document, replay_view(document))
     if not document["identical"]:
         raise typer.Exit(EXIT_ERROR)
 
 
-def rebuilt(data_dir: Path, job_id: str, steps: Path | None, output: Path | None, on_row: Progress) -> Document:
+def rebuilt(data_dir: Path, job_id: str, output: Path | None, on_row: Progress) -> Document:
     """Return what a replay found. Raises NotReplayed for whatever kept it from being done."""
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
@@ -65,28 +54,17 @@ def rebuilt(data_dir: Path, job_id: str, steps: Path | None, output: Path | None
 
     folder = DataFolder(data_dir)
     try:
-        export = None if steps is None else read_step_log(steps)
         with stored(folder.database) as store:
             store.jobs.get(job_id)  # an id that is mistyped shows before torch is imported, which takes a while
             from pocketllm.daemon.tools.replay import rebuild
 
-            found = rebuild(folder, store, job_id, exported=export, output=output, on_row=on_row)
+            found = rebuild(folder, store, job_id, output=output, on_row=on_row)
     except (CommandError, DaemonError, MezoError) as error:
         raise NotReplayed(str(error)) from error
     except OSError as error:
         raise NotReplayed(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
     shown = None if output is None else str(output)
     return asdict(found) | {"differing": list(found.differing), "identical": found.identical, "output": shown}
-
-
-def read_step_log(path: Path) -> "StepLogExport":
-    """Return what is in a file of steps. Raises NotReplayed when it is none."""
-    from pocketllm.storage.step_log_export import read_export
-
-    try:
-        return read_export(path.read_bytes())
-    except ValueError as error:
-        raise NotReplayed(f"{path}: {error}") from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from pocketllm.engine.errors import AdapterError, ModelNotFound
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, open_model_folder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.step_log_export import export_step_log, read_export
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job
 from tests.support.commands import Run, commands, output, terminal
@@ -71,15 +71,6 @@ def contents_of(path: Path) -> dict[str, Any]:
         with safe_open(path / name, "pt") as file:  # whose header is in no certain order
             found[name] = file.metadata(), {key: file.get_tensor(key).tolist() for key in file.keys()}  # noqa: SIM118
     return found
-
-
-def export(folder: DataFolder, store: Store, job: Job, **header: Any) -> Path:
-    """The job's steps as a file in the data folder, with some of its header changed."""
-    changed = Job(**{**job.model_dump(), **{k: v for k, v in header.items() if k != "base_sha256"}})
-    data = export_step_log(changed, store.step_log.steps(job.id), base_sha256=header.get("base_sha256"))
-    path = folder.root / "a.steps"
-    path.write_bytes(data)
-    return path
 
 
 class TestRebuild:
@@ -187,6 +178,13 @@ class TestRebuild:
         with pytest.raises(CannotReplay, match=reason):
             rebuild(folder, store, job.id, output=tmp_path / name)
 
+    def test_steps_that_are_missing(self, folder: DataFolder, store: Store, job: Job) -> None:
+        with closing(sqlite3.connect(folder.database)) as database:
+            database.execute(f"DELETE FROM step WHERE step = {STEPS}")
+            database.commit()
+        with pytest.raises(CannotReplay, match="holds 5 of the 6 steps"):
+            rebuild(folder, store, job.id)
+
     def test_jobs_that_have_made_nothing(self, folder: DataFolder, store: Store) -> None:
         job = queue_job(store)
         with pytest.raises(CannotReplay, match=f"{job.id} is running. Wait until it has ended"):
@@ -220,37 +218,7 @@ class TestRebuild:
         assert found.base_is_newer and not found.identical
         result = commands(folder.root)("replay", job.id)
         assert result.exit_code == 1
-        assert "imported after the job had started" in " ".join(result.stdout.split())
-
-
-class TestStepsFile:
-    def test_exported_steps_are_as_good_as_the_database(self, folder: DataFolder, store: Store, job: Job) -> None:
-        sha256 = open_model_folder(folder.models / "tiny").manifest.weights_sha256
-        for known in (sha256, None):
-            exported = read_export(export(folder, store, job, base_sha256=known).read_bytes())
-            assert rebuild(folder, store, job.id, exported=exported).identical
-
-    @pytest.mark.parametrize(
-        ("header", "reason"),
-        [
-            ({"id": "job-other"}, "its job is job-other, not job-"),
-            ({"model": "huge"}, "its model is huge, not tiny"),
-            ({"mode": "full"}, "its mode is full, not lora"),
-            ({"base_sha256": "0" * 64}, "made with other weights than those of tiny here"),
-        ],
-    )
-    def test_steps_of_something_else(
-        self, folder: DataFolder, store: Store, job: Job, header: dict[str, Any], reason: str
-    ) -> None:
-        exported = read_export(export(folder, store, job, **header).read_bytes())
-        with pytest.raises(CannotReplay, match=reason):
-            rebuild(folder, store, job.id, exported=exported)
-
-    def test_steps_that_were_exported_too_early(self, folder: DataFolder, store: Store, job: Job) -> None:
-        exported = read_export(export(folder, store, job).read_bytes())
-        del exported.rows[-1]
-        with pytest.raises(CannotReplay, match="holds 5 of the 6 steps"):
-            rebuild(folder, store, job.id, exported=exported)
+        assert "imported after the job started" in " ".join(result.stdout.split())
 
 
 class TestCommand:
@@ -265,11 +233,9 @@ class TestCommand:
         assert result.exit_code == 0, result.stderr
         assert "6 steps in " in result.stdout and "all 16 tensors are bit-identical" in result.stdout
 
-    def test_json_and_a_file_of_steps_and_a_folder(
-        self, run: Run, store: Store, job: Job, folder: DataFolder, tmp_path: Path
-    ) -> None:
-        file, target = export(folder, store, job), tmp_path / "again"
-        result = run("replay", job.id, "--steps", str(file), "--output", str(target), "--json")
+    def test_json_and_a_folder(self, run: Run, job: Job, folder: DataFolder, tmp_path: Path) -> None:
+        target = tmp_path / "again"
+        result = run("replay", job.id, "--output", str(target), "--json")
         assert result.exit_code == 0, result.stderr
         document = json.loads(result.stdout)
         assert document["seconds"] > 0
@@ -299,11 +265,8 @@ class TestCommand:
         assert json.loads(result.stdout)["identical"] is False
 
     def test_what_cannot_be_done_is_no_difference(self, run: Run, job: Job, tmp_path: Path) -> None:
-        (tmp_path / "x.steps").write_text("nonsense")
         for arguments, words in (
             (("job-none",), "There is no job 'job-none'"),
-            ((job.id, "--steps", str(tmp_path / "x.steps")), "This is not an exported step log"),
-            ((job.id, "--steps", str(tmp_path / "none")), "No such file"),
             ((job.id, "--output", str(tmp_path)), "exists. Give"),
             ((job.id, "--data-dir", str(tmp_path / "empty")), "There is no database"),
             ((), "Missing argument"),
