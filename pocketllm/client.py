@@ -76,10 +76,6 @@ class Client:
         """Run no job for this number of minutes; None ends a snooze. Returns when it ends."""
         return self._call("POST", "/status/snooze", body={} if minutes is None else {"minutes": minutes})
 
-    def runs(self, *, days: int) -> Document:
-        """Return when workers ran in the last days, by run and by day."""
-        return self._call("GET", "/runs", params={"days": str(days)})
-
     def add_texts(self, texts: list[Document]) -> Document:
         """Store `[{"text", "source"}, ...]`, all or none. Returns ids, created and duplicates.
 

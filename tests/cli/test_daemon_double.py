@@ -11,7 +11,6 @@ from pocketllm.api.native.generate import GenerateOut
 from pocketllm.api.native.schemas.jobs import AddedOut, JobDetailOut, JobOut, Page
 from pocketllm.api.native.schemas.plan import PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut
-from pocketllm.api.native.schemas.runs import RunsOut
 from pocketllm.api.native.status import HealthOut, ListOut, StatusOut
 from tests.support.daemon_documents import SUCCEEDED
 from tests.support.daemon_double import DaemonDouble, answer
@@ -21,7 +20,6 @@ ROUTES: list[tuple[str, str, Any, type[BaseModel]]] = [
     ("GET", "/status", None, StatusOut),
     ("POST", "/texts", [{"text": "Wind west."}], AddedOut),
     ("GET", "/events", None, EventsOut),
-    ("GET", "/runs", None, RunsOut),
     ("GET", "/jobs", None, Page[JobOut]),
     ("POST", "/jobs", {}, JobOut),
     ("POST", "/jobs/plan", {}, PlanOut),

@@ -41,7 +41,7 @@ class DaemonDouble:
         self.reports: dict[str, Document] = {"job-1": REPORT}
         self.tokens_of_apps: list[Document] = []
         self.events: list[Document] = []  # told once; then the daemon is too busy
-        self.runs: Document = {"data": [], "days": []}
+        self.runs: list[Document] = []  # of any job
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
         self.on_job_asked: Callable[[], None] = lambda: None
@@ -109,8 +109,6 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
         case "DELETE", ["tokens", name]:
             double.tokens_of_apps = [token for token in double.tokens_of_apps if token["name"] != name]
             return 200, {}
-        case "GET", ["runs"]:
-            return 200, double.runs
         case "GET", ["jobs"]:
             return 200, page_of_jobs(double, query)
         case "POST", ["jobs", "plan"]:
@@ -124,7 +122,13 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             job.update(double.script.pop(0) if double.script else {})
             events = [{"at": "2026-05-01T10:00:05Z", "kind": "started", "message": "The worker started."}]
             detail: Document = {"settings": {"learning_rate": 0.001}, "plan": None, "events": events}
-            return 200, {**job, **detail, "curve": {"held_out": [], "training": []}, "report": None, "runs": []}
+            return 200, {
+                **job,
+                **detail,
+                "curve": {"held_out": [], "training": []},
+                "report": None,
+                "runs": double.runs,
+            }
         case "GET", ["jobs", job_id, "report"] if job_id in double.reports:
             return 200, double.reports[job_id]
         case "GET", ["jobs", job_id, "report"] if any(job["id"] == job_id for job in double.jobs):
@@ -192,9 +196,7 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             closed = parts.path.endswith("/report")
             open_route = (
-                method == "GET"
-                and not closed
-                and parts.path.split("/")[1] in ("health", "status", "runs", "events", "jobs")
+                method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "events", "jobs")
             )
             with double.lock:
                 double.requests.append((method, self.path, body))

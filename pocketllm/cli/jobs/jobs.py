@@ -25,7 +25,6 @@ jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
         "pocketllm jobs",
         "pocketllm jobs ID",
         "pocketllm jobs cancel ID",
-        "pocketllm jobs --runs",
         "pocketllm jobs --json",
     )
 )
@@ -39,28 +38,28 @@ def jobs(
     options: Common,
     ctx: typer.Context,
     limit: Limit = DEFAULT_LIMIT,
-    runs: Annotated[
-        bool, typer.Option("--runs", help="Show when workers ran, why each started and stopped, and what it used.")
-    ] = False,
-    days: Annotated[int, typer.Option(min=1, max=366, help="With --runs: number of past days to show.")] = 7,
 ) -> None:
     """List, show (`pocketllm jobs ID`), pause, resume or cancel training jobs.
 
     Without a command, lists them.
     """
     if ctx.invoked_subcommand is None:
-        show_runs(options, days) if runs else show_list(options, limit)
+        show_list(options, limit)
 
 
 @jobs_app.command("show", epilog=examples("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json"))
 @shared_options
 def show_job(options: Common, job_id: JobId) -> None:
-    """Show one job with its reasons, settings and events."""
+    """Show one job with its reasons, settings, events and runs."""
+    from rich.console import Group
+
+    from pocketllm.cli.jobs.runs_view import runs_table
     from pocketllm.cli.views import job_details
 
     with connected(options) as client:
         job = client.job(job_id)
-    show(options, job, job_details(job, datetime.now(UTC)))
+    runs = [runs_table(job["runs"])] if job["runs"] else []
+    show(options, job, Group(job_details(job, datetime.now(UTC)), *runs))
 
 
 @jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
@@ -101,12 +100,3 @@ def show_list(options: Common, limit: int) -> None:
         found, has_more = client.jobs(limit=limit)
     table = jobs_table(found, has_more=has_more, width=make_console().width, now=datetime.now(UTC))
     show(options, {"data": found, "has_more": has_more}, table)
-
-
-def show_runs(options: Common, days: int) -> None:
-    """Print when workers ran."""
-    from pocketllm.cli.jobs.runs_view import runs_tables
-
-    with connected(options) as client:
-        found = client.runs(days=days)
-    show(options, found, runs_tables(found, days=days))
