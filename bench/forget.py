@@ -32,7 +32,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import as_owner, daemon_on, until
 from bench.writers import ended
-from pocketllm.cli.errors import CommandError
+from pocketllm.errors import CommandError
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

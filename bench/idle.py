@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.child import memory_of
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import ensure, models_folder
-from pocketllm.cli.child import running_daemon
+from pocketllm.child import running_daemon
 
 LIMITS = {"cpu_percent": Limit(at_most=0.5), "wakeups_a_minute": Limit(at_most=60)}
 #: After its start the daemon has a few things to do.

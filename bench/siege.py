@@ -34,7 +34,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.load.clients import quantile
 from bench.shapes import ensure, models_folder
 from pocketllm.api.bodies import MAX_VALUES
-from pocketllm.cli.child import running_daemon
+from pocketllm.child import running_daemon
 
 LIMITS = {
     "owner_p99_s": Limit(at_most=0.5),

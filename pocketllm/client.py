@@ -14,8 +14,8 @@ import httpx
 from httpx_sse import EventSource
 
 from pocketllm import __version__
-from pocketllm.cli.errors import DaemonLost, DaemonRefused, DaemonSlow, Document, NoDaemon, NotADaemon
-from pocketllm.cli.home import Target
+from pocketllm.errors import DaemonLost, DaemonRefused, DaemonSlow, Document, NoDaemon, NotADaemon
+from pocketllm.home import Target
 
 ANSWER_SECONDS = 15.0
 CONNECT_SECONDS = 3.0

@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketllm.cli.child import running_daemon
-from pocketllm.cli.errors import CommandError, Document
-from pocketllm.cli.home import DEFAULT_URL, announced_target, read_document
+from pocketllm.child import running_daemon
 from pocketllm.cli.jobs.report import find_report
 from pocketllm.cli.jobs.train import POLL_SECONDS, adapter_folder, follow, job_display
+from pocketllm.errors import CommandError, Document
+from pocketllm.home import DEFAULT_URL, announced_target, read_document
 from pocketllm.readers.notes import paragraphs
 
 if TYPE_CHECKING:

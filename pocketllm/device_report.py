@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketllm import __version__
-from pocketllm.cli.child import running_daemon
-from pocketllm.cli.errors import CommandError, Document
+from pocketllm.child import running_daemon
 from pocketllm.demo import PROMPTS, SERVE, StallGuard, sample_notes
+from pocketllm.errors import CommandError, Document
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pocketllm.cli.home import find_target
 from pocketllm.client import Client
+from pocketllm.home import find_target
 from tests.support.real_daemon import eventually
 
 POCKETLLM = "/opt/pocketllm/bin/pocketllm"

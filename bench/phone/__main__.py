@@ -27,8 +27,8 @@ from bench.phone.installed import PROGRAMS, InstalledPhone
 from bench.shapes import ensure, models_folder
 from bench.world import until
 from bench.year.world import HOUR, World
-from pocketllm.cli.home import find_target
 from pocketllm.client import Client
+from pocketllm.home import find_target
 
 LIMITS = {
     "first_start_s_after_plug": Limit(at_most=120),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate
 import typer
 from typer.core import TyperGroup
 
-from pocketllm.cli.errors import CommandError, Interrupted, UsageError
-from pocketllm.cli.home import become_owner, find_target
+from pocketllm.errors import CommandError, Interrupted, UsageError
+from pocketllm.home import become_owner, find_target
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pocketllm.cli.errors import CommandError
 from pocketllm.daemon.leftovers import scratch_prefix
+from pocketllm.errors import CommandError
 
 
 def check_target(path: Path, *, force: bool) -> None:

@@ -20,8 +20,6 @@ from pocketllm.cli.daemon import doctor as cli_doctor
 from pocketllm.cli.daemon import snooze as cli_snooze
 from pocketllm.cli.daemon.service import service_app
 from pocketllm.cli.daemon.token import token_app
-from pocketllm.cli.errors import EXIT_CONFIG, EXIT_ERROR, CommandError
-from pocketllm.cli.home import become_owner
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
@@ -39,6 +37,8 @@ from pocketllm.cli.texts import export as cli_export
 from pocketllm.cli.texts import import_texts as cli_import
 from pocketllm.cli.texts.folders import folders_app
 from pocketllm.cli.texts.texts import texts_app
+from pocketllm.errors import EXIT_CONFIG, EXIT_ERROR, CommandError
+from pocketllm.home import become_owner
 
 #: The panels of `pocketllm --help`. COMMAND_ORDER has their order.
 SERVICE = "Service"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketllm.cli.errors import CommandError
+from pocketllm.errors import CommandError
 
 if TYPE_CHECKING:
     from pocketllm.storage.store import Store

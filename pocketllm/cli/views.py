@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
+from pocketllm.errors import Document
 
 STATE_STYLES = {
     "queued": "yellow",

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketllm.api.security.tokens import Scope
-from pocketllm.cli.child import running_daemon
+from pocketllm.child import running_daemon
 from pocketllm.cli.common import json_text
-from pocketllm.cli.errors import EXIT_CONFIG
 from pocketllm.cli.main import app
+from pocketllm.errors import EXIT_CONFIG
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
 from tests.support.daemon_documents import JOB
 from tests.support.daemon_double import TOKEN, DaemonDouble

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from pocketllm.cli.common import Common
-from pocketllm.cli.errors import Interrupted
-from pocketllm.cli.home import configured_text_bytes
 from pocketllm.cli.texts.sending import MAX_REFUSED, batches, send
+from pocketllm.errors import Interrupted
+from pocketllm.home import configured_text_bytes
 from pocketllm.readers.base import Text
 from pocketllm.readers.gathering import Tally
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pocketllm.cli.errors import CommandError
-from pocketllm.cli.home import Target
 from pocketllm.cli.jobs.train import FAILED_POLLS_ALLOWED, PLAIN_LINE_SECONDS, PlainLines, follow, job_display
 from pocketllm.client import Client
+from pocketllm.errors import CommandError
+from pocketllm.home import Target
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, output, terminal
 from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
 from tests.support.daemon_double import DaemonDouble

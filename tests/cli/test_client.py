@@ -9,10 +9,10 @@ from threading import Thread
 
 import pytest
 
-from pocketllm.cli.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
-from pocketllm.cli.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
+from pocketllm.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
+from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from tests.support.daemon_documents import JOB
 from tests.support.daemon_double import TOKEN, DaemonDouble, announcement
 

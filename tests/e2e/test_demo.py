@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pocketllm.cli.child import child_environment, running_daemon
-from pocketllm.cli.errors import CommandError
+from pocketllm.child import child_environment, running_daemon
 from pocketllm.cli.main import app
 from pocketllm.demo import MARKER, PROMPTS, STALL_SECONDS, StallGuard, prepare_folder, run_demo
+from pocketllm.errors import CommandError
 from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
 from tests.support.daemon_double import DaemonDouble
 from tests.support.paths import ROOT

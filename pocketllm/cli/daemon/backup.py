@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.errors import EXIT_ERROR, CommandError, UsageError
 from pocketllm.cli.files import check_target, whole_file
-from pocketllm.cli.home import configured_data_dir
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.errors import EXIT_ERROR, CommandError, UsageError
+from pocketllm.home import configured_data_dir
 
 if TYPE_CHECKING:
     from pocketllm.daemon.tools.backup import Check

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, shared_options
-from pocketllm.cli.home import configured_data_dir
 from pocketllm.daemon.paths import write_private
+from pocketllm.home import configured_data_dir
 
 EPILOG = examples("pocketllm dashboard", "pocketllm dashboard --no-browser")
 

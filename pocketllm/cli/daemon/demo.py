@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Json, emit, examples, make_console
-from pocketllm.cli.errors import EXIT_ERROR
-from pocketllm.cli.home import become_owner
+from pocketllm.errors import EXIT_ERROR
+from pocketllm.home import become_owner
 
 EPILOG = examples("pocketllm demo", "pocketllm demo --steps 50", "pocketllm demo --data-dir ~/try-pocketllm")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.errors import CommandError
-from pocketllm.cli.home import configured_data_dir, running_settings
+from pocketllm.errors import CommandError
+from pocketllm.home import configured_data_dir, running_settings
 
 if TYPE_CHECKING:
     from pocketllm.daemon.settings import Settings

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.errors import UsageError
+from pocketllm.errors import UsageError
 
 EPILOG = examples("pocketllm snooze 90", "pocketllm snooze --off")
 

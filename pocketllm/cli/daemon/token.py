@@ -8,8 +8,8 @@ import typer
 
 from pocketllm.api.security.tokens import Scope
 from pocketllm.cli.common import Common, connected, emit, examples, shared_options, show
-from pocketllm.cli.errors import Document
-from pocketllm.cli.home import owner_token
+from pocketllm.errors import Document
+from pocketllm.home import owner_token
 
 if TYPE_CHECKING:
     from rich.table import Table

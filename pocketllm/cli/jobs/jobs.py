@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
-from pocketllm.cli.errors import Document
+from pocketllm.errors import Document
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.errors import Document, NoDaemon, UsageError
-from pocketllm.cli.home import announced_target, configured_data_dir
 from pocketllm.cli.store import stored
+from pocketllm.errors import Document, NoDaemon, UsageError
+from pocketllm.home import announced_target, configured_data_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

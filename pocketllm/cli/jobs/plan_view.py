@@ -4,8 +4,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
 from pocketllm.cli.views import bytes_text, duration_text, plural, printable
+from pocketllm.errors import Document
 
 TRAINS = {"lora": "a low-rank adapter (lora)", "full": "all weights (full)"}
 

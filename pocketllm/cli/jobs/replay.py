@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.errors import EXIT_ERROR, CommandError, Document, NotReplayed
-from pocketllm.cli.home import configured_data_dir
 from pocketllm.cli.store import stored
+from pocketllm.errors import EXIT_ERROR, CommandError, Document, NotReplayed
+from pocketllm.home import configured_data_dir
 
 if TYPE_CHECKING:
     from rich.console import Console

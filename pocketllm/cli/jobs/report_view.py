@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
 from pocketllm.cli.views import NARROW_COLUMNS, answers_table, loss_text, printable
+from pocketllm.errors import Document
 
 #: The loss curve: rows, and the most columns; beside it stand its labels.
 PLOT_ROWS, PLOT_COLUMNS, LABEL_COLUMNS = 8, 64, 8

@@ -6,8 +6,8 @@ from datetime import datetime
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
 from pocketllm.cli.views import UNKNOWN, duration_text, printable
+from pocketllm.errors import Document
 
 
 def runs_table(runs: Sequence[Document]) -> Table:

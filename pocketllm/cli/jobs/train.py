@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, examples, make_console, shared_options, show
-from pocketllm.cli.errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
 from pocketllm.cli.jobs.plan import Batch, Method, Mode, Probes, Steps, requested_fields
+from pocketllm.errors import EXIT_ERROR, CommandError, DaemonLost, DaemonSlow, Document, Interrupted, NoDaemon
 
 if TYPE_CHECKING:
     from rich.console import Console

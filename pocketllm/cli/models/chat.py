@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import DataDir, Url, common, connected, examples, make_console
-from pocketllm.cli.errors import CommandError, Document, UsageError
 from pocketllm.cli.models.generate import write_stream
+from pocketllm.errors import CommandError, Document, UsageError
 
 EPILOG = examples("pocketllm chat", "pocketllm chat --base", "printf 'Hello\\nAnd then?\\n' | pocketllm chat")
 

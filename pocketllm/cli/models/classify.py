@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
-from pocketllm.cli.errors import Document, UsageError
 from pocketllm.cli.texts.add import from_argument, read_stdin
+from pocketllm.errors import Document, UsageError
 
 EPILOG = examples(
     'pocketllm classify "Invoice 8123 is due"                        among the labels of your texts',

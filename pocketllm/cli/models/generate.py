@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
-from pocketllm.cli.errors import CommandError, Document, UsageError
 from pocketllm.cli.texts.add import from_argument, read_stdin
+from pocketllm.errors import CommandError, Document, UsageError
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.errors import CommandError, Document
-from pocketllm.cli.home import configured_data_dir
+from pocketllm.errors import CommandError, Document
+from pocketllm.home import configured_data_dir
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
 from pocketllm.cli.views import UNKNOWN, bytes_text, count_text
+from pocketllm.errors import Document
 
 #: The names under which dtypes are short enough for a table.
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
-from pocketllm.cli.errors import Document, UsageError
+from pocketllm.errors import Document, UsageError
 
 #: The first question loads the model.
 PATIENCE_MS = 60_000

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, make_console, shared_options, show
-from pocketllm.cli.errors import CommandError
 from pocketllm.cli.texts.sending import added_text, counted, send
+from pocketllm.errors import CommandError
 from pocketllm.readers.base import Text, Unreadable, decoded
 from pocketllm.readers.notes import paragraphs
 

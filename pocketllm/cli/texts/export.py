@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.errors import CommandError, DaemonRefused, Document, UsageError
 from pocketllm.cli.files import check_target, whole_file
 from pocketllm.cli.texts.sending import counted
+from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.errors import CommandError, UsageError
-from pocketllm.cli.home import configured_data_dir
 from pocketllm.cli.texts.import_texts import MAX_SOURCE, AsWritten, Me
+from pocketllm.errors import CommandError, UsageError
+from pocketllm.home import configured_data_dir
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

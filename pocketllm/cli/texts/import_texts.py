@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, shared_options, show
-from pocketllm.cli.errors import CommandError, Document, UsageError
-from pocketllm.cli.home import configured_text_bytes
+from pocketllm.errors import CommandError, Document, UsageError
+from pocketllm.home import configured_text_bytes
 from pocketllm.readers.base import MAX_TEXT_BYTES, Kind, ReadOptions, name_key
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
 from pocketllm.cli.texts.sending import added_text
 from pocketllm.cli.views import printable
+from pocketllm.errors import Document
 from pocketllm.readers.gathering import Tally
 
 LONGEST_PLACE = 60

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from pocketllm.cli.common import Common, connected, make_console
-from pocketllm.cli.errors import CommandError, DaemonRefused, Document, Interrupted
+from pocketllm.errors import CommandError, DaemonRefused, Document, Interrupted
 from pocketllm.readers.base import Text
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
-from pocketllm.cli.errors import CommandError, UsageError
-from pocketllm.cli.home import configured_data_dir
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.errors import CommandError, UsageError
+from pocketllm.home import configured_data_dir
 
 DEFAULT_LIMIT = 20
 MAX_LISTED = 500  # the most that the daemon gives in a page

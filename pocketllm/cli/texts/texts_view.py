@@ -7,8 +7,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
 from pocketllm.cli.views import NARROW_COLUMNS, age_text, printable
+from pocketllm.errors import Document
 
 
 def texts_table(page: Document, *, width: int, now: datetime, query: str | None = None) -> RenderableType:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pocketllm.cli.errors import CommandError, Document, UsageError
 from pocketllm.daemon.paths import config_file, default_data_dir
 from pocketllm.daemon.processes import started_ticks
+from pocketllm.errors import CommandError, Document, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:2407"
 _NOT_ANNOUNCED = "the data folder {} names no running daemon at {}; set POCKETLLM_TOKEN to send a token."

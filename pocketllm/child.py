@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pocketllm.cli.errors import CommandError, DaemonLost, NoDaemon
-from pocketllm.cli.home import announced_target, read_document
+from pocketllm.errors import CommandError, DaemonLost, NoDaemon
+from pocketllm.home import announced_target, read_document
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
