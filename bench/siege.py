@@ -299,10 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (folder / "models").mkdir(parents=True)
         (folder / "models" / model.name).symlink_to(model)
         with running_daemon(folder, [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]) as client:
-            client.add_texts([{"text": "A few words that are not enough for a job.", "source": "bench"}])
+            client.post("texts", body=[{"text": "A few words that are not enough for a job.", "source": "bench"}])
             announced = json.loads((folder / "daemon.json").read_text())
             token = json.loads((folder / "tokens.json").read_text())["owner"]
-            app = client.create_token("siege", ["ingest", "generate"])["token"]
+            app = client.post("tokens", body={"name": "siege", "scopes": ["ingest", "generate"]})["token"]
             target, pid = Target(port=announced["port"], app=app), int(announced["pid"])
             memory = []
             for number in range(2):

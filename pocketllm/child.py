@@ -92,7 +92,7 @@ def wait_until_answering(
         if its_own and (target := announced_target(data_dir)):
             client = Client(target)
             with suppress(CommandError):
-                client.health()
+                client.get("health")
                 return client
             client.close()
         time.sleep(POLL_SECONDS)

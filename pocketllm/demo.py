@@ -126,7 +126,7 @@ def answering_pid(data_dir: Path) -> int | None:
     try:
         with Client(target) as client:
             # After a crash the file stays, and another daemon may have got the same port.
-            return pid if client.health().get("pid") == pid else None
+            return pid if client.get("health").get("pid") == pid else None
     except CommandError:
         return None
 
@@ -139,7 +139,7 @@ def sample_notes() -> list[str]:
 def add_notes(client: "Client", console: "Console") -> None:
     """Store the sample notes."""
     notes = sample_notes()
-    client.add_texts([{"text": note, "source": "sample-notes"} for note in notes])
+    client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in notes])
     words = sum(len(note.split()) for note in notes)
     console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
 
@@ -149,8 +149,8 @@ def learn(client: "Client", console: "Console", steps: int) -> Document:
     from pocketllm.cli.views import FINISHED_STATES
 
     # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
-    open_job = next((job for job in client.jobs(limit=1)[0] if job["state"] not in FINISHED_STATES), None)
-    job = open_job or client.start_job(steps=steps, seed=SEED)
+    open_job = next((job for job in client.get("jobs", limit=1)["data"] if job["state"] not in FINISHED_STATES), None)
+    job = open_job or client.post("jobs", body={"steps": steps, "seed": SEED})
     with job_display(console, quiet=False) as show:
         guard = StallGuard(show, time.monotonic)
         job = follow(client, job, guard.show, pause=lambda: time.sleep(POLL_SECONDS))
@@ -191,7 +191,9 @@ def compare(client: "Client", console: "Console", adapter: str) -> list[Document
     with console.status("Asking both models..."):
         for prompt in PROMPTS:
             request = {"prompt": prompt, "seed": SEED, "max_tokens": ANSWER_TOKENS}
-            base, personal = (client.generate({**request, "adapter": who})["text"] for who in ("base", adapter))
+            base, personal = (
+                client.post("generate", body={**request, "adapter": who})["text"] for who in ("base", adapter)
+            )
             answers.append({"prompt": prompt, "base": base, "personal": personal})
     console.print(answers_table(answers))
     return answers

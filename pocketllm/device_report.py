@@ -117,13 +117,13 @@ def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
 
     Returns how long that took, what it needed, and what was foretold. Raises CommandError.
     """
-    client.add_texts([{"text": note, "source": "sample-notes"} for note in sample_notes()])
+    client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in sample_notes()])
     began = time.monotonic()
-    job = client.start_job(steps=STEPS, seed=1)["id"]
+    job = client.post("jobs", body={"steps": STEPS, "seed": 1})["id"]
     _wait(client, job, lambda now: now["step"] >= 1, say)
     first_step_seconds = time.monotonic() - began
     before = _wait(client, job, lambda now: now["step"] >= KILLED_AT_STEP, say)
-    worker = client.status()["worker"]["pid"]
+    worker = client.get("status")["worker"]["pid"]
     if worker is not None:
         os.kill(worker, signal.SIGKILL)
         say(f"killed the worker after step {before['step']}; the job continues by itself")
@@ -151,7 +151,7 @@ def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
         say("generating text")
         began = time.monotonic()
         request = {"prompt": PROMPTS[0], "max_tokens": ANSWER_TOKENS, "adapter": ended["adapter"] or "base"}
-        answer = client.generate(request)
+        answer = client.post("generate", body=request)
         found["answer"] = {**answer, "seconds": round(time.monotonic() - began, 1)}
     return found
 
@@ -162,7 +162,7 @@ def _wait(client: "Client", job: str, enough: Callable[[Document], bool], say: C
 
     guard = StallGuard(lambda now: say(f"{now['state']}, step {now['step']} of {now['total_steps']}"), time.monotonic)
     while True:
-        now = client.job(job)
+        now = client.get("jobs", job)
         guard.show(now)
         if enough(now) or now["state"] in FINISHED_STATES:
             return now

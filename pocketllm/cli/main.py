@@ -120,7 +120,7 @@ def status(options: Common) -> None:
     from pocketllm.cli.views import status_panel
 
     with connected(options) as client:
-        document = client.status()
+        document = client.get("status")
     show(options, document, status_panel(document, datetime.now(UTC)))
 
 

@@ -297,7 +297,7 @@ def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
     serve = [sys.executable, "-X", "importtime", "-m", "pocketllm", "serve", "--model", "tiny"]
     with running_daemon(tmp_path, serve, start_seconds=WAIT_SECONDS) as client:
         assert runner.invoke(app, ["token"]).stdout.strip() == client.target.token
-        assert run("jobs") == {"data": [], "has_more": False}
+        assert run("jobs") == {"data": [], "has_more": False, "next": None}
         notes = [f"Note {number}. Wind from the west, two mugs of tea, and the boat is dry." for number in range(40)]
         assert run("add", *notes)["created"] == 40
         assert run("add", notes[0])["duplicates"] == 1

@@ -77,7 +77,7 @@ class TestWithDaemon:
 
     def test_train_passes_them_on(self, run: Run, double: DaemonDouble) -> None:
         assert run("train", *GIVEN, "--no-follow").exit_code == 0
-        assert double.bodies("POST", "/jobs") == [{"now": True, **WISH}]
+        assert double.bodies("POST", "/jobs") == [WISH]
 
     def test_a_named_daemon_that_is_not_there_is_an_error(self, alone: Run) -> None:
         result = alone("plan", "--url", "http://127.0.0.1:9")

@@ -26,7 +26,7 @@ class TestTrain:
     def test_follows_to_the_end(self, run: Run, double: DaemonDouble) -> None:
         result = run("train", "--steps", "40", "--seed", "0")
         assert result.exit_code == 0
-        assert double.bodies("POST", "/jobs") == [{"now": True, "steps": 40, "seed": 0}]
+        assert double.bodies("POST", "/jobs") == [{"steps": 40, "seed": 0}]
         assert "queued  step 0/40\nrunning  step 20/40" in result.stdout
         assert "3.5000 -> 3.2500 nats per token (-7.1 %)" in result.stdout
         assert "/data/adapters/adapter-1" in result.stdout

@@ -203,7 +203,7 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
                 double.authorizations.append(self.headers.get("Authorization"))
                 if not open_route and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     self.send_document(*problem(401, "A token is needed."))
-                elif parts.path == "/generate" and body["stream"]:
+                elif parts.path == "/generate" and body.get("stream"):
                     self.send_stream()
                 else:
                     self.send_document(*answer(double, method, parts.path, query, body))

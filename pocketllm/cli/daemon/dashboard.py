@@ -29,7 +29,7 @@ def dashboard(
     The address contains a code that works once, within two minutes, so it is useless in the browser's history.
     """
     with connected(options) as client:
-        made = client.begin_session()
+        made = client.post("sessions")
         address = f"{client.target.url}/#code={made['code']}"
     if options.json:
         emit({"url": address, "seconds": made["seconds"]})

@@ -24,7 +24,7 @@ def snooze(
     if off == (minutes is not None):
         raise UsageError("Give the number of minutes, or --off.")
     with connected(options) as client:
-        document = client.snooze(None if off else minutes)
+        document = client.post("status", "snooze", body={} if off else {"minutes": minutes})
     until = document["snoozed_until"]
     if until is None:
         sentence = "Jobs run again when the conditions allow it."

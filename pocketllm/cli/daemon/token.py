@@ -59,7 +59,7 @@ def create(
 ) -> None:
     """Create an access token for an app and print it. Only its hash is stored, so it cannot be shown again."""
     with connected(options) as client:
-        made = client.create_token(name, [str(one) for one in scope])
+        made = client.post("tokens", body={"name": name, "scopes": scope})
     if options.json:
         emit(made)
     else:
@@ -71,8 +71,8 @@ def create(
 def list_tokens(options: Common) -> None:
     """List the apps with access tokens, and their scopes."""
     with connected(options) as client:
-        found = client.tokens()
-    show(options, {"data": found}, _tokens_table(found))
+        found = client.get("tokens")
+    show(options, found, _tokens_table(found["data"]))
 
 
 def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
@@ -95,5 +95,5 @@ def _tokens_table(tokens: Sequence[Document]) -> "Table | Text":
 def revoke(options: Common, name: Name) -> None:
     """Revoke an app's access token."""
     with connected(options) as client:
-        client.revoke_token(name)
+        client.delete("tokens", name)
     show(options, {"revoked": name}, f"Revoked {name}'s token.")

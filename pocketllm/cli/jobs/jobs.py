@@ -1,21 +1,16 @@
 """`pocketllm jobs`: list, show, pause, resume and cancel jobs."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pocketllm.cli.common import Common, ShowByDefault, connected, examples, make_console, shared_options, show
-from pocketllm.errors import Document
-
-if TYPE_CHECKING:
-    from pocketllm.client import Client
 
 DEFAULT_LIMIT = 20
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id or its first characters; see `pocketllm jobs`.")]
-Limit = Annotated[int, typer.Option(min=1, help="Number of jobs to show.")]
+Limit = Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to show.")]
 
 jobs_app = typer.Typer(cls=ShowByDefault, invoke_without_command=True)
 
@@ -57,7 +52,7 @@ def show_job(options: Common, job_id: JobId) -> None:
     from pocketllm.cli.views import job_details
 
     with connected(options) as client:
-        job = client.job(job_id)
+        job = client.get("jobs", job_id)
     runs = [runs_table(job["runs"])] if job["runs"] else []
     show(options, job, Group(job_details(job, datetime.now(UTC)), *runs))
 
@@ -66,7 +61,7 @@ def show_job(options: Common, job_id: JobId) -> None:
 @shared_options
 def cancel_job(options: Common, job_id: JobId) -> None:
     """Cancel a job that has not finished. Its progress is deleted."""
-    change(options, lambda client: client.cancel_job(job_id), "Job {id} is {state}.")
+    change(options, job_id, "cancel", "Job {id} is {state}.")
 
 
 @jobs_app.command("pause", epilog=examples("pocketllm jobs pause ID"))
@@ -74,7 +69,7 @@ def cancel_job(options: Common, job_id: JobId) -> None:
 def pause_job(options: Common, job_id: JobId) -> None:
     """Pause a job until you resume it. It keeps its progress."""
     sentence = "Job {id} is paused at step {step}. Resume it with `pocketllm jobs resume {id}`."
-    change(options, lambda client: client.pause_job(job_id), sentence)
+    change(options, job_id, "pause", sentence)
 
 
 @jobs_app.command("resume", epilog=examples("pocketllm jobs resume ID"))
@@ -82,13 +77,13 @@ def pause_job(options: Common, job_id: JobId) -> None:
 def resume_job(options: Common, job_id: JobId) -> None:
     """Resume a job that you paused; it continues when the conditions allow it."""
     sentence = "Job {id} continues when the conditions allow it; `pocketllm jobs {id}` shows its state."
-    change(options, lambda client: client.resume_job(job_id), sentence)
+    change(options, job_id, "resume", sentence)
 
 
-def change(options: Common, ask: Callable[["Client"], Document], sentence: str) -> None:
+def change(options: Common, job_id: str, action: str, sentence: str) -> None:
     """Change a job and print the sentence, filled with the job's fields."""
     with connected(options) as client:
-        job = ask(client)
+        job = client.post("jobs", job_id, action)
     show(options, job, sentence.format(**job))
 
 
@@ -97,6 +92,6 @@ def show_list(options: Common, limit: int) -> None:
     from pocketllm.cli.views import jobs_table
 
     with connected(options) as client:
-        found, has_more = client.jobs(limit=limit)
-    table = jobs_table(found, has_more=has_more, width=make_console().width, now=datetime.now(UTC))
-    show(options, {"data": found, "has_more": has_more}, table)
+        page = client.get("jobs", limit=limit)
+    now, width = datetime.now(UTC), make_console().width
+    show(options, page, jobs_table(page["data"], has_more=page["has_more"], width=width, now=now))

@@ -103,7 +103,7 @@ def plan_of_daemon(options: Common, requested: Document) -> Document | None:
         return None
     try:
         with connected(options) as client:
-            return client.plan_job(requested)
+            return client.post("jobs", "plan", body=requested)
     except NoDaemon:
         if named:
             raise

@@ -34,13 +34,13 @@ def report(
     from pocketllm.cli.jobs.report_view import report_view
 
     with connected(options) as client:
-        document = newest_report(client) if job_id is None else client.report(job_id)
+        document = newest_report(client) if job_id is None else client.get("jobs", job_id, "report")
     show(options, document, report_view(document, width=make_console().width))
 
 
 def newest_report(client: "Client") -> Document:
     """Return the report of the newest job that has one. Raises CommandError where there is none."""
-    for job in client.jobs(limit=NEWEST_JOBS)[0]:
+    for job in client.get("jobs", limit=NEWEST_JOBS)["data"]:
         if job["state"] != "succeeded":
             continue
         document = find_report(client, job["id"])
@@ -54,7 +54,7 @@ def find_report(client: "Client", job_id: str) -> Document | None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            return client.report(job_id)
+            return client.get("jobs", job_id, "report")
         except DaemonRefused as error:
             if error.document.get("error", {}).get("code") == "wrong_state":
                 return None

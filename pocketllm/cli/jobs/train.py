@@ -51,9 +51,8 @@ def train(
     Ctrl-C stops the display, not the job.
     """
     with connected(options) as client:
-        job = client.start_job(
-            seed=seed, **requested_fields(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
-        )
+        requested = requested_fields(steps=steps, mode=mode, method=method, batch=batch, probes=probes)
+        job = client.post("jobs", body=requested if seed is None else requested | {"seed": seed})
         if not follow_job:
             show(options, job, f"Job {job['id']} is {job['state']}. Watch it with `pocketllm jobs {job['id']}`.")
             return
@@ -82,7 +81,7 @@ def adapter_folder(client: "Client", job: Document) -> str | None:
     """Return the folder of the adapter that a job made; None when it made none."""
     if not job.get("adapter"):
         return None
-    return next((entry["folder"] for entry in client.adapters() if entry["id"] == job["adapter"]), None)
+    return next((entry["folder"] for entry in client.get("adapters")["data"] if entry["id"] == job["adapter"]), None)
 
 
 def watch(client: "Client", job: Document, console: "Console", *, quiet: bool = False) -> Document:
@@ -104,7 +103,7 @@ def follow(client: "Client", job: Document, show: Callable[[Document], None], *,
         show(job)
         pause()
         try:
-            job = client.job(job["id"])
+            job = client.get("jobs", job["id"])
         except (NoDaemon, DaemonLost, DaemonSlow) as error:
             failed += 1
             if failed > FAILED_POLLS_ALLOWED:

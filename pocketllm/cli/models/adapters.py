@@ -49,8 +49,8 @@ def adapters(options: Common, ctx: typer.Context) -> None:
     from pocketllm.cli.models.adapters_view import adapters_table
 
     with connected(options) as client:
-        found = client.adapters()
-    show(options, {"data": found}, adapters_table(found))
+        found = client.get("adapters")
+    show(options, found, adapters_table(found["data"]))
 
 
 @adapters_app.command("serve", epilog=examples("pocketllm adapters serve ID"))
@@ -64,7 +64,7 @@ def serve_adapter(
 ) -> None:
     """Serve an adapter, to undo a rollback or to use one that was not promoted."""
     with connected(options) as client:
-        show_change(client.serve_adapter(adapter_id, deleted_text=yes), options)
+        show_change(client.post("adapters", adapter_id, "serve", deleted_text=yes), options)
 
 
 @adapters_app.command("delete", epilog=examples("pocketllm adapters delete ID"))
@@ -72,7 +72,7 @@ def serve_adapter(
 def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
     """Delete an adapter and its files. Fails if it is served or another adapter was made from it."""
     with connected(options) as client:
-        client.delete_adapter(adapter_id)
+        client.delete("adapters", adapter_id)
     show(options, {"deleted": adapter_id}, f"Deleted {adapter_id} and its files.")
 
 
@@ -107,10 +107,10 @@ def export_adapter(
         return
     with (
         connected(options) as client,
-        client.export_adapter(adapter_id, format=export_format) as pieces,
+        client.download("adapters", adapter_id, "export", params={"format": export_format.value}) as response,
         tempfile.TemporaryFile() as whole,
     ):
-        for piece in pieces:
+        for piece in response.iter_bytes():
             whole.write(piece)
         whole.seek(0)
         with tarfile.open(fileobj=whole) as archive:
@@ -132,10 +132,10 @@ def export_gguf(adapter_id: str, export_format: Format, target: Path, options: C
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         connected(options) as client,
-        client.export_adapter(adapter_id, format=export_format) as pieces,
+        client.download("adapters", adapter_id, "export", params={"format": export_format.value}) as response,
         whole_file(target) as file,
     ):
-        for piece in pieces:
+        for piece in response.iter_bytes():
             file.write(piece)
     usage = f"-m {target}" if export_format is Format.MERGED else f"-m BASE.gguf --lora {target}"
     sentence = f"Wrote {target}. To load it in llama.cpp: {usage}"
@@ -155,7 +155,7 @@ def rollback(
     set aside: no job learns them again.
     """
     with connected(options) as client:
-        show_change(client.roll_back(model=model), options)
+        show_change(client.post("adapters", "rollback", body={} if model is None else {"model": model}), options)
 
 
 def show_change(change: Document, options: Common) -> None:

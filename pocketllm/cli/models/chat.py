@@ -38,7 +38,7 @@ def chat(
     opening = [{"role": "system", "content": system}] if system else []
     messages: list[Document] = list(opening)
     with connected(options) as client:
-        client.health()  # rather now than after the first message
+        client.get("health")  # rather now than after the first message
         while (line := _line()) not in (None, _END):
             if not line or line == _ANEW:
                 messages = list(opening) if line else messages

@@ -34,7 +34,7 @@ def classify(
     words = read_stdin().removesuffix("\n") if text == "-" else from_argument(text)
     request: Document = {"text": words, "adapter": "base" if base else "serving"}
     with connected(options) as client:
-        answer = client.classify(request | ({} if label is None else {"labels": label}))
+        answer = client.post("classify", body=request | ({} if label is None else {"labels": label}))
     if options.json:
         emit(answer)
         return

@@ -67,7 +67,7 @@ def generate(
     request |= {name: value for name, value in parameters.items() if value is not None}
     with connected(options) as client:
         if options.json:
-            emit(client.generate(request))
+            emit(client.post("generate", body=request))
             return
         answer = write_stream(client, request) if stream else write_whole(client, request)
     console = make_console(stderr=True)
@@ -84,12 +84,12 @@ def write_stream(client: "Client", request: Document) -> Document:
     answer: Document = {}
     begun = False
     try:
-        for event in client.stream(request):
-            if event.name == "token":
+        for event in client.stream("generate", body=request):
+            if event.event == "token":
                 begun = True
-                write(event.data["text"])
-            elif event.name == "done":
-                answer = event.data
+                write(event.json()["text"])
+            elif event.event == "done":
+                answer = event.json()
     except (CommandError, KeyboardInterrupt):
         if begun:  # the message that follows begins on a line of its own
             write("\n")
@@ -100,7 +100,7 @@ def write_stream(client: "Client", request: Document) -> Document:
 
 def write_whole(client: "Client", request: Document) -> Document:
     """Write the finished text to stdout; returns the final document."""
-    answer = client.generate(request)
+    answer = client.post("generate", body=request)
     write(answer["text"] + "\n")
     return answer
 

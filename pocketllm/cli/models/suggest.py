@@ -49,7 +49,7 @@ def suggest(
             )
         for line in [text] if text is not None else sys.stdin:
             with make_console(stderr=True).status("Thinking ..."):
-                answer = client.suggest(request | {"context": line.rstrip("\r\n")})
+                answer = client.post("suggest", body=request | {"context": line.rstrip("\r\n")})
             if options.json:
                 emit(answer)
             else:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 #: A page is held in memory at both ends, and a text may be a megabyte.
 PAGE_TEXTS = 50
-NOT_FOUND = 404
 
 EPILOG = examples(
     "pocketllm export backup.jsonl",
@@ -58,19 +58,13 @@ def export(
 
 def lines(client: "Client") -> Iterator[bytes]:
     """Yield each text as a line of JSON. Raises CommandError when the texts change in a way that loses the place."""
-    after: str | None = None
-    while True:
-        try:
-            page = client.texts(limit=PAGE_TEXTS, after=after)
-        except DaemonRefused as error:
-            if after is None or error.status != NOT_FOUND:
-                raise
-            raise CommandError("A text was deleted during the export. Run it again.") from error
-        for text in page["data"]:
+    try:
+        for text in client.pages("texts", limit=PAGE_TEXTS):
             yield json.dumps(as_given(text), ensure_ascii=False).encode() + b"\n"
-        after = page.get("next")
-        if not page.get("has_more") or after is None:
-            return
+    except DaemonRefused as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        raise CommandError("A text was deleted during the export. Run it again.") from error
 
 
 def as_given(text: Document) -> Document:

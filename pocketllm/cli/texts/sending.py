@@ -37,7 +37,7 @@ def send(options: Common, texts: Iterable[Text], skip: Skip | None = None) -> Do
     ready = list(batches(texts, None)) if skip is None else batches(texts, skip)
     try:
         with connected(options) as client:
-            client.health()  # better now than after hours of reading
+            client.get("health")  # better now than after hours of reading
             for batch in ready:
                 store(client, batch, sent, skip)
     except KeyboardInterrupt as error:
@@ -84,7 +84,7 @@ def store(client: "Client", batch: list[Text], sent: Document, skip: Skip | None
     """Store a batch and add the answer to `sent`. Without a text that the daemon refuses, the batch is sent again."""
     while batch:
         try:
-            answer = client.add_texts([text.item for text in batch])
+            answer = client.post("texts", body=[text.item for text in batch])
         except DaemonRefused as error:
             number, reason = refused_item(error)
             if not 1 <= number <= len(batch):

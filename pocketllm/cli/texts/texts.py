@@ -58,7 +58,7 @@ def texts(
     from pocketllm.cli.texts.texts_view import texts_table
 
     with connected(options) as client:
-        page = client.texts(limit=limit, after=after, query=query)
+        page = client.get("texts", limit=limit, after=after, query=query)
     show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC), query=query))
 
 
@@ -71,7 +71,7 @@ def show_text(options: Common, text_id: TextId) -> None:
     from pocketllm.cli.texts.texts_view import text_details
 
     with connected(options) as client:
-        text = client.text(text_id)
+        text = client.get("texts", text_id)
     show(options, text, text_details(text, datetime.now(UTC)), soft_wrap=True)
 
 
@@ -101,15 +101,15 @@ def delete_texts(
         source = source_of(folder, options)
     if sum(map(bool, (text_ids, source, app))) != 1:
         raise UsageError("Give ids, or one of --source, --app and --folder.")
-    which = {"source": source, "app": app}
+    which = {"id": text_ids, "source": source or None}
     with connected(options) as client:
-        cost = client.deletion_cost(text_ids or (), **which)
+        cost = client.get("deletions", "cost", app=app or None, **which)
         said = (f"{cost['texts']:,} texts. " * bool(source or app) + cost["summary"]).strip()
         if said and not yes:
             if options.json:
                 raise UsageError(f"{said} Give --yes to delete anyway.")
             typer.confirm(f"{said} Delete?", abort=True)
-        receipt = client.delete_texts(text_ids or (), **which)
+        receipt = client.delete("apps", app, "texts") if app else client.delete("texts", **which)
     show(options, receipt, receipt["summary"])
 
 
