@@ -1,27 +1,31 @@
-"""What the commands share: options, consoles, and the conversion of errors to exit codes."""
+"""What the commands share: the program and its groups, options, consoles, and errors as exit codes."""
 
 import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from typer.core import TyperGroup
 
+from pocketllm.daemon.leftovers import scratch_prefix
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import CommandError, Interrupted, UsageError
-from pocketllm.home import become_owner, find_target
+from pocketllm.home import become_owner, configured_data_dir, find_target
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from pocketllm.client import Client
+    from pocketllm.storage.store import Store
 
 # The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
@@ -33,6 +37,7 @@ DataDir = Annotated[
     typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+Command = Callable[..., None]
 
 #: A line for each panel of `pocketllm --help`.
 COMMAND_ORDER = [
@@ -57,6 +62,11 @@ class Common:
     data_dir: Path | None = None
     json: bool = False
 
+    @property
+    def folder(self) -> DataFolder:
+        """The data folder."""
+        return DataFolder(self.data_dir or configured_data_dir())
+
 
 def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> Common:
     """Return a command's options, filled up with those given to its group (`jobs --json show ID`).
@@ -71,30 +81,81 @@ def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
     return options
 
 
-def shared_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
-    """Decorate a command that asks the daemon: typer sees the options of `common` behind the command's own."""
-    return _with_options(command, ("ctx", "url", "data_dir", "json_wanted"))
-
-
-def local_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
-    """The same for a command that reads the data folder itself, and so has no --url."""
-    return _with_options(command, ("ctx", "data_dir", "json_wanted"))
-
-
-def _with_options(command: Callable[Concatenate[Common, ...], None], names: tuple[str, ...]) -> Callable[..., None]:
+def _with_options(command: Command, without: tuple[str, ...]) -> Command:
+    """The command as typer sees it: with the options of `common` behind its own, but for some."""
     own = list(signature(command, eval_str=True).parameters.values())[1:]
-    shared = [signature(common, eval_str=True).parameters[name] for name in names]
+    shared = [one for one in signature(common, eval_str=True).parameters.values() if one.name not in without]
 
     @wraps(command)
     def run(**given: Any) -> None:
         options = common(**{parameter.name: given[parameter.name] for parameter in shared})
-        command(options, **{parameter.name: given[parameter.name] for parameter in own})
+        if given["ctx"].invoked_subcommand is None:  # else it is of a group one of whose commands follows
+            command(options, **{parameter.name: given[parameter.name] for parameter in own})
 
     by_name = {parameter.name: parameter for parameter in [*own, *shared]}
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in by_name.values()]
     run.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
     return run
+
+
+def shared_options(command: Command) -> Command:
+    """Decorate a command that asks the daemon: typer sees the options of `common` behind the command's own."""
+    return _with_options(command, ())
+
+
+def local_options(command: Command) -> Command:
+    """The same for a command that reads the data folder itself, and so has no --url."""
+    return _with_options(command, ("url",))
+
+
+class Commands:
+    """The commands of the program, or of a group such as `jobs`.
+
+    A decorated function takes the shared options first (see Common). without: names of those that it does not have.
+    shared: False if it has none of them and takes what it declares. lines: examples for its help.
+    """
+
+    def __init__(self, app: typer.Typer) -> None:
+        self.app = app
+        self.names: list[str] = []  # in the order of the help
+
+    def command(
+        self,
+        *lines: str,
+        name: str | None = None,
+        panel: str | None = None,
+        without: tuple[str, ...] = (),
+        shared: bool = True,
+    ) -> Callable[[Command], Command]:
+        """Add a command. panel: where the help lists it."""
+
+        def add(command: Command) -> Command:
+            made = self.app.command(name, epilog=examples(*lines), rich_help_panel=panel)
+            made(_with_options(command, without) if shared else command)
+            self.names.append(name or command.__name__)
+            return command
+
+        return add
+
+    def group(
+        self,
+        *lines: str,
+        panel: str,
+        without: tuple[str, ...] = (),
+        shared: bool = True,
+        cls: type[TyperGroup] = TyperGroup,
+    ) -> Callable[[Command], "Commands"]:
+        """Add a group. The decorated function runs where no command of the group is given; else the help is shown."""
+
+        def add(callback: Command) -> "Commands":
+            made = typer.Typer(cls=cls, invoke_without_command=shared, no_args_is_help=not shared)
+            made.callback(epilog=examples(*lines))(_with_options(callback, without) if shared else callback)
+            self.app.add_typer(made, name=callback.__name__, rich_help_panel=panel)
+            self.names.append(callback.__name__)
+            return Commands(made)
+
+        return add
 
 
 class Program(TyperGroup):
@@ -148,6 +209,29 @@ class ShowByDefault(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def examples(*lines: str) -> str:
+    """Return the examples at the end of a command's help."""
+    return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
+
+
+program = Commands(
+    typer.Typer(
+        cls=Program,
+        no_args_is_help=True,
+        # A traceback with the values of variables would print the owner's words.
+        pretty_exceptions_enable=False,
+        epilog=examples(
+            "pocketllm demo                      try it on sample notes, in a minute or two",
+            "pocketllm models add                install the default model",
+            "pocketllm serve                     run the daemon",
+            "pocketllm import ~/notes",
+            "pocketllm train",
+            'pocketllm generate "Dear Anna,"',
+        ),
+    )
+)
+
+
 def report(error: CommandError, *, json_wanted: bool) -> None:
     """Write an error to stderr, for people or as a problem document."""
     if json_wanted:
@@ -198,6 +282,54 @@ def connected(options: Common) -> "Iterator[Client]":
         yield client
 
 
-def examples(*lines: str) -> str:
-    """Return the examples at the end of a command's help."""
-    return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
+@contextmanager
+def stored(path: Path) -> "Iterator[Store]":
+    """Yield the store in a database file, without a daemon. Nothing is migrated and no row changes.
+
+    Raises CommandError when there is no such file or it is of another version.
+    """
+    if not path.is_file():
+        raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
+    from pocketllm.storage.database import Database
+    from pocketllm.storage.migrate import current_revision
+    from pocketllm.storage.migrations import HEAD
+    from pocketllm.storage.store import Store
+
+    database = Database(path, durable=False)
+    try:
+        with database.read() as session:
+            revision = current_revision(session.connection())
+        if revision != HEAD:
+            raise CommandError(
+                f"The database {path} was written by another version of PocketLLM. "
+                "Run `pocketllm serve` once: it upgrades an older database."
+            )
+        yield Store(database)
+    finally:
+        database.close()
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Check that a file can be written, before any work is done. Raises CommandError."""
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder. Give a file name.")
+    if not path.parent.is_dir():
+        raise CommandError(f"There is no folder {path.parent}. Create it first.")
+    if (path.exists() or path.is_symlink()) and not force:
+        raise CommandError(f"{path} already exists. Give another name, or replace it with --force.")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, readable by its owner alone. It gets its name when the block succeeds; else it is deleted."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=scratch_prefix(path))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        Path(scratch).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(scratch).unlink()
+        raise

@@ -6,20 +6,13 @@ daemon's process never holds torch or an HTTP client.
 
 import io
 import sys
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli.common import Common, DataDir, Program, connected, examples, shared_options, show
-from pocketllm.cli.daemon import backup as cli_backup
-from pocketllm.cli.daemon import dashboard as cli_dashboard
-from pocketllm.cli.daemon import demo as cli_demo
-from pocketllm.cli.daemon import doctor as cli_doctor
-from pocketllm.cli.daemon import snooze as cli_snooze
-from pocketllm.cli.daemon.service import service_app
-from pocketllm.cli.daemon.token import token_app
+from pocketllm.cli import backup, daemon, doctor
+from pocketllm.cli.common import program
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
@@ -37,31 +30,15 @@ from pocketllm.cli.texts import export as cli_export
 from pocketllm.cli.texts import import_texts as cli_import
 from pocketllm.cli.texts.folders import folders_app
 from pocketllm.cli.texts.texts import texts_app
-from pocketllm.errors import EXIT_CONFIG, EXIT_ERROR, CommandError
-from pocketllm.home import become_owner
 
-#: The panels of `pocketllm --help`. COMMAND_ORDER has their order.
-SERVICE = "Service"
 MODELS = "Models and adapters"
 TEXTS = "Your texts"
 TRAINING = "Training"
 WRITING = "Writing"
-CHECKS = "Checks and backups"
 
-app = typer.Typer(
-    cls=Program,
-    no_args_is_help=True,
-    # A traceback with the values of variables would print the owner's words.
-    pretty_exceptions_enable=False,
-    epilog=examples(
-        "pocketllm demo                      try it on sample notes, in a minute or two",
-        "pocketllm models add                install the default model",
-        "pocketllm serve                     run the daemon",
-        "pocketllm import ~/notes",
-        "pocketllm train",
-        'pocketllm generate "Dear Anna,"',
-    ),
-)
+#: Imported for the commands that they add.
+MODULES = (daemon, doctor, backup)
+app = program.app
 
 
 def show_version(show: bool) -> None:
@@ -80,55 +57,6 @@ def root(
     """Train a small language model to write like you, on this device."""
 
 
-@app.command(
-    epilog=examples("pocketllm serve", "pocketllm serve --port 0 --data-dir ./try", "pocketllm serve --model NAME"),
-    rich_help_panel=SERVICE,
-)
-def serve(
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port on this device; 0 picks a free one. Default: 2407.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Installed model to train (see `pocketllm models`).")
-    ] = None,
-    data_dir: DataDir = None,
-    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
-) -> None:
-    """Run the daemon until Ctrl-C. It listens on this device only.
-
-    Options override the environment (POCKETLLM_...), which overrides config.toml.
-    """
-    from pocketllm.daemon.errors import BadSettings, DaemonError
-    from pocketllm.server import serve as run
-    from pocketllm.storage.errors import StorageError
-
-    become_owner(data_dir)
-    given = {"port": port, "model": model, "data_dir": data_dir, "log_level": log_level}
-    try:
-        code = run({name: value for name, value in given.items() if value is not None})
-    except (DaemonError, StorageError) as error:
-        refused = CommandError(str(error))
-        refused.exit_code = EXIT_CONFIG if isinstance(error, BadSettings) else EXIT_ERROR
-        raise refused from error
-    raise typer.Exit(code)
-
-
-@app.command(epilog=examples("pocketllm status", "pocketllm status --json"), rich_help_panel=SERVICE)
-@shared_options
-def status(options: Common) -> None:
-    """Show what the daemon is doing, whether it can train now, and if not, why."""
-    from pocketllm.cli.views import status_panel
-
-    with connected(options) as client:
-        document = client.get("status")
-    show(options, document, status_panel(document, datetime.now(UTC)))
-
-
-app.command("demo", epilog=cli_demo.EPILOG, rich_help_panel=SERVICE)(cli_demo.demo)
-app.add_typer(service_app, name="service", rich_help_panel=SERVICE)
-app.command("dashboard", epilog=cli_dashboard.EPILOG, rich_help_panel=SERVICE)(cli_dashboard.dashboard)
-app.command("snooze", epilog=cli_snooze.EPILOG, rich_help_panel=SERVICE)(cli_snooze.snooze)
-app.add_typer(token_app, name="token", rich_help_panel=SERVICE)
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 app.add_typer(adapters_app, name="adapters", rich_help_panel=MODELS)
 app.command("rollback", epilog=cli_adapters.EPILOG, rich_help_panel=MODELS)(cli_adapters.rollback)
@@ -145,11 +73,7 @@ app.command("generate", epilog=cli_generate.EPILOG, rich_help_panel=WRITING)(cli
 app.command("suggest", epilog=cli_suggest.EPILOG, rich_help_panel=WRITING)(cli_suggest.suggest)
 app.command("classify", epilog=cli_classify.EPILOG, rich_help_panel=WRITING)(cli_classify.classify)
 app.command("chat", epilog=cli_chat.EPILOG, rich_help_panel=WRITING)(cli_chat.chat)
-app.command("doctor", epilog=cli_doctor.EPILOG, rich_help_panel=CHECKS)(cli_doctor.doctor)
-app.command("backup", epilog=cli_backup.BACKUP_EPILOG, rich_help_panel=CHECKS)(cli_backup.backup)
-app.command("restore", epilog=cli_backup.RESTORE_EPILOG, rich_help_panel=CHECKS)(cli_backup.restore)
-app.command("verify", epilog=cli_backup.VERIFY_EPILOG, rich_help_panel=CHECKS)(cli_backup.verify)
-app.command("replay", epilog=cli_replay.EPILOG, rich_help_panel=CHECKS)(cli_replay.replay)
+app.command("replay", epilog=cli_replay.EPILOG, rich_help_panel="Checks and backups")(cli_replay.replay)
 
 
 def main() -> None:

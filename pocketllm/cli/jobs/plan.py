@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.store import stored
+from pocketllm.cli.common import Common, connected, examples, shared_options, show, stored
 from pocketllm.errors import Document, NoDaemon, UsageError
 from pocketllm.home import announced_target, configured_data_dir
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.store import stored
+from pocketllm.cli.common import Common, examples, local_options, make_console, show, stored
 from pocketllm.errors import EXIT_ERROR, CommandError, Document, NotReplayed
 from pocketllm.home import configured_data_dir
 
@@ -51,6 +50,7 @@ def rebuilt(data_dir: Path, job_id: str, output: Path | None, on_row: Progress) 
     from pocketllm.daemon.errors import DaemonError
     from pocketllm.daemon.paths import DataFolder
     from pocketllm.engine.errors import MezoError
+    from pocketllm.storage.errors import StorageError
 
     folder = DataFolder(data_dir)
     try:
@@ -59,7 +59,7 @@ def rebuilt(data_dir: Path, job_id: str, output: Path | None, on_row: Progress) 
             from pocketllm.daemon.tools.replay import rebuild
 
             found = rebuild(folder, store, job_id, output=output, on_row=on_row)
-    except (CommandError, DaemonError, MezoError) as error:
+    except (CommandError, DaemonError, MezoError, StorageError) as error:
         raise NotReplayed(str(error)) from error
     except OSError as error:
         raise NotReplayed(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error

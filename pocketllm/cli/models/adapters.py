@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.files import whole_file
+from pocketllm.cli.common import Common, connected, examples, shared_options, show, whole_file
 from pocketllm.errors import Document, UsageError
 
 EPILOG = examples("pocketllm rollback", "pocketllm rollback --model NAME", "pocketllm rollback --json")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, examples, shared_options, show
-from pocketllm.cli.files import check_target, whole_file
+from pocketllm.cli.common import Common, check_target, connected, examples, shared_options, show, whole_file
 from pocketllm.cli.texts.sending import counted
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 

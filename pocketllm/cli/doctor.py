@@ -7,22 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, examples, local_options, make_console, show
+from pocketllm.cli.common import Common, make_console, program, show
 from pocketllm.errors import CommandError
-from pocketllm.home import configured_data_dir, running_settings
+from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from pocketllm.daemon.settings import Settings
     from pocketllm.daemon.tools.doctor import Examination
 
-EPILOG = examples("pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor --report phone.json")
 Report = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Also rehearse a night; write a report to a new file.")
 ]
 _SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red")}
 
 
-@local_options
+@program.command(
+    "pocketllm doctor",
+    "pocketllm doctor --json",
+    "pocketllm doctor --report phone.json",
+    panel="Checks and backups",
+    without=("url",),
+)
 def doctor(options: Common, report: Report = None) -> None:
     """Check what works, what is unknown and what is missing, and show what to do. Needs no daemon.
 
@@ -41,7 +46,7 @@ def doctor(options: Common, report: Report = None) -> None:
     from pocketllm.daemon.settings import load_settings
     from pocketllm.daemon.tools.doctor import examine
 
-    running = running_settings(options.data_dir or configured_data_dir())
+    running = running_settings(options.folder.root)
     settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
     places = Places(supplies=settings.power_supplies)
     sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)

@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.files import check_target, whole_file
+from pocketllm.cli.common import Common, check_target, make_console, program, show, stored, whole_file
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import EXIT_ERROR, CommandError, UsageError
-from pocketllm.home import configured_data_dir
 
 if TYPE_CHECKING:
     from pocketllm.daemon.tools.backup import Check
 
-BACKUP_EPILOG = examples("pocketllm backup pocketllm.tar", "pocketllm backup pocketllm.tar --force")
-RESTORE_EPILOG = examples("pocketllm restore pocketllm.tar", "pocketllm restore pocketllm.tar --yes")
-VERIFY_EPILOG = examples("pocketllm verify", "pocketllm verify --replay --json")
-
+PANEL = "Checks and backups"
 #: What to do where something is damaged, by the first word of its name.
 ADVICE = {
     "database": "Restore a backup: `pocketllm restore FILE`.",
@@ -29,7 +24,9 @@ ADVICE = {
 }
 
 
-@local_options
+@program.command(
+    "pocketllm backup pocketllm.tar", "pocketllm backup pocketllm.tar --force", panel=PANEL, without=("url",)
+)
 def backup(
     options: Common,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, readable only by you.")],
@@ -50,7 +47,9 @@ def backup(
     show(options, asdict(contents) | {"file": str(file)}, view)
 
 
-@local_options
+@program.command(
+    "pocketllm restore pocketllm.tar", "pocketllm restore pocketllm.tar --yes", panel=PANEL, without=("url",)
+)
 def restore(
     options: Common,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Backup written by `pocketllm backup`.")],
@@ -62,7 +61,7 @@ def restore(
     """
     from pocketllm.daemon.tools import backup as tool
 
-    folder = DataFolder(options.data_dir or configured_data_dir())
+    folder = options.folder
     if folder.database.exists() and not yes:
         if options.json:
             raise UsageError("The data folder already has a database. Give --yes to replace it.")
@@ -74,7 +73,7 @@ def restore(
     show(options, asdict(contents) | {"former": None if former is None else str(former)}, view)
 
 
-@local_options
+@program.command("pocketllm verify", "pocketllm verify --replay --json", panel=PANEL, without=("url",))
 def verify(
     options: Common,
     replay: Annotated[
@@ -107,7 +106,6 @@ def verify(
 
 
 def _replayed(folder: DataFolder) -> "list[Check]":
-    from pocketllm.cli.store import stored
     from pocketllm.daemon.tools.replay import replays
 
     with stored(folder.database) as store:
@@ -116,7 +114,7 @@ def _replayed(folder: DataFolder) -> "list[Check]":
 
 def _folder(options: Common) -> DataFolder:
     """The data folder. Raises CommandError when there is no database in it."""
-    folder = DataFolder(options.data_dir or configured_data_dir())
+    folder = options.folder
     if not folder.database.is_file():
         raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
     return folder
