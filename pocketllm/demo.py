@@ -146,7 +146,7 @@ def add_notes(client: "Client", console: "Console") -> None:
 
 def learn(client: "Client", console: "Console", steps: int) -> Document:
     """Train now and show the progress. Raises CommandError when the job does not succeed or never starts."""
-    from pocketllm.cli.views import FINISHED_STATES
+    from pocketllm.cli.job_views import FINISHED_STATES
 
     # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
     open_job = next((job for job in client.get("jobs", limit=1)["data"] if job["state"] not in FINISHED_STATES), None)
@@ -185,7 +185,7 @@ class StallGuard:
 
 def compare(client: "Client", console: "Console", adapter: str) -> list[Document]:
     """Show and return the base model's and the personal model's answers to the same prompts."""
-    from pocketllm.cli.views import answers_table
+    from pocketllm.cli.report_view import answers_table
 
     answers: list[Document] = []
     with console.status("Asking both models..."):
@@ -201,14 +201,14 @@ def compare(client: "Client", console: "Console", adapter: str) -> list[Document
 
 def show_job(console: "Console", job: Document, folder: str | None) -> None:
     """Print the job's outcome."""
-    from pocketllm.cli.views import outcome
+    from pocketllm.cli.job_views import outcome
 
     console.print(outcome(job, folder))
 
 
 def show_words(client: "Client", console: "Console", job_id: str) -> None:
     """Print the words whose probability rose most, if the job has a report."""
-    from pocketllm.cli.jobs.report_view import words_table
+    from pocketllm.cli.report_view import words_table
 
     report = find_report(client, job_id)
     if report is not None and report["words"]:

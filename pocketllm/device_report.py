@@ -158,7 +158,7 @@ def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
 
 def _wait(client: "Client", job: str, enough: Callable[[Document], bool], say: Callable[[str], None]) -> Document:
     """The job once it is far enough, or has ended. Raises CommandError when it waits for too long."""
-    from pocketllm.cli.views import FINISHED_STATES
+    from pocketllm.cli.job_views import FINISHED_STATES
 
     guard = StallGuard(lambda now: say(f"{now['state']}, step {now['step']} of {now['total_steps']}"), time.monotonic)
     while True:

@@ -132,7 +132,7 @@ def service_status(system: System = False, json_wanted: Json = False) -> None:
 @program.command("pocketllm status", "pocketllm status --json", panel=PANEL)
 def status(options: Common) -> None:
     """Show what the daemon is doing, whether it can train now, and if not, why."""
-    from pocketllm.cli.views import status_panel
+    from pocketllm.cli.job_views import status_panel
 
     with connected(options) as client:
         document = client.get("status")

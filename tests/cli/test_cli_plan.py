@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.jobs.plan_view import plan_view
+from pocketllm.cli.job_views import plan_view
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store

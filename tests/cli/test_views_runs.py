@@ -1,15 +1,17 @@
 """What people see of a job's runs: any screen, whatever is missing, whatever it says; and the command that shows it."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from pocketllm.cli.jobs.runs_view import runs_table
+from pocketllm.cli.job_views import job_details
 from tests.support.commands import Run
 from tests.support.daemon_documents import JOB
 from tests.support.daemon_double import DaemonDouble
 from tests.support.rendering import rendered
 
+NOW = datetime(2026, 5, 1, 10, 3, tzinfo=UTC)
 RUN: dict[str, Any] = {
     "job": "job-1",
     "began_at": "2026-03-01T23:10:00Z",
@@ -27,7 +29,7 @@ RUN: dict[str, Any] = {
 
 
 def shown(width: int = 150, **changed: Any) -> str:
-    return rendered(runs_table([RUN | changed]), width)
+    return rendered(job_details(JOB | {"settings": {}, "events": [], "runs": [RUN | changed]}, NOW), width)
 
 
 def test_a_run_says_why_it_began_and_ended_and_what_it_took() -> None:

@@ -46,15 +46,11 @@ def jobs(
 @shared_options
 def show_job(options: Common, job_id: JobId) -> None:
     """Show one job with its reasons, settings, events and runs."""
-    from rich.console import Group
-
-    from pocketllm.cli.jobs.runs_view import runs_table
-    from pocketllm.cli.views import job_details
+    from pocketllm.cli.job_views import job_details
 
     with connected(options) as client:
         job = client.get("jobs", job_id)
-    runs = [runs_table(job["runs"])] if job["runs"] else []
-    show(options, job, Group(job_details(job, datetime.now(UTC)), *runs))
+    show(options, job, job_details(job, datetime.now(UTC)))
 
 
 @jobs_app.command("cancel", epilog=examples("pocketllm jobs cancel ID"))
@@ -89,9 +85,8 @@ def change(options: Common, job_id: str, action: str, sentence: str) -> None:
 
 def show_list(options: Common, limit: int) -> None:
     """Print the newest jobs."""
-    from pocketllm.cli.views import jobs_table
+    from pocketllm.cli.job_views import jobs_table
 
     with connected(options) as client:
         page = client.get("jobs", limit=limit)
-    now, width = datetime.now(UTC), make_console().width
-    show(options, page, jobs_table(page["data"], has_more=page["has_more"], width=width, now=now))
+    show(options, page, jobs_table(page, width=make_console().width, now=datetime.now(UTC)))

@@ -76,7 +76,7 @@ def plan(
     document = plan_of_daemon(options, requested) if model is None else None
     if document is None:
         document = plan_here(options.data_dir, requested, model=model)
-    from pocketllm.cli.jobs.plan_view import plan_view
+    from pocketllm.cli.job_views import plan_view
 
     show(options, document, plan_view(document))
 

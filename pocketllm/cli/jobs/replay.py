@@ -35,7 +35,7 @@ def replay(
 
     Needs neither your texts nor the daemon. Exit code 0: identical. 1: different. 2: the job could not be replayed.
     """
-    from pocketllm.cli.jobs.plan_view import replay_view
+    from pocketllm.cli.job_views import replay_view
 
     console = make_console(stderr=options.json)
     with progress(console, quiet=options.json and not console.is_terminal) as on_row:

@@ -31,7 +31,7 @@ def report(
 
     The report contains words of your texts and of the model. Deleting a text deletes them from its jobs' reports.
     """
-    from pocketllm.cli.jobs.report_view import report_view
+    from pocketllm.cli.report_view import report_view
 
     with connected(options) as client:
         document = newest_report(client) if job_id is None else client.get("jobs", job_id, "report")

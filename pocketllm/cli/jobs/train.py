@@ -62,7 +62,7 @@ def train(
         except KeyboardInterrupt:
             raise Interrupted(stopped_watching(job)) from None
         folder = adapter_folder(client, job)
-    from pocketllm.cli.views import outcome
+    from pocketllm.cli.job_views import outcome
 
     show(options, job, outcome(job, folder))
     if job["state"] != "succeeded":
@@ -96,7 +96,7 @@ def follow(client: "Client", job: Document, show: Callable[[Document], None], *,
     A daemon that is away for a moment is waited for; one that stays away is a CommandError. `pause` is
     called between two questions.
     """
-    from pocketllm.cli.views import FINISHED_STATES
+    from pocketllm.cli.job_views import FINISHED_STATES
 
     failed = 0
     while True:
@@ -128,7 +128,7 @@ def job_display(console: "Console", *, quiet: bool) -> Iterator[Callable[[Docume
         from rich.live import Live
         from rich.spinner import Spinner
 
-        from pocketllm.cli.views import live_job
+        from pocketllm.cli.job_views import live_job
 
         spinner = Spinner("dots")
         with Live(console=console, transient=True) as live:
@@ -147,7 +147,7 @@ class PlainLines:
 
     def show(self, job: Document) -> None:
         """Print the job if its state is new, or if the last line is old and there is news."""
-        from pocketllm.cli.views import progress_line
+        from pocketllm.cli.job_views import progress_line
 
         now, line = self._clock(), progress_line(job)
         if job["state"] != self._state or (now >= self._next_at and line != self._line):

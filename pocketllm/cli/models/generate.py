@@ -71,7 +71,7 @@ def generate(
             return
         answer = write_stream(client, request) if stream else write_whole(client, request)
     console = make_console(stderr=True)
-    from pocketllm.cli.texts.texts_view import one_line
+    from pocketllm.cli.views import one_line
 
     for one in answer["recalled"]:
         console.print(f"Read in {one['text_id']}: {one_line(one['passage'])}", style="dim", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, make_console, shared_options, show
-from pocketllm.cli.texts.sending import added_text, counted, send
+from pocketllm.cli.texts.sending import counted, send
 from pocketllm.errors import CommandError
 from pocketllm.readers.base import Text, Unreadable, decoded
 from pocketllm.readers.notes import paragraphs
@@ -66,6 +66,8 @@ def add(
         texts = [replace(text, item={"label": label, **text.item}) for text in texts]
     if not texts:
         raise CommandError(nothing_to_add(empty))
+    from pocketllm.cli.text_views import added_text
+
     sent = send(options, counted(texts, quiet=options.json, place=lambda text: text.place))
     if not options.json:
         for name in empty:

@@ -100,9 +100,10 @@ def check(paths: list[Path], source: str | None) -> None:
 
 def show_summary(options: Common, tally: "Tally", sent: Document) -> None:
     """Print what was found and stored. Raises CommandError when that is nothing, or when the owner is to be named."""
-    from pocketllm.cli.texts.import_view import import_view
+    from pocketllm.cli.text_views import import_view
 
-    show(options, {**tally.as_document(), **sent}, import_view(tally, sent), soft_wrap=True)
+    document = {**tally.as_document(), **sent}
+    show(options, document, import_view(document), soft_wrap=True)
     if tally.writers:
         raise CommandError(who_are_you(tally))
     if not tally.texts:

@@ -116,15 +116,6 @@ def refused_item(error: DaemonRefused) -> tuple[int, str]:
     return (int(found[1]), str(error)[found.end() :]) if found else (0, "")
 
 
-def added_text(sent: Document) -> str:
-    """Return how many texts were added and how many were known, in a sentence or two."""
-    created, duplicates = sent["created"], sent["duplicates"]
-    sentence = f"Added {created:,} {'text' if created == 1 else 'texts'}."
-    if duplicates:
-        sentence += f" {duplicates:,} {'was' if duplicates == 1 else 'were'} already stored."
-    return sentence
-
-
 def counted(items: Iterable[Item], *, quiet: bool, place: Callable[[Item], str] = lambda item: "") -> Iterator[Item]:
     """Yield the items, which are texts; a terminal shows how many there were, and where the last one is from."""
     console = make_console(stderr=True)

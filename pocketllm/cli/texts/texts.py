@@ -55,7 +55,7 @@ def texts(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from pocketllm.cli.texts.texts_view import texts_table
+    from pocketllm.cli.text_views import texts_table
 
     with connected(options) as client:
         page = client.get("texts", limit=limit, after=after, query=query)
@@ -68,7 +68,7 @@ def texts(
 @shared_options
 def show_text(options: Common, text_id: TextId) -> None:
     """Show a whole text."""
-    from pocketllm.cli.texts.texts_view import text_details
+    from pocketllm.cli.text_views import text_details
 
     with connected(options) as client:
         text = client.get("texts", text_id)
