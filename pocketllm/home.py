@@ -71,15 +71,6 @@ def become_owner(data_dir: Path | None) -> None:
             raise CommandError(f"User {user.pw_name} cannot read {file}. Install where all users can, as in /opt.")
 
 
-def configured_text_bytes() -> int | None:
-    """Return the setting `max_text_bytes` of the environment or config.toml; None where it is not set."""
-    named = os.environ.get("POCKETLLM_MAX_TEXT_BYTES") or config_document().get("max_text_bytes")
-    try:
-        return max(1, int(named)) if isinstance(named, int | str) else None
-    except ValueError:
-        return None
-
-
 def config_document() -> Document:
     """Return config.toml; empty where it cannot be read, which the daemon reports when it starts."""
     try:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ COMMAND_ORDER = [
 OWN_ERRORS = ("pocketllm.daemon.errors", "pocketllm.engine.errors", "pocketllm.storage.errors")
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # for a file or a pipe, where rich would cut tables at 80
+PLAIN_LINE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +282,42 @@ def connected(options: Common) -> "Iterator[Client]":
 
     with Client(find_target(options.url, options.data_dir)) as client:
         yield client
+
+
+#: Is told the stage of some work, a line about it, how much is done, and of how much.
+Report = Callable[[str, str, int, int | None], None]
+
+
+@contextmanager
+def progress(
+    console: "Console", *, plain: bool = True, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Report]:
+    """Yield a function that shows how far some work is: a moving bar on a terminal, else plain lines.
+
+    A plain line is printed at each new stage, and every few seconds if it has changed; without `plain` none is.
+    """
+    if console.is_terminal:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.table import Column
+
+        from pocketllm.cli.views import printable
+
+        text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+        with Progress(SpinnerColumn(), BarColumn(bar_width=20), text, console=console, transient=True) as bars:
+            task = bars.add_task("", total=None)
+            yield lambda stage, line, done, total: bars.update(
+                task, description=printable(line), completed=done, total=total
+            )
+        return
+    last_stage, last_line, next_at = "", "", clock() + PLAIN_LINE_SECONDS
+
+    def print_line(stage: str, line: str, done: int, total: int | None) -> None:
+        nonlocal last_stage, last_line, next_at
+        if stage != last_stage or (clock() >= next_at and line != last_line):
+            console.print(line)
+            last_stage, last_line, next_at = stage, line, clock() + PLAIN_LINE_SECONDS
+
+    yield print_line if plain else lambda *_: None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli import backup, daemon, doctor
+from pocketllm.cli import backup, daemon, doctor, importing
 from pocketllm.cli.common import program
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
@@ -25,9 +25,7 @@ from pocketllm.cli.models import generate as cli_generate
 from pocketllm.cli.models import suggest as cli_suggest
 from pocketllm.cli.models.adapters import adapters_app
 from pocketllm.cli.models.models import models_app
-from pocketllm.cli.texts import add as cli_add
 from pocketllm.cli.texts import export as cli_export
-from pocketllm.cli.texts import import_texts as cli_import
 from pocketllm.cli.texts.folders import folders_app
 from pocketllm.cli.texts.texts import texts_app
 
@@ -37,7 +35,7 @@ TRAINING = "Training"
 WRITING = "Writing"
 
 #: Imported for the commands that they add.
-MODULES = (daemon, doctor, backup)
+MODULES = (daemon, importing, doctor, backup)
 app = program.app
 
 
@@ -60,8 +58,6 @@ def root(
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 app.add_typer(adapters_app, name="adapters", rich_help_panel=MODELS)
 app.command("rollback", epilog=cli_adapters.EPILOG, rich_help_panel=MODELS)(cli_adapters.rollback)
-app.command("add", epilog=cli_add.EPILOG, rich_help_panel=TEXTS)(cli_add.add)
-app.command("import", epilog=cli_import.EPILOG, rich_help_panel=TEXTS)(cli_import.import_texts)
 app.add_typer(folders_app, name="folders", rich_help_panel=TEXTS)
 app.add_typer(texts_app, name="texts", rich_help_panel=TEXTS)
 app.command("export", epilog=cli_export.EPILOG, rich_help_panel=TEXTS)(cli_export.export)

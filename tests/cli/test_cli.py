@@ -166,10 +166,10 @@ def test_a_text_after_two_dashes_may_look_like_an_option(run: Run, double: Daemo
     assert double.bodies("POST", "/texts")[0][0]["text"] == "--json"
 
 
-def test_a_file_that_may_not_be_read_is_no_traceback(run: Run, tmp_path: Path) -> None:
-    # A path through a file cannot be opened by anyone, not even by root.
+def test_a_file_that_cannot_be_written_is_no_traceback(run: Run, tmp_path: Path) -> None:
+    # A path through a file cannot be made by anyone, not even by root.
     (tmp_path / "file").write_text("x")
-    result = run("add", "--file", str(tmp_path / "file" / "below"))
+    result = run("adapters", "export", "adapter-1", "--format", "gguf", "--to", str(tmp_path / "file" / "below"))
     assert result.exit_code == 1
     assert "Not a directory" in result.stderr
 

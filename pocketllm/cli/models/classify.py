@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
-from pocketllm.cli.texts.add import from_argument, read_stdin
+from pocketllm.cli.importing import from_argument, read_stdin
 from pocketllm.errors import Document, UsageError
 
 EPILOG = examples(
@@ -27,7 +27,7 @@ def classify(
 ) -> None:
     """Classify a text: print each label with its probability.
 
-    Each label needs three examples: `pocketllm add --label work TEXT`, or --jsonl for many at once.
+    Each label needs three examples: `pocketllm add --label work TEXT`, or `pocketllm import FILE` for many at once.
     """
     if label is not None and len(label) < 2:
         raise UsageError("Give --label at least twice.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, connected, emit, examples, make_console, shared_options
-from pocketllm.cli.texts.add import from_argument, read_stdin
+from pocketllm.cli.importing import from_argument, read_stdin
 from pocketllm.errors import CommandError, Document, UsageError
 
 if TYPE_CHECKING:

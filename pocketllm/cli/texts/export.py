@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, check_target, connected, examples, shared_options, show, whole_file
-from pocketllm.cli.texts.sending import counted
+from pocketllm.cli.importing import counted
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def export(
     check_target(file, force=force)
     document: Document = {"file": str(file), "texts": 0, "bytes": 0}
     with connected(options) as client, whole_file(file) as target:
-        for line in counted(lines(client), quiet=options.json):
+        for line in counted(lines(client)):
             target.write(line)
             document["texts"] += 1
             document["bytes"] += len(line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.cli.common import Common, examples, local_options, make_console, show
-from pocketllm.cli.texts.import_texts import MAX_SOURCE, AsWritten, Me
+from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me
 from pocketllm.errors import CommandError, UsageError
 from pocketllm.home import configured_data_dir
 
