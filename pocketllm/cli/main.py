@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli import backup, daemon, doctor, importing
+from pocketllm.cli import ask, backup, daemon, doctor, importing
 from pocketllm.cli.common import program
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
@@ -19,10 +19,6 @@ from pocketllm.cli.jobs import report as cli_report
 from pocketllm.cli.jobs import train as cli_train
 from pocketllm.cli.jobs.jobs import jobs_app
 from pocketllm.cli.models import adapters as cli_adapters
-from pocketllm.cli.models import chat as cli_chat
-from pocketllm.cli.models import classify as cli_classify
-from pocketllm.cli.models import generate as cli_generate
-from pocketllm.cli.models import suggest as cli_suggest
 from pocketllm.cli.models.adapters import adapters_app
 from pocketllm.cli.models.models import models_app
 from pocketllm.cli.texts import export as cli_export
@@ -32,10 +28,9 @@ from pocketllm.cli.texts.texts import texts_app
 MODELS = "Models and adapters"
 TEXTS = "Your texts"
 TRAINING = "Training"
-WRITING = "Writing"
 
 #: Imported for the commands that they add.
-MODULES = (daemon, importing, doctor, backup)
+MODULES = (daemon, importing, ask, doctor, backup)
 app = program.app
 
 
@@ -65,10 +60,6 @@ app.command("plan", epilog=cli_plan.EPILOG, rich_help_panel=TRAINING)(cli_plan.p
 app.command("train", epilog=cli_train.EPILOG, rich_help_panel=TRAINING)(cli_train.train)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=TRAINING)
 app.command("report", epilog=cli_report.EPILOG, rich_help_panel=TRAINING)(cli_report.report)
-app.command("generate", epilog=cli_generate.EPILOG, rich_help_panel=WRITING)(cli_generate.generate)
-app.command("suggest", epilog=cli_suggest.EPILOG, rich_help_panel=WRITING)(cli_suggest.suggest)
-app.command("classify", epilog=cli_classify.EPILOG, rich_help_panel=WRITING)(cli_classify.classify)
-app.command("chat", epilog=cli_chat.EPILOG, rich_help_panel=WRITING)(cli_chat.chat)
 app.command("replay", epilog=cli_replay.EPILOG, rich_help_panel="Checks and backups")(cli_replay.replay)
 
 
