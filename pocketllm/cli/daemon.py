@@ -48,7 +48,7 @@ def demo(
 
     Stops the daemon at the end and touches nothing outside its folder.
     """
-    from pocketllm.cli.models.models import install_default
+    from pocketllm.cli.models import install_default
     from pocketllm.demo import run_demo
 
     become_owner(data_dir)

@@ -11,26 +11,22 @@ from typing import Annotated
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli import ask, backup, daemon, doctor, importing
+from pocketllm.cli import adapters, ask, backup, daemon, doctor, importing, models
 from pocketllm.cli.common import program
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
 from pocketllm.cli.jobs import train as cli_train
 from pocketllm.cli.jobs.jobs import jobs_app
-from pocketllm.cli.models import adapters as cli_adapters
-from pocketllm.cli.models.adapters import adapters_app
-from pocketllm.cli.models.models import models_app
 from pocketllm.cli.texts import export as cli_export
 from pocketllm.cli.texts.folders import folders_app
 from pocketllm.cli.texts.texts import texts_app
 
-MODELS = "Models and adapters"
 TEXTS = "Your texts"
 TRAINING = "Training"
 
 #: Imported for the commands that they add.
-MODULES = (daemon, importing, ask, doctor, backup)
+MODULES = (daemon, models, adapters, importing, ask, doctor, backup)
 app = program.app
 
 
@@ -50,9 +46,6 @@ def root(
     """Train a small language model to write like you, on this device."""
 
 
-app.add_typer(models_app, name="models", rich_help_panel=MODELS)
-app.add_typer(adapters_app, name="adapters", rich_help_panel=MODELS)
-app.command("rollback", epilog=cli_adapters.EPILOG, rich_help_panel=MODELS)(cli_adapters.rollback)
 app.add_typer(folders_app, name="folders", rich_help_panel=TEXTS)
 app.add_typer(texts_app, name="texts", rich_help_panel=TEXTS)
 app.command("export", epilog=cli_export.EPILOG, rich_help_panel=TEXTS)(cli_export.export)

@@ -51,7 +51,7 @@ def test_version() -> None:
 
 
 COMMANDS = [
-    *(["demo"], ["models"], ["models", "list"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
+    *(["demo"], ["models"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
     *(
         ["jobs"],
         ["jobs", "list"],
@@ -73,7 +73,7 @@ COMMANDS = [
         ["service", "status"],
     ),
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
-    *(["generate"], ["chat"], ["adapters"], ["adapters", "list"], ["adapters", "serve"], ["rollback"]),
+    *(["generate"], ["chat"], ["adapters"], ["adapters", "serve"], ["rollback"]),
     *(["adapters", "delete"], ["adapters", "export"], ["import"], ["export"]),
     *(["texts"], ["texts", "list"], ["texts", "show"], ["texts", "delete"]),
 ]
@@ -127,7 +127,7 @@ class TestWithoutDaemon:
     [
         *(["status"], ["jobs"], ["jobs", "list"], ["jobs", "job-1"], ["jobs", "show", "job-1"], ["models"]),
         *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
-        *(["generate", "hello"], ["models", "list"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
+        *(["generate", "hello"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
         *(["token", "list"], ["token", "create", "notes", "--scope", "ingest"], ["token", "revoke", "notes"]),
         *(["jobs", "pause", "job-1"], ["jobs", "resume", "job-1"], ["dashboard"]),
     ],
