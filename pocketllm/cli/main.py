@@ -11,22 +11,18 @@ from typing import Annotated
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli import adapters, ask, backup, daemon, doctor, importing, models
+from pocketllm.cli import adapters, ask, backup, daemon, doctor, importing, models, texts
 from pocketllm.cli.common import program
 from pocketllm.cli.jobs import plan as cli_plan
 from pocketllm.cli.jobs import replay as cli_replay
 from pocketllm.cli.jobs import report as cli_report
 from pocketllm.cli.jobs import train as cli_train
 from pocketllm.cli.jobs.jobs import jobs_app
-from pocketllm.cli.texts import export as cli_export
-from pocketllm.cli.texts.folders import folders_app
-from pocketllm.cli.texts.texts import texts_app
 
-TEXTS = "Your texts"
 TRAINING = "Training"
 
 #: Imported for the commands that they add.
-MODULES = (daemon, models, adapters, importing, ask, doctor, backup)
+MODULES = (daemon, models, adapters, importing, texts, ask, doctor, backup)
 app = program.app
 
 
@@ -46,9 +42,6 @@ def root(
     """Train a small language model to write like you, on this device."""
 
 
-app.add_typer(folders_app, name="folders", rich_help_panel=TEXTS)
-app.add_typer(texts_app, name="texts", rich_help_panel=TEXTS)
-app.command("export", epilog=cli_export.EPILOG, rich_help_panel=TEXTS)(cli_export.export)
 app.command("plan", epilog=cli_plan.EPILOG, rich_help_panel=TRAINING)(cli_plan.plan)
 app.command("train", epilog=cli_train.EPILOG, rich_help_panel=TRAINING)(cli_train.train)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=TRAINING)

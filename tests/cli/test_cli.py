@@ -75,7 +75,7 @@ COMMANDS = [
     *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
     *(["generate"], ["chat"], ["adapters"], ["adapters", "serve"], ["rollback"]),
     *(["adapters", "delete"], ["adapters", "export"], ["import"], ["export"]),
-    *(["texts"], ["texts", "list"], ["texts", "show"], ["texts", "delete"]),
+    *(["texts"], ["texts", "show"], ["texts", "delete"]),
 ]
 
 

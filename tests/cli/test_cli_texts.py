@@ -41,7 +41,7 @@ def test_list_page_by_page(daemon: Daemon, real: Run) -> None:
     assert "of the boat." in shown and "notes" in shown and "\x1b" not in shown
     first = json.loads(real("texts", "--limit", "3", "--json").stdout)
     assert f"pocketllm texts --after {first['next']}" in shown
-    second = json.loads(real("texts", "list", "--limit", "3", "--after", first["next"], "--json").stdout)
+    second = json.loads(real("texts", "--limit", "3", "--after", first["next"], "--json").stdout)
     assert not second["has_more"]
     assert {text["id"] for text in first["data"] + second["data"]} == set(added)
 

@@ -47,7 +47,7 @@ def completed(installed: dict[str, str], *words: str) -> list[str]:
 def test_bash_offers_the_verbs(installed: dict[str, str]) -> None:
     assert set(completed(installed, "pocketllm", "")) >= VERBS
     assert completed(installed, "pocketllm", "im") == ["import"]
-    assert completed(installed, "pocketllm", "texts", "") == ["list", "show", "delete"]
+    assert completed(installed, "pocketllm", "texts", "") == ["show", "delete"]
     assert completed(installed, "pocketllm", "import", "--dr") == ["--dry-run"]
     assert set(completed(installed, "pocketllm", "import", "--format", "")) >= {"notes", "mbox", "whatsapp"}
 
