@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketllm.child import running_daemon
-from pocketllm.cli.jobs.report import find_report
-from pocketllm.cli.jobs.train import POLL_SECONDS, adapter_folder, follow, job_display
+from pocketllm.cli.jobs import adapter_folder, find_report, follow, job_display
 from pocketllm.errors import CommandError, Document
 from pocketllm.home import DEFAULT_URL, announced_target, read_document
 from pocketllm.readers.notes import paragraphs
@@ -151,9 +150,9 @@ def learn(client: "Client", console: "Console", steps: int) -> Document:
     # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
     open_job = next((job for job in client.get("jobs", limit=1)["data"] if job["state"] not in FINISHED_STATES), None)
     job = open_job or client.post("jobs", body={"steps": steps, "seed": SEED})
-    with job_display(console, quiet=False) as show:
+    with job_display(console) as show:
         guard = StallGuard(show, time.monotonic)
-        job = follow(client, job, guard.show, pause=lambda: time.sleep(POLL_SECONDS))
+        job = follow(client, job, guard.show)
     if job["state"] != "succeeded":
         raise CommandError(
             f"The job {job['state']}: {job['error'] or 'no reason was recorded'}. See worker.log in the demo's folder."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, program, show, whole_file
+from pocketllm.cli.common import Common, connected, given, program, show, whole_file
 from pocketllm.errors import Document, UsageError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def rollback(
     set aside: no job learns them again.
     """
     with connected(options) as client:
-        change = client.post("adapters", "rollback", body={} if model is None else {"model": model})
+        change = client.post("adapters", "rollback", body=given(model=model))
     show(options, change, served_text(change))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, emit, make_console, program
+from pocketllm.cli.common import Common, connected, emit, given, make_console, program
 from pocketllm.cli.importing import from_argument, read_stdin
 from pocketllm.errors import CommandError, Document, UsageError
 
@@ -30,8 +30,7 @@ def fields(base: bool, adapter: str | None = None, **others: object) -> Document
     """Return what was given as the fields of a request: what was not is left to the daemon. Raises UsageError."""
     if base and adapter is not None:
         raise UsageError("--base and --adapter exclude each other. Give only one.")
-    given = {"adapter": "base" if base else adapter, **others}
-    return {name: value for name, value in given.items() if value is not None}
+    return given(adapter="base" if base else adapter, **others)
 
 
 @program.command(
@@ -219,7 +218,7 @@ def chat(
 
     Ctrl-C stops an answer. Nothing in the chat is stored or learned.
     """
-    given = fields(base, adapter, max_tokens=max_tokens)
+    parameters = fields(base, adapter, max_tokens=max_tokens)
     opening = [{"role": "system", "content": system}] if system else []
     messages: list[Document] = list(opening)
     with connected(options) as client:
@@ -230,7 +229,7 @@ def chat(
                 continue
             messages.append({"role": "user", "content": line})
             try:
-                answer = write_stream(client, {"messages": messages, **given})
+                answer = write_stream(client, {"messages": messages, **parameters})
             except KeyboardInterrupt:
                 messages.pop()  # it was not answered
             except CommandError:

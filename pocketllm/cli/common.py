@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from pocketllm.daemon.leftovers import scratch_prefix
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.errors import CommandError, Interrupted, UsageError
+from pocketllm.errors import CommandError, Document, Interrupted, UsageError
 from pocketllm.home import become_owner, configured_data_dir, find_target
 
 if TYPE_CHECKING:
@@ -40,15 +40,6 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Command = Callable[..., None]
 
-#: A line for each panel of `pocketllm --help`.
-COMMAND_ORDER = [
-    *("demo", "serve", "service", "status", "dashboard", "snooze", "token"),
-    *("models", "adapters", "rollback"),
-    *("add", "import", "folders", "texts", "export"),
-    *("plan", "train", "jobs", "report"),
-    *("generate", "suggest", "classify", "chat"),
-    *("doctor", "backup", "restore", "verify", "replay"),
-]
 #: Their errors are sentences for people.
 OWN_ERRORS = ("pocketllm.daemon.errors", "pocketllm.engine.errors", "pocketllm.storage.errors")
 JSON_WANTED = "pocketllm.json"
@@ -89,26 +80,15 @@ def _with_options(command: Command, without: tuple[str, ...]) -> Command:
     shared = [one for one in signature(common, eval_str=True).parameters.values() if one.name not in without]
 
     @wraps(command)
-    def run(**given: Any) -> None:
-        options = common(**{parameter.name: given[parameter.name] for parameter in shared})
-        if given["ctx"].invoked_subcommand is None:  # else it is of a group one of whose commands follows
-            command(options, **{parameter.name: given[parameter.name] for parameter in own})
+    def run(**values: Any) -> None:
+        options = common(**{parameter.name: values[parameter.name] for parameter in shared})
+        if values["ctx"].invoked_subcommand is None:  # else it is of a group one of whose commands follows
+            command(options, **{parameter.name: values[parameter.name] for parameter in own})
 
-    by_name = {parameter.name: parameter for parameter in [*own, *shared]}
-    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in by_name.values()]
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in [*own, *shared]]
     run.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
     return run
-
-
-def shared_options(command: Command) -> Command:
-    """Decorate a command that asks the daemon: typer sees the options of `common` behind the command's own."""
-    return _with_options(command, ())
-
-
-def local_options(command: Command) -> Command:
-    """The same for a command that reads the data folder itself, and so has no --url."""
-    return _with_options(command, ("url",))
 
 
 class Commands:
@@ -165,7 +145,7 @@ class Program(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order in which a newcomer meets them."""
-        return sorted(super().list_commands(ctx), key=COMMAND_ORDER.index)
+        return sorted(super().list_commands(ctx), key=program.names.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note whether --json was given: an error may occur before the command has parsed its own options."""
@@ -232,6 +212,11 @@ program = Commands(
         ),
     )
 )
+
+
+def given(**fields: Any) -> Document:
+    """Return the fields that are not None: what was not given is left to the daemon and its settings."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def report(error: CommandError, *, json_wanted: bool) -> None:

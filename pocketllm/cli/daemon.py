@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.api.security.tokens import Scope
-from pocketllm.cli.common import Common, Json, connected, emit, make_console, program, show
+from pocketllm.cli.common import Common, Json, connected, emit, given, make_console, program, show
 from pocketllm.daemon.paths import write_private
 from pocketllm.errors import EXIT_CONFIG, EXIT_ERROR, CommandError, Document, UsageError
 from pocketllm.home import become_owner, owner_token
@@ -85,9 +85,8 @@ def serve(
     from pocketllm.daemon.errors import BadSettings
     from pocketllm.server import serve as run
 
-    given = {"port": port, "model": model, "data_dir": options.data_dir, "log_level": log_level}
     try:
-        code = run({name: value for name, value in given.items() if value is not None})
+        code = run(given(port=port, model=model, data_dir=options.data_dir, log_level=log_level))
     except BadSettings as error:
         refused = CommandError(str(error))
         refused.exit_code = EXIT_CONFIG
@@ -186,7 +185,7 @@ def snooze(
     if off == (minutes is not None):
         raise UsageError("Give the number of minutes, or --off.")
     with connected(options) as client:
-        document = client.post("status", "snooze", body={} if off else {"minutes": minutes})
+        document = client.post("status", "snooze", body=given(minutes=minutes))
     sentence = "Jobs run again when the conditions allow it."
     if until := document["snoozed_until"]:
         sentence = f"No job runs until {datetime.fromisoformat(until).astimezone():%a %d %b %H:%M}."

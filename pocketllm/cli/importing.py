@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from pocketllm.cli.common import Common, connected, make_console, program, progress, show
+from pocketllm.cli.common import Common, connected, given, make_console, program, progress, show
 from pocketllm.errors import CommandError, DaemonRefused, Document, Interrupted, UsageError
 from pocketllm.readers.base import Kind, ReadOptions, Text, Unreadable, decoded, name_key
 from pocketllm.readers.notes import paragraphs
@@ -74,7 +74,7 @@ def add(
     """
     from pocketllm.cli.text_views import added_text
 
-    more = {"source": source} if label is None else {"source": source, "label": label}
+    more = given(source=source, label=label)
     texts = []
     for number, word in enumerate(words or [], 1):
         place, text = ("stdin", read_stdin()) if word == "-" else (f"argument {number}", from_argument(word))

@@ -5,9 +5,6 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from pocketllm.cli.views import (
@@ -85,21 +82,6 @@ def progress_line(job: Document) -> str:
     }
     parts = [form.format(text) for form, text in known.items() if text != UNKNOWN]
     return "  ".join([job["state"], f"step {steps_text(job)}", *parts, *filter(None, ["; ".join(waits_for(job))])])
-
-
-def live_job(job: Document, spinner: Spinner) -> RenderableType:
-    """Return a live view of a job: a bar, its numbers, and what it waits for.
-
-    spinner: the same one at every poll, since a new one would never turn.
-    """
-    spinner.update(text=Text(job["state"], style=STATE_STYLES.get(job["state"], "")))
-    left = "" if left_text(job) == UNKNOWN else f"{left_text(job)} left"
-    bar = ProgressBar(total=job["total_steps"] or 1, completed=job["step"], width=28)
-    top = Table.grid(padding=(0, 1))
-    top.add_row(spinner, bar, steps_text(job), Text(left, style="dim"))
-    numbers = Text(f"  held-out loss {change_text(job)}", style="bold")
-    numbers.append(f"   loss {loss_text(job['loss'])}   {speed_text(job)}", style="dim")
-    return Group(top, numbers, *(Text(f"  waiting: {reason}", style="yellow") for reason in waits_for(job)))
 
 
 def outcome(job: Document, folder: str | None) -> RenderableType:

@@ -1,4 +1,4 @@
-"""The `pocketllm` command. This file says which commands there are; what each does is in a module of its name.
+"""The `pocketllm` command, with the commands of the modules beside this one.
 
 Nothing heavy is imported here: a command imports what it needs when it runs, so that `--help` comes at once and the
 daemon's process never holds torch or an HTTP client.
@@ -6,24 +6,18 @@ daemon's process never holds torch or an HTTP client.
 
 import io
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli import adapters, ask, backup, daemon, doctor, importing, models, texts
 from pocketllm.cli.common import program
-from pocketllm.cli.jobs import plan as cli_plan
-from pocketllm.cli.jobs import replay as cli_replay
-from pocketllm.cli.jobs import report as cli_report
-from pocketllm.cli.jobs import train as cli_train
-from pocketllm.cli.jobs.jobs import jobs_app
 
-TRAINING = "Training"
-
-#: Imported for the commands that they add.
-MODULES = (daemon, models, adapters, importing, texts, ask, doctor, backup)
 app = program.app
+# Each adds its commands; the help lists them in this order.
+for _module in ("daemon", "models", "adapters", "importing", "texts", "jobs", "ask", "doctor", "backup", "replay"):
+    import_module(f"pocketllm.cli.{_module}")
 
 
 def show_version(show: bool) -> None:
@@ -40,13 +34,6 @@ def root(
     ] = False,
 ) -> None:
     """Train a small language model to write like you, on this device."""
-
-
-app.command("plan", epilog=cli_plan.EPILOG, rich_help_panel=TRAINING)(cli_plan.plan)
-app.command("train", epilog=cli_train.EPILOG, rich_help_panel=TRAINING)(cli_train.train)
-app.add_typer(jobs_app, name="jobs", rich_help_panel=TRAINING)
-app.command("report", epilog=cli_report.EPILOG, rich_help_panel=TRAINING)(cli_report.report)
-app.command("replay", epilog=cli_replay.EPILOG, rich_help_panel="Checks and backups")(cli_replay.replay)
 
 
 def main() -> None:

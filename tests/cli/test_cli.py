@@ -54,7 +54,6 @@ COMMANDS = [
     *(["demo"], ["models"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
     *(
         ["jobs"],
-        ["jobs", "list"],
         ["jobs", "show"],
         ["jobs", "cancel"],
         ["jobs", "pause"],
@@ -125,7 +124,7 @@ class TestWithoutDaemon:
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["status"], ["jobs"], ["jobs", "list"], ["jobs", "job-1"], ["jobs", "show", "job-1"], ["models"]),
+        *(["status"], ["jobs"], ["jobs", "job-1"], ["jobs", "show", "job-1"], ["models"]),
         *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
         *(["generate", "hello"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
         *(["token", "list"], ["token", "create", "notes", "--scope", "ingest"], ["token", "revoke", "notes"]),
@@ -230,16 +229,15 @@ class TestJobs:
     def test_empty(self, run: Run) -> None:
         assert "No jobs yet" in run("jobs").stdout
 
-    @pytest.mark.parametrize("arguments", [["jobs"], ["jobs", "list"]], ids=" ".join)
-    def test_list(self, run: Run, double: DaemonDouble, arguments: list[str]) -> None:
+    def test_list(self, run: Run, double: DaemonDouble) -> None:
         double.jobs = [JOB | {"id": "newer"}, JOB | {"id": "older"}]
-        lines = run(*arguments).stdout.splitlines()
+        lines = run("jobs").stdout.splitlines()
         assert [line.split()[0] for line in lines] == ["Job", "newer", "older"]
 
     def test_limit(self, run: Run, double: DaemonDouble) -> None:
         double.jobs = [JOB | {"id": f"job-{number}"} for number in range(5)]
         assert "--limit" in run("jobs", "--limit", "3").stdout
-        assert json.loads(run("jobs", "list", "--limit", "3", "--json").stdout)["has_more"] is True
+        assert json.loads(run("jobs", "--limit", "3", "--json").stdout)["has_more"] is True
 
     @pytest.mark.parametrize("arguments", [["jobs", "job-1"], ["jobs", "show", "job-1"]], ids=" ".join)
     def test_show(self, run: Run, double: DaemonDouble, arguments: list[str]) -> None:
@@ -254,8 +252,9 @@ class TestJobs:
         assert json.loads(run(*arguments).stdout)["id"] == "job-1"
 
     def test_url_may_stand_on_either_side(self, run_alone: Run, double: DaemonDouble) -> None:
-        for arguments in (["jobs", "--url", double.url, "list"], ["jobs", "list", "--url", double.url]):
-            assert "No jobs yet" in run_alone(*arguments).stdout
+        double.jobs = [dict(JOB)]
+        for arguments in (["jobs", "--url", double.url, "job-1"], ["jobs", "job-1", "--url", double.url]):
+            assert "The worker started." in run_alone(*arguments).stdout
 
     def test_cancel(self, run: Run, double: DaemonDouble) -> None:
         double.jobs = [dict(JOB)]

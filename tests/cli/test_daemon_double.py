@@ -6,12 +6,11 @@ import pytest
 from pydantic import BaseModel
 
 from pocketllm.api.native.adapters import AdaptersOut, ServingOut
-from pocketllm.api.native.events import EventsOut
 from pocketllm.api.native.generate import GenerateOut
 from pocketllm.api.native.schemas.jobs import AddedOut, JobDetailOut, JobOut, Page
 from pocketllm.api.native.schemas.plan import PlanOut
 from pocketllm.api.native.schemas.reports import ReportOut
-from pocketllm.api.native.status import HealthOut, ListOut, StatusOut
+from pocketllm.api.native.status import HealthOut, StatusOut
 from tests.support.daemon_documents import SUCCEEDED
 from tests.support.daemon_double import DaemonDouble, answer
 
@@ -19,7 +18,6 @@ ROUTES: list[tuple[str, str, Any, type[BaseModel]]] = [
     ("GET", "/health", None, HealthOut),
     ("GET", "/status", None, StatusOut),
     ("POST", "/texts", [{"text": "Wind west."}], AddedOut),
-    ("GET", "/events", None, EventsOut),
     ("GET", "/jobs", None, Page[JobOut]),
     ("POST", "/jobs", {}, JobOut),
     ("POST", "/jobs/plan", {}, PlanOut),
@@ -30,7 +28,6 @@ ROUTES: list[tuple[str, str, Any, type[BaseModel]]] = [
     ("GET", "/adapters", None, AdaptersOut),
     ("POST", "/adapters/rollback", {}, ServingOut),
     ("POST", "/adapters/adapter-1/serve", {}, ServingOut),
-    ("GET", "/models", None, ListOut),
     ("POST", "/generate", {}, GenerateOut),
 ]
 

@@ -4,12 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rich.spinner import Spinner
 
 from pocketllm.cli.job_views import (
     job_details,
     jobs_table,
-    live_job,
     outcome,
     progress_line,
     quantity,
@@ -123,18 +121,6 @@ def test_progress_line_of_a_running_job() -> None:
 
 def test_progress_line_gives_the_reasons() -> None:
     assert progress_line(PAUSED).endswith("The device is hot (44 °C).; Someone uses it.")
-
-
-def test_live_view_shows_a_bar_numbers_and_reasons() -> None:
-    text = rendered(live_job(PAUSED, Spinner("dots")))
-    for part in ("paused", "20/40", "3.5000 -> 3.4000", "210 tok/s", "waiting: The device is hot"):
-        assert part in text
-
-
-def test_live_view_of_a_job_that_knows_nothing_yet() -> None:
-    text = rendered(live_job(JOB, Spinner("dots")))
-    assert "queued" in text
-    assert "left" not in text
 
 
 def test_outcome_of_a_job_that_learned() -> None:

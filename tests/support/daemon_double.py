@@ -40,7 +40,6 @@ class DaemonDouble:
         self.learned = True  # there are adapters
         self.reports: dict[str, Document] = {"job-1": REPORT}
         self.tokens_of_apps: list[Document] = []
-        self.events: list[Document] = []  # told once; then the daemon is too busy
         self.runs: list[Document] = []  # of any job
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
@@ -94,13 +93,6 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return add_texts(double, body)
         case "POST", ["sessions"]:
             return 201, {"code": "code-1", "seconds": 120.0}
-        case "GET", ["events"] if "after" not in query:
-            return 200, {"data": [], "last": 7}
-        case "GET", ["events"] if double.events:
-            told, double.events = double.events, []
-            return 200, {"data": told, "last": told[-1]["id"]}
-        case "GET", ["events"]:
-            return problem(503, "The daemon is too busy.")
         case "GET", ["tokens"]:
             return 200, {"data": double.tokens_of_apps}
         case "POST", ["tokens"]:
@@ -145,8 +137,6 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return problem(409, "There is nothing to roll back: the base model tiny is already served.")
         case "POST", ["adapters", adapter_id, "serve"] if double.learned:
             return 200, {"model": "tiny", "was": None, "serving": adapter_id, "skipped": []}
-        case "GET", ["models"]:
-            return 200, {"data": [{"name": "tiny", "default": True}]}
         case "POST", ["generate"]:
             return 200, {"text": "".join(double.tokens), **ANSWER}
     return problem(404, f"There is no {path}. `pocketllm jobs` lists what there is.")
@@ -195,9 +185,7 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             closed = parts.path.endswith("/report")
-            open_route = (
-                method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "events", "jobs")
-            )
+            open_route = method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "jobs")
             with double.lock:
                 double.requests.append((method, self.path, body))
                 double.authorizations.append(self.headers.get("Authorization"))

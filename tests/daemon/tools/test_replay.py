@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pocketllm.cli.jobs.replay import PLAIN_LINE_SECONDS, PlainLines, progress
 from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.tools.replay import rebuild, replays
@@ -23,7 +22,7 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job
-from tests.support.commands import Run, commands, output, terminal
+from tests.support.commands import Run, commands
 from tests.support.replayable_jobs import STEPS, learn, training
 from tests.support.tiny_models import tiny_model_folder
 from tests.support.workers import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
@@ -285,19 +284,6 @@ class TestCommand:
         assert result.exit_code == 2
         assert "was written by another version of PocketLLM" in result.stderr
         assert folder.database.read_bytes() == before
-
-    def test_a_long_replay_says_how_far_it_is(self) -> None:
-        written: list[str] = []
-        now = 100.0
-        lines = PlainLines(written.append, lambda: now)
-        for done in range(1, 7):
-            lines.show(done, 6)
-            now += PLAIN_LINE_SECONDS / 2
-        assert written == ["Replayed 3 of 6 steps.", "Replayed 5 of 6 steps."]
-        console = terminal()
-        with progress(console, quiet=False) as on_row:
-            on_row(3, 6)
-        assert "Replaying" in output(console)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
