@@ -111,9 +111,7 @@ def plan(
     running = running_settings(options.folder.root) or {}
     settings = load_settings(running | given(data_dir=options.data_dir, model=model))
     folder = DataFolder(settings.data_dir)
-    requested = given(
-        steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes
-    )
+    requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
     planned = plan_job(
         open_model_folder(folder.models / settings.model),
         with_request(settings.training, JobRequest(**requested)),

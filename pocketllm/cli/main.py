@@ -16,7 +16,7 @@ from pocketllm.cli.common import program
 
 app = program.app
 # Each adds its commands; the help lists them in this order.
-for _module in ("daemon", "models", "adapters", "importing", "texts", "jobs", "ask", "doctor", "backup", "replay"):
+for _module in ("daemon", "models", "adapters", "importing", "texts", "jobs", "ask", "checks"):
     import_module(f"pocketllm.cli.{_module}")
 
 
