@@ -44,7 +44,8 @@ def running_daemon(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=child_environment(os.environ, data_dir) | environment_of(settings or {}),
+            env=child_environment(os.environ, data_dir)
+            | {f"POCKETLLM_{name}": value for name, value in (settings or {}).items()},
             # Ctrl-C in the terminal must reach this process alone, which then stops the daemon in order.
             start_new_session=True,
         )
@@ -72,11 +73,6 @@ def child_environment(environ: Mapping[str, str], data_dir: Path) -> dict[str, s
         "POCKETLLM_GATE__REQUIRE_POWER": "false",
         "POCKETLLM_GATE__TRAIN_WHEN_UNKNOWN": '["power", "battery", "temperature"]',
     }
-
-
-def environment_of(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return settings as the daemon reads them."""
-    return {f"POCKETLLM_{name}": value for name, value in settings.items()}
 
 
 def wait_until_answering(

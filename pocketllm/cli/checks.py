@@ -11,6 +11,7 @@ from pocketllm.cli.common import (
     Common,
     Report,
     check_target,
+    json_text,
     make_console,
     program,
     progress,
@@ -90,12 +91,13 @@ def doctor(
 
 
 def _write_report(file: Path, settings: "Settings", examination: "Examination") -> None:
-    from pocketllm.device_report import device_report, summary, write_report
+    from pocketllm.device_report import device_report, summary
 
     console = make_console(stderr=True)
     with console.status("Rehearsing ...") as status:
         made = device_report(settings, examination, say=lambda text: status.update(f"Rehearsing: {text} ..."))
-    write_report(file, made)
+    with file.open("x", encoding="utf-8") as out:
+        out.write(json_text(made, "utf-8"))
     console.print(summary(made))
     console.print(f"Wrote {file}. Read it, then attach it to an issue: it helps owners of similar devices.")
 
