@@ -26,14 +26,10 @@ LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 class Target:
     """The daemon that a command talks to."""
 
-    url: str
-    """Without a slash at the end."""
-    token: str | None
-    """None when no token was found, or it may not be sent there; the open routes answer all the same."""
-    without_token: str = ""
-    """Why there is none, and what to do."""
-    socket: Path | None = None
-    """The daemon's Unix socket, in a folder of its owner alone; used in place of the port."""
+    url: str  #: without a slash at the end
+    token: str | None  #: None when none was found, or it may not be sent there; the open routes answer all the same
+    without_token: str = ""  #: why there is none, and what to do
+    socket: Path | None = None  #: the daemon's Unix socket, in a folder of its owner alone; used in place of the port
 
 
 def configured_data_dir() -> Path:
