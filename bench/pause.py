@@ -30,7 +30,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import daemon_on, until
 from bench.writers import ended
-from pocketllm.demo import sample_notes
+from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,7 @@ from bench.harness import progress
 from bench.shapes import learner, models_folder
 from bench.world import daemon_on, until
 from bench.writers import ended
-from pocketllm.demo import sample_notes
+from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

@@ -29,7 +29,7 @@ from bench.load.clients import Plan, Report, load, loading, quantile, reported
 from bench.load.decode import DTYPES, LLAMA_SERVER, LLAMACPP, TRANSFORMERS, Decoding, measure
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import daemon_on, until
-from pocketllm.demo import sample_notes
+from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:
     from rich.table import Table

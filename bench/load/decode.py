@@ -29,9 +29,9 @@ from bench.child import write_line
 from bench.harness import ROOT, as_by_itself, progress
 from bench.world import daemon_on, until
 from bench.writers import ended
+from pocketllm.cli.demo import sample_notes
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.server import LlamaServer, ServerPlan, Timeouts
-from pocketllm.demo import sample_notes
 from pocketllm.engine.formats.model_folder import open_model_folder
 
 if TYPE_CHECKING:

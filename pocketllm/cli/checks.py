@@ -91,7 +91,7 @@ def doctor(
 
 
 def _write_report(file: Path, settings: "Settings", examination: "Examination") -> None:
-    from pocketllm.device_report import device_report, summary
+    from pocketllm.cli.device_report import device_report, summary
 
     console = make_console(stderr=True)
     with console.status("Rehearsing ...") as status:

@@ -48,8 +48,8 @@ def demo(
 
     Stops the daemon at the end and touches nothing outside its folder.
     """
+    from pocketllm.cli.demo import run_demo
     from pocketllm.cli.models import install_default
-    from pocketllm.demo import run_demo
 
     become_owner(data_dir)
     # With --json, stdout is for the document alone.
@@ -229,19 +229,17 @@ def create(
 @token.command("pocketllm token list", "pocketllm token list --json", name="list")
 def list_tokens(options: Common) -> None:
     """List the apps with access tokens, and their scopes."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from pocketllm.cli.views import printable
+    from pocketllm.cli.views import Shown, table
 
     with connected(options) as client:
         found = client.get("tokens")
-    table = Table("App", "Scopes", "Created", box=None, pad_edge=False, header_style="bold")
-    for app in found["data"]:
-        since = datetime.fromisoformat(app["created_at"]).astimezone()
-        table.add_row(Text(printable(app["name"])), ", ".join(app["scopes"]), f"{since:%d %b %Y %H:%M}")
-    none = "No app has an access token. `pocketllm token create NAME --scope ingest` lets an app add texts."
-    show(options, found, table if found["data"] else none)
+    columns: dict[str, Shown] = {
+        "App": "name",
+        "Scopes": lambda app: ", ".join(app["scopes"]),
+        "Created": lambda app: f"{datetime.fromisoformat(app['created_at']).astimezone():%d %b %Y %H:%M}",
+    }
+    empty = "No app has an access token. `pocketllm token create NAME --scope ingest` lets an app add texts."
+    show(options, found, table(found["data"], columns, empty=empty))
 
 
 @token.command("pocketllm token revoke notes")

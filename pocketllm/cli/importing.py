@@ -15,6 +15,8 @@ from pocketllm.readers.base import Kind, ReadOptions, Text, Unreadable, decoded,
 from pocketllm.readers.notes import paragraphs
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from pocketllm.client import Client
     from pocketllm.readers.gathering import Tally
 
@@ -32,7 +34,7 @@ TOO_LONG = "too long for one request"
 MAX_REFUSED = 50
 MAX_NAMES = 12  # of the writers where nobody has named the owner
 MAX_SOURCE = 200  # characters
-MAX_PLACE = 50  # characters of a place that a terminal's line has room for
+MAX_PLACE, LONGEST_PLACE = 50, 60  # characters of a place, on a terminal's line and in a summary
 
 Me = Annotated[
     list[str] | None,
@@ -72,8 +74,6 @@ def add(
 
     The texts stay on this device. A text that is already stored is not stored again, so you can repeat a command.
     """
-    from pocketllm.cli.text_views import added_text
-
     more = given(source=source, label=label)
     texts = []
     for number, word in enumerate(words or [], 1):
@@ -147,7 +147,6 @@ def import_texts(
     Hidden files, files without text and unknown formats are skipped and counted. The texts stay on this device. A text
     that is already stored is not stored again, so you can repeat an import or resume an interrupted one.
     """
-    from pocketllm.cli.text_views import import_view
     from pocketllm.daemon.settings import load_settings
     from pocketllm.readers.gathering import Tally, gather
 
@@ -257,3 +256,35 @@ def counted(items: Iterable[Item], place: Callable[[Item], str] = lambda item: "
         for number, item in enumerate(items, 1):
             report("", f"{number:,} texts  {place(item)[-MAX_PLACE:]}", number, None)
             yield item
+
+
+def import_view(found: Document) -> "RenderableType":
+    """Return how much of which kind was read, what was skipped and why, and what became of the texts.
+
+    found: a tally as a document, and the daemon's answers or `dry_run`.
+    """
+    from rich.console import Group
+    from rich.text import Text as Line
+
+    from pocketllm.cli.views import RIGHT, Shown, plural, printable, table
+
+    total = {name: found[name] for name in ("files", "texts", "words")}
+    rows = [{"kind": kind, **count} for kind, count in sorted(found["kinds"].items())]
+    rows += [{"kind": "total", **total}] if len(rows) > 1 else []
+    columns: dict[str, Shown] = {"Kind": "kind", "Files": "files", "Texts": "texts", "Words": "words"}
+    parts = [table(rows, columns, options=dict.fromkeys(("Files", "Texts", "Words"), RIGHT))] if rows else []
+    if found["skipped"]:
+        parts.append(Line("Skipped", style="bold"))
+    for one in sorted(found["skipped"], key=lambda one: -one["count"]):
+        more = ", ..." if one["count"] > len(one["places"]) else ""
+        places = ", ".join(printable(place)[-LONGEST_PLACE:] for place in one["places"]) + more
+        parts.append(Line(f"  {one['count']:>6,}  {printable(one['reason'])} ({places})", style="yellow"))
+    dry_run = f"Dry run: found {plural(found['texts'], 'text')} with {found['words']:,} words, sent none."
+    return Group(*parts, Line(dry_run if found.get("dry_run") else added_text(found)))
+
+
+def added_text(sent: Document) -> str:
+    """Return how many texts were added and how many were known, in a sentence or two."""
+    created, duplicates = sent["created"], sent["duplicates"]
+    known = f" {duplicates:,} {'was' if duplicates == 1 else 'were'} already stored." if duplicates else ""
+    return f"Added {created:,} {'text' if created == 1 else 'texts'}.{known}"

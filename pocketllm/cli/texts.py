@@ -23,6 +23,8 @@ from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from pocketllm.client import Client
     from pocketllm.daemon.folders import Scan
     from pocketllm.daemon.paths import DataFolder
@@ -201,8 +203,6 @@ def texts(
 
     Without a command, lists them with their first words, newest first. `pocketllm export` writes them all to a file.
     """
-    from pocketllm.cli.text_views import texts_table
-
     with connected(options) as client:
         page = client.get("texts", limit=limit, after=after, query=query)
     show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC), query=query))
@@ -211,8 +211,6 @@ def texts(
 @texts.command("pocketllm texts show ID", "pocketllm texts ID", "pocketllm texts ID --json", name="show")
 def show_text(options: Common, text_id: TextId) -> None:
     """Show a whole text."""
-    from pocketllm.cli.text_views import text_details
-
     with connected(options) as client:
         text = client.get("texts", text_id)
     show(options, text, text_details(text, datetime.now(UTC)), soft_wrap=True)
@@ -264,6 +262,72 @@ def source_of(folder: Path, options: Common) -> str:
         if one.path == path:
             return one.name
     raise CommandError(f"{path} is not watched. Give its source with --source; `pocketllm texts` shows the sources.")
+
+
+def texts_table(page: Document, *, width: int, now: datetime, query: str | None = None) -> "RenderableType":
+    """Return a page of texts, in their order, in a table for a console of this width. query: what was searched for."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from pocketllm.cli.views import RIGHT, Shown, age_text, fitting, one_line, table
+
+    columns: dict[str, Shown] = {
+        "Text": "id",
+        "Kind": "kind",
+        "Source": lambda text: one_line(text["source"]),
+        "Words": "words",
+        "Begins": lambda text: one_line(beginning(text)),
+        "Age": lambda text: age_text(text["created_at"], now),
+    }
+    none = "No texts. Add some with `pocketllm add` or `pocketllm import`."
+    empty = none if query is None else "No text contains any of these words."
+    made = table(
+        page["data"],
+        fitting(columns, width, wide=("Kind", "Source", "Words")),
+        empty=empty,
+        options={
+            # An id is there to be copied.
+            "Text": {"no_wrap": True, "min_width": max((len(text["id"]) for text in page["data"]), default=0)},
+            "Kind": {"no_wrap": True},
+            "Source": {"no_wrap": True, "max_width": width // 4},
+            "Words": RIGHT,
+            "Begins": {"no_wrap": True, "ratio": 1, "overflow": "ellipsis"},
+            "Age": RIGHT,
+        },
+    )
+    following = Text(f"Next page: pocketllm texts --after {page['next']}", style="dim")
+    return Group(made, following) if page["next"] else made
+
+
+def beginning(text: Document) -> str:
+    """Return the first words of a text: of an example with an answer the prompt's, of a chat the first message's."""
+    messages = text["messages"]
+    return str(messages[0].get("content", "") if messages else text["text"])[:200]
+
+
+def text_details(text: Document, now: datetime) -> "RenderableType":
+    """Return everything about one text."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from pocketllm.cli.views import age_text, details, one_line, printable
+
+    head = details(
+        ("Kind", text["kind"]),
+        ("Source", one_line(text["source"])),
+        ("Words", text["words"]),
+        ("Held out", "yes, to measure what was learned" if text["held_out"] else "no"),
+        ("Added", f"{text['created_at']} ({age_text(text['created_at'], now)})"),
+        ("Label", text["label"]),
+        title=f"Text {text['id']}",
+    )
+    if text["messages"]:
+        parts = [(str(message.get("role")), str(message.get("content"))) for message in text["messages"]]
+    elif text["completion"] is not None:
+        parts = [("Prompt", text["text"]), ("Completion", text["completion"])]
+    else:
+        return Group(head, Text(printable(text["text"])))
+    return Group(head, *(Text.assemble((printable(name), "bold"), "\n", printable(words)) for name, words in parts))
 
 
 @program.command(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.text_views import text_details, texts_table
+from pocketllm.cli.texts import text_details, texts_table
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
 from tests.support.commands import Run, commands, output, terminal

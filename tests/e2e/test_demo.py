@@ -17,10 +17,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pocketllm.child import child_environment, running_daemon
+from pocketllm.cli.demo import MARKER, PROMPTS, prepare_folder, run_demo
 from pocketllm.cli.main import app
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.demo import MARKER, PROMPTS, prepare_folder, run_demo
 from pocketllm.errors import CommandError
 from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
 from tests.support.daemon_double import DaemonDouble
@@ -146,7 +146,7 @@ def test_what_a_dead_daemon_leaves_running_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_daemon_too(tmp_path: Path, number: signal.Signals) -> None:
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from pocketllm.demo import run_demo\n"
+        "from pathlib import Path; from rich.console import Console; from pocketllm.cli.demo import run_demo\n"
         f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), install=lambda *_: 'tiny', "
         f"serve_command={following()!r})"
     )

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from pocketllm import __version__
 from pocketllm.child import running_daemon
+from pocketllm.cli.demo import PROMPTS, SERVE, STALL_SECONDS, add_notes
 from pocketllm.cli.jobs import follow
-from pocketllm.demo import PROMPTS, SERVE, STALL_SECONDS, add_notes
 from pocketllm.errors import CommandError, Document
 
 if TYPE_CHECKING:
