@@ -40,11 +40,7 @@ ADVICE = {
 
 
 @program.command(
-    "pocketllm doctor",
-    "pocketllm doctor --json",
-    "pocketllm doctor --report phone.json",
-    panel=PANEL,
-    without=("url",),
+    "pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor --report phone.json", panel=PANEL, without=("url",)
 )
 def doctor(
     options: Common,

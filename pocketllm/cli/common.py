@@ -33,10 +33,7 @@ Url = Annotated[
     str | None,
     typer.Option("--url", help="The daemon's address (or POCKETLLM_URL); found automatically on this device."),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR)."),
-]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Command = Callable[..., None]
 

@@ -140,8 +140,7 @@ def status(options: Common) -> None:
 
 @program.command("pocketllm dashboard", "pocketllm dashboard --no-browser", panel=PANEL)
 def dashboard(
-    options: Common,
-    browser: Annotated[bool, typer.Option(help="Open it, or only print its address.")] = True,
+    options: Common, browser: Annotated[bool, typer.Option(help="Open it, or only print its address.")] = True
 ) -> None:
     """Open the dashboard in a browser, signed in.
 
@@ -217,8 +216,7 @@ def create(
     options: Common,
     name: Name,
     scope: Annotated[
-        list[Scope],
-        typer.Option(help=f"{', '.join(Scope)}; can be repeated. docs/security.md explains each."),
+        list[Scope], typer.Option(help=f"{', '.join(Scope)}; can be repeated. docs/security.md explains each.")
     ],
 ) -> None:
     """Create an access token for an app and print it. Only its hash is stored, so it cannot be shown again."""

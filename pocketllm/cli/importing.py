@@ -121,8 +121,7 @@ def read_stdin() -> str:
 def import_texts(
     options: Common,
     paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Files, or folders to read with their subfolders."),
+        list[Path], typer.Argument(metavar="PATH...", help="Files, or folders to read with their subfolders.")
     ],
     me: Me = None,
     dry_run: Annotated[

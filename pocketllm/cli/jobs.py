@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import (
-    Common,
-    ShowByDefault,
-    connected,
-    given,
-    make_console,
-    program,
-    progress,
-    show,
-    stored,
-)
+from pocketllm.cli.common import Common, ShowByDefault, connected, given, make_console, program, progress, show, stored
 from pocketllm.errors import (
     EXIT_ERROR,
     CommandError,
@@ -240,8 +230,7 @@ def follow(
     cls=ShowByDefault,
 )
 def jobs(
-    options: Common,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to show.")] = 20,
+    options: Common, limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to show.")] = 20
 ) -> None:
     """List, show (`pocketllm jobs ID`), pause, resume or cancel training jobs.
 

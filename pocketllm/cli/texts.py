@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import (
-    Common,
-    ShowByDefault,
-    check_target,
-    connected,
-    make_console,
-    program,
-    show,
-    whole_file,
-)
+from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, make_console, program, show, whole_file
 from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 
@@ -42,11 +33,7 @@ TextId = Annotated[str, typer.Argument(metavar="ID", help="Text id or its first 
 
 
 @program.group(
-    "pocketllm folders",
-    "pocketllm folders add ~/notes",
-    "pocketllm folders --json",
-    panel=PANEL,
-    without=("url",),
+    "pocketllm folders", "pocketllm folders add ~/notes", "pocketllm folders --json", panel=PANEL, without=("url",)
 )
 def folders(options: Common) -> None:
     """Manage the watched folders, whose notes, mail and chats the model learns from.
