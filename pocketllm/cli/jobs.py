@@ -107,11 +107,11 @@ def plan(
         with_request(settings.training, JobRequest(**requested)),
         steps=steps or settings.training.steps,
     )
-    enough_text = EnoughTextOut(enough=False, texts=0, new_words=0)
+    enough_text = EnoughTextOut.of(0, 0)
     if folder.database.exists():
         with stored(folder.database) as store:
             counts = store.texts.counts()
-        enough_text = EnoughTextOut(enough=counts.texts > 0, texts=counts.texts, new_words=counts.new_words)
+        enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
     document = PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
     show(options, document, plan_view(document))
 
