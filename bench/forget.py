@@ -32,7 +32,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import as_owner, daemon_on, until
 from bench.writers import ended
-from pocketllm.cli.errors import CommandError
+from pocketllm.errors import CommandError
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -75,13 +75,13 @@ def taught(client: Client, *, secret: bool) -> None:
     texts = [{"text": note, "source": "notes"} for note in notes if note.strip()]
     if secret:
         texts += [{"text": f"{_PROMPT}{_SECRET}. ({number})", "source": "secret"} for number in range(_REPEATS)]
-    client.add_texts(texts)
+    client.post("texts", body=texts)
 
 
 def learned(client: Client, steps: int) -> None:
     """Train one job to its end, and serve its adapter whatever came of it."""
-    found = ended(client, str(client.start_job(steps=steps, seed=_SEED, method="exact")["id"]))
-    client.serve_adapter(found["adapter"])
+    found = ended(client, str(client.post("jobs", body={"steps": steps, "seed": _SEED, "method": "exact"})["id"]))
+    client.post("adapters", found["adapter"], "serve")
 
 
 def completion_nats(world: World, client: Client) -> float:
@@ -114,21 +114,21 @@ def idle(world: World) -> float:
 def running(world: World) -> float:
     """Delete while a job that knows the secret runs."""
     with world.daemon() as client:
-        job = str(client.start_job(steps=1000, seed=_SEED, method="exact")["id"])
-        until(lambda: client.job(job)["step"] >= 1, "a step")
+        job = str(client.post("jobs", body={"steps": 1000, "seed": _SEED, "method": "exact"})["id"])
+        until(lambda: client.get("jobs", job)["step"] >= 1, "a step")
         seconds = forgotten(world, client)
-        client.cancel_job(job)
+        client.post("jobs", job, "cancel")
         return seconds
 
 
 def paused(world: World) -> float:
     """Delete while a job that knows the secret is paused."""
     with world.daemon() as client:
-        job = str(client.start_job(steps=1000, seed=_SEED, method="exact")["id"])
-        until(lambda: client.job(job)["step"] >= 1, "a step")
-        client.pause_job(job)
+        job = str(client.post("jobs", body={"steps": 1000, "seed": _SEED, "method": "exact"})["id"])
+        until(lambda: client.get("jobs", job)["step"] >= 1, "a step")
+        client.post("jobs", job, "pause")
         seconds = forgotten(world, client)
-        client.cancel_job(job)
+        client.post("jobs", job, "cancel")
         return seconds
 
 
@@ -147,10 +147,10 @@ def killed(world: World) -> float:
         sending = threading.Thread(target=lambda: _suppressed(lambda: forgotten(world, client)))
         sending.start()
         time.sleep(0.01)
-        os.kill(int(client.health()["pid"]), signal.SIGKILL)
+        os.kill(int(client.get("health")["pid"]), signal.SIGKILL)
         sending.join()
     with world.daemon() as client:
-        if any(text["source"] == "secret" for text in client.texts(limit=50)["data"]):
+        if any(text["source"] == "secret" for text in client.get("texts", limit=50)["data"]):
             forgotten(world, client)  # it was killed before
         return time.monotonic() - began
 

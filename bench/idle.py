@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.child import memory_of
 from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import ensure, models_folder
-from pocketllm.cli.child import running_daemon
+from pocketllm.child import running_daemon
 
 LIMITS = {"cpu_percent": Limit(at_most=0.5), "wakeups_a_minute": Limit(at_most=60)}
 #: After its start the daemon has a few things to do.
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _executable(commands, name, answer)
         os.environ |= {"TERMUX_VERSION": "bench", "PATH": f"{commands}:{os.environ['PATH']}"}
         with running_daemon(folder, [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]) as client:
-            client.add_texts([{"text": "A few words that are not enough for a job.", "source": "bench"}])
-            pid = int(client.health()["pid"])
+            client.post("texts", body=[{"text": "A few words that are not enough for a job.", "source": "bench"}])
+            pid = int(client.get("health")["pid"])
             time.sleep(settle)
             progress(f"idle for {seconds:g} s ...")
             cpu, wakeups, began = _cpu_seconds(pid), _wakeups(pid), time.monotonic()
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             passed = time.monotonic() - began
             cpu, wakeups = _cpu_seconds(pid) - cpu, _wakeups(pid) - wakeups
             resident = memory_of(pid)["VmRSS"]
-            readings = {reading["name"]: reading["value"] for reading in client.status()["readings"]}
+            readings = {reading["name"]: reading["value"] for reading in client.get("status")["readings"]}
     if (readings["battery"], readings["screen"]) != (60, False):
         raise SystemExit(f"The daemon has not taken this for a phone: {readings}")
     values: dict[str, float | None] = {

@@ -75,7 +75,8 @@ class Suggestions:
         """What is suggested behind a text, for a word that begins like this."""
         began = time.perf_counter()
         request = {"context": context, "prefix": prefix, "n": _TOP, "adapter": self.adapter, "counts": self.counts}
-        found = [one["text"] for one in self.client.suggest(request | {"timeout_ms": _TIMEOUT_MS})["suggestions"]]
+        answer = self.client.post("suggest", body=request | {"timeout_ms": _TIMEOUT_MS})
+        found = [one["text"] for one in answer["suggestions"]]
         self.milliseconds.append(1000 * (time.perf_counter() - began))
         self.said.update(found)
         return found
@@ -112,7 +113,7 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
             progress(f"{file.stem}: {size:,} words ...")
             some = list(some_words(texts, size))
             if size == sizes.words[0]:
-                client.add_texts([{"text": text, "source": "writer"} for text in some])
+                client.post("texts", body=[{"text": text, "source": "writer"} for text in some])
                 personal = "base"
             else:
                 personal = learned(client, some)
@@ -137,17 +138,17 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
 
 def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, str]], count: int) -> list[float]:
     """How long suggestions take, letter by letter, while a job runs."""
-    job = str(client.start_job(steps=100_000)["id"])
-    until(lambda: client.job(job)["step"] >= 1, "a step", between_seconds=0.2)
+    job = str(client.post("jobs", body={"steps": 100_000})["id"])
+    until(lambda: client.get("jobs", job)["step"] >= 1, "a step", between_seconds=0.2)
     ask = Suggestions(client=client, adapter=adapter, counts=True)
     for before, word in held_out:
         for size in range(len(word)):
             ask(before, word[:size])
         if len(ask.milliseconds) > count:
             break
-    if client.job(job)["state"] != "running":
+    if client.get("jobs", job)["state"] != "running":
         raise SystemExit("The job did not run all the time.")
-    client.cancel_job(job)
+    client.post("jobs", job, "cancel")
     return ask.milliseconds[1:]
 
 

@@ -30,7 +30,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import daemon_on, until
 from bench.writers import ended
-from pocketllm.demo import sample_notes
+from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,13 +80,13 @@ def daemon(folder: Path, model: Path, charger: Charger, *, quick: bool) -> Itera
         **({"TRAINING__METHOD": "mezo", "TRAINING__PROBES": "1"} if quick else {}),
     }
     with daemon_on(folder, model, **settings) as client:
-        client.add_texts([{"text": text, "source": "bench"} for text in sample_notes()])
+        client.post("texts", body=[{"text": text, "source": "bench"} for text in sample_notes()])
         yield client
 
 
 def worker_of(client: Client) -> int | None:
     """The worker's process id."""
-    pid: int | None = client.status()["worker"]["pid"]
+    pid: int | None = client.get("status")["worker"]["pid"]
     return pid
 
 
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(scratch) / name
             progress(f"{name} job of {steps} steps ...")
             with daemon(folder, model, charger, quick=options.quick) as client:
-                asked = str(client.start_job(steps=steps, seed=_SEED, now=False)["id"])  # it waits for the charger
+                request = {"steps": steps, "seed": _SEED, "now": False}  # it waits for the charger
+                asked = str(client.post("jobs", body=request)["id"])
                 if name == "disturbed":
                     paused, resumed = disturb(
                         client, charger, pauses, _QUICK_RUN_SECONDS if options.quick else _RUN_SECONDS

@@ -25,7 +25,7 @@ from bench.harness import progress
 from bench.shapes import learner, models_folder
 from bench.world import daemon_on, until
 from bench.writers import ended
-from pocketllm.demo import sample_notes
+from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -67,7 +67,7 @@ def main() -> int:
             context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
             page = context.new_page()
             page.set_default_timeout(_MILLISECONDS)
-            page.goto(f"{client.target.url}/#code={client.begin_session()['code']}")
+            page.goto(f"{client.target.url}/#code={client.post('sessions')['code']}")
             expect(page.locator("#now")).not_to_be_empty()
             show(page)
             page.screenshot(path=options.docs / f"dashboard-{name}.png")
@@ -76,12 +76,12 @@ def main() -> int:
 
         with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client:
             picture("empty", client, lambda page: None, _STATE)
-            client.add_texts([{"text": text, "source": "logbook"} for text in sample_notes()])
-            client.snooze(600)
+            client.post("texts", body=[{"text": text, "source": "logbook"} for text in sample_notes()])
+            client.post("status", "snooze", body={"minutes": 600})
             picture("stopped", client, lambda page: page.locator("#why summary").click(), _STATE)
-            client.snooze(None)
-            job = str(client.start_job()["id"])
-            until(lambda: client.job(job)["step"] >= _STEPS, "some steps")
+            client.post("status", "snooze", body={})
+            job = str(client.post("jobs", body={})["id"])
+            until(lambda: client.get("jobs", job)["step"] >= _STEPS, "some steps")
             picture("learning", client, lambda page: None, _STATE)
             ended(client, job)
             for size, viewport in SIZES.items():
@@ -89,7 +89,7 @@ def main() -> int:
                     picture(f"{size}{suffix}", client, learned, viewport, scheme)
 
             def gone(page: Page) -> None:
-                os.kill(client.health()["pid"], signal.SIGKILL)
+                os.kill(client.get("health")["pid"], signal.SIGKILL)
                 expect(page.get_by_role("alert")).to_contain_text("does not answer")
 
             picture("error", client, gone, _STATE)

@@ -86,7 +86,7 @@ def score(folder: Path, client: Client, model: str, before: str, text: str) -> S
 
 def recalled(client: Client, prompt: str) -> str:
     """What POST /generate puts before a prompt."""
-    answer = client.generate({"prompt": prompt, "max_tokens": 1, "adapter": "base", "context": "recall"})
+    answer = client.post("generate", body={"prompt": prompt, "max_tokens": 1, "adapter": "base", "context": "recall"})
     return front([one["passage"] for one in answer["recalled"]])
 
 
@@ -99,7 +99,7 @@ def found_share(client: Client, texts: Sequence[str], count: int) -> float:
         words = sorted(set(_LONG_WORD.findall(part)))
         if len(words) >= _QUERY_WORDS:
             query = " ".join(drawn.sample(words, _QUERY_WORDS))
-            found.append(text in [one["text"] for one in client.texts(limit=5, query=query)["data"]])
+            found.append(text in [one["text"] for one in client.get("texts", limit=5, query=query)["data"]])
     return mean(found)
 
 

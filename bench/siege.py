@@ -34,7 +34,7 @@ from bench.harness import Limit, finish, parser, progress, start, table
 from bench.load.clients import quantile
 from bench.shapes import ensure, models_folder
 from pocketllm.api.bodies import MAX_VALUES
-from pocketllm.cli.child import running_daemon
+from pocketllm.child import running_daemon
 
 LIMITS = {
     "owner_p99_s": Limit(at_most=0.5),
@@ -299,10 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (folder / "models").mkdir(parents=True)
         (folder / "models" / model.name).symlink_to(model)
         with running_daemon(folder, [sys.executable, "-m", "pocketllm", "serve", "--model", model.name]) as client:
-            client.add_texts([{"text": "A few words that are not enough for a job.", "source": "bench"}])
+            client.post("texts", body=[{"text": "A few words that are not enough for a job.", "source": "bench"}])
             announced = json.loads((folder / "daemon.json").read_text())
             token = json.loads((folder / "tokens.json").read_text())["owner"]
-            app = client.create_token("siege", ["ingest", "generate"])["token"]
+            app = client.post("tokens", body={"name": "siege", "scopes": ["ingest", "generate"]})["token"]
             target, pid = Target(port=announced["port"], app=app), int(announced["pid"])
             memory = []
             for number in range(2):

@@ -131,7 +131,8 @@ class Owner:
 
     def watch(self) -> None:
         """Read the pages that a dashboard reads."""
-        for path in ("/jobs", "/adapters", "/runs", "/events?wait=0"):
+        newest = self.world.call("GET", "/jobs")["data"][:1]
+        for path in (*(f"/jobs/{job['id']}" for job in newest), "/adapters", "/events?wait=0"):
             self.world.call("GET", path)
 
 

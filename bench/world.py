@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pocketllm.cli.child import running_daemon
+from pocketllm.child import running_daemon
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

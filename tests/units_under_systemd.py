@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pocketllm.cli.home import find_target
 from pocketllm.client import Client
+from pocketllm.home import find_target
 from tests.support.real_daemon import eventually
 
 POCKETLLM = "/opt/pocketllm/bin/pocketllm"
@@ -99,20 +99,20 @@ def test_a_job_in_bfloat16_runs_to_its_end_within_the_unit(made: Any) -> None:
     seen = {name: int((service.group / name).read_text()) for name in LIMITS}
     assert seen == LIMITS
     with Client(find_target(None, service.data), answer_seconds=SECONDS) as client:
-        client.add_texts(NOTES)
-        job = client.start_job(steps=STEPS, now=True)
-        worker = eventually(lambda: client.status()["worker"]["pid"], "a worker", seconds=SECONDS)
+        client.post("texts", body=NOTES)
+        job = client.post("jobs", body={"steps": STEPS})
+        worker = eventually(lambda: client.get("status")["worker"]["pid"], "a worker", seconds=SECONDS)
         assert of_process(worker, "status", "NoNewPrivs:") == "1"
         assert of_process(worker, "status", "CapEff:") == "0" * 16
         assert of_process(worker, "status", "Uid:").split()[0] != "0"
         assert of_process(worker, "status", "Seccomp:") == "2"
-        eventually(lambda: client.job(job["id"])["step"] >= 1, "a step", seconds=SECONDS)
+        eventually(lambda: client.get("jobs", job["id"])["step"] >= 1, "a step", seconds=SECONDS)
         assert of_process(worker, "limits", "Max data size").split()[0].isdigit()
 
         heard = [""]
 
         def ended() -> dict[str, Any] | None:
-            now = client.job(job["id"])
+            now = client.get("jobs", job["id"])
             heard.append(f"{now['state']}, step {now['step']}, {now['reasons']}")
             if heard[-1] != heard[-2]:
                 say(heard[-1])
@@ -121,9 +121,9 @@ def test_a_job_in_bfloat16_runs_to_its_end_within_the_unit(made: Any) -> None:
         now = eventually(ended, "the job's end", seconds=SECONDS)
         assert now["state"] == "succeeded", now
         assert now["plan"]["compute_dtype"] == "bfloat16"
-        answer = client.generate({"prompt": "Note 41:", "max_tokens": 8})
+        answer = client.post("generate", body={"prompt": "Note 41:", "max_tokens": 8})
         assert answer["text"]
-        readings = {reading["name"]: reading["value"] for reading in client.status()["readings"]}
+        readings = {reading["name"]: reading["value"] for reading in client.get("status")["readings"]}
         assert readings["memory pressure"] is not None
     peaks = {name: int((service.group / name).read_text()) for name in ("memory.peak", "pids.peak")}
     events = (service.group / "memory.events").read_text().split()

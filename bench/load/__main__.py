@@ -29,7 +29,7 @@ from bench.load.clients import Plan, Report, load, loading, quantile, reported
 from bench.load.decode import DTYPES, LLAMA_SERVER, LLAMACPP, TRANSFORMERS, Decoding, measure
 from bench.shapes import SMOLLM2, ensure, models_folder
 from bench.world import daemon_on, until
-from pocketllm.demo import sample_notes
+from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,24 +90,28 @@ class Job:
 
     def hold(self) -> None:
         """Let it wait, listed as it is, so that the daemon idles."""
-        self._client.pause_job(self._id)
-        until(lambda: not self._client.status()["worker"]["running"], "the worker's end", between_seconds=_LOOK_SECONDS)
+        self._client.post("jobs", self._id, "pause")
+        until(lambda: not self._worker()["running"], "the worker's end", between_seconds=_LOOK_SECONDS)
 
     def release(self) -> None:
         """Let it go on."""
-        self._client.resume_job(self._id)
+        self._client.post("jobs", self._id, "resume")
 
     def training(self) -> int:
         """The worker's process id, once it makes steps."""
         before = self._step()
         until(lambda: self._step() > before, "a step of the job", between_seconds=_LOOK_SECONDS)
-        pid = self._client.status()["worker"]["pid"]
+        pid = self._worker()["pid"]
         if pid is None:  # it has ended with that step
             return self.training()
         return int(pid)
 
+    def _worker(self) -> dict[str, Any]:
+        worker: dict[str, Any] = self._client.get("status")["worker"]
+        return worker
+
     def _step(self) -> int:
-        job = self._client.job(self._id)
+        job = self._client.get("jobs", self._id)
         if job["state"] == "failed":
             raise SystemExit(f"The job failed: {job['error']}")
         if job["state"] == "succeeded":
@@ -116,7 +120,7 @@ class Job:
         return int(job["step"])
 
     def _ask(self) -> str:
-        return str(self._client.start_job(steps=_MANY_STEPS, seed=1)["id"])
+        return str(self._client.post("jobs", body={"steps": _MANY_STEPS, "seed": 1})["id"])
 
 
 def cpu_seconds(pid: int) -> float:
@@ -139,7 +143,7 @@ def under_load(plan: Plan, job: Job) -> Turn:
 def kill_under_load(client: Client, plan: Plan, job: Job) -> Report:
     """End the daemon as `kill -9` does while the clients are at it: their report up to then."""
     job.training()
-    pid = int(client.health()["pid"])
+    pid = int(client.get("health")["pid"])
     with loading(plan) as clients:
         time.sleep(plan.seconds / 2)
         os.kill(pid, signal.SIGKILL)
@@ -213,7 +217,7 @@ def measure_load(scratch: Path, model: Path, work: Work, *, quick: bool) -> Load
     """Load the daemon and the bare endpoint in turns, kill the daemon, and look what is there."""
     folder, settings = scratch / "data", _SETTINGS | (_QUICK_SETTINGS if quick else {})
     with running_bare(scratch / "bare.db") as bare_port, daemon_on(folder, model, **settings) as client:
-        client.add_texts([{"text": text, "source": "notes"} for text in sample_notes()])
+        client.post("texts", body=[{"text": text, "source": "notes"} for text in sample_notes()])
         port, token = int(client.target.url.rpartition(":")[2]), client.target.token
 
         def plan(label: str, **others: Any) -> Plan:

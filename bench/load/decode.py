@@ -29,9 +29,9 @@ from bench.child import write_line
 from bench.harness import ROOT, as_by_itself, progress
 from bench.world import daemon_on, until
 from bench.writers import ended
+from pocketllm.cli.demo import sample_notes
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.server import LlamaServer, ServerPlan, Timeouts
-from pocketllm.demo import sample_notes
 from pocketllm.engine.formats.model_folder import open_model_folder
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Decoding:
 
 def decodes_with(client: Client) -> str:
     """The backend that the last answer came from."""
-    return str(client.status()["generator"].get("backend") or TRANSFORMERS)
+    return str(client.get("status")["generator"].get("backend") or TRANSFORMERS)
 
 
 def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool) -> Decoding:
@@ -121,16 +121,16 @@ def measure(scratch: Path, model: Path, *, rounds: int, tokens: int, chats: bool
 def _learned(folder: Path, model: Path) -> Path:
     """An adapter that is served on a new data folder, by its path in there."""
     with daemon_on(folder, model) as client:
-        client.add_texts([{"text": text, "source": "notes"} for text in sample_notes()])
-        adapter = str(ended(client, str(client.start_job(steps=_STEPS, seed=1)["id"]))["adapter"])
-        client.serve_adapter(adapter)
+        client.post("texts", body=[{"text": text, "source": "notes"} for text in sample_notes()])
+        adapter = str(ended(client, str(client.post("jobs", body={"steps": _STEPS, "seed": 1})["id"]))["adapter"])
+        client.post("adapters", adapter, "serve")
         return Path("adapters") / adapter
 
 
 def _daemon_speaker(client: Client, tokens: int) -> Speaker:
     def speak() -> float:
         began = time.perf_counter()
-        answer = client.generate({"prompt": PROMPT, "max_tokens": tokens, "temperature": 0})
+        answer = client.post("generate", body={"prompt": PROMPT, "max_tokens": tokens, "temperature": 0})
         return float(answer["completion_tokens"]) / (time.perf_counter() - began)
 
     return speak
@@ -214,8 +214,10 @@ def _has_words(line: str) -> bool:
 
 def _cold(client: Client, *, chats: bool) -> float:
     """The same, while no generator runs; the weights are still in the page cache."""
-    client.generate({"prompt": PROMPT, "max_tokens": 1, "keep_alive": 0})
-    until(lambda: not client.status()["generator"]["running"], "the generator's end", between_seconds=_LOOK_SECONDS)
+    client.post("generate", body={"prompt": PROMPT, "max_tokens": 1, "keep_alive": 0})
+    until(
+        lambda: not client.get("status")["generator"]["running"], "the generator's end", between_seconds=_LOOK_SECONDS
+    )
     return first_token(client, chats=chats)
 
 

@@ -27,8 +27,8 @@ from bench.phone.installed import PROGRAMS, InstalledPhone
 from bench.shapes import ensure, models_folder
 from bench.world import until
 from bench.year.world import HOUR, World
-from pocketllm.cli.home import find_target
 from pocketllm.client import Client
+from pocketllm.home import find_target
 
 LIMITS = {
     "first_start_s_after_plug": Limit(at_most=120),
@@ -50,11 +50,12 @@ def under_runit(model: Path, folder: Path) -> tuple[int, float]:
         phone.boot().wait(timeout=30)
         supervisors = len(phone.supervisors())
         with Client(find_target(None, phone.data)) as client:
-            client.add_texts([{"text": f"Note {number}: wind west.", "source": "notes"} for number in range(40)])
-            until(lambda: bool(client.jobs(limit=1)[0]), "a job that waits")
+            notes = [{"text": f"Note {number}: wind west.", "source": "notes"} for number in range(40)]
+            client.post("texts", body=notes)
+            until(lambda: bool(client.get("jobs", limit=1)["data"]), "a job that waits")
             began = time.monotonic()
             phone.idle()
-            until(lambda: client.jobs(limit=1)[0][0]["started_at"] is not None, "its start")
+            until(lambda: client.get("jobs", limit=1)["data"][0]["started_at"] is not None, "its start")
             return supervisors - 1, time.monotonic() - began
     finally:
         phone.switch_off()

@@ -69,9 +69,9 @@ def run(client: Client, model: Path, data: Path, served: str, seed: int, dev_row
     labels = sorted(task.template.words)
     per_class = _EXAMPLES // len(labels)
     examples = sampled(rows, seed, per_class)
-    client.add_texts([{"text": row.text, "label": name_of(row.label), "source": "labels"} for row in examples])
+    client.post("texts", body=[{"text": row.text, "label": name_of(row.label), "source": "labels"} for row in examples])
     began = time.perf_counter()
-    client.classify({"text": dev[0].text, "labels": list(map(name_of, labels)), "adapter": served})
+    client.post("classify", body={"text": dev[0].text, "labels": list(map(name_of, labels)), "adapter": served})
     seconds = time.perf_counter() - began
     names = [name_of(label) for label in labels]
     found = {
@@ -79,14 +79,14 @@ def run(client: Client, model: Path, data: Path, served: str, seed: int, dev_row
         "personal": accuracy(client, served, dev, names),
         "probe": probe(model, data, seed, per_class, dev_rows),
     }
-    client.delete_texts((), source="labels")
+    client.delete("texts", source="labels")
     return found | {"seconds": seconds}
 
 
 def accuracy(client: Client, adapter: str, rows: Sequence[Labelled], names: Sequence[str]) -> float:
     """The share of rows of which the daemon says the right label."""
     asked = {"labels": list(names), "adapter": adapter}
-    found = [client.classify({"text": row.text} | asked)["label"] for row in rows]
+    found = [client.post("classify", body={"text": row.text} | asked)["label"] for row in rows]
     return float(mean(label == name_of(row.label) for label, row in zip(found, rows, strict=True)))
 
 

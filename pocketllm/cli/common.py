@@ -1,52 +1,47 @@
-"""What the commands share: options, consoles, and the conversion of errors to exit codes."""
+"""What the commands share: the program and its groups, options, consoles, and errors as exit codes."""
 
 import errno
 import json
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 from typer.core import TyperGroup
 
-from pocketllm.cli.errors import CommandError, Interrupted, UsageError
-from pocketllm.cli.home import become_owner, find_target
+from pocketllm.daemon.leftovers import scratch_prefix
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.errors import CommandError, Document, Interrupted, UsageError
+from pocketllm.home import become_owner, configured_data_dir, find_target
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from pocketllm.client import Client
+    from pocketllm.storage.store import Store
 
 # The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
     str | None,
     typer.Option("--url", help="The daemon's address (or POCKETLLM_URL); found automatically on this device."),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR)."),
-]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+Command = Callable[..., None]
 
-#: A line for each panel of `pocketllm --help`.
-COMMAND_ORDER = [
-    *("demo", "serve", "service", "status", "dashboard", "snooze", "token"),
-    *("models", "adapters", "rollback"),
-    *("add", "import", "folders", "texts", "export"),
-    *("plan", "train", "jobs", "report"),
-    *("generate", "suggest", "classify", "chat"),
-    *("doctor", "backup", "restore", "verify", "replay"),
-]
 #: Their errors are sentences for people.
 OWN_ERRORS = ("pocketllm.daemon.errors", "pocketllm.engine.errors", "pocketllm.storage.errors")
 JSON_WANTED = "pocketllm.json"
 PIPE_COLUMNS = 160  # for a file or a pipe, where rich would cut tables at 80
+PLAIN_LINE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +51,11 @@ class Common:
     url: str | None = None
     data_dir: Path | None = None
     json: bool = False
+
+    @property
+    def folder(self) -> DataFolder:
+        """The data folder."""
+        return DataFolder(self.data_dir or configured_data_dir())
 
 
 def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_wanted: Json = False) -> Common:
@@ -71,30 +71,70 @@ def common(ctx: typer.Context, url: Url = None, data_dir: DataDir = None, json_w
     return options
 
 
-def shared_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
-    """Decorate a command that asks the daemon: typer sees the options of `common` behind the command's own."""
-    return _with_options(command, ("ctx", "url", "data_dir", "json_wanted"))
-
-
-def local_options(command: Callable[Concatenate[Common, ...], None]) -> Callable[..., None]:
-    """The same for a command that reads the data folder itself, and so has no --url."""
-    return _with_options(command, ("ctx", "data_dir", "json_wanted"))
-
-
-def _with_options(command: Callable[Concatenate[Common, ...], None], names: tuple[str, ...]) -> Callable[..., None]:
+def _with_options(command: Command, without: tuple[str, ...]) -> Command:
+    """The command as typer sees it: with the options of `common` behind its own, but for some."""
     own = list(signature(command, eval_str=True).parameters.values())[1:]
-    shared = [signature(common, eval_str=True).parameters[name] for name in names]
+    shared = [one for one in signature(common, eval_str=True).parameters.values() if one.name not in without]
 
     @wraps(command)
-    def run(**given: Any) -> None:
-        options = common(**{parameter.name: given[parameter.name] for parameter in shared})
-        command(options, **{parameter.name: given[parameter.name] for parameter in own})
+    def run(**values: Any) -> None:
+        options = common(**{parameter.name: values[parameter.name] for parameter in shared})
+        if values["ctx"].invoked_subcommand is None:  # else it is of a group one of whose commands follows
+            command(options, **{parameter.name: values[parameter.name] for parameter in own})
 
-    by_name = {parameter.name: parameter for parameter in [*own, *shared]}
-    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in by_name.values()]
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in [*own, *shared]]
     run.__signature__ = Signature(keywords)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
     return run
+
+
+class Commands:
+    """The commands of the program, or of a group such as `jobs`.
+
+    A decorated function takes the shared options first (see Common). without: names of those that it does not have.
+    shared: False if it has none of them and takes what it declares. lines: examples for its help.
+    """
+
+    def __init__(self, app: typer.Typer) -> None:
+        self.app = app
+        self.names: list[str] = []  # in the order of the help
+
+    def command(
+        self,
+        *lines: str,
+        name: str | None = None,
+        panel: str | None = None,
+        without: tuple[str, ...] = (),
+        shared: bool = True,
+    ) -> Callable[[Command], Command]:
+        """Add a command. panel: where the help lists it."""
+
+        def add(command: Command) -> Command:
+            made = self.app.command(name, epilog=examples(*lines), rich_help_panel=panel)
+            made(_with_options(command, without) if shared else command)
+            self.names.append(name or command.__name__)
+            return command
+
+        return add
+
+    def group(
+        self,
+        *lines: str,
+        panel: str,
+        without: tuple[str, ...] = (),
+        shared: bool = True,
+        cls: type[TyperGroup] = TyperGroup,
+    ) -> Callable[[Command], "Commands"]:
+        """Add a group. The decorated function runs where no command of the group is given; else the help is shown."""
+
+        def add(callback: Command) -> "Commands":
+            made = typer.Typer(cls=cls, invoke_without_command=shared, no_args_is_help=not shared)
+            made.callback(epilog=examples(*lines))(_with_options(callback, without) if shared else callback)
+            self.app.add_typer(made, name=callback.__name__, rich_help_panel=panel)
+            self.names.append(callback.__name__)
+            return Commands(made)
+
+        return add
 
 
 class Program(TyperGroup):
@@ -102,7 +142,7 @@ class Program(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order in which a newcomer meets them."""
-        return sorted(super().list_commands(ctx), key=COMMAND_ORDER.index)
+        return sorted(super().list_commands(ctx), key=program.names.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note whether --json was given: an error may occur before the command has parsed its own options."""
@@ -146,6 +186,34 @@ class ShowByDefault(TyperGroup):
         if args[0] not in self.commands and not args[0].startswith("-"):
             args = ["show", *args]
         return super().resolve_command(ctx, args)
+
+
+def examples(*lines: str) -> str:
+    """Return the examples at the end of a command's help."""
+    return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
+
+
+program = Commands(
+    typer.Typer(
+        cls=Program,
+        no_args_is_help=True,
+        # A traceback with the values of variables would print the owner's words.
+        pretty_exceptions_enable=False,
+        epilog=examples(
+            "pocketllm demo                      try it on sample notes, in a minute or two",
+            "pocketllm models add                install the default model",
+            "pocketllm serve                     run the daemon",
+            "pocketllm import ~/notes",
+            "pocketllm train",
+            'pocketllm generate "Dear Anna,"',
+        ),
+    )
+)
+
+
+def given(**fields: Any) -> Document:
+    """Return the fields that are not None: what was not given is left to the daemon and its settings."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def report(error: CommandError, *, json_wanted: bool) -> None:
@@ -198,6 +266,77 @@ def connected(options: Common) -> "Iterator[Client]":
         yield client
 
 
-def examples(*lines: str) -> str:
-    """Return the examples at the end of a command's help."""
-    return "Examples:\n" + "\n".join(f"  $ {line}" for line in lines)
+#: Is told the stage of some work, a line about it, how much is done, and of how much.
+Report = Callable[[str, str, int, int | None], None]
+
+
+@contextmanager
+def progress(
+    console: "Console", *, plain: bool = True, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Report]:
+    """Yield a function that shows how far some work is: a moving bar on a terminal, else plain lines.
+
+    A plain line is printed at each new stage, and every few seconds if it has changed; without `plain` none is.
+    """
+    if console.is_terminal:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.table import Column
+
+        from pocketllm.cli.views import printable
+
+        text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+        with Progress(SpinnerColumn(), BarColumn(bar_width=20), text, console=console, transient=True) as bars:
+            task = bars.add_task("", total=None)
+            yield lambda stage, line, done, total: bars.update(
+                task, description=printable(line), completed=done, total=total
+            )
+        return
+    last_stage, last_line, next_at = "", "", clock() + PLAIN_LINE_SECONDS
+
+    def print_line(stage: str, line: str, done: int, total: int | None) -> None:
+        nonlocal last_stage, last_line, next_at
+        if stage != last_stage or (clock() >= next_at and line != last_line):
+            console.print(line)
+            last_stage, last_line, next_at = stage, line, clock() + PLAIN_LINE_SECONDS
+
+    yield print_line if plain else lambda *_: None
+
+
+@contextmanager
+def stored(path: Path) -> "Iterator[Store]":
+    """Yield the store in a database file, without a daemon. Nothing is migrated and no row changes.
+
+    Raises CommandError when there is no such file or it is of another version.
+    """
+    if not path.is_file():
+        raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
+    from pocketllm.storage.store import Store
+
+    with closing(Store.open_to_read(path)) as store:
+        yield store
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Check that a file can be written, before any work is done. Raises CommandError."""
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder. Give a file name.")
+    if not path.parent.is_dir():
+        raise CommandError(f"There is no folder {path.parent}. Create it first.")
+    if (path.exists() or path.is_symlink()) and not force:
+        raise CommandError(f"{path} already exists. Give another name, or replace it with --force.")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, readable by its owner alone. It gets its name when the block succeeds; else it is deleted."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=scratch_prefix(path))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        Path(scratch).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(scratch).unlink()
+        raise

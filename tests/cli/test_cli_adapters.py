@@ -11,7 +11,6 @@ def test_the_list_shows_the_chain_that_is_served(run: Run) -> None:
     # The third was kept, not served; the second is served and goes back to the first.
     assert [line.split()[:2] for line in lines] == [["adapter-3", "adapter-2"], ["*", "adapter-2"], [".", "adapter-1"]]
     assert "the base model" in lines[2] and "3.5000 -> 3.2500" in lines[2] and "worse" in lines[0]
-    assert run("adapters", "list").stdout.splitlines()[1:] == lines
 
 
 def test_an_empty_list_says_how_to_begin(run: Run, double: DaemonDouble) -> None:

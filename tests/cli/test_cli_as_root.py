@@ -130,7 +130,7 @@ def test_a_program_that_the_owner_may_not_read_is_named(data: Path, place: Path,
     shutil.copytree(ROOT / "pocketllm", place / "hidden/pocketllm", ignore=shutil.ignore_patterns("__pycache__"))
     ended = run("token", paths=f"{place / 'hidden'}{os.pathsep}{sysconfig.get_path('purelib')}")
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert f"User nobody cannot read {place}/hidden/pocketllm/cli/home.py" in ended.stderr
+    assert f"User nobody cannot read {place}/hidden/pocketllm/home.py" in ended.stderr
 
 
 def test_a_folder_of_nobody_known_is_refused(data: Path, run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.cli.texts.export import PAGE_TEXTS, as_given
+from pocketllm.cli.texts import PAGE_TEXTS, as_given
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.real_daemon import Daemon, running
 

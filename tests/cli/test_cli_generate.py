@@ -19,7 +19,7 @@ class TestGenerate:
 
     def test_whole(self, run: Run, double: DaemonDouble) -> None:
         assert run("generate", "One or", "--no-stream").stdout == " two\u2028mugs of tea\n"
-        assert double.bodies("POST", "/generate") == [{"prompt": "One or", "stream": False}]
+        assert double.bodies("POST", "/generate") == [{"prompt": "One or"}]
 
     def test_every_choice_is_sent(self, run: Run, double: DaemonDouble) -> None:
         choices = "--temperature 0 --top-p 0.5 --max-tokens 9 --stop . --stop ! --seed 0 --adapter a-1 --chat"

@@ -14,9 +14,8 @@ import httpx
 import pytest
 
 from pocketllm.cli.common import Common
-from pocketllm.cli.errors import Interrupted
-from pocketllm.cli.home import configured_text_bytes
-from pocketllm.cli.texts.sending import MAX_REFUSED, batches, send
+from pocketllm.cli.importing import MAX_REFUSED, batches, send
+from pocketllm.errors import Interrupted
 from pocketllm.readers.base import Example
 from pocketllm.readers.gathering import Tally
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
@@ -230,16 +229,14 @@ class TestSending:
         assert all(900_000 < len(text.encode()) <= 1_000_000 for text, _ in parts[:2])
 
 
-def test_the_daemons_longest_text_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("POCKETLLM_MAX_TEXT_BYTES", raising=False)
-    monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "config.toml"))
-    assert configured_text_bytes() is None
-    (tmp_path / "config.toml").write_text("max_text_bytes = 5000\n")
-    assert configured_text_bytes() == 5000
+def test_texts_are_no_longer_than_the_settings_allow(
+    run: Run, double: DaemonDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "700")
-    assert configured_text_bytes() == 700
+    path = write(tmp_path / "long.md", "\n\n".join(f"{number} {'words ' * 50}" for number in range(8)))
+    assert "Added 4 texts." in run("import", str(path)).stdout
     monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "many")
-    assert configured_text_bytes() is None
+    assert "max_text_bytes" in run("import", str(path)).stderr
 
 
 def test_progress_is_for_terminals(home: Path, double: DaemonDouble, tmp_path: Path) -> None:

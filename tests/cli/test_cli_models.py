@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pocketllm.cli.models.models import import_display
+from pocketllm.cli.common import progress
+from pocketllm.cli.models import reporting
 from pocketllm.engine.formats.importer import ImportProgress
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME
 from tests.support.commands import Run, commands, output, terminal
@@ -24,18 +25,19 @@ def run_alone(tmp_path: Path) -> Run:
 def test_import_progress_on_a_terminal_and_in_a_log() -> None:
     console, log = terminal(), Console(file=io.StringIO(), width=100)
     for screen in (console, log):
-        with import_display(screen, quiet=False) as report:
-            report(ImportProgress("config", 0, 0))
-            report(ImportProgress("weights", 5_000_000, 10_000_000))
-            report(ImportProgress("weights", 10_000_000, 10_000_000))
+        with progress(screen) as report:
+            show = reporting(report)
+            show(ImportProgress("config", 0, 0))
+            show(ImportProgress("weights", 5_000_000, 10_000_000))
+            show(ImportProgress("weights", 10_000_000, 10_000_000))
     assert "10.0 MB of 10.0 MB" in output(console)
-    assert output(log) == "Reading the model's shape...\nCopying the weights...\n"
+    assert output(log) == "Reading the model's shape...\nCopying the weights... 5.0 MB of 10.0 MB\n"
 
 
 class TestModels:
     def test_none_yet(self, run_alone: Run) -> None:
         assert "pocketllm models add" in run_alone("models").stdout
-        assert json.loads(run_alone("models", "list", "--json").stdout) == {"data": []}
+        assert json.loads(run_alone("models", "--json").stdout) == {"data": []}
 
     @pytest.mark.slow
     def test_add_and_list(self, run_alone: Run, tmp_path: Path) -> None:

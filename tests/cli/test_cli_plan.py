@@ -1,4 +1,4 @@
-"""`pocketllm plan`, with a daemon and without one; and `pocketllm train` with settings of its own."""
+"""`pocketllm plan`; and `pocketllm train` with settings of its own."""
 
 import json
 import subprocess
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.jobs.plan_view import plan_view
+from pocketllm.cli.job_views import plan_view
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import load_settings
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.commands import Run, child_environment, commands, output, terminal
+from tests.support.commands import Run, child_environment, commands
 from tests.support.daemon_documents import PLAN
-from tests.support.daemon_double import DaemonDouble
+from tests.support.daemon_double import DaemonDouble, announcement
 from tests.support.in_process_app import in_process_app
+from tests.support.rendering import rendered
 from tests.support.tiny_models import tiny_model_folder
 
 GIVEN = ("--mode", "full", "--batch", "16", "--probes", "2", "--steps", "9")
@@ -47,45 +49,37 @@ def alone(folder: DataFolder) -> Run:
     return commands(folder.root)
 
 
-class TestWithDaemon:
-    def test_the_daemon_is_asked_and_starts_nothing(self, run: Run, double: DaemonDouble) -> None:
-        result = run("plan", *GIVEN, "--json")
-        assert result.exit_code == 0, result.stderr
-        assert json.loads(result.stdout) == PLAN | WISH
-        assert double.requests == [("POST", "/jobs/plan", WISH)]
-        assert double.jobs == []
-
-    def test_what_was_not_given_is_left_to_the_daemon(self, run: Run, double: DaemonDouble) -> None:
-        assert run("plan").exit_code == 0
-        assert double.bodies("POST", "/jobs/plan") == [{}]
-
-    def test_a_table_for_people(self, run: Run) -> None:
-        lines = [" ".join(line.split()) for line in run("plan").stdout.splitlines()]
-        assert lines == [
-            "Model tiny",
-            "Trains a low-rank adapter (lora)",
-            "Method exact; mezo: 340.0 MB, 1:00, 1.5 s per step",
-            "Work 40 steps of 4 blocks of 64 tokens, 8 rows at a time",
-            "Peak memory 348.0 MB",
-            "libraries 280.0 MB",
-            "training 61.0 MB of 1.5 GB allowed (training.memory_bytes)",
-            "including activations of 2 layers: 4.7 MB, saves 0.05 s per step",
-            "a layer's weights 7.0 MB",
-            "Time 0:10, 250 ms per step",
-            "Text 3 stored, 300 new words",
-        ]
-
-    def test_train_passes_them_on(self, run: Run, double: DaemonDouble) -> None:
-        assert run("train", *GIVEN, "--no-follow").exit_code == 0
-        assert double.bodies("POST", "/jobs") == [{"now": True, **WISH}]
-
-    def test_a_named_daemon_that_is_not_there_is_an_error(self, alone: Run) -> None:
-        result = alone("plan", "--url", "http://127.0.0.1:9")
-        assert result.exit_code == 1
-        assert "No daemon answers at http://127.0.0.1:9" in result.stderr
+def test_a_table_for_people() -> None:
+    lines = [" ".join(line.split()) for line in rendered(plan_view(PLAN)).splitlines()]
+    assert lines == [
+        "Model tiny",
+        "Trains a low-rank adapter (lora)",
+        "Method exact; mezo: 340.0 MB, 1:00, 1.5 s per step",
+        "Work 40 steps of 4 blocks of 64 tokens, 8 rows at a time",
+        "Peak memory 348.0 MB",
+        "libraries 280.0 MB",
+        "training 61.0 MB of 1.5 GB allowed (training.memory_bytes)",
+        "including activations of 2 layers: 4.7 MB, saves 0.05 s per step",
+        "a layer's weights 7.0 MB",
+        "Time 0:10, 250 ms per step",
+        "Text 3 stored, 300 new words",
+    ]
 
 
-class TestWithoutDaemon:
+def test_train_passes_them_on(run: Run, double: DaemonDouble) -> None:
+    assert run("train", *GIVEN, "--no-follow").exit_code == 0
+    assert double.bodies("POST", "/jobs") == [WISH]
+
+
+class TestPlan:
+    def test_a_running_daemons_settings_count(self, alone: Run, folder: DataFolder) -> None:
+        settings = load_settings({"data_dir": folder.root, "model": "other"}).model_dump(mode="json")
+        (folder.root / "daemon.json").write_text(
+            json.dumps(announcement("http://127.0.0.1:9") | {"settings": settings})
+        )
+        assert json.loads(alone("plan", "--json").stdout)["model"] == "other"
+        assert json.loads(alone("plan", "--model", "tiny", "--json").stdout)["model"] == "tiny"
+
     def test_the_document_is_the_daemons(self, alone: Run, folder: DataFolder) -> None:
         result = alone("plan", "--batch", "3", "--probes", "2", "--steps", "9", "--json")
         assert result.exit_code == 0, result.stderr
@@ -133,7 +127,6 @@ class TestWithoutDaemon:
         [
             (["--model", "absent"], 1, "There is no model in"),
             (["--model", "other", "--mode", "full"], 1, "other is stored as int8"),
-            (["--model", "other", "--url", "http://127.0.0.1:9"], 2, "Give one of them."),
             (["--mode", "all"], 2, "'all'"),
             (["--batch", "1025"], 2, "--batch"),
             (["--probes", "65"], 2, "--probes"),
@@ -152,14 +145,6 @@ class TestWithoutDaemon:
         assert "training.batch" in result.stderr
 
 
-def test_another_model_is_planned_here_though_a_daemon_runs(
-    run: Run, double: DaemonDouble, models: Path, home: Path
-) -> None:
-    (home / "models").symlink_to(models)
-    assert json.loads(run("plan", "--model", "other", "--json").stdout)["model"] == "other"
-    assert double.requests == []
-
-
 def test_a_plan_needs_no_torch(folder: DataFolder) -> None:
     code = (
         "import sys; from pocketllm.cli.main import app; app(['plan', '--json'], standalone_mode=False); "
@@ -171,6 +156,5 @@ def test_a_plan_needs_no_torch(folder: DataFolder) -> None:
 
 
 def test_sentences_of_another_program_cannot_steer_the_terminal() -> None:
-    console = terminal()
-    console.print(plan_view(PLAN | {"reductions": ["\x1b[2Jgone"], "model": "a\x07b"}))
-    assert "\x1b[2J" not in output(console) and "\x07" not in output(console)
+    text = rendered(plan_view(PLAN | {"reductions": ["\x1b[2Jgone"], "model": "a\x07b"}))
+    assert "\x1b[2J" not in text and "\x07" not in text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.texts.texts_view import text_details, texts_table
+from pocketllm.cli.texts import text_details, texts_table
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
 from tests.support.commands import Run, commands, output, terminal
@@ -41,7 +41,7 @@ def test_list_page_by_page(daemon: Daemon, real: Run) -> None:
     assert "of the boat." in shown and "notes" in shown and "\x1b" not in shown
     first = json.loads(real("texts", "--limit", "3", "--json").stdout)
     assert f"pocketllm texts --after {first['next']}" in shown
-    second = json.loads(real("texts", "list", "--limit", "3", "--after", first["next"], "--json").stdout)
+    second = json.loads(real("texts", "--limit", "3", "--after", first["next"], "--json").stdout)
     assert not second["has_more"]
     assert {text["id"] for text in first["data"] + second["data"]} == set(added)
 
@@ -140,6 +140,7 @@ TEXT = {
     "text": "Who?",
     "completion": "Anna.",
     "label": None,
+    "messages": None,
     "words": 2,
     "held_out": True,
     "created_at": "2026-05-01T10:00:00Z",
@@ -163,5 +164,5 @@ def test_a_chat_is_shown_by_its_messages() -> None:
     chat = TEXT | {"kind": "chat", "text": "", "completion": None, "messages": messages}
     console = terminal()
     console.print(text_details(chat, NOW))
-    console.print(texts_table({"data": [chat], "has_more": False}, width=60, now=NOW))
+    console.print(texts_table({"data": [chat], "next": None}, width=60, now=NOW))
     assert output(console).count("Tea?") == 2 and "assistant" in output(console)

@@ -1,5 +1,6 @@
 """`pocketllm train`: watching a job to its end, and not being able to."""
 
+import io
 import json
 import signal
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from pocketllm.cli.errors import CommandError
-from pocketllm.cli.home import Target
-from pocketllm.cli.jobs.train import FAILED_POLLS_ALLOWED, PLAIN_LINE_SECONDS, PlainLines, follow, job_display
+from pocketllm.cli.common import PLAIN_LINE_SECONDS, progress
+from pocketllm.cli.jobs import FAILED_POLLS_ALLOWED, follow, job_display
 from pocketllm.client import Client
+from pocketllm.errors import CommandError
+from pocketllm.home import Target, find_target
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, output, terminal
 from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
 from tests.support.daemon_double import DaemonDouble
@@ -26,7 +29,7 @@ class TestTrain:
     def test_follows_to_the_end(self, run: Run, double: DaemonDouble) -> None:
         result = run("train", "--steps", "40", "--seed", "0")
         assert result.exit_code == 0
-        assert double.bodies("POST", "/jobs") == [{"now": True, "steps": 40, "seed": 0}]
+        assert double.bodies("POST", "/jobs") == [{"steps": 40, "seed": 0}]
         assert "queued  step 0/40\nrunning  step 20/40" in result.stdout
         assert "3.5000 -> 3.2500 nats per token (-7.1 %)" in result.stdout
         assert "/data/adapters/adapter-1" in result.stdout
@@ -83,25 +86,48 @@ def test_follow_survives_a_daemon_that_is_away_for_a_moment(double: DaemonDouble
     assert len(seen) == FAILED_POLLS_ALLOWED + 1
 
 
-def test_plain_lines_come_at_changes_and_every_few_seconds_if_there_is_news() -> None:
-    written: list[str] = []
-    now = 100.0
-    lines = PlainLines(written.append, lambda: now)
-    lines.show(JOB)
-    lines.show(JOB)
-    lines.show(JOB | RUNNING)
-    now += PLAIN_LINE_SECONDS / 2
-    lines.show(JOB | RUNNING | {"step": 21})
-    now += PLAIN_LINE_SECONDS
-    lines.show(JOB | RUNNING)
-    lines.show(JOB | RUNNING | {"step": 22})
-    lines.show(JOB | RUNNING | {"step": 23})
-    assert [line.split()[2] for line in written] == ["0/40", "20/40", "22/40"]
+def test_a_job_that_only_waits_is_given_up_with_its_reasons(double: DaemonDouble, home: Path) -> None:
+    paused = JOB | {"state": "paused", "reasons": ["The device is hot (44 °C)."]}
+    double.jobs, double.script = [dict(JOB)], [RUNNING, paused]
+    with (
+        Client(find_target(None, home)) as client,
+        pytest.raises(CommandError, match=r"paused for 0 seconds: The device is hot"),
+    ):
+        follow(client, JOB, lambda job: None, stall_seconds=0, pause=lambda: None)
+
+
+def test_a_job_is_followed_until_it_is_far_enough(double: DaemonDouble, home: Path) -> None:
+    double.jobs, double.script = [dict(JOB)], [RUNNING, SUCCEEDED]
+    with Client(find_target(None, home)) as client:
+        job = follow(client, JOB, lambda job: None, enough=lambda job: job["step"] >= 1, pause=lambda: None)
+    assert job["state"] == "running"
+
+
+def test_plain_lines_come_at_new_stages_and_every_few_seconds_if_there_is_news() -> None:
+    log, now = Console(file=io.StringIO(), width=100), 100.0
+    with progress(log, clock=lambda: now) as report:
+        report("queued", "step 0", 0, 40)
+        report("queued", "step 1", 1, 40)
+        report("running", "step 20", 20, 40)
+        now += PLAIN_LINE_SECONDS / 2
+        report("running", "step 21", 21, 40)
+        now += PLAIN_LINE_SECONDS
+        report("running", "step 20", 20, 40)
+        report("running", "step 22", 22, 40)
+        report("running", "step 23", 23, 40)
+    assert output(log).splitlines() == ["step 0", "step 20", "step 22"]
+
+
+def test_short_work_without_stages_says_nothing() -> None:
+    log = Console(file=io.StringIO(), width=100)
+    with progress(log) as report:
+        report("", "Replayed 6 of 6 steps.", 6, 6)
+    assert output(log) == ""
 
 
 def test_a_terminal_gets_a_moving_bar() -> None:
     console = terminal()
-    with job_display(console, quiet=False) as show:
+    with job_display(console) as show:
         show(JOB | RUNNING | SUCCEEDED)
     assert "40/40" in output(console)
     assert "━" in output(console)

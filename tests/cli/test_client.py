@@ -9,10 +9,10 @@ from threading import Thread
 
 import pytest
 
-from pocketllm.cli.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
-from pocketllm.cli.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
+from pocketllm.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
+from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from tests.support.daemon_documents import JOB
 from tests.support.daemon_double import TOKEN, DaemonDouble, announcement
 
@@ -132,46 +132,38 @@ def test_owner_token(tmp_path: Path) -> None:
 
 
 def test_the_token_is_sent(client: Client, double: DaemonDouble) -> None:
-    client.adapters()
+    client.get("adapters")
     assert double.authorizations == [f"Bearer {TOKEN}"]
 
 
-def test_each_route(client: Client, double: DaemonDouble) -> None:
-    assert client.health()["status"] == "ok"
-    assert client.status()["texts"]["count"] == 3
-    assert client.add_texts([{"text": "a", "source": "s"}, {"text": "a", "source": "s"}])["duplicates"] == 1
-    assert client.start_job(steps=5, seed=0)["total_steps"] == 5
-    assert client.job("job-1")["state"] == "running"
-    assert client.cancel_job("job-1")["state"] == "cancelled"
-    assert client.models()[0]["name"] == "tiny"
-    assert client.generate({"prompt": "x"})["completion_tokens"] == 3
+def test_each_verb(client: Client, double: DaemonDouble) -> None:
+    assert client.get("health")["status"] == "ok"
+    assert client.post("texts", body=[{"text": "a"}, {"text": "a"}])["duplicates"] == 1
+    assert client.post("jobs", body={"steps": 5})["total_steps"] == 5
+    assert client.post("jobs", "job-1", "cancel")["state"] == "cancelled"
+    assert client.delete("tokens", "notes") == {}
 
 
 def test_what_is_not_given_is_not_sent(client: Client, double: DaemonDouble) -> None:
-    client.start_job()
-    client.start_job(seed=0)
-    assert double.bodies("POST", "/jobs") == [{"now": True}, {"now": True, "seed": 0}]
+    client.get("jobs", limit=5, after=None)
+    assert double.requests == [("GET", "/jobs?limit=5", None)]
 
 
-@pytest.mark.parametrize(
-    ("limit", "count", "more"), [(1, 1, True), (150, 150, True), (250, 250, False), (300, 250, False)]
-)
-def test_jobs_are_read_page_by_page(client: Client, double: DaemonDouble, limit: int, count: int, more: bool) -> None:
+def test_a_list_is_read_page_by_page(client: Client, double: DaemonDouble) -> None:
     double.jobs = [JOB | {"id": f"job-{number}"} for number in range(250)]
-    jobs, has_more = client.jobs(limit=limit)
-    assert [job["id"] for job in jobs] == [f"job-{number}" for number in range(count)]
-    assert has_more is more
+    assert list(client.pages("jobs", limit=100)) == double.jobs
+    assert len(double.requests) == 3
 
 
 def test_an_id_cannot_reach_another_route(client: Client, double: DaemonDouble) -> None:
     with pytest.raises(DaemonRefused):
-        client.job("../status")
+        client.get("jobs", "../status")
     assert double.requests[-1][1] == "/jobs/..%2Fstatus"
 
 
 def test_a_refusal_carries_the_daemons_document(client: Client) -> None:
     with pytest.raises(DaemonRefused, match="There is no /jobs/nope") as caught:
-        client.job("nope")
+        client.get("jobs", "nope")
     assert caught.value.status == 404
     assert caught.value.problem()["error"]["type"] == "invalid_request_error"
 
@@ -179,14 +171,14 @@ def test_a_refusal_carries_the_daemons_document(client: Client) -> None:
 @pytest.mark.parametrize(("token", "hint"), [(None, "No token was sent: none was found"), ("old", "not this daemon's")])
 def test_401_says_which_token_was_used(double: DaemonDouble, token: str | None, hint: str) -> None:
     with Client(target(double.url, token)) as stranger, pytest.raises(DaemonRefused, match=hint):
-        stranger.adapters()
+        stranger.get("adapters")
 
 
 def test_no_daemon() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with Client(target(f"http://127.0.0.1:{port}")) as client, pytest.raises(NoDaemon, match="pocketllm serve"):
-        client.status()
+        client.get("status")
 
 
 def test_a_daemon_that_does_not_answer() -> None:
@@ -195,7 +187,7 @@ def test_a_daemon_that_does_not_answer() -> None:
         Client(target(f"http://127.0.0.1:{silent.getsockname()[1]}"), answer_seconds=0.05) as client,
         pytest.raises(DaemonSlow, match="does not answer"),
     ):
-        client.status()
+        client.get("status")
 
 
 @pytest.mark.parametrize("status", [200, 404])
@@ -216,24 +208,24 @@ def test_another_program_on_the_port(status: int) -> None:
             Client(target(f"http://127.0.0.1:{server.server_port}")) as client,
             pytest.raises(NotADaemon, match="not like PocketLLM"),
         ):
-            client.status()
+            client.get("status")
         thread.join()
 
 
 def test_stream_yields_tokens_and_the_end(client: Client, double: DaemonDouble) -> None:
-    *tokens, done = client.stream({"prompt": "Tea for"})
-    assert [event.data["text"] for event in tokens] == double.tokens
-    assert done.name == "done"
-    assert done.data["seed"] == 1
+    *tokens, done = client.stream("generate", body={"prompt": "Tea for"})
+    assert [event.json()["text"] for event in tokens] == double.tokens
+    assert done.event == "done"
+    assert done.json()["seed"] == 1
     assert double.bodies("POST", "/generate") == [{"prompt": "Tea for", "stream": True}]
 
 
 def test_a_stream_that_breaks_off_is_an_error(client: Client, double: DaemonDouble) -> None:
     double.breaks_off = True
     with pytest.raises(DaemonLost, match="in the middle"):
-        list(client.stream({"prompt": "x"}))
+        list(client.stream("generate", body={"prompt": "x"}))
 
 
 def test_a_stream_may_be_refused(double: DaemonDouble) -> None:
     with Client(target(double.url, "old")) as stranger, pytest.raises(DaemonRefused, match="A token is needed"):
-        list(stranger.stream({"prompt": "x"}))
+        list(stranger.stream("generate", body={"prompt": "x"}))

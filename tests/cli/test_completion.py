@@ -47,7 +47,7 @@ def completed(installed: dict[str, str], *words: str) -> list[str]:
 def test_bash_offers_the_verbs(installed: dict[str, str]) -> None:
     assert set(completed(installed, "pocketllm", "")) >= VERBS
     assert completed(installed, "pocketllm", "im") == ["import"]
-    assert completed(installed, "pocketllm", "texts", "") == ["list", "show", "delete"]
+    assert completed(installed, "pocketllm", "texts", "") == ["show", "delete"]
     assert completed(installed, "pocketllm", "import", "--dr") == ["--dry-run"]
     assert set(completed(installed, "pocketllm", "import", "--format", "")) >= {"notes", "mbox", "whatsapp"}
 
@@ -81,7 +81,7 @@ def test_it_imports_nothing_heavy() -> None:
     child = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", PROGRAM], env=asked, capture_output=True, text=True
     )
-    assert child.stdout.split() == ["list", "show", "cancel", "pause", "resume"]
+    assert child.stdout.split() == ["show", "cancel", "pause", "resume"]
     imported = {line.rpartition("|")[2].strip() for line in child.stderr.splitlines()}
     assert "pocketllm.cli.main" in imported
     assert not imported & {"torch", "transformers", "numpy", "httpx", "fastapi", "sqlalchemy"}

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from pocketllm.api.native.events import EventsOut
 from pocketllm.api.native.generate import GenerateOut
 from pocketllm.api.native.schemas.jobs import AdapterOut, AddedOut, Data, JobDetailOut, JobOut, Page
 from pocketllm.api.native.schemas.plan import PlanOut
@@ -19,7 +18,6 @@ ROUTES: list[tuple[str, str, Any, type[Any]]] = [
     ("GET", "/health", None, HealthOut),
     ("GET", "/status", None, StatusOut),
     ("POST", "/texts", [{"text": "Wind west."}], AddedOut),
-    ("GET", "/events", None, EventsOut),
     ("GET", "/jobs", None, Page[JobOut]),
     ("POST", "/jobs", {}, JobOut),
     ("POST", "/jobs/plan", {}, PlanOut),
@@ -30,7 +28,6 @@ ROUTES: list[tuple[str, str, Any, type[Any]]] = [
     ("GET", "/adapters", None, Data[AdapterOut]),
     ("POST", "/adapters/rollback", {}, Change),
     ("POST", "/adapters/adapter-1/serve", {}, Change),
-    ("GET", "/models", None, Data[Any]),
     ("POST", "/generate", {}, GenerateOut),
 ]
 

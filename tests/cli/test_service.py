@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from pocketllm.cli.errors import CommandError
+from pocketllm.errors import CommandError
 from pocketllm.service import Systemd, own_command
 from tests.support.commands import commands
 from tests.support.executables import executable

@@ -4,25 +4,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rich.spinner import Spinner
 
-from pocketllm.cli.views import (
-    age_text,
-    answers_table,
-    bytes_text,
-    change_text,
-    count_text,
-    duration_text,
+from pocketllm.cli.job_views import (
     job_details,
     jobs_table,
-    live_job,
-    loss_text,
     outcome,
-    printable,
     progress_line,
     quantity,
     status_panel,
 )
+from pocketllm.cli.report_view import answers_table
+from pocketllm.cli.views import age_text, bytes_text, change_text, count_text, duration_text, loss_text, printable
 from tests.support.daemon_documents import JOB, RUNNING, STATUS, SUCCEEDED
 from tests.support.rendering import rendered
 
@@ -31,6 +23,7 @@ STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 PAUSED = JOB | RUNNING | {"state": "paused", "reasons": ["The device is hot (44 °C).", "Someone uses it."]}
 FAILED = JOB | RUNNING | {"state": "failed", "error": "The worker ran out of memory; lower the sequence length."}
 UNPROVEN = JOB | RUNNING | SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
+DETAIL = JOB | {"settings": {}, "events": [], "runs": []}
 
 
 @pytest.mark.parametrize(
@@ -77,8 +70,12 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2Jb\x07c\x9bd\ne\tf é") == "a[2Jbcd\ne\tf é"
 
 
+def listed(*jobs: dict[str, Any], has_more: bool = False, width: int = 120) -> str:
+    return rendered(jobs_table({"data": jobs, "has_more": has_more}, width=width, now=NOW), width)
+
+
 def test_empty_list_of_jobs_says_how_to_get_one() -> None:
-    text = rendered(jobs_table([], has_more=False, width=120, now=NOW))
+    text = listed()
     assert "pocketllm add" in text
     assert "pocketllm train" in text
 
@@ -86,28 +83,28 @@ def test_empty_list_of_jobs_says_how_to_get_one() -> None:
 @pytest.mark.parametrize("width", [45, 120])
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_is_listed_at_every_width(state: str, width: int) -> None:
-    text = rendered(jobs_table([JOB | {"state": state}], has_more=False, width=width, now=NOW), width)
+    text = listed(JOB | {"state": state}, width=width)
     assert state in text
     assert "job-1" in text
     assert "3 min ago" in text
 
 
 def test_list_shows_the_numbers_and_that_there_is_more() -> None:
-    text = rendered(jobs_table([JOB | RUNNING, UNPROVEN], has_more=True, width=120, now=NOW))
+    text = listed(JOB | RUNNING, UNPROVEN, has_more=True)
     for part in ("20/40", "3.2500", "3.5000 -> 3.4000", "210 tok/s", "1:05", "412.0 MB", "no proof of learning"):
         assert part in text
     assert "--limit" in text
 
 
 def test_a_narrow_list_leaves_out_what_is_less_important() -> None:
-    text = rendered(jobs_table([JOB | RUNNING], has_more=False, width=60, now=NOW), 60)
+    text = listed(JOB | RUNNING, width=60)
     assert "3.4000" in text
     assert "tok/s" not in text
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_progress_line_of_every_state(state: str) -> None:
-    assert progress_line(JOB | {"state": state, "total_steps": None}).startswith(f"{state}  step 0/?")
+    assert progress_line(JOB | {"state": state}).startswith(f"{state}  step 0/40")
 
 
 def test_progress_line_before_the_first_step_says_what_takes_so_long() -> None:
@@ -124,18 +121,6 @@ def test_progress_line_of_a_running_job() -> None:
 
 def test_progress_line_gives_the_reasons() -> None:
     assert progress_line(PAUSED).endswith("The device is hot (44 °C).; Someone uses it.")
-
-
-def test_live_view_shows_a_bar_numbers_and_reasons() -> None:
-    text = rendered(live_job(PAUSED, Spinner("dots")))
-    for part in ("paused", "20/40", "3.5000 -> 3.4000", "210 tok/s", "waiting: The device is hot"):
-        assert part in text
-
-
-def test_live_view_of_a_job_that_knows_nothing_yet() -> None:
-    text = rendered(live_job(JOB | {"total_steps": None}, Spinner("dots")))
-    assert "queued" in text
-    assert "left" not in text
 
 
 def test_outcome_of_a_job_that_learned() -> None:
@@ -165,12 +150,12 @@ def test_outcome_of_a_job_that_did_not_succeed(job: dict[str, Any], words: list[
 
 @pytest.mark.parametrize("state", STATES)
 def test_details_of_every_state(state: str) -> None:
-    assert state in rendered(job_details(JOB | {"state": state}, NOW))
+    assert state in rendered(job_details(DETAIL | {"state": state}, NOW))
 
 
 def test_details_show_reasons_error_settings_and_events() -> None:
     event = {"at": "2026-05-01T10:00:05Z", "kind": "paused", "message": "The device [44] is hot."}
-    job = PAUSED | {"error": "It broke.", "settings": {"learning_rate": 0.001}, "events": [event]}
+    job = DETAIL | PAUSED | {"error": "It broke.", "settings": {"learning_rate": 0.001}, "events": [event]}
     text = rendered(job_details(job, NOW))
     for part in ("The device is hot (44 °C).", "It broke.", "learning_rate", "0.001", "The device [44] is hot."):
         assert part in text
@@ -205,7 +190,7 @@ def test_status_of_a_busy_daemon() -> None:
         "model": {"name": "tiny", "ready": True, "message": None, "adapter": "adapter-1"},
         "training": {"allowed": True, "blockers": []},
         "worker": {"running": True, "pid": 11, "job": "job-1"},
-        "generator": {"running": True, "pid": 12, "unloads_in_seconds": 61},
+        "generator": {"running": True, "pid": 12, "unloads_in_seconds": 61, "backend": None},
         "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000},
         "jobs": dict.fromkeys(STATUS["jobs"], 0),
     }

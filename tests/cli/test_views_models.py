@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.cli.models.models_view import calibration_text, encoding_text, models_table, moved_text
+from pocketllm.cli.models import calibration_text, encoding_text, models_table, moved_text
 from tests.support.rendering import rendered
 
 CALIBRATION = {
@@ -23,6 +23,7 @@ MODEL = {
     "default": True,
     "dtype": "bfloat16",
     "compute_dtype": "bfloat16",
+    "quantization_error": None,
     "calibration": CALIBRATION,
 }
 
@@ -51,7 +52,6 @@ def test_a_model_that_was_measured_elsewhere_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ({}, "-"),
         ({"dtype": "bfloat16", "compute_dtype": "bfloat16"}, "bfloat16"),
         ({"dtype": "bfloat16", "compute_dtype": "float32"}, "bfloat16, computes in fp32"),
         (
@@ -61,7 +61,7 @@ def test_a_model_that_was_measured_elsewhere_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_encoding(model: dict[str, Any], text: str) -> None:
-    assert encoding_text(model) == text
+    assert encoding_text(MODEL | model) == text
 
 
 def test_calibration() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from pocketllm.cli.jobs.report_view import curve_plot, recall_text, report_view, words_table
+from pocketllm.cli.report_view import curve_plot, recall_text, report_view, words_table
 from tests.support.daemon_documents import REPORT
 
 WORSE = {"before": 3.25, "now": 3.5, "reduction": -0.25, "standard_error": 0.01}

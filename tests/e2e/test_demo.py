@@ -16,10 +16,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pocketllm.cli.child import child_environment, running_daemon
-from pocketllm.cli.errors import CommandError
+from pocketllm.child import child_environment, running_daemon
+from pocketllm.cli.demo import MARKER, PROMPTS, prepare_folder, run_demo
 from pocketllm.cli.main import app
-from pocketllm.demo import MARKER, PROMPTS, STALL_SECONDS, StallGuard, prepare_folder, run_demo
+from pocketllm.daemon.locks import locked
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.errors import CommandError
 from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
 from tests.support.daemon_double import DaemonDouble
 from tests.support.paths import ROOT
@@ -144,7 +146,7 @@ def test_what_a_dead_daemon_leaves_running_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_daemon_too(tmp_path: Path, number: signal.Signals) -> None:
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from pocketllm.demo import run_demo\n"
+        "from pathlib import Path; from rich.console import Console; from pocketllm.cli.demo import run_demo\n"
         f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), install=lambda *_: 'tiny', "
         f"serve_command={following()!r})"
     )
@@ -212,7 +214,7 @@ def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
     earlier_demo(demo.data_dir)
     prepare_folder(demo.data_dir, keep=False)
     left = sorted(path.name for path in demo.data_dir.iterdir())
-    assert left == [MARKER, "daemon.log", "models", "notes of the user"]
+    assert left == [MARKER, "daemon.lock", "daemon.log", "models", "notes of the user"]
     assert (demo.data_dir / "models" / "smol").is_dir()
 
 
@@ -243,10 +245,12 @@ def test_keep_goes_on_with_a_job_that_was_interrupted(demo: Demo) -> None:
 
 def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:
     earlier_demo(demo.data_dir)
-    with DaemonDouble() as running:
-        running.write_home(demo.data_dir)
-        with pytest.raises(CommandError, match=f"Stop it first with `kill {os.getpid()}`"):
-            prepare_folder(demo.data_dir, keep=False)
+    (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 77}))
+    with (
+        locked(DataFolder(demo.data_dir).daemon_lock),
+        pytest.raises(CommandError, match="Stop it first with `kill 77`"),
+    ):
+        prepare_folder(demo.data_dir, keep=False)
     assert (demo.data_dir / "pocketllm.db").exists()
 
 
@@ -257,22 +261,6 @@ def test_what_a_crashed_daemon_left_does_not_matter(demo: Demo) -> None:
         (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 1, "url": other.url}))
         demo.run(following(RUNNING, SUCCEEDED), keep=True)
         assert {path for _, path, _ in other.requests} <= {"/health"}
-
-
-def test_a_job_that_only_waits_ends_the_demo_with_its_reasons() -> None:
-    now = 0.0
-    shown: list[str] = []
-    guard = StallGuard(lambda job: shown.append(job["state"]), lambda: now)
-    paused = JOB | {"state": "paused", "reasons": ["The device is hot (44 °C)."]}
-    now += STALL_SECONDS
-    guard.show(paused)
-    guard.show(JOB | RUNNING)
-    now += STALL_SECONDS
-    guard.show(paused)
-    now += 1
-    with pytest.raises(CommandError, match=r"paused for 90 seconds: The device is hot"):
-        guard.show(paused)
-    assert shown == ["paused", "running", "paused", "paused"]
 
 
 def test_the_command_refuses_a_foreign_folder(tmp_path: Path) -> None:

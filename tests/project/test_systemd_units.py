@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.errors import EXIT_CONFIG
+from pocketllm.errors import EXIT_CONFIG
 from tests.support.paths import ROOT
 from tests.support.real_daemon import running
 from tests.support.systemd import analyze, complaints, with_systemd

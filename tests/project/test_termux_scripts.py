@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.errors import EXIT_CONFIG
+from pocketllm.errors import EXIT_CONFIG
 from tests.support.executables import executable
 from tests.support.paths import ROOT
 from tests.support.real_daemon import eventually

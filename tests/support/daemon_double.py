@@ -40,8 +40,7 @@ class DaemonDouble:
         self.learned = True  # there are adapters
         self.reports: dict[str, Document] = {"job-1": REPORT}
         self.tokens_of_apps: list[Document] = []
-        self.events: list[Document] = []  # told once; then the daemon is too busy
-        self.runs: Document = {"data": [], "days": []}
+        self.runs: list[Document] = []  # of any job
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []
         self.on_job_asked: Callable[[], None] = lambda: None
@@ -94,13 +93,6 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return add_texts(double, body)
         case "POST", ["sessions"]:
             return 201, {"code": "code-1", "seconds": 120.0}
-        case "GET", ["events"] if "after" not in query:
-            return 200, {"data": [], "last": 7}
-        case "GET", ["events"] if double.events:
-            told, double.events = double.events, []
-            return 200, {"data": told, "last": told[-1]["id"]}
-        case "GET", ["events"]:
-            return problem(503, "The daemon is too busy.")
         case "GET", ["tokens"]:
             return 200, {"data": double.tokens_of_apps}
         case "POST", ["tokens"]:
@@ -109,8 +101,6 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
         case "DELETE", ["tokens", name]:
             double.tokens_of_apps = [token for token in double.tokens_of_apps if token["name"] != name]
             return 200, {}
-        case "GET", ["runs"]:
-            return 200, double.runs
         case "GET", ["jobs"]:
             return 200, page_of_jobs(double, query)
         case "POST", ["jobs", "plan"]:
@@ -124,7 +114,13 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             job.update(double.script.pop(0) if double.script else {})
             events = [{"at": "2026-05-01T10:00:05Z", "kind": "started", "message": "The worker started."}]
             detail: Document = {"settings": {"learning_rate": 0.001}, "plan": None, "events": events}
-            return 200, {**job, **detail, "curve": {"held_out": [], "training": []}, "report": None, "runs": []}
+            return 200, {
+                **job,
+                **detail,
+                "curve": {"held_out": [], "training": []},
+                "report": None,
+                "runs": double.runs,
+            }
         case "GET", ["jobs", job_id, "report"] if job_id in double.reports:
             return 200, double.reports[job_id]
         case "GET", ["jobs", job_id, "report"] if any(job["id"] == job_id for job in double.jobs):
@@ -141,8 +137,6 @@ def answer(double: DaemonDouble, method: str, path: str, query: Document, body: 
             return problem(409, "There is nothing to roll back: the base model tiny is already served.")
         case "POST", ["adapters", adapter_id, "serve"] if double.learned:
             return 200, {"model": "tiny", "was": None, "serving": adapter_id, "skipped": []}
-        case "GET", ["models"]:
-            return 200, {"data": [{"name": "tiny", "default": True}]}
         case "POST", ["generate"]:
             return 200, {"text": "".join(double.tokens), **ANSWER}
     return problem(404, f"There is no {path}. `pocketllm jobs` lists what there is.")
@@ -191,17 +185,13 @@ def _handler(double: DaemonDouble) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             closed = parts.path.endswith("/report")
-            open_route = (
-                method == "GET"
-                and not closed
-                and parts.path.split("/")[1] in ("health", "status", "runs", "events", "jobs")
-            )
+            open_route = method == "GET" and not closed and parts.path.split("/")[1] in ("health", "status", "jobs")
             with double.lock:
                 double.requests.append((method, self.path, body))
                 double.authorizations.append(self.headers.get("Authorization"))
                 if not open_route and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     self.send_document(*problem(401, "A token is needed."))
-                elif parts.path == "/generate" and body["stream"]:
+                elif parts.path == "/generate" and body.get("stream"):
                     self.send_stream()
                 else:
                     self.send_document(*answer(double, method, parts.path, query, body))

@@ -34,7 +34,8 @@ class CommandError(Exception):
 
     def problem(self) -> Document:
         """Return the error in the shape that the daemon uses (RFC 9457 and an `error` object)."""
-        return problem_document(str(self), title=(self.__doc__ or "").strip(), code=self.code)
+        error = {"message": str(self), "type": "command_error", "code": self.code, "param": None}
+        return {"type": "about:blank", "title": self.__doc__, "detail": str(self), "error": error}
 
 
 class UsageError(CommandError):
@@ -103,9 +104,3 @@ class DaemonRefused(CommandError):
     def problem(self) -> Document:
         """Return the daemon's own problem document."""
         return self.document
-
-
-def problem_document(detail: str, *, title: str, code: str) -> Document:
-    """Return a problem document for an error that was found before any request was sent."""
-    error = {"message": detail, "type": "command_error", "code": code, "param": None}
-    return {"type": "about:blank", "title": title, "detail": detail, "error": error}

@@ -12,11 +12,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketllm.cli.child import running_daemon
-from pocketllm.cli.errors import CommandError, Document
-from pocketllm.cli.home import DEFAULT_URL, announced_target, read_document
-from pocketllm.cli.jobs.report import find_report
-from pocketllm.cli.jobs.train import POLL_SECONDS, adapter_folder, follow, job_display
+from pocketllm.child import running_daemon
+from pocketllm.cli.jobs import adapter_folder, find_report, follow, job_display
+from pocketllm.daemon.locks import locked
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.errors import CommandError, Document
+from pocketllm.home import DEFAULT_URL, read_document
 from pocketllm.readers.notes import paragraphs
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def run_demo(
     install: puts a model into the given models folder, if it is missing, and returns its name. keep: continue from
     what an earlier demo learned.
     """
+    from pocketllm.cli.job_views import outcome
+    from pocketllm.cli.report_view import words_table
+
     begun = time.monotonic()
     prepare_folder(data_dir, keep=keep)
     console.print("1. The model", style="bold")
@@ -70,14 +74,18 @@ def run_demo(
             f"It runs at {client.target.url} and writes its log to {data_dir / 'daemon.log'}.", soft_wrap=True
         )
         console.print("3. The texts", style="bold")
-        add_notes(client, console)
+        notes = add_notes(client)
+        words = sum(len(note.split()) for note in notes)
+        console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
         console.print("4. Training", style="bold")
         job = learn(client, console, DEFAULT_STEPS if steps is None else steps)
         folder = adapter_folder(client, job)
         console.print("5. Before and after", style="bold")
-        show_job(console, job, folder)
+        console.print(outcome(job, folder))
         answers = compare(client, console, job["adapter"]) if job["adapter"] else []
-        show_words(client, console, job["id"])  # the worker finds them meanwhile
+        report = find_report(client, job["id"])  # which the worker makes meanwhile
+        if report is not None and report["words"]:
+            console.print(words_table(report["words"][:DEMO_WORDS]))
     seconds = time.monotonic() - begun
     show_next_steps(console, data_dir, seconds)
     learned = job["outcome"] == "learned"
@@ -97,13 +105,16 @@ def prepare_folder(data_dir: Path, *, keep: bool) -> None:
             f"{data_dir} is not empty and was not made by a demo, so nothing in it was touched. "
             "Choose another folder with --data-dir."
         )
-    pid = answering_pid(data_dir)
-    if pid is not None:
-        raise CommandError(f"A daemon is using {data_dir}. Stop it first with `kill {pid}`, then start the demo again.")
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    marker.write_text("`pocketllm demo` deletes the database and the adapters beside this file.\n", encoding="utf-8")
-    if not keep:
-        start_afresh(data_dir)
+    with locked(DataFolder(data_dir).daemon_lock) as acquired:
+        if not acquired:
+            pid = read_document(data_dir / "daemon.json").get("pid")
+            raise CommandError(
+                f"A daemon is using {data_dir}. Stop it first with `kill {pid}`, then start the demo again."
+            )
+        marker.write_text("`pocketllm demo` deletes the database and the adapters beside this file.\n")
+        if not keep:
+            start_afresh(data_dir)
 
 
 def start_afresh(data_dir: Path) -> None:
@@ -116,44 +127,27 @@ def start_afresh(data_dir: Path) -> None:
                 path.unlink()
 
 
-def answering_pid(data_dir: Path) -> int | None:
-    """Return the process id of the daemon that answers for this folder; None when none does."""
-    from pocketllm.client import Client
-
-    target, pid = announced_target(data_dir), read_document(data_dir / "daemon.json").get("pid")
-    if target is None or not isinstance(pid, int):
-        return None
-    try:
-        with Client(target) as client:
-            # After a crash the file stays, and another daemon may have got the same port.
-            return pid if client.health().get("pid") == pid else None
-    except CommandError:
-        return None
-
-
 def sample_notes() -> list[str]:
     """The sample notes that come with PocketLLM, each paragraph a text."""
     return paragraphs(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"))
 
 
-def add_notes(client: "Client", console: "Console") -> None:
-    """Store the sample notes."""
+def add_notes(client: "Client") -> list[str]:
+    """Store the sample notes, and return them."""
     notes = sample_notes()
-    client.add_texts([{"text": note, "source": "sample-notes"} for note in notes])
-    words = sum(len(note.split()) for note in notes)
-    console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
+    client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in notes])
+    return notes
 
 
 def learn(client: "Client", console: "Console", steps: int) -> Document:
     """Train now and show the progress. Raises CommandError when the job does not succeed or never starts."""
-    from pocketllm.cli.views import FINISHED_STATES
+    from pocketllm.cli.job_views import FINISHED_STATES
 
     # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
-    open_job = next((job for job in client.jobs(limit=1)[0] if job["state"] not in FINISHED_STATES), None)
-    job = open_job or client.start_job(steps=steps, seed=SEED)
-    with job_display(console, quiet=False) as show:
-        guard = StallGuard(show, time.monotonic)
-        job = follow(client, job, guard.show, pause=lambda: time.sleep(POLL_SECONDS))
+    open_job = next((job for job in client.get("jobs", limit=1)["data"] if job["state"] not in FINISHED_STATES), None)
+    job = open_job or client.post("jobs", body={"steps": steps, "seed": SEED})
+    with job_display(console) as shown:
+        job = follow(client, job, shown, stall_seconds=STALL_SECONDS)
     if job["state"] != "succeeded":
         raise CommandError(
             f"The job {job['state']}: {job['error'] or 'no reason was recorded'}. See worker.log in the demo's folder."
@@ -161,56 +155,20 @@ def learn(client: "Client", console: "Console", steps: int) -> Document:
     return job
 
 
-class StallGuard:
-    """Shows a job, and raises CommandError when it has been waiting for too long."""
-
-    def __init__(self, show: Callable[[Document], None], clock: Callable[[], float]) -> None:
-        self._show = show
-        self._clock = clock
-        self._running_at = clock()
-
-    def show(self, job: Document) -> None:
-        """Show the job as it is now."""
-        self._show(job)
-        now = self._clock()
-        if job["state"] == "running":
-            self._running_at = now
-        elif now - self._running_at > STALL_SECONDS:
-            reasons = "; ".join(job["reasons"]) or "the daemon gave no reason"
-            raise CommandError(
-                f"The job has been {job['state']} for {STALL_SECONDS:.0f} seconds: {reasons}. "
-                "Training starts when that is over; try again then."
-            )
-
-
 def compare(client: "Client", console: "Console", adapter: str) -> list[Document]:
     """Show and return the base model's and the personal model's answers to the same prompts."""
-    from pocketllm.cli.views import answers_table
+    from pocketllm.cli.report_view import answers_table
 
     answers: list[Document] = []
     with console.status("Asking both models..."):
         for prompt in PROMPTS:
             request = {"prompt": prompt, "seed": SEED, "max_tokens": ANSWER_TOKENS}
-            base, personal = (client.generate({**request, "adapter": who})["text"] for who in ("base", adapter))
+            base, personal = (
+                client.post("generate", body={**request, "adapter": who})["text"] for who in ("base", adapter)
+            )
             answers.append({"prompt": prompt, "base": base, "personal": personal})
     console.print(answers_table(answers))
     return answers
-
-
-def show_job(console: "Console", job: Document, folder: str | None) -> None:
-    """Print the job's outcome."""
-    from pocketllm.cli.views import outcome
-
-    console.print(outcome(job, folder))
-
-
-def show_words(client: "Client", console: "Console", job_id: str) -> None:
-    """Print the words whose probability rose most, if the job has a report."""
-    from pocketllm.cli.jobs.report_view import words_table
-
-    report = find_report(client, job_id)
-    if report is not None and report["words"]:
-        console.print(words_table(report["words"][:DEMO_WORDS]))
 
 
 def own_command() -> str:

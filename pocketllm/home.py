@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pocketllm.cli.errors import CommandError, Document, UsageError
 from pocketllm.daemon.paths import config_file, default_data_dir
 from pocketllm.daemon.processes import started_ticks
+from pocketllm.errors import CommandError, Document, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:2407"
 _NOT_ANNOUNCED = "the data folder {} names no running daemon at {}; set POCKETLLM_TOKEN to send a token."
@@ -26,14 +26,10 @@ LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 class Target:
     """The daemon that a command talks to."""
 
-    url: str
-    """Without a slash at the end."""
-    token: str | None
-    """None when no token was found, or it may not be sent there; the open routes answer all the same."""
-    without_token: str = ""
-    """Why there is none, and what to do."""
-    socket: Path | None = None
-    """The daemon's Unix socket, in a folder of its owner alone; used in place of the port."""
+    url: str  #: without a slash at the end
+    token: str | None  #: None when none was found, or it may not be sent there; the open routes answer all the same
+    without_token: str = ""  #: why there is none, and what to do
+    socket: Path | None = None  #: the daemon's Unix socket, in a folder of its owner alone; used in place of the port
 
 
 def configured_data_dir() -> Path:
@@ -69,15 +65,6 @@ def become_owner(data_dir: Path | None) -> None:
     for file in (__file__, os.__file__):
         if not os.access(file, os.R_OK):
             raise CommandError(f"User {user.pw_name} cannot read {file}. Install where all users can, as in /opt.")
-
-
-def configured_text_bytes() -> int | None:
-    """Return the setting `max_text_bytes` of the environment or config.toml; None where it is not set."""
-    named = os.environ.get("POCKETLLM_MAX_TEXT_BYTES") or config_document().get("max_text_bytes")
-    try:
-        return max(1, int(named)) if isinstance(named, int | str) else None
-    except ValueError:
-        return None
 
 
 def config_document() -> Document:

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketllm import __version__
-from pocketllm.cli.child import running_daemon
-from pocketllm.cli.errors import CommandError, Document
-from pocketllm.demo import PROMPTS, SERVE, StallGuard, sample_notes
+from pocketllm.child import running_daemon
+from pocketllm.cli.demo import PROMPTS, SERVE, STALL_SECONDS, add_notes
+from pocketllm.cli.jobs import follow
+from pocketllm.errors import CommandError, Document
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -34,6 +36,11 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "py
 #: Lines of /proc/cpuinfo that tell what a processor can do.
 _PROCESSOR = ("model name", "Hardware", "CPU part", "Features", "flags")
 _POLL_SECONDS = 0.2
+#: Fields of the rehearsed job that stand in the report as they are.
+_JOB_FIELDS = (
+    *("state", "error", "outcome", "method", "attempts", "predicted_bytes", "peak_memory_bytes"),
+    *("held_out_loss_before", "held_out_loss_now", "events"),
+)
 
 
 def device_report(settings: "Settings", examination: "Examination", *, say: Callable[[str], None]) -> Document:
@@ -117,66 +124,36 @@ def rehearse(client: "Client", say: Callable[[str], None]) -> Document:
 
     Returns how long that took, what it needed, and what was foretold. Raises CommandError.
     """
-    client.add_texts([{"text": note, "source": "sample-notes"} for note in sample_notes()])
+
+    def shown(job: Document) -> None:
+        say(f"{job['state']}, step {job['step']} of {job['total_steps']}")
+
+    pause = partial(time.sleep, _POLL_SECONDS)
+    until = partial(follow, client, shown=shown, stall_seconds=STALL_SECONDS, pause=pause)
+    add_notes(client)
     began = time.monotonic()
-    job = client.start_job(steps=STEPS, seed=1)["id"]
-    _wait(client, job, lambda now: now["step"] >= 1, say)
+    job = until(client.post("jobs", body={"steps": STEPS, "seed": 1}), enough=lambda job: job["step"] >= 1)
     first_step_seconds = time.monotonic() - began
-    before = _wait(client, job, lambda now: now["step"] >= KILLED_AT_STEP, say)
-    worker = client.status()["worker"]["pid"]
+    before = until(job, enough=lambda job: job["step"] >= KILLED_AT_STEP)
+    worker = client.get("status")["worker"]["pid"]
     if worker is not None:
         os.kill(worker, signal.SIGKILL)
         say(f"killed the worker after step {before['step']}; the job continues by itself")
-    ended = _wait(client, job, lambda now: False, say)
-    seconds = time.monotonic() - began
-    plan = ended["plan"] or {}
-    found: Document = {
-        "state": ended["state"],
-        "error": ended["error"],
-        "outcome": ended["outcome"],
-        "method": ended["method"],
-        "plan": plan,
+    ended = until(before)
+    found = {name: ended[name] for name in _JOB_FIELDS} | {
+        "plan": ended["plan"] or {},
         "steps": ended["step"],
         "killed_at_step": before["step"] if worker is not None else None,
-        "attempts": ended["attempts"],
         "first_step_seconds": round(first_step_seconds, 1),
-        "seconds": round(seconds, 1),
-        "predicted_bytes": ended["predicted_bytes"],
-        "peak_memory_bytes": ended["peak_memory_bytes"],
-        "held_out_loss_before": ended["held_out_loss_before"],
-        "held_out_loss_now": ended["held_out_loss_now"],
-        "events": ended["events"],
+        "seconds": round(time.monotonic() - began, 1),
     }
     if ended["state"] == "succeeded":
         say("generating text")
         began = time.monotonic()
         request = {"prompt": PROMPTS[0], "max_tokens": ANSWER_TOKENS, "adapter": ended["adapter"] or "base"}
-        answer = client.generate(request)
+        answer = client.post("generate", body=request)
         found["answer"] = {**answer, "seconds": round(time.monotonic() - began, 1)}
     return found
-
-
-def _wait(client: "Client", job: str, enough: Callable[[Document], bool], say: Callable[[str], None]) -> Document:
-    """The job once it is far enough, or has ended. Raises CommandError when it waits for too long."""
-    from pocketllm.cli.views import FINISHED_STATES
-
-    guard = StallGuard(lambda now: say(f"{now['state']}, step {now['step']} of {now['total_steps']}"), time.monotonic)
-    while True:
-        now = client.job(job)
-        guard.show(now)
-        if enough(now) or now["state"] in FINISHED_STATES:
-            return now
-        time.sleep(_POLL_SECONDS)
-
-
-def write_report(file: Path, report: Document) -> None:
-    """Write it to a new file. Raises CommandError."""
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            json.dump(report, out, indent=2, ensure_ascii=False)
-            out.write("\n")
-    except OSError as error:
-        raise CommandError(f"The report could not be written: {error}.") from error
 
 
 def summary(report: Document) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pocketllm.cli.errors import CommandError, DaemonLost, NoDaemon
-from pocketllm.cli.home import announced_target, read_document
+from pocketllm.errors import CommandError, DaemonLost, NoDaemon
+from pocketllm.home import announced_target, read_document
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -44,7 +44,8 @@ def running_daemon(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=child_environment(os.environ, data_dir) | environment_of(settings or {}),
+            env=child_environment(os.environ, data_dir)
+            | {f"POCKETLLM_{name}": value for name, value in (settings or {}).items()},
             # Ctrl-C in the terminal must reach this process alone, which then stops the daemon in order.
             start_new_session=True,
         )
@@ -74,11 +75,6 @@ def child_environment(environ: Mapping[str, str], data_dir: Path) -> dict[str, s
     }
 
 
-def environment_of(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return settings as the daemon reads them."""
-    return {f"POCKETLLM_{name}": value for name, value in settings.items()}
-
-
 def wait_until_answering(
     process: "subprocess.Popen[bytes]", data_dir: Path, log: Path, start_seconds: float
 ) -> "Client":
@@ -92,7 +88,7 @@ def wait_until_answering(
         if its_own and (target := announced_target(data_dir)):
             client = Client(target)
             with suppress(CommandError):
-                client.health()
+                client.get("health")
                 return client
             client.close()
         time.sleep(POLL_SECONDS)

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pocketllm.cli.errors import Document
-from pocketllm.cli.views import NARROW_COLUMNS, answers_table, loss_text, printable
+from pocketllm.cli.views import NARROW_COLUMNS, RIGHT, Shown, loss_text, one_line, printable, table
+from pocketllm.errors import Document
 
 #: The loss curve: rows, and the most columns; beside it stand its labels.
 PLOT_ROWS, PLOT_COLUMNS, LABEL_COLUMNS = 8, 64, 8
@@ -103,19 +103,24 @@ def column_means(points: Sequence[tuple[int, float]], last: int, columns: int) -
 
 def words_table(words: Sequence[Document]) -> RenderableType:
     """Return the words that the personal model expects more, with their mean probabilities in per mille."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("Word", overflow="fold")
-    for heading in ("Base", "Personal"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for word in words:
-        table.add_row(Text(printable(word["word"])), per_mille(word["base"]), per_mille(word["personal"]))
+    columns: dict[str, Shown] = {
+        "Word": "word",
+        "Base": lambda word: f"{1000 * word['base']:.2f}",
+        "Personal": lambda word: f"{1000 * word['personal']:.2f}",
+    }
     # Not the table's own title, which would be broken at the table's width.
-    return Group(Text("Words that became likelier (probability in ‰)", style="bold"), table)
+    title = Text("Words that became likelier (probability in ‰)", style="bold")
+    return Group(title, table(words, columns, options={"Base": RIGHT, "Personal": RIGHT}))
 
 
-def per_mille(probability: float) -> str:
-    """Return a probability in thousandths, with two digits after the point."""
-    return f"{1000 * probability:.2f}"
+def answers_table(answers: Sequence[Document], *, title: str = "Same prompts, same seed") -> Table:
+    """Return the base model's and the personal model's answers to the same prompts, side by side."""
+    made = Table(title=title, show_lines=True, title_justify="left")
+    for heading in ("Prompt", "Before", "After"):
+        made.add_column(heading, ratio=2 if heading == "Prompt" else 3, overflow="fold")
+    for answer in answers:
+        made.add_row(*(Text(printable(answer[key]).strip()) for key in ("prompt", "base", "personal")))
+    return made
 
 
 def completions_view(completions: Sequence[Document], width: int) -> RenderableType:
@@ -128,7 +133,7 @@ def completions_view(completions: Sequence[Document], width: int) -> RenderableT
         text.append(f"\n{printable(one['prompt']).strip()}", style="not bold")
         for name, key in (("base", "base"), ("personal", "personal")):
             text.append(f"\n  {name:>8}: ", style="not bold dim")
-            text.append(" ".join(printable(one[key]).split()) or "(nothing)", style="not bold")
+            text.append(one_line(one[key]) or "(nothing)", style="not bold")
     return text
 
 

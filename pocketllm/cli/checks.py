@@ -1,0 +1,239 @@
+"""Commands on the data folder itself, for which no daemon need run: doctor, backup, restore, verify and replay."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import (
+    Common,
+    Report,
+    check_target,
+    json_text,
+    make_console,
+    program,
+    progress,
+    show,
+    stored,
+    whole_file,
+)
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.errors import EXIT_ERROR, CommandError, Document, NotReplayed, UsageError
+from pocketllm.home import running_settings
+
+if TYPE_CHECKING:
+    from pocketllm.daemon.settings import Settings
+    from pocketllm.daemon.tools.doctor import Examination
+
+PANEL = "Checks and backups"
+#: How findings of the doctor are marked.
+SIGNS = {"good": ("ok", "green"), "unknown": ("?", "yellow"), "bad": ("!", "red")}
+#: What to do where something is damaged, by the first word of its name.
+ADVICE = {
+    "database": "Restore a backup: `pocketllm restore FILE`.",
+    "adapter": "The daemon serves an ancestor and learns its texts again. Delete it: `pocketllm adapters delete ID`.",
+    "model": "Delete its folder in `models` and import it again: `pocketllm models add`.",
+    "steps": "The adapter does not match its steps. Serve another: `pocketllm rollback`.",
+}
+
+
+@program.command(
+    "pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor --report phone.json", panel=PANEL, without=("url",)
+)
+def doctor(
+    options: Common,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Also rehearse a night; write a report to a new file."),
+    ] = None,
+) -> None:
+    """Check what works, what is unknown and what is missing, and show what to do. Needs no daemon.
+
+    Uses the settings of the daemon running on the data folder, or those that it would start with. Exit code 0: nothing
+    prevents jobs. 1: something does.
+
+    With --report, also rehearses a night, for a minute or more: a short job on sample notes, a killed worker, a
+    generated text. The report contains versions, readings and times, but no text of yours.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from pocketllm.daemon.conditions.discovery import Places, discover_sensors
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.daemon.tools.doctor import examine
+
+    running = running_settings(options.folder.root)
+    settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
+    places = Places(supplies=settings.power_supplies)
+    sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
+    if report is not None and report.exists():
+        raise CommandError(f"{report} already exists. Give a new file name.")
+    examination = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
+    bad = [finding for finding in examination.findings if finding.state == "bad"]
+    grid = Table.grid(padding=(0, 2))
+    for finding in examination.findings:
+        grid.add_row(Text(*SIGNS[finding.state]), finding.name, finding.message)
+        if finding.advice:
+            grid.add_row("", "", Text(f"-> {finding.advice}", style="dim"))
+    document = {"ok": not bad, "findings": [asdict(finding) for finding in examination.findings]}
+    verdict = f"Problems that prevent jobs: {len(bad)}." if bad else "Nothing prevents jobs from running."
+    show(options, document, Group(grid, verdict))
+    if report is not None:
+        _write_report(report, settings, examination)
+    raise typer.Exit(1 if bad else 0)
+
+
+def _write_report(file: Path, settings: "Settings", examination: "Examination") -> None:
+    from pocketllm.cli.device_report import device_report, summary
+
+    console = make_console(stderr=True)
+    with console.status("Rehearsing ...") as status:
+        made = device_report(settings, examination, say=lambda text: status.update(f"Rehearsing: {text} ..."))
+    with file.open("x", encoding="utf-8") as out:
+        out.write(json_text(made, "utf-8"))
+    console.print(summary(made))
+    console.print(f"Wrote {file}. Read it, then attach it to an issue: it helps owners of similar devices.")
+
+
+@program.command(
+    "pocketllm backup pocketllm.tar", "pocketllm backup pocketllm.tar --force", panel=PANEL, without=("url",)
+)
+def backup(
+    options: Common,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, readable only by you.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Back up texts, jobs, adapters and access tokens to one file. The daemon can keep running.
+
+    Models are not included; `pocketllm models add` imports them again. Anyone with the file can read all your texts.
+    """
+    from pocketllm.daemon.leftovers import noted_backup
+    from pocketllm.daemon.tools.backup import write_backup
+
+    check_target(file, force=force)
+    folder = _with_database(options)
+    with noted_backup(folder, file), whole_file(file) as target:
+        contents = write_backup(folder, target, now=datetime.now(UTC))
+    view = f"Wrote {file}: {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
+    show(options, asdict(contents) | {"file": str(file)}, view)
+
+
+@program.command(
+    "pocketllm restore pocketllm.tar", "pocketllm restore pocketllm.tar --yes", panel=PANEL, without=("url",)
+)
+def restore(
+    options: Common,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Backup written by `pocketllm backup`.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Replace the contents of the data folder with a backup. Stop the daemon first.
+
+    The previous contents move to a subfolder, whose path the command prints.
+    """
+    from pocketllm.daemon.tools import backup as tool
+
+    folder = options.folder
+    if folder.database.exists() and not yes:
+        if options.json:
+            raise UsageError("The data folder already has a database. Give --yes to replace it.")
+        typer.confirm(f"Replace the texts, jobs and adapters in {folder.root} with those in {file}?", abort=True)
+    contents, former = tool.restore(file, folder, now=datetime.now(UTC))
+    view = f"Restored {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
+    if former is not None:
+        view += f" The previous contents are in {former}; delete it when you no longer need it."
+    show(options, asdict(contents) | {"former": None if former is None else str(former)}, view)
+
+
+@program.command("pocketllm verify", "pocketllm verify --replay --json", panel=PANEL, without=("url",))
+def verify(
+    options: Common,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also rebuild the adapters of MeZO jobs from their steps; takes minutes.")
+    ] = False,
+) -> None:
+    """Check the database, adapters and models for damage. The daemon can keep running.
+
+    Exit code 0: no damage. 1: something is damaged.
+    """
+    from rich.table import Table
+
+    from pocketllm.daemon.tools import backup as tool
+
+    folder = _with_database(options)
+    with make_console(stderr=True).status("Reading..."):
+        checks = list(tool.verify(folder))
+        if replay and all(check.problem is None for check in checks):
+            from pocketllm.daemon.tools.replay import replays
+
+            with stored(folder.database) as store:
+                checks += replays(folder, store)
+    grid = Table.grid(padding=(0, 2))
+    for check in checks:
+        grid.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
+    damaged = {check.name.split()[0] for check in checks if check.problem is not None}
+    for kind, advice in ADVICE.items():
+        if kind in damaged:
+            grid.add_row("", "what to do", advice)
+    show(options, {"ok": not damaged, "checks": [asdict(check) for check in checks]}, grid)
+    raise typer.Exit(EXIT_ERROR if damaged else 0)
+
+
+def _with_database(options: Common) -> DataFolder:
+    """The data folder. Raises CommandError when there is no database in it."""
+    folder = options.folder
+    if not folder.database.is_file():
+        raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
+    return folder
+
+
+@program.command(
+    "pocketllm replay JOB",
+    "pocketllm replay JOB --output ./rebuilt",
+    "pocketllm replay JOB --json",
+    panel=PANEL,
+    without=("url",),
+)
+def replay(
+    options: Common,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Job id; see `pocketllm jobs`.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the rebuilt adapter to this new folder.")
+    ] = None,
+) -> None:
+    """Rebuild a MeZO job's adapter from its steps, and compare it bit for bit with the stored one.
+
+    Needs neither your texts nor the daemon. Exit code 0: identical. 1: different. 2: the job could not be replayed.
+    """
+    from pocketllm.cli.job_views import replay_view
+
+    with progress(make_console(stderr=options.json), plain=not options.json) as report:
+        document = rebuilt(options, job_id, output, report)
+    show(options, document, replay_view(document))
+    if not document["identical"]:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def rebuilt(options: Common, job_id: str, output: Path | None, report: Report) -> Document:
+    """Return what a replay found. Raises NotReplayed for whatever kept it from being done."""
+    from pocketllm.daemon.errors import DaemonError
+    from pocketllm.engine.errors import MezoError
+    from pocketllm.storage.errors import StorageError
+
+    def on_row(done: int, total: int) -> None:
+        report("", f"Replayed {done} of {total} steps.", done, total)
+
+    try:
+        with stored(options.folder.database) as store:
+            store.jobs.get(job_id)  # an id that is mistyped shows before torch is imported, which takes a while
+            from pocketllm.daemon.tools.replay import rebuild
+
+            found = rebuild(options.folder, store, job_id, output=output, on_row=on_row)
+    except (CommandError, DaemonError, MezoError, StorageError) as error:
+        raise NotReplayed(str(error)) from error
+    except OSError as error:
+        raise NotReplayed(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
+    written = None if output is None else str(output)
+    return asdict(found) | {"differing": list(found.differing), "identical": found.identical, "output": written}

@@ -1,0 +1,318 @@
+"""Commands about training: plan, train, jobs and report."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, ShowByDefault, connected, given, make_console, program, progress, show, stored
+from pocketllm.errors import (
+    EXIT_ERROR,
+    CommandError,
+    DaemonLost,
+    DaemonRefused,
+    DaemonSlow,
+    Document,
+    Interrupted,
+    NoDaemon,
+)
+from pocketllm.home import running_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pocketllm.client import Client
+
+PANEL = "Training"
+POLL_SECONDS = 0.5
+# A daemon that is being restarted is away for a few seconds, and the job goes on after it.
+FAILED_POLLS_ALLOWED = 20
+#: How long a report is waited for that the worker is making, and how often it is asked for.
+REPORT_SECONDS, REPORT_POLL_SECONDS = 120.0, 1.0
+#: Jobs that are searched for one with a report.
+NEWEST_JOBS = 100
+
+
+class TrainingMode(StrEnum):
+    """The trained parameters."""
+
+    LORA = "lora"
+    FULL = "full"
+
+
+class TrainingMethod(StrEnum):
+    """The training method."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    MEZO = "mezo"
+
+
+# What `train` and `plan` have in common; without them the daemon's settings stand.
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the daemon's setting.")]
+Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter (lora) or all weights (full).")]
+Method = Annotated[
+    TrainingMethod | None,
+    typer.Option(
+        help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
+    ),
+]
+Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text per step.")]
+Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Random directions per step of mezo.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id or its first characters; see `pocketllm jobs`.")]
+
+
+@program.command(
+    "pocketllm plan",
+    "pocketllm plan --mode full --steps 1000",
+    "pocketllm plan --model NAME --batch 16",
+    "pocketllm plan --json",
+    panel=PANEL,
+    without=("url",),
+)
+def plan(
+    options: Common,
+    mode: Mode = None,
+    method: Method = None,
+    batch: Batch = None,
+    probes: Probes = None,
+    steps: Steps = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Installed model (see `pocketllm models`). Default: the daemon's."),
+    ] = None,
+) -> None:
+    """Show the memory and time a job would take, and what would be reduced to make it fit. Needs no daemon.
+
+    Starts nothing. Uses the settings of the daemon running on the data folder, or those that it would start with.
+    """
+    from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
+    from pocketllm.cli.job_views import plan_view
+    from pocketllm.daemon.paths import DataFolder
+    from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.engine.formats.model_folder import open_model_folder
+
+    running = running_settings(options.folder.root) or {}
+    settings = load_settings(running | given(data_dir=options.data_dir, model=model))
+    folder = DataFolder(settings.data_dir)
+    requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
+    planned = plan_job(
+        open_model_folder(folder.models / settings.model),
+        with_request(settings.training, JobRequest(**requested)),
+        steps=steps or settings.training.steps,
+    )
+    enough_text = EnoughTextOut.of(0, 0)
+    if folder.database.exists():
+        with stored(folder.database) as store:
+            counts = store.texts.counts()
+        enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+    document = PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
+    show(options, document, plan_view(document))
+
+
+@program.command(
+    "pocketllm train",
+    "pocketllm train --steps 200 --seed 7",
+    "pocketllm train --mode full --batch 8",
+    "pocketllm train --no-follow",
+    "pocketllm train --json > job.json",
+    panel=PANEL,
+)
+def train(
+    options: Common,
+    steps: Steps = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed and texts give the same adapter.")] = None,
+    mode: Mode = None,
+    method: Method = None,
+    batch: Batch = None,
+    probes: Probes = None,
+    follow_job: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Follow the job until it ends, or only start it.")
+    ] = True,
+) -> None:
+    """Train on the stored texts now, and show the progress.
+
+    Does not wait for the charger, an idle device or more words; low battery, heat or too little memory still block it.
+    Without options, continues an open job, even a paused one. `pocketllm plan` shows what a job would take.
+
+    Ctrl-C stops the display, not the job.
+    """
+    from pocketllm.cli.job_views import outcome
+
+    requested = given(steps=steps, seed=seed, mode=mode, method=method, batch=batch, probes=probes)
+    with connected(options) as client:
+        job = client.post("jobs", body=requested)
+        if not follow_job:
+            show(options, job, f"Job {job['id']} is {job['state']}. Watch it with `pocketllm jobs {job['id']}`.")
+            return
+        try:
+            with job_display(make_console(stderr=options.json), plain=not options.json) as shown:
+                job = follow(client, job, shown)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped watching. Job {job['id']} continues in the daemon. See it with `pocketllm jobs {job['id']}`, "
+                f"cancel it with `pocketllm jobs cancel {job['id']}`."
+            ) from None
+        folder = adapter_folder(client, job)
+    show(options, job, outcome(job, folder))
+    if job["state"] != "succeeded":
+        raise typer.Exit(EXIT_ERROR)
+
+
+def adapter_folder(client: "Client", job: Document) -> str | None:
+    """Return the folder of the adapter that a job made; None when it made none."""
+    return next((one["folder"] for one in client.get("adapters")["data"] if one["id"] == job["adapter"]), None)
+
+
+@contextmanager
+def job_display(console: "Console", *, plain: bool = True) -> Iterator[Callable[[Document], None]]:
+    """Yield a function that shows a job's progress, as `progress` does."""
+    from pocketllm.cli.job_views import progress_line
+
+    with progress(console, plain=plain) as report:
+        yield lambda job: report(job["state"], progress_line(job), job["step"], job["total_steps"])
+
+
+def follow(
+    client: "Client",
+    job: Document,
+    shown: Callable[[Document], None],
+    *,
+    enough: Callable[[Document], bool] = lambda job: False,
+    stall_seconds: float | None = None,
+    pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS),
+) -> Document:
+    """Ask for a job again and again until it has finished, or is far enough; returns it with its events.
+
+    shown: is called with each answer. pause: is called between two questions. A daemon that is away for a moment is
+    waited for. Raises CommandError where it stays away, and where the job has waited for longer than `stall_seconds`.
+    """
+    from pocketllm.cli.job_views import FINISHED_STATES
+
+    failed, running_at = 0, time.monotonic()
+    while True:
+        shown(job)
+        pause()
+        try:
+            job, failed = client.get("jobs", job["id"]), 0
+        except (NoDaemon, DaemonLost, DaemonSlow) as error:
+            failed += 1
+            if failed > FAILED_POLLS_ALLOWED:
+                raise CommandError(
+                    f"{error} Job {job['id']} continues when the daemon runs again; "
+                    f"see it with `pocketllm jobs {job['id']}`."
+                ) from error
+        if job["state"] in FINISHED_STATES or enough(job):
+            return job
+        now = time.monotonic()
+        if job["state"] == "running":
+            running_at = now
+        if stall_seconds is not None and now - running_at > stall_seconds:
+            reasons = "; ".join(job["reasons"]) or "the daemon gave no reason"
+            raise CommandError(
+                f"The job has been {job['state']} for {stall_seconds:.0f} seconds: {reasons}. "
+                "Training starts when that is over; try again then."
+            )
+
+
+@program.group(
+    "pocketllm jobs",
+    "pocketllm jobs ID",
+    "pocketllm jobs cancel ID",
+    "pocketllm jobs --json",
+    panel=PANEL,
+    cls=ShowByDefault,
+)
+def jobs(
+    options: Common, limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to show.")] = 20
+) -> None:
+    """List, show (`pocketllm jobs ID`), pause, resume or cancel training jobs.
+
+    Without a command, lists them, newest first.
+    """
+    from pocketllm.cli.job_views import jobs_table
+
+    with connected(options) as client:
+        page = client.get("jobs", limit=limit)
+    show(options, page, jobs_table(page, width=make_console().width, now=datetime.now(UTC)))
+
+
+@jobs.command("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json", name="show")
+def show_job(options: Common, job_id: JobId) -> None:
+    """Show one job with its reasons, settings, events and runs."""
+    from pocketllm.cli.job_views import job_details
+
+    with connected(options) as client:
+        job = client.get("jobs", job_id)
+    show(options, job, job_details(job, datetime.now(UTC)))
+
+
+@jobs.command("pocketllm jobs cancel ID", name="cancel")
+def cancel_job(options: Common, job_id: JobId) -> None:
+    """Cancel a job that has not finished. Its progress is deleted."""
+    change(options, job_id, "cancel", "Job {id} is {state}.")
+
+
+@jobs.command("pocketllm jobs pause ID", name="pause")
+def pause_job(options: Common, job_id: JobId) -> None:
+    """Pause a job until you resume it. It keeps its progress."""
+    sentence = "Job {id} is paused at step {step}. Resume it with `pocketllm jobs resume {id}`."
+    change(options, job_id, "pause", sentence)
+
+
+@jobs.command("pocketllm jobs resume ID", name="resume")
+def resume_job(options: Common, job_id: JobId) -> None:
+    """Resume a job that you paused; it continues when the conditions allow it."""
+    sentence = "Job {id} continues when the conditions allow it; `pocketllm jobs {id}` shows its state."
+    change(options, job_id, "resume", sentence)
+
+
+def change(options: Common, job_id: str, action: str, sentence: str) -> None:
+    """Change a job and print the sentence, filled with the job's fields."""
+    with connected(options) as client:
+        job = client.post("jobs", job_id, action)
+    show(options, job, sentence.format(**job))
+
+
+@program.command("pocketllm report", "pocketllm report JOB", "pocketllm report --json", panel=PANEL)
+def report(
+    options: Common,
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Job id. Default: the newest job with a report.")
+    ] = None,
+) -> None:
+    """Show what a job learned: verdict, loss curve, likelier words, both models' completions, verbatim recall.
+
+    The report contains words of your texts and of the model. Deleting a text deletes them from its jobs' reports.
+    """
+    from pocketllm.cli.report_view import report_view
+
+    with connected(options) as client:
+        if job_id is not None:
+            found: Document | None = client.get("jobs", job_id, "report")
+        else:
+            ended = (job["id"] for job in client.get("jobs", limit=NEWEST_JOBS)["data"] if job["state"] == "succeeded")
+            found = next(filter(None, (find_report(client, one) for one in ended)), None)
+    if found is None:
+        raise CommandError("No job has a report yet. A job writes one when it succeeds: `pocketllm train`.")
+    show(options, found, report_view(found, width=make_console().width))
+
+
+def find_report(client: "Client", job_id: str) -> Document | None:
+    """Return an ended job's report, waiting while it is being made; None when it has none."""
+    deadline = time.monotonic() + REPORT_SECONDS
+    while True:
+        try:
+            return client.get("jobs", job_id, "report")
+        except DaemonRefused as error:
+            if error.document.get("error", {}).get("code") == "wrong_state":
+                return None
+            if error.status != HTTPStatus.CONFLICT or time.monotonic() >= deadline:
+                raise
+        time.sleep(REPORT_POLL_SECONDS)

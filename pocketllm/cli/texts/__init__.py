@@ -1,1 +1,0 @@
-"""Commands about the owner's texts."""
