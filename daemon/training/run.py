@@ -190,9 +190,9 @@ class TrainingRun:
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
-        plan, predicted = planned.plan, planned.prediction.peak_bytes
-        self.store.jobs.update(self.job.id, plan=asdict(plan), method=plan.method, predicted_bytes=predicted)
-        return plan
+        chosen, predicted = planned.plan, planned.prediction.peak_bytes
+        self.store.jobs.update(self.job.id, plan=asdict(chosen), method=chosen.method, predicted_bytes=predicted)
+        return chosen
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""

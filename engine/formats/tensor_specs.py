@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pocketllm.engine.formats.hugging_face import HuggingFaceSource
 
     #: A model in a foreign format. Reading one never runs code that came with it.
-    WeightSource = GgufSource | HuggingFaceSource
+    WeightSource: TypeAlias = GgufSource | HuggingFaceSource
 
 #: How much of a tensor is in memory at a time, as 32-bit floats.
 CHUNK_BYTES = 4 << 20

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf, nan
-from typing import cast
 
 import numpy as np
 import pytest
@@ -53,9 +52,7 @@ class Bowl:
         return torch.cat([tensor.double().flatten() for tensor in self.tensors]).numpy()
 
     def losses(self, points: Sequence[Perturbation]) -> list[float]:
-        return [
-            float(loss(self.vector + point.distance * self.z(cast(Direction, point.direction)))) for point in points
-        ]
+        return [float(loss(self.vector + point.distance * self.z(point.direction))) for point in points]
 
 
 def loss(vector: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:

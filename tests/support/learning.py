@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ def losses_moved(
     losses = []
     for point in points:
         before = copy.deepcopy(trained)
-        theta.add_scaled(cast(Direction, point.direction), point.distance)
+        theta.add_scaled(point.direction, point.distance)
         model.set_parameters(theta)
         losses.append(mean_loss(model, blocks))
         for name, tensor in trained.items():

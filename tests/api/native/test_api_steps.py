@@ -48,7 +48,7 @@ def test_every_bit_of_a_scalar_comes_back(api: InProcessApp) -> None:
     row = Step(job_id=identity, step=1, seed=7, scalars=exact, loss=3.0, learning_rate=0.5, tokens=9, seconds=1)
     api.services.store.step_log.append(row)
     found = json.loads(api.get(f"/jobs/{identity}/steps").text)["scalars"]
-    assert numpy.float32(found).tobytes() == numpy.float32(SCALARS).tobytes()
+    assert [float(numpy.float32(scalar)) for scalar in found] == exact
 
 
 def test_it_needs_the_token_and_a_job(api: InProcessApp) -> None:
