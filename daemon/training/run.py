@@ -190,9 +190,9 @@ class TrainingRun:
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
-        chosen, predicted = planned.plan, planned.prediction.peak_bytes
-        self.store.jobs.update(self.job.id, plan=asdict(chosen), method=chosen.method, predicted_bytes=predicted)
-        return chosen
+        settled, predicted = planned.plan, planned.prediction.peak_bytes
+        self.store.jobs.update(self.job.id, plan=asdict(settled), method=settled.method, predicted_bytes=predicted)
+        return settled
 
     def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
