@@ -214,7 +214,7 @@ class TestMethods:
         assert exact.reason is not None and "training.memory_bytes allows 50 MB" in exact.reason
         assert mezo.prediction is not None
         assert method_message(found).startswith(f"mezo ({mezo.prediction.peak_bytes / 1e6:.0f} MB, ")
-        assert method_message(found).endswith(f"a step); exact: {exact.reason}")
+        assert method_message(found).endswith(f"per step); exact: {exact.reason}")
 
     def test_where_exact_is_asked_for_it_is_that_or_nothing(self, deep: ModelFolder) -> None:
         with pytest.raises(DoesNotFit, match="Set it to") as caught:
