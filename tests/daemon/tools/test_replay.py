@@ -277,7 +277,7 @@ class TestCommand:
     def test_an_older_database_is_left_as_it_is(self, run: Run, job: Job, store: Store, folder: DataFolder) -> None:
         store.close()
         with sqlite3.connect(folder.database) as connection:
-            connection.execute("UPDATE alembic_version SET version_num = '0001'")
+            connection.execute("UPDATE alembic_version SET version_num = '0000'")
         connection.close()
         before = folder.database.read_bytes()
         result = run("replay", job.id)
