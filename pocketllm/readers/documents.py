@@ -84,23 +84,29 @@ class Source:
 
 def _items_at(path: Path, prefix: str) -> Iterator[Any]:
     """Yield the values at a prefix in a JSON document, one at a time. Raises Unreadable."""
-    level = len(prefix.split(".")) if prefix else 0
     with open_regular(path) as file:
         try:
-            yield from ijson.items(ijson.parse(_bounded(Source(file), level)), prefix)
+            yield from ijson.items(_events(Source(file), prefix), prefix)
         except (ijson.JSONError, ValueError) as error:
             raise Unreadable(f"invalid JSON: {str(error)[:100]}") from error
 
 
-def _bounded(source: Source, level: int) -> Iterator[tuple[str, Any]]:
-    """Yield a document's events. Raises Unreadable: nested too deeply, or a value at this level is too large."""
+def _events(source: Source, prefix: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield a document's events with their prefixes; what lies outside the items may take any number of bytes."""
+    for place, event, value in ijson.parse(_shallow(source)):
+        within = place == prefix and event in ("start_map", "start_array", "map_key")
+        if not within and (place == prefix or not place.startswith(prefix)):
+            source.since_item = 0
+        yield place, event, value
+
+
+def _shallow(source: Source) -> Iterator[tuple[str, Any]]:
+    """Yield a document's events. Raises Unreadable: nested too deeply."""
     depth = 0
     for event, value in ijson.basic_parse(source, use_float=True):
         depth += DEPTHS.get(event, 0)
         if depth > MAX_DEPTH:  # ijson joins the names on the way to each value
             raise Unreadable("nested too deeply")
-        if depth <= level:
-            source.since_item = 0
         yield event, value
 
 
