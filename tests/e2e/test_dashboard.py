@@ -1,6 +1,7 @@
 """The dashboard in a real headless Chromium against a real daemon: narrow and wide, by day and in the dark."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> Non
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator("#answers h3")).to_have_text(["Base", "Personal"], timeout=SECONDS)
-    expect(page.locator("#answers")).to_contain_text("times as likely")
+    # Sampled without a seed, a tiny model's answer may end at once.
+    expect(page.locator("#answers")).to_contain_text(re.compile("times as likely|answer is empty"))
     visit.end()
 
 
