@@ -1,7 +1,6 @@
 """The dashboard in a real headless Chromium against a real daemon: narrow and wide, by day and in the dark."""
 
 import json
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -165,10 +164,12 @@ def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> Non
     visit.open("Base and personal, side by side")
     page.get_by_label("A text to go on from").fill("Wind west")
     page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    expect(page.locator("#answers h3")).to_have_text(["Base", "Personal"], timeout=SECONDS)
-    # Sampled without a seed, a tiny model's answer may end at once.
-    expect(page.locator("#answers")).to_contain_text(re.compile("times as likely|answer is empty"))
+    for _try in range(5):  # sampled without a seed, a tiny model's answer may end at once
+        page.keyboard.press("Enter")
+        expect(page.locator("#answers h3")).to_have_text(["Base", "Personal"], timeout=SECONDS)
+        if "answer is empty" not in page.locator("#answers").inner_text():
+            break
+    expect(page.locator("#answers")).to_contain_text("times as likely")
     visit.end()
 
 
