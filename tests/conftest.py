@@ -28,8 +28,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STAYS_HERE), os.env
 if loopback_only.NOTES not in os.environ:  # the first process of the run
     os.environ[loopback_only.NOTES] = tempfile.mkstemp(prefix="left-this-machine-")[1]
 
-#: For `make test`; `make test-all` takes hypothesis' own number of examples.
-hypothesis.settings.register_profile("quick", max_examples=25)
+#: Examples have no deadline: beside other work they take as long as they take. `make test-all` takes hypothesis' own
+#: number of them, `make test` fewer.
+hypothesis.settings.register_profile("all", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
+hypothesis.settings.load_profile("all")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -190,13 +190,21 @@ def test_a_daemon_that_does_not_answer() -> None:
         client.get("status")
 
 
-@pytest.mark.parametrize("status", [200, 404])
-def test_another_program_on_the_port(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"<html>Printer</html>"),
+        (404, b"<html>Printer</html>"),
+        (404, b'{"title": "Not Found"'),
+        (500, b'{"detail": "Out of paper", "error": "E13"}'),
+    ],
+)
+def test_another_program_on_the_port(status: int, body: bytes) -> None:
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(b"<html>Printer</html>")
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
