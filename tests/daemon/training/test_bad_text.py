@@ -164,8 +164,7 @@ def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_repla
     held_out = [note for note in owners_notes() if is_held_out(text_id(NewText(text=note, source="test")))]
     for new in formal_text():
         learned.job(new)
-    # The gate lets some pass for noise, in each of two jobs.
-    assert learned.change(held_out, first, learned.served).rise_chance > 0.001
+    with_replay = learned.change(held_out, first, learned.served)
 
     for forgetful in opened(bases[1], tmp_path / "forgetful"):
         with closing(connect(forgetful.folder.database)) as raw, raw:
@@ -175,6 +174,8 @@ def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_repla
             assert forgetful.job(new).outcome is Outcome.LEARNED
         change = forgetful.change(held_out, first, forgetful.served)
         assert change.rise_chance < 1e-4 and change.reduction < -0.1
+        # Two gates let a little pass for noise: 0.02 to 0.04 nats on three processors, against 0.24 without replay.
+        assert with_replay.reduction > change.reduction / 3
 
 
 def formal_text() -> list[list[str]]:
