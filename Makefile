@@ -1,10 +1,7 @@
 # make demo               from nothing to a model that has learned from sample notes
 # make test               format, lint, types and the quick tests
-# make test-all           the same with every test; a program that they use and that is missing is a failure
-# make test-lowest        `make test` with the oldest versions that pyproject.toml admits
-# make test-newest        `make test` with Debian's newest Python and the newest versions; needs mmdebstrap and root's rights
-# make test-arm64         what a phone runs, on two emulated Arm cores; needs mmdebstrap and qemu-user
-# make test-arm64-system  both systemd units on an emulated machine; needs qemu-system-arm as well, and root's rights
+# make ci                 the same and what must always hold: kills, the demo, a wheel, OpenAI's client, the page
+# make nightly            every other test, other versions, emulated Arm: two hours; PARTS="tests lowest" for some of it
 # make soak               half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
 # make help               this text
 
@@ -18,10 +15,10 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PARALLEL := --numprocesses auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test test-all test-lowest test-newest test-arm64 test-arm64-system soak format clean
+.PHONY: help demo lint test ci nightly soak format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
 
 $(VENV): $(VENV)/installed
 
@@ -46,19 +43,13 @@ lint: $(VENV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest $(PARALLEL) -m 'not slow' --hypothesis-profile quick
+	$(BIN)/pytest $(PARALLEL) -m 'not slow and not smoke' --hypothesis-profile quick
 
-test-all: lint
-	$(BIN)/pytest $(PARALLEL) --require-programs
+ci: lint
+	$(BIN)/pytest $(PARALLEL) -m 'not slow or smoke' --hypothesis-profile quick --require-programs
 
-test-lowest test-newest: $(VENV)
-	$(BIN)/python -m tests.versions $(@:test-%=%)
-
-test-arm64: $(VENV)
-	$(BIN)/python -m tests.arm64
-
-test-arm64-system: $(VENV)
-	$(BIN)/python -m tests.arm64_system
+nightly: $(VENV)
+	$(BIN)/python -m tests.nightly $(PARTS)
 
 soak: $(VENV)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
@@ -68,4 +59,4 @@ format: $(VENV)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .arm64 .versions build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm64 .versions .nightly.json build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
-"""Runs tests on emulated Arm cores: `make test-arm64`, or python -m tests.arm64 [--cpu cortex-a53 ...] [--root DIR]
+"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64 [--cpu CORE ...] [--root DIR]
 
 Makes a Debian root for arm64 with the packages of pyproject.toml, from the package registries alone. Then qemu's user
-emulation runs the tests there, on each core at the same time. It ignores RLIMIT_DATA: `make test-arm64-system` tests
+emulation runs the tests there, on each core at the same time. It ignores RLIMIT_DATA: `tests.arm64_system` tests
 memory limits. Needs Debian's qemu-user and mmdebstrap, and a kernel of 6.7 or newer.
 """
 

@@ -1,4 +1,4 @@
-"""Runs both systemd units on an emulated arm64 machine: `make test-arm64-system`, or python -m tests.arm64_system.
+"""Runs both systemd units on an emulated arm64 machine: `make nightly PARTS=arm64-system`, or python -m this module.
 
 Makes a Debian root for arm64 with systemd and a kernel, from the package registries alone, boots it in qemu, and runs
 tests/units_under_systemd.py there as root: the sandbox on, the memory limits in force, a real job in bfloat16. Needs

@@ -28,8 +28,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STAYS_HERE), os.env
 if loopback_only.NOTES not in os.environ:  # the first process of the run
     os.environ[loopback_only.NOTES] = tempfile.mkstemp(prefix="left-this-machine-")[1]
 
-#: Examples have no deadline: beside other work they take as long as they take. `make test-all` takes hypothesis' own
-#: number of them, `make test` fewer.
+#: Examples have no deadline: beside other work they take as long as they take. `make nightly` takes hypothesis' own
+#: number of them, `make test` and `make ci` fewer.
 hypothesis.settings.register_profile("all", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("all")
@@ -50,6 +50,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-programs", action="store_true", help="a test fails when a program that it needs is not installed"
+    )
+    parser.addoption(
+        "--examples", type=int, default=3, help="how many requests of each kind and operation schemathesis makes"
     )
 
 

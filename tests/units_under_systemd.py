@@ -1,6 +1,6 @@
 """Both units under a real systemd, installed by the command: sandbox, memory limits, and a real job in bfloat16.
 
-`make test-arm64-system` runs this in its virtual machine, as root. It changes the machine that it runs on.
+`python -m tests.arm64_system` runs this in its virtual machine, as root. It changes the machine that it runs on.
 """
 
 import os

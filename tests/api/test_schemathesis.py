@@ -16,8 +16,8 @@ from tests.support.tiny_models import edit_json, tiny_llama_folder
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 
 
-@pytest.mark.slow
-def test_nothing_differs_from_the_document(tmp_path: Path) -> None:
+@pytest.mark.smoke
+def test_nothing_differs_from_the_document(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     source = tiny_llama_folder(tmp_path / "source")
     edit_json(source / "config.json", max_position_embeddings=1024)
     (tmp_path / "data").mkdir()
@@ -30,7 +30,8 @@ def test_nothing_differs_from_the_document(tmp_path: Path) -> None:
         document = tmp_path / "openapi.json"
         document.write_bytes(daemon.client.get("/openapi.json").content)
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(document)]
-        command += ["--url", daemon.url, "--max-examples", "20", "--seed", "1", "--no-color"]
+        command += ["--url", daemon.url, "--seed", "1", "--no-color"]
+        command += ["--max-examples", str(pytestconfig.getoption("examples"))]
         command += ["--header", f"Authorization: Bearer {daemon.token}"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]

@@ -194,6 +194,7 @@ def run_module(module: str, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, last
 
 
+@pytest.mark.slow
 def test_peers_run_without_our_import_shims() -> None:
     code = "import sys, bench.learn.peers, bench.step.floor; print('pocketllm.engine.import_shim' in sys.modules)"
     assert subprocess.check_output(python(code), cwd=ROOT).strip() == b"False"
@@ -208,6 +209,7 @@ def test_the_exact_lora_peer_learns(shape: str) -> None:
     assert len(report["seconds"]) == 2 and 0 < report["loss"] < 7
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_refused_memory_says_how_large_it_was() -> None:
     code, report = run_module(
         "bench.peers", "adam", "--shape", "opt-tiny", "--batch", "4096", "--tokens", "128", "--cap-gb", "1"

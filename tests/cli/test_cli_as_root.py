@@ -86,6 +86,7 @@ def of_others(data: Path) -> list[str]:
     return [str(path) for path in (data, *data.rglob("*")) if path.lstat().st_uid != user]
 
 
+@pytest.mark.slow
 def test_a_backup_is_made_and_restored_by_the_folders_owner(place: Path, data: Path, run: Run) -> None:
     serving = command(place, "serve", "--port", "0", "--data-dir", str(data))
     with subprocess.Popen(serving, env=environment(data), stderr=subprocess.DEVNULL) as daemon:

@@ -130,6 +130,7 @@ def add_much(folder: DataFolder) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_killed_backup_leaves_nothing_that_a_deletion_does_not_reach(folder: DataFolder, tmp_path: Path) -> None:
     add_much(folder)
     elsewhere = tmp_path / "stick"
@@ -150,6 +151,7 @@ def test_a_killed_backup_leaves_nothing_that_a_deletion_does_not_reach(folder: D
     assert f"These copies may still contain them; delete those you do not need: {kept}." in receipt["summary"]
 
 
+@pytest.mark.slow
 def test_a_killed_restore_leaves_nothing_after_the_next_start(folder: DataFolder, run: Run, tmp_path: Path) -> None:
     add_much(folder)
     backup = tmp_path / "backup.tar"

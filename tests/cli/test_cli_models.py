@@ -39,7 +39,7 @@ class TestModels:
         assert "pocketllm models add" in run_alone("models").stdout
         assert json.loads(run_alone("models", "--json").stdout) == {"data": []}
 
-    @pytest.mark.slow
+    @pytest.mark.smoke
     def test_add_and_list(self, run_alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))
         assert "Added mine: " in run_alone("models", "add", source, "--name", "mine").stdout

@@ -17,6 +17,8 @@ import pytest
 from tests.support.real_daemon import Daemon, running
 from tests.support.tiny_models import tiny_model_folder
 
+pytestmark = pytest.mark.smoke
+
 WORD = "quillfeather"
 SETTINGS = {
     "MODEL": "tiny",

@@ -23,7 +23,7 @@ def serve_newest(daemon: Daemon) -> None:
     assert daemon.client.post(f"/adapters/{newest}/serve?deleted_text=true").status_code == 200
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [pytest.param("narrow", marks=pytest.mark.smoke), "middle", "wide"])
 def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     visit = Visit(browser, daemon, size)
     page = visit.page
@@ -64,6 +64,7 @@ def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(browser: Brow
     visit.end()
 
 
+@pytest.mark.smoke
 def test_a_text_is_added_found_and_suggested_from(browser: Browser, daemon: Daemon) -> None:
     visit = Visit(browser, daemon, "narrow")
     page = visit.page
@@ -173,8 +174,14 @@ def test_base_and_personal_side_by_side(browser: Browser, daemon: Daemon) -> Non
     visit.end()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        pytest.param(size, scheme, marks=pytest.mark.smoke if (size, scheme) == ("narrow", "light") else ())
+        for size in SIZES
+        for scheme in ("light", "dark")
+    ],
+)
 def test_it_is_accessible(browser: Browser, daemon: Daemon, size: str, scheme: str) -> None:
     visit = Visit(browser, daemon, size, scheme)
     axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")

@@ -91,6 +91,14 @@ def test_the_whole_way(demo: Demo) -> None:
     assert demo.daemon_is_gone
 
 
+@pytest.mark.smoke
+def test_the_real_demo_learns(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pocketllm", "demo", "--json", "--data-dir", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["learned"]
+
+
 def test_the_next_steps_can_be_copied(demo: Demo) -> None:
     demo.run(following(RUNNING, SUCCEEDED))
     lines = [line.strip() for line in demo.text.splitlines()]

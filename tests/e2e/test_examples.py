@@ -44,6 +44,7 @@ def texts(daemon: Daemon, source: str) -> list[str]:
     return sorted(item["text"] for item in daemon.client.get("/texts").json()["data"] if item["source"] == source)
 
 
+@pytest.mark.smoke
 def test_curl(daemon: Daemon) -> None:
     sentence = 'Said: "glass\\rising", and ate.'
     ended = run(
@@ -58,6 +59,7 @@ def test_curl(daemon: Daemon) -> None:
     assert '"data": []' in ended.stdout and '"finish_reason"' in ended.stdout
 
 
+@pytest.mark.smoke
 def test_openais_client(daemon: Daemon) -> None:
     given = {"URL": daemon.url, "TOKEN": token(daemon, "chat", "generate")}
     said = []
@@ -99,6 +101,7 @@ def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
         assert told.status_code == 200, told.text
 
 
+@pytest.mark.smoke
 @pytest.mark.skipif(
     shutil.which("shellcheck") is None, reason="shellcheck is not installed: apt-get install shellcheck"
 )
@@ -107,6 +110,7 @@ def test_shellcheck_finds_nothing() -> None:
     assert ended.returncode == 0, ended.stdout
 
 
+@pytest.mark.smoke
 def test_each_is_in_the_index() -> None:
     index = (EXAMPLES / "README.md").read_text()
     for file in EXAMPLES.iterdir():

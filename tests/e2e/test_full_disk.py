@@ -12,6 +12,8 @@ from bench.world import free_port
 from tests.support.commands import commands
 from tests.support.real_daemon import running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["small", "image"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:

@@ -255,6 +255,7 @@ def test_ctrl_c_ends_it_in_order_and_its_token_stays(folder: Path) -> None:
         assert daemon.client.headers["authorization"] == token
 
 
+@pytest.mark.smoke
 def test_being_asked_to_end_ends_everything_it_started(folder: Path) -> None:
     with running(folder, **SMALL_JOB) as daemon:
         post_notes(daemon)
@@ -304,7 +305,7 @@ def test_what_was_answered_201_survives_kill_9(folder: Path) -> None:
         assert [item["text"] for item in daemon.client.get("/texts").json()["data"]] == texts[::-1]
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(folder: Path) -> None:
     with running(folder, **SMALL_JOB) as daemon:
         post_notes(daemon)
@@ -355,6 +356,7 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
 # From text to text.
 
 
+@pytest.mark.smoke
 def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
     with running(folder, **SMALL_JOB, KEEP_ALIVE_SECONDS="0") as daemon:
         post_notes(daemon)

@@ -14,9 +14,10 @@ from bench.phone.installed import PROGRAMS, InstalledPhone
 from tests.support.real_daemon import eventually
 from tests.support.tiny_models import tiny_model_folder
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, PROGRAMS)), reason="runit is not installed: apt-get install runit"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)), reason="runit is not installed: apt-get install runit"),
+]
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def phone(tmp_path: Path) -> Iterator[InstalledPhone]:
     eventually(lambda: not made.supervisors() and made.daemon is None, "the end of the services")
 
 
+@pytest.mark.smoke
 def test_it_runs_from_the_boot_on_and_comes_back_when_it_is_killed(phone: InstalledPhone) -> None:
     phone.boot()
     pid = eventually(lambda: phone.daemon, "an answer after the boot")

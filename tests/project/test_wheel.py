@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture(scope="module")

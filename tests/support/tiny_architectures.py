@@ -4,10 +4,11 @@ Their sizes are odd on purpose: a vocabulary that nothing divides, windows short
 that are not the ones and zeros of a fresh model, so that a tensor in the wrong place shows in the output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
@@ -146,6 +147,13 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
 }
 #: Those of ARCHITECTURES that fill in masks instead of continuing a text.
 MASKED = frozenset({"roberta"})
+#: One by hand, one by autograd with LayerNorm and biases, one that fills in masks: CI tries these, a night all.
+_IN_CI = ("llama", "opt", "roberta")
+
+
+def families(names: Iterable[str] = ARCHITECTURES) -> list[Any]:
+    """The parameters of a test that each of these families takes; those that CI tries carry its mark."""
+    return [pytest.param(name, marks=pytest.mark.smoke if name in _IN_CI else ()) for name in names]
 
 
 def random_model(config: PreTrainedConfig, *, is_mlm: bool = False, seed: int = 0) -> Any:

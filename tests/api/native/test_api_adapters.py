@@ -135,6 +135,7 @@ def test_an_adapter_that_is_not_there(api: InProcessApp) -> None:
     assert_problem(api.post("/adapters/none/serve"), 404, "not_found")
 
 
+@pytest.mark.smoke
 def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path: Path) -> None:
     """The real daemon, with its generator running all the while."""
     folder = tmp_path / "data"

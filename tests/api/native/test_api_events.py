@@ -48,6 +48,7 @@ def stream_until(daemon: Daemon, kind: str, *, last: int | None = None, path: st
     raise AssertionError("the stream ended")
 
 
+@pytest.mark.smoke
 def test_a_job_is_followed_and_taken_up_again(daemon: Daemon) -> None:
     before = daemon.client.get("/events").json()["last"]
     job = learned(daemon, "Wind west")

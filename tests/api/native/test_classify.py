@@ -24,6 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]
         yield made
 
 
+@pytest.mark.smoke
 def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: TrainedDaemon) -> None:
     client = trained.daemon.client
     waiting = client.get("/status").json()["texts"]["new_words"]

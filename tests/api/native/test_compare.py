@@ -22,6 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.smoke
 def test_both_answers_and_what_has_become_likelier(trained: TrainedDaemon) -> None:
     answer = trained.daemon.client.post("/compare", json=ASKED | {"adapter": trained.adapter.name}).json()
     assert answer["adapter"] == trained.adapter.name

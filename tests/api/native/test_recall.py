@@ -42,6 +42,7 @@ def app(trained: TrainedDaemon, name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {made['token']}"}
 
 
+@pytest.mark.smoke
 def test_passages_are_read_before_the_prompt_and_named(trained: TrainedDaemon) -> None:
     ferry, _ = add(trained, FERRY, OTHER)
     found = answer(trained, prompt="When does the ferry", context="recall")

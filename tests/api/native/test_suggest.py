@@ -22,6 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]
         yield made
 
 
+@pytest.mark.smoke
 def test_words_of_either_model(trained: TrainedDaemon) -> None:
     answers = {}
     for adapter, name in (("base", None), (trained.adapter.name, trained.adapter.name)):

@@ -62,6 +62,7 @@ def test_models_and_what_they_were_made_from(client: openai.OpenAI, daemon: Daem
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
 
 
+@pytest.mark.smoke
 def test_a_chat(client: openai.OpenAI) -> None:
     answers = [
         client.chat.completions.create(
@@ -93,6 +94,7 @@ def test_each_model_answers_for_itself(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="gpt-4", messages=CHAT)
 
 
+@pytest.mark.smoke
 def test_a_streamed_chat_says_the_same(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model=BASE, messages=CHAT, max_tokens=6, seed=3)
     chunks = list(
@@ -125,6 +127,7 @@ def test_answers_are_what_the_document_says(daemon: Daemon) -> None:
     assert "text/event-stream" in content
 
 
+@pytest.mark.smoke
 def test_texts_several_at_once(client: openai.OpenAI) -> None:
     answer = client.completions.create(model=BASE, prompt=["Wind", "Mug"], n=2, max_tokens=3, seed=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
@@ -153,6 +156,7 @@ def test_what_does_not_apply_is_named_and_ignored(client: openai.OpenAI) -> None
     ]
 
 
+@pytest.mark.smoke
 def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="temperature"):
         client.chat.completions.create(model=BASE, messages=CHAT, temperature=9)

@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("personal", [False, True], ids=["base", "personal"])
+@pytest.mark.parametrize("personal", [False, pytest.param(True, marks=pytest.mark.smoke)], ids=["base", "personal"])
 def test_an_echoed_prompt_is_scored_as_transformers_does(trained: TrainedDaemon, personal: bool) -> None:
     name = trained.adapter.name if personal else BASE
     with trained.client as client:

@@ -124,8 +124,15 @@ async def the_whole_way(client: Any, name: str) -> None:
         await settled(client.files.retrieve(file.id))
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
-@pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("kind", "strict"),
+    [
+        pytest.param(openai.OpenAI, True, marks=pytest.mark.smoke),
+        (openai.OpenAI, False),
+        (openai.AsyncOpenAI, True),
+        (openai.AsyncOpenAI, False),
+    ],
+)
 def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type, strict: bool) -> None:
     name = f"{kind.__name__}-{strict}".lower()
     token = {"name": name, "scopes": ["ingest", "generate", "train"]}  # as README creates one

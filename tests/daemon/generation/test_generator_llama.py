@@ -80,6 +80,7 @@ def text(tokens: list[int]) -> str:
 LAST_TOKEN = byte_tokens().index("d")
 
 
+@pytest.mark.smoke
 def test_an_answer_comes_from_llama_cpp_and_torch_is_never_loaded(from_gguf: Path, double: LlamaDouble) -> None:
     with generator(from_gguf) as (made, run):
         assert made.backend == Backend(name="llamacpp")

@@ -286,7 +286,7 @@ class TestCommand:
         assert folder.database.read_bytes() == before
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", [pytest.param("lora", marks=pytest.mark.smoke), "full"])
 def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
     store.texts.add(notes(), now=NOW)
     settings = TRAINING.model_copy(update={"mode": mode, "probes": 2, "epsilon": 1e-3, "step_size": 1e-3})

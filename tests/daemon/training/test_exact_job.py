@@ -100,6 +100,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     assert (folder.models / "tiny" / "samples.safetensors").is_file()
 
 
+@pytest.mark.smoke
 def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     folder: DataFolder, store: Store, tmp_path: Path
 ) -> None:

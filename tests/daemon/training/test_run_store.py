@@ -166,7 +166,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         ("full", 0.3, 1, 0.0),
         ("exact", 1e-2, 0, 0.0),
         ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
-        ("exact", 0.15, 1, CHECKPOINT_SECONDS / 3),
+        pytest.param("exact", 0.15, 1, CHECKPOINT_SECONDS / 3, marks=pytest.mark.smoke),
         ("exact", 300.0, 1, CHECKPOINT_SECONDS),
     ],
     ids=[

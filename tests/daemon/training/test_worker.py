@@ -34,7 +34,7 @@ def ended(store: Store, job: Job) -> Job:
     return store.jobs.get(job.id)
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
     folder: DataFolder, store: Store
 ) -> None:
@@ -82,6 +82,7 @@ def test_a_paused_job_learns_the_same_bits_whatever_another_job_has_learned_mean
     assert one and two and equal(load_adapter(folder.adapter(one)), load_adapter(folder.adapter(two)))
 
 
+@pytest.mark.smoke
 def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(), now=NOW)
     job = queue_job(store)
@@ -155,7 +156,7 @@ def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(fold
     assert "training.memory_bytes" in (job.error or "")
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 def test_ends_by_itself_when_the_daemon_is_gone(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(), now=NOW)
     job = queue_job(store, steps=100_000)

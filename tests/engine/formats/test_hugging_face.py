@@ -96,7 +96,7 @@ def test_licence_from_the_readme(changed: Path, models: Path) -> None:
     assert import_model(str(changed), models, name="b").license == "unknown"
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 def test_a_model_of_the_hub(tmp_path: Path, changed: Path, models: Path) -> None:
     (changed / "pytorch_model.bin").write_bytes(b"\x80")
     (changed / "onnx").mkdir()

@@ -30,6 +30,7 @@ from tests.support.tiny_architectures import (
     ARCHITECTURES,
     MASKED,
     dense_tensors,
+    families,
     opt_folder,
     roberta_folder,
 )
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.slow
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=families(ARCHITECTURES))
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of each family, called after it; tests do not change it."""
     return ARCHITECTURES[request.param](tmp_path_factory.mktemp("source") / request.param)

@@ -26,7 +26,7 @@ from tests.support.learning import (
     some_adapter,
     unpacked,
 )
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED, WINDOW
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED, WINDOW, families
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +39,8 @@ BF16_TOLERANCE = 0.02
 #: How far packing moves the loss of a tiny random model, of 4 to 9 nats. Real ones, with less extreme logits: bench.
 PACKED_TOLERANCE = {"int8": 0.05, "int4": 0.5}
 
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
-every_causal_one = pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MASKED])
+every_architecture = pytest.mark.parametrize("name", families(ARCHITECTURES))
+every_causal_one = pytest.mark.parametrize("name", families(name for name in ARCHITECTURES if name not in MASKED))
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ _CHECKPOINT_IMPORTS_SYMPY = TorchVersion(torch.__version__) < "2.8"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 @linux
 def test_importing_the_engine_leaves_the_compiler_out() -> None:
     lean, plain = fresh_process(_LEAN), fresh_process(_PLAIN)

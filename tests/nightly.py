@@ -1,0 +1,80 @@
+"""Everything that `make ci` leaves out and a night has time for: `make nightly`, or python -m tests.nightly [PART ...].
+
+A part that fails does not stop the others. When all parts have passed, the date and the commit are noted in
+.nightly.json, and the next run says how long ago that was.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from time import monotonic
+
+from tests.support.debian_root import PROGRAMS, check_programs, say
+from tests.support.paths import ROOT
+
+_NOTES = ROOT / ".nightly.json"
+_PYTEST = ("pytest", "--numprocesses=auto", "--dist=loadfile", "--durations=10", "--require-programs")
+#: What is run of each part, after `python -m`.
+PARTS = {
+    "tests": (*_PYTEST, "-m", "slow"),
+    "openapi": (*_PYTEST, "tests/api/test_schemathesis.py", "--examples=100"),
+    "lowest": ("tests.versions", "lowest"),
+    "newest": ("tests.versions", "newest"),
+    "arm64": ("tests.arm64",),
+    "arm64-system": ("tests.arm64_system",),
+    "soak": ("bench.soak", "--minutes=30"),
+}
+#: The programs that they use, each with its Debian package; root's rights are needed, too.
+_PROGRAMS = {
+    **PROGRAMS,
+    "chromium": "chromium",
+    "dash": "dash",
+    "faketime": "faketime",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "runsvdir": "runit",
+    "shellcheck": "shellcheck",
+    "systemd-analyze": "systemd",
+}
+
+
+def last_green() -> str:
+    """When all parts have last passed, in words."""
+    if not _NOTES.exists():
+        return "No nightly run has passed here yet."
+    noted = json.loads(_NOTES.read_text())
+    days = (datetime.now(UTC) - datetime.fromisoformat(noted["date"])).days
+    return f"The last run that passed was {days} {'day' if days == 1 else 'days'} ago, at {noted['commit']}."
+
+
+def run(part: str) -> bool:
+    """Run a part, say how long it took, and return whether it passed."""
+    say(f"\n== {part}")
+    began = monotonic()
+    passed = subprocess.run([sys.executable, "-m", *PARTS[part]], cwd=ROOT, check=False).returncode == 0
+    say(f"== {part}: {'passed' if passed else 'FAILED'} after {(monotonic() - began) / 60:.1f} min")
+    return passed
+
+
+def main() -> int:
+    """Run the parts that were asked for, or all."""
+    made = argparse.ArgumentParser(prog="python -m tests.nightly", description=__doc__.partition("\n")[0])
+    made.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; all without any")
+    parts = made.parse_args().parts
+    if unknown := set(parts) - set(PARTS):
+        made.error(f"no such part: {', '.join(sorted(unknown))}. There are {', '.join(PARTS)}.")
+    say(last_green())
+    if not parts:
+        check_programs(_PROGRAMS)
+    failed = [part for part in parts or PARTS if not run(part)]
+    if failed:
+        say(f"\nFailed: {', '.join(failed)}.")
+    elif not parts:
+        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+        _NOTES.write_text(json.dumps({"date": datetime.now(UTC).isoformat(), "commit": commit}))
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
