@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores
 
-from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.commands import Run, commands
 from tests.support.daemon_double import DaemonDouble
@@ -74,6 +74,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """The same in bf16, as models are imported by default."""
     return open_model_folder(tiny_model_folder(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this process keeps the tiny models of each family: see tests.support.learning."""
+    return tmp_path_factory.getbasetemp() / "architectures"
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The real default model in bf16, imported once a process."""
+    models = tmp_path_factory.mktemp("smollm2")
+    import_model(default_source(), models, name="smollm2")
+    return open_model_folder(models / "smollm2")
 
 
 @pytest.fixture(autouse=True)
