@@ -205,6 +205,8 @@ def delete_texts(
 ) -> DeletionOut:
     """Delete every text from a source, or the texts with these ids. The effects are those of deleting one text."""
     deletions = services.store.deletions
+    if source is not None and ids:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Send either source or id, not both.", param="source")
     if source is not None:
         return _forgotten(services, lambda now: deletions.source(source, now=now))
     found = [services.store.texts.get(identity).id for identity in ids]

@@ -31,6 +31,8 @@ OPEN_ROUTE = "/jobs"
 _ANONYMOUS = ""
 #: Simultaneous requests of an app; callers without a token count as one. The owner is never refused.
 _MOST_OF_AN_APP = 16
+#: As how many of them one with a large body counts.
+_LARGE_WEIGHT = _MOST_OF_AN_APP // 2
 #: Size of a burst, in seconds of the rate: for notes that were written offline.
 _BURST_SECONDS = 10
 #: More digits than any length has.
@@ -200,20 +202,24 @@ class Guard:
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > self._max_body_bytes):
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
-        others = sum(count for other, count in self._running.items() if other != OWNER)
-        is_busy = self._running[name] + _weight(headers) > _MOST_OF_AN_APP or others >= self._max_requests
-        if name != OWNER and is_busy:
-            detail = (
-                f"Too many requests at once: {others} are in progress (setting max_requests). Try again in a second."
-            )
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="busy", retry_seconds=1)
+        if name == OWNER:
+            return
+        of_apps = sum(count for other, count in self._running.items() if other != OWNER)
+        if of_apps >= self._max_requests:
+            at_most = f"{self._max_requests} of all apps (setting max_requests)"
+        elif self._running[name] + _weight(headers) > _MOST_OF_AN_APP:
+            at_most = f"{_MOST_OF_AN_APP} of an app, of which each large one counts as {_LARGE_WEIGHT}"
+        else:
+            return
+        detail = f"Too many requests at once: at most {at_most}. Try again in a second."
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="busy", retry_seconds=1)
 
 
 def _weight(headers: Headers) -> int:
     """As how many requests this one counts: of large bodies, which are held whole, an app sends two at once."""
     length = headers.get("content-length", "0")  # _check_load has seen it
     is_large = "transfer-encoding" in headers or (length.isdecimal() and int(length) > LARGE_BYTES)
-    return _MOST_OF_AN_APP // 2 if is_large else 1
+    return _LARGE_WEIGHT if is_large else 1
 
 
 def _not_stored(send: Send) -> Send:

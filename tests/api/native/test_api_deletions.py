@@ -106,6 +106,7 @@ def test_several_texts_have_one_receipt(api: InProcessApp) -> None:
     assert (receipt["texts"], receipt["summary"]) == (2, "Deleted 2 texts.")
     assert [text["id"] for text in api.get("/texts").json()["data"]] == [third]
     assert_problem(api.delete("/texts"), 404, "not_found")
+    assert_problem(api.delete("/texts", params={"id": third, "source": "test"}), 422, "invalid_value")
 
 
 def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessApp) -> None:
