@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
-from transformers import AutoTokenizer
 
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.graph_layer import GraphLayer
@@ -17,122 +16,93 @@ from pocketllm.backprop.llama_layer import LlamaLayer
 from pocketllm.backprop.method import fresh_adapter
 from pocketllm.engine.data.batches import batch_at, pack
 from pocketllm.engine.data.examples import Example, encode
-from pocketllm.engine.errors import AdapterError, TrainingDiverged, UnsupportedModel
-from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
+from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.layers import LayerStack
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import ForwardContext
+from pocketllm.engine.streamed.quantization import PACKINGS
 from tests.support.backpropagation import (
     EXAMPLES,
     Parts,
     buckets_of,
-    family,
     layers_adapter,
     layerwise,
-    transformers_model,
     whole_gradients,
-    with_weights,
     worst_error,
 )
-from tests.support.learning import imported, random_blocks, some_adapter
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
+from tests.support.learning import (
+    family,
+    family_as_stored,
+    imported,
+    random_blocks,
+    transformers_model,
+)
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 from tests.support.tiny_models import byte_tokenizer
 
 #: Sums in another order, in float64.
 TOLERANCE = 1e-9
 WHOLE = PassSize(stored=10_000, micro_batch=10_000)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "architectures"
+#: Families whose layers are differentiated by hand.
+BY_HAND = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def model_of(root: Path, name: str, *, dtype: str = "float32") -> LanguageModel:
     return LanguageModel(imported(root, name, dtype), dtype=torch.float64, release_pages=True)
 
 
-def check(root: Path, name: str, model: LanguageModel, size: PassSize, parts: Parts) -> None:
+def parts_of(name: str) -> Parts:
+    """Two batches of plain blocks, and examples of every kind; a model that fills in masks has padding, too."""
+    is_mlm = name in MASKED
+    parts = [(random_blocks(5, 20, lengths=[20, 13, 20, 9, 20] if is_mlm else None), 0.9), (random_blocks(2, 12), 0.1)]
+    for kind in ("plain", "label") if is_mlm else EXAMPLES:  # it refuses to encode the others
+        buckets = buckets_of(kind, is_mlm=is_mlm)
+        assert kind != "label" or all(blocks.label_ids for blocks in buckets)
+        assert kind == "plain" or any((blocks.targets == IGNORE_INDEX).any() for blocks in buckets)
+        parts += [(blocks, 0.5) for blocks in buckets]
+    return parts
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_of_every_kind_of_example_in_passes_of_any_size(root: Path, name: str) -> None:
+    """By hand for layers of Llama's kind, which may also keep their activations; by autograd for the others."""
+    model, parts = model_of(root, name), parts_of(name)
     adapter = layers_adapter(model)
-    losses, gradients = layerwise(model, adapter, size, parts)
     expected_losses, expected = whole_gradients(family(root, name), adapter, parts)
-    assert losses == pytest.approx(expected_losses, rel=TOLERANCE)
-    assert worst_error(gradients, expected) <= TOLERANCE
-
-
-def padded(name: str) -> list[int] | None:
-    """A model that fills in masks is told where padding begins."""
-    return [20, 13, 20, 9, 20] if name in MASKED else None
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("kind", EXAMPLES)
-def test_of_every_family_and_every_kind_of_example(root: Path, name: str, kind: str) -> None:
-    if name in MASKED and kind in ("completion", "chat"):
-        return  # refused when they are encoded
-    buckets = buckets_of(kind, is_mlm=name in MASKED)
-    assert kind != "label" or all(blocks.label_ids for blocks in buckets)
-    assert kind == "plain" or any((blocks.targets == IGNORE_INDEX).any() for blocks in buckets)
-    check(root, name, model_of(root, name), WHOLE, [(blocks, 1.0) for blocks in buckets])
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize(
-    ("stored", "micro_batch"), [(999, 999), (999, 40), (60, 40), (1, 1)], ids=["whole", "parts", "passes", "single"]
-)
-def test_of_a_batch_of_two_weighted_parts_in_passes_of_any_size(
-    root: Path, name: str, stored: int, micro_batch: int
-) -> None:
-    size = PassSize(stored=stored, micro_batch=micro_batch)
-    parts = [(random_blocks(5, 20, lengths=padded(name)), 0.9), (random_blocks(2, 12), 0.1)]
-    check(root, name, model_of(root, name), size, parts)
-
-
-#: Families whose layers are differentiated by hand.
-BY_HAND = ("llama", "mistral", "qwen2", "qwen3")
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_layers_of_llamas_kind_are_differentiated_by_hand(root: Path, name: str) -> None:
-    model = model_of(root, name)
-    adapter = layers_adapter(model)
-    model.set_parameters(adapter)
+    sizes = [(10_000, 10_000, 0), (999, 40, 0), (60, 40, 0), (1, 1, 0)]
+    if name in BY_HAND:
+        sizes += [(999, 40, 99), (60, 40, 1)]
+    for stored, micro_batch, kept in sizes:
+        size = PassSize(stored=stored, micro_batch=micro_batch, kept=kept)
+        losses, gradients = layerwise(model, adapter, size, parts)
+        assert losses == pytest.approx(expected_losses, rel=TOLERANCE), size
+        assert worst_error(gradients, expected) <= TOLERANCE, size
     layers = LayerwiseGradients(model, adapter, WHOLE)._layers
     assert {type(layer) for layer in layers} == {LlamaLayer if name in BY_HAND else GraphLayer}
 
 
-@pytest.mark.parametrize("name", BY_HAND)
-@pytest.mark.parametrize("kept", [1, 2, 99])
-@pytest.mark.parametrize(("stored", "micro_batch"), [(999, 40), (60, 40)], ids=["parts", "passes"])
-def test_kept_activations_change_no_gradient(root: Path, name: str, kept: int, stored: int, micro_batch: int) -> None:
-    size = PassSize(stored=stored, micro_batch=micro_batch, kept=kept)
-    parts = [(random_blocks(5, 20), 0.9), (random_blocks(2, 12), 0.1)]
-    check(root, name, model_of(root, name), size, parts)
-
-
-@pytest.mark.parametrize("kept", [0, 2])
-def test_in_fp32_on_weights_as_they_are_stored(root: Path, kept: int) -> None:
+def test_in_fp32_on_weights_as_they_are_stored(root: Path) -> None:
     """The products read the stored weights, so the adapter stays apart; kept activations are rounded to bfloat16."""
     model = LanguageModel(imported(root, "qwen2", "float32"), dtype=torch.float32)
     adapter, parts = layers_adapter(model, dtype=torch.float32), [(random_blocks(5, 20), 1.0)]
-    _, gradients = layerwise(model, adapter, replace(WHOLE, kept=kept), parts)
     _, expected = whole_gradients(family(root, "qwen2"), layers_adapter(model), parts)
-    assert worst_error(gradients, expected) <= (0.02 if kept else 1e-4)
+    for kept, tolerance in ((0, 1e-4), (2, 0.02)):
+        _, gradients = layerwise(model, adapter, replace(WHOLE, kept=kept), parts)
+        assert worst_error(gradients, expected) <= tolerance, kept
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_of_packed_weights(root: Path, dtype: str) -> None:
+def test_of_packed_weights(root: Path) -> None:
     """As of a float model of the same numbers."""
     parts = [(random_blocks(3, 20), 1.0)]
-    model = model_of(root, "llama", dtype=dtype)
-    adapter = layers_adapter(model)
-    _, gradients = layerwise(model, adapter, WHOLE, parts)
-    dense = with_weights(family(root, "llama"), dense_tensors(imported(root, "llama", dtype).path))
-    dense.tie_weights()
-    _, expected = whole_gradients(dense, adapter, parts)
-    assert worst_error(gradients, expected) <= TOLERANCE
+    for dtype in PACKINGS:
+        model = model_of(root, "llama", dtype=dtype)
+        adapter = layers_adapter(model)
+        _, gradients = layerwise(model, adapter, WHOLE, parts)
+        _, expected = whole_gradients(family_as_stored(root, "llama", dtype), adapter, parts)
+        assert worst_error(gradients, expected) <= TOLERANCE, dtype
 
 
 def test_of_an_adapter_of_some_maps_of_the_upper_layer(root: Path) -> None:
@@ -145,11 +115,19 @@ def test_of_an_adapter_of_some_maps_of_the_upper_layer(root: Path) -> None:
         assert worst_error(gradients, whole_gradients(family(root, "llama"), adapter, parts)[1]) <= TOLERANCE
 
 
+def with_adapter(root: Path) -> tuple[LanguageModel, Adapter]:
+    """A Llama and the adapter that it runs with."""
+    model = model_of(root, "llama")
+    adapter = layers_adapter(model)
+    model.set_parameters(adapter)
+    return model, adapter
+
+
 @pytest.mark.parametrize("stored", [999, 1], ids=["one pass", "many passes"])
 def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: Path, stored: int) -> None:
     """A layer's update on the way back is no part of the gradients of those below."""
-    model = model_of(root, "llama")
-    adapter, parts = layers_adapter(model), [(random_blocks(3, 20), 1.0)]
+    model, adapter = with_adapter(root)
+    parts = [(random_blocks(3, 20), 1.0)]
     expected = whole_gradients(family(root, "llama"), adapter, parts)[1]
     told: list[Gradients] = []
 
@@ -159,7 +137,6 @@ def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: 
             adapter.a[path].add_(1)
             adapter.b[path].add_(1)
 
-    model.set_parameters(adapter)
     LayerwiseGradients(model, adapter, replace(WHOLE, stored=stored))(parts, on_layer)
     assert [{model.stack.number_of(path) for path in some} for some in told] == [{1}, {0}]
     assert worst_error({**told[0], **told[1]}, expected) <= TOLERANCE
@@ -167,9 +144,8 @@ def test_each_layer_is_told_once_from_the_top_and_may_change_what_is_told(root: 
 
 def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
     """Other passes, and other adapters, are as they were; gradients are taken under no_grad as a job runs them."""
-    model, blocks = model_of(root, "llama"), random_blocks(4, 20)
-    adapter = layers_adapter(model)
-    model.set_parameters(adapter)
+    model, adapter = with_adapter(root)
+    blocks = random_blocks(4, 20)
     before = model.block_losses(blocks)
     taken = LayerwiseGradients(model, adapter, WHOLE)
     with torch.no_grad():
@@ -182,10 +158,7 @@ def test_the_way_of_a_pass_leaves_nothing_behind(root: Path) -> None:
 
 
 def test_short_blocks_go_through_the_layers_in_larger_numbers(root: Path) -> None:
-    model = model_of(root, "llama")
-    adapter = layers_adapter(model)
-    model.set_parameters(adapter)
-    gradients = LayerwiseGradients(model, adapter, PassSize(stored=160, micro_batch=80))
+    gradients = LayerwiseGradients(*with_adapter(root), PassSize(stored=160, micro_batch=80))
     for length, sizes in ((80, [[1, 1], [1, 1], [1, 1], [1]]), (20, [[4, 4]]), (10, [[8]]), (200, [[1]] * 7)):
         passes = list(gradients._passes([random_blocks(7, length)]))
         assert [[len(some.blocks) for some in micro_batches] for micro_batches in passes] == sizes, length
@@ -193,10 +166,7 @@ def test_short_blocks_go_through_the_layers_in_larger_numbers(root: Path) -> Non
 
 def test_texts_of_many_lengths_make_few_shapes(root: Path) -> None:
     """torch keeps what it compiles for each shape."""
-    model = model_of(root, "llama")
-    adapter = layers_adapter(model)
-    model.set_parameters(adapter)
-    gradients = LayerwiseGradients(model, adapter, PassSize(stored=512, micro_batch=512))
+    gradients = LayerwiseGradients(*with_adapter(root), PassSize(stored=512, micro_batch=512))
     pairs = [Example("?" * length, "!") for length in range(1, 62)]
     buckets = encode(pairs, byte_tokenizer(), length=64, eos=0)
     shapes = {
@@ -218,58 +188,44 @@ def test_a_block_that_predicts_nothing_teaches_nothing(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "kept", "least"), [("bfloat16", 0, 0.98), ("bfloat16", 30, 0.98), ("float32", 30, 0.99)]
-)
-def test_the_real_smollm2(tmp_path_factory: pytest.TempPathFactory, dtype: str, kept: int, least: float) -> None:
+def test_the_real_smollm2(smollm2: ModelFolder) -> None:
     """On ordinary text, of which transformers' own gradients in bf16 are 0.99 like those in fp32 at the worst map."""
-    model_folder = real_model(tmp_path_factory.mktemp("models"))
-    model = LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder.path)
+    bf16, fp32 = (LanguageModel(smollm2, dtype=dtype, release_pages=True) for dtype in (torch.bfloat16, torch.float32))
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
-    blocks = pack([tokenizer(text)["input_ids"]], length=64, eos=0)[slice(0, 8)]
-    adapter = fresh_adapter(model, rank=4, seed=0)
+    parts = [(pack([smollm2.tokenizer()(text).input_ids], length=64, eos=0)[slice(0, 8)], 1.0)]
+    adapter = fresh_adapter(fp32, rank=4, seed=0)
     generator = torch.Generator().manual_seed(1)
     for b in adapter.b.values():
         b.normal_(0, 0.002, generator=generator)
-    losses, gradients = layerwise(model, adapter, PassSize(stored=512, micro_batch=256, kept=kept), [(blocks, 1.0)])
-    dense = transformers_model(model_folder.path, is_mlm=False, dtype=torch.float32)
-    expected_losses, expected = whole_gradients(dense, adapter, [(blocks, 1.0)])
-    assert losses == pytest.approx(expected_losses, rel=5e-3)
-    alike = {
-        path: min(
-            float(cosine_similarity(ours.flatten(), theirs.flatten(), dim=0))
-            for ours, theirs in zip(gradients[path], expected[path], strict=True)
+    dense = transformers_model(smollm2.path, dtype=torch.float32)
+    expected_losses, expected = whole_gradients(dense, adapter, parts)
+    for model, kept, least in ((bf16, 0, 0.98), (bf16, 30, 0.98), (fp32, 30, 0.99)):
+        size = PassSize(stored=512, micro_batch=256, kept=kept)
+        losses, gradients = layerwise(model, adapter, size, parts)
+        assert losses == pytest.approx(expected_losses, rel=5e-3)
+        alike = {
+            path: min(
+                float(cosine_similarity(ours.flatten(), theirs.flatten(), dim=0))
+                for ours, theirs in zip(gradients[path], expected[path], strict=True)
+            )
+            for path in expected
+        }
+        assert min(alike.values()) >= least, (
+            model.context.dtype,
+            kept,
+            sorted(alike.items(), key=lambda item: item[1])[:5],
         )
-        for path in expected
-    }
-    assert min(alike.values()) >= least, sorted(alike.items(), key=lambda item: item[1])[:5]
-
-
-def real_model(folder: Path) -> ModelFolder:
-    import_model(default_source(), folder, name="smollm2", dtype="bfloat16")
-    return open_model_folder(folder / "smollm2")
 
 
 @pytest.mark.parametrize("stored", [999, 1], ids=["one pass", "in its first pass"])
 def test_a_loss_that_is_no_number_changes_nothing(root: Path, stored: int) -> None:
-    model = model_of(root, "llama")
-    adapter = layers_adapter(model)
-    model.set_parameters(adapter)
+    model, adapter = with_adapter(root)
     gradients = LayerwiseGradients(model, adapter, replace(WHOLE, stored=stored))
     adapter.b["model.layers.1.mlp.down_proj"][0, 0] = float("nan")
     told: list[Gradients] = []
     with pytest.raises(TrainingDiverged, match=r"smaller training\.rate"):
         gradients([(random_blocks(3, 20), 1.0)], told.append)
     assert not told
-
-
-def test_an_adapter_of_the_head_is_refused(root: Path) -> None:
-    model = model_of(root, "qwen2")
-    adapter = some_adapter(model)
-    adapter.a["lm_head"], adapter.b["lm_head"] = torch.zeros(4, 64), torch.zeros(263, 4)
-    with pytest.raises(AdapterError, match="has no lm_head"):
-        model.set_parameters(adapter)
 
 
 def test_what_overflows_has_diverged_and_is_no_model_without_layers(tiny: ModelFolder) -> None:
@@ -285,10 +241,11 @@ def test_what_overflows_has_diverged_and_is_no_model_without_layers(tiny: ModelF
 
 
 def test_a_model_without_a_list_of_layers_is_refused(root: Path) -> None:
-    model = model_of(root, "llama")
+    model, adapter = with_adapter(root)
     network: Any = torch.nn.Module()
     network.config = model.network.config
     network.layers = torch.nn.ModuleList([torch.nn.Identity()])  # the config says that there are two
     unlisted: Any = SimpleNamespace(stack=LayerStack(network, {}, {}, None, ForwardContext(dtype=torch.float32)))
+    assert unlisted.stack.count == 0
     with pytest.raises(UnsupportedModel, match="in none of the model's layers"):
-        LayerwiseGradients(unlisted, layers_adapter(model), WHOLE)
+        LayerwiseGradients(unlisted, adapter, WHOLE)

@@ -2,13 +2,9 @@
 
 import copy
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from bench.tasks.labelled import Labelled, Template, encode_labelled
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
@@ -16,10 +12,9 @@ from pocketllm.backprop.method import adapted_paths
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import some_adapter, source_folder
-from tests.support.tiny_architectures import MASKED, masking_tokenizer
+from tests.support.learning import reference_token_losses, some_adapter
+from tests.support.tiny_architectures import masking_tokenizer
 from tests.support.tiny_models import byte_tokenizer
 
 #: Blocks with their weight in the objective.
@@ -54,25 +49,6 @@ def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64, 
     return whole
 
 
-@cache
-def transformers_model(folder: Path, *, is_mlm: bool, dtype: torch.dtype = torch.float64) -> Any:
-    """The model in a Hugging Face folder, with torch's attention: transformers' plainest one rounds to float32."""
-    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
-    return auto.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype).eval().requires_grad_(False)
-
-
-def family(root: Path, name: str) -> Any:
-    """transformers' model of a tiny architecture; tests do not change it."""
-    return transformers_model(source_folder(root, name), is_mlm=name in MASKED)
-
-
-def with_weights(network: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """A copy of a model with other weights."""
-    changed = copy.deepcopy(network)
-    changed.load_state_dict(tensors, strict=False)
-    return changed
-
-
 def adapted(network: Any, adapter: Adapter) -> tuple[Any, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """A copy of a model with an adapter, and the factors as leaves in the model's dtype."""
     network = copy.deepcopy(network)
@@ -92,15 +68,7 @@ def adapted(network: Any, adapter: Adapter) -> tuple[Any, dict[str, tuple[torch.
 
 def whole_loss(network: Any, blocks: Batch) -> torch.Tensor:
     """Mean loss in nats per target, by transformers and torch."""
-    mask = {}
-    if blocks.lengths is not None:
-        mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
-    logits = network(input_ids=blocks.inputs, **mask).logits
-    if blocks.label_ids is not None:
-        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(blocks.label_ids), False)
-        logits = logits.masked_fill(others, float("-inf"))
-    summed = F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    return summed / blocks.tokens
+    return reference_token_losses(network, blocks).sum() / blocks.tokens
 
 
 def whole_gradients(network: Any, adapter: Adapter, parts: Parts) -> tuple[list[float], Gradients]:

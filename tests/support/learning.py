@@ -1,9 +1,7 @@
 """Small real pieces of learning that several tests share."""
 
 import copy
-import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, Manifest, ModelFolder, open_model_folder
-from pocketllm.engine.formats.safetensors_io import write_tensors
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
@@ -72,13 +69,10 @@ def random_blocks(count: int = 4, length: int = 20, *, lengths: Sequence[int] | 
 
 def equal(a: Adapter, b: Adapter) -> bool:
     """Whether two adapters' tensors are the same, bit for bit."""
-    ours, theirs = {**a.a, **b_named(a)}, {**b.a, **b_named(b)}
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-def b_named(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The trained factors under names that do not collide with the frozen ones."""
-    return {f"{path}.b": tensor for path, tensor in adapter.b.items()}
+    return all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[path], theirs[path]) for path in ours)
+        for ours, theirs in ((a.a, b.a), (a.b, b.b))
+    )
 
 
 def sides(distance: float = 0.01, *, probes: int = 1, kind: Kind = "rademacher", seed: int = 1) -> list[Perturbation]:
@@ -126,52 +120,42 @@ def imported(root: Path, architecture: str, dtype: str) -> ModelFolder:
 
 
 @cache
-def unpacked(root: Path, architecture: str, dtype: str) -> ModelFolder:
-    """A float32 model that holds exactly the numbers that a packed one stands for."""
-    folder = imported(root, architecture, dtype).path
-    return with_tensors(folder, folder.with_name(f"{dtype}-unpacked"), dense_tensors(folder))
+def transformers_model(folder: Path, *, is_mlm: bool = False, dtype: torch.dtype = torch.float64) -> Any:
+    """The model in a Hugging Face folder, with torch's attention: transformers' plainest one rounds to float32."""
+    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
+    with torch.inference_mode(False):  # a test that takes gradients may be the next to use it
+        return auto.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype).eval().requires_grad_(False)
 
 
-def with_tensors(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> ModelFolder:
-    """A copy of a model folder that holds these tensors, all of them as float32."""
-    shutil.copytree(folder, target)
-    write_tensors(target / WEIGHTS_NAME, {name: tensor.float() for name, tensor in tensors.items()})
-    return resealed(target, dtype="float32", compute_dtype="float32")
+def family(root: Path, architecture: str) -> Any:
+    """transformers' own model of a tiny architecture, in float64; tests do not change it."""
+    return transformers_model(source_folder(root, architecture), is_mlm=architecture in MASKED)
 
 
-def resealed(folder: Path, **changes: Any) -> ModelFolder:
-    """Let the manifest say of the weights file what is now in it."""
-    data = (folder / WEIGHTS_NAME).read_bytes()
-    weights = {"weights_bytes": len(data), "weights_sha256": hashlib.sha256(data).hexdigest()}
-    manifest = open_manifest(folder).model_copy(update={"name": folder.name, **weights, **changes})
-    (folder / MANIFEST_NAME).write_text(manifest.to_json())
-    return open_model_folder(folder, verify=True)
+def family_as_stored(root: Path, architecture: str, dtype: str) -> Any:
+    """The same with the numbers that the model imported as `dtype` stands for."""
+    changed = copy.deepcopy(family(root, architecture))
+    changed.load_state_dict(dense_tensors(imported(root, architecture, dtype).path), strict=False)
+    changed.tie_weights()
+    return changed
 
 
-def open_manifest(folder: Path) -> Manifest:
-    """A folder's manifest, whatever its weights file has become."""
-    return Manifest.model_validate_json((folder / MANIFEST_NAME).read_text())
-
-
-@cache
-def reference(root: Path, architecture: str) -> Any:
-    """transformers' own model of a tiny architecture, in float32, with its plainest attention."""
-    auto: Any = AutoModelForMaskedLM if architecture in MASKED else AutoModelForCausalLM
-    return auto.from_pretrained(source_folder(root, architecture), attn_implementation="eager").eval()
-
-
-def reference_losses(network: Callable[..., Any], blocks: Batch, logits_of: Sequence[int] | None = None) -> list[float]:
-    """Each block's loss as transformers and torch give it; with `logits_of` those of these tokens alone count."""
+def reference_token_losses(network: Callable[..., Any], blocks: Batch) -> torch.Tensor:
+    """(blocks, tokens): the loss of each target as transformers and torch give it."""
     mask = {}
     if blocks.lengths is not None:
         mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
     logits = network(input_ids=blocks.inputs, **mask).logits
-    if logits_of is not None:
-        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(logits_of), False)
+    if blocks.label_ids is not None:
+        others = torch.ones(logits.shape[-1], dtype=torch.bool).index_fill_(0, torch.tensor(blocks.label_ids), False)
         logits = logits.masked_fill(others, float("-inf"))
-    return F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=IGNORE_INDEX, reduction="none").sum(
-        1
-    ).div(blocks.target_counts.clamp(min=1)).tolist()  # fmt: skip
+    return F.cross_entropy(logits.transpose(1, 2), blocks.targets, ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def reference_losses(network: Callable[..., Any], blocks: Batch) -> list[float]:
+    """Each block's mean loss of these."""
+    sums = reference_token_losses(network, blocks).sum(1)
+    return sums.div(blocks.target_counts.clamp(min=1)).tolist()
 
 
 def fresh_process(program: str, *arguments: object) -> Any:
