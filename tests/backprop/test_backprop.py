@@ -210,11 +210,8 @@ def test_the_real_smollm2(smollm2: ModelFolder) -> None:
             )
             for path in expected
         }
-        assert min(alike.values()) >= least, (
-            model.context.dtype,
-            kept,
-            sorted(alike.items(), key=lambda item: item[1])[:5],
-        )
+        worst = sorted(alike.items(), key=lambda item: item[1])[:5]
+        assert worst[0][1] >= least, (model.context.dtype, kept, worst)
 
 
 @pytest.mark.parametrize("stored", [999, 1], ids=["one pass", "in its first pass"])
