@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from pocketllm.engine.streamed.head import HeadAt
 
@@ -37,3 +38,16 @@ def example(
     weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).to(dtype)
     offset = torch.randn(vocabulary, generator=generator, dtype=torch.float64).to(dtype) if bias else None
     return hidden, DenseHead(weight, offset), torch.randint(0, vocabulary, (count,), generator=generator)
+
+
+def exact_losses(
+    hidden: torch.Tensor, head: DenseHead, targets: torch.Tensor, label_ids: tuple[int, ...] | None = None
+) -> torch.Tensor:
+    """Cross-entropy on whole logits, in float64; with labels, on theirs alone."""
+    logits = hidden.double() @ head.weight.double().t()
+    if head.bias is not None:
+        logits = logits + head.bias.double()
+    if label_ids is not None:
+        logits = logits[:, list(label_ids)]
+        targets = torch.tensor([label_ids.index(token) for token in targets.tolist()])
+    return F.cross_entropy(logits, targets, reduction="none")
