@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pytest
@@ -36,9 +37,9 @@ class Case:
     value_size: int = 16
     causal: bool = True
     scaling: float | None = None
-    mask: torch.Tensor | None = None
+    mask: torch.Tensor | None = field(default=None, repr=False)
     dtype: torch.dtype = torch.float32
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = field(init=False)
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -71,9 +72,9 @@ class Case:
 
     def check(self) -> None:
         ours = self.ours()
-        assert ours.shape == (self.batch, self.tokens, self.heads, self.value_size)
-        assert ours.dtype == self.dtype
-        assert torch.allclose(ours, self.torchs(), rtol=0, atol=TOLERANCES[self.dtype])
+        assert ours.shape == (self.batch, self.tokens, self.heads, self.value_size), self
+        assert ours.dtype == self.dtype, self
+        assert torch.allclose(ours, self.torchs(), rtol=0, atol=TOLERANCES[self.dtype]), self
 
 
 def window(tokens: int, width: int, batch: int = 2) -> torch.Tensor:
@@ -87,10 +88,8 @@ def padding(tokens: int, lengths: list[int]) -> torch.Tensor:
     return (torch.arange(tokens) < torch.tensor(lengths)[:, None])[:, None, None].expand(-1, 1, tokens, -1)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_equals_torchs() -> None:
+    several: list[dict[str, Any]] = [
         {},
         {"causal": False},
         {"groups": 2},
@@ -106,11 +105,9 @@ def padding(tokens: int, lengths: list[int]) -> torch.Tensor:
         {"tokens": 2},
         {"batch": 1, "tokens": 3, "size": 1, "heads": 1, "groups": 1, "value_size": 1},
         {"batch": 0},
-    ],
-    ids=lambda options: "-".join(options) or "plain",
-)
-def test_equals_torchs(options: dict[str, Any], dtype: torch.dtype) -> None:
-    Case(**options, dtype=dtype).check()
+    ]
+    for options, dtype in product(several, TOLERANCES):
+        Case(**options, dtype=dtype).check()
 
 
 def test_a_mask_says_it_all() -> None:
@@ -125,33 +122,27 @@ def test_the_caller_may_say_what_the_layer_does_not() -> None:
     assert torch.allclose(output, Case().torchs(), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("batch", "heads", "tokens"),
-    [
+def test_scores_are_made_for_part_of_the_batch_at_a_time() -> None:
+    for batch, heads, tokens in (
         (34, 2, MAX_TOKENS),  # many rows, of which the last few are fewer
         (2, 36, MAX_TOKENS),  # one row's scores alone are more than the limit
         (34, 9, QUERIES + 53),  # a number of queries that does not come out even
-    ],
-)
-@pytest.mark.parametrize("masked", [False, True])
-def test_scores_are_made_for_part_of_the_batch_at_a_time(batch: int, heads: int, tokens: int, masked: bool) -> None:
-    assert batch * heads * QUERIES * tokens * 4 > SCORE_BYTES
-    lengths = [tokens - row for row in range(batch)]
-    mask = padding(tokens, lengths) & window(tokens, tokens, batch) if masked else None
-    Case(batch=batch, heads=heads, groups=heads, tokens=tokens, size=4, value_size=4, mask=mask).check()
+    ):
+        assert batch * heads * QUERIES * tokens * 4 > SCORE_BYTES
+        lengths = [tokens - row for row in range(batch)]
+        for mask in (None, padding(tokens, lengths) & window(tokens, tokens, batch)):
+            Case(batch=batch, heads=heads, groups=heads, tokens=tokens, size=4, value_size=4, mask=mask).check()
 
 
-@pytest.mark.parametrize("tokens", [QUERIES, QUERIES + 1, 2 * QUERIES + 5])
-@pytest.mark.parametrize("causal", [False, True])
-def test_queries_are_taken_some_at_a_time(tokens: int, causal: bool) -> None:
-    Case(batch=2, heads=6, groups=2, tokens=tokens, size=8, value_size=4, causal=causal).check()
+def test_queries_are_taken_some_at_a_time() -> None:
+    for tokens, causal in product((QUERIES, QUERIES + 1, 2 * QUERIES + 5), (False, True)):
+        Case(batch=2, heads=6, groups=2, tokens=tokens, size=8, value_size=4, causal=causal).check()
 
 
-@pytest.mark.parametrize("tokens", [MAX_TOKENS, MAX_TOKENS + 1])
-@pytest.mark.parametrize("windowed", [False, True])
-def test_rows_up_to_and_beyond_the_longest(tokens: int, windowed: bool) -> None:
-    mask = window(tokens, 100, 1) if windowed else None
-    Case(batch=1, heads=2, groups=1, tokens=tokens, size=8, value_size=8, mask=mask).check()
+def test_rows_up_to_and_beyond_the_longest() -> None:
+    for tokens in (MAX_TOKENS, MAX_TOKENS + 1):
+        for mask in (None, window(tokens, 100, 1)):
+            Case(batch=1, heads=2, groups=1, tokens=tokens, size=8, value_size=8, mask=mask).check()
 
 
 def test_a_token_behind_a_cache_sees_all_of_it() -> None:
@@ -171,13 +162,13 @@ def test_large_scores_do_not_overflow() -> None:
     assert torch.allclose(case.ours(), case.torchs(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("option", ["softcap", "s_aux"])
-def test_what_it_would_leave_out_is_refused(option: str) -> None:
-    given: dict[str, Any] = {option: torch.ones(4)}
-    with pytest.raises(UnsupportedModel, match="Choose another model"):
+def test_what_it_would_leave_out_is_refused() -> None:
+    for option in ("softcap", "s_aux"):
+        given: dict[str, Any] = {option: torch.ones(4)}
+        with pytest.raises(UnsupportedModel, match="Choose another model"):
+            attention(Layer(), *Case().inputs, None, **given)
+        given = {option: None}
         attention(Layer(), *Case().inputs, None, **given)
-    given = {option: None}
-    attention(Layer(), *Case().inputs, None, **given)
 
 
 @dataclass(kw_only=True)
@@ -196,13 +187,15 @@ class Learned(Case):
     def check_gradients(self) -> None:
         pairs = zip(self.gradients(self.ours), self.gradients(self.torchs), strict=True)
         for found, expected in pairs:
-            assert found.shape == expected.shape
-            assert torch.allclose(found, expected, rtol=0, atol=1e-12 * max(1.0, float(expected.abs().max())))
+            assert found.shape == expected.shape, self
+            assert torch.allclose(found, expected, rtol=0, atol=1e-12 * max(1.0, float(expected.abs().max()))), self
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_gradients_equal_torchs() -> None:
+    # Two of these are larger than what is made at a time: several rows together, and less than one.
+    assert 34 * 9 * QUERIES * (QUERIES + 53) * 8 > SCORE_BYTES > 9 * QUERIES * (QUERIES + 53) * 8
+    assert 36 * QUERIES * MAX_TOKENS * 8 > SCORE_BYTES
+    several: list[dict[str, Any]] = [
         {},
         {"causal": False},
         {"groups": 2},
@@ -219,17 +212,9 @@ class Learned(Case):
         {"batch": 2, "heads": 36, "groups": 4, "tokens": MAX_TOKENS, "size": 4, "value_size": 4},
         {"batch": 1, "tokens": MAX_TOKENS + 1, "groups": 2},  # torch's own
         {"scaling": 3.0},
-    ],
-    ids=lambda options: "-".join(f"{name}" for name in options) or "plain",
-)
-def test_gradients_equal_torchs(options: dict[str, Any]) -> None:
-    Learned(**options).check_gradients()
-
-
-def test_rows_whose_gradients_are_taken_at_a_time_are_some_of_many() -> None:
-    """Two of the cases above are larger than what is made at a time: several rows together, and less than one."""
-    assert 34 * 9 * QUERIES * (QUERIES + 53) * 8 > SCORE_BYTES > 9 * QUERIES * (QUERIES + 53) * 8
-    assert 36 * QUERIES * MAX_TOKENS * 8 > SCORE_BYTES
+    ]
+    for options in several:
+        Learned(**options).check_gradients()
 
 
 def test_queries_of_any_layout_have_gradients_of_their_own() -> None:
