@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,16 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.noise import Kind, Perturbation
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.modules import (
-    ForwardContext,
-    LoRABranch,
-    StreamedEmbedding,
-    StreamedLinear,
-    perturbed_forward,
-)
+from pocketllm.engine.streamed.modules import ForwardContext, StreamedEmbedding, perturbed_forward
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.streamed.weights import MIN_ROWS, Weight
-from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
+from tests.support.learning import fresh_process, imported, random_blocks, sides, some_adapter
 from tests.support.tiny_models import tiny_model_folder
 
 #: Sums of some dozen products of numbers of size 1, in another order.
 TOLERANCE = 1e-5
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 MB = 10**6
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "architectures"
 
 
 def context_at(points: list[Perturbation]) -> ForwardContext:
@@ -70,45 +60,31 @@ def assembled(weight: Weight, context: ForwardContext) -> list[torch.Tensor]:
     return whole
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("probes", [0, 1, 2])
-@pytest.mark.parametrize(
-    "shape",
-    [
+def test_a_matrix_at_each_point_is_moved_exactly() -> None:
+    """Whatever the chunks that it is made in; several directions follow each other through the same scratches."""
+    shapes = (
         (1, 1),
         (3, 5),
         (MIN_ROWS, 2100),
         (2 * MIN_ROWS + 1, 2100),  # the last row is a chunk of its own
         (300, 1001),
-    ],
-)
-def test_a_matrix_at_each_point_is_moved_exactly(kind: Kind, probes: int, shape: tuple[int, int]) -> None:
-    """Whatever the chunks that it is made in; several directions follow each other through the same scratches."""
-    dense, points = floats(*shape), sides(0.1, probes=probes, kind=kind)
-    before = dense.clone()
-    values = assembled(weight_of(dense, 9), context_at(points))
-    for value, expected in zip(values, [at(dense, p, 9) for p in points] or [dense], strict=True):
-        assert torch.equal(value, expected)
-    assert torch.equal(dense, before)
+    )
+    for kind, probes, shape in product(KINDS, (0, 1, 2), shapes):
+        dense, points = floats(*shape), sides(0.1, probes=probes, kind=kind)
+        before = dense.clone()
+        values = assembled(weight_of(dense, 9), context_at(points))
+        for value, expected in zip(values, [at(dense, p, 9) for p in points] or [dense], strict=True):
+            assert torch.equal(value, expected), (kind, probes, shape)
+        assert torch.equal(dense, before), (kind, probes, shape)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("rows", [5, MIN_ROWS, 2 * MIN_ROWS + 1])
-def test_a_packed_matrix_is_made_dense_in_chunks(packing: str, rows: int) -> None:
-    parts = pack(floats(rows, 2048), packing)
-    weight, context = Weight((rows, 2048), parts), context_at(sides())
-    (value,) = assembled(weight, context)
-    assert torch.equal(value, unpack(parts, torch.empty(rows, 2048)))
-    assert len(list(weight.chunks(context))) == -(-rows // MIN_ROWS)
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 4])
-@pytest.mark.parametrize("shape", [(1,), (77,), (9, 3)])
-def test_a_small_weight_at_each_point_is_moved_exactly(count: int, shape: tuple[int, ...]) -> None:
-    dense, points = floats(*shape), sides(0.1, probes=2)[:count]
-    values = weight_of(dense, 9).whole(context_at(points), max(1, count))
-    for value, expected in zip(values, [at(dense, p, 9) for p in points] or [dense], strict=True):
-        assert torch.equal(value, expected)
+def test_a_packed_matrix_is_made_dense_in_chunks() -> None:
+    for packing, rows in product(PACKINGS, (5, MIN_ROWS, 2 * MIN_ROWS + 1)):
+        parts = pack(floats(rows, 2048), packing)
+        weight, context = Weight((rows, 2048), parts), context_at(sides())
+        (value,) = assembled(weight, context)
+        assert torch.equal(value, unpack(parts, torch.empty(rows, 2048))), (packing, rows)
+        assert len(list(weight.chunks(context))) == -(-rows // MIN_ROWS), (packing, rows)
 
 
 def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
@@ -120,80 +96,36 @@ def test_a_weight_that_is_not_trained_is_one_for_all_points() -> None:
     assert [value is dense for value in weight.whole(context, 2)] == [True, True]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("probes", [1, 3])
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_map_takes_each_part_through_its_point(kind: Kind, probes: int, bias: bool) -> None:
-    points = sides(0.1, probes=probes, kind=kind)
-    context = context_at(points)
-    w, b, x = floats(7, 5), floats(7, seed=1), floats(2 * len(points), 3, 5, seed=2)
-    linear = StreamedLinear(context, weight_of(w, 4), weight_of(b, 6) if bias else None)
-    expected = [
-        nn.functional.linear(part, at(w, point, 4), at(b, point, 6) if bias else None)
-        for part, point in zip(x.chunk(len(points)), points, strict=True)
-    ]
-    assert torch.allclose(linear(x), torch.cat(expected), atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("probes", [0, 1, 3])
-def test_a_low_rank_branch_takes_each_part_through_its_b(kind: Kind, probes: int) -> None:
-    points = sides(0.1, probes=probes, kind=kind)
-    context = context_at(points)
-    w, a, b = floats(7, 5), floats(3, 5, seed=1), floats(7, 3, seed=2)
-    linear = StreamedLinear(context, weight_of(w), None)
-    linear.lora = LoRABranch(context, number=2, a=a, b=b, scaling=0.5)
-    x = floats(2 * max(1, len(points)), 4, 5, seed=3)
-    moved = [at(b, point, 2) for point in points] or [b]
-    expected = [part @ (w + 0.5 * there @ a).t() for part, there in zip(x.chunk(len(moved)), moved, strict=True)]
-    assert torch.allclose(linear(x), torch.cat(expected), atol=TOLERANCE)
-
-
-def test_a_low_rank_branch_reads_b_anew_each_time() -> None:
-    context = context_at([])
-    b = torch.zeros(4, 2)
-    branch = LoRABranch(context, number=0, a=floats(2, 3), b=b, scaling=1.0)
-    x, y = floats(5, 3, seed=1), torch.zeros(5, 4)
-    branch.add_to(y, x)
-    assert y.count_nonzero() == 0
-    b.fill_(1.0)
-    branch.add_to(y, x)
-    assert y.count_nonzero() == 20
-
-
-@pytest.mark.parametrize("padding", [None, 0, 90])
-@pytest.mark.parametrize("trained", [False, True])
-def test_an_embedding_makes_the_words_at_hand_dense(padding: int | None, trained: bool) -> None:
+def test_an_embedding_makes_the_words_at_hand_dense() -> None:
     """Also when all of them come before the padding word, which the small table then does not reach."""
     table, points = floats(99, 8), sides(0.1, probes=2)
-    weight = weight_of(table, 3 if trained else None)
-    embedding = StreamedEmbedding(context_at(points), weight, nn.Embedding(99, 8, padding_idx=padding))
     ids = torch.tensor([[5, 0, 5], [7, 7, 7], [0, 1, 2], [6, 5, 4], [98, 90, 0], [1, 1, 1], [3, 2, 1], [0, 0, 0]])
-    for words in (ids, ids % 8):
+    for padding, trained, words in product((None, 0, 90), (False, True), (ids, ids % 8)):
+        weight = weight_of(table, 3 if trained else None)
+        embedding = StreamedEmbedding(context_at(points), weight, nn.Embedding(99, 8, padding_idx=padding))
         tables = [at(table, point, 3) if trained else table for point in points]
         expected = [there[part] for there, part in zip(tables, words.chunk(4), strict=True)]
-        assert torch.equal(embedding(words), torch.cat(expected))
-    assert all(parameter is None for parameter in embedding._inner._parameters.values())
+        assert torch.equal(embedding(words), torch.cat(expected)), (padding, trained)
+        assert all(parameter is None for parameter in embedding._inner._parameters.values())
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_an_embedding_of_packed_rows(packing: str) -> None:
-    parts = pack(floats(40, 64), packing)
-    dense = unpack(parts, torch.empty(40, 64))
-    embedding = StreamedEmbedding(context_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
+def test_an_embedding_of_packed_rows() -> None:
     ids = torch.tensor([[39, 0, 7, 39]])
-    assert torch.equal(embedding(ids), dense[ids])
+    for packing in PACKINGS:
+        parts = pack(floats(40, 64), packing)
+        embedding = StreamedEmbedding(context_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
+        assert torch.equal(embedding(ids), unpack(parts, torch.empty(40, 64))[ids]), packing
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point(kind: Kind) -> None:
+def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point() -> None:
     w, b = floats(50, 8), floats(50, seed=1)
     head = StreamedHead(context_at([]), weight_of(w, 5), weight_of(b, 6))
     hidden = floats(2, 3, 8, seed=2)
     assert head(hidden).eq(HEAD_MARK).all()
     assert head.input is hidden
-    point, words = sides(0.1, kind=kind)[0], torch.tensor([49, 3, 3, 0])
-    for place, expected, bias in ((None, w, b), (point, at(w, point, 5), at(b, point, 6))):
+    words = torch.tensor([49, 3, 3, 0])
+    points = [sides(0.1, kind=kind)[0] for kind in KINDS]
+    for place, expected, bias in ((None, w, b), *((point, at(w, point, 5), at(b, point, 6)) for point in points)):
         here = head.at(place)
         assert here.vocabulary == 50
         assert here.bias is not None
@@ -221,26 +153,23 @@ def test_small_modules_take_each_part_through_its_point() -> None:
     assert torch.equal(found, torch.cat([at(table, point, 3)[[4, 0, 8]].expand(2, 3, 6) for point in points]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("norm", [LlamaRMSNorm, nn.LayerNorm])
-def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision(
-    norm: Callable[[int], nn.Module], dtype: torch.dtype
-) -> None:
+def test_a_probe_sees_the_slope_of_gains_that_it_cannot_move_in_half_precision() -> None:
     """A gain of 1 is followed by 1 + 2^-7 in bfloat16; both points of a probe are nearer to 1 than that."""
     (plus, minus), width = sides(1e-3), 64
-    context, made = ForwardContext(dtype=dtype, perturbations=(plus, minus)), norm(width)
-    trained = {name: weight_of(value.detach().to(dtype)) for name, value in made.named_parameters()}
-    trained["weight"].number = 0
-    x = floats(4, 500, width).to(dtype)
-    slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
-    above, below = perturbed_forward(norm(width), trained, context)(torch.cat((x, x))).detach().chunk(2)
-    assert above.dtype == dtype
-    found = (above.double() - below.double()) / (2 * plus.distance)
-    assert float((found * slope).mean()) == pytest.approx(float(slope.square().mean()), rel=0.03)
+    norms: tuple[Callable[[int], nn.Module], ...] = (LlamaRMSNorm, nn.LayerNorm)
+    for norm, dtype in product(norms, (torch.bfloat16, torch.float16)):
+        context, made = ForwardContext(dtype=dtype, perturbations=(plus, minus)), norm(width)
+        trained = {name: weight_of(value.detach().to(dtype)) for name, value in made.named_parameters()}
+        trained["weight"].number = 0
+        x = floats(4, 500, width).to(dtype)
+        slope = made.double()(x.double()).detach() * plus.direction.of(0, (width,))
+        above, below = perturbed_forward(norm(width), trained, context)(torch.cat((x, x))).detach().chunk(2)
+        assert above.dtype == dtype
+        found = (above.double() - below.double()) / (2 * plus.distance)
+        assert float((found * slope).mean()) == pytest.approx(float(slope.square().mean()), rel=0.03), (norm, dtype)
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-@pytest.mark.parametrize("name", ["gemma3_text", "opt_projected", "roberta"])
+@pytest.mark.parametrize(("name", "mode"), [("gemma3_text", "lora"), ("roberta", "full")])
 @torch.inference_mode()
 def test_a_probe_changes_nothing(root: Path, name: str, mode: str) -> None:
     model_folder = imported(root, name, "bfloat16")
@@ -258,23 +187,11 @@ def test_a_probe_changes_nothing(root: Path, name: str, mode: str) -> None:
     assert model.block_losses(random_blocks()) == first
 
 
-@torch.inference_mode()
-def test_an_error_on_the_way_leaves_no_points_behind(root: Path) -> None:
-    model = LanguageModel(imported(root, "llama", "bfloat16"))
-    first, wrong = model.block_losses(random_blocks()), random_blocks()
-    wrong.inputs[0, 0] = 10**6  # no such word
-    model.set_parameters(some_adapter(model))
-    with pytest.raises(IndexError):
-        model.losses_at(sides(), wrong, ALL_ROWS)
-    model.set_parameters(None)
-    assert model.block_losses(random_blocks()) == first
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_packed_weights_cannot_be_trained_as_a_whole(root: Path, packing: str) -> None:
-    model = LanguageModel(imported(root, "llama", packing))
-    with pytest.raises(BadRequest, match=r"is packed\. Import the model as bfloat16, or train an adapter"):
-        model.full()
+def test_packed_weights_cannot_be_trained_as_a_whole(root: Path) -> None:
+    for packing in PACKINGS:
+        model = LanguageModel(imported(root, "llama", packing))
+        with pytest.raises(BadRequest, match=r"is packed\. Import the model as bfloat16, or train an adapter"):
+            model.full()
 
 
 def sha256(path: Path) -> str:
