@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import pytest
-
 from pocketllm.daemon.conditions.linux_power import sensors
-from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.conditions.readings import Reading, Value
 from tests.support.workers import NOW
 
 #: A power supply: the names of its attributes and what is in them.
 Supply = dict[str, str]
+#: By name: the supplies of a machine, and what a sensor reads there.
+Rows = dict[str, tuple[list[Supply], Value]]
 
 AC_OFF: Supply = {"type": "Mains", "online": "0"}
 DISCHARGING: Supply = {"type": "Battery", "status": "Discharging", "capacity": "71", "present": "1"}
@@ -36,77 +36,77 @@ def read(name: str, folder: Path) -> Reading:
     return sensor.read(NOW)
 
 
+def check(name: str, root: Path, rows: Rows) -> None:
+    """Compare what a sensor reads in each row's folder. No value means that the machine has no such thing."""
+    found = {row: read(name, supplies(root / row, *present)) for row, (present, _) in rows.items()}
+    assert {row: reading.value for row, reading in found.items()} == {row: value for row, (_, value) in rows.items()}
+    assert [row for row, reading in found.items() if reading.absent is not (reading.value is None)] == []
+
+
 def without(supply: Supply, name: str) -> Supply:
     return {key: value for key, value in supply.items() if key != name}
 
 
-POWER_ROWS: dict[str, tuple[list[Supply], bool]] = {
-    "no supply at all, as on a desktop": ([], True),
-    "charger in": ([{"type": "Mains", "online": "1"}, DISCHARGING], True),
-    "charger in, of programmable voltage": ([{"type": "USB", "online": "2"}, DISCHARGING], True),
-    "charger out": ([AC_OFF, DISCHARGING], False),
-    "charger out, no battery": ([AC_OFF], True),
-    "one charger of two in": ([AC_OFF, {"type": "USB", "online": "1"}, DISCHARGING], True),
-    "wireless charger": ([{"type": "Wireless", "online": "1"}, DISCHARGING], True),
-    "supply without an attribute online": ([{"type": "Mains"}, DISCHARGING], False),
-    "supply whose online is no number": ([{"type": "Mains", "online": "perhaps"}, DISCHARGING], False),
-    "supply whose online is negative": ([{"type": "Mains", "online": "-1"}, DISCHARGING], False),
-    "battery alone, discharging": ([DISCHARGING], False),
-    "battery alone, charging": ([battery(status="Charging")], True),
-    "battery alone, full": ([battery(status="Full")], True),
-    "battery alone, limited by its owner": ([battery(status="Not charging")], True),
-    "battery alone, status Unknown": ([battery(status="Unknown")], True),
-    "battery alone, a status that there is not": ([battery(status="Overheated")], False),
-    "battery alone, no status": ([without(DISCHARGING, "status")], False),
-    "battery that was taken out": ([AC_OFF, battery(present="0")], True),
-    "battery that does not say whether it is in": ([AC_OFF, without(DISCHARGING, "present")], False),
-    "battery of a mouse": ([AC_OFF, MOUSE], True),
-    "battery of a mouse beside the machine's own": ([MOUSE, battery(scope="System")], False),
-    "two batteries, one discharging": ([battery(status="Full"), DISCHARGING], False),
-}
+def test_power(tmp_path: Path) -> None:
+    rows: Rows = {
+        "no supply at all, as on a desktop": ([], True),
+        "charger in": ([{"type": "Mains", "online": "1"}, DISCHARGING], True),
+        "charger in, of programmable voltage": ([{"type": "USB", "online": "2"}, DISCHARGING], True),
+        "charger out": ([AC_OFF, DISCHARGING], False),
+        "charger out, no battery": ([AC_OFF], True),
+        "one charger of two in": ([AC_OFF, {"type": "USB", "online": "1"}, DISCHARGING], True),
+        "wireless charger": ([{"type": "Wireless", "online": "1"}, DISCHARGING], True),
+        "supply without an attribute online": ([{"type": "Mains"}, DISCHARGING], False),
+        "supply whose online is no number": ([{"type": "Mains", "online": "perhaps"}, DISCHARGING], False),
+        "battery alone, discharging": ([DISCHARGING], False),
+        "battery alone, charging": ([battery(status="Charging")], True),
+        "battery alone, full": ([battery(status="Full")], True),
+        "battery alone, limited by its owner": ([battery(status="Not charging")], True),
+        "battery alone, status Unknown": ([battery(status="Unknown")], True),
+        "battery alone, a status that there is not": ([battery(status="Overheated")], False),
+        "battery alone, no status": ([without(DISCHARGING, "status")], False),
+        "battery that was taken out": ([AC_OFF, battery(present="0")], True),
+        "battery that does not say whether it is in": ([AC_OFF, without(DISCHARGING, "present")], False),
+        "battery of a mouse": ([AC_OFF, MOUSE], True),
+        "battery of a mouse beside the machine's own": ([MOUSE, battery(scope="System")], False),
+        "two batteries, one discharging": ([battery(status="Full"), DISCHARGING], False),
+    }
+    check("power", tmp_path, rows)
 
 
-@pytest.mark.parametrize("row", POWER_ROWS)
-def test_power(tmp_path: Path, row: str) -> None:
-    present, value = POWER_ROWS[row]
-    folder = supplies(tmp_path / "power_supply", *present)
-    reading = read("power", folder)
-    assert reading == Reading(name="power", value=value, unit=None, source=str(folder), at=NOW)
-    assert not reading.unknown
+def test_battery(tmp_path: Path) -> None:
+    rows: Rows = {
+        "no battery": ([AC_OFF], None),
+        "of a mouse": ([MOUSE], None),
+        "taken out": ([battery(present="0")], None),
+        "in": ([DISCHARGING], 71),
+        "in, and says so of the system": ([battery(scope="System")], 71),
+        "does not say whether it is in": ([without(DISCHARGING, "present")], 71),
+        "empty": ([battery(capacity="0")], 0),
+        "full": ([battery(capacity="100", status="Full")], 100),
+        "limited by its owner": ([battery(capacity="80", status="Not charging")], 80),
+        "two, of which the mean": ([battery(capacity="40"), battery(capacity="90")], 65),
+        "two, of which one was taken out": ([battery(capacity="40"), battery(capacity="90", present="0")], 40),
+        "beside a mouse's": ([MOUSE, DISCHARGING], 71),
+    }
+    check("battery", tmp_path, rows)
 
 
-BATTERY_ROWS: dict[str, tuple[list[Supply], float | None]] = {
-    "no battery": ([AC_OFF], None),
-    "of a mouse": ([MOUSE], None),
-    "taken out": ([battery(present="0")], None),
-    "in": ([DISCHARGING], 71),
-    "in, and says so of the system": ([battery(scope="System")], 71),
-    "does not say whether it is in": ([without(DISCHARGING, "present")], 71),
-    "empty": ([battery(capacity="0")], 0),
-    "full": ([battery(capacity="100", status="Full")], 100),
-    "limited by its owner": ([battery(capacity="80", status="Not charging")], 80),
-    "two, of which the mean": ([battery(capacity="40"), battery(capacity="90")], 65),
-    "two, of which one was taken out": ([battery(capacity="40"), battery(capacity="90", present="0")], 40),
-    "beside a mouse's": ([MOUSE, DISCHARGING], 71),
-}
+def test_a_reading_says_what_it_is_of(tmp_path: Path) -> None:
+    folder = supplies(tmp_path / "power_supply", AC_OFF)
+    assert read("power", folder) == Reading(name="power", value=True, unit=None, source=str(folder), at=NOW)
+    assert read("battery", folder) == Reading(
+        name="battery", value=None, unit="%", source=str(folder), at=NOW, reason="no battery", absent=True
+    )
 
 
-@pytest.mark.parametrize("row", BATTERY_ROWS)
-def test_battery(tmp_path: Path, row: str) -> None:
-    present, value = BATTERY_ROWS[row]
-    reading = read("battery", supplies(tmp_path / "power_supply", *present))
-    assert (reading.name, reading.value, reading.unit, reading.at) == ("battery", value, "%", NOW)
-    assert (reading.absent, reading.unknown) == (value is None, False)
-    assert reading.reason == ("no battery" if value is None else None)
-
-
-@pytest.mark.parametrize("capacity", ["", "much", "nan", "inf", "-1", "130", "100.1"])
-@pytest.mark.parametrize("beside", [[], [battery(capacity="60")]], ids=["alone", "beside a sound one"])
-def test_a_level_that_cannot_be_is_unknown(tmp_path: Path, capacity: str, beside: list[Supply]) -> None:
-    folder = supplies(tmp_path / "power_supply", battery(capacity=capacity), *beside)
-    reading = read("battery", folder)
-    assert reading.unknown and reading.value is None
-    assert reading.reason and reading.reason.startswith("ValueError: ")
+def test_a_level_that_cannot_be_is_unknown(tmp_path: Path) -> None:
+    for number, capacity in enumerate(("", "much", "nan", "-1", "100.1")):
+        for beside in ([], [battery(capacity="60")]):
+            folder = supplies(tmp_path / f"{number} {len(beside)}", battery(capacity=capacity), *beside)
+            reading = read("battery", folder)
+            assert reading.unknown and reading.value is None, (capacity, beside)
+            assert reading.reason and reading.reason.startswith("ValueError: ")
 
 
 def test_a_battery_without_a_level_is_unknown(tmp_path: Path) -> None:
@@ -120,27 +120,22 @@ def test_where_the_kernel_has_no_such_folder_it_is_a_desktop(tmp_path: Path) -> 
     assert read("battery", tmp_path / "none").absent
 
 
-@pytest.mark.parametrize("name", ["power", "battery"])
-def test_a_folder_that_cannot_be_listed_is_unknown(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_listed_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "power_supply").write_text("not a folder")
-    reading = read(name, tmp_path / "power_supply")
-    assert reading.unknown and not reading.absent
-    assert reading.reason and reading.reason.startswith("NotADirectoryError: ")
+    for name in ("power", "battery"):
+        reading = read(name, tmp_path / "power_supply")
+        assert reading.unknown and not reading.absent
+        assert reading.reason and reading.reason.startswith("NotADirectoryError: ")
 
 
-@pytest.mark.parametrize("attribute", ["type", "status", "scope", "present"])
-def test_an_attribute_that_cannot_be_read_makes_power_unknown(tmp_path: Path, attribute: str) -> None:
-    folder = supplies(tmp_path / "power_supply", without(DISCHARGING, attribute))
-    (folder / "supply0" / attribute).mkdir()
-    reading = read("power", folder)
-    assert reading.unknown and reading.reason and reading.reason.startswith("IsADirectoryError: ")
-
-
-@pytest.mark.parametrize("attribute", ["type", "scope", "present", "capacity"])
-def test_an_attribute_that_cannot_be_read_makes_the_battery_unknown(tmp_path: Path, attribute: str) -> None:
-    folder = supplies(tmp_path / "power_supply", without(DISCHARGING, attribute))
-    (folder / "supply0" / attribute).mkdir()
-    assert read("battery", folder).unknown
+def test_an_attribute_that_cannot_be_read_makes_what_follows_from_it_unknown(tmp_path: Path) -> None:
+    of_power, of_the_battery = ("type", "status", "scope", "present"), ("type", "scope", "present", "capacity")
+    for attribute in {*of_power, *of_the_battery}:
+        folder = supplies(tmp_path / attribute, without(DISCHARGING, attribute))
+        (folder / "supply0" / attribute).mkdir()
+        power, level = read("power", folder), read("battery", folder)
+        assert (power.unknown, level.unknown) == (attribute in of_power, attribute in of_the_battery), attribute
+        assert all(str(one.reason).startswith("IsADirectoryError: ") for one in (power, level) if one.unknown)
 
 
 def test_bytes_that_are_no_text_are_unknown(tmp_path: Path) -> None:
@@ -158,85 +153,59 @@ def with_port(folder: Path, supply: int, *roles: str) -> None:
         (port / "power_role").write_text(role + "\n")
 
 
-@pytest.mark.parametrize(
-    ("roles", "on_power"),
-    [
-        (["source [sink]"], True),
-        (["[source] sink"], False),
-        (["[source] sink", "source [sink]"], True),
-        (["[source]", "[source] sink"], False),
-        ([], True),
-    ],
-)
-def test_what_is_fed_by_the_machine_is_no_charger(tmp_path: Path, roles: list[str], on_power: bool) -> None:
-    folder = supplies(tmp_path / "power_supply", {"type": "USB", "online": "1"}, DISCHARGING)
-    with_port(folder, 0, *roles)
-    assert read("power", folder).value is on_power
+def test_what_is_fed_by_the_machine_is_no_charger(tmp_path: Path) -> None:
+    rows = {
+        ("source [sink]",): True,
+        ("[source] sink",): False,
+        ("[source] sink", "source [sink]"): True,
+        ("[source]", "[source] sink"): False,
+        (): True,
+    }
+    for number, (roles, on_power) in enumerate(rows.items()):
+        folder = supplies(tmp_path / str(number), {"type": "USB", "online": "1"}, DISCHARGING)
+        with_port(folder, 0, *roles)
+        assert read("power", folder).value is on_power, roles
 
 
-PLUG_ROWS: dict[str, tuple[list[Supply], str]] = {
-    "a charger of the mains": ([{"type": "Mains", "online": "1"}, DISCHARGING], "ac"),
-    "a computer's socket": ([{"type": "USB", "online": "1"}, DISCHARGING], "usb"),
-    "a pad": ([{"type": "Wireless", "online": "1"}, DISCHARGING], "wireless"),
-    "two, of which the stronger": ([{"type": "USB", "online": "1"}, {"type": "Mains", "online": "1"}], "ac"),
-    "something new": ([{"type": "Cable", "online": "1"}, DISCHARGING], "another"),
-    "nothing": ([AC_OFF, DISCHARGING], "none"),
-    "a desktop": ([], "ac"),
-}
+def test_plug(tmp_path: Path) -> None:
+    rows: Rows = {
+        "a charger of the mains": ([{"type": "Mains", "online": "1"}, DISCHARGING], "ac"),
+        "a computer's socket": ([{"type": "USB", "online": "1"}, DISCHARGING], "usb"),
+        "a pad": ([{"type": "Wireless", "online": "1"}, DISCHARGING], "wireless"),
+        "two, of which the stronger": ([{"type": "USB", "online": "1"}, {"type": "Mains", "online": "1"}], "ac"),
+        "something new": ([{"type": "Cable", "online": "1"}, DISCHARGING], "another"),
+        "nothing": ([AC_OFF, DISCHARGING], "none"),
+        "a desktop": ([], "ac"),
+    }
+    check("plug", tmp_path, rows)
 
 
-@pytest.mark.parametrize("row", PLUG_ROWS)
-def test_plug(tmp_path: Path, row: str) -> None:
-    present, value = PLUG_ROWS[row]
-    assert read("plug", supplies(tmp_path / "power_supply", *present)).value == value
+def test_the_batterys_temperature(tmp_path: Path) -> None:
+    known = {"311": 31.1, "-50": -5.0, "0": 0.0}
+    rows: Rows = {temp: ([battery(temp=temp)], celsius) for temp, celsius in known.items()}
+    rows["several, of which the hottest"] = [battery(temp="300"), battery(temp="412"), DISCHARGING], 41.2
+    rows["a battery that does not tell"] = [DISCHARGING], None
+    check("temperature", tmp_path, rows)
+    for temp in ("2147483647", "-400", "warm", "nan"):
+        assert read("temperature", supplies(tmp_path / temp, battery(temp=temp))).unknown, temp
 
 
-@pytest.mark.parametrize(
-    ("temp", "celsius"),
-    [("311", 31.1), ("-50", -5.0), ("0", 0.0), ("2147483647", None), ("-400", None), ("warm", None), ("nan", None)],
-)
-def test_the_batterys_temperature(tmp_path: Path, temp: str, celsius: float | None) -> None:
-    reading = read("temperature", supplies(tmp_path / "power_supply", battery(temp=temp)))
-    assert (reading.value, reading.unit, reading.unknown) == (celsius, "°C", celsius is None)
+def test_the_batterys_health(tmp_path: Path) -> None:
+    said = {"Good": "good", "Over voltage": "over_voltage", "Overheat": "overheat", "Unknown": None}
+    rows: Rows = {word: ([battery(health=word)], health) for word, health in said.items()}
+    check("health", tmp_path, rows | {"nothing said": ([battery(health="")], None)})
 
 
-def test_of_several_batteries_the_hottest_counts(tmp_path: Path) -> None:
-    folder = supplies(tmp_path / "power_supply", battery(temp="300"), battery(temp="412"), DISCHARGING)
-    assert read("temperature", folder).value == 41.2
-
-
-def test_a_battery_that_does_not_tell_its_temperature_has_none(tmp_path: Path) -> None:
-    assert read("temperature", supplies(tmp_path / "power_supply", DISCHARGING)).absent
-
-
-@pytest.mark.parametrize(
-    ("health", "value"),
-    [("Good", "good"), ("Over voltage", "over_voltage"), ("Overheat", "overheat"), ("Unknown", None), ("", None)],
-)
-def test_the_batterys_health(tmp_path: Path, health: str, value: str | None) -> None:
-    reading = read("health", supplies(tmp_path / "power_supply", battery(health=health)))
-    assert (reading.value, reading.absent) == (value, value is None)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "watts"),
-    [
-        ({"status": "Charging", "power_now": "18500000"}, 18.5),
-        ({"status": "Discharging", "power_now": "-6000000"}, -6.0),  # some drivers write a sign, most do not
-        ({"status": "Charging", "current_now": "2000000", "voltage_now": "3800000"}, 7.6),
-        ({"status": "Discharging", "current_now": "500000", "voltage_now": "4000000"}, -2.0),
-        ({"status": "Full", "power_now": "0"}, 0.0),
-        ({"status": "Not charging", "power_now": "20000"}, 0.0),
-    ],
-)
-def test_what_flows_into_the_battery(tmp_path: Path, attributes: dict[str, str], watts: float) -> None:
-    folder = supplies(tmp_path / "power_supply", battery(**attributes))
-    reading = read("battery power", folder)
-    assert reading.value == pytest.approx(watts)
-    assert reading.unit == "W"
-
-
-def test_a_battery_that_tells_neither_current_nor_power(tmp_path: Path) -> None:
-    assert read("battery power", supplies(tmp_path / "power_supply", DISCHARGING)).absent
-    said = battery(power_now="nothing")
-    assert read("battery power", supplies(tmp_path / "another", said)).unknown
+def test_what_flows_into_the_battery(tmp_path: Path) -> None:
+    rows: Rows = {
+        "power, charging": ([battery(status="Charging", power_now="18500000")], 18.5),
+        "power, with a sign, as some drivers write it": ([battery(power_now="-6000000")], -6.0),
+        "current, charging": ([battery(status="Charging", current_now="2000000", voltage_now="3800000")], 7.6),
+        "current, discharging": ([battery(current_now="500000", voltage_now="4000000")], -2.0),
+        "full": ([battery(status="Full", power_now="0")], 0.0),
+        "limited by its owner": ([battery(status="Not charging", power_now="20000")], 0.0),
+        "a battery that tells neither": ([DISCHARGING], None),
+    }
+    check("battery power", tmp_path, rows)
+    reading = read("battery power", supplies(tmp_path / "power_supply", battery(power_now="nothing")))
+    assert reading.unknown and reading.unit == "W"
