@@ -29,12 +29,10 @@ def test_busctls_answer() -> None:
     assert parse("b false\nt 0\n") == Hint(idle=False, since=0.0)
 
 
-@pytest.mark.parametrize(
-    "output", ["", "b true\n", "b maybe\nt 1\n", "t 1\nb true\n", "b true\nt x\n", "b true\nt 1\nb true\n", "\0"]
-)
-def test_what_is_no_answer(output: str) -> None:
-    with pytest.raises(ProbeFailed):
-        parse(output)
+def test_what_is_no_answer() -> None:
+    for output in ("", "b true\n", "b maybe\nt 1\n", "t 1\nb true\n", "b true\nt x\n", "b true\nt 1\nb true\n", "\0"):
+        with pytest.raises(ProbeFailed):
+            parse(output)
 
 
 def reading(command: str, devices: Path) -> Reading:
@@ -57,28 +55,23 @@ def terminal(devices: Path, name: str, used: datetime) -> None:
     os.utime(devices / name, (used.timestamp(), used.timestamp()))
 
 
-@pytest.mark.parametrize(
-    ("idle", "since", "typed", "seconds", "source"),
-    [
+def test_somebody_at_either_is_somebody(tmp_path: Path) -> None:
+    rows: list[tuple[bool, datetime, datetime | None, float, str]] = [
         (True, ago(2 * HOUR), None, 2 * HOUR, "logind"),
         (False, ago(2 * HOUR), None, 0, "logind"),
         (True, ago(2 * HOUR), ago(HOUR), HOUR, "terminals"),
         (True, ago(HOUR), ago(2 * HOUR), HOUR, "logind"),
         (False, ago(HOUR), ago(2 * HOUR), 0, "logind"),
         (True, ago(-HOUR), None, 0, "logind"),
-    ],
-)
-def test_somebody_at_either_is_somebody(
-    tmp_path: Path, idle: bool, since: datetime, typed: datetime | None, seconds: float, source: str
-) -> None:
-    devices = tmp_path / "dev"
-    devices.mkdir()
-    if typed:
-        terminal(devices, "pts/0", typed)
-        terminal(devices, "pts/1", ago(9 * HOUR))
-    found = reading(answering(tmp_path, "busctl", hint(idle, since)), devices)
-    assert (found.name, found.value, found.unit) == ("idle", seconds, "s")
-    assert found.source.startswith(source)
+    ]
+    for number, (idle, since, typed, seconds, source) in enumerate(rows):
+        folder = tmp_path / str(number)
+        if typed:
+            terminal(folder / "dev", "pts/0", typed)
+            terminal(folder / "dev", "pts/1", ago(9 * HOUR))
+        found = reading(answering(folder, "busctl", hint(idle, since)), folder / "dev")
+        assert (found.name, found.value, found.unit) == ("idle", seconds, "s"), rows[number]
+        assert found.source.startswith(source)
 
 
 def test_where_logind_does_not_answer_terminals_do(tmp_path: Path) -> None:
