@@ -10,7 +10,7 @@ from typing import Any
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.planning import JobRequest
+from pocketllm.daemon.scheduling.planning import JobRequest, Planner
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.repositories.texts import NewText
@@ -22,13 +22,13 @@ from tests.support.workers import write_adapter_files
 
 
 @contextmanager
-def scheduler_world(root: Path) -> Iterator["SchedulerWorld"]:
+def scheduler_world(root: Path, planner: Planner = fixed_plan) -> Iterator["SchedulerWorld"]:
     """One on a data folder of its own, where 20 new words ask for a job of 30 steps."""
     folder = DataFolder(root / "data")
     folder.make()
     store = Store.open(folder.database)
     settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": {"new_words": 20, "steps": 30}})
-    yield SchedulerWorld(store=store, folder=folder, settings=settings, runner=FakeRunner())
+    yield SchedulerWorld(store=store, folder=folder, settings=settings, runner=FakeRunner(), planner=planner)
     store.close()
 
 
@@ -40,6 +40,7 @@ class SchedulerWorld:
     folder: DataFolder
     settings: Settings
     runner: FakeRunner
+    planner: Planner
     clock: Clock = field(default_factory=Clock)
     power: FixedSensor = field(default_factory=lambda: FixedSensor("power", True))
     battery: FixedSensor = field(default_factory=lambda: FixedSensor("battery", 80.0, "%"))
@@ -59,7 +60,7 @@ class SchedulerWorld:
             runner,
             self.settings,
         )
-        others: Any = {"planner": fixed_plan, "wake_lock": WakeLock(), "uptime": lambda: self.clock.now.timestamp()}
+        others: Any = {"planner": self.planner, "wake_lock": WakeLock(), "uptime": lambda: self.clock.now.timestamp()}
         others["generator_bytes"] = lambda: self.generator_bytes
         return Scheduler(*parts, model_problem=lambda: self.model_problem, **others)
 

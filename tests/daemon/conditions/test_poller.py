@@ -23,24 +23,19 @@ def test_a_command_gets_no_input(tmp_path: Path) -> None:
     assert run([executable(tmp_path, "listens", "cat; echo done")], timeout_seconds=9) == "done\n"
 
 
-@pytest.mark.parametrize(
-    ("script", "problem"),
-    [
-        ("sleep 60", "did not answer within 0.3 s"),
-        ("echo half an ans; sleep 60", "did not answer within 0.3 s"),
-        ("exec >&-; sleep 60", "did not answer within 0.3 s"),
-        ("sleep 60 & exit 0", "did not answer within 0.3 s"),  # its child holds the pipe
-        ("exit 3", "exited with code 3"),
-        ("kill -9 $$", "exited with code -9"),
-    ],
-)
-def test_a_command_that_fails(tmp_path: Path, script: str, problem: str) -> None:
-    command = executable(tmp_path, "fails", script)
-    with pytest.raises(ProbeFailed, match=problem):
-        run([command], timeout_seconds=SHORT)
-
-
-def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+def test_a_command_that_fails(tmp_path: Path) -> None:
+    scripts = {
+        "sleep 60": "did not answer within 0.3 s",
+        "echo half an ans; sleep 60": "did not answer within 0.3 s",
+        "exec >&-; sleep 60": "did not answer within 0.3 s",
+        "sleep 60 & exit 0": "did not answer within 0.3 s",  # its child holds the pipe
+        "exit 3": "exited with code 3",
+        "kill -9 $$": "exited with code -9",
+    }
+    for number, (script, problem) in enumerate(scripts.items()):
+        command = executable(tmp_path, f"fails{number}", script)
+        with pytest.raises(ProbeFailed, match=problem):
+            run([command], timeout_seconds=SHORT)
     with pytest.raises(ProbeFailed, match="cannot be run: No such file"):
         run([str(tmp_path / "none")], timeout_seconds=9)
 
