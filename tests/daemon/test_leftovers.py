@@ -40,21 +40,23 @@ def test_exports_are_swept_only_at_the_start(folder: DataFolder) -> None:
     assert sweep(folder, starting=True) and not folder.exports.exists()
 
 
-@pytest.mark.parametrize("name", ["backup.tar", "a [b] *.tar", "two\nlines", "x" * 250, "\udcff.tar"], ids=ascii)
-def test_what_a_killed_backup_left_is_swept_and_nothing_else(folder: DataFolder, tmp_path: Path, name: str) -> None:
-    target = tmp_path / name
+def test_what_a_killed_backup_left_is_swept_and_nothing_else(folder: DataFolder, tmp_path: Path) -> None:
     others = [tmp_path / ".pocketllm-other.tar-abc", tmp_path / "backup.tar.old"]
     for other in others:
         other.write_text("another's")
-    with noted_backup(folder, target):
-        left = tmp_path / f".pocketllm-{name[:200]}-abc"
-        left.write_text("secret")
-        assert not sweep(folder) and left.exists()  # it is being written
-    assert sweep(folder) and not left.exists()
-    assert all(other.exists() for other in others)
+    for name in ("backup.tar", "a [b] *.tar", "two\nlines", "x" * 250, "\udcff.tar"):
+        with noted_backup(folder, tmp_path / name):
+            left = tmp_path / f".pocketllm-{name[:200]}-abc"
+            left.write_text("secret")
+            assert not sweep(folder) and left.exists()  # it is being written
+        assert sweep(folder) and not left.exists()
+        assert all(other.exists() for other in others)
 
 
-def test_a_second_backup_is_refused_meanwhile(folder: DataFolder, tmp_path: Path) -> None:
+def test_a_second_backup_is_refused_meanwhile(
+    folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketllm.daemon.leftovers._LOCK_SECONDS", 0.1)
     second = noted_backup(folder, tmp_path / "backup.tar")
     with locked(folder.backups), pytest.raises(BackupUnusable, match="Another backup"), second:
         pass

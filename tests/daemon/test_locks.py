@@ -55,26 +55,6 @@ def test_only_one_process_has_it(path: Path) -> None:
             assert not ours
 
 
-def test_only_one_holder_in_a_process_has_it(path: Path) -> None:
-    with locked(path) as first, locked(path) as second:
-        assert (first, second) == (True, False)
-
-
-def test_it_is_free_after_an_exception(path: Path) -> None:
-    with pytest.raises(InterruptedError), locked(path):
-        raise InterruptedError
-    with locked(path) as held:
-        assert held
-
-
-def test_a_failed_try_does_not_take_it_from_its_holder(path: Path) -> None:
-    with locked(path):
-        with locked(path) as second:
-            assert not second
-        with locked(path) as third:
-            assert not third
-
-
 def test_a_killed_process_gives_it_back(path: Path) -> None:
     with other(path) as theirs:
         assert said(theirs) == "True"
@@ -89,11 +69,6 @@ def test_who_waits_has_it_when_its_holder_goes(path: Path) -> None:
         assert said(first) == "True"
         first.kill()
         assert said(second) == "True"
-
-
-def test_who_waits_in_vain_is_told(path: Path) -> None:
-    with locked(path), locked(path, wait_seconds=0.1) as held:
-        assert not held
 
 
 def test_children_do_not_inherit_it(path: Path) -> None:
