@@ -75,47 +75,26 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
     assert settings.port == 2407
 
 
-@pytest.mark.parametrize(
-    ("toml", "key", "value"),
-    [
-        ("port = -1", "port", "-1"),
-        ("port = 65536", "port", "65536"),
-        ('port = "http"', "port", "'http'"),
-        ('log_level = "loud"', "log_level", "'loud'"),
-        ("tick_seconds = 0", "tick_seconds", "0"),
-        ("tick_seconds = nan", "tick_seconds", "nan"),
-        ("keep_alive_seconds = -5", "keep_alive_seconds", "-5"),
-        ("max_text_bytes = 0", "max_text_bytes", "0"),
-        ("max_waiting = -1", "max_waiting", "-1"),
-        ("data_dir = 5", "data_dir", "5"),
-        ('data_dir = "~nobody-here/x"', "data_dir", "'~nobody-here/x'"),
-        ("training = 5", "training", "5"),
-        ("[training]\nsteps = 0", "training.steps", "0"),
-        ("[training]\nsteps = 1.5", "training.steps", "1.5"),
-        ("[training]\nblock_tokens = 1", "training.block_tokens", "1"),
-        ("[training]\nrank = 0", "training.rank", "0"),
-        ("[training]\nepsilon = 0", "training.epsilon", "0"),
-        ("[training]\nstep_size = 1", "training.step_size", "1"),
-        ("[training]\ntargets = []", "training.targets", "[]"),
-        ('[training]\nmode = "half"', "training.mode", "'half'"),
-        ("[training]\nprobes = 65", "training.probes", "65"),
-        ('[training]\nnoise = "pink"', "training.noise", "'pink'"),
-        ("[training]\nmicro_batch = 0", "training.micro_batch", "0"),
-        ("[training]\nmemory_bytes = 1", "training.memory_bytes", "1"),
-        ("[gate]\nbattery_start_percent = 101", "gate.battery_start_percent", "101"),
-        ("[gate]\nbattery_stop_percent = nan", "gate.battery_stop_percent", "nan"),
-        ("[gate]\nminimum_pause_seconds = -1", "gate.minimum_pause_seconds", "-1"),
-        ("[gate]\nrequire_power = 3", "gate.require_power", "3"),
-        ('[gate]\ntrain_when_unknown = ["mood"]', "gate.train_when_unknown.0", "'mood'"),
+def test_a_bad_setting_is_named_with_its_value(config: Path) -> None:
+    for setting in (
+        *("port = -1", "port = 65536", "port = 'http'", "log_level = 'loud'", "tick_seconds = 0", "tick_seconds = nan"),
+        *("keep_alive_seconds = -5", "max_text_bytes = 0", "max_waiting = -1"),
+        *("data_dir = 5", "data_dir = '~nobody-here/x'", "training = 5"),
+        *("training.steps = 0", "training.steps = 1.5", "training.block_tokens = 1", "training.rank = 0"),
+        *("training.epsilon = 0", "training.step_size = 1", "training.targets = []", "training.mode = 'half'"),
+        *("training.probes = 65", "training.noise = 'pink'", "training.micro_batch = 0", "training.memory_bytes = 1"),
+        *("gate.battery_start_percent = 101", "gate.battery_stop_percent = nan", "gate.minimum_pause_seconds = -1"),
+        "gate.require_power = 3",
         # A key that there is not: a typing error must not go unnoticed.
-        ("prot = 2407", "prot", "2407"),
-        ("[training]\nstep = 5", "training.step", "5"),
-        ("[gates]\nrequire_power = false", "gates", "{'require_power': False}"),
-    ],
-)
-def test_a_bad_setting_is_named_with_its_value(config: Path, toml: str, key: str, value: str) -> None:
-    config.write_text(toml)
-    assert f"Setting {key} has the value {value}: " in refused()
+        *("prot = 2407", "training.step = 5"),
+    ):
+        config.write_text(setting)
+        key, _, value = setting.partition(" = ")
+        assert f"Setting {key} has the value {value}: " in refused()
+    config.write_text("gate.train_when_unknown = ['mood']")
+    assert "Setting gate.train_when_unknown.0 has the value 'mood': " in refused()
+    config.write_text("[gates]\nrequire_power = false")
+    assert "Setting gates has the value {'require_power': False}: " in refused()
 
 
 def test_a_bad_variable_and_a_bad_argument_are_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,12 +110,10 @@ def test_every_bad_setting_is_named_at_once(config: Path) -> None:
     assert "Setting port " in sentence and "Setting training.steps " in sentence
 
 
-@pytest.mark.parametrize(
-    ("start", "stop"), [("battery_start_percent", "battery_stop_percent"), ("memory_start_bytes", "memory_stop_bytes")]
-)
-def test_levels_that_contradict_each_other_are_both_named(config: Path, start: str, stop: str) -> None:
-    config.write_text(f"[gate]\n{start} = 20\n{stop} = 21\n")
-    assert f"{stop} (21) is above {start} (20)" in refused().replace(".0", "")
+def test_levels_that_contradict_each_other_are_both_named(config: Path) -> None:
+    for start, stop in (("battery_start_percent", "battery_stop_percent"), ("memory_start_bytes", "memory_stop_bytes")):
+        config.write_text(f"[gate]\n{start} = 20\n{stop} = 21\n")
+        assert f"{stop} (21) is above {start} (20)" in refused().replace(".0", "")
 
 
 def test_equal_levels_are_allowed(config: Path) -> None:
@@ -144,10 +121,10 @@ def test_equal_levels_are_allowed(config: Path) -> None:
     assert load_settings({}).gate.battery_start_percent == 50
 
 
-@pytest.mark.parametrize("content", [b"port = ", b"[gate", b"\xff\xfe", b"port = 1\nport = 2"])
-def test_a_file_that_is_no_toml_is_named(config: Path, content: bytes) -> None:
-    config.write_bytes(content)
-    assert refused().startswith(f"{config} cannot be read: ")
+def test_a_file_that_is_no_toml_is_named(config: Path) -> None:
+    for content in (b"port = ", b"[gate", b"\xff\xfe", b"port = 1\nport = 2"):
+        config.write_bytes(content)
+        assert refused().startswith(f"{config} cannot be read: "), content
 
 
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,27 +138,21 @@ def test_the_home_directory_may_be_written_as_usual(config: Path) -> None:
     assert load_settings({}).data_dir == Path.home() / "texts"
 
 
-@pytest.mark.parametrize(
-    ("variables", "data_dir", "config_file"),
-    [
-        ({}, "home/.local/share/pocketllm", "home/.config/pocketllm/config.toml"),
-        ({"XDG_DATA_HOME": "data"}, "data/pocketllm", "home/.config/pocketllm/config.toml"),
-        ({"XDG_CONFIG_HOME": "config"}, "home/.local/share/pocketllm", "config/pocketllm/config.toml"),
-    ],
-)
-def test_files_lie_where_the_desktop_standard_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], data_dir: str, config_file: str
-) -> None:
-    monkeypatch.delenv("POCKETLLM_CONFIG")
-    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+def test_files_lie_where_the_desktop_standard_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POCKETLLM_CONFIG", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name, folder in {"HOME": "home", **variables}.items():
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    path = tmp_path / config_file
-    path.parent.mkdir(parents=True)
-    path.write_text("port = 77")
-    settings = load_settings({})
-    assert (settings.data_dir, settings.port) == (tmp_path / data_dir, 77)
+    usual = {"HOME": "home", "XDG_DATA_HOME": "home/.local/share", "XDG_CONFIG_HOME": "home/.config"}
+    for variables in ({"HOME": "home"}, {"XDG_DATA_HOME": "data"}, {"XDG_CONFIG_HOME": "config"}):
+        folders = usual | variables
+        with monkeypatch.context() as patch:
+            for name, folder in {"HOME": "home", **variables}.items():
+                patch.setenv(name, str(tmp_path / folder))
+            path = tmp_path / folders["XDG_CONFIG_HOME"] / "pocketllm" / "config.toml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("port = 77")
+            settings = load_settings({})
+        assert (settings.data_dir, settings.port) == (tmp_path / folders["XDG_DATA_HOME"] / "pocketllm", 77)
+        path.unlink()
 
 
 def test_settings_that_clash_are_both_named(config: Path) -> None:
