@@ -30,24 +30,19 @@ def job(predicted_bytes: int | None) -> Job:
     )
 
 
-ROWS: dict[str, tuple[int, int | None, bool]] = {
-    "no generator": (0, 2000 * MB, True),
-    "both fit": (300 * MB, 700 * MB, True),
-    "a byte too much": (300 * MB, 700 * MB + 1, False),
-    "a job that nobody could plan": (300 * MB, None, True),
-}
-
-
-@pytest.mark.parametrize(("generator", "predicted", "fits"), ROWS.values(), ids=ROWS)
-def test_who_fits(generator: int, predicted: int | None, fits: bool) -> None:
-    found = beside_generator(job(predicted), generator, 1000 * MB, NOON)
-    assert (found is None) == fits
-    if found:
-        assert found.name == "generator" and found.threshold == 1000 * MB
-        assert "use 300 MB, and the job needs 700 MB more" in found.message
-
-
-def test_without_a_job_there_is_nothing_to_say() -> None:
+def test_who_fits() -> None:
+    rows: dict[str, tuple[int, int | None, bool]] = {
+        "no generator": (0, 2000 * MB, True),
+        "both fit": (300 * MB, 700 * MB, True),
+        "a byte too much": (300 * MB, 700 * MB + 1, False),
+        "a job that nobody could plan": (300 * MB, None, True),
+    }
+    for row, (generator, predicted, fits) in rows.items():
+        found = beside_generator(job(predicted), generator, 1000 * MB, NOON)
+        assert (found is None) == fits, row
+        if found:
+            assert found.name == "generator" and found.threshold == 1000 * MB
+            assert "use 300 MB, and the job needs 700 MB more" in found.message
     assert beside_generator(None, 5, 1, NOON) is None
 
 

@@ -118,17 +118,15 @@ def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) 
     assert idle(runner)
 
 
-@pytest.mark.parametrize(
-    ("code", "last_words", "description"),
-    [
-        (-9, "Segmentation fault", "the worker was killed by signal 9"),
-        (1, "MemoryError", "the worker exited with code 1: MemoryError"),
-        (75, "", "the disk is too full for the worker's log"),
-        (0, "", "the worker exited with code 0: no output"),
-    ],
-)
-def test_an_exit_is_described_in_a_sentence(code: int, last_words: str, description: str) -> None:
-    assert Exit(job_id=NO_JOB, code=code, last_words=last_words).description == description
+def test_an_exit_is_described_in_a_sentence() -> None:
+    descriptions = {
+        (-9, "Segmentation fault"): "the worker was killed by signal 9",
+        (1, "MemoryError"): "the worker exited with code 1: MemoryError",
+        (75, ""): "the disk is too full for the worker's log",
+        (0, ""): "the worker exited with code 0: no output",
+    }
+    for (code, last_words), description in descriptions.items():
+        assert Exit(job_id=NO_JOB, code=code, last_words=last_words).description == description
 
 
 def test_a_worker_that_cannot_write_why_it_ended_is_no_crash(runner: WorkerProcess) -> None:
