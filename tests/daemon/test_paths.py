@@ -32,15 +32,16 @@ def test_what_others_could_read_is_made_private(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["pocketllm.db", "daemon.new", "worker.log", "adapters/one/adapter_config.json"])
-def test_a_planted_link_is_refused_and_what_it_leads_to_is_left_alone(tmp_path: Path, name: str) -> None:
+def test_a_planted_link_is_refused_and_what_it_leads_to_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("somebody else's")
-    planted = tmp_path / "data" / name
-    planted.parent.mkdir(parents=True)
-    planted.symlink_to(other)
-    with pytest.raises(BadSettings, match=f"{planted} is a symbolic link.*Remove it"):
-        DataFolder(tmp_path / "data").make()
+    for name in ("pocketllm.db", "daemon.new", "worker.log", "adapters/one/adapter_config.json"):
+        planted = tmp_path / "data" / name
+        planted.parent.mkdir(parents=True, exist_ok=True)
+        planted.symlink_to(other)
+        with pytest.raises(BadSettings, match=f"{planted} is a symbolic link.*Remove it"):
+            DataFolder(tmp_path / "data").make()
+        planted.unlink()
     assert other.read_text() == "somebody else's"
 
 
