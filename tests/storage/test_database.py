@@ -90,33 +90,25 @@ def add(store: Store, words: str, *, at: datetime = NOW) -> str:
     return store.texts.add([NewText(text=words, source="test")], now=at).ids[0]
 
 
-@pytest.mark.parametrize(
-    ("pragma", "durable", "value"),
-    [
-        ("synchronous", True, 2),  # FULL: on disk when the commit returns
-        ("synchronous", False, 1),  # NORMAL
-        ("journal_mode", True, "wal"),
-        ("journal_mode", False, "wal"),
-        ("foreign_keys", True, 1),
-        ("foreign_keys", False, 1),
-        ("secure_delete", True, 1),
-        ("secure_delete", False, 1),
-    ],
-)
-def test_every_connection_is_set_up(path: Path, pragma: str, durable: bool, value: object) -> None:
-    with opened(path, durable=durable) as database, database.read() as one, database.read() as two:
-        for session in (one, two):
-            assert session.connection().execute(text(f"PRAGMA {pragma}")).scalar() == value
+def test_every_connection_is_set_up(path: Path) -> None:
+    # FULL: on disk when the commit returns; NORMAL.
+    for durable, synchronous in ((True, 2), (False, 1)):
+        pragmas = {"synchronous": synchronous, "journal_mode": "wal", "foreign_keys": 1, "secure_delete": 1}
+        with opened(path, durable=durable) as database, database.read() as one, database.read() as two:
+            for session in (one, two):
+                found = {name: session.connection().execute(text(f"PRAGMA {name}")).scalar() for name in pragmas}
+                assert found == pragmas
 
 
-@pytest.mark.parametrize("opened_by", [Store.open, lambda path: Store.open_for_worker(path, "job-0", 1)])
-def test_the_daemon_and_the_worker_write_durably(path: Path, opened_by: Callable[[Path], Store]) -> None:
+def test_the_daemon_and_the_worker_write_durably(path: Path) -> None:
     """A checkpoint on disk must never be ahead of the step log, nor a learned text without its record."""
     Store.open(path).close()
-    store = opened_by(path)
-    with store._database.read() as session:
-        assert session.connection().execute(text("PRAGMA synchronous")).scalar() == 2
-    store.close()
+    openers: list[Callable[[Path], Store]] = [Store.open, lambda path: Store.open_for_worker(path, "job-0", 1)]
+    for open_store in openers:
+        store = open_store(path)
+        with store._database.read() as session:
+            assert session.connection().execute(text("PRAGMA synchronous")).scalar() == 2
+        store.close()
 
 
 def test_a_transaction_that_fails_leaves_nothing(store: Store, path: Path) -> None:
@@ -182,19 +174,14 @@ def test_a_process_killed_in_a_transaction_leaves_the_file_as_before(store: Stor
         assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"this is no database, " * 500, id="text"),
-        pytest.param(bytes(range(256)) * 64, id="bytes"),
-        pytest.param(b"SQLite format 3\0" + b"\xff" * 9000, id="right beginning"),
-    ],
-)
-def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    with pytest.raises(DatabaseUnusable, match=rf"{path} cannot be used: .*[Mm]ove the file away"):
-        Store.open(path)
-    assert path.read_bytes() == content
+def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
+    beginning = b"SQLite format 3\0"
+    for number, content in enumerate((b"no database, " * 500, bytes(range(256)) * 64, beginning + b"\xff" * 9000)):
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(content)
+        with pytest.raises(DatabaseUnusable, match=rf"{path} cannot be used: .*[Mm]ove the file away"):
+            Store.open(path)
+        assert path.read_bytes() == content
 
 
 def test_a_folder_in_the_files_place_is_named(path: Path) -> None:

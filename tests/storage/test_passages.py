@@ -46,10 +46,10 @@ def test_completions_are_searched_too(store: Store) -> None:
     assert found(store, "Anna") == ["Who has the watch?\nAnna until four."]
 
 
-@pytest.mark.parametrize("query", ["", " ", "?!", '"', "AND", "a* OR b", "words:x", "-x", "x" * 9000, "\0"])
-def test_any_query_is_only_words(store: Store, query: str) -> None:
+def test_any_query_is_only_words(store: Store) -> None:
     add(store, "Wind west, glass rising.")
-    assert found(store, query) == []
+    for query in ("", " ", "?!", '"', "AND", "a* OR b", "words:x", "-x", "x" * 9000, "\0"):
+        assert found(store, query) == [], query
 
 
 @given(text=st.text(max_size=2000), completion=st.none() | st.text(max_size=50))
