@@ -69,11 +69,11 @@ def test_before_the_first_step_there_is_nothing(store: Store, job: str) -> None:
     assert store.step_log.evaluation(job, 0) is None
 
 
-@pytest.mark.parametrize("scalar", [0.1, -1 / 3, 5e-324, 1.7976931348623157e308])
-def test_scalars_come_back_bit_for_bit(store: Store, job: str, scalar: float) -> None:
-    append(store, job, 1, scalars=(scalar, -scalar))
+def test_scalars_come_back_bit_for_bit(store: Store, job: str) -> None:
+    scalars = [sign * scalar for scalar in (0.1, 1 / 3, 5e-324, 1.7976931348623157e308) for sign in (1, -1)]
+    append(store, job, 1, scalars=scalars)
     [row] = store.step_log.steps(job)
-    assert [kept.hex() for kept in row.scalars] == [scalar.hex(), (-scalar).hex()]
+    assert [kept.hex() for kept in row.scalars] == [scalar.hex() for scalar in scalars]
 
 
 def test_scalars_may_come_as_a_tuple(store: Store, job: str) -> None:
@@ -82,10 +82,10 @@ def test_scalars_may_come_as_a_tuple(store: Store, job: str) -> None:
     assert store.step_log.steps(job)[0].scalars == [0.5, 1.5]
 
 
-@pytest.mark.parametrize("scalars", [(), (math.nan,), (0.5, math.inf)])
-def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str, scalars: Sequence[float]) -> None:
-    with pytest.raises(ValueError, match="Step 1 of job job-"):
-        append(store, job, 1, scalars=scalars)
+def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str) -> None:
+    for scalars in ((), (math.nan,), (0.5, math.inf)):
+        with pytest.raises(ValueError, match="Step 1 of job job-"):
+            append(store, job, 1, scalars=scalars)
     assert store.step_log.steps(job) == []
 
 
@@ -222,12 +222,12 @@ class TestCurve:
         assert (curve.held_out[0].step, curve.held_out[-1].step) == (0, steps)
         assert [point.step for point in curve.held_out] == sorted({point.step for point in curve.held_out})
 
-    @pytest.mark.parametrize("steps", [CURVE_POINTS - 1, CURVE_POINTS, CURVE_POINTS + 1])
-    def test_around_the_limit(self, store: Store, job: str, steps: int) -> None:
-        for step in range(1, steps + 1):
+    def test_around_the_limit(self, store: Store, job: str) -> None:
+        for step in range(1, CURVE_POINTS + 2):
             append(store, job, step)
-        found = [point.step for point in store.step_log.curve(job).training]
-        assert len(found) == min(steps, CURVE_POINTS) and found[-1] == steps and found == sorted(set(found))
+            if step >= CURVE_POINTS - 1:
+                found = [point.step for point in store.step_log.curve(job).training]
+                assert len(found) == min(step, CURVE_POINTS) and found[-1] == step and found == sorted(set(found))
 
 
 class TestGoBack:

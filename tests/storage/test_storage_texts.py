@@ -49,24 +49,25 @@ def test_the_same_words_from_another_source_are_another_text(store: Store) -> No
     assert store.texts.add(new("a", source="chat"), now=NOW).created == 1
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (NewText(source="a", text="\0b"), NewText(source="a\0", text="b")),
-        (NewText(source="a", text="b\0c"), NewText(source="a\0b", text="c")),
-        (NewText(source="", text="a"), NewText(source="a", text="")),
-        (NewText(source="s", text="a", completion="b"), NewText(source="s", text="a", label="b")),
-        (NewText(source="s", text="a", completion="b"), NewText(source="s", text="ab")),
-        (NewText(source="s", text="a", completion=""), NewText(source="s", text="a")),
-        (NewText(source="s", text="a", completion="b\0c"), NewText(source="s", text="a\0b", completion="c")),
-        (
-            NewText(source="s", text="a", completion="b\0label\0c"),
-            NewText(source="s", text="acompletion\0b", label="c"),
-        ),
-    ],
-)
-def test_no_text_passes_for_another(store: Store, one: NewText, other: NewText) -> None:
-    assert store.texts.add([one, other], now=NOW).created == 2
+def test_no_text_passes_for_another(store: Store) -> None:
+    texts = [
+        NewText(source="a", text="\0b"),
+        NewText(source="a\0", text="b"),
+        NewText(source="a", text="b\0c"),
+        NewText(source="a\0b", text="c"),
+        NewText(source="", text="a"),
+        NewText(source="a", text=""),
+        NewText(source="s", text="a"),
+        NewText(source="s", text="ab"),
+        NewText(source="s", text="a", completion=""),
+        NewText(source="s", text="a", completion="b"),
+        NewText(source="s", text="a", label="b"),
+        NewText(source="s", text="a", completion="b\0c"),
+        NewText(source="s", text="a\0b", completion="c"),
+        NewText(source="s", text="a", completion="b\0label\0c"),
+        NewText(source="s", text="acompletion\0b", label="c"),
+    ]
+    assert store.texts.add(texts, now=NOW).created == len(texts)
 
 
 def test_ids_come_in_the_order_of_the_texts(store: Store) -> None:
@@ -75,20 +76,12 @@ def test_ids_come_in_the_order_of_the_texts(store: Store) -> None:
     assert store.texts.add(texts, now=NOW).ids == tuple(text_id(text) for text in texts)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(" tabs\tand\r\nlines \u2028", id="white space"),
-        pytest.param("naïve 日本語 مرحبا 👩‍👩‍👧", id="other scripts"),
-        pytest.param("a\0b", id="zero byte"),
-        pytest.param("'); DROP TABLE text; --", id="SQL"),
-        pytest.param("long " * 200_000, id="a megabyte"),
-    ],
-)
-def test_a_text_comes_back_as_it_was_given(store: Store, text: str) -> None:
-    [identity] = store.texts.add(new(text, source=text[:20]), now=NOW).ids
-    row = store.texts.get(identity)
-    assert (row.text, row.source, row.created_at, row.learned_in) == (text, text[:20], NOW, None)
+def test_a_text_comes_back_as_it_was_given(store: Store) -> None:
+    white_space, scripts, megabyte = " tabs\tand\r\nlines \u2028", "naïve 日本語 مرحبا 👩‍👩‍👧", "long " * 200_000
+    for text in (white_space, scripts, "a\0b", "'); DROP TABLE text; --", megabyte):
+        [identity] = store.texts.add(new(text, source=text[:20]), now=NOW).ids
+        row = store.texts.get(identity)
+        assert (row.text, row.source, row.created_at, row.learned_in) == (text, text[:20], NOW, None)
 
 
 def test_more_texts_than_a_statement_takes_values(store: Store) -> None:
@@ -141,15 +134,15 @@ def test_which_texts_are_held_out_never_changes(store: Store) -> None:
     assert held_out == [8, 10, 22, 23, 34]
 
 
-@pytest.mark.parametrize("limit", [1, 3, 10, 11])
-def test_pages_have_no_gaps_and_no_repeats_where_times_tie(store: Store, limit: int) -> None:
+def test_pages_have_no_gaps_and_no_repeats_where_times_tie(store: Store) -> None:
     for second in (0, 1, 1, 2):
         add(store, *(f"{second} {number} {store.texts.counts().texts}" for number in range(3)), after_seconds=second)
-    seen = store.texts.page(after=None, limit=limit)
-    while page := store.texts.page(after=seen[-1].id, limit=limit):
-        seen += page
-    assert len({text.id for text in seen}) == len(seen) == 12
-    assert seen == sorted(seen, key=lambda text: (text.created_at, text.id), reverse=True)
+    for limit in (1, 3, 10, 11):
+        seen = store.texts.page(after=None, limit=limit)
+        while page := store.texts.page(after=seen[-1].id, limit=limit):
+            seen += page
+        assert len({text.id for text in seen}) == len(seen) == 12
+        assert seen == sorted(seen, key=lambda text: (text.created_at, text.id), reverse=True)
 
 
 def test_a_text_that_comes_in_between_does_not_shift_the_pages(store: Store) -> None:
@@ -178,23 +171,26 @@ def test_a_deleted_text_is_gone_and_only_that_one(store: Store) -> None:
         delete_text(store, gone)
 
 
-@pytest.mark.parametrize("repeats", [1, 20, 3000])
-@pytest.mark.parametrize("reopened", [False, True], ids=["still in the log", "folded into the file"])
-def test_a_deleted_texts_bytes_are_gone_from_every_file(tmp_path: Path, repeats: int, reopened: bool) -> None:
-    store = Store.open(tmp_path / "pocketllm.db")
-    add(store, *(f"filler {number} " * number for number in range(60)))
-    [secret] = store.texts.add(new("xyzzy " * repeats, source="plugh"), now=NOW).ids
-    # More text and a change of the row: pages are split, and rows move.
-    add(store, *(f"more {number} " * number for number in range(60)))
-    learn(store, queue_job(store).id)
-    if reopened:
+def test_a_deleted_texts_bytes_are_gone_from_every_file(tmp_path: Path) -> None:
+    """Where they are still in the log, and where they were folded into the file."""
+    for name in ("log", "file"):
+        folder = tmp_path / name
+        folder.mkdir()
+        store = Store.open(folder / "pocketllm.db")
+        add(store, *(f"filler {number} " * number for number in range(60)))
+        secrets = store.texts.add(new(*("xyzzy " * repeats for repeats in (1, 20, 3000)), source="plugh"), now=NOW).ids
+        # More text and a change of the row: pages are split, and rows move.
+        add(store, *(f"more {number} " * number for number in range(60)))
+        learn(store, queue_job(store).id)
+        if name == "file":
+            store.close()
+            store = Store.open(folder / "pocketllm.db")
+        assert b"xyzzy" in on_disk(folder) and b"plugh" in on_disk(folder)
+        for secret in secrets:
+            delete_text(store, secret)
+        assert b"xyzzy" not in on_disk(folder) and b"plugh" not in on_disk(folder)
+        assert b"filler 59" in on_disk(folder)
         store.close()
-        store = Store.open(tmp_path / "pocketllm.db")
-    assert b"xyzzy" in on_disk(tmp_path) and b"plugh" in on_disk(tmp_path)
-    delete_text(store, secret)
-    assert b"xyzzy" not in on_disk(tmp_path) and b"plugh" not in on_disk(tmp_path)
-    assert b"filler 59" in on_disk(tmp_path)
-    store.close()
 
 
 def on_disk(folder: Path) -> bytes:
@@ -262,18 +258,15 @@ def test_new_words_beside_a_job_are_those_of_other_texts_whenever_they_came(stor
     assert store.texts.counts().new_words == 7
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", 0),
-        ("one", 1),
-        (" one\n\ttwo  three ", 3),
-        ("吾輩は猫である。名前はまだ無い。", 6),  # 48 bytes, and no spaces
-        ("x" * 80, 10),
-    ],
-)
-def test_words_are_counted_in_any_script(text: str, words: int) -> None:
-    assert count_words(text) == words
+def test_words_are_counted_in_any_script() -> None:
+    words = {
+        "": 0,
+        "one": 1,
+        " one\n\ttwo  three ": 3,
+        "吾輩は猫である。名前はまだ無い。": 6,  # 48 bytes, and no spaces
+        "x" * 80: 10,
+    }
+    assert {text: count_words(text) for text in words} == words
 
 
 def test_a_jobs_texts_come_oldest_first(store: Store) -> None:
