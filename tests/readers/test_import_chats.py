@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pocketllm.readers.base import Document, Example, Kind, ReadOptions, Skipped
 from pocketllm.readers.chats import ANSWER_CHARACTERS, PROMPT_CHARACTERS, Conversation, Message, examples
 from tests.support.reading import gathered, items, look, reasons, write, writers
@@ -141,7 +139,7 @@ CHATS: dict[str, tuple[Kind, str, Any]] = {
         '{"sender": "Anna", "message": "Tea?"}\n\n{"sender": "Me", "message": "Yes."}',
     ),
     "CSV": (Kind.CSV, "chat.csv", "\ufeffDate,Sender,Text\n2024,Anna,Tea?\n2024,Me,Yes.\n"),
-    "CSV as Excel writes it": (Kind.CSV, "chat.csv", "sep\n" * 0 + 'author;content\r\nAnna;"Tea?"\r\nMe;Yes.\r\n'),
+    "CSV as Excel writes it": (Kind.CSV, "chat.csv", 'author;content\r\nAnna;"Tea?"\r\nMe;Yes.\r\n'),
     "TSV": (Kind.CSV, "chat.tsv", "from\tmessage\nAnna\tTea?\nMe\tYes.\n"),
 }
 for name, lines in {
@@ -158,13 +156,12 @@ for name, lines in {
     CHATS[f"WhatsApp, {name}"] = (Kind.WHATSAPP, "chat.txt", "\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("name", CHATS)
-def test_every_kind_of_chat(tmp_path: Path, name: str) -> None:
-    kind, file, content = CHATS[name]
-    path = write(tmp_path / file, content)
-    assert look(path, "Me") == (kind, [Example(item={"prompt": "Tea?\n", "completion": "Yes."})])
-    assert "Me" in writers(path) or "me" in writers(path) or "x" in writers(path) or "m" in writers(path)
-    assert reasons(path, "Nobody") == ["conversations without messages from you"]
+def test_every_kind_of_chat(tmp_path: Path) -> None:
+    for name, (kind, file, content) in CHATS.items():
+        path = write(tmp_path / name / file, content)
+        assert look(path, "Me") == (kind, [Example(item={"prompt": "Tea?\n", "completion": "Yes."})]), name
+        assert {"Me", "me", "x", "m"} & writers(path).keys(), name
+        assert reasons(path, "Nobody") == ["conversations without messages from you"], name
 
 
 def test_an_owner_may_be_named_by_an_id(tmp_path: Path) -> None:
@@ -247,12 +244,12 @@ OWN: list[Document] = [
 
 
 class TestOwnFormat:
-    @pytest.mark.parametrize("name", ["backup.jsonl", "backup.txt", "backup"])
-    def test_lines_are_read_back_exactly(self, tmp_path: Path, name: str) -> None:
-        path = write(tmp_path / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in OWN))
-        assert look(path)[0] is Kind.JSONL
-        assert items(path) == items(path, "Me") == OWN
-        assert gathered(path)[0] == OWN
+    def test_lines_are_read_back_exactly(self, tmp_path: Path) -> None:
+        for name in ("backup.jsonl", "backup.txt", "backup"):
+            path = write(tmp_path / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in OWN))
+            assert look(path)[0] is Kind.JSONL, name
+            assert items(path) == items(path, "Me") == OWN
+            assert gathered(path)[0] == OWN
 
     def test_a_list_in_one_document(self, tmp_path: Path) -> None:
         assert items(write(tmp_path / "backup.json", OWN)) == OWN
@@ -307,6 +304,27 @@ def test_the_owner_may_say_what_a_file_is(tmp_path: Path) -> None:
     assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=Kind.TELEGRAM) == ["not a telegram export"]
 
 
-@pytest.mark.parametrize("document", [[], {}, [1, 2], {"a": {"b": []}}, [{"text": 1, "from": 2}], {"messages": []}])
-def test_json_that_is_no_chat(tmp_path: Path, document: Any) -> None:
-    assert reasons(write(tmp_path / "a.json", document))[0].startswith("JSON without examples")
+def test_json_that_is_no_chat(tmp_path: Path) -> None:
+    documents: list[Any] = [[], {}, [1, 2], {"a": {"b": []}}, [{"text": 1, "from": 2}], {"messages": []}]
+    for document in documents:
+        assert reasons(write(tmp_path / "a.json", document))[0].startswith("JSON without examples"), document
+
+
+def test_documents_of_the_wrong_shape(tmp_path: Path) -> None:
+    shapes: list[Any] = [
+        [{"mapping": {"a": None, "b": {"message": {"author": "user"}}}, "current_node": "b"}],
+        [{"mapping": {"a": {"message": {"author": {"role": "user"}, "content": {"parts": "x"}}}}}, None, 3],
+        [{"chat_messages": [None, {"sender": "human", "text": None}]}, None],
+        {"chats": {"list": [None, {"messages": [None, {"from": 1, "text": {}}]}]}, "personal_information": 3},
+        {"name": "a", "type": "b", "id": 1, "messages": [{"from_id": 1, "from": None, "text": [1, {"text": 2}]}]},
+        [{"from": {"name": None}, "text": "x"}, {"from": [], "text": "y"}, {"user": {}, "text": "z", "ts": {}}],
+        [{"messages": [{"messages": [{"messages": "x"}]}]}],
+    ]
+    for number, shape in enumerate(shapes):
+        assert reasons(write(tmp_path / f"{number}.json", shape))
+
+
+def test_json_in_other_encodings(tmp_path: Path) -> None:
+    export = json.dumps([{"chat_messages": [{"sender": "human", "text": "Käthe"}]}], ensure_ascii=False)
+    for encoding in ("utf-8-sig", "utf-16"):
+        assert items(write(tmp_path / "a.json", export.encode(encoding))) == [{"text": "Käthe"}]

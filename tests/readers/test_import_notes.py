@@ -1,14 +1,14 @@
 """Folders of notes: which files are read, and what of them."""
 
 import os
+import socket
 from pathlib import Path
 
-import pytest
-
-from pocketllm.readers.base import Kind
+from pocketllm.readers.base import Kind, count_words
 from pocketllm.readers.gathering import COUNTED
 from pocketllm.readers.notes import prose, split_text, without_front_matter
 from pocketllm.readers.walk import walk
+from pocketllm.storage.repositories.texts import count_words as daemons_count
 from tests.support.reading import gathered, items, look, reasons, write
 
 
@@ -91,39 +91,36 @@ def test_the_owner_may_say_what_the_source_is(tmp_path: Path) -> None:
     assert gathered(tmp_path, source="diary")[0] == [{"text": "words", "source": "diary"}]
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("---\ntitle: A\ntags:\n  - b\n- c\n# note\n\n---\nWords\n", "Words\n"),
-        ("---\n---\nWords", "Words"),
-        ("---\ntitle: A\n...\nWords", "Words"),
-        ("---\ntitle: A\n---", ""),
-        ("---\nA rule above, no front matter.\n---\nWords", None),
-        ("---\ntitle: A\nnever ends", None),
-        ("Words\n---\ntitle: A\n---\n", None),
-        ("----\na: b\n---\n", None),
-    ],
-)
-def test_front_matter_is_taken_off(text: str, kept: str | None) -> None:
-    assert without_front_matter(text) == (text if kept is None else kept)
+def test_front_matter_is_taken_off() -> None:
+    rows = {
+        "---\ntitle: A\ntags:\n  - b\n- c\n# note\n\n---\nWords\n": "Words\n",
+        "---\n---\nWords": "Words",
+        "---\ntitle: A\n...\nWords": "Words",
+        "---\ntitle: A\n---": "",
+    }
+    assert {text: without_front_matter(text) for text in rows} == rows
+    for text in (
+        "---\nA rule above, no front matter.\n---\nWords",
+        "---\ntitle: A\nnever ends",
+        "Words\n---\ntitle: A\n---\n",
+        "----\na: b\n---\n",
+    ):
+        assert without_front_matter(text) == text
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("# Swimmer\n\n20 *feet*", "Swimmer\n\n20 feet"),
-        ("To do:\n- [x] 20 feet\n- [ ] milk\n  1. nested", "To do:\n20 feet\nmilk\nnested"),
-        ("A [link](http://a.b/c), <https://x.y>, https://bare.org and `code`.", "A link, , and code."),
-        ("![alt](p.png)[[Note|words]] ![[pic.png]]and [[Other]]", "words and Other"),
-        ("above\n\n```py\ncode\n```\n\n| a |\n|---|\n| 1 |\n\n<b>\nhtml\n</b>\n\nbelow", "above\n\nbelow"),
-        ("> said\n\n***\ntwo\nlines  \nthree", "said\n\ntwo\nlines\nthree"),
-        ("2 * 3 * 4 [and] a_b", "2 * 3 * 4 [and] a_b"),
-        ("```\nonly code", ""),
-        (">" * 5000 + "deep", ""),
-    ],
-)
-def test_markdown_gives_its_prose(text: str, words: str) -> None:
-    assert prose(text) == words
+def test_markdown_gives_its_prose() -> None:
+    rows = {
+        "# Swimmer\n\n20 *feet*": "Swimmer\n\n20 feet",
+        "To do:\n- [x] 20 feet\n- [ ] milk\n  1. nested": "To do:\n20 feet\nmilk\nnested",
+        "A [link](http://a.b/c), <https://x.y>, https://bare.org and `code`.": "A link, , and code.",
+        "![alt](p.png)[[Note|words]] ![[pic.png]]and [[Other]]": "words and Other",
+        "above\n\n```py\ncode\n```\n\n| a |\n|---|\n| 1 |\n\n<b>\nhtml\n</b>\n\nbelow": "above\n\nbelow",
+        "> said\n\n***\ntwo\nlines  \nthree": "said\n\ntwo\nlines\nthree",
+        "2 * 3 * 4 [and] a_b": "2 * 3 * 4 [and] a_b",
+        "```\nonly code": "",
+        ">" * 5000 + "deep": "",
+    }
+    assert {text: prose(text) for text in rows} == rows
 
 
 def test_it_is_kept_as_written_where_the_owner_says_so(tmp_path: Path) -> None:
@@ -138,37 +135,32 @@ def test_front_matter_is_markdowns(tmp_path: Path) -> None:
     assert items(write(tmp_path / "a.txt", text)) == [{"text": text}]
 
 
-@pytest.mark.parametrize(
-    "data",
-    ["Größe".encode(), "\ufeffGröße".encode(), "Größe".encode("utf-16"), "\ufeffGröße".encode("utf-16-be")],
-    ids=["utf-8", "utf-8 with its mark", "utf-16", "utf-16 of the other order"],
-)
-def test_encodings(tmp_path: Path, data: bytes) -> None:
-    assert items(write(tmp_path / "a.txt", data)) == [{"text": "Größe"}]
+def test_encodings(tmp_path: Path) -> None:
+    marked = "\ufeffGröße"
+    for data in ("Größe".encode(), marked.encode(), "Größe".encode("utf-16"), marked.encode("utf-16-be")):
+        assert items(write(tmp_path / "a.txt", data)) == [{"text": "Größe"}], data
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "reason"),
-    [
-        ("a.txt", "Größe".encode("latin1"), "not UTF-8"),
-        ("a.txt", b"ab\0c", "not text: it contains zero bytes"),
-        ("a.txt", b"x" * 70_000 + b"\xff", "not UTF-8"),
-        ("a.txt", b"x" * 70_000 + b"\0", "not text: it contains zero bytes"),
-        ("a.txt", b"\xff\xfea", "not UTF-8"),
-        ("a.txt", b" \n\n", "empty"),
-        ("a.md", b"", "empty"),
-        ("a.zip", b"PK\x03\x04", "an archive"),
-        ("a.docx", b"PK\x03\x04", "an archive or office document"),
-        ("a.txt", b"%PDF-1.7", "a PDF"),
-        ("a.json", b"", "empty"),
-        ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?", "a Telegram export in HTML"),
-        ("a.json", b"words", "invalid JSON"),
-        ("a.csv", b"1,2,3\n", "a table without known column names"),
-    ],
-)
-def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
-    (found,) = reasons(write(tmp_path / name, data))
-    assert found.startswith(reason)
+def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    rows = {
+        ("a.txt", "Größe".encode("latin1")): "not UTF-8",
+        ("a.txt", b"ab\0c"): "not text: it contains zero bytes",
+        ("a.txt", b"x" * 70_000 + b"\xff"): "not UTF-8",
+        ("a.txt", b"x" * 70_000 + b"\0"): "not text: it contains zero bytes",
+        ("a.txt", b"\xff\xfea"): "not UTF-8",
+        ("a.txt", b" \n\n"): "empty",
+        ("a.md", b""): "empty",
+        ("a.zip", b"PK\x03\x04"): "an archive",
+        ("a.docx", b"PK\x03\x04"): "an archive or office document",
+        ("a.txt", b"%PDF-1.7"): "a PDF",
+        ("a.json", b""): "empty",
+        ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?"): "a Telegram export in HTML",
+        ("a.json", b"words"): "invalid JSON",
+        ("a.csv", b"1,2,3\n"): "a table without known column names",
+    }
+    for (name, data), reason in rows.items():
+        (found,) = reasons(write(tmp_path / name, data))
+        assert found.startswith(reason), (name, data[:80])
 
 
 def test_a_character_may_be_cut_where_the_look_ends(tmp_path: Path) -> None:
@@ -201,17 +193,32 @@ def test_a_long_text_is_split_at_paragraphs(tmp_path: Path) -> None:
     assert [getattr(one, "place", None) for one in found][:2] == ["part 1", "part 2"]
 
 
-@pytest.mark.parametrize(
-    "text", ["é" * 1000, "a\n" * 500, "a b " * 500, "€" * 333 + "\n\n" + "x" * 50 + "\n" + "y" * 90]
-)
-@pytest.mark.parametrize("limit", [7, 50, 64])
-def test_parts_fit_and_lose_no_letter(text: str, limit: int) -> None:
-    parts = split_text(text, limit)
-    assert all(0 < len(part.encode()) <= limit for part in parts)
-    assert "".join("".join(parts).split()) == "".join(text.split())
+def test_parts_fit_and_lose_no_letter() -> None:
+    for text in ("é" * 1000, "a\n" * 500, "a b " * 500, "€" * 333 + "\n\n" + "x" * 50 + "\n" + "y" * 90):
+        for limit in (7, 50, 64):
+            parts = split_text(text, limit)
+            assert all(0 < len(part.encode()) <= limit for part in parts), (text[:9], limit)
+            assert "".join("".join(parts).split()) == "".join(text.split())
 
 
 def test_the_walk_has_an_order(tmp_path: Path) -> None:
     for name in ("z.md", "b/x.md", "a/x.md", "a/b/x.md", "c.md"):
         write(tmp_path / name, "x")
     assert [entry.name for entry in walk([tmp_path])] == ["c.md", "z.md", "a/x.md", "a/b/x.md", "b/x.md"]
+
+
+def test_pipes_and_sockets_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.md")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "b.md"))
+        write(tmp_path / "c.md", "words")
+        texts, tally = gathered(tmp_path)
+        assert [text["text"] for text in texts] == ["words"]
+        ((reason, count),) = tally.skipped.items()
+        assert reason.startswith("not a regular file") and count == 2
+        assert reasons(tmp_path / "a.md")[0].startswith("not a regular file")
+
+
+def test_words_are_counted_as_the_daemon_counts_them() -> None:
+    for text in ("", "two words", "言葉" * 30, "a " * 100, "long" * 50):
+        assert count_words(text) == daemons_count(text)
