@@ -131,23 +131,20 @@ class Daemon(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_and_nothing_deleted_is_there(self) -> None:
-        if hasattr(self, "world"):
-            assert {text.id for text in self.world.store.texts.page(after=None, limit=100)} == self.known
+        assert {text.id for text in self.world.store.texts.page(after=None, limit=100)} == self.known
 
     @invariant()
     def one_job_runs_where_a_worker_runs(self) -> None:
-        if hasattr(self, "world"):
-            running = [job.id for job in self.world.store.jobs.open() if job.state is JobState.RUNNING]
-            assert running in ([], [self.world.runner.job_id])
+        running = [job.id for job in self.world.store.jobs.open() if job.state is JobState.RUNNING]
+        assert running in ([], [self.world.runner.job_id])
 
     @invariant()
     def every_job_that_waits_says_why(self) -> None:
-        if hasattr(self, "world"):
-            assert all(job.reasons for job in self.world.store.jobs.open() if job.state is JobState.PAUSED)
+        assert all(job.reasons for job in self.world.store.jobs.open() if job.state is JobState.PAUSED)
 
     @invariant()
     def what_is_served_has_learned_nothing_that_was_deleted(self) -> None:
-        if hasattr(self, "world") and (serving := self.world.store.adapters.serving("tiny")):
+        if serving := self.world.store.adapters.serving("tiny"):
             assert self.learned[serving.id] <= self.known
             assert (self.world.folder.adapter(serving.id) / "adapter_model.safetensors").exists()
 
