@@ -154,7 +154,7 @@ def with_port(folder: Path, supply: int, *roles: str) -> None:
 
 
 def test_what_is_fed_by_the_machine_is_no_charger(tmp_path: Path) -> None:
-    rows = {
+    rows: dict[tuple[str, ...], bool] = {
         ("source [sink]",): True,
         ("[source] sink",): False,
         ("[source] sink", "source [sink]"): True,
@@ -193,7 +193,8 @@ def test_the_batterys_temperature(tmp_path: Path) -> None:
 def test_the_batterys_health(tmp_path: Path) -> None:
     said = {"Good": "good", "Over voltage": "over_voltage", "Overheat": "overheat", "Unknown": None}
     rows: Rows = {word: ([battery(health=word)], health) for word, health in said.items()}
-    check("health", tmp_path, rows | {"nothing said": ([battery(health="")], None)})
+    rows["nothing said"] = [battery(health="")], None
+    check("health", tmp_path, rows)
 
 
 def test_what_flows_into_the_battery(tmp_path: Path) -> None:
