@@ -87,7 +87,7 @@ class TestPlanJob:
         rows: list[tuple[dict[str, int], int]] = [
             ({"batch": 4, "probes": 1}, 8),
             ({"batch": 4, "probes": 2}, 16),
-            ({"batch": 4, "probes": 3}, 16),  # which share the loss at trainable
+            ({"batch": 4, "probes": 3}, 16),  # which share the loss at theta
             ({"batch": 8, "probes": 2, "micro_batch": 3}, 12),
             # More positions at once would be no faster, and memory would grow with the batch.
             ({"batch": 64, "block_tokens": 128}, ENOUGH_POSITIONS // 128),
