@@ -1,9 +1,11 @@
 import json
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,10 @@ from pocketllm.engine.formats.importer import (
     require_space,
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
+from pocketllm.engine.streamed.quantization import pack
 from tests.support.tiny_models import edit_json, mapped, tiny_llama_folder, write_tiny_gguf
+
+EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def test_what_the_manifest_and_the_folder_say(llama: Path, models: Path) -> None:
@@ -64,45 +69,42 @@ def test_big_tensors_come_in_chunks(tmp_path: Path, models: Path) -> None:
     # 40,000 rows of 64 floats are 10 MB, so three chunks.
     source = tiny_llama_folder(tmp_path / "big", vocab=40_000, hidden=64, layers=1)
     write_tiny_gguf(tmp_path / "big.gguf", source)
-    seen: list[ImportProgress] = []
-    import_model(str(source), models, name="folder", dtype="float32", progress=seen.append)
+    original = load_file(source / WEIGHTS_NAME)[EMBEDDINGS]
     import_model(str(tmp_path / "big.gguf"), models, name="gguf", dtype="float32")
-    name = "model.embed_tokens.weight"
-    original = load_file(source / WEIGHTS_NAME)[name]
-    assert torch.equal(load_file(models / "folder" / WEIGHTS_NAME)[name], original)
     packed = gguf.dequantize(
         gguf.quantize(original.numpy(), gguf.GGMLQuantizationType.Q8_0), gguf.GGMLQuantizationType.Q8_0
     )
-    assert np.array_equal(load_file(models / "gguf" / WEIGHTS_NAME)[name].numpy(), packed)
-    weights = [p for p in seen if p.stage == "weights"]
-    assert list(dict.fromkeys(p.stage for p in seen)) == ["config", "tokenizer", "weights", "finish"]
-    assert weights[0].done == 0
-    assert weights[-1].done == weights[-1].total == sum(t.nbytes for t in load_file(source / WEIGHTS_NAME).values())
-    assert all(0 <= b.done - a.done <= 4 << 20 for a, b in pairwise(weights))
+    assert np.array_equal(load_file(models / "gguf" / WEIGHTS_NAME)[EMBEDDINGS].numpy(), packed)
+    for dtype, parts, step in (("float32", {"": original}, 4 << 20), ("int8", pack(original, "int8"), 2 << 20)):
+        seen: list[ImportProgress] = []
+        import_model(str(source), models, name=dtype, dtype=dtype, progress=seen.append)
+        stored = load_file(models / dtype / WEIGHTS_NAME)
+        assert all(torch.equal(stored[EMBEDDINGS + suffix], part) for suffix, part in parts.items())
+        weights = [p for p in seen if p.stage == "weights"]
+        assert list(dict.fromkeys(p.stage for p in seen)) == ["config", "tokenizer", "weights", "finish"]
+        assert weights[0].done == 0
+        assert weights[-1].done == weights[-1].total == sum(tensor.nbytes for tensor in stored.values())
+        assert all(0 <= b.done - a.done <= step for a, b in pairwise(weights))
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
-        ("Qwen2.5-0.5B-Q4_K_M.gguf", "qwen2.5-0.5b"),
-        ("model-IQ3_XXS.gguf", "model"),
-        ("a b (c).bf16.gguf", "a-b-c-"),
-        ("__x.F16.GGUF", "x"),
-    ],
-)
-def test_a_name_is_made_of_the_file(tmp_path: Path, tiny_gguf: Path, models: Path, file: str, name: str) -> None:
-    (tmp_path / file).symlink_to(tiny_gguf)
-    assert import_model(str(tmp_path / file), models).name == name
+def test_a_name_is_made_of_the_file(tmp_path: Path, models: Path) -> None:
+    names = {
+        "SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2-135m-instruct",
+        "Qwen2.5-0.5B-Q4_K_M.gguf": "qwen2.5-0.5b",
+        "model-IQ3_XXS.gguf": "model",
+        "a b (c).bf16.gguf": "a-b-c-",
+        "__x.F16.GGUF": "x",
+    }
+    for file, name in names.items():
+        (models / name).mkdir(parents=True)
+        with pytest.raises(ModelExists, match=f"{re.escape(str(models / name))} already exists"):
+            import_model(str(tmp_path / file), models)
 
 
-@pytest.mark.parametrize("name", ["", "A", "../x", ".x", "a/b", "a b", "x" * 65, "é", "x\n"])
-def test_a_bad_name_is_refused(llama: Path, models: Path, name: str) -> None:
-    with pytest.raises(BadRequest, match="is not a valid model name"):
-        import_model(str(llama), models, name=name)
-
-
-def test_a_source_without_a_usable_name(tmp_path: Path, llama: Path, models: Path) -> None:
+def test_a_bad_name_is_refused(llama: Path, tmp_path: Path, models: Path) -> None:
+    for name in ("", "A", "../x", ".x", "a/b", "a b", "x" * 65, "é", "x\n"):
+        with pytest.raises(BadRequest, match="is not a valid model name"):
+            import_model(str(llama), models, name=name)
     (tmp_path / "модель").symlink_to(llama)
     with pytest.raises(BadRequest, match="is not a valid model name"):
         import_model(str(tmp_path / "модель"), models)
@@ -115,14 +117,14 @@ def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
 
 def test_an_existing_model_stays_unless_replaced(llama: Path, tmp_path: Path, models: Path) -> None:
     import_model(str(llama), models, name="tiny")
-    old = mapped(open_model_folder(models / "tiny"))["model.embed_tokens.weight"]
+    old = mapped(open_model_folder(models / "tiny"))[EMBEDDINGS]
     before = old.clone()
     other = tiny_llama_folder(tmp_path / "other", seed=1)
     with pytest.raises(ModelExists, match="replace the model"):
         import_model(str(other), models, name="tiny")
-    assert torch.equal(mapped(open_model_folder(models / "tiny", verify=True))["model.embed_tokens.weight"], before)
+    assert torch.equal(mapped(open_model_folder(models / "tiny", verify=True))[EMBEDDINGS], before)
     import_model(str(other), models, name="tiny", replace=True)
-    after = mapped(open_model_folder(models / "tiny", verify=True))["model.embed_tokens.weight"]
+    after = mapped(open_model_folder(models / "tiny", verify=True))[EMBEDDINGS]
     assert not torch.equal(after, before)
     # Who has the old weights mapped keeps them.
     assert torch.equal(old, before)
@@ -137,15 +139,16 @@ def test_a_failed_replacement_leaves_the_old_model(llama: Path, changed: Path, m
     open_model_folder(models / "tiny", verify=True)
 
 
-@pytest.mark.parametrize("stage", ["config", "tokenizer", "weights", "finish"])
-def test_ctrl_c_leaves_nothing(llama: Path, models: Path, stage: str) -> None:
-    def interrupt(progress: ImportProgress) -> None:
-        if progress.stage == stage:
-            raise KeyboardInterrupt
+def test_ctrl_c_leaves_nothing(llama: Path, models: Path) -> None:
+    for stage in ("config", "tokenizer", "weights", "calibrate", "finish"):
+        with pytest.raises(KeyboardInterrupt):
+            import_model(str(llama), models, progress=partial(interrupt, stage), calibrate=lambda _: None)
+        assert list(models.iterdir()) == []
 
-    with pytest.raises(KeyboardInterrupt):
-        import_model(str(llama), models, progress=interrupt)
-    assert list(models.iterdir()) == []
+
+def interrupt(stage: str, progress: ImportProgress) -> None:
+    if progress.stage == stage:
+        raise KeyboardInterrupt
 
 
 def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path, models: Path) -> None:
@@ -197,14 +200,12 @@ def test_too_little_space_is_noticed_beforehand(changed: Path, models: Path) -> 
     rows = 1 << 37
     edit_json(changed / "config.json", vocab_size=rows)
     tensors = load_file(changed / WEIGHTS_NAME)
-    embeddings = "model.embed_tokens.weight"
-    head = {"__metadata__": {"format": "pt"}}
-    header: dict[str, Any] = dict(head)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        shape = [rows, tensor.shape[1]] if name == embeddings else list(tensor.shape)
-        size = (2 if name == embeddings else 4) * int(np.prod(shape))
-        dtype = "BF16" if name == embeddings else "F32"
+        shape = [rows, tensor.shape[1]] if name == EMBEDDINGS else list(tensor.shape)
+        size = (2 if name == EMBEDDINGS else 4) * int(np.prod(shape))
+        dtype = "BF16" if name == EMBEDDINGS else "F32"
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
@@ -245,9 +246,8 @@ def endless_array() -> bytes:
     return head + struct.pack("<Q1sIIQ", 1, b"x", kind_of_array, kind_of_byte, 2**60)
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "error", "complaint"),
-    [
+def test_a_foreign_file_is_refused(tmp_path: Path, models: Path, subtests: pytest.Subtests) -> None:
+    foreign = (
         ("model.gguf", b"ggml" * 20, ModelFileError, "GGUF magic invalid"),
         ("model.gguf", b"", ModelFileError, "empty file|truncated"),
         ("model.bin", b"GGUF", ModelFileError, "opening a pickle"),
@@ -260,23 +260,21 @@ def endless_array() -> bytes:
         ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40), ModelFileError, "truncated"),
         ("model.gguf", endless_array(), ModelFileError, "truncated"),
         ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 0), UnsupportedModel, "architecture ''"),
-    ],
-)
-def test_a_foreign_file_is_refused(
-    tmp_path: Path, models: Path, file: str, content: bytes, error: type[MezoError], complaint: str
-) -> None:
-    (tmp_path / file).write_bytes(content)
-    with pytest.raises(error, match=complaint) as caught:
-        import_model(str(tmp_path / file), models)
-    assert str(tmp_path / file) in str(caught.value)
-    assert list(models.iterdir()) == []
+    )
+    for file, content, error, complaint in foreign:
+        (tmp_path / file).write_bytes(content)
+        with subtests.test(complaint):
+            with pytest.raises(error, match=complaint) as caught:
+                import_model(str(tmp_path / file), models)
+            assert str(tmp_path / file) in str(caught.value)
+            assert list(models.iterdir()) == []
 
 
-@pytest.mark.parametrize("source", ["/no/such/file.gguf", "no-such", "some/file.gguf", "a/b/c", "", "./x/y"])
-def test_a_missing_path_is_named(models: Path, source: str) -> None:
-    with pytest.raises((ModelNotFound, BadRequest, ModelFileError)) as caught:
-        import_model(source, models, name="x")
-    assert source in str(caught.value)
+def test_a_missing_path_is_named(models: Path) -> None:
+    for source in ("/no/such/file.gguf", "no-such", "some/file.gguf", "a/b/c", "", "./x/y"):
+        with pytest.raises((ModelNotFound, BadRequest, ModelFileError)) as caught:
+            import_model(source, models, name="x")
+        assert source in str(caught.value)
 
 
 def test_a_folder_of_gguf_files_names_them(tmp_path: Path, tiny_gguf: Path, models: Path) -> None:
