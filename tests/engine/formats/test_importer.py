@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -29,6 +31,7 @@ from pocketllm.engine.errors import (
 from pocketllm.engine.formats.importer import (
     DEFAULT_HUB_ID,
     DEFAULT_NAME,
+    SPARE_BYTES,
     ImportProgress,
     default_source,
     import_model,
@@ -36,7 +39,7 @@ from pocketllm.engine.formats.importer import (
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from pocketllm.engine.streamed.quantization import pack
-from tests.support.tiny_models import edit_json, mapped, tiny_llama_folder, write_tiny_gguf
+from tests.support.tiny_models import mapped, tiny_llama_folder, write_tiny_gguf
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -195,25 +198,15 @@ def test_space_is_compared() -> None:
         require_space(Path("x"), 3_000_000_000, 1_000_000)
 
 
-def test_too_little_space_is_noticed_beforehand(changed: Path, models: Path) -> None:
-    # A tensor of 8 TB, of which the file system stores nothing.
-    rows = 1 << 37
-    edit_json(changed / "config.json", vocab_size=rows)
-    tensors = load_file(changed / WEIGHTS_NAME)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        shape = [rows, tensor.shape[1]] if name == EMBEDDINGS else list(tensor.shape)
-        size = (2 if name == EMBEDDINGS else 4) * int(np.prod(shape))
-        dtype = "BF16" if name == EMBEDDINGS else "F32"
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    with (changed / WEIGHTS_NAME).open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    with pytest.raises(NotEnoughSpace, match=r"needs 8,796,\d{3} MB"):
-        import_model(str(changed), models)
+def test_too_little_space_is_noticed_beforehand(llama: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    needed = 2 * sum(tensor.numel() for tensor in load_file(llama / WEIGHTS_NAME).values()) + SPARE_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(NotEnoughSpace, match=r"needs 34 MB in .*models, but only 34 MB are free"):
+        import_model(str(llama), models, progress=lambda now: seen.append(now.stage))
+    assert seen == ["config"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    import_model(str(llama), models)
 
 
 @pytest.mark.slow
