@@ -1,6 +1,7 @@
 """Adapters as GGUF LoRA files: read back by gguf's own reader, which must find the adapter's numbers."""
 
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,6 @@ from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import fresh_process, imported, some_adapter
 from tests.support.tiny_models import edit_json, gguf_name, permute, tiny_model_folder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("families")
 
 
 def of_all_maps(model_folder: ModelFolder) -> Adapter:
@@ -106,12 +102,12 @@ def test_other_families(root: Path, tmp_path: Path, family: str, architecture: s
         assert np.array_equal(got, paired(path, b) if reorders else expected), path
 
 
-@pytest.mark.parametrize("family", ["opt", "roberta"])
-def test_a_family_that_no_such_file_can_be_made_of(root: Path, tmp_path: Path, family: str) -> None:
-    model_folder = imported(root, family, "bfloat16")
-    some_adapter(LanguageModel(model_folder), targets=None).save(tmp_path / "it")
-    with pytest.raises(CannotExport, match=r"GGUF LoRA files can be made only for .*as PEFT"):
-        write_gguf_lora(tmp_path / "it", model_folder, tmp_path / "it.gguf")
+def test_a_family_that_no_such_file_can_be_made_of(root: Path, tmp_path: Path) -> None:
+    for family in ("opt", "roberta"):
+        model_folder = imported(root, family, "bfloat16")
+        some_adapter(LanguageModel(model_folder), targets=None).save(tmp_path / family)
+        with pytest.raises(CannotExport, match=r"GGUF LoRA files can be made only for .*as PEFT"):
+            write_gguf_lora(tmp_path / family, model_folder, tmp_path / "it.gguf")
 
 
 def test_a_model_all_of_whose_weights_were_trained(tiny: ModelFolder, tmp_path: Path) -> None:
@@ -120,8 +116,8 @@ def test_a_model_all_of_whose_weights_were_trained(tiny: ModelFolder, tmp_path: 
         write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
 
 
-def break_config(folder: Path, **values: Any) -> None:
-    edit_json(folder / CONFIG_NAME, **values)
+def configured(**values: Any) -> Callable[[Path], object]:
+    return lambda folder: edit_json(folder / CONFIG_NAME, **values)
 
 
 def truncate(folder: Path) -> None:
@@ -129,27 +125,27 @@ def truncate(folder: Path) -> None:
     (folder / WEIGHTS_NAME).write_bytes(data[:-1])
 
 
-@pytest.mark.parametrize(
-    ("harm", "error", "says"),
-    [
-        (lambda folder: break_config(folder, target_modules=["model.visual"]), CannotExport, "model.visual"),
-        (lambda folder: break_config(folder, target_modules=["lm_head"]), AdapterError, "does not match its config"),
-        (lambda folder: break_config(folder, peft_type="IA3"), AdapterError, "only LORA"),
-        (truncate, AdapterError, "not fully covered"),
-        (shutil.rmtree, AdapterError, "cannot be read"),
-    ],
-    ids=["no such map", "no such tensor", "another kind", "truncated", "gone"],
+#: What is done to an adapter's folder, and what the refusal says.
+HARMS: tuple[tuple[Callable[[Path], object], type[MezoError], str], ...] = (
+    (configured(target_modules=["model.visual"]), CannotExport, "model.visual"),
+    (configured(target_modules=["lm_head"]), AdapterError, "does not match its config"),
+    (configured(peft_type="IA3"), AdapterError, "only LORA"),
+    (truncate, AdapterError, "not fully covered"),
+    (shutil.rmtree, AdapterError, "cannot be read"),
 )
-def test_what_is_refused_leaves_the_old_file(
-    tiny: ModelFolder, tmp_path: Path, harm: Any, error: type[MezoError], says: str
-) -> None:
-    of_all_maps(tiny).save(tmp_path / "it")
+
+
+def test_what_is_refused_leaves_the_old_file(tiny: ModelFolder, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    adapter = of_all_maps(tiny)
     (tmp_path / "it.gguf").write_bytes(b"old")
-    harm(tmp_path / "it")
-    with pytest.raises(error, match=says):
-        write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
-    assert (tmp_path / "it.gguf").read_bytes() == b"old"
-    assert not list(tmp_path.glob(".*"))
+    for harm, error, says in HARMS:
+        adapter.save(tmp_path / "it")
+        harm(tmp_path / "it")
+        with subtests.test(says):
+            with pytest.raises(error, match=says):
+                write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
+            assert (tmp_path / "it.gguf").read_bytes() == b"old"
+            assert not list(tmp_path.glob(".*"))
 
 
 def test_another_models_adapter(tiny: ModelFolder, tmp_path: Path) -> None:
