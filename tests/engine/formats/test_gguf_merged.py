@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
@@ -47,4 +46,4 @@ def test_without_the_bases_file_there_is_none(tiny: ModelFolder, tmp_path: Path)
     some_adapter(LanguageModel(tiny), targets=None).save(tmp_path / "it")
     with pytest.raises(CannotExport, match=r"not imported from a GGUF file\. Export a LoRA file"):
         write_merged_gguf(tmp_path / "it", tiny, tmp_path / "it.gguf")
-    assert not np.any([path.name.endswith(".gguf") for path in tmp_path.iterdir()])
+    assert not list(tmp_path.glob("*.gguf"))

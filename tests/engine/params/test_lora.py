@@ -1,4 +1,5 @@
-import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pocketllm.engine.errors import AdapterError
 from pocketllm.engine.noise import Direction
 from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter
 from tests.support.learning import equal
+from tests.support.tiny_models import edit_json
 
 
 def adapter() -> Adapter:
@@ -50,42 +52,35 @@ def test_metadata_goes_along(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "job": "7"}
 
 
-def test_saving_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    adapter().save(tmp_path / "it")
-    second = adapter()
-    second.save(tmp_path / "it")
-    assert equal(second, load_adapter(tmp_path / "it"))
-    assert [p.name for p in tmp_path.iterdir()] == ["it"]
-
-
-def test_leftovers_of_a_killed_writer_do_not_matter(tmp_path: Path) -> None:
+def test_saving_replaces_and_clears_what_a_killed_writer_left(tmp_path: Path) -> None:
     (tmp_path / ".it.writing").mkdir()
     (tmp_path / ".it.writing" / WEIGHTS_NAME).write_bytes(b"half")
-    saved = adapter()
-    saved.save(tmp_path / "it")
-    assert equal(saved, load_adapter(tmp_path / "it"))
+    first, second = adapter(), adapter()
+    first.save(tmp_path / "it")
+    assert equal(first, load_adapter(tmp_path / "it"))
+    second.save(tmp_path / "it")
+    assert equal(second, load_adapter(tmp_path / "it"))
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
-def broken(folder: Path, how: str) -> None:
-    if how == "missing":
-        return
-    adapter().save(folder)
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    if how == "truncated":
-        data = (folder / WEIGHTS_NAME).read_bytes()
-        (folder / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
-    elif how == "no JSON":
-        (folder / CONFIG_NAME).write_text("{")
-    elif how == "other kind":
-        (folder / CONFIG_NAME).write_text(json.dumps({**config, "peft_type": "IA3"}))
-    elif how == "no modules":
-        (folder / CONFIG_NAME).write_text(json.dumps({**config, "target_modules": []}))
-    elif how == "foreign tensors":
-        save_file({"x": torch.zeros(1)}, folder / WEIGHTS_NAME)
+def truncate(folder: Path) -> None:
+    data = (folder / WEIGHTS_NAME).read_bytes()
+    (folder / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("how", ["missing", "truncated", "no JSON", "other kind", "no modules", "foreign tensors"])
-def test_broken_folders_are_refused_by_name(tmp_path: Path, how: str) -> None:
-    broken(tmp_path / "it", how)
-    with pytest.raises(AdapterError, match="it"):
-        load_adapter(tmp_path / "it")
+HARMS: dict[str, Callable[[Path], object]] = {
+    "missing": shutil.rmtree,
+    "truncated": truncate,
+    "no JSON": lambda folder: (folder / CONFIG_NAME).write_text("{"),
+    "other kind": lambda folder: edit_json(folder / CONFIG_NAME, peft_type="IA3"),
+    "no modules": lambda folder: edit_json(folder / CONFIG_NAME, target_modules=[]),
+    "foreign tensors": lambda folder: save_file({"x": torch.zeros(1)}, folder / WEIGHTS_NAME),
+}
+
+
+def test_broken_folders_are_refused_by_name(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for harm, break_it in HARMS.items():
+        adapter().save(tmp_path / harm)
+        break_it(tmp_path / harm)
+        with subtests.test(harm), pytest.raises(AdapterError, match=harm):
+            load_adapter(tmp_path / harm)
