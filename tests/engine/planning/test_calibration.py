@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.importer import ImportProgress, calibrate_again, import_model
+from pocketllm.engine.formats.importer import calibrate_again, import_model
 from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, ModelFolder, open_model_folder
 from pocketllm.engine.planning.calibration import (
     ROWS,
@@ -22,36 +22,42 @@ from pocketllm.engine.planning.calibration import (
     mean_loss,
     passage,
 )
-from tests.support.tiny_architectures import roberta_folder
-from tests.support.tiny_models import loud_llama_folder, tiny_llama_folder, tiny_model_folder
+from tests.support.learning import imported
+from tests.support.tiny_models import loud_llama_folder, tiny_model_folder
 
 EXACT = 3.5
+#: Speeds of bfloat16 and float16 over float32's (None: torch cannot multiply it here), the stored dtype -> the chosen.
+CHOICES: dict[tuple[float | None, float | None, str], str] = {
+    (1.0, 1.0, "bfloat16"): "float32",
+    (1.14, 1.0, "bfloat16"): "float32",  # not worth it
+    (1.15, 1.0, "bfloat16"): "bfloat16",
+    (1.16, 1.14, "float16"): "bfloat16",  # they tie, but one of them is not worth it
+    (2.0, 3.0, "bfloat16"): "float16",  # clearly faster
+    (3.0, 2.0, "float16"): "bfloat16",
+    (2.0, 2.1, "int4"): "bfloat16",  # a tie
+    (2.0, 2.1, "float32"): "bfloat16",
+    (2.1, 2.0, "float16"): "float16",
+    (None, 2.0, "bfloat16"): "float16",
+    (None, None, "bfloat16"): "float32",
+}
 
 
-@pytest.mark.parametrize(
-    ("bfloat16", "float16", "stored", "chosen"),
-    [
-        (1.0, 1.0, "bfloat16", "float32"),
-        (1.14, 1.0, "bfloat16", "float32"),  # not worth it
-        (1.15, 1.0, "bfloat16", "bfloat16"),
-        (1.16, 1.14, "float16", "bfloat16"),  # they tie, but one of them is not worth it
-        (2.0, 3.0, "bfloat16", "float16"),  # clearly faster
-        (3.0, 2.0, "float16", "bfloat16"),
-        (2.0, 2.1, "int4", "bfloat16"),  # a tie
-        (2.0, 2.1, "float32", "bfloat16"),
-        (2.1, 2.0, "float16", "float16"),
-        (None, 2.0, "bfloat16", "float16"),  # torch cannot multiply it here
-        (None, None, "bfloat16", "float32"),
-    ],
-)
-def test_the_fastest_is_chosen(bfloat16: float | None, float16: float | None, stored: str, chosen: str) -> None:
-    speeds = {"float32": 1.0, "bfloat16": bfloat16, "float16": float16}
-    flops = {dtype: speed for dtype, speed in speeds.items() if speed is not None}
-    assert choose_dtype(flops, stored=stored, exact=EXACT, loss_in=lambda _: EXACT) == (chosen, 0.0)
+def test_the_fastest_is_chosen() -> None:
+    chosen = {}
+    for bfloat16, float16, stored in CHOICES:
+        speeds = {"float32": 1.0, "bfloat16": bfloat16, "float16": float16}
+        flops = {dtype: speed for dtype, speed in speeds.items() if speed is not None}
+        found = choose_dtype(flops, stored=stored, exact=EXACT, loss_in=lambda _: EXACT)
+        chosen[bfloat16, float16, stored] = found
+    assert chosen == {row: (dtype, 0.0) for row, dtype in CHOICES.items()}
 
 
-@pytest.mark.parametrize("loss", [EXACT + 1.5 * TOLERANCE, EXACT - 1.5 * TOLERANCE, math.nan, math.inf, None])
-def test_a_fast_one_that_is_wrong_is_passed_over(loss: float | None) -> None:
+def test_a_fast_one_that_is_wrong_is_passed_over() -> None:
+    for loss in (EXACT + 1.5 * TOLERANCE, EXACT - 1.5 * TOLERANCE, math.nan, math.inf, None):
+        float16_is_passed_over(loss)
+
+
+def float16_is_passed_over(loss: float | None) -> None:
     asked: list[str] = []
 
     def loss_in(dtype: str) -> float:
@@ -108,20 +114,18 @@ def test_a_model_without_a_finite_loss_is_refused(tmp_path: Path) -> None:
         calibrate(open_model_folder(tmp_path / "broken"), time.perf_counter)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int4"])
-def test_what_is_measured(tmp_path: Path, dtype: str) -> None:
-    model_folder = open_model_folder(tiny_model_folder(tmp_path, dtype=dtype, hidden=64))
-    found = calibrate(model_folder, time.perf_counter)
-    assert found.gemm_flops == found.gemm_flops_by_dtype[found.compute_dtype] > 0
-    assert found.gemm_flops_by_dtype.keys() >= {"float32", "bfloat16"}
-    assert 0 <= found.loss_deviation <= TOLERANCE
-    assert found.threads > 0
-    assert 0 < found.forward_seconds < 5
+def test_what_is_measured(tiny: ModelFolder, tmp_path: Path) -> None:
+    for model_folder in (tiny, open_model_folder(tiny_model_folder(tmp_path, dtype="int4", hidden=64))):
+        found = calibrate(model_folder, time.perf_counter)
+        assert found.gemm_flops == found.gemm_flops_by_dtype[found.compute_dtype] > 0
+        assert found.gemm_flops_by_dtype.keys() >= {"float32", "bfloat16"}
+        assert 0 <= found.loss_deviation <= TOLERANCE
+        assert found.threads > 0
+        assert 0 < found.forward_seconds < 5
 
 
-def test_a_masked_model_guesses_what_is_behind_masks(tmp_path: Path) -> None:
-    import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="roberta")
-    model_folder = open_model_folder(tmp_path / "roberta")
+def test_a_masked_model_guesses_what_is_behind_masks(root: Path) -> None:
+    model_folder = imported(root, "roberta", "bfloat16")
     blocks = passage(model_folder)
     hidden = int((blocks.inputs == model_folder.tokenizer().mask_token_id).sum())
     assert hidden == blocks.tokens > 5
@@ -144,59 +148,42 @@ def test_a_product_that_takes_too_long_is_estimated(tiny: ModelFolder) -> None:
 FOUND: dict[str, Any] = {"compute_dtype": "float16", "gemm_flops": 1e9, "library_file_bytes": 5}
 
 
-class TestImport:
-    def test_what_was_measured_is_in_the_manifest(self, llama: Path, tmp_path: Path) -> None:
-        stages: list[str] = []
+def test_what_was_measured_is_in_the_manifest(llama: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
 
-        def look(folder: Path) -> dict[str, Any]:
-            assert folder.name.startswith(".tiny.importing-")
-            assert open_model_folder(folder, verify=True).manifest.calibration is None
-            return FOUND
+    def look(folder: Path) -> dict[str, Any]:
+        assert folder.name.startswith(".tiny.importing-")
+        assert open_model_folder(folder, verify=True).manifest.calibration is None
+        return FOUND
 
-        def progress(now: ImportProgress) -> None:
-            stages.append(now.stage)
-
-        manifest = import_model(str(llama), tmp_path, name="tiny", progress=progress, calibrate=look)
-        assert list(dict.fromkeys(stages)) == ["config", "tokenizer", "weights", "calibrate", "finish"]
-        assert open_model_folder(tmp_path / "tiny").manifest == manifest
-        assert (manifest.dtype, manifest.compute_dtype) == ("bfloat16", "float16")
-        assert manifest.calibration == {"gemm_flops": 1e9, "library_file_bytes": 5}
-        assert not list((tmp_path / "tiny").glob("*.new"))
-
-    @pytest.mark.parametrize(
-        ("dtype", "computes"), [("float32", "float32"), ("float16", "float16"), ("int4", "bfloat16")]
+    manifest = import_model(
+        str(llama), tmp_path, name="tiny", progress=lambda now: stages.append(now.stage), calibrate=look
     )
-    def test_without_a_measurement(self, tmp_path: Path, dtype: str, computes: str) -> None:
-        source = str(tiny_llama_folder(tmp_path / "source", hidden=64))
-        manifest = import_model(source, tmp_path, name="tiny", dtype=dtype, calibrate=lambda _: None)
+    assert list(dict.fromkeys(stages)) == ["config", "tokenizer", "weights", "calibrate", "finish"]
+    assert open_model_folder(tmp_path / "tiny").manifest == manifest
+    assert (manifest.dtype, manifest.compute_dtype) == ("bfloat16", "float16")
+    assert manifest.calibration == {"gemm_flops": 1e9, "library_file_bytes": 5}
+    assert not list((tmp_path / "tiny").glob("*.new"))
+
+
+def test_without_a_measurement(llama: Path, tmp_path: Path) -> None:
+    for dtype, computes in (("float16", "float16"), ("int4", "bfloat16")):
+        manifest = import_model(str(llama), tmp_path, name=dtype, dtype=dtype, calibrate=lambda _: None)
         assert (manifest.compute_dtype, manifest.calibration) == (computes, None)
 
-    def test_ctrl_c_while_measuring_leaves_nothing(self, llama: Path, tmp_path: Path) -> None:
-        def interrupt(_: Path) -> None:
-            raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            import_model(str(llama), tmp_path / "models", calibrate=interrupt)
-        assert list((tmp_path / "models").iterdir()) == []
-
-
-def test_calibrating_again_changes_nothing_but_what_was_measured(tmp_path: Path) -> None:
+def test_calibrating_again_changes_what_was_measured_alone_and_nothing_if_it_fails(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     before, files = open_model_folder(folder).manifest, {file.name for file in folder.iterdir()}
     found = calibrate_again(folder, lambda _: FOUND)
     assert open_model_folder(folder, verify=True).manifest == found
     assert (found.compute_dtype, found.weights_sha256) == ("float16", before.weights_sha256)
-    assert {file.name for file in folder.iterdir()} == files
-
-
-def test_a_failed_second_measurement_leaves_the_first(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path)
-    calibrate_again(folder, lambda _: FOUND)
-    before = (folder / MANIFEST_NAME).read_bytes()
+    written = (folder / MANIFEST_NAME).read_bytes()
 
     def fail(_: Path) -> None:
         raise ModelFileError
 
     with pytest.raises(ModelFileError):
         calibrate_again(folder, fail)
-    assert (folder / MANIFEST_NAME).read_bytes() == before
+    assert (folder / MANIFEST_NAME).read_bytes() == written
+    assert {file.name for file in folder.iterdir()} == files
