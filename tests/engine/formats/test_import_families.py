@@ -168,14 +168,14 @@ def weights_of(source: Path, models: Path, dtype: str) -> Tensors:
     return load_file(models / dtype / WEIGHTS_NAME)
 
 
-def test_what_cannot_be_packed_stays_bfloat16(tmp_path: Path) -> None:
+def test_what_cannot_be_packed_stays_bfloat16(tmp_path: Path, tiny_bf16: ModelFolder) -> None:
     # Rows of 32 are no whole groups of 64; only the map down from 64 has rows that are.
     folder = tiny_model_folder(tmp_path, dtype="int8")
     stored = load_file(folder / WEIGHTS_NAME)
     assert stored[EMBEDDINGS].dtype == torch.bfloat16
     assert stored[DOWN].dtype == torch.int8
     assert stored[DOWN + SCALES].shape == (32, 1)
-    assert dense_tensors(folder).keys() == load_file(tiny_model_folder(tmp_path, "float") / WEIGHTS_NAME).keys()
+    assert dense_tensors(folder).keys() == load_file(tiny_bf16.weights).keys()
 
 
 def test_nothing_to_pack(tmp_path: Path, models: Path) -> None:

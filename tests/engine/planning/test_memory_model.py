@@ -262,13 +262,6 @@ class TestExact:
         assert (shorter.micro_batch, shorter.pass_blocks, shorter.replicas) == (1, 1, 1)
         assert shorter.block_tokens < requested.block_tokens and "shorter blocks" in said[-1]
 
-    def test_it_is_of_adapters_of_layers_alone(self) -> None:
-        with pytest.raises(BadRequest, match="train an adapter only"):
-            fit(SMOLLM2, exact_plan(mode="full"), 10**12)
-        flat = dataclasses.replace(SMOLLM2, linears={"map": (9, 9)})
-        with pytest.raises(BadRequest, match="no list of layers, as exact gradients require"):
-            fit(flat, exact_plan(), 10**12)
-
 
 class TestFit:
     def test_what_fits_is_left_as_it_is(self) -> None:
@@ -328,12 +321,20 @@ class TestFit:
         with pytest.raises(DoesNotFit, match=r"or train an adapter \(mode lora\)\.$"):
             fit(SMOLLM2, dataclasses.replace(PLAN, mode="full"), MB)
 
-    def test_packed_weights_cannot_all_be_trained(self) -> None:
-        with pytest.raises(BadRequest, match=r"some is stored as int4\. Import it as bfloat16, or train an adapter"):
-            fit(LLAMA_7B, dataclasses.replace(PLAN, mode="full"), 10**12)
-
-    def test_an_adapter_needs_maps_to_adapt(self) -> None:
-        with pytest.raises(
-            BadRequest, match=r"targets \(fc1\) is a linear map of some. Name some of these: down_proj, gate_proj"
-        ):
-            fit(SMOLLM2, dataclasses.replace(PLAN, targets=("fc1",)), 10**12)
+    def test_what_cannot_be_trained_at_all_is_refused(self) -> None:
+        full = dataclasses.replace(PLAN, mode="full")
+        no_such_map = dataclasses.replace(PLAN, targets=("fc1",))
+        no_layers = dataclasses.replace(SMOLLM2, linears={"map": (9, 9)})
+        refused = (
+            (LLAMA_7B, full, r"some is stored as int4\. Import it as bfloat16, or train an adapter"),
+            (
+                SMOLLM2,
+                no_such_map,
+                r"targets \(fc1\) is a linear map of some\. Name some of these: down_proj, gate_proj",
+            ),
+            (SMOLLM2, exact_plan(mode="full"), "train an adapter only"),
+            (no_layers, exact_plan(), "no list of layers, as exact gradients require"),
+        )
+        for shapes, plan, sentence in refused:
+            with pytest.raises(BadRequest, match=sentence):
+                fit(shapes, plan, 10**12)
