@@ -327,11 +327,7 @@ class TestFit:
         no_layers = dataclasses.replace(SMOLLM2, linears={"map": (9, 9)})
         refused = (
             (LLAMA_7B, full, r"some is stored as int4\. Import it as bfloat16, or train an adapter"),
-            (
-                SMOLLM2,
-                no_such_map,
-                r"targets \(fc1\) is a linear map of some\. Name some of these: down_proj, gate_proj",
-            ),
+            (SMOLLM2, no_such_map, r"\(fc1\) is a linear map of some\. Name some of these: down_proj, gate_proj"),
             (SMOLLM2, exact_plan(mode="full"), "train an adapter only"),
             (no_layers, exact_plan(), "no list of layers, as exact gradients require"),
         )
