@@ -18,7 +18,7 @@ _NOTES = ROOT / ".nightly.json"
 _PYTEST = ("pytest", "--numprocesses=auto", "--dist=loadfile", "--durations=10", "--require-programs")
 #: What is run of each part, after `python -m`.
 PARTS = {
-    "tests": (*_PYTEST, "-m", "slow"),
+    "tests": (*_PYTEST, "-m", "slow or smoke"),
     "openapi": (*_PYTEST, "tests/api/test_schemathesis.py", "--examples=100"),
     "lowest": ("tests.versions", "lowest"),
     "newest": ("tests.versions", "newest"),
