@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import product
 from math import inf, nan
 
 import numpy as np
@@ -13,9 +13,10 @@ from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.planning.memory_model import points_of
-from pocketllm.mezo.estimator import directions, probe, replay, update
+from pocketllm.mezo.estimator import Losses, directions, probe, replay, update
 
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
+each_kind = pytest.mark.parametrize("kind", KINDS)
 PROBES = (1, 2)
 #: A central difference of sums of float64, over eps = 1e-3, and then rounded to float32 (2^-24).
 SCALAR_TOLERANCE = 1e-7
@@ -63,7 +64,9 @@ def same(one: Bowl, other: Bowl) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.tensors, other.tensors, strict=True))
 
 
-def descend(theta: Bowl, *, seed: int, steps: int, learning_rate: float, probes: int, kind: Kind) -> list[StepRecord]:
+def descend(
+    theta: Bowl, *, seed: int, steps: int, kind: Kind, probes: int = 1, learning_rate: float = 0.01
+) -> list[StepRecord]:
     rows = []
     for step in range(1, steps + 1):
         seen = probe(theta.losses, directions(seed, step, probes, kind), epsilon=EPSILON)
@@ -72,14 +75,14 @@ def descend(theta: Bowl, *, seed: int, steps: int, learning_rate: float, probes:
     return rows
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 @pytest.mark.parametrize("probes", PROBES)
 def test_equals_a_dense_reference_built_from_the_same_z(probes: int, kind: Kind) -> None:
     """Algorithm 1 (n-SPSA) in float64, with z written out, walking in place as the paper does."""
     lr, steps = 0.01, 30
     theta = Bowl(torch.float64)
     dense = theta.vector.copy()
-    rows = descend(theta, seed=3, steps=steps, learning_rate=lr, probes=probes, kind=kind)
+    rows = descend(theta, seed=3, steps=steps, kind=kind, probes=probes, learning_rate=lr)
 
     for step in range(1, steps + 1):
         gradients = []
@@ -97,52 +100,50 @@ def test_equals_a_dense_reference_built_from_the_same_z(probes: int, kind: Kind)
     assert theta.vector == pytest.approx(dense, rel=THETA_TOLERANCE)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**63 + 5, 2**64 - 1])
-@pytest.mark.parametrize("probes", PROBES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_gives_bitwise_the_same_parameters(seed: int, probes: int, kind: Kind) -> None:
-    one, two = Bowl(), Bowl()
-    rows = [descend(t, seed=seed, steps=20, learning_rate=0.01, probes=probes, kind=kind) for t in (one, two)]
-    assert same(one, two)
-    assert rows[0] == rows[1]
+@each_kind
+def test_same_seed_gives_bitwise_the_same_parameters(kind: Kind) -> None:
+    for seed, probes in product((0, 1, 2**63 - 1, 2**63 + 5, 2**64 - 1), PROBES):
+        one, two = Bowl(), Bowl()
+        rows = [descend(theta, seed=seed, steps=20, kind=kind, probes=probes) for theta in (one, two)]
+        assert same(one, two), (seed, probes)
+        assert rows[0] == rows[1], (seed, probes)
 
 
-@pytest.mark.parametrize(("seed", "other"), [(0, 1), (2**63 + 5, 2**63 + 6)])
-def test_every_seed_is_a_seed(seed: int, other: int) -> None:
-    one, two = Bowl(), Bowl()
-    descend(one, seed=seed, steps=5, learning_rate=0.01, probes=1, kind="rademacher")
-    descend(two, seed=other, steps=5, learning_rate=0.01, probes=1, kind="rademacher")
-    assert not same(one, two)
+def test_every_seed_is_a_seed() -> None:
+    for seed, other in ((0, 1), (2**63 + 5, 2**63 + 6)):
+        one, two = Bowl(), Bowl()
+        descend(one, seed=seed, steps=5, kind="rademacher")
+        descend(two, seed=other, steps=5, kind="rademacher")
+        assert not same(one, two), seed
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("probes", PROBES)
-def test_parameters_are_exactly_as_before_after_a_probe(probes: int, kind: Kind) -> None:
+@each_kind
+def test_parameters_are_exactly_as_before_after_a_probe(kind: Kind) -> None:
     theta = Bowl()
     theta.tensors = [torch.randn(50, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     before = [tensor.clone() for tensor in theta.tensors]
-    probe(theta.losses, directions(1, 1, probes, kind), epsilon=1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(theta.tensors, before, strict=True))
+    for probes in PROBES:
+        probe(theta.losses, directions(1, 1, probes, kind), epsilon=1e-2)
+        assert all(torch.equal(a, b) for a, b in zip(theta.tensors, before, strict=True)), probes
 
 
-@pytest.mark.parametrize(("kind", "learning_rate"), [("rademacher", 0.02), ("gaussian", 0.01)])
-@pytest.mark.parametrize("probes", PROBES)
-def test_converges_on_a_quadratic(probes: int, kind: Kind, learning_rate: float) -> None:
+@pytest.mark.parametrize(("kind", "probes", "learning_rate"), [("rademacher", 1, 0.02), ("gaussian", 2, 0.01)])
+def test_converges_on_a_quadratic(kind: Kind, probes: int, learning_rate: float) -> None:
     theta = Bowl()
-    descend(theta, seed=0, steps=400, learning_rate=learning_rate, probes=probes, kind=kind)
+    descend(theta, seed=0, steps=400, kind=kind, probes=probes, learning_rate=learning_rate)
     assert loss(theta.vector) < 1e-3 * loss(Bowl().vector)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("probes", PROBES)
-def test_replay_of_the_rows_is_the_run(probes: int, kind: Kind) -> None:
-    run, again = Bowl(), Bowl()
-    rows = descend(run, seed=4, steps=25, learning_rate=0.01, probes=probes, kind=kind)
-    replay(again, rows, kind)
-    assert same(run, again)
+@each_kind
+def test_replay_of_the_rows_is_the_run(kind: Kind) -> None:
+    for probes in PROBES:
+        run, again = Bowl(), Bowl()
+        rows = descend(run, seed=4, steps=25, kind=kind, probes=probes)
+        replay(again, rows, kind)
+        assert same(run, again), probes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_scalars_are_the_slopes_along_each_z(kind: Kind) -> None:
     """The central difference of a quadratic is exact."""
     theta = Bowl()
@@ -169,43 +170,35 @@ def test_several_directions_share_the_loss_at_theta() -> None:
     assert seen.scalars == pytest.approx([slope - mean for slope in slopes], rel=SCALAR_TOLERANCE, abs=1e-4)
     assert seen.loss == pytest.approx(loss(theta.vector), rel=1e-6)
     assert [point.distance for point in points] == [0.0] + [1e-2] * 7
-    assert len(points) == points_of(7)
 
 
-@pytest.mark.parametrize("probes", [1, 2, 3, 4, 16])
-def test_the_budget_knows_how_many_points_a_step_has(probes: int) -> None:
-    theta, asked = Bowl(), list[int]()
+def given(losses: Sequence[float]) -> Losses:
+    """These losses at as many points."""
 
-    def losses(points: Sequence[Perturbation]) -> Sequence[float]:
-        asked.append(len(points))
-        return theta.losses(points)
+    def losses_at(points: Sequence[Perturbation]) -> Sequence[float]:
+        assert len(points) == len(losses)
+        return losses
 
-    probe(losses, directions(1, 1, probes, "rademacher"), epsilon=1e-2)
-    assert asked == [points_of(probes)]
+    return losses_at
 
 
-@pytest.mark.parametrize("broken", [nan, inf, -inf])
-@pytest.mark.parametrize("probes", [1, 2, 3, 15])
-def test_a_loss_that_is_no_number_at_any_point_is_a_divergence(probes: int, broken: float) -> None:
-    points = points_of(probes)
-    for place in range(points):
-        losses = [2.0] * points
-        losses[place] = broken
-        with pytest.raises(TrainingDiverged, match=f"At step 7 the loss is {broken} at 1 of {points} points"):
-            probe(partial(_given, losses), directions(1, 7, probes, "rademacher"), epsilon=1e-3)
+def test_a_loss_that_is_no_number_at_any_point_of_the_budgets_number_is_a_divergence() -> None:
+    for probes, broken in product((1, 2, 3, 4, 16), (nan, inf, -inf)):
+        points = points_of(probes)
+        for place in range(points):
+            losses = [2.0] * points
+            losses[place] = broken
+            with pytest.raises(TrainingDiverged, match=f"At step 7 the loss is {broken} at 1 of {points} points"):
+                probe(given(losses), directions(1, 7, probes, "rademacher"), epsilon=1e-3)
 
 
-def _given(losses: Sequence[float], _: Sequence[Perturbation]) -> Sequence[float]:
-    return losses
-
-
-@pytest.mark.parametrize("losses", [(1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)])
-def test_scalars_are_float32_exactly(losses: tuple[float, float]) -> None:
+def test_scalars_are_float32_exactly() -> None:
     """The step log keeps them so: a replayed update must see the very number that the run saw."""
-    (scalar,) = probe(lambda _: losses, directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
-    assert type(scalar) is float
-    assert scalar == float(np.float32(scalar))
-    assert scalar == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=2**-24)
+    for plus, minus in ((1.1, 1.0), (3.3333333333333335, 2.718281828459045), (1e-12, 0.0)):
+        (scalar,) = probe(given((plus, minus)), directions(1, 1, 1, "rademacher"), epsilon=1e-3).scalars
+        assert type(scalar) is float
+        assert scalar == float(np.float32(scalar))
+        assert scalar == pytest.approx((plus - minus) / 2e-3, rel=2**-24)
 
 
 def test_several_probes_are_averaged() -> None:
