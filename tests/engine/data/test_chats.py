@@ -1,6 +1,5 @@
 """Chats as they are learned: the tokens that a served model reads and is to write, and nothing else."""
 
-from copy import copy
 from typing import Any
 
 import pytest
@@ -10,10 +9,9 @@ from pocketllm.engine.data.batches import Batches
 from pocketllm.engine.data.chats import Messages, chat_prompt, turns
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from tests.support.tiny_models import byte_tokenizer
 
 CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": "Tea?"},
@@ -25,11 +23,10 @@ CHAT: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    """SmolLM2's own."""
-    models = tmp_path_factory.mktemp("models")
-    return open_model_folder(models / import_model(default_source(), models).name).tokenizer()
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    """It has SmolLM2's special tokens and template."""
+    return byte_tokenizer()
 
 
 def rows(tokenizer: PreTrainedTokenizerBase, messages: Messages, length: int = 128) -> Batches:
@@ -74,7 +71,6 @@ def test_a_long_answer_is_learned_in_parts(tokenizer: PreTrainedTokenizerBase) -
 
 def test_what_the_template_refuses_is_learned_all_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
     """With the roles written before the messages: it shall not keep the other texts from being learned."""
-    tokenizer = copy(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     plain = [("user: Tea?\nassistant:", " Always.\n")]
     assert list(turns(tokenizer, CHAT[:2])) == plain
@@ -86,7 +82,6 @@ def test_what_the_template_refuses_is_learned_all_the_same(tokenizer: PreTrained
 
 
 def test_a_template_that_rewrites_past_answers(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer = copy(tokenizer)
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
