@@ -30,15 +30,15 @@ def both(model_folder: ModelFolder) -> tuple[LeanTokenizer, Any]:
     return lean(model_folder.path), model_folder.tokenizer()
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: ModelFolder, text: str) -> None:
+def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: ModelFolder) -> None:
     ours, theirs = both(tiny)
-    tokens = ours(text, add_special_tokens=False)["input_ids"]
-    assert tokens == theirs(text, add_special_tokens=False)["input_ids"]
-    for skip in (True, False):
-        assert ours.decode(tokens, skip_special_tokens=skip) == theirs.decode(tokens, skip_special_tokens=skip)
-    for cut in range(len(tokens)):  # within characters, too
-        assert ours.decode(tokens[:cut]) == theirs.decode(tokens[:cut])
+    for text in TEXTS:
+        tokens = ours(text, add_special_tokens=False)["input_ids"]
+        assert tokens == theirs(text, add_special_tokens=False)["input_ids"]
+        for skip in (True, False):
+            assert ours.decode(tokens, skip_special_tokens=skip) == theirs.decode(tokens, skip_special_tokens=skip)
+        for cut in range(len(tokens)):  # within characters, too
+            assert ours.decode(tokens[:cut]) == theirs.decode(tokens[:cut])
 
 
 def test_the_vocabulary_is_the_same(tiny: ModelFolder) -> None:
@@ -48,22 +48,20 @@ def test_the_vocabulary_is_the_same(tiny: ModelFolder) -> None:
     assert stop_ids_of(2, ours) == stop_ids_of(2, theirs)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        None,
+def test_a_chat_reads_the_same(tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path)
+    file = folder / "chat_template.jinja"
+    templates = (
+        file.read_text(),
         "{{ bos_token }}{% for m in messages %}\n  {%- if loop.last %}{% continue %}{% endif %}{{ m | tojson }}\n"
         "{% endfor %}",
         "{% if tools is none and not documents %}{{ messages[0].content | upper }}{{ eos_token }}{% endif %}\n",
-    ],
-)
-def test_a_chat_reads_the_same(tmp_path: Path, template: str | None) -> None:
-    folder = tiny_model_folder(tmp_path)
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
-    for answering in (True, False):
-        theirs = load_tokenizer(folder).apply_chat_template(CHAT, add_generation_prompt=answering, tokenize=False)
-        assert lean(folder).apply_chat_template(CHAT, add_generation_prompt=answering) == theirs
+    )
+    for template in templates:
+        file.write_text(template)
+        for answering in (True, False):
+            theirs = load_tokenizer(folder).apply_chat_template(CHAT, add_generation_prompt=answering, tokenize=False)
+            assert lean(folder).apply_chat_template(CHAT, add_generation_prompt=answering) == theirs, template
 
 
 def test_a_template_may_refuse_a_chat(tmp_path: Path) -> None:
@@ -73,11 +71,11 @@ def test_a_template_may_refuse_a_chat(tmp_path: Path) -> None:
         lean(folder).apply_chat_template(CHAT, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("template", ["{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"])
-def test_what_only_transformers_renders_is_left_to_it(tmp_path: Path, template: str) -> None:
+def test_what_only_transformers_renders_is_left_to_it(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
-    (folder / "chat_template.jinja").write_text(template)
-    assert LeanTokenizer.open(folder) is None
+    for template in ("{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"):
+        (folder / "chat_template.jinja").write_text(template)
+        assert LeanTokenizer.open(folder) is None, template
 
 
 def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tmp_path: Path) -> None:
