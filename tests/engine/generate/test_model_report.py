@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Example, encode
-from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import (
     ANSWER_TOKENS,
     MAX_BLOCKS,
@@ -28,7 +27,7 @@ from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.tiny_architectures import roberta_folder
+from tests.support.learning import imported
 from tests.support.tiny_models import VOCABULARY, byte_tokenizer
 
 EOS = 0
@@ -100,11 +99,11 @@ class TestSample:
         rows = [(blocks.inputs == row).all(1).nonzero()[0, 0].item() for row in taken.inputs]
         assert rows == [number * len(blocks) // MAX_BLOCKS for number in range(MAX_BLOCKS)]
 
-    @pytest.mark.parametrize("length", [200, 1500, 4096])
-    def test_of_long_blocks_fewer_and_of_very_long_ones_the_beginnings(self, length: int) -> None:
-        blocks = pack([[5] * 40_000], length=length, eos=EOS)
-        [taken] = chosen(learned=(blocks,)).learned
-        assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS
+    def test_of_long_blocks_fewer_and_of_very_long_ones_the_beginnings(self) -> None:
+        for length in (200, 1500, 4096):
+            blocks = pack([[5] * 40_000], length=length, eos=EOS)
+            [taken] = chosen(learned=(blocks,)).learned
+            assert 0.5 * MAX_TOKENS < taken.inputs.numel() <= MAX_TOKENS, length
 
     def test_blocks_of_all_buckets(self) -> None:
         buckets = encoded(*(Example(text) for text in NOTES[:8]), Example("Q", "A"))
@@ -135,14 +134,14 @@ def transformers_logits(model_folder: ModelFolder, inputs: torch.Tensor) -> torc
 
 
 class TestObserve:
-    @pytest.mark.parametrize("logit_bytes", [1, 50_000, 2**24])
-    def test_mean_probabilities_are_those_of_transformers(self, tiny: ModelFolder, logit_bytes: int) -> None:
+    def test_mean_probabilities_are_those_of_transformers(self, tiny: ModelFolder) -> None:
         found = chosen(held_out=notes())
-        observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
         [blocks] = found.held_out
         wanted = transformers_logits(tiny, blocks.inputs)[blocks.targets != IGNORE_INDEX].softmax(1).mean(0)
-        assert observed.probabilities is not None
-        torch.testing.assert_close(observed.probabilities, wanted, atol=1e-6, rtol=1e-4)
+        for logit_bytes in (1, 50_000, 2**24):
+            observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
+            assert observed.probabilities is not None
+            torch.testing.assert_close(observed.probabilities, wanted, atol=1e-6, rtol=1e-4)
 
     def test_what_the_model_says_by_itself_is_repeated_and_other_text_is_not(self, tiny: ModelFolder) -> None:
         model = LanguageModel(tiny)
@@ -213,12 +212,10 @@ class TestCompare:
         insight = compare(found, observed, observed)
         assert (insight.shifts, insight.continuations, insight.verbatim_recall) == ([], [], None)
 
-    def test_a_masked_model_goes_on_with_nothing_but_its_words_can_be_told(self, tmp_path: Path) -> None:
-        import_model(str(roberta_folder(tmp_path / "source")), tmp_path, name="masked", dtype="float32")
-        model_folder = open_model_folder(tmp_path / "masked")
-        tokenizer = model_folder.tokenizer()
+    def test_a_masked_model_goes_on_with_nothing_but_its_words_can_be_told(self, root: Path) -> None:
+        model_folder = imported(root, "roberta", "float32")
         texts = [Example(text) for text in NOTES]
-        buckets = encode(texts, tokenizer, length=32, eos=EOS, is_mlm=True)
+        buckets = encode(texts, model_folder.tokenizer(), length=32, eos=EOS, is_mlm=True)
         found = chosen(buckets, buckets, is_mlm=True)
         observed = observe(LanguageModel(model_folder), found, 4)
         assert (found.learned, found.prompts, observed.recalled, observed.answers) == ((), [], 0, [])
