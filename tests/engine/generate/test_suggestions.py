@@ -8,14 +8,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.suggestions import FLOOR, Suggester, Suggestion, Typed, cut
 from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary
 from pocketllm.engine.generate.word_counts import WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported
-from tests.support.tiny_models import VOCABULARY, byte_tokenizer, tiny_model_folder
+from tests.support.tiny_models import VOCABULARY, byte_tokenizer
 
 EOS = 0
 CONTEXT = [EOS, *byte_tokenizer()("The boat was")["input_ids"]]
@@ -27,37 +26,32 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return LanguageModel(open_model_folder(tiny_model_folder(tmp_path_factory.mktemp("models"), dtype="float32")))
+def model(tiny: ModelFolder) -> LanguageModel:
+    return LanguageModel(tiny)
 
 
-@pytest.mark.parametrize(
-    ("context", "prefix", "before", "beginning"),
-    [
-        ("We met at the ", None, "We met at the", " "),
-        ("We met at the sta", None, "We met at the", " sta"),
-        ("We met at the", "", "We met at the", " "),
-        ("We met at the", "sta", "We met at the", " sta"),
-        ("We met at the ", "sta", "We met at the", " sta"),
-        ("", None, "", ""),
-        ("", "We", "", "We"),
-        ("  ", None, "", ""),
-        ("We", None, "", "We"),
-        ("Dear Anna,\n", None, "Dear Anna,\n", ""),
-        ("Dear Anna,\n  w", None, "Dear Anna,\n", "w"),
-        ("She said “", None, "She said “", ""),
-        ("She said “", "G", "She said “", "G"),
-        ("It is. ", None, "It is.", " "),
-        ("I don't", None, "I", " don't"),
-        ("Смотри на не", None, "Смотри на", " не"),
-    ],
-)
-def test_what_is_typed_is_divided_before_its_last_word(
-    context: str, prefix: str | None, before: str, beginning: str
-) -> None:
-    typed = Typed.of(context, prefix)
-    assert (typed.context, typed.beginning) == (before, beginning)
-    assert typed.may_be_whole == (prefix is None and bool(beginning.strip()))
+def test_what_is_typed_is_divided_before_its_last_word() -> None:
+    divided: dict[tuple[str, str | None], tuple[str, str]] = {
+        ("We met at the ", None): ("We met at the", " "),
+        ("We met at the sta", None): ("We met at the", " sta"),
+        ("We met at the", ""): ("We met at the", " "),
+        ("We met at the", "sta"): ("We met at the", " sta"),
+        ("We met at the ", "sta"): ("We met at the", " sta"),
+        ("", None): ("", ""),
+        ("", "We"): ("", "We"),
+        ("  ", None): ("", ""),
+        ("We", None): ("", "We"),
+        ("Dear Anna,\n", None): ("Dear Anna,\n", ""),
+        ("Dear Anna,\n  w", None): ("Dear Anna,\n", "w"),
+        ("She said “", None): ("She said “", ""),
+        ("She said “", "G"): ("She said “", "G"),
+        ("It is. ", None): ("It is.", " "),
+        ("I don't", None): ("I", " don't"),
+        ("Смотри на не", None): ("Смотри на", " не"),
+    }
+    for (context, prefix), (before, beginning) in divided.items():
+        may_be_whole = prefix is None and bool(beginning.strip())
+        assert Typed.of(context, prefix) == Typed(before, beginning, may_be_whole), (context, prefix)
 
 
 def suggested(
@@ -87,15 +81,15 @@ def by_plain_passes(model: LanguageModel, vocabulary: Vocabulary, text: str, con
     return math.exp(total) * float(logprobs[-1].exp() @ vocabulary.ending)
 
 
-@pytest.mark.parametrize("beginning", [" ", " st", ""])
-def test_probabilities_are_those_of_plain_passes(model: LanguageModel, vocabulary: Vocabulary, beginning: str) -> None:
-    found = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=3)
-    assert len({one.text for one in found}) == 3
-    assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
-    space = " " if beginning.startswith(" ") else ""
-    for one in found:
-        assert f"{space}{one.text}".startswith(beginning) and len(one.text) > len(beginning.strip())
-        assert one.probability == pytest.approx(by_plain_passes(model, vocabulary, space + one.text), rel=1e-3)
+def test_probabilities_are_those_of_plain_passes(model: LanguageModel, vocabulary: Vocabulary) -> None:
+    for beginning in (" ", " st", ""):
+        found = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=3)
+        assert len({one.text for one in found}) == 3
+        assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
+        space = " " if beginning.startswith(" ") else ""
+        for one in found:
+            assert f"{space}{one.text}".startswith(beginning) and len(one.text) > len(beginning.strip())
+            assert one.probability == pytest.approx(by_plain_passes(model, vocabulary, space + one.text), rel=1e-3)
 
 
 def test_no_single_letter_is_likelier_than_the_best_word(model: LanguageModel, vocabulary: Vocabulary) -> None:
@@ -171,10 +165,8 @@ def test_a_word_may_be_whole_or_half(model: LanguageModel, vocabulary: Vocabular
 
 
 @pytest.mark.slow
-def test_of_the_real_model_they_are_words(tmp_path: Path) -> None:
-    import_model(default_source(), tmp_path, name="smollm2")
-    folder = open_model_folder(tmp_path / "smollm2")
-    model, tokenizer = LanguageModel(folder), folder.tokenizer()
+def test_of_the_real_model_they_are_words(smollm2: ModelFolder) -> None:
+    model, tokenizer = LanguageModel(smollm2), smollm2.tokenizer()
     words = Vocabulary(tokenizer, model.head.at(None).vocabulary, stop_ids={EOS})
     suggester = Suggester(model, words)
 
@@ -218,11 +210,10 @@ def test_the_owners_words_are_weighed_with_the_models(model: LanguageModel, voca
     assert_equal(nothing, alone)
 
 
-@pytest.mark.parametrize("architecture", ["gemma3_text", "opt", "mistral"])
-def test_of_other_families(architecture: str, tmp_path: Path) -> None:
-    model = LanguageModel(imported(tmp_path, architecture, "float32"))
+def test_of_a_model_whose_layers_have_a_window(root: Path) -> None:
+    model = LanguageModel(imported(root, "gemma3_text", "float32"))
     words = Vocabulary(byte_tokenizer(), model.head.at(None).vocabulary, stop_ids={EOS})
-    short = [EOS, 70]  # within the window of the layers that have one
+    short = [EOS, 70]  # within the window
     for one in suggested(Suggester(model, words), short, "", n=3):
         assert one.probability == pytest.approx(by_plain_passes(model, words, one.text, short), rel=1e-2)
 
