@@ -9,14 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.training.run import TrainingRun
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, Requester
+from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.tiny_models import tiny_model_folder
 
 #: How long a worker may take: on an emulated core, minutes until it has imported torch.
@@ -53,14 +56,37 @@ def new_job(**given: Any) -> Job:
     return Job(**{**usual, "created_at": NOW, **given})
 
 
+def changed(training: TrainingSettings = TRAINING, **settings: object) -> TrainingSettings:
+    """The same with other values of some settings."""
+    return TrainingSettings.model_validate(training.model_dump() | settings)
+
+
 def queue_job(
-    store: Store, *, seed: int = 0, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING
+    store: Store,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    training: TrainingSettings = TRAINING,
+    parent: str | None = None,
 ) -> Job:
-    """A job for the tiny model, marked as running, from the base model on."""
+    """A job for the tiny model, marked as running, from the base model on or from a parent."""
     settings = training.model_dump(mode="json")
-    job = store.jobs.add(new_job(seed=seed, total_steps=steps, settings=settings, mode=training.mode))
+    job = store.jobs.add(new_job(seed=seed, total_steps=steps or training.steps, settings=settings, mode=training.mode))
     store.jobs.start(job.id, now=NOW)
-    return store.jobs.update(job.id, parent=None)
+    return store.jobs.update(job.id, parent=parent)
+
+
+def run_here(folder: DataFolder, store: Store, job: Job) -> Job:
+    """Run a job to its end in this process: a worker's work, without its priority and its cap on memory.
+
+    Raises MezoError where a worker would fail the job.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pocketllm.daemon.training.run.cap_anonymous_memory", lambda _: None)
+        TrainingRun(folder, store, job).run()
+    done = store.jobs.get(job.id)
+    assert done.state is JobState.SUCCEEDED
+    return done
 
 
 def write_adapter_files(folder: Path) -> None:
