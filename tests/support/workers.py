@@ -86,6 +86,7 @@ def run_here(folder: DataFolder, store: Store, job: Job) -> Job:
         TrainingRun(folder, store, job).run()
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED
+    assert "no report" not in {event.kind for event in store.jobs.events(job.id)}
     return done
 
 

@@ -1,4 +1,4 @@
-"""Jobs of every mode and kind of example, through the real worker; and what a job does about too little memory."""
+"""Jobs of every mode and kind of example; and what a job does about too little memory."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,103 +14,60 @@ from pocketllm.daemon.training.data_split import PART_WORDS, STRETCHES, blocks_b
 from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Outcome, Text
+from pocketllm.storage.tables import JobState, Outcome, Text
 from tests.support.tiny_architectures import ARCHITECTURES
-from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+from tests.support.workers import NOW, changed, data_folder, finish, notes, queue_job, run_here, start_worker
 
-COMPLETIONS = [NewText(text=f"Q: {i} + 1 = ", completion=str(i + 1), source="t") for i in range(40)]
-
-
-def changed(**settings: object) -> TrainingSettings:
-    return TrainingSettings.model_validate(TRAINING.model_dump() | settings)
-
-
-def run_job(folder: DataFolder, store: Store, training: TrainingSettings = TRAINING, *, seed: int = 0) -> Job:
-    job = queue_job(store, training=training, seed=seed, steps=training.steps)
-    finish(start_worker(folder, job))
-    return store.jobs.get(job.id)
-
-
-def opened(folder: DataFolder, texts: Sequence[NewText]) -> Store:
-    store = Store.open(folder.database)
-    store.texts.add(texts, now=NOW)
-    return store
+COMPLETIONS = [
+    NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "dtype", "texts", "settings"),
     [
-        ("llama", "bfloat16", notes(), {"probes": 3}),
-        ("llama", "bfloat16", notes(), {"noise": "gaussian"}),
+        ("llama", "bfloat16", notes(), {"noise": "gaussian", "probes": 3}),
         ("llama", "int4", [*notes(), *COMPLETIONS], {}),
-        ("gemma3_text", "int8", notes(), {"block_tokens": 64}),
-        ("opt", "bfloat16", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 3e-3}),
-        ("roberta", "int8", notes(), {"block_tokens": 64}),
+        ("gemma3_text", "int8", notes(), {"rank": 4}),
+        ("opt", "float32", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 1e-3}),
     ],
 )
-def test_jobs_of_every_kind_end_with_an_adapter_and_a_step_log(
+def test_jobs_of_every_kind_end_with_an_adapter_a_step_log_and_a_report(
     tmp_path: Path, architecture: str, dtype: str, texts: list[NewText], settings: dict[str, object]
 ) -> None:
-    source = ARCHITECTURES[architecture](tmp_path / "source")
-    folder = data_folder(tmp_path / "data", source=source, dtype=dtype)
-    store = opened(folder, texts)
-    job = run_job(folder, store, changed(**settings))
-    assert (job.state, job.error) == (JobState.SUCCEEDED, None)
-    assert job.plan is not None and job.predicted_bytes
+    folder = data_folder(tmp_path / "data", source=ARCHITECTURES[architecture](tmp_path / "source"), dtype=dtype)
+    store = Store.open(folder.database)
+    store.texts.add(texts, now=NOW)
+    job = run_here(folder, store, queue_job(store, training=changed(block_tokens=64, **settings)))
+    assert job.adapter and job.plan is not None and job.predicted_bytes
     rows = store.step_log.steps(job.id)
     assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
-    assert job.plan is not None
     assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
     assert any(any(row.scalars) for row in rows) or job.outcome in (Outcome.NO_PROOF, Outcome.TOO_LITTLE)
+    report = store.reports.find(job.id)
+    assert report is not None and report.content is not None and report.content["completions"]
+    assert bool(report.content["words"]) == bool(rows), "trained weights are not compared with themselves"
+    assert report.numbers["verbatim_recall"]["places"] > 0
     store.close()
 
 
 @pytest.mark.slow
-def test_a_full_job_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path)
-    store = opened(folder, notes())
-    training = changed(mode="full", epsilon=1e-3, step_size=1e-3, steps=16)
-    undisturbed = run_job(folder, store, training, seed=3)
-    disturbed = queue_job(store, training=training, seed=3, steps=16)
-    for step in (2, 9):
-        assert 0 < kill_at(store, start_worker(folder, disturbed), disturbed, step) < 16
-    finish(start_worker(folder, disturbed))
-    disturbed = store.jobs.get(disturbed.id)
-    assert undisturbed.adapter and disturbed.adapter
-    made = [
-        open_model_folder(folder.adapter(job.adapter), verify=True) for job in (undisturbed, disturbed) if job.adapter
-    ]
-    assert made[0].manifest.weights_sha256 == made[1].manifest.weights_sha256
-    base = open_weights(folder.models / "tiny" / "model.safetensors")
-    assert any(not torch.equal(w.floats, base[name].floats) for name, w in open_weights(made[0].weights).items())
-    store.close()
-
-
-@pytest.mark.slow
-def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path)
-    store = opened(folder, [NewText(text="word " * 3_000, source="test")])
-    job = run_job(
-        folder,
-        store,
-        changed(probes=1, batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1),
-    )
-    assert job.state is JobState.SUCCEEDED
+def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(folder: DataFolder, store: Store) -> None:
+    store.texts.add([NewText(text="word " * 3_000, source="test")], now=NOW)
+    training = changed(probes=1, batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1)
+    job = run_here(folder, store, queue_job(store, training=training))
     events = [event.message for event in store.jobs.events(job.id) if event.kind == "reduced"]
     assert any("rows that pass through the layers together was reduced from 512 to" in event for event in events)
     assert job.plan and job.plan["micro_batch"] < 512 and job.plan["block_tokens"] == 256
-    store.close()
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_path: Path) -> None:
+def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(folder: DataFolder, store: Store) -> None:
     """The plan is made to promise too much: what the kernel refuses then must not end the job."""
-    folder = data_folder(tmp_path)
-    store = opened(folder, [NewText(text="word " * 30_000, source="test")])
+    store.texts.add([NewText(text="word " * 30_000, source="test")], now=NOW)
     job = queue_job(store, training=changed(batch=512, block_tokens=256, memory_bytes=100_000_000, steps=1))
     planned = plan_job(
         open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
@@ -122,16 +79,6 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(tmp_p
     events = [event.message for event in store.jobs.events(job.id) if "memory ran out" in event.message]
     assert job.state is JobState.SUCCEEDED, (job.error, [e.message for e in store.jobs.events(job.id)])
     assert events and "continuing with 512" in events[0]
-    store.close()
-
-
-def test_a_budget_that_is_too_small_for_anything_names_the_one_that_would_do(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path, source=ARCHITECTURES["llama"](tmp_path / "source"))
-    store = opened(folder, notes())
-    job = run_job(folder, store, changed(memory_bytes=50_000_000, rank=256, batch=1024, block_tokens=4096, mode="full"))
-    if job.state is JobState.SUCCEEDED:  # a tiny model fits into the least that may be set
-        assert any("was reduced from" in event.message for event in store.jobs.events(job.id))
-    store.close()
 
 
 def texts(*held_out: bool, about: str = "") -> list[Text]:
@@ -194,13 +141,13 @@ def test_divide_refuses_what_is_too_little_for_both() -> None:
         split(texts(False), lambda rows, apart=False: (pack([[3, 3]], length=4, eos=0),))
 
 
-@pytest.mark.parametrize("wanted", [1, 3, 4, 23])
-def test_first_and_last_blocks_together_are_all(wanted: int) -> None:
+def test_first_and_last_blocks_together_are_all() -> None:
     buckets = packed(texts(*[False] * 9))
-    first, last = blocks_between(buckets, 0, wanted), blocks_between(buckets, wanted, count(buckets))
-    rows = torch.cat([bucket.inputs for bucket in (*first, *last)])
-    assert torch.equal(rows, torch.cat([bucket.inputs for bucket in buckets]))
-    assert count(first) == wanted
+    for wanted in (1, 3, 4, 23):
+        first, last = blocks_between(buckets, 0, wanted), blocks_between(buckets, wanted, count(buckets))
+        rows = torch.cat([bucket.inputs for bucket in (*first, *last)])
+        assert torch.equal(rows, torch.cat([bucket.inputs for bucket in buckets])), wanted
+        assert count(first) == wanted
 
 
 def learned_in(job: str | None, *held_out: bool, words: int = PART_WORDS) -> list[Text]:
