@@ -56,7 +56,7 @@ def new_job(**given: Any) -> Job:
     return Job(**{**usual, "created_at": NOW, **given})
 
 
-def changed(training: TrainingSettings = TRAINING, **settings: object) -> TrainingSettings:
+def changed(training: TrainingSettings = TRAINING, /, **settings: object) -> TrainingSettings:
     """The same with other values of some settings."""
     return TrainingSettings.model_validate(training.model_dump() | settings)
 

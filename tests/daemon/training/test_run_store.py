@@ -1,6 +1,6 @@
 """Runs of a tiny real model in a real database: killed at every write, they end like an undisturbed one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -12,6 +12,7 @@ import torch
 
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.tools.replay import rebuild
 from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun, ended_early
 from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, EarlyStopping
@@ -29,7 +30,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState
 from tests.support.backpropagation import layers_adapter
 from tests.support.learning import equal, some_adapter, some_blocks
-from tests.support.workers import NOW, TRAINING, data_folder, finish, kill_at, notes, queue_job, start_worker
+from tests.support.workers import NOW, changed, finish, kill_at, notes, queue_job, start_worker
 
 STEPS, EVERY = 10, 2
 #: Of a run that writes more often than this, every third write is cut.
@@ -149,36 +150,17 @@ def same(one: Adapter | FullWeights, other: Adapter | FullWeights) -> bool:
     return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(data_folder(tmp_path).database)
-    yield opened
-    opened.close()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "rate", "back", "tick"),
     [
-        ("mezo", 1e-2, 0, 0.0),
         ("mezo", 0.2, 1, 0.0),
         ("mezo", 2000.0, 3, 0.0),
         ("full", 0.3, 1, 0.0),
-        ("exact", 1e-2, 0, 0.0),
-        ("exact", 1e-2, 0, CHECKPOINT_SECONDS),
         pytest.param("exact", 0.15, 1, CHECKPOINT_SECONDS / 3, marks=pytest.mark.smoke),
         ("exact", 300.0, 1, CHECKPOINT_SECONDS),
     ],
-    ids=[
-        "mezo learns",
-        "mezo goes back",
-        "mezo ends early",
-        "full",
-        "exact learns",
-        "exact with checkpoints at each step",
-        "exact goes back",
-        "exact diverges first",
-    ],
+    ids=["mezo goes back", "mezo ends early", "full", "exact goes back", "exact diverges first"],
 )
 def test_killed_at_any_write_it_ends_like_an_undisturbed_run_bit_for_bit(
     tiny_bf16: ModelFolder, store: Store, tmp_path: Path, what: What, rate: float, back: int, tick: float
@@ -199,7 +181,6 @@ def test_killed_at_any_write_it_ends_like_an_undisturbed_run_bit_for_bit(
             trainable, _ = runs.start(job)
             assert same(trainable, expected), (at, behind)
             assert runs.told(job) == runs.told(undisturbed), (at, behind)
-    store.close()
 
 
 class TestCheckpoints:
@@ -285,16 +266,14 @@ class TestCheckpoints:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "back"),
-    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.1}, 2), ({"mode": "full", "step_size": 0.4}, 4)],
-    ids=["to the best at the end", "full, with smaller steps", "full, to the start"],
+    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.1}, 2)],
+    ids=["to the best at the end", "full, with smaller steps"],
 )
 def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
-    tmp_path: Path, settings: dict[str, object], back: int
+    folder: DataFolder, store: Store, settings: dict[str, object], back: int
 ) -> None:
-    folder = data_folder(tmp_path)
-    store = Store.open(folder.database)
     store.texts.add(notes(), now=NOW)
-    training = TRAINING.model_validate({**TRAINING.model_dump(), "epsilon": 1e-3, **settings})
+    training = changed(epsilon=1e-3, **settings)
     undisturbed, disturbed = (queue_job(store, training=training, steps=60, seed=5) for _ in range(2))
     finish(start_worker(folder, undisturbed))
     kill_at(store, start_worker(folder, disturbed), disturbed, 15)
@@ -315,4 +294,3 @@ def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
         halvings = one.early_stopping["halvings"]
         assert kinds.count("went back") in (min(halvings, MAX_HALVINGS), halvings - 1)
         assert kinds.count("ended early") == (one.total_steps < 60)
-    store.close()
